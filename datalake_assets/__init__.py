@@ -1,0 +1,1 @@
+"""A data lake without small files, as one Dagster code location."""

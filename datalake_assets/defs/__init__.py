@@ -1,0 +1,1 @@
+"""DAGSTER GLUE: assets, IO managers, checks, sensors, schedules and jobs; no rules of its own."""

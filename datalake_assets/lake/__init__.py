@@ -1,0 +1,1 @@
+"""WRITE: stores, the commit protocol, one module per table format."""

@@ -1,0 +1,1 @@
+"""BYTES: decoding rows and writing Parquet files; knows files, not lakes."""
