@@ -27,8 +27,8 @@
         ├── SnapshotExpired          a file was removed while it was being read: read again
         └── CorruptLake              what is stored contradicts itself
 
-Every error names the culprit and the cure, and keeps the culprits as attributes. Foreign exceptions are translated once,
-at the adapter that talks to the foreign system.
+Every error names the culprit and the cure, and keeps the culprits as attributes. Foreign exceptions are translated
+once, at the adapter that talks to the foreign system.
 """
 
 from __future__ import annotations

@@ -1,0 +1,180 @@
+"""Partitions: from a time to a partition key, to its half-open window, to its Hive path, and back.
+
+Keys are Dagster's: ``2025-01`` (month), ``2025-01-15`` (day), ``2025-01-15-12:00`` (hour), ``v4`` (a table's version).
+Everything is UTC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datalake_assets.errors import ConfigError
+
+__all__ = [
+    "RESERVED_COLUMNS",
+    "UNKNOWN_PARTITION",
+    "PartitionBy",
+    "TimeWindow",
+    "key_of",
+    "keys_in",
+    "keys_of",
+    "parse_path",
+    "path_of",
+    "version_key",
+    "version_number",
+    "window_of",
+]
+
+#: Names that Hive paths use as columns; a data column of the same name would be shadowed by every reader.
+RESERVED_COLUMNS = frozenset({"year", "month", "day", "hour", "version"})
+
+#: Where quarantined rows go when no partition can be told.
+UNKNOWN_PARTITION = "_unknown"
+
+_PATH = re.compile(r"year=(\d{4})/month=(\d{2})(?:/day=(\d{2})(?:/hour=(\d{2}))?)?")
+_VERSION = re.compile(r"v([1-9]\d*)")
+
+
+class PartitionBy(StrEnum):
+    """How long a partition of a stream is."""
+
+    MONTH = "month"
+    DAY = "day"
+    HOUR = "hour"
+
+    @property
+    def key_format(self) -> str:
+        """The ``strftime`` format of a partition key, as Dagster writes it."""
+        return {"month": "%Y-%m", "day": "%Y-%m-%d", "hour": "%Y-%m-%d-%H:%M"}[self.value]
+
+    @property
+    def path_format(self) -> str:
+        """The ``strftime`` format of a partition's Hive path."""
+        parts = ["year=%Y", "month=%m", "day=%d", "hour=%H"]
+        return "/".join(parts[: {"month": 2, "day": 3, "hour": 4}[self.value]])
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWindow:
+    """A half-open interval ``[start, end)`` of aware UTC times."""
+
+    start: datetime
+    end: datetime
+
+    def contains(self, time: datetime) -> bool:
+        """Whether ``time`` lies in the window."""
+        return self.start <= time < self.end
+
+
+def _floor(time: datetime, by: PartitionBy) -> datetime:
+    time = time.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    if by is PartitionBy.HOUR:
+        return time
+    time = time.replace(hour=0)
+    return time if by is PartitionBy.DAY else time.replace(day=1)
+
+
+def _next(start: datetime, by: PartitionBy) -> datetime:
+    if by is PartitionBy.HOUR:
+        return start + timedelta(hours=1)
+    if by is PartitionBy.DAY:
+        return start + timedelta(days=1)
+    return (start + timedelta(days=32)).replace(day=1)
+
+
+def key_of(time: datetime, by: PartitionBy) -> str:
+    """The key of the partition that an aware ``time`` falls in."""
+    return _floor(time, by).strftime(by.key_format)
+
+
+def window_of(key: str, by: PartitionBy) -> TimeWindow:
+    """The window that a partition key stands for.
+
+    Raises:
+        ConfigError: ``key`` is not a key of this kind of partition.
+    """
+    try:
+        start = datetime.strptime(key, by.key_format).replace(tzinfo=UTC)
+    except ValueError:
+        start = None
+    if start is None or start != _floor(start, by) or start.strftime(by.key_format) != key:
+        example = datetime(2025, 1, 15, 12, tzinfo=UTC).strftime(by.key_format)
+        msg = f"{key!r} is not a partition by {by.value}; write it like {example!r}"
+        raise ConfigError(msg)
+    return TimeWindow(start, _next(start, by))
+
+
+def keys_in(window: TimeWindow, by: PartitionBy) -> Iterator[str]:
+    """The keys of all partitions that overlap ``window``, in time order."""
+    start = _floor(window.start, by)
+    while start < window.end:
+        yield start.strftime(by.key_format)
+        start = _next(start, by)
+
+
+def path_of(key: str, by: PartitionBy | None) -> str:
+    """The Hive path of a partition, relative to its table; ``by=None`` means a table's version.
+
+    Raises:
+        ConfigError: ``key`` is not a key of this kind of partition.
+    """
+    if by is None:
+        version_number(key)
+        return f"version={key}"
+    return window_of(key, by).start.strftime(by.path_format)
+
+
+def parse_path(path: str, by: PartitionBy | None) -> str | None:
+    """The key behind a relative Hive path, or None if it is no such path; the inverse of `path_of`."""
+    if by is None:
+        key = path.removeprefix("version=")
+        return key if path.startswith("version=") and _VERSION.fullmatch(key) else None
+    match = _PATH.fullmatch(path)
+    if match is None:
+        return None
+    year, month, day, hour = (int(part) if part else None for part in match.groups())
+    try:
+        start = datetime(year or 0, month or 0, 1 if day is None else day, hour or 0, tzinfo=UTC)
+    except ValueError:
+        return None
+    key = key_of(start, by)
+    return key if start.strftime(by.path_format) == path else None
+
+
+def version_key(number: int) -> str:
+    """The partition key of a table's version."""
+    return f"v{number}"
+
+
+def version_number(key: str) -> int:
+    """The number of a table's version.
+
+    Raises:
+        ConfigError: ``key`` is not a version.
+    """
+    match = _VERSION.fullmatch(key)
+    if match is None:
+        msg = f"{key!r} is not a table version; write it like 'v4'"
+        raise ConfigError(msg)
+    return int(match.group(1))
+
+
+def keys_of(times: pa.Array, by: PartitionBy) -> pa.DictionaryArray:
+    """The partition key of every time, vectorised.
+
+    Args:
+        times: ``timestamp[*, UTC]`` or naive timestamps, taken as UTC; nulls give null keys.
+        by: The kind of partition.
+    """
+    naive = times if times.type.tz is None else times.cast(pa.timestamp(times.type.unit))
+    floored = pc.floor_temporal(naive, unit=by.value).cast(pa.timestamp("s"))
+    encoded = pc.dictionary_encode(floored)
+    keys = pa.array([key_of(value.replace(tzinfo=UTC), by) for value in encoded.dictionary.to_pylist()], pa.string())
+    return pa.DictionaryArray.from_arrays(encoded.indices, keys)

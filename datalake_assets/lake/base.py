@@ -1,0 +1,196 @@
+"""What a table of the lake is, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from datalake_assets.config import Feed
+from datalake_assets.core.batches import Batches, ReadRequest
+
+__all__ = ["Difference", "ExportPlan", "LakeTable", "PartitionReport", "Progress", "Repair", "WriteReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What one export of a feed reads, and which partitions it stands for.
+
+    Attributes:
+        partitions: Contiguous partition keys in time order (a table: its one version). The selection of the Dagster
+            run; an ``offsets`` feed lands rows of other partitions too.
+        request: What to ask the source for.
+    """
+
+    partitions: tuple[str, ...]
+    request: ReadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a write is; reported every few hundred milliseconds at the most."""
+
+    rows: int
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReport:
+    """A partition after a write.
+
+    Attributes:
+        key: Partition key.
+        rows_added: Rows in files that this write added, less rows in files that it removed.
+        files_added: Files that this write added.
+        rows: Rows now.
+        files: Files now.
+        small_files: Of these, files below the feed's ``small_file_bytes``.
+        size_bytes: Their total size.
+        min_time: Earliest partition time; None without rows or without a time column.
+        max_time: Latest partition time, likewise.
+        position: The partition's position, as JSON.
+        generation: Commits so far.
+    """
+
+    key: str
+    rows_added: int
+    files_added: int
+    rows: int
+    files: int
+    small_files: int
+    size_bytes: int
+    min_time: datetime | None
+    max_time: datetime | None
+    position: Mapping[str, Any]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReport:
+    """What one write did.
+
+    Attributes:
+        partitions: Every partition that was selected or received rows, in key order.
+        rows_read: Rows that the source delivered.
+        rows_quarantined: Of these, rows that could not be decoded or placed.
+        rows_known: Of these, rows that the lake had already.
+        schema: Schema of the feed now.
+        requests: Store requests by class.
+        removed: Partition keys that retention removed.
+        notes: Lines for the run's log: what a person should know.
+    """
+
+    partitions: tuple[PartitionReport, ...]
+    rows_read: int
+    rows_quarantined: int
+    rows_known: int
+    schema: pa.Schema
+    requests: Mapping[str, int]
+    removed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows_added(self) -> int:
+        """Rows that this write added to the lake, net."""
+        return sum(partition.rows_added for partition in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in the lake that is not as the manifests say.
+
+    Attributes:
+        key: Partition key.
+        what: ``missing``, ``size``, ``checksum``, ``rows``, ``unknown file``, ``pending``, ``garbage``, ``manifest``.
+        name: The file, or the manifest's key.
+        detail: For a person.
+    """
+
+    key: str
+    what: str
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a repair did.
+
+    Attributes:
+        finished: Interrupted commits finished.
+        undone: Interrupted commits undone.
+        swept: Leftover staged files and garbage deleted.
+        waiting: Partitions that nobody can decide on yet, with the reason.
+    """
+
+    finished: int = 0
+    undone: int = 0
+    swept: int = 0
+    waiting: tuple[str, ...] = field(default=())
+
+
+class LakeTable(Protocol):
+    """One feed's data in the lake. Safe to use from several processes at once; an instance belongs to one thread."""
+
+    @property
+    def feed(self) -> Feed:
+        """The feed whose data this is."""
+
+    def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
+        """Says what to read.
+
+        Args:
+            partitions: Contiguous keys to export; None to catch up with the source. A table: None allocates its next
+                version; a version allocated before and never committed may be named.
+            new_epoch: Accept that the source was recreated or lost rows.
+
+        Raises:
+            ConfigError: A key is not one of this feed's, or lies before its start or in the future.
+        """
+
+    def write(
+        self,
+        batches: Batches,
+        *,
+        partitions: Sequence[str],
+        run_id: str,
+        allow_shrink: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> WriteReport:
+        """Lands ``batches`` exactly once, commits, and acknowledges.
+
+        Raises:
+            SourceError: Nothing was committed (an ``offsets`` feed: in no partition where it is not complete).
+            LakeError: Likewise, or what was committed stays and a repetition adds only the rest.
+        """
+
+    def partitions(self) -> tuple[str, ...]:
+        """Keys of all partitions with data, in time or version order."""
+
+    def report(self, key: str) -> PartitionReport | None:
+        """What a partition amounts to now; None if it has never had a commit."""
+
+    def scan(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        where: ds.Expression | None = None,
+        partitions: Sequence[str] | None = None,
+    ) -> pa.RecordBatchReader:
+        """Reads committed rows, exactly, per partition; filters prune partitions and row groups.
+
+        A table without ``partitions`` is read at its current version.
+
+        Raises:
+            SnapshotExpired: A file was removed after the first batch had been read.
+        """
+
+    def verify(self, *, deep: bool = False) -> Iterator[Difference]:
+        """Compares manifests with objects; ``deep`` reads every byte and counts rows and checksums."""
+
+    def repair(self) -> Repair:
+        """Finishes or undoes interrupted commits and sweeps what they left."""
