@@ -1,0 +1,329 @@
+"""The partition manifest and its state machine: the one truth about what a partition holds.
+
+Every change of a partition (append, replace, snapshot, compact, delete) walks through the same states, each a
+compare-and-swap of one small object::
+
+    idle ──prepare──> pending ──committed──> idle (+ garbage) ──swept──> idle
+                         └─────rolled_back──> idle (+ garbage)
+
+From ``pending`` on, whoever comes next finishes the commit: forward if all its files could be published, back if one of
+them is gone. This module holds the transitions, pure; `datalake_assets.lake.commit` carries them out. Why the rules are
+as they are is in ``docs/adr/001-partition-manifest.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.position import Position, position_from_json
+from datalake_assets.errors import CorruptLake
+
+__all__ = ["FORMAT", "HISTORY", "Commit", "Decision", "Manifest", "Pending", "Publish", "Seen", "decide"]
+
+#: Version of the manifest's JSON layout.
+FORMAT = 1
+#: Commits remembered in a manifest.
+HISTORY = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A staged file on its way to being visible: all that any process needs to publish it.
+
+    Attributes:
+        file: The file as it will be committed.
+        token: S3: upload id; local: key of the staged file.
+        parts: S3: ETags of the parts, in order.
+    """
+
+    file: DataFile
+    token: str
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A prepared commit.
+
+    Attributes:
+        commit_id: Names the commit, through all attempts.
+        kind: ``append``, ``replace``, ``snapshot``, ``compact`` or ``delete``.
+        run_id: The run that made it; empty if none.
+        publish: Files to make visible.
+        remove: Names of files that it replaces.
+        position: The position after it; None keeps the present one.
+        schema: The schema after it (`datalake_assets.core.schema`); None keeps the present one.
+        deleted: Whether the partition is gone after it.
+    """
+
+    commit_id: str
+    kind: str
+    run_id: str
+    publish: tuple[Publish, ...]
+    remove: tuple[str, ...] = ()
+    position: Position | None = None
+    schema: str | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A line of a manifest's history."""
+
+    commit_id: str
+    kind: str
+    at: datetime
+    run_id: str
+    rows: int
+    files_added: int
+    files_removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a partition holds, and what is under way.
+
+    Attributes:
+        generation: Commits so far.
+        write_id: Fresh for every write of the object; settles writes whose answer was lost.
+        files: The committed files.
+        position: How much of the source they are; None before the first commit.
+        schema: Schema of the newest commit, encoded; None before the first.
+        pending: A prepared commit, to be finished by whoever comes next.
+        garbage: Names of files that are no longer part of the partition and may still be there.
+        history: The last commits, oldest first.
+        deleted: Retention removed the partition; the manifest stays as the fence.
+    """
+
+    generation: int = 0
+    write_id: str = ""
+    files: tuple[DataFile, ...] = ()
+    position: Position | None = None
+    schema: str | None = None
+    pending: Pending | None = None
+    garbage: tuple[str, ...] = ()
+    history: tuple[Commit, ...] = ()
+    deleted: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows in all committed files."""
+        return sum(file.rows for file in self.files)
+
+    def committed_already(self, commit_id: str) -> bool:
+        """Whether a commit of this id is among the last ones."""
+        return any(commit.commit_id == commit_id for commit in self.history)
+
+    def prepared(self, pending: Pending) -> Manifest:
+        """With ``pending`` under way.
+
+        Raises:
+            CorruptLake: Another commit is under way, garbage is left, or a file to remove is not there.
+        """
+        names = {file.name for file in self.files}
+        if self.pending is not None or self.garbage:
+            raise CorruptLake("manifest", "prepared over an unfinished commit")
+        if not names.issuperset(pending.remove):
+            raise CorruptLake("manifest", "prepared to remove files that are not there")
+        return replace(self, pending=pending)
+
+    def committed(self, published: Sequence[DataFile], *, at: datetime) -> Manifest:
+        """With the pending commit done: its files in, those that it replaces out and on the garbage list."""
+        pending = self._pending()
+        kept = tuple(file for file in self.files if file.name not in set(pending.remove))
+        entry = Commit(
+            commit_id=pending.commit_id,
+            kind=pending.kind,
+            at=at,
+            run_id=pending.run_id,
+            rows=sum(file.rows for file in published),
+            files_added=len(published),
+            files_removed=len(pending.remove),
+        )
+        return replace(
+            self,
+            generation=self.generation + 1,
+            files=kept + tuple(published),
+            position=pending.position or self.position,
+            schema=pending.schema or self.schema,
+            pending=None,
+            garbage=self.garbage + pending.remove,
+            history=(*self.history, entry)[-HISTORY:],
+            deleted=pending.deleted,
+        )
+
+    def rolled_back(self) -> Manifest:
+        """With the pending commit undone: whatever of it became visible is garbage."""
+        names = tuple(publish.file.name for publish in self._pending().publish)
+        return replace(self, pending=None, garbage=self.garbage + names)
+
+    def swept(self) -> Manifest:
+        """With all garbage acknowledged as deleted."""
+        return replace(self, garbage=())
+
+    def stamped(self, write_id: str) -> Manifest:
+        """Ready to be written, once, under a fresh id."""
+        return replace(self, write_id=write_id)
+
+    def _pending(self) -> Pending:
+        if self.pending is None:
+            raise CorruptLake("manifest", "nothing is pending")
+        return self.pending
+
+    def to_bytes(self) -> bytes:
+        """The manifest's JSON document, UTF-8."""
+        document = {
+            "format": FORMAT,
+            "generation": self.generation,
+            "write_id": self.write_id,
+            "schema": self.schema,
+            "position": self.position.to_json() if self.position else None,
+            "deleted": self.deleted,
+            "files": [_file_to_json(file) for file in self.files],
+            "pending": _pending_to_json(self.pending) if self.pending else None,
+            "garbage": list(self.garbage),
+            "history": [_commit_to_json(commit) for commit in self.history],
+        }
+        return json.dumps(document, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, body: bytes, *, where: str) -> Manifest:
+        """Reads a manifest.
+
+        Args:
+            body: What `to_bytes` gave.
+            where: The object's key, for errors.
+
+        Raises:
+            CorruptLake: It is not a manifest, or one of a later format.
+        """
+        try:
+            document = json.loads(body)
+            written = document["format"]
+            if written != FORMAT:
+                raise CorruptLake(where, f"manifest of format {written}", cure="use a newer release of this package")
+            pending = document["pending"]
+            return cls(
+                generation=document["generation"],
+                write_id=document["write_id"],
+                files=tuple(_file_from_json(file) for file in document["files"]),
+                position=position_from_json(document["position"]),
+                schema=document["schema"],
+                pending=_pending_from_json(pending) if pending else None,
+                garbage=tuple(document["garbage"]),
+                history=tuple(_commit_from_json(commit) for commit in document["history"]),
+                deleted=document["deleted"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptLake(where, f"not a manifest: {error!r}") from error
+
+
+class Decision(Enum):
+    """What may be done with a pending commit."""
+
+    FORWARD = "all of its files are published"
+    BACK = "a staged file is gone and was never published"
+    WAIT = "the store cannot tell yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of one file after an attempt to publish it; the staged file was looked for first.
+
+    Attributes:
+        staged: The staged file is still there.
+        published: The object is there, with its recorded size.
+        refused: The store refused for good to publish it.
+    """
+
+    staged: bool
+    published: bool
+    refused: bool = False
+
+
+def decide(seen: Iterable[Seen]) -> Decision:
+    """Whether a pending commit goes forward, goes back, or has to wait.
+
+    A file that is neither staged nor published is lost, so the commit goes back. One that is still staged and not
+    published means that the attempt failed for now: nobody may decide, unless the store refused it for good.
+    """
+    files = list(seen)
+    lost = any(not file.staged and not file.published for file in files)
+    refused = any(file.refused and not file.published for file in files)
+    if lost or refused:
+        return Decision.BACK
+    return Decision.FORWARD if all(file.published for file in files) else Decision.WAIT
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _file_to_json(file: DataFile) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "rows": file.rows,
+        "size_bytes": file.size_bytes,
+        "min_time": file.min_time.isoformat() if file.min_time else None,
+        "max_time": file.max_time.isoformat() if file.max_time else None,
+        "checksum": file.checksum,
+        "etag": file.etag,
+    }
+
+
+def _file_from_json(document: Mapping[str, Any]) -> DataFile:
+    times = {name: _time(document[name]) for name in ("min_time", "max_time")}
+    return DataFile(**{**document, **times})
+
+
+def _pending_to_json(pending: Pending) -> dict[str, Any]:
+    return {
+        "commit_id": pending.commit_id,
+        "kind": pending.kind,
+        "run_id": pending.run_id,
+        "publish": [
+            {"file": _file_to_json(publish.file), "token": publish.token, "parts": list(publish.parts)}
+            for publish in pending.publish
+        ],
+        "remove": list(pending.remove),
+        "position": pending.position.to_json() if pending.position else None,
+        "schema": pending.schema,
+        "deleted": pending.deleted,
+    }
+
+
+def _pending_from_json(document: Mapping[str, Any]) -> Pending:
+    return Pending(
+        commit_id=document["commit_id"],
+        kind=document["kind"],
+        run_id=document["run_id"],
+        publish=tuple(
+            Publish(_file_from_json(item["file"]), item["token"], tuple(item["parts"])) for item in document["publish"]
+        ),
+        remove=tuple(document["remove"]),
+        position=position_from_json(document["position"]),
+        schema=document["schema"],
+        deleted=document["deleted"],
+    )
+
+
+def _commit_to_json(commit: Commit) -> dict[str, Any]:
+    return {
+        "commit_id": commit.commit_id,
+        "kind": commit.kind,
+        "at": commit.at.isoformat(),
+        "run_id": commit.run_id,
+        "rows": commit.rows,
+        "files_added": commit.files_added,
+        "files_removed": commit.files_removed,
+    }
+
+
+def _commit_from_json(document: Mapping[str, Any]) -> Commit:
+    return Commit(**{**document, "at": datetime.fromisoformat(document["at"])})

@@ -1,0 +1,253 @@
+"""The commit protocol: stage, prepare, publish, commit, sweep, on any store with compare-and-swap.
+
+`datalake_assets.core.manifest` says what follows what; this module carries it out, one store operation at a time, so
+that a process may die between any two of them. Every rule here was found necessary by the model check in
+``datalake_assets_tests/lake/test_commit_model.py``; see ``docs/adr/001-partition-manifest.md``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import Decision, Manifest, Pending, Publish, Seen, decide
+from datalake_assets.core.position import Position
+from datalake_assets.errors import (
+    AmbiguousWrite,
+    CommitConflict,
+    CorruptLake,
+    LakeError,
+    ObjectNotFound,
+    PreconditionFailed,
+    TransientStoreError,
+    UploadGone,
+)
+from datalake_assets.lake.store import StagedFile, Store
+
+__all__ = ["Change", "Loaded", "PartitionLog", "Planned"]
+
+logger = logging.getLogger(__name__)
+
+#: Attempts at one commit before giving up; each lost one means that another writer got further, or a busy store.
+ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A manifest as it was read: ``etag`` is None if there was none."""
+
+    etag: str | None
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a change means on the manifest that it was planned on; see `Pending`."""
+
+    position: Position | None = None
+    remove: tuple[str, ...] = ()
+    schema: str | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One commit to be.
+
+    Attributes:
+        commit_id: Unique name of the commit.
+        kind: See `Pending`.
+        files: Staged files with what is known of them.
+        plan: Called with every base that the commit is tried on. Returns None if there is nothing (left) to do; raises
+            `CommitConflict` or another error if the staged files cannot go onto that base.
+        run_id: The run that makes it; empty if none.
+    """
+
+    commit_id: str
+    kind: str
+    files: tuple[tuple[StagedFile, DataFile], ...]
+    plan: Callable[[Manifest], Planned | None]
+    run_id: str = ""
+
+
+class PartitionLog:
+    """The manifest of one partition, and the commits made through it.
+
+    Args:
+        store: Where both manifest and data files live.
+        manifest_key: The manifest's key.
+        data_folder: Folder of the partition's data files.
+        new_id: Gives a fresh unique text at every call.
+    """
+
+    def __init__(self, store: Store, manifest_key: str, data_folder: str, new_id: Callable[[], str]) -> None:
+        self._store, self.manifest_key, self.data_folder, self._new_id = store, manifest_key, data_folder, new_id
+
+    def load(self) -> Loaded:
+        """Reads the manifest; an absent one counts as empty.
+
+        Raises:
+            CorruptLake: It cannot be understood.
+        """
+        try:
+            body, etag = self._store.get(self.manifest_key)
+        except ObjectNotFound:
+            return Loaded(None, Manifest())
+        return Loaded(etag, Manifest.from_bytes(body, where=self.manifest_key))
+
+    def settle(self, loaded: Loaded) -> Loaded:
+        """Finishes whatever is under way: publishes and commits, or undoes; then sweeps. Idempotent.
+
+        Returns:
+            The manifest with nothing pending and no garbage.
+
+        Raises:
+            PreconditionFailed: Another process got there first: load again.
+            TransientStoreError: The store cannot tell yet what became of a staged file: try again later.
+        """
+        if loaded.manifest.pending is not None:
+            loaded = self._finish(loaded, loaded.manifest.pending)
+        if loaded.manifest.garbage:
+            self._store.delete(self.key_of(name) for name in loaded.manifest.garbage)
+            loaded = self._swap(loaded, loaded.manifest.swept())
+        return loaded
+
+    def commit(self, change: Change) -> tuple[Loaded, bool]:
+        """Makes ``change`` part of the partition, exactly once.
+
+        Returns:
+            The manifest after it, and whether there was anything to do.
+
+        Raises:
+            CommitConflict: The staged files are of no use any more; read the source again and stage anew.
+            LakeError: The store failed. A later commit, or a repair, finishes what may be under way.
+        """
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._attempt(change)
+            except (PreconditionFailed, TransientStoreError, AmbiguousWrite) as error:
+                logger.debug("commit %s of %s tried again: %s", change.commit_id, self.data_folder, error)
+        return self._attempt(change)
+
+    def discard(self, change: Change) -> None:
+        """Gives up the staged files of a change that was not prepared; failures are left to the sweep by age."""
+        for staged, _ in change.files:
+            try:
+                self._store.discard_staged(staged)
+            except LakeError as error:
+                logger.debug("left to the sweep: %s", error)
+
+    def key_of(self, name: str) -> str:
+        """The key of a data file of this partition."""
+        return f"{self.data_folder}/{name}"
+
+    def _attempt(self, change: Change) -> tuple[Loaded, bool]:
+        loaded = self.load()
+        if loaded.manifest.committed_already(change.commit_id):
+            return self.settle(loaded), True
+        loaded = self.settle(loaded)
+        if loaded.manifest.committed_already(change.commit_id):
+            return loaded, True
+        planned = self._plan(change, loaded.manifest)
+        if planned is None:
+            return loaded, False
+        loaded = self._swap(loaded, loaded.manifest.prepared(_pending(change, planned)))
+        loaded = self.settle(loaded)
+        if not loaded.manifest.committed_already(change.commit_id):
+            raise CommitConflict(self.data_folder, "staged files were gone before they could be published")
+        logger.info(
+            "committed %s of %s: generation %d, %d files added, %d removed",
+            change.kind,
+            self.data_folder,
+            loaded.manifest.generation,
+            len(change.files),
+            len(planned.remove),
+        )
+        return loaded, True
+
+    def _plan(self, change: Change, base: Manifest) -> Planned | None:
+        """The plan on this base; without one, or with an error, the staged files are of no use."""
+        planned = None
+        try:
+            planned = change.plan(base)
+        finally:
+            if planned is None:
+                self.discard(change)
+        return planned
+
+    def _finish(self, loaded: Loaded, pending: Pending) -> Loaded:
+        results = [self._publish(publish) for publish in pending.publish]
+        decision = decide(seen for seen, _ in results)
+        if decision is Decision.WAIT:
+            raise TransientStoreError(self.data_folder, "a file of a prepared commit could not be published yet")
+        if decision is Decision.BACK:
+            logger.warning("commit %s of %s is undone: a staged file is gone", pending.commit_id, self.data_folder)
+            self._abort(pending)
+            return self._swap(loaded, loaded.manifest.rolled_back())
+        self._store.sync(self.key_of(publish.file.name) for publish in pending.publish)
+        published = [file for _, file in results]
+        return self._swap(loaded, loaded.manifest.committed(published, at=self._store.now()))
+
+    def _publish(self, publish: Publish) -> tuple[Seen, DataFile]:
+        """One attempt to publish; then, where it may have failed, a look at the staged file first, the object second.
+
+        In that order, since publishing is atomic: a staged file that is gone was published before the second look.
+        """
+        staged = self._staged(publish)
+        refused = staged_there = False
+        try:
+            self._store.publish(staged)
+        except (UploadGone, AmbiguousWrite, TransientStoreError):
+            staged_there = self._store.has_staged(staged)
+        except CorruptLake:
+            refused, staged_there = True, self._store.has_staged(staged)
+        info = self._store.head(staged.key)
+        there = info is not None and info.size_bytes == publish.file.size_bytes
+        file = replace(publish.file, etag=info.etag) if info else publish.file
+        return Seen(staged=staged_there, published=there, refused=refused), file
+
+    def _abort(self, pending: Pending) -> None:
+        for publish in pending.publish:
+            staged = self._staged(publish)
+            self._store.discard_staged(staged)
+            if self._store.has_staged(staged):
+                raise TransientStoreError(self.data_folder, "a staged file could not be given up yet")
+
+    def _staged(self, publish: Publish) -> StagedFile:
+        file = publish.file
+        return StagedFile(self.key_of(file.name), file.size_bytes, publish.token, publish.parts)
+
+    def _swap(self, loaded: Loaded, manifest: Manifest) -> Loaded:
+        """Compare-and-swap; a lost answer is settled by reading back the write id, which is fresh every time."""
+        stamped = manifest.stamped(self._new_id())
+        body = stamped.to_bytes()
+        try:
+            if loaded.etag is None:
+                etag = self._store.create(self.manifest_key, body)
+            else:
+                etag = self._store.swap(self.manifest_key, body, etag=loaded.etag)
+        except AmbiguousWrite:
+            found = self.load()
+            if found.manifest.write_id != stamped.write_id:
+                raise PreconditionFailed(self.manifest_key, "an unanswered write was not applied") from None
+            return found
+        return Loaded(etag, stamped)
+
+
+def _pending(change: Change, planned: Planned) -> Pending:
+    return Pending(
+        commit_id=change.commit_id,
+        kind=change.kind,
+        run_id=change.run_id,
+        publish=_publishes(change.files),
+        remove=planned.remove,
+        position=planned.position,
+        schema=planned.schema,
+        deleted=planned.deleted,
+    )
+
+
+def _publishes(files: Sequence[tuple[StagedFile, DataFile]]) -> tuple[Publish, ...]:
+    return tuple(Publish(file, staged.token, staged.parts) for staged, file in files)
