@@ -1,0 +1,194 @@
+"""Files that survive a power cut, and the locks that make a compare-and-swap of them: POSIX, and its errors in words.
+
+A new name is durable only after an fsync of its folder, and a new folder only after one of the folder above. A process
+cannot know whether the one that made a folder lived to sync it, so each process syncs the way up once for every folder
+that it uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from datalake_assets.errors import AmbiguousWrite, LakeError, LakeUnavailable, TransientStoreError
+
+__all__ = ["DurableTree", "fsync_folder", "scan_files"]
+
+LOCK_TIMEOUT_S = 30.0  # a holder keeps a lock for a few fsyncs; longer means that it is stopped
+LOCK_POLL_S = 0.002
+
+CAUSES = {
+    errno.ENOSPC: ("the disk is full", "free some space, then run it again: nothing committed was lost"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, then run it again: nothing committed was lost"),
+    errno.EROFS: ("the disk is read-only", "mount it writable, then run it again"),
+    errno.EACCES: ("no permission", "give this user read and write access to the lake's folder"),
+    errno.EPERM: ("no permission", "give this user read and write access to the lake's folder"),
+    errno.EXDEV: ("the folder is on another device than the lake's .staging", "keep the whole lake on one device"),
+}
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ENOLCK}
+
+
+class DurableTree:
+    """A folder whose files are written durably.
+
+    Args:
+        root: Must exist: a folder that an unmounted disk took away is never silently begun anew.
+        scratch: A folder below it for temporary files and locks; made when needed.
+    """
+
+    def __init__(self, root: Path, *, scratch: Path) -> None:
+        self.root = root
+        self._temps = scratch / "tmp"
+        self._locks = scratch / "locks"
+        # folders whose own entry in the folder above this process has synced
+        self._anchored = {root}
+
+    def check_root(self) -> None:
+        """Raise `LakeUnavailable` unless the folder is there."""
+        if not self.root.is_dir():
+            raise LakeUnavailable(
+                str(self.root), "no such folder", cure="create it (mkdir -p), or mount its disk, then run it again"
+            )
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it, up to the root, which is never made."""
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            if not folder.is_relative_to(self.root) or folder == self.root:
+                self.check_root()
+                raise
+            self.check_root()
+            self.make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+        self._anchored.discard(folder)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make the folder's entries durable, and the way to it, up to the first folder known to be reachable."""
+        fsync_folder(folder)
+        while folder not in self._anchored:
+            fsync_folder(folder.parent)
+            self._anchored.add(folder)
+            folder = folder.parent
+
+    def create(self, target: Path, body: bytes) -> None:
+        """Write a file only if there is none, whole and durable; raises `FileExistsError`.
+
+        A hard link to a whole temporary file does it: `O_EXCL` on the target would show partial content.
+        """
+        self.make_folder(target.parent)
+        with self._temporary(body) as temp:
+            target.hardlink_to(temp)
+        self._settle(target)
+
+    def replace(self, target: Path, body: bytes) -> None:
+        """Write a file whatever is there, whole and durable; the caller holds its lock."""
+        self.make_folder(target.parent)
+        with self._temporary(body) as temp:
+            temp.replace(target)
+        self._settle(target)
+
+    def _settle(self, target: Path) -> None:
+        try:
+            self.sync_folder(target.parent)
+        except OSError as error:  # visible already, and perhaps not for long
+            raise AmbiguousWrite(
+                str(target), f"written, but its folder could not be synced: {error.strerror}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _temporary(self, body: bytes) -> Iterator[Path]:
+        self.make_folder(self._temps)
+        temp = self._temps / uuid.uuid4().hex
+        try:
+            with temp.open("xb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temp
+        finally:
+            with contextlib.suppress(OSError):  # replaced already, or a leftover that does no harm
+                temp.unlink()
+
+    @contextlib.contextmanager
+    def lock(self, digest: str) -> Iterator[None]:
+        """Hold the lock of a file, among threads and processes; it dies with its holder.
+
+        Args:
+            digest: Of the file's key, in hexadecimal; its first two digits choose one of 256 lock files. They are never
+                deleted: two processes could then each lock a file of the same name.
+        """
+        self.make_folder(self._locks)
+        handle = os.open(self._locks / digest[:2], os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            self._acquire(handle)
+            try:
+                yield
+            finally:
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked child may have the handle too
+        finally:
+            os.close(handle)
+
+    def _acquire(self, handle: int) -> None:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    reason = f"another process has held a lock for {LOCK_TIMEOUT_S:.0f} s"
+                    raise TransientStoreError(str(self.root), reason) from None
+            time.sleep(LOCK_POLL_S)
+
+    @contextlib.contextmanager
+    def translating(self, key: str) -> Iterator[None]:
+        """Turn an `OSError` within the block into the `LakeError` that names the lake, the cause and the cure."""
+        try:
+            yield
+        except OSError as error:
+            raise self._translated(error, key) from error
+
+    def _translated(self, error: OSError, key: str) -> LakeError:
+        if error.errno == errno.ENOENT:
+            self.check_root()
+        where = f"{self.root}/{key}"
+        code = error.errno or 0
+        if code in PASSING:
+            return TransientStoreError(where, error.strerror or str(code))
+        reason, cure = CAUSES.get(code, (error.strerror or type(error).__name__, ""))
+        return LakeUnavailable(where, reason, cure=cure)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def scan_files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Regular files below a folder, recursively; not through links to folders, and not what vanishes meanwhile."""
+    pending = [folder]
+    while pending:
+        here = pending.pop()
+        try:
+            entries = list(os.scandir(here))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(here / entry.name)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    yield here / entry.name, entry.stat()
