@@ -78,6 +78,13 @@ class Batches(Protocol):
     def request(self) -> ReadRequest:
         """What is read."""
 
+    @property
+    def recreated(self) -> bool:
+        """Whether the source numbers its rows anew since the position asked from; known from the first batch on.
+
+        Only ever true if the request accepts it (``new_epoch``).
+        """
+
     def __iter__(self) -> Iterator[SourceBatch]:
         """Streams the rows; an iteration that ends without an error was complete.
 
@@ -97,11 +104,14 @@ class InMemoryBatches:
         batches: The batches; at least one, for the schema.
         time_column: See `Batches`.
         request: See `Batches`.
+        recreated: See `Batches`.
+        acknowledged: Whether `acknowledge` was called.
     """
 
     batches: tuple[SourceBatch, ...]
     time_column: str | None = None
     request: ReadRequest = field(default_factory=ReadRequest)
+    recreated: bool = False
     acknowledged: bool = False
 
     @property

@@ -1,0 +1,162 @@
+"""What a feed knows beyond its partitions: where to read on, its schema, and a table's versions.
+
+One small object per feed (``control/<kind>/<name>/feed.json``), changed by compare-and-swap. It only ever saves work or
+orders versions: whether a row is in the lake is said by the partitions' manifests alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from datalake_assets.core.partitions import version_key
+from datalake_assets.errors import ConfigError, CorruptLake
+
+__all__ = ["FeedState", "Version"]
+
+#: Version of the JSON layout.
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A committed version of a table: its number, when its pull began, and its rows."""
+
+    number: int
+    as_of: datetime
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """The state of one feed.
+
+    Attributes:
+        position_kind: ``offsets``, ``window`` or ``snapshot``; for life; None before the first commit.
+        epoch: How often the source was recreated.
+        hint: ``offsets``: first offset by source partition that may not be in the lake. Moves up only.
+        watermark: ``window``: latest partition time in the lake. Moves up only.
+        next_version: Number of the next version of a table; never reused.
+        versions: Committed versions that are kept, in number order.
+        removing: Versions that retention has removed and whose files may still be there.
+        schema: The feed's schema, encoded; None before the first commit.
+        write_id: Fresh for every write.
+    """
+
+    position_kind: str | None = None
+    epoch: int = 0
+    hint: Mapping[int, int] = field(default_factory=dict)
+    watermark: datetime | None = None
+    next_version: int = 1
+    versions: tuple[Version, ...] = ()
+    removing: tuple[int, ...] = ()
+    schema: str | None = None
+    write_id: str = ""
+
+    @property
+    def current(self) -> Version | None:
+        """The version that readers get: the one whose pull began last."""
+        return max(self.versions, key=lambda version: (version.as_of, version.number), default=None)
+
+    def with_kind(self, kind: str, *, feed: str) -> FeedState:
+        """With the position kind fixed.
+
+        Raises:
+            ConfigError: The feed has another kind already.
+        """
+        if self.position_kind not in {None, kind}:
+            was = self.position_kind
+            raise ConfigError(
+                f"feed {feed!r} was landed by {was!r} and cannot go on by {kind!r}; add a new feed for it"
+            )
+        return replace(self, position_kind=kind)
+
+    def with_hint(self, offsets: Mapping[int, int], *, epoch: int) -> FeedState:
+        """With the hint moved up to ``offsets`` of ``epoch``; an older epoch's offsets change nothing."""
+        if epoch < self.epoch:
+            return self
+        base = self.hint if epoch == self.epoch else {}
+        merged = {key: max(base.get(key, 0), offsets.get(key, 0)) for key in {*base, *offsets}}
+        return replace(self, hint=merged, epoch=epoch)
+
+    def with_watermark(self, time: datetime | None) -> FeedState:
+        """With the watermark moved up to ``time``."""
+        if time is None or (self.watermark is not None and time <= self.watermark):
+            return self
+        return replace(self, watermark=time)
+
+    def with_version(self, version: Version) -> FeedState:
+        """With a committed version; again is no change."""
+        if any(kept.number == version.number for kept in self.versions) or version.number in self.removing:
+            return self
+        kept = sorted([*self.versions, version], key=lambda each: each.number)
+        return replace(self, versions=tuple(kept), next_version=max(self.next_version, version.number + 1))
+
+    def retained(self, *, versions: int, max_age: timedelta | None, now: datetime) -> FeedState:
+        """With the versions beyond retention moved to ``removing``; the current one always stays."""
+        by_age = sorted(self.versions, key=lambda each: (each.as_of, each.number), reverse=True)
+        young = [each for each in by_age if max_age is None or now - each.as_of <= max_age] or by_age[:1]
+        keep = {each.number for each in young[:versions]}
+        gone = tuple(each.number for each in self.versions if each.number not in keep)
+        if not gone:
+            return self
+        kept = tuple(each for each in self.versions if each.number in keep)
+        return replace(self, versions=kept, removing=self.removing + gone)
+
+    def without_removed(self, number: int) -> FeedState:
+        """With a removed version's files known to be gone."""
+        return replace(self, removing=tuple(each for each in self.removing if each != number))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Partition keys of the kept versions, in number order."""
+        return tuple(version_key(version.number) for version in self.versions)
+
+    def to_bytes(self) -> bytes:
+        """The JSON document, UTF-8."""
+        document = {
+            "format": FORMAT,
+            "write_id": self.write_id,
+            "position_kind": self.position_kind,
+            "epoch": self.epoch,
+            "hint": {str(key): value for key, value in sorted(self.hint.items())},
+            "watermark": self.watermark.isoformat() if self.watermark else None,
+            "next_version": self.next_version,
+            "current_version": self.current.number if self.current else None,
+            "as_of": self.current.as_of.isoformat() if self.current else None,
+            "versions": [
+                {"number": each.number, "as_of": each.as_of.isoformat(), "rows": each.rows} for each in self.versions
+            ],
+            "removing": list(self.removing),
+            "schema": self.schema,
+        }
+        return json.dumps(document, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, body: bytes, *, where: str) -> FeedState:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            CorruptLake: It is not a feed state.
+        """
+        try:
+            document = json.loads(body)
+            watermark = document["watermark"]
+            return cls(
+                position_kind=document["position_kind"],
+                epoch=document["epoch"],
+                hint={int(key): int(value) for key, value in document["hint"].items()},
+                watermark=datetime.fromisoformat(watermark) if watermark else None,
+                next_version=document["next_version"],
+                versions=tuple(
+                    Version(each["number"], datetime.fromisoformat(each["as_of"]), each["rows"])
+                    for each in document["versions"]
+                ),
+                removing=tuple(document["removing"]),
+                schema=document["schema"],
+                write_id=document["write_id"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptLake(where, f"not a feed's state: {error!r}") from error

@@ -1,0 +1,216 @@
+"""One pass over a source: every row is known already, quarantined, or staged in the file of its partition.
+
+Nothing that happens here is visible or durable for good: the commits come after, in `datalake_assets.lake.hive`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datalake_assets.core.batches import Batches, RejectedRow, SourceBatch
+from datalake_assets.core.partitions import PartitionBy, key_of, keys_of, path_of
+from datalake_assets.core.position import OffsetsPosition, first_seen, offset_bounds
+from datalake_assets.core.schema import conform
+from datalake_assets.lake.base import Progress
+from datalake_assets.lake.quarantine import Quarantine
+from datalake_assets.parquet.writer import RollingWriter
+
+__all__ = ["Fence", "Landing", "Offsets", "Placement"]
+
+#: A partition time further ahead than this is a broken clock, not an event.
+AHEAD = timedelta(days=1)
+#: Seconds between two progress reports.
+PROGRESS_S = 0.2
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Offsets:
+    """Lowest and highest offset staged, by source partition."""
+
+    lowest: dict[int, int] = field(default_factory=dict)
+    highest: dict[int, int] = field(default_factory=dict)
+
+    def add(self, bounds: dict[int, tuple[int, int]]) -> None:
+        """Takes in more rows."""
+        for partition, (low, high) in bounds.items():
+            self.lowest[partition] = min(low, self.lowest.get(partition, low))
+            self.highest[partition] = max(high, self.highest.get(partition, high))
+
+
+@dataclass(slots=True)
+class Fence:
+    """Keeps rows out that the lake has already; for sources that number their rows.
+
+    Attributes:
+        epoch: Epoch of the offsets read.
+        position_of: The committed position of a partition, by key.
+        seen: Highest offset read by source partition.
+        staged: What was let in, by partition key.
+    """
+
+    epoch: int
+    position_of: Callable[[str], OffsetsPosition]
+    seen: dict[int, int] = field(default_factory=dict)
+    staged: dict[str, Offsets] = field(default_factory=lambda: defaultdict(Offsets))
+
+    def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
+        """Which rows are to be landed: read for the first time, and not in their partition yet."""
+        partitions = np.asarray(batch.source_partitions).astype(np.int64)
+        offsets = np.asarray(batch.source_offsets).astype(np.int64)
+        wanted = first_seen(self.seen, partitions, offsets) & placed
+        for number, key in enumerate(names):
+            rows = np.flatnonzero((keys == number) & wanted)
+            wanted[rows] = self.position_of(key).new_rows(self.epoch, partitions[rows], offsets[rows])
+            rows = rows[wanted[rows]]
+            if len(rows):
+                self.staged[key].add(offset_bounds(partitions[rows], offsets[rows]))
+        return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where rows go.
+
+    Attributes:
+        time_column: The column that says so; None: all go to ``key``.
+        by: Length of the partitions.
+        earliest: Rows before it are quarantined.
+        latest: Rows after it are quarantined.
+        key: The one partition of rows without a time column.
+    """
+
+    time_column: str | None
+    by: PartitionBy
+    earliest: datetime
+    latest: datetime
+    key: str = ""
+
+
+class Landing:
+    """One pass.
+
+    Args:
+        placement: Where rows go.
+        schema: The feed's schema; batches are conformed to it.
+        writer: Takes the rows to be landed.
+        quarantine: Takes the others.
+        fence: For sources that number their rows.
+        on_progress: Called now and then.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        schema: pa.Schema,
+        writer: RollingWriter,
+        quarantine: Quarantine,
+        *,
+        fence: Fence | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._placement, self._schema, self._writer = placement, schema, writer
+        self._quarantine, self.fence, self._on_progress = quarantine, fence, on_progress
+        self.rows_read = self.rows_known = 0
+        self._reported_at = 0.0
+
+    def run(self, batches: Batches) -> None:
+        """Reads all of ``batches``.
+
+        Raises:
+            SourceError: As the source raises it.
+            LakeError: A file could not be staged.
+        """
+        for batch in batches:
+            self.rows_read += batch.rows.num_rows + len(batch.rejected)
+            self._quarantine.add(batch.rejected)
+            if batch.rows.num_rows:
+                self._land(batch)
+            self._report()
+        self._quarantine.flush()
+
+    def _land(self, batch: SourceBatch) -> None:
+        rows = conform(batch.rows, self._schema)
+        codes, names, placed = self._place(rows)
+        if not placed.all():
+            self._reject(batch, rows, np.flatnonzero(~placed))
+        wanted = placed
+        if self.fence is not None:
+            wanted = self.fence.new_rows(batch, codes, names, placed)
+            self.rows_known += int(placed.sum() - wanted.sum())
+        self._writer.write(rows if wanted.all() else rows.filter(pa.array(wanted)))
+
+    def _place(self, rows: pa.RecordBatch) -> tuple[npt.NDArray[np.int32], list[str], Mask]:
+        """Partition of each row as (code per row, key by code), and which rows have one."""
+        if self._placement.time_column is None:
+            everywhere = np.ones(rows.num_rows, dtype=np.bool_)
+            return np.zeros(rows.num_rows, dtype=np.int32), [self._placement.key], everywhere
+        times = rows.column(self._placement.time_column)
+        lower = pa.scalar(self._placement.earliest, times.type)
+        upper = pa.scalar(self._placement.latest, times.type)
+        inside = pc.and_(pc.greater_equal(times, lower), pc.less_equal(times, upper))
+        placed = np.asarray(pc.fill_null(inside, fill_value=False))
+        good = times if placed.all() else pc.if_else(pa.array(placed), times, pa.scalar(None, times.type))
+        keys = keys_of(good, self._placement.by)
+        return np.asarray(pc.fill_null(keys.indices, -1)), keys.dictionary.to_pylist(), placed
+
+    def _reject(self, batch: SourceBatch, rows: pa.RecordBatch, which: npt.NDArray[np.intp]) -> None:
+        column = self._placement.time_column or ""
+        taken = rows.take(pa.array(which))
+        for index, row in zip(which.tolist(), taken.to_pylist(), strict=True):
+            raw = orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+            moment = row[column] if row[column] is None else _aware(row[column])
+            rejected = RejectedRow(raw, self._why(column, moment), _position(batch, index, raw))
+            if moment is None:
+                self._quarantine.add((rejected,))
+            else:
+                path = path_of(key_of(moment, self._placement.by), self._placement.by)
+                self._quarantine.add((rejected,), partition_path=path)
+
+    def _why(self, column: str, moment: datetime | None) -> str:
+        if moment is None:
+            return f"{column} is null"
+        if moment < self._placement.earliest:
+            return f"{column} lies before the feed's start"
+        return f"{column} lies more than {AHEAD.days} day ahead"
+
+    def _report(self) -> None:
+        if self._on_progress is None or time.monotonic() - self._reported_at < PROGRESS_S:
+            return
+        self._reported_at = time.monotonic()
+        self._on_progress(Progress(rows=self.rows_read, bytes_written=self._writer.bytes_written))
+
+
+def _position(batch: SourceBatch, index: int, raw: bytes) -> str:
+    if batch.source_partitions is not None and batch.source_offsets is not None:
+        return f"{batch.source_partitions[index].as_py()}:{batch.source_offsets[index].as_py()}"
+    return f"row:{_digest(raw)}"
+
+
+def _digest(raw: bytes) -> str:
+    """A short digest that names a row which has no position."""
+    return hashlib.blake2b(raw, digest_size=12).hexdigest()
+
+
+def _aware(moment: datetime) -> datetime:
+    """Naive times are UTC."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)

@@ -1,0 +1,92 @@
+"""``_metadata.json``: a summary per feed for people and scripts; rebuilt from the manifests, never the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from datalake_assets.config import Feed
+from datalake_assets.core.partitions import PartitionBy, path_of
+from datalake_assets.errors import AmbiguousWrite, ObjectNotFound, PreconditionFailed
+from datalake_assets.lake.base import PartitionReport
+from datalake_assets.lake.store import Store
+
+__all__ = ["Summary", "partition_by"]
+
+_MB = 1_000_000
+#: Attempts to merge against other processes; a lost one is only a summary that is a run late.
+ATTEMPTS = 5
+
+
+def partition_by(feed: Feed) -> PartitionBy | None:
+    """The length of a stream's partitions; None for a table."""
+    return PartitionBy(feed.partition_by) if feed.kind == "stream" else None
+
+
+class Summary:
+    """The summary of one feed.
+
+    Args:
+        store: The lake.
+        feed: Whose it is.
+    """
+
+    def __init__(self, store: Store, feed: Feed) -> None:
+        self._store, self._feed = store, feed
+        self.key = f"metadata/{feed.path}/_metadata.json"
+
+    def merge(self, reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime) -> None:
+        """Takes over ``reports``; once per run. Losing every race leaves the other's summary, without an error."""
+        for _ in range(ATTEMPTS):
+            etag, document = self._load()
+            body = self._merged(document, reports, removed=removed, at=at)
+            try:
+                if etag is None:
+                    self._store.create(self.key, body)
+                else:
+                    self._store.swap(self.key, body, etag=etag)
+            except (PreconditionFailed, AmbiguousWrite):
+                continue
+            return
+
+    def rebuild(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
+        """Writes it anew from reports of all partitions."""
+        self._store.put(self.key, self._merged({}, reports, removed=(), at=at))
+
+    def _load(self) -> tuple[str | None, Mapping[str, Any]]:
+        try:
+            body, etag = self._store.get(self.key)
+        except ObjectNotFound:
+            return None, {}
+        try:
+            return etag, json.loads(body)
+        except ValueError:
+            return etag, {}
+
+    def _merged(
+        self, document: Mapping[str, Any], reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime
+    ) -> bytes:
+        by = partition_by(self._feed)
+        partitions = {each["path"]: each for each in document.get("partitions", ())}
+        for report in reports:
+            path = path_of(report.key, by)
+            partitions[path] = {
+                "path": path,
+                "records": report.rows,
+                "size_mb": round(report.size_bytes / _MB, 3),
+                "files": report.files,
+                "small_files": report.small_files,
+            }
+        for key in removed:
+            partitions.pop(path_of(key, by), None)
+        kept = [each for _, each in sorted(partitions.items()) if each["files"]]
+        total = {
+            "source": self._feed.name,
+            "last_export": at.isoformat(),
+            "total_records": sum(each["records"] for each in kept),
+            "total_size_mb": round(sum(each["size_mb"] for each in kept), 3),
+            "partitions": kept,
+        }
+        return json.dumps(total, indent=1).encode()
