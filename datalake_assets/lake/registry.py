@@ -1,0 +1,292 @@
+"""Feeds as data: one JSON document per feed in the lake, changed only by compare-and-swap.
+
+``feeds/active/<name>.json`` holds what is landed, ``feeds/archived/<name>.json`` what was. A feed is archived when its
+newest copy lies in the archive or says ``"enabled": false``; of two copies the one with the higher ``revision`` counts.
+
+Moving a feed between the folders takes several requests, and a crash or a rival between any two of them leaves a feed
+that exists, in one state. Archiving first swaps the active copy to ``"enabled": false`` (here it happens), then writes
+the archive's copy, then deletes the active one. The copy that lost is deleted only by the process that *created* the
+other one: whoever merely finds both leaves both, for the delete of the process between the two may still be on its way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+
+from datalake_assets.config import NAME_PATTERN, Feed, parse_feed
+from datalake_assets.errors import (
+    AmbiguousWrite,
+    FeedExists,
+    FeedNotFound,
+    InvalidFeed,
+    ObjectNotFound,
+    PreconditionFailed,
+)
+from datalake_assets.lake.store import ObjectInfo, Store
+
+__all__ = ["FEEDS_PREFIX", "FeedProblem", "FeedRegistry", "RegistryListing", "feed_key"]
+
+FEEDS_PREFIX = "feeds"
+_ACTIVE, _ARCHIVED = f"{FEEDS_PREFIX}/active/", f"{FEEDS_PREFIX}/archived/"
+# A registry is read on every load of the code location; S3 answers a GET in tens of milliseconds.
+_READERS = 8
+# How often a write whose answer was lost is tried again.
+_ATTEMPTS = 3
+# After this long nobody is still in the middle of moving a feed: a move takes three requests.
+_MOVE_LIMIT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedProblem:
+    """A file of the registry that is not a feed.
+
+    Attributes:
+        file: Its key in the lake.
+        reason: Why it was skipped, on one line.
+    """
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryListing:
+    """The feeds of a registry, by name, and the files that had to be skipped."""
+
+    feeds: tuple[Feed, ...]
+    problems: tuple[FeedProblem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A feed as one of the two folders has it."""
+
+    feed: Feed
+    etag: str
+    key: str
+
+    @property
+    def archived(self) -> bool:
+        return not self.feed.enabled or self.key.startswith(_ARCHIVED)
+
+
+def feed_key(name: str, *, archived: bool = False) -> str:
+    """Where a feed's document lies in the lake."""
+    return f"{_ARCHIVED if archived else _ACTIVE}{name}.json"
+
+
+class FeedRegistry:
+    """The feeds of one lake. Safe to use from several processes at once.
+
+    Args:
+        store: The lake.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def add(self, feed: Feed) -> Feed:
+        """Registers a new feed and returns it as stored, with its first revision.
+
+        Raises:
+            FeedExists: The name is taken, possibly by an archived feed.
+            InvalidFeed: The feed would not be readable again.
+        """
+        known = self._newest(feed.name)
+        if known is not None:
+            raise FeedExists(feed.name, archived=known.archived)
+        added = feed.model_copy(update={"enabled": True, "revision": 1})
+        try:
+            self._write(feed_key(feed.name), added, etag=None)
+        except PreconditionFailed as error:
+            raise FeedExists(feed.name) from error
+        return added
+
+    def get(self, name: str) -> Feed:
+        """The active feed of this name.
+
+        Raises:
+            FeedNotFound: There is none, or it is archived.
+            InvalidFeed: Its file is not a valid feed.
+        """
+        return self._get(name).feed
+
+    def list(self, *, archived: bool = False) -> RegistryListing:
+        """All active feeds, or all archived ones; a file that is no valid feed is reported and never raises."""
+        copies: dict[str, _Copy] = {}
+        problems = []
+        for found in self._read_all(self._store.list(FEEDS_PREFIX)):
+            if isinstance(found, FeedProblem):
+                problems.append(found)
+            else:
+                known = copies.get(found.feed.name)
+                copies[found.feed.name] = found if known is None else _winner(known, found)
+        return RegistryListing(
+            feeds=tuple(copy.feed for _, copy in sorted(copies.items()) if copy.archived is archived),
+            problems=tuple(problem for problem in problems if problem.file.startswith(_ARCHIVED) is archived),
+        )
+
+    def update(self, feed: Feed, *, expected_revision: int) -> Feed:
+        """Replaces an active feed and returns it as stored.
+
+        Args:
+            feed: The feed as it is to be; its ``revision`` and ``enabled`` are not looked at.
+            expected_revision: The revision that the change was made on.
+
+        Raises:
+            FeedNotFound: There is no such active feed.
+            InvalidFeed: The change would leave the feed's data where it is no longer looked for.
+            PreconditionFailed: Somebody else changed the feed.
+        """
+        current = self._get(feed.name)
+        if current.feed.revision != expected_revision:
+            raise _changed(current.key)
+        if (feed.kind, feed.partition_by) != (current.feed.kind, current.feed.partition_by):
+            raise InvalidFeed(
+                feed.name, "kind and partition_by are for life; archive the feed and add one under another name"
+            )
+        return self._change(current, feed, enabled=True)
+
+    def archive(self, name: str) -> Feed:
+        """Takes a feed out of the graph and returns it as stored; its data stays. Finishes an interrupted archiving.
+
+        Raises:
+            FeedNotFound: There is no such feed, or it is archived already.
+            PreconditionFailed: Somebody else changed the feed meanwhile.
+        """
+        current = self._newest(name)
+        if current is None or current.key.startswith(_ARCHIVED):
+            raise FeedNotFound(name, archived=current is not None)
+        feed = self._change(current, current.feed, enabled=False) if current.feed.enabled else current.feed
+        self._move(feed, to_key=feed_key(name, archived=True), from_key=current.key)
+        return feed
+
+    def restore(self, name: str) -> Feed:
+        """Brings an archived feed back and returns it as stored.
+
+        Raises:
+            FeedNotFound: There is no such feed.
+            FeedExists: It is active.
+            PreconditionFailed: Somebody else changed the feed meanwhile.
+        """
+        current = self._newest(name)
+        if current is None:
+            raise FeedNotFound(name)
+        if not current.archived:
+            raise FeedExists(name)
+        feed = current.feed.model_copy(update={"enabled": True, "revision": current.feed.revision + 1})
+        self._move(feed, to_key=feed_key(name), from_key=feed_key(name, archived=True))
+        return feed
+
+    def digest(self) -> str:
+        """Changes whenever a file of the registry does; costs one listing."""
+        listed = sorted((info.key, info.etag) for info in self._store.list(FEEDS_PREFIX))
+        return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
+
+    def _get(self, name: str) -> _Copy:
+        current = self._newest(name)
+        if current is None or current.archived:
+            raise FeedNotFound(name, archived=current is not None)
+        return current
+
+    def _newest(self, name: str) -> _Copy | None:
+        if not NAME_PATTERN.fullmatch(name):
+            return None
+        active = self._read(feed_key(name))
+        try:
+            archived = self._read(feed_key(name, archived=True))
+        except InvalidFeed:
+            if active is None:
+                raise
+            return active
+        if active is None or archived is None:
+            return active or archived
+        return _winner(active, archived)
+
+    def _read(self, key: str) -> _Copy | None:
+        try:
+            document, etag = self._store.get(key)
+        except ObjectNotFound:
+            return None
+        name = key.removeprefix(_ACTIVE).removeprefix(_ARCHIVED).removesuffix(".json")
+        feed = parse_feed(document, name=name)
+        if feed.name != name:
+            raise InvalidFeed(name, f"its file is named {name!r} but the feed {feed.name!r}; rename one of them")
+        return _Copy(feed, etag, key)
+
+    def _read_all(self, infos: Iterable[ObjectInfo]) -> tuple[_Copy | FeedProblem, ...]:
+        keys = sorted(info.key for info in infos if info.key.endswith(".json"))
+        with ThreadPoolExecutor(_READERS) as readers:
+            return tuple(found for found in readers.map(self._read_or_report, keys) if found is not None)
+
+    def _read_or_report(self, key: str) -> _Copy | FeedProblem | None:
+        try:
+            return self._read(key)
+        except InvalidFeed as error:
+            return FeedProblem(key, error.reason)
+
+    def _change(self, current: _Copy, feed: Feed, *, enabled: bool) -> Feed:
+        changed = feed.model_copy(update={"enabled": enabled, "revision": current.feed.revision + 1})
+        self._write(current.key, changed, etag=current.etag)
+        return changed
+
+    def _move(self, feed: Feed, *, to_key: str, from_key: str) -> None:
+        target = self._store.head(to_key)
+        if target is None:
+            self._write(to_key, feed, etag=None)
+        else:
+            copy = self._read(to_key)
+            if copy is None or (copy.feed.revision >= feed.revision and copy.feed != feed):
+                raise _changed(to_key)
+            if copy.feed != feed:
+                self._write(to_key, feed, etag=copy.etag)
+            if self._store.now() - target.modified_at < _MOVE_LIMIT:
+                return
+        source = self._read(from_key)
+        if source is not None and source.feed.revision <= feed.revision:
+            self._store.delete([from_key])
+
+    def _write(self, key: str, feed: Feed, *, etag: str | None) -> None:
+        """Creates (no ETag) or swaps a document; a lost answer is settled by reading back.
+
+        A document is never written twice in a feed's life, since its revision only rises: finding it is proof enough.
+        """
+        body = feed.model_dump_json(indent=2).encode() + b"\n"
+        parse_feed(body, name=feed.name)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                if etag is None:
+                    self._store.create(key, body)
+                else:
+                    self._store.swap(key, body, etag=etag)
+            except AmbiguousWrite:
+                if self._holds(key, body):
+                    return
+                if attempt == _ATTEMPTS:
+                    raise
+            except PreconditionFailed as error:
+                if attempt > 1 and self._holds(key, body):
+                    return
+                raise _changed(key) from error
+            else:
+                return
+
+    def _holds(self, key: str, body: bytes) -> bool:
+        try:
+            return self._store.get(key)[0] == body
+        except ObjectNotFound:
+            return False
+
+
+def _winner(one: _Copy, other: _Copy) -> _Copy:
+    return max(one, other, key=lambda copy: (copy.feed.revision, copy.key.startswith(_ARCHIVED)))
+
+
+def _changed(key: str) -> PreconditionFailed:
+    return PreconditionFailed(
+        key, "the feed was changed by somebody else", cure="look at it again, then repeat the change"
+    )
