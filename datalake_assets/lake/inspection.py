@@ -1,0 +1,149 @@
+"""Verify and repair: manifests against objects, interrupted commits finished, leftovers swept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datalake_assets.core.feed_state import Version
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import path_of, version_key, version_number
+from datalake_assets.core.position import SnapshotPosition
+from datalake_assets.errors import CorruptLake, PreconditionFailed, TransientStoreError
+from datalake_assets.lake.base import Difference, Repair
+from datalake_assets.lake.exports import remove_version
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store import ObjectInfo
+
+__all__ = ["STALE", "repair", "verify"]
+
+#: Staged files of this age belong to no live writer.
+STALE = timedelta(days=1)
+#: Bytes hashed at a time.
+CHUNK_BYTES = 8 << 20
+
+
+def verify(folder: FeedFolder, *, deep: bool = False) -> Iterator[Difference]:
+    """Compares manifests with objects; see `LakeTable.verify`."""
+    objects = {info.key: info for info in folder.store.list(folder.feed.path)}
+    named: set[str] = set()
+    for key in folder.partition_keys():
+        log = folder.log(key)
+        try:
+            manifest = log.load().manifest
+        except CorruptLake as error:
+            yield Difference(key, "manifest", log.manifest_key, error.reason)
+            continue
+        yield from _unfinished(key, manifest, log.manifest_key)
+        named.update(log.key_of(name) for name in manifest.garbage)
+        if manifest.pending is not None:
+            named.update(log.key_of(publish.file.name) for publish in manifest.pending.publish)
+        for file in manifest.files:
+            name = log.key_of(file.name)
+            named.add(name)
+            yield from _file(folder, key, file, objects.get(name), name, deep=deep)
+    for name in sorted(set(objects) - named):
+        yield Difference(_partition_of(folder, name), "unknown file", name, "in the folder and in no manifest")
+
+
+def _unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:
+    if manifest.pending is not None:
+        detail = f"commit {manifest.pending.commit_id} was interrupted; 'datalake repair' finishes it"
+        yield Difference(key, "pending", name, detail)
+    if manifest.garbage:
+        yield Difference(key, "garbage", name, f"{len(manifest.garbage)} replaced files are still to be deleted")
+
+
+def _file(
+    folder: FeedFolder, key: str, file: DataFile, info: ObjectInfo | None, name: str, *, deep: bool
+) -> Iterator[Difference]:
+    if info is None:
+        yield Difference(key, "missing", name, f"{file.rows} rows, {file.size_bytes} bytes")
+    elif info.size_bytes != file.size_bytes:
+        yield Difference(key, "size", name, f"{info.size_bytes} bytes, the manifest says {file.size_bytes}")
+    elif deep:
+        yield from _content(folder, key, file, name)
+
+
+def _content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator[Difference]:
+    with folder.store.filesystem().open_input_file(folder.store.path(name)) as opened:
+        digest = hashlib.blake2b(digest_size=16)
+        while chunk := opened.read(CHUNK_BYTES):
+            digest.update(chunk)
+        checksum = f"blake2b-16:{digest.hexdigest()}"
+        if file.checksum and checksum != file.checksum:
+            yield Difference(key, "checksum", name, "the bytes are not those that were committed")
+        opened.seek(0)
+        try:
+            rows = sum(batch.num_rows for batch in pq.ParquetFile(opened).iter_batches())
+        except (pa.ArrowException, OSError) as error:
+            yield Difference(key, "rows", name, f"cannot be read: {error}")
+            return
+        if rows != file.rows:
+            yield Difference(key, "rows", name, f"{rows} rows, the manifest says {file.rows}")
+
+
+def _partition_of(folder: FeedFolder, name: str) -> str:
+    return name.removeprefix(f"{folder.feed.path}/").rpartition("/")[0]
+
+
+@dataclass(slots=True)
+class _Counts:
+    finished: int = 0
+    undone: int = 0
+    swept: int = 0
+    waiting: list[str] = field(default_factory=list)
+
+
+def repair(folder: FeedFolder) -> Repair:
+    """Finishes or undoes what was interrupted and sweeps what it left; see `LakeTable.repair`. Idempotent."""
+    counts = _Counts()
+    for key in folder.partition_keys():
+        try:
+            _settle(folder, key, counts)
+        except (TransientStoreError, PreconditionFailed, CorruptLake) as error:
+            counts.waiting.append(f"{folder.feed.path}/{path_of(key, folder.by)}: {error.reason}")
+    if folder.by is None:
+        _mend_versions(folder)
+    _sweep_staged(folder, counts)
+    return Repair(counts.finished, counts.undone, counts.swept, tuple(counts.waiting))
+
+
+def _settle(folder: FeedFolder, key: str, counts: _Counts) -> None:
+    log = folder.log(key)
+    loaded = log.load()
+    pending, garbage = loaded.manifest.pending, loaded.manifest.garbage
+    if pending is None and not garbage:
+        return
+    settled = log.settle(loaded).manifest
+    if pending is not None:
+        done = settled.committed_already(pending.commit_id)
+        counts.finished, counts.undone = counts.finished + done, counts.undone + (not done)
+    counts.swept += len(garbage)
+
+
+def _mend_versions(folder: FeedFolder) -> None:
+    """Versions that were committed but not entered into the state, and removals that were not finished."""
+    state = folder.state.load()
+    known = {version_key(number) for number in state.removing} | set(state.keys)
+    for key in folder.partition_keys():
+        manifest = folder.log(key).load().manifest
+        if key not in known and not manifest.deleted and isinstance(manifest.position, SnapshotPosition):
+            version = Version(version_number(key), manifest.position.as_of, manifest.position.rows)
+            folder.state.change(lambda now, version=version: now.with_version(version))
+    for number in state.removing:
+        remove_version(folder, number)
+
+
+def _sweep_staged(folder: FeedFolder, counts: _Counts) -> None:
+    now = folder.store.now()
+    for upload in list(folder.store.list_staged(folder.feed.path)):
+        if now - upload.started_at > STALE:
+            folder.store.discard_stale(upload)
+            counts.swept += 1

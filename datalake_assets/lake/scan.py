@@ -1,0 +1,150 @@
+"""Exact reads: the files that the manifests name, pruned by partition before they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import path_of
+from datalake_assets.core.schema import schema_from_json
+from datalake_assets.errors import SnapshotExpired
+from datalake_assets.lake.layout import FeedFolder
+
+__all__ = ["exact_dataset", "scan"]
+
+#: Manifests that are read at once.
+THREADS = 16
+#: Times that the manifests are read again because a file was gone before the first batch.
+ATTEMPTS = 5
+#: Batches and files that are read ahead; bounds the memory of a scan.
+BATCH_READAHEAD, FILE_READAHEAD = 4, 2
+
+
+def scan(
+    folder: FeedFolder,
+    *,
+    columns: Sequence[str] | None = None,
+    where: ds.Expression | None = None,
+    partitions: Sequence[str] | None = None,
+) -> pa.RecordBatchReader:
+    """Streams committed rows; see `LakeTable.scan`. Partition columns (``year``, … or ``version``) come last."""
+    for attempt in range(ATTEMPTS):
+        dataset = exact_dataset(folder, where=where, partitions=partitions)
+        scanner = dataset.scanner(
+            columns=list(columns) if columns is not None else None,
+            filter=where,
+            batch_readahead=BATCH_READAHEAD,
+            fragment_readahead=FILE_READAHEAD,
+        )
+        batches = iter(scanner.to_batches())
+        try:
+            first = next(batches, None)
+        except OSError as error:
+            if attempt == ATTEMPTS - 1 or not _file_is_gone(error):
+                raise
+            continue
+        return pa.RecordBatchReader.from_batches(scanner.projected_schema, _guarded(folder, first, batches))
+    raise AssertionError
+
+
+def exact_dataset(
+    folder: FeedFolder, *, where: ds.Expression | None = None, partitions: Sequence[str] | None = None
+) -> ds.Dataset:
+    """The committed files as an Arrow dataset.
+
+    Args:
+        folder: The feed.
+        where: Partitions that cannot match it are left out without reading their manifests.
+        partitions: Keys to read; None: all of a stream, the current version of a table.
+    """
+    state = folder.state.load()
+    by = folder.by
+    if partitions is None:
+        current = state.current
+        newest = (f"v{current.number}",) if current else ()
+        partitions = folder.partition_keys() if by is not None else newest
+    paths = [path_of(key, by) for key in partitions]
+    kept = _pruned(paths, where)
+    keys = [key for key, path in zip(partitions, paths, strict=True) if path in kept]
+    with ThreadPoolExecutor(THREADS) as pool:
+        manifests = list(pool.map(lambda key: folder.log(key).load().manifest, keys))
+    schema = schema_from_json(state.schema) if state.schema else pa.schema([])
+    return _dataset(folder, list(zip(keys, manifests, strict=True)), schema, paths)
+
+
+def _dataset(
+    folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], schema: pa.Schema, paths: Sequence[str]
+) -> ds.Dataset:
+    store = folder.store
+    files, expressions = [], []
+    for key, manifest in manifests:
+        expression = _partition(path_of(key, folder.by))
+        for file in manifest.files:
+            files.append(store.path(f"{folder.data_folder(key)}/{file.name}"))
+            expressions.append(expression)
+    columns = [pa.field(name, kind) for name, kind in _partition_columns(paths[0] if paths else "")]
+    return ds.FileSystemDataset.from_paths(
+        files,
+        schema=pa.schema([*schema, *columns], metadata=schema.metadata),
+        format=ds.ParquetFileFormat(),
+        filesystem=store.filesystem(),
+        partitions=expressions,
+    )
+
+
+def _pruned(paths: Sequence[str], where: ds.Expression | None) -> set[str]:
+    """The partitions that can match ``where``, judged by their paths alone."""
+    if where is None or not paths:
+        return set(paths)
+    schema = pa.schema([pa.field(name, kind) for name, kind in _partition_columns(paths[0])])
+    import pyarrow.fs as pafs  # noqa: PLC0415
+
+    dataset = ds.FileSystemDataset.from_paths(
+        list(paths),
+        schema=schema,
+        format=ds.ParquetFileFormat(),
+        filesystem=pafs.LocalFileSystem(),
+        partitions=[_partition(path) for path in paths],
+    )
+    return {fragment.path for fragment in dataset.get_fragments(filter=where)}
+
+
+def _pairs(path: str) -> list[tuple[str, str]]:
+    return [(name, value) for name, _, value in (part.partition("=") for part in path.split("/") if part)]
+
+
+def _partition_columns(path: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, pa.string() if name == "version" else pa.int32()) for name, _ in _pairs(path)]
+
+
+def _partition(path: str) -> ds.Expression:
+    """``year == 2025 and month == 1 and …``: what is true of every row below the path."""
+    result = None
+    for name, value in _pairs(path):
+        literal = pa.scalar(value) if name == "version" else pa.scalar(int(value), pa.int32())
+        term = ds.field(name) == literal
+        result = term if result is None else result & term
+    return result
+
+
+def _file_is_gone(error: OSError) -> bool:
+    text = str(error)
+    return isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in text or "not found" in text.lower()
+
+
+def _guarded(
+    folder: FeedFolder, first: pa.RecordBatch | None, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    if first is None:
+        return
+    yield first
+    try:
+        yield from batches
+    except OSError as error:
+        if _file_is_gone(error):
+            raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
+        raise

@@ -1,0 +1,15 @@
+"""Which table format a feed is kept in."""
+
+from __future__ import annotations
+
+from datalake_assets.config import Feed
+from datalake_assets.lake.base import LakeTable
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.store import Store
+
+__all__ = ["open_table"]
+
+
+def open_table(store: Store, feed: Feed) -> LakeTable:
+    """The feed's data in the lake; talks to nobody yet."""
+    return HiveTable(store, feed)
