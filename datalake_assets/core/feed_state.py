@@ -68,9 +68,7 @@ class FeedState:
         """
         if self.position_kind not in {None, kind}:
             was = self.position_kind
-            raise ConfigError(
-                f"feed {feed!r} was landed by {was!r} and cannot go on by {kind!r}; add a new feed for it"
-            )
+            raise ConfigError(f"feed {feed!r} was landed by {was!r}, not by {kind!r}; add a new feed for that")
         return replace(self, position_kind=kind)
 
     def with_hint(self, offsets: Mapping[int, int], *, epoch: int) -> FeedState:

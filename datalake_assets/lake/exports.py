@@ -6,7 +6,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 
 import pyarrow as pa
 
@@ -255,7 +254,7 @@ class WindowExport(Export):
 
     def run(self) -> WriteReport:
         """See `Export.run`."""
-        as_of = self.folder.store.now()
+        self.as_of = self.folder.store.now()
         landing, staged, schema = self.land(self._time_placement())
         self._refuse_others(staged)
         self._refuse_shrinking(staged)
@@ -264,7 +263,7 @@ class WindowExport(Export):
         for key in self.partitions:
             files = staged.get(key, ())
             if files or self.settled(key).files:
-                reports[key] = self.commit(key, files, self._plan(key, files, as_of, encoded))
+                reports[key] = self.commit(key, files, self._plan(key, files, encoded))
         newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
         self.folder.state.change(lambda now: now.with_watermark(newest))
         return self.result(landing, reports, schema)
@@ -286,28 +285,27 @@ class WindowExport(Export):
 
     def _check_rows(self, key: str, base: Manifest, files: Sequence[tuple[StagedFile, DataFile]]) -> None:
         rows = sum(file.rows for _, file in files)
-        if rows < base.rows and not self.allow_shrink:
-            raise SourceShrank(
-                self.source, f"partition {key} has {base.rows} rows in the lake and {rows} at the source"
-            )
+        if rows < base.rows and not self.allow_shrink and not self._overtaken(base):
+            seen = f"partition {key} has {base.rows} rows in the lake and {rows} at the source"
+            raise SourceShrank(self.source, seen)
+
+    def _overtaken(self, base: Manifest) -> bool:
+        """Whether a pull that began later has been committed."""
+        return isinstance(base.position, WindowPosition) and base.position.as_of > self.as_of
 
     def _plan(
-        self, key: str, files: Sequence[tuple[StagedFile, DataFile]], as_of: datetime, schema: str | None
+        self, key: str, files: Sequence[tuple[StagedFile, DataFile]], schema: str | None
     ) -> Callable[[Manifest], Planned | None]:
         window = window_of(key, PartitionBy(self.feed.partition_by))
+        rows = sum(file.rows for _, file in files)
 
         def plan(base: Manifest) -> Planned | None:
-            position = base.position
-            if isinstance(position, WindowPosition) and position.as_of > as_of:
+            if self._overtaken(base):
                 self.notes.append(f"partition {key}: a newer pull was committed meanwhile; this one is dropped")
                 return None
             self._check_rows(key, base, files)
-            rows = sum(file.rows for _, file in files)
-            return Planned(
-                position=WindowPosition(window.start, window.end, as_of, rows),
-                remove=tuple(file.name for file in base.files),
-                schema=schema,
-            )
+            position = WindowPosition(window.start, window.end, self.as_of, rows)
+            return Planned(position=position, remove=tuple(file.name for file in base.files), schema=schema)
 
         return plan
 

@@ -84,7 +84,7 @@ class HiveTable:
             break
         batches.acknowledge()
         self._folder.summary.merge(report.partitions, removed=report.removed, at=store.now())
-        requests = {kind: count - before[kind] for kind, count in store.requests.items()}
+        requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}
         return replace(report, requests=requests)
 
     def partitions(self) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datalake_assets.core.feed_state import Version
+from datalake_assets.core.feed_state import FeedState, Version
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import path_of, version_key, version_number
@@ -136,9 +137,13 @@ def _mend_versions(folder: FeedFolder) -> None:
         manifest = folder.log(key).load().manifest
         if key not in known and not manifest.deleted and isinstance(manifest.position, SnapshotPosition):
             version = Version(version_number(key), manifest.position.as_of, manifest.position.rows)
-            folder.state.change(lambda now, version=version: now.with_version(version))
+            folder.state.change(partial(_entered, version=version))
     for number in state.removing:
         remove_version(folder, number)
+
+
+def _entered(state: FeedState, *, version: Version) -> FeedState:
+    return state.with_version(version)
 
 
 def _sweep_staged(folder: FeedFolder, counts: _Counts) -> None:

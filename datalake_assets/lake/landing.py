@@ -134,7 +134,10 @@ class Landing:
             SourceError: As the source raises it.
             LakeError: A file could not be staged.
         """
+        epoch = self.fence.epoch if self.fence else 0
         for batch in batches:
+            if self.fence is not None:
+                self.fence.epoch = epoch + batches.recreated
             self.rows_read += batch.rows.num_rows + len(batch.rejected)
             self._quarantine.add(batch.rejected)
             if batch.rows.num_rows:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
 
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import path_of
@@ -14,7 +15,7 @@ from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
 
-__all__ = ["exact_dataset", "scan"]
+__all__ = ["exact_dataset", "scan", "scanner_of"]
 
 #: Manifests that are read at once.
 THREADS = 16
@@ -33,13 +34,7 @@ def scan(
 ) -> pa.RecordBatchReader:
     """Streams committed rows; see `LakeTable.scan`. Partition columns (``year``, … or ``version``) come last."""
     for attempt in range(ATTEMPTS):
-        dataset = exact_dataset(folder, where=where, partitions=partitions)
-        scanner = dataset.scanner(
-            columns=list(columns) if columns is not None else None,
-            filter=where,
-            batch_readahead=BATCH_READAHEAD,
-            fragment_readahead=FILE_READAHEAD,
-        )
+        scanner = scanner_of(exact_dataset(folder, where=where, partitions=partitions), columns=columns, where=where)
         batches = iter(scanner.to_batches())
         try:
             first = next(batches, None)
@@ -49,6 +44,18 @@ def scan(
             continue
         return pa.RecordBatchReader.from_batches(scanner.projected_schema, _guarded(folder, first, batches))
     raise AssertionError
+
+
+def scanner_of(
+    dataset: ds.Dataset, *, columns: Sequence[str] | None = None, where: ds.Expression | None = None
+) -> ds.Scanner:
+    """A scanner of bounded memory."""
+    return dataset.scanner(
+        columns=list(columns) if columns is not None else None,
+        filter=where,
+        batch_readahead=BATCH_READAHEAD,
+        fragment_readahead=FILE_READAHEAD,
+    )
 
 
 def exact_dataset(
@@ -68,11 +75,11 @@ def exact_dataset(
         newest = (f"v{current.number}",) if current else ()
         partitions = folder.partition_keys() if by is not None else newest
     paths = [path_of(key, by) for key in partitions]
-    kept = _pruned(paths, where)
+    schema = schema_from_json(state.schema) if state.schema else pa.schema([])
+    kept = _pruned(paths, schema, where)
     keys = [key for key, path in zip(partitions, paths, strict=True) if path in kept]
     with ThreadPoolExecutor(THREADS) as pool:
         manifests = list(pool.map(lambda key: folder.log(key).load().manifest, keys))
-    schema = schema_from_json(state.schema) if state.schema else pa.schema([])
     return _dataset(folder, list(zip(keys, manifests, strict=True)), schema, paths)
 
 
@@ -86,26 +93,22 @@ def _dataset(
         for file in manifest.files:
             files.append(store.path(f"{folder.data_folder(key)}/{file.name}"))
             expressions.append(expression)
-    columns = [pa.field(name, kind) for name, kind in _partition_columns(paths[0] if paths else "")]
     return ds.FileSystemDataset.from_paths(
         files,
-        schema=pa.schema([*schema, *columns], metadata=schema.metadata),
+        schema=_with_partition_columns(schema, paths),
         format=ds.ParquetFileFormat(),
         filesystem=store.filesystem(),
         partitions=expressions,
     )
 
 
-def _pruned(paths: Sequence[str], where: ds.Expression | None) -> set[str]:
+def _pruned(paths: Sequence[str], schema: pa.Schema, where: ds.Expression | None) -> set[str]:
     """The partitions that can match ``where``, judged by their paths alone."""
     if where is None or not paths:
         return set(paths)
-    schema = pa.schema([pa.field(name, kind) for name, kind in _partition_columns(paths[0])])
-    import pyarrow.fs as pafs  # noqa: PLC0415
-
     dataset = ds.FileSystemDataset.from_paths(
         list(paths),
-        schema=schema,
+        schema=_with_partition_columns(schema, paths),
         format=ds.ParquetFileFormat(),
         filesystem=pafs.LocalFileSystem(),
         partitions=[_partition(path) for path in paths],
@@ -117,8 +120,10 @@ def _pairs(path: str) -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in (part.partition("=") for part in path.split("/") if part)]
 
 
-def _partition_columns(path: str) -> list[tuple[str, pa.DataType]]:
-    return [(name, pa.string() if name == "version" else pa.int32()) for name, _ in _pairs(path)]
+def _with_partition_columns(schema: pa.Schema, paths: Sequence[str]) -> pa.Schema:
+    names = [name for name, _ in _pairs(paths[0] if paths else "")]
+    columns = [pa.field(name, pa.string() if name == "version" else pa.int32()) for name in names]
+    return pa.schema([*schema, *columns], metadata=schema.metadata)
 
 
 def _partition(path: str) -> ds.Expression:
