@@ -1,0 +1,50 @@
+"""Small feeds and sources for the lake's tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+
+from datalake_assets.config import Feed, parse_feed
+from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
+
+START = datetime(2025, 1, 1, tzinfo=UTC)
+SCHEMA = pa.schema([("id", pa.int64()), ("note", pa.string()), ("rowtime", pa.timestamp("ms", "UTC"))])
+
+
+def stream_feed(mode: str = "offsets", **changes: object) -> Feed:
+    """A stream by day since 2025-01-01."""
+    source = {"type": "ksqldb", "object": "S", "mode": mode}
+    return parse_feed(json.dumps({"name": "s", "kind": "stream", "source": source, "start": "2025-01-01", **changes}))
+
+
+def table_feed(**changes: object) -> Feed:
+    """A table."""
+    source = {"type": "ksqldb", "object": "T"}
+    return parse_feed(json.dumps({"name": "t", "kind": "table", "source": source, **changes}))
+
+
+def rows(ids: Sequence[int]) -> pa.RecordBatch:
+    """Row ``i`` happens ``i`` hours after the start: 24 rows a day."""
+    times = [START + timedelta(hours=i) for i in ids]
+    return pa.record_batch([pa.array(ids, pa.int64()), pa.array([f"n{i}" for i in ids]), times], schema=SCHEMA)
+
+
+def numbered(ids: Sequence[int], *, partition: int = 0, rejected: Sequence[RejectedRow] = ()) -> SourceBatch:
+    """Rows whose offset is their id."""
+    return SourceBatch(
+        rows(ids), pa.array([partition] * len(ids), pa.int32()), pa.array(ids, pa.int64()), tuple(rejected)
+    )
+
+
+def stream_of(*batches: SourceBatch, request: ReadRequest | None = None, recreated: bool = False) -> InMemoryBatches:
+    """A read of a stream."""
+    return InMemoryBatches(tuple(batches), "rowtime", request or ReadRequest(), recreated=recreated)
+
+
+def table_of(count: int) -> InMemoryBatches:
+    """A read of a table with ``count`` rows."""
+    return InMemoryBatches((SourceBatch(rows(range(count))),))

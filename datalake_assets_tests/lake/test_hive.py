@@ -1,0 +1,386 @@
+"""The contract of `LakeTable`, on a local folder and on the real S3 server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.core.batches import InMemoryBatches, RejectedRow, SourceBatch
+from datalake_assets.core.feed_state import FeedState
+from datalake_assets.errors import (
+    ConfigError,
+    IncompleteResponse,
+    SchemaChanged,
+    SnapshotExpired,
+    SourceShrank,
+)
+from datalake_assets.lake import scan
+from datalake_assets.lake.base import WriteReport
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.store import Store
+from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, rows, stream_feed, stream_of, table_feed, table_of
+
+
+def export(table: HiveTable, batches: InMemoryBatches, partitions: list[str] | None = None, **options) -> WriteReport:
+    plan = table.plan(partitions)
+    return table.write(batches, partitions=plan.partitions, run_id="run", **options)
+
+
+def ids(table: HiveTable, **options) -> list[int]:
+    return sorted(table.scan(**options).read_all()["id"].to_pylist())
+
+
+def listed(store: Store, folder: str) -> list[str]:
+    return sorted(info.key for info in store.list(folder))
+
+
+def folder_ids(store: Store, folder: str) -> list[int]:
+    """What a reader sees that knows nothing of manifests."""
+    files = [store.path(key) for key in listed(store, folder)]
+    return sorted(i for path in files for i in pq.read_table(path, filesystem=store.filesystem())["id"].to_pylist())
+
+
+def state(store: Store, path: str) -> FeedState:
+    return FeedState.from_bytes(store.get(f"control/{path}/feed.json")[0], where=path)
+
+
+class Breaking(InMemoryBatches):
+    """A source that breaks off after its batches."""
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        yield from self.batches
+        raise IncompleteResponse("S", "the connection broke")
+
+
+def test_offsets_land_every_row_in_the_partition_of_its_time(store):
+    table = HiveTable(store, stream_feed())
+    report = export(table, stream_of(numbered(range(50))))
+    assert [(p.key, p.rows_added) for p in report.partitions[:3]] == [
+        ("2025-01-01", 24),
+        ("2025-01-02", 24),
+        ("2025-01-03", 2),
+    ]
+    assert ids(table) == folder_ids(store, "streams/s") == list(range(50))
+    assert list(table.verify(deep=True)) == []
+
+
+def test_offsets_add_nothing_when_the_same_rows_come_again(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(30))))
+    files = listed(store, "streams/s")
+    report = export(table, stream_of(numbered(range(30))))
+    assert (report.rows_added, report.rows_known) == (0, 30)
+    assert listed(store, "streams/s") == files
+
+
+def test_offsets_drop_rows_that_come_twice_in_one_read(store):
+    table = HiveTable(store, stream_feed())
+    report = export(table, stream_of(numbered(range(20)), numbered(range(10, 30))))
+    assert (report.rows_read, report.rows_known) == (40, 10)
+    assert ids(table) == list(range(30))
+
+
+def test_offsets_are_counted_per_source_partition(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(10), partition=0)))
+    export(table, stream_of(numbered(range(5), partition=1)))
+    assert ids(table) == sorted([*range(10), *range(5)])
+
+
+def test_offsets_hint_moves_to_the_first_row_not_read(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(30)), numbered(range(7), partition=3)))
+    assert table.plan().request.start_offsets == {0: 30, 3: 7}
+
+
+def test_a_broken_read_commits_nothing_and_touches_no_metadata(store):
+    table = HiveTable(store, stream_feed())
+    with pytest.raises(IncompleteResponse):
+        export(table, Breaking((numbered(range(30)),), "rowtime"))
+    assert listed(store, "streams") == listed(store, "metadata") == []
+    assert list(store.list_staged("")) == []
+
+
+def test_a_recreated_source_starts_a_new_epoch(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(10))))
+    export(table, stream_of(numbered(range(10)), recreated=True))
+    assert ids(table) == sorted([*range(10), *range(10)])
+    report = export(table, stream_of(numbered(range(12))))
+    assert (report.rows_added, report.rows_known) == (2, 10)
+
+
+def test_an_unplaceable_row_is_quarantined_with_its_position(store):
+    table = HiveTable(store, stream_feed())
+    times = pa.array([None, START - timedelta(days=1), START], pa.timestamp("ms", "UTC"))
+    batch = numbered(range(3))
+    moved = dataclasses.replace(batch, rows=batch.rows.set_column(2, SCHEMA.field("rowtime"), times))
+    report = export(table, stream_of(dataclasses.replace(moved, rejected=(RejectedRow(b"{", "not JSON", "0:9"),))))
+    assert (report.rows_read, report.rows_quarantined, report.rows_added) == (4, 3, 1)
+    lines = [
+        json.loads(line)
+        for key in listed(store, "quarantine/streams/s")
+        for line in store.get(key)[0].decode().splitlines()
+    ]
+    assert sorted((line["position"], line["reason"]) for line in lines) == [
+        ("0:0", "rowtime is null"),
+        ("0:1", "rowtime lies before the feed's start"),
+        ("0:9", "not JSON"),
+    ]
+
+
+def test_quarantine_of_the_same_rows_again_adds_no_lines(store):
+    table = HiveTable(store, stream_feed())
+    bad = numbered(range(3), rejected=[RejectedRow(b"{", "not JSON", "0:9")])
+    export(table, stream_of(bad))
+    before = listed(store, "quarantine")
+    export(table, stream_of(bad))
+    assert listed(store, "quarantine") == before
+
+
+def test_a_window_is_replaced_and_never_appended_to(store):
+    table = HiveTable(store, stream_feed("pull"))
+    days = ["2025-01-01", "2025-01-02"]
+    export(table, stream_of(SourceBatch(rows(range(30)))), days)
+    report = export(table, stream_of(SourceBatch(rows(range(40)))), days)
+    assert [(p.key, p.rows_added, p.rows) for p in report.partitions] == [("2025-01-01", 0, 24), ("2025-01-02", 10, 16)]
+    assert ids(table) == folder_ids(store, "streams/s") == list(range(40))
+
+
+def test_a_window_that_shrank_is_refused_before_any_partition_changes(store):
+    table = HiveTable(store, stream_feed("pull"))
+    days = ["2025-01-01", "2025-01-02"]
+    export(table, stream_of(SourceBatch(rows(range(30)))), days)
+    files = listed(store, "streams/s")
+    with pytest.raises(SourceShrank, match="2025-01-02 has 6 rows in the lake and 2 at the source"):
+        export(table, stream_of(SourceBatch(rows(range(26)))), days)
+    assert listed(store, "streams/s") == files
+    assert list(store.list_staged("")) == []
+    report = export(table, stream_of(SourceBatch(rows(range(26)))), days, allow_shrink=True)
+    assert report.rows_added == -4
+
+
+def test_an_older_pull_never_replaces_a_newer_one(store):
+    table = HiveTable(store, stream_feed("pull"))
+
+    class Overtaken(InMemoryBatches):
+        """While it is read, another process pulls and commits more."""
+
+        def __iter__(self) -> Iterator[SourceBatch]:
+            yield from self.batches
+            export(HiveTable(store, stream_feed("pull")), stream_of(SourceBatch(rows(range(9)))), ["2025-01-01"])
+
+    report = export(table, Overtaken((SourceBatch(rows(range(5))),), "rowtime"), ["2025-01-01"])
+    assert ids(table) == list(range(9))
+    assert "a newer pull was committed" in report.notes[0]
+
+
+def test_rows_outside_the_window_are_refused(store):
+    table = HiveTable(store, stream_feed("pull"))
+    with pytest.raises(IncompleteResponse, match="2025-01-02"):
+        export(table, stream_of(SourceBatch(rows(range(30)))), ["2025-01-01"])
+    assert listed(store, "streams") == []
+
+
+def test_catching_up_by_pull_goes_back_as_far_as_rows_may_be_late(store):
+    table = HiveTable(store, stream_feed("pull", lateness="P1D"))
+    assert table.plan().partitions[0] == "2025-01-01"
+    export(table, stream_of(SourceBatch(rows(range(100)))), [f"2025-01-0{day}" for day in range(1, 6)])
+    assert table.plan().partitions[0] == "2025-01-04"  # the newest row is of January 5th, 03:00
+
+
+def test_two_writers_of_the_same_rows_land_them_once(store):
+    table = HiveTable(store, stream_feed())
+
+    class Overtaken(InMemoryBatches):
+        """While it is read the first time, another process lands some of the same rows."""
+
+        done = False
+
+        def __iter__(self) -> Iterator[SourceBatch]:
+            yield from self.batches
+            if not Overtaken.done:
+                Overtaken.done = True
+                export(HiveTable(store, stream_feed()), stream_of(numbered(range(20))))
+
+    report = export(table, Overtaken((numbered(range(30)),), "rowtime"))
+    assert ids(table) == folder_ids(store, "streams/s") == list(range(30))
+    assert report.rows_known == 20
+    assert list(store.list_staged("")) == []
+
+
+def test_a_table_gets_a_new_version_and_readers_the_newest(store):
+    table = HiveTable(store, table_feed())
+    for count in (5, 6, 7):
+        export(table, table_of(count))
+    assert table.partitions() == ("v1", "v2", "v3")
+    assert ids(table) == list(range(7))
+    assert ids(table, partitions=["v1"]) == list(range(5))
+
+
+def test_a_committed_version_is_kept_as_it_is(store):
+    table = HiveTable(store, table_feed())
+    export(table, table_of(5))
+    report = export(table, table_of(9), ["v1"])
+    assert report.rows_added == 0
+    assert report.notes == ("version v1 was committed before and is kept as it is",)
+    assert ids(table) == list(range(5))
+
+
+def test_seven_versions_are_kept_and_numbers_never_reused(store):
+    table = HiveTable(store, table_feed())
+    removed = [export(table, table_of(5)).removed for _ in range(9)]
+    assert removed[-2:] == [("v1",), ("v2",)]
+    assert table.partitions() == tuple(f"v{n}" for n in range(3, 10))
+    assert {key.split("/")[2] for key in listed(store, "tables/t")} == {f"version=v{n}" for n in range(3, 10)}
+    with pytest.raises(ConfigError, match="v1 of table 't' was removed by retention"):
+        table.plan(["v1"])
+    with pytest.raises(ConfigError, match="the next version of table 't' is v10"):
+        table.plan(["v12"])
+
+
+def test_an_empty_table_is_a_version_that_readers_can_open(store):
+    table = HiveTable(store, table_feed())
+    report = export(table, table_of(0))
+    assert (report.partitions[0].rows, report.partitions[0].files) == (0, 1)
+    assert ids(table) == []
+
+
+def test_a_table_that_fell_is_pulled_again_and_committed_when_two_pulls_agree(store):
+    table = HiveTable(store, table_feed())
+    export(table, table_of(100))
+    report = export(table, table_of(50))
+    assert report.notes == ("rows fell from 100 to 50; a second pull confirmed it",)
+    assert ids(table) == list(range(50))
+
+
+def test_a_table_pull_that_was_cut_short_is_refused(store):
+    table = HiveTable(store, table_feed())
+    export(table, table_of(100))
+
+    class CutShort(InMemoryBatches):
+        pulls = 0
+
+        def __iter__(self) -> Iterator[SourceBatch]:
+            CutShort.pulls += 1
+            yield SourceBatch(rows(range(40 if CutShort.pulls == 1 else 100)))
+
+    with pytest.raises(SourceShrank, match="two pulls gave 40 and 100 rows"):
+        export(table, CutShort((SourceBatch(rows(range(1))),)))
+    assert CutShort.pulls == 2
+    assert ids(table) == list(range(100))
+    assert table.partitions() == ("v1",)
+
+
+def test_a_changed_schema_stops_a_frozen_feed(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(5))))
+    batch = numbered(range(5, 9))
+    wider = dataclasses.replace(batch, rows=batch.rows.append_column("extra", pa.array([1, 2, 3, 4])))
+    with pytest.raises(SchemaChanged, match="feed 's': the schema changed: added extra int64"):
+        export(table, stream_of(wider))
+    evolving = HiveTable(store, stream_feed(schema_policy="evolve"))
+    export(evolving, stream_of(wider))
+    assert evolving.scan().read_all()["extra"].null_count == 5
+
+
+def test_a_scan_prunes_partitions_before_it_reads_their_manifests(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(240))))
+    before = store.requests["get"]
+    found = table.scan(columns=["id"], where=(ds.field("day") == 3) & (ds.field("id") > 50)).read_all()
+    assert sorted(found["id"].to_pylist()) == list(range(51, 72))
+    assert store.requests["get"] - before <= 3  # the state and one of ten manifests
+
+
+def test_a_scan_reads_again_when_a_file_was_replaced_before_its_first_batch(store, monkeypatch):
+    table = HiveTable(store, stream_feed("pull"))
+    export(table, stream_of(SourceBatch(rows(range(5)))), ["2025-01-01"])
+    original = scan.scanner_of
+    calls = []
+
+    def late(dataset, **options):
+        if not calls:
+            calls.append(1)
+            export(table, stream_of(SourceBatch(rows(range(7)))), ["2025-01-01"])
+        return original(dataset, **options)
+
+    monkeypatch.setattr("datalake_assets.lake.scan.scanner_of", late)
+    assert ids(table) == list(range(7))
+    assert calls == [1]
+
+
+def test_a_scan_says_so_when_a_file_goes_after_its_first_batch(local_store):
+    table = HiveTable(local_store, stream_feed(partition_by="hour"))
+    export(table, stream_of(numbered(range(400))))
+    reader = table.scan()
+    reader.read_next_batch()
+    local_store.delete(listed(local_store, "streams/s"))
+    with pytest.raises(SnapshotExpired, match="read again"):
+        reader.read_all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "keys", "message"),
+    [
+        ("pull", ["2025-01-01", "2025-01-03"], "must be contiguous"),
+        ("pull", ["2024-12-31"], "lies before the start of feed 's', 2025-01-01"),
+        ("offsets", ["2999-01-01"], "lies in the future"),
+        ("offsets", ["2025-1-1"], "'2025-1-1' is not a partition by day; write it like '2025-01-15'"),
+    ],
+)
+def test_a_plan_refuses_partitions_that_cannot_be(local_store, mode, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        HiveTable(local_store, stream_feed(mode)).plan(keys)
+
+
+def test_a_feed_keeps_its_kind_of_position_for_life(local_store):
+    export(HiveTable(local_store, stream_feed()), stream_of(numbered(range(5))))
+    with pytest.raises(ConfigError, match="was landed by 'offsets', not by 'window'"):
+        export(HiveTable(local_store, stream_feed("pull")), stream_of(SourceBatch(rows(range(5)))), ["2025-01-01"])
+
+
+def test_verify_names_what_differs(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(60))))
+    first, second, third = listed(store, "streams/s")
+    store.delete([first])
+    body, _ = store.get(second)
+    flipped = bytes([body[0], body[1], body[2], body[3], body[4] ^ 1]) + body[5:]
+    store.put(second, flipped)
+    store.put(third, body[:-1])
+    store.put("streams/s/year=2025/month=01/day=01/stray.parquet", b"x")
+    found = {(each.what, each.name) for each in table.verify(deep=True)}
+    assert found >= {
+        ("missing", first),
+        ("checksum", second),
+        ("size", third),
+        ("unknown file", "streams/s/year=2025/month=01/day=01/stray.parquet"),
+    }
+
+
+def test_the_summary_says_what_the_manifests_say(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(30))))
+    summary = json.loads(store.get("metadata/streams/s/_metadata.json")[0])
+    assert summary["source"] == "s"
+    assert summary["total_records"] == 30
+    assert [(each["path"], each["records"], each["files"]) for each in summary["partitions"]] == [
+        ("year=2025/month=01/day=01", 24, 1),
+        ("year=2025/month=01/day=02", 6, 1),
+    ]
+
+
+def test_a_small_append_costs_five_puts(s3_store):
+    table = HiveTable(s3_store, stream_feed())
+    export(table, stream_of(numbered(range(5))))
+    report = export(table, stream_of(numbered(range(5, 9))))
+    # upload begun, part, completed; manifest prepared, committed; and once per run: hint and summary
+    assert report.requests["put"] == 5 + 2
