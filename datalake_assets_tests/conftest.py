@@ -1,0 +1,77 @@
+"""Fixtures that several suites share: a real S3 server, and stores on it and on a local folder."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from datalake_assets.demo.s3 import S3Server
+from datalake_assets.lake.store import Store, open_store
+from datalake_assets_tests.fault_proxy import FaultProxy
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, for the whole session."""
+    with S3Server(tmp_path_factory.mktemp("s3"), grace_s=1) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The server's credentials and endpoint in the environment, and nobody else's."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    environment = s3_server.environment() | {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return environment
+
+
+@pytest.fixture
+def local_store(tmp_path: Path) -> Store:
+    """An empty lake in a folder."""
+    folder = tmp_path / "lake"
+    folder.mkdir()
+    return open_store(str(folder))
+
+
+@pytest.fixture
+def s3_lake(s3_server: S3Server, s3_environment: dict[str, str]) -> str:
+    """The URI of an empty lake in the bucket."""
+    return f"s3://{s3_server.bucket}/tests/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def s3_store(s3_server: S3Server, s3_lake: str) -> Store:
+    """An empty lake in the bucket."""
+    return open_store(s3_lake, s3_endpoint=s3_server.endpoint)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def store(request: pytest.FixtureRequest) -> Store:
+    """An empty lake on each kind of store."""
+    empty: Store = request.getfixturevalue(f"{request.param}_store")
+    return empty
+
+
+@pytest.fixture(scope="session")
+def _running_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    parts = urlsplit(s3_server.endpoint)
+    assert parts.hostname
+    assert parts.port
+    with FaultProxy(parts.hostname, parts.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def fault_proxy(_running_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """A proxy before the server, which fails when told to; without faults at the start of each test."""
+    _running_proxy.clear()
+    yield _running_proxy
+    _running_proxy.clear()
