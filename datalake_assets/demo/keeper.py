@@ -2,7 +2,7 @@
 
 ``python keeper.py [--unlink PATH]... -- COMMAND...``: prints the server's pid, then waits for standard input to end.
 The starter holds the other end of that pipe, so even its kill -9 ends it. (Linux's parent-death signal follows the
-*thread* that started the child, and macOS has none.) Then: SIGTERM, ten seconds, SIGKILL, and the named files are
+*thread* that started the child, and macOS has none.) Then: SIGTERM, some seconds, SIGKILL, and the named files are
 unlinked.
 
 Standard library only, and run by path: it costs nothing but a bare interpreter.
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command until it ends or standard input does; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unlink", action="append", default=[], type=Path)
+    parser.add_argument("--grace-s", default=GRACE_S, type=float)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -39,17 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
             if select.select([sys.stdin], [], [], POLL_S)[0] and not os.read(sys.stdin.fileno(), 1):
                 break
     finally:
-        status = _stop(server)
+        status = _stop(server, options.grace_s)
         for path in options.unlink:
             with contextlib.suppress(OSError):
                 path.unlink()
     return status
 
 
-def _stop(server: subprocess.Popen[bytes]) -> int:
+def _stop(server: subprocess.Popen[bytes], grace_s: float) -> int:
     server.terminate()
     try:
-        return server.wait(GRACE_S)
+        return server.wait(grace_s)
     except subprocess.TimeoutExpired:
         server.kill()
         return server.wait()

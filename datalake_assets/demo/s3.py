@@ -47,6 +47,7 @@ class S3Server:
         port: Of the S3 API; 0 = a free one.
         access_key: Of its only user; "" = random.
         secret_key: Likewise.
+        grace_s: How long it may take to stop before it is killed, which loses nothing that it acknowledged.
 
     Attributes:
         endpoint: The S3 API's URL.
@@ -60,10 +61,16 @@ class S3Server:
     bucket = "lake"
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, port: int = 0, access_key: str = "", secret_key: str = ""
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        port: int = 0,
+        access_key: str = "",
+        secret_key: str = "",
+        grace_s: float = keeper.GRACE_S,
     ) -> None:
         self._folder = Path(folder).absolute()
-        self._port = port
+        self._port, self._grace_s = port, grace_s
         self.access_key = access_key or secrets.token_hex(10)
         self.secret_key = secret_key or secrets.token_hex(20)
         self.endpoint = self.iceberg_endpoint = ""
@@ -108,14 +115,14 @@ class S3Server:
         raise LakeUnavailable(str(self._folder), f"the S3 server did not start: {self._last_line()}")
 
     def stop(self) -> None:
-        """Stop it: SIGTERM, ten seconds, SIGKILL; its data stays."""
+        """Stop it: SIGTERM, the grace, SIGKILL; its data stays."""
         if self._keeper is None:
             return
         with self._keeper as process:  # leaving the block closes the pipe, which tells the keeper, and waits
             assert process.stdin is not None  # noqa: S101  for mypy: it was opened with a pipe
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            process.wait(2 * keeper.GRACE_S)
+            process.wait(2 * keeper.GRACE_S + self._grace_s)
         self._keeper = None
         self.pid = 0
 
@@ -136,7 +143,8 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{ports['s3']}"
         self.iceberg_endpoint = f"http://127.0.0.1:{ports['iceberg']}"
         sockets = _sockets(ports)
-        command = [sys.executable, "-I", keeper.__file__, *(f"--unlink={path}" for path in sockets), "--"]
+        command = [sys.executable, "-I", keeper.__file__, f"--grace-s={self._grace_s}"]
+        command += [*(f"--unlink={path}" for path in sockets), "--"]
         with self._log.open("wb") as log:
             self._keeper = subprocess.Popen(
                 [*command, weed, *_arguments(self._folder, ports, bucket=self.bucket)],

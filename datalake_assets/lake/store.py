@@ -152,7 +152,7 @@ class Store(Protocol):
 
     @property
     def requests(self) -> Mapping[RequestClass, int]:
-        """Requests sent so far, by class: `put` (POST too), `get` (HEAD too), `list`, `delete`; repeated writes count."""
+        """Requests so far, by class: `put` (POST too), `get` (HEAD too), `list`, `delete`; repeated writes count."""
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Body and ETag; for small objects. Raises `ObjectNotFound`."""
@@ -202,7 +202,7 @@ class Store(Protocol):
         """Drop a staged file; idempotent. A published one stays."""
 
     def list_staged(self, prefix: str) -> Iterator[StaleUpload]:
-        """Everything staged for keys below the folder `prefix` (`""`: the lake): finished, or with bytes in the store."""
+        """What is staged for keys below the folder `prefix` (`""`: the lake): finished, or with bytes in the store."""
 
     def discard_stale(self, upload: StaleUpload) -> None:
         """Drop what `list_staged` showed; idempotent."""
