@@ -1,0 +1,108 @@
+"""Feeds as assets: one asset per feed, partitioned, each landing its feed through the lake's IO manager."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from datalake_assets.config import Feed, FeedKind
+from datalake_assets.core.partitions import PartitionBy
+from datalake_assets.defs.checks import evaluate_row_counts, row_count_spec
+from datalake_assets.defs.landing import FeedRead, read_feed
+from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, versions_name
+from datalake_assets.defs.process_tags import tag_run
+from datalake_assets.defs.quiet import known_dagster_warnings_ignored
+from datalake_assets.defs.versions import drop_versions
+
+__all__ = ["IO_MANAGER_KEY", "ExportConfig", "feed_asset", "partitions_of", "writer_pool"]
+
+IO_MANAGER_KEY = "lake_io_manager"
+#: Dagster refuses a freshness policy of less than a minute.
+_SHORTEST_POLICY = timedelta(minutes=1)
+_CRON = {PartitionBy.MONTH: "0 0 1 * *", PartitionBy.DAY: "0 0 * * *", PartitionBy.HOUR: "0 * * * *"}
+
+
+class ExportConfig(dg.Config):
+    """What a person can decide for one run of a feed, in the launchpad or on the command line.
+
+    Attributes:
+        allow_shrink: Accept that the source has fewer rows than the lake.
+        new_epoch: Accept that the source was recreated, or has lost rows that were never read.
+    """
+
+    allow_shrink: bool = False
+    new_epoch: bool = False
+
+
+def partitions_of(feed: Feed) -> dg.PartitionsDefinition[str]:
+    """A stream's time partitions up to and including the current one; a table's versions."""
+    if feed.kind is FeedKind.TABLE:
+        return dg.DynamicPartitionsDefinition(name=versions_name(feed))
+    by = PartitionBy(feed.partition_by)
+    start = feed.start_time.replace(day=1) if by is PartitionBy.MONTH else feed.start_time
+    return dg.TimeWindowPartitionsDefinition(
+        start=start, fmt=by.key_format, cron_schedule=_CRON[by], timezone="UTC", end_offset=1
+    )
+
+
+def writer_pool(feed: Feed) -> str:
+    """The pool that keeps two exports of a feed from doing the same work; exactness never rests on it."""
+    return f"lake/{feed.path}/write"
+
+
+def feed_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
+    """The asset of a feed.
+
+    Args:
+        feed: The feed.
+        lake_uri: The lake's address, for the links that the UI shows.
+    """
+    partitions = partitions_of(feed)
+    with known_dagster_warnings_ignored():
+        asset = dg.asset(
+            key=asset_key(feed),
+            partitions_def=partitions,
+            # a table's versions are pulled one by one: each is what the table was at one moment
+            backfill_policy=_backfill_policy(feed),
+            required_resource_keys={"lake", feed.source.type},
+            io_manager_key=IO_MANAGER_KEY,
+            check_specs=[row_count_spec(feed, partitions)],
+            pool=writer_pool(feed),
+            kinds={"parquet", feed.source.type},
+            owners=list(feed.owners),
+            tags=feed.tags,
+            group_name=feed.group or feed.kind.folder,
+            description=feed.description or f"{feed.source.object}, as Parquet in the lake.",
+            code_version=code_version(feed),
+            metadata=feed_metadata(feed, lake_uri=lake_uri),
+            freshness_policy=_freshness_policy(feed),
+        )
+        return asset(_landing(feed))
+
+
+def _landing(feed: Feed) -> Callable[..., Iterator[dg.Output[FeedRead] | dg.AssetCheckResult]]:
+    def land_feed(
+        context: dg.AssetExecutionContext, config: ExportConfig
+    ) -> Iterator[dg.Output[FeedRead] | dg.AssetCheckResult]:
+        tag_run(context.instance, context.run_id)
+        read = _read(feed, context.partition_keys, config, context.resources)
+        yield dg.Output(read)
+        drop_versions(context.instance, read)
+        yield from evaluate_row_counts(context, read)
+
+    return land_feed
+
+
+def _read(feed: Feed, keys: Sequence[str], config: ExportConfig, resources: Any) -> FeedRead:
+    lake, source = resources.lake.open(), getattr(resources, feed.source.type).open()
+    return read_feed(lake, source, feed, keys, allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
+
+
+def _backfill_policy(feed: Feed) -> dg.BackfillPolicy:
+    return dg.BackfillPolicy.multi_run(1) if feed.kind is FeedKind.TABLE else dg.BackfillPolicy.single_run()
+
+
+def _freshness_policy(feed: Feed) -> dg.FreshnessPolicy | None:
+    limit = feed.freshness.max_commit_age
+    return None if limit is None else dg.FreshnessPolicy.time_window(fail_window=max(limit, _SHORTEST_POLICY))

@@ -1,0 +1,61 @@
+"""Settings and feeds in, Dagster definitions out."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from datalake_assets.config import Settings
+from datalake_assets.defs.jobs import export_all_job
+from datalake_assets.defs.quiet import known_dagster_warnings_ignored
+from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.runs import FeedRunner, default_resources
+from datalake_assets.defs.schedules import feed_schedule
+from datalake_assets.defs.sensors import (
+    dead_run_sensor,
+    feed_registry_sensor,
+    freshness_sensor,
+    interrupted_commit_sensor,
+)
+
+__all__ = ["build_definitions"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_definitions(
+    settings: Settings, *, lake: Lake | None = None, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """Everything that the code location offers.
+
+    A feed file that is not valid is skipped, with a warning in the log. A lake that has no feeds yet gives a location
+    without assets, which fills as feeds are added.
+
+    Args:
+        settings: The installation.
+        lake: The lake, if not the one of the settings.
+        resources: Likewise, ``lake`` and one resource per kind of source.
+
+    Raises:
+        LakeError: The lake cannot be read. Dagster shows the message in place of the location; an empty location
+            would look as if the feeds were gone.
+    """
+    lake = lake or Lake(settings)
+    digest = lake.registry.digest()  # before the listing: what changes in between is seen by the sensor
+    listing = lake.registry.list()
+    for problem in listing.problems:
+        logger.warning("%s is skipped: %s", problem.file, problem.reason)
+    runner = FeedRunner(listing.feeds, lake, resources or default_resources(settings))
+    with known_dagster_warnings_ignored():
+        automation = dg.Definitions(
+            jobs=[export_all_job(runner)],
+            schedules=[feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule],
+            sensors=[
+                feed_registry_sensor(lake, loaded=digest),
+                dead_run_sensor(),
+                interrupted_commit_sensor(runner.feeds, lake),
+                freshness_sensor(runner.feeds, lake),
+            ],
+        )
+        return dg.Definitions.merge(runner.definitions, automation)

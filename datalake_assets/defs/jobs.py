@@ -1,0 +1,68 @@
+"""Jobs over many feeds. Feeds differ in their partitions, so no asset job can hold them all: each gets its own run."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from datalake_assets.defs.assets import ExportConfig
+from datalake_assets.defs.dead_runs import repair_runs
+from datalake_assets.defs.process_tags import tag_run
+from datalake_assets.defs.runs import ExportResult, FeedRunner
+
+__all__ = ["EXPORT_ALL", "PARENT_TAG", "ExportAllConfig", "export_all_job", "export_feeds"]
+
+EXPORT_ALL = "export_all"
+#: On the runs that a run started: the id of that run.
+PARENT_TAG = "datalake/started_by"
+
+
+class ExportAllConfig(ExportConfig):
+    """What to export.
+
+    Attributes:
+        feeds: Names of feeds; none means all active ones.
+    """
+
+    feeds: list[str] = []  # noqa: RUF012  pydantic copies defaults
+
+
+def export_all_job(runner: FeedRunner) -> dg.JobDefinition:
+    """The job that exports every active feed, one after another; it fails at the end if one of them did."""
+
+    @dg.op(name="export_feeds", description="Exports the feeds one after another, each in a run of its own.")
+    def export(context: dg.OpExecutionContext, config: ExportAllConfig) -> None:
+        tag_run(context.instance, context.run_id)
+        repair_runs(context.instance)
+        results = export_feeds(runner, context.instance, config, parent=context.run_id)
+        context.add_output_metadata({"datalake/feeds": dg.MetadataValue.md(_summary(results))})
+        _raise_for_failed(results)
+
+    @dg.job(name=EXPORT_ALL, description="Exports every active feed.", executor_def=dg.in_process_executor)
+    def export_all() -> None:
+        export()
+
+    return export_all
+
+
+def export_feeds(
+    runner: FeedRunner, instance: dg.DagsterInstance, config: ExportAllConfig, *, parent: str
+) -> list[ExportResult]:
+    """Exports feeds one after another; one that fails doesn't stop the rest."""
+    chosen = ExportConfig(allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
+    names = config.feeds or list(runner.feeds)
+    return [runner.export(instance, name, config=chosen, tags={PARENT_TAG: parent}) for name in names]
+
+
+def _raise_for_failed(results: Sequence[ExportResult]) -> None:
+    failed = [result for result in results if not result.success]
+    if failed:
+        lines = "; ".join(f"{result.feed}: {result.error}" for result in failed)
+        raise dg.Failure(f"{len(failed)} of {len(results)} feeds failed: {lines}", allow_retries=False)
+
+
+def _summary(results: Sequence[ExportResult]) -> str:
+    rows = [
+        f"| {each.feed} | {each.rows_added:,} | {each.rows_quarantined:,} | {each.seconds:.1f} | {each.error or 'ok'} |"
+        for each in results
+    ]
+    return "\n".join(["| feed | rows added | quarantined | seconds | result |", "|---|---:|---:|---:|---|", *rows])

@@ -1,0 +1,130 @@
+"""What the UI shows of feeds and partitions: from our reports to Dagster metadata. Numbers stay numbers and plot."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+
+from datalake_assets.config import Feed, FeedKind
+from datalake_assets.core.partitions import PartitionBy, path_of
+from datalake_assets.defs.quiet import known_dagster_warnings_ignored
+from datalake_assets.lake.base import PartitionReport, WriteReport
+from datalake_assets.lake.registry import feed_key
+
+__all__ = [
+    "Metadata",
+    "asset_key",
+    "code_version",
+    "column_schema",
+    "data_version",
+    "feed_metadata",
+    "partition_metadata",
+    "readable_size",
+    "versions_name",
+    "write_metadata",
+]
+
+Metadata = Mapping[str, dg.MetadataValue]
+
+
+def asset_key(feed: Feed) -> dg.AssetKey:
+    """``["streams", name]`` or ``["tables", name]``."""
+    return dg.AssetKey([feed.kind.folder, feed.name])
+
+
+def versions_name(feed: Feed) -> str:
+    """The name under which Dagster keeps the versions of a table."""
+    return feed.path
+
+
+def code_version(feed: Feed) -> str:
+    """Changes when the feed's declaration does; archiving and restoring change nothing."""
+    document = feed.model_dump(mode="json", exclude={"revision", "enabled"})
+    return _digest(json.dumps(document, sort_keys=True))
+
+
+def data_version(feed: Feed, reports: Iterable[PartitionReport]) -> dg.DataVersion:
+    """What the data of a run's partitions is, as far as downstream assets care.
+
+    A table's is its version. A stream's follows the positions: a row is in the lake iff the position says so. Without
+    it, Dagster would take the data to be the same as long as the code version is.
+    """
+    listed = list(reports)
+    if feed.kind is FeedKind.TABLE and len(listed) == 1:
+        return dg.DataVersion(listed[0].key)
+    return dg.DataVersion(_digest(json.dumps([[each.key, each.rows, each.position] for each in listed], default=str)))
+
+
+def feed_metadata(feed: Feed, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
+    """What is known of a feed's asset before any run; ``lake_uri`` is a folder or ``s3://…``."""
+    metadata: dict[str, dg.MetadataValue] = {
+        "dagster/table_name": dg.MetadataValue.text(feed.name),
+        "dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{feed.path}"),
+        "datalake/source": dg.MetadataValue.text(f"{feed.source.type}: {feed.source.object}"),
+    }
+    file = Path(lake_uri) / feed_key(feed.name)
+    if "://" not in lake_uri and file.is_file():
+        with known_dagster_warnings_ignored():
+            reference = dg.LocalFileCodeReference(file_path=str(file), line_number=1, label="feed")
+            metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(code_references=[reference])
+    return metadata
+
+
+def partition_metadata(
+    feed: Feed, report: PartitionReport, *, lake_uri: str, schema: pa.Schema
+) -> dict[str, dg.MetadataValue]:
+    """What a partition amounts to after a write, for its materialization."""
+    by = PartitionBy(feed.partition_by) if feed.kind is FeedKind.STREAM else None
+    metadata: dict[str, dg.MetadataValue] = {
+        "dagster/partition_row_count": dg.MetadataValue.int(report.rows),
+        "dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{feed.path}/{path_of(report.key, by)}"),
+        "dagster/table_name": dg.MetadataValue.text(feed.name),
+        "dagster/column_schema": column_schema(schema),
+        "datalake/files": dg.MetadataValue.int(report.files),
+        "datalake/small_files": dg.MetadataValue.int(report.small_files),
+        "datalake/size_bytes": dg.MetadataValue.int(report.size_bytes),
+        "datalake/size": dg.MetadataValue.text(readable_size(report.size_bytes)),
+        "datalake/rows_added": dg.MetadataValue.int(report.rows_added),
+        "datalake/position": dg.MetadataValue.json(json.loads(json.dumps(dict(report.position), default=str))),
+    }
+    if report.min_time and report.max_time:
+        metadata["datalake/oldest_event"] = dg.MetadataValue.timestamp(report.min_time)
+        metadata["datalake/newest_event"] = dg.MetadataValue.timestamp(report.max_time)
+    return metadata
+
+
+def write_metadata(report: WriteReport) -> dict[str, dg.MetadataValue]:
+    """What a whole write did. Of a run over many partitions every one shows these same totals."""
+    return {
+        "datalake/rows_read": dg.MetadataValue.int(report.rows_read),
+        "datalake/rows_known": dg.MetadataValue.int(report.rows_known),
+        "datalake/rows_quarantined": dg.MetadataValue.int(report.rows_quarantined),
+        "datalake/s3_requests": dg.MetadataValue.int(sum(report.requests.values())),
+        "datalake/s3_put_requests": dg.MetadataValue.int(report.requests.get("put", 0)),
+    }
+
+
+def column_schema(schema: pa.Schema) -> dg.TableSchemaMetadataValue:
+    """Columns with their Arrow types, for the asset's "Columns" tab."""
+    columns = [
+        dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+        for field in schema
+    ]
+    return dg.TableSchemaMetadataValue(schema=dg.TableSchema(columns=columns))
+
+
+def readable_size(size_bytes: int) -> str:
+    """``1.5 MiB``."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:  # noqa: PLR2004  the binary units
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,61 @@
+"""Which process a run is in: written on the run, so that others can tell when it is gone.
+
+Dagster's default launcher cannot tell that a run's process died; run monitoring notices only runs that never started.
+"""
+
+import os
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import dagster as dg
+
+__all__ = ["HOST_TAG", "PID_TAG", "STARTED_TAG", "is_dead", "process_tags", "tag_run"]
+
+HOST_TAG = "datalake/host"
+PID_TAG = "datalake/pid"
+STARTED_TAG = "datalake/process_started"
+
+# proc(5): /proc/<pid>/stat, field 22 is starttime; after the command's closing parenthesis comes field 3
+_STARTTIME = 22 - 3
+
+
+def process_tags() -> dict[str, str]:
+    """Tags that name this process: host, pid, and when it started, since pids are used again."""
+    return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), STARTED_TAG: _own_start(os.getpid())}
+
+
+def tag_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Writes on a run that it is in this process; again when a run is resumed in another one."""
+    run = instance.get_run_by_id(run_id)
+    tags = process_tags()
+    if run is not None and any(run.tags.get(key) != value for key, value in tags.items()):
+        instance.add_run_tags(run_id, tags)
+
+
+def is_dead(run: dg.DagsterRun) -> bool:
+    """Whether the run's process was on this host and is gone."""
+    if run.tags.get(HOST_TAG) != socket.gethostname():
+        return False
+    return started_at(int(run.tags.get(PID_TAG, "0"))) != run.tags.get(STARTED_TAG)
+
+
+def started_at(pid: int) -> str:
+    """When a process started, in a form that only its own kind compares with; empty if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return "" if Path("/proc/self").exists() else _started_at_by_ps(pid)
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in {"Z", "X"} else fields[_STARTTIME]
+
+
+def _started_at_by_ps(pid: int) -> str:
+    command = ["/bin/ps", "-o", "lstart=", "-p", str(pid)]  # macOS has no /proc
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout.strip()
+
+
+@cache
+def _own_start(pid: int) -> str:
+    return started_at(pid)

@@ -1,0 +1,152 @@
+"""Connections to the lake and to the sources, as Dagster resources.
+
+The resources carry `Settings` as an object, never as Dagster configuration: nothing of it, secrets least of all, shows
+up in run configs or in the UI. A run's process loads the code location anew, and with it the environment.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
+from typing import Protocol
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from datalake_assets.config import Feed, Settings
+from datalake_assets.lake.base import LakeTable
+from datalake_assets.lake.registry import FeedRegistry, RegistryListing
+from datalake_assets.lake.store import Store, open_store
+from datalake_assets.sources.base import SourceSystem
+
+__all__ = ["KsqlDBResource", "Lake", "LakeResource", "Registry", "SourceResource"]
+
+
+class Registry(Protocol):
+    """What the code location needs of a registry of feeds."""
+
+    def list(self) -> RegistryListing:
+        """All active feeds, and the files that had to be skipped."""
+
+    def get(self, name: str) -> Feed:
+        """The active feed of this name, or `FeedNotFound`."""
+
+    def digest(self) -> str:
+        """Changes whenever the registry does."""
+
+
+class Lake:
+    """One lake: its registry and its tables. Opens nothing before it is asked.
+
+    Args:
+        settings: Where it is.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def store(self) -> Store:
+        """The lake's object store."""
+        return open_store(self.settings.lake, s3_endpoint=self.settings.s3_endpoint)
+
+    @property
+    def uri(self) -> str:
+        """The lake's address, fit for messages."""
+        return self.store.uri
+
+    @property
+    def registry(self) -> Registry:
+        """The lake's feeds."""
+        return FeedRegistry(self.store)
+
+    def table(self, feed: Feed) -> LakeTable:
+        """A feed's data, for use in one thread."""
+        from datalake_assets.lake.tables import open_table  # noqa: PLC0415  loads pyarrow's datasets: half a second
+
+        return open_table(self.store, feed)
+
+
+class LakeResource(dg.ConfigurableResource[Lake]):
+    """The lake.
+
+    Attributes:
+        settings: The installation's settings.
+    """
+
+    settings: dg.ResourceDependency[Settings]
+    _lake: Lake | None = PrivateAttr(default=None)
+
+    def open(self) -> Lake:
+        """The lake; one connection for the life of the resource, which is a run's."""
+        if self._lake is None:
+            self._lake = self._connect()
+        return self._lake
+
+    def _connect(self) -> Lake:
+        return Lake(self.settings)
+
+
+class SourceResource(dg.ConfigurableResource["SourceResource"], ABC):
+    """A system that feeds are read from, connected at the first use and closed at the end of the run.
+
+    Attributes:
+        settings: The installation's settings.
+        lake: The lake; a demo lake brings its own source.
+    """
+
+    settings: dg.ResourceDependency[Settings]
+    lake: dg.ResourceDependency[LakeResource]
+    _open: Callable[[], SourceSystem] | None = PrivateAttr(default=None)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["SourceResource"]:  # noqa: ARG002  # Dagster's signature
+        """Keeps the connection for one run."""
+        with ExitStack() as stack:
+            self._open = _once(lambda: stack.enter_context(self.connect(self.settings, self.lake.open())))
+            yield self
+
+    def open(self) -> SourceSystem:
+        """The system; valid until the run ends."""
+        if self._open is None:
+            msg = "a source is open only during a run"
+            raise RuntimeError(msg)
+        return self._open()
+
+    @abstractmethod
+    def connect(self, settings: Settings, lake: Lake) -> AbstractContextManager[SourceSystem]:
+        """Connects to the system."""
+
+
+class KsqlDBResource(SourceResource):
+    """ksqlDB over REST: the server of the settings, or the embedded one of a demo lake."""
+
+    @contextmanager
+    def connect(self, settings: Settings, lake: Lake) -> Iterator[SourceSystem]:
+        """Connects to the server."""
+        from datalake_assets.demo.embedded import ksqldb_url  # noqa: PLC0415  not needed to load definitions
+        from datalake_assets.sources.ksqldb import KsqlDB  # noqa: PLC0415  likewise
+
+        with ksqldb_url(settings, lake.store) as url:
+            system = KsqlDB(
+                url,
+                user=settings.ksqldb_user,
+                password=settings.ksqldb_password,
+                ca_file=settings.ksqldb_ca_file,
+                timeout_s=settings.ksqldb_timeout_s,
+            )
+            try:
+                yield system
+            finally:
+                system.close()
+
+
+def _once(connect: Callable[[], SourceSystem]) -> Callable[[], SourceSystem]:
+    known: list[SourceSystem] = []
+
+    def open_once() -> SourceSystem:
+        if not known:
+            known.append(connect())
+        return known[0]
+
+    return open_once

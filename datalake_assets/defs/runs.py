@@ -1,0 +1,276 @@
+"""Exporting a feed from a command: the same assets, on the same Dagster instance, in this process."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import dagster as dg
+
+from datalake_assets.config import Feed, Settings
+from datalake_assets.defs.assets import IO_MANAGER_KEY, ExportConfig, feed_asset
+from datalake_assets.defs.checks import freshness_check
+from datalake_assets.defs.console import console_logger, console_quiet
+from datalake_assets.defs.dead_runs import repair_runs
+from datalake_assets.defs.io_managers import ParquetLakeIOManager
+from datalake_assets.defs.landing import progress_told_to
+from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.process_tags import process_tags
+from datalake_assets.defs.quiet import known_dagster_warnings_ignored
+from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
+from datalake_assets.defs.run_origin import run_job_here
+from datalake_assets.defs.versions import add_versions
+from datalake_assets.errors import DatalakeError, FeedNotFound
+from datalake_assets.lake.base import Progress
+
+__all__ = ["ExportResult", "FeedRunner", "PartitionResult", "export_feed", "feed_runner", "repair_runs"]
+
+# Dagster's tags of a run over one partition, or over a range of them
+_PARTITION = "dagster/partition"
+_RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionResult:
+    """A partition that an export materialized, as its metadata in Dagster says."""
+
+    key: str
+    rows: int
+    rows_added: int
+    files: int
+    small_files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export of a feed came to.
+
+    Attributes:
+        feed: The feed's name.
+        run_id: The Dagster run; empty if there was none, because the export could not even be planned.
+        success: Whether everything was landed.
+        partitions: The partitions of the run, and others that received rows, in key order.
+        rows_read: Rows that the source delivered.
+        rows_quarantined: Of these, rows that could not be landed.
+        seconds: Wall time.
+        error: One line for a person; None on success.
+    """
+
+    feed: str
+    run_id: str
+    success: bool
+    partitions: tuple[PartitionResult, ...]
+    rows_read: int
+    rows_quarantined: int
+    seconds: float
+    error: str | None = None
+
+    @property
+    def rows_added(self) -> int:
+        """Rows that the export added to the lake, net."""
+        return sum(partition.rows_added for partition in self.partitions)
+
+
+class FeedRunner:
+    """The feeds of a lake as Dagster assets, ready to run in this process.
+
+    Args:
+        feeds: The feeds.
+        lake: The lake.
+        resources: Dagster's resources: ``lake``, and one per kind of source.
+    """
+
+    def __init__(self, feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]) -> None:
+        self.feeds = {feed.name: feed for feed in feeds}
+        self.lake = lake
+        self._resources = resources
+
+    @cached_property
+    def definitions(self) -> dg.Definitions:
+        """Assets, checks and resources; no schedules and no sensors."""
+        with known_dagster_warnings_ignored():
+            return dg.Definitions(
+                assets=[feed_asset(feed, lake_uri=self.lake.uri) for feed in self.feeds.values()],
+                asset_checks=[freshness_check(feed) for feed in self.feeds.values()],
+                resources={**self._resources, IO_MANAGER_KEY: ParquetLakeIOManager(lake=self._resources["lake"])},
+                executor=dg.in_process_executor,
+                loggers={"console": console_logger},
+            )
+
+    def plan(self, instance: dg.DagsterInstance, name: str, partitions: Sequence[str] | None = None) -> tuple[str, ...]:
+        """The partitions that a run of a feed is about, known to Dagster; None catches up, or allocates a version.
+
+        Raises:
+            FeedNotFound: There is no such feed.
+            ConfigError: Its partitions cannot be exported.
+        """
+        feed = self._feed(name)
+        keys = self.lake.table(feed).plan(partitions).partitions
+        add_versions(instance, feed, keys)
+        return keys
+
+    def export(
+        self,
+        instance: dg.DagsterInstance,
+        name: str,
+        *,
+        partitions: Sequence[str] | None = None,
+        config: ExportConfig | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> ExportResult:
+        """Exports a feed in a run of its own, in this process; errors of this package end up in the result."""
+        began = time.monotonic()
+        try:
+            keys = self.plan(instance, name, partitions)
+        except DatalakeError as error:
+            return ExportResult(name, "", False, (), 0, 0, time.monotonic() - began, str(error))
+        feed = self.feeds[name]
+        with known_dagster_warnings_ignored():
+            run = run_job_here(
+                self._job,
+                instance,
+                asset_key=asset_key(feed),
+                run_config=run_config(feed, config or ExportConfig()),
+                tags={**process_tags(), **partition_tags(keys), **(tags or {})},
+            )
+        return _result(instance, run, feed, seconds=time.monotonic() - began)
+
+    @cached_property
+    def _job(self) -> dg.JobDefinition:
+        with known_dagster_warnings_ignored():
+            return self.definitions.resolve_implicit_global_asset_job_def()
+
+    def _feed(self, name: str) -> Feed:
+        if name not in self.feeds:
+            raise FeedNotFound(name)
+        return self.feeds[name]
+
+
+def default_resources(settings: Settings) -> dict[str, Any]:
+    """The resources of an installation: its lake, and the systems that it reads."""
+    lake = LakeResource(settings=settings)
+    return {"lake": lake, "ksqldb": KsqlDBResource(settings=settings, lake=lake)}
+
+
+def feed_runner(settings: Settings) -> FeedRunner:
+    """The runner of a lake's active feeds, built once per process and state of the registry."""
+    lake = Lake(settings)
+    return _runner(settings, lake.registry.digest())
+
+
+def export_feed(
+    settings: Settings,
+    name: str,
+    *,
+    partitions: Sequence[str] | None = None,
+    allow_shrink: bool = False,
+    new_epoch: bool = False,
+    instance: dg.DagsterInstance | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ExportResult:
+    """Runs a feed's asset in this process, so that Dagster's UI shows it like any other run.
+
+    Args:
+        settings: The installation.
+        name: The feed.
+        partitions: Contiguous partition keys; None catches up with the source (a table: lands its next version).
+        allow_shrink: Accept that the source has fewer rows than the lake.
+        new_epoch: Accept that the source was recreated or has lost rows.
+        instance: Dagster's instance; default: the one of ``DAGSTER_HOME``.
+        on_progress: Told how far the write is.
+
+    Returns:
+        What came of it. A `DatalakeError` of the run becomes ``error``, and never an exception.
+
+    Raises:
+        FeedNotFound: There is no such active feed.
+        LakeError: The registry cannot be read.
+    """
+    runner = feed_runner(settings)
+    if name not in runner.feeds:
+        runner.lake.registry.get(name)  # says whether it is archived or invalid
+    config = ExportConfig(allow_shrink=allow_shrink, new_epoch=new_epoch)
+    if instance is None:
+        with dg.DagsterInstance.get() as own:
+            return _export(runner, own, name, partitions, config=config, on_progress=on_progress)
+    return _export(runner, instance, name, partitions, config=config, on_progress=on_progress)
+
+
+def run_config(feed: Feed, config: ExportConfig) -> dict[str, Any]:
+    """The run configuration of a feed's asset; only what differs from the defaults, to keep the UI readable."""
+    chosen = {name: value for name, value in config.model_dump().items() if value}
+    return {"ops": {asset_key(feed).to_python_identifier(): {"config": chosen}}} if chosen else {}
+
+
+def partition_tags(keys: Sequence[str]) -> dict[str, str]:
+    """Dagster's tags of a run over contiguous partitions."""
+    return {_PARTITION: keys[0]} if len(keys) == 1 else {_RANGE_START: keys[0], _RANGE_END: keys[-1]}
+
+
+@lru_cache(maxsize=4)
+def _runner(settings: Settings, digest: str) -> FeedRunner:  # noqa: ARG001  the digest is part of the cache's key
+    lake = Lake(settings)
+    return FeedRunner(lake.registry.list().feeds, lake, default_resources(settings))
+
+
+def _export(
+    runner: FeedRunner,
+    instance: dg.DagsterInstance,
+    name: str,
+    partitions: Sequence[str] | None,
+    *,
+    config: ExportConfig,
+    on_progress: Callable[[Progress], None] | None,
+) -> ExportResult:
+    repair_runs(instance)
+    with console_quiet(), progress_told_to(on_progress):
+        return runner.export(instance, name, partitions=partitions, config=config)
+
+
+def _result(instance: dg.DagsterInstance, run: dg.DagsterRun, feed: Feed, *, seconds: float) -> ExportResult:
+    metadata = _materializations(instance, run, feed)
+    totals = next(iter(metadata.values()), {})
+    return ExportResult(
+        feed=feed.name,
+        run_id=run.run_id,
+        success=run.is_success,
+        partitions=tuple(_partition(key, metadata[key]) for key in sorted(metadata, key=lambda key: (len(key), key))),
+        rows_read=totals.get("datalake/rows_read", 0),
+        rows_quarantined=totals.get("datalake/rows_quarantined", 0),
+        seconds=seconds,
+        error=None if run.is_success else _failure(instance, run),
+    )
+
+
+def _materializations(instance: dg.DagsterInstance, run: dg.DagsterRun, feed: Feed) -> dict[str, dict[str, Any]]:
+    logs = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    found = [entry.asset_materialization for entry in logs]
+    return {
+        each.partition or "": {name: value.value for name, value in each.metadata.items()}
+        for each in found
+        if each is not None and each.asset_key == asset_key(feed)
+    }
+
+
+def _partition(key: str, metadata: Mapping[str, Any]) -> PartitionResult:
+    return PartitionResult(
+        key=key,
+        rows=metadata["dagster/partition_row_count"],
+        rows_added=metadata["datalake/rows_added"],
+        files=metadata["datalake/files"],
+        small_files=metadata["datalake/small_files"],
+        size_bytes=metadata["datalake/size_bytes"],
+    )
+
+
+def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """The line of the first failed step, as `defs.failures` wrote it; else what Dagster has to say."""
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        failure = entry.dagster_event.step_failure_data if entry.dagster_event else None
+        if failure and failure.user_failure_data and failure.user_failure_data.description:
+            return failure.user_failure_data.description
+        if failure and failure.error:
+            return " ".join(failure.error.message.split())
+    return f"run {run.run_id} ended as {run.status.value.lower()}; see its log in Dagster"

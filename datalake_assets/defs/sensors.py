@@ -1,0 +1,197 @@
+"""Sensors that keep the installation in order: new feeds appear, dead runs end, interrupted commits are finished."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import dagster as dg
+
+from datalake_assets.config import Feed
+from datalake_assets.defs.checks import FRESHNESS, freshness_result, newest_commit, newest_event
+from datalake_assets.defs.dead_runs import repair_runs
+from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.run_origin import LOCATION_NAME
+from datalake_assets.errors import DatalakeError
+
+__all__ = [
+    "dead_run_sensor",
+    "feed_registry_sensor",
+    "freshness_sensor",
+    "interrupted_commit_sensor",
+    "reload_location",
+    "repair_feeds",
+]
+
+#: Seconds within which a feed that was added shows up in the UI, plus the time that a reload takes.
+REGISTRY_INTERVAL_S = 10
+DEAD_RUN_INTERVAL_S = 30
+FRESHNESS_INTERVAL_S = 300
+#: The web server answers a reload when the location is loaded.
+_RELOAD_TIMEOUT_S = 45.0
+_RELOAD = """
+mutation Reload($name: String!) {
+  reloadRepositoryLocation(repositoryLocationName: $name) {
+    __typename
+    ... on WorkspaceLocationEntry { locationOrLoadError { __typename ... on PythonError { message } } }
+    ... on PythonError { message }
+  }
+}
+"""
+
+
+def feed_registry_sensor(lake: Lake, *, loaded: str) -> dg.SensorDefinition:
+    """Has the web server reload this code location once the registry is no longer as it was loaded.
+
+    Args:
+        lake: Whose registry is watched.
+        loaded: Digest of the registry that the definitions were made from.
+    """
+
+    @dg.sensor(
+        name="feed_registry_sensor",
+        minimum_interval_seconds=REGISTRY_INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reloads this code location when feeds were added, changed or archived.",
+    )
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        origin = context.code_location_origin
+        location = origin.location_name if origin else LOCATION_NAME
+        return _watch_registry(lake, loaded, asked_for=context.cursor, location=location)
+
+    return watch
+
+
+def dead_run_sensor() -> dg.SensorDefinition:
+    """Fails the runs whose process on this host died, and frees their pool slots."""
+
+    @dg.sensor(
+        name="dead_run_sensor",
+        minimum_interval_seconds=DEAD_RUN_INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Fails the runs whose process on this host died, and frees their pool slots.",
+    )
+    def bury(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        failed = repair_runs(context.instance)
+        return dg.SkipReason(f"failed {', '.join(failed)}: the process is gone" if failed else "no dead runs")
+
+    return bury
+
+
+def interrupted_commit_sensor(feeds: Mapping[str, Feed], lake: Lake) -> dg.SensorDefinition:
+    """Finishes or undoes what a failed run left half done, so that no partition waits for its next writer."""
+
+    @dg.run_failure_sensor(
+        name="interrupted_commit_sensor",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Finishes the interrupted commits of failed runs.",
+    )
+    def repair(context: dg.RunFailureSensorContext) -> dg.SkipReason:
+        keys = context.dagster_run.asset_selection or frozenset()
+        chosen = [feed for feed in feeds.values() if asset_key(feed) in keys]
+        return dg.SkipReason("; ".join(repair_feeds(lake, chosen)) or "the run wrote to no feed")
+
+    return repair
+
+
+def freshness_sensor(feeds: Mapping[str, Feed], lake: Lake) -> dg.SensorDefinition:
+    """Evaluates ``freshness`` while nothing runs, and reports when a feed becomes late, or is fresh again."""
+    watched = [feed for feed in feeds.values() if feed.freshness.max_commit_age or feed.freshness.max_event_age]
+
+    @dg.sensor(
+        name="freshness_sensor",
+        minimum_interval_seconds=FRESHNESS_INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reports when a feed becomes older than it allows, and when it is fresh again.",
+    )
+    def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        known: dict[str, bool] = json.loads(context.cursor or "{}")
+        changed = list(_changes(watched, lake, context.instance, known))
+        return dg.SensorResult(
+            asset_events=changed, cursor=json.dumps(known), skip_reason=None if changed else "no news"
+        )
+
+    return look
+
+
+def reload_location(webserver_url: str, location: str) -> str | None:
+    """Asks a Dagster web server to load a code location anew.
+
+    Returns:
+        None once it has, or one line that says why it has not; no web server is an ordinary reason.
+    """
+    import httpx  # noqa: PLC0415  a sixth of a second, needed only after a change
+
+    request = {"query": _RELOAD, "variables": {"name": location}}
+    try:
+        answer = httpx.post(f"{webserver_url.rstrip('/')}/graphql", json=request, timeout=_RELOAD_TIMEOUT_S)
+        answer.raise_for_status()
+        reloaded = answer.json()["data"]["reloadRepositoryLocation"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        return f"no reload by the web server at {urlsplit(webserver_url).netloc}: {type(error).__name__}"
+    # a location that fails to load is reported inside a successful answer
+    loaded: dict[str, Any] = reloaded.get("locationOrLoadError") or reloaded
+    if loaded.get("__typename") != "RepositoryLocation":
+        return f"the location did not load: {loaded.get('message', loaded.get('__typename'))}"
+    return None
+
+
+def repair_feeds(lake: Lake, feeds: Sequence[Feed]) -> list[str]:
+    """Repairs the tables of feeds; says in one line each what it did, or why it could not."""
+    return [f"{feed.path}: {_repair(lake, feed)}" for feed in feeds]
+
+
+def _repair(lake: Lake, feed: Feed) -> str:
+    try:
+        done = lake.table(feed).repair()
+    except DatalakeError as error:
+        return str(error)
+    waiting = f", waiting: {'; '.join(done.waiting)}" if done.waiting else ""
+    return f"{done.finished} commits finished, {done.undone} undone, {done.swept} leftovers swept{waiting}"
+
+
+def _watch_registry(lake: Lake, loaded: str, *, asked_for: str | None, location: str) -> dg.SensorResult:
+    """The cursor is the digest that a reload was last asked for: each state of the registry is asked for once."""
+    digest = lake.registry.digest()
+    if digest == loaded:
+        return dg.SensorResult(skip_reason="feeds are as loaded", cursor=asked_for)
+    if digest == asked_for:
+        return dg.SensorResult(
+            skip_reason="a reload was asked for; this process still has the old feeds", cursor=digest
+        )
+    problem = reload_location(lake.settings.webserver_url, location)
+    if problem:
+        return dg.SensorResult(skip_reason=problem, cursor=asked_for)
+    return dg.SensorResult(skip_reason="feeds changed; the code location was reloaded", cursor=digest)
+
+
+def _changes(
+    feeds: Sequence[Feed], lake: Lake, instance: dg.DagsterInstance, known: dict[str, bool]
+) -> list[dg.AssetCheckEvaluation]:
+    """Evaluations that differ from those in ``known``, which is brought up to date."""
+    events = []
+    for feed in feeds:
+        result = freshness_result(
+            feed.freshness,
+            commit=newest_commit(instance, feed),
+            event=newest_event(lake.table(feed)) if feed.freshness.max_event_age else None,
+            now=datetime.now(UTC),
+        )
+        # never exported counts as nothing to report, and no first evaluation is needed of a fresh feed
+        if known.get(feed.path, True) is not result.passed and newest_commit(instance, feed):
+            known[feed.path] = result.passed
+            events.append(_evaluation(feed, result))
+    return events
+
+
+def _evaluation(feed: Feed, result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key(feed),
+        check_name=FRESHNESS,
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+    )
