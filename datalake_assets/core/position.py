@@ -83,21 +83,24 @@ class WindowPosition:
         end: End of the window, exclusive.
         as_of: When that pull began, by the store's clock; an older pull never replaces a newer one.
         rows: Rows that it saw.
+        fingerprint: Sum of their hashes (`datalake_assets.parquet.fingerprint`), hexadecimal.
     """
 
     start: datetime
     end: datetime
     as_of: datetime
     rows: int
+    fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
-        """``{"kind": "window", "start", "end", "as_of", "rows"}``, times in ISO 8601."""
+        """``{"kind": "window", "start", "end", "as_of", "rows", "fingerprint"}``, times in ISO 8601."""
         return {
             "kind": "window",
             "start": self.start.isoformat(),
             "end": self.end.isoformat(),
             "as_of": self.as_of.isoformat(),
             "rows": self.rows,
+            "fingerprint": self.fingerprint,
         }
 
 
@@ -139,6 +142,7 @@ def position_from_json(document: Mapping[str, Any] | None) -> Position | None:
             end=datetime.fromisoformat(document["end"]),
             as_of=datetime.fromisoformat(document["as_of"]),
             rows=int(document["rows"]),
+            fingerprint=document["fingerprint"],
         )
     if kind == "snapshot":
         return SnapshotPosition(as_of=datetime.fromisoformat(document["as_of"]), rows=int(document["rows"]))

@@ -92,12 +92,22 @@ class Export(ABC):
             self._logs[key] = log.settle(log.load())
         return self._logs[key].manifest
 
-    def land(self, placement: Placement, *, fence: Fence | None = None) -> tuple[Landing, Staged, pa.Schema]:
+    def land(
+        self, placement: Placement, *, fence: Fence | None = None, fingerprint: bool = False
+    ) -> tuple[Landing, Staged, pa.Schema]:
         """One pass: every row known, quarantined or staged."""
         schema = self.schema()
         writer = self._writer(placement, schema)
         quarantine = Quarantine(self.folder.store, self.folder.quarantine)
-        landing = Landing(placement, schema, writer, quarantine, fence=fence, on_progress=self._on_progress)
+        landing = Landing(
+            placement,
+            schema,
+            writer,
+            quarantine,
+            fence=fence,
+            fingerprint=fingerprint,
+            on_progress=self._on_progress,
+        )
         try:
             landing.run(self.batches)
             staged = writer.close()
@@ -255,7 +265,8 @@ class WindowExport(Export):
     def run(self) -> WriteReport:
         """See `Export.run`."""
         self.as_of = self.folder.store.now()
-        landing, staged, schema = self.land(self._time_placement())
+        landing, staged, schema = self.land(self._time_placement(), fingerprint=True)
+        self.fingerprints = landing.fingerprints or {}
         self._refuse_others(staged)
         self._refuse_shrinking(staged)
         encoded = self.fix_schema(schema) if staged else None
@@ -298,13 +309,16 @@ class WindowExport(Export):
     ) -> Callable[[Manifest], Planned | None]:
         window = window_of(key, PartitionBy(self.feed.partition_by))
         rows = sum(file.rows for _, file in files)
+        fingerprint = f"{self.fingerprints.get(key, 0):016x}"
 
         def plan(base: Manifest) -> Planned | None:
             if self._overtaken(base):
                 self.notes.append(f"partition {key}: a newer pull was committed meanwhile; this one is dropped")
                 return None
             self._check_rows(key, base, files)
-            position = WindowPosition(window.start, window.end, self.as_of, rows)
+            position = WindowPosition(window.start, window.end, self.as_of, rows, fingerprint)
+            if isinstance(base.position, WindowPosition) and replace(base.position, as_of=self.as_of) == position:
+                return None  # the same rows: nothing to write
             return Planned(position=position, remove=tuple(file.name for file in base.files), schema=schema)
 
         return plan

@@ -25,6 +25,7 @@ from datalake_assets.core.position import OffsetsPosition, first_seen, offset_bo
 from datalake_assets.core.schema import conform
 from datalake_assets.lake.base import Progress
 from datalake_assets.lake.quarantine import Quarantine
+from datalake_assets.parquet.fingerprint import row_hashes
 from datalake_assets.parquet.writer import RollingWriter
 
 __all__ = ["Fence", "Landing", "Offsets", "Placement"]
@@ -109,7 +110,11 @@ class Landing:
         writer: Takes the rows to be landed.
         quarantine: Takes the others.
         fence: For sources that number their rows.
+        fingerprint: Keep a fingerprint of each partition's rows.
         on_progress: Called now and then.
+
+    Attributes:
+        fingerprints: By partition key; equal for equal rows in whatever order.
     """
 
     def __init__(
@@ -120,10 +125,12 @@ class Landing:
         quarantine: Quarantine,
         *,
         fence: Fence | None = None,
+        fingerprint: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._placement, self._schema, self._writer = placement, schema, writer
         self._quarantine, self.fence, self._on_progress = quarantine, fence, on_progress
+        self.fingerprints: dict[str, int] | None = defaultdict(int) if fingerprint else None
         self.rows_read = self.rows_known = 0
         self._reported_at = 0.0
 
@@ -154,6 +161,11 @@ class Landing:
         if self.fence is not None:
             wanted = self.fence.new_rows(batch, codes, names, placed)
             self.rows_known += int(placed.sum() - wanted.sum())
+        if self.fingerprints is not None:
+            hashes = row_hashes(rows)
+            for number, key in enumerate(names):
+                added = int(hashes[(codes == number) & wanted].sum())
+                self.fingerprints[key] = (self.fingerprints[key] + added) % (1 << 64)
         self._writer.write(rows if wanted.all() else rows.filter(pa.array(wanted)))
 
     def _place(self, rows: pa.RecordBatch) -> tuple[npt.NDArray[np.int32], list[str], Mask]:

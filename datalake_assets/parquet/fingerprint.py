@@ -1,0 +1,133 @@
+"""A fingerprint of rows that does not depend on their order: equal multisets of rows have equal fingerprints.
+
+Used to see that a window pulled again holds what the lake holds, without keeping or sorting rows. Every row gets a
+64-bit hash over all its columns, vectorised; the fingerprint adds the hashes up, modulo 2**64. It guards against
+accidents (lost, doubled, changed rows), not against an adversary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["Hashes", "row_hashes"]
+
+Hashes = npt.NDArray[np.uint64]
+
+# Constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_NULL = np.uint64(0x6E756C6C6E756C6C)
+#: An odd base has an inverse modulo 2**64, which turns prefix sums into the hash of any slice.
+_BASE = 0x5851F42D4C957F2D
+_INVERSE = pow(_BASE, -1, 1 << 64)
+
+
+def row_hashes(batch: pa.RecordBatch) -> Hashes:
+    """One hash per row over all columns; columns are told apart by name, so that their order does not matter."""
+    total = np.zeros(batch.num_rows, dtype=np.uint64)
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        total += _mix(_hashes(column) ^ _salt(name))
+    return _mix(total)
+
+
+def _salt(name: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()))
+
+
+def _mix(values: Hashes) -> Hashes:
+    values = values + _GOLDEN
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
+
+
+def _hashes(array: pa.Array) -> Hashes:
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _hashes(array.dictionary_decode())
+    if pa.types.is_struct(kind):
+        hashes = _struct(array)
+    elif pa.types.is_map(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        hashes = _list(array)
+    elif (
+        pa.types.is_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_large_binary(kind)
+    ):
+        hashes = _text(array.cast(pa.large_binary()))
+    else:
+        hashes = _fixed(array)
+    if array.null_count:
+        hashes = np.where(np.asarray(array.is_null()), _NULL, hashes)
+    return hashes
+
+
+def _fixed(array: pa.Array) -> Hashes:
+    """Values of fixed width: hashed word by word."""
+    if pa.types.is_null(array.type):
+        return np.full(len(array), _NULL)
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    width = array.type.byte_width
+    buffer = array.buffers()[1]
+    if buffer is None or not len(array):
+        return np.zeros(len(array), dtype=np.uint64)
+    raw = np.frombuffer(buffer, dtype=np.uint8)[array.offset * width : (array.offset + len(array)) * width]
+    words = -(-width // 8)
+    padded = np.zeros((len(array), words * 8), dtype=np.uint8)
+    padded[:, :width] = raw.reshape(len(array), width)
+    hashes = np.zeros(len(array), dtype=np.uint64)
+    for word in padded.view(np.uint64).T:
+        hashes = _mix(hashes ^ word)
+    return hashes
+
+
+def _text(array: pa.Array) -> Hashes:
+    """Values of variable width: a polynomial over their bytes, all at once by prefix sums."""
+    offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    data = array.buffers()[2]
+    first = int(offsets[0]) if len(offsets) else 0
+    raw = np.frombuffer(data, dtype=np.uint8)[first : int(offsets[-1])] if data is not None else np.zeros(0, np.uint8)
+    return _mix(_polynomial(raw.astype(np.uint64) + np.uint64(1), offsets - first))
+
+
+def _polynomial(values: Hashes, offsets: npt.NDArray[np.int64]) -> Hashes:
+    """Hash of each slice ``values[offsets[i]:offsets[i + 1]]``."""
+    powers = _powers(_BASE, len(values) + 1)
+    prefix = np.zeros(len(values) + 1, dtype=np.uint64)
+    np.cumsum(values * powers[:-1], out=prefix[1:])
+    starts, ends = offsets[:-1], offsets[1:]
+    back = _powers(_INVERSE, len(values) + 1)[starts]
+    return (prefix[ends] - prefix[starts]) * back + (ends - starts).astype(np.uint64) * _GOLDEN
+
+
+def _powers(base: int, count: int) -> Hashes:
+    powers = np.full(count, np.uint64(base))
+    powers[0] = 1
+    return np.cumprod(powers, dtype=np.uint64)
+
+
+def _list(array: pa.Array) -> Hashes:
+    width = np.int64 if pa.types.is_large_list(array.type) else np.int32
+    buffer = array.buffers()[1]
+    if buffer is None:
+        return np.zeros(len(array), dtype=np.uint64)
+    offsets = np.frombuffer(buffer, dtype=width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+    if pa.types.is_map(array.type):
+        values = _mix(_hashes(array.keys)) * _MIX_1 + _hashes(array.items)
+    else:
+        values = _hashes(array.values)
+    return _mix(_polynomial(_mix(values), offsets))
+
+
+def _struct(array: pa.Array) -> Hashes:
+    total = np.zeros(len(array), dtype=np.uint64)
+    for field in array.type:
+        total += _mix(_hashes(pc.struct_field(array, field.name)) ^ _salt(field.name))
+    return total
