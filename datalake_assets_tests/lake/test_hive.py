@@ -154,6 +154,16 @@ def test_a_window_is_replaced_and_never_appended_to(store):
     assert ids(table) == folder_ids(store, "streams/s") == list(range(40))
 
 
+def test_a_window_with_the_same_rows_in_another_order_is_not_written_again(store):
+    table = HiveTable(store, stream_feed("pull"))
+    export(table, stream_of(SourceBatch(rows(range(24)))), ["2025-01-01"])
+    files = listed(store, "streams/s")
+    report = export(table, stream_of(SourceBatch(rows(range(23, -1, -1)))), ["2025-01-01"])
+    assert (report.rows_read, report.rows_added, report.partitions[0].files_added) == (24, 0, 0)
+    assert listed(store, "streams/s") == files
+    assert list(store.list_staged("")) == []
+
+
 def test_a_window_that_shrank_is_refused_before_any_partition_changes(store):
     table = HiveTable(store, stream_feed("pull"))
     days = ["2025-01-01", "2025-01-02"]
@@ -317,12 +327,26 @@ def test_a_scan_reads_again_when_a_file_was_replaced_before_its_first_batch(stor
     assert calls == [1]
 
 
-def test_a_scan_says_so_when_a_file_goes_after_its_first_batch(local_store):
-    table = HiveTable(local_store, stream_feed(partition_by="hour"))
-    export(table, stream_of(numbered(range(400))))
+def test_a_scan_says_so_when_a_file_goes_after_its_first_batch(store, monkeypatch):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(48))))
+    original = scan.scanner_of
+
+    class Slow:
+        """A scanner that reads its second file long after the first, when both are gone."""
+
+        def __init__(self, dataset, **options):
+            self.scanner, self.again = original(dataset, **options), original(dataset, **options)
+            self.projected_schema = self.scanner.projected_schema
+
+        def to_batches(self):
+            yield next(self.scanner.to_batches())
+            store.delete(listed(store, "streams/s"))
+            yield from self.again.to_batches()
+
+    monkeypatch.setattr("datalake_assets.lake.scan.scanner_of", Slow)
     reader = table.scan()
     reader.read_next_batch()
-    local_store.delete(listed(local_store, "streams/s"))
     with pytest.raises(SnapshotExpired, match="read again"):
         reader.read_all()
 
