@@ -13,11 +13,13 @@ from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
 from datalake_assets.errors import CommitConflict, ConfigError
 from datalake_assets.lake.base import Difference, ExportPlan, PartitionReport, Progress, Repair, WriteReport
-from datalake_assets.lake.exports import Export, OffsetsExport, SnapshotExport, WindowExport
+from datalake_assets.lake.export import Export
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.scan import scan
 from datalake_assets.lake.store import Store
+from datalake_assets.lake.stream_exports import OffsetsExport, WindowExport
+from datalake_assets.lake.table_export import SnapshotExport
 
 __all__ = ["HiveTable"]
 

@@ -18,9 +18,9 @@ from datalake_assets.core.partitions import path_of, version_key, version_number
 from datalake_assets.core.position import SnapshotPosition
 from datalake_assets.errors import CorruptLake, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.base import Difference, Repair
-from datalake_assets.lake.exports import remove_version
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import ObjectInfo
+from datalake_assets.lake.table_export import remove_version
 
 __all__ = ["STALE", "repair", "verify"]
 

@@ -1,0 +1,110 @@
+"""Tables: the whole table becomes a new version, and versions beyond retention are removed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pyarrow as pa
+
+from datalake_assets.core.feed_state import FeedState, Version
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import version_key, version_number
+from datalake_assets.core.position import SnapshotPosition
+from datalake_assets.core.schema import schema_from_json
+from datalake_assets.core.snapshots import agree, suspicious
+from datalake_assets.errors import SourceShrank
+from datalake_assets.lake.base import WriteReport
+from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.export import Export, Staged
+from datalake_assets.lake.landing import Landing
+from datalake_assets.lake.layout import FeedFolder
+
+__all__ = ["SnapshotExport", "remove_version"]
+logger = logging.getLogger(__name__)
+
+
+class SnapshotExport(Export):
+    """The whole table becomes a new version; versions beyond retention are removed."""
+
+    kind, prefix = "snapshot", "snapshot"
+
+    def run(self) -> WriteReport:
+        """See `Export.run`."""
+        (key,) = self.partitions
+        if self.settled(key).generation:
+            return self._committed_before(key)
+        as_of = self.folder.store.now()
+        landing, staged, schema = self._pull(key)
+        encoded = self.fix_schema(schema)
+        files = staged.get(key, ())
+        position = SnapshotPosition(as_of, sum(file.rows for _, file in files))
+
+        def plan(base: Manifest) -> Planned | None:
+            return None if base.generation else Planned(position=position, schema=encoded)
+
+        report = self.commit(key, files, plan)
+        version = Version(version_number(key), as_of, position.rows)
+        state = self.folder.state.change(lambda now: now.with_version(version))
+        return self.result(landing, {key: report}, schema, removed=self._retain(state))
+
+    def _committed_before(self, key: str) -> WriteReport:
+        """A past version cannot be pulled again: its rows stay as they are."""
+        manifest = self.settled(key)
+        position = manifest.position
+        if isinstance(position, SnapshotPosition) and not manifest.deleted:  # a crash may have kept it from the state
+            version = Version(version_number(key), position.as_of, position.rows)
+            self.folder.state.change(lambda now: now.with_version(version))
+        schema = schema_from_json(manifest.schema) if manifest.schema else self.batches.schema
+        self.notes.append(f"version {key} was committed before and is kept as it is")
+        report = self.folder.report(key, manifest)
+        return WriteReport((report,), 0, 0, 0, schema, {}, notes=tuple(self.notes))
+
+    def _pull(self, key: str) -> tuple[Landing, Staged, pa.Schema]:
+        """Pulls; and pulls again if the first answer may have been cut short."""
+        placement = replace(self._time_placement(), time_column=None, key=key)
+        landing, staged, schema = self.land(placement)
+        previous = self.state.current.rows if self.state.current else 0
+        rows = _rows(staged)
+        if self.allow_shrink or not suspicious(rows, previous_rows=previous):
+            return landing, staged, schema
+        logger.warning("%s: %d rows after %d in the last version; pulled again", self.source, rows, previous)
+        self.discard(staged)
+        landing, staged, schema = self.land(placement)
+        again = _rows(staged)
+        if not agree(rows, again):
+            self.discard(staged)
+            seen = f"two pulls gave {rows} and {again} rows, the last version has {previous}"
+            raise SourceShrank(self.source, f"{seen}; an answer was cut short")
+        self.notes.append(f"rows fell from {previous} to {again}; a second pull confirmed it")
+        return landing, staged, schema
+
+    def _retain(self, state: FeedState) -> list[str]:
+        rule = self.feed.retention
+        now = self.folder.store.now()
+        state = self.folder.state.change(
+            lambda each: each.retained(versions=rule.versions, max_age=rule.max_age, now=now)
+        )
+        return [self.remove_version(number) for number in state.removing]
+
+    def remove_version(self, number: int) -> str:
+        """Deletes the files of a version that retention has removed; returns its key."""
+        return remove_version(self.folder, number, run_id=self.run_id)
+
+
+def remove_version(folder: FeedFolder, number: int, *, run_id: str = "") -> str:
+    """Deletes the files of a version that the feed's state lists as being removed; idempotent. Returns its key."""
+    key = version_key(number)
+
+    def plan(base: Manifest) -> Planned | None:
+        if base.deleted:
+            return None
+        return Planned(remove=tuple(file.name for file in base.files), deleted=True)
+
+    folder.log(key).commit(Change(folder.new_id(), "delete", (), plan, run_id))
+    folder.state.change(lambda now: now.without_removed(number))
+    return key
+
+
+def _rows(staged: Staged) -> int:
+    return sum(file.rows for files in staged.values() for _, file in files)
