@@ -1,0 +1,165 @@
+"""From the columns of a query's answer to those of the lake: which are shown, which only number or time the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datalake_assets.config import Feed
+from datalake_assets.core.partitions import TimeWindow
+from datalake_assets.core.schema import Column, arrow_schema, lake_name
+from datalake_assets.errors import InvalidFeed
+from datalake_assets.sources.ksqldb_sql import epoch_ms
+
+__all__ = ["LAKE_TIME", "Layout", "is_timestamp", "layout_of", "resolve", "rowtime_name", "time_source"]
+
+LAKE_TIME = pa.timestamp("ms", "UTC")
+_ROWTIME = "ROWTIME"
+
+
+def rowtime_name(feed: Feed) -> str:
+    """The lake name of the record's own timestamp."""
+    return feed.source.rename.get(_ROWTIME, lake_name(_ROWTIME))
+
+
+def time_source(feed: Feed, names: Sequence[str]) -> str:
+    """The source column that partitions a stream.
+
+    Args:
+        feed: A stream.
+        names: The source columns that there are.
+
+    Raises:
+        InvalidFeed: There is no column of that lake name.
+    """
+    if feed.time_column is None or feed.time_column == rowtime_name(feed):
+        return _ROWTIME
+    for name in names:
+        if feed.source.rename.get(name, lake_name(name)) == feed.time_column:
+            return name
+    there = ", ".join(feed.source.rename.get(name, lake_name(name)) for name in names)
+    raise InvalidFeed(feed.name, f"time_column {feed.time_column!r} is no column of {feed.source.object}: {there}")
+
+
+def resolve(feed: Feed, wanted: str, names: Sequence[str]) -> str:
+    """The source column of a name, whatever its case.
+
+    Raises:
+        InvalidFeed: There is none.
+    """
+    for name in names:
+        if name == wanted:
+            return name
+    for name in names:
+        if name.lower() == wanted.lower():
+            return name
+    raise InvalidFeed(feed.name, f"offset column {wanted!r} is no column of {feed.source.object}: {', '.join(names)}")
+
+
+def is_timestamp(kind: str) -> bool:
+    """Whether a type is a TIMESTAMP, as against a BIGINT of epoch milliseconds."""
+    return kind == "TIMESTAMP"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the columns of an answer become those of the lake.
+
+    Attributes:
+        columns: The answer's columns, in its order.
+        decoded: Their Arrow schema, in step; columns that the lake does not get have a made-up name.
+        schema: The lake's schema.
+        visible: Positions in ``decoded`` of the lake's columns.
+        time_column: Lake name of the column that partitions the rows.
+        time: Its position in ``decoded``; None for tables.
+        rowtime: Position of the record's own timestamp, if it was asked for.
+        numbering: Positions of source partition and offset, if they were asked for.
+    """
+
+    columns: tuple[Column, ...]
+    decoded: pa.Schema
+    schema: pa.Schema
+    visible: tuple[int, ...]
+    time_column: str | None
+    time: int | None
+    rowtime: int | None
+    numbering: tuple[int, int] | None
+
+    def rows(self, table: pa.RecordBatch) -> pa.RecordBatch:
+        """The lake's columns of decoded rows."""
+        arrays = [
+            table.column(index).cast(field.type) if index == self.time else table.column(index)
+            for index, field in zip(self.visible, self.schema, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def wanted(
+        self, rows: pa.RecordBatch, *, starts: Mapping[int, int], window: TimeWindow | None
+    ) -> npt.NDArray[np.bool_]:
+        """Which decoded rows are at or after their source partition's start, and in the window."""
+        mask = np.ones(rows.num_rows, dtype=np.bool_)
+        if self.numbering is not None and starts:
+            partitions, offsets = (rows.column(index).to_numpy() for index in self.numbering)
+            for partition, start in starts.items():
+                mask &= (partitions != partition) | (offsets >= start)
+        if window is not None and self.time is not None:
+            times = rows.column(self.time).cast(LAKE_TIME).cast(pa.int64())
+            inside = pc.and_(
+                pc.greater_equal(times, epoch_ms(window.start)),
+                pc.less(times, epoch_ms(window.end)),
+            )
+            mask &= inside.fill_null(False).to_numpy(zero_copy_only=False)
+        return mask
+
+
+def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, numbering: tuple[str, str] | None) -> Layout:
+    """Says how the columns of an answer become those of the lake.
+
+    The record's own timestamp, when it is landed, is the last column. Source partition and offset are landed only if
+    they are ordinary columns that the feed's ``rename`` names. A BIGINT that partitions is landed as a timestamp.
+
+    Args:
+        columns: The answer's columns.
+        feed: What is read.
+        time: Source name of the column that partitions; None for tables.
+        numbering: Source names of the columns that carry source partition and offset.
+
+    Raises:
+        InvalidFeed: Columns clash, or the time column is no time.
+    """
+    names = [column.name for column in columns]
+    hidden = {name for name in numbering or () if name not in feed.source.rename}
+    if time != _ROWTIME:
+        hidden.add(_ROWTIME)
+    visible = tuple(index for index, name in enumerate(names) if time is None or name not in hidden)
+    shown = arrow_schema([columns[index] for index in visible], feed=feed.name, rename=feed.source.rename)
+    kinds = arrow_schema(columns, feed=feed.name, rename={name: f"column_{index}" for index, name in enumerate(names)})
+    position = None if time is None else names.index(time)
+    time_column = None if position is None else shown.field(visible.index(position)).name
+    if position is not None and time_column is not None:
+        shown = _as_time(shown, visible.index(position), feed)
+    return Layout(
+        columns=tuple(columns),
+        decoded=kinds,
+        schema=shown,
+        visible=visible,
+        time_column=time_column,
+        time=position,
+        rowtime=names.index(_ROWTIME) if time is not None and _ROWTIME in names else None,
+        numbering=None if numbering is None else (names.index(numbering[0]), names.index(numbering[1])),
+    )
+
+
+def _as_time(schema: pa.Schema, position: int, feed: Feed) -> pa.Schema:
+    field = schema.field(position)
+    if field.type not in (LAKE_TIME, pa.int64()):
+        reason = (
+            f"time_column {field.name!r} is {field.type}; it must be a TIMESTAMP, or a BIGINT of epoch milliseconds"
+        )
+        raise InvalidFeed(feed.name, reason)
+    return schema.set(position, field.with_type(LAKE_TIME))

@@ -1,0 +1,194 @@
+"""A running query, from its header to its verified end, in blocks of decoded rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import pyarrow as pa
+
+from datalake_assets.config import Feed
+from datalake_assets.core.schema import Column
+from datalake_assets.errors import IncompleteResponse, SourceUnavailable
+from datalake_assets.parquet.response import ResponseEnd, StreamedRowParser
+from datalake_assets.parquet.rows import DecodedRows
+from datalake_assets.sources.ksqldb_client import KsqlAnswer, KsqlClient, Properties
+from datalake_assets.sources.ksqldb_columns import Layout, layout_of
+from datalake_assets.sources.ksqldb_errors import TransientFailure, failed_rows
+from datalake_assets.sources.ksqldb_pump import Pump
+
+__all__ = ["PullQuery", "PushQuery", "Query"]
+
+_COMPLETED = "Query Completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query and how to read its answer.
+
+    Attributes:
+        sql: The statement.
+        source: What it reads, for errors.
+        feed: What it is read for.
+        properties: Query properties.
+        time: Source name of the column that partitions; None for tables.
+        numbering: Source names of the columns that carry source partition and offset.
+        push: Whether it goes on with every change.
+        says_completed: Whether the answer must end with a completion message; table pulls have none.
+    """
+
+    sql: str
+    source: str
+    feed: Feed
+    properties: Properties
+    time: str | None = None
+    numbering: tuple[str, str] | None = None
+    push: bool = False
+    says_completed: bool = False
+
+    @property
+    def object(self) -> str:
+        """The name of what it reads."""
+        return self.feed.source.object
+
+
+class _Running:
+    """What pull and push queries share: the parser, and what the header says.
+
+    Attributes:
+        layout: The answer's columns.
+        query_id: The server's name of the query, if it has one.
+    """
+
+    layout: Layout
+    query_id: str | None
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self._parser = StreamedRowParser(self._lay_out)
+        self._blocks: list[DecodedRows] = []
+
+    def _lay_out(self, columns: tuple[Column, ...]) -> pa.Schema:
+        self.layout = layout_of(columns, self.query.feed, time=self.query.time, numbering=self.query.numbering)
+        return self.layout.decoded
+
+    def _feed(self, chunk: bytes) -> list[DecodedRows]:
+        blocks = self._parser.feed(chunk)
+        if self._parser.error is not None:
+            failed_rows(self.query.source, self._parser.error.message)
+        if self._parser.header is not None:
+            self.query_id = self._parser.header.query_id
+        return blocks
+
+    def _finish(self) -> tuple[DecodedRows, ResponseEnd]:
+        """The last rows, and how the answer ended; a broken end is an error."""
+        rows, end = self._parser.finish()
+        if end.error is not None:
+            failed_rows(self.query.source, end.error.message)
+        if end.partial or not end.closed:
+            self._incomplete("the answer broke off")
+        return rows, end
+
+    def _incomplete(self, reason: str) -> None:
+        raise TransientFailure(IncompleteResponse(self.query.source, reason))
+
+
+class PullQuery(_Running):
+    """A query that ends: its answer counts only as a whole.
+
+    Raises:
+        TransientFailure: It could not be opened, or broke off before its header; another attempt may succeed.
+        SourceError: It failed for good.
+        InvalidFeed: Its columns don't fit the feed.
+    """
+
+    def __init__(self, client: KsqlClient, query: Query) -> None:
+        super().__init__(query)
+        self._answer: KsqlAnswer = client.query(query.sql, source=query.source, properties=query.properties)
+        self._chunks = self._answer.chunks()
+        try:
+            while self._parser.header is None:
+                chunk = next(self._chunks, b"")
+                self._blocks += self._feed(chunk) if chunk else [self._finish()[0]]
+        except BaseException:
+            self.close()
+            raise
+
+    def blocks(self) -> Iterator[DecodedRows]:
+        """Streams the rows, once; the last ones only after the answer proved to be complete."""
+        yield from self._blocks
+        for chunk in self._chunks:
+            yield from self._feed(chunk)
+        rows, end = self._finish()
+        if self.query.says_completed and end.final_message != _COMPLETED:
+            self._incomplete("the answer ended without its completion message")
+        yield rows
+
+    def close(self) -> None:
+        """Drops the answer; idempotent."""
+        self._answer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PushQuery(_Running):
+    """A query that goes on with every change, until it is closed.
+
+    Attributes:
+        ended: Whether the server ended it; that says nothing about completeness.
+    """
+
+    def __init__(self, client: KsqlClient, query: Query) -> None:
+        super().__init__(query)
+        self._client, self.ended = client, False
+        answer = client.query(query.sql, source=query.source, properties=query.properties, endless=True)
+        self._pump = Pump(answer)
+        deadline = time.monotonic() + client.timeout_s
+        try:
+            while self._parser.header is None and not self.ended:
+                self._blocks += self._take(max(0.0, deadline - time.monotonic()))
+                if self._parser.header is None and time.monotonic() >= deadline:
+                    error = SourceUnavailable(query.source, f"no answer within {client.timeout_s:g} s")
+                    raise TransientFailure(error)  # noqa: TRY301  the pump must be stopped, whatever failed
+        except BaseException:
+            self.close()
+            raise
+
+    def poll(self, timeout_s: float) -> list[DecodedRows]:
+        """The rows that came; blocks without rows if there were none in time.
+
+        Raises:
+            TransientFailure: The connection broke, or the server sent an error.
+            IncompleteResponse: Likewise.
+        """
+        blocks, self._blocks = [*self._blocks, *self._take(timeout_s)], []
+        return blocks
+
+    def _take(self, timeout_s: float) -> list[DecodedRows]:
+        chunk = self._pump.take(timeout_s)
+        blocks = [*self._feed(chunk), self._parser.take()] if chunk else []
+        if self._parser.error is not None:
+            failed_rows(self.query.source, self._parser.error.message)
+        if not self._pump.ended or self.ended:
+            return blocks
+        self.ended = True
+        return [*blocks, self._finish()[0]]
+
+    def close(self) -> None:
+        """Ends the query at the server, so that it leaves nothing behind there, and drops the answer; idempotent."""
+        if not self.ended and self._parser.header is not None and self.query_id:
+            self._client.close_query(self.query_id)
+        self.ended = True
+        self._pump.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
