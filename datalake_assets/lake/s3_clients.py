@@ -1,19 +1,21 @@
 """One set of credentials, region and endpoint for the three S3 clients that a lake needs.
 
-All of it comes from boto3's session, that is from the AWS conventions; nothing is ever passed in a lake's URI.
+All of it comes from botocore's session, that is from the AWS conventions; nothing is ever passed in a lake's URI.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-import boto3
+import botocore.session
 import obstore.store
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
+from botocore.loaders import Loader, create_loader
 from obstore.auth.boto3 import Boto3CredentialProvider
 
 from datalake_assets.errors import ConfigError, LakeUnavailable
@@ -49,12 +51,13 @@ class S3Clients:
         if endpoint and (urlsplit(endpoint).username or urlsplit(endpoint).scheme not in {"http", "https"}):
             raise ConfigError("the S3 endpoint must be an http(s) URL without credentials in it")
         try:
-            session = boto3.session.Session()
+            session = botocore.session.Session()
+            session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
             self._credentials = session.get_credentials()
-            self.region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
-            self.boto: S3Client = session.client(
-                "s3", endpoint_url=endpoint, region_name=self.region, config=self._config(path_style=bool(endpoint))
-            )
+            self.region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+            config = self._config(path_style=bool(endpoint))
+            client = session.create_client("s3", endpoint_url=endpoint, region_name=self.region, config=config)
+            self.boto = cast("S3Client", client)
         except (BotoCoreError, ValueError) as error:
             raise LakeUnavailable(
                 lake,
@@ -79,7 +82,7 @@ class S3Clients:
             s3={"addressing_style": "path" if path_style else "auto"},
         )
 
-    def _obstore(self, session: boto3.session.Session, bucket: str, prefix: str) -> obstore.store.S3Store:
+    def _obstore(self, session: botocore.session.Session, bucket: str, prefix: str) -> obstore.store.S3Store:
         provider = Boto3CredentialProvider(session, ttl=CREDENTIALS_TTL)
         provider.config = {}  # it would bring a region of its own
         return obstore.store.S3Store(
@@ -118,6 +121,12 @@ class S3Clients:
             )
             self._arrow = (frozen, filesystem)
         return self._arrow[1]
+
+
+@functools.cache
+def _loader(data_path: str | None) -> Loader:
+    """The parsed descriptions of AWS's services, for all sessions: parsing takes nine tenths of making a client."""
+    return create_loader(data_path)
 
 
 def _not_amazons(endpoint: str) -> str | None:

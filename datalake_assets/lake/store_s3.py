@@ -306,7 +306,12 @@ class S3Store:
                     yield StaleUpload(key, upload["UploadId"], upload["Initiated"].astimezone(UTC))
             if not page.get("IsTruncated"):
                 return
-            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+            # SeaweedFS 4.48 orders by upload id and names no next key: given one, it would skip uploads
+            following = {name: page.get(f"Next{name}") for name in ("KeyMarker", "UploadIdMarker")}
+            following = {name: value for name, value in following.items() if value}
+            if following == marker:
+                raise TransientStoreError(self._uri, "its list of open uploads does not go on")
+            marker = following
 
     def sync(self, keys: Iterable[str]) -> None:
         """Nothing to do: what S3 acknowledged is durable."""
