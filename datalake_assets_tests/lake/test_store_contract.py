@@ -226,24 +226,24 @@ def test_delete_takes_more_than_one_request(store: Store) -> None:
 
 
 def test_create_race_has_exactly_one_winner(store: Store) -> None:
-    for round_ in range(10):
+    for round_ in range(3):  # a loser may wait seconds for the S3 server's own lock
         key = f"race/{round_}"
-        bodies = [f"writer {writer}".encode() for writer in range(6)]
+        bodies = [f"writer {writer}".encode() for writer in range(4)]
 
         result = outcomes([lambda body=body, key=key: store.create(key, body) for body in bodies])
 
-        assert result == ["PreconditionFailed"] * 5 + ["won"]
+        assert result == ["PreconditionFailed"] * 3 + ["won"]
         assert store.get(key)[0] in bodies
 
 
 def test_swap_race_has_exactly_one_winner(store: Store) -> None:
     etag = store.create(KEY, b"start")
-    for round_ in range(10):
-        bodies = [f"round {round_} writer {writer}".encode() for writer in range(6)]
+    for round_ in range(3):  # a loser may wait seconds for the S3 server's own lock
+        bodies = [f"round {round_} writer {writer}".encode() for writer in range(4)]
 
         result = outcomes([lambda body=body, etag=etag: store.swap(KEY, body, etag=etag) for body in bodies])
 
-        assert result == ["PreconditionFailed"] * 5 + ["won"]
+        assert result == ["PreconditionFailed"] * 3 + ["won"]
         body, etag = store.get(KEY)
         assert body in bodies
 
@@ -434,14 +434,14 @@ def test_writer_takes_any_buffer_and_tells_its_position(store: Store) -> None:
 
 
 def test_parquet_of_many_parts_reads_back_equal(store: Store) -> None:
-    table = pa.table({"id": pa.array(range(1_500_000)), "text": pa.array([f"row {i}" for i in range(1_500_000)])})
+    table = pa.table({"id": pa.array(range(900_000)), "text": pa.array([f"row {i}" for i in range(900_000)])})
     with store.stage(DATA) as sink:
         with pq.ParquetWriter(sink, table.schema, compression="none", use_dictionary=False) as writer:
             writer.write_table(table, row_group_size=200_000)
         file = sink.finish()
     store.publish(file)
 
-    assert file.size_bytes > 3 * 8 * 1024 * 1024
+    assert file.size_bytes > 2 * 8 * 1024 * 1024
     with store.filesystem().open_input_file(store.path(DATA)) as source:
         assert pq.read_table(source).equals(table)
 
