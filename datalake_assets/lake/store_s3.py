@@ -363,7 +363,7 @@ def _count(requests: RequestCounts, event_name: str, **_: object) -> None:
 
 
 def _send_at_once(request: AWSPreparedRequest, **_: object) -> None:
-    """Drop `Expect: 100-continue`: small bodies gain nothing, and a busy store costs them the client's whole second."""
+    """Drop `Expect: 100-continue`: a small body gains nothing from asking first, and pays a round trip."""
     del request.headers["Expect"]
 
 
