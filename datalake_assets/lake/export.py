@@ -19,8 +19,9 @@ from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.quarantine import Quarantine
-from datalake_assets.lake.store import StagedFile
-from datalake_assets.parquet.writer import FileStats, ParquetSettings, RollingWriter
+from datalake_assets.lake.store import StagedFile, StagedWriter
+from datalake_assets.parquet.rolling import RollingWriter
+from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
 __all__ = ["Export", "Staged"]
 
@@ -106,6 +107,8 @@ class Export(ABC):
         )
         try:
             landing.run(self.batches)
+            if placement.time_column is None and not landing.rows_landed:
+                writer.write_empty(placement.key)
             staged = writer.close()
         except BaseException:
             writer.abort()
@@ -178,7 +181,7 @@ class Export(ABC):
             notes=tuple(self.notes),
         )
 
-    def _writer(self, placement: Placement, schema: pa.Schema) -> RollingWriter:
+    def _writer(self, placement: Placement, schema: pa.Schema) -> RollingWriter[StagedFile]:
         written = self.feed.format
         settings = ParquetSettings(
             compression=written.compression,
@@ -188,7 +191,7 @@ class Export(ABC):
         )
         at = self.folder.store.now()
 
-        def open_file(key: str) -> object:
+        def open_file(key: str) -> StagedWriter:
             name = data_file_name(self.prefix, at, self.folder.new_id())
             return self.folder.store.stage(f"{self.folder.data_folder(key)}/{name}")
 
@@ -199,6 +202,7 @@ class Export(ABC):
             schema,
             settings,
             open_file=open_file,
+            discard=self.folder.store.discard_staged,
             partition_of=partition_of if placement.time_column else placement.key,
             time_column=placement.time_column,
             metadata={"datalake.feed": self.feed.name, "datalake.run_id": self.run_id},

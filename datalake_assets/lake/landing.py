@@ -25,8 +25,9 @@ from datalake_assets.core.position import OffsetsPosition, first_seen, offset_bo
 from datalake_assets.core.schema import conform
 from datalake_assets.lake.base import Progress
 from datalake_assets.lake.quarantine import Quarantine
+from datalake_assets.lake.store import StagedFile
 from datalake_assets.parquet.fingerprint import row_hashes
-from datalake_assets.parquet.writer import RollingWriter
+from datalake_assets.parquet.rolling import RollingWriter
 
 __all__ = ["Fence", "Landing", "Offsets", "Placement"]
 
@@ -121,7 +122,7 @@ class Landing:
         self,
         placement: Placement,
         schema: pa.Schema,
-        writer: RollingWriter,
+        writer: RollingWriter[StagedFile],
         quarantine: Quarantine,
         *,
         fence: Fence | None = None,
@@ -131,7 +132,7 @@ class Landing:
         self._placement, self._schema, self._writer = placement, schema, writer
         self._quarantine, self.fence, self._on_progress = quarantine, fence, on_progress
         self.fingerprints: dict[str, int] | None = defaultdict(int) if fingerprint else None
-        self.rows_read = self.rows_known = 0
+        self.rows_read = self.rows_known = self.rows_landed = 0
         self._reported_at = 0.0
 
     def run(self, batches: Batches) -> None:
@@ -166,6 +167,7 @@ class Landing:
             for number, key in enumerate(names):
                 added = int(hashes[(codes == number) & wanted].sum())
                 self.fingerprints[key] = (self.fingerprints[key] + added) % (1 << 64)
+        self.rows_landed += int(wanted.sum())
         self._writer.write(rows if wanted.all() else rows.filter(pa.array(wanted)))
 
     def _place(self, rows: pa.RecordBatch) -> tuple[npt.NDArray[np.int32], list[str], Mask]:
