@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datalake_assets.config import Settings
 from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, ObjectNotFound
 from datalake_assets.lake.store import Store
+from datalake_assets.sources.base import SourceSystem
 
 if TYPE_CHECKING:
     from datalake_assets.demo.rows import GeneratorConfig
 
-__all__ = ["DEMO_KEY", "DEMO_SEED", "DemoLake", "ksqldb_url", "plan_demo", "prepare_demo", "read_demo"]
+__all__ = ["DEMO_KEY", "DEMO_SEED", "DemoLake", "ksqldb_url", "open_ksqldb", "plan_demo", "prepare_demo", "read_demo"]
 
 DEMO_KEY = "control/demo.json"
 DEMO_SEED = 7
@@ -144,6 +145,29 @@ def ksqldb_url(settings: Settings, store: Store) -> Iterator[str]:
 
     with KsqlServer(demo.generator()) as server:
         yield server.url
+
+
+@contextmanager
+def open_ksqldb(settings: Settings, store: Store) -> Iterator[SourceSystem]:
+    """The ksqlDB server that this lake is exported from, with the settings' credentials; closed with the context.
+
+    Raises:
+        ConfigError: No server is configured and the lake is no demo lake, or the settings cannot work.
+    """
+    from datalake_assets.sources.ksqldb import KsqlDB  # noqa: PLC0415  costs pyarrow's and an HTTP client's imports
+
+    with ksqldb_url(settings, store) as url:
+        system = KsqlDB(
+            url,
+            user=settings.ksqldb_user,
+            password=settings.ksqldb_password,
+            ca_file=settings.ksqldb_ca_file,
+            timeout_s=settings.ksqldb_timeout_s,
+        )
+        try:
+            yield system
+        finally:
+            system.close()
 
 
 def _read(store: Store) -> tuple[DemoLake | None, str]:

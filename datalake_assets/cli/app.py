@@ -1,0 +1,109 @@
+"""The group of all commands, its global options, and what becomes of errors."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from datalake_assets.cli.demo import demo
+from datalake_assets.cli.export import export
+from datalake_assets.cli.feeds import feeds
+from datalake_assets.cli.health import repair, verify
+from datalake_assets.cli.query import sql
+from datalake_assets.cli.report import report
+from datalake_assets.cli.serve import serve
+from datalake_assets.cli.session import OrderedGroup, Session, lake_option
+from datalake_assets.cli.show import one_line
+from datalake_assets.errors import DatalakeError
+
+__all__ = ["TRACEBACK_VARIABLE", "app", "main"]
+
+TRACEBACK_VARIABLE = "DATALAKE_TRACEBACK"
+# what a shell reports for a process that SIGINT ended: 128 + 2
+_INTERRUPTED = 130
+
+
+class _Failed(click.ClickException):
+    """Shown as one line on stderr; exit code 1."""
+
+    def __init__(self, error: object) -> None:
+        super().__init__(one_line(str(error)))
+
+    def show(self, file: Any = None) -> None:
+        """Prints the line."""
+        click.echo(f"Error: {self.message}", err=True, file=file)
+
+
+class _Unexpected(_Failed):
+    """An error that no code here foresaw."""
+
+    def __init__(self, error: BaseException) -> None:
+        text = str(error)
+        said = f"unexpected {type(error).__name__}{': ' if text else ''}{text}"
+        super().__init__(f"{said} (a bug; see where with --traceback or {TRACEBACK_VARIABLE}=1)")
+
+
+class _App(OrderedGroup):
+    """Turns every error into one line and an exit code: 1, usage errors 2, Ctrl-C 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+        except Exception as error:
+            if ctx.ensure_object(Session).traceback or _is_broken_pipe(error):
+                raise
+            raise (_Failed if isinstance(error, DatalakeError) else _Unexpected)(error) from error
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    """Whether the reader of our output has gone: click ends quietly then."""
+    return isinstance(error, OSError) and error.errno == errno.EPIPE
+
+
+@click.group(cls=_App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--traceback", is_flag=True, help=f"Show where an error comes from.  [env: {TRACEBACK_VARIABLE}]")
+@click.option("-v", "--verbose", is_flag=True, help="Log commits, plans and retries on stderr.")
+@click.version_option(package_name="datalake-assets", prog_name="datalake")
+@click.pass_context
+def app(ctx: click.Context, *, traceback: bool, verbose: bool) -> None:
+    """Land ksqlDB streams and tables in a data lake of Parquet files, without the small ones.
+
+    Start with 'datalake demo'. Settings come from DATALAKE_* variables or datalake.yaml.
+    """
+    session = ctx.ensure_object(Session)
+    session.traceback = traceback or os.environ.get(TRACEBACK_VARIABLE, "") not in {"", "0"}
+    _log_to_stderr(verbose=verbose)
+
+
+app.params.append(lake_option())
+for command in (demo, feeds, export, report, sql, verify, repair, serve):
+    app.add_command(command)
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    """Sends our log to stderr, or nowhere: an error is told in one line."""
+    for name in ("datalake_assets", "stamina"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.StreamHandler() if verbose else logging.NullHandler()]
+        logger.setLevel(logging.INFO if verbose else logging.WARNING)
+        logger.propagate = False
+
+
+def main() -> None:
+    """The entry point of ``datalake``."""
+    if not sys.warnoptions:
+        import warnings  # noqa: PLC0415  Dagster's deprecations are not for our users
+
+        warnings.simplefilter("ignore")
+    app(prog_name="datalake")

@@ -1,0 +1,190 @@
+"""What `datalake demo` does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from datalake_assets.cli.exporting import ExportRequest, Outcome, export_feeds, outcome_table
+from datalake_assets.cli.home import prepare_home
+from datalake_assets.cli.report import console_report
+from datalake_assets.cli.session import Session
+from datalake_assets.cli.show import print_json, say, warn
+from datalake_assets.config import Feed
+from datalake_assets.demo.embedded import DemoLake, ksqldb_url, prepare_demo, read_demo
+from datalake_assets.demo.feeds import demo_feeds
+from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
+from datalake_assets.lake.statistics import lake_statistics
+
+__all__ = ["run_demo"]
+
+S3_FOLDER = "lake-s3"
+_UI_GRACE_S = 15.0
+
+
+def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None, as_json: bool) -> bool:
+    """Runs the demo; whether everything was exported.
+
+    Raises:
+        ConfigError: The lake is somebody's, or so many records do not fit.
+    """
+    began = time.monotonic()
+    home = prepare_home()
+    with _lake(session, on_s3=on_s3):
+        demo = _prepare(session, records)
+        with ksqldb_url(session.settings, session.store) as url:
+            own = session.settings.ksqldb_url is None
+            session.use(ksqldb_url=url)
+            if not as_json:
+                _introduce(session, demo, records, own=own)
+            feeds = session.feeds()[0]
+            outcomes = export_feeds(session, feeds, ExportRequest(), quiet=as_json)
+            if as_json:
+                print_json({"lake": session.store.uri, "feeds": [asdict(outcome) for outcome in outcomes]})
+            else:
+                _conclude(session, feeds, outcomes, on_s3=on_s3, seconds=time.monotonic() - began)
+            if ui_port is not None:
+                _serve_ui(session, home, ui_port)
+    return all(outcome.error is None for outcome in outcomes)
+
+
+@contextmanager
+def _lake(session: Session, *, on_s3: bool) -> Iterator[None]:
+    """A place for the lake: a folder that exists, or a bucket of an S3 server that runs meanwhile."""
+    if on_s3:
+        from datalake_assets.demo.s3 import S3Server, _kept_credentials  # noqa: PLC0415  costs boto3's import
+
+        access_key, secret_key = _kept_credentials(Path(S3_FOLDER))
+        with S3Server(S3_FOLDER, access_key=access_key, secret_key=secret_key) as server:
+            os.environ.update(server.environment())
+            session.use(lake=f"s3://{server.bucket}", s3_endpoint=server.endpoint)
+            yield
+        return
+    if "://" not in session.settings.lake:
+        try:
+            Path(session.settings.lake).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LakeUnavailable(session.settings.lake, f"the folder cannot be made: {error.strerror}") from error
+    yield
+
+
+def _prepare(session: Session, records: int) -> DemoLake:
+    """Makes the lake a demo lake with the demo's feeds."""
+    registry, store = session.registry, session.store
+    if read_demo(store) is None:
+        known = [feed.name for archived in (False, True) for feed in registry.list(archived=archived).feeds]
+        if known:
+            raise ConfigError(
+                f"{store.uri} is no demo lake: it has feeds of its own ({', '.join(known[:3])}"
+                f"{', …' if len(known) > 3 else ''}); give another --lake"  # noqa: PLR2004  as many as are named
+            )
+    demo = prepare_demo(store, records)
+    for feed in demo_feeds(demo.start):
+        try:
+            registry.add(feed)
+        except FeedExists:
+            continue
+    return demo
+
+
+def _introduce(session: Session, demo: DemoLake, records: int, *, own: bool) -> None:
+    say(f"lake    {session.store.uri}")
+    say(f"ksqlDB  {session.settings.ksqldb_url}{' (embedded)' if own else ''}")
+    if own:
+        say(f"data    {demo.records or records:,} records per stream since {demo.start}, {demo.events_per_day} a day")
+    else:
+        warn("--records has no effect on the server of DATALAKE_KSQLDB_URL")
+    if own and demo.records and records < demo.records:
+        warn(f"--records {records}: streams do not shrink; this lake's keep their {demo.records}")
+    say()
+
+
+def _conclude(
+    session: Session, feeds: Sequence[Feed], outcomes: Sequence[Outcome], *, on_s3: bool, seconds: float
+) -> None:
+    from datalake_assets.cli.checks import checks_summary  # noqa: PLC0415  imports Dagster, which has run by now
+
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    say()
+    if done:
+        say(outcome_table(outcomes))
+        say()
+        say(checks_summary(feeds))
+        say()
+        say(console_report(lake_statistics(session.store, feeds)))
+        say()
+    added = sum(outcome.new_rows for outcome in done)
+    say(f"{len(done)} of {len(outcomes)} feeds exported, {added:+,} rows, in {seconds:.1f} s")
+    if done:
+        _suggest(session, on_s3=on_s3)
+
+
+def _suggest(session: Session, *, on_s3: bool) -> None:
+    """Commands that work as they stand."""
+    query = "select year, month, day, count(*) as records from transaction_stream group by all order by all"
+    say("\nTry next:")
+    if on_s3:
+        say(f"  datalake serve s3 {S3_FOLDER}          # in another terminal; then set the variables that it prints")
+    else:
+        lake = _shown(session.settings.lake)
+        option = "" if lake == "lake" else f" --lake {lake}"
+        environment = "" if lake == "lake" else f"DATALAKE_LAKE={lake} "
+        year = session.store.now().year
+        say(f'  datalake sql{option} "{query}"')
+        say(f"  datalake report{option}")
+        say(f"  datalake verify{option} --deep")
+        read = f"pandas.read_parquet('{lake}/streams/transaction_stream', filters=[('year', '=', {year})])"
+        say(f'  python -c "import pandas; print({read})"')
+        say(f"  {environment}make dev          # Dagster's web UI on this lake")
+    say("  datalake demo --records 2000" + (" --s3" if on_s3 else "") + "          # only the new rows are added")
+
+
+def _shown(path: str) -> str:
+    """The path, relative to the current folder if it lies in it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _serve_ui(session: Session, home: Path, port: int) -> None:
+    """Runs Dagster's web UI in the foreground until Ctrl-C; the embedded servers stay up meanwhile."""
+    _check_free(port)
+    url = f"http://127.0.0.1:{port}"
+    settings = session.settings
+    environment = os.environ | {
+        "DAGSTER_HOME": str(home),
+        "DATALAKE_LAKE": settings.lake,
+        "DATALAKE_KSQLDB_URL": settings.ksqldb_url or "",
+        "DATALAKE_WEBSERVER_URL": url,
+    }
+    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    workspace = Path("workspace.yaml")
+    command += ["-w", str(workspace)] if workspace.exists() else ["-m", "datalake_assets.definitions"]
+    say(f"\nDagster's web UI: {url} (Ctrl-C ends it)")
+    child = subprocess.Popen(command, env=environment)
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGINT)
+        child.wait(_UI_GRACE_S)
+        return
+    if status:
+        raise ConfigError(f"Dagster's web UI ended with {status}; is 'datalake-assets[demo]' installed?")
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"port {port} is taken; give another with --port") from error

@@ -1,0 +1,48 @@
+"""``datalake serve``: the embedded servers in the foreground."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from datalake_assets.cli.session import OrderedGroup
+from datalake_assets.cli.show import say
+
+__all__ = ["serve"]
+
+
+@click.group(cls=OrderedGroup)
+def serve() -> None:
+    """Run an embedded server on this machine until Ctrl-C."""
+
+
+@serve.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8088, show_default=True, help="Port; 0: a free one.")
+@click.option("--records", type=click.IntRange(min=1), metavar="N", help="Rows per stream.  [default: growing]")
+@click.option("--events-per-day", type=click.IntRange(min=1), default=250, show_default=True, help="Rows per day.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Another seed gives other rows.")
+@click.option("--start", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="First day.  [default: 29 days ago]")
+@click.option("--user", help="Ask for HTTP Basic credentials.")
+@click.option("--password", envvar="DATALAKE_SERVE_PASSWORD", show_envvar=True, help="Their password.")
+def ksqldb(**options: Any) -> None:
+    """Serve generated streams and tables as a ksqlDB server does."""
+    if (options["user"] is None) != (options["password"] is None):
+        raise click.UsageError("give --user and --password together")
+    from datalake_assets.cli.serving import serve_ksqldb  # noqa: PLC0415  not needed for --help
+
+    serve_ksqldb(**options)
+
+
+@serve.command()
+@click.argument("folder", default="lake-s3")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the S3 API.  [default: a free one]")
+def s3(*, folder: str, port: int) -> None:
+    """Serve S3 from FOLDER (default: ./lake-s3) and print the variables with which to reach it.
+
+    The data and the credentials stay for the next time.
+    """
+    from datalake_assets.demo.s3 import serve_forever  # noqa: PLC0415  not needed for --help
+
+    serve_forever(folder, port=port)
+    say("stopped")

@@ -1,0 +1,129 @@
+"""What every command starts from: the settings, the lake and its feeds, opened when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datalake_assets.cli.show import warn
+
+if TYPE_CHECKING:
+    from datalake_assets.config import Feed, Settings
+    from datalake_assets.lake.registry import FeedProblem, FeedRegistry
+    from datalake_assets.lake.store import Store
+    from datalake_assets.sources.base import SourceSystem
+
+__all__ = ["LakeCommand", "OrderedGroup", "Session", "json_option", "lake_option", "pass_session"]
+
+
+class Session:
+    """One invocation of the command line.
+
+    Attributes:
+        lake: The ``--lake`` option; None leaves it to the settings.
+        traceback: Whether errors are shown with their traceback.
+    """
+
+    def __init__(self, lake: str | None = None, *, traceback: bool = False) -> None:
+        self.lake, self.traceback = lake, traceback
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings; the lake is an absolute path or a URI, so that child processes mean the same."""
+        from datalake_assets.config import load_settings  # noqa: PLC0415  pydantic is not needed for --help
+
+        _log_retries()
+        settings = load_settings(lake=self.lake)
+        if "://" in settings.lake or not settings.lake:
+            return settings
+        return settings.model_copy(update={"lake": str(Path(settings.lake).absolute())})
+
+    @cached_property
+    def store(self) -> Store:
+        """The lake's objects."""
+        from datalake_assets.lake.store import open_store  # noqa: PLC0415  not needed for --help
+
+        return open_store(self.settings.lake, s3_endpoint=self.settings.s3_endpoint)
+
+    @cached_property
+    def registry(self) -> FeedRegistry:
+        """The lake's feeds."""
+        from datalake_assets.lake.registry import FeedRegistry  # noqa: PLC0415  not needed for --help
+
+        return FeedRegistry(self.store)
+
+    def feeds(self, name: str | None = None) -> tuple[tuple[Feed, ...], tuple[FeedProblem, ...]]:
+        """The feed of this name, or all active feeds and the files that had to be skipped, which are told on stderr."""
+        if name is not None:
+            return (self.registry.get(name),), ()
+        listing = self.registry.list()
+        for problem in listing.problems:
+            warn(f"skipped {problem.file}: {problem.reason}")
+        return listing.feeds, listing.problems
+
+    @contextmanager
+    def source(self) -> Iterator[SourceSystem]:
+        """The ksqlDB server that the lake is exported from."""
+        from datalake_assets.demo.embedded import open_ksqldb  # noqa: PLC0415  not needed for --help
+
+        with open_ksqldb(self.settings, self.store) as system:
+            yield system
+
+    def use(self, **changes: Any) -> None:
+        """Changes settings for the rest of the invocation; for servers that a command started itself."""
+        settings = self.settings.model_copy(update=changes)
+        self.__dict__.pop("store", None)
+        self.__dict__.pop("registry", None)
+        self.__dict__["settings"] = settings
+
+
+def _log_retries() -> None:
+    """Has stamina log retries as everything else is logged: where structlog is installed it would print to stdout."""
+    from stamina import instrumentation  # noqa: PLC0415  not needed for --help
+
+    instrumentation.set_on_retry_hooks((instrumentation.LoggingOnRetryHook,))
+
+
+pass_session: Callable[..., Any] = click.make_pass_decorator(Session)
+
+
+def _use_lake(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value == "":
+        raise click.BadParameter("give a local folder, or s3://bucket/prefix")
+    if value is not None:
+        context.ensure_object(Session).lake = value
+
+
+def lake_option() -> click.Option:
+    """``--lake``, which the group and every command take, so that its place does not matter."""
+    return click.Option(
+        ["--lake"],
+        metavar="URI",
+        expose_value=False,
+        callback=_use_lake,
+        help="The lake: a local folder, or s3://bucket/prefix.  [default: DATALAKE_LAKE, or ./lake]",
+    )
+
+
+class OrderedGroup(click.Group):
+    """Commands listed in the order in which they are needed, not by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """The names of the commands."""
+        return list(self.commands)
+
+
+class LakeCommand(click.Command):
+    """A command that touches a lake."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(lake_option())
+
+
+json_option = click.option("as_json", "--json", is_flag=True, help="Print one JSON document and nothing else.")

@@ -1,0 +1,177 @@
+"""`datalake feeds`: exact messages, documents and exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from datalake_assets.cli.adding import feed_name
+
+ADD = ("feeds", "add", "--name", "orders", "--kind", "stream", "--object", "ORDERS")
+
+
+def test_add_says_what_it_added(run, registry):
+    result = run(*ADD)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "added streams/orders, from ORDERS\n", "")
+    assert registry.get("orders").source.object == "ORDERS"
+
+
+def test_add_takes_every_option(run, registry):
+    options = [
+        *("--mode", "pull", "--offset-columns", "P, O", "--rename", "YEAR=made", "--partition-by", "month"),
+        *("--time-column", "made_at", "--start", "2025-02-03", "--format", "parquet", "--compression", "zstd"),
+        *("--schema-policy", "evolve", "--schedule", "0 * * * *", "--owner", "team:a", "--owner", "a@b.example"),
+        *("--tag", "tier=gold", "--group", "sales", "--description", "All orders."),
+    ]
+    assert run(*ADD, *options).exit_code == 0
+    feed = registry.get("orders")
+    assert (feed.source.mode, feed.source.offset_columns) == ("pull", ("P", "O"))
+    assert (feed.source.rename, feed.partition_by, feed.time_column) == ({"YEAR": "made"}, "month", "made_at")
+    assert (str(feed.start), feed.format.compression, feed.schema_policy) == ("2025-02-03", "zstd", "evolve")
+    assert (feed.schedule, feed.owners, feed.tags) == ("0 * * * *", ("team:a", "a@b.example"), {"tier": "gold"})
+    assert (feed.group, feed.description) == ("sales", "All orders.")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--name", "Orders"), "feed 'Orders' is invalid: name: names match [a-z][a-z0-9_]{0,127}"),
+        (("--schedule", "daily"), "feed 'orders' is invalid: schedule: a schedule is a cron line such as '0 * * * *'"),
+        (
+            ("--start", "soon"),
+            "feed 'orders' is invalid: start: Input should be a valid date or datetime, input is too short",
+        ),
+    ],
+)
+def test_add_of_an_invalid_feed_is_one_line(run, lake, options, line):
+    result = run(*ADD, *options)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {line}\n")
+    assert not (lake / "feeds").exists()
+
+
+def test_add_of_a_known_name_is_one_line(run, lake):
+    run(*ADD)
+    result = run(*ADD)
+    line = "Error: feed 'orders' exists already; choose another name, or archive or restore that one\n"
+    assert (result.exit_code, result.stderr) == (1, line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "missing --name, --kind, --object (or give --file or --from-ksqldb)"),
+        (("--name", "x"), "missing --kind, --object (or give --file or --from-ksqldb)"),
+        (("--from-ksqldb", "--name", "x"), "--from-ksqldb cannot be combined with --name"),
+        (("--file", "-", "--object", "x"), "--file cannot be combined with --object"),
+        (("--file", "-", "--from-ksqldb"), "--file cannot be combined with --from-ksqldb"),
+        ((*ADD[2:], "--tag", "gold"), "--tag 'gold' is not written as KEY=VALUE"),
+    ],
+)
+def test_add_refuses_what_does_not_go_together(run, lake, arguments, message):
+    result = run("feeds", "add", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"Error: {message}"
+
+
+def test_add_from_a_file(run, registry, tmp_path):
+    document = {"name": "orders", "kind": "table", "source": {"type": "ksqldb", "object": "O"}, "group": "sales"}
+    (tmp_path / "feed.json").write_text(json.dumps(document))
+    assert run("feeds", "add", "--file", "feed.json").stdout == "added tables/orders, from O\n"
+    assert registry.get("orders").group == "sales"
+
+
+def test_add_from_standard_input_prints_json(run, lake):
+    document = {"name": "orders", "kind": "table", "source": {"object": "O"}}
+    result = run("feeds", "add", "--file", "-", "--json", input=json.dumps(document))
+    answer = json.loads(result.stdout)
+    assert answer["skipped"] == []
+    assert answer["added"][0]["revision"] == 1
+
+
+def test_add_from_a_bad_file_is_one_line(run, lake, tmp_path):
+    (tmp_path / "feed.json").write_text("{")
+    result = run("feeds", "add", "--file", "feed.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: feed 'feed.json' is invalid: document: Invalid JSON")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_list_shows_a_table(run, lake):
+    run(*ADD)
+    run("feeds", "add", "--name", "accounts", "--kind", "table", "--object", "ACCOUNTS", "--schedule", "@daily")
+    assert run("feeds", "list").stdout.splitlines() == [
+        "feed      kind    object    read by    partitions  schedule",
+        "────────  ──────  ────────  ─────────  ──────────  ────────",
+        "accounts  table   ACCOUNTS  snapshots  versions    @daily",
+        "orders    stream  ORDERS    offsets    day",
+    ]
+
+
+def test_list_skips_a_bad_file_and_says_so(run, lake):
+    run(*ADD)
+    (lake / "feeds/active/bad.json").write_text("{}")
+    result = run("feeds", "list")
+    assert result.exit_code == 0
+    assert "orders" in result.stdout
+    assert result.stderr.startswith("skipped feeds/active/bad.json: name: Field required; kind: Field required")
+    assert len(result.stderr.splitlines()) == 1
+    answer = run("feeds", "list", "--json")
+    assert [problem["file"] for problem in json.loads(answer.stdout)["problems"]] == ["feeds/active/bad.json"]
+    assert answer.stderr == ""
+
+
+def test_show_prints_the_document(run, registry):
+    run(*ADD)
+    assert json.loads(run("feeds", "show", "orders").stdout) == registry.get("orders").model_dump(mode="json")
+
+
+def test_archive_and_restore(run, lake):
+    run(*ADD)
+    assert run("feeds", "archive", "orders").stdout == (
+        "archived streams/orders; its data stays, and 'datalake feeds restore orders' brings it back\n"
+    )
+    assert run("feeds", "list").stdout == (
+        f"no active feeds in {lake}; add some with 'datalake feeds add', or see 'datalake demo'\n"
+    )
+    assert "orders" in run("feeds", "list", "--archived").stdout
+    again = run("feeds", "archive", "orders")
+    line = "Error: feed 'orders' is archived; restore it with 'datalake feeds restore orders'\n"
+    assert (again.exit_code, again.stderr) == (1, line)
+    assert run("feeds", "restore", "orders").stdout == "restored streams/orders\n"
+    assert (lake / "feeds/active/orders.json").exists()
+
+
+def test_check_without_a_server_names_the_setting(run, lake):
+    run(*ADD)
+    (lake / "feeds/active/bad.json").write_text("{")
+    result = run("feeds", "check")
+    assert (result.exit_code, result.stdout) == (1, "")
+    bad, orders = result.stderr.splitlines()
+    assert bad.startswith("feeds/active/bad.json: document: Invalid JSON")
+    assert orders.startswith("orders: no ksqlDB server to read from: set DATALAKE_KSQLDB_URL")
+
+
+def test_check_of_a_server_that_is_down_is_one_line(run, lake, monkeypatch):
+    monkeypatch.setenv("DATALAKE_KSQLDB_URL", "http://127.0.0.1:9")
+    run(*ADD)
+    result = run("feeds", "check", "orders")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("orders: ")
+    assert "http://127.0.0.1:9" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("object_name", "name"),
+    [
+        ("ORDERS", "orders"),
+        ("Kunden-Daten", "kunden_daten"),
+        ("2024_SALES", "feed_2024_sales"),
+        ("_INTERNAL", "feed_internal"),
+        ("Ärger", "feed_rger"),
+        ("X" * 200, "x" * 128),
+    ],
+)
+def test_feed_name_of_an_object(object_name, name):
+    assert feed_name(object_name) == name
