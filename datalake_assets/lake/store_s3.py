@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import islice
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = ["S3Store"]
 
+#: Clocks this close count as one: a Date header has no fractions, and takes its time to arrive.
+SAME_CLOCK = timedelta(seconds=3)
 T = TypeVar("T")
 
 TIMEOUT_S = 30.0
@@ -94,6 +96,7 @@ class S3Store:
         self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
         self._lost: deque[LostUpload] = deque()
         self._draining = threading.Lock()
+        self._skew: timedelta | None = None
         weakref.finalize(self, _close, self._boto, self._uploads)
 
     def __repr__(self) -> str:
@@ -317,7 +320,18 @@ class S3Store:
         """Nothing to do: what S3 acknowledged is durable."""
 
     def now(self) -> datetime:
-        """The Date header of an answer, even of a refusal: to the second."""
+        """This machine's clock, put right by the server's once per store if they are further apart than `SAME_CLOCK`.
+
+        A Date header is exact to a second only; without the clock of the machine, two pulls within one could not be
+        told apart by age.
+        """
+        if self._skew is None:
+            skew = self._server_time() - datetime.now(UTC)
+            self._skew = skew if abs(skew) > SAME_CLOCK else timedelta()
+        return datetime.now(UTC) + self._skew
+
+    def _server_time(self) -> datetime:
+        """The Date header of an answer, even of a refusal."""
 
         def ask() -> str:
             try:
