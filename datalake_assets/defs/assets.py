@@ -8,7 +8,7 @@ import dagster as dg
 
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.partitions import PartitionBy
-from datalake_assets.defs.checks import evaluate_row_counts, row_count_spec
+from datalake_assets.defs.checks import check_specs, evaluate_checks
 from datalake_assets.defs.landing import FeedRead, read_feed
 from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, versions_name
 from datalake_assets.defs.process_tags import tag_run
@@ -67,7 +67,7 @@ def feed_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
             backfill_policy=_backfill_policy(feed),
             required_resource_keys={"lake", feed.source.type},
             io_manager_key=IO_MANAGER_KEY,
-            check_specs=[row_count_spec(feed, partitions)],
+            check_specs=check_specs(feed, partitions),
             pool=writer_pool(feed),
             kinds={"parquet", feed.source.type},
             owners=list(feed.owners),
@@ -85,11 +85,11 @@ def _landing(feed: Feed) -> Callable[..., Iterator[dg.Output[FeedRead] | dg.Asse
     def land_feed(
         context: dg.AssetExecutionContext, config: ExportConfig
     ) -> Iterator[dg.Output[FeedRead] | dg.AssetCheckResult]:
-        tag_run(context.instance, context.run_id)
+        tag_run(context.instance, context.run)
         read = _read(feed, context.partition_keys, config, context.resources)
         yield dg.Output(read)
         drop_versions(context.instance, read)
-        yield from evaluate_row_counts(context, read)
+        yield from evaluate_checks(context, read)
 
     return land_feed
 

@@ -12,7 +12,6 @@ from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.landing import FeedRead
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.defs.resources import LakeResource
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.lake.base import LakeTable
 
@@ -20,13 +19,12 @@ __all__ = [
     "FRESHNESS",
     "ROW_COUNT",
     "RowCount",
+    "check_specs",
     "count_rows",
-    "evaluate_row_counts",
-    "freshness_check",
+    "evaluate_checks",
     "freshness_result",
     "newest_commit",
     "newest_event",
-    "row_count_spec",
 ]
 
 ROW_COUNT = "row_count"
@@ -72,15 +70,26 @@ class RowCount:
         return self.change_percent is not None and self.change_percent < -MAX_DROP_PERCENT
 
 
-def row_count_spec(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:
-    """The check that the asset itself evaluates, per partition, after each write."""
+def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
+    """The checks that a feed's asset evaluates itself after each write: cheap, and no steps of their own.
+
+    ``row_count`` is per partition; ``freshness`` is about the feed as a whole, and `sensors.freshness_sensor` goes on
+    evaluating it while nothing runs.
+    """
     with known_dagster_warnings_ignored():
-        return dg.AssetCheckSpec(
-            ROW_COUNT,
-            asset=asset_key(feed),
-            description="The partition's files hold the rows that its manifest promises; a table keeps its rows.",
-            partitions_def=partitions,
-        )
+        return [
+            dg.AssetCheckSpec(
+                ROW_COUNT,
+                asset=asset_key(feed),
+                description="The partition's files hold the rows that its manifest promises; a table keeps its rows.",
+                partitions_def=partitions,
+            ),
+            dg.AssetCheckSpec(
+                FRESHNESS,
+                asset=asset_key(feed),
+                description="The newest commit and the newest row are no older than the feed allows.",
+            ),
+        ]
 
 
 def count_rows(read: FeedRead) -> tuple[RowCount, ...]:
@@ -91,32 +100,14 @@ def count_rows(read: FeedRead) -> tuple[RowCount, ...]:
         return tuple(_count(read.table, each.key) for each in changed)
 
 
-def evaluate_row_counts(context: dg.AssetExecutionContext, read: FeedRead) -> Iterator[dg.AssetCheckResult]:
-    """Reports ``row_count``: for each partition of a range (as events), and for the run as a whole."""
+def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead) -> Iterator[dg.AssetCheckResult]:
+    """Reports both checks; ``row_count`` for each partition of a range (as events), and for the run as a whole."""
     counts = count_rows(read)
     if read.beyond or len(read.partitions) > 1:
         for each in counts:
             context.log_event(_evaluation(read.feed, each))
     yield _result(read.feed, counts)
-
-
-def freshness_check(feed: Feed) -> dg.AssetChecksDefinition:
-    """The check of a feed's age; a step of its own, so that it can be run without an export."""
-
-    @dg.asset_check(
-        asset=asset_key(feed),
-        name=FRESHNESS,
-        description="The newest commit and the newest row are no older than the feed allows.",
-        required_resource_keys={"lake"},
-    )
-    def freshness(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        lake: LakeResource = context.resources.lake
-        with failures_named(feed):
-            newest_row = newest_event(lake.open().table(feed))
-        committed = newest_commit(context.instance, feed)
-        return freshness_result(feed.freshness, commit=committed, event=newest_row, now=datetime.now(UTC))
-
-    return freshness
+    yield _freshness_now(read, datetime.now(UTC))
 
 
 def freshness_result(
@@ -157,6 +148,13 @@ def newest_event(table: LakeTable) -> datetime | None:
         if report is not None and report.max_time is not None:
             return report.max_time
     return None
+
+
+def _freshness_now(read: FeedRead, now: datetime) -> dg.AssetCheckResult:
+    with failures_named(read.feed):
+        newest = newest_event(read.table) if read.feed.freshness.max_event_age else None
+    newest = newest or max((each.max_time for each in read.selected if each.max_time), default=None)
+    return freshness_result(read.feed.freshness, commit=now, event=newest, now=now)
 
 
 def _count(table: LakeTable, key: str) -> RowCount:

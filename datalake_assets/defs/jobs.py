@@ -31,9 +31,9 @@ def export_all_job(runner: FeedRunner) -> dg.JobDefinition:
 
     @dg.op(name="export_feeds", description="Exports the feeds one after another, each in a run of its own.")
     def export(context: dg.OpExecutionContext, config: ExportAllConfig) -> None:
-        tag_run(context.instance, context.run_id)
+        tag_run(context.instance, context.run)
         repair_runs(context.instance)
-        results = export_feeds(runner, context.instance, config, parent=context.run_id)
+        results = export_feeds(runner, context.instance, config, parent=context.run.run_id)
         context.add_output_metadata({"datalake/feeds": dg.MetadataValue.md(_summary(results))})
         _raise_for_failed(results)
 

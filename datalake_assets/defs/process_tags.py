@@ -26,12 +26,11 @@ def process_tags() -> dict[str, str]:
     return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), STARTED_TAG: _own_start(os.getpid())}
 
 
-def tag_run(instance: dg.DagsterInstance, run_id: str) -> None:
+def tag_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Writes on a run that it is in this process; again when a run is resumed in another one."""
-    run = instance.get_run_by_id(run_id)
     tags = process_tags()
-    if run is not None and any(run.tags.get(key) != value for key, value in tags.items()):
-        instance.add_run_tags(run_id, tags)
+    if any(run.tags.get(key) != value for key, value in tags.items()):
+        instance.add_run_tags(run.run_id, tags)
 
 
 def is_dead(run: dg.DagsterRun) -> bool:

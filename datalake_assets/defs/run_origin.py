@@ -32,8 +32,8 @@ def run_job_here(
     asset_key: dg.AssetKey,
     run_config: Mapping[str, Any],
     tags: Mapping[str, str],
-) -> dg.DagsterRun:
-    """Materializes one asset of a job in this process, and returns the finished run."""
+) -> dg.JobExecutionResult:
+    """Materializes one asset of a job in this process."""
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION_NAME), _REPOSITORY_NAME)
     run = instance.create_run_for_job(
         job_def=job,
@@ -42,4 +42,4 @@ def run_job_here(
         asset_selection=frozenset([asset_key]),
         remote_job_origin=RemoteJobOrigin(repository, job.name),
     )
-    return execute_run(InMemoryJob(job), run, instance).dagster_run
+    return execute_run(InMemoryJob(job), run, instance)

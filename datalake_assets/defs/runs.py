@@ -10,8 +10,6 @@ import dagster as dg
 
 from datalake_assets.config import Feed, Settings
 from datalake_assets.defs.assets import IO_MANAGER_KEY, ExportConfig, feed_asset
-from datalake_assets.defs.checks import freshness_check
-from datalake_assets.defs.console import console_logger, console_quiet
 from datalake_assets.defs.dead_runs import repair_runs
 from datalake_assets.defs.io_managers import ParquetLakeIOManager
 from datalake_assets.defs.landing import progress_told_to
@@ -29,6 +27,7 @@ __all__ = ["ExportResult", "FeedRunner", "PartitionResult", "export_feed", "feed
 # Dagster's tags of a run over one partition, or over a range of them
 _PARTITION = "dagster/partition"
 _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,8 @@ class FeedRunner:
         with known_dagster_warnings_ignored():
             return dg.Definitions(
                 assets=[feed_asset(feed, lake_uri=self.lake.uri) for feed in self.feeds.values()],
-                asset_checks=[freshness_check(feed) for feed in self.feeds.values()],
                 resources={**self._resources, IO_MANAGER_KEY: ParquetLakeIOManager(lake=self._resources["lake"])},
                 executor=dg.in_process_executor,
-                loggers={"console": console_logger},
             )
 
     def plan(self, instance: dg.DagsterInstance, name: str, partitions: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -119,8 +116,18 @@ class FeedRunner:
         partitions: Sequence[str] | None = None,
         config: ExportConfig | None = None,
         tags: Mapping[str, str] | None = None,
+        quiet: bool = False,
     ) -> ExportResult:
-        """Exports a feed in a run of its own, in this process; errors of this package end up in the result."""
+        """Exports a feed in a run of its own, in this process; errors of this package end up in the result.
+
+        Args:
+            instance: Dagster's instance.
+            name: The feed.
+            partitions: Contiguous partition keys; None catches up with the source.
+            config: What a person decided for this run.
+            tags: More tags for the run.
+            quiet: Keep Dagster from writing to the terminal; its event log gets every line all the same.
+        """
         began = time.monotonic()
         try:
             keys = self.plan(instance, name, partitions)
@@ -128,14 +135,14 @@ class FeedRunner:
             return ExportResult(name, "", False, (), 0, 0, time.monotonic() - began, str(error))
         feed = self.feeds[name]
         with known_dagster_warnings_ignored():
-            run = run_job_here(
+            result = run_job_here(
                 self._job,
                 instance,
                 asset_key=asset_key(feed),
-                run_config=run_config(feed, config or ExportConfig()),
+                run_config={**run_config(feed, config or ExportConfig()), **(_QUIET if quiet else {})},
                 tags={**process_tags(), **partition_tags(keys), **(tags or {})},
             )
-        return _result(instance, run, feed, seconds=time.monotonic() - began)
+        return _result(result, feed, seconds=time.monotonic() - began)
 
     @cached_property
     def _job(self) -> dg.JobDefinition:
@@ -225,32 +232,32 @@ def _export(
     on_progress: Callable[[Progress], None] | None,
 ) -> ExportResult:
     repair_runs(instance)
-    with console_quiet(), progress_told_to(on_progress):
-        return runner.export(instance, name, partitions=partitions, config=config)
+    with progress_told_to(on_progress):
+        return runner.export(instance, name, partitions=partitions, config=config, quiet=True)
 
 
-def _result(instance: dg.DagsterInstance, run: dg.DagsterRun, feed: Feed, *, seconds: float) -> ExportResult:
-    metadata = _materializations(instance, run, feed)
+def _result(result: dg.JobExecutionResult, feed: Feed, *, seconds: float) -> ExportResult:
+    metadata = _materializations(result, feed)
     totals = next(iter(metadata.values()), {})
     return ExportResult(
         feed=feed.name,
-        run_id=run.run_id,
-        success=run.is_success,
+        run_id=result.run_id,
+        success=result.success,
         partitions=tuple(_partition(key, metadata[key]) for key in sorted(metadata, key=lambda key: (len(key), key))),
         rows_read=totals.get("datalake/rows_read", 0),
         rows_quarantined=totals.get("datalake/rows_quarantined", 0),
         seconds=seconds,
-        error=None if run.is_success else _failure(instance, run),
+        error=None if result.success else _failure(result),
     )
 
 
-def _materializations(instance: dg.DagsterInstance, run: dg.DagsterRun, feed: Feed) -> dict[str, dict[str, Any]]:
-    logs = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-    found = [entry.asset_materialization for entry in logs]
+def _materializations(result: dg.JobExecutionResult, feed: Feed) -> dict[str, dict[str, Any]]:
+    events = result.filter_events(lambda event: event.is_step_materialization)
+    found = [event.step_materialization_data.materialization for event in events]
     return {
         each.partition or "": {name: value.value for name, value in each.metadata.items()}
         for each in found
-        if each is not None and each.asset_key == asset_key(feed)
+        if each.asset_key == asset_key(feed)
     }
 
 
@@ -265,12 +272,19 @@ def _partition(key: str, metadata: Mapping[str, Any]) -> PartitionResult:
     )
 
 
-def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
-    """The line of the first failed step, as `defs.failures` wrote it; else what Dagster has to say."""
-    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
-        failure = entry.dagster_event.step_failure_data if entry.dagster_event else None
-        if failure and failure.user_failure_data and failure.user_failure_data.description:
+def _failure(result: dg.JobExecutionResult) -> str:
+    """The line of the step that failed, as `defs.failures` wrote it; else what Dagster has to say."""
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        failure = event.step_failure_data
+        if failure.user_failure_data and failure.user_failure_data.description:
             return failure.user_failure_data.description
-        if failure and failure.error:
-            return " ".join(failure.error.message.split())
-    return f"run {run.run_id} ended as {run.status.value.lower()}; see its log in Dagster"
+        if failure.error:
+            return _innermost(failure.error)
+    return f"run {result.run_id} did not end well; see its log in Dagster"
+
+
+def _innermost(error: Any) -> str:
+    """The message at the bottom of a chain of causes: Dagster wraps what it doesn't know."""
+    while error.cause is not None:
+        error = error.cause
+    return " ".join(error.message.split())

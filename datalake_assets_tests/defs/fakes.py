@@ -1,0 +1,246 @@
+"""A lake and a source in memory, which keep the Protocols' promises as far as Dagster can see them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pydantic import PrivateAttr
+
+from datalake_assets.config import Feed, FeedKind, Freshness, KsqlDBSource, Settings
+from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
+from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
+from datalake_assets.defs.runs import FeedRunner
+from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.lake.base import Difference, ExportPlan, LakeTable, PartitionReport, Progress, Repair, WriteReport
+from datalake_assets.sources.base import SourceObject, SourceSystem
+
+SCHEMA = pa.schema([("id", pa.int64()), ("rowtime", pa.timestamp("ms", "UTC"))])
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def stream(name: str = "clicks", **changes: object) -> Feed:
+    source = KsqlDBSource(object=name.upper())
+    return Feed(**{"name": name, "kind": FeedKind.STREAM, "source": source, "start": START.date(), **changes})
+
+
+def table(name: str = "users", **changes: object) -> Feed:
+    return Feed(**{"name": name, "kind": FeedKind.TABLE, "source": KsqlDBSource(object=name.upper()), **changes})
+
+
+def rows(*times: datetime) -> pa.RecordBatch:
+    return pa.record_batch([range(len(times)), list(times)], schema=SCHEMA)
+
+
+@dataclass
+class MemoryTable:
+    """One feed's data: rows by partition key; ``files_hold`` overrides what a scan finds."""
+
+    feed: Feed
+    data: dict[str, pa.Table] = field(default_factory=dict)
+    files_hold: dict[str, int] = field(default_factory=dict)
+    next_version: int = 1
+    generation: int = 0
+    keep: int = 2
+    repaired: int = 0
+    written: list[str] = field(default_factory=list)
+    quarantined: int = 0
+
+    def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
+        request = ReadRequest(new_epoch=new_epoch)
+        if self.feed.kind is FeedKind.TABLE:
+            if partitions is None:
+                self.next_version += 1
+                return ExportPlan((version_key(self.next_version - 1),), request)
+            (key,) = partitions
+            if version_number(key) > self.next_version:
+                raise ConfigError(f"the next version of table {self.feed.name!r} is v{self.next_version}")
+            self.next_version = max(self.next_version, version_number(key) + 1)
+            return ExportPlan((key,), request)
+        by = PartitionBy(self.feed.partition_by)
+        keys = tuple(partitions or [key_of(datetime.now(UTC), by)])
+        for key in keys:
+            window_of(key, by)
+        return ExportPlan(keys, request)
+
+    def write(
+        self,
+        batches: Batches,
+        *,
+        partitions: Sequence[str],
+        run_id: str,
+        allow_shrink: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> WriteReport:
+        self.written.append(run_id)
+        if self.feed.kind is FeedKind.TABLE and partitions[0] in self.data:
+            note = f"version {partitions[0]} was committed before and is kept as it is"
+            return self._reported(partitions, {}, 0, (), (note,))
+        read = pa.Table.from_batches([batch.rows for batch in batches], SCHEMA)
+        if on_progress:
+            on_progress(Progress(rows=read.num_rows, bytes_written=read.nbytes))
+        before = {key: data.num_rows for key, data in self.data.items()}
+        for key, data in self._split(read, partitions).items():
+            self.data[key] = data
+        self.generation += 1
+        removed = ()
+        if self.feed.kind is FeedKind.TABLE:
+            removed = self.partitions()[: -self.keep]
+            for key in removed:
+                del self.data[key]
+        batches.acknowledge()
+        return self._reported(partitions, before, read.num_rows, removed, ())
+
+    def partitions(self) -> tuple[str, ...]:
+        return tuple(sorted(self.data, key=lambda key: (len(key), key)))
+
+    def report(self, key: str) -> PartitionReport | None:
+        return self._report(key, {}) if key in self.data else None
+
+    def scan(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        where: ds.Expression | None = None,
+        partitions: Sequence[str] | None = None,
+    ) -> pa.RecordBatchReader:
+        keys = partitions if partitions is not None else self.partitions()[-1:]
+        if columns == []:
+            count = sum(self.files_hold.get(key, self.data[key].num_rows) for key in keys)
+            empty = pa.table({"x": pa.nulls(count)}).select([])
+            return empty.to_reader()
+        data = pa.concat_tables([SCHEMA.empty_table(), *(self.data[key] for key in keys)])
+        return (data.select(columns) if columns else data).to_reader()
+
+    def verify(self, *, deep: bool = False) -> Iterator[Difference]:
+        return iter(())
+
+    def repair(self) -> Repair:
+        self.repaired += 1
+        return Repair(finished=1)
+
+    def _split(self, read: pa.Table, partitions: Sequence[str]) -> dict[str, pa.Table]:
+        if self.feed.kind is FeedKind.TABLE:
+            return {partitions[0]: read}
+        by = PartitionBy(self.feed.partition_by)
+        keys = [key_of(time, by) for time in read["rowtime"].to_pylist()]
+        return {key: read.filter(pa.array([each == key for each in keys])) for key in set(keys)}
+
+    def _reported(
+        self,
+        partitions: Sequence[str],
+        before: dict[str, int],
+        rows_read: int,
+        removed: Sequence[str],
+        notes: Sequence[str],
+    ) -> WriteReport:
+        now = {key: data.num_rows for key, data in self.data.items()}
+        changed = {key for key in now if before and now[key] != before.get(key, 0)} or (set() if notes else set(now))
+        keys = sorted({*partitions, *changed} if self.feed.kind is FeedKind.STREAM else partitions)
+        known = before if before or not notes else now
+        reports = tuple(self._report(key, known) for key in keys)
+        requests = {"put": 5, "get": 2, "list": 1, "delete": 0}
+        return WriteReport(
+            reports, rows_read, self.quarantined, 0, SCHEMA, requests, removed=tuple(removed), notes=tuple(notes)
+        )
+
+    def _report(self, key: str, before: dict[str, int]) -> PartitionReport:
+        data = self.data.get(key, SCHEMA.empty_table())
+        times = [] if self.feed.kind is FeedKind.TABLE else data["rowtime"].to_pylist()
+        added = data.num_rows - before.get(key, 0)
+        return PartitionReport(
+            key=key,
+            rows_added=added,
+            files_added=int(added != 0),
+            rows=data.num_rows,
+            files=int(data.num_rows > 0),
+            small_files=int(data.num_rows > 0),
+            size_bytes=100 * data.num_rows,
+            min_time=min(times, default=None),
+            max_time=max(times, default=None),
+            position={"rows": data.num_rows},
+            generation=self.generation,
+        )
+
+
+class MemoryLake(Lake):
+    """A lake whose tables are in memory; its registry is a real one, on disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.tables: dict[str, MemoryTable] = {}
+        self.sent: dict[str, list[datetime]] = {}
+        self.broken: dict[str, DatalakeError] = {}
+        self.opened = 0
+        self.closed = 0
+
+    def table(self, feed: Feed) -> LakeTable:
+        return self.memory(feed)
+
+    def memory(self, feed: Feed) -> MemoryTable:
+        return self.tables.setdefault(feed.name, MemoryTable(feed))
+
+
+class MemoryLakeResource(LakeResource):
+    """The same lake in every run."""
+
+    _memory: MemoryLake = PrivateAttr()
+
+    lake: dg.ResourceDependency[MemoryLake]
+
+    def open(self) -> Lake:
+        return self.lake
+
+
+@dataclass
+class MemorySystem:
+    """A source that sends what the lake's ``sent`` says, or fails as ``broken`` says."""
+
+    lake: MemoryLake
+
+    def read(self, feed: Feed, request: ReadRequest) -> Batches:
+        if feed.name in self.lake.broken:
+            raise self.lake.broken[feed.name]
+        return InMemoryBatches((SourceBatch(rows(*self.lake.sent.get(feed.name, []))),), request=request)
+
+    def discover(self) -> Iterator[SourceObject]:
+        return iter(())
+
+    def check(self, feed: Feed) -> None: ...
+
+    def close(self) -> None:
+        self.lake.closed += 1
+
+
+class MemorySource(SourceResource):
+    """Connects to the lake's own rows, and counts connections."""
+
+    @contextmanager
+    def connect(self, settings: Settings, lake: Lake) -> Iterator[SourceSystem]:
+        assert isinstance(lake, MemoryLake)
+        lake.opened += 1
+        system = MemorySystem(lake)
+        try:
+            yield system
+        finally:
+            system.close()
+
+
+def resources(lake: MemoryLake) -> dict[str, object]:
+    lake_resource = MemoryLakeResource(settings=lake.settings, lake=lake)
+    return {"lake": lake_resource, "ksqldb": MemorySource(settings=lake.settings, lake=lake_resource)}
+
+
+def runner(lake: MemoryLake, *feeds: Feed) -> FeedRunner:
+    return FeedRunner(feeds, lake, resources(lake))
+
+
+def days_ago(days: int) -> datetime:
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days)
+
+
+FRESH = Freshness(max_commit_age=timedelta(hours=1), max_event_age=timedelta(hours=2))
