@@ -25,9 +25,9 @@ __all__ = ["SqlRefused", "SqlResult", "run_sql"]
 
 #: Times that a query is run because files that it was reading were replaced.
 ATTEMPTS = 5
-# what DuckDB takes for a pattern rather than for a name
-_PATTERN = frozenset("*?[{")
-_HIVE_TYPES = "{'year': INTEGER, 'month': INTEGER, 'day': INTEGER, 'hour': INTEGER, 'version': VARCHAR}"
+# what DuckDB takes for a pattern, or for a partition, rather than for a name
+_PATTERN = frozenset("*?[{=")
+_HIVE_TYPES = {"year": "INTEGER", "month": "INTEGER", "day": "INTEGER", "hour": "INTEGER", "version": "VARCHAR"}
 _READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
@@ -81,9 +81,9 @@ def run_sql(store: Store, feeds: Sequence[Feed], query: str, *, limit: int | Non
         wanted = _named(connection, {feed.name: feed for feed in feeds}, query)
         for attempt in range(ATTEMPTS):
             datasets = {feed.name: exact_dataset(FeedFolder(store, feed)) for feed in wanted}
-            for feed in wanted:
-                _register(connection, feed, datasets[feed.name])
             try:
+                for feed in wanted:
+                    _register(connection, feed, datasets[feed.name], root=store.path(""))
                 return _fetch(connection.execute(query), limit)
             except duckdb.Error as error:
                 if not _have_changed(store, wanted, datasets):
@@ -107,7 +107,8 @@ def _named(connection: duckdb.DuckDBPyConnection, feeds: Mapping[str, Feed], que
     return [feed for name, feed in feeds.items() if name in names]
 
 
-def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dataset) -> None:
+def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dataset, *, root: str) -> None:
+    """Makes a feed's view: DuckDB's own reader over local files, Arrow's over all else."""
     name = _identifier(feed.name)
     files: Sequence[str] = dataset.files
     connection.execute(f"DROP VIEW IF EXISTS {name}")
@@ -115,15 +116,17 @@ def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dat
         raise SqlRefused(
             f"feed {feed.name!r} has no data yet; export it with 'datalake export --{feed.kind} {feed.name}'"
         )
-    local = isinstance(dataset.filesystem, pafs.LocalFileSystem)
-    if not files or not local or any(_PATTERN & set(file) for file in files):
+    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and not _PATTERN & set(root)
+    if not files or not plain:
         connection.register(f"{feed.name} files", _with_rows(dataset))
         source = _identifier(f"{feed.name} files")
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")  # noqa: S608  both are quoted
         return
     columns = ", ".join(map(_identifier, dataset.schema.names))
     listed = ", ".join(map(_literal, files))
-    options = f"hive_partitioning = true, hive_types = {_HIVE_TYPES}, union_by_name = {feed.schema_policy == 'evolve'}"
+    kinds = ", ".join(f"'{column}': {kind}" for column, kind in _HIVE_TYPES.items() if column in dataset.schema.names)
+    union = feed.schema_policy == "evolve"
+    options = f"hive_partitioning = true, hive_types = {{{kinds}}}, union_by_name = {union}"
     files_read = f"read_parquet([{listed}], {options})"
     connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM {files_read}")  # noqa: S608  all are quoted
 

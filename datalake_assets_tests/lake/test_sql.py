@@ -77,7 +77,7 @@ def test_foreign_files_in_the_folder_are_not_read(local_store):
     assert _rows(local_store, "select count(*) from s") == ((48,),)
 
 
-@pytest.mark.parametrize("name", ["it's [odd] *", "plain"])
+@pytest.mark.parametrize("name", ["it's [odd] *", "plain", "it's", "year=1999"])
 def test_any_folder_name_works(tmp_path, name):
     (tmp_path / name).mkdir()
     store = open_store(str(tmp_path / name))
@@ -139,8 +139,8 @@ class _Compacted:
         self.left, self.calls = times, 0
         original = sql._register
 
-        def register(connection: Any, feed: Any, dataset: Any) -> None:
-            original(connection, feed, dataset)
+        def register(connection: Any, feed: Any, dataset: Any, *, root: str) -> None:
+            original(connection, feed, dataset, root=root)
             self.calls += 1
             if self.left:
                 self.left -= 1
