@@ -22,7 +22,7 @@ from typing import Any
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.position import Position, position_from_json
-from datalake_assets.errors import CorruptLake
+from datalake_assets.errors import CommitConflict, CorruptLake
 
 __all__ = ["FORMAT", "HISTORY", "Commit", "Decision", "Manifest", "Pending", "Publish", "Seen", "decide"]
 
@@ -124,9 +124,12 @@ class Manifest:
         """With ``pending`` under way.
 
         Raises:
+            CommitConflict: One of its files is in already: it was committed so long ago that the history forgot it.
             CorruptLake: Another commit is under way, garbage is left, or a file to remove is not there.
         """
         names = {file.name for file in self.files}
+        if not names.isdisjoint(publish.file.name for publish in pending.publish):
+            raise CommitConflict(pending.commit_id, "was committed already, and its files partly replaced since")
         if self.pending is not None or self.garbage:
             raise CorruptLake("manifest", "prepared over an unfinished commit")
         if not names.issuperset(pending.remove):

@@ -205,6 +205,9 @@ class PartitionLog:
             refused, staged_there = True, self._store.has_staged(staged)
         info = self._store.head(staged.key)
         there = info is not None and info.size_bytes == publish.file.size_bytes
+        if there and staged_there:
+            # a local publish is a link and an unlink: what stays could be linked again after the file's removal
+            self._store.discard_staged(staged)
         file = replace(publish.file, etag=info.etag) if info else publish.file
         return Seen(staged=staged_there, published=there, refused=refused), file
 

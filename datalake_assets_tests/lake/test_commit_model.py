@@ -1,0 +1,259 @@
+"""The commit protocol holds its invariants in random histories, and each rule that it has is needed.
+
+``python -m datalake_assets_tests.lake.test_commit_model 5000`` runs that many histories, then lets every mutant be
+caught; a second argument is the first seed. ``DATALAKE_MODEL_HISTORIES`` makes the test itself longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from datalake_assets.core.manifest import Decision, Manifest, Seen, decide
+from datalake_assets.core.position import OffsetsPosition
+from datalake_assets.errors import AmbiguousWrite, CorruptLake, LakeError, TransientStoreError, UploadGone
+from datalake_assets.lake import commit
+from datalake_assets.lake.commit import Loaded, PartitionLog
+from datalake_assets_tests.lake import commit_model
+from datalake_assets_tests.lake.commit_model import Broken, History
+from datalake_assets_tests.lake.simulated_store import Faults, SimulatedStore
+
+HISTORIES = int(os.environ.get("DATALAKE_MODEL_HISTORIES", "200"))
+ENOUGH_FOR_A_MUTANT = 300
+
+
+def no_cas(patch):
+    """The manifest is written whatever is there."""
+
+    def swap(self, loaded, manifest):
+        stamped = manifest.stamped(self._new_id())
+        return Loaded(self._store.put(self.manifest_key, stamped.to_bytes()), stamped)
+
+    patch.setattr(PartitionLog, "_swap", swap)
+
+
+def sweep_before_commit(patch):
+    """What a commit replaces is deleted before it is committed."""
+    swap = PartitionLog._swap
+
+    def sweep_and_swap(self, loaded, manifest):
+        if manifest.generation > loaded.manifest.generation:
+            self._store.delete(self.key_of(name) for name in manifest.garbage)
+        return swap(self, loaded, manifest)
+
+    patch.setattr(PartitionLog, "_swap", sweep_and_swap)
+
+
+def ignore_position(patch):
+    """Rows that are in the lake are landed again, and so are rows that another landed meanwhile."""
+    patch.setattr(OffsetsPosition, "admits", lambda *_: True)
+
+
+def no_input_check(patch):
+    """A compaction goes ahead though another writer removed one of its inputs."""
+    patch.setattr(commit_model, "check_inputs", lambda *_: None)
+    patch.setattr(Manifest, "prepared", lambda self, pending: replace(self, pending=pending))
+
+
+def publish_before_prepare(patch):
+    """Files become visible before the manifest knows of them."""
+    attempt = PartitionLog._attempt
+
+    def publish_and_attempt(self, change):
+        for staged, _ in change.files:
+            with contextlib.suppress(LakeError):
+                self._store.publish(staged)
+        return attempt(self, change)
+
+    patch.setattr(PartitionLog, "_attempt", publish_and_attempt)
+
+
+def transient_is_published(patch):
+    """A publish that failed for now counts as done."""
+    _decide_instead(patch, Decision.FORWARD)
+
+
+def transient_is_lost(patch):
+    """A publish that failed for now counts as failed for good."""
+    _decide_instead(patch, Decision.BACK)
+
+
+def _decide_instead(patch, instead):
+    def decide_at_once(seen):
+        decision = decide(seen)
+        return instead if decision is Decision.WAIT else decision
+
+    patch.setattr(commit, "decide", decide_at_once)
+
+
+def commit_id_settles(patch):
+    """A write whose answer was lost is settled by the commit's id, which prepare and commit share."""
+
+    def stamped(self, write_id):
+        pending, last = self.pending, self.history[-1].commit_id if self.history else ""
+        return replace(self, write_id=pending.commit_id if pending else last)
+
+    patch.setattr(Manifest, "stamped", stamped)
+
+
+def look_at_object_before_upload(patch):
+    """After an attempt to publish, the object is looked for first: between the two looks, it may be published."""
+
+    def publish(self, item):
+        staged = self._staged(item)
+        failed, refused = _try_to_publish(self._store, staged)
+        info = self._store.head(staged.key)
+        staged_there = failed and self._store.has_staged(staged)
+        return Seen(staged=staged_there, published=info is not None, refused=refused), item.file
+
+    patch.setattr(PartitionLog, "_publish", publish)
+
+
+def leave_the_staged_name(patch):
+    """A file that is visible counts as published, though its staged name is there for a zombie to link again."""
+
+    def publish(self, item):
+        staged = self._staged(item)
+        failed, refused = _try_to_publish(self._store, staged)
+        staged_there = failed and self._store.has_staged(staged)
+        info = self._store.head(staged.key)
+        return Seen(staged=staged_there, published=info is not None, refused=refused), item.file
+
+    patch.setattr(PartitionLog, "_publish", publish)
+
+
+def _try_to_publish(store, staged):
+    """Whether it failed, and whether it was refused for good."""
+    try:
+        store.publish(staged)
+    except CorruptLake:
+        return True, True
+    except (UploadGone, AmbiguousWrite, TransientStoreError):
+        return True, False
+    return False, False
+
+
+def no_abort_confirmation(patch):
+    """A commit is undone though some of its staged files may still be there, for a zombie to publish."""
+
+    def abort(self, pending):
+        for item in pending.publish:
+            with contextlib.suppress(LakeError):
+                self._store.discard_staged(self._staged(item))
+
+    patch.setattr(PartitionLog, "_abort", abort)
+
+
+def undone_files_are_forgotten(patch):
+    """A commit is undone, and what became visible of it stays."""
+    patch.setattr(Manifest, "rolled_back", lambda self: replace(self, pending=None))
+
+
+def unacknowledged_is_swept(patch):
+    """Garbage is forgotten though its deletion may have failed."""
+    delete = SimulatedStore.delete
+
+    def delete_somehow(self, keys):
+        with contextlib.suppress(LakeError):
+            delete(self, keys)
+
+    patch.setattr(SimulatedStore, "delete", delete_somehow)
+
+
+def no_sync(patch):
+    """A local commit names files whose names a power cut may take away."""
+    patch.setattr(SimulatedStore, "sync", lambda *_: None)
+
+
+Mutant = Callable[[pytest.MonkeyPatch], None]
+MUTANTS: tuple[Mutant, ...] = (
+    no_cas,
+    sweep_before_commit,
+    ignore_position,
+    no_input_check,
+    publish_before_prepare,
+    transient_is_published,
+    commit_id_settles,
+    look_at_object_before_upload,
+    no_abort_confirmation,
+    transient_is_lost,
+    leave_the_staged_name,
+    undone_files_are_forgotten,
+    unacknowledged_is_swept,
+    no_sync,
+)
+
+
+# where a rule rarely matters, the weather in which it does
+WEATHER: dict[Mutant, dict[str, Any]] = {
+    look_at_object_before_upload: {"local": False, "faults": Faults(busy=0.1, late=0.5)},
+    no_abort_confirmation: {"local": False, "faults": Faults(busy=0.1, late=0.4, refused=0.2)},
+    leave_the_staged_name: {"local": True, "faults": Faults(busy=0.3)},
+    no_sync: {"local": True},
+}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def run(histories: int, *, first: int = 0) -> Counter[str]:
+    """Many histories, one seed each; returns what happened in all, by name."""
+    total: Counter[str] = Counter()
+    with _quiet():
+        for seed in range(first, first + histories):
+            total.update(History(seed).run())
+    return total
+
+
+def histories_until_caught(mutant: Mutant, *, at_most: int = ENOUGH_FOR_A_MUTANT) -> tuple[int, str]:
+    """How many histories it took to see that a rule is broken, and what was seen; 0 if it was not."""
+    with _quiet(), pytest.MonkeyPatch.context() as patch:
+        mutant(patch)
+        for seed in range(at_most):
+            try:
+                History(seed, **WEATHER.get(mutant, {})).run()
+            except Broken as error:
+                return seed + 1, str(error)
+    return 0, "not caught"
+
+
+def test_commit_holds_its_invariants_in_random_histories():
+    total = run(HISTORIES)
+    happened = {"append", "replace", "compact", "delete", "rolled back", "conflicts", "crashes", "naps", "power cuts"}
+    assert happened <= {name for name, count in total.items() if count}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_model_check_catches_a_broken_rule(mutant):
+    caught, seen = histories_until_caught(mutant, at_most=ENOUGH_FOR_A_MUTANT)
+    assert caught, seen
+
+
+def main(histories: int = 5000, first: int = 0) -> None:
+    """Prints the figures of a long run."""
+    began = time.process_time()
+    total = run(histories, first=first)
+    print(f"{histories:,} histories, {time.process_time() - began:.0f} s of CPU: all invariants held")
+    print(", ".join(f"{count:,} {name}" for name, count in total.most_common()))
+    for mutant in MUTANTS:
+        caught, seen = histories_until_caught(mutant, at_most=10 * ENOUGH_FOR_A_MUTANT)
+        print(f"{mutant.__name__}: {f'caught after {caught} histories' if caught else 'NOT CAUGHT'}: {seen}")
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:]))
