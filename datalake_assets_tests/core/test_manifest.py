@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import HISTORY, Commit, Decision, Manifest, Pending, Publish, Seen, decide
+from datalake_assets.core.position import OffsetsPosition, SnapshotPosition, WindowPosition
+from datalake_assets.errors import CommitConflict, CorruptLake
+
+NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
+A, B, C = (DataFile(f"{name}.parquet", rows, rows * 10) for name, rows in (("a", 1), ("b", 2), ("c", 4)))
+
+# what can be told apart after a trip through JSON: any text, any aware time
+times = st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001
+counts = st.integers(0, 2**63 - 1)
+files = st.builds(
+    DataFile, st.text(), counts, counts, st.none() | times, st.none() | times, checksum=st.text(), etag=st.text()
+)
+positions = st.one_of(
+    st.builds(OffsetsPosition, st.dictionaries(st.integers(0, 2**31), st.tuples(counts, counts))),
+    st.builds(WindowPosition, times, times, times, counts, st.text()),
+    st.builds(SnapshotPosition, times, counts),
+)
+pendings = st.builds(
+    Pending,
+    commit_id=st.text(),
+    kind=st.text(),
+    run_id=st.text(),
+    publish=st.lists(st.builds(Publish, files, st.text(), st.lists(st.text(), max_size=2).map(tuple)), max_size=2).map(
+        tuple
+    ),
+    remove=st.lists(st.text(), max_size=2).map(tuple),
+    position=st.none() | positions,
+    schema=st.none() | st.text(),
+    deleted=st.booleans(),
+)
+manifests = st.builds(
+    Manifest,
+    generation=counts,
+    write_id=st.text(),
+    files=st.lists(files, max_size=2).map(tuple),
+    position=st.none() | positions,
+    schema=st.none() | st.text(),
+    pending=st.none() | pendings,
+    garbage=st.lists(st.text(), max_size=2).map(tuple),
+    history=st.lists(st.builds(Commit, st.text(), st.text(), times, st.text(), counts, counts, counts), max_size=2).map(
+        tuple
+    ),
+    deleted=st.booleans(),
+)
+
+
+def pending_of(*published: DataFile, **rest: object) -> Pending:
+    publish = tuple(Publish(file, f"token of {file.name}") for file in published)
+    return Pending(**{"commit_id": "c1", "kind": "append", "run_id": "", "publish": publish, **rest})
+
+
+def committed(base: Manifest, *published: DataFile, **rest: object) -> Manifest:
+    return base.prepared(pending_of(*published, **rest)).committed(published, at=NOON)
+
+
+@given(manifests)
+def test_manifest_survives_its_json(manifest):
+    assert Manifest.from_bytes(manifest.to_bytes(), where="here") == manifest
+
+
+def test_manifest_is_written_as_the_design_says():
+    document = json.loads(Manifest(write_id="w").prepared(pending_of(A)).to_bytes())
+    assert list(document) == [
+        "format",
+        "generation",
+        "write_id",
+        "schema",
+        "position",
+        "deleted",
+        "files",
+        "pending",
+        "garbage",
+        "history",
+    ]
+    assert document["pending"]["publish"][0]["token"] == "token of a.parquet"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not a manifest"),
+        (b"[]", "not a manifest"),
+        (b"null", "not a manifest"),
+        (b'{"format":1}', "not a manifest"),
+        (b'{"format":2}', "manifest of format 2; use a newer release"),
+        (Manifest().to_bytes().replace(b'"files":[]', b'"files":[{}]'), "not a manifest"),
+        (Manifest().to_bytes().replace(b'"position":null', b'"position":{"kind":"tea"}'), "unknown kind 'tea'"),
+    ],
+)
+def test_from_bytes_names_the_manifest_that_it_cannot_read(body, reason):
+    with pytest.raises(CorruptLake, match=reason):
+        Manifest.from_bytes(body, where="control/x/manifest.json")
+
+
+def test_prepared_changes_nothing_that_readers_see():
+    base = committed(Manifest(), A)
+    prepared = base.prepared(pending_of(B, commit_id="c2"))
+    assert replace(prepared, pending=None) == base
+
+
+def test_committed_replaces_files_and_remembers_the_commit():
+    base = committed(Manifest(), A, B, position=OffsetsPosition({0: (0, 3)}), schema="s")
+    after = committed(base, C, commit_id="c2", kind="compact", run_id="r", remove=("a.parquet",))
+    assert after == Manifest(
+        generation=2,
+        files=(B, C),
+        position=OffsetsPosition({0: (0, 3)}),
+        schema="s",
+        garbage=("a.parquet",),
+        history=(*base.history, Commit("c2", "compact", NOON, "r", rows=4, files_added=1, files_removed=1)),
+    )
+    assert after.rows == 6
+    assert after.committed_already("c1")
+    assert after.committed_already("c2")
+    assert not after.committed_already("c3")
+
+
+def test_committed_keeps_what_the_store_said_of_the_files():
+    published = replace(A, etag="e")
+    assert Manifest().prepared(pending_of(A)).committed([published], at=NOON).files == (published,)
+
+
+def test_committed_remembers_the_last_commits_only():
+    manifest = Manifest()
+    for number in range(HISTORY + 3):
+        manifest = committed(manifest, DataFile(f"{number}", 1, 1), commit_id=f"c{number}")
+    assert [commit.commit_id for commit in manifest.history] == [f"c{number}" for number in range(3, HISTORY + 3)]
+    assert manifest.generation == HISTORY + 3
+
+
+def test_a_deleted_partition_keeps_its_position_and_comes_back_with_the_next_rows():
+    position = SnapshotPosition(NOON, 1)
+    base = committed(Manifest(), A, position=position)
+    gone = committed(base, commit_id="c2", kind="delete", remove=("a.parquet",), deleted=True)
+    assert (gone.files, gone.deleted, gone.position, gone.rows) == ((), True, position, 0)
+    assert not committed(gone.swept(), B, commit_id="c3").deleted
+
+
+def test_rolled_back_lists_all_its_files_as_garbage():
+    base = committed(Manifest(), A)
+    undone = base.prepared(pending_of(B, C, commit_id="c2", remove=("a.parquet",))).rolled_back()
+    assert undone == replace(base, garbage=("b.parquet", "c.parquet"))
+    assert undone.swept() == base
+
+
+@pytest.mark.parametrize(
+    ("base", "pending", "error"),
+    [
+        (Manifest().prepared(pending_of(A)), pending_of(B), CorruptLake),
+        (replace(Manifest(), garbage=("x",)), pending_of(B), CorruptLake),
+        (Manifest(), pending_of(B, remove=("a.parquet",)), CorruptLake),
+        # committed so long ago that the history forgot it: its files must not become garbage
+        (replace(Manifest(), files=(A, B)), pending_of(A, C, remove=("a.parquet", "b.parquet")), CommitConflict),
+    ],
+)
+def test_prepared_refuses_a_base_that_it_cannot_be_made_on(base, pending, error):
+    with pytest.raises(error):
+        base.prepared(pending)
+
+
+@pytest.mark.parametrize("transition", [Manifest.rolled_back, lambda manifest: manifest.committed([], at=NOON)])
+def test_a_commit_ends_only_if_it_was_prepared(transition):
+    with pytest.raises(CorruptLake, match="nothing is pending"):
+        transition(Manifest())
+
+
+def test_stamped_changes_only_the_write_id():
+    assert replace(committed(Manifest(), A).stamped("w7"), write_id="") == committed(Manifest(), A)
+
+
+PUBLISHED = Seen(staged=False, published=True)
+LINKED = Seen(staged=True, published=True)
+LOST = Seen(staged=False, published=False)
+NOT_YET = Seen(staged=True, published=False)
+REFUSED = Seen(staged=True, published=False, refused=True)
+REFUSED_TWICE = Seen(staged=True, published=True, refused=True)
+
+
+@pytest.mark.parametrize(
+    ("seen", "decision"),
+    [
+        ([], Decision.FORWARD),
+        ([PUBLISHED], Decision.FORWARD),
+        ([PUBLISHED, LINKED], Decision.FORWARD),
+        ([REFUSED_TWICE], Decision.FORWARD),
+        ([PUBLISHED, NOT_YET], Decision.WAIT),
+        ([NOT_YET, LOST], Decision.BACK),
+        ([PUBLISHED, LOST], Decision.BACK),
+        ([PUBLISHED, REFUSED], Decision.BACK),
+        ([NOT_YET, REFUSED], Decision.BACK),
+    ],
+)
+def test_decide(seen, decision):
+    assert decide(seen) is decision
+    assert decide(reversed(seen)) is decision
+
+
+def test_history_keeps_the_time_of_a_commit_to_the_microsecond():
+    at = NOON + timedelta(microseconds=1)
+    manifest = Manifest().prepared(pending_of(A)).committed([A], at=at)
+    assert Manifest.from_bytes(manifest.to_bytes(), where="").history[0].at == at
