@@ -1,0 +1,85 @@
+# Everything starts here: `make` lists the targets. Each makes its own .venv when there is none, and installs again when
+# pyproject.toml or constraints.txt changed.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# an older pip takes twice the CPU, and compiling all that nobody imports a quarter more
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+# the web UI of `make dev`: another port with `make dev PORT=3333`
+PORT ?= 3000
+# processes of pytest
+WORKERS ?= 2
+# rounds of `make crash`, on each kind of store
+ROUNDS ?= 100
+
+# without .pyc files every start of a process costs twice the CPU
+unexport PYTHONDONTWRITEBYTECODE
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo dev test check format crash bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.demo ## build a data lake in ./lake from an embedded ksqlDB server, and show it
+	@$(BIN)/datalake demo $(ARGS)
+
+dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, or PORT=...
+	@home=$$($(BIN)/python -c 'from datalake_assets.cli.home import prepare_home; print(prepare_home())') && \
+	  DAGSTER_HOME=$$home DATALAKE_WEBSERVER_URL=http://127.0.0.1:$(PORT) \
+	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+
+test: $(VENV)/.dev ## run the tests
+	@$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix . || true
+	@$(BIN)/ruff format --quiet .
+
+crash: $(VENV)/.dev ## kill exports between store operations, ROUNDS=100 times on disk and on S3, and count the rows
+	@$(BIN)/python -m datalake_assets_tests.crash --rounds $(ROUNDS) --store local
+	@$(BIN)/python -m datalake_assets_tests.crash --rounds $(ROUNDS) --store s3
+
+bench: $(VENV)/.dev ## measure ingestion beside the pandas way
+	@$(BIN)/python -m benchmarks ingest $(ARGS)
+
+clean: ## remove .venv and caches; the lake and Dagster's history stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# What is tested comes first; a python without venv and ensurepip (Debian's without python3-venv) is no use.
+find_python = for python in $(PYTHON) python3.12 python3.11 python3.13 python3; do \
+    $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
+  done
+
+define install
+@if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+  python=$$($(find_python)); \
+  if [ -z "$$python" ]; then \
+    echo "no Python 3.11 or later with venv found; install one (Debian: apt-get install python3-venv)," \
+      "or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+  $$python -m venv --clear $(VENV) || exit 1; fi
+@echo "installing into $(VENV), once: about a minute ..."
+@$(PIP) --upgrade pip
+@$(PIP) --editable '$(1)'
+endef
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(call install,.[demo])
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(call install,.[demo$(,)dev])
+	@touch $(VENV)/.demo $@
+
+# a comma inside an argument of $(call)
+, := ,
