@@ -138,13 +138,18 @@ def _in_struct_codec(name: str, arrow: pa.DataType) -> Codec:
 
 
 def _doubles(values: Sequence[Any]) -> pa.Array:
-    return pa.array([_NON_FINITE[value] if value.__class__ is str else value for value in values], pa.float64())
+    try:
+        return pa.array(values, pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # texts among the numbers
+        return pa.array([_NON_FINITE[value] if value.__class__ is str else value for value in values], pa.float64())
 
 
 def _decimals(values: Sequence[msgspec.Raw | None], arrow: pa.DataType) -> pa.Array:
-    texts = (None if raw is None else bytes(raw) for raw in values)
+    texts: list[bytes | None] = [_NULL if raw is None else bytes(raw) for raw in values]
+    if _NULL in texts:
+        texts = [None if text == _NULL else text for text in texts]
     # Arrow's cast refuses what does not fit exactly: more digits, a finer scale, text in quotes.
-    return pa.array([None if text == _NULL else text for text in texts], pa.string()).cast(arrow)
+    return pa.array(texts, pa.string()).cast(arrow)
 
 
 def utc_from_naive(array: pa.Array) -> pa.Array:
@@ -184,8 +189,9 @@ def times_from_text(array: pa.Array) -> pa.Array:
 
 def _list_codec(item: Codec, arrow: pa.DataType) -> Codec:
     def build(values: Sequence[list[Any] | None]) -> pa.Array:
+        mask = _mask(values)
         children = item.build(list(chain.from_iterable(filter(None, values))))
-        return pa.ListArray.from_arrays(_offsets(values), children, type=arrow, mask=_mask(values))
+        return pa.ListArray.from_arrays(_offsets(values, mask), children, type=arrow, mask=mask)
 
     return Codec(GenericAlias(list, item.nullable), build)
 
@@ -200,12 +206,13 @@ def _map_codec(kind: KsqlType, value: Codec, arrow: pa.DataType, *, in_struct: b
         wire, pairs = GenericAlias(dict, (str, value.nullable)), dict.items
 
     def build(values: Sequence[Any]) -> pa.Array:
-        entries = list(chain.from_iterable(map(pairs, filter(None, values))))
+        mask = _mask(values)
+        entries = list(chain.from_iterable(map(pairs, values if mask is None else filter(None, values))))
         keys = key.build(list(map(itemgetter(0), entries)))
         items = value.build(list(map(itemgetter(1), entries)))
         if keys.null_count:
             raise ValueError("a map key is null")
-        return pa.MapArray.from_arrays(_offsets(values), keys, items, type=arrow, mask=_mask(values))
+        return pa.MapArray.from_arrays(_offsets(values, mask), keys, items, type=arrow, mask=mask)
 
     return Codec(wire, build)
 
@@ -248,8 +255,8 @@ def _struct_codec(fields: Sequence[tuple[str, KsqlType]], arrow: pa.DataType) ->
     return Codec(wire, build)
 
 
-def _offsets(values: Sequence[Any]) -> pa.Array:
-    sizes = [0 if value is None else len(value) for value in values]
+def _offsets(values: Sequence[Any], mask: pa.Array | None) -> pa.Array:
+    sizes = map(len, values) if mask is None else (0 if value is None else len(value) for value in values)
     return pa.array(list(accumulate(sizes, initial=0)), pa.int32())
 
 
