@@ -193,7 +193,7 @@ class _KsqlBatches:
         if held is not None:
             held.close()
         read = self._open()
-        if self._schema is not None and not read.schema.equals(self._schema, check_metadata=True):
+        if self._schema is not None and not read.schema.equals(self._schema):
             read.close()
             raise SchemaChanged(self._source, "the columns changed while it was being read", cure="run it again")
         self._schema = read.schema

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,9 +21,6 @@ from datalake_assets.sources.ksqldb_columns import Layout
 from datalake_assets.sources.ksqldb_positions import Seen
 
 __all__ = ["Batcher", "numbers_of", "position_of"]
-
-#: Source partition and offset are always asked for last.
-_LAST_TWO_NUMBERS = re.compile(rb",\s*(\d{1,10})\s*,\s*(\d{1,19})\s*\][\]},\s]*$")
 
 
 @dataclass(slots=True)
@@ -74,7 +70,8 @@ class Batcher:
         return rows.column(partition).cast(pa.int32()), rows.column(offset).cast(pa.int64())
 
     def _rejected(self, row: UndecodedRow) -> RejectedRow | None:
-        if self.layout.numbering is not None and (at := position_of(row.raw)) is not None:
+        at = None if self.layout.numbering is None else position_of(row.raw, len(self.layout.columns))
+        if at is not None:
             partition, offset = at
             if self.seen is not None:
                 self.seen.add(np.array([partition], np.int32), np.array([offset], np.int64))
@@ -100,19 +97,21 @@ def numbers_of(rows: pa.RecordBatch, numbering: tuple[int, int]) -> tuple[npt.ND
     return partition, offset
 
 
-def position_of(raw: bytes) -> tuple[int, int] | None:
-    """Source partition and offset of a row that could not be decoded, if they can be made out.
+def position_of(raw: bytes, columns: int) -> tuple[int, int] | None:
+    """Source partition and offset of a row that could not be decoded, if they can be told for sure.
 
     Args:
         raw: The row as the server sent it, source partition and offset last.
+        columns: How many columns it must have: in a shorter row, others would pass for them.
     """
     try:
         row = json.loads(raw)
-        columns = row["row"]["columns"] if isinstance(row, dict) else row
-        partition, offset = columns[-2:]
+        values = row["row"]["columns"] if isinstance(row, dict) else row
+        if len(values) != columns:
+            return None
+        partition, offset = values[-2:]
     except (ValueError, KeyError, TypeError, RecursionError):
-        match = _LAST_TWO_NUMBERS.search(raw)
-        return None if match is None else (int(match[1]), int(match[2]))
+        return None
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (partition, offset))
     return (partition, offset) if whole and 0 <= partition < 2**31 and 0 <= offset < 2**63 else None
 

@@ -16,8 +16,10 @@ from datalake_assets.core.schema import Column, arrow_schema, lake_name
 from datalake_assets.errors import InvalidFeed
 from datalake_assets.sources.ksqldb_sql import epoch_ms
 
-__all__ = ["LAKE_TIME", "Layout", "is_timestamp", "layout_of", "resolve", "rowtime_name", "time_source"]
+__all__ = ["LAKE_TIME", "SOURCE_KEY", "Layout", "is_timestamp", "layout_of", "resolve", "rowtime_name", "time_source"]
 
+#: Field metadata of the columns that the server marks as a table's key.
+SOURCE_KEY = b"source_key"
 LAKE_TIME = pa.timestamp("ms", "UTC")
 _ROWTIME = "ROWTIME"
 
@@ -139,6 +141,7 @@ def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, number
     visible = tuple(index for index, name in enumerate(names) if time is None or name not in hidden)
     shown = arrow_schema([columns[index] for index in visible], feed=feed.name, rename=feed.source.rename)
     kinds = arrow_schema(columns, feed=feed.name, rename={name: f"column_{index}" for index, name in enumerate(names)})
+    shown = pa.schema([_marked(field, columns[index]) for field, index in zip(shown, visible, strict=True)])
     position = None if time is None else names.index(time)
     time_column = None if position is None else shown.field(visible.index(position)).name
     if position is not None and time_column is not None:
@@ -153,6 +156,10 @@ def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, number
         rowtime=names.index(_ROWTIME) if time is not None and _ROWTIME in names else None,
         numbering=None if numbering is None else (names.index(numbering[0]), names.index(numbering[1])),
     )
+
+
+def _marked(field: pa.Field, column: Column) -> pa.Field:
+    return field.with_metadata({**(field.metadata or {}), SOURCE_KEY: b"true"}) if column.key else field
 
 
 def _as_time(schema: pa.Schema, position: int, feed: Feed) -> pa.Schema:

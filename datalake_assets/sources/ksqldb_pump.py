@@ -13,7 +13,7 @@ from datalake_assets.sources.ksqldb_client import KsqlAnswer
 __all__ = ["Pump"]
 
 #: Rows are handed on when this much has come,
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 4 << 20
 #: or when nothing more came for this long,
 _PAUSE_S = 0.2
 #: or when the first of them has waited this long.

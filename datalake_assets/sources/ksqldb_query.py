@@ -63,9 +63,9 @@ class _Running:
     """
 
     layout: Layout
-    query_id: str | None
 
     def __init__(self, query: Query) -> None:
+        self.query_id: str | None = None
         self.query = query
         self._parser = StreamedRowParser(self._lay_out)
         self._blocks: list[DecodedRows] = []
@@ -106,6 +106,7 @@ class PullQuery(_Running):
 
     def __init__(self, client: KsqlClient, query: Query) -> None:
         super().__init__(query)
+        self._client, self._complete = client, False
         self._answer: KsqlAnswer = client.query(query.sql, source=query.source, properties=query.properties)
         self._chunks = self._answer.chunks()
         try:
@@ -124,11 +125,15 @@ class PullQuery(_Running):
         rows, end = self._finish()
         if self.query.says_completed and end.final_message != _COMPLETED:
             self._incomplete("the answer ended without its completion message")
+        self._complete = True
         yield rows
 
     def close(self) -> None:
-        """Drops the answer; idempotent."""
+        """Drops the answer, and ends a stream's query at the server if it may still run there; idempotent."""
         self._answer.close()
+        if self.query.says_completed and not self._complete and self.query_id:
+            self._complete = True
+            self._client.close_query(self.query_id)
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,7 @@ from datalake_assets.errors import (
     SourceRefused,
 )
 from datalake_assets.sources.ksqldb import KsqlDB
+from datalake_assets.sources.ksqldb_columns import SOURCE_KEY
 from datalake_assets.sources.ksqldb_errors import ATTEMPTS
 from datalake_assets_tests.sources.scripted_server import (
     STREAMED,
@@ -201,6 +202,17 @@ def test_table_is_complete_with_its_closing_bracket() -> None:
         assert values(batches) == [{"id": 1, "n": 2}]
     assert sql_of(server) == ["SELECT * FROM `S`;"]
     assert batches[0].source_offsets is None
+    keys = [field.name for field in batches[0].rows.schema if SOURCE_KEY in field.metadata]
+    assert keys == ["id"]
+
+
+def test_stream_pull_that_is_given_up_is_ended_at_the_server() -> None:
+    with serving(rows(HEADER, [1, "a", 0])) as server:
+        source = KsqlDB(server.url)
+        assert source.read(feed(), ALL).schema.names == ["id", "t", "rowtime"]
+        source.check(feed())
+        source.close()
+    assert server.paths().count("/close-query") == 2
 
 
 def test_empty_table_has_a_schema_and_no_batches() -> None:
@@ -338,7 +350,7 @@ def test_push_from_a_busy_stream_ends() -> None:
 
 
 def test_rejected_rows_say_where_they_stood() -> None:
-    answer = rows(NUMBERED, [1, "x", 0, 0, 7], ["one", "x", 0, 3, 8], ["x", 0, 0, 9], [1])
+    answer = rows(NUMBERED, [1, "x", 0, 0, 7], ["one", "x", 0, 3, 8], ["x", "y", 0, 0, 9], ["x", 0, 0, 9])
     with serving(answer) as server:
         batches = landed(server, feed(mode="offsets", idle_s=60))
     rejected = [row for batch in batches for row in batch.rejected]
