@@ -35,7 +35,7 @@ def export_in_children(
         progress.begin(feed.name)
         outcome = children.run(feed)
         with lock:
-            return tell(progress, outcome)
+            return outcome if children.interrupted else tell(progress, outcome)
 
     with ThreadPoolExecutor(parallel) as pool:
         try:
@@ -47,13 +47,18 @@ def export_in_children(
 
 
 class _Children:
-    """The child processes of one command, so that none outlives it."""
+    """The child processes of one command, so that none outlives it.
+
+    Attributes:
+        interrupted: Whether they were told to end.
+    """
 
     def __init__(self, session: Session, request: ExportRequest) -> None:
         settings = session.settings
         self._command = [sys.executable, "-m", "datalake_assets.cli", "--lake", settings.lake, "export", "--json"]
         self._command += request.arguments()
         self._environment = os.environ | {"DATALAKE_KSQLDB_URL": settings.ksqldb_url or ""}
+        self.interrupted = False
         self._running: list[subprocess.Popen[str]] = []
 
     def run(self, feed: Feed) -> Outcome:
@@ -77,7 +82,8 @@ class _Children:
         return Outcome(**document)
 
     def interrupt(self) -> None:
-        """Ends the children that still run as Ctrl-C would, and kills those that do not."""
+        """Ends the children that still run as Ctrl-C would, and kills those that stay."""
+        self.interrupted = True
         for child in self._running:
             if child.poll() is None:
                 child.send_signal(signal.SIGINT)

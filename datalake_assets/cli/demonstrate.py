@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from datalake_assets.cli.exporting import ExportRequest, Outcome, export_feeds, outcome_table
+from datalake_assets.cli.exporting import ExportRequest, Outcome, all_feeds, export_feeds, outcome_table
 from datalake_assets.cli.home import prepare_home
 from datalake_assets.cli.report import console_report
 from datalake_assets.cli.session import Session
@@ -45,7 +45,7 @@ def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None
             session.use(ksqldb_url=url)
             if not as_json:
                 _introduce(session, demo, records, own=own)
-            feeds = session.feeds()[0]
+            feeds = all_feeds(session).feeds
             outcomes = export_feeds(session, feeds, ExportRequest(), quiet=as_json)
             if as_json:
                 print_json({"lake": session.store.uri, "feeds": [asdict(outcome) for outcome in outcomes]})

@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+#: What Dagster makes of a Ctrl-C during a run: the run fails with it, and is recorded as failed.
+_INTERRUPT = "DagsterExecutionInterruptedError"
+
+
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
     """What to export of each feed.
@@ -110,7 +114,7 @@ class Outcome:
 
 
 def all_feeds(session: Session) -> RegistryListing:
-    """Every active feed; files that are none are told on stderr.
+    """Every active feed, streams first; files that are none are told on stderr.
 
     Raises:
         ConfigError: There are no feeds.
@@ -120,7 +124,7 @@ def all_feeds(session: Session) -> RegistryListing:
         raise ConfigError(
             f"{session.store.uri} has no feeds; add some with 'datalake feeds add', or see 'datalake demo'"
         )
-    return RegistryListing(feeds, problems)
+    return RegistryListing(tuple(sorted(feeds, key=lambda feed: (feed.kind, feed.name))), problems)
 
 
 def one_feed(session: Session, *, stream: str | None, table: str | None) -> RegistryListing:
@@ -218,6 +222,8 @@ def _export_here(session: Session, feed: Feed, request: ExportRequest, progress:
         )
     except DatalakeError as error:
         return Outcome(feed.name, feed.kind.value, seconds=time.monotonic() - began, error=str(error))
+    if result.error is not None and _INTERRUPT in result.error:
+        raise KeyboardInterrupt
     landed = [asdict(partition) for partition in result.partitions]
     outcome = Outcome(
         feed=feed.name,

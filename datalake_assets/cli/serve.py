@@ -25,6 +25,9 @@ def serve() -> None:
 @click.option("--start", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="First day.  [default: 29 days ago]")
 @click.option("--user", help="Ask for HTTP Basic credentials.")
 @click.option("--password", envvar="DATALAKE_SERVE_PASSWORD", show_envvar=True, help="Their password.")
+@click.option(
+    "--fault", "faults", multiple=True, metavar="KIND=VALUE", help="Do something wrong, such as drop_after_rows=100."
+)
 def ksqldb(**options: Any) -> None:
     """Serve generated streams and tables as a ksqlDB server does."""
     if (options["user"] is None) != (options["password"] is None):
