@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datalake_assets.parquet.writer import FileStats, ParquetSettings, ParquetSink, Sink
 
@@ -22,6 +22,9 @@ FinishedT_co = TypeVar("FinishedT_co", covariant=True)
 MIB = 1 << 20
 #: Row groups that wait for the encoder; one more blocks the reader.
 WAITING = 1
+#: Small batches are joined this many at a time: each costs kilobytes of bookkeeping that its size does not show.
+JOINED_BATCHES = 128
+SMALL_BATCH_BYTES = 64 << 10
 
 
 class FinishedSink(Sink, Protocol[FinishedT_co]):
@@ -39,13 +42,15 @@ class Bounds:
     """What bounds a writer.
 
     Attributes:
-        buffered_bytes: Decoded rows held over all partitions; beyond, the largest buffer becomes a row group.
+        buffered_bytes: Decoded rows held, over all partitions. Half of it is for buffers: beyond, the largest becomes a
+            row group, however small. The other half is for row groups that wait for the encoder: beyond, the reader
+            waits.
         open_files: Files open at once; beyond, the one written to least recently is finished.
         rows: Rows of a row group.
         age_s: Seconds after which a buffer becomes a row group, full or not.
     """
 
-    buffered_bytes: int = 96 * MIB
+    buffered_bytes: int = 128 * MIB
     open_files: int = 32
     rows: int = 1 << 20
     age_s: float = 300.0
@@ -57,6 +62,21 @@ class _Buffer:
     batches: list[pa.RecordBatch] = field(default_factory=list)
     size_bytes: int = 0
     rows: int = 0
+    joined: int = 0  # batches at the front that are done with
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Takes rows."""
+        self.batches.append(rows)
+        self.rows += rows.num_rows
+        self.size_bytes += rows.nbytes
+        if len(self.batches) - self.joined >= JOINED_BATCHES:
+            self._join()
+
+    def _join(self) -> None:
+        loose = self.batches[self.joined :]
+        if sum(batch.nbytes for batch in loose) < SMALL_BATCH_BYTES * len(loose):
+            self.batches[self.joined :] = [pa.concat_batches(loose)]
+        self.joined = len(self.batches)
 
 
 @dataclass(slots=True)
@@ -76,7 +96,7 @@ class RollingWriter(Generic[FinishedT]):
         partition_of: Gives the partition key of every time; a plain key where all rows go to one partition.
         time_column: The column that ``partition_of`` is asked about, and that rows are sorted by.
         metadata: Key-value metadata of the files' footers.
-        bounds: See `Bounds`.
+        bounds: See `Bounds`; by default also wide enough for two row groups.
         clock: Seconds, monotonic.
     """
 
@@ -93,38 +113,44 @@ class RollingWriter(Generic[FinishedT]):
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._schema, self._settings, self._bounds = schema, settings, bounds or Bounds()
+        self._schema, self._settings = schema, settings
+        self._bounds = bounds or Bounds(buffered_bytes=max(Bounds().buffered_bytes, 2 * settings.row_group_bytes))
         self._open_file, self._discard, self._partition_of = open_file, discard, partition_of
         self._time_column, self._metadata, self._clock = time_column, metadata, clock
         self._buffers: dict[str, _Buffer] = {}
         self._files: OrderedDict[str, _OpenFile[FinishedT]] = OrderedDict()
         self._finished: dict[str, list[tuple[FinishedT, FileStats]]] = {}
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="parquet-encoder")
-        self._jobs: deque[Future[None]] = deque()
+        self._jobs: deque[tuple[Future[None], int]] = deque()
+        self._buffered_bytes = self._waiting_bytes = 0
         self.bytes_written = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Takes rows; blocks while the encoder is behind.
 
         Raises:
+            ValueError: A row has no partition.
             Exception: Whatever an earlier write to a file raised.
         """
         for key, rows in self._split(batch):
             buffer = self._buffers.setdefault(key, _Buffer(self._clock()))
-            buffer.batches.append(rows)
-            buffer.rows += rows.num_rows
-            buffer.size_bytes += rows.nbytes
+            buffer.add(rows)
+            self._buffered_bytes += rows.nbytes
             if buffer.size_bytes >= self._settings.row_group_bytes or buffer.rows >= self._bounds.rows:
                 self._flush(key)
         self._bound()
 
-    def close(self) -> Mapping[str, list[tuple[FinishedT, FileStats]]]:
-        """Finishes all files and returns them by partition key; partitions without rows have none."""
+    def close(self, metadata: Mapping[str, str] | None = None) -> Mapping[str, list[tuple[FinishedT, FileStats]]]:
+        """Finishes all files and returns them by partition key; partitions without rows have none.
+
+        Args:
+            metadata: More metadata for the footers of the files that are still open.
+        """
         for key in list(self._buffers):
             self._flush(key)
         while self._jobs:
-            self._jobs.popleft().result()
-        self._encoder.submit(self._finish_all).result()
+            self._await_oldest()
+        self._encoder.submit(self._finish_all, metadata).result()
         self._encoder.shutdown()
         return self._finished
 
@@ -132,6 +158,7 @@ class RollingWriter(Generic[FinishedT]):
         """Drops everything, finished files too; idempotent."""
         self._encoder.shutdown(cancel_futures=True)
         for file in self._files.values():
+            file.parquet.abandon()
             file.sink.discard()
         for files in self._finished.values():
             for finished, _ in files:
@@ -142,7 +169,7 @@ class RollingWriter(Generic[FinishedT]):
 
     def write_empty(self, key: str) -> None:
         """Writes a file without rows, for a partition whose readers need a schema."""
-        self._submit(lambda: self._open_only(key))
+        self._submit(lambda: self._open_only(key), 0)
 
     def _split(self, batch: pa.RecordBatch) -> list[tuple[str, pa.RecordBatch]]:
         if not batch.num_rows:
@@ -150,35 +177,48 @@ class RollingWriter(Generic[FinishedT]):
         if isinstance(self._partition_of, str):
             return [(self._partition_of, batch)]
         keys = self._partition_of(batch.column(self._time_column))
+        if keys.null_count:
+            raise ValueError(f"{keys.null_count} rows have no {self._time_column} and thus no partition")
         names = keys.dictionary.to_pylist()
         if len(names) == 1:
             return [(names[0], batch)]
-        return [(name, batch.filter(pc.equal(keys.indices, code))) for code, name in enumerate(names)]
+        codes = keys.indices.to_numpy()
+        rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
+        # Copies, not slices: the rows of a quiet partition would keep whole batches in memory.
+        return [(name, batch.take(pa.array(which))) for name, which in zip(names, rows, strict=True) if len(which)]
 
     def _bound(self) -> None:
-        while sum(buffer.size_bytes for buffer in self._buffers.values()) > self._bounds.buffered_bytes:
+        while self._buffered_bytes > self._bounds.buffered_bytes // 2:
             self._flush(max(self._buffers, key=lambda key: self._buffers[key].size_bytes))
+        while self._jobs and self._waiting_bytes > self._bounds.buffered_bytes // 2:
+            self._await_oldest()
         oldest = self._clock() - self._bounds.age_s
         for key in [key for key, buffer in self._buffers.items() if buffer.since <= oldest]:
             self._flush(key)
 
     def _flush(self, key: str) -> None:
         buffer = self._buffers.pop(key)
-        table = pa.Table.from_batches(buffer.batches, schema=self._schema)
-        if table.num_rows:
-            self._submit(lambda: self._encode(key, table))
+        self._buffered_bytes -= buffer.size_bytes
+        self._submit(lambda: self._encode(key, buffer), buffer.size_bytes)
 
-    def _submit(self, job: Callable[[], None]) -> None:
-        while len(self._jobs) > WAITING:
-            self._jobs.popleft().result()
-        self._jobs.append(self._encoder.submit(job))
+    def _submit(self, job: Callable[[], None], size_bytes: int) -> None:
+        while self._jobs and (len(self._jobs) > WAITING or self._jobs[0][0].done()):
+            self._await_oldest()
+        self._jobs.append((self._encoder.submit(job), size_bytes))
+        self._waiting_bytes += size_bytes
+
+    def _await_oldest(self) -> None:
+        job, size_bytes = self._jobs.popleft()
+        job.result()
+        self._waiting_bytes -= size_bytes
 
     # What follows runs in the encoder's thread.
 
-    def _encode(self, key: str, table: pa.Table) -> None:
+    def _encode(self, key: str, buffer: _Buffer) -> None:
         file = self._file(key)
         before = file.parquet.size_bytes
-        file.parquet.write(table)
+        file.parquet.write(pa.Table.from_batches(buffer.batches, schema=self._schema))
+        buffer.batches.clear()
         self.bytes_written += file.parquet.size_bytes - before
         if file.parquet.size_bytes >= self._settings.target_file_bytes:
             self._finish(key)
@@ -198,13 +238,13 @@ class RollingWriter(Generic[FinishedT]):
     def _open_only(self, key: str) -> None:
         self._file(key)
 
-    def _finish(self, key: str) -> None:
+    def _finish(self, key: str, metadata: Mapping[str, str] | None = None) -> None:
         file = self._files[key]
-        stats = file.parquet.close()
+        stats = file.parquet.close(metadata)
         finished = file.sink.finish()
         del self._files[key]
         self._finished.setdefault(key, []).append((finished, stats))
 
-    def _finish_all(self) -> None:
+    def _finish_all(self, metadata: Mapping[str, str] | None) -> None:
         for key in list(self._files):
-            self._finish(key)
+            self._finish(key, metadata)

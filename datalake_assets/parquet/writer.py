@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
@@ -12,16 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datalake_assets.parquet.encodings import Profile, choose_encodings
+
 __all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink"]
 
 MIB = 1 << 20
-#: Rows of the first row group that encodings are chosen by.
-SAMPLE_ROWS = 20_000
-#: A dictionary pays where fewer of the sampled values than this share are distinct.
-DISTINCT_SHARE = 0.10
 #: Bytes of a dictionary page; larger ones cost more time than they save space.
 DICTIONARY_PAGE_BYTES = MIB
-#: zstd levels above the first double the time for a few per cent of size.
 ZSTD_LEVEL = 1
 
 
@@ -51,17 +48,18 @@ class ParquetSettings:
 
     Attributes:
         compression: Codec of the pages.
-        profile: ``compatible`` uses PLAIN and dictionaries alone, which every release of Spark 3, Athena and DuckDB
-            reads. ``compact`` adds DELTA_BINARY_PACKED, DELTA_BYTE_ARRAY and BYTE_STREAM_SPLIT, for which Spark's
-            vectorised reader needs 3.3 (SPARK-36879), 3.4 for BYTE_STREAM_SPLIT, and Athena its engine 3.
+        profile: ``compatible`` is read by every release of Spark 3, Athena and DuckDB; ``compact`` is smaller, and not
+            for Spark: see `choose_encodings`.
         target_file_bytes: Size at which a file is finished and the next begun.
         row_group_bytes: Decoded size of a row group.
+        compression_level: Of zstd; None: 1. Levels above take twice the time for a few per cent of size.
     """
 
     compression: Literal["snappy", "zstd"] = "snappy"
-    profile: Literal["compatible", "compact"] = "compatible"
+    profile: Profile = "compatible"
     target_file_bytes: int = 128 * MIB
     row_group_bytes: int = 64 * MIB
+    compression_level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +86,15 @@ class _Digesting:
 
     def __init__(self, sink: Sink) -> None:
         self._sink, self._digest = sink, hashlib.blake2b(digest_size=16)
-        self.closed = False
+        self.closed = self.dropping = False
 
     @property
     def checksum(self) -> str:
         return f"blake2b-16:{self._digest.hexdigest()}"
 
     def write(self, data: bytes) -> int:
+        if self.dropping:
+            return len(data)
         self._digest.update(data)
         return self._sink.write(data)
 
@@ -158,11 +158,11 @@ class ParquetSink:
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
         self._rows += table.num_rows
 
-    def close(self) -> FileStats:
-        """Writes the footer; a file without rows is whole too."""
+    def close(self, metadata: Mapping[str, str] | None = None) -> FileStats:
+        """Writes the footer, with this metadata besides the other; a file without rows is whole too."""
         if self._writer is None:
             self._writer = self._open(self._schema.empty_table())
-        self._writer.add_key_value_metadata(self._metadata)
+        self._writer.add_key_value_metadata({**self._metadata, **(metadata or {})})
         self._writer.close()
         return FileStats(
             rows=self._rows,
@@ -172,13 +172,23 @@ class ParquetSink:
             checksum=self._sink.checksum,
         )
 
+    def abandon(self) -> None:
+        """Gives the file up: nothing more is written to the sink. Idempotent.
+
+        Without it, pyarrow would write a footer when the writer is collected, to a sink that is discarded by then.
+        """
+        self._sink.dropping = True
+        if self._writer is not None:
+            self._writer.close()
+
     def _open(self, sample: pa.Table) -> pq.ParquetWriter:
-        dictionary, encodings = choose_encodings(sample, compact=self._settings.profile == "compact")
+        dictionary, encodings = choose_encodings(sample, self._settings.profile)
+        is_zstd = self._settings.compression == "zstd"
         return pq.ParquetWriter(
             pa.PythonFile(self._sink, mode="w"),
             self._schema,
             compression=self._settings.compression,
-            compression_level=ZSTD_LEVEL if self._settings.compression == "zstd" else None,
+            compression_level=(self._settings.compression_level or ZSTD_LEVEL) if is_zstd else None,
             use_dictionary=dictionary,
             column_encoding=encodings or None,
             dictionary_pagesize_limit=DICTIONARY_PAGE_BYTES,
@@ -202,53 +212,3 @@ def _sorted(table: pa.Table, column: str) -> pa.Table:
         return table
     # Arrow's sort is stable
     return table.take(pc.sort_indices(times))
-
-
-def choose_encodings(sample: pa.Table, *, compact: bool) -> tuple[list[str], dict[str, str]]:
-    """Which columns get a dictionary, and the encodings of the others, by Parquet column path.
-
-    Args:
-        sample: Rows to judge by; the first ones are looked at.
-        compact: Use encodings beyond PLAIN.
-    """
-    dictionary: list[str] = []
-    encodings: dict[str, str] = {}
-    head = sample.slice(0, SAMPLE_ROWS)
-    for field in sample.schema:
-        if pa.types.is_nested(field.type):
-            dictionary.extend(_leaves(field.name, field.type))
-        elif _pays(head[field.name]):
-            dictionary.append(field.name)
-        elif compact and (encoding := _encoding(field.type)) is not None:
-            encodings[field.name] = encoding
-    return dictionary, encodings
-
-
-def _pays(column: pa.ChunkedArray) -> bool:
-    if pa.types.is_boolean(column.type) or not len(column):
-        return False
-    return bool(pc.count_distinct(column, mode="all").as_py() < len(column) * DISTINCT_SHARE)
-
-
-def _encoding(kind: pa.DataType) -> str | None:
-    if pa.types.is_integer(kind) or pa.types.is_temporal(kind):
-        return "DELTA_BINARY_PACKED"
-    if pa.types.is_floating(kind):
-        return "BYTE_STREAM_SPLIT"
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return "DELTA_BYTE_ARRAY"
-    return None
-
-
-def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
-    """Parquet paths of the leaf columns below a nested column (Parquet's LogicalTypes: nested types)."""
-    if pa.types.is_struct(kind):
-        for field in kind:
-            yield from _leaves(f"{path}.{field.name}", field.type)
-    elif pa.types.is_map(kind):
-        yield from _leaves(f"{path}.key_value.key", kind.key_type)
-        yield from _leaves(f"{path}.key_value.value", kind.item_type)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        yield from _leaves(f"{path}.list.element", kind.value_type)
-    else:
-        yield path

@@ -1,221 +1,251 @@
-"""Writing: no row is lost or doubled on its way into files, and memory and open files stay bounded."""
-
 from __future__ import annotations
 
-import hashlib
 import io
-from collections import Counter
-from datetime import UTC, datetime, timedelta
+import random
+import threading
+from itertools import chain
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datalake_assets.core.partitions import PartitionBy, keys_of
-from datalake_assets.parquet.rolling import Bounds, RollingWriter
-from datalake_assets.parquet.writer import FileStats, ParquetSettings, ParquetSink, choose_encodings
+from datalake_assets.parquet.rolling import MIB, Bounds, RollingWriter
+from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets_tests.parquet.sinks import MemorySink
 
-START = datetime(2025, 1, 1, tzinfo=UTC)
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.int64(), metadata={"PARQUET:field_id": "7"}),
-        ("kind", pa.string()),
-        ("at", pa.timestamp("ms", "UTC")),
-    ]
-)
+DAY_MS = 86_400_000
+SCHEMA = pa.schema([("at", pa.timestamp("ms", "UTC")), ("n", pa.int64()), ("text", pa.string())])
 
 
-class Folder:
-    """A place for files that counts how many are open."""
-
-    def __init__(self, *, fail_after: int | None = None) -> None:
-        self.open, self.most_open, self.discarded, self.opened = 0, 0, [], 0
-        self.fail_after = fail_after
-
-    def begin(self, key: str) -> MemorySink:
-        self.open += 1
-        self.opened += 1
-        self.most_open = max(self.most_open, self.open)
-        return MemorySink(self)
+def day_of(times):
+    days = pc.cast(pc.divide(times.cast(pa.int64()), DAY_MS), pa.string())
+    return pc.dictionary_encode(days)
 
 
-class MemorySink(io.BytesIO):
-    def __init__(self, folder: Folder) -> None:
-        super().__init__()
-        self.folder = folder
-
-    def write(self, data) -> int:
-        if self.folder.fail_after is not None and self.tell() + len(data) > self.folder.fail_after:
-            raise OSError(28, "No space left on device")
-        return super().write(data)
-
-    def finish(self) -> bytes:
-        self.folder.open -= 1
-        return self.getvalue()
-
-    def discard(self) -> None:
-        self.folder.open -= 1
-        self.folder.discarded.append(self)
-
-
-def batch(hours: list[int]) -> pa.RecordBatch:
-    times = [START + timedelta(hours=hour) for hour in hours]
-    return pa.record_batch([hours, [f"k{hour % 3}" for hour in hours], times], schema=SCHEMA)
-
-
-def writer(folder: Folder, *, target: int = 1 << 30, bounds: Bounds | None = None, clock=None) -> RollingWriter[bytes]:
-    return RollingWriter(
-        SCHEMA,
-        ParquetSettings(target_file_bytes=target),
-        open_file=folder.begin,
-        discard=folder.discarded.append,
-        partition_of=lambda times: keys_of(times, PartitionBy.DAY),
-        time_column="at",
-        metadata={"datalake.feed": "s"},
-        bounds=bounds,
-        **({"clock": clock} if clock else {}),
+def batch_of(days, start=0, text="x"):
+    count = len(days)
+    at = pa.array([None if day is None else day * DAY_MS + start for day in days], pa.timestamp("ms", "UTC"))
+    return pa.RecordBatch.from_arrays(
+        [at, pa.array(range(start, start + count)), pa.array([text] * count)], schema=SCHEMA
     )
 
 
-def read(files: dict[str, list[tuple[bytes, FileStats]]]) -> dict[str, list[int]]:
+class Files:
+    """What a writer opened, finished and discarded."""
+
+    def __init__(self, **sink_options):
+        self.sinks, self.discarded, self.sink_options = [], [], sink_options
+
+    def open(self, key):
+        self.sinks.append(MemorySink(key, **self.sink_options))
+        return self.sinks[-1]
+
+    def writer(self, parquet=None, **options):
+        options = {"partition_of": day_of, "time_column": "at"} | options
+        return RollingWriter(
+            SCHEMA, parquet or ParquetSettings(), open_file=self.open, discard=self.discarded.append, **options
+        )
+
+
+def numbers_in(finished):
     return {
-        key: [i for body, _ in each for i in pq.read_table(io.BytesIO(body))["id"].to_pylist()]
-        for key, each in files.items()
+        key: [pq.read_table(io.BytesIO(data))["n"].to_pylist() for data, _ in files] for key, files in finished.items()
     }
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 400), max_size=60), max_size=8),
-    st.integers(1, 4),
-    st.sampled_from([1, 4000, 1 << 20]),
-    st.sampled_from([200, 5000, 1 << 20]),
+def test_rows_go_to_the_files_of_their_partitions():
+    writer = Files().writer()
+    writer.write(batch_of([0, 1, 0, 2]))
+    writer.write(batch_of([1, 1], start=4))
+    assert numbers_in(writer.close()) == {"0": [[0, 2]], "1": [[1, 4, 5]], "2": [[3]]}
+
+
+def test_all_rows_go_to_one_partition_when_it_is_named():
+    writer = Files().writer(partition_of="v1", time_column=None)
+    writer.write(batch_of([None, 3]))
+    assert numbers_in(writer.close()) == {"v1": [[0, 1]]}
+
+
+def test_write_refuses_rows_without_partition():
+    writer = Files().writer()
+    with pytest.raises(ValueError, match="1 rows have no at"):
+        writer.write(batch_of([0, None]))
+    writer.abort()
+
+
+def test_an_empty_file_is_written_when_asked_for():
+    writer = Files().writer(partition_of="v1", time_column=None)
+    writer.write_empty("v1")
+    assert numbers_in(writer.close()) == {"v1": [[]]}
+
+
+def test_a_batch_without_rows_opens_nothing():
+    files = Files()
+    writer = files.writer()
+    writer.write(batch_of([]))
+    assert writer.close() == {}
+    assert files.sinks == []
+
+
+def test_files_roll_at_the_target_size():
+    files = Files()
+    noise = random.Random(1).randbytes(500_000).hex()
+    writer = files.writer(ParquetSettings(target_file_bytes=MIB, row_group_bytes=MIB), bounds=Bounds(rows=1))
+    for number in range(9):
+        writer.write(batch_of([0], start=number, text=noise + str(number)))
+    finished = writer.close()["0"]
+    assert [stats.rows for _, stats in finished] == [2, 2, 2, 2, 1]
+    assert writer.bytes_written == pytest.approx(sum(stats.size_bytes for _, stats in finished), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "groups"), [(Bounds(rows=10), 5), (Bounds(buffered_bytes=800), 3), (Bounds(age_s=9.5), 5)]
 )
-def test_every_row_lands_once_in_the_partition_of_its_time(batches, open_files, target, buffered):
-    folder = Folder()
-    rolling = writer(folder, target=target, bounds=Bounds(buffered_bytes=buffered, open_files=open_files))
-    for hours in batches:
-        rolling.write(batch(hours))
-    found = read(rolling.close())
-    wanted: dict[str, Counter[int]] = {}
-    for hours in batches:
-        for hour in hours:
-            day = (START + timedelta(hours=hour)).strftime("%Y-%m-%d")
-            wanted.setdefault(day, Counter())[hour] += 1
-    assert {key: Counter(ids) for key, ids in found.items()} == wanted
-    assert folder.most_open <= open_files
-    assert folder.open == 0
+def test_row_groups_are_bounded_by_rows_bytes_and_age(bounds, groups):
+    now = [0]
+    writer = Files().writer(bounds=bounds, clock=lambda: now[0])
+    for number in range(50):
+        now[0] = number
+        writer.write(batch_of([0], start=number))
+    ((data, stats),) = writer.close()["0"]
+    assert stats.rows == 50
+    assert pq.ParquetFile(io.BytesIO(data)).num_row_groups == groups
 
 
-def test_a_file_is_rolled_at_the_target_size():
-    folder = Folder()
-    rolling = writer(folder, target=3000, bounds=Bounds(rows=50))
-    for hour in range(24):
-        rolling.write(batch([hour] * 50))
-    (files,) = rolling.close().values()
-    assert len(files) > 1
-    assert all(stats.size_bytes >= 3000 for _, stats in files[:-1])
+def test_row_groups_are_bounded_by_their_decoded_size():
+    writer = Files().writer(ParquetSettings(row_group_bytes=MIB))
+    for number in range(40):
+        writer.write(batch_of([0], start=number, text="x" * 100_000))
+    ((data, _),) = writer.close()["0"]
+    assert pq.ParquetFile(io.BytesIO(data)).num_row_groups == 4
 
 
-def test_rows_are_sorted_by_time_within_a_row_group():
-    rolling = writer(Folder())
-    rolling.write(batch([5, 3]))
-    rolling.write(batch([4, 1]))
-    assert read(rolling.close()) == {"2025-01-01": [1, 3, 4, 5]}
+def test_the_file_written_to_least_recently_is_finished_when_too_many_are_open():
+    files = Files()
+    writer = files.writer(bounds=Bounds(open_files=2, rows=1))
+    for number, day in enumerate([0, 1, 0, 2, 0, 1]):
+        writer.write(batch_of([day], start=number))
+    finished = writer.close()
+    assert numbers_in(finished) == {"0": [[0, 2, 4]], "1": [[1], [5]], "2": [[3]]}
+    assert [sink.key for sink in files.sinks] == ["0", "1", "2", "1"]
 
 
-def test_a_buffer_that_grew_old_is_written_though_it_is_small():
-    now = [0.0]
-    folder = Folder()
-    rolling = writer(folder, bounds=Bounds(age_s=60), clock=lambda: now[0])
-    rolling.write(batch([1]))
-    now[0] = 61.0
-    rolling.write(batch([30]))
-    rolling.close()
-    assert folder.opened == 2
+def test_metadata_is_in_every_footer():
+    writer = Files().writer(metadata={"datalake.feed": "orders"}, bounds=Bounds(rows=1, open_files=1))
+    writer.write(batch_of([0, 1]))
+    finished = writer.close({"datalake.position": "9"})
+    footers = [pq.read_metadata(io.BytesIO(data)).metadata for files in finished.values() for data, _ in files]
+    assert all(footer[b"datalake.feed"] == b"orders" for footer in footers)
+    assert [footer.get(b"datalake.position") for footer in footers] == [None, b"9"]
 
 
-def test_a_failed_write_reaches_the_caller_and_abort_drops_everything():
-    folder = Folder(fail_after=100)
-    rolling = writer(folder)
-    rolling.write(batch([1, 2, 3]))
-    with pytest.raises(OSError, match="No space left"):
-        rolling.close()
-    rolling.abort()
-    rolling.abort()
-    assert folder.open == 0
+def write_until_it_fails(writer):
+    for number in range(1000):
+        writer.write(batch_of([number % 3], start=number, text="x" * 2000))
 
 
-def test_abort_drops_finished_files_too():
-    folder = Folder()
-    rolling = writer(folder, target=1, bounds=Bounds(rows=1))
-    for hour in (1, 2, 30):
-        rolling.write(batch([hour]))
-    rolling.abort()
-    assert len(folder.discarded) == folder.opened
+@pytest.mark.parametrize("fail_after", [0, 4, 3000])
+def test_an_error_of_the_sink_reaches_the_caller_and_abort_discards_everything(fail_after):
+    files = Files(fail_after=fail_after)
+    writer = files.writer(bounds=Bounds(rows=1, open_files=1))
+    with pytest.raises(OSError, match="disk full"):
+        write_until_it_fails(writer)
+    writer.abort()
+    writer.abort()
+    assert "open" not in {sink.state for sink in files.sinks}
+    assert len(files.discarded) == sum(sink.state == "finished" for sink in files.sinks)
 
 
-def test_a_file_says_what_is_in_it():
-    sink = MemorySink(Folder())
-    parquet = ParquetSink(sink, SCHEMA, ParquetSettings(), time_column="at", metadata={"datalake.feed": "s"})
-    parquet.write(pa.Table.from_batches([batch([7, 2, 9])]))
-    stats = parquet.close()
-    body = sink.getvalue()
-    assert stats == FileStats(
-        rows=3,
-        size_bytes=len(body),
-        min_time=START + timedelta(hours=2),
-        max_time=START + timedelta(hours=9),
-        checksum=f"blake2b-16:{hashlib.blake2b(body, digest_size=16).hexdigest()}",
-    )
-    found = pq.ParquetFile(io.BytesIO(body))
-    assert found.metadata.metadata[b"datalake.feed"] == b"s"
-    assert found.schema_arrow.field("id").metadata[b"PARQUET:field_id"] == b"7"
-    assert found.metadata.row_group(0).column(0).has_offset_index
-    assert found.metadata.row_group(0).column(2).statistics.has_min_max
+def test_an_error_at_the_end_reaches_the_caller():
+    files = Files(fail_after=100)
+    writer = files.writer()
+    writer.write(batch_of([0]))
+    with pytest.raises(OSError, match="disk full"):
+        writer.close()
+    writer.abort()
+    assert [sink.state for sink in files.sinks] == ["discarded"]
 
 
-def test_a_file_without_rows_has_a_schema():
-    sink = MemorySink(Folder())
-    stats = ParquetSink(sink, SCHEMA, ParquetSettings()).close()
-    assert (stats.rows, stats.min_time) == (0, None)
-    assert pq.read_table(io.BytesIO(sink.getvalue())).schema.names == SCHEMA.names
+def test_abort_discards_finished_files_too():
+    files = Files()
+    writer = files.writer(bounds=Bounds(rows=1, open_files=1))
+    writer.write(batch_of([0, 1, 2]))
+    writer.close()
+    writer.abort()
+    assert len(files.discarded) == 3
 
 
-def test_dictionaries_go_to_columns_of_few_values_and_to_nested_leaves():
-    sample = pa.table(
-        {
-            "few": ["a", "b"] * 500,
-            "many": [f"v{i}" for i in range(1000)],
-            "number": list(range(1000)),
-            "share": [i / 7 for i in range(1000)],
-            "nested": [{"x": [{"y": 1}]}] * 1000,
-            "map": pa.array([[("k", 1)]] * 1000, pa.map_(pa.string(), pa.int32())),
-        }
-    )
-    dictionary, encodings = choose_encodings(sample, compact=False)
-    assert dictionary == ["few", "nested.x.list.element.y", "map.key_value.key", "map.key_value.value"]
-    assert encodings == {}
-    assert choose_encodings(sample, compact=True)[1] == {
-        "many": "DELTA_BYTE_ARRAY",
-        "number": "DELTA_BINARY_PACKED",
-        "share": "BYTE_STREAM_SPLIT",
-    }
+def test_write_waits_for_an_encoder_that_is_behind():
+    gate, files = threading.Event(), Files()
+    open_file = files.open
+
+    def slow(key):
+        assert gate.wait(10)
+        return open_file(key)
+
+    files.open = slow
+    writer = files.writer(bounds=Bounds(rows=1))
+    written = []
+
+    def write():
+        for number in range(10):
+            writer.write(batch_of([0], start=number))
+            written.append(number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join(0.2)
+    assert 1 <= len(written) < 10
+    gate.set()
+    thread.join(10)
+    assert numbers_in(writer.close()) == {"0": [list(range(10))]}
 
 
-@pytest.mark.parametrize("profile", ["compatible", "compact"])
-@pytest.mark.parametrize("compression", ["snappy", "zstd"])
-def test_both_profiles_are_read_back_whole(profile, compression):
-    sink = MemorySink(Folder())
-    parquet = ParquetSink(sink, SCHEMA, ParquetSettings(compression=compression, profile=profile))
-    table = pa.Table.from_batches([batch(list(range(2000)))])
-    parquet.write(table)
-    parquet.close()
-    found = pq.ParquetFile(io.BytesIO(sink.getvalue()))
-    assert found.read().equals(table)
-    columns = [found.metadata.row_group(0).column(i) for i in range(3)]
-    assert {column.compression for column in columns} == {compression.upper()}
-    assert ("DELTA_BINARY_PACKED" in columns[0].encodings) == (profile == "compact")
-    assert "RLE_DICTIONARY" in columns[1].encodings
+def test_memory_is_bounded_when_many_partitions_trickle():
+    writer = Files().writer(bounds=Bounds(buffered_bytes=4 * MIB))
+    before = pa.total_allocated_bytes()
+    peak = 0
+    for number in range(100):
+        writer.write(batch_of([day % 100 for day in range(500)], start=number, text="x" * 200))
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    finished = writer.close()
+    assert sum(stats.rows for files in finished.values() for _, stats in files) == 50_000
+    assert peak < 16 * MIB
+
+
+def test_single_rows_are_joined_in_the_buffer():
+    writer = Files().writer()
+    for number in range(1000):
+        writer.write(batch_of([0], start=number))
+    assert len(writer._buffers["0"].batches) < 140
+    assert numbers_in(writer.close()) == {"0": [list(range(1000))]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 6), max_size=30), max_size=20),
+    st.integers(1, 50),
+    st.integers(1, 4),
+    st.integers(100, 20_000),
+)
+def test_no_row_is_lost_doubled_or_misplaced(batches, rows, open_files, buffered_bytes):
+    files = Files()
+    bounds = Bounds(rows=rows, open_files=open_files, buffered_bytes=buffered_bytes)
+    writer = files.writer(ParquetSettings(target_file_bytes=4000), bounds=bounds)
+    start, expected = 0, {}
+    for days in batches:
+        writer.write(batch_of(days, start=start))
+        for number, day in enumerate(days, start):
+            expected.setdefault(str(day), []).append(number)
+        start += len(days)
+    finished = writer.close()
+    assert {key: sorted(chain.from_iterable(numbers)) for key, numbers in numbers_in(finished).items()} == expected
+    assert all(sink.state == "finished" for sink in files.sinks)
+    for parts in finished.values():
+        for data, stats in parts:
+            times = pq.read_table(io.BytesIO(data))["at"]
+            assert (pc.min(times).as_py(), pc.max(times).as_py()) == (stats.min_time, stats.max_time)
+            assert stats.size_bytes == len(data)
