@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+import datalake_assets.defs
 from datalake_assets.config import Settings
 from datalake_assets_tests.defs.fakes import MemoryLake
 
@@ -28,8 +29,6 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """An instance on SQLite, with our ``dagster.yaml``."""
-    import datalake_assets.defs
-
     folder = tmp_path / "home"
     folder.mkdir()
     template = Path(datalake_assets.defs.__file__).with_name("dagster.yaml")

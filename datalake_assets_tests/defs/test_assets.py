@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Freshness
+from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.assets import feed_asset, partitions_of
+from datalake_assets.defs.runs import default_resources
 from datalake_assets_tests.defs.fakes import MemoryLake, runner, stream, table
 
 
@@ -89,12 +90,9 @@ def test_streams_take_a_range_in_one_run_and_tables_one_version_each():
 
 
 def test_no_secret_is_in_a_resource_or_in_the_config_that_the_ui_shows(lake: MemoryLake):
-    from datalake_assets.config import Settings
-    from datalake_assets.defs.runs import default_resources
-
     resources = default_resources(Settings(lake=lake.settings.lake, ksqldb_password="hunter2"))
 
     assert "hunter2" not in repr(resources)
     definitions = runner(lake, stream()).definitions
     config = definitions.resolve_implicit_global_asset_job_def().run_config_schema.config_type
-    assert "password" not in str({name for name in config.fields["resources"].config_type.fields})
+    assert "password" not in str(set(config.fields["resources"].config_type.fields))

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from datetime import timedelta
+import time
 
 import dagster as dg
 import pytest
@@ -215,9 +215,7 @@ def test_data_version_changes_only_with_the_rows(lake: MemoryLake, instance):
 
 
 def test_eight_feeds_run_on_sqlite_within_the_budget_for_runs(lake: MemoryLake, home):
-    """The whole budget is 5 s; Dagster's own share is counted in CPU time, which other load on the machine moves less."""
-    import time
-
+    """The whole budget is 5 s. Dagster's share is judged by CPU time, which other load on the machine moves less."""
     feeds = [stream(f"s{number}") for number in range(4)] + [table(f"t{number}") for number in range(4)]
     for feed in feeds:
         lake.sent[feed.name] = [days_ago(0)]
@@ -231,4 +229,3 @@ def test_eight_feeds_run_on_sqlite_within_the_budget_for_runs(lake: MemoryLake, 
     print(f"8 runs: {cpu_s:.2f} CPU-s, {time.monotonic() - began:.2f} s")
     assert all(result.success for result in results)
     assert cpu_s < 8
-    assert timedelta(seconds=cpu_s)

@@ -1,0 +1,65 @@
+"""The code location as Dagster loads it: from workspace.yaml, in a process of its own."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import datalake_assets
+from datalake_assets.defs.build import build_definitions
+from datalake_assets.errors import LakeUnavailable
+from datalake_assets_tests.defs.fakes import MemoryLake, resources, stream, table
+
+ROOT = Path(datalake_assets.__file__).parent.parent
+
+
+def validate(lake: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    home.mkdir()
+    environment = {**os.environ, "DATALAKE_LAKE": str(lake), "DAGSTER_HOME": str(home), "PYTHONWARNINGS": "default"}
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_location_of_eight_feeds_and_a_bad_one_validates_without_warnings_of_ours(lake: MemoryLake, tmp_path: Path):
+    for number in range(4):
+        lake.registry.add(stream(f"s{number}", schedule="@hourly"))
+        lake.registry.add(table(f"t{number}"))
+    (Path(lake.uri) / "feeds/active/bad.json").write_text("{")
+
+    done = validate(Path(lake.uri), tmp_path / "home")
+
+    assert done.returncode == 0, done.stderr
+    assert "feeds/active/bad.json is skipped" in done.stderr
+    ours = [line for line in done.stderr.splitlines() if "Warning" in line and "datalake_assets" in line]
+    assert ours == []
+    assert "BetaWarning" not in done.stderr
+    assert "PreviewWarning" not in done.stderr
+
+
+def test_unreadable_lake_is_an_error_and_not_an_empty_location(tmp_path: Path, lake: MemoryLake):
+    gone = MemoryLake(lake.settings.model_copy(update={"lake": str(tmp_path / "gone")}))
+
+    with pytest.raises(LakeUnavailable, match="no such folder"):
+        build_definitions(gone.settings, lake=gone, resources=resources(gone))
+
+
+def test_bad_feed_file_is_skipped_with_a_warning(lake: MemoryLake, caplog: pytest.LogCaptureFixture):
+    lake.registry.add(stream())
+    (Path(lake.uri) / "feeds/active/bad.json").write_text('{"name": "bad"}')
+
+    with caplog.at_level(logging.WARNING):
+        definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
+
+    assert [spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()] == ["streams/clicks"]
+    assert caplog.messages[0].startswith("feeds/active/bad.json is skipped: kind: Field required")
+
+
+def test_location_without_feeds_loads(lake: MemoryLake):
+    definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
+
+    assert definitions.resolve_all_asset_specs() == []
+    assert definitions.resolve_job_def("export_all")

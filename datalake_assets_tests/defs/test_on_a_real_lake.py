@@ -1,0 +1,146 @@
+"""The same exports on a lake of files: Dagster's numbers are the lake's, and rows land once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.config import Feed, FeedKind, KsqlDBMode, KsqlDBSource, Retention
+from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.defs.assets import ExportConfig
+from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
+from datalake_assets.defs.runs import FeedRunner
+from datalake_assets.sources.base import SourceObject, SourceSystem
+from datalake_assets_tests.defs.fakes import days_ago, rows, stream, table
+
+PULL = {"source": KsqlDBSource(object="PULLED", mode=KsqlDBMode.PULL)}
+
+
+@dataclass
+class Sent:
+    """A source system in memory: the rows of each feed, numbered in one source partition."""
+
+    rows: dict[str, list[datetime]] = field(default_factory=dict)
+
+    def read(self, feed: Feed, request: ReadRequest) -> Batches:
+        sent = [at for at in self.rows[feed.name] if request.window is None or request.window.contains(at)]
+        batch = rows(*sent)
+        time_column = "rowtime" if feed.kind is FeedKind.STREAM else None
+        if feed.kind is FeedKind.TABLE or feed.source.mode is KsqlDBMode.PULL:
+            return InMemoryBatches((SourceBatch(batch),), time_column, request)
+        start = (request.start_offsets or {}).get(0, 0)
+        numbered = SourceBatch(
+            batch.slice(start),
+            source_partitions=pa.array([0] * len(sent[start:]), pa.int32()),
+            source_offsets=pa.array(range(start, len(sent)), pa.int64()),
+        )
+        return InMemoryBatches((numbered,), time_column, request)
+
+    def discover(self) -> Iterator[SourceObject]:
+        return iter(())
+
+    def check(self, feed: Feed) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SentSource(SourceResource):
+    sent: dg.ResourceDependency[Sent]
+
+    @contextmanager
+    def connect(self, settings: object, lake: Lake) -> Iterator[SourceSystem]:
+        yield self.sent
+
+
+@pytest.fixture
+def sent() -> Sent:
+    return Sent({"clicks": [days_ago(2), days_ago(1), days_ago(0)], "users": [days_ago(0)] * 4})
+
+
+def exporter(lake, sent: Sent, *feeds: Feed) -> FeedRunner:
+    resource = LakeResource(settings=lake.settings)
+    source = SentSource(settings=lake.settings, lake=resource, sent=sent)
+    return FeedRunner(feeds, Lake(lake.settings), {"lake": resource, "ksqldb": source})
+
+
+def key(days: int) -> str:
+    return f"{days_ago(days):%Y-%m-%d}"
+
+
+def count(lake, path: str) -> int:
+    return pq.read_table(f"{lake.uri}/{path}").num_rows
+
+
+@pytest.mark.parametrize("changes", [{}, PULL], ids=["offsets", "pull"])
+def test_rows_land_once_however_often_and_in_whatever_ranges_they_are_exported(lake, sent, instance, changes):
+    feeds = exporter(lake, sent, stream(**changes))
+    ranges = [None, None, [key(1)], [key(2), key(1), key(0)], None]
+
+    results = [feeds.export(instance, "clicks", partitions=keys, quiet=True) for keys in ranges]
+
+    assert [result.error for result in results] == [None] * 5
+    assert [result.rows_added for result in results] == [3, 0, 0, 0, 0]
+    assert count(lake, "streams/clicks") == 3
+
+
+def test_dagster_and_the_lake_agree_on_every_partition(lake, sent, instance):
+    feeds = exporter(lake, sent, stream(**PULL))
+
+    result = feeds.export(instance, "clicks", partitions=[key(2), key(1), key(0)], quiet=True)
+
+    reports = [feeds.lake.table(stream(**PULL)).report(each.key) for each in result.partitions]
+    assert [(each.key, each.rows, each.files, each.size_bytes) for each in result.partitions] == [
+        (each.key, each.rows, each.files, each.size_bytes) for each in reports
+    ]
+    checks = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    assert all(entry.dagster_event.asset_check_evaluation_data.passed for entry in checks)
+    assert len(checks) == 5  # three partitions, the run, and freshness
+
+
+def test_versions_of_a_table_come_and_go_with_retention(lake, sent, instance):
+    feeds = exporter(lake, sent, table(retention=Retention(versions=2)))
+
+    for _ in range(3):
+        result = feeds.export(instance, "users", quiet=True)
+        assert result.error is None
+
+    assert instance.get_dynamic_partitions("tables/users") == ["v2", "v3"]
+    assert feeds.lake.table(table()).partitions() == ("v2", "v3")
+    again = feeds.export(instance, "users", partitions=["v2"], quiet=True)
+    gone = feeds.export(instance, "users", partitions=["v1"], quiet=True)
+    assert (again.success, again.rows_added) == (True, 0)
+    assert gone.error == "v1 of table 'users' was removed by retention"
+
+
+def test_source_that_shrank_is_refused_until_a_person_allows_it(lake, sent, instance):
+    feeds = exporter(lake, sent, stream(**PULL))
+    feeds.export(instance, "clicks", quiet=True)
+    sent.rows["clicks"] = sent.rows["clicks"][:2]
+
+    refused = feeds.export(instance, "clicks", partitions=[key(0)], quiet=True)
+    allowed = feeds.export(instance, "clicks", partitions=[key(0)], config=ExportConfig(allow_shrink=True), quiet=True)
+
+    assert "--allow-shrink" in refused.error
+    assert (allowed.success, allowed.rows_added) == (True, -1)
+
+
+def test_downstream_asset_reads_what_was_committed(lake, sent, instance):
+    feeds = exporter(lake, sent, stream())
+    feeds.lake.registry.add(stream())
+    feeds.export(instance, "clicks", quiet=True)
+
+    @dg.asset(ins={"clicks": dg.AssetIn(["streams", "clicks"])})
+    def total(clicks: pa.Table) -> int:
+        return clicks.num_rows
+
+    definitions = dg.Definitions.merge(feeds.definitions, dg.Definitions(assets=[total]))
+    job = definitions.resolve_implicit_global_asset_job_def()
+    with pytest.warns(DeprecationWarning, match="dagster_run"):
+        result = job.execute_in_process(instance=instance, asset_selection=[total.key])
+
+    assert result.output_for_node("total") == 3
