@@ -29,7 +29,7 @@ demo: $(VENV)/.demo ## build a data lake in ./lake from an embedded ksqlDB serve
 
 dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, or PORT=...
 	@home=$$($(BIN)/python -c 'from datalake_assets.cli.home import prepare_home; print(prepare_home())') && \
-	  DAGSTER_HOME=$$home DATALAKE_WEBSERVER_URL=http://127.0.0.1:$(PORT) \
+	  DAGSTER_HOME=$$home DATALAKE_WEBSERVER_URL=http://127.0.0.1:$(PORT) PYTHONWARNINGS='ignore:Function `dev_command`' \
 	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 test: $(VENV)/.dev ## run the tests
