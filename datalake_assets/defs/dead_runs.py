@@ -1,8 +1,10 @@
 """Runs whose process died: they would stay "started" for ever, and their feed's next run would wait for their slots."""
 
+import socket
+
 import dagster as dg
 
-from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG, is_dead, process_tags
+from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG, is_dead
 
 __all__ = ["repair_runs"]
 
@@ -28,7 +30,7 @@ def repair_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _ours_unfinished() -> dg.RunsFilter:
-    return dg.RunsFilter(statuses=_UNFINISHED, tags={HOST_TAG: process_tags()[HOST_TAG]})
+    return dg.RunsFilter(statuses=_UNFINISHED, tags={HOST_TAG: socket.gethostname()})
 
 
 def _free_slots(instance: dg.DagsterInstance) -> None:

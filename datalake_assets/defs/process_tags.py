@@ -11,31 +11,34 @@ from pathlib import Path
 
 import dagster as dg
 
-__all__ = ["HOST_TAG", "PID_TAG", "STARTED_TAG", "is_dead", "process_tags", "tag_run"]
+__all__ = ["HOST_TAG", "PID_TAG", "RUN_TAG", "STARTED_TAG", "is_dead", "process_tags", "tag_run"]
 
 HOST_TAG = "datalake/host"
 PID_TAG = "datalake/pid"
 STARTED_TAG = "datalake/process_started"
+#: The run that the other tags speak of: a run that repeats another one begins with the tags of that one.
+RUN_TAG = "datalake/process_of_run"
 
 # proc(5): /proc/<pid>/stat, field 22 is starttime; after the command's closing parenthesis comes field 3
 _STARTTIME = 22 - 3
 
 
-def process_tags() -> dict[str, str]:
-    """Tags that name this process: host, pid, and when it started, since pids are used again."""
-    return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), STARTED_TAG: _own_start(os.getpid())}
+def process_tags(run_id: str) -> dict[str, str]:
+    """Tags that say that a run is in this process: host, pid, and when it started, since pids are used again."""
+    pid = os.getpid()
+    return {HOST_TAG: socket.gethostname(), PID_TAG: str(pid), STARTED_TAG: _own_start(pid), RUN_TAG: run_id}
 
 
 def tag_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Writes on a run that it is in this process; again when a run is resumed in another one."""
-    tags = process_tags()
+    tags = process_tags(run.run_id)
     if any(run.tags.get(key) != value for key, value in tags.items()):
         instance.add_run_tags(run.run_id, tags)
 
 
 def is_dead(run: dg.DagsterRun) -> bool:
-    """Whether the run's process was on this host and is gone."""
-    if run.tags.get(HOST_TAG) != socket.gethostname():
+    """Whether the run's process was on this host and is gone; False if it is not known yet."""
+    if run.tags.get(HOST_TAG) != socket.gethostname() or run.tags.get(RUN_TAG) != run.run_id:
         return False
     return started_at(int(run.tags.get(PID_TAG, "0"))) != run.tags.get(STARTED_TAG)
 

@@ -5,6 +5,7 @@ cannot run those again, and no run-failure sensor sees them. So this module, and
 `test_upstream_characterization.py` pins what it reaches for.
 """
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from dagster._core.remote_origin import (  # noqa: TID251  see above
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
+
+from datalake_assets.defs.process_tags import process_tags
 
 __all__ = ["LOCATION_NAME", "run_job_here"]
 
@@ -33,12 +36,14 @@ def run_job_here(
     run_config: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> dg.JobExecutionResult:
-    """Materializes one asset of a job in this process."""
+    """Materializes one asset of a job in this process, and tags the run with it."""
+    run_id = str(uuid.uuid4())
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION_NAME), _REPOSITORY_NAME)
     run = instance.create_run_for_job(
         job_def=job,
         run_config=run_config,
-        tags=tags,
+        run_id=run_id,
+        tags={**process_tags(run_id), **tags},
         asset_selection=frozenset([asset_key]),
         remote_job_origin=RemoteJobOrigin(repository, job.name),
     )

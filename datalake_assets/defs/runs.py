@@ -16,7 +16,6 @@ from datalake_assets.defs.dead_runs import repair_runs
 from datalake_assets.defs.io_managers import ParquetLakeIOManager
 from datalake_assets.defs.landing import progress_told_to
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.process_tags import process_tags
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
 from datalake_assets.defs.run_origin import run_job_here
@@ -142,7 +141,7 @@ class FeedRunner:
                 instance,
                 asset_key=asset_key(feed),
                 run_config={**run_config(feed, config or ExportConfig()), **(_QUIET if quiet else {})},
-                tags={**process_tags(), **partition_tags(keys), **(tags or {})},
+                tags={**partition_tags(keys), **(tags or {})},
             )
         return _result(result, feed, seconds=time.monotonic() - began)
 

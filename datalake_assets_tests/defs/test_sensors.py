@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,7 @@ import pytest
 from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG, STARTED_TAG, process_tags, started_at
+from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG, RUN_TAG, STARTED_TAG, process_tags, started_at
 from datalake_assets.defs.runs import repair_runs
 from datalake_assets.defs.sensors import (
     dead_run_sensor,
@@ -121,7 +122,8 @@ def started_run(instance: dg.DagsterInstance, **tags: str) -> dg.DagsterRun:
     @dg.job
     def empty() -> None: ...
 
-    run = instance.create_run_for_job(empty, tags={**process_tags(), **tags})
+    run_id = str(uuid.uuid4())
+    run = instance.create_run_for_job(empty, run_id=run_id, tags={**process_tags(run_id), **tags})
     instance.handle_new_event(
         dg.EventLogEntry(
             error_info=None,
@@ -156,6 +158,12 @@ def test_repair_is_not_fooled_by_a_pid_that_is_used_again(instance):
     reused = started_run(instance, **{STARTED_TAG: "1"})  # our own pid, but another process had it then
 
     assert repair_runs(instance) == [reused.run_id]
+
+
+def test_repair_spares_a_run_that_still_has_the_tags_of_the_run_that_it_repeats(instance):
+    started_run(instance, **{PID_TAG: str(dead_pid()), RUN_TAG: "the run that was repeated"})
+
+    assert repair_runs(instance) == []
 
 
 def test_started_at_knows_no_process_that_has_ended():
