@@ -18,7 +18,7 @@ from datalake_assets.errors import SourceRefused
 from datalake_assets.parquet.rows import DecodedRows
 from datalake_assets.parquet.rows import RejectedRow as UndecodedRow
 from datalake_assets.sources.ksqldb_columns import Layout
-from datalake_assets.sources.ksqldb_positions import Seen
+from datalake_assets.sources.ksqldb_positions import OrderWatch, Seen
 
 __all__ = ["Batcher", "numbers_of", "position_of"]
 
@@ -33,6 +33,7 @@ class Batcher:
         starts: Rows before these offsets are left out, by source partition.
         window: Rows outside of it are left out.
         seen: Takes note of all rows, those that are left out too.
+        order: Makes sure that they are in order.
     """
 
     source: str
@@ -40,15 +41,14 @@ class Batcher:
     starts: Mapping[int, int] = field(default_factory=dict)
     window: TimeWindow | None = None
     seen: Seen | None = None
+    order: OrderWatch | None = None
 
     def batch(self, decoded: DecodedRows) -> SourceBatch | None:
         """The wanted rows of a block; None if there are none."""
         rows = _combined(decoded.table)
         rejected = tuple(row for row in map(self._rejected, decoded.rejected) if row is not None)
         if self.layout.numbering is not None:
-            self._refuse_nulls(rows, self.layout.numbering)
-            if self.seen is not None and rows.num_rows:
-                self.seen.add(*numbers_of(rows, self.layout.numbering))
+            self._note(rows, self.layout.numbering)
         mask = self.layout.wanted(rows, starts=self.starts, window=self.window)
         if not mask.all():
             rows = rows.filter(pa.array(mask))
@@ -56,6 +56,12 @@ class Batcher:
             return None
         partitions, offsets = self._positions(rows)
         return SourceBatch(self.layout.rows(rows), partitions, offsets, rejected)
+
+    def _note(self, rows: pa.RecordBatch, numbering: tuple[int, int]) -> None:
+        self._refuse_nulls(rows, numbering)
+        for watch in (self.order, self.seen):
+            if watch is not None and rows.num_rows:
+                watch.add(*numbers_of(rows, numbering))
 
     def _refuse_nulls(self, rows: pa.RecordBatch, numbering: tuple[int, int]) -> None:
         if any(rows.column(index).null_count for index in numbering):

@@ -214,6 +214,8 @@ class KsqlClient:
 
     def close_query(self, query_id: str) -> None:
         """Ends a running query at the server, if it can; failures are only logged."""
+        if self._http.is_closed:  # a read that was given up is closed late, by the garbage collector
+            return
         try:
             with failed_exchange(self.source()):
                 self._http.post(self.url + "/close-query", json={"queryId": query_id}, timeout=_CLOSE_TIMEOUT_S)

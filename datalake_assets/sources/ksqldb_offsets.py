@@ -15,7 +15,7 @@ from datalake_assets.errors import SourceUnavailable
 from datalake_assets.sources.ksqldb_batches import Batcher, has_rows_before
 from datalake_assets.sources.ksqldb_client import KsqlClient
 from datalake_assets.sources.ksqldb_columns import Layout
-from datalake_assets.sources.ksqldb_positions import PositionWatch, Seen
+from datalake_assets.sources.ksqldb_positions import OrderWatch, PositionWatch, Seen
 from datalake_assets.sources.ksqldb_probe import LONGEST_PUSH_S, Pace, older, scan
 from datalake_assets.sources.ksqldb_query import PullQuery, PushQuery, Query
 
@@ -71,7 +71,7 @@ class OffsetReader:
         batcher, pace = self._batcher(running.layout), Pace(self.query.feed.source.idle_s, self.client.timeout_s)
         began_ms = int(time.time() * 1000)
         while True:
-            for block in running.poll(pace.patience_s()):
+            for block in pace.poll(running):
                 batch = batcher.batch(block)
                 if self.watch.gaps:
                     self.watch.settle(self._scan())
@@ -89,8 +89,14 @@ class OffsetReader:
                 return
 
     def _batcher(self, layout: Layout) -> Batcher:
-        watch = self.watch
-        return Batcher(self.query.source, layout, starts=watch.starts, window=self.request.window, seen=watch.seen)
+        return Batcher(
+            self.query.source,
+            layout,
+            starts=self.watch.starts,
+            window=self.request.window,
+            seen=self.watch.seen,
+            order=OrderWatch(self.query.source),
+        )
 
     def _caught_up(self, pace: Pace) -> bool:
         """Whether silence means that there is nothing more, rather than that the server still skips old rows."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from datalake_assets.errors import SourceDataLost, SourceRecreated
+from datalake_assets.errors import SourceDataLost, SourceRecreated, SourceRefused
 
-__all__ = ["Extent", "PositionWatch", "Seen", "first_offsets", "starts_anew"]
+__all__ = ["Extent", "OrderWatch", "PositionWatch", "Seen", "first_offsets", "starts_anew"]
 
 _Offsets = npt.NDArray[np.int64]
 _Partitions = npt.NDArray[np.int32]
@@ -44,6 +44,52 @@ class Seen:
             lowest, highest = int(own.min()), int(own.max())
             extent = self.extents.setdefault(partition, Extent(lowest, highest))
             extent.lowest, extent.highest = min(extent.lowest, lowest), max(extent.highest, highest)
+
+
+class OrderWatch:
+    """Makes sure that offsets ascend within each source partition, as a position stands for all rows below it.
+
+    Rows that come again, as after a rebalance, are no offence: only a row below the highest that did *not* come before
+    is. The gaps between rows are remembered for that, 16 bytes each.
+
+    Args:
+        source: What is read, for errors.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._seen = Seen()
+        self._gaps: dict[int, list[tuple[_Offsets, _Offsets]]] = {}
+
+    def add(self, partitions: _Partitions, offsets: _Offsets) -> None:
+        """Takes the next rows.
+
+        Raises:
+            SourceRefused: A row comes after a later one, for the first time.
+        """
+        for partition in np.unique(partitions).tolist():
+            own = offsets[partitions == partition]
+            known = self._seen.extents.get(partition) or Extent(int(own[0]), int(own[0]) - 1)
+            highest = np.maximum.accumulate(np.concatenate(([known.highest], own)))[:-1]
+            ahead = own > highest + 1
+            if ahead.any():
+                self._gaps.setdefault(partition, []).append((highest[ahead] + 1, own[ahead] - 1))
+            again = own[own <= highest]
+            if len(again):
+                self._refuse_new(partition, again, known.lowest)
+            self._seen.add(np.full(len(own), partition, np.int32), own)
+
+    def _refuse_new(self, partition: int, again: _Offsets, lowest: int) -> None:
+        unseen = again < lowest
+        for starts, ends in self._gaps.get(partition, ()):
+            gap = np.maximum(np.searchsorted(starts, again, side="right") - 1, 0)
+            unseen |= (again >= starts[gap]) & (again <= ends[gap])
+        if unseen.any():
+            reason = (
+                f"offset {again[unseen][0]} of source partition {partition} comes after later ones: the stream is "
+                "partitioned anew, so positions mean nothing"
+            )
+            raise SourceRefused(self._source, reason, cure="derive it without PARTITION BY, or use mode 'pull'")
 
 
 def first_offsets(starts: Mapping[int, int]) -> dict[int, int]:

@@ -24,6 +24,9 @@ _LONGEST_POLL_S = 0.5
 class Pace:
     """When a read that has no end is over.
 
+    Only time that was spent waiting for the server counts as silence, so that a busy consumer, or a machine that slept,
+    ends no read early.
+
     Args:
         idle_s: Silence that counts as the end.
         long_s: Silence after which nothing will ever come.
@@ -32,26 +35,31 @@ class Pace:
 
     def __init__(self, idle_s: float, long_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._idle_s, self._long_s = clock, idle_s, max(idle_s, long_s)
-        self._began = self._latest = clock()
+        self._began = clock()
+        self._silence_s = 0.0
+
+    def poll(self, running: PushQuery) -> list[DecodedRows]:
+        """Waits for the next rows of a query, for a while."""
+        left_s = self._idle_s - self._silence_s
+        patience_s = min(_LONGEST_POLL_S, left_s) if left_s > 0 else _LONGEST_POLL_S
+        began = self._clock()
+        blocks = running.poll(patience_s)
+        self._silence_s += min(self._clock() - began, patience_s)
+        return blocks
 
     def restart(self) -> None:
         """A row came."""
-        self._latest = self._clock()
-
-    def patience_s(self) -> float:
-        """How long to wait for the next rows before looking at the clock again."""
-        left_s = self._latest + self._idle_s - self._clock()
-        return min(_LONGEST_POLL_S, left_s) if left_s > 0 else _LONGEST_POLL_S
+        self._silence_s = 0.0
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing came for the idle time."""
-        return self._clock() - self._latest >= self._idle_s
+        return self._silence_s >= self._idle_s
 
     @property
     def is_quiet_for_long(self) -> bool:
         """Whether nothing came for so long that it never will."""
-        return self._clock() - self._latest >= self._long_s
+        return self._silence_s >= self._long_s
 
     @property
     def is_overdue(self) -> bool:
@@ -94,7 +102,7 @@ def _push_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool])
     pace = Pace(query.feed.source.idle_s, client.timeout_s)
     with PushQuery(client, _probe(query, select(_numbering(query), query.object, push=True))) as running:
         while not (running.ended or pace.is_quiet or pace.is_overdue or enough(found)):
-            for block in running.poll(pace.patience_s()):
+            for block in pace.poll(running):
                 _note(found, running.layout, block)
                 if block.lines:
                     pace.restart()

@@ -16,7 +16,7 @@ import stamina
 
 from datalake_assets.config import Feed
 from datalake_assets.core.batches import Batches, ReadRequest
-from datalake_assets.errors import SourceDataLost, SourceRecreated, SourceUnavailable
+from datalake_assets.errors import SourceDataLost, SourceRecreated, SourceRefused, SourceUnavailable
 from datalake_assets.sources.ksqldb import KsqlDB
 from datalake_assets.sources.ksqldb_errors import ATTEMPTS
 from datalake_assets_tests.sources.scripted_server import (
@@ -31,7 +31,7 @@ from datalake_assets_tests.sources.scripted_server import (
 
 COLUMNS = {"ID": "INTEGER", "P": "INTEGER", "O": "BIGINT"}
 PSEUDO = {"ROWTIME": "BIGINT", "ROWPARTITION": "INTEGER", "ROWOFFSET": "BIGINT"}
-IDLE_S = 0.3
+IDLE_S = 0.25
 PUSH, PULL = None, ("P", "O")
 either = pytest.mark.parametrize("offset_columns", [PUSH, PULL], ids=["push", "pull"])
 
@@ -170,6 +170,7 @@ def test_new_epoch_reads_a_recreated_topic_from_its_beginning(offset_columns: tu
         iterator = iter(batches)
         next(iterator)
         assert batches.recreated
+        iterator.close()
         assert positions(batches) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
 
 
@@ -179,6 +180,13 @@ def test_new_epoch_reads_what_is_left_where_rows_expired(offset_columns: tuple[s
         batches = read(server, ReadRequest(start_offsets={0: 10, 1: 5}, new_epoch=True), offset_columns)
         assert positions(batches) == [(0, 15), (0, 16), (1, 4), (1, 5)]
         assert not batches.recreated
+
+
+@either
+def test_rows_out_of_order_are_refused(offset_columns: tuple[str, str] | None) -> None:
+    late = pytest.raises(SourceRefused, match="offset 3 of source partition 0 comes after later ones")
+    with topic({0: [0, 1, 5, 3], 1: [0, 1, 0, 1]}) as server, late:
+        positions(read(server, ReadRequest(), offset_columns))
 
 
 def test_slow_scan_is_waited_for() -> None:

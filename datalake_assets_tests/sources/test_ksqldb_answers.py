@@ -344,7 +344,7 @@ def test_push_from_a_busy_stream_ends() -> None:
             time.sleep(0.02)
 
     with serving(lambda _: Answer(body(), content_type=STREAMED)) as server:
-        offsets = [offset for _, _, offset in numbers(landed(server, feed(mode="offsets", idle_s=0.5)))]
+        offsets = [offset for _, _, offset in numbers(landed(server, feed(mode="offsets", idle_s=0.3)))]
     assert len(offsets) > 5
     assert offsets == list(range(len(offsets)))
 

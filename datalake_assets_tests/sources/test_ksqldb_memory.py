@@ -49,11 +49,11 @@ def block(*, push: bool) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pull", "offsets"])
-def test_a_million_rows_take_less_than_100_mb(mode: str) -> None:
+def test_half_a_million_rows_take_less_than_100_mb(mode: str) -> None:
     push = mode == "offsets"
     tail = ", `ROWPARTITION` INTEGER, `ROWOFFSET` BIGINT" if push else ""
     schema = ", ".join(f"`{name}` {kind}" for name, kind in COLUMNS.items()) + ", `ROWTIME` BIGINT" + tail
-    rows, blocks = block(push=push), 100
+    rows, blocks = block(push=push), 50
 
     def body(count: int) -> Iterator[bytes]:
         yield f'[{{"header":{{"queryId":"q1","schema":"{schema}"}}}},\n'.encode()
