@@ -55,7 +55,7 @@ def data_version(feed: Feed, reports: Iterable[PartitionReport]) -> dg.DataVersi
     listed = list(reports)
     if feed.kind is FeedKind.TABLE and len(listed) == 1:
         return dg.DataVersion(listed[0].key)
-    return dg.DataVersion(_digest(json.dumps([[each.key, each.rows, each.position] for each in listed], default=str)))
+    return dg.DataVersion(_digest(json.dumps([_content(each) for each in listed], default=str)))
 
 
 def feed_metadata(feed: Feed, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
@@ -124,6 +124,12 @@ def readable_size(size_bytes: int) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def _content(report: PartitionReport) -> list[object]:
+    """What a partition's rows follow from; not when they were pulled, since the same rows may be pulled again."""
+    position = {name: value for name, value in sorted(report.position.items()) if name != "as_of"}
+    return [report.key, report.rows, position]
 
 
 def _digest(text: str) -> str:

@@ -28,6 +28,8 @@ __all__ = ["ExportResult", "FeedRunner", "PartitionResult", "export_feed", "feed
 # Dagster's tags of a run over one partition, or over a range of them
 _PARTITION = "dagster/partition"
 _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+# Dagster ends the run for good, and then reports the interrupt as if it were the step's failure
+_INTERRUPTS = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -120,6 +122,8 @@ class FeedRunner:
         quiet: bool = False,
     ) -> ExportResult:
         """Exports a feed in a run of its own, in this process; errors of this package end up in the result.
+
+        An interrupt ends the run as failed and goes on as `KeyboardInterrupt`.
 
         Args:
             instance: Dagster's instance.
@@ -273,6 +277,8 @@ def _failure(result: dg.JobExecutionResult) -> str:
         failure = event.step_failure_data
         if failure.user_failure_data and failure.user_failure_data.description:
             return failure.user_failure_data.description
+        if failure.error and failure.error.cls_name in _INTERRUPTS:
+            raise KeyboardInterrupt
         if failure.error:
             return _innermost(failure.error)
     return f"run {result.run_id} did not end well; see its log in Dagster"

@@ -15,7 +15,7 @@ from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, 
 from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import FeedRunner
-from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.errors import ConfigError
 from datalake_assets.lake.base import Difference, ExportPlan, LakeTable, PartitionReport, Progress, Repair, WriteReport
 from datalake_assets.sources.base import SourceObject, SourceSystem
 
@@ -174,7 +174,7 @@ class MemoryLake(Lake):
         super().__init__(settings)
         self.tables: dict[str, MemoryTable] = {}
         self.sent: dict[str, list[datetime]] = {}
-        self.broken: dict[str, DatalakeError] = {}
+        self.broken: dict[str, BaseException] = {}
         self.opened = 0
         self.closed = 0
 

@@ -18,7 +18,8 @@ from datalake_assets.defs.runs import FeedRunner
 from datalake_assets.sources.base import SourceObject, SourceSystem
 from datalake_assets_tests.defs.fakes import days_ago, rows, stream, table
 
-PULL = {"source": KsqlDBSource(object="PULLED", mode=KsqlDBMode.PULL)}
+RECENT = {"start": days_ago(5).date()}
+PULL = {**RECENT, "source": KsqlDBSource(object="PULLED", mode=KsqlDBMode.PULL)}
 
 
 @dataclass
@@ -76,7 +77,7 @@ def count(lake, path: str) -> int:
     return pq.read_table(f"{lake.uri}/{path}").num_rows
 
 
-@pytest.mark.parametrize("changes", [{}, PULL], ids=["offsets", "pull"])
+@pytest.mark.parametrize("changes", [RECENT, PULL], ids=["offsets", "pull"])
 def test_rows_land_once_however_often_and_in_whatever_ranges_they_are_exported(lake, sent, instance, changes):
     feeds = exporter(lake, sent, stream(**changes))
     ranges = [None, None, [key(1)], [key(2), key(1), key(0)], None]

@@ -140,6 +140,16 @@ def test_failed_export_says_the_innermost_cause_of_an_error_that_is_not_ours(lak
     assert result.error == "ZeroDivisionError: division by zero"
 
 
+def test_interrupt_ends_the_run_and_goes_on_to_the_caller(lake: MemoryLake, instance):
+    lake.broken["clicks"] = KeyboardInterrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        runner(lake, stream()).export(instance, "clicks", quiet=True)
+
+    (run,) = instance.get_runs()
+    assert run.status is dg.DagsterRunStatus.FAILURE
+
+
 def test_export_that_cannot_be_planned_starts_no_run(lake: MemoryLake, instance):
     result = runner(lake, stream()).export(instance, "clicks", partitions=["yesterday"], quiet=True)
 
