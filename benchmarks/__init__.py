@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks NAME`, peers side by side in one run."""
+"""BENCHMARKS: figures that the documentation may state, each from a command: ``python -m benchmarks NAME``."""

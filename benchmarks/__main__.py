@@ -1,0 +1,27 @@
+"""``python -m benchmarks NAME``: runs one benchmark and prints what it measured beside its targets."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+__all__ = ["main"]
+
+BENCHMARKS = {
+    "ingest": "a million stream rows into day partitions, beside the pandas way",
+    "end_to_end": "the demo's feeds through Dagster in one process",
+}
+
+
+def main() -> None:
+    """Hands over to the benchmark; only that one is imported, so that none weighs on another's figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, summary in BENCHMARKS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    arguments, rest = parser.parse_known_args()
+    import_module(f"benchmarks.{arguments.name}").main(rest)
+
+
+if __name__ == "__main__":
+    main()
