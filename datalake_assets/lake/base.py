@@ -44,7 +44,8 @@ class PartitionReport:
 
     Attributes:
         key: Partition key.
-        rows_added: Rows in files that this write added, less rows in files that it removed.
+        rows_added: Rows in files that this write added, less rows in files that it removed; of a table's new version,
+            less the rows of the version before.
         files_added: Files that this write added.
         rows: Rows now.
         files: Files now.

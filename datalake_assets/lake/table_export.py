@@ -43,7 +43,8 @@ class SnapshotExport(Export):
         def plan(base: Manifest) -> Planned | None:
             return None if base.generation else Planned(position=position, schema=encoded)
 
-        report = self.commit(key, files, plan)
+        before = self.state.current.rows if self.state.current else 0
+        report = replace(self.commit(key, files, plan), rows_added=position.rows - before)
         version = Version(version_number(key), as_of, position.rows)
         state = self.folder.state.change(lambda now: now.with_version(version))
         return self.result(landing, {key: report}, schema, removed=self._retain(state))
