@@ -14,6 +14,7 @@ from operator import add
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from datalake_assets.demo.ksql_types import SqlType, encode_json, scalar
@@ -40,8 +41,8 @@ class Column(Protocol):
         """The values as Python objects, exact."""
         ...
 
-    def fragments(self) -> list[str]:
-        """The values as JSON text."""
+    def fragments(self) -> list[bytes]:
+        """The values as JSON text in UTF-8."""
         ...
 
     def take(self, rows: Longs) -> Column:
@@ -75,7 +76,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objects", _objects(self.items))
-        object.__setattr__(self, "texts", _objects([encode_json(item, self.kind) for item in self.items]))
+        object.__setattr__(self, "texts", _objects([encode_json(item, self.kind).encode() for item in self.items]))
 
     def field(self, name: str) -> Pool:
         """The pool of one field of a STRUCT."""
@@ -99,8 +100,8 @@ class Pooled:
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return list(self.pool.objects[self.index])
 
-    def fragments(self) -> list[str]:  # noqa: D102 - see Column
-        texts: list[str] = self.pool.texts[self.index].tolist()
+    def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
+        texts: list[bytes] = self.pool.texts[self.index].tolist()
         return texts
 
     def take(self, rows: Longs) -> Pooled:  # noqa: D102 - see Column
@@ -125,8 +126,8 @@ class Values:
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return self.items
 
-    def fragments(self) -> list[str]:  # noqa: D102 - see Column
-        return [encode_json(item, self.kind) for item in self.items]
+    def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
+        return [encode_json(item, self.kind).encode() for item in self.items]
 
     def take(self, rows: Longs) -> Values:  # noqa: D102 - see Column
         return Values(self.kind, [self.items[row] for row in rows.tolist()])
@@ -142,6 +143,11 @@ def _with_nulls(items: list[Any], nulls: Bools | None, null: Any) -> list[Any]:
     return items
 
 
+def _decimals(data: Longs) -> list[bytes]:
+    """Each integer as text."""
+    return orjson.dumps(data.tolist())[1:-1].split(b",") if len(data) else []
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Ints:
     """A column of INTEGER or BIGINT."""
@@ -153,8 +159,8 @@ class Ints:
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return _with_nulls(self.data.tolist(), self.nulls, None)
 
-    def fragments(self) -> list[str]:  # noqa: D102 - see Column
-        return _with_nulls(list(map(str, self.data.tolist())), self.nulls, "null")
+    def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
+        return _with_nulls(_decimals(self.data), self.nulls, b"null")
 
     def take(self, rows: Longs) -> Ints:  # noqa: D102 - see Column
         return Ints(self.kind, self.data[rows], None if self.nulls is None else self.nulls[rows])
@@ -164,28 +170,50 @@ class Ints:
         return hits if self.nulls is None else hits & ~self.nulls
 
 
+def _digit_table(width: int) -> NDArray[np.uint8]:
+    """The decimal digits of every number of this width, zero-padded, as ASCII."""
+    return np.array([list(f"{n:0{width}d}".encode()) for n in range(10**width)], dtype=np.uint8)
+
+
+_FOUR_DIGITS = _digit_table(4)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbered:
-    """A column of STRINGs that differ in a zero-padded number only, such as ``tx-000000000042``."""
+    """A column of STRINGs that differ in a zero-padded number of twelve digits only: ``tx-000000000042``."""
 
-    template: str
+    prefix: str
     data: Longs
     kind: SqlType = field(default_factory=lambda: scalar("STRING"))
 
     def values(self) -> list[Any]:  # noqa: D102 - see Column
-        return list(map(self.template.__mod__, self.data.tolist()))
+        return list(map(f"{self.prefix}%012d".__mod__, self.data.tolist()))
 
-    def fragments(self) -> list[str]:  # noqa: D102 - see Column
-        return list(map(f'"{self.template}"'.__mod__, self.data.tolist()))
+    def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
+        start = list(f'"{self.prefix}'.encode())
+        text = np.empty((len(self.data), len(start) + 13), dtype=np.uint8)
+        text[:, : len(start)] = start
+        text[:, -1] = ord('"')
+        rest = self.data
+        for place in (len(start) + 8, len(start) + 4, len(start)):
+            rest, group = np.divmod(rest, 10_000)
+            text[:, place : place + 4] = _FOUR_DIGITS[group]
+        return _lines(text)
 
     def take(self, rows: Longs) -> Numbered:  # noqa: D102 - see Column
-        return Numbered(self.template, self.data[rows])
+        return Numbered(self.prefix, self.data[rows])
 
     def test(self, predicate: Callable[[Any], Any]) -> Bools:  # noqa: D102 - see Column
         return np.array([bool(predicate(item)) for item in self.values()], dtype=np.bool_)
 
 
-_HUNDREDTHS = _objects([f".{cents:02d}" for cents in range(100)])
+def _lines(text: NDArray[np.uint8]) -> list[bytes]:
+    """Each row of a matrix of characters."""
+    lines: list[bytes] = text.view(f"S{text.shape[1]}").ravel().tolist()
+    return lines
+
+
+_HUNDREDTHS = _objects([f".{cents:02d}".encode() for cents in range(100)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,12 +227,12 @@ class Cents:
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return _with_nulls([Decimal(cents).scaleb(-2) for cents in self.data.tolist()], self.nulls, None)
 
-    def fragments(self) -> list[str]:  # noqa: D102 - see Column
+    def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
         whole, rest = np.divmod(np.abs(self.data), 100)
-        texts = list(map(add, map(str, whole.tolist()), _HUNDREDTHS[rest].tolist()))
+        texts = list(map(add, _decimals(whole), _HUNDREDTHS[rest].tolist()))
         for row in np.flatnonzero(self.data < 0).tolist():
-            texts[row] = "-" + texts[row]
-        return _with_nulls(texts, self.nulls, "null")
+            texts[row] = b"-" + texts[row]
+        return _with_nulls(texts, self.nulls, b"null")
 
     def take(self, rows: Longs) -> Cents:  # noqa: D102 - see Column
         return Cents(self.kind, self.data[rows], None if self.nulls is None else self.nulls[rows])
@@ -213,8 +241,10 @@ class Cents:
         return np.array([item is not None and bool(predicate(item)) for item in self.values()], dtype=np.bool_)
 
 
-_THOUSANDTHS = _objects([f'.{ms:03d}"' for ms in range(1000)])
-_SECONDS = _objects([f"T{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}" for s in range(86_400)])
+_THREE_DIGITS = _digit_table(3)
+_CLOCK = np.array(
+    [list(f"T{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}.".encode()) for s in range(86_400)], dtype=np.uint8
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,14 +258,16 @@ class Millis:
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return _with_nulls([_EPOCH + dt.timedelta(milliseconds=ms) for ms in self.data.tolist()], self.nulls, None)
 
-    def fragments(self) -> list[str]:  # noqa: D102 - see Column
+    def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
         days, rest = np.divmod(self.data, _DAY_MS)
         distinct, which = np.unique(days, return_inverse=True)
-        dates = _objects([f'"{(_EPOCH + dt.timedelta(days=day)).date().isoformat()}' for day in distinct.tolist()])
-        parts = zip(
-            dates[which].tolist(), _SECONDS[rest // 1000].tolist(), _THOUSANDTHS[rest % 1000].tolist(), strict=True
-        )
-        return _with_nulls(list(map("".join, parts)), self.nulls, "null")
+        dates = [(_EPOCH + dt.timedelta(days=day)).date().isoformat() for day in distinct.tolist()]
+        text = np.empty((len(self.data), 25), dtype=np.uint8)
+        text[:, [0, 24]] = ord('"')
+        text[:, 1:11] = np.array([list(date.encode()) for date in dates], dtype=np.uint8).reshape(-1, 10)[which]
+        text[:, 11:21] = _CLOCK[rest // 1000]
+        text[:, 21:24] = _THREE_DIGITS[rest % 1000]
+        return _with_nulls(_lines(text), self.nulls, b"null")
 
     def take(self, rows: Longs) -> Millis:  # noqa: D102 - see Column
         return Millis(self.kind, self.data[rows], None if self.nulls is None else self.nulls[rows])

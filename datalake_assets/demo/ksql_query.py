@@ -25,6 +25,7 @@ _HELP = " See https://cnfl.io/queries for more info.\nAdd EMIT CHANGES if you in
 _PSEUDO = {
     column.name: SourceColumn(column.name, column.kind, key=False, made_from=column.name) for column in PSEUDO_COLUMNS
 }
+_DERIVE = "To derive a queryable table, you can do 'CREATE TABLE QUERYABLE_{name} AS SELECT * FROM {name}'."
 _PUSH_ONLY = ("ROWPARTITION", "ROWOFFSET")
 
 
@@ -147,11 +148,8 @@ def _check_pull(select: Select, found: SourceObject) -> None:
             message = f"Pull queries don't support the following columns in {clause} clauses: {names}\n{_HELP}"
             raise bad_statement(message, select.text)
     if not found.queryable:
-        raise bad_statement(
-            f"The `{found.name}` table isn't queryable. To derive a queryable table, you can do 'CREATE TABLE "
-            f"QUERYABLE_{found.name} AS SELECT * FROM {found.name}'.{_HELP}",
-            select.text,
-        )
+        cure = _DERIVE.format(name=found.name)
+        raise bad_statement(f"The `{found.name}` table isn't queryable. {cure}{_HELP}", select.text)
 
 
 def _projected(select: Select, found: SourceObject) -> list[tuple[ColumnRef, SourceColumn]]:

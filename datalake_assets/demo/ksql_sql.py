@@ -44,8 +44,10 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _RESERVED = frozenset(
-    ("SELECT", "FROM", "WHERE", "EMIT", "CHANGES", "LIMIT", "AND", "OR", "NOT", "IN", "BETWEEN", "IS", "NULL", "AS")
-    + ("TRUE", "FALSE", "GROUP", "JOIN", "HAVING", "PARTITION")
+    (
+        *("SELECT", "FROM", "WHERE", "EMIT", "CHANGES", "LIMIT", "AND", "OR", "NOT", "IN", "BETWEEN", "IS", "NULL"),
+        *("AS", "TRUE", "FALSE", "GROUP", "JOIN", "HAVING", "PARTITION"),
+    )
 )
 _NEGATED = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _MIRRORED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}

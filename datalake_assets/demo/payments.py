@@ -133,7 +133,7 @@ def _merchant(number: int) -> dict[str, Any]:
 
 def transaction_id(rows: Rows) -> Numbered:
     """The id of each payment, unique but for producers' retries."""
-    return Numbered("tx-%012d", rows.index)
+    return Numbered("tx-", rows.index)
 
 
 def user_index(rows: Rows) -> Longs:
@@ -157,7 +157,7 @@ def merchant_index(rows: Rows) -> Longs:
 
 
 def amount_cents(rows: Rows) -> tuple[Longs, Bools]:
-    """The amounts in hundredths and where they are NULL: mostly small, refunds negative, a few as big as they can be."""
+    """The amounts in hundredths, and where they are NULL: mostly small, refunds negative, a few huge."""
     bits = rows.draw("amount")
     size, dice = (bits >> np.uint64(14)).astype(np.int64), (bits % np.uint64(10_000)).astype(np.int64)
     cents = 1 + np.where(dice < 9_300, size % 50_000, size % 5_000_000)  # noqa: PLR2004 - shares in ten thousandths

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -97,9 +97,15 @@ class Rows:
     config: GeneratorConfig
     stream: str
     index: Longs
+    _drawn: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
 
     def draw(self, fact: str) -> NDArray[np.uint64]:
         """Sixty-four random bits per row for this fact, the same for ever."""
+        if fact not in self._drawn:
+            self._drawn[fact] = self._draw(fact)
+        return self._drawn[fact]
+
+    def _draw(self, fact: str) -> NDArray[np.uint64]:
         x = self.index.astype(np.uint64) * _GOLDEN + np.uint64(_stream_key(self.config.seed, self.stream, fact))
         x = (x ^ (x >> _U30)) * _MIX_1
         x = (x ^ (x >> _U27)) * _MIX_2

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -49,9 +50,18 @@ class StreamSpec:
         return next((column for column in (*self.columns, *PSEUDO_COLUMNS) if column.name == name), None)
 
 
+def _partition(block: Block) -> Pooled:
+    return Pooled(_numbers(block.rows.config.partitions), block.rows.partition())
+
+
+@lru_cache(maxsize=16)
+def _numbers(count: int) -> Pool:
+    return Pool(p.INTEGER, tuple(range(count)))
+
+
 PSEUDO_COLUMNS = (
     ColumnSpec("ROWTIME", p.BIGINT, lambda b: Ints(p.BIGINT, b.rows.rowtime_ms())),
-    ColumnSpec("ROWPARTITION", p.INTEGER, lambda b: Ints(p.INTEGER, b.rows.partition())),
+    ColumnSpec("ROWPARTITION", p.INTEGER, _partition),
     ColumnSpec("ROWOFFSET", p.BIGINT, lambda b: Ints(p.BIGINT, b.rows.offset())),
 )
 
@@ -93,7 +103,7 @@ _FLATTENED = (
     ColumnSpec("MERCHANT_CATEGORY", p.STRING, _merchant_field("CATEGORY")),
     ColumnSpec("MERCHANT_CITY", p.STRING, _merchant_field("CITY")),
     *_PAYMENT_TAIL,
-    ColumnSpec("SRC_PART", p.INTEGER, lambda b: Ints(p.INTEGER, b.rows.partition())),
+    ColumnSpec("SRC_PART", p.INTEGER, _partition),
     ColumnSpec("SRC_OFF", p.BIGINT, lambda b: Ints(p.BIGINT, b.rows.offset())),
 )
 
@@ -117,7 +127,7 @@ _DETAILS = Pool(
     ),
 )
 _ALERTS = (
-    ColumnSpec("ALERT_ID", p.STRING, lambda b: Numbered("al-%012d", b.origins.index), key=True),
+    ColumnSpec("ALERT_ID", p.STRING, lambda b: Numbered("al-", b.origins.index), key=True),
     ColumnSpec("TRANSACTION_ID", p.STRING, lambda b: p.transaction_id(_payment(b))),
     ColumnSpec("USER_ID", p.BIGINT, lambda b: p.user_id(_payment(b))),
     ColumnSpec("AMOUNT", p.AMOUNT, lambda b: p.amount(_payment(b))),
@@ -186,7 +196,7 @@ _EVENTS = (
     ColumnSpec("EVENT_ID", p.BIGINT, _event_id, key=True),
     ColumnSpec("USER_ID", p.BIGINT, lambda b: p.user_id(b.origins)),
     ColumnSpec("EVENT_TYPE", p.STRING, lambda b: p.pick(b.origins, "type", _EVENT_TYPES)),
-    ColumnSpec("SESSION_ID", p.STRING, lambda b: Numbered("s-%08x", b.origins.index // 7)),
+    ColumnSpec("SESSION_ID", p.STRING, lambda b: Numbered("s-", b.origins.index // 7)),
     ColumnSpec("TAGS", _TAGS.kind, lambda b: p.pick(b.origins, "tags", _TAGS)),
     ColumnSpec("COUNTERS", _COUNTERS.kind, lambda b: p.pick(b.origins, "counters", _COUNTERS)),
     ColumnSpec("DEVICE", _DEVICE_TYPE, lambda b: p.pick(b.origins, "device", _DEVICES)),

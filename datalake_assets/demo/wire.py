@@ -17,6 +17,7 @@ __all__ = [
     "RowWriter",
     "StreamedRowWriter",
     "negotiate",
+    "row_values",
     "row_writer",
 ]
 
@@ -26,37 +27,50 @@ KSQL_V1_JSON = "application/vnd.ksql.v1+json"
 
 
 class RowWriter(Protocol):
-    """Writes one result; each method returns the text to send."""
+    """Writes one result in pieces.
+
+    Attributes:
+        content_type: The answer's media type.
+        opening: What comes before a row's values.
+        closing: What comes after them.
+        between: What separates a row from the next.
+    """
 
     content_type: str
+    opening: bytes
+    closing: bytes
+    between: bytes
 
-    def header(self, query: Query) -> str:
+    def header(self, query: Query) -> bytes:
         """What comes before the rows."""
         ...
 
-    def rows(self, batch: Batch) -> list[str]:
-        """The rows of a batch, each without what separates it from its neighbours."""
+    def joined(self, text: bytes) -> bytes:
+        """Rows that have their separators, joined to what comes before and after them."""
         ...
 
-    def joined(self, rows: list[str]) -> str:
-        """Rows, separators included."""
-        ...
-
-    def tombstone(self, query: Query) -> list[str]:
+    def tombstone(self, query: Query) -> list[bytes]:
         """A deleted row, or nothing where the format has no way to say so."""
         ...
 
-    def error(self, error: KsqlError) -> str:
+    def error(self, error: KsqlError) -> bytes:
         """An error after the rows began."""
         ...
 
-    def end(self, message: str | None) -> str:
+    def end(self, message: str | None) -> bytes:
         """What comes last.
 
         Args:
             message: The final message, if this kind of query has one.
         """
         ...
+
+
+def row_values(batch: Batch) -> list[bytes]:
+    """The values of each row, separated by commas."""
+    if not batch.rows:
+        return []
+    return list(map(b",".join, zip(*(column.fragments() for column in batch.columns), strict=True)))
 
 
 class StreamedRowWriter:
@@ -68,81 +82,72 @@ class StreamedRowWriter:
     """
 
     content_type = KSQL_V1_JSON
+    opening, closing, between = b'{"row":{"columns":[', b"]}}", b",\n"
 
     def __init__(self, *, buffered: bool) -> None:
         self._buffered = buffered
 
-    def header(self, query: Query) -> str:  # noqa: D102 - see RowWriter
+    def header(self, query: Query) -> bytes:  # noqa: D102 - see RowWriter
         schema = ", ".join(f"`{c.name}` {c.kind}{' KEY' if c.key else ''}" for c in query.columns)
-        text = f'{{"header":{{"queryId":{json_string(query.query_id)},"schema":{json_string(schema)}}}}}'
-        return f"[{text}" if self._buffered else f"[{text},\n"
+        text = f'[{{"header":{{"queryId":{json_string(query.query_id)},"schema":{json_string(schema)}}}}}'
+        return text.encode() + (b"" if self._buffered else self.between)
 
-    def rows(self, batch: Batch) -> list[str]:  # noqa: D102 - see RowWriter
-        return _rendered('{"row":{"columns":[', batch, "]}}")
+    def joined(self, text: bytes) -> bytes:  # noqa: D102 - see RowWriter
+        return self.between + text if self._buffered else text + self.between
 
-    def joined(self, rows: list[str]) -> str:  # noqa: D102 - see RowWriter
-        if not rows:
-            return ""
-        text = ",\n".join(rows)
-        return f",\n{text}" if self._buffered else f"{text},\n"
-
-    def tombstone(self, query: Query) -> list[str]:  # noqa: D102 - see RowWriter
+    def tombstone(self, query: Query) -> list[bytes]:  # noqa: D102 - see RowWriter
         values = ",".join('"deleted"' if column.name.endswith("_ID") else "null" for column in query.columns)
-        return [f'{{"row":{{"columns":[{values}],"tombstone":true}}}}']
+        return [f'{{"row":{{"columns":[{values}],"tombstone":true}}}}'.encode()]
 
-    def error(self, error: KsqlError) -> str:  # noqa: D102 - see RowWriter
-        return self.joined([f'{{"errorMessage":{error.body().decode()}}}'])
+    def error(self, error: KsqlError) -> bytes:  # noqa: D102 - see RowWriter
+        return self.joined(b'{"errorMessage":' + error.body() + b"}")
 
-    def end(self, message: str | None) -> str:  # noqa: D102 - see RowWriter
-        return "]" if message is None else f'{{"finalMessage":{json_string(message)}}}]'
+    def end(self, message: str | None) -> bytes:  # noqa: D102 - see RowWriter
+        return b"]" if message is None else f'{{"finalMessage":{json_string(message)}}}]'.encode()
 
 
 class DelimitedWriter:
     """``application/vnd.ksqlapi.delimited.v1``: a line each, and no word about the end."""
 
     content_type = DELIMITED
+    opening, closing, between = b"[", b"]", b"\n"
 
-    def header(self, query: Query) -> str:  # noqa: D102 - see RowWriter
-        return f"{_metadata(query)}\n"
+    def header(self, query: Query) -> bytes:  # noqa: D102 - see RowWriter
+        return _metadata(query) + b"\n"
 
-    def rows(self, batch: Batch) -> list[str]:  # noqa: D102 - see RowWriter
-        return _rendered("[", batch, "]")
+    def joined(self, text: bytes) -> bytes:  # noqa: D102 - see RowWriter
+        return text + b"\n"
 
-    def joined(self, rows: list[str]) -> str:  # noqa: D102 - see RowWriter
-        return "\n".join(rows) + "\n" if rows else ""
-
-    def tombstone(self, query: Query) -> list[str]:  # noqa: ARG002, D102 - see RowWriter
+    def tombstone(self, query: Query) -> list[bytes]:  # noqa: ARG002, D102 - see RowWriter
         return []
 
-    def error(self, error: KsqlError) -> str:  # noqa: D102 - see RowWriter
-        return f"{error.body().decode()}\n"
+    def error(self, error: KsqlError) -> bytes:  # noqa: D102 - see RowWriter
+        return error.body() + b"\n"
 
-    def end(self, message: str | None) -> str:  # noqa: ARG002, D102 - see RowWriter
-        return ""
+    def end(self, message: str | None) -> bytes:  # noqa: ARG002, D102 - see RowWriter
+        return b""
 
 
 class ArrayWriter:
     """``application/json``: one array, without newlines."""
 
     content_type = JSON
+    opening, closing, between = b"[", b"]", b","
 
-    def header(self, query: Query) -> str:  # noqa: D102 - see RowWriter
-        return f"[{_metadata(query)}"
+    def header(self, query: Query) -> bytes:  # noqa: D102 - see RowWriter
+        return b"[" + _metadata(query)
 
-    def rows(self, batch: Batch) -> list[str]:  # noqa: D102 - see RowWriter
-        return _rendered("[", batch, "]")
+    def joined(self, text: bytes) -> bytes:  # noqa: D102 - see RowWriter
+        return b"," + text
 
-    def joined(self, rows: list[str]) -> str:  # noqa: D102 - see RowWriter
-        return "".join(f",{row}" for row in rows)
-
-    def tombstone(self, query: Query) -> list[str]:  # noqa: ARG002, D102 - see RowWriter
+    def tombstone(self, query: Query) -> list[bytes]:  # noqa: ARG002, D102 - see RowWriter
         return []
 
-    def error(self, error: KsqlError) -> str:  # noqa: D102 - see RowWriter
-        return f",{error.body().decode()}"
+    def error(self, error: KsqlError) -> bytes:  # noqa: D102 - see RowWriter
+        return b"," + error.body()
 
-    def end(self, message: str | None) -> str:  # noqa: ARG002, D102 - see RowWriter
-        return "]"
+    def end(self, message: str | None) -> bytes:  # noqa: ARG002, D102 - see RowWriter
+        return b"]"
 
 
 def row_writer(content_type: str, query: Query) -> RowWriter:
@@ -184,14 +189,8 @@ def _preferred(accept: str) -> list[str]:
     return [media for weight, media in sorted(weighted, key=lambda pair: pair[0]) if weight < 0]
 
 
-def _metadata(query: Query) -> str:
+def _metadata(query: Query) -> bytes:
     names = ",".join(json_string(column.name) for column in query.columns)
     kinds = ",".join(json_string(str(column.kind)) for column in query.columns)
-    return f'{{"queryId":{json_string(query.query_id)},"columnNames":[{names}],"columnTypes":[{kinds}]}}'
-
-
-def _rendered(opening: str, batch: Batch, closing: str) -> list[str]:
-    if not batch.rows:
-        return []
-    template = opening + ",".join(["%s"] * len(batch.columns)) + closing
-    return list(map(template.__mod__, zip(*(column.fragments() for column in batch.columns), strict=True)))
+    text = f'{{"queryId":{json_string(query.query_id)},"columnNames":[{names}],"columnTypes":[{kinds}]}}'
+    return text.encode()
