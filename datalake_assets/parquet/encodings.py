@@ -13,9 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["DISTINCT_SHARE", "SAMPLE_ROWS", "Profile", "choose_encodings"]
+__all__ = ["DISTINCT_SHARE", "SAMPLE_ROWS", "Encodings", "Profile", "choose_encodings"]
 
 Profile: TypeAlias = Literal["compatible", "compact"]
+
+Encodings: TypeAlias = tuple[list[str], dict[str, str]]
+"""The columns that get a dictionary, and the encodings of others, both by Parquet column path; the rest is PLAIN."""
 
 SAMPLE_ROWS: Final = 20_000
 """How many rows of the first row group are looked at, evenly spread over it."""
@@ -26,8 +29,8 @@ DISTINCT_SHARE: Final = 0.10
 _INT64_DIGITS: Final = 18  # Parquet LogicalTypes, DECIMAL: up to 18 digits fit into an INT64
 
 
-def choose_encodings(sample: pa.Table, profile: Profile) -> tuple[list[str], dict[str, str]]:
-    """The columns that get a dictionary, and the encodings of others, both by Parquet column path; the rest is PLAIN.
+def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:
+    """The encodings that suit a table.
 
     ``compatible`` adds nothing to dictionaries and PLAIN, which every reader has had from the start. ``compact`` adds:
 

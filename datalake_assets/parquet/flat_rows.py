@@ -13,7 +13,7 @@ the block as it was, and left to the exact path.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,15 +26,16 @@ import pyarrow.csv as pacsv
 from datalake_assets.core.ksql_types import Column, KsqlDecimal, KsqlScalar
 from datalake_assets.parquet.typed_rows import utc_from_naive, whole_years
 
-__all__ = ["FlatReader", "binary_from_base64", "is_flat"]
+__all__ = ["FlatReader", "binary_from_base64", "is_flat", "line_ends"]
 
-_COMMA, _QUOTE, _OPEN, _CLOSE = b',"[]'
+_COMMA, _QUOTE, _OPEN, _CLOSE, _NEWLINE, _BACKSLASH = b',"[]\n\\'
 _QUOTED_KINDS: Final = frozenset({"STRING", "BYTES", "TIMESTAMP", "DATE", "TIME"})
-_FOREIGN_ESCAPE: Final = re.compile(rb'\\[^"\\/]')
-_ESCAPES: Final = re.compile(rb'\\(?:["\\/]|((?:[bfnrt]|u[0-9a-fA-F]{4})(?:\\(?:[bfnrt]|u[0-9a-fA-F]{4}))*))')
-_CSV_ESCAPE: Final = re.compile(rb'\\["\\/]')
+_SAME_ESCAPES: Final = np.frombuffer(b'"\\/', np.uint8)  # CSV takes any character after a backslash as itself
+# As many in a row as there are, so that the two halves of a surrogate pair stay together.
+_ESCAPES: Final = re.compile(rb"(?:\\(?:[bfnrt]|u[0-9a-fA-F]{4}))+")
 _CSV_BLOCK_BYTES: Final = 1 << 20
 _WINDOW_BYTES: Final = 1 << 17
+_FEW_SHIFT: Final = 9  # fewer than one backslash in 512 bytes: leaping is faster than looking at every byte
 
 
 def is_flat(columns: Sequence[Column]) -> bool:
@@ -102,17 +103,7 @@ class FlatReader:
         return table
 
     def _parse(self, block: bytearray, rows: int, suffix: bytes) -> pa.Table:
-        text: bytes | bytearray = block
-        escaped, newlines = 0, False
-        if b"\\" in block:
-            # What escapes may turn into a line break; looking for more than that would cost every block.
-            newlines = b"\\n" in block or b"\\r" in block or b"\\u000" in block
-            if _FOREIGN_ESCAPE.search(block):
-                text = _ESCAPES.sub(_csv_escapes, block)
-            escapes = _CSV_ESCAPE.findall(text)
-            escaped = escapes.count(b'\\"')
-            if len(escapes) + escapes.count(b"\\\\") != text.count(b"\\"):
-                raise ValueError("an escape that JSON does not have")
+        text, escaped, newlines = _csv_escaped(block)
         table = self._read_csv(text, suffix, newlines=newlines)
         if table.num_rows != rows:
             raise ValueError("a line break inside a row")
@@ -173,20 +164,68 @@ def _csv_type(arrow: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_decimal256(arrow) else arrow  # not a type of Arrow's CSV reader
 
 
-def _csv_escapes(match: re.Match[bytes]) -> bytes:
-    run = match[1]
-    if run is None:
-        return match[0]
-    # A lone surrogate is refused here, by a ValueError, and with it the block.
-    text: str = orjson.loads(b'"\\' + run + b'"')
-    return text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+def _csv_escaped(block: bytearray) -> tuple[bytes | bytearray, int, bool]:
+    """The block with the escapes that CSV has; how many of them are quotes; and whether any is a line break.
+
+    Raises:
+        ValueError: An escape is not one of JSON's, or a lone surrogate.
+    """
+    starts = _escapes(block)
+    following = np.frombuffer(block, np.uint8)[starts + 1]
+    quotes, newlines = int(np.count_nonzero(following == _QUOTE)), False
+    view, done = memoryview(block), 0
+    pieces: list[bytes | memoryview] = []
+    for at in starts[~np.isin(following, _SAME_ESCAPES)].tolist():
+        if at < done:
+            continue
+        escapes = _ESCAPES.match(block, at)
+        if escapes is None:
+            raise ValueError("an escape that JSON does not have")
+        text: str = orjson.loads(b'"%b"' % escapes[0])
+        quotes, newlines = quotes + text.count('"'), newlines or "\n" in text or "\r" in text
+        pieces += [view[done:at], text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')]
+        done = escapes.end()
+    return b"".join([*pieces, view[done:]]) if pieces else block, quotes, newlines
+
+
+def _escapes(block: bytearray) -> npt.NDArray[np.intp]:
+    """Where escapes begin: of backslashes in a row, every second is the character that the one before it escapes."""
+    if block.count(b"\\") < len(block) >> _FEW_SHIFT:
+        return np.fromiter(_sparse_escapes(block), np.intp)
+    found = _positions(block, _BACKSLASH)
+    index = np.arange(len(found))
+    begins_run = np.concatenate([[True], np.diff(found) != 1])
+    run = np.maximum.accumulate(np.where(begins_run, index, 0))
+    begins_escape: npt.NDArray[np.bool_] = (index - run) % 2 == 0
+    return found[begins_escape]
+
+
+def _sparse_escapes(block: bytearray) -> Iterator[int]:
+    """The same by leaps, for blocks with few: the usual case."""
+    at = block.find(b"\\")
+    while at >= 0:
+        yield at
+        at = block.find(b"\\", at + 2)
 
 
 def _quotes(buffer: Any) -> int:
+    return sum(int(np.count_nonzero(window == _QUOTE)) for _, window in _windows(buffer))
+
+
+def _windows(buffer: Any) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Pieces that stay in the cache: to compare the whole at once would touch as much fresh memory as it has."""
     octets = np.frombuffer(buffer or b"", np.uint8)
-    # In windows that stay in the cache: one comparison of the whole would touch as much fresh memory as the text has.
-    windows = range(0, len(octets), _WINDOW_BYTES)
-    return sum(int(np.count_nonzero(octets[start : start + _WINDOW_BYTES] == _QUOTE)) for start in windows)
+    return ((start, octets[start : start + _WINDOW_BYTES]) for start in range(0, len(octets), _WINDOW_BYTES))
+
+
+def line_ends(block: bytearray) -> npt.NDArray[np.intp]:
+    """Where the newlines are."""
+    return _positions(block, _NEWLINE)
+
+
+def _positions(block: bytearray, octet: int) -> npt.NDArray[np.intp]:
+    found = [np.flatnonzero(window == octet) + start for start, window in _windows(block)]
+    return np.concatenate(found) if found else np.empty(0, np.intp)
 
 
 _PAD, _INVALID = 64, 255

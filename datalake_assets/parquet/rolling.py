@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from datalake_assets.parquet.encodings import SAMPLE_ROWS, Encodings
 from datalake_assets.parquet.writer import FileStats, ParquetSettings, ParquetSink, Sink
 
 __all__ = ["Bounds", "RollingWriter"]
@@ -120,6 +121,7 @@ class RollingWriter(Generic[FinishedT]):
         self._buffers: dict[str, _Buffer] = {}
         self._files: OrderedDict[str, _OpenFile[FinishedT]] = OrderedDict()
         self._finished: dict[str, list[tuple[FinishedT, FileStats]]] = {}
+        self._encodings: Encodings | None = None
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="parquet-encoder")
         self._jobs: deque[tuple[Future[None], int]] = deque()
         self._buffered_bytes = self._waiting_bytes = 0
@@ -217,8 +219,9 @@ class RollingWriter(Generic[FinishedT]):
     def _encode(self, key: str, buffer: _Buffer) -> None:
         file = self._file(key)
         before = file.parquet.size_bytes
-        file.parquet.write(pa.Table.from_batches(buffer.batches, schema=self._schema))
-        buffer.batches.clear()
+        file.parquet.write_batches(buffer.batches)
+        if buffer.rows >= SAMPLE_ROWS:
+            self._encodings = file.parquet.encodings  # what suits one partition suits the next
         self.bytes_written += file.parquet.size_bytes - before
         if file.parquet.size_bytes >= self._settings.target_file_bytes:
             self._finish(key)
@@ -229,7 +232,12 @@ class RollingWriter(Generic[FinishedT]):
                 self._finish(next(iter(self._files)))
             sink = self._open_file(key)
             parquet = ParquetSink(
-                sink, self._schema, self._settings, time_column=self._time_column, metadata=self._metadata
+                sink,
+                self._schema,
+                self._settings,
+                time_column=self._time_column,
+                metadata=self._metadata,
+                encodings=self._encodings,
             )
             self._files[key] = _OpenFile(sink, parquet)
         self._files.move_to_end(key)

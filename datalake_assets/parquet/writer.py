@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datalake_assets.parquet.encodings import Profile, choose_encodings
+from datalake_assets.parquet.encodings import Encodings, Profile, choose_encodings
 
 __all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink"]
 
@@ -126,6 +126,7 @@ class ParquetSink:
         settings: See `ParquetSettings`.
         time_column: Rows are sorted by it within a row group.
         metadata: Key-value metadata of the footer.
+        encodings: Of the columns; None: chosen from the first row group.
     """
 
     def __init__(
@@ -136,9 +137,11 @@ class ParquetSink:
         *,
         time_column: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        encodings: Encodings | None = None,
     ) -> None:
         self._sink, self._schema, self._settings = _Digesting(sink), schema, settings
         self._time_column, self._metadata = time_column, dict(metadata or {})
+        self.encodings = encodings
         self._writer: pq.ParquetWriter | None = None
         self._rows = 0
         self._times: list[datetime] = []
@@ -148,10 +151,20 @@ class ParquetSink:
         """Bytes written so far."""
         return self._sink.tell()
 
-    def write(self, table: pa.Table) -> None:
-        """Writes one row group."""
+    def write_batches(self, batches: list[pa.RecordBatch]) -> None:
+        """Writes one row group, and empties the list: sorted rows are a copy, so the unsorted ones can go first."""
+        table = pa.Table.from_batches(batches, schema=self._schema)
+        batches.clear()
         if self._time_column is not None:
             table = _sorted(table, self._time_column)
+        self._write(table)
+
+    def write(self, table: pa.Table) -> None:
+        """Writes one row group."""
+        self._write(table if self._time_column is None else _sorted(table, self._time_column))
+
+    def _write(self, table: pa.Table) -> None:
+        if self._time_column is not None:
             self._note_times(table[self._time_column])
         if self._writer is None:
             self._writer = self._open(table)
@@ -182,7 +195,9 @@ class ParquetSink:
             self._writer.close()
 
     def _open(self, sample: pa.Table) -> pq.ParquetWriter:
-        dictionary, encodings = choose_encodings(sample, self._settings.profile)
+        if self.encodings is None:
+            self.encodings = choose_encodings(sample, self._settings.profile)
+        dictionary, encodings = self.encodings
         is_zstd = self._settings.compression == "zstd"
         return pq.ParquetWriter(
             pa.PythonFile(self._sink, mode="w"),

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datalake_assets.parquet import writer as writer_module
+from datalake_assets.parquet.encodings import SAMPLE_ROWS
 from datalake_assets.parquet.rolling import MIB, Bounds, RollingWriter
 from datalake_assets.parquet.writer import ParquetSettings
 from datalake_assets_tests.parquet.sinks import MemorySink
@@ -249,3 +251,15 @@ def test_no_row_is_lost_doubled_or_misplaced(batches, rows, open_files, buffered
             times = pq.read_table(io.BytesIO(data))["at"]
             assert (pc.min(times).as_py(), pc.max(times).as_py()) == (stats.min_time, stats.max_time)
             assert stats.size_bytes == len(data)
+
+
+def test_files_share_the_encodings_that_a_full_row_group_called_for(monkeypatch):
+    chosen = []
+    choose = writer_module.choose_encodings
+    monkeypatch.setattr(writer_module, "choose_encodings", lambda *args: chosen.append(args) or choose(*args))
+    writer = Files().writer(bounds=Bounds(rows=SAMPLE_ROWS))
+    writer.write(batch_of([0] * 10))
+    writer.write(batch_of([1] * SAMPLE_ROWS))
+    writer.write(batch_of([2] * SAMPLE_ROWS))
+    writer.close()
+    assert len(chosen) == 1

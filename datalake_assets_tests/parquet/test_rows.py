@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import json
 import os
 import random
 import threading
@@ -21,7 +22,7 @@ from datalake_assets.parquet.typed_rows import gc_paused
 from datalake_assets_tests.parquet import exact
 from datalake_assets_tests.parquet.exact import UTC
 
-EXAMPLES = int(os.environ.get("DATALAKE_FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("DATALAKE_FUZZ_EXAMPLES", "40"))
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -333,3 +334,15 @@ def test_decode_agrees_with_the_exact_reader_on_flat_rows(case, fast):
 @given(responses(exact.nested_kinds), st.sampled_from([1, 64]))
 def test_decode_agrees_with_the_exact_reader_on_nested_rows(case, fast):
     check_decoding(case, fast)
+
+
+@pytest.mark.parametrize("padding", [0, 5000], ids=["dense", "sparse"])
+@given(st.lists(st.text(alphabet='\\"/\n☃😀a', max_size=6), min_size=1, max_size=5), st.booleans())
+def test_decode_reads_escapes_dense_or_sparse(padding, texts, ascii_only):
+    decoder = decoder_for("`A` STRING, `B` STRING")
+    assert decoder._flat is not None
+    pad = "x" * padding
+    block = block_of([framed(f'{json.dumps(text, ensure_ascii=ascii_only)},"{pad}"', wrapped=False) for text in texts])
+    ends, suffix = decoder._framing(block)
+    table = decoder._flat.read(block, ends, suffix=suffix, check=lambda _: None)
+    assert table.column(0).to_pylist() == texts
