@@ -34,10 +34,11 @@ class Upgrade:
 class _Response:
     def __init__(self, connection: h11.Connection, writer: asyncio.StreamWriter, method: str) -> None:
         self._connection, self._writer, self._method = connection, writer, method
+        self.started = False
 
     async def start(self, status: int, headers: Headers) -> None:
-        head = h11.Response(status_code=status, reason=reason_of(status).encode(), headers=headers)
-        await self._send(head)
+        self.started = True
+        await self._send(h11.Response(status_code=status, reason=reason_of(status).encode(), headers=headers))
 
     async def write(self, data: bytes) -> None:
         if data and self._method != "HEAD":
@@ -52,7 +53,11 @@ class _Response:
         self._writer.transport.abort()
 
     async def _send(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> None:
-        self._writer.write(self._connection.send(event) or b"")
+        try:
+            data = self._connection.send(event)
+        except h11.LocalProtocolError as exc:
+            raise ConnectionResetError("the client broke the protocol") from exc
+        self._writer.write(data or b"")
         await self._writer.drain()
 
 

@@ -36,9 +36,11 @@ class _Stream:
 class _Response:
     def __init__(self, connection: _Connection, stream_id: int, stream: _Stream) -> None:
         self._connection, self._id, self._stream = connection, stream_id, stream
+        self.started = False
 
     async def start(self, status: int, headers: Headers) -> None:
         self._check()
+        self.started = True
         allowed = [(name, value) for name, value in headers if name not in _FORBIDDEN]
         self._connection.state.send_headers(self._id, [(":status", str(status)), *allowed])
         await self._connection.flush()
@@ -73,23 +75,25 @@ class _Response:
     def _check(self) -> None:
         if self._stream.gone:
             raise ConnectionResetError("the client closed the stream")
+        if self._connection.writer.is_closing():
+            raise ConnectionResetError("the client left")
 
 
 class _Connection:
     def __init__(self, writer: asyncio.StreamWriter, handler: Handler) -> None:
         config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
         self.state = h2.connection.H2Connection(config)
-        self._writer, self._handler = writer, handler
+        self.writer, self._handler = writer, handler
         self._streams: dict[int, _Stream] = {}
 
     async def flush(self) -> None:
-        self._writer.write(self.state.data_to_send())
-        await self._writer.drain()
+        self.writer.write(self.state.data_to_send())
+        await self.writer.drain()
 
     async def cut(self) -> None:
-        self._writer.transport.set_write_buffer_limits(high=0)
+        self.writer.transport.set_write_buffer_limits(high=0)
         await self.flush()
-        self._writer.transport.abort()
+        self.writer.transport.abort()
 
     def begin(self, upgrade: Upgrade | None) -> None:
         if upgrade is None:

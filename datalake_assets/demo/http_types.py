@@ -36,7 +36,13 @@ class Request:
 
 
 class Response(Protocol):
-    """Where an answer goes. Every method may raise ConnectionError once the client is gone."""
+    """Where an answer goes. Every method may raise ConnectionError once the client is gone.
+
+    Attributes:
+        started: Whether the head was sent, so that the status can no longer change.
+    """
+
+    started: bool
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head; without a Content-Length the body ends when it is ended."""

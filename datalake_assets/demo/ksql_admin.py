@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from datalake_assets.demo.generator import Generator
+from datalake_assets.demo.ksql_ast import Describe, ListSources, Select, ShowProperties, Statement
 from datalake_assets.demo.ksql_catalog import Catalog, SourceColumn, SourceObject
 from datalake_assets.demo.ksql_errors import KsqlError, bad_statement
-from datalake_assets.demo.ksql_sql import Describe, ListSources, Select, ShowProperties, Statement
 from datalake_assets.demo.ksql_types import SqlType
 
 __all__ = ["CLUSTER_ID", "HEALTH", "INFO", "SERVICE_ID", "VERSION", "entity", "field_schema"]

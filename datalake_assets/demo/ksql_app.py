@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
@@ -15,12 +16,13 @@ from datalake_assets.demo.faults import Faults
 from datalake_assets.demo.generator import Generator
 from datalake_assets.demo.http_types import Headers, Request, Response
 from datalake_assets.demo.ksql_admin import CLUSTER_ID, HEALTH, INFO, SERVICE_ID, entity
+from datalake_assets.demo.ksql_ast import Select
 from datalake_assets.demo.ksql_catalog import Catalog
 from datalake_assets.demo.ksql_errors import MASKED, KsqlError, bad_request, bad_statement
 from datalake_assets.demo.ksql_query import Queries, Query
-from datalake_assets.demo.ksql_sql import Select, parse
+from datalake_assets.demo.ksql_sql import parse
 from datalake_assets.demo.ksql_stream import ResultSender
-from datalake_assets.demo.wire import JSON, KSQL_V1_JSON, negotiate, row_writer
+from datalake_assets.demo.wire import JSON, KSQL_V1_JSON, accepts, negotiate, row_writer
 
 __all__ = ["KsqlApp"]
 
@@ -60,6 +62,7 @@ class KsqlApp:
             ("POST", "/query"): self._query,
             ("POST", "/close-query"): self._close_query,
             ("POST", "/ksql"): self._ksql,
+            ("POST", "/inserts-stream"): self._inserts,
         }
 
     async def __call__(self, request: Request, response: Response) -> None:
@@ -70,17 +73,23 @@ class KsqlApp:
             route = self._routes.get((request.method, request.path), self._fixed)
             await route(request, response)
         except KsqlError as error:
-            await _plain(response, error.status, error.body(), "" if is_query else JSON)  # query errors carry no type
+            typeless = is_query or error.status == 401  # noqa: PLR2004 - refusals before the endpoint carry no type
+            await _plain(response, error.status, error.body(), "" if typeless else JSON)
+        except ConnectionError:
+            raise
+        except Exception:  # noqa: BLE001 - a server answers whatever fails in it
+            _log.exception("%s %s failed", request.method, request.path)
+            if response.started:
+                await response.cut()
+            else:
+                await _plain(response, 500, KsqlError(500, 50000, MASKED).body(), "" if is_query else JSON)
 
-    @property
-    def busy(self) -> bool:
-        """Whether queries are running that can be closed."""
-        return bool(self._running)
-
-    def close_queries(self) -> None:
-        """End every running query as a server does that is stopped gracefully."""
-        for sender in self._running.values():
+    async def close_queries(self) -> None:
+        """End every push query as a server does that is stopped gracefully: as if it were complete."""
+        pushed = [sender for sender in self._running.values() if sender.is_push]
+        for sender in pushed:
             sender.closed.set()
+        await asyncio.gather(*(sender.done.wait() for sender in pushed))
 
     def _admit(self, request: Request) -> None:
         if self._auth is not None and request.path not in _OPEN_PATHS:
@@ -93,6 +102,8 @@ class KsqlApp:
             raise _injected(int(status))
 
     async def _query(self, request: Request, response: Response) -> None:
+        if request.http_version == "1.0":
+            raise bad_request("This endpoint is only available when using HTTP1.1 or HTTP2")
         old = request.path == "/query"
         content_type = negotiate(request.headers.get("accept"), old_endpoint=old)
         if content_type is None:
@@ -116,6 +127,7 @@ class KsqlApp:
         try:
             await sender.send()
         finally:
+            sender.done.set()
             self._push_queries -= query.is_push
             self._running.pop(query.query_id, None)
 
@@ -126,6 +138,11 @@ class KsqlApp:
             raise bad_request(f"No query with id {query_id}")
         sender.closed.set()
         await _plain(response, 200, b"", "")
+
+    async def _inserts(self, request: Request, _response: Response) -> None:
+        if request.http_version != "2":
+            raise KsqlError(400, 40004, "This endpoint is only available when using HTTP2")
+        raise bad_request("This server's streams are generated: nothing can be inserted")
 
     async def _ksql(self, request: Request, response: Response) -> None:
         if not _accepts_json(request):
@@ -174,8 +191,7 @@ async def _plain(
 
 
 def _accepts_json(request: Request) -> bool:
-    accept = request.headers.get("accept")
-    return accept is None or negotiate(accept, old_endpoint=True) == KSQL_V1_JSON or "*/*" in accept
+    return accepts(request.headers.get("accept"), (JSON, KSQL_V1_JSON))
 
 
 def _injected(status: int) -> KsqlError:

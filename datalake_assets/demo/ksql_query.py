@@ -10,11 +10,11 @@ import numpy as np
 
 from datalake_assets.demo.columns import Column, Ints, Longs, Pooled, Values
 from datalake_assets.demo.generator import BLOCK_ROWS, Generator
+from datalake_assets.demo.ksql_ast import ColumnRef, Expression, Select, columns_of, comparisons_of
 from datalake_assets.demo.ksql_catalog import Catalog, SourceColumn, SourceObject
 from datalake_assets.demo.ksql_errors import bad_statement
-from datalake_assets.demo.ksql_sql import ColumnRef, Expression, Select, columns_of
 from datalake_assets.demo.ksql_types import SqlType
-from datalake_assets.demo.ksql_where import bounds, holds
+from datalake_assets.demo.ksql_where import bounds, coerce, holds
 from datalake_assets.demo.rows import Block
 from datalake_assets.demo.streams import PSEUDO_COLUMNS
 from datalake_assets.demo.tables import TABLES, TableState
@@ -96,8 +96,7 @@ class Queries:
         if not select.emit_changes:
             _check_pull(select, found)
         items = _projected(select, found)
-        for ref in columns_of(select.where):
-            _resolve(ref, select, found)
+        _check_where(select, found)
         self._started += 1
         reads = _Reads(self._generator, select, found, tuple(ref for ref, _ in items))
         table = self._tables.get(found.name)
@@ -152,12 +151,21 @@ def _check_pull(select: Select, found: SourceObject) -> None:
         raise bad_statement(f"The `{found.name}` table isn't queryable. {cure}{_HELP}", select.text)
 
 
+def _check_where(select: Select, found: SourceObject) -> None:
+    for ref in columns_of(select.where):
+        _resolve(ref, select, found, "WHERE")
+    for compare in comparisons_of(select.where):
+        kind = _resolve(compare.column, select, found, "WHERE").kind
+        for literal in compare.literals:
+            coerce(literal, kind, compare, select.text)
+
+
 def _projected(select: Select, found: SourceObject) -> list[tuple[ColumnRef, SourceColumn]]:
     if not select.projections:
         return [(ColumnRef(column.name), column) for column in found.columns]
     items: list[tuple[ColumnRef, SourceColumn]] = []
     for item in select.projections:
-        column = _resolve(item.column, select, found)
+        column = _resolve(item.column, select, found, "SELECT")
         name = item.alias or item.column.path[-1] if item.column.path else item.alias or column.name
         items.append((item.column, SourceColumn(name, column.kind, column.key, column.made_from)))
     _check_unique(items, select)
@@ -171,13 +179,13 @@ def _check_unique(items: list[tuple[ColumnRef, SourceColumn]], select: Select) -
         raise bad_statement(f"The projection contains a repeated column name: `{twice}`", select.text)
 
 
-def _resolve(ref: ColumnRef, select: Select, found: SourceObject) -> SourceColumn:
+def _resolve(ref: ColumnRef, select: Select, found: SourceObject, clause: str) -> SourceColumn:
     """The column that a name stands for, with the type of the STRUCT field if one is named."""
     known = {column.name: column for column in found.columns} | _PSEUDO
     column = known.get(ref.name)
     place = f"Line: {ref.line}, Col: {ref.position}: "
     if column is None or ref.qualifier not in {"", select.source, select.alias}:
-        raise bad_statement(f"{place}SELECT column '{ref}' cannot be resolved.", select.text)
+        raise bad_statement(f"{place}{clause} column '{ref}' cannot be resolved.", select.text)
     kind: SqlType | None = column.kind
     for name in ref.path:
         kind = kind.field(name) if kind is not None else None

@@ -122,10 +122,8 @@ class KsqlServer:
             await self._close_connections()
 
     async def _close_connections(self) -> None:
-        self._app.close_queries()
-        pending = self._connections
-        if pending and self._app.busy:
-            await asyncio.wait(pending, timeout=_GRACE_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._app.close_queries(), _GRACE_S)
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)

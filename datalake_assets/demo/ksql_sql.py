@@ -13,25 +13,25 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
 
+from datalake_assets.demo.ksql_ast import (
+    All,
+    Any_,
+    ColumnRef,
+    Compare,
+    Describe,
+    Expression,
+    IsNull,
+    ListSources,
+    Literal,
+    Projection,
+    Select,
+    ShowProperties,
+    Statement,
+    negate,
+)
 from datalake_assets.demo.ksql_errors import KsqlError, bad_statement
 
-__all__ = [
-    "All",
-    "Any_",
-    "ColumnRef",
-    "Compare",
-    "Describe",
-    "Expression",
-    "IsNull",
-    "ListSources",
-    "Literal",
-    "Projection",
-    "Select",
-    "ShowProperties",
-    "Statement",
-    "columns_of",
-    "parse",
-]
+__all__ = ["parse"]
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|--[^\n]*)
@@ -49,110 +49,11 @@ _RESERVED = frozenset(
         *("AS", "TRUE", "FALSE", "GROUP", "JOIN", "HAVING", "PARTITION"),
     )
 )
-_NEGATED = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _MIRRORED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 # statements that ksqlDB suggests for a mistyped one
 _COMMANDS = ("SELECT", "LIST", "SHOW", "DESCRIBE", "CREATE", "INSERT", "DROP", "PRINT", "TERMINATE", "EXPLAIN", "SET")
 
-Literal = int | Decimal | str | bool
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnRef:
-    """A column, or a field of a STRUCT column, and where the statement names it."""
-
-    name: str
-    path: tuple[str, ...] = ()
-    qualifier: str = ""
-    line: int = 1
-    position: int = 1
-
-    def __str__(self) -> str:
-        return "->".join((self.name, *self.path))
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """A column against one or more literals; several are an IN (for ``=``) or a NOT IN (for ``!=``)."""
-
-    column: ColumnRef
-    operator: str
-    literals: tuple[Literal, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class IsNull:
-    """Whether a column is NULL, or is not."""
-
-    column: ColumnRef
-    negated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class All:
-    """A conjunction."""
-
-    parts: tuple[Expression, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Any_:  # noqa: N801 - Any is typing's
-    """A disjunction."""
-
-    parts: tuple[Expression, ...]
-
-
-Expression = Compare | IsNull | All | Any_
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """One item of a SELECT list."""
-
-    column: ColumnRef
-    alias: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Select:
-    """A query; no projections stand for ``*``."""
-
-    projections: tuple[Projection, ...]
-    source: str
-    alias: str
-    where: Expression | None
-    emit_changes: bool
-    limit: int | None
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ListSources:
-    """LIST or SHOW, STREAMS or TABLES."""
-
-    tables: bool
-    extended: bool
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Describe:
-    """DESCRIBE one object."""
-
-    source: str
-    extended: bool
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShowProperties:
-    """SHOW or LIST PROPERTIES."""
-
-    text: str
-
-
-Statement = Select | ListSources | Describe | ShowProperties
 
 
 def parse(sql: str) -> list[Statement]:
@@ -166,15 +67,6 @@ def parse(sql: str) -> list[Statement]:
     while not parser.ended():
         statements.append(parser.statement())
     return statements
-
-
-def columns_of(expression: Expression | None) -> Iterator[ColumnRef]:
-    """The columns that an expression looks at, in order."""
-    if isinstance(expression, All | Any_):
-        for part in expression.parts:
-            yield from columns_of(part)
-    elif expression is not None:
-        yield expression.column
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +155,7 @@ class _Parser:
 
     def _negation(self) -> Expression:
         if self._accept("NOT"):
-            return _negate(self._negation())
+            return negate(self._negation())
         if self._accept_symbol("("):
             inner = self._disjunction()
             self._expect_symbol(")")
@@ -283,7 +175,7 @@ class _Parser:
             low = self._literal()
             self._expect("AND")
             between = All((Compare(column, ">=", (low,)), Compare(column, "<=", (self._literal(),))))
-            return _negate(between) if negated else between
+            return negate(between) if negated else between
         if self._accept("IN"):
             self._expect_symbol("(")
             literals = tuple(self._separated(self._literal))
@@ -301,7 +193,7 @@ class _Parser:
     def _operator(self) -> str:
         token = self._peek()
         operator = "!=" if token.text == "<>" else token.text
-        if token.kind != "symbol" or operator not in _NEGATED:
+        if token.kind != "symbol" or operator not in _MIRRORED:
             raise self._error()
         self._advance()
         return operator
@@ -416,14 +308,3 @@ class _Parser:
         place = f"{line}:{position}"
         why = explanation or f"Syntax error at or near '{text}' at line {place}"
         return bad_statement(f"line {place}: Syntax Error\n{why}", self._sql)
-
-
-def _negate(expression: Expression) -> Expression:
-    """The expression that holds where this one is false (not where it is unknown)."""
-    if isinstance(expression, All):
-        return Any_(tuple(map(_negate, expression.parts)))
-    if isinstance(expression, Any_):
-        return All(tuple(map(_negate, expression.parts)))
-    if isinstance(expression, IsNull):
-        return IsNull(expression.column, not expression.negated)
-    return Compare(expression.column, _NEGATED[expression.operator], expression.literals)

@@ -90,13 +90,19 @@ class ResultSender:
         writer: In which format.
         response: Where to.
         faults: What goes wrong.
+
+    Attributes:
+        is_push: Whether it goes on until it is closed.
+        closed: Set it to end the result as if it were complete.
+        done: Is set when nothing more will be sent.
     """
 
     def __init__(self, query: Query, writer: RowWriter, response: Response, faults: Faults) -> None:
         self._query, self._writer, self._response = query, writer, response
         self._planned = _Planned.of(faults, query)
         self._sent = 0
-        self.closed = asyncio.Event()
+        self.is_push = query.is_push
+        self.closed, self.done = asyncio.Event(), asyncio.Event()
 
     async def send(self) -> None:
         """Send it all; a push query until its limit, or until it is closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import operator
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from datalake_assets.demo.columns import Bools, Column, Millis
+from datalake_assets.demo.ksql_ast import All, Any_, ColumnRef, Compare, Expression, IsNull, Literal
 from datalake_assets.demo.ksql_errors import KsqlError, bad_statement
-from datalake_assets.demo.ksql_sql import All, Any_, ColumnRef, Compare, Expression, IsNull, Literal
 from datalake_assets.demo.ksql_types import SqlType
 from datalake_assets.demo.rows import MAX_LATE_MS, GeneratorConfig
 
@@ -99,7 +100,8 @@ def coerce(literal: Literal, kind: SqlType, expression: Compare, statement: str)
     if isinstance(literal, bool) or (isinstance(literal, str) and kind.base == "STRING"):
         return literal
     if isinstance(literal, str) and kind.base in {"DATE", "TIME"}:
-        return dt.date.fromisoformat(literal) if kind.base == "DATE" else dt.time.fromisoformat(literal)
+        with contextlib.suppress(ValueError):
+            return dt.date.fromisoformat(literal) if kind.base == "DATE" else dt.time.fromisoformat(literal)
     raise _incomparable(literal, kind, expression, statement)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "DelimitedWriter",
     "RowWriter",
     "StreamedRowWriter",
+    "accepts",
     "negotiate",
     "row_values",
     "row_writer",
@@ -176,6 +177,11 @@ def negotiate(accept: str | None, *, old_endpoint: bool) -> str | None:
         JSON: KSQL_V1_JSON if old_endpoint else JSON,
     }
     return next((formats[wanted] for wanted in _preferred(accept) if wanted in formats), None)
+
+
+def accepts(accept: str | None, offered: tuple[str, ...]) -> bool:
+    """Whether an Accept header allows one of these media types."""
+    return accept is None or any(media in {"*/*", "application/*", *offered} for media in _preferred(accept))
 
 
 def _preferred(accept: str) -> list[str]:
