@@ -39,13 +39,17 @@ def main(arguments: Sequence[str]) -> None:
     """Exports all feeds once and prints what each took, and the targets."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks end_to_end", description=__doc__)
     parser.add_argument("--records", type=int, default=1000, help="rows of each stream (default: %(default)s)")
-    records = parser.parse_args(arguments).records
+    parser.add_argument(
+        "--ephemeral", action="store_true", help="keep Dagster's history in memory, not in SQLite files"
+    )
+    chosen = parser.parse_args(arguments)
+    records = chosen.records
     with tempfile.TemporaryDirectory(prefix="datalake-bench-") as folder:
         lake = Path(folder) / "lake"
         lake.mkdir()
         os.environ["DAGSTER_HOME"] = str(Path(folder) / "dagster")
         watch = Stopwatch()
-        results = export(Settings(lake=str(lake)), records)
+        results = export(Settings(lake=str(lake)), records, ephemeral=chosen.ephemeral)
         used = watch.stop()
         rows = {name: rows_and_size_mb(lake / name)[0] for name in ("streams", "tables")}
     print(f"\n{used.wall_s:.2f} s, {used.cpu_s - used.startup_cpu_s:.2f} CPU-s, {used.peak_rss_mb:.0f} MiB\n")
@@ -60,14 +64,14 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def export(settings: Settings, records: int) -> list[ExportResult]:
+def export(settings: Settings, records: int, *, ephemeral: bool) -> list[ExportResult]:
     """What `datalake demo` does, without its console."""
     store = open_store(settings.lake)
     with _timed("lake and feeds"):
         feeds = [FeedRegistry(store).add(feed) for feed in demo_feeds(prepare_demo(store, records).start)]
     with _timed("Dagster's instance"):
         prepare_home()
-        instance = dg.DagsterInstance.get()
+        instance = dg.DagsterInstance.ephemeral() if ephemeral else dg.DagsterInstance.get()
     results = []
     with instance, ksqldb_url(settings, store) as url:
         served = settings.model_copy(update={"ksqldb_url": url})
