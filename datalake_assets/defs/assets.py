@@ -9,6 +9,7 @@ import dagster as dg
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.defs.checks import check_specs, evaluate_checks
+from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.landing import FeedRead, read_feed
 from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, versions_name
 from datalake_assets.defs.process_tags import tag_run
@@ -95,7 +96,8 @@ def _landing(feed: Feed) -> Callable[..., Iterator[dg.Output[FeedRead] | dg.Asse
 
 
 def _read(feed: Feed, keys: Sequence[str], config: ExportConfig, resources: Any) -> FeedRead:
-    lake, source = resources.lake.open(), getattr(resources, feed.source.type).open()
+    with failures_named(feed):
+        lake, source = resources.lake.open(), getattr(resources, feed.source.type).open()
     return read_feed(lake, source, feed, keys, allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
 
 

@@ -1,0 +1,67 @@
+"""`export_feed`, as the command line calls it: a demo lake, its embedded server, Dagster in this process."""
+
+import datetime as dt
+
+import dagster as dg
+import pytest
+
+from datalake_assets.config import Settings
+from datalake_assets.defs.runs import export_feed, feed_runner
+from datalake_assets.demo.embedded import prepare_demo
+from datalake_assets.demo.feeds import demo_feeds
+from datalake_assets.errors import FeedNotFound
+from datalake_assets.lake.base import Progress
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store import Store
+
+
+@pytest.fixture
+def settings(local_store: Store) -> Settings:
+    """A demo lake with a stream and a table."""
+    demo = prepare_demo(local_store, 200)
+    for feed in demo_feeds(demo.start):
+        if feed.name in {"transaction_flattened", "merchant_summary"}:
+            FeedRegistry(local_store).add(feed)
+    return Settings(lake=local_store.uri)
+
+
+def test_export_feed_lands_a_stream_and_a_table_once(settings: Settings, instance: dg.DagsterInstance):
+    told: list[Progress] = []
+
+    first = export_feed(settings, "transaction_flattened", instance=instance, on_progress=told.append)
+    second = export_feed(settings, "transaction_flattened", instance=instance)
+    table = export_feed(settings, "merchant_summary", instance=instance)
+
+    assert (first.error, first.rows_read, first.rows_added) == (None, 200, 200)
+    assert (second.error, second.rows_added) == (None, 0)
+    assert [each.key for each in table.partitions] == ["v1"]
+    assert table.rows_added > 0
+    assert told
+    assert told[-1].rows == 200
+
+
+def test_export_feed_says_that_a_feed_is_unknown_or_archived(settings: Settings, instance: dg.DagsterInstance):
+    feed_runner(settings).lake.registry.archive("merchant_summary")
+
+    with pytest.raises(FeedNotFound, match="does not exist"):
+        export_feed(settings, "merchants", instance=instance)
+    with pytest.raises(FeedNotFound, match="datalake feeds restore merchant_summary"):
+        export_feed(settings, "merchant_summary", instance=instance)
+
+
+def test_export_feed_says_when_there_is_no_source_to_read(
+    settings: Settings, local_store: Store, instance: dg.DagsterInstance
+):
+    local_store.delete(["control/demo.json"])
+
+    result = export_feed(settings, "merchant_summary", instance=instance)
+
+    assert (result.error or "").startswith("no ksqlDB server to read from: set DATALAKE_KSQLDB_URL")
+
+
+def test_feed_runner_is_built_once_until_the_registry_changes(settings: Settings, local_store: Store):
+    first = feed_runner(settings)
+
+    assert feed_runner(settings) is first
+    FeedRegistry(local_store).add(demo_feeds(dt.date(2026, 1, 1))[0])
+    assert len(feed_runner(settings).feeds) == 3
