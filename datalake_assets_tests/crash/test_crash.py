@@ -1,0 +1,51 @@
+"""A few rounds of `make crash`: an export is killed at a drawn operation, and a retry loses and doubles no row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datalake_assets.demo.s3 import S3Server
+from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.cli_rounds import CliRounds
+from datalake_assets_tests.crash.rounds import Rounds
+
+
+@pytest.fixture
+def forker(request: pytest.FixtureRequest) -> Iterator[Forker]:
+    """Starts the children; with the S3 server's environment where the test asked for that first."""
+    with Forker(dict(os.environ)) as started:
+        yield started
+
+
+@pytest.mark.slow
+def test_killed_export_loses_and_doubles_nothing_on_disk(tmp_path: Path, forker: Forker) -> None:
+    rounds = Rounds(str(tmp_path), forker, seed=1)
+    rounds.prepare()
+    for _ in range(8):
+        rounds.round()
+    assert rounds.hits.total() > 4
+    rounds.close()
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_killed_export_loses_and_doubles_nothing_on_s3(
+    s3_server: S3Server, s3_environment: dict[str, str], s3_lake: str, forker: Forker
+) -> None:
+    rounds = Rounds(s3_lake, forker, endpoint=s3_server.endpoint, seed=2)
+    rounds.prepare()
+    for _ in range(4):
+        rounds.round()
+    assert rounds.hits.total() > 2
+    rounds.close()
+
+
+@pytest.mark.slow
+def test_killed_command_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    rounds = CliRounds(str(tmp_path / "lake"), seed=3)
+    rounds.round()
+    rounds.close()
