@@ -26,6 +26,7 @@ help: ## list the targets
 
 demo: $(VENV)/.demo ## build a data lake in ./lake from an embedded ksqlDB server, and show it
 	@$(BIN)/datalake demo $(ARGS)
+	@case ":$$PATH:" in *":$(CURDIR)/$(BIN):"*) ;; *) printf '\nFor these commands, first: source $(VENV)/bin/activate\n';; esac
 
 dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, or PORT=...
 	@home=$$($(BIN)/python -c 'from datalake_assets.cli.home import prepare_home; print(prepare_home())') && \
