@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from datalake_assets.errors import ConfigError
 
 __all__ = [
-    "RESERVED_COLUMNS",
     "UNKNOWN_PARTITION",
     "PartitionBy",
     "TimeWindow",
@@ -31,9 +30,6 @@ __all__ = [
     "version_number",
     "window_of",
 ]
-
-#: Names that Hive paths use as columns; a data column of the same name would be shadowed by every reader.
-RESERVED_COLUMNS = frozenset({"year", "month", "day", "hour", "version"})
 
 #: Where quarantined rows go when no partition can be told.
 UNKNOWN_PARTITION = "_unknown"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from datalake_assets.config import Feed
 from datalake_assets.core.batches import Batches, ReadRequest
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds  # imports pandas
 
 __all__ = ["Difference", "ExportPlan", "LakeTable", "PartitionReport", "Progress", "Repair", "WriteReport"]
 

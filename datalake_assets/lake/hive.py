@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-
-import pyarrow as pa
-import pyarrow.dataset as ds
+from typing import TYPE_CHECKING
 
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.batches import Batches, ReadRequest
@@ -16,10 +14,13 @@ from datalake_assets.lake.base import Difference, ExportPlan, PartitionReport, P
 from datalake_assets.lake.export import Export
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.scan import scan
 from datalake_assets.lake.store import Store
 from datalake_assets.lake.stream_exports import OffsetsExport, WindowExport
 from datalake_assets.lake.table_export import SnapshotExport
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
 
 __all__ = ["HiveTable"]
 
@@ -108,6 +109,8 @@ class HiveTable:
         partitions: Sequence[str] | None = None,
     ) -> pa.RecordBatchReader:
         """See `LakeTable`."""
+        from datalake_assets.lake.scan import scan  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
+
         return scan(self._folder, columns=columns, where=where, partitions=partitions)
 
     def verify(self, *, deep: bool = False) -> Iterator[Difference]:

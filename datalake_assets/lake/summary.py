@@ -81,7 +81,8 @@ class Summary:
             }
         for key in removed:
             partitions.pop(path_of(key, by), None)
-        kept = [each for _, each in sorted(partitions.items()) if each["files"]]
+        in_order = sorted(partitions.values(), key=lambda each: (len(each["path"]), each["path"]))  # v2 before v10
+        kept = [each for each in in_order if each["files"]]
         total = {
             "source": self._feed.name,
             "last_export": at.isoformat(),
