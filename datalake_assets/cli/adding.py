@@ -59,8 +59,10 @@ def add_discovered(session: Session, options: Mapping[str, Any]) -> tuple[list[F
     for each in objects:
         try:
             added.append(_add_object(session, each, options))
-        except (InvalidFeed, FeedExists) as error:
-            skipped.append({"object": each.name, "reason": str(error)})
+        except InvalidFeed as error:
+            skipped.append({"object": each.name, "reason": error.reason})
+        except FeedExists as error:
+            skipped.append({"object": each.name, "reason": f"there is a feed {error.feed!r} already"})
     return added, skipped
 
 

@@ -18,7 +18,6 @@ from datalake_assets.cli.home import prepare_home
 from datalake_assets.cli.report import console_report
 from datalake_assets.cli.session import Session
 from datalake_assets.cli.show import print_json, say, warn
-from datalake_assets.config import Feed
 from datalake_assets.demo.embedded import DemoLake, ksqldb_url, prepare_demo, read_demo
 from datalake_assets.demo.feeds import demo_feeds
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
@@ -50,7 +49,7 @@ def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None
             if as_json:
                 print_json({"lake": session.store.uri, "feeds": [asdict(outcome) for outcome in outcomes]})
             else:
-                _conclude(session, feeds, outcomes, on_s3=on_s3, seconds=time.monotonic() - began)
+                _conclude(session, demo, outcomes, on_s3=on_s3, seconds=time.monotonic() - began)
             if ui_port is not None:
                 _serve_ui(session, home, ui_port)
     return all(outcome.error is None for outcome in outcomes)
@@ -107,12 +106,11 @@ def _introduce(session: Session, demo: DemoLake, records: int, *, own: bool) -> 
     say()
 
 
-def _conclude(
-    session: Session, feeds: Sequence[Feed], outcomes: Sequence[Outcome], *, on_s3: bool, seconds: float
-) -> None:
+def _conclude(session: Session, demo: DemoLake, outcomes: Sequence[Outcome], *, on_s3: bool, seconds: float) -> None:
     from datalake_assets.cli.checks import checks_summary  # noqa: PLC0415  imports Dagster, which has run by now
 
     done = [outcome for outcome in outcomes if outcome.error is None]
+    feeds = session.feeds()[0]
     say()
     if done:
         say(outcome_table(outcomes))
@@ -124,10 +122,10 @@ def _conclude(
     added = sum(outcome.new_rows for outcome in done)
     say(f"{len(done)} of {len(outcomes)} feeds exported, {added:+,} rows, in {seconds:.1f} s")
     if done:
-        _suggest(session, on_s3=on_s3)
+        _suggest(session, demo, on_s3=on_s3)
 
 
-def _suggest(session: Session, *, on_s3: bool) -> None:
+def _suggest(session: Session, demo: DemoLake, *, on_s3: bool) -> None:
     """Commands that work as they stand."""
     query = "select year, month, day, count(*) as records from transaction_stream group by all order by all"
     say("\nTry next:")
@@ -137,13 +135,13 @@ def _suggest(session: Session, *, on_s3: bool) -> None:
         lake = _shown(session.settings.lake)
         option = "" if lake == "lake" else f" --lake {lake}"
         environment = "" if lake == "lake" else f"DATALAKE_LAKE={lake} "
-        year = session.store.now().year
         say(f'  datalake sql{option} "{query}"')
         say(f"  datalake report{option}")
         say(f"  datalake verify{option} --deep")
-        read = f"pandas.read_parquet('{lake}/streams/transaction_stream', filters=[('year', '=', {year})])"
+        read = f"pandas.read_parquet('{lake}/streams/transaction_stream', filters=[('year', '=', {demo.start.year})])"
         say(f'  python -c "import pandas; print({read})"')
-        say(f"  {environment}make dev          # Dagster's web UI on this lake")
+        ui = "make dev" if Path("Makefile").exists() else "datalake demo --ui"
+        say(f"  {environment}{ui}          # Dagster's web UI on this lake")
     say("  datalake demo --records 2000" + (" --s3" if on_s3 else "") + "          # only the new rows are added")
 
 
@@ -165,20 +163,31 @@ def _serve_ui(session: Session, home: Path, port: int) -> None:
         "DATALAKE_LAKE": settings.lake,
         "DATALAKE_KSQLDB_URL": settings.ksqldb_url or "",
         "DATALAKE_WEBSERVER_URL": url,
+        "PYTHONWARNINGS": "ignore:Function `dev_command`",  # superseded by a tool that needs a project of its own
     }
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     workspace = Path("workspace.yaml")
     command += ["-w", str(workspace)] if workspace.exists() else ["-m", "datalake_assets.definitions"]
     say(f"\nDagster's web UI: {url} (Ctrl-C ends it)")
-    child = subprocess.Popen(command, env=environment)
-    try:
-        status = child.wait()
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGINT)
-        child.wait(_UI_GRACE_S)
-        return
+    # a session of its own: Dagster is interrupted once, by us, and not by the terminal as well
+    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            _end(child)
+            return
     if status:
         raise ConfigError(f"Dagster's web UI ended with {status}; is 'datalake-assets[demo]' installed?")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGINT)
+    try:
+        child.wait(_UI_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
 
 
 def _check_free(port: int) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datalake_assets.cli.home import prepare_home
 from datalake_assets.cli.progress import ExportProgress
 from datalake_assets.cli.session import Session
 from datalake_assets.cli.show import as_table, bytes_text, print_json, say, warn
 from datalake_assets.config import Feed
-from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
+from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, parse_path, version_number, window_of
 from datalake_assets.demo.embedded import ksqldb_url
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
 from datalake_assets.lake.base import Progress
 from datalake_assets.lake.registry import RegistryListing
 from datalake_assets.lake.store import Store
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 __all__ = [
     "ExportRequest",
@@ -88,7 +91,7 @@ class Outcome:
         feed: Its name.
         kind: ``stream`` or ``table``.
         rows: Rows in the lake now; of a table, those of its newest version.
-        new_rows: Rows that were added, net.
+        new_rows: Rows that were added, net; of a table, against the version before.
         quarantined: Rows that were read and could not be landed.
         files: Data files of those rows.
         size_bytes: Their size.
@@ -124,7 +127,7 @@ def all_feeds(session: Session) -> RegistryListing:
         raise ConfigError(
             f"{session.store.uri} has no feeds; add some with 'datalake feeds add', or see 'datalake demo'"
         )
-    return RegistryListing(tuple(sorted(feeds, key=lambda feed: (feed.kind, feed.name))), problems)
+    return RegistryListing(feeds, problems)
 
 
 def one_feed(session: Session, *, stream: str | None, table: str | None) -> RegistryListing:
@@ -158,7 +161,10 @@ def export_feeds(
             from datalake_assets.cli.children import export_in_children  # noqa: PLC0415  rarely needed
 
             return export_in_children(session, feeds, request, progress, parallel=parallel)
-        return [tell(progress, _export_here(session, feed, request, progress)) for feed in feeds]
+        import dagster as dg  # noqa: PLC0415  takes a second, which children and usage errors need not wait for
+
+        with dg.DagsterInstance.get() as instance:
+            return [tell(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
 
 
 def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
@@ -166,7 +172,7 @@ def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     if as_json:
         print_json({"feeds": [asdict(outcome) for outcome in outcomes]})
     elif any(outcome.error is None for outcome in outcomes):
-        say(outcome_table(outcomes))
+        say("\n" + outcome_table(outcomes))
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> str:
@@ -202,7 +208,9 @@ def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _export_here(session: Session, feed: Feed, request: ExportRequest, progress: ExportProgress) -> Outcome:
+def _export_here(
+    session: Session, feed: Feed, request: ExportRequest, progress: ExportProgress, instance: DagsterInstance
+) -> Outcome:
     from datalake_assets.defs.runs import export_feed  # noqa: PLC0415  Dagster takes a second
 
     progress.begin(feed.name)
@@ -218,6 +226,7 @@ def _export_here(session: Session, feed: Feed, request: ExportRequest, progress:
             partitions=request.partitions(feed),
             allow_shrink=request.allow_shrink,
             new_epoch=request.new_epoch,
+            instance=instance,
             on_progress=advance,
         )
     except DatalakeError as error:
@@ -250,6 +259,7 @@ def _with_totals(store: Store, feed: Feed, outcome: Outcome) -> Outcome:
         return replace(
             outcome,
             rows=newest["rows"],
+            new_rows=newest["rows"] - _rows_before(newest["key"], partitions),
             files=newest["files"],
             size_bytes=newest["size_bytes"],
             partitions=len(partitions),
@@ -261,3 +271,13 @@ def _with_totals(store: Store, feed: Feed, outcome: Outcome) -> Outcome:
         size_bytes=round(summary["total_size_mb"] * 1_000_000),
         partitions=len(partitions),
     )
+
+
+def _rows_before(key: str, partitions: Sequence[Mapping[str, Any]]) -> int:
+    """Rows of the newest version that is older than a table's version ``key``; 0 if it is the first."""
+    older = {}
+    for partition in partitions:
+        version = parse_path(partition["path"], None)
+        if version is not None and version_number(version) < version_number(key):
+            older[version_number(version)] = int(partition["records"])
+    return older[max(older)] if older else 0

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-import signal
-import threading
+import errno
+import os
+from collections.abc import Sequence
 
 from datalake_assets.cli.show import say
 from datalake_assets.demo.embedded import DEMO_DAYS
+from datalake_assets.demo.faults import Faults, parse_fault
 from datalake_assets.demo.ksql_server import KsqlServer
 from datalake_assets.demo.rows import GeneratorConfig
+from datalake_assets.errors import ConfigError
 
-__all__ = ["serve_ksqldb", "wait_for_signal"]
+__all__ = ["serve_ksqldb"]
 
 
 def serve_ksqldb(
@@ -23,20 +26,23 @@ def serve_ksqldb(
     start: dt.datetime | None,
     user: str | None,
     password: str | None,
+    faults: Sequence[str],
 ) -> None:
-    """Serves until SIGINT or SIGTERM."""
+    """Serves until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: The port is taken, or a fault is none.
+    """
     today = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     begin = start.replace(tzinfo=dt.UTC) if start else today - dt.timedelta(days=DEMO_DAYS)
-    config = GeneratorConfig(seed=seed, start=begin, events_per_day=events_per_day, records=records)
-    with KsqlServer(config, port=port, user=user, password=password) as server:
-        say(f"export DATALAKE_KSQLDB_URL={server.url}")
-        wait_for_signal()
-
-
-def wait_for_signal() -> None:
-    """Returns on SIGINT or SIGTERM."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    while not stop.wait(0.5):  # a wait without end would not see the signal on every platform
-        pass
+    server = KsqlServer(
+        GeneratorConfig(seed=seed, start=begin, events_per_day=events_per_day, records=records),
+        port=port,
+        auth=None if user is None or password is None else (user, password),
+        faults=Faults([parse_fault(fault) for fault in faults]),
+    )
+    try:
+        server.serve_forever(lambda url: say(f"export DATALAKE_KSQLDB_URL={url}"))
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO).lower()
+        raise ConfigError(f"port {port}: {reason}; give another with --port") from error

@@ -58,13 +58,13 @@ class Session:
         return FeedRegistry(self.store)
 
     def feeds(self, name: str | None = None) -> tuple[tuple[Feed, ...], tuple[FeedProblem, ...]]:
-        """The feed of this name, or all active feeds and the files that had to be skipped, which are told on stderr."""
+        """The feed of this name; or all active ones, streams first, and the files that are none, told on stderr."""
         if name is not None:
             return (self.registry.get(name),), ()
         listing = self.registry.list()
         for problem in listing.problems:
             warn(f"skipped {problem.file}: {problem.reason}")
-        return listing.feeds, listing.problems
+        return tuple(sorted(listing.feeds, key=lambda feed: (feed.kind, feed.name))), listing.problems
 
     @contextmanager
     def source(self) -> Iterator[SourceSystem]:
