@@ -47,13 +47,13 @@ class ExportProgress:
     def advance(self, feed: str, *, rows: int) -> None:
         """So many rows of a feed have been written so far."""
         if self._bars is not None:
-            self._bars.update(self._tasks[feed], completed=rows)
+            self._bars.update(self._tasks[feed], state=f"{rows:,} rows read")
 
     def finish(self, feed: str, *, rows: int, seconds: float, failed: bool) -> None:
         """A feed's export has ended; ``rows`` is what it added."""
         if self._bars is not None:
             state = "failed" if failed else f"{rows:+,} rows"
-            self._bars.update(self._tasks[feed], total=max(rows, 1), completed=max(rows, 1), state=state)
+            self._bars.update(self._tasks[feed], total=1, completed=1, state=state)
         elif not self._quiet and not failed:
             say(f"{feed}: {rows:+,} rows in {seconds:.1f} s")
 
@@ -65,7 +65,6 @@ def _bars() -> Bars:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn("{task.completed:,} rows"),
         TextColumn("{task.fields[state]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
