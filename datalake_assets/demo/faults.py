@@ -32,10 +32,11 @@ class Fault:
 
     Attributes:
         kind: ``drop_after_rows`` cuts the connection, ``error_after_rows`` sends an error row after HTTP 200,
-            ``garbage_row`` a line that is no JSON as row ``value``, ``short_row`` a row without its last column,
-            ``tombstone_row`` a deleted key, ``no_final_message`` an end without one, ``truncate_table_rows`` a
-            well-formed shorter table, ``slow_rows`` waits ``value`` milliseconds per chunk of 100 rows, ``status``
-            answers with that HTTP status, ``schema_change`` adds, drops, renames or retypes the last column.
+            ``garbage_row`` makes row ``value`` a line that is no JSON, ``short_row`` a row without columns,
+            ``tombstone_row`` deletes its key first, ``no_final_message`` ends without one, ``truncate_table_rows``
+            sends a well-formed shorter table, ``slow_rows`` waits ``value`` milliseconds per chunk of 100 rows,
+            ``status`` answers with that HTTP status, ``schema_change`` adds, drops, renames or retypes the last
+            column.
         value: A count of rows, milliseconds, a status, or ``add``, ``drop``, ``rename``, ``retype``.
         source: The object that it befalls; None is any.
         times: How many requests it befalls; None is all.

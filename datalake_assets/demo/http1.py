@@ -48,9 +48,8 @@ class _Response:
         await self._send(h11.EndOfMessage())
 
     async def cut(self) -> None:
-        self._writer.transport.set_write_buffer_limits(high=0)
         await self._writer.drain()
-        self._writer.transport.abort()
+        self._writer.close()
 
     async def _send(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> None:
         try:

@@ -75,7 +75,7 @@ class _Response:
     def _check(self) -> None:
         if self._stream.gone:
             raise ConnectionResetError("the client closed the stream")
-        if self._connection.writer.is_closing():
+        if self._connection.is_cut or self._connection.writer.is_closing():
             raise ConnectionResetError("the client left")
 
 
@@ -85,15 +85,22 @@ class _Connection:
         self.state = h2.connection.H2Connection(config)
         self.writer, self._handler = writer, handler
         self._streams: dict[int, _Stream] = {}
+        self.is_cut = False
 
     async def flush(self) -> None:
+        if self.is_cut:
+            raise ConnectionResetError("the connection was cut")
         self.writer.write(self.state.data_to_send())
         await self.writer.drain()
 
     async def cut(self) -> None:
-        self.writer.transport.set_write_buffer_limits(high=0)
         await self.flush()
-        self.writer.transport.abort()
+        self.is_cut = True
+        # what was sent still arrives: closing with the client's window updates unread would reset the connection
+        if self.writer.can_write_eof():
+            self.writer.write_eof()
+        else:
+            self.writer.close()
 
     def begin(self, upgrade: Upgrade | None) -> None:
         if upgrade is None:
@@ -197,7 +204,7 @@ async def serve_http2(
     try:
         await connection.flush()
         data = first or await reader.read(_READ_BYTES)
-        while data and await connection.receive(data):
+        while data and (connection.is_cut or await connection.receive(data)):
             data = await reader.read(_READ_BYTES)
     finally:
         await connection.close()

@@ -31,7 +31,7 @@ _PUSH_ONLY = ("ROWPARTITION", "ROWOFFSET")
 
 @dataclass(frozen=True, slots=True)
 class OutputColumn:
-    """A column of a result; ``key`` is whether the header says so."""
+    """A column of a result; ``key`` is whether it is the source's key."""
 
     name: str
     kind: SqlType
@@ -112,7 +112,7 @@ class Queries:
             source=found.name,
             is_table=found.is_table,
             is_push=select.emit_changes,
-            columns=tuple(OutputColumn(c.name, c.kind, c.key and table_pull) for _, c in items),
+            columns=tuple(OutputColumn(c.name, c.kind, c.key) for _, c in items),
             limit=select.limit,
             cursor=cursor,
         )

@@ -165,15 +165,15 @@ class ResultSender:
             return writer.joined(writer.opening + between.join(rows) + writer.closing)
         whole = [[writer.opening + row + writer.closing] for row in rows]
         for place, kind in spoiled:
-            whole[place] = self._spoil(whole[place], kind)
+            whole[place] = self._spoil(whole[place], kind, rows[place])
         return writer.joined(writer.between.join(row for group in whole for row in group))
 
     def _spoiled(self, rows: int, first: int) -> list[tuple[int, str]]:
         return [(at - first, kind) for kind, at in self._planned.spoils.items() if 0 <= at - first < rows]
 
-    def _spoil(self, rows: list[bytes], kind: str) -> list[bytes]:
+    def _spoil(self, sent: list[bytes], kind: str, values: bytes) -> list[bytes]:
         if kind == "garbage_row":
             return [self._writer.opening + b"tru"]
         if kind == "short_row":
             return [self._writer.opening + self._writer.closing]
-        return [*self._writer.tombstone(self._query), *rows]
+        return [*self._writer.tombstone(self._query, values), *sent]

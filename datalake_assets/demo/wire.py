@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import orjson
+
 from datalake_assets.demo.ksql_errors import KsqlError
 from datalake_assets.demo.ksql_query import Batch, Query
 from datalake_assets.demo.ksql_types import json_string
@@ -50,8 +52,13 @@ class RowWriter(Protocol):
         """Rows that have their separators, joined to what comes before and after them."""
         ...
 
-    def tombstone(self, query: Query) -> list[bytes]:
-        """A deleted row, or nothing where the format has no way to say so."""
+    def tombstone(self, query: Query, values: bytes) -> list[bytes]:
+        """A deleted row, or nothing where the format has no way to say so.
+
+        Args:
+            query: Whose row it is.
+            values: The values that the row had; only its key is told.
+        """
         ...
 
     def error(self, error: KsqlError) -> bytes:
@@ -89,16 +96,19 @@ class StreamedRowWriter:
         self._buffered = buffered
 
     def header(self, query: Query) -> bytes:  # noqa: D102 - see RowWriter
-        schema = ", ".join(f"`{c.name}` {c.kind}{' KEY' if c.key else ''}" for c in query.columns)
+        schema = ", ".join(
+            f"`{c.name}` {c.kind}{' KEY' if c.key and query.is_table_pull else ''}" for c in query.columns
+        )
         text = f'[{{"header":{{"queryId":{json_string(query.query_id)},"schema":{json_string(schema)}}}}}'
         return text.encode() + (b"" if self._buffered else self.between)
 
     def joined(self, text: bytes) -> bytes:  # noqa: D102 - see RowWriter
         return self.between + text if self._buffered else text + self.between
 
-    def tombstone(self, query: Query) -> list[bytes]:  # noqa: D102 - see RowWriter
-        values = ",".join('"deleted"' if column.name.endswith("_ID") else "null" for column in query.columns)
-        return [f'{{"row":{{"columns":[{values}],"tombstone":true}}}}'.encode()]
+    def tombstone(self, query: Query, values: bytes) -> list[bytes]:  # noqa: D102 - see RowWriter
+        row = zip(query.columns, orjson.loads(b"[" + values + b"]"), strict=True)
+        kept = orjson.dumps([value if column.key else None for column, value in row])
+        return [b'{"row":{"columns":' + kept + b',"tombstone":true}}']
 
     def error(self, error: KsqlError) -> bytes:  # noqa: D102 - see RowWriter
         return self.joined(b'{"errorMessage":' + error.body() + b"}")
@@ -119,7 +129,7 @@ class DelimitedWriter:
     def joined(self, text: bytes) -> bytes:  # noqa: D102 - see RowWriter
         return text + b"\n"
 
-    def tombstone(self, query: Query) -> list[bytes]:  # noqa: ARG002, D102 - see RowWriter
+    def tombstone(self, query: Query, values: bytes) -> list[bytes]:  # noqa: ARG002, D102 - see RowWriter
         return []
 
     def error(self, error: KsqlError) -> bytes:  # noqa: D102 - see RowWriter
@@ -141,7 +151,7 @@ class ArrayWriter:
     def joined(self, text: bytes) -> bytes:  # noqa: D102 - see RowWriter
         return b"," + text
 
-    def tombstone(self, query: Query) -> list[bytes]:  # noqa: ARG002, D102 - see RowWriter
+    def tombstone(self, query: Query, values: bytes) -> list[bytes]:  # noqa: ARG002, D102 - see RowWriter
         return []
 
     def error(self, error: KsqlError) -> bytes:  # noqa: D102 - see RowWriter
