@@ -1,8 +1,8 @@
 """The client that `benchmarks.ingest` compares with: the pandas way, as it is usually written.
 
-It is spared what ours has to do: it asks for the shorter answer format and not for the offset columns, splits lines as
-bytes (httpx's own ``iter_lines`` costs more, and breaks rows at U+2028), builds rows as lists, lets decimals become
-floats, and commits nothing.
+It reads the same answer format as ours: ksqlDB has no other that says when it is complete. It is spared some of what
+ours has to do: it doesn't ask for the offset columns, splits lines as bytes (httpx's own ``iter_lines`` costs more, and
+breaks rows at U+2028), keeps rows as lists and not as dicts, lets decimals become floats, and commits nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ def main(url: str, folder: Path) -> None:
     watch = Stopwatch()
     rows = []
     for line in lines(url, f"SELECT {COLUMNS} FROM TRANSACTION_FLATTENED;"):
-        value = json.loads(line)
-        if isinstance(value, list):
-            rows.append(value)
-        else:
-            names = value["columnNames"]
-    frame = pd.DataFrame(rows, columns=[name.lower() for name in names])
+        message = json.loads(line)
+        if "row" in message:
+            rows.append(message["row"]["columns"])
+    frame = pd.DataFrame(rows, columns=COLUMNS.lower().split(", "))
     frame["event_time"] = pd.to_datetime(frame["event_time"], format="ISO8601", utc=True)
     frame["rowtime"] = pd.to_datetime(frame["rowtime"], unit="ms", utc=True)
     for part, form in (("year", "%Y"), ("month", "%m"), ("day", "%d")):
@@ -52,8 +50,8 @@ def main(url: str, folder: Path) -> None:
 
 
 def lines(url: str, sql: str) -> Iterator[bytes]:
-    """The lines of a query's answer in ksqlDB's delimited format."""
-    headers = {"accept": "application/vnd.ksqlapi.delimited.v1"}
+    """The messages of a query's answer: a JSON array over many lines, without what makes it one."""
+    headers = {"accept": "application/vnd.ksql.v1+json"}
     rest = b""
     with httpx.stream(
         "POST", f"{url}/query-stream", json={"sql": sql, "properties": {}}, headers=headers, timeout=60
@@ -61,9 +59,8 @@ def lines(url: str, sql: str) -> Iterator[bytes]:
         answer.raise_for_status()
         for chunk in answer.iter_bytes():
             *whole, rest = (rest + chunk).split(b"\n")
-            yield from filter(None, whole)
-    if rest:
-        yield rest
+            yield from (line.lstrip(b"[").rstrip(b",]") for line in whole)
+    yield rest.lstrip(b"[").rstrip(b",]")
 
 
 if __name__ == "__main__":
