@@ -15,9 +15,10 @@ __all__ = ["HOST_TAG", "PID_TAG", "RUN_TAG", "STARTED_TAG", "is_dead", "process_
 
 HOST_TAG = "datalake/host"
 PID_TAG = "datalake/pid"
-STARTED_TAG = "datalake/process_started"
+# of no interest to people: Dagster's web UI hides tags with this prefix
+STARTED_TAG = ".dagster/datalake_process_started"
 #: The run that the other tags speak of: a run that repeats another one begins with the tags of that one.
-RUN_TAG = "datalake/process_of_run"
+RUN_TAG = ".dagster/datalake_process_of_run"
 
 # proc(5): /proc/<pid>/stat, field 22 is starttime; after the command's closing parenthesis comes field 3
 _STARTTIME = 22 - 3
