@@ -106,7 +106,10 @@ class _Connection:
         if upgrade is None:
             self.state.initiate_connection()
             return
-        self.state.initiate_upgrade_connection(upgrade.settings.encode())
+        try:
+            self.state.initiate_upgrade_connection(upgrade.settings.encode())
+        except (h2.exceptions.ProtocolError, ValueError) as exc:
+            raise ConnectionResetError("the client's HTTP2-Settings cannot be read") from exc
         self._streams[1] = _Stream({})
         self._start(1, upgrade.request)
 

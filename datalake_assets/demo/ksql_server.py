@@ -138,11 +138,9 @@ class KsqlServer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass  # the client went away, or never spoke HTTP
         except asyncio.CancelledError:
-            pass  # the server stops
+            writer.transport.abort()  # the server stops, and waits for nobody
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError, ssl.SSLError, asyncio.CancelledError):
-                await writer.wait_closed()
+            await _closed(writer)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = b""
@@ -157,3 +155,14 @@ class KsqlServer:
         upgrade = await serve_http1(reader, writer, self._app, first, cleartext=self._ssl is None)
         if upgrade is not None:
             await serve_http2(reader, writer, self._app, upgrade.rest, upgrade=upgrade)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; a client that does not take the rest is cut off when the server stops."""
+    writer.close()
+    try:
+        await writer.wait_closed()
+    except (ConnectionError, ssl.SSLError):
+        pass
+    except asyncio.CancelledError:
+        writer.transport.abort()

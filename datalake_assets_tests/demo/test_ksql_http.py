@@ -273,6 +273,29 @@ def test_graceful_stop_ends_push_queries_as_if_they_were_complete() -> None:
     assert received.endswith(b'{"finalMessage":"Query Completed"}]')
 
 
+@pytest.mark.parametrize("http2", [False, True])
+def test_server_stops_although_a_client_takes_nothing(http2: bool) -> None:  # noqa: FBT001 - a parameter
+    server = KsqlServer(GeneratorConfig(records=200_000, events_per_day=9_000))
+    body = {"sql": "SELECT * FROM USER_EVENTS;"}
+    with httpx.Client(http1=not http2, http2=http2, timeout=20) as client:
+        with server:
+            request = client.build_request("POST", f"{server.url}/query-stream", json=body)
+            answer = client.send(request, stream=True)
+            parts = answer.iter_bytes()
+            next(parts)
+        with pytest.raises(httpx.HTTPError):
+            list(parts)
+        answer.close()
+
+
+def test_upgrade_with_unreadable_settings_is_dropped(raw: socket.socket) -> None:
+    raw.sendall(
+        b"GET /info HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: x\r\n\r\n"
+    )
+    assert until_closed(raw).startswith(b"HTTP/1.1 101 ")
+
+
 def test_port_that_is_taken_is_reported(server: KsqlServer) -> None:
     with pytest.raises(OSError, match="address already in use"), KsqlServer(GeneratorConfig(), port=server.port):
         pass
