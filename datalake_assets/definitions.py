@@ -1,8 +1,13 @@
 """The Dagster code location; ``workspace.yaml`` points here."""
 
+from stamina import instrumentation
+
 from datalake_assets.config import load_settings
 from datalake_assets.defs.build import build_definitions
 
 __all__ = ["defs"]
+
+# Dagster brings structlog, and where that is installed stamina prints retries to stdout
+instrumentation.set_on_retry_hooks((instrumentation.LoggingOnRetryHook,))
 
 defs = build_definitions(load_settings())

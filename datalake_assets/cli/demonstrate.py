@@ -59,9 +59,9 @@ def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None
 def _lake(session: Session, *, on_s3: bool) -> Iterator[None]:
     """A place for the lake: a folder that exists, or a bucket of an S3 server that runs meanwhile."""
     if on_s3:
-        from datalake_assets.demo.s3 import S3Server, _kept_credentials  # noqa: PLC0415  costs boto3's import
+        from datalake_assets.demo.s3 import S3Server, kept_credentials  # noqa: PLC0415  costs boto3's import
 
-        access_key, secret_key = _kept_credentials(Path(S3_FOLDER))
+        access_key, secret_key = kept_credentials(Path(S3_FOLDER))
         with S3Server(S3_FOLDER, access_key=access_key, secret_key=secret_key) as server:
             os.environ.update(server.environment())
             session.use(lake=f"s3://{server.bucket}", s3_endpoint=server.endpoint)

@@ -121,24 +121,11 @@ class SourceResource(dg.ConfigurableResource["SourceResource"], ABC):
 class KsqlDBResource(SourceResource):
     """ksqlDB over REST: the server of the settings, or the embedded one of a demo lake."""
 
-    @contextmanager
-    def connect(self, settings: Settings, lake: Lake) -> Iterator[SourceSystem]:
+    def connect(self, settings: Settings, lake: Lake) -> AbstractContextManager[SourceSystem]:
         """Connects to the server."""
-        from datalake_assets.demo.embedded import ksqldb_url  # noqa: PLC0415  not needed to load definitions
-        from datalake_assets.sources.ksqldb import KsqlDB  # noqa: PLC0415  likewise
+        from datalake_assets.demo.embedded import open_ksqldb  # noqa: PLC0415  not needed to load definitions
 
-        with ksqldb_url(settings, lake.store) as url:
-            system = KsqlDB(
-                url,
-                user=settings.ksqldb_user,
-                password=settings.ksqldb_password,
-                ca_file=settings.ksqldb_ca_file,
-                timeout_s=settings.ksqldb_timeout_s,
-            )
-            try:
-                yield system
-            finally:
-                system.close()
+        return open_ksqldb(settings, lake.store)
 
 
 def _once(connect: Callable[[], SourceSystem]) -> Callable[[], SourceSystem]:

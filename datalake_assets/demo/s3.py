@@ -25,7 +25,7 @@ from typing import Self
 from datalake_assets.demo import keeper
 from datalake_assets.errors import ConfigError, LakeUnavailable
 
-__all__ = ["S3Server", "serve_forever"]
+__all__ = ["S3Server", "kept_credentials", "serve_forever"]
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def serve_forever(folder: str | os.PathLike[str], *, port: int = 0) -> None:
 
     Its credentials are kept beside its data, so that those of the last time still work.
     """
-    access_key, secret_key = _kept_credentials(Path(folder))
+    access_key, secret_key = kept_credentials(Path(folder))
     stop = threading.Event()
     with S3Server(folder, port=port, access_key=access_key, secret_key=secret_key) as server:
         for name, value in server.environment().items():
@@ -211,7 +211,8 @@ def serve_forever(folder: str | os.PathLike[str], *, port: int = 0) -> None:
             server.check_running()
 
 
-def _kept_credentials(folder: Path) -> tuple[str, str]:
+def kept_credentials(folder: Path) -> tuple[str, str]:
+    """Access key and secret key of the server on this folder: made up the first time, and kept beside its data."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "credentials"
     with contextlib.suppress(FileExistsError):
