@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,10 +43,18 @@ class CliRounds:
     Args:
         lake: Where the lake is to be.
         environment: The S3 server's variables, if it is on S3.
+        feeds: Those of the demo that are exported.
         seed: Decides when to kill.
     """
 
-    def __init__(self, lake: str, environment: dict[str, str] | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        lake: str,
+        environment: dict[str, str] | None = None,
+        *,
+        feeds: Sequence[str] = FEEDS,
+        seed: int = 0,
+    ) -> None:
         self._rng, self._records = random.Random(seed), 0
         self._home = tempfile.TemporaryDirectory()
         self._start = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=12)
@@ -54,7 +63,7 @@ class CliRounds:
         if "://" not in lake:
             Path(lake).mkdir()
         self._store = open_store(lake, s3_endpoint=(environment or {}).get("DATALAKE_S3_ENDPOINT"))
-        self._feeds = [feed for feed in demo_feeds(self._start) if feed.name in FEEDS]
+        self._feeds = [feed for feed in demo_feeds(self._start) if feed.name in feeds]
         for feed in self._feeds:
             FeedRegistry(self._store).add(feed)
         self._duration_s = 5.0  # of an export that nobody kills: as long as the last one

@@ -46,6 +46,6 @@ def test_killed_export_loses_and_doubles_nothing_on_s3(
 
 @pytest.mark.slow
 def test_killed_command_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    rounds = CliRounds(str(tmp_path / "lake"), seed=3)
+    rounds = CliRounds(str(tmp_path / "lake"), feeds=("transaction_stream", "account_balances"), seed=3)
     rounds.round()
     rounds.close()
