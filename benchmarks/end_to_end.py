@@ -1,6 +1,7 @@
 """The demo's feeds, four streams and four tables, through Dagster into a new lake, in this one process.
 
-Measured after the imports, and with all else that a first export costs: Dagster's new instance (SQLite files in a new
+Measured after the imports: much is imported only when it is first needed, so a first pass into another new lake is done
+before, and not counted. Counted is all else that a first export costs: Dagster's new instance (SQLite files in a new
 ``DAGSTER_HOME``), the embedded server, the registry, one run per feed with its checks.
 """
 
@@ -18,7 +19,7 @@ import dagster as dg
 import pyarrow.dataset  # noqa: F401  imported by the first export otherwise
 
 from benchmarks.lakes import rows_and_size_mb
-from benchmarks.measuring import Stopwatch, Target, print_targets
+from benchmarks.measuring import Stopwatch, Target, Used, print_targets
 from datalake_assets.cli.home import prepare_home
 from datalake_assets.config import Settings
 from datalake_assets.defs.runs import ExportResult, export_feed
@@ -44,14 +45,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     chosen = parser.parse_args(arguments)
     records = chosen.records
-    with tempfile.TemporaryDirectory(prefix="datalake-bench-") as folder:
-        lake = Path(folder) / "lake"
-        lake.mkdir()
-        os.environ["DAGSTER_HOME"] = str(Path(folder) / "dagster")
-        watch = Stopwatch()
-        results = export(Settings(lake=str(lake)), records, ephemeral=chosen.ephemeral)
-        used = watch.stop()
-        rows = {name: rows_and_size_mb(lake / name)[0] for name in ("streams", "tables")}
+    print("first pass, which imports what it needs")
+    one_pass(records, ephemeral=chosen.ephemeral)
+    print("\nsecond pass, counted")
+    results, used, rows = one_pass(records, ephemeral=chosen.ephemeral)
     print(f"\n{used.wall_s:.2f} s, {used.cpu_s - used.startup_cpu_s:.2f} CPU-s, {used.peak_rss_mb:.0f} MiB\n")
     failed = [result for result in results if result.error]
     print_targets(
@@ -62,6 +59,19 @@ def main(arguments: Sequence[str]) -> None:
             Target("failed feeds", "none", str(len(failed)), not failed),
         ]
     )
+
+
+def one_pass(records: int, *, ephemeral: bool) -> tuple[list[ExportResult], Used, dict[str, int]]:
+    """One export of all feeds into a new lake, with a new history: the results, what it took, and rows by kind."""
+    with tempfile.TemporaryDirectory(prefix="datalake-bench-") as folder:
+        lake = Path(folder) / "lake"
+        lake.mkdir()
+        os.environ["DAGSTER_HOME"] = str(Path(folder) / "dagster")
+        watch = Stopwatch()
+        results = export(Settings(lake=str(lake)), records, ephemeral=ephemeral)
+        used = watch.stop()
+        rows = {name: rows_and_size_mb(lake / name)[0] for name in ("streams", "tables")}
+    return results, used, rows
 
 
 def export(settings: Settings, records: int, *, ephemeral: bool) -> list[ExportResult]:

@@ -9,7 +9,7 @@ from datalake_assets.config import Feed, FeedKind, Freshness, KsqlDBMode, KsqlDB
 __all__ = ["DEMO_FEED_NAMES", "demo_feeds"]
 
 #: The embedded server answers at once; waiting longer for stragglers only makes the demo slow.
-_IDLE_S = 1.0
+_IDLE_S = 0.5
 _OWNERS = ("team:payments",)
 _FRESH = Freshness(max_commit_age=dt.timedelta(hours=24))
 

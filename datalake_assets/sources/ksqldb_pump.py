@@ -15,7 +15,7 @@ __all__ = ["Pump"]
 #: Rows are handed on when this much has come,
 _BLOCK_BYTES = 4 << 20
 #: or when nothing more came for this long,
-_PAUSE_S = 0.2
+_PAUSE_S = 0.05
 #: or when the first of them has waited this long.
 _LONGEST_HOLD_S = 1.0
 #: The thread stops reading, and TCP the server, while this much waits to be taken.

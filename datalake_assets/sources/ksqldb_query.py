@@ -142,6 +142,10 @@ class PullQuery(_Running):
         self.close()
 
 
+#: An answer that breaks off does so soon after its first rows; before they are handed on, it can be asked for again.
+_SOON_S = 0.1
+
+
 class PushQuery(_Running):
     """A query that goes on with every change, until it is closed.
 
@@ -172,8 +176,8 @@ class PushQuery(_Running):
             TransientFailure: The connection broke, or the server sent an error.
             IncompleteResponse: Likewise.
         """
-        blocks, self._blocks = [*self._blocks, *self._take(timeout_s)], []
-        return blocks
+        held, self._blocks = self._blocks, []  # rows that came along with the header needn't wait for more
+        return [*held, *self._take(min(timeout_s, _SOON_S) if held else timeout_s)]
 
     def _take(self, timeout_s: float) -> list[DecodedRows]:
         chunk = self._pump.take(timeout_s)
