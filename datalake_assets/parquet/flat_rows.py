@@ -30,9 +30,15 @@ __all__ = ["FlatReader", "binary_from_base64", "is_flat", "line_ends"]
 
 _COMMA, _QUOTE, _OPEN, _CLOSE, _NEWLINE, _BACKSLASH = b',"[]\n\\'
 _QUOTED_KINDS: Final = frozenset({"STRING", "BYTES", "TIMESTAMP", "DATE", "TIME"})
-_SAME_ESCAPES: Final = np.frombuffer(b'"\\/', np.uint8)  # CSV takes any character after a backslash as itself
+# What a backslash and the character after it stand for in JSON (RFC 8259, section 7). CSV takes any character after its
+# escape character as it is, so that escapes of one letter are mended in place and only those by number take more work.
+_SHORT: Final = np.zeros(256, np.uint8)
+_SHORT[np.frombuffer(b"bfnrt", np.uint8)] = np.frombuffer(b"\b\f\n\r\t", np.uint8)
+_IS_ESCAPE: Final = np.zeros(256, np.bool_)
+_IS_ESCAPE[np.frombuffer(b'"\\/bfnrtu', np.uint8)] = True
+_BREAKS: Final = np.frombuffer(b"nr", np.uint8)
 # As many in a row as there are, so that the two halves of a surrogate pair stay together.
-_ESCAPES: Final = re.compile(rb"(?:\\(?:[bfnrt]|u[0-9a-fA-F]{4}))+")
+_BY_NUMBER: Final = re.compile(rb"(?:\\u[0-9a-fA-F]{4})+")
 _CSV_BLOCK_BYTES: Final = 1 << 20
 _WINDOW_BYTES: Final = 1 << 17
 _FEW_SHIFT: Final = 9  # fewer than one backslash in 512 bytes: leaping is faster than looking at every byte
@@ -93,17 +99,19 @@ class FlatReader:
         closing = ends - len(suffix)
         if (opening >= closing).any():
             raise ValueError("an empty row")
+        escapes = _Escapes(block)
         octets[opening] = octets[closing] = _COMMA
+        octets[escapes.short] = _SHORT[escapes.letters]
         try:
-            table = self._parse(block, len(ends), suffix)
+            table = self._parse(block, len(ends), suffix, escapes)
             check(table)
         except BaseException:
-            octets[opening], octets[closing] = _OPEN, _CLOSE
+            octets[opening], octets[closing], octets[escapes.short] = _OPEN, _CLOSE, escapes.letters
             raise
         return table
 
-    def _parse(self, block: bytearray, rows: int, suffix: bytes) -> pa.Table:
-        text, escaped, newlines = _csv_escaped(block)
+    def _parse(self, block: bytearray, rows: int, suffix: bytes, escapes: _Escapes) -> pa.Table:
+        text, escaped, newlines = escapes.without_numbers(block)
         table = self._read_csv(text, suffix, newlines=newlines)
         if table.num_rows != rows:
             raise ValueError("a line break inside a row")
@@ -164,28 +172,53 @@ def _csv_type(arrow: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_decimal256(arrow) else arrow  # not a type of Arrow's CSV reader
 
 
-def _csv_escaped(block: bytearray) -> tuple[bytes | bytearray, int, bool]:
-    """The block with the escapes that CSV has; how many of them are quotes; and whether any is a line break.
+class _Escapes:
+    """The escapes of a block.
+
+    Args:
+        block: Whole lines, as received.
+
+    Attributes:
+        short: Where the letters of one-letter escapes are that CSV does not have.
+        letters: These letters.
 
     Raises:
-        ValueError: An escape is not one of JSON's, or a lone surrogate.
+        ValueError: An escape is not one of JSON's.
     """
-    starts = _escapes(block)
-    following = np.frombuffer(block, np.uint8)[starts + 1]
-    quotes, newlines = int(np.count_nonzero(following == _QUOTE)), False
-    view, done = memoryview(block), 0
-    pieces: list[bytes | memoryview] = []
-    for at in starts[~np.isin(following, _SAME_ESCAPES)].tolist():
-        if at < done:
-            continue
-        escapes = _ESCAPES.match(block, at)
-        if escapes is None:
+
+    def __init__(self, block: bytearray) -> None:
+        starts = _escapes(block)
+        following = np.frombuffer(block, np.uint8)[starts + 1]
+        if not _IS_ESCAPE[following].all():
             raise ValueError("an escape that JSON does not have")
-        text: str = orjson.loads(b'"%b"' % escapes[0])
-        quotes, newlines = quotes + text.count('"'), newlines or "\n" in text or "\r" in text
-        pieces += [view[done:at], text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')]
-        done = escapes.end()
-    return b"".join([*pieces, view[done:]]) if pieces else block, quotes, newlines
+        is_short = _SHORT[following] != 0
+        self.short, self.letters = starts[is_short] + 1, following[is_short]
+        self._by_number = starts[following == ord("u")]
+        self._quotes = int(np.count_nonzero(following == _QUOTE))
+
+    def without_numbers(self, block: bytearray) -> tuple[bytes | bytearray, int, bool]:
+        """The block with the escapes that CSV has; how many of them are quotes; and whether any is a line break.
+
+        Args:
+            block: Its one-letter escapes are mended already.
+
+        Raises:
+            ValueError: An escape by number is none, or a lone surrogate.
+        """
+        quotes, newlines = self._quotes, bool(np.isin(self.letters, _BREAKS).any())
+        view, done = memoryview(block), 0
+        pieces: list[bytes | memoryview] = []
+        for at in self._by_number.tolist():
+            if at < done:
+                continue
+            escapes = _BY_NUMBER.match(block, at)
+            if escapes is None:
+                raise ValueError("an escape that JSON does not have")
+            text: str = orjson.loads(b'"%b"' % escapes[0])
+            quotes, newlines = quotes + text.count('"'), newlines or "\n" in text or "\r" in text
+            pieces += [view[done:at], text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')]
+            done = escapes.end()
+        return b"".join([*pieces, view[done:]]) if pieces else block, quotes, newlines
 
 
 def _escapes(block: bytearray) -> npt.NDArray[np.intp]:
