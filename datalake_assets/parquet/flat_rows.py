@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -214,16 +215,24 @@ class _Escapes:
             escapes = _BY_NUMBER.match(block, at)
             if escapes is None:
                 raise ValueError("an escape that JSON does not have")
-            text: str = orjson.loads(b'"%b"' % escapes[0])
-            quotes, newlines = quotes + text.count('"'), newlines or "\n" in text or "\r" in text
-            pieces += [view[done:at], text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')]
+            text, escaped_quotes, breaks = _from_numbers(escapes[0])
+            quotes, newlines = quotes + escaped_quotes, newlines or breaks
+            pieces += [view[done:at], text]
             done = escapes.end()
         return b"".join([*pieces, view[done:]]) if pieces else block, quotes, newlines
 
 
+@lru_cache(maxsize=4096)
+def _from_numbers(escapes: bytes) -> tuple[bytes, int, bool]:
+    """What escapes by number stand for, as CSV has it; how many of them are quotes; and whether any is a line break."""
+    text: str = orjson.loads(b'"%b"' % escapes)
+    csv = text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    return csv, text.count('"'), "\n" in text or "\r" in text
+
+
 def _escapes(block: bytearray) -> npt.NDArray[np.intp]:
     """Where escapes begin: of backslashes in a row, every second is the character that the one before it escapes."""
-    if block.count(b"\\") < len(block) >> _FEW_SHIFT:
+    if _count(block, _BACKSLASH) < len(block) >> _FEW_SHIFT:
         return np.fromiter(_sparse_escapes(block), np.intp)
     found = _positions(block, _BACKSLASH)
     index = np.arange(len(found))
@@ -242,7 +251,11 @@ def _sparse_escapes(block: bytearray) -> Iterator[int]:
 
 
 def _quotes(buffer: Any) -> int:
-    return sum(int(np.count_nonzero(window == _QUOTE)) for _, window in _windows(buffer))
+    return _count(buffer, _QUOTE)
+
+
+def _count(buffer: Any, octet: int) -> int:
+    return sum(int(np.count_nonzero(window == octet)) for _, window in _windows(buffer))
 
 
 def _windows(buffer: Any) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
