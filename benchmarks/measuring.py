@@ -43,6 +43,11 @@ class Used:
     rows: int = 0
     size_mb: float = 0.0
 
+    @property
+    def work_cpu_s(self) -> float:
+        """User and system time of the work alone."""
+        return self.cpu_s - self.startup_cpu_s
+
 
 def _cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
