@@ -6,21 +6,18 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datalake_assets.core.feed_state import FeedState, Version
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import path_of, version_key, version_number
-from datalake_assets.core.position import SnapshotPosition
+from datalake_assets.core.partitions import path_of
 from datalake_assets.errors import CorruptLake, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.base import Difference, Repair
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import ObjectInfo
-from datalake_assets.lake.table_export import remove_version
+from datalake_assets.lake.table_export import enter_version, retain
 
 __all__ = ["STALE", "repair", "verify"]
 
@@ -105,45 +102,43 @@ class _Counts:
 def repair(folder: FeedFolder) -> Repair:
     """Finishes or undoes what was interrupted and sweeps what it left; see `LakeTable.repair`. Idempotent."""
     counts = _Counts()
+    manifests: dict[str, Manifest] = {}
     for key in folder.partition_keys():
         try:
-            _settle(folder, key, counts)
+            manifests[key] = _settle(folder, key, counts)
         except (TransientStoreError, PreconditionFailed, CorruptLake) as error:
             counts.waiting.append(f"{folder.feed.path}/{path_of(key, folder.by)}: {error.reason}")
     if folder.by is None:
-        _mend_versions(folder)
+        _mend_versions(folder, manifests)
+    if not counts.waiting:
+        reports = [folder.report(key, manifest) for key, manifest in manifests.items()]
+        folder.summary.mend(reports, at=folder.store.now())
     _sweep_staged(folder, counts)
     return Repair(counts.finished, counts.undone, counts.swept, tuple(counts.waiting))
 
 
-def _settle(folder: FeedFolder, key: str, counts: _Counts) -> None:
+def _settle(folder: FeedFolder, key: str, counts: _Counts) -> Manifest:
     log = folder.log(key)
     loaded = log.load()
     pending, garbage = loaded.manifest.pending, loaded.manifest.garbage
     if pending is None and not garbage:
-        return
+        return loaded.manifest
     settled = log.settle(loaded).manifest
     if pending is not None:
         done = settled.committed_already(pending.commit_id)
         counts.finished, counts.undone = counts.finished + done, counts.undone + (not done)
     counts.swept += len(garbage)
+    return settled
 
 
-def _mend_versions(folder: FeedFolder) -> None:
-    """Versions that were committed but not entered into the state, and removals that were not finished."""
-    state = folder.state.load()
-    known = {version_key(number) for number in state.removing} | set(state.keys)
-    for key in folder.partition_keys():
-        manifest = folder.log(key).load().manifest
-        if key not in known and not manifest.deleted and isinstance(manifest.position, SnapshotPosition):
-            version = Version(version_number(key), manifest.position.as_of, manifest.position.rows)
-            folder.state.change(partial(_entered, version=version))
-    for number in state.removing:
-        remove_version(folder, number)
-
-
-def _entered(state: FeedState, *, version: Version) -> FeedState:
-    return state.with_version(version)
+def _mend_versions(folder: FeedFolder, manifests: dict[str, Manifest]) -> None:
+    """Enters versions that were committed and not entered into the state, and applies retention to all."""
+    known = set(folder.state.load().keys)
+    for key, manifest in manifests.items():
+        if key not in known:
+            enter_version(folder, key, manifest)
+    for key in retain(folder):
+        manifests.pop(key, None)
 
 
 def _sweep_staged(folder: FeedFolder, counts: _Counts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -50,6 +51,26 @@ class Summary:
             except (PreconditionFailed, AmbiguousWrite):
                 continue
             return
+
+    def mend(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
+        """Puts right what a crash between a commit and its summary left behind; writes only if something differs.
+
+        Args:
+            reports: All partitions.
+            at: The time of the last export, if the summary doesn't say.
+        """
+        etag, document = self._load()
+        if not document and not any(report.files for report in reports):
+            return
+        last = document.get("last_export")
+        body = self._merged({}, reports, removed=(), at=datetime.fromisoformat(last) if last else at)
+        if json.loads(body) == document:
+            return
+        with contextlib.suppress(PreconditionFailed, AmbiguousWrite):  # a writer has just written a newer one
+            if etag is None:
+                self._store.create(self.key, body)
+            else:
+                self._store.swap(self.key, body, etag=etag)
 
     def rebuild(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
         """Writes it anew from reports of all partitions."""

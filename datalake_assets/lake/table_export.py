@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from datalake_assets.core.feed_state import FeedState, Version
+from datalake_assets.core.feed_state import Version
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import version_key, version_number
 from datalake_assets.core.position import SnapshotPosition
@@ -20,7 +20,7 @@ from datalake_assets.lake.export import Export, Staged
 from datalake_assets.lake.landing import Landing
 from datalake_assets.lake.layout import FeedFolder
 
-__all__ = ["SnapshotExport", "remove_version"]
+__all__ = ["SnapshotExport", "enter_version", "retain"]
 logger = logging.getLogger(__name__)
 
 
@@ -46,20 +46,18 @@ class SnapshotExport(Export):
         before = self.state.current.rows if self.state.current else 0
         report = replace(self.commit(key, files, plan), rows_added=position.rows - before)
         version = Version(version_number(key), as_of, position.rows)
-        state = self.folder.state.change(lambda now: now.with_version(version))
-        return self.result(landing, {key: report}, schema, removed=self._retain(state))
+        self.folder.state.change(lambda now: now.with_version(version))
+        return self.result(landing, {key: report}, schema, removed=retain(self.folder, run_id=self.run_id))
 
     def _committed_before(self, key: str) -> WriteReport:
         """A past version cannot be pulled again: its rows stay as they are."""
         manifest = self.settled(key)
-        position = manifest.position
-        if isinstance(position, SnapshotPosition) and not manifest.deleted:  # a crash may have kept it from the state
-            version = Version(version_number(key), position.as_of, position.rows)
-            self.folder.state.change(lambda now: now.with_version(version))
+        enter_version(self.folder, key, manifest)  # a crash may have kept it from the state
         schema = schema_from_json(manifest.schema) if manifest.schema else self.batches.schema
         self.notes.append(f"version {key} was committed before and is kept as it is")
         report = self.folder.report(key, manifest)
-        return WriteReport((report,), 0, 0, 0, schema, {}, notes=tuple(self.notes))
+        removed = tuple(retain(self.folder, run_id=self.run_id))
+        return WriteReport((report,), 0, 0, 0, schema, {}, removed=removed, notes=tuple(self.notes))
 
     def _pull(self, key: str) -> tuple[Landing, Staged, pa.Schema]:
         """Pulls; and pulls again if the first answer may have been cut short."""
@@ -80,20 +78,26 @@ class SnapshotExport(Export):
         self.notes.append(f"rows fell from {previous} to {again}; a second pull confirmed it")
         return landing, staged, schema
 
-    def _retain(self, state: FeedState) -> list[str]:
-        rule = self.feed.retention
-        now = self.folder.store.now()
-        state = self.folder.state.change(
-            lambda each: each.retained(versions=rule.versions, max_age=rule.max_age, now=now)
-        )
-        return [self.remove_version(number) for number in state.removing]
 
-    def remove_version(self, number: int) -> str:
-        """Deletes the files of a version that retention has removed; returns its key."""
-        return remove_version(self.folder, number, run_id=self.run_id)
+def enter_version(folder: FeedFolder, key: str, manifest: Manifest) -> None:
+    """Enters a committed version into the feed's state, unless it is there or was removed; idempotent."""
+    if isinstance(manifest.position, SnapshotPosition) and not manifest.deleted:
+        version = Version(version_number(key), manifest.position.as_of, manifest.position.rows)
+        folder.state.change(lambda now: now.with_version(version))
 
 
-def remove_version(folder: FeedFolder, number: int, *, run_id: str = "") -> str:
+def retain(folder: FeedFolder, *, run_id: str = "") -> list[str]:
+    """Removes the versions beyond retention, the state's line first, and finishes removals that were interrupted.
+
+    Returns:
+        The removed partition keys.
+    """
+    rule, now = folder.feed.retention, folder.store.now()
+    state = folder.state.change(lambda each: each.retained(versions=rule.versions, max_age=rule.max_age, now=now))
+    return [_remove_version(folder, number, run_id=run_id) for number in state.removing]
+
+
+def _remove_version(folder: FeedFolder, number: int, *, run_id: str) -> str:
     """Deletes the files of a version that the feed's state lists as being removed; idempotent. Returns its key."""
     key = version_key(number)
 

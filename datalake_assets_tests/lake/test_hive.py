@@ -401,6 +401,33 @@ def test_the_summary_says_what_the_manifests_say(store):
     ]
 
 
+def test_repair_mends_a_summary_that_a_crash_left_behind(store):
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(30))))
+    key = "metadata/streams/s/_metadata.json"
+    good = store.get(key)[0]
+    store.put(key, good.replace(b'"records": 24', b'"records": 20'))
+    table.repair()
+    assert store.get(key)[0] == good
+    store.delete([key])
+    table.repair()
+    assert json.loads(store.get(key)[0])["total_records"] == 30
+
+
+def test_repair_enters_a_version_that_a_crash_kept_from_the_state_and_retains_seven(store, monkeypatch):
+    table = HiveTable(store, table_feed())
+    for _ in range(7):
+        export(table, table_of(5))
+    monkeypatch.setattr(FeedState, "with_version", lambda state, _: state)
+    export(table, table_of(6))
+    monkeypatch.undo()
+    assert table.partitions()[-1] == "v7"
+    table.repair()
+    assert table.partitions() == tuple(f"v{n}" for n in range(2, 9))
+    assert ids(table) == list(range(6))
+    assert list(table.verify()) == []
+
+
 def test_a_small_append_costs_five_puts(s3_store):
     table = HiveTable(s3_store, stream_feed())
     export(table, stream_of(numbered(range(5))))
