@@ -119,8 +119,7 @@ def check_after_retry(store: Store, scenario: Scenario, state: int) -> None:
         _check_versions(store, scenario, listed, range(state + 1))
         kept = {f"{scenario.feed.path}/version=v{each.number}" for each in feed_state(store, scenario).versions}
         _require(set(listed) == kept, f"versions {sorted(kept)} are kept, {sorted(listed)} are there")
-        # a version that a crash kept from being entered is entered by the repair; the next export removes the oldest
-        _require(len(kept) <= scenario.feed.retention.versions + 1, "too many versions are kept")
+        _require(len(kept) <= scenario.feed.retention.versions, "too many versions are kept")
     else:
         rows = [row for rows in listed.values() for row in rows]
         _require(Counter(rows) == Counter(truth), f"a lister sees {len(rows)} rows instead of {len(truth)}")
@@ -131,13 +130,13 @@ def check_after_retry(store: Store, scenario: Scenario, state: int) -> None:
     _require(quarantined(store, scenario) == scenario.quarantined(state), "other rows are quarantined")
 
 
-def check_summary(store: Store, scenario: Scenario, state: int, *, crashed: bool) -> None:
-    """``_metadata.json`` is whole, and counts what is there; a crash between commit and summary leaves it behind."""
+def check_summary(store: Store, scenario: Scenario, state: int) -> None:
+    """``_metadata.json`` is whole, and counts what is there."""
     summary = json.loads(store.get(f"metadata/{scenario.feed.path}/_metadata.json")[0])
     versions = feed_state(store, scenario).versions
     rows = sum(version.rows for version in versions) if versions else len(scenario.truth(state))
     counted = summary["total_records"]
-    _require(crashed or counted == rows, f"_metadata.json counts {counted} rows of {rows}")
+    _require(counted == rows, f"_metadata.json counts {counted} rows of {rows}")
 
 
 def quarantined(store: Store, scenario: Scenario) -> frozenset[str]:

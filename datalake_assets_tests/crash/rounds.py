@@ -93,7 +93,7 @@ class Rounds:
                 self._writes[scenario.name, lake.phase] = Counter(step for step in steps if step in self.steps)
                 lake.landed = state
             check_after_retry(lake.store, scenario, SETTLED)
-            check_summary(lake.store, scenario, SETTLED, crashed=False)
+            check_summary(lake.store, scenario, SETTLED)
 
     def round(self) -> str:
         """One round; returns what it was."""
@@ -196,7 +196,7 @@ class Rounds:
         if not repair_first:
             self._repair(lake)
         check_after_retry(lake.store, lake.scenario, lake.state)
-        check_summary(lake.store, lake.scenario, lake.state, crashed=True)
+        check_summary(lake.store, lake.scenario, lake.state)
         if lake.state == LIFE - 1:
             self._end(lake)
 
