@@ -8,6 +8,7 @@ import dagster as dg
 
 from datalake_assets.cli.show import as_table
 from datalake_assets.config import Feed
+from datalake_assets.defs.instance import open_instance
 
 __all__ = ["checks_summary"]
 
@@ -16,7 +17,7 @@ def checks_summary(feeds: Sequence[Feed]) -> str:
     """A line per check: how many feeds passed it at its latest evaluation, and which did not."""
     wanted = {dg.AssetKey([feed.kind.folder, feed.name]): feed.name for feed in feeds}
     latest: dict[tuple[str, str], bool] = {}
-    with dg.DagsterInstance.get() as instance:
+    with open_instance() as instance:
         for key, name in wanted.items():
             for check, passed in _evaluations(instance, key).items():
                 latest[check, name] = passed

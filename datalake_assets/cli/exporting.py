@@ -161,9 +161,10 @@ def export_feeds(
             from datalake_assets.cli.children import export_in_children  # noqa: PLC0415  rarely needed
 
             return export_in_children(session, feeds, request, progress, parallel=parallel)
-        import dagster as dg  # noqa: PLC0415  takes a second, which children and usage errors need not wait for
+        # Dagster takes a second to import, which children and usage errors need not wait for
+        from datalake_assets.defs.instance import open_instance  # noqa: PLC0415
 
-        with dg.DagsterInstance.get() as instance:
+        with open_instance() as instance:
             return [tell(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
 
 

@@ -36,7 +36,9 @@ def prepare_home() -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not settings.exists():
-            settings.write_bytes(resources.files("datalake_assets.defs").joinpath(_SETTINGS).read_bytes())
+            whole = home / f".{_SETTINGS}.{os.getpid()}"
+            whole.write_bytes(resources.files("datalake_assets.defs").joinpath(_SETTINGS).read_bytes())
+            whole.replace(settings)
     except OSError as error:
         raise ConfigError(f"DAGSTER_HOME {home}: {error.strerror}; name a folder that can be written") from error
     os.environ[_VARIABLE] = str(home)

@@ -13,6 +13,7 @@ import dagster as dg
 from datalake_assets.config import Feed, Settings
 from datalake_assets.defs.assets import IO_MANAGER_KEY, ExportConfig, feed_asset
 from datalake_assets.defs.dead_runs import repair_runs
+from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.io_managers import ParquetLakeIOManager
 from datalake_assets.defs.landing import progress_told_to
 from datalake_assets.defs.metadata import asset_key
@@ -230,7 +231,7 @@ def _runner(settings: Settings, digest: str) -> FeedRunner:  # noqa: ARG001  the
 @lru_cache(maxsize=1)
 def _own_instance(home: str) -> dg.DagsterInstance:  # noqa: ARG001  likewise
     """The instance of ``DAGSTER_HOME``, kept open: opening it takes as long as half a run."""
-    instance = dg.DagsterInstance.get()
+    instance = open_instance()
     atexit.register(instance.dispose)
     return instance
 
