@@ -76,7 +76,8 @@ class KsqlDBSource(_Model):
     Attributes:
         object: The stream's or table's name as ksqlDB lists it (usually upper case).
         mode: How a stream is read; ignored for tables, which are always pulled whole.
-        offset_columns: The two ordinary columns that carry source partition and offset, if the stream has them.
+        offset_columns: The two ordinary columns that carry source partition and offset, if the stream has them; it must
+            be partitioned as its source is, or rows come out of order and the read is refused.
         idle_s: Seconds without a new row after which a push query counts as caught up.
         rename: Column names in the lake by name at the source, where the lower-cased name cannot serve.
         properties: Query properties sent along, e.g. ``{"ksql.query.pull.table.scan.enabled": true}``.
@@ -100,7 +101,8 @@ class ParquetFormat(_Model):
 
     Attributes:
         compression: Codec of the pages.
-        profile: ``compatible`` is read by every current Athena, Spark 3 and DuckDB; ``compact`` goes further.
+        profile: ``compatible`` is read by every current Athena, Spark 3 and DuckDB; ``compact`` is smaller, and not for
+            Spark.
         target_file_size_bytes: Size at which a file is finished and the next begun.
         row_group_bytes: Decoded size of a row group.
     """
@@ -113,7 +115,12 @@ class ParquetFormat(_Model):
 
 
 class Retention(_Model):
-    """Which versions of a table are kept: the newest ``versions``, and of those none older than ``max_age``."""
+    """Which versions of a table are kept; the current one always is.
+
+    Attributes:
+        versions: This many, the newest.
+        max_age: Of these, none that was pulled longer ago; None for any age.
+    """
 
     versions: Annotated[int, Field(ge=1, le=1000)] = 7
     max_age: timedelta | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -63,6 +66,7 @@ class Export(ABC):
         self.state = folder.state.load().with_kind(self.kind, feed=self.feed.name)
         self.notes: list[str] = []
         self._logs: dict[str, Loaded] = {}
+        self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)
 
     @abstractmethod
     def run(self) -> WriteReport:
@@ -71,6 +75,10 @@ class Export(ABC):
         Raises:
             CommitConflict: Another writer landed some of the same rows: begin again.
         """
+
+    @abstractmethod
+    def position_read(self, key: str) -> Mapping[str, Any]:
+        """How far a partition's rows have been read so far, as JSON."""
 
     @property
     def source(self) -> str:
@@ -133,7 +141,7 @@ class Export(ABC):
             before[:] = [base]
             return plan(base)
 
-        change = Change(self.folder.new_id(), self.kind_of_commit, tuple(files), planned, self.run_id)
+        change = Change(self._commit_ids[key], self.kind_of_commit, tuple(files), planned, self.run_id)
         loaded, _ = self.folder.log(key).commit(change)
         return self.folder.report(key, loaded.manifest, before=before[0] if before else None)
 
@@ -205,8 +213,17 @@ class Export(ABC):
             discard=self.folder.store.discard_staged,
             partition_of=partition_of if placement.time_column else placement.key,
             time_column=placement.time_column,
-            metadata={"datalake.feed": self.feed.name, "datalake.run_id": self.run_id},
+            metadata=self._footer,
         )
+
+    def _footer(self, key: str) -> dict[str, str]:
+        """What a file says of itself, for whoever finds it without its manifest."""
+        return {
+            "datalake.feed": self.feed.name,
+            "datalake.commit_id": self._commit_ids[key],
+            "datalake.run_id": self.run_id,
+            "datalake.position": json.dumps(self.position_read(key)),
+        }
 
     @staticmethod
     def _data_files(written: Mapping[str, Sequence[tuple[StagedFile, FileStats]]]) -> Staged:

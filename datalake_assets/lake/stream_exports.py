@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
@@ -26,7 +27,7 @@ class OffsetsExport(Export):
 
     def run(self) -> WriteReport:
         """See `Export.run`."""
-        fence = Fence(self.state.epoch, self._position_of)
+        self.fence = fence = Fence(self.state.epoch, self._position_of)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         encoded = self.fix_schema(schema) if staged else None
         reports = {}
@@ -39,6 +40,11 @@ class OffsetsExport(Export):
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
         self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch))
         return self.result(landing, reports, schema)
+
+    def position_read(self, key: str) -> Mapping[str, Any]:
+        """See `Export.position_read`: after the rows staged so far."""
+        highest = dict(self.fence.staged[key].highest)
+        return OffsetsPosition().advanced(self.fence.epoch, highest).to_json()
 
     def _position_of(self, key: str) -> OffsetsPosition:
         return _offsets(self.settled(key))
@@ -76,6 +82,12 @@ class WindowExport(Export):
         newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
         self.folder.state.change(lambda now: now.with_watermark(newest))
         return self.result(landing, reports, schema)
+
+    def position_read(self, key: str) -> Mapping[str, Any]:
+        """See `Export.position_read`: the window, and when its pull began."""
+        window = window_of(key, PartitionBy(self.feed.partition_by))
+        times = {"start": window.start, "end": window.end, "as_of": self.as_of}
+        return {"kind": self.kind, **{name: time.isoformat() for name, time in times.items()}}
 
     def _refuse_others(self, staged: Staged) -> None:
         others = sorted(set(staged) - set(self.partitions))

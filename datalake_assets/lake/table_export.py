@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,7 +36,7 @@ class SnapshotExport(Export):
         (key,) = self.partitions
         if self.settled(key).generation:
             return self._committed_before(key)
-        as_of = self.folder.store.now()
+        self.as_of = as_of = self.folder.store.now()
         landing, staged, schema = self._pull(key)
         encoded = self.fix_schema(schema)
         files = staged.get(key, ())
@@ -48,6 +50,10 @@ class SnapshotExport(Export):
         version = Version(version_number(key), as_of, position.rows)
         self.folder.state.change(lambda now: now.with_version(version))
         return self.result(landing, {key: report}, schema, removed=retain(self.folder, run_id=self.run_id))
+
+    def position_read(self, key: str) -> Mapping[str, Any]:  # noqa: ARG002  a table is pulled whole
+        """See `Export.position_read`: when the pull began."""
+        return {"kind": self.kind, "as_of": self.as_of.isoformat()}
 
     def _committed_before(self, key: str) -> WriteReport:
         """A past version cannot be pulled again: its rows stay as they are."""

@@ -96,7 +96,8 @@ class RollingWriter(Generic[FinishedT]):
         discard: Drops a finished file; called by `abort`.
         partition_of: Gives the partition key of every time; a plain key where all rows go to one partition.
         time_column: The column that ``partition_of`` is asked about, and that rows are sorted by.
-        metadata: Key-value metadata of the files' footers.
+        metadata: Gives the key-value metadata of a file's footer by partition key, when the file is finished; called
+            in the encoder's thread.
         bounds: See `Bounds`; by default also wide enough for two row groups.
         clock: Seconds, monotonic.
     """
@@ -110,7 +111,7 @@ class RollingWriter(Generic[FinishedT]):
         discard: Callable[[FinishedT], None],
         partition_of: Callable[[pa.Array], pa.DictionaryArray] | str,
         time_column: str | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Callable[[str], Mapping[str, str]] | None = None,
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -142,17 +143,13 @@ class RollingWriter(Generic[FinishedT]):
                 self._flush(key)
         self._bound()
 
-    def close(self, metadata: Mapping[str, str] | None = None) -> Mapping[str, list[tuple[FinishedT, FileStats]]]:
-        """Finishes all files and returns them by partition key; partitions without rows have none.
-
-        Args:
-            metadata: More metadata for the footers of the files that are still open.
-        """
+    def close(self) -> Mapping[str, list[tuple[FinishedT, FileStats]]]:
+        """Finishes all files and returns them by partition key; partitions without rows have none."""
         for key in list(self._buffers):
             self._flush(key)
         while self._jobs:
             self._await_oldest()
-        self._encoder.submit(self._finish_all, metadata).result()
+        self._encoder.submit(self._finish_all).result()
         self._encoder.shutdown()
         return self._finished
 
@@ -236,7 +233,6 @@ class RollingWriter(Generic[FinishedT]):
                 self._schema,
                 self._settings,
                 time_column=self._time_column,
-                metadata=self._metadata,
                 encodings=self._encodings,
             )
             self._files[key] = _OpenFile(sink, parquet)
@@ -246,13 +242,13 @@ class RollingWriter(Generic[FinishedT]):
     def _open_only(self, key: str) -> None:
         self._file(key)
 
-    def _finish(self, key: str, metadata: Mapping[str, str] | None = None) -> None:
+    def _finish(self, key: str) -> None:
         file = self._files[key]
-        stats = file.parquet.close(metadata)
+        stats = file.parquet.close(self._metadata(key) if self._metadata else None)
         finished = file.sink.finish()
         del self._files[key]
         self._finished.setdefault(key, []).append((finished, stats))
 
-    def _finish_all(self, metadata: Mapping[str, str] | None) -> None:
+    def _finish_all(self) -> None:
         for key in list(self._files):
-            self._finish(key, metadata)
+            self._finish(key)

@@ -428,6 +428,24 @@ def test_repair_enters_a_version_that_a_crash_kept_from_the_state_and_retains_se
     assert list(table.verify()) == []
 
 
+@pytest.mark.parametrize(
+    ("feed", "batches", "position"),
+    [
+        (stream_feed(), stream_of(numbered(range(5), partition=3)), {"kind": "offsets", "next": {"3": [0, 5]}}),
+        (table_feed(), table_of(5), {"kind": "snapshot"}),
+    ],
+)
+def test_a_file_says_which_commit_and_position_it_belongs_to(local_store, feed, batches, position):
+    table = HiveTable(local_store, feed)
+    export(table, batches)
+    (key,) = listed(local_store, feed.path)
+    footer = pq.read_metadata(local_store.path(key)).metadata
+    manifest = json.loads(local_store.get(f"control/{key.rpartition('/')[0]}/manifest.json")[0])
+    assert footer[b"datalake.feed"].decode() == feed.name
+    assert footer[b"datalake.commit_id"].decode() == manifest["history"][0]["commit_id"]
+    assert json.loads(footer[b"datalake.position"]).items() >= position.items()
+
+
 def test_a_small_append_costs_five_puts(s3_store):
     table = HiveTable(s3_store, stream_feed())
     export(table, stream_of(numbered(range(5))))

@@ -135,13 +135,17 @@ def test_the_file_written_to_least_recently_is_finished_when_too_many_are_open()
     assert [sink.key for sink in files.sinks] == ["0", "1", "2", "1"]
 
 
-def test_metadata_is_in_every_footer():
-    writer = Files().writer(metadata={"datalake.feed": "orders"}, bounds=Bounds(rows=1, open_files=1))
+def test_metadata_is_in_every_footer_as_it_is_when_the_file_is_finished():
+    finished_files = iter(range(9))
+    writer = Files().writer(
+        metadata=lambda key: {"datalake.feed": f"orders {key}", "datalake.position": str(next(finished_files))},
+        bounds=Bounds(rows=1, open_files=1),
+    )
     writer.write(batch_of([0, 1]))
-    finished = writer.close({"datalake.position": "9"})
+    finished = writer.close()
     footers = [pq.read_metadata(io.BytesIO(data)).metadata for files in finished.values() for data, _ in files]
-    assert all(footer[b"datalake.feed"] == b"orders" for footer in footers)
-    assert [footer.get(b"datalake.position") for footer in footers] == [None, b"9"]
+    assert [footer[b"datalake.feed"] for footer in footers] == [b"orders 0", b"orders 1"]
+    assert [footer[b"datalake.position"] for footer in footers] == [b"0", b"1"]
 
 
 def write_until_it_fails(writer):
