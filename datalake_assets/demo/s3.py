@@ -201,12 +201,12 @@ def serve_forever(folder: str | os.PathLike[str], *, port: int = 0) -> None:
     """
     access_key, secret_key = kept_credentials(Path(folder))
     stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     with S3Server(folder, port=port, access_key=access_key, secret_key=secret_key) as server:
         for name, value in server.environment().items():
             print(f"export {name}={value}", flush=True)  # noqa: T201  this is the answer
         print(f"export DATALAKE_LAKE=s3://{server.bucket}/", flush=True)  # noqa: T201
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
         while not stop.wait(POLL_S):
             server.check_running()
 
