@@ -49,6 +49,7 @@ class Export(ABC):
     """
 
     kind: str
+    commit_kind: str
     prefix: str
 
     def __init__(
@@ -86,7 +87,7 @@ class Export(ABC):
         return f"feed {self.feed.name!r}"
 
     def settled(self, key: str) -> Manifest:
-        """A partition's manifest as it was at first sight, with what was interrupted before finished."""
+        """A partition's manifest as it was at first sight, what was interrupted finished; or after our own commit."""
         if key not in self._logs and len(self.partitions) > MANY:
             present = set(self.folder.partition_keys())  # one listing instead of a request for each absent manifest
             self._logs = {
@@ -141,14 +142,9 @@ class Export(ABC):
             before[:] = [base]
             return plan(base)
 
-        change = Change(self._commit_ids[key], self.kind_of_commit, tuple(files), planned, self.run_id)
-        loaded, _ = self.folder.log(key).commit(change)
+        change = Change(self._commit_ids[key], self.commit_kind, tuple(files), planned, self.run_id)
+        self._logs[key] = loaded = self.folder.log(key).commit(change)[0]
         return self.folder.report(key, loaded.manifest, before=before[0] if before else None)
-
-    @property
-    def kind_of_commit(self) -> str:
-        """``append``, ``replace`` or ``snapshot``."""
-        return {"offsets": "append", "window": "replace", "snapshot": "snapshot"}[self.kind]
 
     def fix_schema(self, schema: pa.Schema) -> str:
         """Fixes kind and schema in the feed's state before the first commit that relies on them."""

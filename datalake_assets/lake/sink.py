@@ -7,6 +7,7 @@ nor leave anything behind.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +16,7 @@ from datalake_assets.lake.store import ByteLike, StagedFile
 __all__ = ["StagedSink"]
 
 
-class StagedSink:
+class StagedSink(ABC):
     """Base of the `StagedWriter`s: a store implements `_append`, `_seal` and `_drop`, and `_abandon` if it differs."""
 
     def __init__(self, key: str) -> None:
@@ -25,14 +26,17 @@ class StagedSink:
         self._discarded = False
         self._staged: StagedFile | None = None
 
+    @abstractmethod
     def _append(self, data: memoryview) -> None:
-        raise NotImplementedError
+        """Takes more bytes."""
 
+    @abstractmethod
     def _seal(self) -> StagedFile:
-        raise NotImplementedError
+        """Makes all of it durable."""
 
+    @abstractmethod
     def _drop(self) -> None:
-        raise NotImplementedError
+        """Drops what was taken."""
 
     def _abandon(self) -> None:
         """What garbage collection does in place of `_drop`: it may run inside any lock, so it must take none."""

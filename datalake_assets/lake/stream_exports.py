@@ -23,7 +23,7 @@ __all__ = ["OffsetsExport", "WindowExport"]
 class OffsetsExport(Export):
     """Rows numbered by the source are appended, each to the partition of its time, unless they are there already."""
 
-    kind, prefix = "offsets", "data"
+    kind, commit_kind, prefix = "offsets", "append", "data"
 
     def run(self) -> WriteReport:
         """See `Export.run`."""
@@ -64,7 +64,7 @@ class OffsetsExport(Export):
 class WindowExport(Export):
     """The selected partitions are replaced by what one pull of their window saw."""
 
-    kind, prefix = "window", "data"
+    kind, commit_kind, prefix = "window", "replace", "data"
 
     def run(self) -> WriteReport:
         """See `Export.run`."""

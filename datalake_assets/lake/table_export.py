@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class SnapshotExport(Export):
     """The whole table becomes a new version; versions beyond retention are removed."""
 
-    kind, prefix = "snapshot", "snapshot"
+    kind, commit_kind, prefix = "snapshot", "snapshot", "snapshot"
 
     def run(self) -> WriteReport:
         """See `Export.run`."""
@@ -46,9 +46,9 @@ class SnapshotExport(Export):
             return None if base.generation else Planned(position=position, schema=encoded)
 
         before = self.state.current.rows if self.state.current else 0
-        report = replace(self.commit(key, files, plan), rows_added=position.rows - before)
-        version = Version(version_number(key), as_of, position.rows)
-        self.folder.state.change(lambda now: now.with_version(version))
+        report = self.commit(key, files, plan)
+        report = replace(report, rows_added=report.rows - before)
+        enter_version(self.folder, key, self.settled(key))  # as it was committed, by us or by another writer of it
         return self.result(landing, {key: report}, schema, removed=retain(self.folder, run_id=self.run_id))
 
     def position_read(self, key: str) -> Mapping[str, Any]:  # noqa: ARG002  a table is pulled whole

@@ -243,6 +243,22 @@ def test_a_committed_version_is_kept_as_it_is(store):
     assert ids(table) == list(range(5))
 
 
+def test_two_writers_of_one_version_commit_it_once_and_the_state_says_whose_rows(store):
+    table = HiveTable(store, table_feed())
+
+    class Overtaken(InMemoryBatches):
+        """While it is read, another process commits the same version, of fewer rows."""
+
+        def __iter__(self) -> Iterator[SourceBatch]:
+            yield from self.batches
+            export(HiveTable(store, table_feed()), table_of(3), ["v1"])
+
+    plan = table.plan()
+    report = table.write(Overtaken((SourceBatch(rows(range(5))),)), partitions=plan.partitions, run_id="run")
+    (version,) = state(store, "tables/t").versions
+    assert (version.rows, report.partitions[0].rows, ids(table)) == (3, 3, [0, 1, 2])
+
+
 def test_seven_versions_are_kept_and_numbers_never_reused(store):
     table = HiveTable(store, table_feed())
     removed = [export(table, table_of(5)).removed for _ in range(9)]
