@@ -7,7 +7,6 @@ nor leave anything behind.
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +15,7 @@ from datalake_assets.lake.store import ByteLike, StagedFile
 __all__ = ["StagedSink"]
 
 
-class StagedSink(ABC):
+class StagedSink:
     """Base of the `StagedWriter`s: a store implements `_append`, `_seal` and `_drop`, and `_abandon` if it differs."""
 
     def __init__(self, key: str) -> None:
@@ -26,17 +25,14 @@ class StagedSink(ABC):
         self._discarded = False
         self._staged: StagedFile | None = None
 
-    @abstractmethod
     def _append(self, data: memoryview) -> None:
-        """Takes more bytes."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _seal(self) -> StagedFile:
-        """Makes all of it durable."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _drop(self) -> None:
-        """Drops what was taken."""
+        raise NotImplementedError
 
     def _abandon(self) -> None:
         """What garbage collection does in place of `_drop`: it may run inside any lock, so it must take none."""
