@@ -21,6 +21,7 @@ from pydantic_settings import (
 from datalake_assets.errors import ConfigError, InvalidFeed
 
 __all__ = [
+    "CompactionPolicy",
     "Environment",
     "Feed",
     "FeedKind",
@@ -138,6 +139,38 @@ class Freshness(_Model):
     max_event_age: timedelta | None = None
 
 
+class CompactionPolicy(_Model):
+    """When and how a feed's small files are merged; the target size is the format's ``target_file_size_bytes``.
+
+    Attributes:
+        enabled: False leaves the feed to explicit ``datalake compact`` commands.
+        min_files: Small files that a partition must have before it is compacted; None: by environment, 3 in
+            development, 15 in staging, 20 in production.
+        max_files: Input files of one run.
+        max_bytes: Input bytes of one run.
+        fan_in: Small files of about one size are merged when there are this many: the ``k`` of size-tiered compaction.
+        min_file_age: Younger files are left alone.
+        min_partition_age: Partitions are left alone until this long after their newest commit.
+        split_above: Files larger than this many times the target size are split; 0 for never.
+        kernel: ``concat`` copies row groups, ``reencode`` decodes and encodes again; ``auto`` copies those that are big
+            enough already and re-encodes the rest.
+        sort_by: Columns that rows are sorted by within each compacted file; none keeps the order of time.
+        verify: ``full`` compares every value or byte before the commit, ``rows`` the numbers of rows.
+    """
+
+    enabled: bool = True
+    min_files: Annotated[int, Field(ge=2)] | None = None
+    max_files: Annotated[int, Field(ge=2)] = 10_000
+    max_bytes: Annotated[int, Field(ge=1 * MIB)] = 64 * 1024 * MIB
+    fan_in: Annotated[int, Field(ge=2, le=100)] = 8
+    min_file_age: timedelta = timedelta(0)
+    min_partition_age: timedelta = timedelta(0)
+    split_above: Annotated[float, Field(ge=0)] = 2.0
+    kernel: Literal["auto", "concat", "reencode"] = "auto"
+    sort_by: tuple[str, ...] = ()
+    verify: Literal["full", "rows"] = "full"
+
+
 class Feed(_Model):
     """One stream or table to land, declared as data.
 
@@ -154,6 +187,7 @@ class Feed(_Model):
         retention: Versions of a table that are kept.
         freshness: Ages at which the ``freshness`` check warns.
         small_file_bytes: Files below this size count as small.
+        compaction: When and how small files are merged.
         schedule: Cron line (UTC) on which the feed is exported; None for none.
         owners: Dagster owners: ``team:name`` or an e-mail address.
         tags: Dagster tags.
@@ -175,6 +209,7 @@ class Feed(_Model):
     retention: Retention = Retention()
     freshness: Freshness = Freshness()
     small_file_bytes: Annotated[int, Field(ge=0)] = 64 * MIB
+    compaction: CompactionPolicy = CompactionPolicy()
     schedule: str | None = None
     owners: tuple[str, ...] = ()
     tags: dict[str, str] = {}

@@ -25,6 +25,7 @@
         ├── UploadGone               a staged file is no longer there
         ├── CommitConflict           another writer won, and ours cannot be re-planned here
         ├── SnapshotExpired          a file was removed while it was being read: read again
+        ├── UnreadableFile           not a Parquet file that can be read: truncated, damaged, encrypted, foreign
         └── CorruptLake              what is stored contradicts itself
 
 Every error names the culprit and the cure, and keeps the culprits as attributes. Foreign exceptions are translated
@@ -56,6 +57,7 @@ __all__ = [
     "SourceShrank",
     "SourceUnavailable",
     "TransientStoreError",
+    "UnreadableFile",
     "UnsafeStore",
     "UploadGone",
 ]
@@ -217,6 +219,12 @@ class SnapshotExpired(LakeError):
     """A file that the manifest named was removed while it was being read."""
 
     default_cure = "read again: the manifest now names other files"
+
+
+class UnreadableFile(LakeError):
+    """A file is not Parquet that can be read: truncated, damaged, encrypted, or something else by that name."""
+
+    default_cure = "it was left as it is; restore it from where it came from, or move it away"
 
 
 class CorruptLake(LakeError):

@@ -11,11 +11,22 @@ import pyarrow as pa
 
 from datalake_assets.config import Feed
 from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # imports pandas
 
-__all__ = ["Difference", "ExportPlan", "LakeTable", "PartitionReport", "Progress", "Repair", "WriteReport"]
+__all__ = [
+    "CompactionProgress",
+    "CompactionReport",
+    "Difference",
+    "ExportPlan",
+    "LakeTable",
+    "PartitionReport",
+    "Progress",
+    "Repair",
+    "WriteReport",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,54 @@ class Repair:
     waiting: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What the compaction of one partition did.
+
+    Attributes:
+        key: Partition key.
+        files_before: Files before.
+        files_after: Files after.
+        files_compacted: Of those before, files that were rewritten.
+        files_removed: Files less than before.
+        bytes_before: Their size before.
+        bytes_after: Their size after.
+        rows: Rows that were rewritten.
+        kernel: ``concat``, ``reencode`` or ``mixed``; empty if nothing was done.
+        compaction_time_ms: Wall time.
+        small_files_remaining: Small files now.
+        skipped: Files left alone, with the reason.
+        partition: The partition now.
+    """
+
+    key: str
+    files_before: int
+    files_after: int
+    files_compacted: int
+    files_removed: int
+    bytes_before: int
+    bytes_after: int
+    rows: int
+    kernel: str
+    compaction_time_ms: int
+    small_files_remaining: int
+    skipped: tuple[LeftAlone, ...]
+    partition: PartitionReport
+
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes less than before; negative if the files grew."""
+        return self.bytes_before - self.bytes_after
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionProgress:
+    """How far a compaction is: input bytes done, of those planned."""
+
+    bytes_done: int
+    bytes_planned: int
+
+
 class LakeTable(Protocol):
     """One feed's data in the lake. Safe to use from several processes at once; an instance belongs to one thread."""
 
@@ -190,6 +249,26 @@ class LakeTable(Protocol):
 
         Raises:
             SnapshotExpired: A file was removed after the first batch had been read.
+        """
+
+    def compaction_plan(self, key: str, request: CompactionRequest) -> CompactionPlan:
+        """What `compact` would merge in a partition, what it would leave alone and why; changes nothing."""
+
+    def compact(
+        self,
+        key: str,
+        request: CompactionRequest,
+        *,
+        run_id: str = "",
+        on_progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> CompactionReport:
+        """Merges the small files of a partition until nothing is left to merge; rows and position stay as they are.
+
+        Files that cannot be read or whose schema does not fit are left in place and reported. Appends may go on
+        meanwhile.
+
+        Raises:
+            LakeError: The store failed; what was committed stays, and a repetition does the rest.
         """
 
     def verify(self, *, deep: bool = False) -> Iterator[Difference]:

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING
 
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.core.compaction import CompactionPlan, CompactionRequest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
 from datalake_assets.errors import CommitConflict, ConfigError
-from datalake_assets.lake.base import Difference, ExportPlan, PartitionReport, Progress, Repair, WriteReport
+from datalake_assets.lake import compaction
+from datalake_assets.lake.base import (
+    CompactionProgress,
+    CompactionReport,
+    Difference,
+    ExportPlan,
+    PartitionReport,
+    Progress,
+    Repair,
+    WriteReport,
+)
 from datalake_assets.lake.export import Export
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
@@ -112,6 +123,21 @@ class HiveTable:
         from datalake_assets.lake.scan import scan  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
 
         return scan(self._folder, columns=columns, where=where, partitions=partitions)
+
+    def compaction_plan(self, key: str, request: CompactionRequest) -> CompactionPlan:
+        """See `LakeTable`."""
+        return compaction.plan(self._folder, key, request)
+
+    def compact(
+        self,
+        key: str,
+        request: CompactionRequest,
+        *,
+        run_id: str = "",
+        on_progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> CompactionReport:
+        """See `LakeTable`."""
+        return compaction.compact(self._folder, key, request, run_id=run_id, on_progress=on_progress)
 
     def verify(self, *, deep: bool = False) -> Iterator[Difference]:
         """See `LakeTable`."""
