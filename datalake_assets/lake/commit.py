@@ -76,14 +76,24 @@ class PartitionLog:
     """The manifest of one partition, and the commits made through it.
 
     Args:
-        store: Where both manifest and data files live.
+        store: Where the manifest lives.
         manifest_key: The manifest's key.
         data_folder: Folder of the partition's data files.
         new_id: Gives a fresh unique text at every call.
+        data_store: Where the data files live, and where they are staged; None = with the manifest.
     """
 
-    def __init__(self, store: Store, manifest_key: str, data_folder: str, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        manifest_key: str,
+        data_folder: str,
+        new_id: Callable[[], str],
+        *,
+        data_store: Store | None = None,
+    ) -> None:
         self._store, self.manifest_key, self.data_folder, self._new_id = store, manifest_key, data_folder, new_id
+        self._data = store if data_store is None else data_store
 
     def load(self) -> Loaded:
         """Reads the manifest; an absent one counts as empty.
@@ -110,7 +120,7 @@ class PartitionLog:
         if loaded.manifest.pending is not None:
             loaded = self._finish(loaded, loaded.manifest.pending)
         if loaded.manifest.garbage:
-            self._store.delete(self.key_of(name) for name in loaded.manifest.garbage)
+            self._data.delete(self.key_of(name) for name in loaded.manifest.garbage)
             loaded = self._swap(loaded, loaded.manifest.swept())
         return loaded
 
@@ -135,12 +145,12 @@ class PartitionLog:
         """Gives up the staged files of a change that was not prepared; failures are left to the sweep by age."""
         for staged, _ in change.files:
             try:
-                self._store.discard_staged(staged)
+                self._data.discard_staged(staged)
             except LakeError as error:
                 logger.debug("left to the sweep: %s", error)
 
     def key_of(self, name: str) -> str:
-        """The key of a data file of this partition."""
+        """The key of a data file of this partition, in the data store."""
         return f"{self.data_folder}/{name}"
 
     def _attempt(self, change: Change) -> tuple[Loaded, bool]:
@@ -186,7 +196,7 @@ class PartitionLog:
             logger.warning("commit %s of %s is undone: a staged file is gone", pending.commit_id, self.data_folder)
             self._abort(pending)
             return self._swap(loaded, loaded.manifest.rolled_back())
-        self._store.sync(self.key_of(publish.file.name) for publish in pending.publish)
+        self._data.sync(self.key_of(publish.file.name) for publish in pending.publish)
         published = [file for _, file in results]
         return self._swap(loaded, loaded.manifest.committed(published, at=self._store.now()))
 
@@ -198,24 +208,24 @@ class PartitionLog:
         staged = self._staged(publish)
         refused = staged_there = False
         try:
-            self._store.publish(staged)
+            self._data.publish(staged)
         except (UploadGone, AmbiguousWrite, TransientStoreError):
-            staged_there = self._store.has_staged(staged)
+            staged_there = self._data.has_staged(staged)
         except CorruptLake:
-            refused, staged_there = True, self._store.has_staged(staged)
-        info = self._store.head(staged.key)
+            refused, staged_there = True, self._data.has_staged(staged)
+        info = self._data.head(staged.key)
         there = info is not None and info.size_bytes == publish.file.size_bytes
         if there and staged_there:
             # a local publish is a link and an unlink: what stays could be linked again after the file's removal
-            self._store.discard_staged(staged)
+            self._data.discard_staged(staged)
         file = replace(publish.file, etag=info.etag) if info else publish.file
         return Seen(staged=staged_there, published=there, refused=refused), file
 
     def _abort(self, pending: Pending) -> None:
         for publish in pending.publish:
             staged = self._staged(publish)
-            self._store.discard_staged(staged)
-            if self._store.has_staged(staged):
+            self._data.discard_staged(staged)
+            if self._data.has_staged(staged):
                 raise TransientStoreError(self.data_folder, "a staged file could not be given up yet")
 
     def _staged(self, publish: Publish) -> StagedFile:

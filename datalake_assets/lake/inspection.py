@@ -29,7 +29,7 @@ CHUNK_BYTES = 8 << 20
 
 def verify(folder: FeedFolder, *, deep: bool = False) -> Iterator[Difference]:
     """Compares manifests with objects; see `LakeTable.verify`."""
-    objects = {info.key: info for info in folder.store.list(folder.feed.path)}
+    objects = {info.key: info for info in folder.data_store.list(folder.data_root)}
     named: set[str] = set()
     for key in folder.partition_keys():
         log = folder.log(key)
@@ -70,7 +70,7 @@ def _file(
 
 
 def _content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator[Difference]:
-    with folder.store.filesystem().open_input_file(folder.store.path(name)) as opened:
+    with folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
         digest = hashlib.blake2b(digest_size=16)
         while chunk := opened.read(CHUNK_BYTES):
             digest.update(chunk)
@@ -88,7 +88,7 @@ def _content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterato
 
 
 def _partition_of(folder: FeedFolder, name: str) -> str:
-    return name.removeprefix(f"{folder.feed.path}/").rpartition("/")[0]
+    return name.removeprefix(f"{folder.data_root}/").rpartition("/")[0]
 
 
 @dataclass(slots=True)
@@ -142,8 +142,9 @@ def _mend_versions(folder: FeedFolder, manifests: dict[str, Manifest]) -> None:
 
 
 def _sweep_staged(folder: FeedFolder, counts: _Counts) -> None:
-    now = folder.store.now()
-    for upload in list(folder.store.list_staged(folder.feed.path)):
+    store = folder.data_store
+    now = store.now()
+    for upload in list(store.list_staged(folder.data_root)):
         if now - upload.started_at > STALE:
-            folder.store.discard_stale(upload)
+            store.discard_stale(upload)
             counts.swept += 1

@@ -44,9 +44,19 @@ class FeedFolder:
         return partition_by(self.feed)
 
     @property
+    def data_store(self) -> Store:
+        """Where the data files live: the lake."""
+        return self.store
+
+    @property
     def control(self) -> str:
         """Folder of manifests and state."""
         return f"control/{self.feed.path}"
+
+    @property
+    def data_root(self) -> str:
+        """Folder of all partitions' data files, in the data store."""
+        return self.feed.path
 
     @property
     def quarantine(self) -> str:
@@ -64,13 +74,13 @@ class FeedFolder:
         return Summary(self.store, self.feed)
 
     def data_folder(self, key: str) -> str:
-        """Folder of a partition's data files."""
-        return f"{self.feed.path}/{path_of(key, self.by)}"
+        """Folder of a partition's data files, in the data store."""
+        return f"{self.data_root}/{path_of(key, self.by)}"
 
     def log(self, key: str) -> PartitionLog:
         """The manifest of a partition."""
         manifest_key = f"{self.control}/{path_of(key, self.by)}/manifest.json"
-        return PartitionLog(self.store, manifest_key, self.data_folder(key), self.new_id)
+        return PartitionLog(self.store, manifest_key, self.data_folder(key), self.new_id, data_store=self.data_store)
 
     def partition_keys(self) -> tuple[str, ...]:
         """Keys of all partitions that have a manifest, in time or version order; one listing."""

@@ -86,7 +86,7 @@ def exact_dataset(
 def _dataset(
     folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], schema: pa.Schema, paths: Sequence[str]
 ) -> ds.Dataset:
-    store = folder.store
+    store = folder.data_store
     files, expressions = [], []
     for key, manifest in manifests:
         expression = _partition(path_of(key, folder.by))
