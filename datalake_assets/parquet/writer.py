@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from datalake_assets.parquet.encodings import Encodings, Profile, choose_encodings
 
-__all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink"]
+__all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink", "open_writer", "sorted_by", "time_bounds"]
 
 MIB = 1 << 20
 #: Bytes of a dictionary page; larger ones cost more time than they save space.
@@ -156,16 +156,16 @@ class ParquetSink:
         table = pa.Table.from_batches(batches, schema=self._schema)
         batches.clear()
         if self._time_column is not None:
-            table = _sorted(table, self._time_column)
+            table = sorted_by(table, self._time_column)
         self._write(table)
 
     def write(self, table: pa.Table) -> None:
         """Writes one row group."""
-        self._write(table if self._time_column is None else _sorted(table, self._time_column))
+        self._write(table if self._time_column is None else sorted_by(table, self._time_column))
 
     def _write(self, table: pa.Table) -> None:
         if self._time_column is not None:
-            self._note_times(table[self._time_column])
+            self._times.extend(time_bounds(table[self._time_column]))
         if self._writer is None:
             self._writer = self._open(table)
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
@@ -197,30 +197,38 @@ class ParquetSink:
     def _open(self, sample: pa.Table) -> pq.ParquetWriter:
         if self.encodings is None:
             self.encodings = choose_encodings(sample, self._settings.profile)
-        dictionary, encodings = self.encodings
-        is_zstd = self._settings.compression == "zstd"
-        return pq.ParquetWriter(
-            pa.PythonFile(self._sink, mode="w"),
-            self._schema,
-            compression=self._settings.compression,
-            compression_level=(self._settings.compression_level or ZSTD_LEVEL) if is_zstd else None,
-            use_dictionary=dictionary,
-            column_encoding=encodings or None,
-            dictionary_pagesize_limit=DICTIONARY_PAGE_BYTES,
-            write_statistics=True,
-            write_page_index=True,
-            store_decimal_as_integer=True,
-        )
-
-    def _note_times(self, times: pa.ChunkedArray) -> None:
-        ends = pc.min_max(times)
-        for end in (ends["min"], ends["max"]):
-            if end.is_valid:
-                moment = end.as_py()
-                self._times.append(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC))
+        return open_writer(pa.PythonFile(self._sink, mode="w"), self._schema, self._settings, self.encodings)
 
 
-def _sorted(table: pa.Table, column: str) -> pa.Table:
+def open_writer(
+    sink: pa.NativeFile, schema: pa.Schema, settings: ParquetSettings, encodings: Encodings, **options: Any
+) -> pq.ParquetWriter:
+    """Arrow's writer, set as all our files are; ``options`` are its own, on top."""
+    dictionary, others = encodings
+    is_zstd = settings.compression == "zstd"
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression=settings.compression,
+        compression_level=(settings.compression_level or ZSTD_LEVEL) if is_zstd else None,
+        use_dictionary=dictionary,
+        column_encoding=others or None,
+        dictionary_pagesize_limit=DICTIONARY_PAGE_BYTES,
+        write_statistics=True,
+        write_page_index=True,
+        store_decimal_as_integer=True,
+        **options,
+    )
+
+
+def time_bounds(times: pa.ChunkedArray) -> tuple[datetime, ...]:
+    """The earliest and the latest, aware UTC; empty if all are null."""
+    ends = pc.min_max(times)
+    moments = [end.as_py() for end in (ends["min"], ends["max"]) if end.is_valid]
+    return tuple(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in moments)
+
+
+def sorted_by(table: pa.Table, column: str) -> pa.Table:
     """By time, rows of equal time in their order; untouched where that is so already."""
     times = table[column].combine_chunks()
     if len(times) < 2 or pc.all(pc.greater_equal(times[1:], times[:-1]), skip_nulls=False).as_py():  # noqa: PLR2004  # one row is sorted
