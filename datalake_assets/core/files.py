@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
-__all__ = ["DataFile", "PartitionStats", "data_file_name"]
+__all__ = ["DataFile", "PartitionStats", "data_file_name", "written_at"]
+
+#: Names that `data_file_name` gave; other writers' names are not trusted to tell a time.
+_OUR_NAME = re.compile(r"(?:data|compacted|snapshot)_([0-9]{8}_[0-9]{6})_.+\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class DataFile:
         max_time: Latest time, likewise.
         checksum: Digest of the file's bytes, ``blake2b-16:<hex>``; empty when unknown (an adopted file).
         etag: The store's ETag as it was when the file was published; empty when unknown.
+        written_at: When the store last saw the file change; None for files whose name tells (see `written_at`).
     """
 
     name: str
@@ -30,6 +35,7 @@ class DataFile:
     max_time: datetime | None = None
     checksum: str = ""
     etag: str = ""
+    written_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +62,16 @@ class PartitionStats:
 def data_file_name(prefix: str, at: datetime, unique: str) -> str:
     """``<prefix>_20250115_120000_<unique>.parquet``; ``prefix`` is ``data``, ``compacted`` or ``snapshot``."""
     return f"{prefix}_{at:%Y%m%d_%H%M%S}_{unique}.parquet"
+
+
+def written_at(file: DataFile) -> datetime | None:
+    """When a file was written: as recorded, else by its name if it is one of ours; None if nobody knows."""
+    if file.written_at is not None:
+        return file.written_at
+    named = _OUR_NAME.fullmatch(file.name)
+    if named is None:
+        return None
+    try:
+        return datetime.strptime(named[1], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+    except ValueError:  # digits, but no date: not ours after all
+        return None

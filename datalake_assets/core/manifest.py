@@ -269,6 +269,7 @@ def _time(text: str | None) -> datetime | None:
 
 
 def _file_to_json(file: DataFile) -> dict[str, Any]:
+    written_at = {"written_at": file.written_at.isoformat()} if file.written_at else {}
     return {
         "name": file.name,
         "rows": file.rows,
@@ -277,12 +278,14 @@ def _file_to_json(file: DataFile) -> dict[str, Any]:
         "max_time": file.max_time.isoformat() if file.max_time else None,
         "checksum": file.checksum,
         "etag": file.etag,
+        **written_at,
     }
 
 
 def _file_from_json(document: Mapping[str, Any]) -> DataFile:
     times = {name: _time(document[name]) for name in ("min_time", "max_time")}
-    return DataFile(**{**document, **times})
+    written_at = _time(document.get("written_at"))
+    return DataFile(**{**document, **times, "written_at": written_at})
 
 
 def _pending_to_json(pending: Pending) -> dict[str, Any]:

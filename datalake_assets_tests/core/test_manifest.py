@@ -20,7 +20,15 @@ A, B, C = (DataFile(f"{name}.parquet", rows, rows * 10) for name, rows in (("a",
 times = st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001
 counts = st.integers(0, 2**63 - 1)
 files = st.builds(
-    DataFile, st.text(), counts, counts, st.none() | times, st.none() | times, checksum=st.text(), etag=st.text()
+    DataFile,
+    st.text(),
+    counts,
+    counts,
+    st.none() | times,
+    st.none() | times,
+    checksum=st.text(),
+    etag=st.text(),
+    written_at=st.none() | times,
 )
 positions = st.one_of(
     st.builds(OffsetsPosition, st.dictionaries(st.integers(0, 2**31), st.tuples(counts, counts))),
@@ -85,6 +93,13 @@ def test_manifest_is_written_as_the_design_says():
         "history",
     ]
     assert document["pending"]["publish"][0]["token"] == "token of a.parquet"
+
+
+def test_manifest_names_the_time_of_writing_only_of_files_whose_name_does_not_tell():
+    manifest = Manifest(files=(A, replace(B, written_at=NOON)))
+    ours, foreign = json.loads(manifest.to_bytes())["files"]
+    assert "written_at" not in ours
+    assert foreign["written_at"] == "2025-01-15T12:00:00+00:00"
 
 
 @pytest.mark.parametrize(
