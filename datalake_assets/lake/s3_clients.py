@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import functools
 import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import botocore.session
 import obstore.store
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader, create_loader
 from obstore.auth.boto3 import Boto3CredentialProvider
 
 from datalake_assets.errors import ConfigError, LakeUnavailable
+from datalake_assets.lake.store import RequestClass, RequestCounts
 
 if TYPE_CHECKING:
     import pyarrow.fs
+    from botocore.awsrequest import AWSPreparedRequest
     from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_s3 import S3Client
 
@@ -46,7 +49,7 @@ class S3Clients:
     """
 
     def __init__(self, bucket: str, prefix: str, *, endpoint: str | None, timeout_s: float, lake: str) -> None:
-        self._timeout_s = timeout_s
+        self._bucket, self._timeout_s = bucket, timeout_s
         endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
         if endpoint and (urlsplit(endpoint).username or urlsplit(endpoint).scheme not in {"http", "https"}):
             raise ConfigError("the S3 endpoint must be an http(s) URL without credentials in it")
@@ -100,6 +103,19 @@ class S3Clients:
             config={"endpoint": self.endpoint} if self.endpoint else {},
         )
 
+    def count_requests(self, requests: RequestCounts) -> None:
+        """Counts boto3's requests from now on, each attempt."""
+        self.boto.meta.events.register("before-send.s3", functools.partial(_count, requests))
+        self.boto.meta.events.register("before-send.s3.PutObject", _send_at_once)
+
+    def server_time(self) -> datetime:
+        """The Date header of an answer, even of a refusal; aware UTC."""
+        try:
+            headers = self.boto.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
+        except ClientError as error:
+            headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+        return parsedate_to_datetime(headers["date"]).astimezone(UTC)
+
     def arrow(self) -> pyarrow.fs.S3FileSystem:
         """Arrow's filesystem, a new one whenever the credentials have been renewed."""
         import pyarrow.fs  # noqa: PLC0415  a third of a second, which a commit need not pay
@@ -121,6 +137,24 @@ class S3Clients:
             )
             self._arrow = (frozen, filesystem)
         return self._arrow[1]
+
+
+def _count(requests: RequestCounts, event_name: str, **_: object) -> None:
+    """Count one request of boto3, each attempt; a hook that returns nothing lets it go out."""
+    operation = event_name.rpartition(".")[2]
+    kinds: dict[str, RequestClass] = {
+        "Delete": "delete",
+        "Abort": "delete",
+        "List": "list",
+        "Get": "get",
+        "Head": "get",
+    }
+    requests.add(next((kind for start, kind in kinds.items() if operation.startswith(start)), "put"))
+
+
+def _send_at_once(request: AWSPreparedRequest, **_: object) -> None:
+    """Drop `Expect: 100-continue`: a small body gains nothing from asking first, and pays a round trip."""
+    del request.headers["Expect"]
 
 
 @functools.cache

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
+from datalake_assets.errors import TransientStoreError
 from datalake_assets.lake.sink import StagedSink
 from datalake_assets.lake.store import StagedFile
 
-__all__ = ["LostUpload", "UploadWriter", "Uploads"]
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+    from datalake_assets.lake.s3_deletes import Send
+
+__all__ = ["LostUpload", "UploadWriter", "Uploads", "open_uploads"]
 
 # S3 limit: at least 5 MiB in every part but the last, and 10,000 parts (AWS API reference): files up to 78 GiB
 PART_BYTES = 8 * 1024 * 1024
@@ -108,3 +116,20 @@ class UploadWriter(StagedSink):
 
     def _lost(self) -> LostUpload:
         return LostUpload(self.key, self._upload_id, tuple(self._under_way))
+
+
+def open_uploads(boto: S3Client, bucket: str, folder: str, *, lake: str, send: Send) -> Iterator[Any]:
+    """The uploads that nobody has completed, of keys that start with ``folder``, as S3 describes them."""
+    marker: dict[str, Any] = {}
+    while True:
+        ask = partial(boto.list_multipart_uploads, Bucket=bucket, Prefix=folder, **marker)
+        page = send(ask, key="", repeatable=True)
+        yield from (upload for upload in page.get("Uploads", []) if upload["Key"].startswith(folder))
+        if not page.get("IsTruncated"):
+            return
+        # SeaweedFS 4.48 orders by upload id and names no next key: given one, it would skip uploads
+        following = {name: page.get(f"Next{name}") for name in ("KeyMarker", "UploadIdMarker")}
+        following = {name: value for name, value in following.items() if value}
+        if following == marker:
+            raise TransientStoreError(lake, "its list of open uploads does not go on")
+        marker = following

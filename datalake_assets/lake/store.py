@@ -154,8 +154,20 @@ class Store(Protocol):
     def requests(self) -> Mapping[RequestClass, int]:
         """Requests so far, by class: `put` (POST too), `get` (HEAD too), `list`, `delete`; repeated writes count."""
 
+    @property
+    def s3_endpoint(self) -> str | None:
+        """Where S3 is for stores opened beside this one; None = what the AWS conventions say."""
+
     def get(self, key: str) -> tuple[bytes, str]:
         """Body and ETag; for small objects. Raises `ObjectNotFound`."""
+
+    def tail(self, key: str, size_bytes: int, *, etag: str) -> bytes:
+        """The last bytes of an object, or all of them, if it still has this ETag of `head` or `list`.
+
+        Raises:
+            ObjectNotFound: It is gone.
+            PreconditionFailed: It is another now.
+        """
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is stored under the key, or None. Never reads the body."""
@@ -182,6 +194,16 @@ class Store(Protocol):
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete; absent keys are fine. Returns only once each single delete was acknowledged."""
+
+    def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """Delete objects that still are what they were; for files that others write too.
+
+        Args:
+            etags: By key; as `head` and `list` give them. Absent keys are fine.
+
+        Returns:
+            The keys of those that are others now; they stay. All else is gone, and was acknowledged.
+        """
 
     def stage(self, key: str) -> StagedWriter:
         """Begin a file that `publish` can make visible under the key."""
@@ -310,14 +332,14 @@ def open_store(uri: str, *, s3_endpoint: str | None = None) -> Store:
             from the AWS conventions alone (environment, profile, instance).
     """
     if "://" not in uri:
-        return _local(uri)
+        return _local(uri, s3_endpoint)
     parts = urlsplit(uri)
     if parts.username or parts.password:
         raise ConfigError(
             "a lake's URI must not carry credentials; give them by the AWS conventions (environment, profile)"
         )
     if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
-        return _local(parts.path)
+        return _local(parts.path, s3_endpoint)
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise ConfigError(f"{uri!r} cannot be a lake: give a local folder, or s3://bucket/prefix")
     from datalake_assets.lake.store_s3 import S3Store  # noqa: PLC0415  boto3 takes half a second to import
@@ -325,9 +347,9 @@ def open_store(uri: str, *, s3_endpoint: str | None = None) -> Store:
     return S3Store(parts.netloc, parts.path.strip("/"), endpoint=s3_endpoint)
 
 
-def _local(folder: str) -> Store:
+def _local(folder: str, s3_endpoint: str | None) -> Store:
     from datalake_assets.lake.store_local import LocalStore  # noqa: PLC0415  it imports this module
 
     if not folder:
         raise ConfigError("'' cannot be a lake: give a local folder, or s3://bucket/prefix")
-    return LocalStore(folder)
+    return LocalStore(folder, s3_endpoint=s3_endpoint)

@@ -7,6 +7,7 @@ would find it:
     .staging/files/<key, '/' as ','>,<id>    staged files
     .staging/tmp/<id>                        contents on their way to a control object; leftovers of a crash
     .staging/locks/<00..ff>                  each the lock of many keys
+    .staging/held/<digest>                   files moved aside while they are deleted, if they still are what they were
 
 It has to be on the device of the data folders: publishing is a hard link, atomic, and unlike a rename it cannot
 overwrite.
@@ -18,7 +19,7 @@ import hashlib
 import os
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from urllib.parse import quote, unquote
 
 from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound, PreconditionFailed, UploadGone
 from datalake_assets.lake.durable import DurableTree, fsync_folder, scan_files
+from datalake_assets.lake.local_deletes import delete_if_same
 from datalake_assets.lake.sink import StagedSink
 from datalake_assets.lake.store import (
     STAGING,
@@ -47,6 +49,7 @@ __all__ = ["LocalStore"]
 
 NAME_MAX_BYTES = 255  # Linux and macOS: bytes in one file name
 FILES = f"{STAGING}/files/"
+HELD = f"{STAGING}/held"
 
 _proven: set[str] = set()  # lakes that passed `probe` in this process
 
@@ -59,9 +62,11 @@ class LocalStore:
 
     Args:
         root: The folder.
+        s3_endpoint: Where S3 is for stores opened beside this one.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, s3_endpoint: str | None = None) -> None:
+        self.s3_endpoint = s3_endpoint
         self._root = Path(root).expanduser().absolute()
         self._tree = DurableTree(self._root, scratch=self._root / STAGING)
         self._requests = RequestCounts()
@@ -93,6 +98,23 @@ class LocalStore:
                 self._tree.check_root()
                 raise ObjectNotFound(self._where(key)) from None
         return body, _digest(body)
+
+    def tail(self, key: str, size_bytes: int, *, etag: str) -> bytes:
+        """The end of a file, read and compared through one handle."""
+        file = self._root / check_key(key)
+        self._requests.add("get")
+        with self._tree.translating(key):
+            try:
+                with file.open("rb") as opened:
+                    status = os.fstat(opened.fileno())
+                    opened.seek(max(0, status.st_size - size_bytes))
+                    body = opened.read(size_bytes)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._tree.check_root()
+                raise ObjectNotFound(self._where(key)) from None
+        if _identity(status) != etag:
+            raise PreconditionFailed(self._where(key))
+        return body
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is stored, or None."""
@@ -172,6 +194,25 @@ class LocalStore:
         for folder in sorted(folders):
             with self._tree.translating(folder.relative_to(self._root).as_posix()):
                 fsync_folder(folder)
+
+    def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """Move each aside, and delete it there if it still is what it was; see `local_deletes`."""
+        folders, kept = set(), []
+        for key, etag in etags.items():
+            self._requests.add("delete")
+            file = self._root / check_key(key)
+            held = self._root / HELD / _digest(f"{key}\n{etag}".encode())
+            with self._tree.translating(key), self._tree.lock(_digest(key.encode())):
+                self._tree.check_root()
+                self._tree.make_folder(held.parent)
+                if not delete_if_same(file, held, is_same=partial(_has_identity, etag)):
+                    kept.append(key)
+            if file.parent.is_dir():
+                folders.add(file.parent)
+        for folder in sorted(folders):
+            with self._tree.translating(folder.relative_to(self._root).as_posix()):
+                fsync_folder(folder)
+        return tuple(kept)
 
     def stage(self, key: str) -> _LocalWriter:
         """Begin a file in `.staging/files/`."""
@@ -315,6 +356,13 @@ def _modified_at(status: os.stat_result) -> datetime:
     return datetime.fromtimestamp(status.st_mtime, UTC)
 
 
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _has_identity(etag: str, status: os.stat_result) -> bool:
+    return _identity(status) == etag
+
+
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    etag = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
-    return ObjectInfo(key, status.st_size, etag, _modified_at(status))
+    return ObjectInfo(key, status.st_size, _identity(status), _modified_at(status))

@@ -13,37 +13,35 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 import stamina
-from botocore.exceptions import ClientError
+from obstore.exceptions import PreconditionError
 
-from datalake_assets.errors import ObjectNotFound, TransientStoreError, UploadGone
+from datalake_assets.errors import ObjectNotFound, PreconditionFailed, TransientStoreError, UploadGone
 from datalake_assets.lake.s3_clients import S3Clients
+from datalake_assets.lake.s3_deletes import S3Deletes
 from datalake_assets.lake.s3_errors import (
     READ_ERRORS,
     WRITE_ERRORS,
-    delete_refused,
     may_repeat,
     read_failed,
     write_failed,
 )
-from datalake_assets.lake.s3_upload import LostUpload, UploadWriter
+from datalake_assets.lake.s3_upload import LostUpload, UploadWriter, open_uploads
 from datalake_assets.lake.store import (
     STAGING,
     ObjectInfo,
-    RequestClass,
     RequestCounts,
     StagedFile,
     StaleUpload,
@@ -55,7 +53,7 @@ from datalake_assets.lake.store import (
 
 if TYPE_CHECKING:
     import pyarrow.fs
-    from botocore.awsrequest import AWSPreparedRequest
+    from obstore import GetOptions
 
 __all__ = ["S3Store"]
 
@@ -66,11 +64,13 @@ T = TypeVar("T")
 TIMEOUT_S = 30.0
 ATTEMPTS = 4
 RETRY_TIMEOUT_S = 60.0
-DELETE_BATCH = 1000  # S3 limit: keys in one DeleteObjects (AWS API reference)
 LIST_PAGE = 1000  # S3 limit: keys in one ListObjectsV2 page (AWS API reference)
 UPLOAD_THREADS = 4  # for all writers of a store; each writer has at most two parts under way
+HEAD_THREADS = 16
 
+logger = logging.getLogger(__name__)
 _proven: set[tuple[str, str | None]] = set()  # lakes that passed `probe` in this process
+_conditional_deletes: dict[tuple[str, str | None], bool] = {}  # whether deletes are, by lake
 
 
 class S3Store:
@@ -86,13 +86,13 @@ class S3Store:
     def __init__(
         self, bucket: str, prefix: str = "", *, endpoint: str | None = None, timeout_s: float = TIMEOUT_S
     ) -> None:
-        self._bucket, self._prefix = bucket, check_prefix(prefix)
+        self._bucket, self._prefix, self._endpoint = bucket, check_prefix(prefix), endpoint
         self._uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._requests = RequestCounts()
         self._clients = S3Clients(bucket, prefix, endpoint=endpoint, timeout_s=timeout_s, lake=self._uri)
         self._boto, self._obstore = self._clients.boto, self._clients.obstore
-        self._boto.meta.events.register("before-send.s3", partial(_count, self._requests))
-        self._boto.meta.events.register("before-send.s3.PutObject", _send_at_once)
+        self._clients.count_requests(self._requests)
+        self._deletes = S3Deletes(self._boto, bucket, lake=self._uri, send=self._send)
         self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
         self._lost: deque[LostUpload] = deque()
         self._draining = threading.Lock()
@@ -111,6 +111,11 @@ class S3Store:
     def requests(self) -> RequestCounts:
         """Requests sent so far, by class; those that Arrow's filesystem makes, and obstore's retries, are not in it."""
         return self._requests
+
+    @property
+    def s3_endpoint(self) -> str | None:
+        """The server's URL, as it was given."""
+        return self._endpoint
 
     def _where(self, key: str) -> str:
         return f"{self._uri}/{key}"
@@ -138,6 +143,19 @@ class S3Store:
             result = obstore.get(self._obstore, check_key(key))
             return bytes(result.bytes()), _unquoted(result.meta["e_tag"])
         except READ_ERRORS as error:
+            raise read_failed(error, where=self._where(key), lake=self.uri) from error
+
+    def tail(self, key: str, size_bytes: int, *, etag: str) -> bytes:
+        """The end of an object: one conditional ranged GET."""
+        self._requests.add("get")
+        options: GetOptions = {"if_match": f'"{etag}"', "range": {"suffix": size_bytes}}
+        try:
+            return bytes(obstore.get(self._obstore, check_key(key), options=options).bytes())
+        except PreconditionError as error:
+            raise PreconditionFailed(self._where(key)) from error
+        except READ_ERRORS as error:
+            if "InvalidRange" in str(error):  # an empty object has no last bytes
+                return b""
             raise read_failed(error, where=self._where(key), lake=self.uri) from error
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -200,18 +218,36 @@ class S3Store:
         self._delete([check_key(key) for key in keys])
 
     def _delete(self, keys: Iterable[str]) -> None:
-        remaining = iter(keys)
-        while batch := [self._full(key) for key in islice(remaining, DELETE_BATCH)]:
-            send = partial(
-                self._boto.delete_objects, Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in batch]}
-            )
-            answer = self._send(send, key="", repeatable=True)
-            for error in answer.get("Errors", []):
-                where = f"s3://{self._bucket}/{error.get('Key', '')}"
-                raise delete_refused(error.get("Code", "no code"), where=where, lake=self.uri)
-            missing = set(batch) - {deleted.get("Key", "") for deleted in answer.get("Deleted", [])}
-            if missing:
-                raise TransientStoreError(f"s3://{self._bucket}/{min(missing)}", "its delete was not acknowledged")
+        self._deletes.delete(self._full(key) for key in keys)
+
+    def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """Delete with `If-Match`; a store that ignores it is told once, and then looked at before each delete."""
+        wanted = {check_key(key): etag for key, etag in etags.items()}
+        conditional = self._deletes_are_conditional()
+        refused = self._deletes.delete_if(self._full_keys(wanted)) if conditional else list(self._full_keys(wanted))
+        left = [key[len(self._full("")) :] for key in refused]
+        with ThreadPoolExecutor(HEAD_THREADS) as pool:
+            there = [info for info in pool.map(self.head, left) if info is not None]
+        same = [info.key for info in there if info.etag == wanted[info.key]]
+        if conditional and same:
+            raise TransientStoreError(self._where(same[0]), "its delete was refused, though it did not change")
+        self._delete(same)
+        return tuple(info.key for info in there if info.key not in same)
+
+    def _full_keys(self, etags: Mapping[str, str]) -> dict[str, str]:
+        return {self._full(key): etag for key, etag in etags.items()}
+
+    def _deletes_are_conditional(self) -> bool:
+        """Asked once per process, with a scratch object."""
+        lake = (self.uri, self._clients.endpoint)
+        if lake not in _conditional_deletes:
+            key = f"{STAGING}/probe-{uuid.uuid4().hex}"
+            self._create(key, b"probe")
+            _conditional_deletes[lake] = self._deletes.are_conditional(self._full(key))
+            self._delete([key])
+            if not _conditional_deletes[lake]:
+                logger.warning("%s ignores If-Match on deletes: files are looked at before each delete", self.uri)
+        return _conditional_deletes[lake]
 
     def stage(self, key: str) -> UploadWriter:
         """Begin a file; S3 hears of it with the first 8 MiB, or when it is finished."""
@@ -299,22 +335,9 @@ class S3Store:
         return self._list_uploads(folder)
 
     def _list_uploads(self, folder: str) -> Iterator[StaleUpload]:
-        marker: dict[str, Any] = {}
-        while True:
-            send = partial(self._boto.list_multipart_uploads, Bucket=self._bucket, Prefix=folder, **marker)
-            page = self._send(send, key="", repeatable=True)
-            for upload in page.get("Uploads", []):
-                if upload["Key"].startswith(folder):
-                    key = upload["Key"].removeprefix(f"{self._prefix}/" if self._prefix else "")
-                    yield StaleUpload(key, upload["UploadId"], upload["Initiated"].astimezone(UTC))
-            if not page.get("IsTruncated"):
-                return
-            # SeaweedFS 4.48 orders by upload id and names no next key: given one, it would skip uploads
-            following = {name: page.get(f"Next{name}") for name in ("KeyMarker", "UploadIdMarker")}
-            following = {name: value for name, value in following.items() if value}
-            if following == marker:
-                raise TransientStoreError(self._uri, "its list of open uploads does not go on")
-            marker = following
+        strip = len(self._full(""))
+        for upload in open_uploads(self._boto, self._bucket, folder, lake=self._uri, send=self._send):
+            yield StaleUpload(upload["Key"][strip:], upload["UploadId"], upload["Initiated"].astimezone(UTC))
 
     def sync(self, keys: Iterable[str]) -> None:
         """Nothing to do: what S3 acknowledged is durable."""
@@ -326,21 +349,9 @@ class S3Store:
         told apart by age.
         """
         if self._skew is None:
-            skew = self._server_time() - datetime.now(UTC)
+            skew = self._send(self._clients.server_time, key="", repeatable=True) - datetime.now(UTC)
             self._skew = skew if abs(skew) > SAME_CLOCK else timedelta()
         return datetime.now(UTC) + self._skew
-
-    def _server_time(self) -> datetime:
-        """The Date header of an answer, even of a refusal."""
-
-        def ask() -> str:
-            try:
-                headers = self._boto.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
-            except ClientError as error:
-                headers = error.response["ResponseMetadata"]["HTTPHeaders"]
-            return headers["date"]
-
-        return parsedate_to_datetime(self._send(ask, key="", repeatable=True)).astimezone(UTC)
 
     def filesystem(self) -> pyarrow.fs.FileSystem:
         """Arrow's own S3 filesystem."""
@@ -361,24 +372,6 @@ class S3Store:
         finally:
             self._delete([key])
         _proven.add(lake)
-
-
-def _count(requests: RequestCounts, event_name: str, **_: object) -> None:
-    """Count one request of boto3, each attempt; a hook that returns nothing lets it go out."""
-    operation = event_name.rpartition(".")[2]
-    kinds: dict[str, RequestClass] = {
-        "Delete": "delete",
-        "Abort": "delete",
-        "List": "list",
-        "Get": "get",
-        "Head": "get",
-    }
-    requests.add(next((kind for start, kind in kinds.items() if operation.startswith(start)), "put"))
-
-
-def _send_at_once(request: AWSPreparedRequest, **_: object) -> None:
-    """Drop `Expect: 100-continue`: a small body gains nothing from asking first, and pays a round trip."""
-    del request.headers["Expect"]
 
 
 def _close(client: Any, uploads: ThreadPoolExecutor) -> None:

@@ -9,7 +9,7 @@ never comes back. Without a scheduler and without faults it is a plain store.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -122,6 +122,7 @@ class SimulatedStore:
     """
 
     uri = "simulated://lake"
+    s3_endpoint = None
 
     def __init__(self, rng: random.Random, *, local: bool = False) -> None:
         self.local, self._rng, self.faults = local, rng, Faults()
@@ -206,6 +207,14 @@ class SimulatedStore:
             raise ObjectNotFound(key)
         return self.objects[key].body, self.objects[key].etag
 
+    def tail(self, key: str, size_bytes: int, *, etag: str) -> bytes:
+        self.step("tail", reads=True)
+        if check_key(key) not in self.objects:
+            raise ObjectNotFound(key)
+        if self._info(key).etag != etag:
+            raise PreconditionFailed(key)
+        return self.objects[key].body[-size_bytes:]
+
     def head(self, key: str) -> ObjectInfo | None:
         self.step("head", reads=True)
         return self._info(key) if check_key(key) in self.objects else None
@@ -253,6 +262,20 @@ class SimulatedStore:
             if self.local:
                 self._unsynced.setdefault(key, self.objects[key])
             self._place(key, None)
+
+    def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """One by one, as `delete`."""
+        kept = [key for key, etag in etags.items() if not self._write("delete", partial(self._delete_if, key, etag))]
+        if self.local:
+            self._unsynced.clear()
+        return tuple(kept)
+
+    def _delete_if(self, key: str, etag: str) -> bool:
+        """Whether it is gone."""
+        if check_key(key) in self.objects and self._info(key).etag != etag:
+            return False
+        self._delete(key)
+        return True
 
     def stage(self, key: str) -> _Writer:
         self.step("stage")

@@ -222,6 +222,66 @@ def test_delete_takes_more_than_one_request(store: Store) -> None:
     assert keys(store) == []
 
 
+def etag_of(store: Store, key: str) -> str:
+    info = store.head(key)
+    assert info
+    return info.etag
+
+
+def test_delete_if_removes_what_did_not_change(store: Store) -> None:
+    store.put("a/1", b"x")
+    store.put("a/2", b"y")
+
+    kept = store.delete_if({"a/1": etag_of(store, "a/1"), "a/none": "0" * 32, "none/at/all": "0" * 32})
+
+    assert kept == ()
+    assert keys(store) == ["a/2"]
+
+
+def test_delete_if_keeps_what_was_overwritten(store: Store) -> None:
+    store.put("a/1", b"one")
+    store.put("a/2", b"two")
+    etags = {key: etag_of(store, key) for key in ("a/1", "a/2")}
+    store.put("a/1", b"another")
+
+    assert store.delete_if(etags) == ("a/1",)
+    assert keys(store) == ["a/1"]
+    assert store.get("a/1")[0] == b"another"
+    assert store.delete_if(etags) == ("a/1",)
+
+
+def test_delete_if_takes_more_than_one_request(store: Store) -> None:
+    store.put("a/1002", b"x")
+    etag = etag_of(store, "a/1002")
+
+    assert store.delete_if({f"a/{number}": etag for number in range(1003)}) == ()
+    assert keys(store) == []
+
+
+@pytest.mark.parametrize(("size_bytes", "tail"), [(4, b"6789"), (10, b"0123456789"), (99, b"0123456789")])
+def test_tail_is_the_end_of_an_object(store: Store, size_bytes: int, tail: bytes) -> None:
+    store.put("a/1", b"0123456789")
+
+    assert store.tail("a/1", size_bytes, etag=etag_of(store, "a/1")) == tail
+
+
+def test_tail_of_an_empty_object_is_empty(store: Store) -> None:
+    store.put("a/1", b"")
+
+    assert store.tail("a/1", 8, etag=etag_of(store, "a/1")) == b""
+
+
+def test_tail_is_refused_when_the_object_changed_or_is_gone(store: Store) -> None:
+    store.put("a/1", b"one")
+    etag = etag_of(store, "a/1")
+    store.put("a/1", b"another")
+
+    with pytest.raises(PreconditionFailed):
+        store.tail("a/1", 8, etag=etag)
+    with pytest.raises(ObjectNotFound):
+        store.tail("a/2", 8, etag=etag)
+
+
 # ---- races
 
 

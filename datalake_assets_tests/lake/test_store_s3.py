@@ -25,6 +25,7 @@ from datalake_assets.errors import (
     UploadGone,
 )
 from datalake_assets.lake import store_s3
+from datalake_assets.lake.s3_deletes import S3Deletes
 from datalake_assets.lake.store import StagedFile, Store, open_store
 from datalake_assets.lake.store_s3 import S3Store
 from datalake_assets_tests.fault_proxy import FaultProxy
@@ -275,6 +276,40 @@ def test_delete_fails_when_a_key_is_not_mentioned(s3_store: Store, monkeypatch: 
 
     with pytest.raises(TransientStoreError, match="not acknowledged"):
         s3_store.delete(["a"])
+
+
+def test_delete_if_is_repeated_after_a_lost_answer(faulty: S3Store, fault_proxy: FaultProxy) -> None:
+    faulty.put(DATA, b"rows")
+    info = faulty.head(DATA)
+    assert info
+    assert faulty.delete_if({}) == ()
+    fault_proxy.add("drop_response", times=1, method="POST")
+
+    assert faulty.delete_if({DATA: info.etag}) == ()
+    assert faulty.head(DATA) is None
+
+
+def test_delete_if_looks_first_when_the_server_ignores_its_condition(
+    s3_store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_s3, "_conditional_deletes", {})
+    monkeypatch.setattr(S3Deletes, "are_conditional", lambda *_: False)
+    monkeypatch.setattr(S3Deletes, "delete_if", None)
+    etags = {}
+    for key in ("a/1", "a/2"):
+        s3_store.put(key, b"rows")
+        info = s3_store.head(key)
+        assert info
+        etags[key] = info.etag
+    s3_store.put("a/1", b"other rows")
+
+    with caplog.at_level("WARNING"):
+        assert s3_store.delete_if(etags) == ("a/1",)
+        assert s3_store.delete_if(etags) == ("a/1",)
+    assert [info.key for info in s3_store.list("")] == ["a/1"]
+    assert [each.getMessage() for each in caplog.records] == [
+        f"{s3_store.uri} ignores If-Match on deletes: files are looked at before each delete"
+    ]
 
 
 def test_delete_is_repeated_after_a_lost_answer(faulty: S3Store, fault_proxy: FaultProxy) -> None:
