@@ -272,6 +272,7 @@ class Settings(BaseSettings):
         ksqldb_ca_file: PEM file of the authority that signed the server's certificate, if it is not a public one.
         ksqldb_timeout_s: Seconds to wait for a connection or for the next bytes of an answer.
         env: Sets compaction thresholds.
+        compaction_memory_mb: Megabytes of decoded rows that a compaction may hold; says how much it does at once.
         s3_endpoint: URL of an S3-compatible server; unset: AWS. Credentials come by the AWS conventions only.
         webserver_url: The Dagster web server, told to reload when feeds change.
     """
@@ -285,6 +286,7 @@ class Settings(BaseSettings):
     ksqldb_ca_file: str | None = None
     ksqldb_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     env: Environment = Environment.DEVELOPMENT
+    compaction_memory_mb: Annotated[int, Field(ge=64)] = 400
     s3_endpoint: str | None = None
     webserver_url: str = "http://127.0.0.1:3000"
 

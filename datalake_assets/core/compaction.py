@@ -56,12 +56,14 @@ class CompactionRequest:
         force: Merge whatever can be merged: no minimum of files or ages, no estimate.
         target_file_bytes: In place of the format's.
         max_files: In place of the policy's.
+        memory_bytes: Of decoded rows held at once; says how many row groups are encoded at once.
     """
 
     environment: Environment = Environment.DEVELOPMENT
     force: bool = False
     target_file_bytes: int | None = None
     max_files: int | None = None
+    memory_bytes: int = 384 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +200,11 @@ def _too_young(file: DataFile, rules: CompactionRules, now: datetime) -> str:
 
 def _too_large(file: DataFile, rules: CompactionRules) -> str:
     """Larger than the target, and not to be split."""
-    target, split_above = rules.target_file_bytes, rules.split_above_bytes
-    if file.size_bytes <= max(target, split_above) and file.size_bytes > target:
-        return (
-            f"is {size_text(file.size_bytes)}: above {size_text(target)} and split only above {size_text(split_above)}"
-        )
-    if file.size_bytes > target and not split_above:
-        return f"is {size_text(file.size_bytes)}: above {size_text(target)} and never split"
-    return ""
+    size, target, split_above = file.size_bytes, rules.target_file_bytes, rules.split_above_bytes
+    if size <= target or size > split_above > 0:
+        return ""
+    splitting = f"split only above {size_text(split_above)}" if split_above else "never split"
+    return f"is {size_text(size)}: above {size_text(target)} and {splitting}"
 
 
 def _split(file: DataFile, rules: CompactionRules) -> CompactionGroup:
@@ -222,7 +221,8 @@ def _merges(
     if not as_few and small < rules.min_files:
         short = f"only {files_text(small, 'small ')}, {rules.min_files} are needed"
         return [], {file.name: _not_small(file, rules) or short for file in files}
-    bundles, declined = _settled([Bundle.of(file) for file in files], rules, as_few=as_few)
+    alone = sorted((Bundle.of(file) for file in files), key=Bundle.place)
+    bundles, declined = _settled(alone, rules, as_few=as_few)
     tiers = Counter(tier_of(each.size_bytes, rules.fan_in) for each in bundles if _is_small(each, rules))
     groups, left = [], {}
     for bundle in bundles:
@@ -230,8 +230,8 @@ def _merges(
             groups.append(CompactionGroup(bundle.files, _why_merged(bundle, rules, closed=closed)))
             continue
         file = bundle.files[0]
-        alone = _why_alone(file, rules, bundles) if as_few else _why_waiting(file, rules, tiers)
-        left[file.name] = declined.get(file.name, alone)
+        reason = _why_alone(file, rules, bundles) if as_few else _why_waiting(file, rules, tiers)
+        left[file.name] = declined.get(file.name, reason)
     return groups, left
 
 
@@ -253,8 +253,8 @@ def _settled(bundles: list[Bundle], rules: CompactionRules, *, as_few: bool) -> 
                 settled += each
                 declined |= dict.fromkeys((bundle.files[0].name for bundle in each), _not_worth(_merge(each)))
         if len(settled) == len(bundles):
-            return sorted(settled, key=lambda bundle: time_order(bundle.files[0])), declined
-        bundles = settled
+            return bundles, declined
+        bundles = sorted(settled, key=Bundle.place)
 
 
 def _merge(bundles: Sequence[Bundle]) -> Rewrite:
