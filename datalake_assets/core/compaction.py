@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from datalake_assets.config import Environment, Feed
@@ -102,10 +102,17 @@ class CompactionGroup:
 
 @dataclass(frozen=True, slots=True)
 class LeftAlone:
-    """A file that stays as it is, and why."""
+    """A file that stays as it is, and why.
+
+    Attributes:
+        name: The file.
+        reason: Why, for a person.
+        unusable: No rewrite can take it as it is: it cannot be read, or fits no other. Somebody should look at it.
+    """
 
     name: str
     reason: str
+    unusable: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,8 @@ def plan_compaction(
         Groups in time order, and in it every other file once, with its reason, also in time order.
     """
     listed = sorted(files, key=time_order)
-    left = _set_aside(listed, rules, now=now, last_commit=last_commit) | dict(excluded or {})
+    unusable = dict(excluded or {})
+    left = _set_aside(listed, rules, now=now, last_commit=last_commit) | unusable
     usable = [file for file in listed if file.name not in left]
     splits = [_split(file, rules) for file in usable if file.size_bytes > rules.target_file_bytes]
     merges, reasons = _merges(
@@ -170,9 +178,10 @@ def plan_compaction(
     )
     groups, cut = _within_limits([*merges, *splits], rules)
     left |= reasons | cut
+    names = [file.name for file in listed]
     return CompactionPlan(
         groups=tuple(groups),
-        left_alone=tuple(LeftAlone(file.name, left[file.name]) for file in listed if file.name in left),
+        left_alone=tuple(LeftAlone(name, left[name], name in unusable) for name in names if name in left),
         estimate=estimate_of([_rewrite(group, rules) for group in groups], files=len(listed)),
     )
 

@@ -5,6 +5,8 @@ Everything here is about sizes and times, nothing about policies. Two properties
 - No bin holds more bytes than its capacity.
 - No two bins fit into one (each was opened because what opened it fitted into no other). So to pack the results again
   changes nothing, and a plan is a fixed point.
+
+Bundles come in the order of `Bundle.place`.
 """
 
 from __future__ import annotations
@@ -53,6 +55,11 @@ class Bundle:
         files = sorted(chain.from_iterable(bundle.files for bundle in bundles), key=time_order)
         return cls(tuple(files), sum(file.size_bytes for file in files))
 
+    def place(self) -> tuple[datetime, int, str]:
+        """Sorts bundles by time. Of equal times size decides, as a merge has another name than what it is made of."""
+        began, name = time_order(self.files[0])
+        return began, self.size_bytes if self.files[0].min_time else 0, name
+
 
 Bin = list[Bundle]
 
@@ -87,29 +94,24 @@ def by_tiers(bundles: Sequence[Bundle], capacity: int, *, small_below: int, fan_
 def as_few_as_possible(bundles: Sequence[Bundle], capacity: int, *, small_below: int) -> list[Bin]:
     """Packs all bundles, each at most ``capacity``.
 
-    Of two packings that end with the same number of files the one that rewrites fewer bytes is taken: the small ones
-    among themselves, then into what room the others have; or all of them anew.
+    The small ones are packed among themselves, then into what room the others have. Only if it leaves fewer files all
+    are packed anew, as that rewrites large ones too.
     """
     small = [bundle for bundle in bundles if bundle.size_bytes < small_below]
     others = [[bundle] for bundle in bundles if bundle.size_bytes >= small_below]
     small_first = _any_fit([*others, *_pack(small, capacity)], capacity)
-    return min(small_first, _pack(bundles, capacity), key=lambda bins: (len(bins), _rewritten(bins)))
-
-
-def _rewritten(bins: Iterable[Bin]) -> int:
-    return sum(bundle.size_bytes for each in bins if len(each) > 1 for bundle in each)
+    return min(small_first, _pack(bundles, capacity), key=len)
 
 
 def _pack(bundles: Sequence[Bundle], capacity: int) -> list[Bin]:
-    """Packs neighbours in time (next fit) unless the largest first (best fit decreasing) take fewer bins.
+    """Packs neighbours (next fit) unless the largest first (best fit decreasing) take fewer bins.
 
-    Neighbours keep the time ranges of files and row groups narrow, so that readers can skip them.
+    Neighbours in time keep the time ranges of files and row groups narrow, so that readers can skip them.
     """
-    in_time = sorted(bundles, key=lambda bundle: time_order(bundle.files[0]))
-    neighbours = _any_fit(_next_fit(in_time, capacity), capacity)
+    neighbours = _any_fit(_next_fit(bundles, capacity), capacity)
     if len(neighbours) <= -(-sum(bundle.size_bytes for bundle in bundles) // capacity):
         return neighbours  # no packing takes fewer
-    largest_first = sorted(in_time, key=lambda bundle: -bundle.size_bytes)
+    largest_first = sorted(bundles, key=lambda bundle: -bundle.size_bytes)
     return min(neighbours, _any_fit([[bundle] for bundle in largest_first], capacity), key=len)
 
 
