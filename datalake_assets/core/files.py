@@ -23,7 +23,8 @@ class DataFile:
         size_bytes: Size of the file.
         min_time: Earliest time in the feed's time column; None if it has none.
         max_time: Latest time, likewise.
-        checksum: Digest of the file's bytes, ``blake2b-16:<hex>``; empty when unknown (an adopted file).
+        checksum: Digest of the file's bytes, ``xxh3-128:<hex>``, ``blake2b-16:<hex>`` in lakes of before; empty
+            when unknown (an adopted file).
         etag: The store's ETag as it was when the file was published; empty when unknown.
         written_at: When the store last saw the file change; None for files whose name tells (see `written_at`).
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +17,7 @@ from datalake_assets.lake.base import Difference, Repair
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import ObjectInfo
 from datalake_assets.lake.table_export import enter_version, retain
+from datalake_assets.parquet.checksum import checksum_like
 
 __all__ = ["STALE", "repair", "verify"]
 
@@ -71,12 +71,7 @@ def _file(
 
 def _content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator[Difference]:
     with folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
-        digest = hashlib.blake2b(digest_size=16)
-        while chunk := opened.read(CHUNK_BYTES):
-            digest.update(chunk)
-        checksum = f"blake2b-16:{digest.hexdigest()}"
-        if file.checksum and checksum != file.checksum:
-            yield Difference(key, "checksum", name, "the bytes are not those that were committed")
+        yield from _digest(key, file, name, opened)
         opened.seek(0)
         try:
             rows = sum(batch.num_rows for batch in pq.ParquetFile(opened).iter_batches())
@@ -85,6 +80,20 @@ def _content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterato
             return
         if rows != file.rows:
             yield Difference(key, "rows", name, f"{rows} rows, the manifest says {file.rows}")
+
+
+def _digest(key: str, file: DataFile, name: str, opened: pa.NativeFile) -> Iterator[Difference]:
+    if not file.checksum:
+        return
+    try:
+        checksum = checksum_like(file.checksum)
+    except ValueError as error:
+        yield Difference(key, "checksum", name, str(error))
+        return
+    while chunk := opened.read(CHUNK_BYTES):
+        checksum.update(chunk)
+    if str(checksum) != file.checksum:
+        yield Difference(key, "checksum", name, "the bytes are not those that were committed")
 
 
 def _partition_of(folder: FeedFolder, name: str) -> str:

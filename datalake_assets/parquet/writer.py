@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datalake_assets.parquet.checksum import new_checksum
 from datalake_assets.parquet.encodings import Encodings, Profile, choose_encodings
 
 __all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink", "open_writer", "sorted_by", "time_bounds"]
@@ -29,8 +29,8 @@ class Sink(Protocol):
     def closed(self) -> bool:
         """Whether writing has ended."""
 
-    def write(self, data: bytes, /) -> int:
-        """Appends."""
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        """Appends; the bytes may change once it has returned."""
 
     def tell(self) -> int:
         """Bytes so far."""
@@ -71,7 +71,7 @@ class FileStats:
         size_bytes: Its size.
         min_time: Earliest value of the time column, aware UTC; None without one.
         max_time: Latest, likewise.
-        checksum: ``blake2b-16:<hex>`` of its bytes.
+        checksum: ``xxh3-128:<hex>`` of its bytes.
     """
 
     rows: int
@@ -85,17 +85,17 @@ class _Digesting:
     """Passes bytes on to a sink and keeps their digest."""
 
     def __init__(self, sink: Sink) -> None:
-        self._sink, self._digest = sink, hashlib.blake2b(digest_size=16)
+        self._sink, self._checksum = sink, new_checksum()
         self.closed = self.dropping = False
 
     @property
     def checksum(self) -> str:
-        return f"blake2b-16:{self._digest.hexdigest()}"
+        return str(self._checksum)
 
     def write(self, data: bytes) -> int:
         if self.dropping:
             return len(data)
-        self._digest.update(data)
+        self._checksum.update(data)
         return self._sink.write(data)
 
     def tell(self) -> int:

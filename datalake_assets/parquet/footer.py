@@ -1,0 +1,223 @@
+"""The footer of a Parquet file: its row groups, and what decides whether they may stand in one file with others.
+
+A footer is parsed without decoding what stays as it is (`row_groups.py`), in time and memory proportional to its size,
+and trusted in nothing: whatever is wrong with it is an `UnreadableFile`.
+
+Source: apache/parquet-format, src/main/thrift/parquet.thrift: FileMetaData.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import pyarrow as pa
+
+from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.row_groups import (
+    EXTENSION,
+    MAGIC,
+    Layout,
+    Leaf,
+    RowGroup,
+    parse_row_group,
+    parse_schema,
+)
+from datalake_assets.parquet.thrift import BINARY, I32, I64, CompactReader, MalformedThrift
+
+__all__ = ["Footer", "ReadAt", "RowGroup", "parse_footer", "read_exactly"]
+
+#: (offset, length) -> exactly those bytes; they may be overwritten by the next call.
+ReadAt = Callable[[int, int], bytes | memoryview]
+
+ENCRYPTED_MAGIC = b"PARE"
+TAIL_BYTES = 8  # the footer's length and the magic
+FIRST_READ_BYTES = 64 * 1024  # holds most footers whole
+#: Footers of a hundred thousand column chunks take half of it; more than that is damage, or meant to do harm.
+MAX_FOOTER_BYTES = 64 << 20
+
+# parquet-mr < 1.2.9 left the header of the dictionary page out of a chunk's size; readers that meet it read up to 100
+# bytes more (PARQUET-816, and arrow-cpp's ColumnChunk handling)
+SHORT_CHUNKS = re.compile(rb"parquet-mr version (?:0|1\.[01]|1\.2\.[0-8])(?!\d)")
+SHORT_BY_BYTES = 100
+
+#: Key-values that say how values are to be read: Spark's calendars and time zones, Hive's, Avro's schemas, and the
+#: geometry columns with their extent. Files that differ in one may not become one file.
+MEANINGFUL = re.compile(rb"org\.apache\.spark\.|writer\.|parquet\.|avro\.|geo$")
+ARROW_SCHEMA = b"ARROW:schema"
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a file's footer says.
+
+    Attributes:
+        rows: Of the whole file.
+        size_bytes: Of the whole file.
+        row_groups: In the order of their rows.
+        schema_key: Equal for files whose row groups may stand in one file. It covers the schema (names, types,
+            repetition, field ids, logical types), column orders, the key-values that say how values are to be read,
+            and `created_by`: readers distrust the statistics of some old writers by it, so that one file cannot speak
+            for two of them.
+        key_value_metadata: Of the file; values that are missing are empty.
+        where: What was read, for messages.
+        version: Of the format.
+        data: The encoded footer.
+        layouts: How the row groups' metadata is rewritten, in their order.
+        fields: The other fields that go into a footer for the same schema: kind and encoded value by id.
+        short_by_bytes: Readers may look for this many bytes after the end of a column chunk.
+    """
+
+    rows: int
+    size_bytes: int
+    row_groups: tuple[RowGroup, ...]
+    schema_key: bytes
+    key_value_metadata: Mapping[bytes, bytes]
+    where: str = field(repr=False)
+    version: int = field(repr=False)
+    data: bytes = field(repr=False)
+    layouts: tuple[Layout, ...] = field(repr=False)
+    fields: Mapping[int, tuple[int, bytes]] = field(repr=False)
+    short_by_bytes: int = field(repr=False)
+
+    @property
+    def end_of_data(self) -> int:
+        """Where the footer begins."""
+        return self.size_bytes - TAIL_BYTES - len(self.data)
+
+
+def parse_footer(read_at: ReadAt, size_bytes: int, *, where: str) -> Footer:
+    """Reads and parses a file's footer; two reads at most, and mostly one.
+
+    Args:
+        read_at: Reads the file; what it raises is passed on.
+        size_bytes: Of the whole file.
+        where: The file, for messages.
+
+    Raises:
+        UnreadableFile: It is not a Parquet file that can be read: truncated, damaged, encrypted, or something else.
+    """
+    data = _read_footer(read_at, size_bytes, where)
+    try:
+        return _FooterParser(data, size_bytes, where).parse()
+    except MalformedThrift as error:
+        raise UnreadableFile(where, f"its footer is damaged: {error}") from error
+    except KeyError as error:
+        raise UnreadableFile(where, f"its footer is damaged: field {error} is missing") from error
+
+
+def read_exactly(read_at: ReadAt, offset: int, length: int, *, where: str) -> bytes | memoryview:
+    """The bytes; `UnreadableFile` when there are fewer."""
+    data = read_at(offset, length)
+    if len(data) != length:
+        raise UnreadableFile(where, f"it ends before byte {offset + length}")
+    return data
+
+
+def _read_footer(read_at: ReadAt, size_bytes: int, where: str) -> bytes:
+    smallest = len(MAGIC) + TAIL_BYTES
+    if size_bytes < smallest:
+        raise UnreadableFile(where, f"{size_bytes} bytes are too few for a Parquet file")
+    length = min(size_bytes, FIRST_READ_BYTES)
+    tail = bytes(read_exactly(read_at, size_bytes - length, length, where=where))
+    if tail.endswith(ENCRYPTED_MAGIC):
+        raise UnreadableFile(where, "it is encrypted")
+    if not tail.endswith(MAGIC) or (length == size_bytes and not tail.startswith(MAGIC)):
+        raise UnreadableFile(where, "it is not a Parquet file, or was truncated")
+    length = int.from_bytes(tail[-TAIL_BYTES : -len(MAGIC)], "little")
+    if length > size_bytes - smallest:
+        raise UnreadableFile(where, f"its footer of {length} bytes does not fit into it")
+    if length > MAX_FOOTER_BYTES:
+        raise UnreadableFile(where, f"its footer takes {length} bytes")
+    if length + TAIL_BYTES > len(tail):
+        return bytes(read_exactly(read_at, size_bytes - TAIL_BYTES - length, length, where=where))
+    return tail[len(tail) - TAIL_BYTES - length : -TAIL_BYTES]
+
+
+class _FooterParser:
+    def __init__(self, data: bytes, size_bytes: int, where: str) -> None:
+        self._reader, self._size_bytes, self._where = CompactReader(data), size_bytes, where
+        self._limit = size_bytes - TAIL_BYTES - len(data)
+        self._numbers: dict[int, int] = {}
+        self._leaves: list[Leaf] = []
+        self._elements = b""
+        self._groups: list[tuple[RowGroup, Layout]] | None = None
+        self._key_values: dict[bytes, bytes] = {}
+        self._fields: dict[int, tuple[int, bytes]] = {}
+
+    def parse(self) -> Footer:
+        reader = self._reader
+        for number, kind in reader.fields():
+            begin = reader.position
+            self._field(number, kind)
+            if number not in (1, 3, 4, 5, EXTENSION):
+                if reader.position == begin:
+                    reader.skip(kind)
+                self._fields[number] = (kind, reader.data[begin : reader.position])
+        if reader.position != len(reader.data):
+            raise MalformedThrift("more follows its end")
+        rows, created_by = self._numbers[3], self._fields.get(6, (BINARY, b""))[1]
+        if self._groups is None or 2 not in self._fields:  # noqa: PLR2004
+            raise MalformedThrift("it names no row groups, or no schema")
+        if sum(group.rows for group, _ in self._groups) != rows:
+            raise MalformedThrift("its rows are not those of its row groups")
+        return Footer(
+            rows=rows,
+            size_bytes=self._size_bytes,
+            row_groups=tuple(group for group, _ in self._groups),
+            schema_key=self._schema_key(),
+            key_value_metadata=self._key_values,
+            where=self._where,
+            version=self._numbers[1],
+            data=reader.data,
+            layouts=tuple(layout for _, layout in self._groups),
+            fields=self._fields,
+            short_by_bytes=SHORT_BY_BYTES if SHORT_CHUNKS.search(created_by) else 0,
+        )
+
+    def _field(self, number: int, kind: int) -> None:
+        reader = self._reader
+        if number in (1, 3):
+            self._numbers[number] = reader.integer(kind, I32 if number == 1 else I64)
+        elif number == 2:  # noqa: PLR2004  # schema
+            self._leaves, self._elements = parse_schema(reader, kind)
+        elif number == 4:  # noqa: PLR2004  # row_groups
+            groups = range(reader.structs(kind))
+            self._groups = [parse_row_group(reader, self._leaves, limit=self._limit) for _ in groups]
+        elif number == 5:  # noqa: PLR2004  # key_value_metadata
+            self._key_values = dict(_key_value(reader) for _ in range(reader.structs(kind)))
+        elif number == 6:  # noqa: PLR2004  # created_by
+            reader.binary(kind)
+        elif number in (8, 9):
+            raise MalformedThrift("its columns may be encrypted")
+
+    def _schema_key(self) -> bytes:
+        """See `Footer`. Field 2 is the schema with its root; unknown fields count, so that none is applied wrongly."""
+        digest = hashlib.blake2b(self._elements, digest_size=16)
+        digest.update(repr([(number, value) for number, value in self._fields.items() if number != 2]).encode())  # noqa: PLR2004
+        digest.update(repr([pair for pair in sorted(self._key_values.items()) if MEANINGFUL.match(pair[0])]).encode())
+        digest.update(_arrow_types(self._key_values.get(ARROW_SCHEMA, b"")))
+        return digest.digest()
+
+
+def _key_value(reader: CompactReader) -> tuple[bytes, bytes]:
+    texts = {1: b"", 2: b""}
+    for number, kind in reader.fields():
+        if number in texts:
+            texts[number] = reader.binary(kind)
+    return texts[1], texts[2]
+
+
+@lru_cache(maxsize=64)
+def _arrow_types(encoded: bytes) -> bytes:
+    """Arrow's own schema without its metadata: pandas notes the number of rows in there."""
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded, validate=True)))
+        return bytes(schema.remove_metadata().serialize())
+    except (pa.ArrowException, OSError, binascii.Error, ValueError):
+        return encoded

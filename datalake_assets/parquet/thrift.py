@@ -1,0 +1,275 @@
+"""The compact protocol of Thrift, as far as Parquet footers need it: fields are found and skipped, not decoded.
+
+No Thrift library is among our dependencies, and none would do: a footer is rewritten by replacing a few numbers in it,
+and whatever else it holds, fields of future versions too, must come out byte for byte as it went in.
+
+Input is not trusted. Every step consumes a byte or ends, lengths and counts are compared with what is left before they
+are used, and nesting is bounded: damaged input costs no more than its length, and ends in `MalformedThrift`.
+
+Source: Apache Thrift, "Thrift Compact protocol encoding" (doc/specs/thrift-compact-protocol.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = [
+    "BINARY",
+    "I16",
+    "I32",
+    "I64",
+    "LIST",
+    "STRUCT",
+    "CompactReader",
+    "CompactWriter",
+    "MalformedThrift",
+    "varint",
+    "zigzag",
+]
+
+# Kinds of values (compact protocol specification, "Struct encoding")
+TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = range(1, 14)
+FIXED_BYTES = {TRUE: 0, FALSE: 0, BYTE: 1, DOUBLE: 8, UUID: 16}
+VARINT_MAX_BYTES = 10  # 64 bits, seven in each byte
+LONG_FORM = 15  # from this many elements on, a list's count follows its header; from 16 on, a field's id does
+# The deepest value of a footer is about ten levels down; Python's own stack ends at about a thousand.
+MAX_DEPTH = 64
+
+
+class MalformedThrift(ValueError):
+    """The bytes are not what the compact protocol allows, or not what is expected at this place."""
+
+
+class CompactReader:
+    """Walks over structs.
+
+    Args:
+        data: The bytes; kept, not copied.
+        position: Where to begin.
+
+    Attributes:
+        position: Of the next byte.
+    """
+
+    __slots__ = ("data", "position")
+
+    def __init__(self, data: bytes, position: int = 0) -> None:
+        self.data, self.position = data, position
+
+    def fields(self) -> Iterator[tuple[int, int]]:
+        """Id and kind of each field of the struct that begins here, in strictly rising order of their ids.
+
+        While one is shown, `position` is that of its value: read it, or go on, and it is skipped.
+        """
+        data, last = self.data, 0
+        while True:
+            header = self._byte()
+            if header == 0:
+                return
+            kind = header & 15
+            field = last + (header >> 4) if header > LONG_FORM else self._zigzag()
+            if field <= last:
+                raise MalformedThrift(f"field {field} after field {last}")
+            last, begin = field, self.position
+            yield field, kind
+            if self.position == begin:
+                self.position = _skip(data, begin, kind, 0)
+
+    def integer(self, kind: int, expected: int) -> int:
+        """The number here, whose field must be of the expected kind."""
+        self.expect(kind, expected)
+        return self._zigzag()
+
+    def binary(self, kind: int) -> bytes:
+        """The bytes or text here."""
+        self.expect(kind, BINARY)
+        length = self._varint()
+        end = self.position + length
+        if end > len(self.data):
+            raise MalformedThrift("a text is longer than what is left")
+        begin, self.position = self.position, end
+        return self.data[begin:end]
+
+    def structs(self, kind: int) -> int:
+        """How many structs the list here has; the first begins here now."""
+        self.expect(kind, LIST)
+        header = self._byte()
+        count = header >> 4
+        if count == LONG_FORM:
+            count = self._varint()
+        if count and header & 15 != STRUCT:
+            raise MalformedThrift("a list of something else than structs")
+        if count > len(self.data) - self.position:
+            raise MalformedThrift("a list is longer than what is left")
+        return count
+
+    def skip(self, kind: int) -> None:
+        """Passes over the value here."""
+        self.position = _skip(self.data, self.position, kind, 0)
+
+    @staticmethod
+    def expect(kind: int, expected: int) -> None:
+        """Refuses a value of another kind."""
+        if kind != expected:
+            raise MalformedThrift(f"a value of kind {kind} instead of {expected}")
+
+    def _byte(self) -> int:
+        try:
+            value = self.data[self.position]
+        except IndexError:
+            raise MalformedThrift("it ends early") from None
+        self.position += 1
+        return value
+
+    def _varint(self) -> int:
+        value, self.position = _varint(self.data, self.position)
+        return value
+
+    def _zigzag(self) -> int:
+        value, self.position = _varint(self.data, self.position)
+        return (value >> 1) ^ -(value & 1)
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A number and the position after it."""
+    try:
+        byte = data[position]
+        position += 1
+        value = byte & 127
+        shift = 7
+        while byte > 127:  # noqa: PLR2004  # its top bit says that more follow
+            byte = data[position]
+            position += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if shift > 7 * VARINT_MAX_BYTES:
+                raise MalformedThrift("a number is too long")
+    except IndexError:
+        raise MalformedThrift("it ends early") from None
+    if value >> 64:
+        raise MalformedThrift("a number is too large")
+    return value, position
+
+
+def _skip(data: bytes, position: int, kind: int, depth: int) -> int:
+    """The position after the value of this kind."""
+    if kind in (I16, I32, I64):
+        return _varint(data, position)[1]
+    if kind == BINARY:
+        length, position = _varint(data, position)
+        return _within(data, position, length)
+    if kind in FIXED_BYTES:
+        return _within(data, position, FIXED_BYTES[kind])
+    if depth > MAX_DEPTH:
+        raise MalformedThrift("it is nested too deeply")
+    if kind == STRUCT:
+        return _skip_struct(data, position, depth)
+    if kind in (LIST, SET):
+        return _skip_list(data, position, depth)
+    if kind == MAP:
+        return _skip_map(data, position, depth)
+    raise MalformedThrift(f"there is no kind {kind}")
+
+
+def _within(data: bytes, position: int, length: int) -> int:
+    if length > len(data) - position:
+        raise MalformedThrift("a value is longer than what is left")
+    return position + length
+
+
+def _skip_struct(data: bytes, position: int, depth: int) -> int:
+    while True:
+        if position >= len(data):
+            raise MalformedThrift("it ends early")
+        header = data[position]
+        position += 1
+        if header == 0:
+            return position
+        if header <= LONG_FORM:
+            position = _varint(data, position)[1]
+        position = _skip(data, position, header & 15, depth + 1)
+
+
+def _skip_list(data: bytes, position: int, depth: int) -> int:
+    if position >= len(data):
+        raise MalformedThrift("it ends early")
+    header = data[position]
+    count, kind = header >> 4, header & 15
+    position += 1
+    if count == LONG_FORM:
+        count, position = _varint(data, position)
+    # An element takes a byte at least, a boolean too
+    _within(data, position, count)
+    if kind in (TRUE, FALSE):
+        return position + count
+    for _ in range(count):
+        position = _skip(data, position, kind, depth + 1)
+    return position
+
+
+def _skip_map(data: bytes, position: int, depth: int) -> int:
+    count, position = _varint(data, position)
+    if count == 0:
+        return position
+    _within(data, position, count)
+    kinds, position = data[position], position + 1
+    for _ in range(count):
+        for kind in (kinds >> 4, kinds & 15):
+            position = position + 1 if kind in (TRUE, FALSE) else _skip(data, position, kind, depth + 1)
+    return position
+
+
+def varint(value: int) -> bytes:
+    """A count or a length."""
+    if value < 128:  # noqa: PLR2004  # seven bits
+        return bytes((value,))
+    out = bytearray()
+    while value > 127:  # noqa: PLR2004
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def zigzag(value: int) -> bytes:
+    """A number with a sign."""
+    return varint(value << 1 if value >= 0 else (-value << 1) - 1)
+
+
+class CompactWriter:
+    """One struct being written.
+
+    Attributes:
+        data: What was written.
+    """
+
+    __slots__ = ("_last", "data")
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._last = 0
+
+    def field(self, field: int, kind: int, value: bytes) -> None:
+        """Adds a field, whose id is above all those before, with its encoded value."""
+        distance, self._last = field - self._last, field
+        if distance <= LONG_FORM:
+            self.data.append(distance << 4 | kind)
+        else:
+            self.data.append(kind)
+            self.data += zigzag(field)
+        self.data += value
+
+    def end(self) -> bytes:
+        """Closes the struct."""
+        self.data.append(0)
+        return bytes(self.data)
+
+    @staticmethod
+    def binary(value: bytes) -> bytes:
+        """A text or bytes as a value."""
+        return varint(len(value)) + value
+
+    @staticmethod
+    def list_header(kind: int, count: int) -> bytes:
+        """What comes before the elements of a list."""
+        return bytes((count << 4 | kind,)) if count < LONG_FORM else bytes((0xF0 | kind,)) + varint(count)
