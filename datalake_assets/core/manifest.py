@@ -4,7 +4,8 @@ Every change of a partition (append, replace, snapshot, compact, delete) walks t
 compare-and-swap of one small object::
 
     idle ──prepare──> pending ──committed──> idle (+ garbage) ──swept──> idle
-                         └─────rolled_back──> idle (+ garbage)
+      │                  └─────rolled_back──> idle (+ garbage)
+      └──reconciled──> idle                   an adopted folder, whose files others wrote
 
 From ``pending`` on, whoever comes next finishes the commit: forward if all its files could be published, back if one of
 them is gone. This module holds the transitions, pure; `datalake_assets.lake.commit` carries them out. Why the rules are
@@ -24,7 +25,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.position import Position, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
 
-__all__ = ["FORMAT", "HISTORY", "Commit", "Decision", "Manifest", "Pending", "Publish", "Seen", "decide"]
+__all__ = ["FORMAT", "HISTORY", "Commit", "Decision", "Garbage", "Manifest", "Pending", "Publish", "Seen", "decide"]
 
 #: Version of the manifest's JSON layout.
 FORMAT = 1
@@ -53,7 +54,7 @@ class Pending:
 
     Attributes:
         commit_id: Names the commit, through all attempts.
-        kind: ``append``, ``replace``, ``snapshot``, ``compact`` or ``delete``.
+        kind: ``append``, ``replace``, ``snapshot``, ``compact`` or ``delete``; in the history also ``reconcile``.
         run_id: The run that made it; empty if none.
         publish: Files to make visible.
         remove: Names of files that it replaces.
@@ -86,6 +87,19 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Garbage:
+    """A file that no longer belongs to the partition and may still be there.
+
+    Attributes:
+        name: Its name.
+        etag: In a folder that others write to: it is deleted only while it has this ETag; empty = whatever it is.
+    """
+
+    name: str
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a partition holds, and what is under way.
 
@@ -96,7 +110,7 @@ class Manifest:
         position: How much of the source they are; None before the first commit.
         schema: Schema of the newest commit, encoded; None before the first.
         pending: A prepared commit, to be finished by whoever comes next.
-        garbage: Names of files that are no longer part of the partition and may still be there.
+        garbage: Files that are no longer part of the partition and may still be there.
         history: The last commits, oldest first.
         deleted: Retention removed the partition; the manifest stays as the fence.
     """
@@ -107,7 +121,7 @@ class Manifest:
     position: Position | None = None
     schema: str | None = None
     pending: Pending | None = None
-    garbage: tuple[str, ...] = ()
+    garbage: tuple[Garbage, ...] = ()
     history: tuple[Commit, ...] = ()
     deleted: bool = False
 
@@ -136,10 +150,16 @@ class Manifest:
             raise CorruptLake("manifest", "prepared to remove files that are not there")
         return replace(self, pending=pending)
 
-    def committed(self, published: Sequence[DataFile], *, at: datetime) -> Manifest:
-        """With the pending commit done: its files in, those that it replaces out and on the garbage list."""
+    def committed(self, published: Sequence[DataFile], *, at: datetime, guarded: bool = False) -> Manifest:
+        """With the pending commit done: its files in, those that it replaces out and on the garbage list.
+
+        ``guarded``: others write to the folder, so what is replaced may be deleted only if it still is what it was.
+        """
         pending = self._pending()
-        kept = tuple(file for file in self.files if file.name not in set(pending.remove))
+        removed = {name: Garbage(name) for name in pending.remove}
+        kept = tuple(file for file in self.files if file.name not in removed)
+        if guarded:
+            removed |= {file.name: Garbage(file.name, file.etag) for file in self.files if file.name in removed}
         entry = Commit(
             commit_id=pending.commit_id,
             kind=pending.kind,
@@ -156,15 +176,52 @@ class Manifest:
             position=pending.position or self.position,
             schema=pending.schema or self.schema,
             pending=None,
-            garbage=self.garbage + pending.remove,
+            garbage=(*self.garbage, *removed.values()),
             history=(*self.history, entry)[-HISTORY:],
             deleted=pending.deleted,
         )
 
     def rolled_back(self) -> Manifest:
         """With the pending commit undone: whatever of it became visible is garbage."""
-        names = tuple(publish.file.name for publish in self._pending().publish)
-        return replace(self, pending=None, garbage=self.garbage + names)
+        published = tuple(Garbage(publish.file.name) for publish in self._pending().publish)
+        return replace(self, pending=None, garbage=self.garbage + published)
+
+    def reconciled(
+        self, files: Sequence[DataFile], *, commit_id: str, at: datetime, run_id: str = "", schema: str | None = None
+    ) -> Manifest:
+        """With the files that are there now: others wrote, rewrote or deleted some. Nothing is deleted for it.
+
+        Args:
+            files: All files of the partition.
+            commit_id: Names the change in the history.
+            at: When.
+            run_id: The run that saw it.
+            schema: The schema of the files now; None keeps the present one.
+
+        Raises:
+            CorruptLake: A commit is under way, or garbage is left: a listing cannot be told apart from it.
+        """
+        if self.pending is not None or self.garbage:
+            raise CorruptLake("manifest", "reconciled over an unfinished commit")
+        before, after = set(self.files), set(files)
+        added = after - before
+        entry = Commit(
+            commit_id=commit_id,
+            kind="reconcile",
+            at=at,
+            run_id=run_id,
+            rows=sum(file.rows for file in added),
+            files_added=len(added),
+            files_removed=len(before - after),
+        )
+        return replace(
+            self,
+            generation=self.generation + 1,
+            files=tuple(files),
+            schema=schema or self.schema,
+            history=(*self.history, entry)[-HISTORY:],
+            deleted=False,
+        )
 
     def swept(self) -> Manifest:
         """With all garbage acknowledged as deleted."""
@@ -190,7 +247,7 @@ class Manifest:
             "deleted": self.deleted,
             "files": [_file_to_json(file) for file in self.files],
             "pending": _pending_to_json(self.pending) if self.pending else None,
-            "garbage": list(self.garbage),
+            "garbage": [_garbage_to_json(each) for each in self.garbage],
             "history": [_commit_to_json(commit) for commit in self.history],
         }
         return json.dumps(document, separators=(",", ":")).encode()
@@ -219,7 +276,7 @@ class Manifest:
                 position=position_from_json(document["position"]),
                 schema=document["schema"],
                 pending=_pending_from_json(pending) if pending else None,
-                garbage=tuple(document["garbage"]),
+                garbage=tuple(_garbage_from_json(each) for each in document["garbage"]),
                 history=tuple(_commit_from_json(commit) for commit in document["history"]),
                 deleted=document["deleted"],
             )
@@ -286,6 +343,14 @@ def _file_from_json(document: Mapping[str, Any]) -> DataFile:
     times = {name: _time(document[name]) for name in ("min_time", "max_time")}
     written_at = _time(document.get("written_at"))
     return DataFile(**{**document, **times, "written_at": written_at})
+
+
+def _garbage_to_json(garbage: Garbage) -> str | dict[str, str]:
+    return {"name": garbage.name, "etag": garbage.etag} if garbage.etag else garbage.name
+
+
+def _garbage_from_json(document: str | Mapping[str, str]) -> Garbage:
+    return Garbage(document) if isinstance(document, str) else Garbage(document["name"], document["etag"])
 
 
 def _pending_to_json(pending: Pending) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import Decision, Manifest, Pending, Publish, Seen, decide
+from datalake_assets.core.manifest import Decision, Garbage, Manifest, Pending, Publish, Seen, decide
 from datalake_assets.core.position import Position
 from datalake_assets.errors import (
     AmbiguousWrite,
@@ -81,6 +81,8 @@ class PartitionLog:
         data_folder: Folder of the partition's data files.
         new_id: Gives a fresh unique text at every call.
         data_store: Where the data files live, and where they are staged; None = with the manifest.
+        guarded: Others write to the data folder too: files are replaced only if they still are what was read, and
+            deleted only if they still are what was replaced.
     """
 
     def __init__(
@@ -91,9 +93,11 @@ class PartitionLog:
         new_id: Callable[[], str],
         *,
         data_store: Store | None = None,
+        guarded: bool = False,
     ) -> None:
         self._store, self.manifest_key, self.data_folder, self._new_id = store, manifest_key, data_folder, new_id
         self._data = store if data_store is None else data_store
+        self._guarded = guarded
 
     def load(self) -> Loaded:
         """Reads the manifest; an absent one counts as empty.
@@ -110,19 +114,54 @@ class PartitionLog:
     def settle(self, loaded: Loaded) -> Loaded:
         """Finishes whatever is under way: publishes and commits, or undoes; then sweeps. Idempotent.
 
+        Where another process got there first, and may be at its own commit, what that left is finished in turn.
+
         Returns:
             The manifest with nothing pending and no garbage.
 
         Raises:
-            PreconditionFailed: Another process got there first: load again.
+            PreconditionFailed: Others got there first again and again.
             TransientStoreError: The store cannot tell yet what became of a staged file: try again later.
         """
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._settle(loaded)
+            except PreconditionFailed:
+                loaded = self.load()
+        return self._settle(loaded)
+
+    def _settle(self, loaded: Loaded) -> Loaded:
         if loaded.manifest.pending is not None:
             loaded = self._finish(loaded, loaded.manifest.pending)
         if loaded.manifest.garbage:
-            self._data.delete(self.key_of(name) for name in loaded.manifest.garbage)
+            self._sweep(loaded.manifest.garbage)
             loaded = self._swap(loaded, loaded.manifest.swept())
         return loaded
+
+    def _sweep(self, garbage: Sequence[Garbage]) -> None:
+        guarded = {self.key_of(each.name): each.etag for each in garbage if each.etag}
+        self._data.delete(self.key_of(each.name) for each in garbage if not each.etag)
+        for key in self._data.delete_if(guarded) if guarded else ():
+            logger.warning("%s was replaced, and written again by somebody else before it was deleted: it stays", key)
+
+    def reconcile(
+        self, loaded: Loaded, files: Sequence[DataFile], *, run_id: str = "", schema: str | None = None
+    ) -> Loaded:
+        """Takes over what a listing found; see `Manifest.reconciled`.
+
+        Args:
+            loaded: The settled manifest as it was read *before* the listing: then no commit can have come between.
+            files: All files of the partition.
+            run_id: The run that saw them.
+            schema: Their schema; None keeps the present one.
+
+        Raises:
+            PreconditionFailed: A commit came between; load and list again.
+        """
+        manifest = loaded.manifest.reconciled(
+            files, commit_id=self._new_id(), at=self._store.now(), run_id=run_id, schema=schema
+        )
+        return self._swap(loaded, manifest)
 
     def commit(self, change: Change) -> tuple[Loaded, bool]:
         """Makes ``change`` part of the partition, exactly once.
@@ -156,15 +195,15 @@ class PartitionLog:
     def _attempt(self, change: Change) -> tuple[Loaded, bool]:
         loaded = self.load()
         if loaded.manifest.committed_already(change.commit_id):
-            return self.settle(loaded), True
-        loaded = self.settle(loaded)
+            return self._settle(loaded), True
+        loaded = self._settle(loaded)
         if loaded.manifest.committed_already(change.commit_id):
             return loaded, True
         planned = self._plan(change, loaded.manifest)
         if planned is None:
             return loaded, False
         loaded = self._swap(loaded, loaded.manifest.prepared(_pending(change, planned)))
-        loaded = self.settle(loaded)
+        loaded = self._settle(loaded)
         if not loaded.manifest.committed_already(change.commit_id):
             raise CommitConflict(self.data_folder, "staged files were gone before they could be published")
         logger.info(
@@ -181,11 +220,22 @@ class PartitionLog:
         """The plan on this base; without one, or with an error, the staged files are of no use."""
         planned = None
         try:
-            planned = change.plan(base)
+            wanted = change.plan(base)
+            if self._guarded and wanted is not None:
+                self._check_unchanged(base, wanted)
+            planned = wanted
         finally:
             if planned is None:
                 self.discard(change)
         return planned
+
+    def _check_unchanged(self, base: Manifest, planned: Planned) -> None:
+        etags = {self.key_of(file.name): file.etag for file in base.files if file.name in set(planned.remove)}
+        changed = self._data.changed(etags)
+        if changed:
+            raise CommitConflict(
+                changed[0], "another writer changed or deleted it since it was read", cure="run it again"
+            )
 
     def _finish(self, loaded: Loaded, pending: Pending) -> Loaded:
         results = [self._publish(publish) for publish in pending.publish]
@@ -198,7 +248,7 @@ class PartitionLog:
             return self._swap(loaded, loaded.manifest.rolled_back())
         self._data.sync(self.key_of(publish.file.name) for publish in pending.publish)
         published = [file for _, file in results]
-        return self._swap(loaded, loaded.manifest.committed(published, at=self._store.now()))
+        return self._swap(loaded, loaded.manifest.committed(published, at=self._store.now(), guarded=self._guarded))
 
     def _publish(self, publish: Publish) -> tuple[Seen, DataFile]:
         """One attempt to publish; then, where it may have failed, a look at the staged file first, the object second.

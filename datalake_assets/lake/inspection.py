@@ -39,7 +39,7 @@ def verify(folder: FeedFolder, *, deep: bool = False) -> Iterator[Difference]:
             yield Difference(key, "manifest", log.manifest_key, error.reason)
             continue
         yield from _unfinished(key, manifest, log.manifest_key)
-        named.update(log.key_of(name) for name in manifest.garbage)
+        named.update(log.key_of(each.name) for each in manifest.garbage)
         if manifest.pending is not None:
             named.update(log.key_of(publish.file.name) for publish in manifest.pending.publish)
         for file in manifest.files:

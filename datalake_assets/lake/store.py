@@ -205,6 +205,9 @@ class Store(Protocol):
             The keys of those that are others now; they stay. All else is gone, and was acknowledged.
         """
 
+    def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """The keys whose objects are gone, or others than those with these ETags of `head` and `list`."""
+
     def stage(self, key: str) -> StagedWriter:
         """Begin a file that `publish` can make visible under the key."""
 

@@ -214,6 +214,11 @@ class LocalStore:
                 fsync_folder(folder)
         return tuple(kept)
 
+    def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """One look each."""
+        there = {key: self.head(key) for key in etags}
+        return tuple(key for key, info in there.items() if info is None or info.etag != etags[key])
+
     def stage(self, key: str) -> _LocalWriter:
         """Begin a file in `.staging/files/`."""
         encoded = quote(check_key(key), safe="/= ").replace("/", ",")

@@ -67,7 +67,6 @@ RETRY_TIMEOUT_S = 60.0
 LIST_PAGE = 1000  # S3 limit: keys in one ListObjectsV2 page (AWS API reference)
 UPLOAD_THREADS = 4  # for all writers of a store; each writer has at most two parts under way
 HEAD_THREADS = 16
-
 logger = logging.getLogger(__name__)
 _proven: set[tuple[str, str | None]] = set()  # lakes that passed `probe` in this process
 _conditional_deletes: dict[tuple[str, str | None], bool] = {}  # whether deletes are, by lake
@@ -226,13 +225,21 @@ class S3Store:
         conditional = self._deletes_are_conditional()
         refused = self._deletes.delete_if(self._full_keys(wanted)) if conditional else list(self._full_keys(wanted))
         left = [key[len(self._full("")) :] for key in refused]
-        with ThreadPoolExecutor(HEAD_THREADS) as pool:
-            there = [info for info in pool.map(self.head, left) if info is not None]
+        there = [info for info in self._heads(left) if info is not None]
         same = [info.key for info in there if info.etag == wanted[info.key]]
         if conditional and same:
             raise TransientStoreError(self._where(same[0]), "its delete was refused, though it did not change")
         self._delete(same)
         return tuple(info.key for info in there if info.key not in same)
+
+    def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """One HEAD each, several at once."""
+        there = zip(etags, self._heads(etags), strict=True)
+        return tuple(key for key, info in there if info is None or info.etag != etags[key])
+
+    def _heads(self, keys: Iterable[str]) -> list[ObjectInfo | None]:
+        with ThreadPoolExecutor(HEAD_THREADS) as pool:
+            return list(pool.map(self.head, keys))
 
     def _full_keys(self, etags: Mapping[str, str]) -> dict[str, str]:
         return {self._full(key): etag for key, etag in etags.items()}

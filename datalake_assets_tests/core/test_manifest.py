@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import HISTORY, Commit, Decision, Manifest, Pending, Publish, Seen, decide
+from datalake_assets.core.manifest import HISTORY, Commit, Decision, Garbage, Manifest, Pending, Publish, Seen, decide
 from datalake_assets.core.position import OffsetsPosition, SnapshotPosition, WindowPosition
 from datalake_assets.errors import CommitConflict, CorruptLake
 
@@ -56,7 +56,7 @@ manifests = st.builds(
     position=st.none() | positions,
     schema=st.none() | st.text(),
     pending=st.none() | pendings,
-    garbage=st.lists(st.text(), max_size=2).map(tuple),
+    garbage=st.lists(st.builds(Garbage, st.text(), st.text()), max_size=2).map(tuple),
     history=st.lists(st.builds(Commit, st.text(), st.text(), times, st.text(), counts, counts, counts), max_size=2).map(
         tuple
     ),
@@ -133,7 +133,7 @@ def test_committed_replaces_files_and_remembers_the_commit():
         files=(B, C),
         position=OffsetsPosition({0: (0, 3)}),
         schema="s",
-        garbage=("a.parquet",),
+        garbage=(Garbage("a.parquet"),),
         history=(*base.history, Commit("c2", "compact", NOON, "r", rows=4, files_added=1, files_removed=1)),
     )
     assert after.rows == 6
@@ -166,15 +166,43 @@ def test_a_deleted_partition_keeps_its_position_and_comes_back_with_the_next_row
 def test_rolled_back_lists_all_its_files_as_garbage():
     base = committed(Manifest(), A)
     undone = base.prepared(pending_of(B, C, commit_id="c2", remove=("a.parquet",))).rolled_back()
-    assert undone == replace(base, garbage=("b.parquet", "c.parquet"))
+    assert undone == replace(base, garbage=(Garbage("b.parquet"), Garbage("c.parquet")))
     assert undone.swept() == base
+
+
+def test_garbage_of_others_names_the_etag_and_ours_is_plain_text():
+    base = Manifest(files=(A, replace(B, etag="e")), generation=1)
+    pending = pending_of(C, remove=("b.parquet",))
+    ours = base.prepared(pending).committed([C], at=NOON)
+    guarded = base.prepared(pending).committed([C], at=NOON, guarded=True)
+    assert json.loads(ours.to_bytes())["garbage"] == ["b.parquet"]
+    assert json.loads(guarded.to_bytes())["garbage"] == [{"name": "b.parquet", "etag": "e"}]
+    assert guarded.garbage == (Garbage("b.parquet", "e"),)
+
+
+def test_reconciled_takes_over_what_is_there_and_deletes_nothing():
+    base = committed(Manifest(), A, B, schema="s")
+    rewritten = replace(B, rows=7, etag="new")
+    after = base.reconciled((rewritten, C), commit_id="c2", at=NOON, run_id="r", schema="t")
+    assert after == Manifest(
+        generation=2,
+        files=(rewritten, C),
+        schema="t",
+        history=(*base.history, Commit("c2", "reconcile", NOON, "r", rows=11, files_added=2, files_removed=2)),
+    )
+
+
+@pytest.mark.parametrize("base", [Manifest().prepared(pending_of(A)), replace(Manifest(), garbage=(Garbage("x"),))])
+def test_reconciled_refuses_an_unfinished_commit(base):
+    with pytest.raises(CorruptLake, match="reconciled over an unfinished commit"):
+        base.reconciled((), commit_id="c", at=NOON)
 
 
 @pytest.mark.parametrize(
     ("base", "pending", "error"),
     [
         (Manifest().prepared(pending_of(A)), pending_of(B), CorruptLake),
-        (replace(Manifest(), garbage=("x",)), pending_of(B), CorruptLake),
+        (replace(Manifest(), garbage=(Garbage("x"),)), pending_of(B), CorruptLake),
         (Manifest(), pending_of(B, remove=("a.parquet",)), CorruptLake),
         # committed so long ago that the history forgot it: its files must not become garbage
         (replace(Manifest(), files=(A, B)), pending_of(A, C, remove=("a.parquet", "b.parquet")), CommitConflict),

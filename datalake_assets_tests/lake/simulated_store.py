@@ -270,6 +270,10 @@ class SimulatedStore:
             self._unsynced.clear()
         return tuple(kept)
 
+    def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        there = {key: self.head(key) for key in etags}
+        return tuple(key for key, info in there.items() if info is None or info.etag != etags[key])
+
     def _delete_if(self, key: str, etag: str) -> bool:
         """Whether it is gone."""
         if check_key(key) in self.objects and self._info(key).etag != etag:

@@ -7,8 +7,10 @@ caught; a second argument is the first seed. ``DATALAKE_MODEL_HISTORIES`` makes 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import random
 import sys
 import time
 from collections import Counter
@@ -18,11 +20,12 @@ from typing import Any
 
 import pytest
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Decision, Manifest, Seen, decide
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.errors import AmbiguousWrite, CorruptLake, LakeError, TransientStoreError, UploadGone
 from datalake_assets.lake import commit
-from datalake_assets.lake.commit import Loaded, PartitionLog
+from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
 from datalake_assets_tests.lake import commit_model
 from datalake_assets_tests.lake.commit_model import Broken, History
 from datalake_assets_tests.lake.simulated_store import Faults, SimulatedStore
@@ -47,7 +50,7 @@ def sweep_before_commit(patch):
 
     def sweep_and_swap(self, loaded, manifest):
         if manifest.generation > loaded.manifest.generation:
-            self._store.delete(self.key_of(name) for name in manifest.garbage)
+            self._store.delete(self.key_of(each.name) for each in manifest.garbage)
         return swap(self, loaded, manifest)
 
     patch.setattr(PartitionLog, "_swap", sweep_and_swap)
@@ -242,6 +245,39 @@ def test_commit_holds_its_invariants_in_random_histories():
 def test_model_check_catches_a_broken_rule(mutant):
     caught, seen = histories_until_caught(mutant, at_most=ENOUGH_FOR_A_MUTANT)
     assert caught, seen
+
+
+class _Crash(BaseException):
+    """The process ends."""
+
+
+def test_settle_goes_on_when_another_process_gets_there_first():
+    store = SimulatedStore(random.Random(0))
+    ids = itertools.count()
+
+    def log():
+        return PartitionLog(store, "control/manifest.json", "data", lambda: f"id{next(ids)}")
+
+    def crash(step):
+        if step == "publish":
+            raise _Crash
+
+    def overtake(step):
+        if step == "cas":
+            store.pause = lambda _step: None
+            log().settle(log().load())
+
+    with store.stage("data/file") as writer:
+        writer.write(b"row")
+        staged = writer.finish()
+    store.pause = crash
+    with pytest.raises(_Crash):
+        log().commit(Change("append", "append", ((staged, DataFile("file", 1, 3)),), lambda _base: Planned()))
+    store.pause = overtake
+
+    settled = log().settle(log().load()).manifest
+
+    assert (settled.pending, settled.generation, len(settled.files)) == (None, 1, 1)
 
 
 def main(histories: int = 5000, first: int = 0) -> None:

@@ -258,6 +258,16 @@ def test_delete_if_takes_more_than_one_request(store: Store) -> None:
     assert keys(store) == []
 
 
+def test_changed_names_what_is_gone_or_another(store: Store) -> None:
+    for key in ("a/1", "a/2", "a/3"):
+        store.put(key, key.encode())
+    etags = {key: etag_of(store, key) for key in ("a/1", "a/2", "a/3")}
+    store.put("a/1", b"another")
+    store.delete(["a/3"])
+
+    assert store.changed(etags) == ("a/1", "a/3")
+
+
 @pytest.mark.parametrize(("size_bytes", "tail"), [(4, b"6789"), (10, b"0123456789"), (99, b"0123456789")])
 def test_tail_is_the_end_of_an_object(store: Store, size_bytes: int, tail: bytes) -> None:
     store.put("a/1", b"0123456789")
