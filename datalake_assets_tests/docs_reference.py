@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.config import Feed, Freshness, KsqlDBSource, ParquetFormat, Retention, Settings
+from datalake_assets.config import CompactionPolicy, Feed, Freshness, KsqlDBSource, ParquetFormat, Retention, Settings
 
 __all__ = ["PATH", "render"]
 
@@ -57,6 +57,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("format", ParquetFormat),
     ("retention", Retention),
     ("freshness", Freshness),
+    ("compaction", CompactionPolicy),
 )
 
 
@@ -103,7 +104,7 @@ def _values(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f"`{option}`" for option in options)
     if get_origin(kind) in {Union, UnionType}:
-        return " or ".join(_values(option) for option in options if option is not type(None))
+        return " or ".join(_bounded(option) for option in options if option is not type(None))
     if get_origin(kind) is tuple:
         return "list of texts" if options[-1] is ... else f"list of {len(options)} texts"
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -111,6 +112,12 @@ def _values(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "an object, see below"
     return _NAMES[get_origin(kind) or kind]
+
+
+def _bounded(kind: Any) -> str:
+    """As `_values`, for a type that may carry bounds of its own."""
+    field = FieldInfo.from_annotation(kind)
+    return _values(field.annotation) + _bounds(field)
 
 
 def _bounds(field: FieldInfo) -> str:
