@@ -212,10 +212,10 @@ def test_closed_partition_says_why_files_are_alone():
 
 
 def test_file_is_split_when_it_is_far_above_the_target():
-    plan = plan_of(files_of(300 * MIB, 200 * MIB))
+    plan = plan_of(files_of(300 * MIB, 256 * MIB))
     assert grouped(plan) == [["f00000"]]
     assert plan.groups[0].reason == "is 300 MiB: split into 3 files of at most 128 MiB"
-    assert reasons(plan) == {"is 200 MiB: above 128 MiB and split only above 256 MiB"}
+    assert reasons(plan) == {"is 256 MiB: above 128 MiB and split only above 256 MiB"}
     assert (plan.estimate.files_after, plan.estimate.requests_saved) == (4, -4)
 
 
