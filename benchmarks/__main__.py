@@ -10,6 +10,7 @@ __all__ = ["main"]
 BENCHMARKS = {
     "ingest": "a million stream rows into day partitions, beside the pandas way",
     "end_to_end": "the demo's feeds through Dagster in one process",
+    "policies": "when to compact a growing partition: a simulation of bytes rewritten and files left",
 }
 
 
