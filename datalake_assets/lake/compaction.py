@@ -1,19 +1,55 @@
-"""Compaction of a partition: plan, rewrite, commit."""
+"""Compaction of a partition: plan, rewrite, commit, until nothing is left to merge.
+
+Each group of files is one commit of its own, so that an interruption loses the work on a group or two. Appends go on
+meanwhile: a commit conflicts only if one of its inputs is gone. After a pass the plan is made again on what came out;
+what it finds then are files of large row groups, which are copied, not encoded a second time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-from datalake_assets.core.compaction import CompactionPlan, CompactionRequest
+from datalake_assets.config import Feed, FeedKind, KsqlDBSource
+from datalake_assets.core.compaction import (
+    CompactionGroup,
+    CompactionPlan,
+    CompactionRequest,
+    CompactionRules,
+    plan_compaction,
+    rules_of,
+)
+from datalake_assets.core.files import DataFile, data_file_name
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import window_of
+from datalake_assets.errors import CommitConflict, ObjectNotFound, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.base import CompactionProgress, CompactionReport
+from datalake_assets.lake.commit import Change, PartitionLog, Planned
+from datalake_assets.lake.inputs import Inputs
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store import StagedFile, StagedWriter
+from datalake_assets.parquet.outputs import Opener
+from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
+from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
 __all__ = ["compact", "plan"]
+
+logger = logging.getLogger(__name__)
+
+#: Plans made in a row; each finds less than the one before.
+PASSES = 5
+#: Attempts to settle a manifest that others are working on.
+ATTEMPTS = 20
 
 
 def plan(folder: FeedFolder, key: str, request: CompactionRequest) -> CompactionPlan:
     """What `compact` would do; see `LakeTable.compaction_plan`."""
-    raise NotImplementedError
+    return _plan(folder, key, folder.log(key).load().manifest, rules_of(folder.feed, request), {})
 
 
 def compact(
@@ -25,4 +61,235 @@ def compact(
     on_progress: Callable[[CompactionProgress], None] | None = None,
 ) -> CompactionReport:
     """Merges small files; see `LakeTable.compact`."""
-    raise NotImplementedError
+    folder.data_store.probe()
+    return _Compaction(folder, key, request, run_id, on_progress).run()
+
+
+def _plan(
+    folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: dict[str, str]
+) -> CompactionPlan:
+    now = folder.store.now()
+    last = manifest.history[-1].at if manifest.history else None
+    closed = _is_closed(folder, key, now)
+    return plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
+
+
+def _is_closed(folder: FeedFolder, key: str, now: datetime) -> bool:
+    """Whether no more rows are expected; versions of tables never change, and of others' folders nothing is known."""
+    by = folder.by
+    return by is None or window_of(key, by).end + folder.feed.lateness <= now
+
+
+def _time_column(feed: Feed) -> str | None:
+    """The lake column that partitions the rows."""
+    if feed.kind is FeedKind.STREAM and feed.time_column is None and isinstance(feed.source, KsqlDBSource):
+        return feed.source.rename.get("ROWTIME", "rowtime")
+    return feed.time_column
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was done so far."""
+
+    files_compacted: int = 0
+    files_written: int = 0
+    bytes_read: int = 0
+    rows: int = 0
+    copied: int = 0
+    encoded: int = 0
+    excluded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kernel(self) -> str:
+        if self.copied and self.encoded:
+            return "mixed"
+        return "concat" if self.copied else "reencode" if self.encoded else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A group that was rewritten and is not committed yet."""
+
+    group: CompactionGroup
+    commit_id: str
+    done: Rewritten[StagedFile] | None
+
+
+class _Compaction:
+    """The compaction of one partition."""
+
+    def __init__(
+        self,
+        folder: FeedFolder,
+        key: str,
+        request: CompactionRequest,
+        run_id: str,
+        on_progress: Callable[[CompactionProgress], None] | None,
+    ) -> None:
+        self._folder, self._key, self._request, self._run_id = folder, key, request, run_id
+        self._on_progress = on_progress
+        self._log: PartitionLog = folder.log(key)
+        self._rules = rules_of(folder.feed, request)
+        self._tally = _Tally()
+        self._planned_bytes = self._done_bytes = 0
+
+    def run(self) -> CompactionReport:
+        """Plans, rewrites and commits until a plan is empty or the run's limits are reached."""
+        began = time.monotonic()
+        before = manifest = self._settled()
+        for _ in range(PASSES):
+            plan = _plan(self._folder, self._key, manifest, self._limits(), self._tally.excluded)
+            if not plan.groups:
+                break
+            self._planned_bytes += sum(group.size_bytes for group in plan.groups)
+            for work in self._rewritten(plan.groups, manifest):
+                self._commit(work)
+            manifest = self._settled()
+        plan = _plan(self._folder, self._key, manifest, self._rules, self._tally.excluded)
+        return self._report(before, manifest, plan, began)
+
+    def _limits(self) -> CompactionRules:
+        """The rules, with what is left of the run's limits."""
+        return replace(
+            self._rules,
+            max_files=self._rules.max_files - self._tally.files_compacted,
+            max_bytes=self._rules.max_bytes - self._tally.bytes_read,
+        )
+
+    def _settled(self) -> Manifest:
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._log.settle(self._log.load()).manifest
+            except (PreconditionFailed, TransientStoreError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def _rewritten(self, groups: Sequence[CompactionGroup], manifest: Manifest) -> Iterator[_Work]:
+        """Rewrites groups, several at once as the memory budget allows, and hands each on as it is done."""
+        written = self._folder.feed.format
+        workers = workers_for(self._request.memory_bytes, written.row_group_bytes)
+        settings = self._settings(min(workers, 2))
+        with ThreadPoolExecutor(max(1, workers // 2), thread_name_prefix="compaction") as pool:
+            jobs = [pool.submit(self._rewrite, group, manifest, settings) for group in groups]
+            try:
+                for job in jobs:
+                    yield job.result()
+            finally:
+                for job in jobs:
+                    job.cancel()
+
+    def _settings(self, workers: int) -> RewriteSettings:
+        feed = self._folder.feed
+        return RewriteSettings(
+            parquet=ParquetSettings(
+                compression=feed.format.compression,
+                profile=feed.format.profile,
+                target_file_bytes=self._rules.target_file_bytes,
+                row_group_bytes=feed.format.row_group_bytes,
+            ),
+            kernel=feed.compaction.kernel,
+            verify=feed.compaction.verify == "full",
+            time_column=_time_column(feed),
+            sort_by=feed.compaction.sort_by,
+            workers=workers,
+        )
+
+    def _rewrite(self, group: CompactionGroup, manifest: Manifest, settings: RewriteSettings) -> _Work:
+        store, commit_id = self._folder.data_store, self._folder.new_id()
+        at = self._folder.store.now()
+
+        def open_output() -> StagedWriter:
+            return store.stage(self._log.key_of(data_file_name("compacted", at, self._folder.new_id())))
+
+        read_back = getattr(store, "read_staged", lambda _: None)
+        opener = Opener(open_output, store.discard_staged, read_back)
+        told = 0
+
+        def tell(done_bytes: int) -> None:
+            nonlocal told
+            self._tell(done_bytes - told)
+            told = done_bytes
+
+        inputs = Inputs(store, self._log, group.files, foreign=store is not self._folder.store)
+        try:
+            done = rewrite(inputs.files, settings, opener, metadata=self._footer(commit_id, manifest), on_progress=tell)
+        except ObjectNotFound as error:
+            logger.info("a file of %s is gone, merged by somebody else: %s", self._log.data_folder, error)
+            return _Work(group, commit_id, None)
+        finally:
+            inputs.close()
+        return _Work(group, commit_id, done)
+
+    def _footer(self, commit_id: str, manifest: Manifest) -> dict[str, str]:
+        """What a file says of itself; its rows are among those that the partition's position stands for."""
+        return {
+            "datalake.feed": self._folder.feed.name,
+            "datalake.commit_id": commit_id,
+            "datalake.run_id": self._run_id,
+            "datalake.position": json.dumps(manifest.position.to_json() if manifest.position else {}),
+        }
+
+    def _commit(self, work: _Work) -> None:
+        if work.done is None:
+            return
+        self._tally.excluded |= work.done.rejected
+        if not work.done.outputs:
+            return
+        inputs = {file.name: file for file in work.group.files if file.name in work.done.rewritten}
+
+        def planned(base: Manifest) -> Planned:
+            there = {file.name: file for file in base.files}
+            if any(there.get(name) != file for name, file in inputs.items()):
+                raise CommitConflict(self._log.data_folder, "a file to merge was replaced meanwhile")
+            return Planned(remove=tuple(inputs))
+
+        files = tuple((staged, _data_file(staged, stats, list(inputs.values()))) for staged, stats in work.done.outputs)
+        try:
+            self._log.commit(Change(work.commit_id, "compact", files, planned, self._run_id))
+        except CommitConflict as error:
+            logger.info("merged in vain: %s", error)
+            return
+        self._tally.files_compacted += len(inputs)
+        self._tally.files_written += len(files)
+        self._tally.bytes_read += sum(file.size_bytes for file in inputs.values())
+        self._tally.rows += sum(file.rows for file in inputs.values())
+        self._tally.copied += work.done.copied
+        self._tally.encoded += work.done.encoded
+
+    def _tell(self, more_bytes: int) -> None:
+        self._done_bytes += more_bytes
+        if self._on_progress is not None:
+            self._on_progress(CompactionProgress(min(self._done_bytes, self._planned_bytes), self._planned_bytes))
+
+    def _report(self, before: Manifest, after: Manifest, plan: CompactionPlan, began: float) -> CompactionReport:
+        tally, partition = self._tally, self._folder.report(self._key, after, before=before)
+        if tally.files_compacted:
+            self._folder.summary.merge([partition], removed=(), at=None)
+        return CompactionReport(
+            key=self._key,
+            files_before=len(before.files),
+            files_after=len(after.files),
+            files_compacted=tally.files_compacted,
+            files_removed=tally.files_compacted - tally.files_written,
+            bytes_before=sum(file.size_bytes for file in before.files),
+            bytes_after=sum(file.size_bytes for file in after.files),
+            rows=tally.rows,
+            kernel=tally.kernel,
+            compaction_time_ms=round(1000 * (time.monotonic() - began)),
+            small_files_remaining=partition.small_files,
+            skipped=plan.left_alone,
+            partition=partition,
+        )
+
+
+def _data_file(staged: StagedFile, stats: FileStats, inputs: Sequence[DataFile]) -> DataFile:
+    """Where an output's statistics say nothing of its times, those of its inputs enclose them."""
+    return DataFile(
+        name=staged.key.rpartition("/")[2],
+        rows=stats.rows,
+        size_bytes=stats.size_bytes,
+        min_time=stats.min_time or min((file.min_time for file in inputs if file.min_time), default=None),
+        max_time=stats.max_time or max((file.max_time for file in inputs if file.max_time), default=None),
+        checksum=stats.checksum,
+    )

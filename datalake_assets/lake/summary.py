@@ -38,8 +38,14 @@ class Summary:
         self._store, self._feed = store, feed
         self.key = f"metadata/{feed.path}/_metadata.json"
 
-    def merge(self, reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime) -> None:
-        """Takes over ``reports``; once per run. Losing every race leaves the other's summary, without an error."""
+    def merge(self, reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime | None) -> None:
+        """Takes over ``reports``; once per run. Losing every race leaves the other's summary, without an error.
+
+        Args:
+            reports: Of partitions that changed.
+            removed: Keys of partitions that are gone.
+            at: The time of the export; None: it was none.
+        """
         for _ in range(ATTEMPTS):
             etag, document = self._load()
             body = self._merged(document, reports, removed=removed, at=at)
@@ -87,7 +93,12 @@ class Summary:
             return etag, {}
 
     def _merged(
-        self, document: Mapping[str, Any], reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime
+        self,
+        document: Mapping[str, Any],
+        reports: Sequence[PartitionReport],
+        *,
+        removed: Iterable[str],
+        at: datetime | None,
     ) -> bytes:
         by = partition_by(self._feed)
         partitions = {each["path"]: each for each in document.get("partitions", ())}
@@ -106,7 +117,7 @@ class Summary:
         kept = [each for each in in_order if each["files"]]
         total = {
             "source": self._feed.name,
-            "last_export": at.isoformat(),
+            "last_export": at.isoformat() if at else document.get("last_export"),
             "total_records": sum(each["records"] for each in kept),
             "total_size_mb": round(sum(each["size_mb"] for each in kept), 3),
             "partitions": kept,

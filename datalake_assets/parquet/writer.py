@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datalake_assets.parquet.checksum import new_checksum
 from datalake_assets.parquet.encodings import Encodings, Profile, choose_encodings
 
-__all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink", "open_writer", "sorted_by", "time_bounds"]
+__all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink", "aware", "open_writer", "sorted_by", "time_bounds"]
 
 MIB = 1 << 20
 #: Bytes of a dictionary page; larger ones cost more time than they save space.
@@ -224,8 +224,12 @@ def open_writer(
 def time_bounds(times: pa.ChunkedArray) -> tuple[datetime, ...]:
     """The earliest and the latest, aware UTC; empty if all are null."""
     ends = pc.min_max(times)
-    moments = [end.as_py() for end in (ends["min"], ends["max"]) if end.is_valid]
-    return tuple(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in moments)
+    return tuple(aware(end.as_py()) for end in (ends["min"], ends["max"]) if end.is_valid)
+
+
+def aware(moment: datetime) -> datetime:
+    """In UTC; naive times are UTC."""
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:

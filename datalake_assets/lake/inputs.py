@@ -1,0 +1,99 @@
+"""Files of a partition on their way into a rewrite: small ones fetched whole and ahead, large ones read in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+import pyarrow as pa
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.errors import ObjectNotFound, PreconditionFailed, UnreadableFile
+from datalake_assets.lake.commit import PartitionLog
+from datalake_assets.lake.store import Store
+from datalake_assets.parquet.inputs import InputFile
+
+__all__ = ["Inputs"]
+
+#: Up to this size one request for all of a file is faster than several for its parts.
+WHOLE_BYTES: Final = 8 << 20
+#: Requests under way, and bytes fetched ahead of the reader.
+THREADS: Final = 32
+AHEAD_BYTES: Final = 32 << 20
+
+
+class Inputs:
+    """Gives a rewrite its inputs.
+
+    Args:
+        store: Where the files live.
+        log: Of their partition.
+        files: In the order in which they will be read.
+        foreign: Others write there too: a file counts only if it still has its ETag.
+    """
+
+    def __init__(self, store: Store, log: PartitionLog, files: Sequence[DataFile], *, foreign: bool) -> None:
+        self._store, self._log, self._listed, self._foreign = store, log, list(files), foreign
+        is_remote = "://" in store.uri
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
+        self._ahead: dict[int, Future[pa.Buffer | bytes]] = {}
+        self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._ahead.clear()
+
+    def _input(self, index: int, file: DataFile) -> InputFile:
+        return InputFile(
+            name=file.name,
+            size_bytes=file.size_bytes,
+            rows=file.rows,
+            open=partial(self._open, index),
+            checksum=file.checksum,
+        )
+
+    def _open(self, index: int) -> pa.NativeFile:
+        file = self._listed[index]
+        if file.size_bytes > WHOLE_BYTES:
+            return self._in_place(file)
+        if self._pool is None:
+            return pa.BufferReader(self._fetch(file))
+        self._fetch_ahead(self._pool, index)
+        return pa.BufferReader(self._ahead.pop(index).result())
+
+    def _fetch_ahead(self, pool: ThreadPoolExecutor, index: int) -> None:
+        """Begins to fetch the files that follow; one that is read again is fetched again."""
+        budget = AHEAD_BYTES
+        for following in range(index, len(self._listed)):
+            file = self._listed[following]
+            budget -= file.size_bytes
+            if budget < 0 and following > index:
+                return
+            if file.size_bytes <= WHOLE_BYTES and following not in self._ahead:
+                self._ahead[following] = pool.submit(self._fetch, file)
+
+    def _fetch(self, file: DataFile) -> pa.Buffer | bytes:
+        key = self._log.key_of(file.name)
+        if self._foreign:
+            return self._unchanged(file, key)
+        if self._pool is not None:
+            return self._store.get(key)[0]
+        with self._in_place(file) as opened:
+            return opened.read_buffer()
+
+    def _unchanged(self, file: DataFile, key: str) -> bytes:
+        try:
+            return self._store.tail(key, file.size_bytes, etag=file.etag)
+        except PreconditionFailed as error:
+            raise UnreadableFile(file.name, "was changed by somebody else") from error
+
+    def _in_place(self, file: DataFile) -> pa.NativeFile:
+        key = self._log.key_of(file.name)
+        try:
+            return self._store.filesystem().open_input_file(self._store.path(key))
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, "is gone") from error

@@ -1,0 +1,196 @@
+"""A Parquet file that is about to be rewritten: opened once, understood, proven whole before its bytes are copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.checksum import checksum_like
+from datalake_assets.parquet.footer import Footer, parse_footer
+from datalake_assets.parquet.writer import aware
+
+__all__ = ["InputFile", "OpenInput"]
+
+#: Bytes that are read at a time.
+BLOCK_BYTES = 4 << 20
+#: Rows that are decoded at a time from row groups too large to be held whole.
+BATCH_ROWS = 1 << 16
+#: Decoded bytes up to which a row group is read at once, which is faster than batch by batch.
+WHOLE_BYTES = 32 << 20
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file to read.
+
+    Attributes:
+        name: For messages; unique among the inputs of a rewrite.
+        size_bytes: Its size.
+        rows: Rows that it is said to have.
+        open: Opens it; small files of a remote store come as a buffer that was fetched whole.
+        checksum: Digest of its bytes, ``<algorithm>:<hex>``; empty if nobody knows.
+        copy_source: Key and ETag, where the store itself can copy ranges of it into an output.
+    """
+
+    name: str
+    size_bytes: int
+    rows: int
+    open: Callable[[], pa.NativeFile]
+    checksum: str = ""
+    copy_source: tuple[str, str] | None = None
+
+
+class OpenInput:
+    """An input while it is read; belongs to one thread.
+
+    Args:
+        file: Which.
+
+    Raises:
+        UnreadableFile: It is no Parquet file, or not all of it is there.
+    """
+
+    def __init__(self, file: InputFile) -> None:
+        self.file = file
+        self._proven = False
+        with _translating(file):
+            self._native = file.open()
+            if self._native.size() != file.size_bytes:
+                raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
+            self.parquet = pq.ParquetFile(self._native, pre_buffer=True, arrow_extensions_enabled=True)
+            self.schema: pa.Schema = self.parquet.schema_arrow
+        if self.parquet.metadata.num_rows != file.rows:
+            raise UnreadableFile(file.name, f"{self.parquet.metadata.num_rows} rows, {file.rows} were expected")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.parquet.close()
+        self._native.close()
+
+    @property
+    def row_groups(self) -> int:
+        """How many."""
+        return int(self.parquet.num_row_groups)
+
+    @property
+    def mean_row_group_bytes(self) -> float:
+        """Bytes of a row group, on average."""
+        return self.file.size_bytes / max(self.row_groups, 1)
+
+    @property
+    def largest_row_group_bytes(self) -> int:
+        """Encoded bytes of the largest row group."""
+        metadata = self.parquet.metadata
+        return max((_encoded_bytes(metadata.row_group(index)) for index in range(self.row_groups)), default=0)
+
+    def time_bounds(self, row_group: int, column: str | None) -> tuple[datetime, ...]:
+        """The earliest and latest time in a row group, by its statistics; empty if they don't say."""
+        if column is None:
+            return ()
+        group = self.parquet.metadata.row_group(row_group)
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if chunk.path_in_schema == column:
+                statistics = chunk.statistics
+                if statistics is None or not statistics.has_min_max:
+                    return ()
+                return aware(statistics.min), aware(statistics.max)
+        return ()
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """So many bytes from there."""
+        return bytes(self._native.read_at(length, offset))
+
+    def footer(self) -> Footer:
+        """What its footer says, with the places of its row groups."""
+        return parse_footer(self.read_at, self.file.size_bytes, where=self.file.name)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Its rows, decoded, in order, in pieces of bounded size."""
+        with _translating(self.file):
+            if self.parquet.metadata.num_rows and self._decoded_bytes() <= WHOLE_BYTES:
+                yield self.parquet.read(use_threads=False)
+                return
+            for index in range(self.row_groups):
+                if self.parquet.metadata.row_group(index).total_byte_size <= WHOLE_BYTES:
+                    yield self.parquet.read_row_group(index, use_threads=False)
+                else:
+                    for batch in self.parquet.iter_batches(BATCH_ROWS, row_groups=[index], use_threads=False):
+                        yield pa.Table.from_batches([batch])
+
+    def prove(self) -> None:
+        """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.
+
+        Raises:
+            UnreadableFile: They are not, or don't.
+        """
+        if self._proven:
+            return
+        if self.file.checksum:
+            digest = checksum_like(self.file.checksum)
+            with _translating(self.file):
+                for offset in range(0, self.file.size_bytes, BLOCK_BYTES):
+                    digest.update(self.read_at(offset, min(BLOCK_BYTES, self.file.size_bytes - offset)))
+            if str(digest) != self.file.checksum:
+                raise UnreadableFile(self.file.name, "its bytes are not those that were committed")
+        else:
+            for _ in self.tables():
+                pass
+        self._proven = True
+
+    @property
+    def has_int96(self) -> bool:
+        """Whether its timestamps are of Parquet's old 96-bit kind.
+
+        Raises:
+            UnreadableFile: Some are and some are not: encoded again, one kind would become the other.
+        """
+        if not any(_may_be_int96(field.type) for field in self.schema):
+            return False
+        columns = [self.parquet.schema.column(index) for index in range(len(self.parquet.schema))]
+        old = [column.physical_type == "INT96" for column in columns]
+        if any(old) and any(column.logical_type.type == "TIMESTAMP" for column in columns):
+            raise UnreadableFile(self.file.name, "has 96-bit timestamps beside others, which cannot be encoded again")
+        return any(old)
+
+    def bloom_columns(self) -> frozenset[str]:
+        """Paths of the columns that have bloom filters."""
+        if not self.row_groups:
+            return frozenset()
+        group = self.parquet.metadata.row_group(0)
+        columns = (group.column(index) for index in range(group.num_columns))
+        return frozenset(column.path_in_schema for column in columns if column.bloom_filter_offset is not None)
+
+    def _decoded_bytes(self) -> int:
+        metadata = self.parquet.metadata
+        return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+
+
+def _encoded_bytes(group: Any) -> int:
+    return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
+
+
+def _may_be_int96(kind: pa.DataType) -> bool:
+    if pt.is_timestamp(kind):
+        return bool(kind.unit == "ns" and kind.tz is None)
+    return any(_may_be_int96(kind.field(index).type) for index in range(kind.num_fields))
+
+
+@contextmanager
+def _translating(file: InputFile) -> Iterator[None]:
+    """Errors of reading become ours."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except _READ_ERRORS as error:
+        raise UnreadableFile(file.name, f"cannot be read: {str(error).splitlines()[0]}") from error

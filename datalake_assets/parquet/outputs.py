@@ -1,0 +1,131 @@
+"""The files that a rewrite makes: one after another, rolled at the target size, read back before they count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from datalake_assets.errors import CorruptLake
+from datalake_assets.parquet.checksum import checksum_like
+from datalake_assets.parquet.concat import ConcatWriter
+from datalake_assets.parquet.footer import Footer, ReadAt
+from datalake_assets.parquet.rolling import FinishedSink
+from datalake_assets.parquet.writer import FileStats
+
+__all__ = ["Opener", "Outputs"]
+
+FinishedT = TypeVar("FinishedT")
+
+#: An output may be this much larger than the target, rather than leave a small file behind.
+SLACK = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Opener(Generic[FinishedT]):
+    """Where outputs go.
+
+    Attributes:
+        open: Begins one.
+        discard: Drops a finished one.
+        read_back: Gives the bytes of a finished one as they are stored; None where the store has verified them all.
+    """
+
+    open: Callable[[], FinishedSink[FinishedT]]
+    discard: Callable[[FinishedT], None]
+    read_back: Callable[[FinishedT], Iterator[bytes] | None]
+
+
+@dataclass(slots=True)
+class _Open(Generic[FinishedT]):
+    sink: FinishedSink[FinishedT]
+    writer: ConcatWriter
+    bounds: list[datetime] = field(default_factory=list)
+
+
+class Outputs(Generic[FinishedT]):
+    """Outputs of one rewrite.
+
+    Args:
+        opener: Where they go.
+        target_bytes: Size at which one is finished and the next begun.
+        metadata: Key-values of their footers.
+        verify: Read each back and compare its bytes with those written.
+    """
+
+    def __init__(
+        self, opener: Opener[FinishedT], *, target_bytes: int, metadata: Mapping[str, str], verify: bool
+    ) -> None:
+        self._opener, self._target_bytes, self._metadata, self._verify = opener, target_bytes, metadata, verify
+        self._open: _Open[FinishedT] | None = None
+        self.finished: list[tuple[FinishedT, FileStats]] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows of the finished ones."""
+        return sum(stats.rows for _, stats in self.finished)
+
+    def append(
+        self, footer: Footer, read_at: ReadAt, row_groups: Sequence[int], *, bounds: Sequence[datetime], like: Footer
+    ) -> None:
+        """Copies row groups into the present output, or the next.
+
+        Args:
+            footer: Of the file that they are in.
+            read_at: Reads it.
+            row_groups: Which.
+            bounds: Times that enclose theirs; none if unknown.
+            like: Gives an output that is begun now its schema.
+        """
+        for index in row_groups:
+            size_bytes = footer.row_groups[index].size_bytes
+            if self._open is not None and self._open.writer.size_bytes + size_bytes > self._target_bytes * SLACK:
+                self.roll()
+            if self._open is None:
+                sink = self._opener.open()
+                self._open = _Open(sink, ConcatWriter(sink, like))
+            self._open.writer.append(footer, read_at, [index])
+            self._open.bounds.extend(bounds)
+
+    def roll(self) -> None:
+        """Finishes the present output.
+
+        Raises:
+            CorruptLake: What is stored is not what was written.
+        """
+        if self._open is None:
+            return
+        done = self._open.writer.close(self._metadata)
+        finished = self._open.sink.finish()
+        bounds, self._open = self._open.bounds, None
+        stats = FileStats(
+            rows=done.rows,
+            size_bytes=done.size_bytes,
+            min_time=min(bounds, default=None),
+            max_time=max(bounds, default=None),
+            checksum=done.checksum,
+        )
+        self.finished.append((finished, stats))
+        if self._verify and done.checksum:
+            self._compare(finished, done.checksum)
+
+    def discard(self) -> None:
+        """Drops everything; idempotent."""
+        if self._open is not None:
+            self._open.writer.abandon()
+            self._open.sink.discard()
+            self._open = None
+        for finished, _ in self.finished:
+            self._opener.discard(finished)
+        self.finished.clear()
+
+    def _compare(self, finished: FinishedT, checksum: str) -> None:
+        chunks = self._opener.read_back(finished)
+        if chunks is None:
+            return
+        digest = checksum_like(checksum)
+        for chunk in chunks:
+            digest.update(chunk)
+        if str(digest) != checksum:
+            raise CorruptLake("compaction", "what was written does not read back as it was; nothing was committed")

@@ -1,0 +1,340 @@
+"""Many small Parquet files to few large ones: row groups copied where they are big enough, encoded again where not.
+
+Everything streams: at most a few row groups are in memory, whatever the inputs. An output is always a concatenation, of
+row groups copied from inputs and of segments encoded a moment ago. Inputs that cannot be read, or whose columns do not
+fit, are named and left out; the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from datalake_assets.errors import ConfigError, CorruptLake, UnreadableFile
+from datalake_assets.parquet.footer import Footer
+from datalake_assets.parquet.inputs import InputFile, OpenInput
+from datalake_assets.parquet.outputs import Opener, Outputs
+from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat
+from datalake_assets.parquet.shape import AnotherShape, Shape, inspect, lost_type, shape_of, template
+from datalake_assets.parquet.sorting import sorted_pieces
+from datalake_assets.parquet.unify import conform_table
+from datalake_assets.parquet.writer import FileStats, ParquetSettings
+
+__all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
+
+FinishedT = TypeVar("FinishedT")
+Kernel = Literal["auto", "concat", "reencode"]
+
+MIB = 1 << 20
+#: Mean size of row groups from which on copying them costs readers nothing measurable (`benchmarks compaction`).
+COPY_BYTES = 4 * MIB
+#: Decoded row groups that one encoder may hold: what goes in, what is sorted, what is read back.
+ROW_GROUPS_HELD = 3
+#: Our own notes in a footer, which are about one file: not passed on.
+OWN_KEYS = ("datalake.commit_id", "datalake.run_id", "datalake.position")
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteSettings:
+    """How files are rewritten.
+
+    Attributes:
+        parquet: Codec, profile, target size and row-group size of what is encoded.
+        kernel: ``auto`` copies row groups of at least `COPY_BYTES` on average.
+        verify: Compare every byte copied and every value encoded; otherwise the numbers of rows.
+        time_column: Rows are sorted by it within a row group, if it holds timestamps.
+        sort_by: Columns that rows are sorted by within each output; everything is encoded again.
+        workers: Threads that encode.
+        scratch: Folder for sorting; None: the system's.
+    """
+
+    parquet: ParquetSettings
+    kernel: Kernel = "auto"
+    verify: bool = True
+    time_column: str | None = None
+    sort_by: tuple[str, ...] = ()
+    workers: int = 2
+    scratch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten(Generic[FinishedT]):
+    """What became of the inputs.
+
+    Attributes:
+        rejected: Names of the inputs that were left out, with the reason.
+        outputs: Finished files and what is known of them; none if fewer than two inputs were good.
+        rewritten: Names of the inputs whose rows they hold.
+        copied: Row groups of the outputs that were copied.
+        encoded: Those that were encoded again.
+    """
+
+    rejected: Mapping[str, str]
+    outputs: tuple[tuple[FinishedT, FileStats], ...] = ()
+    rewritten: tuple[str, ...] = ()
+    copied: int = 0
+    encoded: int = 0
+
+
+def workers_for(memory_bytes: int, row_group_bytes: int) -> int:
+    """How many encoders a memory budget allows on this machine; at least one."""
+    return max(1, min(os.cpu_count() or 1, memory_bytes // (ROW_GROUPS_HELD * row_group_bytes)))
+
+
+def rewrite(
+    files: Sequence[InputFile],
+    settings: RewriteSettings,
+    opener: Opener[FinishedT],
+    *,
+    metadata: Mapping[str, str],
+    on_progress: Callable[[int], None] | None = None,
+) -> Rewritten[FinishedT]:
+    """Rewrites files, in the order given, into as few as their bytes allow.
+
+    Args:
+        files: The inputs, in time order. A single one is split.
+        settings: How.
+        opener: Where the outputs go.
+        metadata: Added to the key-values of the outputs' footers.
+        on_progress: Called with the input bytes done so far.
+
+    Raises:
+        ConfigError: A column to sort by is not there.
+        CorruptLake: What was written does not read as what was read; outputs were dropped.
+        LakeError: The store failed; likewise.
+    """
+    rejected: dict[str, str] = {}
+    enough = min(len(files), 2)
+    shape: Shape | None = None
+    with ThreadPoolExecutor(settings.workers, thread_name_prefix="parquet-encoder") as pool:
+        while len(left := [file for file in files if file.name not in rejected]) >= enough:
+            try:
+                shape = shape or _shape_of_first(left)
+                with _Pass(shape, settings, pool, opener, metadata=metadata, on_progress=on_progress) as attempt:
+                    return attempt.run(left, rejected)
+            except UnreadableFile as error:
+                rejected[error.where] = error.reason
+            except AnotherShape:
+                shape, misfits = inspect(left)
+                rejected |= misfits
+    return Rewritten(rejected=rejected)
+
+
+def _shape_of_first(files: Sequence[InputFile]) -> Shape:
+    with closing(OpenInput(files[0])) as source:
+        return shape_of(source)
+
+
+class _Pass(Generic[FinishedT]):
+    """One pass over the inputs; as a context it drops what it wrote when it fails."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        settings: RewriteSettings,
+        pool: ThreadPoolExecutor,
+        opener: Opener[FinishedT],
+        *,
+        metadata: Mapping[str, str],
+        on_progress: Callable[[int], None] | None,
+    ) -> None:
+        self._shape, self._settings, self._on_progress = shape, settings, on_progress
+        self._time_column = _time_column(shape.schema, settings.time_column)
+        self._encoder = Encoder(pool, _segment_format(shape, settings, self._time_column))
+        self._outputs = Outputs(
+            opener,
+            target_bytes=settings.parquet.target_file_bytes,
+            metadata=_texts(shape.schema.metadata) | dict(metadata),
+            verify=settings.verify,
+        )
+        self._like = template(shape, settings.parquet) if shape.ours else None
+        self._buffer: list[pa.Table] = []
+        self._buffered_bytes = self._done_bytes = 0
+        self._jobs: deque[Future[Segment]] = deque()
+        self._counts: Counter[str] = Counter()
+        self._parquet_schemas: list[Any] = []  # that can be encoded again without loss
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for job in self._jobs:
+            job.cancel()
+        wait(self._jobs)
+        self._encoder.close()
+        if error is not None:
+            self._outputs.discard()
+
+    def run(self, files: Sequence[InputFile], rejected: Mapping[str, str]) -> Rewritten[FinishedT]:
+        """Reads, writes and finishes."""
+        if self._settings.sort_by:
+            self._sort(files)
+        else:
+            for file in files:
+                with closing(self._opened(file)) as source:
+                    self._take(source)
+        self._flush()
+        self._drain(0)
+        self._outputs.roll()
+        self._count_rows(files)
+        return Rewritten(
+            outputs=tuple(self._outputs.finished),
+            rewritten=tuple(file.name for file in files),
+            rejected=dict(rejected),
+            copied=self._counts["copied"],
+            encoded=self._counts["encoded"],
+        )
+
+    def _opened(self, file: InputFile) -> OpenInput:
+        """An input whose rows fit into the outputs.
+
+        Raises:
+            AnotherShape: They do not.
+        """
+        source = OpenInput(file)
+        other = shape_of(source)
+        if not self._shape.ours and not self._shape.fits(other):
+            source.close()
+            raise AnotherShape
+        if self._settings.verify and file.checksum:
+            source.prove()
+        return source
+
+    def _take(self, source: OpenInput) -> None:
+        footer = source.footer() if self._may_copy(source) else None
+        if footer is not None and self._fits_as_it_is(footer):
+            self._copy(source, footer)
+        elif self._settings.kernel == "concat":
+            raise UnreadableFile(
+                source.file.name, "its schema is another, and the kernel 'concat' copies row groups only"
+            )
+        else:
+            self._refuse_loss(source)
+            for table in source.tables():
+                self._add(table)
+        self._done_bytes += source.file.size_bytes
+        if self._on_progress is not None:
+            self._on_progress(self._done_bytes)
+
+    def _may_copy(self, source: OpenInput) -> bool:
+        """Whether its row groups are worth keeping as they are."""
+        if self._settings.kernel != "auto" or not source.row_groups:
+            return self._settings.kernel == "concat"
+        largest = source.largest_row_group_bytes
+        return source.mean_row_group_bytes >= COPY_BYTES and largest <= self._settings.parquet.target_file_bytes
+
+    def _fits_as_it_is(self, footer: Footer) -> bool:
+        self._like = self._like or footer
+        return footer.schema_key == self._like.schema_key
+
+    def _copy(self, source: OpenInput, footer: Footer) -> None:
+        """After the segments before it, so that rows keep their order; rows of half a row group may wait."""
+        if self._settings.verify:
+            source.prove()
+        if self._buffered_bytes >= self._settings.parquet.row_group_bytes // 2:
+            self._flush()
+        self._drain(0)
+        for index in range(source.row_groups):
+            bounds = source.time_bounds(index, self._time_column)
+            self._outputs.append(footer, source.read_at, [index], bounds=bounds, like=self._like or footer)
+            self._counts["copied"] += 1
+
+    def _refuse_loss(self, source: OpenInput) -> None:
+        schema = source.parquet.schema
+        if any(schema.equals(known) for known in self._parquet_schemas):
+            return
+        lost = lost_type(source)
+        if lost:
+            raise UnreadableFile(source.file.name, lost)
+        self._parquet_schemas.append(schema)
+
+    def _add(self, table: pa.Table) -> None:
+        limit, total = self._settings.parquet.row_group_bytes, max(table.nbytes, 1)
+        at_once = max(1, limit * table.num_rows // total)
+        for start in range(0, table.num_rows, at_once):
+            piece = table.slice(start, at_once)
+            size_bytes = total * piece.num_rows // table.num_rows
+            if self._buffered_bytes + size_bytes > limit:
+                self._flush()
+            self._buffer.append(piece)
+            self._buffered_bytes += size_bytes
+
+    def _flush(self) -> None:
+        """Hands the rows at hand to an encoder, as one row group."""
+        if self._buffer:
+            buffer, self._buffer, self._buffered_bytes = self._buffer, [], 0
+            self._drain(self._settings.workers - 1)
+            self._jobs.append(self._encoder.submit(buffer))
+
+    def _drain(self, keep: int) -> None:
+        """Appends segments in their order until so many are under way."""
+        while len(self._jobs) > keep:
+            segment = self._jobs.popleft().result()
+            self._like = self._like or segment.footer
+            if segment.footer.schema_key != self._like.schema_key:
+                raise AnotherShape
+            self._outputs.append(segment.footer, segment.read_at, [0], bounds=segment.bounds, like=self._like)
+            self._counts["encoded"] += 1
+            self._counts["encoded rows"] += segment.rows.rows
+
+    def _sort(self, files: Sequence[InputFile]) -> None:
+        absent = [name for name in self._settings.sort_by if name not in self._shape.schema.names]
+        if absent:
+            raise ConfigError(f"compaction.sort_by names {absent[0]!r}, which is no column")
+
+        def tables() -> Iterator[pa.Table]:
+            for file in files:
+                with closing(self._opened(file)) as source:
+                    self._refuse_loss(source)
+                    for table in source.tables():
+                        yield conform_table(table, self._shape.schema)
+
+        piece_bytes, scratch = self._settings.parquet.row_group_bytes, self._settings.scratch
+        by = self._settings.sort_by
+        for piece in sorted_pieces(tables(), self._shape.schema, by, piece_bytes=piece_bytes, scratch=scratch):
+            self._buffer.append(piece)
+            self._flush()
+
+    def _count_rows(self, files: Sequence[InputFile]) -> None:
+        expected = sum(file.rows for file in files)
+        if self._outputs.rows != expected:
+            raise CorruptLake("compaction", f"{expected} rows were read and {self._outputs.rows} written")
+
+
+def _time_column(schema: pa.Schema, name: str | None) -> str | None:
+    index = schema.get_field_index(name) if name else -1
+    return name if index >= 0 and pt.is_timestamp(schema.field(index).type) else None
+
+
+def _segment_format(shape: Shape, settings: RewriteSettings, time_column: str | None) -> SegmentFormat:
+    return SegmentFormat(
+        schema=shape.schema,
+        settings=settings.parquet,
+        time_column=time_column,
+        sorting=settings.sort_by,
+        int96=shape.int96,
+        bloom_columns=shape.bloom_columns,
+        verify=settings.verify,
+    )
+
+
+def _texts(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Key-values that every output gets; those that cannot be written as text stay behind with their file."""
+    found = {}
+    for key, value in (metadata or {}).items():
+        try:
+            found[key.decode()] = value.decode()
+        except UnicodeDecodeError:
+            continue
+    return {key: value for key, value in found.items() if key not in OWN_KEYS}

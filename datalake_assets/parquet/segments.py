@@ -1,0 +1,160 @@
+"""Row groups encoded in memory, several at once, each checked against the rows that went in.
+
+A segment is a whole Parquet file of one row group, so that an output is always put together in one way: by copying row
+groups, whether they come from an input or were encoded a moment ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datalake_assets.errors import CorruptLake
+from datalake_assets.parquet.encodings import SAMPLE_ROWS, Encodings, choose_encodings
+from datalake_assets.parquet.footer import Footer, parse_footer
+from datalake_assets.parquet.multiset import Multiset, MultisetHasher
+from datalake_assets.parquet.unify import conform_table
+from datalake_assets.parquet.writer import ParquetSettings, open_writer, sorted_by, time_bounds
+
+__all__ = ["Encoder", "Segment", "SegmentFormat"]
+
+#: Share of wrong positives of a bloom filter that is built anew (Parquet's own default).
+BLOOM_FPP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """An encoded row group.
+
+    Attributes:
+        buffer: The bytes of a Parquet file.
+        footer: Its footer.
+        bounds: Earliest and latest time; empty without.
+        rows: What was encoded, counted and hashed; without a hash if that was not asked for.
+    """
+
+    buffer: pa.Buffer
+    footer: Footer
+    bounds: tuple[datetime, ...]
+    rows: Multiset
+
+    def read_at(self, offset: int, length: int) -> memoryview:
+        """So many bytes from there."""
+        return memoryview(self.buffer)[offset : offset + length]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFormat:
+    """How row groups are encoded.
+
+    Attributes:
+        schema: Of all of them.
+        settings: Codec and profile.
+        time_column: Rows are sorted by it, unless they come sorted otherwise; None keeps their order.
+        sorting: Columns that rows are sorted by already, noted in the footer.
+        int96: Timestamps are written as 96-bit ones, as they were.
+        bloom_columns: Columns that get bloom filters.
+        verify: Decode what was encoded and compare the values, not only their number.
+    """
+
+    schema: pa.Schema
+    settings: ParquetSettings
+    time_column: str | None = None
+    sorting: tuple[str, ...] = ()
+    int96: bool = False
+    bloom_columns: frozenset[str] = frozenset()
+    verify: bool = True
+
+
+class Encoder:
+    """Encodes segments in a pool of threads.
+
+    Args:
+        pool: The threads.
+        form: How.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, form: SegmentFormat) -> None:
+        self._pool, self._form = pool, form
+        self._encodings: Encodings | None = None
+        self._hasher = MultisetHasher(form.schema) if form.verify else None
+
+    def submit(self, tables: list[pa.Table]) -> Future[Segment]:
+        """Begins to encode the tables' rows as one row group; takes the list over, so that the rows can go early."""
+        return self._pool.submit(self.encode, tables)
+
+    def encode(self, tables: list[pa.Table]) -> Segment:
+        """One segment.
+
+        Raises:
+            CorruptLake: What was encoded does not decode to the rows that went in.
+        """
+        form = self._form
+        table = pa.concat_tables([conform_table(table, form.schema) for table in tables])
+        tables.clear()
+        hashed = self._hasher.of(table) if self._hasher else Multiset(table.num_rows)
+        if form.time_column is not None and not form.sorting:
+            table = sorted_by(table, form.time_column)
+        bounds = time_bounds(table[form.time_column]) if form.time_column is not None else ()
+        buffer = self._encoded(table)
+        footer = parse_footer(
+            lambda offset, length: memoryview(buffer)[offset : offset + length], buffer.size, where=""
+        )
+        self._check(buffer, table.schema, hashed)
+        return Segment(buffer, footer, bounds, hashed)
+
+    def close(self) -> None:
+        """Ends it; segments under way are the pool's."""
+        if self._hasher:
+            self._hasher.close()
+
+    def _encoded(self, table: pa.Table) -> pa.Buffer:
+        encodings = self._encodings or choose_encodings(table, self._form.settings.profile)
+        if table.num_rows >= SAMPLE_ROWS:
+            self._encodings = encodings
+        sink = pa.BufferOutputStream()
+        options: dict[str, Any] = {}
+        if self._form.bloom_columns:
+            options["bloom_filter_options"] = _bloom_options(table, self._form.bloom_columns)
+        if self._form.sorting:
+            options["sorting_columns"] = pq.SortingColumn.from_ordering(
+                table.schema, [(name, "ascending") for name in self._form.sorting], null_placement="at_end"
+            )
+        if self._form.int96:
+            options["use_deprecated_int96_timestamps"] = True
+        writer = open_writer(sink, self._form.schema, self._form.settings, encodings, **options)
+        writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        writer.close()
+        return sink.getvalue()
+
+    def _check(self, buffer: pa.Buffer, schema: pa.Schema, expected: Multiset) -> None:
+        parquet = pq.ParquetFile(pa.BufferReader(buffer), pre_buffer=True, arrow_extensions_enabled=True)
+        if self._hasher is None:
+            found = replace(expected, rows=parquet.metadata.num_rows)
+        else:
+            table = parquet.reader.read_all(use_threads=False)
+            if not table.schema.equals(schema):
+                raise CorruptLake("compaction", f"encoded {schema}, which reads as {table.schema}")
+            found = self._hasher.of(table)
+        if found != expected:
+            raise CorruptLake("compaction", f"encoded {expected}, which reads as {found}; nothing was committed")
+
+
+def _bloom_options(table: pa.Table, columns: Sequence[str] | frozenset[str]) -> dict[str, dict[str, float]]:
+    return {path: {"ndv": max(_distinct(table, path), 1), "fpp": BLOOM_FPP} for path in columns}
+
+
+def _distinct(table: pa.Table, path: str) -> int:
+    if path not in table.schema.names:
+        return int(table.num_rows)
+    try:
+        return int(pc.count_distinct(table[path]).as_py())
+    except pa.ArrowNotImplementedError:
+        return int(table.num_rows)

@@ -1,0 +1,160 @@
+"""One schema for files that were written at different times, by one rule.
+
+The rule, in words (docs/reference/on-disk.md repeats it for users):
+
+- Columns are matched by name. The order is that of the oldest file; columns that came later follow in the order of
+  their appearance. A column that a file lacks is null in its rows.
+- Two types of a column become the narrower one's safe superset: integers of one sign the wider, floats the wider,
+  decimals of one scale the longer, null anything, text and bytes their large form, a dictionary its values' type,
+  timestamps of one zone the finer unit down to microseconds. Structs, lists and maps follow the rule part by part.
+- Anything else does not fit: integers and text, timestamps with a zone and without, other scales, nanoseconds and
+  coarser units (their range would overflow), and one name under two field ids.
+- A column is nullable if it is in one file, or missing in one. Of metadata under one key, the newest file's stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+__all__ = ["Incompatible", "conform_table", "unify_schemas"]
+
+FIELD_ID = b"PARQUET:field_id"
+#: Timestamp units that may be made finer, coarsest first; nanoseconds end in 2262 and are not among them.
+_UNITS = ("s", "ms", "us")
+
+
+class Incompatible(Exception):
+    """Two files' schemas cannot become one; the message says why, for a person."""
+
+
+def unify_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The one schema of files, oldest first.
+
+    Raises:
+        Incompatible: They have none.
+    """
+    result = schemas[0]
+    for other in schemas[1:]:
+        if other.equals(result, check_metadata=True):
+            continue
+        if other.remove_metadata().equals(result.remove_metadata(), check_metadata=True):
+            result = result.with_metadata(_metadata(result.metadata, other.metadata))
+        else:
+            result = _both(result, other)
+    return result
+
+
+def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table's rows under a unified schema: columns reordered, added as nulls, and cast without loss."""
+    if table.schema.equals(schema, check_metadata=True):
+        return table
+    columns = []
+    for field in schema:
+        index = table.schema.get_field_index(field.name)
+        if index < 0:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        else:
+            column = table.column(index)
+            columns.append(column if column.type.equals(field.type) else _cast(column, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if pt.is_struct(kind) and pt.is_struct(column.type):
+        return pa.chunked_array([_cast_struct(chunk, kind) for chunk in column.chunks], kind)
+    return column.cast(kind)
+
+
+def _cast_struct(array: pa.StructArray, kind: pa.StructType) -> pa.StructArray:
+    """By name, since Arrow's own cast of structs wants all fields there."""
+    parts = []
+    for field in kind:
+        index = array.type.get_field_index(field.name)
+        if index < 0:
+            parts.append(pa.nulls(len(array), field.type))
+        else:
+            part = array.field(index)
+            parts.append(_cast(pa.chunked_array([part]), field.type).combine_chunks())
+    mask = array.is_null() if array.null_count else None
+    return pa.StructArray.from_arrays(parts, fields=list(kind), mask=mask)
+
+
+def _both(older: pa.Schema, newer: pa.Schema) -> pa.Schema:
+    for schema in (older, newer):
+        if len(set(schema.names)) < len(schema.names):
+            raise Incompatible("two columns share a name")
+    return pa.schema(_fields(list(older), list(newer)), metadata=_metadata(older.metadata, newer.metadata))
+
+
+def _fields(older: Sequence[pa.Field], newer: Sequence[pa.Field]) -> list[pa.Field]:
+    theirs = {field.name: field for field in newer}
+    known = {field.name for field in older}
+    kept = [_field(field, theirs[field.name]) if field.name in theirs else field.with_nullable(True) for field in older]
+    return kept + [field.with_nullable(True) for field in newer if field.name not in known]
+
+
+def _field(older: pa.Field, newer: pa.Field) -> pa.Field:
+    ids = {(field.metadata or {}).get(FIELD_ID) for field in (older, newer)} - {None}
+    if len(ids) > 1:
+        raise Incompatible(f"column {older.name!r} has field ids {_listed(ids)}")
+    kind = _type(older.name, older.type, newer.type)
+    return pa.field(
+        older.name, kind, older.nullable or newer.nullable, metadata=_metadata(older.metadata, newer.metadata)
+    )
+
+
+def _listed(ids: Iterable[bytes | None]) -> str:
+    return " and ".join(sorted(each.decode() for each in ids if each is not None))
+
+
+def _metadata(older: Mapping[bytes, bytes] | None, newer: Mapping[bytes, bytes] | None) -> dict[bytes, bytes] | None:
+    return {**(older or {}), **(newer or {})} or None
+
+
+def _type(name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    if one.equals(other):
+        return _nested(name, one, other) or one
+    if pt.is_null(one) or pt.is_null(other):
+        return other if pt.is_null(one) else one
+    if pt.is_dictionary(one) or pt.is_dictionary(other):
+        return _type(name, *(kind.value_type if pt.is_dictionary(kind) else kind for kind in (one, other)))
+    wider = _nested(name, one, other) or _wider(one, other)
+    if wider is None:
+        raise Incompatible(f"column {name!r} is {one} in some files and {other} in others")
+    return wider
+
+
+def _nested(name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pt.is_struct(one) and pt.is_struct(other):
+        return pa.struct(_fields(list(one), list(other)))
+    if pt.is_map(one) and pt.is_map(other):
+        return pa.map_(_type(name, one.key_type, other.key_type), _field(one.item_field, other.item_field))
+    if _is_list(one) and _is_list(other):
+        # the name of a list's element is the writer's; the older file's stays
+        element = _field(one.value_field, other.value_field.with_name(one.value_field.name))
+        large = pt.is_large_list(one) or pt.is_large_list(other)
+        if pt.is_fixed_size_list(one) and pt.is_fixed_size_list(other) and one.list_size == other.list_size:
+            return pa.list_(element, one.list_size)
+        return pa.large_list(element) if large else pa.list_(element)
+    return None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind))
+
+
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    for alike in (pt.is_signed_integer, pt.is_unsigned_integer, pt.is_floating):
+        if alike(one) and alike(other):
+            return max(one, other, key=lambda kind: kind.bit_width)
+    for large, plain in ((pa.large_string(), pa.string()), (pa.large_binary(), pa.binary())):
+        if {one, other} <= {large, plain}:
+            return large
+    if pt.is_decimal(one) and pt.is_decimal(other) and one.scale == other.scale:
+        return max(one, other, key=lambda kind: (kind.bit_width, kind.precision))
+    if pt.is_timestamp(one) and pt.is_timestamp(other) and one.tz == other.tz and {one.unit, other.unit} <= set(_UNITS):
+        return max(one, other, key=lambda kind: _UNITS.index(kind.unit))
+    return None
