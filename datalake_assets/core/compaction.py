@@ -178,12 +178,15 @@ def plan_compaction(
     )
     groups, cut = _within_limits([*merges, *splits], rules)
     left |= reasons | cut
-    names = [file.name for file in listed]
     return CompactionPlan(
         groups=tuple(groups),
-        left_alone=tuple(LeftAlone(name, left[name], name in unusable) for name in names if name in left),
+        left_alone=tuple(_left_alone(file, left, unusable) for file in listed if file.name in left),
         estimate=estimate_of([_rewrite(group, rules) for group in groups], files=len(listed)),
     )
+
+
+def _left_alone(file: DataFile, reasons: Mapping[str, str], unusable: Mapping[str, str]) -> LeftAlone:
+    return LeftAlone(file.name, reasons[file.name], file.name in unusable)
 
 
 def _set_aside(

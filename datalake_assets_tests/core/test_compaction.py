@@ -264,6 +264,13 @@ def test_excluded_files_stay_with_the_reason_given():
     assert [(left.name, left.reason) for left in plan.left_alone] == [("f00001", "is damaged")]
 
 
+def test_only_excluded_files_are_unusable():
+    plan = plan_of(files_of(MIB, MIB, 300 * MIB), closed=True, excluded={"f00001": "is damaged"})
+
+    assert {each.name: each.unusable for each in plan.left_alone}["f00001"] is True
+    assert sum(each.unusable for each in plan.left_alone) == 1
+
+
 def test_limit_of_files_cuts_a_group_and_the_next_run_does_the_rest():
     plan = plan_of(files_of(*[MIB] * 25), replace(PRODUCTION, max_files=15))
     assert grouped(plan) == [[f"f{number:05}" for number in range(15)]]
