@@ -38,8 +38,10 @@ def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:
       3.3 (SPARK-36879) and fails before; Iceberg's own in Spark since apache/iceberg#13391. Trino, the engine of
       Athena 3, and DuckDB have it.
     - DELTA_BYTE_ARRAY for texts and bytes: Spark since 3.3 (SPARK-37974), Trino and DuckDB too.
-    - BYTE_STREAM_SPLIT for floating point numbers. Trino and DuckDB have it; Spark's vectorised reader refuses it in
-      every release of 3 and in 4.0 (SPARK-56894), so a lake that Spark reads must not be compact.
+    - BYTE_STREAM_SPLIT for floating point numbers. Trino and DuckDB have it; Spark's vectorised reader only since 4.3
+      (SPARK-56894; run with 4.0.5, 4.2.1 and 4.3.0), so a lake that an earlier Spark reads must not be compact.
+
+    fastparquet refuses the last two, and may read the first wrong: it is for compatible files only.
 
     Args:
         sample: The first row group; an empty one gives dictionaries to no column.
