@@ -50,12 +50,12 @@ class Outputs(Generic[FinishedT]):
     Args:
         opener: Where they go.
         target_bytes: Size at which one is finished and the next begun.
-        metadata: Key-values of their footers.
+        metadata: Gives the key-values of a footer when it is written.
         verify: Read each back and compare its bytes with those written.
     """
 
     def __init__(
-        self, opener: Opener[FinishedT], *, target_bytes: int, metadata: Mapping[str, str], verify: bool
+        self, opener: Opener[FinishedT], *, target_bytes: int, metadata: Callable[[], Mapping[str, str]], verify: bool
     ) -> None:
         self._opener, self._target_bytes, self._metadata, self._verify = opener, target_bytes, metadata, verify
         self._open: _Open[FinishedT] | None = None
@@ -83,10 +83,18 @@ class Outputs(Generic[FinishedT]):
             if self._open is not None and self._open.writer.size_bytes + size_bytes > self._target_bytes * SLACK:
                 self.roll()
             if self._open is None:
-                sink = self._opener.open()
-                self._open = _Open(sink, ConcatWriter(sink, like))
+                self._open = self._begun(like)
             self._open.writer.append(footer, read_at, [index])
             self._open.bounds.extend(bounds)
+
+    def begin(self, like: Footer) -> None:
+        """Sees to it that there is one, if only to hold no rows."""
+        if self._open is None and not self.finished:
+            self._open = self._begun(like)
+
+    def _begun(self, like: Footer) -> _Open[FinishedT]:
+        sink = self._opener.open()
+        return _Open(sink, ConcatWriter(sink, like))
 
     def roll(self) -> None:
         """Finishes the present output.
@@ -96,7 +104,7 @@ class Outputs(Generic[FinishedT]):
         """
         if self._open is None:
             return
-        done = self._open.writer.close(self._metadata)
+        done = self._open.writer.close(self._metadata())
         finished = self._open.sink.finish()
         bounds, self._open = self._open.bounds, None
         stats = FileStats(

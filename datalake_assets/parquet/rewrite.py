@@ -39,8 +39,6 @@ MIB = 1 << 20
 COPY_BYTES = 4 * MIB
 #: Decoded row groups that one encoder may hold: what goes in, what is sorted, what is read back.
 ROW_GROUPS_HELD = 3
-#: Our own notes in a footer, which are about one file: not passed on.
-OWN_KEYS = ("datalake.commit_id", "datalake.run_id", "datalake.position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ def rewrite(
         files: The inputs, in time order. A single one is split.
         settings: How.
         opener: Where the outputs go.
-        metadata: Added to the key-values of the outputs' footers.
+        metadata: Key-values of the outputs' footers, over those of the inputs.
         on_progress: Called with the input bytes done so far.
 
     Raises:
@@ -124,7 +122,7 @@ def rewrite(
             except UnreadableFile as error:
                 rejected[error.where] = error.reason
             except AnotherShape:
-                shape, misfits = inspect(left)
+                shape, misfits = inspect(left, exact=settings.kernel == "concat")
                 rejected |= misfits
     return Rewritten(rejected=rejected)
 
@@ -148,12 +146,13 @@ class _Pass(Generic[FinishedT]):
         on_progress: Callable[[int], None] | None,
     ) -> None:
         self._shape, self._settings, self._on_progress = shape, settings, on_progress
+        self._key_values = _texts(shape.schema)
         self._time_column = _time_column(shape.schema, settings.time_column)
         self._encoder = Encoder(pool, _segment_format(shape, settings, self._time_column))
         self._outputs = Outputs(
             opener,
             target_bytes=settings.parquet.target_file_bytes,
-            metadata=_texts(shape.schema.metadata) | dict(metadata),
+            metadata=lambda: self._key_values | dict(metadata),
             verify=settings.verify,
         )
         self._like = template(shape, settings.parquet) if shape.ours else None
@@ -186,6 +185,7 @@ class _Pass(Generic[FinishedT]):
                     self._take(source)
         self._flush()
         self._drain(0)
+        self._outputs.begin(self._like or template(self._shape, self._settings.parquet))
         self._outputs.roll()
         self._count_rows(files)
         return Rewritten(
@@ -209,6 +209,8 @@ class _Pass(Generic[FinishedT]):
             raise AnotherShape
         if self._settings.verify and file.checksum:
             source.prove()
+        if source.schema.metadata != self._shape.schema.metadata:
+            self._key_values |= _texts(source.schema)
         return source
 
     def _take(self, source: OpenInput) -> None:
@@ -329,12 +331,12 @@ def _segment_format(shape: Shape, settings: RewriteSettings, time_column: str | 
     )
 
 
-def _texts(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    """Key-values that every output gets; those that cannot be written as text stay behind with their file."""
+def _texts(schema: pa.Schema) -> dict[str, str]:
+    """Key-values of a footer; those that are no text stay behind with their file."""
     found = {}
-    for key, value in (metadata or {}).items():
+    for key, value in (schema.metadata or {}).items():
         try:
             found[key.decode()] = value.decode()
         except UnicodeDecodeError:
             continue
-    return {key: value for key, value in found.items() if key not in OWN_KEYS}
+    return found

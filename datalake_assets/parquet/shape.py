@@ -79,8 +79,12 @@ class _Class:
     names: list[str] = field(default_factory=list)
 
 
-def inspect(files: Sequence[InputFile]) -> tuple[Shape | None, dict[str, str]]:
+def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, dict[str, str]]:
     """Looks at all inputs, oldest first.
+
+    Args:
+        files: The inputs.
+        exact: Only files of one and the same shape fit together: none will be encoded again.
 
     Returns:
         The shape of the most files that fit together (None: none can be read), and the others with the reason.
@@ -97,7 +101,7 @@ def inspect(files: Sequence[InputFile]) -> tuple[Shape | None, dict[str, str]]:
         except UnreadableFile as error:
             rejected[file.name] = error.reason
             continue
-        _place(classes, shape, file.name)
+        _place(classes, shape, file.name, exact=exact)
     if not classes:
         return None, rejected
     best = max(classes, key=lambda each: len(each.names))
@@ -105,12 +109,12 @@ def inspect(files: Sequence[InputFile]) -> tuple[Shape | None, dict[str, str]]:
         if other is not best:
             for name in other.names:
                 rejected[name] = f"does not fit the other {len(best.names)} files: {_why(best.shape, other.shape)}"
-    return replace(best.shape, ours=True), rejected
+    return replace(best.shape, ours=not exact), rejected
 
 
-def _place(classes: list[_Class], shape: Shape, name: str) -> None:
+def _place(classes: list[_Class], shape: Shape, name: str, *, exact: bool) -> None:
     for each in classes:
-        if each.shape.int96 != shape.int96:
+        if each.shape.int96 != shape.int96 or (exact and not each.shape.fits(shape)):
             continue
         try:
             schema = unify_schemas([each.shape.schema, shape.schema])
@@ -127,7 +131,9 @@ def _why(best: Shape, other: Shape) -> str:
         unify_schemas([best.schema, other.schema])
     except Incompatible as error:
         return str(error)
-    return "96-bit timestamps in some files and 64-bit ones in others"
+    if best.int96 != other.int96:
+        return "96-bit timestamps in some files and 64-bit ones in others"
+    return "its schema is another, and the kernel 'concat' copies row groups only"
 
 
 def template(shape: Shape, settings: ParquetSettings) -> Footer:

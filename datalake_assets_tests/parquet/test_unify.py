@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from datalake_assets.parquet.unify import Incompatible, conform_table, unify_schemas
+
+
+def unified(*kinds):
+    return unify_schemas([pa.schema([("a", kind)]) for kind in kinds]).field("a").type
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "expected"),
+    [
+        (pa.int32(), pa.int64(), pa.int64()),
+        (pa.int64(), pa.int8(), pa.int64()),
+        (pa.uint8(), pa.uint32(), pa.uint32()),
+        (pa.float32(), pa.float64(), pa.float64()),
+        (pa.null(), pa.string(), pa.string()),
+        (pa.string(), pa.large_string(), pa.large_string()),
+        (pa.large_binary(), pa.binary(), pa.large_binary()),
+        (pa.dictionary(pa.int32(), pa.string()), pa.string(), pa.string()),
+        (pa.decimal128(9, 2), pa.decimal128(18, 2), pa.decimal128(18, 2)),
+        (pa.timestamp("ms", "UTC"), pa.timestamp("us", "UTC"), pa.timestamp("us", "UTC")),
+        (pa.list_(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.int64())),
+        (pa.map_(pa.string(), pa.int32()), pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.int64())),
+    ],
+)
+def test_a_column_gets_the_safe_superset_of_its_types(older, newer, expected):
+    assert unified(older, newer).equals(expected)
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        (pa.int64(), pa.string()),
+        (pa.int64(), pa.uint64()),
+        (pa.int64(), pa.float64()),
+        (pa.decimal128(9, 2), pa.decimal128(9, 3)),
+        (pa.timestamp("us"), pa.timestamp("us", "UTC")),
+        (pa.timestamp("ns"), pa.timestamp("us")),
+        (pa.string(), pa.binary()),
+        (pa.list_(pa.int64()), pa.int64()),
+        (pa.date32(), pa.timestamp("ms")),
+    ],
+)
+def test_types_without_a_safe_superset_do_not_fit(older, newer):
+    with pytest.raises(Incompatible, match=r"column 'a' is .* in some files and .* in others"):
+        unified(older, newer)
+
+
+def test_columns_keep_the_oldest_order_and_later_ones_follow():
+    schema = unify_schemas(
+        [pa.schema([("b", pa.int64()), ("a", pa.int64())]), pa.schema([("c", pa.string()), ("a", pa.int64())])]
+    )
+    assert schema.names == ["b", "a", "c"]
+
+
+def test_a_column_that_one_file_lacks_becomes_nullable():
+    required = pa.field("a", pa.int64(), nullable=False)
+    schema = unify_schemas([pa.schema([required]), pa.schema([required, pa.field("b", pa.int64(), nullable=False)])])
+    assert (schema.field("a").nullable, schema.field("b").nullable) == (False, True)
+    assert unify_schemas([pa.schema([required]), pa.schema([])]).field("a").nullable
+
+
+def test_the_newest_metadata_stays_and_field_ids_must_agree():
+    def schema(number, note):
+        return pa.schema([pa.field("a", pa.int64(), metadata={"PARQUET:field_id": number})], metadata={"note": note})
+
+    merged = unify_schemas([schema("1", "old"), schema("1", "new")])
+    assert merged.metadata == {b"note": b"new"}
+    assert merged.field("a").metadata == {b"PARQUET:field_id": b"1"}
+    with pytest.raises(Incompatible, match="column 'a' has field ids 1 and 2"):
+        unify_schemas([schema("1", ""), schema("2", "")])
+
+
+def test_two_columns_of_one_name_do_not_fit():
+    twice = pa.schema([("a", pa.int64()), ("a", pa.int64())])
+    with pytest.raises(Incompatible, match="share a name"):
+        unify_schemas([twice, pa.schema([("a", pa.int64())])])
+
+
+def test_rows_are_conformed_by_name_without_loss():
+    inner = pa.struct([("x", pa.int32())])
+    wider = pa.struct([("y", pa.string()), ("x", pa.int64())])
+    older = pa.table({"s": pa.array([{"x": 1}, None], inner), "n": pa.nulls(2), "a": pa.array([1, 2], pa.int32())})
+    newer = pa.table({"a": pa.array([3], pa.int64()), "s": pa.array([{"y": "why", "x": 2}], wider), "n": ["text"]})
+    schema = unify_schemas([older.schema, newer.schema])
+    assert [row for table in (older, newer) for row in conform_table(table, schema).to_pylist()] == [
+        {"s": {"x": 1, "y": None}, "n": None, "a": 1},
+        {"s": None, "n": None, "a": 2},
+        {"s": {"x": 2, "y": "why"}, "n": "text", "a": 3},
+    ]
