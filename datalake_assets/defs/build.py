@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from datalake_assets.config import Settings
+from datalake_assets.defs.compaction import compact_partition_job
 from datalake_assets.defs.jobs import export_all_job
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
@@ -49,7 +50,7 @@ def build_definitions(
     runner = FeedRunner(listing.feeds, lake, resources or default_resources(settings))
     with known_dagster_warnings_ignored():
         automation = dg.Definitions(
-            jobs=[export_all_job(runner)],
+            jobs=[export_all_job(runner), compact_partition_job(lake, listing.feeds)],
             schedules=[feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule],
             sensors=[
                 feed_registry_sensor(lake, loaded=digest),

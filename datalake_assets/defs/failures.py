@@ -18,7 +18,7 @@ from datalake_assets.errors import (
     TransientStoreError,
 )
 
-__all__ = ["as_failure", "failures_named"]
+__all__ = ["PASSING", "as_failure", "failures_named"]
 
 #: Errors that may be gone at the next attempt; the others fail the same way however often a run is retried.
 PASSING = (
@@ -31,8 +31,8 @@ PASSING = (
 )
 
 
-def as_failure(error: DatalakeError, feed: Feed) -> dg.Failure:
-    """The failure that stands for an error of this package."""
+def as_failure(error: DatalakeError, feed: Feed | str) -> dg.Failure:
+    """The failure that stands for an error of this package; ``feed`` may be a mere name, of a feed that there isn't."""
     cause, cure = str(error), ""
     if isinstance(error, SourceError):
         cause, cure = f"{error.source}: {error.reason}", error.cure
@@ -41,7 +41,7 @@ def as_failure(error: DatalakeError, feed: Feed) -> dg.Failure:
     return dg.Failure(
         description=str(error),
         metadata={
-            "datalake/feed": feed.path,
+            "datalake/feed": feed if isinstance(feed, str) else feed.path,
             "datalake/error": type(error).__name__,
             "datalake/cause": cause,
             "datalake/cure": cure or "correct what it names, then run it again",
@@ -51,7 +51,7 @@ def as_failure(error: DatalakeError, feed: Feed) -> dg.Failure:
 
 
 @contextmanager
-def failures_named(feed: Feed) -> Iterator[None]:
+def failures_named(feed: Feed | str) -> Iterator[None]:
     """Turns a `DatalakeError` into the `dagster.Failure` of a feed."""
     try:
         yield

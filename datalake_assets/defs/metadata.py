@@ -11,7 +11,7 @@ import pyarrow as pa
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.partitions import PartitionBy, path_of
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.lake.base import PartitionReport, WriteReport
+from datalake_assets.lake.base import CompactionReport, PartitionReport, WriteReport
 from datalake_assets.lake.registry import feed_key
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "asset_key",
     "code_version",
     "column_schema",
+    "compaction_metadata",
     "data_version",
     "feed_metadata",
     "partition_metadata",
@@ -77,17 +78,38 @@ def partition_metadata(
     feed: Feed, report: PartitionReport, *, lake_uri: str, schema: pa.Schema
 ) -> dict[str, dg.MetadataValue]:
     """What a partition amounts to after a write, for its materialization."""
+    return {
+        **_partition_now(feed, report, lake_uri=lake_uri),
+        "dagster/column_schema": column_schema(schema),
+        "datalake/rows_added": dg.MetadataValue.int(report.rows_added),
+    }
+
+
+def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
+    """What a partition amounts to after a compaction, and what that did, for its observation."""
+    return {
+        **_partition_now(feed, report.partition, lake_uri=lake_uri),
+        "datalake/files_compacted": dg.MetadataValue.int(report.files_compacted),
+        "datalake/files_removed": dg.MetadataValue.int(report.files_removed),
+        "datalake/files_skipped": dg.MetadataValue.int(len(report.skipped)),
+        "datalake/bytes_saved": dg.MetadataValue.int(report.bytes_saved),
+        "datalake/rows_compacted": dg.MetadataValue.int(report.rows),
+        "datalake/compaction_time_ms": dg.MetadataValue.int(report.compaction_time_ms),
+        "datalake/kernel": dg.MetadataValue.text(report.kernel or "none"),
+    }
+
+
+def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
+    """What materializations and observations of a partition both say, so that the UI plots them as one line."""
     by = PartitionBy(feed.partition_by) if feed.kind is FeedKind.STREAM else None
     metadata: dict[str, dg.MetadataValue] = {
         "dagster/partition_row_count": dg.MetadataValue.int(report.rows),
         "dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{feed.path}/{path_of(report.key, by)}"),
         "dagster/table_name": dg.MetadataValue.text(feed.name),
-        "dagster/column_schema": column_schema(schema),
         "datalake/files": dg.MetadataValue.int(report.files),
         "datalake/small_files": dg.MetadataValue.int(report.small_files),
         "datalake/size_bytes": dg.MetadataValue.int(report.size_bytes),
         "datalake/size": dg.MetadataValue.text(readable_size(report.size_bytes)),
-        "datalake/rows_added": dg.MetadataValue.int(report.rows_added),
         "datalake/position": dg.MetadataValue.json(json.loads(json.dumps(dict(report.position), default=str))),
     }
     if report.min_time and report.max_time:

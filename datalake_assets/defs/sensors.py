@@ -10,6 +10,7 @@ import dagster as dg
 
 from datalake_assets.config import Feed
 from datalake_assets.defs.checks import FRESHNESS, freshness_result, newest_commit, newest_event
+from datalake_assets.defs.compaction import FEED_TAG
 from datalake_assets.defs.dead_runs import repair_runs
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
@@ -89,8 +90,9 @@ def interrupted_commit_sensor(feeds: Mapping[str, Feed], lake: Lake) -> dg.Senso
         description="Finishes the interrupted commits of failed runs.",
     )
     def repair(context: dg.RunFailureSensorContext) -> dg.SkipReason:
-        keys = context.dagster_run.asset_selection or frozenset()
-        chosen = [feed for feed in feeds.values() if asset_key(feed) in keys]
+        run = context.dagster_run
+        keys = run.asset_selection or frozenset()
+        chosen = [each for each in feeds.values() if asset_key(each) in keys or each.path == run.tags.get(FEED_TAG)]
         return dg.SkipReason("; ".join(repair_feeds(lake, chosen)) or "the run wrote to no feed")
 
     return repair

@@ -12,11 +12,29 @@ from pydantic import PrivateAttr
 
 from datalake_assets.config import Feed, FeedKind, Freshness, KsqlDBSource, Settings
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.core.compaction import (
+    CompactionGroup,
+    CompactionPlan,
+    CompactionRequest,
+    Estimate,
+    LeftAlone,
+)
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import FeedRunner
 from datalake_assets.errors import ConfigError
-from datalake_assets.lake.base import Difference, ExportPlan, LakeTable, PartitionReport, Progress, Repair, WriteReport
+from datalake_assets.lake.base import (
+    CompactionProgress,
+    CompactionReport,
+    Difference,
+    ExportPlan,
+    LakeTable,
+    PartitionReport,
+    Progress,
+    Repair,
+    WriteReport,
+)
 from datalake_assets.sources.base import SourceObject, SourceSystem
 
 SCHEMA = pa.schema([("id", pa.int64()), ("rowtime", pa.timestamp("ms", "UTC"))])
@@ -38,7 +56,11 @@ def rows(*times: datetime) -> pa.RecordBatch:
 
 @dataclass
 class MemoryTable:
-    """One feed's data: rows by partition key; ``files_hold`` overrides what a scan finds."""
+    """One feed's data: rows by partition key; ``files_hold`` overrides what a scan finds.
+
+    Every partition is one file, unless ``small`` says how many small ones it is; a compaction makes one of them, leaves
+    those in ``left`` alone, and fails as ``broken`` says.
+    """
 
     feed: Feed
     data: dict[str, pa.Table] = field(default_factory=dict)
@@ -49,6 +71,10 @@ class MemoryTable:
     repaired: int = 0
     written: list[str] = field(default_factory=list)
     quarantined: int = 0
+    small: dict[str, int] = field(default_factory=dict)
+    left: dict[str, tuple[LeftAlone, ...]] = field(default_factory=dict)
+    broken: dict[str, BaseException] = field(default_factory=dict)
+    compacted: list[tuple[str, CompactionRequest, str]] = field(default_factory=list)
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         request = ReadRequest(new_epoch=new_epoch)
@@ -116,6 +142,47 @@ class MemoryTable:
         data = pa.concat_tables([SCHEMA.empty_table(), *(self.data[key] for key in keys)])
         return (data.select(columns) if columns else data).to_reader()
 
+    def compaction_plan(self, key: str, request: CompactionRequest) -> CompactionPlan:
+        if key in self.broken:
+            raise self.broken[key]
+        files = tuple(DataFile(f"data_{each}.parquet", 1, 100) for each in range(self._files(key)))
+        groups = (CompactionGroup(files, "all are small"),) if len(files) > 1 else ()
+        after = 1 if groups else len(files)
+        estimate = Estimate(len(files), after, 100 * len(files) if groups else 0, len(files) - after, 0.5, 0.25)
+        return CompactionPlan(groups, self.left.get(key, ()), estimate)
+
+    def compact(
+        self,
+        key: str,
+        request: CompactionRequest,
+        *,
+        run_id: str = "",
+        on_progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> CompactionReport:
+        self.compacted.append((key, request, run_id))
+        if key in self.broken:
+            raise self.broken[key]
+        before, rows = self._files(key), self.data[key].num_rows
+        if on_progress:
+            on_progress(CompactionProgress(bytes_done=100 * rows, bytes_planned=100 * rows))
+        self.small.pop(key, None)
+        done = before > 1
+        return CompactionReport(
+            key=key,
+            files_before=before,
+            files_after=min(before, 1),
+            files_compacted=before if done else 0,
+            files_removed=before - min(before, 1),
+            bytes_before=150 * rows if done else 100 * rows,
+            bytes_after=100 * rows,
+            rows=rows if done else 0,
+            kernel="reencode" if done else "",
+            compaction_time_ms=250 if done else 0,
+            small_files_remaining=min(before, 1),
+            skipped=self.left.get(key, ()),
+            partition=self._report(key, {}),
+        )
+
     def verify(self, *, deep: bool = False) -> Iterator[Difference]:
         return iter(())
 
@@ -148,6 +215,10 @@ class MemoryTable:
             reports, rows_read, self.quarantined, 0, SCHEMA, requests, removed=tuple(removed), notes=tuple(notes)
         )
 
+    def _files(self, key: str) -> int:
+        held = self.data[key].num_rows if key in self.data else 0
+        return self.small.get(key, int(held > 0))
+
     def _report(self, key: str, before: dict[str, int]) -> PartitionReport:
         data = self.data.get(key, SCHEMA.empty_table())
         times = [] if self.feed.kind is FeedKind.TABLE else data["rowtime"].to_pylist()
@@ -157,8 +228,8 @@ class MemoryTable:
             rows_added=added,
             files_added=int(added != 0),
             rows=data.num_rows,
-            files=int(data.num_rows > 0),
-            small_files=int(data.num_rows > 0),
+            files=self._files(key),
+            small_files=self._files(key),
             size_bytes=100 * data.num_rows,
             min_time=min(times, default=None),
             max_time=max(times, default=None),

@@ -1,0 +1,290 @@
+"""Compaction in Dagster: the job that compacts partitions, and what the UI shows of every compaction.
+
+A compaction is an observation, never a materialization: the rows are the same as before, so nothing downstream is to
+run again, and the feed is no fresher.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import dagster as dg
+from pydantic import Field
+
+from datalake_assets.config import MIB, Environment, Feed, FeedKind
+from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.partitions import PartitionBy, key_of
+from datalake_assets.defs.failures import PASSING, failures_named
+from datalake_assets.defs.instance import open_instance
+from datalake_assets.defs.metadata import asset_key, compaction_metadata, readable_size
+from datalake_assets.defs.process_tags import tag_run
+from datalake_assets.defs.resources import Lake
+from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.lake.base import CompactionReport, LakeTable
+from datalake_assets.lake.feed_compaction import (
+    Compacted,
+    by_reason,
+    checked_partitions,
+    compact_partitions,
+    unusable,
+)
+
+__all__ = [
+    "COMPACTOR_POOL",
+    "COMPACT_PARTITION",
+    "FEED_TAG",
+    "CompactConfig",
+    "CompactionLog",
+    "compact_feed",
+    "compact_partition_job",
+    "observation",
+    "report_compactions",
+]
+
+COMPACT_PARTITION = "compact_partition"
+#: On compaction runs: the path of the feed, which is in the run's configuration and so nowhere to filter by.
+FEED_TAG = "datalake/feed"
+#: Dagster fixes pools when it loads the job, and the feed is in the run's configuration: so one pool for all feeds,
+#: apart from the writers'. Its limit is how many compactions run at once; exactness never rests on it.
+COMPACTOR_POOL = "lake/compact"
+#: Partitions of one run; a sensor asks for more runs instead.
+MAX_PARTITIONS = 100
+_MAX_TARGET_MB = 4096
+
+_DESCRIPTION = """\
+Merges the small files of some partitions of a feed into few large ones with the same rows.
+
+Name the feed and 1 to 100 of its partitions in the Launchpad, below `ops.compact.config`:
+
+    feed: transaction_stream
+    partitions: ["2025-01-15", "2025-01-16"]
+
+`force: true` merges however few and young the files are; `target_file_size_mb` and `max_files` stand in for the
+feed's own figures. Each compacted partition gets an observation on the feed's asset. It is safe beside exports and
+other compactions, and can be repeated: what is compacted already is left alone.
+"""
+
+
+class CompactConfig(dg.Config):
+    """Which partitions are compacted, and how.
+
+    Attributes:
+        feed: Name of an active feed; looked up when the run starts.
+        partitions: 1 to 100 partition keys.
+        force: Merge however few and young the files are.
+        target_file_size_mb: Size of the files to make, in MiB; None for the feed's.
+        max_files: Input files of a partition at the most; None for the feed's.
+    """
+
+    feed: str = Field(description="Name of the feed, like transaction_stream.")
+    partitions: list[str] = Field(
+        description="1 to 100 partition keys: days like 2025-01-15, months, hours, or a table's versions like v4."
+    )
+    force: bool = Field(default=False, description="Merge however few and however young the files are.")
+    target_file_size_mb: int | None = Field(
+        default=None, description="Size of the files to make, 1 to 4096 MiB; default: the feed's."
+    )
+    max_files: int | None = Field(
+        default=None, description="Merge at most so many files of a partition, at least 2; default: the feed's policy."
+    )
+
+    def request(self, environment: Environment) -> CompactionRequest:
+        """What is asked for.
+
+        Raises:
+            ConfigError: A figure is out of bounds.
+        """
+        if not 1 <= len(self.partitions) <= MAX_PARTITIONS:
+            raise ConfigError(f"partitions: name 1 to {MAX_PARTITIONS}, not {len(self.partitions)}")
+        target, most = self.target_file_size_mb, self.max_files
+        if target is not None and not 1 <= target <= _MAX_TARGET_MB:
+            raise ConfigError(f"target_file_size_mb: give 1 to {_MAX_TARGET_MB}, not {target}")
+        if most is not None and most < 2:  # noqa: PLR2004  one file is no merge
+            raise ConfigError(f"max_files: give 2 or more, not {most}")
+        return CompactionRequest(environment, self.force, None if target is None else target * MIB, most)
+
+
+class CompactionLog(Protocol):
+    """Where a compaction tells what it does."""
+
+    def info(self, line: str) -> None:
+        """Logs a line."""
+
+    def warning(self, line: str) -> None:
+        """Logs a line that a person should read."""
+
+    def observed(self, event: dg.AssetObservation) -> None:
+        """Records that a partition was compacted."""
+
+
+def compact_partition_job(lake: Lake, feeds: Sequence[Feed]) -> dg.JobDefinition:
+    """The job that compacts partitions of one feed.
+
+    Args:
+        lake: The lake; its registry is asked for the feed when a run starts.
+        feeds: The feeds that there are now; the Launchpad's example is about the first.
+    """
+
+    @dg.op(name="compact", pool=COMPACTOR_POOL, description=_DESCRIPTION)
+    def compact(context: dg.OpExecutionContext, config: CompactConfig) -> None:
+        tag_run(context.instance, context.run)
+        with failures_named(config.feed):
+            feed = lake.registry.get(config.feed)
+        context.instance.add_run_tags(context.run.run_id, {FEED_TAG: feed.path})
+        done = compact_feed(lake, feed, config, _OpLog(context), run_id=context.run.run_id)
+        context.add_output_metadata({"datalake/compaction": dg.MetadataValue.md(summary(done))})
+        raise_for_failed(done)
+
+    @dg.job(
+        name=COMPACT_PARTITION,
+        description=_DESCRIPTION,
+        config=dg.RunConfig(ops={"compact": example(feeds, datetime.now(UTC))}),
+        executor_def=dg.in_process_executor,
+    )
+    def compact_partition() -> None:
+        compact()
+
+    return compact_partition
+
+
+def compact_feed(
+    lake: Lake, feed: Feed, config: CompactConfig, run_log: CompactionLog, *, run_id: str
+) -> list[Compacted]:
+    """Compacts partitions one after another; one that fails doesn't stop the others.
+
+    Raises:
+        dagster.Failure: The request itself is wrong: figures out of bounds, partitions that the feed never had.
+    """
+    with failures_named(feed):
+        request = config.request(lake.settings.env)
+        table = lake.table(feed)
+        keys = checked_partitions(table, config.partitions)
+    done = []
+    for key in keys:
+        _log_plan(table, key, request, run_log)
+        for each in compact_partitions(table, [key], request, run_id=run_id):
+            done.append(each)
+            _log_outcome(lake, feed, each, run_log)
+    return done
+
+
+def observation(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dg.AssetObservation:
+    """What Dagster is told of the compaction of a partition."""
+    return dg.AssetObservation(
+        asset_key(feed),
+        partition=report.key,
+        description=f"compacted: {_line(report)}" if report.kernel else "nothing to compact",
+        metadata=compaction_metadata(feed, report, lake_uri=lake_uri),
+    )
+
+
+def report_compactions(feed: Feed, reports: Iterable[CompactionReport], *, lake_uri: str) -> None:
+    """Tells Dagster of compactions that ran without it: an observation each, of no run, in ``DAGSTER_HOME``."""
+    with open_instance() as instance:
+        for report in reports:
+            instance.report_runless_asset_event(observation(feed, report, lake_uri=lake_uri))
+
+
+def example(feeds: Sequence[Feed], now: datetime) -> CompactConfig:
+    """What the Launchpad shows before anything is typed: yesterday's partition of the first stream, or so."""
+    streams = [feed for feed in feeds if feed.kind is FeedKind.STREAM]
+    if not streams:
+        return CompactConfig(feed=feeds[0].name if feeds else "transaction_stream", partitions=["v1"])
+    yesterday = key_of(now - timedelta(days=1), PartitionBy(streams[0].partition_by))
+    return CompactConfig(feed=streams[0].name, partitions=[yesterday])
+
+
+def summary(done: Sequence[Compacted]) -> str:
+    """A table of what became of each partition, in Markdown."""
+    head = "| partition | files | size | rows | kernel | seconds | left alone | result |"
+    return "\n".join([head, "|---|---|---|---:|---|---:|---:|---|", *(_row(each) for each in done)])
+
+
+def raise_for_failed(done: Sequence[Compacted]) -> None:
+    """Ends the run as failed if a partition failed; a retry helps if it may help one of them.
+
+    Raises:
+        dagster.Failure: It names the partitions with their errors.
+    """
+    errors = [(each.key, each.error) for each in done if each.error is not None]
+    if errors:
+        lines = "; ".join(f"{key}: {error}" for key, error in errors)
+        raise dg.Failure(
+            f"{len(errors)} of {len(done)} partitions failed: {lines}",
+            metadata={"datalake/compaction": dg.MetadataValue.md(summary(done))},
+            allow_retries=any(isinstance(error, PASSING) for _, error in errors),
+        )
+
+
+class _OpLog:
+    """A run's log, by way of the op's context."""
+
+    def __init__(self, context: dg.OpExecutionContext) -> None:
+        self._context = context
+
+    def info(self, line: str) -> None:
+        self._context.log.info(line)
+
+    def warning(self, line: str) -> None:
+        self._context.log.warning(line)
+
+    def observed(self, event: dg.AssetObservation) -> None:
+        self._context.log_event(event)
+
+
+def _log_plan(table: LakeTable, key: str, request: CompactionRequest, run_log: CompactionLog) -> None:
+    try:
+        plan = table.compaction_plan(key, request)
+    except DatalakeError as error:  # the compaction itself decides whether this is a failure
+        run_log.warning(f"{table.feed.path} {key}: no plan: {error}")
+        return
+    run_log.info(f"{table.feed.path} {key}: {_plan_text(plan)}")
+
+
+def _plan_text(plan: CompactionPlan) -> str:
+    if not plan.groups:
+        return f"nothing to compact in {plan.estimate.files_before:,} files"
+    estimate = plan.estimate
+    head = (
+        f"{estimate.files_before:,} files to {estimate.files_after:,}, {readable_size(estimate.bytes_rewritten)} to"
+        f" rewrite, saves {estimate.requests_saved:,} requests per scan"
+    )
+    groups = (f"{len(group.files):,} files, {readable_size(group.size_bytes)}: {group.reason}" for group in plan.groups)
+    return "\n".join([head, *groups])
+
+
+def _log_outcome(lake: Lake, feed: Feed, one: Compacted, run_log: CompactionLog) -> None:
+    if one.report is None:
+        run_log.warning(f"{feed.path} {one.key}: {one.error}")
+        return
+    run_log.info(f"{feed.path} {one.key}: {_line(one.report) if one.changed else 'nothing was merged'}")
+    for line in _left_alone(one.report.skipped):
+        run_log.info(f"{feed.path} {one.key}: left alone: {line}")
+    for each in unusable(one.report.skipped):
+        run_log.warning(f"{feed.path} {one.key}: {each.name}: {each.reason}")
+    run_log.observed(observation(feed, one.report, lake_uri=lake.uri))
+
+
+def _left_alone(files: Sequence[LeftAlone]) -> Iterable[str]:
+    for reason, names in by_reason(files).items():
+        yield f"{names[0] if len(names) == 1 else f'{len(names):,} files, like {names[0]}'}: {reason}"
+
+
+def _line(report: CompactionReport) -> str:
+    return (
+        f"files {report.files_before:,} -> {report.files_after:,},"
+        f" {readable_size(report.bytes_before)} -> {readable_size(report.bytes_after)}, {report.rows:,} rows,"
+        f" {report.kernel}, {report.compaction_time_ms / 1000:.1f} s"
+    )
+
+
+def _row(one: Compacted) -> str:
+    report = one.report
+    if report is None:
+        return f"| {one.key} | | | | | | | {one.error} |"
+    result = "compacted" if one.changed else "nothing to compact"
+    return (
+        f"| {one.key} | {report.files_before:,} → {report.files_after:,}"
+        f" | {readable_size(report.bytes_before)} → {readable_size(report.bytes_after)} | {report.rows:,}"
+        f" | {report.kernel} | {report.compaction_time_ms / 1000:.1f} | {len(report.skipped):,} | {result} |"
+    )

@@ -1,0 +1,147 @@
+"""Compaction of a feed: which partitions, in what order, and what became of each. The command and the job share it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from datalake_assets.core.compaction import CompactionRequest, LeftAlone
+from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.lake.base import CompactionProgress, CompactionReport, LakeTable
+
+__all__ = [
+    "Compacted",
+    "by_reason",
+    "checked_partitions",
+    "compact_partitions",
+    "kernel_of",
+    "most_small_files_first",
+    "unusable",
+]
+
+#: Partitions that are looked at at once.
+THREADS = 8
+_OWN_FIGURE = re.compile(r"^is [^:]+: ")
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What became of one partition: a report, or an error.
+
+    Attributes:
+        key: Partition key.
+        report: What was done; None if it failed.
+        error: Why it failed; None if it didn't.
+    """
+
+    key: str
+    report: CompactionReport | None = None
+    error: DatalakeError | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether files were rewritten."""
+        return self.report is not None and self.report.files_compacted > 0
+
+
+def checked_partitions(table: LakeTable, keys: Sequence[str]) -> tuple[str, ...]:
+    """The partitions named, once each; one that retention has emptied is as good as any.
+
+    Raises:
+        ConfigError: The feed never had such a partition.
+    """
+    known = table.partitions()
+    for key in set(keys).difference(known):
+        if table.report(key) is None:
+            held = f"it has {len(known):,}, from {known[0]!r} to {known[-1]!r}" if known else "it has none yet"
+            raise ConfigError(f"feed {table.feed.name!r} has no partition {key!r}; {held}")
+    return tuple(dict.fromkeys(keys))
+
+
+def most_small_files_first(open_table: Callable[[], LakeTable], keys: Sequence[str]) -> tuple[str, ...]:
+    """The partitions in the order in which to compact them; one request each.
+
+    Args:
+        open_table: Opens the feed's table; called once per partition, in several threads.
+        keys: Partition keys.
+    """
+    if len(keys) < 2:  # noqa: PLR2004  nothing to order
+        return tuple(keys)
+    with ThreadPoolExecutor(THREADS) as pool:
+        small = dict(zip(keys, pool.map(lambda key: _small_files(open_table(), key), keys), strict=True))
+    return tuple(sorted(keys, key=lambda key: -small[key]))
+
+
+def compact_partitions(
+    table: LakeTable,
+    keys: Iterable[str],
+    request: CompactionRequest,
+    *,
+    run_id: str = "",
+    on_progress: Callable[[str, CompactionProgress], None] | None = None,
+) -> Iterator[Compacted]:
+    """Compacts partitions one after another; one that fails doesn't stop the others.
+
+    Args:
+        table: The feed's data.
+        keys: Partition keys, in the order of the work.
+        request: What is asked for.
+        run_id: The Dagster run; empty if there is none.
+        on_progress: Told of which partition how much is done.
+    """
+    for key in keys:
+        yield _compact(table, key, request, run_id=run_id, on_progress=on_progress)
+
+
+def kernel_of(reports: Iterable[CompactionReport]) -> str:
+    """The kernel of several compactions: ``concat``, ``reencode``, ``mixed``, or empty if nothing was done."""
+    kernels = {report.kernel for report in reports} - {""}
+    return kernels.pop() if len(kernels) == 1 else "mixed" if kernels else ""
+
+
+def by_reason(left_alone: Iterable[LeftAlone]) -> Mapping[str, Sequence[str]]:
+    """The names of files that were left alone by the reason why; the most frequent reason first.
+
+    Reasons that differ only in the file's own figure (``is 130 MB: …``) count as one, without it.
+    """
+    found = defaultdict(list)
+    for each in left_alone:
+        found[_OWN_FIGURE.sub("", each.reason)].append(each)
+    # a file that is alone with its reason keeps its figure
+    named = {each[0].reason if len(each) == 1 else reason: [one.name for one in each] for reason, each in found.items()}
+    return dict(sorted(named.items(), key=lambda item: -len(item[1])))
+
+
+def unusable(left_alone: Iterable[LeftAlone]) -> list[LeftAlone]:
+    """Those that no rewrite could take, because they cannot be read or fit no other: somebody should look at them."""
+    return [each for each in left_alone if each.unusable]
+
+
+def _small_files(table: LakeTable, key: str) -> int:
+    """0 too if the manifest cannot be read: the compaction will say so, and others go first."""
+    try:
+        report = table.report(key)
+    except DatalakeError:
+        return 0
+    return report.small_files if report else 0
+
+
+def _compact(
+    table: LakeTable,
+    key: str,
+    request: CompactionRequest,
+    *,
+    run_id: str,
+    on_progress: Callable[[str, CompactionProgress], None] | None,
+) -> Compacted:
+    def advance(progress: CompactionProgress) -> None:
+        if on_progress is not None:
+            on_progress(key, progress)
+
+    try:
+        return Compacted(key, report=table.compact(key, request, run_id=run_id, on_progress=advance))
+    except DatalakeError as error:
+        return Compacted(key, error=error)
