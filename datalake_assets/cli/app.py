@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from datalake_assets.cli.compact import compact
 from datalake_assets.cli.demo import demo
 from datalake_assets.cli.export import export
 from datalake_assets.cli.feeds import feeds
@@ -83,11 +84,12 @@ def app(ctx: click.Context, *, traceback: bool, verbose: bool) -> None:
     """
     session = ctx.ensure_object(Session)
     session.traceback = traceback or os.environ.get(TRACEBACK_VARIABLE, "") not in {"", "0"}
+    session.verbose = verbose
     _log_to_stderr(verbose=verbose)
 
 
 app.params.append(lake_option())
-for command in (demo, feeds, export, report, sql, verify, repair, serve):
+for command in (demo, feeds, export, compact, report, sql, verify, repair, serve):
     app.add_command(command)
 
 

@@ -69,7 +69,7 @@ class ExportRequest:
         if not separator or not first or not last:
             raise ConfigError(f"--range {self.between!r} is not written as A..B, like 2025-01-01..2025-01-31")
         if feed.kind == "table":
-            raise ConfigError(f"feed {feed.name!r} is a table and has versions; export one with --partition")
+            raise ConfigError(f"feed {feed.name!r} is a table and has versions; name one with --partition")
         by = PartitionBy(feed.partition_by)
         start, end = window_of(first, by), window_of(last, by)
         if end.start < start.start:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datalake_assets.errors import ConfigError
 
-__all__ = ["existing_home", "prepare_home"]
+__all__ = ["existing_home", "home_to_tell", "prepare_home"]
 
 _VARIABLE = "DAGSTER_HOME"
 _DEFAULT = ".dagster"
@@ -23,6 +23,23 @@ def existing_home() -> Path | None:
     """Dagster's home, if Dagster has been set up there."""
     home = _home()
     return home if (home / _SETTINGS).exists() else None
+
+
+def home_to_tell() -> Path | None:
+    """Dagster's home for a command that runs without Dagster and tells it afterwards; named in the environment.
+
+    A home that the environment names is set up if need be, as an export does it. The default one is left alone until
+    Dagster has been set up there.
+
+    Raises:
+        ConfigError: The folder that the environment names cannot be made.
+    """
+    if os.environ.get(_VARIABLE):
+        return prepare_home()
+    home = existing_home()
+    if home is not None:
+        os.environ[_VARIABLE] = str(home)
+    return home
 
 
 def prepare_home() -> Path:

@@ -27,10 +27,11 @@ class Session:
     Attributes:
         lake: The ``--lake`` option; None leaves it to the settings.
         traceback: Whether errors are shown with their traceback.
+        verbose: Whether commits, plans and retries are logged.
     """
 
-    def __init__(self, lake: str | None = None, *, traceback: bool = False) -> None:
-        self.lake, self.traceback = lake, traceback
+    def __init__(self, lake: str | None = None, *, traceback: bool = False, verbose: bool = False) -> None:
+        self.lake, self.traceback, self.verbose = lake, traceback, verbose
 
     @cached_property
     def settings(self) -> Settings:
