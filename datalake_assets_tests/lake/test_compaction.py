@@ -1,0 +1,210 @@
+"""The contract of `LakeTable.compact`, on a local folder and on the real S3 server."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.lake import compaction
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
+from datalake_assets_tests.lake.test_hive import export, folder_ids, ids, listed
+
+DAY, FOLDER = "2025-01-01", "streams/s/year=2025/month=01/day=01"
+FORCE = CompactionRequest(force=True)
+ROWS = 24  # of a day, see feeds.rows
+
+
+def with_files(store, count, **changes):
+    """A table whose first day has that many files, of a row or more each."""
+    table = HiveTable(store, stream_feed(**changes))
+    bounds = [ROWS * number // count for number in range(count + 1)]
+    for start, end in pairwise(bounds):
+        export(table, stream_of(numbered(range(start, end))))
+    return table
+
+
+def manifest(table, key=DAY):
+    return table._folder.log(key).load().manifest
+
+
+def test_small_files_become_one_with_the_same_rows(store):
+    table = with_files(store, 12)
+    report = table.compact(DAY, CompactionRequest())
+    assert (report.files_before, report.files_after, report.files_compacted, report.files_removed) == (12, 1, 12, 11)
+    assert (report.rows, report.kernel, report.small_files_remaining) == (ROWS, "reencode", 1)
+    assert len(listed(store, FOLDER)) == 1
+    assert ids(table) == folder_ids(store, FOLDER) == list(range(ROWS))
+    assert list(table.verify(deep=True)) == []
+    assert list(store.list_staged("")) == []
+
+
+def test_position_and_schema_stay_and_the_history_tells(store):
+    table = with_files(store, 4)
+    before = manifest(table)
+    table.compact(DAY, FORCE, run_id="r1")
+    after = manifest(table)
+    assert (after.position, after.schema) == (before.position, before.schema)
+    last = after.history[-1]
+    assert (last.kind, last.run_id, last.rows, last.files_added, last.files_removed) == ("compact", "r1", ROWS, 1, 4)
+
+
+def test_the_output_says_of_itself_where_it_belongs(store):
+    table = with_files(store, 4)
+    table.compact(DAY, FORCE, run_id="r1")
+    (key,) = listed(store, FOLDER)
+    written = pq.read_metadata(store.path(key), filesystem=store.filesystem()).metadata
+    after = manifest(table)
+    assert key.rpartition("/")[2].startswith("compacted_")
+    assert written[b"datalake.commit_id"].decode() == after.history[-1].commit_id
+    assert json.loads(written[b"datalake.position"]) == after.position.to_json()
+    assert (written[b"datalake.feed"], written[b"datalake.run_id"]) == (b"s", b"r1")
+
+
+def test_the_summary_follows_and_keeps_the_time_of_the_last_export(store):
+    table = with_files(store, 4)
+    key = "metadata/streams/s/_metadata.json"
+    before = json.loads(store.get(key)[0])
+    table.compact(DAY, FORCE)
+    after = json.loads(store.get(key)[0])
+    assert after["last_export"] == before["last_export"]
+    assert (after["partitions"][0]["files"], after["partitions"][0]["records"]) == (1, ROWS)
+
+
+def test_a_second_compaction_finds_nothing(store):
+    table = with_files(store, 4)
+    table.compact(DAY, FORCE)
+    files = listed(store, FOLDER)
+    report = table.compact(DAY, FORCE)
+    assert (report.files_compacted, report.kernel, report.rows) == (0, "", 0)
+    assert report.skipped[0].reason.endswith("no other file to merge it with")
+    assert listed(store, FOLDER) == files
+
+
+def test_a_partition_that_nobody_wrote_has_nothing_to_compact(store):
+    table = with_files(store, 2)
+    report = table.compact("2025-03-01", FORCE)
+    assert (report.files_before, report.files_after, report.skipped) == (0, 0, ())
+
+
+def test_planning_changes_nothing(store):
+    table = with_files(store, 4)
+    before = listed(store, "")
+    plan = table.compaction_plan(DAY, FORCE)
+    assert [len(group.files) for group in plan.groups] == [4]
+    assert listed(store, "") == before
+
+
+def test_an_open_partition_waits_for_enough_files_of_a_size(store):
+    table = with_files(store, 2, lateness="P10000D")
+    report = table.compact(DAY, CompactionRequest())
+    assert report.files_compacted == 0
+    assert {each.reason for each in report.skipped} == {"only 2 small files, 3 are needed"}
+
+
+def test_appends_while_files_are_rewritten_are_kept(store):
+    table = with_files(store, 4)
+    later = iter([lambda: export(HiveTable(store, table.feed), stream_of(numbered(range(24, 30), partition=1)))])
+
+    def append(_progress):
+        for write in later:
+            write()
+
+    before = manifest(table)
+    report = table.compact(DAY, FORCE, on_progress=append)
+    assert report.files_compacted == 4
+    assert manifest(table).generation >= before.generation + 1
+    assert ids(table) == list(range(30))
+    assert list(table.verify(deep=True)) == []
+
+
+def test_two_compactions_of_the_same_files_merge_them_once(store):
+    table = with_files(store, 6)
+    rival = iter([lambda: HiveTable(store, table.feed).compact(DAY, FORCE)])
+
+    def compete(_progress):
+        for compact in rival:
+            compact()
+
+    report = table.compact(DAY, FORCE, on_progress=compete)
+    assert report.files_compacted == 0
+    assert report.files_after == 1
+    assert ids(table) == folder_ids(store, FOLDER) == list(range(ROWS))
+    assert list(store.list_staged("")) == []
+
+
+def test_a_file_that_is_gone_before_it_is_read_is_somebody_elses_success(store, monkeypatch):
+    table = with_files(store, 6)
+    stale = manifest(table)
+    HiveTable(store, table.feed).compact(DAY, FORCE)
+    settled = compaction._Compaction._settled
+    manifests = iter([stale])
+    monkeypatch.setattr(compaction._Compaction, "_settled", lambda self: next(manifests, None) or settled(self))
+    report = table.compact(DAY, FORCE)
+    assert report.files_compacted == 0
+    assert ids(table) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("body", [b"", b"id,rowtime\n", b"PAR1PAR1", None], ids=["empty", "text", "short", "cut"])
+def test_a_damaged_file_is_named_and_stays_and_the_rest_is_merged(store, body):
+    table = with_files(store, 6)
+    bad = manifest(table).files[2]
+    key = f"{FOLDER}/{bad.name}"
+    whole = store.get(key)[0]
+    damaged = whole[:-20] if body is None else body
+    store.put(key, damaged)
+    report = table.compact(DAY, FORCE)
+    assert (report.files_compacted, report.files_after) == (5, 2)
+    told = {each.name: each for each in report.skipped}
+    assert told[bad.name].unusable
+    assert store.get(key)[0] == damaged
+    store.put(key, whole)
+    assert ids(table) == list(range(ROWS))
+
+
+def test_a_run_takes_no_more_files_than_it_may_and_the_next_goes_on(store):
+    table = with_files(store, 12)
+    first = table.compact(DAY, CompactionRequest(force=True, max_files=5))
+    assert (first.files_compacted, first.files_after) == (5, 8)
+    assert any("left for the next run" in each.reason for each in first.skipped)
+    while table.compact(DAY, CompactionRequest(force=True, max_files=5)).files_compacted:
+        pass
+    assert len(manifest(table).files) == 1
+    assert ids(table) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("kernel", ["concat", "reencode"])
+def test_the_feed_chooses_the_kernel(store, kernel):
+    table = with_files(store, 4, compaction={"kernel": kernel})
+    report = table.compact(DAY, FORCE)
+    assert report.kernel == kernel
+    (key,) = listed(store, FOLDER)
+    groups = pq.read_metadata(store.path(key), filesystem=store.filesystem()).num_row_groups
+    assert groups == (4 if kernel == "concat" else 1)
+    assert ids(table) == list(range(ROWS))
+
+
+def test_rows_are_sorted_where_the_feed_asks_for_it(store):
+    table = with_files(store, 4, compaction={"sort_by": ["note"]})
+    table.compact(DAY, FORCE)
+    (key,) = listed(store, FOLDER)
+    notes = pq.read_table(store.path(key), filesystem=store.filesystem())["note"].to_pylist()
+    assert notes == sorted(f"n{i}" for i in range(ROWS))
+
+
+def test_a_version_of_a_table_is_compacted_too(store):
+    table = HiveTable(store, table_feed())
+    export(table, table_of(10))
+    assert table.compact("v1", FORCE).files_after == 1
+    assert ids(table) == list(range(10))
+
+
+def test_progress_ends_with_all_bytes_done(store):
+    table = with_files(store, 4)
+    told = []
+    table.compact(DAY, FORCE, on_progress=told.append)
+    assert told[-1].bytes_done == told[-1].bytes_planned > 0
