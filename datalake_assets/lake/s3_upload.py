@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,10 @@ __all__ = ["LostUpload", "UploadWriter", "Uploads", "open_uploads"]
 
 # S3 limit: at least 5 MiB in every part but the last, and 10,000 parts (AWS API reference): files up to 78 GiB
 PART_BYTES = 8 * 1024 * 1024
+MIN_PART_BYTES = 5 * 1024 * 1024
+# S3 limit: 5 GiB, but an answer comes when all is copied, and a request may be silent for half a minute only
+COPY_BYTES = 64 * 1024 * 1024
+SEEN_COPY_BYTES = 16 * 1024 * 1024  # of a part that is compared, and so in memory
 UNDER_WAY = 2  # parts in memory besides the one being filled
 
 
@@ -52,6 +57,12 @@ class Uploads(Protocol):
     def upload_part(self, key: str, upload_id: str, number: int, body: bytes | bytearray) -> str:
         """Upload one part; returns its ETag."""
 
+    def copy_part(self, key: str, upload_id: str, number: int, *, source: str, span: range, etag: str) -> str:
+        """Have the store copy a range of an object that must still have this ETag; returns the part's ETag."""
+
+    def read_range(self, key: str, span: range, *, etag: str) -> bytes:
+        """A range of an object that must still have this ETag; otherwise raises `PreconditionFailed`."""
+
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload."""
 
@@ -74,6 +85,7 @@ class UploadWriter(StagedSink):
         self._buffer = bytearray()
         self._under_way: deque[Future[str]] = deque()
         self._parts: list[str] = []
+        self._copies_tell = True  # whether the ETag of a copied part is its MD5, as far as is known
 
     def _append(self, data: memoryview) -> None:
         while data:
@@ -83,15 +95,65 @@ class UploadWriter(StagedSink):
             if len(self._buffer) == PART_BYTES:
                 self._ship()
 
+    def copy_range(
+        self, key: str, start: int, end: int, *, etag: str, seen: Callable[[bytes], object] | None = None
+    ) -> None:
+        """Append a range of another object of the lake, which S3 copies itself as far as parts can be made of it.
+
+        Args:
+            key: The object.
+            start: First byte.
+            end: After the last byte.
+            etag: The object must still have it; otherwise raises `PreconditionFailed`, at the latest in `finish`.
+            seen: Is given every byte, in order. Each part must then have the MD5 of what was seen as its ETag; where
+                it has not (S3 with KMS keys, SeaweedFS), what was seen is uploaded instead.
+        """
+        if self.closed:
+            raise ValueError("write to closed file")
+        missing = max(MIN_PART_BYTES - len(self._buffer), 0) if self._buffer else 0
+        copied = start + missing if start + missing + MIN_PART_BYTES <= end else end
+        self._read_in(key, range(start, copied), etag, seen)
+        if self._buffer and copied < end:
+            self._ship()
+        for span in _even_parts(copied, end, COPY_BYTES if seen is None else SEEN_COPY_BYTES):
+            if seen is None:
+                self._submit(partial(self._uploads.copy_part, source=key, span=span, etag=etag))
+                self._size_bytes += len(span)
+            elif self._copies_tell:
+                body = self._uploads.read_range(key, span, etag=etag)
+                seen(body)
+                self._submit(partial(self._copy_seen, source=key, span=span, etag=etag, body=body))
+                self._size_bytes += len(span)
+            else:
+                self._read_in(key, span, etag, seen)
+
+    def _read_in(self, key: str, span: range, etag: str, seen: Callable[[bytes], object] | None) -> None:
+        for start in range(span.start, span.stop, PART_BYTES):
+            body = self._uploads.read_range(key, range(start, min(start + PART_BYTES, span.stop)), etag=etag)
+            if seen is not None:
+                seen(body)
+            self.write(body)
+
+    def _copy_seen(
+        self, key: str, upload_id: str, number: int, *, source: str, span: range, etag: str, body: bytes
+    ) -> str:
+        part = self._uploads.copy_part(key, upload_id, number, source=source, span=span, etag=etag)
+        if part == hashlib.md5(body, usedforsecurity=False).hexdigest():
+            return part
+        self._copies_tell = False
+        return self._uploads.upload_part(key, upload_id, number, body)
+
     def _ship(self) -> None:
+        body, self._buffer = self._buffer, bytearray()
+        self._submit(partial(self._uploads.upload_part, body=body))
+
+    def _submit(self, upload: Callable[[str, str, int], str]) -> None:
         if not self._upload_id:
             self._upload_id = self._uploads.begin_upload(self.key)
         while len(self._under_way) >= UNDER_WAY:
             self._collect()
         number = len(self._parts) + len(self._under_way) + 1
-        body, self._buffer = self._buffer, bytearray()
-        upload = self._uploads.upload_part
-        self._under_way.append(self._uploads.executor.submit(upload, self.key, self._upload_id, number, body))
+        self._under_way.append(self._uploads.executor.submit(upload, self.key, self._upload_id, number))
 
     def _collect(self) -> None:
         self._parts.append(self._under_way[0].result())
@@ -116,6 +178,13 @@ class UploadWriter(StagedSink):
 
     def _lost(self) -> LostUpload:
         return LostUpload(self.key, self._upload_id, tuple(self._under_way))
+
+
+def _even_parts(start: int, end: int, most: int) -> Iterator[range]:
+    """As few ranges as can be, none larger than `most`, and none half as large as the others."""
+    count = -(-(end - start) // most)
+    for number in range(count):
+        yield range(start + (end - start) * number // count, start + (end - start) * (number + 1) // count)
 
 
 def open_uploads(boto: S3Client, bucket: str, folder: str, *, lake: str, send: Send) -> Iterator[Any]:

@@ -223,6 +223,13 @@ class Store(Protocol):
     def has_staged(self, staged: StagedFile) -> bool:
         """Whether it could still be published."""
 
+    def read_staged(self, staged: StagedFile) -> Iterator[bytes] | None:
+        """The bytes of a staged file in chunks, as they are in the store now.
+
+        None where it cannot be read before it is published, and the store has verified each byte on its arrival.
+        Raises `UploadGone`.
+        """
+
     def discard_staged(self, staged: StagedFile) -> None:
         """Drop a staged file; idempotent. A published one stays."""
 

@@ -11,13 +11,10 @@ lifecycle rules must leave such uploads alone for days.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 import threading
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -38,7 +35,8 @@ from datalake_assets.lake.s3_errors import (
     read_failed,
     write_failed,
 )
-from datalake_assets.lake.s3_upload import LostUpload, UploadWriter, open_uploads
+from datalake_assets.lake.s3_parts import S3Parts, content_md5, unquoted
+from datalake_assets.lake.s3_upload import UploadWriter, open_uploads
 from datalake_assets.lake.store import (
     STAGING,
     ObjectInfo,
@@ -65,7 +63,6 @@ TIMEOUT_S = 30.0
 ATTEMPTS = 4
 RETRY_TIMEOUT_S = 60.0
 LIST_PAGE = 1000  # S3 limit: keys in one ListObjectsV2 page (AWS API reference)
-UPLOAD_THREADS = 4  # for all writers of a store; each writer has at most two parts under way
 HEAD_THREADS = 16
 logger = logging.getLogger(__name__)
 _proven: set[tuple[str, str | None]] = set()  # lakes that passed `probe` in this process
@@ -92,11 +89,10 @@ class S3Store:
         self._boto, self._obstore = self._clients.boto, self._clients.obstore
         self._clients.count_requests(self._requests)
         self._deletes = S3Deletes(self._boto, bucket, lake=self._uri, send=self._send)
-        self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
-        self._lost: deque[LostUpload] = deque()
+        self._parts = S3Parts(self._boto, bucket, lake=self._uri, full=self._full, send=self._send)
         self._draining = threading.Lock()
         self._skew: timedelta | None = None
-        weakref.finalize(self, _close, self._boto, self._uploads)
+        weakref.finalize(self, _close, self._boto, self._parts.executor)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
@@ -140,7 +136,7 @@ class S3Store:
         self._requests.add("get")
         try:
             result = obstore.get(self._obstore, check_key(key))
-            return bytes(result.bytes()), _unquoted(result.meta["e_tag"])
+            return bytes(result.bytes()), unquoted(result.meta["e_tag"])
         except READ_ERRORS as error:
             raise read_failed(error, where=self._where(key), lake=self.uri) from error
 
@@ -193,10 +189,10 @@ class S3Store:
             Bucket=self._bucket,
             Key=self._full(key),
             Body=body,
-            ContentMD5=_md5(body),
+            ContentMD5=content_md5(body),
             **conditional,
         )
-        return _unquoted(self._send(send, key=key, repeatable=repeatable)["ETag"])
+        return unquoted(self._send(send, key=key, repeatable=repeatable)["ETag"])
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below the folder; a "folder marker" of the AWS console counts as one, of no size."""
@@ -258,44 +254,8 @@ class S3Store:
 
     def stage(self, key: str) -> UploadWriter:
         """Begin a file; S3 hears of it with the first 8 MiB, or when it is finished."""
-        self._drop_lost()
-        return UploadWriter(self, check_key(key))
-
-    def begin_upload(self, key: str) -> str:
-        """Start a multipart upload; returns its id. For `UploadWriter`."""
-        send = partial(self._boto.create_multipart_upload, Bucket=self._bucket, Key=self._full(key))
-        return self._send(send, key=key, repeatable=True)["UploadId"]
-
-    def upload_part(self, key: str, upload_id: str, number: int, body: bytes | bytearray) -> str:
-        """Upload one part; returns its ETag. For `UploadWriter`."""
-        send = partial(
-            self._boto.upload_part,
-            Bucket=self._bucket,
-            Key=self._full(key),
-            UploadId=upload_id,
-            PartNumber=number,
-            Body=body,  # type: ignore[arg-type]  # boto3 takes a bytearray, its stubs do not
-            ContentMD5=_md5(body),
-        )
-        return _unquoted(self._send(send, key=key, repeatable=True)["ETag"])
-
-    @property
-    def executor(self) -> ThreadPoolExecutor:
-        """Where parts are uploaded. For `UploadWriter`."""
-        return self._uploads
-
-    def lose(self, upload: LostUpload) -> None:
-        """Take over the upload of a writer that is garbage, to be aborted by the next call that may. Takes no lock."""
-        self._lost.append(upload)
-
-    def _drop_lost(self) -> None:
-        while self._lost:
-            try:
-                lost = self._lost.popleft()
-            except IndexError:  # another thread was faster
-                return
-            lost.settle()
-            self.abort_upload(lost.key, lost.upload_id)
+        self._parts.drop_lost()
+        return UploadWriter(self._parts, check_key(key))
 
     def publish(self, staged: StagedFile) -> None:
         """CompleteMultipartUpload; one that was published already is `UploadGone`, or a repeat without effect."""
@@ -319,26 +279,21 @@ class S3Store:
             return False
         return True
 
+    def read_staged(self, staged: StagedFile) -> None:
+        """Not to be read yet; each part was compared with its Content-MD5 on arrival, or copied by S3 itself."""
+
     def discard_staged(self, staged: StagedFile) -> None:
         """Abort the upload."""
-        self.abort_upload(check_key(staged.key), staged.token)
+        self._parts.abort_upload(check_key(staged.key), staged.token)
 
     def discard_stale(self, upload: StaleUpload) -> None:
         """Abort the upload."""
-        self.abort_upload(check_key(upload.key), upload.token)
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        """Abort an upload; one that is gone is fine."""
-        send = partial(self._boto.abort_multipart_upload, Bucket=self._bucket, Key=self._full(key), UploadId=upload_id)
-        try:
-            self._send(send, key=key, repeatable=True)
-        except UploadGone:
-            return
+        self._parts.abort_upload(check_key(upload.key), upload.token)
 
     def list_staged(self, prefix: str) -> Iterator[StaleUpload]:
         """Open uploads; those of writers that have not uploaded anything yet do not exist."""
         folder = self._full(f"{prefix}/" if check_prefix(prefix) else "")
-        self._drop_lost()
+        self._parts.drop_lost()
         return self._list_uploads(folder)
 
     def _list_uploads(self, folder: str) -> Iterator[StaleUpload]:
@@ -386,15 +341,5 @@ def _close(client: Any, uploads: ThreadPoolExecutor) -> None:
     client.close()
 
 
-def _md5(body: bytes | bytearray) -> str:
-    """Content-MD5: the store refuses a body that was damaged on its way."""
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-
-
-def _unquoted(etag: str | None) -> str:
-    """An ETag without its quotes; some servers omit them. Its case is kept: it is the server's own token."""
-    return (etag or "").strip('"')
-
-
 def _info(meta: Any) -> ObjectInfo:
-    return ObjectInfo(meta["path"], meta["size"], _unquoted(meta["e_tag"]), meta["last_modified"].astimezone(UTC))
+    return ObjectInfo(meta["path"], meta["size"], unquoted(meta["e_tag"]), meta["last_modified"].astimezone(UTC))

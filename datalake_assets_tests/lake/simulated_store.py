@@ -341,6 +341,15 @@ class SimulatedStore:
         self.step("has_staged", reads=True)
         return staged.token in self.staging
 
+    def read_staged(self, staged: StagedFile) -> Iterator[bytes] | None:
+        if not self.local:
+            return None
+        self.step("read_staged", reads=True)
+        leftover = self.staging.get(staged.token)
+        if leftover is None or leftover.body is None:
+            raise UploadGone(staged.key, "its staged file is gone")
+        return iter((leftover.body,))
+
     def discard_staged(self, staged: StagedFile) -> None:
         self._discard(staged.token, "discarded")
 

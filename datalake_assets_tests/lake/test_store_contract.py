@@ -372,6 +372,23 @@ def test_staged_file_is_published_by_another_process_from_plain_data(store: Stor
     assert store.get(DATA)[0] == b"rows"
 
 
+def test_staged_file_is_read_back_or_was_verified_on_arrival(store: Store) -> None:
+    body = os.urandom(3_000_000)
+    chunks = store.read_staged(staged(store, body=body))
+
+    assert chunks is None or b"".join(chunks) == body
+
+
+def test_staged_file_that_is_gone_is_not_read_back(store: Store) -> None:
+    file = staged(store)
+    store.discard_staged(file)
+    chunks = store.read_staged(file)
+
+    if chunks is not None:
+        with pytest.raises(UploadGone):
+            list(chunks)
+
+
 def test_empty_file_can_be_staged(store: Store) -> None:
     store.publish(staged(store, body=b""))
 
