@@ -11,6 +11,8 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 PORT ?= 3000
 # processes of pytest
 WORKERS ?= 2
+# what `make bench` measures, each with ARGS
+BENCHMARKS ?= ingest compaction
 # rounds of `make crash`, on each kind of store
 ROUNDS ?= 100
 
@@ -50,11 +52,11 @@ crash: $(VENV)/.dev ## kill exports between store operations, ROUNDS=100 times o
 	@$(BIN)/python -m datalake_assets_tests.crash --rounds $(ROUNDS) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --rounds $(ROUNDS) --store s3
 
-bench: $(VENV)/.dev ## measure ingestion beside the pandas way
-	@$(BIN)/python -m benchmarks ingest $(ARGS)
+bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
+	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name $(ARGS); done
 
-clean: ## remove .venv and caches; the lake and Dagster's history stay
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+clean: ## remove .venv, .venv-peers and caches; the lake and Dagster's history stay
+	@rm -rf $(VENV) $(VENV)-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # What is tested comes first; a python without venv and ensurepip (Debian's without python3-venv) is no use.
@@ -81,6 +83,13 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,.[demo$(,)dev])
 	@touch $(VENV)/.demo $@
+
+# what compaction is measured beside; an environment of its own, since Daft needs an older pyarrow than ours
+$(VENV)-peers/.peers: benchmarks/peers-constraints.txt | $(VENV)/.dev
+	@echo "installing into $(VENV)-peers, once: about a minute ..."
+	@$(BIN)/python -m venv --clear $(VENV)-peers
+	@$(subst $(BIN),$(VENV)-peers/bin,$(subst constraints.txt,$<,$(PIP))) daft deltalake duckdb polars pyarrow
+	@touch $@
 
 # a comma inside an argument of $(call)
 , := ,

@@ -9,6 +9,7 @@ __all__ = ["main"]
 
 BENCHMARKS = {
     "ingest": "a million stream rows into day partitions, beside the pandas way",
+    "compaction": "small files into few, beside DuckDB, Polars, Daft, delta-rs and pyarrow; on S3; 10 GB with --large",
     "end_to_end": "the demo's feeds through Dagster in one process",
     "policies": "when to compact a growing partition: a simulation of bytes rewritten and files left",
 }

@@ -7,20 +7,25 @@ of what is measured stays small.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
+from typing import Any
 
-__all__ = ["Stopwatch", "Target", "Used", "child", "medians", "print_targets", "print_used", "server"]
+__all__ = ["Stopwatch", "Target", "Used", "answer", "child", "medians", "print_targets", "print_used", "server"]
 
 _MIB = 1024 * 1024
 #: getrusage(2): ru_maxrss is in KiB on Linux, in bytes on macOS.
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+#: Where `python -m benchmarks` finds this package.
+_HOME = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Used:
         peak_rss_mb: Most memory that it held, in MiB.
         rows: Rows that it left in its lake.
         size_mb: Size of the lake's data files, in MiB.
+        startup_rss_mb: Most memory that it had held before the work began, in MiB.
     """
 
     cpu_s: float
@@ -42,6 +48,7 @@ class Used:
     peak_rss_mb: float
     rows: int = 0
     size_mb: float = 0.0
+    startup_rss_mb: float = 0.0
 
     @property
     def work_cpu_s(self) -> float:
@@ -54,17 +61,22 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _peak_rss_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES / _MIB
+
+
 @dataclass(slots=True)
 class Stopwatch:
     """Measures the process that it is in; begins when it is made."""
 
     _startup_cpu_s: float = field(default_factory=_cpu_s)
+    _startup_rss_mb: float = field(default_factory=_peak_rss_mb)
     _began: float = field(default_factory=time.perf_counter)
 
     def stop(self) -> Used:
         """What was used until now."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES / _MIB
-        return Used(_cpu_s(), self._startup_cpu_s, time.perf_counter() - self._began, peak)
+        wall_s = time.perf_counter() - self._began
+        return Used(_cpu_s(), self._startup_cpu_s, wall_s, _peak_rss_mb(), startup_rss_mb=self._startup_rss_mb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +89,29 @@ class Target:
     met: bool
 
 
-def child(module: str, *arguments: str) -> Used:
-    """Runs a module in a process of its own, which prints a `Used` as its last line.
+def answer(module: str, *arguments: str, python: str = sys.executable, env: Mapping[str, str] | None = None) -> Any:
+    """Runs a module in a process of its own, and returns the JSON document that it prints as its last line.
+
+    Args:
+        module: One of this package.
+        arguments: Its arguments.
+        python: The interpreter; another one need not have this package installed.
+        env: Environment variables besides those of this process.
 
     Raises:
         SystemExit: It failed; what it said is on stderr.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    command = [python, "-m", module, *arguments]
+    environment = os.environ | dict(env or {})
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=_HOME, env=environment)
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(arguments)} failed with exit code {done.returncode}")
-    return Used(**json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(module: str, *arguments: str, python: str = sys.executable) -> Used:
+    """What a module used, in a process of its own that ends with `print_used`; see `answer`."""
+    return Used(**answer(module, *arguments, python=python))
 
 
 def print_used(used: Used) -> None:

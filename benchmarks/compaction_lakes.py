@@ -1,0 +1,102 @@
+"""A lake with one day of one stream in many files, landed through the product's own commit; a process of its own.
+
+``python -m benchmarks.compaction_lakes LAKE FILES ROWS`` builds it in a folder or, with the environment of a server, in
+a bucket. What a benchmark changes is not this lake but a clone of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from benchmarks.compaction_inputs import DAY, SCHEMA, InputFile, make_file
+from datalake_assets.config import CompactionPolicy, Feed, FeedKind, KsqlDBSource, ParquetFormat, load_settings
+from datalake_assets.core.files import DataFile, data_file_name
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.position import OffsetsPosition
+from datalake_assets.core.schema import schema_to_json
+from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store import StagedFile, Store, open_store
+
+__all__ = ["KEY", "build", "feed_of", "open_lake"]
+
+#: Partition key of the day.
+KEY = f"{DAY:%Y-%m-%d}"
+#: Files that are made and staged at once.
+THREADS = 4
+#: Files of one commit.
+PER_COMMIT = 1_000
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def open_lake(uri: str) -> Store:
+    """The lake; in a bucket, found by the environment."""
+    return open_store(uri, s3_endpoint=load_settings().s3_endpoint)
+
+
+def feed_of(policy: CompactionPolicy | None = None, written: ParquetFormat | None = None) -> Feed:
+    """The stream, with the settings that matter to its compaction."""
+    return Feed(
+        name="events",
+        kind=FeedKind.STREAM,
+        source=KsqlDBSource(object="EVENTS"),
+        time_column="event_time",
+        format=written or ParquetFormat(),
+        compaction=policy or CompactionPolicy(),
+    )
+
+
+def build(store: Store, *, files: int, rows: int) -> None:
+    """Lands so many files of so many rows each."""
+    folder = FeedFolder(store, feed_of())
+    schema = schema_to_json(SCHEMA)
+    folder.state.change(lambda now: replace(now.with_kind("offsets", feed=folder.feed.name), schema=schema))
+    made = partial(make_file, rows=rows, files=files)
+    numbers = iter(range(files))
+    while some := list(islice(numbers, PER_COMMIT)):
+        staged = tuple(_in_threads(lambda number: _stage(folder, made(number)), some))
+        change = Change(folder.new_id(), "append", staged, _plan((some[-1] + 1) * rows, schema))
+        folder.log(KEY).commit(change)
+
+
+def _stage(folder: FeedFolder, file: InputFile) -> tuple[StagedFile, DataFile]:
+    name = data_file_name("data", file.min_time, folder.new_id())
+    with folder.store.stage(f"{folder.data_folder(KEY)}/{name}") as writer:
+        writer.write(file.body)
+        staged = writer.finish()
+    return staged, DataFile(name, file.rows, len(file.body), file.min_time, file.max_time)
+
+
+def _plan(end: int, schema: str) -> Callable[[Manifest], Planned]:
+    def plan(_: Manifest) -> Planned:
+        return Planned(position=OffsetsPosition({0: (0, end)}), schema=schema)
+
+    return plan
+
+
+def _in_threads(work: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
+    """Results in order, never many more at once than there are threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        remaining = iter(items)
+        waiting = [pool.submit(work, item) for item in islice(remaining, 2 * THREADS)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(work, item) for item in islice(remaining, 1)]
+
+
+def main(uri: str, files: int, rows: int) -> None:
+    """Builds the lake, and prints its rows."""
+    build(open_lake(uri), files=files, rows=rows)
+    print(files * rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,122 @@
+"""What else rewrites many Parquet files as few: each peer as its documentation shows it, in order of rows where it can.
+
+``python -m benchmarks.compaction_peers PEER INPUTS OUTPUT CODEC``, run by an interpreter that has the peer. Nothing of
+this package is imported. A peer is told the codec, the level where it takes one, and the size of files where it takes
+that; all else is its default. Nobody but us commits, syncs or verifies anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import Stopwatch, Used, print_used
+
+__all__ = ["PEERS", "TARGET_FILE_BYTES", "ZSTD_LEVEL"]
+
+TARGET_FILE_BYTES = 128 * 1024 * 1024
+#: Of those that can be told; it is DuckDB's and Polars' default too.
+ZSTD_LEVEL = 3
+#: Rows of a row group where the peer has to be told.
+ROW_GROUP_ROWS = 524_288
+
+
+def duckdb(inputs: Path, output: Path, codec: str) -> Used:
+    """DuckDB's COPY."""
+    duckdb = import_module("duckdb")
+    connection = duckdb.connect()
+    watch = Stopwatch()
+    level = f", COMPRESSION_LEVEL {ZSTD_LEVEL}" if codec == "zstd" else ""
+    connection.execute(
+        f"COPY (FROM read_parquet('{inputs}/*.parquet', hive_partitioning = false)) TO '{output}' "
+        f"(FORMAT parquet, COMPRESSION {codec}{level}, FILE_SIZE_BYTES {TARGET_FILE_BYTES})"
+    )
+    return watch.stop()
+
+
+def polars(inputs: Path, output: Path, codec: str) -> Used:
+    """Polars' streaming sink, into one file."""
+    polars = import_module("polars")
+    watch = Stopwatch()
+    level = ZSTD_LEVEL if codec == "zstd" else None
+    rows = polars.scan_parquet(f"{inputs}/*.parquet", hive_partitioning=False)
+    rows.sink_parquet(output / "data.parquet", compression=codec, compression_level=level)
+    return watch.stop()
+
+
+def daft(inputs: Path, output: Path, codec: str) -> Used:
+    """Daft's write_parquet; it takes no level."""
+    daft = import_module("daft")
+    watch = Stopwatch()
+    with daft.execution_config_ctx(parquet_target_filesize=TARGET_FILE_BYTES):
+        daft.read_parquet(f"{inputs}/*.parquet").write_parquet(str(output), compression=codec)
+    return watch.stop()
+
+
+def delta_rs(inputs: Path, output: Path, codec: str) -> Used:
+    """delta-rs' OPTIMIZE of a table that has the inputs already; its other files are moved away afterwards."""
+    deltalake = import_module("deltalake")
+    table = output / "table"
+    table.mkdir()
+    for file in inputs.glob("*.parquet"):
+        (table / file.name).hardlink_to(file)
+    deltalake.convert_to_deltalake(str(table))
+    level = ZSTD_LEVEL if codec == "zstd" else None
+    properties = deltalake.WriterProperties(compression=codec.upper(), compression_level=level)
+    delta = deltalake.DeltaTable(str(table))
+    watch = Stopwatch()
+    delta.optimize.compact(target_size=TARGET_FILE_BYTES, writer_properties=properties)
+    used = watch.stop()
+    for name in deltalake.DeltaTable(str(table)).get_add_actions()["path"].to_pylist():
+        (table / name).rename(output / name)
+    for file in table.glob("*.parquet"):
+        file.unlink()
+    return used
+
+
+def pyarrow(inputs: Path, output: Path, codec: str) -> Used:
+    """Read a file, write it, one after the other."""
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    watch = Stopwatch()
+    level = ZSTD_LEVEL if codec == "zstd" else None
+    files = sorted(inputs.glob("*.parquet"))
+    schema = parquet.read_schema(files[0])
+    number, waiting, rows = 0, [], 0
+    writer: Any = None
+    for file in files:
+        waiting.append(parquet.read_table(file, partitioning=None))
+        rows += waiting[-1].num_rows
+        if rows < ROW_GROUP_ROWS and file != files[-1]:
+            continue
+        path = output / f"{number:04}.parquet"
+        writer = writer or parquet.ParquetWriter(path, schema, compression=codec, compression_level=level)
+        writer.write_table(arrow.concat_tables(waiting), row_group_size=ROW_GROUP_ROWS)
+        waiting, rows = [], 0
+        if path.stat().st_size >= TARGET_FILE_BYTES:
+            writer.close()
+            number, writer = number + 1, None
+    if writer:
+        writer.close()
+    return watch.stop()
+
+
+#: Each peer by the module that it comes in.
+PEERS: dict[str, tuple[str, Callable[[Path, Path, str], Used]]] = {
+    "DuckDB COPY": ("duckdb", duckdb),
+    "Polars sink": ("polars", polars),
+    "Daft": ("daft", daft),
+    "delta-rs": ("deltalake", delta_rs),
+    "pyarrow": ("pyarrow", pyarrow),
+}
+
+
+def main(peer: str, inputs: Path, output: Path, codec: str) -> None:
+    """Rewrites the inputs into an empty folder."""
+    print_used(PEERS[peer][1](inputs, output, codec))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

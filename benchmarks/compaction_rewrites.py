@@ -1,0 +1,236 @@
+"""Many small files of a day into few: ours beside the peers, on the same inputs and codec, in turns.
+
+Each contender is a process of its own with both cores to itself; what the one before wrote is on disk by then. Inputs
+are in the page cache. Ours is the whole of `HiveTable.compact`: plan, rewrite, verification, fsync, commit, removal of
+the inputs. The peers only write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+from benchmarks.compaction_peers import PEERS
+from benchmarks.measuring import Used, answer
+
+__all__ = ["TINY", "Contender", "Result", "Run", "Workload", "clone", "contenders", "measure", "scratch", "size_mb"]
+
+#: Where `make bench` puts the peers: beside the environment of this interpreter.
+PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
+#: Of a peer's run: one of them crashes now and then.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Inputs and what is to become of them.
+
+    Attributes:
+        name: For people.
+        files: Input files.
+        rows: Rows of each.
+        codec: Of the output.
+        ours: Our settings, by name; the first is what users get, and what is held to the targets.
+    """
+
+    name: str
+    files: int
+    rows: int
+    codec: str
+    ours: Mapping[str, Mapping[str, str]]
+
+
+_VERIFY = {"ours": {"verify": "full"}, "ours, verify=rows": {"verify": "rows"}}
+_ZSTD = {"compression": "zstd", "kernel": "reencode"}
+TINY = Workload("tiny", 1_000, 1_060, "snappy", _VERIFY)
+MEDIUM = Workload("medium", 200, 60_000, "snappy", _VERIFY)
+REENCODED = Workload(
+    "medium-zstd",
+    200,
+    60_000,
+    "zstd",
+    {name: settings | _ZSTD for name, settings in _VERIFY.items()}
+    | {"ours, profile=compact": {"verify": "full", "profile": "compact"} | _ZSTD},
+)
+WORKLOADS = {workload.name: workload for workload in (TINY, MEDIUM, REENCODED)}
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Somebody who rewrites.
+
+    Attributes:
+        name: For people.
+        python: The interpreter that has it.
+        settings: Ours; None for a peer.
+    """
+
+    name: str
+    python: str
+    settings: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One rewrite, and what its output is like.
+
+    Attributes:
+        used: What it used.
+        size_mb: Its output.
+        files: Its output files.
+        aggregate_cpu_s: Of DuckDB's aggregate over the output.
+        read_cpu_s: Of pyarrow's full read of it.
+        kernel: Ours only.
+    """
+
+    used: Used
+    size_mb: float
+    files: int
+    aggregate_cpu_s: float
+    read_cpu_s: float
+    kernel: str = ""
+
+
+@dataclass(slots=True)
+class Result:
+    """All runs of one contender.
+
+    Attributes:
+        contender: Who.
+        runs: One per round.
+        rows_are_same: Number and values of the rows are those of the inputs.
+        in_order: Rows are in the order of time within each file.
+        failures: Runs that did not end well, and were repeated.
+    """
+
+    contender: Contender
+    runs: list[Run] = field(default_factory=list)
+    rows_are_same: bool = True
+    in_order: bool = True
+    failures: int = 0
+
+    def median(self, figure: str) -> float:
+        """Of a figure of `Run` or of its `Used`."""
+        return median(self.each(figure))
+
+    def each(self, figure: str) -> list[float]:
+        """A figure of `Run` or of its `Used`, by round."""
+        return [getattr(run if hasattr(run, figure) else run.used, figure) for run in self.runs]
+
+
+def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Contender]:
+    """Ours and all peers that can be had; says which cannot."""
+    found = [Contender(name, sys.executable, settings) for name, settings in workload.ours.items()]
+    own = ("pyarrow",) if python.exists() else tuple(PEERS)  # pyarrow's way with the same pyarrow as ours
+    for name, (module, _) in PEERS.items():
+        if name not in own:
+            found.append(Contender(name, str(python)))
+        elif find_spec(module):
+            found.append(Contender(name, sys.executable))
+    return found
+
+
+def measure(workload: Workload, who: Sequence[Contender], *, rounds: int) -> dict[str, Result]:
+    """Every contender in every round, in turns; without the peers that kept failing."""
+    results = {contender.name: Result(contender) for contender in who}
+    with scratch() as folder:
+        lake = folder / "lake"
+        lake.mkdir()
+        answer("benchmarks.compaction_lakes", str(lake), str(workload.files), str(workload.rows))
+        wanted = answer("benchmarks.compaction_reading", str(lake), "values")
+        for number in range(1, rounds + 1):
+            for name, result in list(results.items()):
+                if not _add_run(result, lake, workload.codec, folder / "run", wanted):
+                    del results[name]
+                    print(f"  {name} failed {ATTEMPTS} times in a row, and is left out", flush=True)
+                    continue
+                print(f"  round {number}/{rounds} {name}: {_line(result.runs[-1])}", flush=True)
+    return results
+
+
+def _add_run(result: Result, lake: Path, codec: str, folder: Path, wanted: Mapping[str, object]) -> bool:
+    """One more run, the first of them checked; False if a peer fails time and again. Ours may not fail at all."""
+    for _ in range(ATTEMPTS):
+        try:
+            run, found = _run(result.contender, lake, codec, folder, check=not result.runs)
+        except SystemExit as error:
+            if result.contender.settings is not None:
+                raise
+            result.failures += 1
+            print(f"  {error}", flush=True)
+            continue
+        result.runs.append(run)
+        if found:
+            result.rows_are_same = all(found[each] == wanted[each] for each in wanted)
+            result.in_order = bool(found["in_order"])
+        return True
+    return False
+
+
+def _line(run: Run) -> str:
+    return f"{run.used.work_cpu_s:.2f} CPU-s, {run.used.wall_s:.2f} s, {run.used.peak_rss_mb:.0f} MiB"
+
+
+def _run(
+    contender: Contender, lake: Path, codec: str, folder: Path, *, check: bool
+) -> tuple[Run, Mapping[str, object] | None]:
+    """One rewrite into a new folder, and a look at the output; nothing of it stays."""
+    rewrite = _ours if contender.settings is not None else _peer
+    try:
+        used, kernel, output = rewrite(contender, lake, codec, folder)
+        found = answer("benchmarks.compaction_reading", str(output), "cost", *(["values", "order"] if check else []))
+        files = list(output.rglob("*.parquet"))
+        reading = {name: found[name] for name in ("aggregate_cpu_s", "read_cpu_s")}
+        return Run(used, size_mb(output), len(files), **reading, kernel=kernel), found if check else None
+    finally:
+        shutil.rmtree(folder)
+
+
+def _ours(contender: Contender, lake: Path, _: str, folder: Path) -> tuple[Used, str, Path]:
+    clone(lake, folder)
+    os.sync()
+    found = answer("benchmarks.compaction_ours", str(folder), json.dumps(contender.settings))
+    if found["imported_late"]:
+        print(f"  imported while the clock ran: {', '.join(found['imported_late'])}", file=sys.stderr)
+    return Used(**found["used"]), found["kernel"], folder / "streams"
+
+
+def _peer(contender: Contender, lake: Path, codec: str, folder: Path) -> tuple[Used, str, Path]:
+    folder.mkdir()
+    os.sync()
+    inputs = next(lake.rglob("*.parquet")).parent
+    arguments = (contender.name, str(inputs), str(folder), codec)
+    return Used(**answer("benchmarks.compaction_peers", *arguments, python=contender.python)), "", folder
+
+
+def clone(lake: Path, target: Path) -> None:
+    """A lake of its own with the same data files, by hard links: compaction unlinks its inputs and changes none."""
+    shutil.copytree(lake, target, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if source.endswith(".parquet"):
+        Path(target).hardlink_to(source)
+    else:
+        shutil.copy2(source, target)
+
+
+def size_mb(folder: Path) -> float:
+    """MiB of all Parquet files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*.parquet")) / (1024 * 1024)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, which goes whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="datalake-bench-") as folder:
+        yield Path(folder)

@@ -1,0 +1,111 @@
+"""The results of `benchmarks.compaction_rewrites` as a table, and beside their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+from benchmarks.compaction_rewrites import MEDIUM, REENCODED, TINY, Result, Workload
+from benchmarks.measuring import Target
+
+__all__ = ["print_table", "targets", "verification_cost"]
+
+#: As issue #3 asks for.
+WANTED_MEDIUM_RATIO, ALLOWED_SLOWER = 8.0, 1.10
+
+Results = Mapping[str, Result]
+Judge = Callable[[Result, Sequence[Result]], list[Target]]
+
+
+def print_table(results: Results) -> None:
+    """The medians of all figures, one line for each contender."""
+    head = f"{'CPU-s':>8}{'start-up':>10}{'wall s':>8}{'peak MiB':>10}{'at start':>10}"
+    print(f"\n{'':22}{head}{'MiB':>8}{'files':>7}{'aggregate ms':>14}{'read CPU-s':>12}  order")
+    for name, result in results.items():
+        used = f"{result.median('work_cpu_s'):8.2f}{result.median('startup_cpu_s'):10.2f}{result.median('wall_s'):8.2f}"
+        memory = f"{result.median('peak_rss_mb'):10.0f}{result.median('startup_rss_mb'):10.0f}"
+        output = f"{result.median('size_mb'):8.1f}{result.median('files'):7.0f}"
+        reading = f"{1000 * result.median('aggregate_cpu_s'):14.0f}{result.median('read_cpu_s'):12.2f}"
+        kernel = f" {result.runs[0].kernel}" if result.runs[0].kernel else ""
+        order = "kept" if result.in_order else "lost"
+        failed = f", failed {result.failures} times more" if result.failures else ""
+        print(f"{name:22}{used}{memory}{output}{reading}  {order}{kernel}{failed}")
+    print()
+
+
+def targets(workload: Workload, results: Results) -> list[Target]:
+    """What this workload is held to; with no peers, only what needs none."""
+    ours = [result for result in results.values() if result.contender.settings is not None]
+    peers = [result for result in results.values() if result.contender.settings is None]
+    if not ours:
+        return []
+    judged = JUDGES[workload.name](ours[0], peers) if peers else []
+    wrong = [result.contender.name for result in results.values() if not result.rows_are_same]
+    same = Target("rows and values as in the inputs", "all", f"not {', '.join(wrong)}" if wrong else "all", not wrong)
+    return [*judged, same]
+
+
+def verification_cost(results: Results) -> str:
+    """What the full verification costs over counting rows, as a sentence; empty if it was not measured."""
+    full, rows = results.get("ours"), results.get("ours, verify=rows")
+    if full is None or rows is None:
+        return ""
+    cpu, wall = (_median_difference(full, rows, figure) for figure in ("work_cpu_s", "wall_s"))
+    share = cpu / rows.median("work_cpu_s")
+    return f"verify=full costs {cpu:+.2f} CPU-s ({share:+.0%}) and {wall:+.2f} s over verify=rows; peers verify nothing"
+
+
+def _median_difference(one: Result, other: Result, figure: str) -> float:
+    return median(a - b for a, b in zip(one.each(figure), other.each(figure), strict=True))
+
+
+def _ratio(one: Result, other: Result, figure: str) -> float:
+    """The median of the ratios within the rounds: what slows a whole round falls out."""
+    return median(a / b for a, b in zip(one.each(figure), other.each(figure), strict=True))
+
+
+def _least(results: Sequence[Result], figure: str) -> Result:
+    return min(results, key=lambda result: result.median(figure))
+
+
+def _tiny(ours: Result, peers: Sequence[Result]) -> list[Target]:
+    return [
+        _no_more("CPU", "work_cpu_s", ours, peers, allowed=1.0),
+        _no_more("peak memory", "peak_rss_mb", ours, peers, allowed=1.0),
+    ]
+
+
+def _medium(ours: Result, peers: Sequence[Result]) -> list[Target]:
+    best = _least(peers, "work_cpu_s")
+    ratio = _ratio(best, ours, "work_cpu_s")
+    return [
+        Target(
+            f"medium: CPU of {best.contender.name} (best peer) by ours",
+            f"at least {WANTED_MEDIUM_RATIO:g}",
+            f"{ratio:.1f}",
+            ratio >= WANTED_MEDIUM_RATIO,
+        ),
+        _no_more("DuckDB aggregate over the output", "aggregate_cpu_s", ours, peers, allowed=ALLOWED_SLOWER),
+        _no_more("pyarrow full read of the output", "read_cpu_s", ours, peers, allowed=ALLOWED_SLOWER),
+    ]
+
+
+def _reencoded(ours: Result, peers: Sequence[Result]) -> list[Target]:
+    polars = [peer for peer in peers if peer.contender.name.startswith("Polars")]
+    if not polars:
+        return []
+    return [
+        _no_more("wall time", "wall_s", ours, polars, allowed=1.0),
+        _no_more("output", "size_mb", ours, polars, allowed=1.0),
+    ]
+
+
+def _no_more(what: str, figure: str, ours: Result, peers: Sequence[Result], *, allowed: float) -> Target:
+    """Ours by the least of the peers."""
+    best = _least(peers, figure)
+    ratio = _ratio(ours, best, figure)
+    wanted = "at most that" if allowed == 1.0 else f"at most {allowed:g} of that"
+    return Target(f"{what}, by the least ({best.contender.name})", wanted, f"{ratio:.2f}", ratio <= allowed)
+
+
+JUDGES: Mapping[str, Judge] = {TINY.name: _tiny, MEDIUM.name: _medium, REENCODED.name: _reencoded}
