@@ -1,0 +1,92 @@
+"""`compact_partition` on a lake of files, with Dagster's history in SQLite: what it says is what the lake has."""
+
+import warnings
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from datalake_assets.config import Feed, Settings
+from datalake_assets.defs.build import build_definitions
+from datalake_assets.defs.compaction import COMPACT_PARTITION
+from datalake_assets.defs.metadata import asset_key
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store import Store
+from datalake_assets_tests.lake.feeds import stream_feed, table_feed, table_of
+from datalake_assets_tests.lake.many_files import DAYS, append, ids_in
+
+TIMES = 17
+
+
+@pytest.fixture
+def job(local_store: Store) -> dg.JobDefinition:
+    """The job as the code location has it, loaded before there are any feeds."""
+    return build_definitions(Settings(lake=local_store.uri)).resolve_job_def(COMPACT_PARTITION)
+
+
+@pytest.fixture
+def feed(local_store: Store, job: dg.JobDefinition) -> Feed:
+    """The stream ``s``, added after that: three days of 17 files of a row each."""
+    added = FeedRegistry(local_store).add(stream_feed())
+    append(local_store, added, times=TIMES)
+    return added
+
+
+def run(job: dg.JobDefinition, instance: dg.DagsterInstance, feed: str, *partitions: str) -> dg.ExecuteInProcessResult:
+    config = {"ops": {"compact": {"config": {"feed": feed, "partitions": list(partitions)}}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return job.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
+
+
+def observed(instance: dg.DagsterInstance, feed: Feed) -> dict[str, dict[str, object]]:
+    records = instance.fetch_observations(asset_key(feed), limit=10).records
+    return {
+        record.partition_key: {name: value.value for name, value in record.asset_observation.metadata.items()}
+        for record in records
+    }
+
+
+def test_dagster_and_the_lake_agree_on_every_compacted_partition(job, feed, home, local_store):
+    result = run(job, home, "s", *DAYS)
+
+    assert result.success
+    table = HiveTable(local_store, feed)
+    for key in DAYS:
+        report, seen = table.report(key), observed(home, feed)[key]
+        assert (seen["datalake/files"], seen["datalake/files_removed"]) == (report.files, TIMES - 1) == (1, TIMES - 1)
+        assert (seen["dagster/partition_row_count"], seen["datalake/rows_compacted"]) == (report.rows, TIMES)
+        assert (seen["datalake/size_bytes"], seen["datalake/kernel"]) == (report.size_bytes, "reencode")
+    assert ids_in(local_store, feed) == list(range(3 * TIMES))
+    assert list(table.verify(deep=True)) == []
+
+
+def test_compaction_is_no_materialization_and_names_its_run_in_the_manifest(job, feed, home, local_store):
+    result = run(job, home, "s", DAYS[0])
+
+    assert home.fetch_materializations(asset_key(feed), limit=10).records == []
+    (manifest,) = Path(local_store.uri).glob("control/streams/s/year=2025/month=01/day=01/manifest.json")
+    assert result.run_id in manifest.read_text()
+
+
+def test_partition_that_cannot_be_compacted_stops_no_other(job, feed, home, local_store):
+    (Path(local_store.uri) / "control/streams/s/year=2025/month=01/day=01/manifest.json").write_text("{")
+
+    result = run(job, home, "s", *DAYS)
+
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    assert event.step_failure_data.user_failure_data.description.startswith("1 of 3 partitions failed: 2025-01-01: ")
+    assert {key: seen["datalake/files"] for key, seen in observed(home, feed).items()} == {DAYS[1]: 1, DAYS[2]: 1}
+
+
+def test_version_that_retention_removed_meanwhile_is_no_failure(job, home, local_store):
+    added = FeedRegistry(local_store).add(table_feed(retention={"versions": 1}))
+    table = HiveTable(local_store, added)
+    for count in (3, 4):
+        table.write(table_of(count), partitions=table.plan().partitions, run_id="r")
+
+    result = run(job, home, "t", "v1", "v2")
+
+    assert result.success
+    assert {key: seen["datalake/files"] for key, seen in observed(home, added).items()} == {"v1": 0, "v2": 1}
