@@ -8,6 +8,7 @@ Source: apache/parquet-format, src/main/thrift/parquet.thrift: RowGroup, ColumnC
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -94,7 +95,7 @@ class RowGroup:
         rows: Its rows.
         start: Of its first page. Its column chunks lie between here and `end`, their dictionary pages too; bloom
             filters may lie elsewhere.
-        end: After its last page; a row group without pages ends where it starts.
+        end: After its last page; 0, as the start, where there are none.
     """
 
     rows: int
@@ -184,12 +185,13 @@ def parse_row_group(reader: CompactReader, leaves: list[Leaf], *, limit: int) ->
 
 
 class _Chunk(NamedTuple):
-    """What is said of one column chunk; `end` is its start where it has no pages."""
+    """What is said of one column chunk; the offsets are of its first pages of each kind."""
 
     kind: int
     values: int
     start: int
     end: int
+    offsets: tuple[int, ...]
 
 
 class _RowGroupParser:
@@ -214,9 +216,9 @@ class _RowGroupParser:
         if chunks is None or rows < 0:
             raise MalformedThrift("a row group is damaged")
         _check_chunks(chunks, leaves, rows)
-        full = [chunk for chunk in chunks if chunk.end > chunk.start]
-        start = min((chunk.start for chunk in full), default=len(MAGIC))
-        end = max((chunk.end for chunk in full), default=start)
+        _check_places(chunks if rows else (), self._limit)  # without rows, Arrow leaves offsets of 0
+        start = min((chunk.start for chunk in chunks), default=0) if rows else 0
+        end = max((chunk.end for chunk in chunks), default=0) if rows else 0
         layout = Layout(begin, reader.position, tuple(self._patches), tuple(self._blooms), tuple(self._indexes))
         return RowGroup(rows, start, end), layout
 
@@ -284,21 +286,10 @@ class _RowGroupParser:
                 self._drop(kind)
         if numbers.get(14):
             self._blooms.append(Place.within(numbers[14], numbers.get(15, 0), limit=self._limit))
-        return self._pages(numbers)
-
-    def _pages(self, numbers: dict[int, int]) -> _Chunk:
-        """Where the pages lie; a dictionary comes first."""
-        size, start = numbers[7], numbers[9]
-        if 0 < numbers.get(11, 0) < start:
-            start = numbers[11]
-        if size == 0:
-            return _Chunk(numbers[1], numbers[5], 0, 0)
-        end = start + size
-        if not len(MAGIC) <= start < end <= self._limit:
-            raise MalformedThrift("a column chunk lies outside the file")
-        if any(not start <= numbers[offset] < end for offset in OFFSETS_OF_PAGES if numbers.get(offset)):
-            raise MalformedThrift("a page lies outside its column chunk")
-        return _Chunk(numbers[1], numbers[5], start, end)
+        dictionary, start = numbers.get(11, 0), numbers[9]
+        start = dictionary if 0 < dictionary < start else start
+        offsets = tuple(numbers[field] for field in OFFSETS_OF_PAGES if numbers.get(field))
+        return _Chunk(numbers[1], numbers[5], start, start + numbers[7], offsets)
 
 
 def _check_chunks(chunks: list[_Chunk], leaves: list[Leaf], rows: int) -> None:
@@ -308,5 +299,13 @@ def _check_chunks(chunks: list[_Chunk], leaves: list[Leaf], rows: int) -> None:
     for chunk, leaf in zip(chunks, leaves, strict=True):
         if chunk.kind != leaf.kind:
             raise MalformedThrift("a column chunk is not of its column's type")
-        if chunk.values < 0 or (leaf.is_flat and chunk.values != rows) or (rows and chunk.start == chunk.end):
+        if chunk.values < 0 or (leaf.is_flat and chunk.values != rows):
             raise MalformedThrift("a column chunk has not as many values as its row group has rows")
+
+
+def _check_places(chunks: Iterable[_Chunk], limit: int) -> None:
+    for chunk in chunks:
+        if not len(MAGIC) <= chunk.start < chunk.end <= limit:
+            raise MalformedThrift("a column chunk lies outside the file")
+        if any(not chunk.start <= offset < chunk.end for offset in chunk.offsets):
+            raise MalformedThrift("a page lies outside its column chunk")
