@@ -16,9 +16,9 @@ from datalake_assets.lake.base import CompactionProgress, CompactionReport
 from datalake_assets.lake.feed_compaction import (
     Compacted,
     by_reason,
-    checked_partitions,
     compact_partitions,
     kernel_of,
+    missing_partitions,
     most_small_files_first,
     unusable,
 )
@@ -73,7 +73,9 @@ def chosen_partitions(session: Session, feed: Feed, partitions: Sequence[str], b
     """
     table = open_table(session.store, feed)
     if partitions:
-        keys = checked_partitions(table, partitions)
+        for error in missing_partitions(table, partitions).values():
+            raise error
+        keys = tuple(dict.fromkeys(partitions))
     else:
         named = ExportRequest(between=between).partitions(feed)
         keys = tuple(key for key in table.partitions() if named is None or key in named)

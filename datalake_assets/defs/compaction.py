@@ -24,8 +24,8 @@ from datalake_assets.lake.base import CompactionReport, LakeTable
 from datalake_assets.lake.feed_compaction import (
     Compacted,
     by_reason,
-    checked_partitions,
     compact_partitions,
+    missing_partitions,
     unusable,
 )
 
@@ -153,14 +153,14 @@ def compact_feed(
     """Compacts partitions one after another; one that fails doesn't stop the others.
 
     Raises:
-        dagster.Failure: The request itself is wrong: figures out of bounds, partitions that the feed never had.
+        dagster.Failure: Figures are out of bounds, or the lake cannot be read.
     """
     with failures_named(feed):
         request = config.request(lake.settings.env)
         table = lake.table(feed)
-        keys = checked_partitions(table, config.partitions)
-    done = []
-    for key in keys:
+        missing = missing_partitions(table, config.partitions)
+    done = [Compacted(key, error=error) for key, error in missing.items()]
+    for key in dict.fromkeys(each for each in config.partitions if each not in missing):
         _log_plan(table, key, request, run_log)
         for each in compact_partitions(table, [key], request, run_id=run_id):
             done.append(each)

@@ -15,9 +15,9 @@ from datalake_assets.lake.base import CompactionProgress, CompactionReport, Lake
 __all__ = [
     "Compacted",
     "by_reason",
-    "checked_partitions",
     "compact_partitions",
     "kernel_of",
+    "missing_partitions",
     "most_small_files_first",
     "unusable",
 ]
@@ -47,18 +47,18 @@ class Compacted:
         return self.report is not None and self.report.files_compacted > 0
 
 
-def checked_partitions(table: LakeTable, keys: Sequence[str]) -> tuple[str, ...]:
-    """The partitions named, once each; one that retention has emptied is as good as any.
-
-    Raises:
-        ConfigError: The feed never had such a partition.
-    """
+def missing_partitions(table: LakeTable, keys: Iterable[str]) -> Mapping[str, ConfigError]:
+    """Those of the partitions named that the feed never had; one that retention has emptied is as good as any."""
     known = table.partitions()
-    for key in set(keys).difference(known):
-        if table.report(key) is None:
-            held = f"it has {len(known):,}, from {known[0]!r} to {known[-1]!r}" if known else "it has none yet"
-            raise ConfigError(f"feed {table.feed.name!r} has no partition {key!r}; {held}")
-    return tuple(dict.fromkeys(keys))
+    held = f"it has {len(known):,}, from {known[0]!r} to {known[-1]!r}" if known else "it has none yet"
+    missing = {}
+    for key in sorted(set(keys).difference(known)):
+        try:
+            if table.report(key) is None:
+                missing[key] = ConfigError(f"feed {table.feed.name!r} has no partition {key!r}; {held}")
+        except ConfigError as error:  # no key of such a feed at all
+            missing[key] = error
+    return missing
 
 
 def most_small_files_first(open_table: Callable[[], LakeTable], keys: Sequence[str]) -> tuple[str, ...]:

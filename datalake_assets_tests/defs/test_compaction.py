@@ -151,6 +151,17 @@ def test_partition_that_fails_stops_no_other_and_fails_the_run_at_the_end(job, i
     assert set(observations(instance)) == set(DAYS[1:])
 
 
+def test_partition_that_never_was_stops_no_other(job, instance):
+    result = run(job, instance, partitions=("2025-12-31", DAYS[0], DAYS[0], "soon"))
+
+    assert failure(result).description == (
+        "2 of 3 partitions failed: "
+        "2025-12-31: feed 'clicks' has no partition '2025-12-31'; it has 3, from '2026-01-01' to '2026-01-03'; "
+        "soon: feed 'clicks' has no partition 'soon'; it has 3, from '2026-01-01' to '2026-01-03'"
+    )
+    assert set(observations(instance)) == {DAYS[0]}
+
+
 @pytest.mark.parametrize(
     ("error", "passing"), [(TransientStoreError("s3://lake", "busy"), True), (CorruptLake("m", "x"), False)]
 )
@@ -167,10 +178,6 @@ def test_failure_is_retried_only_where_that_may_help(error, passing):
         ({"feed": "clix"}, "feed 'clix' does not exist; see 'datalake feeds list'"),
         ({"partitions": ()}, "partitions: name 1 to 100, not 0"),
         ({"partitions": DAYS * 34}, "partitions: name 1 to 100, not 102"),
-        (
-            {"partitions": ("2025-12-31",)},
-            "feed 'clicks' has no partition '2025-12-31'; it has 3, from '2026-01-01' to '2026-01-03'",
-        ),
         ({"max_files": 1}, "max_files: give 2 or more, not 1"),
         ({"target_file_size_mb": 0}, "target_file_size_mb: give 1 to 4096, not 0"),
     ],
