@@ -6,7 +6,7 @@ run again, and the feed is no fresher.
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import dagster as dg
 from pydantic import Field
@@ -138,7 +138,7 @@ def compact_partition_job(lake: Lake, feeds: Sequence[Feed]) -> dg.JobDefinition
     @dg.job(
         name=COMPACT_PARTITION,
         description=_DESCRIPTION,
-        config=dg.RunConfig(ops={"compact": example(feeds, datetime.now(UTC))}),
+        config={"ops": {"compact": {"config": example(feeds, datetime.now(UTC))}}},
         executor_def=dg.in_process_executor,
     )
     def compact_partition() -> None:
@@ -185,13 +185,13 @@ def report_compactions(feed: Feed, reports: Iterable[CompactionReport], *, lake_
             instance.report_runless_asset_event(observation(feed, report, lake_uri=lake_uri))
 
 
-def example(feeds: Sequence[Feed], now: datetime) -> CompactConfig:
+def example(feeds: Sequence[Feed], now: datetime) -> dict[str, Any]:
     """What the Launchpad shows before anything is typed: yesterday's partition of the first stream, or so."""
     streams = [feed for feed in feeds if feed.kind is FeedKind.STREAM]
-    if not streams:
-        return CompactConfig(feed=feeds[0].name if feeds else "transaction_stream", partitions=["v1"])
-    yesterday = key_of(now - timedelta(days=1), PartitionBy(streams[0].partition_by))
-    return CompactConfig(feed=streams[0].name, partitions=[yesterday])
+    if streams:
+        yesterday = key_of(now - timedelta(days=1), PartitionBy(streams[0].partition_by))
+        return {"feed": streams[0].name, "partitions": [yesterday], "force": False}
+    return {"feed": feeds[0].name if feeds else "transaction_stream", "partitions": ["v1"], "force": False}
 
 
 def summary(done: Sequence[Compacted]) -> str:

@@ -195,7 +195,7 @@ def test_feed_added_at_run_time_is_accepted(job, instance, lake):
 
 
 def test_launchpad_shows_an_example_of_a_feed_that_there_is(job):
-    assert job.run_config["ops"] == config(partitions=(f"{days_ago(1):%Y-%m-%d}",), force=False)["ops"]
+    assert job.run_config == config(partitions=(f"{days_ago(1):%Y-%m-%d}",), force=False)
 
 
 def test_location_without_feeds_has_the_job(lake, instance):
