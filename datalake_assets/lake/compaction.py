@@ -202,8 +202,7 @@ class _Compaction:
         def open_output() -> StagedWriter:
             return store.stage(self._log.key_of(data_file_name("compacted", at, self._folder.new_id())))
 
-        read_back = getattr(store, "read_staged", lambda _: None)
-        opener = Opener(open_output, store.discard_staged, read_back)
+        opener = Opener(open_output, store.discard_staged, store.read_staged)
         told = 0
 
         def tell(done_bytes: int) -> None:
@@ -211,7 +210,13 @@ class _Compaction:
             self._tell(done_bytes - told)
             told = done_bytes
 
-        inputs = Inputs(store, self._log, group.files, foreign=store is not self._folder.store)
+        inputs = Inputs(
+            store,
+            self._log,
+            group.files,
+            foreign=store is not self._folder.store,
+            may_copy=settings.kernel != "reencode" and not settings.verify and not settings.sort_by,
+        )
         try:
             done = rewrite(inputs.files, settings, opener, metadata=self._footer(commit_id, manifest), on_progress=tell)
         except ObjectNotFound as error:

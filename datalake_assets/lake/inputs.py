@@ -13,12 +13,14 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed, UnreadableFile
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.store import Store
-from datalake_assets.parquet.inputs import InputFile
+from datalake_assets.parquet.inputs import CHANGED, InputFile
 
 __all__ = ["Inputs"]
 
 #: Up to this size one request for all of a file is faster than several for its parts.
 WHOLE_BYTES: Final = 8 << 20
+#: The same where its row groups may be copied by the store, so that most of it need not be read.
+WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
 #: Requests under way, and bytes fetched ahead of the reader.
 THREADS: Final = 32
 AHEAD_BYTES: Final = 32 << 20
@@ -32,11 +34,15 @@ class Inputs:
         log: Of their partition.
         files: In the order in which they will be read.
         foreign: Others write there too: a file counts only if it still has its ETag.
+        may_copy: The store may copy row groups without our reading them.
     """
 
-    def __init__(self, store: Store, log: PartitionLog, files: Sequence[DataFile], *, foreign: bool) -> None:
+    def __init__(
+        self, store: Store, log: PartitionLog, files: Sequence[DataFile], *, foreign: bool, may_copy: bool
+    ) -> None:
         self._store, self._log, self._listed, self._foreign = store, log, list(files), foreign
         is_remote = "://" in store.uri
+        self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if is_remote and may_copy else WHOLE_BYTES
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
         self._ahead: dict[int, Future[pa.Buffer | bytes]] = {}
         self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
@@ -54,11 +60,12 @@ class Inputs:
             rows=file.rows,
             open=partial(self._open, index),
             checksum=file.checksum,
+            copy_source=(self._log.key_of(file.name), file.etag) if self._pool and file.etag else None,
         )
 
     def _open(self, index: int) -> pa.NativeFile:
         file = self._listed[index]
-        if file.size_bytes > WHOLE_BYTES:
+        if file.size_bytes > self._whole_bytes:
             return self._in_place(file)
         if self._pool is None:
             return pa.BufferReader(self._fetch(file))
@@ -73,7 +80,7 @@ class Inputs:
             budget -= file.size_bytes
             if budget < 0 and following > index:
                 return
-            if file.size_bytes <= WHOLE_BYTES and following not in self._ahead:
+            if file.size_bytes <= self._whole_bytes and following not in self._ahead:
                 self._ahead[following] = pool.submit(self._fetch, file)
 
     def _fetch(self, file: DataFile) -> pa.Buffer | bytes:
@@ -89,7 +96,7 @@ class Inputs:
         try:
             return self._store.tail(key, file.size_bytes, etag=file.etag)
         except PreconditionFailed as error:
-            raise UnreadableFile(file.name, "was changed by somebody else") from error
+            raise UnreadableFile(file.name, CHANGED) from error
 
     def _in_place(self, file: DataFile) -> pa.NativeFile:
         key = self._log.key_of(file.name)

@@ -14,11 +14,14 @@ import pyarrow.types as pt
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.checksum import checksum_like
+from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.writer import aware
 
-__all__ = ["InputFile", "OpenInput"]
+__all__ = ["CHANGED", "InputFile", "OpenInput"]
 
+#: Why an input is left out whose ETag is another than the manifest says.
+CHANGED = "was changed by somebody else"
 #: Bytes that are read at a time.
 BLOCK_BYTES = 4 << 20
 #: Rows that are decoded at a time from row groups too large to be held whole.
@@ -109,6 +112,13 @@ class OpenInput:
     def read_at(self, offset: int, length: int) -> bytes:
         """So many bytes from there."""
         return bytes(self._native.read_at(length, offset))
+
+    def server_side(self, *, verify: bool) -> ServerSide | None:
+        """Where the store finds the file, to copy from it; None if its bytes are at hand and were to be read anyway."""
+        if self.file.copy_source is None or (verify and isinstance(self._native, pa.BufferReader)):
+            return None
+        key, etag = self.file.copy_source
+        return ServerSide(key, etag, verify)
 
     def footer(self) -> Footer:
         """What its footer says, with the places of its row groups."""

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.checksum import checksum_like
-from datalake_assets.parquet.concat import ConcatWriter
+from datalake_assets.parquet.concat import ConcatWriter, ServerSide
 from datalake_assets.parquet.footer import Footer, ReadAt
 from datalake_assets.parquet.rolling import FinishedSink
 from datalake_assets.parquet.writer import FileStats
@@ -67,9 +67,16 @@ class Outputs(Generic[FinishedT]):
         return sum(stats.rows for _, stats in self.finished)
 
     def append(
-        self, footer: Footer, read_at: ReadAt, row_groups: Sequence[int], *, bounds: Sequence[datetime], like: Footer
+        self,
+        footer: Footer,
+        read_at: ReadAt,
+        row_groups: Sequence[int],
+        *,
+        bounds: Sequence[datetime],
+        like: Footer,
+        server_side: ServerSide | None = None,
     ) -> None:
-        """Copies row groups into the present output, or the next.
+        """Copies row groups into the present output, or into the next if they would make it too large.
 
         Args:
             footer: Of the file that they are in.
@@ -77,15 +84,15 @@ class Outputs(Generic[FinishedT]):
             row_groups: Which.
             bounds: Times that enclose theirs; none if unknown.
             like: Gives an output that is begun now its schema.
+            server_side: Where the store finds the file, to copy from it without us.
         """
-        for index in row_groups:
-            size_bytes = footer.row_groups[index].size_bytes
-            if self._open is not None and self._open.writer.size_bytes + size_bytes > self._target_bytes * SLACK:
-                self.roll()
-            if self._open is None:
-                self._open = self._begun(like)
-            self._open.writer.append(footer, read_at, [index])
-            self._open.bounds.extend(bounds)
+        size_bytes = sum(footer.row_groups[index].size_bytes for index in row_groups)
+        if self._open is not None and self._open.writer.size_bytes + size_bytes > self._target_bytes * SLACK:
+            self.roll()
+        if self._open is None:
+            self._open = self._begun(like)
+        self._open.writer.append(footer, read_at, row_groups, server_side=server_side)
+        self._open.bounds.extend(bounds)
 
     def begin(self, like: Footer) -> None:
         """Sees to it that there is one, if only to hold no rows."""

@@ -19,9 +19,9 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import pyarrow as pa
 import pyarrow.types as pt
 
-from datalake_assets.errors import ConfigError, CorruptLake, UnreadableFile
+from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.footer import Footer
-from datalake_assets.parquet.inputs import InputFile, OpenInput
+from datalake_assets.parquet.inputs import CHANGED, InputFile, OpenInput
 from datalake_assets.parquet.outputs import Opener, Outputs
 from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat
 from datalake_assets.parquet.shape import AnotherShape, Shape, inspect, lost_type, shape_of, template
@@ -161,6 +161,7 @@ class _Pass(Generic[FinishedT]):
         self._jobs: deque[Future[Segment]] = deque()
         self._counts: Counter[str] = Counter()
         self._parquet_schemas: list[Any] = []  # that can be encoded again without loss
+        self._seen: Any = None  # Parquet schema of the input before, which fitted
 
     def __enter__(self) -> Self:
         return self
@@ -203,8 +204,7 @@ class _Pass(Generic[FinishedT]):
             AnotherShape: They do not.
         """
         source = OpenInput(file)
-        other = shape_of(source)
-        if not self._shape.ours and not self._shape.fits(other):
+        if not self._shape.ours and not self._fits(source):
             source.close()
             raise AnotherShape
         if self._settings.verify and file.checksum:
@@ -212,6 +212,13 @@ class _Pass(Generic[FinishedT]):
         if source.schema.metadata != self._shape.schema.metadata:
             self._key_values |= _texts(source.schema)
         return source
+
+    def _fits(self, source: OpenInput) -> bool:
+        """Whether its rows need neither cast nor metadata of their own."""
+        if self._seen is None or not self._seen.equals(source.parquet.schema):
+            self._seen = source.parquet.schema
+            return self._shape.fits(shape_of(source))
+        return self._shape.fits(Shape(source.schema, self._shape.int96, source.bloom_columns()))
 
     def _take(self, source: OpenInput) -> None:
         footer = source.footer() if self._may_copy(source) else None
@@ -247,10 +254,24 @@ class _Pass(Generic[FinishedT]):
         if self._buffered_bytes >= self._settings.parquet.row_group_bytes // 2:
             self._flush()
         self._drain(0)
-        for index in range(source.row_groups):
-            bounds = source.time_bounds(index, self._time_column)
-            self._outputs.append(footer, source.read_at, [index], bounds=bounds, like=self._like or footer)
-            self._counts["copied"] += 1
+        server_side = source.server_side(verify=self._settings.verify)
+        for some in self._runs(footer):
+            bounds = [time for index in some for time in source.time_bounds(index, self._time_column)]
+            try:
+                self._outputs.append(
+                    footer, source.read_at, some, bounds=bounds, like=self._like or footer, server_side=server_side
+                )
+            except PreconditionFailed as error:
+                raise UnreadableFile(source.file.name, CHANGED) from error
+            self._counts["copied"] += len(some)
+
+    def _runs(self, footer: Footer) -> Iterator[list[int]]:
+        """All row groups of a file, those of a file that is to be split one by one."""
+        every = list(range(len(footer.row_groups)))
+        if footer.size_bytes <= self._settings.parquet.target_file_bytes:
+            yield every
+        else:
+            yield from ([index] for index in every)
 
     def _refuse_loss(self, source: OpenInput) -> None:
         schema = source.parquet.schema

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
@@ -20,6 +20,13 @@ MIB = 1 << 20
 #: Bytes of a dictionary page; larger ones cost more time than they save space.
 DICTIONARY_PAGE_BYTES = MIB
 ZSTD_LEVEL = 1
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNITS: Mapping[str, Callable[[int], timedelta]] = {
+    "s": lambda count: timedelta(seconds=count),
+    "ms": lambda count: timedelta(milliseconds=count),
+    "us": lambda count: timedelta(microseconds=count),
+    "ns": lambda count: timedelta(microseconds=count // 1000),
+}
 
 
 class Sink(Protocol):
@@ -222,9 +229,10 @@ def open_writer(
 
 
 def time_bounds(times: pa.ChunkedArray) -> tuple[datetime, ...]:
-    """The earliest and the latest, aware UTC; empty if all are null."""
+    """The earliest and the latest of timestamps, aware UTC, to the microsecond; empty if all are null."""
     ends = pc.min_max(times)
-    return tuple(aware(end.as_py()) for end in (ends["min"], ends["max"]) if end.is_valid)
+    unit = _UNITS[times.type.unit]  # as_py would import a library of time zones
+    return tuple(EPOCH + unit(end.value) for end in (ends["min"], ends["max"]) if end.is_valid)
 
 
 def aware(moment: datetime) -> datetime:
