@@ -63,8 +63,9 @@ def compact(
     if partitions and between is not None:
         raise click.UsageError("give --partition or --range, not both")
     from datalake_assets.cli import compacting, planning  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  likewise
 
-    request = compacting.request_of(session, force=force, target_file_size_mb=target_file_size_mb, max_files=max_files)
+    request = request_of(session.settings, force=force, target_file_size_mb=target_file_size_mb, max_files=max_files)
     feed = session.registry.get(name)
     keys = compacting.chosen_partitions(session, feed, partitions, between)
     run = planning.show_plans if dry_run else compacting.compact_feed

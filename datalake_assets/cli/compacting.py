@@ -9,7 +9,7 @@ from datalake_assets.cli.exporting import ExportRequest
 from datalake_assets.cli.progress import CompactProgress
 from datalake_assets.cli.session import Session
 from datalake_assets.cli.show import bytes_text, one_line, print_json, say, warn
-from datalake_assets.config import MIB, Feed
+from datalake_assets.config import Feed
 from datalake_assets.core.compaction import CompactionRequest, LeftAlone
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.base import CompactionProgress, CompactionReport
@@ -31,7 +31,6 @@ __all__ = [
     "left_alone_lines",
     "left_alone_records",
     "line_of",
-    "request_of",
     "total_line",
     "warn_of_unusable",
 ]
@@ -51,18 +50,6 @@ _TOTALS = (
     "compaction_time_ms",
     "small_files_remaining",
 )
-
-
-def request_of(
-    session: Session, *, force: bool, target_file_size_mb: int | None, max_files: int | None
-) -> CompactionRequest:
-    """What the options ask for; sizes are in MiB."""
-    return CompactionRequest(
-        environment=session.settings.env,
-        force=force,
-        target_file_bytes=None if target_file_size_mb is None else target_file_size_mb * MIB,
-        max_files=max_files,
-    )
 
 
 def chosen_partitions(session: Session, feed: Feed, partitions: Sequence[str], between: str | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import dagster as dg
 from pydantic import Field
 
-from datalake_assets.config import MIB, Environment, Feed, FeedKind
+from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.defs.failures import PASSING, failures_named
@@ -26,6 +26,7 @@ from datalake_assets.lake.feed_compaction import (
     by_reason,
     compact_partitions,
     missing_partitions,
+    request_of,
     unusable,
 )
 
@@ -88,7 +89,7 @@ class CompactConfig(dg.Config):
         default=None, description="Merge at most so many files of a partition, at least 2; default: the feed's policy."
     )
 
-    def request(self, environment: Environment) -> CompactionRequest:
+    def request(self, settings: Settings) -> CompactionRequest:
         """What is asked for.
 
         Raises:
@@ -101,7 +102,7 @@ class CompactConfig(dg.Config):
             raise ConfigError(f"target_file_size_mb: give 1 to {_MAX_TARGET_MB}, not {target}")
         if most is not None and most < 2:  # noqa: PLR2004  one file is no merge
             raise ConfigError(f"max_files: give 2 or more, not {most}")
-        return CompactionRequest(environment, self.force, None if target is None else target * MIB, most)
+        return request_of(settings, force=self.force, target_file_size_mb=target, max_files=most)
 
 
 class CompactionLog(Protocol):
@@ -156,7 +157,7 @@ def compact_feed(
         dagster.Failure: Figures are out of bounds, or the lake cannot be read.
     """
     with failures_named(feed):
-        request = config.request(lake.settings.env)
+        request = config.request(lake.settings)
         table = lake.table(feed)
         missing = missing_partitions(table, config.partitions)
     done = [Compacted(key, error=error) for key, error in missing.items()]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from datalake_assets.config import MIB, Settings
 from datalake_assets.core.compaction import CompactionRequest, LeftAlone
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.lake.base import CompactionProgress, CompactionReport, LakeTable
@@ -19,6 +20,7 @@ __all__ = [
     "kernel_of",
     "missing_partitions",
     "most_small_files_first",
+    "request_of",
     "unusable",
 ]
 
@@ -45,6 +47,19 @@ class Compacted:
     def changed(self) -> bool:
         """Whether files were rewritten."""
         return self.report is not None and self.report.files_compacted > 0
+
+
+def request_of(
+    settings: Settings, *, force: bool = False, target_file_size_mb: int | None = None, max_files: int | None = None
+) -> CompactionRequest:
+    """What a command or a run asks for, in an installation; megabytes are binary ones, as in a feed's format."""
+    return CompactionRequest(
+        environment=settings.env,
+        force=force,
+        target_file_bytes=None if target_file_size_mb is None else target_file_size_mb * MIB,
+        max_files=max_files,
+        memory_bytes=settings.compaction_memory_mb * MIB,
+    )
 
 
 def missing_partitions(table: LakeTable, keys: Iterable[str]) -> Mapping[str, ConfigError]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from datalake_assets.cli import compacting, planning
+from datalake_assets.config import MIB
 from datalake_assets.core.compaction import CompactionRequest, LeftAlone
 from datalake_assets.defs.instance import open_instance
 from datalake_assets.errors import CorruptLake, LakeUnavailable
@@ -156,16 +157,17 @@ def test_json_is_one_document_with_a_record_per_partition_and_totals(run, clicks
 def test_options_become_the_request(run, clicks):
     run("compact", "clicks", "--force", "--target-file-size-mb", "32", "--max-files", "9", "--partition", DAYS[0])
 
-    asked = CompactionRequest(force=True, target_file_bytes=32 * 1024 * 1024, max_files=9)
+    asked = CompactionRequest(force=True, target_file_bytes=32 * MIB, max_files=9, memory_bytes=400 * MIB)
     assert clicks.compacted == [(DAYS[0], asked, "")]
 
 
-def test_environment_becomes_part_of_the_request(run, clicks, monkeypatch):
+def test_settings_become_part_of_the_request(run, clicks, monkeypatch):
     monkeypatch.setenv("DATALAKE_ENV", "production")
+    monkeypatch.setenv("DATALAKE_COMPACTION_MEMORY_MB", "64")
 
     run("compact", "clicks", "--partition", DAYS[0])
 
-    assert clicks.compacted[0][1] == CompactionRequest(environment="production")
+    assert clicks.compacted[0][1] == CompactionRequest(environment="production", memory_bytes=64 * MIB)
 
 
 @pytest.mark.parametrize(

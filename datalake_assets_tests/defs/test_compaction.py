@@ -6,6 +6,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
+from datalake_assets.config import MIB
 from datalake_assets.core.compaction import CompactionRequest, LeftAlone
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction import (
@@ -97,7 +98,7 @@ def test_compaction_is_no_materialization(job, instance):
 def test_run_passes_on_what_was_asked_for_and_its_id(job, instance, clicks):
     result = run(job, instance, partitions=DAYS[1:], force=True, target_file_size_mb=64, max_files=500)
 
-    asked = CompactionRequest(force=True, target_file_bytes=64 * 1024 * 1024, max_files=500)
+    asked = CompactionRequest(force=True, target_file_bytes=64 * MIB, max_files=500, memory_bytes=400 * MIB)
     assert clicks.compacted == [(key, asked, result.run_id) for key in DAYS[1:]]
 
 
