@@ -18,7 +18,7 @@ from datalake_assets_tests.interop.writers import WRITERS, Writer, spark_writer
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-Inputs: TypeAlias = Callable[[str, str], list[Path]]
+Inputs: TypeAlias = Callable[..., list[Path]]
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +52,13 @@ def writers(request: pytest.FixtureRequest) -> Callable[[str], Writer]:
 
 @pytest.fixture(scope="session")
 def inputs(writers: Callable[[str], Writer], tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Three files by a writer, of all columns that it can write and, where a reader is named, that one can read."""
+    """Three files by a writer, of all columns that it can write and Spark, if it is to read them, does not refuse."""
 
     @cache
-    def written(writer: str, reader: str) -> list[Path]:
-        left_out = cannot(WRITER_LIMITS[writer]) | (cannot(READER_LIMITS[reader]) if reader == "spark" else set())
+    def written(writer: str, reader: str, without: frozenset[str] = frozenset()) -> list[Path]:
+        left_out = cannot(WRITER_LIMITS[writer]) | without
+        if reader == "spark":
+            left_out |= cannot(READER_LIMITS[reader])
         table = TABLE.select([name for name in TABLE.column_names if name not in left_out])
         folder = tmp_path_factory.mktemp(f"{writer}-for-{reader or 'all'}")
         paths = [folder / f"part-{number}.parquet" for number in range(3)]

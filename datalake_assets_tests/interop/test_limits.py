@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import polars as pl
 import pytest
 
 from datalake_assets_tests.interop.canonical import differences, rows_of_arrow
-from datalake_assets_tests.interop.limits import READER_LIMITS, WRITER_LIMITS, as_seen
+from datalake_assets_tests.interop.limits import READER_LIMITS, UNREADABLE, WRITER_LIMITS, as_seen
 from datalake_assets_tests.interop.names import ALL_READERS, ALL_WRITERS
 from datalake_assets_tests.interop.readers import read_pyarrow
 from datalake_assets_tests.interop.torture import TABLE
@@ -50,6 +51,14 @@ def test_writer_writes_the_table_up_to_its_limits(name, inputs):
     expected = as_seen(EVERYTHING, WRITER_LIMITS[name])
 
     assert differences(read_pyarrow(inputs(name, "")), expected) == {}
+
+
+@pytest.mark.parametrize(("writer", "reader"), sorted(UNREADABLE.keys() - {("compact", "fastparquet")}))
+def test_reader_still_cannot_read_a_writers_files(writer, reader, read, inputs):
+    paths = inputs(writer, "")
+
+    with pytest.raises((TypeError, pl.exceptions.ComputeError)):
+        read(reader)(paths)
 
 
 @pytest.mark.parametrize("name", WRITERS)
