@@ -29,6 +29,7 @@ __all__ = [
 
 # Kinds of values (compact protocol specification, "Struct encoding")
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = range(1, 14)
+INTEGERS = (I32, I64, I16)
 FIXED_BYTES = {TRUE: 0, FALSE: 0, BYTE: 1, DOUBLE: 8, UUID: 16}
 VARINT_MAX_BYTES = 10  # 64 bits, seven in each byte
 LONG_FORM = 15  # from this many elements on, a list's count follows its header; from 16 on, a field's id does
@@ -61,19 +62,26 @@ class CompactReader:
 
         While one is shown, `position` is that of its value: read it, or go on, and it is skipped.
         """
-        data, last = self.data, 0
+        data, size, last = self.data, len(self.data), 0
         while True:
-            header = self._byte()
-            if header == 0:
+            begin = self.position
+            if begin >= size:
+                raise MalformedThrift("it ends early")
+            header = data[begin]
+            self.position = begin = begin + 1
+            if header > LONG_FORM:
+                field = last + (header >> 4)
+            elif header:
+                field = self._zigzag()
+                begin = self.position
+            else:
                 return
-            kind = header & 15
-            field = last + (header >> 4) if header > LONG_FORM else self._zigzag()
             if field <= last:
                 raise MalformedThrift(f"field {field} after field {last}")
-            last, begin = field, self.position
-            yield field, kind
+            last = field
+            yield field, header & 15
             if self.position == begin:
-                self.position = _skip(data, begin, kind, 0)
+                self.position = _skip(data, begin, header & 15, 0)
 
     def integer(self, kind: int, expected: int) -> int:
         """The number here, whose field must be of the expected kind."""
@@ -114,12 +122,9 @@ class CompactReader:
             raise MalformedThrift(f"a value of kind {kind} instead of {expected}")
 
     def _byte(self) -> int:
-        try:
-            value = self.data[self.position]
-        except IndexError:
-            raise MalformedThrift("it ends early") from None
-        self.position += 1
-        return value
+        position = self.position
+        self.position = _within(self.data, position, 1)
+        return self.data[position]
 
     def _varint(self) -> int:
         value, self.position = _varint(self.data, self.position)
@@ -133,9 +138,11 @@ class CompactReader:
 def _varint(data: bytes, position: int) -> tuple[int, int]:
     """A number and the position after it."""
     try:
-        byte = data[position]
+        value = byte = data[position]
         position += 1
-        value = byte & 127
+        if byte < 128:  # noqa: PLR2004  # seven bits, and no more follow
+            return value, position
+        value &= 127
         shift = 7
         while byte > 127:  # noqa: PLR2004  # its top bit says that more follow
             byte = data[position]
@@ -153,7 +160,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 def _skip(data: bytes, position: int, kind: int, depth: int) -> int:
     """The position after the value of this kind."""
-    if kind in (I16, I32, I64):
+    if kind in INTEGERS:
         return _varint(data, position)[1]
     if kind == BINARY:
         length, position = _varint(data, position)

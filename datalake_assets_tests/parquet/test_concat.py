@@ -561,6 +561,18 @@ def test_a_damaged_file_leaves_the_writer_as_it_was():
     assert read(sink.finish())["n"].to_pylist() == [*range(10), *range(10)]
 
 
+def test_a_sink_that_failed_is_not_written_to_again():
+    """Nobody knows how much of a block it has taken: offsets would be wrong from there on."""
+    body = parquet(numbers(0, 10))
+    sink = MemorySink(fail_after=4)
+    writer = ConcatWriter(sink, footer(body))
+    with pytest.raises(OSError, match="disk full"):
+        writer.append(footer(body), reader(body))
+    for use in (writer.close, lambda: writer.append(footer(body), reader(body))):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
 def test_offset_index_that_points_elsewhere_is_damaged():
     def refuse(offset):
         raise MalformedThrift(str(offset))
@@ -628,6 +640,8 @@ def test_s3_does_not_copy_what_has_changed(s3_store):
         writer = ConcatWriter(sink, footer(body))
         with pytest.raises(PreconditionFailed):
             writer.append(footer(body), reader(body), server_side=ServerSide("source.parquet", etag))
+        with pytest.raises(ValueError, match="closed"):
+            writer.close()
 
 
 def test_a_sink_that_cannot_copy_is_written_to(tmp_path):
