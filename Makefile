@@ -13,7 +13,7 @@ PORT ?= 3000
 WORKERS ?= 2
 # what `make bench` measures, each with ARGS
 BENCHMARKS ?= ingest compaction
-# rounds of `make crash`, on each kind of store
+# rounds of `make crash`, on each kind of store: so many exports, twice as many compactions
 ROUNDS ?= 100
 
 # without .pyc files every start of a process costs twice the CPU
@@ -48,9 +48,11 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
 
-crash: $(VENV)/.dev ## kill exports between store operations, ROUNDS=100 times on disk and on S3, and count the rows
-	@$(BIN)/python -m datalake_assets_tests.crash --rounds $(ROUNDS) --store local
-	@$(BIN)/python -m datalake_assets_tests.crash --rounds $(ROUNDS) --store s3
+crash: $(VENV)/.dev ## kill exports (ROUNDS=100) and compactions (twice as many) on disk and on S3, and count the rows
+	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store local
+	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store s3
+	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store local
+	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store s3
 
 bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name $(ARGS); done

@@ -1,4 +1,4 @@
-"""``python -m datalake_assets_tests.crash --rounds 100 --store local|s3``: kills exports and counts every row."""
+"""``python -m datalake_assets_tests.crash --rounds 100 --store local|s3``: kills and counts every row."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from datalake_assets.demo.s3 import S3Server
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
+from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.rounds import Rounds
 
 #: Kills of each protocol step in a full run of 100 rounds.
@@ -21,8 +24,9 @@ FULL = 100
 
 
 def main() -> None:
-    """Runs the rounds, a tenth of them through the command line, and prints what was hit."""
-    parser = argparse.ArgumentParser(description="Kills exports and counts every row.")
+    """Runs the rounds and prints what was hit."""
+    parser = argparse.ArgumentParser(description="Kills exports or compactions and counts every row.")
+    parser.add_argument("--what", choices=["export", "compact"], default="export")
     parser.add_argument("--rounds", type=int, default=FULL)
     parser.add_argument("--store", choices=["local", "s3"], default="local")
     parser.add_argument("--seed", type=int, default=0)
@@ -38,23 +42,33 @@ def main() -> None:
             lakes, environment = f"s3://{server.bucket}/crash", server.environment()
             os.environ.update(environment)
         forker = stack.enter_context(Forker(dict(os.environ)))
-        rounds = Rounds(lakes, forker, endpoint=environment.get("DATALAKE_S3_ENDPOINT"), seed=chosen.seed)
+        kind = Rounds if chosen.what == "export" else CompactRounds
+        rounds = kind(lakes, forker, endpoint=environment.get("DATALAKE_S3_ENDPOINT"), seed=chosen.seed)
         stack.callback(rounds.close)
         rounds.prepare()
-        for number in range(chosen.rounds - chosen.rounds // 10):
+        commands = chosen.rounds // 10 if chosen.what == "export" else 0  # a tenth through the command line
+        for number in range(chosen.rounds - commands):
             print(f"{number + 1}: {rounds.round()}", flush=True)
-        commands = CliRounds(f"{lakes}/cli", environment, seed=chosen.seed)
-        stack.callback(commands.close)
-        for number in range(chosen.rounds // 10):
-            print(f"command {number + 1}: {commands.round()}", flush=True)
+        if commands:
+            _kill_commands(f"{lakes}/cli", environment, commands, seed=chosen.seed)
     print(f"{chosen.rounds} rounds on {chosen.store} in {time.monotonic() - began:.0f} s: no row lost, none twice")
-    print(
-        "kills by step:", ", ".join(f"{rounds.hits[step]} {step}" for step in (*rounds.steps, "discard", "roll back"))
-    )
-    print("kills by moment:", ", ".join(f"{count} {moment}" for moment, count in rounds.moments.items()))
-    print("exports:", dict(rounds.happened), "; commands:", dict(commands.happened))
+    print("kills by step:", _figures(rounds.hits, (*rounds.steps, "discard", "roll back")))
+    print("kills by moment:", _figures(rounds.moments, rounds.moments))
+    print("happened:", _figures(rounds.happened, rounds.happened))
     rare = [step for step in rounds.steps if rounds.hits[step] < ENOUGH]
     assert chosen.rounds < FULL or not rare, f"too few kills of {rare}"
+
+
+def _kill_commands(lake: str, environment: dict[str, str], rounds: int, *, seed: int) -> None:
+    commands = CliRounds(lake, environment, seed=seed)
+    with contextlib.closing(commands):
+        for number in range(rounds):
+            print(f"command {number + 1}: {commands.round()}", flush=True)
+    print("commands:", _figures(commands.happened, commands.happened))
+
+
+def _figures(counts: Counter[str], names: Iterable[str]) -> str:
+    return ", ".join(f"{counts[name]:,} {name}" for name in names)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,33 @@
-"""The process that is killed: forked, for each export, from a process that has imported everything and done nothing.
+"""The process that is killed: forked, for each task, from a process that has imported everything and done nothing.
 
 Started as ``python -m datalake_assets_tests.crash.child``, it reads one JSON document per line, forks a child that does
-what it says, and answers with one line: the child's exit code, negative if a signal killed it.
+what it says, and answers with two lines: the child's process id at once, and at its end once more with its exit code,
+negative if a signal killed it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
 import traceback
+from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow.fs
 import pyarrow.parquet  # noqa: F401  what the product imports when it needs it
 
+from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.s3_clients import S3Clients
 from datalake_assets.lake.store import open_store
+from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
@@ -27,7 +35,7 @@ __all__ = ["Forker"]
 
 
 class Forker:
-    """Runs exports in processes of their own, each forked from a warm one.
+    """Runs tasks in processes of their own, each forked from a warm one.
 
     Args:
         environment: Of all of them.
@@ -43,6 +51,7 @@ class Forker:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._codes: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -56,12 +65,31 @@ class Forker:
         assert self._process.stdout
         self._process.stdout.close()
 
-    def run(self, **task: object) -> int:
-        """One export; see `export` for what it takes. Returns its exit code."""
+    def run(self, task: str, **arguments: object) -> int:
+        """One task, `export` for one; see there for its arguments. Returns its exit code."""
+        return self.wait(self.start(task, **arguments))
+
+    def start(self, task: str, **arguments: object) -> int:
+        """Begins one task; returns its process id."""
         assert self._process.stdin
+        print(json.dumps([task, arguments]), file=self._process.stdin, flush=True)
+        while len(answer := self._answer()) > 1:
+            pass
+        return answer[0]
+
+    def wait(self, child: int) -> int:
+        """Ends with a task; returns its exit code."""
+        while child not in self._codes:
+            self._answer()
+        return self._codes.pop(child)
+
+    def _answer(self) -> list[int]:
         assert self._process.stdout
-        print(json.dumps(task), file=self._process.stdin, flush=True)
-        return int(self._process.stdout.readline())
+        answer = [int(number) for number in self._process.stdout.readline().split()]
+        assert answer, "the process that forks has ended"
+        if len(answer) > 1:
+            self._codes[answer[0]] = answer[1]
+        return answer
 
 
 def export(
@@ -76,6 +104,64 @@ def export(
     table.write(batches, partitions=plan.partitions, run_id=f"state {state}")
 
 
+def append(
+    *,
+    lake: str,
+    endpoint: str | None,
+    now: str,
+    limit: int,
+    pause_s: float,
+    stop: str,
+    acknowledged: str,
+    point: Any,
+    log: str,
+) -> None:
+    """Lands small files in one partition, until there is a file ``stop`` or there were enough.
+
+    ``acknowledged`` gets a line for each: how many rows there are.
+    """
+    store: Any = KillingStore(open_store(lake, s3_endpoint=endpoint), KillPoint(**point), log)
+    partition = small_files.Partition(store, datetime.fromisoformat(now))
+    answers = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for _ in range(limit):
+        if Path(stop).exists():
+            return
+        end = small_files.append(partition.table, partition, 1, f"append {os.getpid()}")
+        os.write(answers, f"{end}\n".encode())
+        time.sleep(pause_s)
+
+
+def compact(
+    *,
+    lake: str,
+    endpoint: str | None,
+    now: str,
+    kernel: str,
+    request: Any,
+    stop: str,
+    point: Any,
+    log: str,
+    reports: str,
+) -> None:
+    """Compacts the partition, once or until there is a file ``stop``.
+
+    ``reports`` gets a line each time: the kernel, the number of files compacted, and why others were not.
+    """
+    store: Any = KillingStore(open_store(lake, s3_endpoint=endpoint), KillPoint(**point), log)
+    partition = small_files.Partition(store, datetime.fromisoformat(now))
+    table = HiveTable(store, small_files.feed(kernel))
+    answers = os.open(reports, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    while True:
+        report = table.compact(partition.key, CompactionRequest(**request), run_id=f"compact {os.getpid()}")
+        line = [report.kernel, report.files_compacted, sorted({left.reason for left in report.skipped})]
+        os.write(answers, f"{json.dumps(line)}\n".encode())
+        if not stop or Path(stop).exists():
+            return
+
+
+TASKS = {task.__name__: task for task in (export, append, compact)}
+
+
 def _warm() -> None:
     """What would otherwise be done in each child; nothing here may start a thread."""
     for scenario in SCENARIOS.values():
@@ -86,18 +172,30 @@ def _warm() -> None:
 
 def _serve() -> None:
     _warm()
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            _export_and_exit(line)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+    children: dict[int, int] = {}  # process id by pidfd, which is readable once the process has ended
+    while True:
+        for ready in select.select([sys.stdin, *children], [], [])[0]:
+            if ready is not sys.stdin:
+                _, status = os.waitpid(children[ready], 0)
+                print(children.pop(ready), os.waitstatus_to_exitcode(status), flush=True)
+                os.close(ready)
+            elif line := sys.stdin.readline():
+                child = os.fork()
+                if not child:
+                    _work_and_exit(line)
+                children[os.pidfd_open(child)] = child
+                print(child, flush=True)
+            else:
+                for left in children:
+                    signal.pidfd_send_signal(left, signal.SIGKILL)
+                return
 
 
-def _export_and_exit(line: str) -> None:
+def _work_and_exit(line: str) -> None:
     code = 1
     try:
-        export(**json.loads(line))
+        task, arguments = json.loads(line)
+        TASKS[task](**arguments)
         code = 0
     except BaseException:  # noqa: BLE001  # this is the end of a process
         traceback.print_exc()

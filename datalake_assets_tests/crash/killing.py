@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
@@ -18,11 +18,11 @@ from datalake_assets.lake.store import StagedFile, StagedWriter, StaleUpload, St
 
 __all__ = ["MOMENTS", "STEPS", "KillPoint", "KillingStore", "Moment"]
 
-Moment = Literal["before", "during", "after", "lost"]
+Moment = Literal["before", "during", "after", "lost", "asleep"]
 MOMENTS: tuple[Moment, ...] = ("before", "during", "after", "lost")
 
 #: What an operation is to the commit protocol (design section 3), and around it.
-STEPS = ("stage", "prepare", "publish", "sync", "commit", "sweep", "feed state", "metadata", "quarantine")
+STEPS = ("stage", "prepare", "publish", "sync", "commit", "delete", "sweep", "feed state", "metadata", "quarantine")
 
 Result = TypeVar("Result")
 
@@ -34,7 +34,8 @@ class KillPoint:
     Attributes:
         step: At a write of this step,
         number: namely at the n-th, counted from 1; 0 never.
-        moment: Before it, while it is under way, after it; or some operations later, its answer having been lost.
+        moment: Before it, while it is under way, after it; or some operations later, its answer having been lost. Or
+            not at all: asleep, the process stops before it until it is woken.
         seed: Of what else is random.
     """
 
@@ -76,6 +77,9 @@ class KillingStore:
             self._note(f"{step} {moment}")
             if moment == "before":
                 _die()
+            if moment == "asleep":
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.02)  # until it arrives
             if moment == "during":
                 self._die_soon()
             try:
@@ -152,7 +156,10 @@ class KillingStore:
 
     def delete(self, keys: Iterable[str]) -> None:
         wanted = list(keys)
-        self._write("sweep", lambda: self._store.delete(wanted))
+        self._write("delete", lambda: self._store.delete(wanted))
+
+    def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        return self._write("delete", lambda: self._store.delete_if(etags))
 
     def stage(self, key: str) -> StagedWriter:
         writer = self._write("stage", lambda: self._store.stage(key), may_be_lost=False)

@@ -143,6 +143,7 @@ class Rounds:
         self._log_number += 1
         log = Path(self._folder.name) / f"log{self._log_number}"
         code = self._forker.run(
+            "export",
             lake=lake.uri,
             endpoint=lake.endpoint,
             scenario=lake.scenario.name,

@@ -1,4 +1,4 @@
-"""A few rounds of `make crash`: an export is killed at a drawn operation, and a retry loses and doubles no row."""
+"""A few rounds of `make crash`: an export or a compaction is killed at a drawn operation; no row is lost or doubled."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from datalake_assets.demo.s3 import S3Server
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
+from datalake_assets_tests.crash.compact_rounds import CompactRounds
+from datalake_assets_tests.crash.compacted_lake import WAYS
 from datalake_assets_tests.crash.rounds import Rounds
 
 
@@ -48,4 +50,27 @@ def test_killed_export_loses_and_doubles_nothing_on_s3(
 def test_killed_command_loses_and_doubles_nothing(tmp_path: Path) -> None:
     rounds = CliRounds(str(tmp_path / "lake"), feeds=("transaction_stream", "account_balances"), seed=3)
     rounds.round()
+    rounds.close()
+
+
+@pytest.mark.slow
+def test_killed_compaction_loses_and_doubles_nothing_on_disk(tmp_path: Path, forker: Forker) -> None:
+    rounds = CompactRounds(str(tmp_path), forker, seed=4, ways=WAYS[1:3])
+    rounds.prepare()
+    for _ in range(4):
+        rounds.round()
+    assert rounds.hits.total() > 1
+    rounds.close()
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_killed_compaction_loses_and_doubles_nothing_on_s3(
+    s3_server: S3Server, s3_environment: dict[str, str], s3_lake: str, forker: Forker
+) -> None:
+    rounds = CompactRounds(s3_lake, forker, endpoint=s3_server.endpoint, seed=5, ways=WAYS[:1])
+    rounds.prepare()
+    for _ in range(2):
+        rounds.round()
+    assert rounds.hits
     rounds.close()
