@@ -137,8 +137,9 @@ def _partition(path: str) -> ds.Expression:
 
 
 def _file_is_gone(error: OSError) -> bool:
-    text = str(error)
-    return isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in text or "not found" in text.lower()
+    # Arrow's S3: NO_SUCH_KEY, RESOURCE_NOT_FOUND, or in words
+    text = str(error).lower().replace("_", " ")
+    return isinstance(error, FileNotFoundError) or "no such key" in text or "not found" in text
 
 
 def _guarded(
