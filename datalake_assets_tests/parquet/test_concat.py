@@ -9,6 +9,7 @@ import tracemalloc
 from decimal import Decimal
 
 import duckdb
+import fastparquet
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -261,6 +262,46 @@ def test_any_choice_of_row_groups_is_the_rows_of_those(sizes, group, block, data
 
     assert read(sink.finish())["n"].to_pylist() == expected
     assert done.rows == len(expected)
+
+
+def by_duckdb(table, path, options):
+    with duckdb.connect() as connection:
+        connection.register("rows", table)
+        connection.execute(f"COPY rows TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 2048{options})")
+
+
+def by_polars(table, path, _):
+    pl.from_arrow(table).write_parquet(path, row_group_size=1500)
+
+
+def by_fastparquet(table, path, _):
+    fastparquet.write(str(path), table.drop(["list"]).to_pandas(), row_group_offsets=2000)
+
+
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (by_duckdb, ""),
+        (by_duckdb, ", PARQUET_VERSION v2, COMPRESSION zstd"),
+        (by_polars, ""),
+        (by_fastparquet, ""),
+    ],
+)
+def test_files_of_other_writers_become_one(tmp_path, write, options):
+    bodies = []
+    for start in (0, 5000):
+        span = range(start, start + 5000)
+        lists = [[number] * (number % 3) for number in span]
+        path = tmp_path / f"{start}.parquet"
+        write(numbers(span.start, span.stop).append_column("list", pa.array(lists)), path, options)
+        bodies.append(path.read_bytes())
+    (tmp_path / "out.parquet").write_bytes(body := concatenated(*bodies)[1])
+
+    assert read(body).to_pylist() == pa.concat_tables([read(each) for each in bodies]).to_pylist()
+    assert pl.read_parquet(body).equals(pl.concat([pl.read_parquet(each) for each in bodies]))
+    with duckdb.connect() as connection:
+        select = "SELECT count(*), min(n), max(n) FROM read_parquet(?) WHERE text = 'v3'"
+        assert connection.execute(select, [str(tmp_path / "out.parquet")]).fetchone() == (1429, 3, 9999)
 
 
 # ---- what else is in a file
