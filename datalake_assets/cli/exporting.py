@@ -68,8 +68,8 @@ class ExportRequest:
         first, separator, last = self.between.partition("..")
         if not separator or not first or not last:
             raise ConfigError(f"--range {self.between!r} is not written as A..B, like 2025-01-01..2025-01-31")
-        if feed.kind == "table":
-            raise ConfigError(f"feed {feed.name!r} is a table and has versions; name one with --partition")
+        if feed.kind != "stream":
+            raise ConfigError(f"feed {feed.name!r} is a {feed.kind} and has no range of days; name its --partition")
         by = PartitionBy(feed.partition_by)
         start, end = window_of(first, by), window_of(last, by)
         if end.start < start.start:

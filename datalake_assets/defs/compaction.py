@@ -189,10 +189,13 @@ def report_compactions(feed: Feed, reports: Iterable[CompactionReport], *, lake_
 def example(feeds: Sequence[Feed], now: datetime) -> dict[str, Any]:
     """What the Launchpad shows before anything is typed: yesterday's partition of the first stream, or so."""
     streams = [feed for feed in feeds if feed.kind is FeedKind.STREAM]
+    tables = [feed for feed in feeds if feed.kind is FeedKind.TABLE]
+    name, key = "transaction_stream", key_of(now - timedelta(days=1), PartitionBy.DAY)
     if streams:
-        yesterday = key_of(now - timedelta(days=1), PartitionBy(streams[0].partition_by))
-        return {"feed": streams[0].name, "partitions": [yesterday], "force": False}
-    return {"feed": feeds[0].name if feeds else "transaction_stream", "partitions": ["v1"], "force": False}
+        name, key = streams[0].name, key_of(now - timedelta(days=1), PartitionBy(streams[0].partition_by))
+    elif tables:
+        name, key = tables[0].name, "v1"
+    return {"feed": name, "partitions": [key], "force": False}
 
 
 def summary(done: Sequence[Compacted]) -> str:

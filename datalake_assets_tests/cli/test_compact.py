@@ -316,7 +316,7 @@ def test_versions_of_a_table_have_no_range(run, registry, clicks):
 
     result = run("compact", "users", "--range", "v1..v2")
 
-    line = "Error: feed 'users' is a table and has versions; name one with --partition\n"
+    line = "Error: feed 'users' is a table and has no range of days; name its --partition\n"
     assert (result.exit_code, result.stderr) == (1, line)
 
 

@@ -80,7 +80,7 @@ def test_a_range_names_every_partition_between():
 
 
 def test_a_table_has_no_range():
-    with pytest.raises(ConfigError, match="feed 't' is a table and has versions; name one with --partition"):
+    with pytest.raises(ConfigError, match="feed 't' is a table and has no range of days; name its --partition"):
         ExportRequest(between="v1..v2").partitions(_feed("t", "table"))
 
 

@@ -1,6 +1,7 @@
 """`compact_partition`: what it compacts, what Dagster is told, and what becomes of failures."""
 
 import logging
+from datetime import UTC, datetime
 
 import dagster as dg
 import pyarrow as pa
@@ -13,6 +14,8 @@ from datalake_assets.defs.compaction import (
     COMPACT_PARTITION,
     COMPACTOR_POOL,
     FEED_TAG,
+    CompactConfig,
+    example,
     raise_for_failed,
     report_compactions,
 )
@@ -199,10 +202,18 @@ def test_launchpad_shows_an_example_of_a_feed_that_there_is(job):
     assert job.run_config == config(partitions=(f"{days_ago(1):%Y-%m-%d}",), force=False)
 
 
-def test_location_without_feeds_has_the_job(lake, instance):
-    definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
+@pytest.mark.parametrize(
+    ("feeds", "name", "key"),
+    [
+        ((), "transaction_stream", "2026-02-28"),
+        ((table(),), "users", "v1"),
+        ((table(), stream(partition_by="month")), "clicks", "2026-02"),
+    ],
+)
+def test_example_of_the_launchpad_is_one_that_can_be(feeds, name, key):
+    shown = example(feeds, datetime(2026, 3, 1, 12, tzinfo=UTC))
 
-    assert definitions.resolve_job_def(COMPACT_PARTITION).run_config["ops"]["compact"]["config"]["partitions"] == ["v1"]
+    assert CompactConfig(**shown) == CompactConfig(feed=name, partitions=[key])
 
 
 def test_compactor_has_a_pool_apart_from_the_writers(job, lake):
