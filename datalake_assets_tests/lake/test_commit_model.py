@@ -7,6 +7,7 @@ caught; a second argument is the first seed. ``DATALAKE_MODEL_HISTORIES`` makes 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import logging
 import os
@@ -24,9 +25,8 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Decision, Manifest, Seen, decide
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.errors import AmbiguousWrite, CorruptLake, LakeError, TransientStoreError, UploadGone
-from datalake_assets.lake import commit
+from datalake_assets.lake import commit, compaction
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
-from datalake_assets_tests.lake import commit_model
 from datalake_assets_tests.lake.commit_model import Broken, History
 from datalake_assets_tests.lake.simulated_store import Faults, SimulatedStore
 
@@ -63,8 +63,86 @@ def ignore_position(patch):
 
 def no_input_check(patch):
     """A compaction goes ahead though another writer removed one of its inputs."""
-    patch.setattr(commit_model, "check_inputs", lambda *_: None)
+    _plan_instead(patch, lambda _plan, inputs, _base: Planned(remove=inputs))
     patch.setattr(Manifest, "prepared", lambda self, pending: replace(self, pending=pending))
+
+
+def inputs_that_are_left(patch):
+    """A compaction replaces those of its inputs that are still there, with the rows of all."""
+
+    def plan(_plan, inputs, base):
+        return Planned(remove=tuple(name for name in inputs if name in {file.name for file in base.files}))
+
+    _plan_instead(patch, plan)
+
+
+def inputs_are_checked_once(patch):
+    """A compaction looks for its inputs on the first base that it is tried on, and not after it was overtaken."""
+    planned = {}
+
+    def plan(plan, inputs, base):
+        if inputs not in planned:
+            planned[inputs] = plan(base)
+        return planned[inputs]
+
+    _plan_instead(patch, plan)
+    patch.setattr(Manifest, "prepared", lambda self, pending: replace(self, pending=pending))
+
+
+def more_than_the_inputs(patch):
+    """A compaction replaces all files of the base, also those that were appended meanwhile."""
+
+    def plan(plan, _inputs, base):
+        return replace(plan(base), remove=tuple(file.name for file in base.files))
+
+    _plan_instead(patch, plan)
+
+
+def fewer_than_the_inputs(patch):
+    """A compaction leaves one of its inputs in place."""
+    _plan_instead(patch, lambda plan, _inputs, base: replace(plan(base), remove=plan(base).remove[1:]))
+
+
+def position_as_read(patch):
+    """A compaction that was overtaken by an append sets the position back to where it was before."""
+    positions = {}
+
+    def plan(plan, inputs, base):
+        return replace(plan(base), position=positions.setdefault(inputs, base.position))
+
+    _plan_instead(patch, plan)
+
+
+def inputs_deleted_before_the_commit(patch):
+    """A compactor deletes its inputs itself, as soon as their rows are staged."""
+    commit_work = compaction._Compaction._commit
+
+    def delete_and_commit(self, work):
+        self._folder.data_store.delete(self._log.key_of(file.name) for file in work.group.files)
+        commit_work(self, work)
+
+    patch.setattr(compaction._Compaction, "_commit", delete_and_commit)
+
+
+def inputs_deleted_after_the_commit(patch):
+    """A compactor deletes its inputs itself, whatever became of its commit."""
+    commit_work = compaction._Compaction._commit
+
+    def commit_and_delete(self, work):
+        commit_work(self, work)
+        self._folder.data_store.delete(self._log.key_of(file.name) for file in work.group.files)
+
+    patch.setattr(compaction._Compaction, "_commit", commit_and_delete)
+
+
+def _plan_instead(patch, plan):
+    """The product's compactions are planned by ``plan``, of the product's plan, its inputs' names, and the base."""
+
+    def change(commit_id, kind, files, product, run_id):
+        inputs = tuple(inspect.getclosurevars(product).nonlocals["inputs"])
+        return Change(commit_id, kind, files, lambda base: plan(product, inputs, base), run_id)
+
+    patch.setattr(compaction, "Change", change)
 
 
 def publish_before_prepare(patch):
@@ -183,6 +261,13 @@ MUTANTS: tuple[Mutant, ...] = (
     sweep_before_commit,
     ignore_position,
     no_input_check,
+    inputs_that_are_left,
+    inputs_are_checked_once,
+    more_than_the_inputs,
+    fewer_than_the_inputs,
+    position_as_read,
+    inputs_deleted_before_the_commit,
+    inputs_deleted_after_the_commit,
     publish_before_prepare,
     transient_is_published,
     commit_id_settles,
@@ -238,6 +323,12 @@ def histories_until_caught(mutant: Mutant, *, at_most: int = ENOUGH_FOR_A_MUTANT
 def test_commit_holds_its_invariants_in_random_histories():
     total = run(HISTORIES)
     happened = {"append", "replace", "compact", "delete", "rolled back", "conflicts", "crashes", "naps", "power cuts"}
+    happened |= {
+        "compact conflicts",
+        "compact crashes at cas",
+        "compact crashes at publish",
+        "compact crashes at delete",
+    }
     assert happened <= {name for name, count in total.items() if count}
 
 
