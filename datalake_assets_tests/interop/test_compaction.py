@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -161,6 +162,22 @@ def test_column_can_be_encoded_again(column, tmp_path):
     lake.compact()
 
     assert differences(read_pyarrow(lake.files()), rows_of_arrow(table)) == {}
+
+
+@pytest.mark.parametrize("kernel", ["concat", pytest.param("reencode", marks=pytest.mark.xfail(reason="lost"))])
+@pytest.mark.parametrize("value", ["INTERVAL 3 DAY", "'12:00:00+02'::TIMETZ", "{'a': 1}::VARIANT", "'{}'::JSON"])
+def test_types_that_arrow_has_none_for_stay_or_the_file_does(value, kernel, tmp_path):
+    paths = [tmp_path / f"{number}.parquet" for number in range(3)]
+    with duckdb.connect() as connection:
+        for path in paths:
+            connection.execute(f"COPY (SELECT 1 AS id, {value} AS value) TO '{path}' (FORMAT parquet)")
+        before = connection.read_parquet(str(paths[0])).types
+        lake = Lake(tmp_path / "lake", kernel=kernel)
+        lake.take(paths)
+
+        lake.compact()
+
+        assert {tuple(connection.read_parquet(str(path)).types[:2]) for path in lake.files()} == {tuple(before)}
 
 
 @pytest.mark.xfail(reason="isAdjustedToUTC of times is lost")
