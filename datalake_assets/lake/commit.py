@@ -114,19 +114,21 @@ class PartitionLog:
     def settle(self, loaded: Loaded) -> Loaded:
         """Finishes whatever is under way: publishes and commits, or undoes; then sweeps. Idempotent.
 
-        Where another process got there first, and may be at its own commit, what that left is finished in turn.
+        Where another process got there first, and may be at its own commit, what that left is finished in turn; where
+        an answer was lost, what is there is looked at again.
 
         Returns:
             The manifest with nothing pending and no garbage.
 
         Raises:
             PreconditionFailed: Others got there first again and again.
+            AmbiguousWrite: Answers were lost again and again.
             TransientStoreError: The store cannot tell yet what became of a staged file: try again later.
         """
         for _ in range(ATTEMPTS - 1):
             try:
                 return self._settle(loaded)
-            except PreconditionFailed:
+            except (PreconditionFailed, AmbiguousWrite):
                 loaded = self.load()
         return self._settle(loaded)
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import Decision, Manifest, Seen, decide
+from datalake_assets.core.manifest import Decision, Garbage, Manifest, Seen, decide
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.errors import AmbiguousWrite, CorruptLake, LakeError, TransientStoreError, UploadGone
 from datalake_assets.lake import commit, compaction
@@ -369,6 +369,24 @@ def test_settle_goes_on_when_another_process_gets_there_first():
     settled = log().settle(log().load()).manifest
 
     assert (settled.pending, settled.generation, len(settled.files)) == (None, 1, 1)
+
+
+def test_settle_goes_on_when_the_answer_to_a_delete_is_lost(monkeypatch):
+    store = SimulatedStore(random.Random(0))
+    ids = itertools.count()
+    log = PartitionLog(store, "control/manifest.json", "data", lambda: f"id{next(ids)}")
+    store.put("control/manifest.json", Manifest(generation=1, garbage=(Garbage("file"),)).to_bytes())
+    delete = store.delete
+    answers = iter([AmbiguousWrite("data/file", "the answer was lost"), None])
+
+    def delete_unheard(keys):
+        delete(keys)
+        if lost := next(answers):
+            raise lost
+
+    monkeypatch.setattr(store, "delete", delete_unheard)
+
+    assert log.settle(log.load()).manifest.garbage == ()
 
 
 def main(histories: int = 5000, first: int = 0) -> None:
