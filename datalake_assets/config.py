@@ -8,9 +8,19 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +35,7 @@ __all__ = [
     "Environment",
     "Feed",
     "FeedKind",
+    "FolderSource",
     "Freshness",
     "KsqlDBMode",
     "KsqlDBSource",
@@ -48,10 +59,11 @@ class _Model(BaseModel):
 
 
 class FeedKind(StrEnum):
-    """A stream's rows are appended to time partitions; a table is landed as full snapshots."""
+    """A stream's rows are appended to time partitions, a table's landed as full snapshots; a folder's others write."""
 
     STREAM = "stream"
     TABLE = "table"
+    FOLDER = "folder"
 
     @property
     def folder(self) -> str:
@@ -92,9 +104,37 @@ class KsqlDBSource(_Model):
     rename: dict[str, str] = {}
     properties: dict[str, str | int | bool] = {}
 
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.object
+
+
+class FolderSource(_Model):
+    """A folder of Parquet files that others write, adopted where it lies; see ``datalake adopt``.
+
+    Attributes:
+        uri: The folder: an absolute path, or ``s3://bucket/prefix``.
+    """
+
+    type: Literal["folder"] = "folder"
+    uri: Annotated[str, Field(min_length=1)]
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.uri
+
+
+def _source_type(source: Any) -> str:
+    """Documents may leave the type out, as they could before there were folders."""
+    return str(source.get("type", "ksqldb") if isinstance(source, dict) else getattr(source, "type", ""))
+
 
 #: The systems that a feed can read from, told apart by ``type``.
-Source = KsqlDBSource
+Source = Annotated[
+    Annotated[KsqlDBSource, Tag("ksqldb")] | Annotated[FolderSource, Tag("folder")], Discriminator(_source_type)
+]
 
 
 class ParquetFormat(_Model):
@@ -172,14 +212,15 @@ class CompactionPolicy(_Model):
 
 
 class Feed(_Model):
-    """One stream or table to land, declared as data.
+    """One stream or table to land, or one folder to keep in order, declared as data.
 
     Attributes:
         name: ``[a-z][a-z0-9_]{0,127}``; names the folder, the asset and the SQL view.
-        kind: Stream or table.
+        kind: Stream, table, or a folder that others write.
         source: Where the rows come from.
         partition_by: Length of a stream's partitions.
-        time_column: The lake column that partitions a stream; default: the record's own timestamp, as ``rowtime``.
+        time_column: The lake column that partitions a stream; default: the record's own timestamp, as ``rowtime``. Of a
+            folder, the column that its rows are ordered by; default: none.
         start: First day that a stream can have rows on; earlier rows are quarantined.
         lateness: How far behind the newest row late rows may come (``pull`` mode reads that far back again).
         format: How data files are written.
@@ -242,6 +283,23 @@ class Feed(_Model):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _source_is_of_its_kind(self) -> Feed:
+        if (self.kind is FeedKind.FOLDER) is not isinstance(self.source, FolderSource):
+            msg = f"a {self.kind} cannot have a source of type {self.source.type!r}"
+            raise ValueError(msg)
+        if self.kind is FeedKind.FOLDER and self.schedule is not None:
+            msg = "nothing is exported to a folder, so it has no schedule"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def ksqldb(self) -> KsqlDBSource:
+        """The source of a feed that is exported; raises `ConfigError` for one that is not."""
+        if isinstance(self.source, KsqlDBSource):
+            return self.source
+        raise ConfigError(f"feed {self.name!r} is a folder that others write: nothing is exported to it")
+
     @property
     def start_time(self) -> datetime:
         """Midnight UTC of ``start``."""
@@ -249,7 +307,7 @@ class Feed(_Model):
 
     @property
     def path(self) -> str:
-        """The feed's data folder, relative to the lake: ``streams/<name>`` or ``tables/<name>``."""
+        """``streams/<name>``, ``tables/<name>`` or ``folders/<name>``; the first two are data folders in the lake."""
         return f"{self.kind.folder}/{self.name}"
 
 

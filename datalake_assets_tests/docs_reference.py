@@ -18,7 +18,16 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.config import CompactionPolicy, Feed, Freshness, KsqlDBSource, ParquetFormat, Retention, Settings
+from datalake_assets.config import (
+    CompactionPolicy,
+    Feed,
+    FolderSource,
+    Freshness,
+    KsqlDBSource,
+    ParquetFormat,
+    Retention,
+    Settings,
+)
 
 __all__ = ["PATH", "render"]
 
@@ -53,11 +62,12 @@ _NAMES = {
     SecretStr: "secret text",
 }
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
-    ("source", KsqlDBSource),
-    ("format", ParquetFormat),
-    ("retention", Retention),
-    ("freshness", Freshness),
-    ("compaction", CompactionPolicy),
+    ("`source` of a stream or table", KsqlDBSource),
+    ("`source` of a folder", FolderSource),
+    ("`format`", ParquetFormat),
+    ("`retention`", Retention),
+    ("`freshness`", Freshness),
+    ("`compaction`", CompactionPolicy),
 )
 
 
@@ -67,7 +77,7 @@ def render() -> str:
     settings = _table("variable", Settings, lambda name: f"{prefix}{name.upper()}")
     lines = [_HEAD, *settings, _FEED, *_table("field", Feed, str)]
     for name, model in _PARTS:
-        lines += ["", f"### `{name}`", "", _summary(model), "", *_table("field", model, str)]
+        lines += ["", f"### {name}", "", _summary(model), "", *_table("field", model, str)]
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +114,7 @@ def _values(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f"`{option}`" for option in options)
     if get_origin(kind) in {Union, UnionType}:
-        return " or ".join(_bounded(option) for option in options if option is not type(None))
+        return " or ".join(dict.fromkeys(_bounded(option) for option in options if option is not type(None)))
     if get_origin(kind) is tuple:
         return "list of texts" if options[-1] is ... else f"list of {len(options)} texts"
     if isinstance(kind, type) and issubclass(kind, Enum):

@@ -125,7 +125,7 @@ def add(session: Session, *, document: BinaryIO | None, from_ksqldb: bool, as_js
     for each in skipped:
         warn(f"skipped {each['object']}: {each['reason']}")
     for feed in added:
-        say(f"added {feed.path}, from {feed.source.object}")
+        say(f"added {feed.path}, from {feed.source.where}")
     if from_ksqldb:
         say(f"{len(added)} added, {len(skipped)} skipped")
 
@@ -148,7 +148,12 @@ def restore(session: Session, *, name: str) -> None:
 
 
 def _row(feed: Feed) -> tuple[str, ...]:
+    from datalake_assets.config import FolderSource  # noqa: PLC0415  pydantic is not needed for --help
+
+    source, schedule = feed.source, feed.schedule or ""
+    if isinstance(source, FolderSource):
+        return (feed.name, "folder", source.uri, "others", "folders", schedule)
     if feed.kind == "table":
-        return (feed.name, "table", feed.source.object, "snapshots", "versions", feed.schedule or "")
-    by = "pulled offsets" if feed.source.offset_columns else feed.source.mode.value
-    return (feed.name, "stream", feed.source.object, by, feed.partition_by, feed.schedule or "")
+        return (feed.name, "table", source.object, "snapshots", "versions", schedule)
+    by = "pulled offsets" if source.offset_columns else source.mode.value
+    return (feed.name, "stream", source.object, by, feed.partition_by, schedule)

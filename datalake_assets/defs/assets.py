@@ -74,7 +74,7 @@ def feed_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
             owners=list(feed.owners),
             tags=feed.tags,
             group_name=feed.group or feed.kind.folder,
-            description=feed.description or f"{feed.source.object}, as Parquet in the lake.",
+            description=feed.description or f"{feed.source.where}, as Parquet in the lake.",
             code_version=code_version(feed),
             metadata=feed_metadata(feed, lake_uri=lake_uri),
             freshness_policy=_freshness_policy(feed),

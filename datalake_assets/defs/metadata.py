@@ -64,7 +64,7 @@ def feed_metadata(feed: Feed, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
     metadata: dict[str, dg.MetadataValue] = {
         "dagster/table_name": dg.MetadataValue.text(feed.name),
         "dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{feed.path}"),
-        "datalake/source": dg.MetadataValue.text(f"{feed.source.type}: {feed.source.object}"),
+        "datalake/source": dg.MetadataValue.text(f"{feed.source.type}: {feed.source.where}"),
     }
     file = Path(lake_uri) / feed_key(feed.name)
     if "://" not in lake_uri and file.is_file():

@@ -59,7 +59,7 @@ class HiveTable:
     def _export(self) -> type[Export]:
         if self.feed.kind is FeedKind.TABLE:
             return SnapshotExport
-        return OffsetsExport if self.feed.source.mode == "offsets" else WindowExport
+        return OffsetsExport if self.feed.ksqldb.mode == "offsets" else WindowExport
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         """See `LakeTable`."""

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import path_of
 from datalake_assets.errors import CorruptLake, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.base import Difference, Repair
 from datalake_assets.lake.layout import FeedFolder
@@ -116,7 +115,7 @@ def repair(folder: FeedFolder) -> Repair:
         try:
             manifests[key] = _settle(folder, key, counts)
         except (TransientStoreError, PreconditionFailed, CorruptLake) as error:
-            counts.waiting.append(f"{folder.feed.path}/{path_of(key, folder.by)}: {error.reason}")
+            counts.waiting.append(f"{folder.feed.path}/{folder.partition_path(key)}: {error.reason}")
     if folder.by is None:
         _mend_versions(folder, manifests)
     if not counts.waiting:

@@ -6,15 +6,17 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from datalake_assets.config import Feed
+from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.files import PartitionStats
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import PartitionBy, parse_path, path_of
+from datalake_assets.core.partition_paths import partition_by, partition_key, partition_path
+from datalake_assets.core.partitions import PartitionBy
+from datalake_assets.lake.addresses import address_of, folder_store
 from datalake_assets.lake.base import PartitionReport
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.state import StateLog
 from datalake_assets.lake.store import Store
-from datalake_assets.lake.summary import Summary, partition_by
+from datalake_assets.lake.summary import Summary
 
 __all__ = ["FeedFolder", "new_id"]
 
@@ -40,13 +42,18 @@ class FeedFolder:
 
     @property
     def by(self) -> PartitionBy | None:
-        """Length of the partitions; None for a table's versions."""
+        """Length of the partitions; None for a table's versions, and for others' folders."""
         return partition_by(self.feed)
 
     @property
     def data_store(self) -> Store:
-        """Where the data files live: the lake."""
-        return self.store
+        """Where the data files live: the lake, or beside an adopted folder."""
+        return folder_store(self.store, address_of(self.feed).root) if self.is_foreign else self.store
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether others write to the data folder too."""
+        return self.feed.kind is FeedKind.FOLDER
 
     @property
     def control(self) -> str:
@@ -56,7 +63,7 @@ class FeedFolder:
     @property
     def data_root(self) -> str:
         """Folder of all partitions' data files, in the data store."""
-        return self.feed.path
+        return address_of(self.feed).name if self.is_foreign else self.feed.path
 
     @property
     def quarantine(self) -> str:
@@ -75,22 +82,33 @@ class FeedFolder:
 
     def data_folder(self, key: str) -> str:
         """Folder of a partition's data files, in the data store."""
-        return f"{self.data_root}/{path_of(key, self.by)}"
+        return f"{self.data_root}/{self.partition_path(key)}".rstrip("/")
+
+    def partition_path(self, key: str) -> str:
+        """A partition's path below the data root; "" for an adopted folder itself."""
+        return partition_path(self.feed, key)
 
     def log(self, key: str) -> PartitionLog:
         """The manifest of a partition."""
-        manifest_key = f"{self.control}/{path_of(key, self.by)}/manifest.json"
-        return PartitionLog(self.store, manifest_key, self.data_folder(key), self.new_id, data_store=self.data_store)
+        manifest_key = "/".join(filter(None, (self.control, self.partition_path(key), "manifest.json")))
+        return PartitionLog(
+            self.store,
+            manifest_key,
+            self.data_folder(key),
+            self.new_id,
+            data_store=self.data_store,
+            guarded=self.is_foreign,
+        )
 
     def partition_keys(self) -> tuple[str, ...]:
         """Keys of all partitions that have a manifest, in time or version order; one listing."""
         found = set()
         for info in self.store.list(self.control):
-            path = info.key.removeprefix(f"{self.control}/").removesuffix("/manifest.json")
-            key = parse_path(path, self.by) if info.key.endswith("/manifest.json") else None
+            path = info.key.removeprefix(f"{self.control}/").removesuffix("manifest.json").rstrip("/")
+            key = partition_key(self.feed, path) if info.key.endswith("/manifest.json") else None
             if key is not None:
                 found.add(key)
-        return tuple(sorted(found, key=lambda key: (len(key), key)))
+        return tuple(sorted(found, key=lambda key: (0 if self.is_foreign else len(key), key)))
 
     def report(self, key: str, manifest: Manifest, *, before: Manifest | None = None) -> PartitionReport:
         """What a partition amounts to, and what was added since ``before`` (default: nothing)."""

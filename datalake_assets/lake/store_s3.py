@@ -233,9 +233,9 @@ class S3Store:
         there = zip(etags, self._heads(etags), strict=True)
         return tuple(key for key, info in there if info is None or info.etag != etags[key])
 
-    def _heads(self, keys: Iterable[str]) -> list[ObjectInfo | None]:
+    def _heads(self, keys: Iterable[str]) -> tuple[ObjectInfo | None, ...]:
         with ThreadPoolExecutor(HEAD_THREADS) as pool:
-            return list(pool.map(self.head, keys))
+            return tuple(pool.map(self.head, keys))
 
     def _full_keys(self, etags: Mapping[str, str]) -> dict[str, str]:
         return {self._full(key): etag for key, etag in etags.items()}

@@ -9,21 +9,16 @@ from datetime import datetime
 from typing import Any
 
 from datalake_assets.config import Feed
-from datalake_assets.core.partitions import PartitionBy, path_of
+from datalake_assets.core.partition_paths import partition_path
 from datalake_assets.errors import AmbiguousWrite, ObjectNotFound, PreconditionFailed
 from datalake_assets.lake.base import PartitionReport
 from datalake_assets.lake.store import Store
 
-__all__ = ["Summary", "partition_by"]
+__all__ = ["Summary"]
 
 _MB = 1_000_000
 #: Attempts to merge against other processes; a lost one is only a summary that is a run late.
 ATTEMPTS = 5
-
-
-def partition_by(feed: Feed) -> PartitionBy | None:
-    """The length of a stream's partitions; None for a table."""
-    return PartitionBy(feed.partition_by) if feed.kind == "stream" else None
 
 
 class Summary:
@@ -100,10 +95,9 @@ class Summary:
         removed: Iterable[str],
         at: datetime | None,
     ) -> bytes:
-        by = partition_by(self._feed)
         partitions = {each["path"]: each for each in document.get("partitions", ())}
         for report in reports:
-            path = path_of(report.key, by)
+            path = partition_path(self._feed, report.key) or report.key
             partitions[path] = {
                 "path": path,
                 "records": report.rows,
@@ -112,7 +106,7 @@ class Summary:
                 "small_files": report.small_files,
             }
         for key in removed:
-            partitions.pop(path_of(key, by), None)
+            partitions.pop(partition_path(self._feed, key) or key, None)
         in_order = sorted(partitions.values(), key=lambda each: (len(each["path"]), each["path"]))  # v2 before v10
         kept = [each for each in in_order if each["files"]]
         total = {

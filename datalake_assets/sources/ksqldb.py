@@ -122,7 +122,7 @@ class _KsqlBatches:
 
     def __init__(self, client: KsqlClient, feed: Feed, request: ReadRequest) -> None:
         self._client, self._feed, self._request = client, feed, request
-        self._source = client.source(feed.source.object)
+        self._source = client.source(feed.ksqldb.object)
         self._schema: pa.Schema | None = None
         self._held: _Read | None = None
         self._recreated = False
@@ -200,19 +200,19 @@ class _KsqlBatches:
         return read
 
     def _open(self) -> _Read:
-        description = described(self._client, self._feed.source.object)
+        description = described(self._client, self._feed.ksqldb.object)
         _refuse(self._source, self._feed, description)
         if self._feed.kind is FeedKind.TABLE:
             return self._table()
         by = time_source(self._feed, description.columns)
-        if self._feed.source.mode is KsqlDBMode.PULL:
+        if self._feed.ksqldb.mode is KsqlDBMode.PULL:
             return self._window(description, by)
-        if self._feed.source.offset_columns is None:
+        if self._feed.ksqldb.offset_columns is None:
             return self._push(description, by)
         return self._numbered(description, by)
 
     def _table(self) -> _Read:
-        return self._whole(self._query(select(["*"], self._feed.source.object)))
+        return self._whole(self._query(select(["*"], self._feed.ksqldb.object)))
 
     def _window(self, description: Description, by: str) -> _Read:
         self._refuse_old("pull queries on streams")
@@ -226,7 +226,7 @@ class _KsqlBatches:
     def _push(self, description: Description, by: str) -> _Read:
         sql = select(
             [*description.columns, _ROWTIME, *_PSEUDO_NUMBERING],
-            self._feed.source.object,
+            self._feed.ksqldb.object,
             where=[self._bounds(_PSEUDO_NUMBERING, nullable=False)],
             push=True,
         )
@@ -237,7 +237,7 @@ class _KsqlBatches:
 
     def _numbered(self, description: Description, by: str) -> _Read:
         self._refuse_old("pull queries on streams")
-        wanted = self._feed.source.offset_columns or _PSEUDO_NUMBERING
+        wanted = self._feed.ksqldb.offset_columns or _PSEUDO_NUMBERING
         numbering = (
             resolve(self._feed, wanted[0], description.columns),
             resolve(self._feed, wanted[1], description.columns),
@@ -257,7 +257,7 @@ class _KsqlBatches:
             in_window(by, self._request.window, as_text=as_text),
             self._bounds(numbering, nullable=True) if numbering else "",
         ]
-        return select(columns, self._feed.source.object, where=where)
+        return select(columns, self._feed.ksqldb.object, where=where)
 
     @property
     def _starts(self) -> dict[int, int]:
@@ -286,7 +286,7 @@ class _KsqlBatches:
         push: bool = False,
         says_completed: bool = False,
     ) -> Query:
-        properties = dict(self._feed.source.properties)
+        properties = dict(self._feed.ksqldb.properties)
         if push:
             properties["auto.offset.reset"] = "earliest"
         return Query(sql, self._source, self._feed, properties, by, numbering, push, says_completed)

@@ -26,7 +26,7 @@ _ROWTIME = "ROWTIME"
 
 def rowtime_name(feed: Feed) -> str:
     """The lake name of the record's own timestamp."""
-    return feed.source.rename.get(_ROWTIME, lake_name(_ROWTIME))
+    return feed.ksqldb.rename.get(_ROWTIME, lake_name(_ROWTIME))
 
 
 def time_source(feed: Feed, names: Sequence[str]) -> str:
@@ -42,10 +42,10 @@ def time_source(feed: Feed, names: Sequence[str]) -> str:
     if feed.time_column is None or feed.time_column == rowtime_name(feed):
         return _ROWTIME
     for name in names:
-        if feed.source.rename.get(name, lake_name(name)) == feed.time_column:
+        if feed.ksqldb.rename.get(name, lake_name(name)) == feed.time_column:
             return name
-    there = ", ".join(feed.source.rename.get(name, lake_name(name)) for name in names)
-    raise InvalidFeed(feed.name, f"time_column {feed.time_column!r} is no column of {feed.source.object}: {there}")
+    there = ", ".join(feed.ksqldb.rename.get(name, lake_name(name)) for name in names)
+    raise InvalidFeed(feed.name, f"time_column {feed.time_column!r} is no column of {feed.ksqldb.object}: {there}")
 
 
 def resolve(feed: Feed, wanted: str, names: Sequence[str]) -> str:
@@ -60,7 +60,7 @@ def resolve(feed: Feed, wanted: str, names: Sequence[str]) -> str:
     for name in names:
         if name.lower() == wanted.lower():
             return name
-    raise InvalidFeed(feed.name, f"offset column {wanted!r} is no column of {feed.source.object}: {', '.join(names)}")
+    raise InvalidFeed(feed.name, f"offset column {wanted!r} is no column of {feed.ksqldb.object}: {', '.join(names)}")
 
 
 def is_timestamp(kind: str) -> bool:
@@ -135,11 +135,11 @@ def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, number
         InvalidFeed: Columns clash, or the time column is no time.
     """
     names = [column.name for column in columns]
-    hidden = {name for name in numbering or () if name not in feed.source.rename}
+    hidden = {name for name in numbering or () if name not in feed.ksqldb.rename}
     if time != _ROWTIME:
         hidden.add(_ROWTIME)
     visible = tuple(index for index, name in enumerate(names) if time is None or name not in hidden)
-    shown = arrow_schema([columns[index] for index in visible], feed=feed.name, rename=feed.source.rename)
+    shown = arrow_schema([columns[index] for index in visible], feed=feed.name, rename=feed.ksqldb.rename)
     kinds = arrow_schema(columns, feed=feed.name, rename={name: f"column_{index}" for index, name in enumerate(names)})
     shown = pa.schema([_marked(field, columns[index]) for field, index in zip(shown, visible, strict=True)])
     position = None if time is None else names.index(time)

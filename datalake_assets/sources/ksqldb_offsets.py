@@ -68,7 +68,7 @@ class OffsetReader:
             SourceRecreated: A source partition ends before the position.
             SourceUnavailable: The server did not reach the position.
         """
-        batcher, pace = self._batcher(running.layout), Pace(self.query.feed.source.idle_s, self.client.timeout_s)
+        batcher, pace = self._batcher(running.layout), Pace(self.query.feed.ksqldb.idle_s, self.client.timeout_s)
         began_ms = int(time.time() * 1000)
         while True:
             for block in pace.poll(running):

@@ -99,7 +99,7 @@ def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool])
 
 def _push_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
     found = Seen()
-    pace = Pace(query.feed.source.idle_s, client.timeout_s)
+    pace = Pace(query.feed.ksqldb.idle_s, client.timeout_s)
     with PushQuery(client, _probe(query, select(_numbering(query), query.object, push=True))) as running:
         while not (running.ended or pace.is_quiet or pace.is_overdue or enough(found)):
             for block in pace.poll(running):

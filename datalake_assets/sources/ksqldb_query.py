@@ -51,7 +51,7 @@ class Query:
     @property
     def object(self) -> str:
         """The name of what it reads."""
-        return self.feed.source.object
+        return self.feed.ksqldb.object
 
 
 class _Running:

@@ -1,0 +1,60 @@
+"""Which files of a folder that others write are data, and which folders are tables that nobody may compact."""
+
+from __future__ import annotations
+
+import pytest
+
+from datalake_assets.core.foreign_files import FileKind, file_kind, table_format
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("part-0.parquet", FileKind.DATA),
+        ("year=2025/part-00000-0a.c000.snappy.parquet", FileKind.DATA),
+        ("a/b/x.PARQUET", FileKind.DATA),
+        ("x.parq", FileKind.DATA),
+        ("x.pq", FileKind.DATA),
+        ("_day=1/x.parquet", FileKind.DATA),
+        ("000000_0", FileKind.PERHAPS),
+        ("day=1/20250115_120000_00001_abcde", FileKind.PERHAPS),
+        ("_SUCCESS", FileKind.OTHER),
+        ("_metadata", FileKind.OTHER),
+        ("_x.parquet", FileKind.OTHER),
+        (".x.parquet", FileKind.OTHER),
+        (".x.parquet.crc", FileKind.OTHER),
+        ("_temporary/0/x.parquet", FileKind.OTHER),
+        (".hive-staging_1/x.parquet", FileKind.OTHER),
+        ("x.parquet.tmp", FileKind.OTHER),
+        ("x.parquet._COPYING_", FileKind.OTHER),
+        ("day=1_$folder$", FileKind.OTHER),
+        ("readme.txt", FileKind.OTHER),
+        ("x.csv", FileKind.OTHER),
+    ],
+)
+def test_file_kind(path, kind):
+    assert file_kind(path, 10) is kind
+
+
+def test_empty_file_is_data_only_if_its_name_says_so():
+    assert file_kind("x.parquet", 0) is FileKind.DATA
+    assert file_kind("day=1", 0) is FileKind.OTHER
+
+
+@pytest.mark.parametrize(
+    ("path", "table"),
+    [
+        ("_delta_log/00000000000000000000.json", "a Delta"),
+        ("below/_delta_log/0.json", "a Delta"),
+        (".hoodie/hoodie.properties", "a Hudi"),
+        ("_spark_metadata/0", "a Spark streaming sink's"),
+        ("metadata/00001-ab.metadata.json", "an Iceberg"),
+        ("db/table/metadata/00001-ab.gz.metadata.json", "an Iceberg"),
+        ("metadata/version-hint.text", "an Iceberg"),
+        ("metadata/x.parquet", None),
+        ("_delta_log", None),
+        ("year=2025/x.parquet", None),
+    ],
+)
+def test_table_format(path, table):
+    assert table_format(path) == table
