@@ -341,7 +341,7 @@ def test_copied_part_whose_etag_tells_nothing_is_uploaded(s3_store: Store, sourc
 
     assert s3_store.get(DATA)[0] == source[0] * 2
     assert len(copies) <= 3  # those that were under way when the first one told
-    assert len(parts) >= 6
+    assert len(parts) > len(copies)  # each of theirs, and the rest
 
 
 def test_copied_part_whose_etag_is_its_md5_is_not_uploaded(
