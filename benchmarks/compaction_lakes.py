@@ -23,6 +23,7 @@ from datalake_assets.core.schema import schema_to_json
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import StagedFile, Store, open_store
+from datalake_assets.parquet.checksum import new_checksum
 
 __all__ = ["KEY", "build", "feed_of", "open_lake"]
 
@@ -72,7 +73,9 @@ def _stage(folder: FeedFolder, file: InputFile) -> tuple[StagedFile, DataFile]:
     with folder.store.stage(f"{folder.data_folder(KEY)}/{name}") as writer:
         writer.write(file.body)
         staged = writer.finish()
-    return staged, DataFile(name, file.rows, len(file.body), file.min_time, file.max_time)
+    checksum = new_checksum()
+    checksum.update(file.body)
+    return staged, DataFile(name, file.rows, len(file.body), file.min_time, file.max_time, str(checksum))
 
 
 def _plan(end: int, schema: str) -> Callable[[Manifest], Planned]:

@@ -12,10 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import pandas as pd  # noqa: F401  pyarrow imports it with the first array, and imports count as start-up
-import pyarrow.pandas_compat
-import pyarrow.vendored.version  # noqa: F401  likewise
-
 from benchmarks.compaction_lakes import KEY, feed_of, open_lake
 from benchmarks.measuring import Stopwatch
 from datalake_assets.config import CompactionPolicy, ParquetFormat

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from benchmarks.compaction_peers import PEERS
+from benchmarks.compaction_peers import FLOOR, PEERS
 from benchmarks.measuring import Used, answer
 
 __all__ = ["TINY", "Contender", "Result", "Run", "Workload", "clone", "contenders", "measure", "scratch", "size_mb"]
@@ -130,7 +130,7 @@ class Result:
 def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Contender]:
     """Ours and all peers that can be had; says which cannot."""
     found = [Contender(name, sys.executable, settings) for name, settings in workload.ours.items()]
-    own = ("pyarrow",) if python.exists() else tuple(PEERS)  # pyarrow's way with the same pyarrow as ours
+    own = ("pyarrow", FLOOR) if python.exists() else tuple(PEERS)  # pyarrow's way with the same pyarrow as ours
     for name, (module, _) in PEERS.items():
         if name not in own:
             found.append(Contender(name, str(python)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
+from benchmarks.compaction_peers import FLOOR
 from benchmarks.compaction_rewrites import MEDIUM, REENCODED, TINY, Result, Workload
 from benchmarks.measuring import Target
 
@@ -36,7 +37,7 @@ def print_table(results: Results) -> None:
 def targets(workload: Workload, results: Results) -> list[Target]:
     """What this workload is held to; with no peers, only what needs none."""
     ours = [result for result in results.values() if result.contender.settings is not None]
-    peers = [result for result in results.values() if result.contender.settings is None]
+    peers = [result for name, result in results.items() if result.contender.settings is None and name != FLOOR]
     if not ours:
         return []
     judged = JUDGES[workload.name](ours[0], peers) if peers else []
