@@ -43,7 +43,7 @@ def main(lake: str, settings: Mapping[str, Any]) -> None:
         "files_after": report.files_after,
         "skipped": len(report.skipped),
         "requests": {kind: count - before[kind] for kind, count in store.requests.items()},
-        "imported_late": sorted(set(sys.modules) - loaded),
+        "imported_late": sorted({name.partition(".")[0] for name in set(sys.modules) - loaded}),
     }
     print(json.dumps(answer))
 
