@@ -69,6 +69,7 @@ def _plan(
     folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: dict[str, str]
 ) -> CompactionPlan:
     now = folder.store.now()
+    excluded = {file.name: file.left_out for file in manifest.files if file.left_out} | excluded
     last = manifest.history[-1].at if manifest.history else None
     closed = _is_closed(folder, key, now)
     return plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
@@ -202,7 +203,8 @@ class _Compaction:
         def open_output() -> StagedWriter:
             return store.stage(self._log.key_of(data_file_name("compacted", at, self._folder.new_id())))
 
-        opener = Opener(open_output, store.discard_staged, store.read_staged)
+        block_bytes = (8 if "://" in store.uri else 1) << 20
+        opener = Opener(open_output, store.discard_staged, store.read_staged, block_bytes=block_bytes)
         told = 0
 
         def tell(done_bytes: int) -> None:

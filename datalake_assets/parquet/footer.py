@@ -50,6 +50,11 @@ SHORT_BY_BYTES = 100
 #: geometry columns with their extent. Files that differ in one may not become one file.
 MEANINGFUL = re.compile(rb"org\.apache\.spark\.|writer\.|parquet\.|avro\.|geo$")
 ARROW_SCHEMA = b"ARROW:schema"
+#: Field of the schema in FileMetaData.
+SCHEMA_FIELD = 2
+#: Readers keep lists of releases whose statistics are wrong: of parquet-mr, and of parquet-cpp before it was Arrow's
+#: (arrow-cpp, ApplicationVersion::HasCorrectStatistics; parquet-java, CorruptStatistics).
+TRUSTED = re.compile(rb"parquet-cpp-arrow|parquet-rs|DuckDB|Polars")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,8 @@ class Footer:
         row_groups: In the order of their rows.
         schema_key: Equal for files whose row groups may stand in one file. It covers the schema (names, types,
             repetition, field ids, logical types), column orders, the key-values that say how values are to be read,
-            and `created_by`: readers distrust the statistics of some old writers by it, so that one file cannot speak
-            for two of them.
+            and `created_by`: readers distrust the statistics of some old releases by it, so that one file cannot speak
+            for two of them. Releases that nobody distrusts count as one.
         key_value_metadata: Of the file; values that are missing are empty.
         where: What was read, for messages.
         version: Of the format.
@@ -162,7 +167,7 @@ class _FooterParser:
         if reader.position != len(reader.data):
             raise MalformedThrift("more follows its end")
         rows, created_by = self._numbers[3], self._fields.get(6, (BINARY, b""))[1]
-        if self._groups is None or 2 not in self._fields:  # noqa: PLR2004
+        if self._groups is None or SCHEMA_FIELD not in self._fields:
             raise MalformedThrift("it names no row groups, or no schema")
         if sum(group.rows for group, _ in self._groups) != rows:
             raise MalformedThrift("its rows are not those of its row groups")
@@ -184,7 +189,7 @@ class _FooterParser:
         reader = self._reader
         if number in (1, 3):
             self._numbers[number] = reader.integer(kind, I32 if number == 1 else I64)
-        elif number == 2:  # noqa: PLR2004  # schema
+        elif number == SCHEMA_FIELD:
             self._leaves, self._elements = parse_schema(reader, kind)
         elif number == 4:  # noqa: PLR2004  # row_groups
             groups = range(reader.structs(kind))
@@ -199,10 +204,18 @@ class _FooterParser:
     def _schema_key(self) -> bytes:
         """See `Footer`. Field 2 is the schema with its root; unknown fields count, so that none is applied wrongly."""
         digest = hashlib.blake2b(self._elements, digest_size=16)
-        digest.update(repr([(number, value) for number, value in self._fields.items() if number != 2]).encode())  # noqa: PLR2004
+        others = [(number, _without_version(value)) for number, value in self._fields.items() if number != SCHEMA_FIELD]
+        digest.update(repr(others).encode())
         digest.update(repr([pair for pair in sorted(self._key_values.items()) if MEANINGFUL.match(pair[0])]).encode())
         digest.update(_arrow_types(self._key_values.get(ARROW_SCHEMA, b"")))
         return digest.digest()
+
+
+def _without_version(value: tuple[int, bytes]) -> tuple[int, bytes]:
+    """Of `created_by`: writers none of whose releases wrote statistics that readers distrust are one writer."""
+    kind, encoded = value
+    trusted = TRUSTED.search(encoded) if kind == BINARY else None
+    return (kind, trusted.group()) if trusted else value
 
 
 def _key_value(reader: CompactReader) -> tuple[bytes, bytes]:

@@ -30,11 +30,13 @@ class Opener(Generic[FinishedT]):
         open: Begins one.
         discard: Drops a finished one.
         read_back: Gives the bytes of a finished one as they are stored; None where the store has verified them all.
+        block_bytes: Copied at a time; larger where each read is a request.
     """
 
     open: Callable[[], FinishedSink[FinishedT]]
     discard: Callable[[FinishedT], None]
     read_back: Callable[[FinishedT], Iterator[bytes] | None]
+    block_bytes: int = 1 << 20
 
 
 @dataclass(slots=True)
@@ -101,7 +103,7 @@ class Outputs(Generic[FinishedT]):
 
     def _begun(self, like: Footer) -> _Open[FinishedT]:
         sink = self._opener.open()
-        return _Open(sink, ConcatWriter(sink, like))
+        return _Open(sink, ConcatWriter(sink, like, block_bytes=self._opener.block_bytes))
 
     def roll(self) -> None:
         """Finishes the present output.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import random
 
 import pyarrow as pa
@@ -160,6 +161,13 @@ def test_schema_key_differs_with_the_writer():
     data, encoded = split(parquet(SCHEMA.empty_table()))
 
     assert footer(joined(data, encoded.replace(b"parquet-cpp-arrow", b"parquet-xyz-arrow"))).schema_key != key(SCHEMA)
+
+
+def test_releases_of_a_writer_that_nobody_distrusts_count_as_one():
+    data, encoded = split(parquet(SCHEMA.empty_table()))
+    version = re.search(rb"parquet-cpp-arrow version (\d\d)", encoded).group(1)
+
+    assert footer(joined(data, encoded.replace(b"version " + version, b"version 14"))).schema_key == key(SCHEMA)
 
 
 def test_schema_key_ignores_the_name_of_the_root():
