@@ -8,8 +8,8 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from datalake_assets.config import Feed, FeedKind
-from datalake_assets.core.partitions import PartitionBy, path_of
+from datalake_assets.config import Feed, FeedKind, FolderSource
+from datalake_assets.core.partition_paths import partition_path
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.lake.base import CompactionReport, PartitionReport, WriteReport
 from datalake_assets.lake.registry import feed_key
@@ -63,7 +63,7 @@ def feed_metadata(feed: Feed, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
     """What is known of a feed's asset before any run; ``lake_uri`` is a folder or ``s3://…``."""
     metadata: dict[str, dg.MetadataValue] = {
         "dagster/table_name": dg.MetadataValue.text(feed.name),
-        "dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{feed.path}"),
+        "dagster/uri": dg.MetadataValue.text(_folder_uri(feed, lake_uri)),
         "datalake/source": dg.MetadataValue.text(f"{feed.source.type}: {feed.source.where}"),
     }
     file = Path(lake_uri) / feed_key(feed.name)
@@ -101,10 +101,10 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
 
 def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
     """What materializations and observations of a partition both say, so that the UI plots them as one line."""
-    by = PartitionBy(feed.partition_by) if feed.kind is FeedKind.STREAM else None
+    path = partition_path(feed, report.key)
     metadata: dict[str, dg.MetadataValue] = {
         "dagster/partition_row_count": dg.MetadataValue.int(report.rows),
-        "dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{feed.path}/{path_of(report.key, by)}"),
+        "dagster/uri": dg.MetadataValue.text(f"{_folder_uri(feed, lake_uri)}/{path}".rstrip("/")),
         "dagster/table_name": dg.MetadataValue.text(feed.name),
         "datalake/files": dg.MetadataValue.int(report.files),
         "datalake/small_files": dg.MetadataValue.int(report.small_files),
@@ -116,6 +116,11 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
         metadata["datalake/oldest_event"] = dg.MetadataValue.timestamp(report.min_time)
         metadata["datalake/newest_event"] = dg.MetadataValue.timestamp(report.max_time)
     return metadata
+
+
+def _folder_uri(feed: Feed, lake_uri: str) -> str:
+    """Where a feed's data are: in the lake, or where others write them."""
+    return feed.source.uri if isinstance(feed.source, FolderSource) else f"{lake_uri}/{feed.path}"
 
 
 def write_metadata(report: WriteReport) -> dict[str, dg.MetadataValue]:

@@ -1,13 +1,14 @@
 """`compact_partition`: what it compacts, what Dagster is told, and what becomes of failures."""
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import MIB
+from datalake_assets.config import MIB, Feed, FeedKind, FolderSource
 from datalake_assets.core.compaction import CompactionRequest, LeftAlone
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction import (
@@ -16,6 +17,7 @@ from datalake_assets.defs.compaction import (
     FEED_TAG,
     CompactConfig,
     example,
+    observation,
     raise_for_failed,
     report_compactions,
 )
@@ -242,3 +244,15 @@ def test_interrupted_commit_sensor_repairs_the_feed_of_a_failed_compaction(job, 
     skip = interrupted_commit_sensor({"clicks": stream(), "users": table()}, lake)(context)
 
     assert skip.skip_message == "streams/clicks: 1 commits finished, 0 undone, 0 leftovers swept"
+
+
+@pytest.mark.parametrize(("key", "uri"), [("year=2026/b", "s3://other/events/year=2026/b"), (".", "s3://other/events")])
+def test_observation_of_an_adopted_folder_says_where_others_write_it(clicks, key, uri):
+    folder = Feed(name="events", kind=FeedKind.FOLDER, source=FolderSource(uri="s3://other/events"))
+    report = replace(clicks.compact(DAYS[0], CompactionRequest()), key=key)
+    report = replace(report, partition=replace(report.partition, key=key))
+
+    event = observation(folder, report, lake_uri="/lake")
+
+    assert (event.asset_key, event.partition) == (dg.AssetKey(["folders", "events"]), key)
+    assert event.metadata["dagster/uri"].value == uri
