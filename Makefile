@@ -36,7 +36,7 @@ dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, 
 	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 test: $(VENV)/.dev ## run the tests
-	@$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
 	@$(BIN)/ruff check --quiet .
