@@ -152,7 +152,7 @@ class ParquetFormat(_Model):
     compression: Literal["snappy", "zstd"] = "snappy"
     profile: Literal["compatible", "compact"] = "compatible"
     target_file_size_bytes: Annotated[int, Field(ge=1 * MIB, le=4096 * MIB)] = 128 * MIB
-    row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 64 * MIB
+    row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 16 * MIB
 
 
 class Retention(_Model):

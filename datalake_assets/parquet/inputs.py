@@ -90,6 +90,11 @@ class OpenInput:
         return self.file.size_bytes / max(self.row_groups, 1)
 
     @property
+    def mean_plain_row_group_bytes(self) -> float:
+        """The same before compression."""
+        return self._plain_bytes() / max(self.row_groups, 1)
+
+    @property
     def largest_row_group_bytes(self) -> int:
         """Encoded bytes of the largest row group."""
         metadata = self.parquet.metadata
@@ -128,7 +133,7 @@ class OpenInput:
     def tables(self) -> Iterator[pa.Table]:
         """Its rows, decoded, in order, in pieces of bounded size."""
         with _translating(self.file):
-            if self.parquet.metadata.num_rows and self._decoded_bytes() <= WHOLE_BYTES:
+            if self.parquet.metadata.num_rows and self._plain_bytes() <= WHOLE_BYTES:
                 yield self.parquet.read(use_threads=False)
                 return
             for index in range(self.row_groups):
@@ -181,7 +186,7 @@ class OpenInput:
         columns = (group.column(index) for index in range(group.num_columns))
         return frozenset(column.path_in_schema for column in columns if column.bloom_filter_offset is not None)
 
-    def _decoded_bytes(self) -> int:
+    def _plain_bytes(self) -> int:
         metadata = self.parquet.metadata
         return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 

@@ -37,6 +37,8 @@ Kernel = Literal["auto", "concat", "reencode"]
 MIB = 1 << 20
 #: Mean size of row groups from which on copying them costs readers nothing measurable (`benchmarks compaction`).
 COPY_BYTES = 4 * MIB
+#: Smaller ones are copied too if they are about as large as ours would be: uncompressed, of `row_group_bytes`.
+AS_LARGE = 0.25
 #: Decoded row groups that one encoder may hold: what goes in, what is sorted, what is read back.
 ROW_GROUPS_HELD = 3
 
@@ -47,7 +49,7 @@ class RewriteSettings:
 
     Attributes:
         parquet: Codec, profile, target size and row-group size of what is encoded.
-        kernel: ``auto`` copies row groups of at least `COPY_BYTES` on average.
+        kernel: ``auto`` copies row groups that are large enough, or as large as encoding again would make them.
         verify: Compare every byte copied and every value encoded; otherwise the numbers of rows.
         time_column: Rows are sorted by it within a row group, if it holds timestamps.
         sort_by: Columns that rows are sorted by within each output; everything is encoded again.
@@ -240,8 +242,10 @@ class _Pass(Generic[FinishedT]):
         """Whether its row groups are worth keeping as they are."""
         if self._settings.kernel != "auto" or not source.row_groups:
             return self._settings.kernel == "concat"
-        largest = source.largest_row_group_bytes
-        return source.mean_row_group_bytes >= COPY_BYTES and largest <= self._settings.parquet.target_file_bytes
+        as_large_as_ours = self._settings.parquet.row_group_bytes * AS_LARGE
+        if source.mean_row_group_bytes < COPY_BYTES and source.mean_plain_row_group_bytes < as_large_as_ours:
+            return False
+        return source.largest_row_group_bytes <= self._settings.parquet.target_file_bytes
 
     def _fits_as_it_is(self, footer: Footer) -> bool:
         self._like = self._like or footer

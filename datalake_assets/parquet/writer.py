@@ -65,7 +65,7 @@ class ParquetSettings:
     compression: Literal["snappy", "zstd"] = "snappy"
     profile: Profile = "compatible"
     target_file_bytes: int = 128 * MIB
-    row_group_bytes: int = 64 * MIB
+    row_group_bytes: int = 16 * MIB
     compression_level: int | None = None
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import random
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
