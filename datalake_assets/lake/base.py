@@ -163,7 +163,7 @@ class CompactionReport:
         kernel: ``concat``, ``reencode`` or ``mixed``; empty if nothing was done.
         compaction_time_ms: Wall time.
         small_files_remaining: Small files now.
-        skipped: Files left alone, with the reason.
+        skipped: Files that were there before and were left alone, with the reason.
         partition: The partition now.
     """
 

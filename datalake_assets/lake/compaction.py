@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -116,6 +119,10 @@ class _Work:
     done: Rewritten[StagedFile] | None
 
 
+class _Stopped(Exception):
+    """The compaction was interrupted while a group was being rewritten; its outputs are dropped."""
+
+
 class _Compaction:
     """The compaction of one partition."""
 
@@ -133,6 +140,7 @@ class _Compaction:
         self._rules = rules_of(folder.feed, request)
         self._tally = _Tally()
         self._planned_bytes = self._done_bytes = 0
+        self._stopped = threading.Event()
 
     def run(self) -> CompactionReport:
         """Plans, rewrites and commits until a plan is empty or the run's limits are reached."""
@@ -143,8 +151,9 @@ class _Compaction:
             if not plan.groups:
                 break
             self._planned_bytes += sum(group.size_bytes for group in plan.groups)
-            for work in self._rewritten(plan.groups, manifest):
-                self._commit(work)
+            with closing(self._rewritten(plan.groups, manifest)) as rewritten:
+                for work in rewritten:
+                    self._commit(work)
             manifest = self._settled()
         plan = _plan(self._folder, self._key, manifest, self._rules, self._tally.excluded)
         return self._report(before, manifest, plan, began)
@@ -166,19 +175,27 @@ class _Compaction:
                     raise
         raise AssertionError
 
-    def _rewritten(self, groups: Sequence[CompactionGroup], manifest: Manifest) -> Iterator[_Work]:
+    def _rewritten(self, groups: Sequence[CompactionGroup], manifest: Manifest) -> Generator[_Work]:
         """Rewrites groups, several at once as the memory budget allows, and hands each on as it is done."""
         written = self._folder.feed.format
         workers = workers_for(self._request.memory_bytes, written.row_group_bytes)
         settings = self._settings(min(workers, 2))
+        self._stopped.clear()
         with ThreadPoolExecutor(max(1, workers // 2), thread_name_prefix="compaction") as pool:
-            jobs = [pool.submit(self._rewrite, group, manifest, settings) for group in groups]
+            jobs = deque(pool.submit(self._rewrite, group, manifest, settings) for group in groups)
             try:
-                for job in jobs:
-                    yield job.result()
+                while jobs:
+                    yield jobs.popleft().result()
             finally:
-                for job in jobs:
-                    job.cancel()
+                self._stopped.set()
+                self._give_up(jobs)
+
+    def _give_up(self, jobs: Iterable[Future[_Work]]) -> None:
+        """After an interruption: drops what was rewritten and not handed on."""
+        for job in jobs:
+            if not job.cancel() and job.exception() is None and (done := job.result().done) is not None:
+                for staged, _ in done.outputs:
+                    self._folder.data_store.discard_staged(staged)
 
     def _settings(self, workers: int) -> RewriteSettings:
         feed = self._folder.feed
@@ -209,6 +226,8 @@ class _Compaction:
 
         def tell(done_bytes: int) -> None:
             nonlocal told
+            if self._stopped.is_set():
+                raise _Stopped
             self._tell(done_bytes - told)
             told = done_bytes
 
@@ -271,6 +290,7 @@ class _Compaction:
 
     def _report(self, before: Manifest, after: Manifest, plan: CompactionPlan, began: float) -> CompactionReport:
         tally, partition = self._tally, self._folder.report(self._key, after, before=before)
+        known = {file.name for file in before.files}
         if tally.files_compacted:
             self._folder.summary.merge([partition], removed=(), at=None)
         return CompactionReport(
@@ -285,7 +305,7 @@ class _Compaction:
             kernel=tally.kernel,
             compaction_time_ms=round(1000 * (time.monotonic() - began)),
             small_files_remaining=partition.small_files,
-            skipped=plan.left_alone,
+            skipped=tuple(each for each in plan.left_alone if each.name in known),
             partition=partition,
         )
 

@@ -10,6 +10,7 @@ import pytest
 
 from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.lake import compaction
+from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.test_hive import export, folder_ids, ids, listed
@@ -83,6 +84,35 @@ def test_a_second_compaction_finds_nothing(store):
     assert (report.files_compacted, report.kernel, report.rows) == (0, "", 0)
     assert report.skipped[0].reason.endswith("no other file to merge it with")
     assert listed(store, FOLDER) == files
+
+
+def test_what_a_run_made_is_not_told_as_left_alone(store):
+    assert with_files(store, 4).compact(DAY, FORCE).skipped == ()
+
+
+def test_an_interruption_drops_what_is_staged_and_keeps_what_is_committed(store, monkeypatch):
+    """The first of several groups is committed, then somebody presses Ctrl-C."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)  # several groups at once
+    table = with_files(store, 12)
+    half = sum(file.size_bytes for file in manifest(table).files) // 4
+    commit = PartitionLog.commit
+
+    def interrupted(log, change):
+        monkeypatch.setattr(PartitionLog, "commit", _interrupt)
+        return commit(log, change)
+
+    monkeypatch.setattr(PartitionLog, "commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        table.compact(DAY, CompactionRequest(force=True, target_file_bytes=half))
+    monkeypatch.setattr(PartitionLog, "commit", commit)
+    assert manifest(table).history[-1].kind == "compact"
+    assert ids(table) == folder_ids(store, FOLDER) == list(range(ROWS))
+    staged = list(store.list_staged(""))
+    assert len(staged) <= 1  # of the commit that was interrupted itself
+
+
+def _interrupt(log, change):
+    raise KeyboardInterrupt
 
 
 def test_a_partition_that_nobody_wrote_has_nothing_to_compact(store):
