@@ -8,9 +8,10 @@ from typing import Any
 from datalake_assets.cli.exporting import ExportRequest
 from datalake_assets.cli.progress import CompactProgress
 from datalake_assets.cli.session import Session
-from datalake_assets.cli.show import bytes_text, one_line, print_json, say, warn
+from datalake_assets.cli.show import one_line, print_json, say, warn
 from datalake_assets.config import Feed
 from datalake_assets.core.compaction import CompactionRequest, LeftAlone
+from datalake_assets.core.compaction_wording import size_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.base import CompactionProgress, CompactionReport
 from datalake_assets.lake.feed_compaction import (
@@ -108,7 +109,7 @@ def line_of(feed: Feed, report: CompactionReport) -> str:
     """What happened to a partition, for a person."""
     return one_line(
         f"{feed.path} {report.key}: files {report.files_before:,} -> {report.files_after:,},"
-        f" {bytes_text(report.bytes_before)} -> {bytes_text(report.bytes_after)}, {report.rows:,} rows,"
+        f" {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}, {report.rows:,} rows,"
         f" {report.kernel}, {report.compaction_time_ms / 1000:.1f} s"
     )
 
@@ -125,7 +126,7 @@ def total_line(feed: Feed, done: Sequence[Compacted]) -> str:
     return (
         f"{feed.path}: {len(changed):,} of {_count(len(done), 'partition')} compacted,"
         f" files {total['files_before']:,} -> {total['files_after']:,},"
-        f" {bytes_text(total['bytes_before'])} -> {bytes_text(total['bytes_after'])}, {total['rows']:,} rows,"
+        f" {size_text(total['bytes_before'])} -> {size_text(total['bytes_after'])}, {total['rows']:,} rows,"
         f" {total['kernel']}, {total['compaction_time_ms'] / 1000:.1f} s"
     )
 

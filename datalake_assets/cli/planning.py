@@ -8,9 +8,10 @@ from typing import Any
 
 from datalake_assets.cli.compacting import left_alone_lines, left_alone_records, warn_of_unusable
 from datalake_assets.cli.session import Session
-from datalake_assets.cli.show import bytes_text, one_line, print_json, say, warn
+from datalake_assets.cli.show import one_line, print_json, say, warn
 from datalake_assets.config import Feed
 from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, Estimate
+from datalake_assets.core.compaction_wording import size_text
 from datalake_assets.errors import DatalakeError
 from datalake_assets.lake.tables import open_table
 
@@ -105,7 +106,7 @@ def _partition_lines(feed: Feed, key: str, plan: CompactionPlan, *, verbose: boo
     shown = plan.groups if verbose else plan.groups[:_GROUPS_SHOWN]
     for group in shown:
         files = "1 file" if len(group.files) == 1 else f"{len(group.files):,} files"
-        lines.append("  " + one_line(f"{files}, {bytes_text(group.size_bytes)}: {group.reason}"))
+        lines.append("  " + one_line(f"{files}, {size_text(group.size_bytes)}: {group.reason}"))
     if len(plan.groups) > len(shown):
         lines.append(f"  and {len(plan.groups) - len(shown):,} more groups, see -v")
     return lines
@@ -114,7 +115,7 @@ def _partition_lines(feed: Feed, key: str, plan: CompactionPlan, *, verbose: boo
 def _saving(estimate: Estimate) -> str:
     return (
         f"files {estimate.files_before:,} -> {estimate.files_after:,},"
-        f" {bytes_text(estimate.bytes_rewritten)} to rewrite for {_dollars(estimate.dollars_cost)};"
+        f" {size_text(estimate.bytes_rewritten)} to rewrite for {_dollars(estimate.dollars_cost)};"
         f" saves {estimate.requests_saved:,} requests per scan, {_dollars(estimate.dollars_saved_per_month)} a month"
     )
 

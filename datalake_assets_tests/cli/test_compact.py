@@ -234,11 +234,11 @@ def test_dry_run_says_what_would_be_merged_and_what_that_saves(run, clicks):
 
     assert (result.exit_code, result.stderr, clicks.compacted) == (0, "", [])
     assert result.stdout.splitlines() == [
-        f"{worst}: files 1,000 -> 1, 100.0 kB to rewrite for $0.25; saves 999 requests per scan, $0.50 a month",
-        "  1,000 files, 100.0 kB: all are small",
-        f"{bad}: files 40 -> 1, 4.0 kB to rewrite for $0.25; saves 39 requests per scan, $0.50 a month",
-        "  40 files, 4.0 kB: all are small",
-        f"{total}, 104.0 kB to rewrite for $0.50; saves 1,038 requests per scan, $1.00 a month",
+        f"{worst}: files 1,000 -> 1, 97.7 KiB to rewrite for $0.25; saves 999 requests per scan, $0.50 a month",
+        "  1,000 files, 97.7 KiB: all are small",
+        f"{bad}: files 40 -> 1, 3.9 KiB to rewrite for $0.25; saves 39 requests per scan, $0.50 a month",
+        "  40 files, 3.9 KiB: all are small",
+        f"{total}, 101.6 KiB to rewrite for $0.50; saves 1,038 requests per scan, $1.00 a month",
         "left alone: 2026-01-01/a: is 130 MiB: above 128 MiB and never split",
     ]
 
