@@ -24,6 +24,7 @@
         ├── TransientStoreError      the store is busy or unreachable for now: nobody may decide anything
         ├── UploadGone               a staged file is no longer there
         ├── CommitConflict           another writer won, and ours cannot be re-planned here
+        ├── FolderTaken              somebody else keeps an adopted folder in order
         ├── SnapshotExpired          a file was removed while it was being read: read again
         ├── UnreadableFile           not a Parquet file that can be read: truncated, damaged, encrypted, foreign
         └── CorruptLake              what is stored contradicts itself
@@ -42,6 +43,7 @@ __all__ = [
     "DatalakeError",
     "FeedExists",
     "FeedNotFound",
+    "FolderTaken",
     "IncompleteResponse",
     "InvalidFeed",
     "LakeError",
@@ -213,6 +215,12 @@ class UploadGone(LakeError):
 
 class CommitConflict(LakeError):
     """Another writer changed the partition in a way that this commit cannot be re-planned on."""
+
+
+class FolderTaken(LakeError):
+    """A folder that others write is kept in order by another feed, or another lake."""
+
+    default_cure = "archive that feed first, or adopt another folder"
 
 
 class SnapshotExpired(LakeError):

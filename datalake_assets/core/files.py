@@ -27,6 +27,8 @@ class DataFile:
             when unknown (an adopted file).
         etag: The store's ETag as it was when the file was published; empty when unknown.
         written_at: When the store last saw the file change; None for files whose name tells (see `written_at`).
+        left_out: Why scans leave the file out, and compaction alone: its columns do not fit the others'. Empty if they
+            do.
     """
 
     name: str
@@ -37,6 +39,7 @@ class DataFile:
     checksum: str = ""
     etag: str = ""
     written_at: datetime | None = None
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -326,7 +326,7 @@ def _time(text: str | None) -> datetime | None:
 
 
 def _file_to_json(file: DataFile) -> dict[str, Any]:
-    written_at = {"written_at": file.written_at.isoformat()} if file.written_at else {}
+    rare = {"written_at": file.written_at.isoformat() if file.written_at else "", "left_out": file.left_out}
     return {
         "name": file.name,
         "rows": file.rows,
@@ -335,7 +335,7 @@ def _file_to_json(file: DataFile) -> dict[str, Any]:
         "max_time": file.max_time.isoformat() if file.max_time else None,
         "checksum": file.checksum,
         "etag": file.etag,
-        **written_at,
+        **{name: value for name, value in rare.items() if value},
     }
 
 

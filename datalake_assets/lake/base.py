@@ -119,7 +119,8 @@ class Difference:
 
     Attributes:
         key: Partition key.
-        what: ``missing``, ``size``, ``checksum``, ``rows``, ``unknown file``, ``pending``, ``garbage``, ``manifest``.
+        what: ``missing``, ``size``, ``checksum``, ``rows``, ``unknown file``, ``pending``, ``garbage``, ``manifest``;
+            of an adopted folder also ``changed``, ``new file``, ``unreadable``, ``schema``.
         name: The file, or the manifest's key.
         detail: For a person.
     """
@@ -139,12 +140,14 @@ class Repair:
         undone: Interrupted commits undone.
         swept: Leftover staged files and garbage deleted.
         waiting: Partitions that nobody can decide on yet, with the reason.
+        reconciled: Partitions of an adopted folder whose files others had changed.
     """
 
     finished: int = 0
     undone: int = 0
     swept: int = 0
     waiting: tuple[str, ...] = field(default=())
+    reconciled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

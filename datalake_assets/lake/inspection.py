@@ -9,6 +9,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datalake_assets.config import FeedKind
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CorruptLake, PreconditionFailed, TransientStoreError
@@ -18,7 +19,7 @@ from datalake_assets.lake.store import ObjectInfo
 from datalake_assets.lake.table_export import enter_version, retain
 from datalake_assets.parquet.checksum import checksum_like
 
-__all__ = ["STALE", "repair", "verify"]
+__all__ = ["STALE", "content", "repair", "unfinished", "verify"]
 
 #: Staged files of this age belong to no live writer.
 STALE = timedelta(days=1)
@@ -37,7 +38,7 @@ def verify(folder: FeedFolder, *, deep: bool = False) -> Iterator[Difference]:
         except CorruptLake as error:
             yield Difference(key, "manifest", log.manifest_key, error.reason)
             continue
-        yield from _unfinished(key, manifest, log.manifest_key)
+        yield from unfinished(key, manifest, log.manifest_key)
         named.update(log.key_of(each.name) for each in manifest.garbage)
         if manifest.pending is not None:
             named.update(log.key_of(publish.file.name) for publish in manifest.pending.publish)
@@ -49,7 +50,8 @@ def verify(folder: FeedFolder, *, deep: bool = False) -> Iterator[Difference]:
         yield Difference(_partition_of(folder, name), "unknown file", name, "in the folder and in no manifest")
 
 
-def _unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:
+def unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:
+    """What a manifest says that is still to be done."""
     if manifest.pending is not None:
         detail = f"commit {manifest.pending.commit_id} was interrupted; 'datalake repair' finishes it"
         yield Difference(key, "pending", name, detail)
@@ -65,10 +67,11 @@ def _file(
     elif info.size_bytes != file.size_bytes:
         yield Difference(key, "size", name, f"{info.size_bytes} bytes, the manifest says {file.size_bytes}")
     elif deep:
-        yield from _content(folder, key, file, name)
+        yield from content(folder, key, file, name)
 
 
-def _content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator[Difference]:
+def content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator[Difference]:
+    """Reads a whole file, and compares it with what its manifest says."""
     with folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
         yield from _digest(key, file, name, opened)
         opened.seek(0)
@@ -116,7 +119,7 @@ def repair(folder: FeedFolder) -> Repair:
             manifests[key] = _settle(folder, key, counts)
         except (TransientStoreError, PreconditionFailed, CorruptLake) as error:
             counts.waiting.append(f"{folder.feed.path}/{folder.partition_path(key)}: {error.reason}")
-    if folder.by is None:
+    if folder.feed.kind is FeedKind.TABLE:
         _mend_versions(folder, manifests)
     if not counts.waiting:
         reports = [folder.report(key, manifest) for key, manifest in manifests.items()]

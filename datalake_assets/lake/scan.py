@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,13 +10,17 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
+from datalake_assets.config import FeedKind
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import path_of
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.partition_columns import PartitionColumns
+from datalake_assets.parquet.foreign import INT96_UNIT
 
 __all__ = ["exact_dataset", "scan", "scanner_of"]
+
+logger = logging.getLogger(__name__)
 
 #: Manifests that are read at once.
 THREADS = 16
@@ -69,71 +74,60 @@ def exact_dataset(
         partitions: Keys to read; None: all of a stream, the current version of a table.
     """
     state = folder.state.load()
-    by = folder.by
     if partitions is None:
         current = state.current
         newest = (f"v{current.number}",) if current else ()
-        partitions = folder.partition_keys() if by is not None else newest
-    paths = [path_of(key, by) for key in partitions]
+        partitions = newest if folder.feed.kind is FeedKind.TABLE else folder.partition_keys()
+    paths = [folder.partition_path(key) for key in partitions]
     schema = schema_from_json(state.schema) if state.schema else pa.schema([])
-    kept = _pruned(paths, schema, where)
+    columns = PartitionColumns(schema, paths, inferred=folder.is_foreign)
+    kept = _pruned(paths, columns, where)
     keys = [key for key, path in zip(partitions, paths, strict=True) if path in kept]
     with ThreadPoolExecutor(THREADS) as pool:
         manifests = list(pool.map(lambda key: folder.log(key).load().manifest, keys))
-    return _dataset(folder, list(zip(keys, manifests, strict=True)), schema, paths)
+    return _dataset(folder, list(zip(keys, manifests, strict=True)), columns)
 
 
-def _dataset(
-    folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], schema: pa.Schema, paths: Sequence[str]
-) -> ds.Dataset:
+def _dataset(folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], columns: PartitionColumns) -> ds.Dataset:
     store = folder.data_store
+    there = {info.key for info in store.list(folder.data_root)} if folder.is_foreign else None
     files, expressions = [], []
     for key, manifest in manifests:
-        expression = _partition(path_of(key, folder.by))
+        expression = columns.expression(folder.partition_path(key))
         for file in manifest.files:
-            files.append(store.path(f"{folder.data_folder(key)}/{file.name}"))
+            name = f"{folder.data_folder(key)}/{file.name}"
+            if file.left_out or (there is not None and name not in there):
+                logger.info("%s is left out of a scan: %s", name, file.left_out or "it is gone")
+                continue
+            files.append(store.path(name))
             expressions.append(expression)
     return ds.FileSystemDataset.from_paths(
         files,
-        schema=_with_partition_columns(schema, paths),
-        format=ds.ParquetFileFormat(),
+        schema=columns.schema,
+        format=_format(folder),
         filesystem=store.filesystem(),
         partitions=expressions,
     )
 
 
-def _pruned(paths: Sequence[str], schema: pa.Schema, where: ds.Expression | None) -> set[str]:
+def _format(folder: FeedFolder) -> ds.ParquetFileFormat:
+    """Others' files may have INT96 timestamps, which overflow in nanoseconds."""
+    unit = {"coerce_int96_timestamp_unit": INT96_UNIT} if folder.is_foreign else {}
+    return ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(**unit))
+
+
+def _pruned(paths: Sequence[str], columns: PartitionColumns, where: ds.Expression | None) -> set[str]:
     """The partitions that can match ``where``, judged by their paths alone."""
     if where is None or not paths:
         return set(paths)
     dataset = ds.FileSystemDataset.from_paths(
-        list(paths),
-        schema=_with_partition_columns(schema, paths),
+        [f"{number}" for number in range(len(paths))],
+        schema=columns.schema,
         format=ds.ParquetFileFormat(),
         filesystem=pafs.LocalFileSystem(),
-        partitions=[_partition(path) for path in paths],
+        partitions=[columns.expression(path) for path in paths],
     )
-    return {fragment.path for fragment in dataset.get_fragments(filter=where)}
-
-
-def _pairs(path: str) -> list[tuple[str, str]]:
-    return [(name, value) for name, _, value in (part.partition("=") for part in path.split("/") if part)]
-
-
-def _with_partition_columns(schema: pa.Schema, paths: Sequence[str]) -> pa.Schema:
-    names = [name for name, _ in _pairs(paths[0] if paths else "")]
-    columns = [pa.field(name, pa.string() if name == "version" else pa.int32()) for name in names]
-    return pa.schema([*schema, *columns], metadata=schema.metadata)
-
-
-def _partition(path: str) -> ds.Expression:
-    """``year == 2025 and month == 1 and …``: what is true of every row below the path."""
-    result = None
-    for name, value in _pairs(path):
-        literal = pa.scalar(value) if name == "version" else pa.scalar(int(value), pa.int32())
-        term = ds.field(name) == literal
-        result = term if result is None else result & term
-    return result
+    return {paths[int(fragment.path)] for fragment in dataset.get_fragments(filter=where)}
 
 
 def _file_is_gone(error: OSError) -> bool:

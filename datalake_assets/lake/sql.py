@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from datalake_assets.config import Feed
+from datalake_assets.config import Feed, FeedKind
 from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.scan import exact_dataset
@@ -64,7 +64,7 @@ def run_sql(store: Store, feeds: Sequence[Feed], query: str, *, limit: int | Non
     """Answers one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN) over feeds by their names.
 
     Streams have the columns ``year``, ``month``, … of their partitions, tables ``version`` and the rows of their
-    current version. Times are UTC.
+    current version, folders what their folders' names say. Times are UTC.
 
     Args:
         store: The lake.
@@ -113,10 +113,12 @@ def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dat
     files: Sequence[str] = dataset.files
     connection.execute(f"DROP VIEW IF EXISTS {name}")
     if not dataset.schema.names:
-        raise SqlRefused(
-            f"feed {feed.name!r} has no data yet; export it with 'datalake export --{feed.kind} {feed.name}'"
-        )
-    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and not _PATTERN & set(root)
+        looked = f"look again with 'datalake repair {feed.name}'"
+        cure = looked if feed.kind is FeedKind.FOLDER else f"export it with 'datalake export --{feed.kind} {feed.name}'"
+        raise SqlRefused(f"feed {feed.name!r} has no data yet; {cure}")
+    # others' folders have names that DuckDB would expand, and columns that it would type by itself
+    ours = feed.kind is not FeedKind.FOLDER and not _PATTERN & set(root)
+    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and ours
     if not files or not plain:
         connection.register(f"{feed.name} files", _with_rows(dataset))
         source = _identifier(f"{feed.name} files")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datalake_assets.config import Feed
+from datalake_assets.config import Feed, FeedKind
 from datalake_assets.lake.base import LakeTable
+from datalake_assets.lake.folder_table import FolderTable
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import Store
 
@@ -12,4 +13,4 @@ __all__ = ["open_table"]
 
 def open_table(store: Store, feed: Feed) -> LakeTable:
     """The feed's data in the lake; talks to nobody yet."""
-    return HiveTable(store, feed)
+    return FolderTable(store, feed) if feed.kind is FeedKind.FOLDER else HiveTable(store, feed)

@@ -29,6 +29,7 @@ files = st.builds(
     checksum=st.text(),
     etag=st.text(),
     written_at=st.none() | times,
+    left_out=st.text(),
 )
 positions = st.one_of(
     st.builds(OffsetsPosition, st.dictionaries(st.integers(0, 2**31), st.tuples(counts, counts))),

@@ -1,0 +1,177 @@
+"""What a Parquet file of another writer says of itself, from its last bytes alone."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from datalake_assets.errors import UnreadableFile
+
+__all__ = ["INT96_UNIT", "TAIL_BYTES", "ForeignFooter", "bytes_needed", "is_parquet", "is_time", "read_foreign_footer"]
+
+#: Holds the footers of most files whole.
+TAIL_BYTES = 64 * 1024
+# Parquet format: a file ends with the footer, its length in 4 bytes, and the magic
+MAGIC, ENCRYPTED = b"PAR1", b"PARE"
+_END_BYTES = 8
+_SMALLEST = len(MAGIC) + _END_BYTES
+_Times = tuple[datetime | None, datetime | None]
+#: INT96 timestamps reach from year 1 to 9999 in microseconds; nanoseconds would overflow.
+INT96_UNIT = "us"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignFooter:
+    """What a footer says.
+
+    Attributes:
+        rows: Of the file.
+        schema: Arrow's, as a scan reads it, without metadata of the schema as a whole.
+        min_time: Of the time column, by the statistics; None if they don't say.
+        max_time: Likewise.
+    """
+
+    rows: int
+    schema: pa.Schema
+    min_time: datetime | None = None
+    max_time: datetime | None = None
+
+
+def is_parquet(tail: bytes) -> bool:
+    """Whether a file that ends so may be Parquet at all."""
+    return tail.endswith((MAGIC, ENCRYPTED))
+
+
+def bytes_needed(tail: bytes, size_bytes: int, *, where: str) -> int:
+    """How many of a file's last bytes its footer takes, ends included.
+
+    Args:
+        tail: Some of its last bytes, eight or more.
+        size_bytes: Of the whole file.
+        where: The file, for messages.
+
+    Raises:
+        UnreadableFile: It is no Parquet file, or was truncated.
+    """
+    if not size_bytes:
+        raise UnreadableFile(where, "it has no bytes")
+    if tail.endswith(ENCRYPTED):
+        raise UnreadableFile(where, "it is encrypted")
+    if size_bytes < _SMALLEST or not tail.endswith(MAGIC):
+        raise UnreadableFile(where, "it is not a Parquet file, or was truncated")
+    needed = int.from_bytes(tail[-_END_BYTES : -len(MAGIC)], "little") + _END_BYTES
+    if needed + len(MAGIC) > size_bytes:
+        raise UnreadableFile(where, "it is not a Parquet file, or was truncated")
+    return needed
+
+
+def read_foreign_footer(tail: bytes, size_bytes: int, *, time_column: str | None, where: str) -> ForeignFooter:
+    """Reads a footer.
+
+    Args:
+        tail: As many of the file's last bytes as `bytes_needed` says, or more.
+        size_bytes: Of the whole file.
+        time_column: Whose statistics are wanted.
+        where: The file, for messages.
+
+    Raises:
+        UnreadableFile: The footer is damaged, or the columns are encrypted.
+    """
+    needed = bytes_needed(tail, size_bytes, where=where)
+    try:
+        file = pq.ParquetFile(_Tail(tail[-needed:], size_bytes), coerce_int96_timestamp_unit=INT96_UNIT)
+        # a signature follows the footer of a file whose columns are encrypted; pyarrow aborts when it looks at those
+        if file.metadata.serialized_size != needed - _END_BYTES:
+            raise UnreadableFile(where, "it is encrypted")
+        schema = file.schema_arrow.remove_metadata()
+        times = _times(file, schema, time_column) if time_column in schema.names else (None, None)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
+    return ForeignFooter(file.metadata.num_rows, schema, *times)
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether values of this type are moments: then rows can be ordered by them."""
+    return bool(pt.is_timestamp(kind) or pt.is_date(kind))
+
+
+class _Tail(io.RawIOBase):
+    """A file of which only the end is known; what lies before it reads as too short."""
+
+    def __init__(self, tail: bytes, size_bytes: int) -> None:
+        super().__init__()
+        self._tail, self._size_bytes, self._begin, self._at = tail, size_bytes, size_bytes - len(tail), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + (0, self._at, self._size_bytes)[whence]
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        """A read that reaches into the known end gets it, after zeros."""
+        end = self._size_bytes if size < 0 else min(self._size_bytes, self._at + size)
+        if end <= self._begin:
+            return b""
+        data = bytes(max(0, self._begin - self._at)) + self._tail[max(0, self._at - self._begin) : end - self._begin]
+        self._at = end
+        return data
+
+
+def _times(file: pq.ParquetFile, schema: pa.Schema, name: str | None) -> _Times:
+    """Earliest and latest time by the statistics; None unless each row group with values has exact ones."""
+    metadata = file.metadata
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    if name not in paths or not is_time(schema.field(name).type):
+        return None, None
+    index, found = paths.index(name), []
+    for number in range(metadata.num_row_groups):
+        column = _column(file, number, index)
+        statistics = column.statistics
+        if statistics is not None and statistics.null_count == column.num_values:
+            continue
+        if statistics is None or not statistics.has_min_max:
+            return None, None
+        found += [_moment(statistics.min), _moment(statistics.max)]
+    known = [moment for moment in found if moment is not None]
+    return (min(known), max(known)) if known and len(known) == len(found) else (None, None)
+
+
+def _column(file: pq.ParquetFile, group: int, index: int) -> Any:
+    """A column chunk's metadata. pyarrow aborts the process over a damaged one, unless it looks in order to read."""
+    try:
+        file.reader.read_row_group(group, column_indices=[index])
+    except OSError as error:
+        if "File too short" not in str(error):
+            raise
+    column = file.metadata.row_group(group).column(index)
+    if column.physical_type != file.metadata.schema.column(index).physical_type:
+        raise pa.ArrowInvalid("a column chunk is not of its column's type")
+    return column
+
+
+def _moment(value: Any) -> datetime | None:
+    """A time as statistics give it; naive ones are UTC, days begin at midnight."""
+    if isinstance(value, datetime):
+        moment = datetime.fromisoformat(value.isoformat(timespec="microseconds"))  # pandas' type has nanoseconds
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    return None
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
