@@ -137,6 +137,7 @@ def compact(
     endpoint: str | None,
     now: str,
     kernel: str,
+    split_above: float,
     request: Any,
     stop: str,
     point: Any,
@@ -149,7 +150,7 @@ def compact(
     """
     store: Any = KillingStore(open_store(lake, s3_endpoint=endpoint), KillPoint(**point), log)
     partition = small_files.Partition(store, datetime.fromisoformat(now))
-    table = HiveTable(store, small_files.feed(kernel))
+    table = HiveTable(store, small_files.feed(kernel, split_above=split_above))
     answers = os.open(reports, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     while True:
         report = table.compact(partition.key, CompactionRequest(**request), run_id=f"compact {os.getpid()}")

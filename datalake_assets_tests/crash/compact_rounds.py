@@ -213,7 +213,8 @@ class CompactRounds:
         compactor = lake.compact(self._forker, way)
         require(compactor.end() == 0, "the retry of the compaction failed; its traceback is above")
         steps = compactor.steps()
-        self.happened["committed several files"] += ("publish", "publish") in pairwise(steps)
+        self.happened["several files in a commit"] += ("publish", "publish") in pairwise(steps)
+        self.happened["several commits"] += steps.count("prepare") > 1
         return steps
 
     def _wake(self, compactor: Process) -> None:

@@ -22,23 +22,26 @@ __all__ = ["NEVER", "WAYS", "CompactedLake", "Process", "Way"]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compact: `CompactionRequest`, and the feed's kernel."""
+    """One way to compact: `CompactionRequest`, and the feed's policy."""
 
     name: str
     kernel: str
     request: dict[str, Any] = field(default_factory=lambda: {"force": True})
+    split_above: float = 0
 
 
 NEVER = KillPoint()
 #: Between two appends: without it, new files come faster than two busy cores merge them.
 PAUSE_S = 0.05
-# an appended file has 6 to 7 kB
+# an appended file has 6 to 7 kB, so that there are several groups of 30 kB; the first one has 3 MB
 SEVERAL = {"force": True, "target_file_bytes": 30_000}
+SMALLER = {"force": True, "target_file_bytes": 1 << 20}
 WAYS = (
     Way("concat", "concat"),
     Way("reencode", "reencode"),
-    Way("concat to several files", "concat", SEVERAL),
-    Way("reencode to several files", "reencode", SEVERAL),
+    Way("concat in groups", "concat", SEVERAL),
+    Way("reencode in groups", "reencode", SEVERAL),
+    Way("split", "auto", SMALLER, split_above=2),
     Way("auto, not forced", "auto", {}),
 )
 
@@ -112,7 +115,9 @@ class CompactedLake:
     def compact(self, forker: Forker, way: Way, *, again: bool = False, point: KillPoint = NEVER) -> Process:
         """A compaction; or one after another, until `stop`."""
         files = {"stop": str(self._stop) if again else "", "reports": str(self._reports)}
-        return self._start(forker, "compact", point, kernel=way.kernel, request=way.request, **files)
+        return self._start(
+            forker, "compact", point, kernel=way.kernel, split_above=way.split_above, request=way.request, **files
+        )
 
     def stop(self) -> None:
         """Lets appends, and compactions in a row, end."""

@@ -29,6 +29,8 @@ __all__ = ["APPENDED", "Partition", "append", "feed", "require"]
 #: Rows of one append, and so of one small file; a position is a multiple of it.
 APPENDED = 5
 LOAD_BYTES = 600
+#: The first rows are large, so that they fill some row groups and can be split.
+LARGE_ROWS, LARGE_BYTES = 2 * APPENDED, 300_000
 SCHEMA = pa.schema(
     [("id", pa.int64()), ("note", pa.string()), ("rowtime", pa.timestamp("ms", "UTC")), ("load", pa.binary())]
 )
@@ -40,7 +42,7 @@ def require(condition: object, what: str) -> None:
 
 
 @cache
-def feed(kernel: str = "auto", *, by: str = "month") -> Feed:
+def feed(kernel: str = "auto", *, split_above: float = 0, by: str = "month") -> Feed:
     """Compacted as soon as a few files of a size have come together; its open partition lasts."""
     return parse_feed(
         json.dumps(
@@ -50,29 +52,31 @@ def feed(kernel: str = "auto", *, by: str = "month") -> Feed:
                 "source": {"type": "ksqldb", "object": "SMALL", "mode": "offsets"},
                 "start": "2025-01-01",
                 "partition_by": by,
-                "compaction": {"kernel": kernel, "fan_in": 3, "min_files": 3},
+                "format": {"row_group_bytes": 1 << 20},
+                "compaction": {"kernel": kernel, "fan_in": 3, "min_files": 3, "split_above": split_above},
             }
         )
     )
 
 
 @cache
-def _load(number: int) -> bytes:
-    return random.Random(number).randbytes(LOAD_BYTES)
+def _load(number: int, size_bytes: int = LOAD_BYTES) -> bytes:
+    return random.Random(number).randbytes(size_bytes)
 
 
 def _columns(first: int, end: int, start: datetime) -> list[list[Any]]:
     """Ids are offsets; so what a row must hold follows from its id. Some times are those of files long compacted."""
     ids = list(range(first, end))
     times = [start + timedelta(milliseconds=at - (3_000 if at % 7 == 3 and at > 3_000 else 0)) for at in ids]
-    return [ids, [f"n{at % 10}" if at % 4 else None for at in ids], times, [_load(at % 50) for at in ids]]
+    loads = [_load(at, LARGE_BYTES) if at < LARGE_ROWS else _load(at % 50) for at in ids]
+    return [ids, [f"n{at % 10}" if at % 4 else None for at in ids], times, loads]
 
 
 def append(table: HiveTable, partition: Partition, appends: int, run_id: str) -> int:
     """Reads on from where the lake says it is, with some rows of before, and lands a small file; returns the end."""
     plan = table.plan([partition.key])
     first = (plan.request.start_offsets or {}).get(0, 0)
-    read, end = max(0, first - 2), first + APPENDED * appends
+    read, end = max(0, first - 2), max(LARGE_ROWS, first + APPENDED * appends)
     columns = _columns(read, end, partition.start)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     offsets = pa.array(range(read, end), pa.int64())
