@@ -30,7 +30,7 @@ from datalake_assets.core.compaction import (
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import window_of
-from datalake_assets.errors import CommitConflict, ObjectNotFound, PreconditionFailed, TransientStoreError
+from datalake_assets.errors import CommitConflict, ObjectNotFound
 from datalake_assets.lake.base import CompactionProgress, CompactionReport
 from datalake_assets.lake.commit import Change, PartitionLog, Planned
 from datalake_assets.lake.inputs import Inputs
@@ -46,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 #: Plans made in a row; each finds less than the one before.
 PASSES = 5
-#: Attempts to settle a manifest that others are working on.
-ATTEMPTS = 20
 
 
 def plan(folder: FeedFolder, key: str, request: CompactionRequest) -> CompactionPlan:
@@ -167,13 +165,7 @@ class _Compaction:
         )
 
     def _settled(self) -> Manifest:
-        for attempt in range(ATTEMPTS):
-            try:
-                return self._log.settle(self._log.load()).manifest
-            except (PreconditionFailed, TransientStoreError):
-                if attempt == ATTEMPTS - 1:
-                    raise
-        raise AssertionError
+        return self._log.settle(self._log.load()).manifest
 
     def _rewritten(self, groups: Sequence[CompactionGroup], manifest: Manifest) -> Generator[_Work]:
         """Rewrites groups, several at once as the memory budget allows, and hands each on as it is done."""
@@ -221,7 +213,9 @@ class _Compaction:
             return store.stage(self._log.key_of(data_file_name("compacted", at, self._folder.new_id())))
 
         block_bytes = (8 if "://" in store.uri else 1) << 20
-        opener = Opener(open_output, store.discard_staged, store.read_staged, block_bytes=block_bytes)
+        opener = Opener(
+            open_output, store.discard_staged, store.read_staged, where=self._log.data_folder, block_bytes=block_bytes
+        )
         told = 0
 
         def tell(done_bytes: int) -> None:

@@ -30,12 +30,14 @@ class Opener(Generic[FinishedT]):
         open: Begins one.
         discard: Drops a finished one.
         read_back: Gives the bytes of a finished one as they are stored; None where the store has verified them all.
+        where: What is rewritten, for messages.
         block_bytes: Copied at a time; larger where each read is a request.
     """
 
     open: Callable[[], FinishedSink[FinishedT]]
     discard: Callable[[FinishedT], None]
     read_back: Callable[[FinishedT], Iterator[bytes] | None]
+    where: str = "compaction"
     block_bytes: int = 1 << 20
 
 
@@ -145,4 +147,6 @@ class Outputs(Generic[FinishedT]):
         for chunk in chunks:
             digest.update(chunk)
         if str(digest) != checksum:
-            raise CorruptLake("compaction", "what was written does not read back as it was; nothing was committed")
+            raise CorruptLake(
+                self._opener.where, "what was written does not read back as it was; nothing was committed"
+            )

@@ -115,16 +115,23 @@ def rewrite(
     rejected: dict[str, str] = {}
     enough = min(len(files), 2)
     shape: Shape | None = None
+    looked_at_all = False
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="parquet-encoder") as pool:
         while len(left := [file for file in files if file.name not in rejected]) >= enough:
             try:
                 shape = shape or _shape_of_first(left)
                 with _Pass(shape, settings, pool, opener, metadata=metadata, on_progress=on_progress) as attempt:
-                    return attempt.run(left, rejected)
+                    done = attempt.run(left, rejected)
+                    if len(done.rewritten) >= enough:
+                        return done
+                    attempt.discard()
             except UnreadableFile as error:
                 rejected[error.where] = error.reason
             except AnotherShape:
+                if looked_at_all:
+                    raise CorruptLake(opener.where, "its files change while they are read") from None
                 shape, misfits = inspect(left, exact=settings.kernel == "concat")
+                looked_at_all = True
                 rejected |= misfits
     return Rewritten(rejected=rejected)
 
@@ -148,6 +155,7 @@ class _Pass(Generic[FinishedT]):
         on_progress: Callable[[int], None] | None,
     ) -> None:
         self._shape, self._settings, self._on_progress = shape, settings, on_progress
+        self._where = opener.where
         self._key_values = _texts(shape.schema)
         self._time_column = _time_column(shape.schema, settings.time_column)
         self._encoder = Encoder(pool, _segment_format(shape, settings, self._time_column))
@@ -164,6 +172,7 @@ class _Pass(Generic[FinishedT]):
         self._counts: Counter[str] = Counter()
         self._parquet_schemas: list[Any] = []  # that can be encoded again without loss
         self._seen: Any = None  # Parquet schema of the input before, which fitted
+        self._is_in = False  # whether rows of the present input are in the outputs already, or on their way
 
     def __enter__(self) -> Self:
         return self
@@ -176,28 +185,45 @@ class _Pass(Generic[FinishedT]):
         wait(self._jobs)
         self._encoder.close()
         if error is not None:
-            self._outputs.discard()
+            self.discard()
 
-    def run(self, files: Sequence[InputFile], rejected: Mapping[str, str]) -> Rewritten[FinishedT]:
-        """Reads, writes and finishes."""
+    def discard(self) -> None:
+        """Drops what was written."""
+        self._outputs.discard()
+
+    def run(self, files: Sequence[InputFile], rejected: dict[str, str]) -> Rewritten[FinishedT]:
+        """Reads, writes and finishes; adds inputs that it could leave out without beginning again to ``rejected``."""
         if self._settings.sort_by:
             self._sort(files)
         else:
-            for file in files:
-                with closing(self._opened(file)) as source:
-                    self._take(source)
+            self._take_all(files, rejected)
+        taken = [file for file in files if file.name not in rejected]
         self._flush()
         self._drain(0)
         self._outputs.begin(self._like or template(self._shape, self._settings.parquet))
         self._outputs.roll()
-        self._count_rows(files)
+        self._count_rows(taken)
         return Rewritten(
             outputs=tuple(self._outputs.finished),
-            rewritten=tuple(file.name for file in files),
-            rejected=dict(rejected),
+            rewritten=tuple(file.name for file in taken),
+            rejected=rejected,
             copied=self._counts["copied"],
             encoded=self._counts["encoded"],
         )
+
+    def _take_all(self, files: Sequence[InputFile], rejected: dict[str, str]) -> None:
+        for file in files:
+            self._is_in = False
+            try:
+                with closing(self._opened(file)) as source:
+                    self._take(source)
+            except UnreadableFile as error:
+                if self._is_in:
+                    raise
+                rejected[file.name] = error.reason
+            self._done_bytes += file.size_bytes
+            if self._on_progress is not None:
+                self._on_progress(self._done_bytes)
 
     def _opened(self, file: InputFile) -> OpenInput:
         """An input whose rows fit into the outputs.
@@ -233,10 +259,8 @@ class _Pass(Generic[FinishedT]):
         else:
             self._refuse_loss(source)
             for table in source.tables():
+                self._is_in = True
                 self._add(table)
-        self._done_bytes += source.file.size_bytes
-        if self._on_progress is not None:
-            self._on_progress(self._done_bytes)
 
     def _may_copy(self, source: OpenInput) -> bool:
         """Whether its row groups are worth keeping as they are."""
@@ -259,6 +283,7 @@ class _Pass(Generic[FinishedT]):
             self._flush()
         self._drain(0)
         server_side = source.server_side(verify=self._settings.verify)
+        self._is_in = True
         for some in self._runs(footer):
             bounds = [time for index in some for time in source.time_bounds(index, self._time_column)]
             try:
@@ -336,7 +361,7 @@ class _Pass(Generic[FinishedT]):
     def _count_rows(self, files: Sequence[InputFile]) -> None:
         expected = sum(file.rows for file in files)
         if self._outputs.rows != expected:
-            raise CorruptLake("compaction", f"{expected} rows were read and {self._outputs.rows} written")
+            raise CorruptLake(self._where, f"{expected} rows were read and {self._outputs.rows} written")
 
 
 def _time_column(schema: pa.Schema, name: str | None) -> str | None:

@@ -123,7 +123,7 @@ def test_a_file_that_is_alone_in_its_group_because_others_are_bad_is_left_alone(
     result = rewritten([*inputs(events(0, 5)), input_file("bad", b"not parquet at all", rows=1)], outputs=outputs)
     assert (result.outputs, result.rewritten) == ((), ())
     assert list(result.rejected) == ["bad"]
-    assert all(sink.state == "discarded" for sink in outputs.sinks)
+    assert outputs.discarded == [sink.getvalue() for sink in outputs.sinks]
 
 
 def flipped_page(table):
@@ -156,6 +156,16 @@ def test_a_bad_file_is_named_and_the_rest_is_merged(bad, chosen):
     assert result.rewritten == ("f0", "f1", "f2", "f3")
     assert read(result)["id"].to_pylist() == list(range(40))
     assert [sink.state for sink in outputs.sinks].count("finished") == 1
+
+
+def test_many_bad_files_do_not_make_the_rewrite_begin_again_for_each():
+    files = inputs(*(events(i, 1) for i in range(50)))
+    bad = [input_file(f"bad{i}", BAD["truncated"], rows=100) for i in range(50)]
+    opened = []
+    counted = [replace(file, open=lambda file=file: opened.append(file.name) or file.open()) for file in files]
+    result = rewritten([each for pair in zip(counted, bad, strict=True) for each in pair], REENCODE)
+    assert len(result.rejected) == 50
+    assert len(opened) == 51  # the first one's schema is looked at before
 
 
 @pytest.mark.parametrize("chosen", [CONCAT, REENCODE], ids=["concat", "reencode"])
