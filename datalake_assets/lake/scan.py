@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -13,7 +14,7 @@ import pyarrow.fs as pafs
 from datalake_assets.config import FeedKind
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.schema import schema_from_json
-from datalake_assets.errors import SnapshotExpired
+from datalake_assets.errors import LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.partition_columns import PartitionColumns
 from datalake_assets.parquet.foreign import INT96_UNIT
@@ -38,16 +39,22 @@ def scan(
     partitions: Sequence[str] | None = None,
 ) -> pa.RecordBatchReader:
     """Streams committed rows; see `LakeTable.scan`. Partition columns (``year``, … or ``version``) come last."""
+
+    def committed() -> ds.Dataset:
+        return exact_dataset(folder, where=where, partitions=partitions)
+
     for attempt in range(ATTEMPTS):
-        scanner = scanner_of(exact_dataset(folder, where=where, partitions=partitions), columns=columns, where=where)
+        dataset = committed()
+        scanner = scanner_of(dataset, columns=columns, where=where)
         batches = iter(scanner.to_batches())
         try:
             first = next(batches, None)
-        except OSError as error:
-            if attempt == ATTEMPTS - 1 or not _file_is_gone(error):
+        except (OSError, pa.ArrowInvalid) as error:
+            if attempt == ATTEMPTS - 1 or not _has_expired(error, dataset, committed):
                 raise
             continue
-        return pa.RecordBatchReader.from_batches(scanner.projected_schema, _guarded(folder, first, batches))
+        guarded = _guarded(folder, first, batches, partial(_has_expired, dataset=dataset, committed=committed))
+        return pa.RecordBatchReader.from_batches(scanner.projected_schema, guarded)
     raise AssertionError
 
 
@@ -130,6 +137,16 @@ def _pruned(paths: Sequence[str], columns: PartitionColumns, where: ds.Expressio
     return {paths[int(fragment.path)] for fragment in dataset.get_fragments(filter=where)}
 
 
+def _has_expired(error: Exception, dataset: ds.Dataset, committed: Callable[[], ds.Dataset]) -> bool:
+    """Whether a read failed because a file went: a server may say anything when that happens amid its answer."""
+    if isinstance(error, OSError) and _file_is_gone(error):
+        return True
+    try:
+        return not set(dataset.files) <= set(committed().files)
+    except LakeError:
+        return False
+
+
 def _file_is_gone(error: OSError) -> bool:
     # Arrow's S3: NO_SUCH_KEY, RESOURCE_NOT_FOUND, or in words
     text = str(error).lower().replace("_", " ")
@@ -137,14 +154,17 @@ def _file_is_gone(error: OSError) -> bool:
 
 
 def _guarded(
-    folder: FeedFolder, first: pa.RecordBatch | None, batches: Iterator[pa.RecordBatch]
+    folder: FeedFolder,
+    first: pa.RecordBatch | None,
+    batches: Iterator[pa.RecordBatch],
+    has_expired: Callable[[Exception], bool],
 ) -> Iterator[pa.RecordBatch]:
     if first is None:
         return
     yield first
     try:
         yield from batches
-    except OSError as error:
-        if _file_is_gone(error):
+    except (OSError, pa.ArrowInvalid) as error:
+        if has_expired(error):
             raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
         raise
