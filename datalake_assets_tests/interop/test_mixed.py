@@ -161,3 +161,20 @@ def test_int96_of_all_centuries_stays_what_it_was(kernel, read, tmp_path):
     lake.compact()
 
     assert set(read("duckdb")(lake.files())["at"]) == set(read("duckdb")(paths)["at"])
+
+
+@pytest.mark.parametrize("name", ALL_READERS)
+def test_row_groups_of_many_codecs_and_pages_are_read_from_one_file(name, read, tmp_path):
+    codecs = ["snappy", "gzip", "zstd", "lz4", "none"]
+    tables = alike(2 * len(codecs))
+    paths = [tmp_path / f"{number}.parquet" for number in range(len(tables))]
+    for number, (table, path) in enumerate(zip(tables, paths, strict=True)):
+        codec, version = codecs[number % len(codecs)], ("1.0", "2.0")[number // len(codecs)]
+        pq.write_table(table, path, compression=codec, data_page_version=version, write_page_checksum=number % 3 == 0)
+    lake = lake_of(paths, kernel="concat")
+
+    lake.compact()
+
+    (path,) = lake.files()
+    assert pq.read_metadata(path).num_row_groups == len(paths)
+    assert differences(read(name)([path]), rows_of_arrow(pa.concat_tables(tables))) == {}
