@@ -50,7 +50,9 @@ def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:
     dictionary: list[str] = []
     encodings: dict[str, str] = {}
     spread = np.linspace(0, max(sample.num_rows - 1, 0), min(sample.num_rows, SAMPLE_ROWS)).astype(np.int64)
-    rows = sample.take(pa.array(spread)).combine_chunks()
+    # pa.array would import pandas, which takes longer than a small file
+    indices = pa.Array.from_buffers(pa.int64(), len(spread), [None, pa.py_buffer(spread)])
+    rows = sample.take(indices).combine_chunks()
     for field in rows.schema:
         column = rows[field.name]
         array = column.chunk(0) if column.num_chunks else pa.array([], field.type)

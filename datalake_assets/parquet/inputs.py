@@ -16,7 +16,7 @@ from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.checksum import checksum_like
 from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.footer import Footer, parse_footer
-from datalake_assets.parquet.writer import aware
+from datalake_assets.parquet.writer import moment_of
 
 __all__ = ["CHANGED", "InputFile", "OpenInput"]
 
@@ -109,9 +109,10 @@ class OpenInput:
             chunk = group.column(index)
             if chunk.path_in_schema == column:
                 statistics = chunk.statistics
-                if statistics is None or not statistics.has_min_max:
+                if statistics is None or not statistics.has_min_max or chunk.physical_type != "INT64":
                     return ()
-                return aware(statistics.min), aware(statistics.max)
+                kind = self.schema.field(column).type
+                return moment_of(statistics.min_raw, kind), moment_of(statistics.max_raw, kind)
         return ()
 
     def read_at(self, offset: int, length: int) -> memoryview:

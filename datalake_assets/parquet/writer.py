@@ -14,7 +14,16 @@ import pyarrow.parquet as pq
 from datalake_assets.parquet.checksum import new_checksum
 from datalake_assets.parquet.encodings import Encodings, Profile, choose_encodings
 
-__all__ = ["FileStats", "ParquetSettings", "ParquetSink", "Sink", "aware", "open_writer", "sorted_by", "time_bounds"]
+__all__ = [
+    "FileStats",
+    "ParquetSettings",
+    "ParquetSink",
+    "Sink",
+    "moment_of",
+    "open_writer",
+    "sorted_by",
+    "time_bounds",
+]
 
 MIB = 1 << 20
 #: Bytes of a dictionary page; larger ones cost more time than they save space.
@@ -231,13 +240,13 @@ def open_writer(
 def time_bounds(times: pa.ChunkedArray) -> tuple[datetime, ...]:
     """The earliest and the latest of timestamps, aware UTC, to the microsecond; empty if all are null."""
     ends = pc.min_max(times)
-    unit = _UNITS[times.type.unit]  # as_py would import a library of time zones
-    return tuple(EPOCH + unit(end.value) for end in (ends["min"], ends["max"]) if end.is_valid)
+    # as_py would import a library of time zones
+    return tuple(moment_of(end.value, times.type) for end in (ends["min"], ends["max"]) if end.is_valid)
 
 
-def aware(moment: datetime) -> datetime:
-    """In UTC; naive times are UTC."""
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+def moment_of(count: int, kind: pa.TimestampType) -> datetime:
+    """The time that a timestamp's integer stands for, aware UTC, to the microsecond."""
+    return EPOCH + _UNITS[kind.unit](count)
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
