@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from datalake_assets.cli.session import Session
-from datalake_assets.config import Feed, parse_feed
-from datalake_assets.errors import FeedExists, InvalidFeed
+from datalake_assets.config import Feed, FeedKind, parse_feed
+from datalake_assets.errors import ConfigError, FeedExists, InvalidFeed
 from datalake_assets.sources.base import SourceObject
 
 __all__ = ["add_described", "add_discovered", "add_document", "describe", "feed_name", "refuse"]
@@ -36,7 +36,10 @@ def refuse(options: Mapping[str, Any], mode: str, *, from_ksqldb: bool = False) 
 
 def add_document(session: Session, document: bytes, *, file: str) -> Feed:
     """Adds the feed of a JSON document."""
-    return session.registry.add(parse_feed(document, name=file))
+    feed = parse_feed(document, name=file)
+    if feed.kind is FeedKind.FOLDER:
+        raise ConfigError(f"a folder is not added but adopted: 'datalake adopt {feed.source.where} --name {feed.name}'")
+    return session.registry.add(feed)
 
 
 def add_described(session: Session, options: Mapping[str, Any]) -> Feed:

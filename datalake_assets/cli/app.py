@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from datalake_assets.cli.adopt import adopt
 from datalake_assets.cli.compact import compact
 from datalake_assets.cli.demo import demo
 from datalake_assets.cli.export import export
@@ -89,7 +90,7 @@ def app(ctx: click.Context, *, traceback: bool, verbose: bool) -> None:
 
 
 app.params.append(lake_option())
-for command in (demo, feeds, export, compact, report, sql, verify, repair, serve):
+for command in (demo, feeds, export, adopt, compact, report, sql, verify, repair, serve):
     app.add_command(command)
 
 

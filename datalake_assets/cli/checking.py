@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datalake_assets.cli.session import Session
-from datalake_assets.config import Feed
+from datalake_assets.config import Feed, FeedKind
 from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.lake.owners import check_ownership
+from datalake_assets.lake.store import Store
 from datalake_assets.sources.base import SourceSystem
 
 __all__ = ["CheckResult", "check_feeds"]
@@ -37,14 +39,24 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
         listing = session.registry.list()
         feeds = list(listing.feeds)
         results = [CheckResult(problem.file, problem.reason) for problem in listing.problems]
-    if not feeds:
+    results += [_check_folder(session.store, feed) for feed in feeds if feed.kind is FeedKind.FOLDER]
+    exported = [feed for feed in feeds if feed.kind is not FeedKind.FOLDER]
+    if not exported:
         return results
     try:
         with session.source() as source:
-            results += [_check(source, feed) for feed in feeds]
+            results += [_check(source, feed) for feed in exported]
     except ConfigError as error:
-        results += [CheckResult(feed.name, str(error)) for feed in feeds]
+        results += [CheckResult(feed.name, str(error)) for feed in exported]
     return results
+
+
+def _check_folder(store: Store, feed: Feed) -> CheckResult:
+    try:
+        check_ownership(store, feed)
+    except DatalakeError as error:
+        return CheckResult(feed.name, str(error))
+    return CheckResult(feed.name)
 
 
 def _check(source: SourceSystem, feed: Feed) -> CheckResult:

@@ -64,9 +64,12 @@ def compact(
         raise click.UsageError("give --partition or --range, not both")
     from datalake_assets.cli import compacting, planning  # noqa: PLC0415  not needed for --help
     from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  likewise
+    from datalake_assets.lake.tables import look_again, open_table  # noqa: PLC0415  likewise
 
     request = request_of(session.settings, force=force, target_file_size_mb=target_file_size_mb, max_files=max_files)
     feed = session.registry.get(name)
+    if not dry_run:
+        look_again(open_table(session.store, feed))
     keys = compacting.chosen_partitions(session, feed, partitions, between)
     run = planning.show_plans if dry_run else compacting.compact_feed
     if not run(session, feed, keys, request, as_json=as_json, verbose=verbose or session.verbose):

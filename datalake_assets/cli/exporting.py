@@ -12,11 +12,12 @@ from datalake_assets.cli.home import prepare_home
 from datalake_assets.cli.progress import ExportProgress
 from datalake_assets.cli.session import Session
 from datalake_assets.cli.show import as_table, bytes_text, print_json, say, warn
-from datalake_assets.config import Feed
+from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, parse_path, version_number, window_of
 from datalake_assets.demo.embedded import ksqldb_url
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
 from datalake_assets.lake.base import Progress
+from datalake_assets.lake.folder_table import refuse_export
 from datalake_assets.lake.registry import RegistryListing
 from datalake_assets.lake.store import Store
 
@@ -117,12 +118,15 @@ class Outcome:
 
 
 def all_feeds(session: Session) -> RegistryListing:
-    """Every active feed, streams first; files that are none are told on stderr.
+    """Every active feed that is exported, streams first; files that are none are told on stderr.
 
     Raises:
         ConfigError: There are no feeds.
     """
-    feeds, problems = session.feeds()
+    listed, problems = session.feeds()
+    feeds = tuple(feed for feed in listed if feed.kind is not FeedKind.FOLDER)
+    if listed and not feeds and not problems:
+        raise ConfigError(f"{session.store.uri} has only folders that others write: nothing is exported to them")
     if not feeds and not problems:
         raise ConfigError(
             f"{session.store.uri} has no feeds; add some with 'datalake feeds add', or see 'datalake demo'"
@@ -138,6 +142,8 @@ def one_feed(session: Session, *, stream: str | None, table: str | None) -> Regi
     """
     name = stream or table or ""
     feed = session.registry.get(name)
+    if feed.kind is FeedKind.FOLDER:
+        raise refuse_export(feed)
     wanted = "table" if stream is None else "stream"
     if feed.kind != wanted:
         raise ConfigError(f"feed {name!r} is a {feed.kind}; export it with --{feed.kind} {name}")

@@ -48,6 +48,8 @@ def verify(session: Session, *, name: str | None, deep: bool, as_json: bool) -> 
 def repair(session: Session, *, name: str | None, as_json: bool) -> None:
     """Finish or undo interrupted commits, sweep leftovers, free stuck pool slots.
 
+    Of folders that others write, also take over what they changed.
+
     Exits with 1 if something must wait, because another writer may still be at it.
     """
     from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
@@ -58,6 +60,8 @@ def repair(session: Session, *, name: str | None, as_json: bool) -> None:
     for feed in feeds:
         result = open_table(session.store, feed).repair()
         counts = {"finished": result.finished, "undone": result.undone, "swept": result.swept}
+        if feed.kind == "folder":
+            counts["reconciled"] = result.reconciled
         done.append({"feed": feed.name, **counts, "waiting": list(result.waiting)})
         for line in result.waiting:
             warn(f"waiting: {line}")
@@ -69,7 +73,11 @@ def repair(session: Session, *, name: str | None, as_json: bool) -> None:
     else:
         for run in runs:
             say(f"run {run}: its process is gone; marked as failed")
-        if not (waiting or runs or any(each[what] for each in done for what in ("finished", "undone", "swept"))):
+        if not (
+            waiting
+            or runs
+            or any(each.get(what) for each in done for what in ("finished", "undone", "swept", "reconciled"))
+        ):
             say(f"{len(feeds)} feeds, nothing to repair")
     if waiting:
         raise click.exceptions.Exit(1)

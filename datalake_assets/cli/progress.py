@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-__all__ = ["CompactProgress", "ExportProgress"]
+__all__ = ["AdoptProgress", "CompactProgress", "ExportProgress"]
 
 
 class _CommandProgress:
@@ -65,6 +65,14 @@ class ExportProgress(_CommandProgress):
             self._show(feed, "failed" if failed else f"{rows:+,} rows", done=1, total=1)
         elif not self._quiet and not failed:
             say(f"{feed}: {rows:+,} rows in {seconds:.1f} s")
+
+
+class AdoptProgress(_CommandProgress):
+    """Tells how far the first look at a folder is."""
+
+    def advance(self, read: int, total: int) -> None:
+        """So many footers have been read, of so many."""
+        self._show("footers", f"{read:,} of {total:,}", done=read, total=total)
 
 
 class CompactProgress(_CommandProgress):

@@ -20,7 +20,7 @@ class ExportAllConfig(ExportConfig):
     """What to export.
 
     Attributes:
-        feeds: Names of feeds; none means all active ones.
+        feeds: Names of feeds; none means all active ones that are exported.
     """
 
     feeds: list[str] = []  # noqa: RUF012  pydantic copies defaults
@@ -49,7 +49,7 @@ def export_feeds(
 ) -> list[ExportResult]:
     """Exports feeds one after another; one that fails doesn't stop the rest."""
     chosen = ExportConfig(allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
-    names = config.feeds or list(runner.feeds)
+    names = config.feeds or list(runner.exported)
     return [runner.export(instance, name, config=chosen, tags={PARENT_TAG: parent}) for name in names]
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "compaction_metadata",
     "data_version",
     "feed_metadata",
+    "folder_metadata",
     "partition_metadata",
     "readable_size",
     "versions_name",
@@ -97,6 +98,11 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
         "datalake/compaction_time_ms": dg.MetadataValue.int(report.compaction_time_ms),
         "datalake/kernel": dg.MetadataValue.text(report.kernel or "none"),
     }
+
+
+def folder_metadata(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
+    """What a partition of others amounts to, for its observation."""
+    return _partition_now(feed, report, lake_uri=lake_uri)
 
 
 def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.config import Feed, Settings
+from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.defs.assets import IO_MANAGER_KEY, ExportConfig, feed_asset
 from datalake_assets.defs.dead_runs import repair_runs
+from datalake_assets.defs.folders import folder_asset
 from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.io_managers import ParquetLakeIOManager
 from datalake_assets.defs.landing import progress_told_to
@@ -95,10 +96,19 @@ class FeedRunner:
         """Assets, checks and resources; no schedules and no sensors."""
         with known_dagster_warnings_ignored():
             return dg.Definitions(
-                assets=[feed_asset(feed, lake_uri=self.lake.uri) for feed in self.feeds.values()],
+                assets=[self._asset(feed) for feed in self.feeds.values()],
                 resources={**self._resources, IO_MANAGER_KEY: ParquetLakeIOManager(lake=self._resources["lake"])},
                 executor=dg.in_process_executor,
             )
+
+    def _asset(self, feed: Feed) -> dg.AssetsDefinition:
+        make = folder_asset if feed.kind is FeedKind.FOLDER else feed_asset
+        return make(feed, lake_uri=self.lake.uri)
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """Names of the feeds that are exported; folders that others write are not."""
+        return tuple(name for name, feed in self.feeds.items() if feed.kind is not FeedKind.FOLDER)
 
     def plan(self, instance: dg.DagsterInstance, name: str, partitions: Sequence[str] | None = None) -> tuple[str, ...]:
         """The partitions that a run of a feed is about, known to Dagster; None catches up, or allocates a version.

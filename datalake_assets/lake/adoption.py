@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from datalake_assets.config import Feed, FeedKind, parse_feed
 from datalake_assets.errors import ConfigError, FeedExists, FeedNotFound
@@ -135,6 +136,8 @@ def _check_folder(folder: FeedFolder, address: FolderAddress) -> None:
     store = folder.data_store
     if store.head(folder.data_root) is not None:
         raise ConfigError(f"{address.uri} cannot be adopted: it is a file; give the folder that it lies in")
+    if "://" not in address.uri and not Path(address.uri).is_dir():
+        raise ConfigError(f"{address.uri} cannot be adopted: there is no such folder")
     listing = list_folder(folder)
     if not listing.partitions:
         raise ConfigError(f"{address.uri} cannot be adopted: there are no Parquet files in it")

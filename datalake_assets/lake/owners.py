@@ -73,17 +73,23 @@ def take_ownership(lake: Store, feed: Feed) -> bool:
     address = address_of(feed)
     store = folder_store(lake, address.root)
     mine = {"format": _FORMAT, "lake_id": lake_id(lake), "lake": lake.uri, "feed": feed.name}
+    _check(_owner(store, address), mine, address)
+    _check_around(lake, address, mine)  # before anything is written, which might be into another's folder
     created = _create(store, address, mine)
     _check(_owner(store, address), mine, address)
     try:
-        # only now: of two who take overlapping folders at once, at least one sees the other
-        for other, owner in _around(lake, address):
-            _check(owner, {**mine, "feed": None}, other)
+        # and once more: of two who take overlapping folders at once, at least one sees the other
+        _check_around(lake, address, mine)
     except FolderTaken:
         if created:
             store.delete([marker_key(address.name)])
         raise
     return created
+
+
+def _check_around(lake: Store, address: FolderAddress, mine: Mapping[str, Any]) -> None:
+    for other, owner in _around(lake, address):
+        _check(owner, {**mine, "feed": None}, other)
 
 
 def _create(store: Store, address: FolderAddress, mine: Mapping[str, Any]) -> bool:

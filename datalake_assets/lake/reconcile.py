@@ -45,6 +45,7 @@ class Reconciliation:
     Attributes:
         partitions: What each partition amounts to now, by key.
         changed: Keys of the partitions whose manifests changed.
+        versions: By key, a text that changes when others change a partition, and not when its files are merged.
         added: Files that joined.
         rewritten: Files that are others than before under their name.
         removed: Files that left.
@@ -59,6 +60,7 @@ class Reconciliation:
 
     partitions: dict[str, PartitionReport] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     added: int = 0
     rewritten: int = 0
     removed: int = 0
@@ -120,6 +122,8 @@ class _Reconciler:
             if not lost:
                 break
             lost = self._round(lost)
+        done.partitions = dict(sorted(done.partitions.items()))
+        done.changed.sort()
         done.waiting += [f"{key}: other processes keep changing it" for key in sorted(lost)]
         if done.changed:
             reports = [done.partitions[key] for key in done.changed]
@@ -214,6 +218,8 @@ class _Reconciler:
             manifest = after
         if manifest.generation:
             self._done.partitions[key] = self._folder.report(key, manifest)
+            theirs = [commit.commit_id for commit in manifest.history if commit.kind == "reconcile"]
+            self._done.versions[key] = theirs[-1] if theirs else "unknown"
         self._done.left_out += [
             Problem(key, f"{self._folder.partition_path(key)}/{file.name}".lstrip("/"), file.left_out)
             for file in manifest.files

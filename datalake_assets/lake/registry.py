@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
-from datalake_assets.config import NAME_PATTERN, Feed, parse_feed
+from datalake_assets.config import NAME_PATTERN, Feed, FeedKind, parse_feed
 from datalake_assets.errors import (
     AmbiguousWrite,
     FeedExists,
@@ -26,6 +26,7 @@ from datalake_assets.errors import (
     ObjectNotFound,
     PreconditionFailed,
 )
+from datalake_assets.lake.owners import release_ownership, take_ownership
 from datalake_assets.lake.store import ObjectInfo, Store
 
 __all__ = ["FEEDS_PREFIX", "FeedProblem", "FeedRegistry", "RegistryListing", "feed_key"]
@@ -149,10 +150,16 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, "kind and partition_by are for life; archive the feed and add one under another name"
             )
+        if feed.kind is FeedKind.FOLDER and _adopted(feed) != _adopted(current.feed):
+            raise InvalidFeed(
+                feed.name, "uri and time_column of a folder are for life; archive the feed and adopt the other folder"
+            )
         return self._change(current, feed, enabled=True)
 
     def archive(self, name: str) -> Feed:
         """Takes a feed out of the graph and returns it as stored; its data stays. Finishes an interrupted archiving.
+
+        An adopted folder is given free for another lake.
 
         Raises:
             FeedNotFound: There is no such feed, or it is archived already.
@@ -163,14 +170,17 @@ class FeedRegistry:
             raise FeedNotFound(name, archived=current is not None)
         feed = self._change(current, current.feed, enabled=False) if current.feed.enabled else current.feed
         self._move(feed, to_key=feed_key(name, archived=True), from_key=current.key)
+        if feed.kind is FeedKind.FOLDER:
+            release_ownership(self._store, feed)
         return feed
 
     def restore(self, name: str) -> Feed:
-        """Brings an archived feed back and returns it as stored.
+        """Brings an archived feed back and returns it as stored; an adopted folder is taken again.
 
         Raises:
             FeedNotFound: There is no such feed.
             FeedExists: It is active.
+            FolderTaken: The folder is another's by now.
             PreconditionFailed: Somebody else changed the feed meanwhile.
         """
         current = self._newest(name)
@@ -179,6 +189,8 @@ class FeedRegistry:
         if not current.archived:
             raise FeedExists(name)
         feed = current.feed.model_copy(update={"enabled": True, "revision": current.feed.revision + 1})
+        if feed.kind is FeedKind.FOLDER:
+            take_ownership(self._store, feed)
         self._move(feed, to_key=feed_key(name), from_key=feed_key(name, archived=True))
         return feed
 
@@ -280,6 +292,10 @@ class FeedRegistry:
             return self._store.get(key)[0] == body
         except ObjectNotFound:
             return False
+
+
+def _adopted(feed: Feed) -> tuple[str, str | None]:
+    return (feed.source.where, feed.time_column)
 
 
 def _winner(one: _Copy, other: _Copy) -> _Copy:

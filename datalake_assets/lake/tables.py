@@ -8,9 +8,15 @@ from datalake_assets.lake.folder_table import FolderTable
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import Store
 
-__all__ = ["open_table"]
+__all__ = ["look_again", "open_table"]
 
 
 def open_table(store: Store, feed: Feed) -> LakeTable:
     """The feed's data in the lake; talks to nobody yet."""
     return FolderTable(store, feed) if feed.kind is FeedKind.FOLDER else HiveTable(store, feed)
+
+
+def look_again(table: LakeTable) -> None:
+    """Takes over what others changed in an adopted folder; there is nothing to do for other feeds."""
+    if isinstance(table, FolderTable):
+        table.reconcile()

@@ -91,7 +91,7 @@ def read_foreign_footer(tail: bytes, size_bytes: int, *, time_column: str | None
             raise UnreadableFile(where, "it is encrypted")
         schema = file.schema_arrow.remove_metadata()
         times = _times(file, schema, time_column) if time_column in schema.names else (None, None)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
     return ForeignFooter(file.metadata.num_rows, schema, *times)
 
@@ -145,7 +145,10 @@ def _times(file: pq.ParquetFile, schema: pa.Schema, name: str | None) -> _Times:
             continue
         if statistics is None or not statistics.has_min_max:
             return None, None
-        found += [_moment(statistics.min), _moment(statistics.max)]
+        try:
+            found += [_moment(statistics.min), _moment(statistics.max)]
+        except OverflowError:  # Parquet's years go beyond 9999
+            return None, None
     known = [moment for moment in found if moment is not None]
     return (min(known), max(known)) if known and len(known) == len(found) else (None, None)
 

@@ -1,0 +1,116 @@
+"""``datalake adopt``: takes over a folder of Parquet files that others write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datalake_assets.cli.progress import AdoptProgress
+from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.cli.show import as_table, bytes_text, one_line, print_json, say, warn
+
+if TYPE_CHECKING:
+    from datalake_assets.lake.adoption import Adoption
+    from datalake_assets.lake.foreign import Problem
+
+__all__ = ["adopt"]
+
+#: More lines of one kind than anybody reads.
+_NAMES_SHOWN = 20
+
+
+@click.command(cls=LakeCommand)
+@click.argument("uri")
+@click.option("--name", required=True, metavar="NAME", help="Name in the lake: [a-z][a-z0-9_]*.")
+@click.option("--time-column", metavar="COL", help="Column of timestamps or dates that rows are ordered by.")
+@json_option
+@pass_session
+def adopt(session: Session, *, uri: str, name: str, time_column: str | None, as_json: bool) -> None:
+    """Take over the folder URI of Parquet files that others write, as feed NAME.
+
+    The files stay where they are and as they are: only their footers are read, and a marker is put beside the folder
+    so that no other lake compacts it too. Afterwards it can be queried, verified and compacted like any feed. Adopting
+    a folder again takes in what others wrote since.
+
+    \b
+    datalake adopt /data/clicks --name clicks --time-column ts
+    datalake adopt s3://bucket/raw/clicks --name clicks
+    """  # noqa: D301  click reads the \b: keep these lines
+    from datalake_assets.lake.adoption import adopt as adopt_folder  # noqa: PLC0415  not needed for --help
+
+    with AdoptProgress(quiet=as_json) as progress:
+        adoption = adopt_folder(session.store, uri, name, time_column=time_column, on_progress=progress.advance)
+    for line in adoption.found.waiting:
+        warn(f"waiting: {line}")
+    if as_json:
+        print_json(_document(adoption))
+    else:
+        _print(adoption)
+    if adoption.found.waiting:
+        raise click.exceptions.Exit(1)
+
+
+def _document(adoption: Adoption) -> dict[str, Any]:
+    found = adoption.found
+    return {
+        "feed": adoption.feed.name,
+        "uri": adoption.feed.source.where,
+        "adopted": adoption.is_new,
+        **_totals(adoption),
+        "added": found.added,
+        "rewritten": found.rewritten,
+        "removed": found.removed,
+        "damaged": [{"name": each.name, "reason": each.reason} for each in _by_name(found.problems)],
+        "left_out": [{"name": each.name, "reason": each.reason} for each in _by_name(found.left_out)],
+        "other_files": found.others,
+        "footers_read": found.footers_read,
+        "seconds": round(found.footers_s, 3),
+        "waiting": list(found.waiting),
+    }
+
+
+def _totals(adoption: Adoption) -> dict[str, int]:
+    reports = [report for report in adoption.found.partitions.values() if report.files]
+    return {
+        "partitions": len(reports),
+        "files": sum(report.files for report in reports),
+        "rows": sum(report.rows for report in reports),
+        "size_bytes": sum(report.size_bytes for report in reports),
+        "small_files": sum(report.small_files for report in reports),
+    }
+
+
+def _print(adoption: Adoption) -> None:
+    feed, found, totals = adoption.feed, adoption.found, _totals(adoption)
+    say(f"{'adopted' if adoption.is_new else 'looked again at'} {feed.source.where} as {feed.path}")
+    if not adoption.is_new:
+        say(f"files that joined: {found.added:,}, were rewritten: {found.rewritten:,}, left: {found.removed:,}")
+    if found.footers_read:
+        rate = found.footers_read / max(found.footers_s, 0.001)
+        say(f"footers read: {found.footers_read:,} in {found.footers_s:.1f} s ({rate:,.0f} a second)")
+    say()
+    shown = (feed.path, totals["partitions"], f"{totals['rows']:,}", totals["files"], totals["small_files"])
+    columns = ("feed", "folders", "rows", "files", "small", "size")
+    say(as_table(columns, [(*shown, bytes_text(totals["size_bytes"]))]))
+    _print_names("files that cannot be read, and stay where they are", found.problems)
+    _print_names("files that do not fit the others, and are left out of queries and compaction", found.left_out)
+    if found.others:
+        say(f"\nother files, left alone (hidden ones, markers, other formats): {found.others:,}")
+    say("\nnext:")
+    say(f"  datalake compact {feed.name} --dry-run")
+    say(f"  datalake verify {feed.name}")
+
+
+def _print_names(what: str, problems: list[Problem]) -> None:
+    if not problems:
+        return
+    say(f"\n{what}: {len(problems):,}")
+    for each in _by_name(problems)[:_NAMES_SHOWN]:
+        say(f"  {one_line(each.name)}: {each.reason}")
+    if len(problems) > _NAMES_SHOWN:
+        say(f"  and {len(problems) - _NAMES_SHOWN:,} more; --json lists them all")
+
+
+def _by_name(problems: list[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda each: each.name)
