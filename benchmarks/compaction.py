@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--gigabytes", type=float, default=10, help="input of the large part (default: %(default)s)")
     parser.add_argument("--latency-ms", type=int, nargs="+", default=[0, 15], help="of S3 (default: 0 15)")
     parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON, help="the interpreter that has the peers")
-    parser.add_argument("--without-ours", action="store_true", help="the peers alone")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="these alone, such as ours 'Polars sink'")
     chosen = parser.parse_args(arguments)
     parts = chosen.only or [part for part in PARTS if part != "large" or chosen.large]
     print_setting(chosen.peers_python)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in parts:
         if name in WORKLOADS:
             who = contenders(WORKLOADS[name], python=chosen.peers_python)
-            judged += rewrites(WORKLOADS[name], _picked(who, ours=not chosen.without_ours), rounds=chosen.rounds)
+            judged += rewrites(WORKLOADS[name], _picked(who, chosen.contenders), rounds=chosen.rounds)
     if "s3" in parts:
         judged += compaction_s3.run(chosen.latency_ms, rounds=chosen.rounds)
     if "large" in parts:
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str]) -> None:
     print_targets(judged)
 
 
-def _picked(who: Sequence[Contender], *, ours: bool) -> list[Contender]:
-    return [contender for contender in who if ours or contender.settings is None]
+def _picked(who: Sequence[Contender], names: Sequence[str] | None) -> list[Contender]:
+    return [contender for contender in who if names is None or contender.name in names]
 
 
 def rewrites(workload: Workload, who: Sequence[Contender], *, rounds: int) -> list[Target]:
