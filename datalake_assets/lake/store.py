@@ -6,6 +6,7 @@ Everything above this module is written against `Store`, so that a commit is the
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -285,12 +286,14 @@ class RequestCounts(Mapping[RequestClass, int]):
         return f"{type(self).__name__}({dict(self)})"
 
 
+# DeleteObjects carries keys in XML, which has no way to write control characters
+_NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\]")
+
+
 def check_key(key: str) -> str:
     """The key itself, if it can name an object on every store; otherwise raises `ConfigError`."""
     segments = key.split("/")
-    # DeleteObjects carries keys in XML, which has no way to write control characters
-    printable = all(" " <= letter != "\x7f" and not "\ud800" <= letter <= "\udfff" for letter in key)
-    if not printable or "\\" in key or any(segment in {"", ".", ".."} for segment in segments):
+    if _NOT_IN_KEYS.search(key) or any(segment in {"", ".", ".."} for segment in segments):
         raise ConfigError(f"{key!r} cannot be a key: relative, '/' between names, no '.', '..' or empty name")
     if is_reserved(key):
         raise ConfigError(f"{key!r} cannot be a key: {STAGING!r} is reserved")
