@@ -245,9 +245,11 @@ class PartitionLog:
         if decision is Decision.WAIT:
             raise TransientStoreError(self.data_folder, "a file of a prepared commit could not be published yet")
         if decision is Decision.BACK:
-            logger.warning("commit %s of %s is undone: a staged file is gone", pending.commit_id, self.data_folder)
             self._abort(pending)
-            return self._swap(loaded, loaded.manifest.rolled_back())
+            undone = self._swap(loaded, loaded.manifest.rolled_back())
+            # not before: to a process that overslept, files that were committed and merged since look lost
+            logger.warning("commit %s of %s was undone: a staged file is gone", pending.commit_id, self.data_folder)
+            return undone
         self._data.sync(self.key_of(publish.file.name) for publish in pending.publish)
         published = [file for _, file in results]
         return self._swap(loaded, loaded.manifest.committed(published, at=self._store.now(), guarded=self._guarded))
