@@ -158,6 +158,8 @@ def compact(
         os.write(answers, f"{json.dumps(line)}\n".encode())
         if not stop or Path(stop).exists():
             return
+        if not report.files_compacted:
+            time.sleep(0.02)  # until there is more
 
 
 TASKS = {task.__name__: task for task in (export, append, compact)}

@@ -27,8 +27,8 @@ from datalake_assets_tests.crash.small_files import APPENDED, Partition, require
 
 __all__ = ["Reading"]
 
-#: Reads of one lake; then there is a new one, compacted in another way.
-LIFE = 250
+#: Reads of one lake, and its appends, at most; then there is a new one, compacted in another way.
+LIFE, APPENDS = 250, 100
 
 
 class Reading:
@@ -56,8 +56,10 @@ class Reading:
 
     def read(self, reads: int, *, life: int = LIFE) -> None:
         """That many reads."""
-        for first in range(0, reads, life):
-            self._live(WAYS[self._number % len(WAYS)], min(life, reads - first))
+        enough = self.happened["reads"] + reads
+        while left := enough - self.happened["reads"]:
+            self._live(WAYS[self._number % len(WAYS)], min(life, left))
+            print(f"{self._number}: {self.happened['reads']:,} reads", flush=True)
 
     def _live(self, way: Way, reads: int) -> None:
         self._number += 1
@@ -70,6 +72,8 @@ class Reading:
                 self._read(lake.partition, slow=self._rng.random() < 0.25)
                 if number % 25 == 0:
                     lake.check()
+                if lake.acknowledged() >= APPENDS * APPENDED:
+                    break
         finally:
             lake.stop()
             codes = [process.end() for process in processes]
