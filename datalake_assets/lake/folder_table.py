@@ -111,9 +111,13 @@ def check_staging(folder: FeedFolder, key: str) -> None:
     here, root = Path(store.path(folder.data_folder(key))), Path(store.path(""))
     if "://" in store.uri or not here.is_dir():
         return
-    if here.stat().st_dev != root.stat().st_dev:
+    if _device(here) != _device(root):
         reason = f"it is on another device than {root}, where files are staged"
         raise LakeUnavailable(str(here), reason, cure="adopt a folder below the mount point instead")
+
+
+def _device(path: Path) -> int:
+    return path.stat().st_dev
 
 
 def _verify(folder: FeedFolder, *, deep: bool) -> Iterator[Difference]:
