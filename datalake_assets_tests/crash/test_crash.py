@@ -58,7 +58,7 @@ def test_killed_command_loses_and_doubles_nothing(tmp_path: Path) -> None:
 def test_killed_compaction_loses_and_doubles_nothing_on_disk(tmp_path: Path, forker: Forker) -> None:
     with contextlib.closing(CompactRounds(str(tmp_path), forker, seed=4, ways=WAYS[1:3])) as rounds:
         rounds.prepare()
-        for _ in range(4):
+        for _ in range(3):
             rounds.round()
     assert rounds.hits
 

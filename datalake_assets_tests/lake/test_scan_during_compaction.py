@@ -32,8 +32,8 @@ def forker() -> Iterator[Forker]:
 @pytest.mark.slow
 def test_scan_is_exact_during_compaction_on_disk(tmp_path: Path, forker: Forker) -> None:
     with contextlib.closing(Reading(str(tmp_path), forker, seed=1)) as reading:
-        reading.read(150, life=75)
-    assert reading.happened["reads"] == 150
+        reading.read(100, life=50)
+    assert reading.happened["reads"] == 100
     assert reading.happened["compactions"]
 
 
