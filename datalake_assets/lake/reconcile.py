@@ -124,6 +124,8 @@ class _Reconciler:
             lost = self._round(lost)
         done.partitions = dict(sorted(done.partitions.items()))
         done.changed.sort()
+        # a partition that was looked at twice told of its files twice
+        done.problems, done.left_out = list(dict.fromkeys(done.problems)), list(dict.fromkeys(done.left_out))
         done.waiting += [f"{key}: other processes keep changing it" for key in sorted(lost)]
         if done.changed:
             reports = [done.partitions[key] for key in done.changed]

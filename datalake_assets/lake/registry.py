@@ -12,6 +12,7 @@ other one: whoever merely finds both leaves both, for the delete of the process 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from datalake_assets.errors import (
     FeedExists,
     FeedNotFound,
     InvalidFeed,
+    LakeError,
     ObjectNotFound,
     PreconditionFailed,
 )
@@ -30,6 +32,8 @@ from datalake_assets.lake.owners import release_ownership, take_ownership
 from datalake_assets.lake.store import ObjectInfo, Store
 
 __all__ = ["FEEDS_PREFIX", "FeedProblem", "FeedRegistry", "RegistryListing", "feed_key"]
+
+logger = logging.getLogger(__name__)
 
 FEEDS_PREFIX = "feeds"
 _ACTIVE, _ARCHIVED = f"{FEEDS_PREFIX}/active/", f"{FEEDS_PREFIX}/archived/"
@@ -171,7 +175,7 @@ class FeedRegistry:
         feed = self._change(current, current.feed, enabled=False) if current.feed.enabled else current.feed
         self._move(feed, to_key=feed_key(name, archived=True), from_key=current.key)
         if feed.kind is FeedKind.FOLDER:
-            release_ownership(self._store, feed)
+            _give_free(self._store, feed)
         return feed
 
     def restore(self, name: str) -> Feed:
@@ -292,6 +296,14 @@ class FeedRegistry:
             return self._store.get(key)[0] == body
         except ObjectNotFound:
             return False
+
+
+def _give_free(store: Store, feed: Feed) -> None:
+    """The feed is archived, whatever became of its folder."""
+    try:
+        release_ownership(store, feed)
+    except LakeError as error:
+        logger.warning("the owner's marker of %s stays: %s", feed.source.where, error)
 
 
 def _adopted(feed: Feed) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -366,6 +367,20 @@ def test_archiving_gives_the_folder_free_and_restoring_takes_it_again(store, oth
     FeedRegistry(other_lake).archive("mine")
     assert FeedRegistry(store).restore("clicks").enabled
     assert adopt(store, folder.uri, "clicks").is_new is False
+
+
+def test_feed_whose_folder_is_gone_can_be_archived(local_store, tmp_path, caplog):
+    parent = tmp_path / "raw"
+    (parent / "clicks").mkdir(parents=True)
+    folder = ForeignFolder(open_store(str(parent)), "clicks")
+    folder.write("a.parquet", [1])
+    adopt(local_store, folder.uri, "clicks")
+    shutil.rmtree(parent)
+
+    assert FeedRegistry(local_store).archive("clicks").enabled is False
+    assert [each.getMessage().partition(" stays: ")[0] for each in caplog.records] == [
+        f"the owner's marker of {folder.uri}"
+    ]
 
 
 def test_of_two_lakes_at_once_one_gets_the_folder(store, other_lake, folder):
