@@ -67,7 +67,9 @@ def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:
 def _leaves(path: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
     """The primitive columns below a column, with their Parquet paths (Parquet LogicalTypes, "Nested Types")."""
     kind = array.type
-    if pa.types.is_struct(kind):
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _leaves(path, array.storage)
+    elif pa.types.is_struct(kind):
         for index, field in enumerate(kind):
             yield from _leaves(f"{path}.{field.name}", array.field(index))
     elif pa.types.is_map(kind):
@@ -84,7 +86,10 @@ def _has_few_values(leaf: pa.Array) -> bool:
     uncounted = (pa.types.is_boolean, pa.types.is_null, pa.types.is_dictionary, pa.types.is_string_view)
     if not len(leaf) or any(is_uncounted(leaf.type) for is_uncounted in uncounted):
         return False
-    return bool(pc.count_distinct(leaf, mode="all").as_py() < len(leaf) * DISTINCT_SHARE)
+    try:
+        return bool(pc.count_distinct(leaf, mode="all").as_py() < len(leaf) * DISTINCT_SHARE)
+    except pa.ArrowNotImplementedError:
+        return False
 
 
 def _compact_encoding(kind: pa.DataType) -> str | None:

@@ -48,12 +48,16 @@ def _mix(values: Hashes) -> Hashes:
 
 def _hashes(array: pa.Array) -> Hashes:
     kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _hashes(array.storage)
     if pa.types.is_dictionary(kind):
         return _hashes(array.dictionary_decode())
     if pa.types.is_struct(kind):
         hashes = _struct(array)
     elif pa.types.is_map(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         hashes = _list(array)
+    elif pa.types.is_fixed_size_list(kind):
+        hashes = _fixed_list(array)
     elif (
         pa.types.is_string(kind)
         or pa.types.is_binary(kind)
@@ -124,6 +128,12 @@ def _list(array: pa.Array) -> Hashes:
     else:
         values = _hashes(array.values)
     return _mix(_polynomial(_mix(values), offsets))
+
+
+def _fixed_list(array: pa.Array) -> Hashes:
+    size = array.type.list_size
+    values = array.values.slice(array.offset * size, len(array) * size)
+    return _mix(_polynomial(_mix(_hashes(values)), np.arange(len(array) + 1, dtype=np.int64) * size))
 
 
 def _struct(array: pa.Array) -> Hashes:

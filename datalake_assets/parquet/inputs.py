@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.types as pt
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.checksum import checksum_like
@@ -28,6 +27,8 @@ BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 1 << 16
 #: Decoded bytes up to which a row group is read at once, which is faster than batch by batch.
 WHOLE_BYTES = 32 << 20
+#: Of a file: the length of its footer, and the magic.
+TAIL_BYTES = 8
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -70,6 +71,10 @@ class OpenInput:
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             self.parquet = pq.ParquetFile(self._native, pre_buffer=True, arrow_extensions_enabled=True)
+            # a signature follows the footer of a file with encrypted columns; Arrow aborts when it looks at those
+            tail = self._native.read_at(TAIL_BYTES, file.size_bytes - TAIL_BYTES)
+            if int.from_bytes(tail[:4], "little") != self.parquet.metadata.serialized_size:
+                raise UnreadableFile(file.name, "it is encrypted")
             self.schema: pa.Schema = self.parquet.schema_arrow
         if self.parquet.metadata.num_rows != file.rows:
             raise UnreadableFile(file.name, f"{self.parquet.metadata.num_rows} rows, {file.rows} were expected")
@@ -165,19 +170,9 @@ class OpenInput:
         self._proven = True
 
     @property
-    def has_int96(self) -> bool:
-        """Whether its timestamps are of Parquet's old 96-bit kind.
-
-        Raises:
-            UnreadableFile: Some are and some are not: encoded again, one kind would become the other.
-        """
-        if not any(_may_be_int96(field.type) for field in self.schema):
-            return False
-        columns = [self.parquet.schema.column(index) for index in range(len(self.parquet.schema))]
-        old = [column.physical_type == "INT96" for column in columns]
-        if any(old) and any(column.logical_type.type == "TIMESTAMP" for column in columns):
-            raise UnreadableFile(self.file.name, "has 96-bit timestamps beside others, which cannot be encoded again")
-        return any(old)
+    def key_values(self) -> dict[bytes, bytes]:
+        """The key-value metadata of its footer, without Arrow's schema."""
+        return {key: value for key, value in (self.parquet.metadata.metadata or {}).items() if key != b"ARROW:schema"}
 
     def bloom_columns(self) -> frozenset[str]:
         """Paths of the columns that have bloom filters."""
@@ -194,12 +189,6 @@ class OpenInput:
 
 def _encoded_bytes(group: Any) -> int:
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
-
-
-def _may_be_int96(kind: pa.DataType) -> bool:
-    if pt.is_timestamp(kind):
-        return bool(kind.unit == "ns" and kind.tz is None)
-    return any(_may_be_int96(kind.field(index).type) for index in range(kind.num_fields))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from datalake_assets.parquet.outputs import Opener, Outputs
 from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat
 from datalake_assets.parquet.shape import AnotherShape, Shape, inspect, lost_type, shape_of, template
 from datalake_assets.parquet.sorting import sorted_pieces
-from datalake_assets.parquet.unify import conform_table
+from datalake_assets.parquet.unify import DESCRIBES_SCHEMA, conform_table
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
 __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
@@ -119,7 +119,7 @@ def rewrite(
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="parquet-encoder") as pool:
         while len(left := [file for file in files if file.name not in rejected]) >= enough:
             try:
-                shape = shape or _shape_of_first(left)
+                shape = shape or _shape_of_first(left, copied=settings.kernel == "concat")
                 with _Pass(shape, settings, pool, opener, metadata=metadata, on_progress=on_progress) as attempt:
                     done = attempt.run(left, rejected)
                     if len(done.rewritten) >= enough:
@@ -136,9 +136,9 @@ def rewrite(
     return Rewritten(rejected=rejected)
 
 
-def _shape_of_first(files: Sequence[InputFile]) -> Shape:
+def _shape_of_first(files: Sequence[InputFile], *, copied: bool) -> Shape:
     with closing(OpenInput(files[0])) as source:
-        return shape_of(source)
+        return shape_of(source, copied=copied)
 
 
 class _Pass(Generic[FinishedT]):
@@ -156,7 +156,7 @@ class _Pass(Generic[FinishedT]):
     ) -> None:
         self._shape, self._settings, self._on_progress = shape, settings, on_progress
         self._where = opener.where
-        self._key_values = _texts(shape.schema)
+        self._key_values: dict[str, str] = {}
         self._time_column = _time_column(shape.schema, settings.time_column)
         self._encoder = Encoder(pool, _segment_format(shape, settings, self._time_column))
         self._outputs = Outputs(
@@ -170,8 +170,8 @@ class _Pass(Generic[FinishedT]):
         self._buffered_bytes = self._done_bytes = 0
         self._jobs: deque[Future[Segment]] = deque()
         self._counts: Counter[str] = Counter()
-        self._parquet_schemas: list[Any] = []  # that can be encoded again without loss
-        self._seen: Any = None  # Parquet schema of the input before, which fitted
+        self._losses: list[tuple[Any, str | None]] = []  # by Parquet schema: what encoding again would lose
+        self._noted: dict[bytes, bytes] | None = None  # key-values of the input before
         self._is_in = False  # whether rows of the present input are in the outputs already, or on their way
 
     def __enter__(self) -> Self:
@@ -232,40 +232,39 @@ class _Pass(Generic[FinishedT]):
             AnotherShape: They do not.
         """
         source = OpenInput(file)
-        if not self._shape.ours and not self._fits(source):
+        copied = self._settings.kernel == "concat"
+        if not self._shape.ours and not self._shape.fits(shape_of(source, copied=copied)):
             source.close()
             raise AnotherShape
         if self._settings.verify and file.checksum:
             source.prove()
-        if source.schema.metadata != self._shape.schema.metadata:
-            self._key_values |= _texts(source.schema)
+        if source.key_values != self._noted:
+            self._noted = source.key_values
+            self._key_values |= _texts(self._noted, ours=self._shape.ours)
         return source
 
-    def _fits(self, source: OpenInput) -> bool:
-        """Whether its rows need neither cast nor metadata of their own."""
-        if self._seen is None or not self._seen.equals(source.parquet.schema):
-            self._seen = source.parquet.schema
-            return self._shape.fits(shape_of(source))
-        return self._shape.fits(Shape(source.schema, self._shape.int96, source.bloom_columns()))
-
     def _take(self, source: OpenInput) -> None:
-        footer = source.footer() if self._may_copy(source) else None
+        lost = self._loss(source)
+        footer = source.footer() if self._may_copy(source, lost) else None
         if footer is not None and self._fits_as_it_is(footer):
             self._copy(source, footer)
         elif self._settings.kernel == "concat":
             raise UnreadableFile(
                 source.file.name, "its schema is another, and the kernel 'concat' copies row groups only"
             )
+        elif lost:
+            raise UnreadableFile(source.file.name, lost)
         else:
-            self._refuse_loss(source)
             for table in source.tables():
                 self._is_in = True
                 self._add(table)
 
-    def _may_copy(self, source: OpenInput) -> bool:
-        """Whether its row groups are worth keeping as they are."""
-        if self._settings.kernel != "auto" or not source.row_groups:
+    def _may_copy(self, source: OpenInput, lost: str | None) -> bool:
+        """Whether its row groups are worth keeping as they are, or can only be kept so."""
+        if self._settings.kernel != "auto":
             return self._settings.kernel == "concat"
+        if lost or not source.row_groups:
+            return bool(lost)
         as_large_as_ours = self._settings.parquet.row_group_bytes * AS_LARGE
         if source.mean_row_group_bytes < COPY_BYTES and source.mean_plain_row_group_bytes < as_large_as_ours:
             return False
@@ -302,14 +301,13 @@ class _Pass(Generic[FinishedT]):
         else:
             yield from ([index] for index in every)
 
-    def _refuse_loss(self, source: OpenInput) -> None:
+    def _loss(self, source: OpenInput) -> str | None:
         schema = source.parquet.schema
-        if any(schema.equals(known) for known in self._parquet_schemas):
-            return
-        lost = lost_type(source)
-        if lost:
-            raise UnreadableFile(source.file.name, lost)
-        self._parquet_schemas.append(schema)
+        for known, lost in self._losses:
+            if schema.equals(known):
+                return lost
+        self._losses.append((schema, lost_type(source)))
+        return self._losses[-1][1]
 
     def _add(self, table: pa.Table) -> None:
         limit, total = self._settings.parquet.row_group_bytes, max(table.nbytes, 1)
@@ -348,7 +346,8 @@ class _Pass(Generic[FinishedT]):
         def tables() -> Iterator[pa.Table]:
             for file in files:
                 with closing(self._opened(file)) as source:
-                    self._refuse_loss(source)
+                    if lost := self._loss(source):
+                        raise UnreadableFile(source.file.name, lost)
                     for table in source.tables():
                         yield conform_table(table, self._shape.schema)
 
@@ -375,16 +374,17 @@ def _segment_format(shape: Shape, settings: RewriteSettings, time_column: str | 
         settings=settings.parquet,
         time_column=time_column,
         sorting=settings.sort_by,
-        int96=shape.int96,
         bloom_columns=shape.bloom_columns,
         verify=settings.verify,
     )
 
 
-def _texts(schema: pa.Schema) -> dict[str, str]:
-    """Key-values of a footer; those that are no text stay behind with their file."""
+def _texts(key_values: Mapping[bytes, bytes], *, ours: bool) -> dict[str, str]:
+    """Key-values of a footer; those that are no text, or describe a schema that is not theirs any more, stay behind."""
     found = {}
-    for key, value in (schema.metadata or {}).items():
+    for key, value in key_values.items():
+        if ours and key in DESCRIBES_SCHEMA:
+            continue
         try:
             found[key.decode()] = value.decode()
         except UnicodeDecodeError:

@@ -59,7 +59,6 @@ class SegmentFormat:
         settings: Codec and profile.
         time_column: Rows are sorted by it, unless they come sorted otherwise; None keeps their order.
         sorting: Columns that rows are sorted by already, noted in the footer.
-        int96: Timestamps are written as 96-bit ones, as they were.
         bloom_columns: Columns that get bloom filters.
         verify: Decode what was encoded and compare the values, not only their number.
     """
@@ -68,7 +67,6 @@ class SegmentFormat:
     settings: ParquetSettings
     time_column: str | None = None
     sorting: tuple[str, ...] = ()
-    int96: bool = False
     bloom_columns: frozenset[str] = frozenset()
     verify: bool = True
 
@@ -127,8 +125,6 @@ class Encoder:
             options["sorting_columns"] = pq.SortingColumn.from_ordering(
                 table.schema, [(name, "ascending") for name in self._form.sorting], null_placement="at_end"
             )
-        if self._form.int96:
-            options["use_deprecated_int96_timestamps"] = True
         writer = open_writer(sink, self._form.schema, self._form.settings, encodings, **options)
         writer.write_table(table, row_group_size=max(table.num_rows, 1))
         writer.close()

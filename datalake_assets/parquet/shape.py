@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,8 @@ __all__ = ["AnotherShape", "Shape", "inspect", "lost_type", "shape_of", "templat
 _KEPT = frozenset(
     "NONE STRING MAP LIST DECIMAL DATE TIME TIMESTAMP INT UNKNOWN NULL JSON UUID FLOAT16".split()  # noqa: SIM905  short
 )
+#: What the same is called in Arrow's rendering of a schema, where it stands at a group, or has no logical type at all.
+_LOST = re.compile(r"\((VARIANT|GEOMETRY|GEOGRAPHY|INTERVAL)\b|Time\(isAdjustedToUTC=true", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +31,19 @@ class Shape:
 
     Attributes:
         schema: Their Arrow schema; its metadata goes into the footer.
-        int96: Timestamps are Parquet's old 96-bit ones.
-        bloom_columns: Columns that have bloom filters.
+        bloom_columns: Columns that get bloom filters when they are encoded again.
         ours: Copied row groups must have the Parquet schema that Arrow writes for ``schema``; otherwise the first
             copied one's will do.
     """
 
     schema: pa.Schema
-    int96: bool = False
     bloom_columns: frozenset[str] = frozenset()
     ours: bool = False
 
     def fits(self, other: Shape) -> bool:
         """Whether rows of that shape need neither cast nor metadata of their own."""
-        return (
-            self.int96 == other.int96
-            and other.bloom_columns <= self.bloom_columns
-            and self.schema.remove_metadata().equals(other.schema.remove_metadata(), check_metadata=True)
+        return other.bloom_columns <= self.bloom_columns and bool(
+            self.schema.remove_metadata().equals(other.schema.remove_metadata(), check_metadata=True)
         )
 
 
@@ -52,23 +51,21 @@ class AnotherShape(Exception):
     """An input has another shape than the first: look at all before going on."""
 
 
-def shape_of(source: OpenInput) -> Shape:
-    """The shape of one input.
-
-    Raises:
-        UnreadableFile: Its types are not all ones that can be encoded again.
-    """
-    return Shape(source.schema, source.has_int96, source.bloom_columns())
+def shape_of(source: OpenInput, *, copied: bool) -> Shape:
+    """The shape of one input; of bloom filters that are ``copied`` in any case nobody needs to know."""
+    return Shape(source.schema, frozenset() if copied else source.bloom_columns())
 
 
 def lost_type(source: OpenInput) -> str | None:
     """What encoding it again would lose, for a person; None if nothing."""
-    for index in range(len(source.parquet.schema)):
-        column = source.parquet.schema.column(index)
-        kind = column.logical_type.type
-        if kind not in _KEPT:
-            return f"column {column.path!r} is {kind}, which encoding it again would lose"
-    return None
+    schema = source.parquet.schema
+    for column in map(schema.column, range(len(schema))):
+        if column.physical_type == "INT96":  # Arrow's nanoseconds end in 2262, Spark's year 9999 does not fit
+            return f"column {column.path!r} has 96-bit timestamps, which encoding it again could change"
+        if column.logical_type.type not in _KEPT:
+            return f"column {column.path!r} is {column.logical_type.type}, which encoding it again would lose"
+    found = _LOST.search(str(schema))
+    return f"a column is {found.group(1) or 'TIME in UTC'}, which encoding it again would lose" if found else None
 
 
 @dataclass(slots=True)
@@ -95,7 +92,7 @@ def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, d
         try:
             source = OpenInput(file)
             try:
-                shape = shape_of(source)
+                shape = shape_of(source, copied=exact)
             finally:
                 source.close()
         except UnreadableFile as error:
@@ -114,7 +111,7 @@ def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, d
 
 def _place(classes: list[_Class], shape: Shape, name: str, *, exact: bool) -> None:
     for each in classes:
-        if each.shape.int96 != shape.int96 or (exact and not each.shape.fits(shape)):
+        if exact and not each.shape.fits(shape):
             continue
         try:
             schema = unify_schemas([each.shape.schema, shape.schema])
@@ -131,16 +128,13 @@ def _why(best: Shape, other: Shape) -> str:
         unify_schemas([best.schema, other.schema])
     except Incompatible as error:
         return str(error)
-    if best.int96 != other.int96:
-        return "96-bit timestamps in some files and 64-bit ones in others"
     return "its schema is another, and the kernel 'concat' copies row groups only"
 
 
 def template(shape: Shape, settings: ParquetSettings) -> Footer:
     """The footer that Arrow writes for a shape."""
     sink = pa.BufferOutputStream()
-    options = {"use_deprecated_int96_timestamps": True} if shape.int96 else {}
-    writer: pq.ParquetWriter = open_writer(sink, shape.schema, settings, ([], {}), **options)
+    writer: pq.ParquetWriter = open_writer(sink, shape.schema, settings, ([], {}))
     writer.close()
     view = memoryview(sink.getvalue())
     return parse_footer(lambda offset, length: view[offset : offset + length], len(view), where="template")

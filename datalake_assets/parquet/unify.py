@@ -19,9 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.types as pt
 
-__all__ = ["Incompatible", "conform_table", "unify_schemas"]
+__all__ = ["DESCRIBES_SCHEMA", "Incompatible", "conform_table", "unify_schemas"]
 
 FIELD_ID = b"PARQUET:field_id"
+#: Key-values that describe one file's columns; Spark believes this one more than the schema beside it.
+DESCRIBES_SCHEMA = frozenset({b"org.apache.spark.sql.parquet.row.metadata"})
 #: Timestamp units that may be made finer, coarsest first; nanoseconds end in 2262 and are not among them.
 _UNITS = ("s", "ms", "us")
 
@@ -86,7 +88,9 @@ def _both(older: pa.Schema, newer: pa.Schema) -> pa.Schema:
     for schema in (older, newer):
         if len(set(schema.names)) < len(schema.names):
             raise Incompatible("two columns share a name")
-    return pa.schema(_fields(list(older), list(newer)), metadata=_metadata(older.metadata, newer.metadata))
+    merged = _metadata(older.metadata, newer.metadata) or {}
+    kept = {key: value for key, value in merged.items() if key not in DESCRIBES_SCHEMA}
+    return pa.schema(_fields(list(older), list(newer)), metadata=kept or None)
 
 
 def _fields(older: Sequence[pa.Field], newer: Sequence[pa.Field]) -> list[pa.Field]:

@@ -122,6 +122,8 @@ WRITER_LIMITS: Mapping[str, Sequence[Limit]] = {
         Limit(("utc_ns", "recent"), *_INT96),
         Limit(("duration",), "only Arrow's schema says that it is one", _present(lambda value: value[1] // 1000)),
     ),
+    "compatible": (),
+    "compact": (),
     "pandas": (),
     "duckdb": (
         Limit(("f16",), "no type"),
@@ -135,8 +137,6 @@ WRITER_LIMITS: Mapping[str, Sequence[Limit]] = {
         Limit(("at_ms", "at_us", "utc_ms", "utc_us", "recent"), "right for nanoseconds only"),
         Limit(("utc_ns",), *_INT96),
     ),
-    "compatible": (Limit(("uuid",), "no encoding is chosen for extension types"),),
-    "compact": (Limit(("uuid",), "no encoding is chosen for extension types"),),
     "spark": _SPARK,
     "spark-legacy": (
         *_SPARK,

@@ -17,7 +17,6 @@ from datalake_assets_tests.interop.canonical import differences, rows_of_arrow
 from datalake_assets_tests.interop.damage import DAMAGES, ROWS, encrypted, good
 from datalake_assets_tests.interop.names import ALL_WRITERS, needs_spark
 from datalake_assets_tests.interop.readers import read_fastparquet, read_pyarrow, spark_reader
-from datalake_assets_tests.interop.test_compaction import UNMERGED
 from datalake_assets_tests.interop.torture import TABLE, parts
 
 #: Only what the footer shows is seen when a folder is adopted.
@@ -57,7 +56,7 @@ def data_files(folder):
     [name for name in ALL_WRITERS if name.values[0] != "spark-legacy"],  # not pandas'
 )
 def test_folder_of_one_writer_is_one_file_afterwards(writer, run, inputs, theirs):
-    paths = [shutil.copy(path, theirs) for path in inputs(writer, "", frozenset(UNMERGED))]
+    paths = [shutil.copy(path, theirs) for path in inputs(writer, "")]
     before = read_pyarrow(paths)
 
     adopted = run("adopt", str(theirs), "--name", "theirs")
@@ -111,10 +110,7 @@ def test_folder_with_fastparquets_summary_is_read_by_it_as_before(run, theirs):
 
 
 @needs_spark
-@pytest.mark.parametrize(
-    "moments",
-    ["recent", pytest.param("utc_us", marks=pytest.mark.xfail(reason="96-bit timestamps outside of 1677 to 2262"))],
-)
+@pytest.mark.parametrize("moments", ["recent", "utc_us"])
 def test_folders_that_spark_partitioned_are_read_by_spark_as_before(moments, run, spark, theirs, tmp_path):
     source = tmp_path / "source.parquet"
     days = pa.array([f"2025-01-0{row % 3 + 1}" for row in range(len(TABLE))])

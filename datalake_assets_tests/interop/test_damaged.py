@@ -55,7 +55,6 @@ def test_compact_changes_nothing_where_all_files_are_damaged(kernel, tmp_path):
     assert [path.read_bytes() for path in lake.files()] == [path.read_bytes() for path in paths]
 
 
-@pytest.mark.xfail(reason="pyarrow aborts the process when asked for an encrypted column's metadata")
 def test_compact_survives_a_file_with_an_encrypted_column(around, tmp_path):
     around[1].write_bytes(encrypted(plaintext_footer=True))
 

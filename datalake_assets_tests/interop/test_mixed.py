@@ -124,19 +124,9 @@ def test_one_name_under_two_field_ids_stays_and_is_named(writers, tmp_path):
     assert "column 'id' has field ids" in named.reason
 
 
-STALE_NOTE = pytest.mark.xfail(reason="Spark's own note of the schema, in a key-value, is that of one file")
-
-
 @needs_spark
-@pytest.mark.parametrize(
-    ("is_first", "later"),
-    [
-        (True, "spark"),
-        pytest.param(False, "spark", marks=STALE_NOTE),
-        pytest.param(True, "pyarrow-old", marks=STALE_NOTE),
-        pytest.param(False, "pyarrow-old", marks=STALE_NOTE),
-    ],
-)
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("later", ["spark", "pyarrow-old"])
 def test_spark_sees_the_columns_of_all_files(is_first, later, spark, writers, tmp_path):
     narrow, wide = tmp_path / f"{is_first:d}.parquet", tmp_path / f"{not is_first:d}.parquet"
     writers("spark")(pa.table({"id": [1, 2]}), narrow)
@@ -148,7 +138,6 @@ def test_spark_sees_the_columns_of_all_files(is_first, later, spark, writers, tm
     assert spark_reader(spark)(lake.files())["more"] == [None, None, 5, 6]
 
 
-@pytest.mark.xfail(reason="Arrow reads 96-bit timestamps as nanoseconds, which end in 2262")
 @pytest.mark.parametrize("kernel", [*KERNELS[1:], "auto"])
 def test_int96_of_all_centuries_stays_what_it_was(kernel, read, tmp_path):
     # the last microsecond of 9999, as others mark what has no end
