@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import duckdb
 import pyarrow as pa
 import pyarrow.types as pt
 
@@ -38,7 +37,9 @@ class MultisetHasher:
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
+        import duckdb  # noqa: PLC0415  a tenth of a second, which exports and `definitions` need not pay
+
+        self._schema, self._refusals = schema, (duckdb.Error, pa.ArrowException)
         columns = ", ".join(f"c{index}" for index in range(len(schema)))
         # a constant first: DuckDB hashes zero to zero
         self._query = f"SELECT sum(hash(42, {columns})) FROM rows"  # noqa: S608  the names are ours
@@ -71,7 +72,7 @@ class MultisetHasher:
     def _duckdb_takes_it(self) -> bool:
         try:
             self._sum(pa.table([pa.nulls(1, field.type) for field in self._schema], schema=_nullable(self._schema)))
-        except (duckdb.Error, pa.ArrowException):
+        except self._refusals:
             return False
         return True
 

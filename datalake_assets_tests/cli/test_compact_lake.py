@@ -197,7 +197,7 @@ def test_a_terminal_shows_a_bar_and_then_the_lines(feed):
         pass
     os.close(ours)
 
-    assert len(output.splitlines()) == 5
+    assert len(output.splitlines()) == 4
     assert "streams/s" in shown.decode()
     assert "partition 1 of 3" in shown.decode()
     assert "files 17 -> 1" not in shown.decode()
