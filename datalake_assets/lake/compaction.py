@@ -100,6 +100,7 @@ class _Tally:
     copied: int = 0
     encoded: int = 0
     excluded: dict[str, str] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
 
     @property
     def kernel(self) -> str:
@@ -144,8 +145,11 @@ class _Compaction:
         """Plans, rewrites and commits until a plan is empty or the run's limits are reached."""
         began = time.monotonic()
         before = manifest = self._settled()
+        mine = {file.name for file in before.files}
         for _ in range(PASSES):
-            plan = _plan(self._folder, self._key, manifest, self._limits(), self._tally.excluded)
+            # what is appended meanwhile is the next run's: a fast writer would keep this one busy for ever
+            base = replace(manifest, files=tuple(file for file in manifest.files if file.name in mine))
+            plan = _plan(self._folder, self._key, base, self._limits(), self._tally.excluded)
             if not plan.groups:
                 break
             self._planned_bytes += sum(group.size_bytes for group in plan.groups)
@@ -153,6 +157,7 @@ class _Compaction:
                 for work in rewritten:
                     self._commit(work)
             manifest = self._settled()
+            mine |= self._tally.made
         plan = _plan(self._folder, self._key, manifest, self._rules, self._tally.excluded)
         return self._report(before, manifest, plan, began)
 
@@ -256,6 +261,11 @@ class _Compaction:
         self._tally.excluded |= work.done.rejected
         if not work.done.outputs:
             return
+        if len(work.group.files) == len(work.done.outputs) == 1:
+            for staged, _ in work.done.outputs:
+                self._folder.data_store.discard_staged(staged)
+            self._tally.excluded[work.group.files[0].name] = "cannot be split: a row group is as large as the target"
+            return
         inputs = {file.name: file for file in work.group.files if file.name in work.done.rewritten}
 
         def planned(base: Manifest) -> Planned:
@@ -272,6 +282,7 @@ class _Compaction:
             return
         self._tally.files_compacted += len(inputs)
         self._tally.files_written += len(files)
+        self._tally.made |= {file.name for _, file in files}
         self._tally.bytes_read += sum(file.size_bytes for file in inputs.values())
         self._tally.rows += sum(file.rows for file in inputs.values())
         self._tally.copied += work.done.copied

@@ -226,6 +226,16 @@ def test_rows_are_sorted_where_the_feed_asks_for_it(store):
     assert notes == sorted(f"n{i}" for i in range(ROWS))
 
 
+def test_a_file_that_cannot_be_split_is_rewritten_once_and_told(store):
+    """Its only row group is as large as the target, and the kernel copies row groups."""
+    table = with_files(store, 1, compaction={"kernel": "concat", "split_above": 1})
+    size = manifest(table).files[0].size_bytes
+    report = table.compact(DAY, CompactionRequest(force=True, target_file_bytes=size // 2))
+    assert (report.files_compacted, manifest(table).generation) == (0, 1)
+    assert [each.reason for each in report.skipped] == ["cannot be split: a row group is as large as the target"]
+    assert list(store.list_staged("")) == []
+
+
 def test_a_version_of_a_table_is_compacted_too(store):
     table = HiveTable(store, table_feed())
     export(table, table_of(10))
