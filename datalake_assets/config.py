@@ -11,8 +11,6 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     SecretStr,
@@ -29,6 +27,7 @@ from pydantic_settings import (
 )
 
 from datalake_assets.errors import ConfigError, InvalidFeed
+from datalake_assets.policies import MIB, CompactionPolicy, Freshness, Model, ParquetFormat, Retention
 
 __all__ = [
     "CompactionPolicy",
@@ -47,15 +46,10 @@ __all__ = [
     "parse_feed",
 ]
 
-MIB = 1024 * 1024
 #: Feed names become folders, asset keys and SQL identifiers.
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,127}")
 #: Dagster slows, then breaks, far above this many partitions of an asset.
 MAX_PARTITIONS = 20_000
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
 
 class FeedKind(StrEnum):
@@ -83,7 +77,7 @@ class KsqlDBMode(StrEnum):
     PULL = "pull"
 
 
-class KsqlDBSource(_Model):
+class KsqlDBSource(Model):
     """Rows of a ksqlDB stream or table, read over REST.
 
     Attributes:
@@ -101,8 +95,8 @@ class KsqlDBSource(_Model):
     mode: KsqlDBMode = KsqlDBMode.OFFSETS
     offset_columns: tuple[str, str] | None = None
     idle_s: Annotated[float, Field(gt=0, le=3600)] = 3.0
-    rename: dict[str, str] = {}
-    properties: dict[str, str | int | bool] = {}
+    rename: dict[str, str] = Field(default_factory=dict)
+    properties: dict[str, str | int | bool] = Field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -110,7 +104,7 @@ class KsqlDBSource(_Model):
         return self.object
 
 
-class FolderSource(_Model):
+class FolderSource(Model):
     """A folder of Parquet files that others write, adopted where it lies; see ``datalake adopt``.
 
     Attributes:
@@ -137,81 +131,7 @@ Source = Annotated[
 ]
 
 
-class ParquetFormat(_Model):
-    """How data files are written.
-
-    Attributes:
-        compression: Codec of the pages.
-        profile: ``compatible`` is read by every current Athena, Spark 3 and DuckDB; ``compact`` is smaller, and not for
-            Spark.
-        target_file_size_bytes: Size at which a file is finished and the next begun.
-        row_group_bytes: Decoded size of a row group.
-    """
-
-    type: Literal["parquet"] = "parquet"
-    compression: Literal["snappy", "zstd"] = "snappy"
-    profile: Literal["compatible", "compact"] = "compatible"
-    target_file_size_bytes: Annotated[int, Field(ge=1 * MIB, le=4096 * MIB)] = 128 * MIB
-    row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 16 * MIB
-
-
-class Retention(_Model):
-    """Which versions of a table are kept; the current one always is.
-
-    Attributes:
-        versions: This many, the newest.
-        max_age: Of these, none that was pulled longer ago; None for any age.
-    """
-
-    versions: Annotated[int, Field(ge=1, le=1000)] = 7
-    max_age: timedelta | None = None
-
-
-class Freshness(_Model):
-    """How old a feed may get before its ``freshness`` check warns.
-
-    Attributes:
-        max_commit_age: Age of the newest commit.
-        max_event_age: Age of the newest row, by the feed's time column.
-    """
-
-    max_commit_age: timedelta | None = None
-    max_event_age: timedelta | None = None
-
-
-class CompactionPolicy(_Model):
-    """When and how a feed's small files are merged; the target size is the format's ``target_file_size_bytes``.
-
-    Attributes:
-        enabled: False leaves the feed to explicit ``datalake compact`` commands.
-        min_files: Small files that a partition must have before it is compacted; None: by environment, 3 in
-            development, 15 in staging, 20 in production.
-        max_files: Input files of one run.
-        max_bytes: Input bytes of one run.
-        fan_in: Small files of about one size are merged when there are this many: the ``k`` of size-tiered compaction.
-        min_file_age: Younger files are left alone.
-        min_partition_age: Partitions are left alone until this long after their newest commit.
-        split_above: Files larger than this many times the target size are split; 0 for never.
-        kernel: ``concat`` copies row groups, ``reencode`` decodes and encodes again; ``auto`` copies those that are big
-            enough already and re-encodes the rest.
-        sort_by: Columns that rows are sorted by within each compacted file; none keeps the order of time.
-        verify: ``full`` compares every value or byte before the commit, ``rows`` the numbers of rows.
-    """
-
-    enabled: bool = True
-    min_files: Annotated[int, Field(ge=2)] | None = None
-    max_files: Annotated[int, Field(ge=2)] = 10_000
-    max_bytes: Annotated[int, Field(ge=1 * MIB)] = 64 * 1024 * MIB
-    fan_in: Annotated[int, Field(ge=2, le=100)] = 8
-    min_file_age: timedelta = timedelta(0)
-    min_partition_age: timedelta = timedelta(0)
-    split_above: Annotated[float, Field(ge=0)] = 2.0
-    kernel: Literal["auto", "concat", "reencode"] = "auto"
-    sort_by: tuple[str, ...] = ()
-    verify: Literal["full", "rows"] = "full"
-
-
-class Feed(_Model):
+class Feed(Model):
     """One stream or table to land, or one folder to keep in order, declared as data.
 
     Attributes:
@@ -253,7 +173,7 @@ class Feed(_Model):
     compaction: CompactionPolicy = CompactionPolicy()
     schedule: str | None = None
     owners: tuple[str, ...] = ()
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
     group: str = ""
     description: str = ""
     enabled: bool = True

@@ -15,12 +15,25 @@ as they are is in ``docs/adr/001-partition-manifest.md``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
-from typing import Any
 
+from datalake_assets.core.commits import (
+    Commit,
+    Garbage,
+    Pending,
+    Publish,
+    commit_from_json,
+    commit_to_json,
+    file_from_json,
+    file_to_json,
+    garbage_from_json,
+    garbage_to_json,
+    pending_from_json,
+    pending_to_json,
+)
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.position import Position, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
@@ -31,72 +44,6 @@ __all__ = ["FORMAT", "HISTORY", "Commit", "Decision", "Garbage", "Manifest", "Pe
 FORMAT = 1
 #: Commits remembered in a manifest.
 HISTORY = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """A staged file on its way to being visible: all that any process needs to publish it.
-
-    Attributes:
-        file: The file as it will be committed.
-        token: S3: upload id; local: key of the staged file.
-        parts: S3: ETags of the parts, in order.
-    """
-
-    file: DataFile
-    token: str
-    parts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A prepared commit.
-
-    Attributes:
-        commit_id: Names the commit, through all attempts.
-        kind: ``append``, ``replace``, ``snapshot``, ``compact`` or ``delete``; in the history also ``reconcile``.
-        run_id: The run that made it; empty if none.
-        publish: Files to make visible.
-        remove: Names of files that it replaces.
-        position: The position after it; None keeps the present one.
-        schema: The schema after it (`datalake_assets.core.schema`); None keeps the present one.
-        deleted: Whether the partition is gone after it.
-    """
-
-    commit_id: str
-    kind: str
-    run_id: str
-    publish: tuple[Publish, ...]
-    remove: tuple[str, ...] = ()
-    position: Position | None = None
-    schema: str | None = None
-    deleted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A line of a manifest's history."""
-
-    commit_id: str
-    kind: str
-    at: datetime
-    run_id: str
-    rows: int
-    files_added: int
-    files_removed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Garbage:
-    """A file that no longer belongs to the partition and may still be there.
-
-    Attributes:
-        name: Its name.
-        etag: In a folder that others write to: it is deleted only while it has this ETag; empty = whatever it is.
-    """
-
-    name: str
-    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +192,10 @@ class Manifest:
             "schema": self.schema,
             "position": self.position.to_json() if self.position else None,
             "deleted": self.deleted,
-            "files": [_file_to_json(file) for file in self.files],
-            "pending": _pending_to_json(self.pending) if self.pending else None,
-            "garbage": [_garbage_to_json(each) for each in self.garbage],
-            "history": [_commit_to_json(commit) for commit in self.history],
+            "files": [file_to_json(file) for file in self.files],
+            "pending": pending_to_json(self.pending) if self.pending else None,
+            "garbage": [garbage_to_json(each) for each in self.garbage],
+            "history": [commit_to_json(commit) for commit in self.history],
         }
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -272,12 +219,12 @@ class Manifest:
             return cls(
                 generation=document["generation"],
                 write_id=document["write_id"],
-                files=tuple(_file_from_json(file) for file in document["files"]),
+                files=tuple(file_from_json(file) for file in document["files"]),
                 position=position_from_json(document["position"]),
                 schema=document["schema"],
-                pending=_pending_from_json(pending) if pending else None,
-                garbage=tuple(_garbage_from_json(each) for each in document["garbage"]),
-                history=tuple(_commit_from_json(commit) for commit in document["history"]),
+                pending=pending_from_json(pending) if pending else None,
+                garbage=tuple(garbage_from_json(each) for each in document["garbage"]),
+                history=tuple(commit_from_json(commit) for commit in document["history"]),
                 deleted=document["deleted"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -319,82 +266,3 @@ def decide(seen: Iterable[Seen]) -> Decision:
     if lost or refused:
         return Decision.BACK
     return Decision.FORWARD if all(file.published for file in files) else Decision.WAIT
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
-
-
-def _file_to_json(file: DataFile) -> dict[str, Any]:
-    rare = {"written_at": file.written_at.isoformat() if file.written_at else "", "left_out": file.left_out}
-    return {
-        "name": file.name,
-        "rows": file.rows,
-        "size_bytes": file.size_bytes,
-        "min_time": file.min_time.isoformat() if file.min_time else None,
-        "max_time": file.max_time.isoformat() if file.max_time else None,
-        "checksum": file.checksum,
-        "etag": file.etag,
-        **{name: value for name, value in rare.items() if value},
-    }
-
-
-def _file_from_json(document: Mapping[str, Any]) -> DataFile:
-    times = {name: _time(document[name]) for name in ("min_time", "max_time")}
-    written_at = _time(document.get("written_at"))
-    return DataFile(**{**document, **times, "written_at": written_at})
-
-
-def _garbage_to_json(garbage: Garbage) -> str | dict[str, str]:
-    return {"name": garbage.name, "etag": garbage.etag} if garbage.etag else garbage.name
-
-
-def _garbage_from_json(document: str | Mapping[str, str]) -> Garbage:
-    return Garbage(document) if isinstance(document, str) else Garbage(document["name"], document["etag"])
-
-
-def _pending_to_json(pending: Pending) -> dict[str, Any]:
-    return {
-        "commit_id": pending.commit_id,
-        "kind": pending.kind,
-        "run_id": pending.run_id,
-        "publish": [
-            {"file": _file_to_json(publish.file), "token": publish.token, "parts": list(publish.parts)}
-            for publish in pending.publish
-        ],
-        "remove": list(pending.remove),
-        "position": pending.position.to_json() if pending.position else None,
-        "schema": pending.schema,
-        "deleted": pending.deleted,
-    }
-
-
-def _pending_from_json(document: Mapping[str, Any]) -> Pending:
-    return Pending(
-        commit_id=document["commit_id"],
-        kind=document["kind"],
-        run_id=document["run_id"],
-        publish=tuple(
-            Publish(_file_from_json(item["file"]), item["token"], tuple(item["parts"])) for item in document["publish"]
-        ),
-        remove=tuple(document["remove"]),
-        position=position_from_json(document["position"]),
-        schema=document["schema"],
-        deleted=document["deleted"],
-    )
-
-
-def _commit_to_json(commit: Commit) -> dict[str, Any]:
-    return {
-        "commit_id": commit.commit_id,
-        "kind": commit.kind,
-        "at": commit.at.isoformat(),
-        "run_id": commit.run_id,
-        "rows": commit.rows,
-        "files_added": commit.files_added,
-        "files_removed": commit.files_removed,
-    }
-
-
-def _commit_from_json(document: Mapping[str, Any]) -> Commit:
-    return Commit(**{**document, "at": datetime.fromisoformat(document["at"])})
