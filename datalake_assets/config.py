@@ -27,9 +27,10 @@ from pydantic_settings import (
 )
 
 from datalake_assets.errors import ConfigError, InvalidFeed
-from datalake_assets.policies import MIB, CompactionPolicy, Freshness, Model, ParquetFormat, Retention
+from datalake_assets.policies import MIB, Checks, CompactionPolicy, Freshness, Model, ParquetFormat, Retention
 
 __all__ = [
+    "Checks",
     "CompactionPolicy",
     "Environment",
     "Feed",
@@ -146,7 +147,8 @@ class Feed(Model):
         format: How data files are written.
         schema_policy: ``freeze`` stops the feed when its source's columns change; ``evolve`` appends new ones.
         retention: Versions of a table that are kept.
-        freshness: Ages at which the ``freshness`` check warns.
+        freshness: Ages at which the ``freshness`` check warns and fails.
+        checks: Limits of the other checks, and rules on the rows.
         small_file_bytes: Files below this size count as small.
         compaction: When and how small files are merged.
         schedule: Cron line (UTC) on which the feed is exported; None for none.
@@ -169,6 +171,7 @@ class Feed(Model):
     schema_policy: Literal["freeze", "evolve"] = "freeze"
     retention: Retention = Retention()
     freshness: Freshness = Freshness()
+    checks: Checks = Checks()
     small_file_bytes: Annotated[int, Field(ge=0)] = 64 * MIB
     compaction: CompactionPolicy = CompactionPolicy()
     schedule: str | None = None

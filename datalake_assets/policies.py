@@ -1,13 +1,33 @@
-"""What a feed may say about how it is kept: format, retention, freshness, compaction. Parts of a feed's declaration."""
+"""What a feed may say about how it is kept: format, retention, compaction, checks. Parts of a feed's declaration."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from datetime import timedelta
+from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
 
-__all__ = ["MIB", "CompactionPolicy", "Freshness", "Model", "ParquetFormat", "Retention"]
+__all__ = [
+    "MIB",
+    "Checks",
+    "CompactionPolicy",
+    "Freshness",
+    "Level",
+    "Limits",
+    "Model",
+    "NotNullRule",
+    "ParquetFormat",
+    "RangeRule",
+    "RegexRule",
+    "Retention",
+    "Rule",
+    "RuleBase",
+    "SqlRule",
+    "UniqueRule",
+]
 
 MIB = 1024 * 1024
 
@@ -49,15 +69,24 @@ class Retention(Model):
 
 
 class Freshness(Model):
-    """How old a feed may get before its ``freshness`` check warns.
+    """How old a feed may get before its ``freshness`` check warns, and before it fails.
 
     Attributes:
-        max_commit_age: Age of the newest commit.
+        max_commit_age: Age of the newest export of the current partition (of a table: of its newest version).
         max_event_age: Age of the newest row, by the feed's time column.
+        fail_commit_age: Likewise; above it the check is an error.
+        fail_event_age: Likewise.
     """
 
     max_commit_age: timedelta | None = None
     max_event_age: timedelta | None = None
+    fail_commit_age: timedelta | None = None
+    fail_event_age: timedelta | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether any age is limited."""
+        return any(limit is not None for limit in self.model_dump().values())
 
 
 class CompactionPolicy(Model):
@@ -90,3 +119,192 @@ class CompactionPolicy(Model):
     kernel: Literal["auto", "concat", "reencode"] = "auto"
     sort_by: tuple[str, ...] = ()
     verify: Literal["full", "rows"] = "full"
+
+
+class Level(StrEnum):
+    """How bad a figure is."""
+
+    OK = "ok"
+    WARN = "warn"
+    ERROR = "error"
+
+
+class Limits(Model):
+    """What a figure may be at the most.
+
+    Attributes:
+        warn: Above it the check warns; none for never.
+        error: Above it the check is an error; none for never.
+    """
+
+    warn: float | None = None
+    error: float | None = None
+
+    def level(self, figure: float) -> Level:
+        """How bad a figure is."""
+        if self.error is not None and figure > self.error:
+            return Level.ERROR
+        return Level.WARN if self.warn is not None and figure > self.warn else Level.OK
+
+
+class RuleBase(Model):
+    """What every rule on a feed's rows says.
+
+    Attributes:
+        name: Name of its check; default: made of its type and columns.
+        limits: Percent of the rows that may break it; by default a single one is an error.
+        when: ``write``: within each export, over the partitions that it wrote, whole. ``schedule``: nightly, over the
+            partitions that changed, and those that broke it the last time. Default: ``write``, for unique and sql
+            ``schedule``.
+        description: Shown with the check.
+    """
+
+    name: str = ""
+    limits: Limits = Limits(error=0)
+    when: Literal["write", "schedule"] = "write"
+    description: str = ""
+
+    @property
+    def default_name(self) -> str:
+        """The check's name where the rule has none."""
+        return ""
+
+    @property
+    def check_name(self) -> str:
+        """The check's name."""
+        return self.name or re.sub(r"\W", "_", self.default_name)
+
+
+class NotNullRule(RuleBase):
+    """A column has a value in every row."""
+
+    type: Literal["not_null"] = "not_null"
+    column: str
+
+    @property
+    def default_name(self) -> str:
+        """``not_null_<column>``."""
+        return f"not_null_{self.column}"
+
+
+class UniqueRule(RuleBase):
+    """No two rows have the same values in some columns; rows with a null in one of them don't count.
+
+    Attributes:
+        columns: The columns.
+        across: Unique within each partition, or in the whole feed (of a table: in its current version).
+    """
+
+    type: Literal["unique"] = "unique"
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    across: Literal["partition", "feed"] = "partition"
+    when: Literal["write", "schedule"] = "schedule"
+
+    @property
+    def default_name(self) -> str:
+        """``unique_<columns>``."""
+        return f"unique_{'_'.join(self.columns)}"
+
+
+class RangeRule(RuleBase):
+    """A column's values lie between two bounds, both included; nulls pass.
+
+    Attributes:
+        column: The column.
+        min: The least value: a number, or a text such as ``2025-01-01`` for dates and times; None for none.
+        max: The greatest, likewise.
+    """
+
+    type: Literal["range"] = "range"
+    column: str
+    min: int | float | str | None = None
+    max: int | float | str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> RangeRule:
+        if self.min is None and self.max is None:
+            msg = "give min, max or both"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def default_name(self) -> str:
+        """``range_<column>``."""
+        return f"range_{self.column}"
+
+
+class RegexRule(RuleBase):
+    """A text column's values match a regular expression as a whole; nulls pass.
+
+    Attributes:
+        column: The column.
+        pattern: The expression, in RE2's syntax.
+    """
+
+    type: Literal["regex"] = "regex"
+    column: str
+    pattern: str
+
+    @property
+    def default_name(self) -> str:
+        """``regex_<column>``."""
+        return f"regex_{self.column}"
+
+
+class SqlRule(RuleBase):
+    """A query, in DuckDB's SQL, that returns the rows which break the rule.
+
+    Attributes:
+        query: One SELECT over the table ``data``, which is the partition that is checked; it reads nothing else.
+    """
+
+    type: Literal["sql"] = "sql"
+    query: str
+    when: Literal["write", "schedule"] = "schedule"
+
+
+#: The rules that a feed can have, told apart by ``type``.
+Rule = Annotated[NotNullRule | UniqueRule | RangeRule | RegexRule | SqlRule, Discriminator("type")]
+
+#: Checks that every feed has.
+BUILT_IN_CHECKS = ("file_size", "freshness", "quarantine", "row_count", "schema", "small_files")
+
+
+class Checks(Model):
+    """How bad things may get before a feed's checks warn, and before they fail; and the feed's own rules.
+
+    Attributes:
+        small_bytes_percent: ``file_size``: share of a partition's bytes in small files that compaction would merge.
+        oversize_bytes_percent: ``file_size``: share of its bytes in files that compaction would split.
+        small_files: ``small_files``: small files of a partition. Whatever it is, the check warns while the compaction
+            policy would merge some.
+        quarantined_percent: ``quarantine``: share of an export's rows that could not be landed.
+        row_drop_percent: ``row_count``: rows that a table's new version may have less than the one before.
+        blocking: Names of checks whose failure (an error, not a warning) keeps downstream assets of the same run from
+            running.
+        rules: What the feed's rows have to meet, a check each.
+    """
+
+    small_bytes_percent: Limits = Limits(warn=50)
+    oversize_bytes_percent: Limits = Limits(warn=0)
+    small_files: Limits = Limits()
+    quarantined_percent: Limits = Limits(warn=0, error=5)
+    row_drop_percent: Limits = Limits(warn=10)
+    blocking: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_known_and_unique(self) -> Checks:
+        names = [*BUILT_IN_CHECKS, *(rule.check_name for rule in self.rules)]
+        problems = [
+            f"rule {name or 'of type sql'!r} needs a name of letters, digits and _"
+            for name in names
+            if not re.fullmatch(r"\w+", name)
+        ]
+        problems += [f"two checks are called {name!r}" for name, count in Counter(names).items() if count > 1]
+        problems += [f"blocking: there is no check {name!r}" for name in self.blocking if name not in names]
+        late = [rule.check_name for rule in self.rules if rule.when == "schedule" and rule.check_name in self.blocking]
+        problems += [f"blocking: {name!r} runs on a schedule; give it when = 'write'" for name in late]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

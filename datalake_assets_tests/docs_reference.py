@@ -12,21 +12,26 @@ from datetime import date, timedelta
 from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.config import (
+from datalake_assets.config import Feed, FolderSource, KsqlDBSource, Settings
+from datalake_assets.policies import (
+    Checks,
     CompactionPolicy,
-    Feed,
-    FolderSource,
     Freshness,
-    KsqlDBSource,
+    Limits,
+    NotNullRule,
     ParquetFormat,
+    RangeRule,
+    RegexRule,
     Retention,
-    Settings,
+    RuleBase,
+    SqlRule,
+    UniqueRule,
 )
 
 __all__ = ["PATH", "render"]
@@ -68,6 +73,14 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`retention`", Retention),
     ("`freshness`", Freshness),
     ("`compaction`", CompactionPolicy),
+    ("`checks`", Checks),
+    ("limits of a check", Limits),
+    ("every rule in `checks.rules`", RuleBase),
+    ("rule `not_null`", NotNullRule),
+    ("rule `unique`", UniqueRule),
+    ("rule `range`", RangeRule),
+    ("rule `regex`", RegexRule),
+    ("rule `sql`", SqlRule),
 )
 
 
@@ -82,10 +95,12 @@ def render() -> str:
 
 
 def _table(heading: str, model: type[BaseModel], shown: Any) -> Iterator[str]:
-    described = _attributes(model)
+    described = {name: text for each in reversed(model.__mro__[:-1]) for name, text in _attributes(each).items()}
     yield f"| {heading} | values | default | meaning |"
     yield "|---|---|---|---|"
     for name, field in model.model_fields.items():
+        if model.__base__ is RuleBase and name in RuleBase.model_fields and name != "when":
+            continue  # said once, of every rule
         meaning = described.get(name) or _undescribed(name, described)
         values = _values(field.annotation) + _bounds(field)
         yield f"| `{shown(name)}` | {values} | {_default(field)} | {meaning} |"
@@ -101,9 +116,9 @@ def _summary(model: type[BaseModel]) -> str:
     return " ".join(inspect.getdoc(model).partition("\n\n")[0].split()).replace("``", "`")
 
 
-def _attributes(model: type[BaseModel]) -> dict[str, str]:
+def _attributes(model: type) -> dict[str, str]:
     """The entries of a docstring's ``Attributes`` section."""
-    section = inspect.getdoc(model).partition("Attributes:\n")[2].partition("\n\n")[0]
+    section = (inspect.getdoc(model) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()).replace("``", "`").replace("|", "\\|") for name, text in entries}
 
@@ -116,12 +131,18 @@ def _values(kind: Any) -> str:
     if get_origin(kind) in {Union, UnionType}:
         return " or ".join(dict.fromkeys(_bounded(option) for option in options if option is not type(None)))
     if get_origin(kind) is tuple:
-        return "list of texts" if options[-1] is ... else f"list of {len(options)} texts"
+        return _listed(options)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return ", ".join(f"`{member.value}`" for member in kind)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "an object, see below"
     return _NAMES[get_origin(kind) or kind]
+
+
+def _listed(options: tuple[Any, ...]) -> str:
+    if get_origin(options[0]) is Annotated:
+        return "list of objects, see below"
+    return "list of texts" if options[-1] is ... else f"list of {len(options)} texts"
 
 
 def _bounded(kind: Any) -> str:
@@ -140,17 +161,26 @@ def _bounds(field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     match field.default:
         case value if value is PydanticUndefined:
-            return "(required)"
+            return "(required)" if field.default_factory is None else ""
         case None | "" | () | {}:
             return ""
-        case BaseModel():
-            return "see below"
-        case bool(value):
-            return f"`{str(value).lower()}`"
-        case timedelta() as length:
-            return f"`{TypeAdapter(timedelta).dump_python(length, mode='json')}`"
+        case BaseModel() as model:
+            return _default_model(model)
         case value:
-            return f"`{value}`"
+            return _default_text(value)
+
+
+def _default_model(model: BaseModel) -> str:
+    given = model.model_dump(exclude_none=True) if isinstance(model, Limits) else {}
+    return ", ".join(f"{name} `{figure:g}`" for name, figure in given.items()) or "see below"
+
+
+def _default_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, timedelta):
+        return f"`{TypeAdapter(timedelta).dump_python(value, mode='json')}`"
+    return f"`{value}`"
 
 
 if __name__ == "__main__":
