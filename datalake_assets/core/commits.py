@@ -25,6 +25,9 @@ __all__ = [
     "pending_to_json",
 ]
 
+#: What a partition amounted to after a commit, where that is known.
+_AMOUNTS = ("files", "small_files", "size_bytes", "total_rows")
+
 
 @dataclass(frozen=True, slots=True)
 class Publish:
@@ -68,7 +71,21 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A line of a manifest's history."""
+    """A line of a manifest's history; times are aware UTC.
+
+    Attributes:
+        commit_id: As in `Pending`.
+        kind: Likewise.
+        at: When it was committed.
+        run_id: As in `Pending`.
+        rows: Rows in the files that it added.
+        files_added: How many these are.
+        files_removed: Files that it replaced.
+        files: Files of the partition after it; like what follows None if unknown, as in older manifests.
+        small_files: Of these, files below the feed's ``small_file_bytes`` at the time.
+        size_bytes: Their size.
+        total_rows: Their rows.
+    """
 
     commit_id: str
     kind: str
@@ -77,6 +94,10 @@ class Commit:
     rows: int
     files_added: int
     files_removed: int
+    files: int | None = None
+    small_files: int | None = None
+    size_bytes: int | None = None
+    total_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +184,7 @@ def pending_from_json(document: Mapping[str, Any]) -> Pending:
 
 def commit_to_json(commit: Commit) -> dict[str, Any]:
     """As a manifest keeps it."""
+    amounts = {name: getattr(commit, name) for name in _AMOUNTS}
     return {
         "commit_id": commit.commit_id,
         "kind": commit.kind,
@@ -171,6 +193,7 @@ def commit_to_json(commit: Commit) -> dict[str, Any]:
         "rows": commit.rows,
         "files_added": commit.files_added,
         "files_removed": commit.files_removed,
+        **{name: amount for name, amount in amounts.items() if amount is not None},
     }
 
 

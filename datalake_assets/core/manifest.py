@@ -34,7 +34,7 @@ from datalake_assets.core.commits import (
     pending_from_json,
     pending_to_json,
 )
-from datalake_assets.core.files import DataFile
+from datalake_assets.core.files import DataFile, PartitionStats
 from datalake_assets.core.position import Position, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
 
@@ -97,16 +97,29 @@ class Manifest:
             raise CorruptLake("manifest", "prepared to remove files that are not there")
         return replace(self, pending=pending)
 
-    def committed(self, published: Sequence[DataFile], *, at: datetime, guarded: bool = False) -> Manifest:
+    def committed(
+        self,
+        published: Sequence[DataFile],
+        *,
+        at: datetime,
+        guarded: bool = False,
+        small_file_bytes: int | None = None,
+    ) -> Manifest:
         """With the pending commit done: its files in, those that it replaces out and on the garbage list.
 
-        ``guarded``: others write to the folder, so what is replaced may be deleted only if it still is what it was.
+        Args:
+            published: The commit's files.
+            at: When.
+            guarded: Others write to the folder, so what is replaced may be deleted only if it still is what it was.
+            small_file_bytes: Below this a file counts as small; None keeps the history from saying what the partition
+                amounts to.
         """
         pending = self._pending()
         removed = {name: Garbage(name) for name in pending.remove}
         kept = tuple(file for file in self.files if file.name not in removed)
         if guarded:
             removed |= {file.name: Garbage(file.name, file.etag) for file in self.files if file.name in removed}
+        files = kept + tuple(published)
         entry = Commit(
             commit_id=pending.commit_id,
             kind=pending.kind,
@@ -115,11 +128,12 @@ class Manifest:
             rows=sum(file.rows for file in published),
             files_added=len(published),
             files_removed=len(pending.remove),
+            **_amounts(files, small_file_bytes),
         )
         return replace(
             self,
             generation=self.generation + 1,
-            files=kept + tuple(published),
+            files=files,
             position=pending.position or self.position,
             schema=pending.schema or self.schema,
             pending=None,
@@ -134,7 +148,14 @@ class Manifest:
         return replace(self, pending=None, garbage=self.garbage + published)
 
     def reconciled(
-        self, files: Sequence[DataFile], *, commit_id: str, at: datetime, run_id: str = "", schema: str | None = None
+        self,
+        files: Sequence[DataFile],
+        *,
+        commit_id: str,
+        at: datetime,
+        run_id: str = "",
+        schema: str | None = None,
+        small_file_bytes: int | None = None,
     ) -> Manifest:
         """With the files that are there now: others wrote, rewrote or deleted some. Nothing is deleted for it.
 
@@ -144,6 +165,7 @@ class Manifest:
             at: When.
             run_id: The run that saw it.
             schema: The schema of the files now; None keeps the present one.
+            small_file_bytes: As in `committed`.
 
         Raises:
             CorruptLake: A commit is under way, or garbage is left: a listing cannot be told apart from it.
@@ -160,6 +182,7 @@ class Manifest:
             rows=sum(file.rows for file in added),
             files_added=len(added),
             files_removed=len(before - after),
+            **_amounts(files, small_file_bytes),
         )
         return replace(
             self,
@@ -229,6 +252,19 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptLake(where, f"not a manifest: {error!r}") from error
+
+
+def _amounts(files: Iterable[DataFile], small_file_bytes: int | None) -> dict[str, int]:
+    """What the history says of a partition after a commit; nothing where it isn't known which files are small."""
+    if small_file_bytes is None:
+        return {}
+    stats = PartitionStats.of(files, small_below_bytes=small_file_bytes)
+    return {
+        "files": stats.files,
+        "small_files": stats.small_files,
+        "size_bytes": stats.size_bytes,
+        "total_rows": stats.rows,
+    }
 
 
 class Decision(Enum):

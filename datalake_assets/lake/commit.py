@@ -83,6 +83,7 @@ class PartitionLog:
         data_store: Where the data files live, and where they are staged; None = with the manifest.
         guarded: Others write to the data folder too: files are replaced only if they still are what was read, and
             deleted only if they still are what was replaced.
+        small_file_bytes: Below this a file counts as small in the history; None: the history doesn't count.
     """
 
     def __init__(
@@ -94,10 +95,11 @@ class PartitionLog:
         *,
         data_store: Store | None = None,
         guarded: bool = False,
+        small_file_bytes: int | None = None,
     ) -> None:
         self._store, self.manifest_key, self.data_folder, self._new_id = store, manifest_key, data_folder, new_id
         self._data = store if data_store is None else data_store
-        self._guarded = guarded
+        self._guarded, self._small_file_bytes = guarded, small_file_bytes
 
     def load(self) -> Loaded:
         """Reads the manifest; an absent one counts as empty.
@@ -161,7 +163,12 @@ class PartitionLog:
             PreconditionFailed: A commit came between; load and list again.
         """
         manifest = loaded.manifest.reconciled(
-            files, commit_id=self._new_id(), at=self._store.now(), run_id=run_id, schema=schema
+            files,
+            commit_id=self._new_id(),
+            at=self._store.now(),
+            run_id=run_id,
+            schema=schema,
+            small_file_bytes=self._small_file_bytes,
         )
         return self._swap(loaded, manifest)
 
@@ -252,7 +259,9 @@ class PartitionLog:
             return undone
         self._data.sync(self.key_of(publish.file.name) for publish in pending.publish)
         published = [file for _, file in results]
-        return self._swap(loaded, loaded.manifest.committed(published, at=self._store.now(), guarded=self._guarded))
+        at, small = self._store.now(), self._small_file_bytes
+        done = loaded.manifest.committed(published, at=at, guarded=self._guarded, small_file_bytes=small)
+        return self._swap(loaded, done)
 
     def _publish(self, publish: Publish) -> tuple[Seen, DataFile]:
         """One attempt to publish; then, where it may have failed, a look at the staged file first, the object second.

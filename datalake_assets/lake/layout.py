@@ -98,6 +98,7 @@ class FeedFolder:
             self.new_id,
             data_store=self.data_store,
             guarded=self.is_foreign,
+            small_file_bytes=self.feed.small_file_bytes,
         )
 
     def partition_keys(self) -> tuple[str, ...]:

@@ -58,9 +58,10 @@ manifests = st.builds(
     schema=st.none() | st.text(),
     pending=st.none() | pendings,
     garbage=st.lists(st.builds(Garbage, st.text(), st.text()), max_size=2).map(tuple),
-    history=st.lists(st.builds(Commit, st.text(), st.text(), times, st.text(), counts, counts, counts), max_size=2).map(
-        tuple
-    ),
+    history=st.lists(
+        st.builds(Commit, st.text(), st.text(), times, st.text(), counts, counts, counts, *[st.none() | counts] * 4),
+        max_size=2,
+    ).map(tuple),
     deleted=st.booleans(),
 )
 
@@ -101,6 +102,22 @@ def test_manifest_names_the_time_of_writing_only_of_files_whose_name_does_not_te
     ours, foreign = json.loads(manifest.to_bytes())["files"]
     assert "written_at" not in ours
     assert foreign["written_at"] == "2025-01-15T12:00:00+00:00"
+
+
+def test_history_says_what_the_partition_amounted_to_after_each_commit():
+    one = Manifest().prepared(pending_of(A)).committed([A], at=NOON, small_file_bytes=15)
+    two = one.prepared(pending_of(B, commit_id="c2")).committed([B], at=NOON, small_file_bytes=15)
+    three = two.reconciled((B, C), commit_id="c3", at=NOON, small_file_bytes=15)
+    said = [(each.files, each.small_files, each.size_bytes, each.total_rows) for each in three.history]
+    assert said == [(1, 1, 10, 1), (2, 1, 30, 3), (2, 0, 60, 6)]
+
+
+def test_history_of_an_older_release_is_read_and_what_it_did_not_know_stays_out_of_the_json():
+    body = committed(Manifest(), A).to_bytes()
+    (entry,) = json.loads(body)["history"]
+    assert list(entry) == ["commit_id", "kind", "at", "run_id", "rows", "files_added", "files_removed"]
+    (commit,) = Manifest.from_bytes(body, where="here").history
+    assert (commit.files, commit.small_files, commit.size_bytes, commit.total_rows) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(
