@@ -117,11 +117,19 @@ class LeftAlone:
 
 @dataclass(frozen=True, slots=True)
 class CompactionPlan:
-    """What to merge in one partition."""
+    """What to merge in one partition.
+
+    Attributes:
+        groups: Files that are merged, in time order.
+        left_alone: Every other file.
+        estimate: What that costs and saves.
+        again_at: When the passing of time alone may make another plan of the same files; None for never.
+    """
 
     groups: tuple[CompactionGroup, ...]
     left_alone: tuple[LeftAlone, ...]
     estimate: Estimate
+    again_at: datetime | None = None
 
 
 def rules_of(feed: Feed, request: CompactionRequest) -> CompactionRules:

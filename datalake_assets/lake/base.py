@@ -12,6 +12,9 @@ import pyarrow as pa
 from datalake_assets.config import Feed
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.health import PartitionFooters, PartitionHealth
+from datalake_assets.core.quality import RuleCount
+from datalake_assets.policies import Rule
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # imports pandas
@@ -254,8 +257,17 @@ class LakeTable(Protocol):
             SnapshotExpired: A file was removed after the first batch had been read.
         """
 
-    def compaction_plan(self, key: str, request: CompactionRequest) -> CompactionPlan:
-        """What `compact` would merge in a partition, what it would leave alone and why; changes nothing."""
+    def compaction_plan(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> CompactionPlan:
+        """What `compact` would merge in a partition, what it would leave alone and why; changes nothing.
+
+        Args:
+            key: The partition.
+            request: What is asked for.
+            excluded: Files that earlier compactions could not take, by name, with the reason; `compact` tries them
+                again.
+        """
 
     def compact(
         self,
@@ -272,6 +284,31 @@ class LakeTable(Protocol):
 
         Raises:
             LakeError: The store failed; what was committed stays, and a repetition does the rest.
+        """
+
+    def health(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> PartitionHealth:
+        """What a partition's files amount to and what its policy would do with them: one request."""
+
+    def footers(self, key: str) -> PartitionFooters:
+        """Opens every file of a partition, counts rows and compares columns with the feed's.
+
+        Raises:
+            SnapshotExpired: A file went away meanwhile: look again.
+            UnreadableFile: A file is no Parquet file, or a damaged one.
+        """
+
+    def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
+        """Counts the rows that break rules, per rule and partition; rules across the feed once, for all of it.
+
+        Args:
+            rules: The rules.
+            keys: Partitions to look at; None: all of a stream or folder, the current version of a table.
+
+        Raises:
+            ConfigError: A rule names a column that isn't there, or its query cannot be run.
+            SnapshotExpired: Files were replaced each time.
         """
 
     def verify(self, *, deep: bool = False) -> Iterator[Difference]:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -27,6 +27,7 @@ from datalake_assets.core.compaction import (
     plan_compaction,
     rules_of,
 )
+from datalake_assets.core.compaction_timing import again_at
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import window_of
@@ -40,7 +41,7 @@ from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
-__all__ = ["compact", "plan"]
+__all__ = ["compact", "plan", "plan_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,11 @@ logger = logging.getLogger(__name__)
 PASSES = 5
 
 
-def plan(folder: FeedFolder, key: str, request: CompactionRequest) -> CompactionPlan:
+def plan(
+    folder: FeedFolder, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+) -> CompactionPlan:
     """What `compact` would do; see `LakeTable.compaction_plan`."""
-    return _plan(folder, key, folder.log(key).load().manifest, rules_of(folder.feed, request), {})
+    return plan_of(folder, key, folder.log(key).load().manifest, rules_of(folder.feed, request), excluded or {})
 
 
 def compact(
@@ -66,20 +69,23 @@ def compact(
     return _Compaction(folder, key, request, run_id, on_progress).run()
 
 
-def _plan(
-    folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: dict[str, str]
+def plan_of(
+    folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: Mapping[str, str]
 ) -> CompactionPlan:
+    """The plan of a partition whose manifest is known; ``excluded`` are files that must stay, with the reason."""
     now = folder.store.now()
-    excluded = {file.name: file.left_out for file in manifest.files if file.left_out} | excluded
-    last = manifest.history[-1].at if manifest.history else None
-    closed = _is_closed(folder, key, now)
-    return plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
+    excluded = {file.name: file.left_out for file in manifest.files if file.left_out} | dict(excluded)
+    last, closes_at = manifest.history[-1].at if manifest.history else None, _closes_at(folder, key)
+    closed = closes_at is None or closes_at <= now
+    plan = plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
+    usable = [file for file in manifest.files if file.name not in excluded]
+    return replace(plan, again_at=again_at(usable, rules, now=now, closes_at=closes_at, last_commit=last))
 
 
-def _is_closed(folder: FeedFolder, key: str, now: datetime) -> bool:
-    """Whether no more rows are expected; versions of tables never change, and of others' folders nothing is known."""
+def _closes_at(folder: FeedFolder, key: str) -> datetime | None:
+    """When no more rows are expected; None where none are: versions never change, of others' folders nobody knows."""
     by = folder.by
-    return by is None or window_of(key, by).end + folder.feed.lateness <= now
+    return None if by is None else window_of(key, by).end + folder.feed.lateness
 
 
 def _time_column(feed: Feed) -> str | None:
@@ -149,7 +155,7 @@ class _Compaction:
         for _ in range(PASSES):
             # what is appended meanwhile is the next run's: a fast writer would keep this one busy for ever
             base = replace(manifest, files=tuple(file for file in manifest.files if file.name in mine))
-            plan = _plan(self._folder, self._key, base, self._limits(), self._tally.excluded)
+            plan = plan_of(self._folder, self._key, base, self._limits(), self._tally.excluded)
             if not plan.groups:
                 break
             self._planned_bytes += sum(group.size_bytes for group in plan.groups)
@@ -158,7 +164,7 @@ class _Compaction:
                     self._commit(work)
             manifest = self._settled()
             mine |= self._tally.made
-        plan = _plan(self._folder, self._key, manifest, self._rules, self._tally.excluded)
+        plan = plan_of(self._folder, self._key, manifest, self._rules, self._tally.excluded)
         return self._report(before, manifest, plan, began)
 
     def _limits(self) -> CompactionRules:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,9 +63,11 @@ class FolderTable(HiveTable):
         """Brings the manifests in step with the folder; see `datalake_assets.lake.reconcile`."""
         return reconcile(self._folder, run_id=run_id, on_progress=on_progress)
 
-    def compaction_plan(self, key: str, request: CompactionRequest) -> CompactionPlan:
+    def compaction_plan(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> CompactionPlan:
         """See `LakeTable`; of the files that were there at the last look."""
-        return compaction.plan(self._folder, key, request)
+        return compaction.plan(self._folder, key, request, excluded=excluded)
 
     def compact(
         self,

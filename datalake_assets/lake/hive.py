@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.compaction import CompactionPlan, CompactionRequest
+from datalake_assets.core.health import PartitionFooters, PartitionHealth
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
+from datalake_assets.core.quality import RuleCount
 from datalake_assets.errors import CommitConflict, ConfigError
 from datalake_assets.lake import compaction
 from datalake_assets.lake.base import (
@@ -23,11 +25,13 @@ from datalake_assets.lake.base import (
     WriteReport,
 )
 from datalake_assets.lake.export import Export
+from datalake_assets.lake.health import partition_health
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import Store
 from datalake_assets.lake.stream_exports import OffsetsExport, WindowExport
 from datalake_assets.lake.table_export import SnapshotExport
+from datalake_assets.policies import Rule
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,9 +128,11 @@ class HiveTable:
 
         return scan(self._folder, columns=columns, where=where, partitions=partitions)
 
-    def compaction_plan(self, key: str, request: CompactionRequest) -> CompactionPlan:
+    def compaction_plan(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> CompactionPlan:
         """See `LakeTable`."""
-        return compaction.plan(self._folder, key, request)
+        return compaction.plan(self._folder, key, request, excluded=excluded)
 
     def compact(
         self,
@@ -138,6 +144,24 @@ class HiveTable:
     ) -> CompactionReport:
         """See `LakeTable`."""
         return compaction.compact(self._folder, key, request, run_id=run_id, on_progress=on_progress)
+
+    def health(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> PartitionHealth:
+        """See `LakeTable`."""
+        return partition_health(self._folder, key, self._folder.log(key).load().manifest, request, excluded=excluded)
+
+    def footers(self, key: str) -> PartitionFooters:
+        """See `LakeTable`."""
+        from datalake_assets.lake.footers import partition_footers  # noqa: PLC0415  likewise
+
+        return partition_footers(self._folder, key)
+
+    def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
+        """See `LakeTable`."""
+        from datalake_assets.lake.rules import count_broken  # noqa: PLC0415  imports DuckDB
+
+        return count_broken(self._folder, rules, keys)
 
     def verify(self, *, deep: bool = False) -> Iterator[Difference]:
         """See `LakeTable`."""

@@ -1,6 +1,6 @@
 """A lake and a source in memory, which keep the Protocols' promises as far as Dagster can see them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -142,7 +142,9 @@ class MemoryTable:
         data = pa.concat_tables([SCHEMA.empty_table(), *(self.data[key] for key in keys)])
         return (data.select(columns) if columns else data).to_reader()
 
-    def compaction_plan(self, key: str, request: CompactionRequest) -> CompactionPlan:
+    def compaction_plan(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> CompactionPlan:
         if key in self.broken:
             raise self.broken[key]
         files = tuple(DataFile(f"data_{each}.parquet", 1, 100) for each in range(self._files(key)))
