@@ -110,15 +110,34 @@ class FolderSource(Model):
 
     Attributes:
         uri: The folder: an absolute path, or ``s3://bucket/prefix``.
+        asset: Key of the Dagster asset that stands for it in a project of its own, like ``sales/exports``; None for
+            the one that we make.
     """
 
     type: Literal["folder"] = "folder"
     uri: Annotated[str, Field(min_length=1)]
+    asset: str | None = None
 
     @property
     def where(self) -> str:
         """What is read, for a person."""
         return self.uri
+
+
+class AssetSource(Model):
+    """An asset of somebody's Dagster project that lands what it returns, by way of `ParquetLakeIOManager`.
+
+    Attributes:
+        asset: Its key, like ``sales/orders``.
+    """
+
+    type: Literal["asset"] = "asset"
+    asset: Annotated[str, Field(min_length=1)]
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.asset
 
 
 def _source_type(source: Any) -> str:
@@ -128,7 +147,10 @@ def _source_type(source: Any) -> str:
 
 #: The systems that a feed can read from, told apart by ``type``.
 Source = Annotated[
-    Annotated[KsqlDBSource, Tag("ksqldb")] | Annotated[FolderSource, Tag("folder")], Discriminator(_source_type)
+    Annotated[KsqlDBSource, Tag("ksqldb")]
+    | Annotated[FolderSource, Tag("folder")]
+    | Annotated[AssetSource, Tag("asset")],
+    Discriminator(_source_type),
 ]
 
 
@@ -214,6 +236,9 @@ class Feed(Model):
         if self.kind is FeedKind.FOLDER and self.schedule is not None:
             msg = "nothing is exported to a folder, so it has no schedule"
             raise ValueError(msg)
+        if isinstance(self.source, AssetSource) and self.schedule is not None:
+            msg = "an asset is run by its own project, so its feed has no schedule"
+            raise ValueError(msg)
         return self
 
     @property
@@ -221,7 +246,25 @@ class Feed(Model):
         """The source of a feed that is exported; raises `ConfigError` for one that is not."""
         if isinstance(self.source, KsqlDBSource):
             return self.source
-        raise ConfigError(f"feed {self.name!r} is a folder that others write: nothing is exported to it")
+        cure = "; materialize that, in its own project" if isinstance(self.source, AssetSource) else ""
+        raise ConfigError(f"feed {self.name!r} is {self.written_by}: nothing is exported to it{cure}")
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether rows are pulled from a source; not so of others' folders and assets."""
+        return isinstance(self.source, KsqlDBSource)
+
+    @property
+    def asset(self) -> str | None:
+        """Key of the asset that stands for the feed in somebody's own Dagster project; None for feeds of ours."""
+        return None if isinstance(self.source, KsqlDBSource) else self.source.asset
+
+    @property
+    def written_by(self) -> str:
+        """Who writes it, for messages: ``feed 'x' is …``."""
+        if isinstance(self.source, AssetSource):
+            return f"written by the Dagster asset {self.source.asset!r}"
+        return "a folder that others write" if isinstance(self.source, FolderSource) else "exported"
 
     @property
     def start_time(self) -> datetime:

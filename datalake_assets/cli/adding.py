@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from datalake_assets.cli.session import Session
-from datalake_assets.config import Feed, FeedKind, parse_feed
+from datalake_assets.config import AssetSource, Feed, FeedKind, parse_feed
 from datalake_assets.errors import ConfigError, FeedExists, InvalidFeed
 from datalake_assets.sources.base import SourceObject
 
@@ -39,6 +39,8 @@ def add_document(session: Session, document: bytes, *, file: str) -> Feed:
     feed = parse_feed(document, name=file)
     if feed.kind is FeedKind.FOLDER:
         raise ConfigError(f"a folder is not added but adopted: 'datalake adopt {feed.source.where} --name {feed.name}'")
+    if isinstance(feed.source, AssetSource):
+        raise ConfigError(f"feed {feed.name!r} is added when its asset {feed.source.asset!r} is first materialized")
     return session.registry.add(feed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datalake_assets.cli.session import Session
-from datalake_assets.config import Feed, FeedKind
+from datalake_assets.config import AssetSource, Feed, FeedKind
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.lake.owners import check_ownership
 from datalake_assets.lake.store import Store
@@ -40,7 +40,8 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
         feeds = list(listing.feeds)
         results = [CheckResult(problem.file, problem.reason) for problem in listing.problems]
     results += [_check_folder(session.store, feed) for feed in feeds if feed.kind is FeedKind.FOLDER]
-    exported = [feed for feed in feeds if feed.kind is not FeedKind.FOLDER]
+    results += [CheckResult(feed.name) for feed in feeds if isinstance(feed.source, AssetSource)]
+    exported = [feed for feed in feeds if feed.is_exported]
     if not exported:
         return results
     try:

@@ -124,9 +124,9 @@ def all_feeds(session: Session) -> RegistryListing:
         ConfigError: There are no feeds.
     """
     listed, problems = session.feeds()
-    feeds = tuple(feed for feed in listed if feed.kind is not FeedKind.FOLDER)
+    feeds = tuple(feed for feed in listed if feed.is_exported)
     if listed and not feeds and not problems:
-        raise ConfigError(f"{session.store.uri} has only folders that others write: nothing is exported to them")
+        raise ConfigError(f"{session.store.uri} has only feeds that others write: nothing is exported to them")
     if not feeds and not problems:
         raise ConfigError(
             f"{session.store.uri} has no feeds; add some with 'datalake feeds add', or see 'datalake demo'"
@@ -144,6 +144,8 @@ def one_feed(session: Session, *, stream: str | None, table: str | None) -> Regi
     feed = session.registry.get(name)
     if feed.kind is FeedKind.FOLDER:
         raise refuse_export(feed)
+    if not feed.is_exported:
+        _ = feed.ksqldb  # raises, and says who writes it
     wanted = "table" if stream is None else "stream"
     if feed.kind != wanted:
         raise ConfigError(f"feed {name!r} is a {feed.kind}; export it with --{feed.kind} {name}")

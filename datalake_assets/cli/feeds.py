@@ -148,11 +148,14 @@ def restore(session: Session, *, name: str) -> None:
 
 
 def _row(feed: Feed) -> tuple[str, ...]:
-    from datalake_assets.config import FolderSource  # noqa: PLC0415  pydantic is not needed for --help
+    from datalake_assets.config import AssetSource, FolderSource  # noqa: PLC0415  pydantic is not needed for --help
 
     source, schedule = feed.source, feed.schedule or ""
     if isinstance(source, FolderSource):
         return (feed.name, "folder", source.uri, "others", "folders", schedule)
+    if isinstance(source, AssetSource):
+        parts = "versions" if feed.kind == "table" else feed.partition_by
+        return (feed.name, feed.kind.value, source.asset, "its asset", parts, schedule)
     if feed.kind == "table":
         return (feed.name, "table", source.object, "snapshots", "versions", schedule)
     by = "pulled offsets" if source.offset_columns else source.mode.value

@@ -33,8 +33,8 @@ Metadata = Mapping[str, dg.MetadataValue]
 
 
 def asset_key(feed: Feed) -> dg.AssetKey:
-    """``["streams", name]`` or ``["tables", name]``."""
-    return dg.AssetKey([feed.kind.folder, feed.name])
+    """``["streams", name]`` or ``["tables", name]``; of a feed that an asset of somebody's writes, that asset's."""
+    return dg.AssetKey.from_user_string(feed.asset) if feed.asset else dg.AssetKey([feed.kind.folder, feed.name])
 
 
 def versions_name(feed: Feed) -> str:

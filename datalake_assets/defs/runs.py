@@ -81,13 +81,13 @@ class FeedRunner:
     """The feeds of a lake as Dagster assets, ready to run in this process.
 
     Args:
-        feeds: The feeds.
+        feeds: The feeds; those whose asset is in somebody's own project are left out, since that project shows it.
         lake: The lake.
         resources: Dagster's resources: ``lake``, and one per kind of source.
     """
 
     def __init__(self, feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]) -> None:
-        self.feeds = {feed.name: feed for feed in feeds}
+        self.feeds = {feed.name: feed for feed in feeds if feed.asset is None}
         self.lake = lake
         self._resources = resources
 
@@ -108,7 +108,7 @@ class FeedRunner:
     @property
     def exported(self) -> tuple[str, ...]:
         """Names of the feeds that are exported; folders that others write are not."""
-        return tuple(name for name, feed in self.feeds.items() if feed.kind is not FeedKind.FOLDER)
+        return tuple(name for name, feed in self.feeds.items() if feed.is_exported)
 
     def plan(self, instance: dg.DagsterInstance, name: str, partitions: Sequence[str] | None = None) -> tuple[str, ...]:
         """The partitions that a run of a feed is about, known to Dagster; None catches up, or allocates a version.

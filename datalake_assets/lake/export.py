@@ -51,6 +51,8 @@ class Export(ABC):
     kind: str
     commit_kind: str
     prefix: str
+    #: Whether a partition without rows has a file too, so that readers learn its columns.
+    keeps_empty = False
 
     def __init__(
         self,
@@ -116,7 +118,7 @@ class Export(ABC):
         )
         try:
             landing.run(self.batches)
-            if placement.time_column is None and not landing.rows_landed:
+            if self.keeps_empty and not landing.rows_landed:
                 writer.write_empty(placement.key)
             staged = writer.close()
         except BaseException:

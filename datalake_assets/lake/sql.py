@@ -113,9 +113,7 @@ def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dat
     files: Sequence[str] = dataset.files
     connection.execute(f"DROP VIEW IF EXISTS {name}")
     if not dataset.schema.names:
-        looked = f"look again with 'datalake repair {feed.name}'"
-        cure = looked if feed.kind is FeedKind.FOLDER else f"export it with 'datalake export --{feed.kind} {feed.name}'"
-        raise SqlRefused(f"feed {feed.name!r} has no data yet; {cure}")
+        raise SqlRefused(f"feed {feed.name!r} has no data yet; {_cure(feed)}")
     # others' folders have names that DuckDB would expand, and columns that it would type by itself
     ours = feed.kind is not FeedKind.FOLDER and not _PATTERN & set(root)
     plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and ours
@@ -162,6 +160,15 @@ def _refused(error: duckdb.Error) -> SqlRefused:
     """DuckDB's message without the excerpt of the query below it."""
     text = str(error).split("\n\nLINE ", 1)[0]
     return SqlRefused(" ".join(text.split()))
+
+
+def _cure(feed: Feed) -> str:
+    """How a feed without data gets some."""
+    if feed.kind is FeedKind.FOLDER:
+        return f"look again with 'datalake repair {feed.name}'"
+    if not feed.is_exported:
+        return f"materialize asset {feed.asset!r}"
+    return f"export it with 'datalake export --{feed.kind} {feed.name}'"
 
 
 def _identifier(name: str) -> str:

@@ -30,6 +30,7 @@ class SnapshotExport(Export):
     """The whole table becomes a new version; versions beyond retention are removed."""
 
     kind, commit_kind, prefix = "snapshot", "snapshot", "snapshot"
+    keeps_empty = True
 
     def run(self) -> WriteReport:
         """See `Export.run`."""

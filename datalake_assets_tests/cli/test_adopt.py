@@ -117,7 +117,7 @@ def test_feeds_show_and_list_it(run, adopted):
     (row,) = [line for line in lines(run("feeds", "list").stdout) if line.startswith("clicks")]
     assert row == f"clicks  folder  {adopted}  others  folders"
     document = json.loads(run("feeds", "show", "clicks").stdout)
-    assert (document["kind"], document["source"]) == ("folder", {"type": "folder", "uri": str(adopted)})
+    assert (document["kind"], document["source"]) == ("folder", {"type": "folder", "uri": str(adopted), "asset": None})
     assert run("feeds", "check").stdout == "clicks: ok\n"
 
 
@@ -151,7 +151,7 @@ def test_exports_pass_it_over(run, adopted, lake):
         " 'datalake repair clicks', or merge its files with 'datalake compact clicks'\n"
     )
     assert error(run("export", "--all")) == (
-        f"Error: {lake} has only folders that others write: nothing is exported to them\n"
+        f"Error: {lake} has only feeds that others write: nothing is exported to them\n"
     )
 
 
