@@ -1,0 +1,255 @@
+"""How healthy partitions are: what the checks `file_size`, `small_files`, `schema` and `quarantine` say, and why.
+
+Pure: figures in, verdicts out. A partition is as its own compaction policy sees it: small files that nothing can be
+done about (a lone one, say) are counted and not held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from datalake_assets.core.compaction import CompactionPlan, CompactionRules
+from datalake_assets.core.compaction_wording import files_text, size_text
+from datalake_assets.core.files import DataFile
+from datalake_assets.policies import Checks, Level, Limits
+
+__all__ = [
+    "Drift",
+    "PartitionFooters",
+    "PartitionHealth",
+    "Verdict",
+    "file_size_verdict",
+    "health_of",
+    "limited",
+    "quarantine_verdict",
+    "schema_verdict",
+    "small_files_verdict",
+    "worst",
+]
+
+#: Partitions that a verdict names one by one.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionHealth:
+    """What a partition's files amount to, and what its compaction policy would do with them.
+
+    Attributes:
+        key: Partition key.
+        files: Data files.
+        rows: Their rows.
+        size_bytes: Their size.
+        small_files: Files below the feed's threshold.
+        small_bytes: Their size.
+        mergeable_files: Files that compaction would merge now.
+        mergeable_bytes: Size of the small ones among them.
+        oversize_files: Files that compaction would split.
+        oversize_bytes: Their size.
+        files_after: Files after a compaction.
+        unusable: Files that no compaction can take as they are, with the reason.
+        max_time: Latest partition time; None without one.
+        last_commit: When it last changed; None if it never did.
+    """
+
+    key: str
+    files: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    small_files: int = 0
+    small_bytes: int = 0
+    mergeable_files: int = 0
+    mergeable_bytes: int = 0
+    oversize_files: int = 0
+    oversize_bytes: int = 0
+    files_after: int = 0
+    unusable: tuple[tuple[str, str], ...] = ()
+    max_time: datetime | None = None
+    last_commit: datetime | None = None
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether compaction would change it."""
+        return bool(self.mergeable_files or self.oversize_files)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A file whose columns are not the feed's.
+
+    Attributes:
+        name: The file.
+        what: How they differ, for a person.
+    """
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFooters:
+    """What the footers of a partition's files say.
+
+    Attributes:
+        key: Partition key.
+        files: Files that were opened.
+        rows: Their rows.
+        drifts: Files with other columns than the feed's contract.
+    """
+
+    key: str
+    files: int = 0
+    rows: int = 0
+    drifts: tuple[Drift, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        level: How bad it is.
+        figures: Numbers, which plot; by name, without a prefix.
+        lines: What is wrong, one line for a person each.
+    """
+
+    level: Level = Level.OK
+    figures: Mapping[str, float] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.level is Level.OK
+
+
+def health_of(key: str, files: Sequence[DataFile], plan: CompactionPlan, rules: CompactionRules) -> PartitionHealth:
+    """What a partition's files and its compaction plan amount to; ``last_commit`` is left open."""
+    small = [file for file in files if file.size_bytes < rules.small_file_bytes]
+    merges = [file for group in plan.groups if len(group.files) > 1 for file in group.files]
+    splits = [file for group in plan.groups if len(group.files) == 1 for file in group.files]
+    return PartitionHealth(
+        key=key,
+        files=len(files),
+        rows=sum(file.rows for file in files),
+        size_bytes=sum(file.size_bytes for file in files),
+        small_files=len(small),
+        small_bytes=sum(file.size_bytes for file in small),
+        mergeable_files=len(merges),
+        mergeable_bytes=sum(file.size_bytes for file in merges if file.size_bytes < rules.small_file_bytes),
+        oversize_files=len(splits),
+        oversize_bytes=sum(file.size_bytes for file in splits),
+        files_after=plan.estimate.files_after,
+        unusable=tuple((each.name, each.reason) for each in plan.left_alone if each.unusable),
+        max_time=max((file.max_time for file in files if file.max_time), default=None),
+    )
+
+
+def worst(levels: Iterable[Level]) -> Level:
+    """The worst of them; OK if there is none."""
+    order = (Level.OK, Level.WARN, Level.ERROR)
+    return max(levels, key=order.index, default=Level.OK)
+
+
+def limited(limits: Limits, figure: float, line: str) -> Verdict:
+    """Compares one figure with its limits; ``line`` says what is wrong if it is above one."""
+    level = limits.level(figure)
+    return Verdict(level, lines=() if level is Level.OK else (line,))
+
+
+def file_size_verdict(partitions: Sequence[PartitionHealth], checks: Checks) -> Verdict:
+    """Whether the bytes lie in files of a good size: not in small ones that could be merged, nor in oversize ones."""
+    size, files = _sum(partitions, "size_bytes"), _sum(partitions, "files")
+    found = [
+        limited(limits, share, f"{each.key}: {share:.0f} % of its {size_text(each.size_bytes)} lie in {what}")
+        for each in partitions
+        for limits, share, what in (
+            (
+                checks.small_bytes_percent,
+                _percent(each.mergeable_bytes, each.size_bytes),
+                f"small files that compaction would merge ({files_text(each.mergeable_files)} to merge)",
+            ),
+            (
+                checks.oversize_bytes_percent,
+                _percent(each.oversize_bytes, each.size_bytes),
+                f"{files_text(each.oversize_files)} that compaction would split",
+            ),
+        )
+    ]
+    figures = {
+        "partitions": len(partitions),
+        "size_bytes": size,
+        "average_file_bytes": size / files if files else 0,
+        "small_bytes_percent": _percent(_sum(partitions, "small_bytes"), size),
+        "mergeable_bytes_percent": _percent(_sum(partitions, "mergeable_bytes"), size),
+        "oversize_bytes_percent": _percent(_sum(partitions, "oversize_bytes"), size),
+    }
+    return Verdict(worst(each.level for each in found), figures, _lines(line for each in found for line in each.lines))
+
+
+def small_files_verdict(partitions: Sequence[PartitionHealth], checks: Checks) -> Verdict:
+    """Whether no partition has more small files than its compaction policy, and the feed's limits, let it have."""
+    found = [_small_files(each, checks.small_files) for each in partitions]
+    figures = {
+        "partitions": len(partitions),
+        "partitions_to_compact": sum(each.needs_compaction for each in partitions),
+        "files": _sum(partitions, "files"),
+        "small_files": _sum(partitions, "small_files"),
+        "most_small_files": max((each.small_files for each in partitions), default=0),
+        "files_after_compaction": _sum(partitions, "files_after"),
+        "unusable_files": sum(len(each.unusable) for each in partitions),
+    }
+    return Verdict(worst(each.level for each in found), figures, _lines(line for each in found for line in each.lines))
+
+
+def schema_verdict(footers: Sequence[PartitionFooters], *, columns: int) -> Verdict:
+    """Whether the files have the columns of the feed's contract, which has ``columns`` of them."""
+    drifts = [(each.key, drift) for each in footers for drift in each.drifts]
+    figures = {
+        "columns": columns,
+        "files_looked_at": sum(each.files for each in footers),
+        "files_drifted": len(drifts),
+    }
+    lines = _lines(f"{key}: {drift.name} {drift.what}" for key, drift in drifts)
+    return Verdict(Level.ERROR if drifts else Level.OK, figures, lines)
+
+
+def quarantine_verdict(*, rows_read: int, rows_quarantined: int, checks: Checks, where: str) -> Verdict:
+    """Whether few enough of an export's rows had to be put aside; ``where`` is their folder."""
+    percent = _percent(rows_quarantined, rows_read)
+    line = f"{rows_quarantined:,} of {rows_read:,} rows could not be landed; they are in {where}, with their reasons"
+    found = limited(checks.quarantined_percent, percent, line)
+    figures = {"rows_read": rows_read, "rows_quarantined": rows_quarantined, "quarantined_percent": percent}
+    return Verdict(found.level, figures, found.lines)
+
+
+def _small_files(partition: PartitionHealth, limits: Limits) -> Verdict:
+    level = limits.level(partition.small_files)
+    if partition.needs_compaction:
+        level = worst([level, Level.WARN])
+    if level is Level.OK:
+        return Verdict()
+    what = f"{partition.key}: {files_text(partition.files)}, {partition.small_files:,} of them small"
+    if partition.needs_compaction:
+        return Verdict(level, lines=(f"{what}; compaction would leave {partition.files_after:,}",))
+    return Verdict(
+        level, lines=(f"{what}; the feed allows {limits.warn if limits.warn is not None else limits.error:g}",)
+    )
+
+
+def _lines(lines: Iterable[str]) -> tuple[str, ...]:
+    """The first few, and how many more there are."""
+    listed = list(lines)
+    more = len(listed) - _NAMED
+    return (*listed[:_NAMED], f"and {more:,} more") if more > 0 else tuple(listed)
+
+
+def _sum(partitions: Iterable[PartitionHealth], name: str) -> int:
+    figure: Callable[[PartitionHealth], int] = lambda each: int(getattr(each, name))  # noqa: E731
+    return sum(map(figure, partitions))
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(100 * part / whole, 3) if whole else 0.0

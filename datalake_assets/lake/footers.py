@@ -1,0 +1,54 @@
+"""What the footers of a partition's files say: how many rows there are, and whether the columns are the feed's."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from datalake_assets.core.health import Drift, PartitionFooters
+from datalake_assets.errors import SnapshotExpired, UnreadableFile
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.scan import exact_dataset
+
+__all__ = ["partition_footers"]
+
+#: What the paths of streams and tables say, and their files don't.
+_PATH_COLUMNS = {"year", "month", "day", "hour", "version"}
+
+
+def partition_footers(folder: FeedFolder, key: str) -> PartitionFooters:
+    """Opens every file of a partition and compares its columns with the feed's.
+
+    Raises:
+        SnapshotExpired: A file went away meanwhile: look again.
+        UnreadableFile: A file is no Parquet file, or a damaged one.
+    """
+    dataset = exact_dataset(folder, partitions=[key])
+    rows, drifts = 0, []
+    for fragment in dataset.get_fragments():
+        try:
+            fragment.ensure_complete_metadata()
+        except FileNotFoundError as error:
+            raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
+        except (OSError, pa.ArrowException) as error:
+            raise UnreadableFile(fragment.path, str(error)) from error
+        rows += fragment.metadata.num_rows
+        drift = _drift(folder, fragment, dataset.schema)
+        if drift:
+            drifts.append(Drift(fragment.path.rpartition("/")[2], drift))
+    return PartitionFooters(key, len(dataset.files), rows, tuple(drifts))
+
+
+def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Schema) -> str:
+    """How a file's columns differ from the contract; an evolving feed's older files lack the newer columns."""
+    found = fragment.physical_schema
+    extra = [name for name in found.names if name not in contract.names]
+    other = [
+        f"{name!r} is {found.field(name).type}, not {contract.field(name).type}"
+        for name in found.names
+        if name in contract.names and found.field(name).type != contract.field(name).type
+    ]
+    missing = [name for name in contract.names if name not in found.names and name not in _PATH_COLUMNS]
+    parts = [f"has a column {name!r} that the feed hasn't" for name in extra]
+    parts += [f"has no column {name!r}" for name in missing if folder.feed.schema_policy == "freeze"]
+    return "; ".join([*parts, *other])
