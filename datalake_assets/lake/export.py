@@ -86,7 +86,7 @@ class Export(ABC):
     @property
     def source(self) -> str:
         """What is read, for messages."""
-        return f"feed {self.feed.name!r}"
+        return f"asset {self.feed.asset!r}" if self.feed.asset else f"feed {self.feed.name!r}"
 
     def settled(self, key: str) -> Manifest:
         """A partition's manifest as it was at first sight, what was interrupted finished; or after our own commit."""

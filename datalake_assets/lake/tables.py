@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datalake_assets.config import Feed, FeedKind
+from datalake_assets.lake.asset_table import AssetTable
 from datalake_assets.lake.base import LakeTable
 from datalake_assets.lake.folder_table import FolderTable
 from datalake_assets.lake.hive import HiveTable
@@ -13,7 +14,9 @@ __all__ = ["look_again", "open_table"]
 
 def open_table(store: Store, feed: Feed) -> LakeTable:
     """The feed's data in the lake; talks to nobody yet."""
-    return FolderTable(store, feed) if feed.kind is FeedKind.FOLDER else HiveTable(store, feed)
+    if feed.kind is FeedKind.FOLDER:
+        return FolderTable(store, feed)
+    return HiveTable(store, feed) if feed.is_exported else AssetTable(store, feed)
 
 
 def look_again(table: LakeTable) -> None:
