@@ -16,7 +16,7 @@ from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, L
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.defs.failures import PASSING, failures_named
 from datalake_assets.defs.instance import open_instance
-from datalake_assets.defs.metadata import asset_key, compaction_metadata, readable_size
+from datalake_assets.defs.metadata import asset_key, compaction_metadata, event_partition, readable_size
 from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
 from datalake_assets.errors import ConfigError, DatalakeError
@@ -32,8 +32,10 @@ from datalake_assets.lake.feed_compaction import (
 
 __all__ = [
     "COMPACTOR_POOL",
+    "COMPACT_OP",
     "COMPACT_PARTITION",
     "FEED_TAG",
+    "PARTITION_ERRORS",
     "CompactConfig",
     "CompactionLog",
     "compact_feed",
@@ -43,6 +45,10 @@ __all__ = [
 ]
 
 COMPACT_PARTITION = "compact_partition"
+#: The job's one op, below which a run's configuration is.
+COMPACT_OP = "compact"
+#: On the failure of a run: what went wrong with each of its partitions that failed.
+PARTITION_ERRORS = "datalake/errors"
 #: On compaction runs: the path of the feed, which is in the run's configuration and so nowhere to filter by.
 FEED_TAG = "datalake/feed"
 #: Dagster fixes pools when it loads the job, and the feed is in the run's configuration: so one pool for all feeds,
@@ -126,7 +132,7 @@ def compact_partition_job(lake: Lake, feeds: Sequence[Feed]) -> dg.JobDefinition
         feeds: The feeds that there are now; the Launchpad's example is about the first.
     """
 
-    @dg.op(name="compact", pool=COMPACTOR_POOL, description=_DESCRIPTION)
+    @dg.op(name=COMPACT_OP, pool=COMPACTOR_POOL, description=_DESCRIPTION)
     def compact(context: dg.OpExecutionContext, config: CompactConfig) -> None:
         tag_run(context.instance, context.run)
         with failures_named(config.feed):
@@ -139,7 +145,7 @@ def compact_partition_job(lake: Lake, feeds: Sequence[Feed]) -> dg.JobDefinition
     @dg.job(
         name=COMPACT_PARTITION,
         description=_DESCRIPTION,
-        config={"ops": {"compact": {"config": example(feeds, datetime.now(UTC))}}},
+        config={"ops": {COMPACT_OP: {"config": example(feeds, datetime.now(UTC))}}},
         executor_def=dg.in_process_executor,
     )
     def compact_partition() -> None:
@@ -173,7 +179,7 @@ def observation(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dg.As
     """What Dagster is told of the compaction of a partition."""
     return dg.AssetObservation(
         asset_key(feed),
-        partition=report.key,
+        partition=event_partition(feed, report.key),
         description=f"compacted: {_line(report)}" if report.kernel else "nothing to compact",
         metadata=compaction_metadata(feed, report, lake_uri=lake_uri),
     )
@@ -215,7 +221,10 @@ def raise_for_failed(done: Sequence[Compacted]) -> None:
         lines = "; ".join(f"{key}: {error}" for key, error in errors)
         raise dg.Failure(
             f"{len(errors)} of {len(done)} partitions failed: {lines}",
-            metadata={"datalake/compaction": dg.MetadataValue.md(summary(done))},
+            metadata={
+                "datalake/compaction": dg.MetadataValue.md(summary(done)),
+                PARTITION_ERRORS: dg.MetadataValue.json({key: str(error) for key, error in errors}),
+            },
             allow_retries=any(isinstance(error, PASSING) for _, error in errors),
         )
 

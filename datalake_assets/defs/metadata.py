@@ -9,27 +9,44 @@ import dagster as dg
 import pyarrow as pa
 
 from datalake_assets.config import Feed, FeedKind, FolderSource
+from datalake_assets.core.compaction_watch import Report
 from datalake_assets.core.partition_paths import partition_path
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.lake.base import CompactionReport, PartitionReport, WriteReport
+from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
 
 __all__ = [
+    "COMPACTION_FAILURES",
+    "FILES_COMPACTED",
+    "UNUSABLE_FILES",
     "Metadata",
     "asset_key",
     "code_version",
     "column_schema",
     "compaction_metadata",
+    "compaction_report_metadata",
     "data_version",
+    "event_partition",
     "feed_metadata",
     "folder_metadata",
     "partition_metadata",
     "readable_size",
+    "rows_key",
     "versions_name",
     "write_metadata",
 ]
 
 Metadata = Mapping[str, dg.MetadataValue]
+
+#: On observations of compactions, and on no others.
+FILES_COMPACTED = "datalake/files_compacted"
+#: Likewise: the files that no rewrite can take, each with its ``name`` and the ``reason``.
+UNUSABLE_FILES = "datalake/unusable_files"
+#: On observations of what cannot be compacted, and on no others.
+COMPACTION_FAILURES = "datalake/compaction_failures"
+#: Unusable files that an observation names; it says how many there are.
+_MOST_NAMED = 1_000
 
 
 def asset_key(feed: Feed) -> dg.AssetKey:
@@ -40,6 +57,16 @@ def asset_key(feed: Feed) -> dg.AssetKey:
 def versions_name(feed: Feed) -> str:
     """The name under which Dagster keeps the versions of a table."""
     return feed.path
+
+
+def event_partition(feed: Feed, key: str) -> str | None:
+    """The partition of a feed's asset that a partition of the feed is; None where the asset has no partitions."""
+    return None if feed.asset and feed.kind is not FeedKind.STREAM else key
+
+
+def rows_key(feed: Feed) -> str:
+    """The metadata key of a partition's rows, as Dagster calls it for an asset with partitions, or without."""
+    return "dagster/row_count" if event_partition(feed, "") is None else "dagster/partition_row_count"
 
 
 def code_version(feed: Feed) -> str:
@@ -88,15 +115,28 @@ def partition_metadata(
 
 def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
     """What a partition amounts to after a compaction, and what that did, for its observation."""
+    useless = unusable(report.skipped)
+    named = [{"name": each.name, "reason": each.reason} for each in useless[:_MOST_NAMED]]
     return {
         **_partition_now(feed, report.partition, lake_uri=lake_uri),
-        "datalake/files_compacted": dg.MetadataValue.int(report.files_compacted),
+        FILES_COMPACTED: dg.MetadataValue.int(report.files_compacted),
+        UNUSABLE_FILES: dg.MetadataValue.json(named),
+        "datalake/files_unusable": dg.MetadataValue.int(len(useless)),
         "datalake/files_removed": dg.MetadataValue.int(report.files_removed),
         "datalake/files_skipped": dg.MetadataValue.int(len(report.skipped)),
         "datalake/bytes_saved": dg.MetadataValue.int(report.bytes_saved),
         "datalake/rows_compacted": dg.MetadataValue.int(report.rows),
         "datalake/compaction_time_ms": dg.MetadataValue.int(report.compaction_time_ms),
         "datalake/kernel": dg.MetadataValue.text(report.kernel or "none"),
+    }
+
+
+def compaction_report_metadata(report: Report) -> dict[str, dg.MetadataValue]:
+    """How much of a partition cannot be compacted, for the observation that says why."""
+    return {
+        COMPACTION_FAILURES: dg.MetadataValue.int(report.failures),
+        "datalake/files_unusable": dg.MetadataValue.int(report.unusable),
+        "datalake/files_waiting": dg.MetadataValue.int(report.waiting),
     }
 
 
@@ -109,7 +149,7 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
     """What materializations and observations of a partition both say, so that the UI plots them as one line."""
     path = partition_path(feed, report.key)
     metadata: dict[str, dg.MetadataValue] = {
-        "dagster/partition_row_count": dg.MetadataValue.int(report.rows),
+        rows_key(feed): dg.MetadataValue.int(report.rows),
         "dagster/uri": dg.MetadataValue.text(f"{_folder_uri(feed, lake_uri)}/{path}".rstrip("/")),
         "dagster/table_name": dg.MetadataValue.text(feed.name),
         "datalake/files": dg.MetadataValue.int(report.files),
@@ -118,6 +158,8 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
         "datalake/size": dg.MetadataValue.text(readable_size(report.size_bytes)),
         "datalake/position": dg.MetadataValue.json(json.loads(json.dumps(dict(report.position), default=str))),
     }
+    if event_partition(feed, report.key) is None:
+        metadata["datalake/partition"] = dg.MetadataValue.text(report.key)
     if report.min_time and report.max_time:
         metadata["datalake/oldest_event"] = dg.MetadataValue.timestamp(report.min_time)
         metadata["datalake/newest_event"] = dg.MetadataValue.timestamp(report.max_time)

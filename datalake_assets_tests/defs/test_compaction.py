@@ -15,6 +15,7 @@ from datalake_assets.defs.compaction import (
     COMPACT_PARTITION,
     COMPACTOR_POOL,
     FEED_TAG,
+    PARTITION_ERRORS,
     CompactConfig,
     example,
     observation,
@@ -84,12 +85,14 @@ def test_compaction_is_observed_with_what_it_did_and_what_the_partition_is_now(j
         "datalake/files_compacted": 40,
         "datalake/files_removed": 39,
         "datalake/files_skipped": 0,
+        "datalake/files_unusable": 0,
         "datalake/kernel": "reencode",
         "datalake/position": {"rows": 1},
         "datalake/rows_compacted": 1,
         "datalake/size": "100 B",
         "datalake/size_bytes": 100,
         "datalake/small_files": 1,
+        "datalake/unusable_files": [],
     }
 
 
@@ -154,6 +157,7 @@ def test_partition_that_fails_stops_no_other_and_fails_the_run_at_the_end(job, i
         "run 'datalake verify' to see what differs; nothing was changed"
     )
     assert "| 2026-01-02 | 1 → 1 |" in failure(result).metadata["datalake/compaction"].value
+    assert list(failure(result).metadata[PARTITION_ERRORS].value) == [DAYS[0]]
     assert set(observations(instance)) == set(DAYS[1:])
 
 

@@ -1,0 +1,128 @@
+"""What Dagster's event log and run history tell the compaction sensor, in pages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from datalake_assets.core.compaction_watch import Outcome
+from datalake_assets.defs.compaction import PARTITION_ERRORS
+from datalake_assets.defs.metadata import COMPACTION_FAILURES, FILES_COMPACTED, UNUSABLE_FILES
+
+__all__ = ["PAGE", "EventPage", "EventReader", "outcome_of", "unusable_files"]
+
+#: Events that are read at once; Dagster gives no more than 1,000.
+PAGE = 500
+#: A partition's newest observations among which its last compaction is looked for: others observe folders too.
+RECENT = 20
+#: The partition of an adopted folder that has no folders in it.
+_WHOLE_FOLDER = "."
+_RUN_KEY = "dagster/run_key"
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Some events in the order of their ids.
+
+    Attributes:
+        last_id: Storage id of the last one; that asked for if there are none.
+        changed: Partitions whose files changed.
+        flawed: Partitions that were compacted, each with whether that left files which no rewrite can take.
+        is_last: There are no more events now.
+    """
+
+    last_id: int
+    changed: tuple[str, ...]
+    flawed: Mapping[str, bool]
+    is_last: bool
+
+
+class EventReader:
+    """Reads the events of one asset.
+
+    Args:
+        instance: Dagster's instance.
+        asset: The asset.
+        is_folder: Others write its files, so that an observation may be the only sign of a change.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, asset: dg.AssetKey, *, is_folder: bool) -> None:
+        self._instance, self._asset, self._is_folder = instance, asset, is_folder
+
+    def materialized_after(self, storage_id: int) -> EventPage:
+        """Materializations: every one may have brought files."""
+        records = self._instance.fetch_materializations(self._after(storage_id), limit=PAGE, ascending=True).records
+        keys = [self._partition(record) for record in records]
+        return self._page(storage_id, records, [key for key in keys if key is not None], {})
+
+    def observed_after(self, storage_id: int) -> EventPage:
+        """Observations: what compactions left behind and, of a folder, what others may have changed."""
+        records = self._instance.fetch_observations(self._after(storage_id), limit=PAGE, ascending=True).records
+        changed: list[str] = []
+        flawed: dict[str, bool] = {}
+        for record in records:
+            key, metadata = self._partition(record), _metadata(record)
+            if key is None or COMPACTION_FAILURES in metadata:  # the sensor's own report
+                continue
+            if FILES_COMPACTED in metadata:
+                flawed[key] = bool(_files(metadata))
+            elif self._is_folder:
+                changed.append(key)
+        return self._page(storage_id, records, changed, flawed)
+
+    def _after(self, storage_id: int) -> dg.AssetRecordsFilter:
+        return dg.AssetRecordsFilter(asset_key=self._asset, after_storage_id=storage_id or None)
+
+    def _partition(self, record: dg.EventLogRecord) -> str | None:
+        return record.partition_key or (_WHOLE_FOLDER if self._is_folder else None)
+
+    @staticmethod
+    def _page(
+        storage_id: int, records: Sequence[dg.EventLogRecord], changed: Sequence[str], flawed: Mapping[str, bool]
+    ) -> EventPage:
+        last_id = records[-1].storage_id if records else storage_id
+        return EventPage(last_id, tuple(dict.fromkeys(changed)), flawed, len(records) < PAGE)
+
+
+def unusable_files(instance: dg.DagsterInstance, asset: dg.AssetKey, key: str) -> Mapping[str, str]:
+    """The files of a partition that its last compaction could not take, by name with the reason."""
+    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key])
+    for record in instance.fetch_observations(wanted, limit=RECENT).records:
+        metadata = _metadata(record)
+        if FILES_COMPACTED in metadata:
+            return _files(metadata)
+    return {}
+
+
+def outcome_of(instance: dg.DagsterInstance, run_key: str) -> tuple[Outcome, Mapping[str, str]]:
+    """What became of the run of a request, and what it said of each partition if it failed.
+
+    A run that is nowhere to be found was deleted: its outcome is that of one that failed.
+    """
+    runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY: run_key}), limit=1)
+    if not runs:
+        return Outcome.FAILED, {}
+    (run,) = runs
+    if not run.is_finished:
+        return Outcome.RUNNING, {}
+    return (Outcome.SUCCEEDED, {}) if run.is_success else (Outcome.FAILED, _errors(instance, run.run_id))
+
+
+def _errors(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, str]:
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        failure = entry.get_dagster_event().step_failure_data.user_failure_data
+        said = failure.metadata.get(PARTITION_ERRORS) if failure else None
+        if isinstance(said, dg.JsonMetadataValue) and isinstance(said.data, dict):
+            return {str(key): str(error) for key, error in said.data.items()}
+    return {}
+
+
+def _metadata(record: dg.EventLogRecord) -> Mapping[str, dg.MetadataValue]:
+    return record.asset_observation.metadata if record.asset_observation else {}
+
+
+def _files(metadata: Mapping[str, dg.MetadataValue]) -> Mapping[str, str]:
+    said = metadata.get(UNUSABLE_FILES)
+    if not isinstance(said, dg.JsonMetadataValue) or not isinstance(said.data, list):
+        return {}
+    return {str(each["name"]): str(each["reason"]) for each in said.data}

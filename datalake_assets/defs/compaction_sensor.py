@@ -1,0 +1,282 @@
+"""The sensor that compacts what needs it: it reads what changed since its last tick, plans that, and asks for runs.
+
+It never lists the lake. A tick costs a query or two per feed, one request per partition that changed, and nothing per
+partition that did not; the rules are `datalake_assets.core.compaction_watch`'s.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import dagster as dg
+
+from datalake_assets.config import Feed, FeedKind, Settings
+from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.compaction_cursor import WatchState, bounded, state_from_json, state_to_json
+from datalake_assets.core.compaction_watch import (
+    MAX_PARTITIONS,
+    FeedWatch,
+    Look,
+    Outcome,
+    Report,
+    Requested,
+    Wanted,
+    ended,
+    heard,
+    looked,
+    request,
+)
+from datalake_assets.defs.compaction import COMPACT_OP, FEED_TAG
+from datalake_assets.defs.compaction_events import EventReader, outcome_of, unusable_files
+from datalake_assets.defs.failures import PASSING
+from datalake_assets.defs.metadata import asset_key, compaction_report_metadata
+from datalake_assets.errors import DatalakeError, LakeUnavailable
+from datalake_assets.lake.base import LakeTable
+from datalake_assets.lake.feed_compaction import request_of
+
+__all__ = ["COMPACTION_SENSOR", "CompactionWatcher", "WatchedLake", "compaction_sensor"]
+
+COMPACTION_SENSOR = "compaction_sensor"
+INTERVAL_S = 30
+#: Seconds that a tick takes at the most; Dagster ends one after 60, and what is left over is the next tick's.
+BUDGET_S = 15.0
+#: Partitions that are to be planned: with more, no more events are read.
+ENOUGH = 500
+
+_DESCRIPTION = """\
+Compacts the partitions that need it by their feed's policy, as they change: it looks at what was written since its last
+tick, and asks for runs of `compact_partition`. Partitions that cannot be compacted are reported once, as an observation
+on the feed's asset. Off until somebody turns it on here; the first ticks go through all that was ever written.
+"""
+
+
+class WatchedLake(Protocol):
+    """What the sensor needs of a lake."""
+
+    @property
+    def settings(self) -> Settings:
+        """The installation's settings."""
+
+    def table(self, feed: Feed) -> LakeTable:
+        """A feed's data."""
+
+
+def compaction_sensor(
+    lake: WatchedLake,
+    feeds: Sequence[Feed],
+    *,
+    job: dg.JobDefinition,
+    name: str = COMPACTION_SENSOR,
+    key_of: Callable[[Feed], dg.AssetKey] = asset_key,
+    interval_s: int = INTERVAL_S,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.STOPPED,
+) -> dg.SensorDefinition:
+    """The sensor.
+
+    Args:
+        lake: Where the feeds' data are.
+        feeds: The feeds to watch; those whose policy says so are left alone.
+        job: What compacts; see `datalake_assets.defs.compaction.compact_partition_job`.
+        name: The sensor's.
+        key_of: The asset whose events tell of a feed.
+        interval_s: Seconds between two ticks.
+        default_status: Whether it runs before anybody turns it on.
+    """
+    watcher = CompactionWatcher(lake, feeds, key_of=key_of)
+
+    @dg.sensor(
+        name=name,
+        job=job,
+        minimum_interval_seconds=interval_s,
+        default_status=default_status,
+        description=_DESCRIPTION,
+    )
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        return watcher.tick(context.instance, context.cursor, warn=context.log.warning)
+
+    return watch
+
+
+class CompactionWatcher:
+    """What the sensor does at each tick.
+
+    Args:
+        lake: Where the feeds' data are.
+        feeds: The feeds to watch.
+        key_of: The asset whose events tell of a feed.
+        budget_s: Seconds that a tick takes at the most.
+    """
+
+    def __init__(
+        self,
+        lake: WatchedLake,
+        feeds: Sequence[Feed],
+        *,
+        key_of: Callable[[Feed], dg.AssetKey] = asset_key,
+        budget_s: float = BUDGET_S,
+    ) -> None:
+        self._lake, self._key_of, self._budget_s = lake, key_of, budget_s
+        self._feeds = {feed.path: feed for feed in feeds if feed.compaction.enabled}
+        self._disabled = {feed.path for feed in feeds if not feed.compaction.enabled}
+
+    def tick(
+        self,
+        instance: dg.DagsterInstance,
+        cursor: str | None,
+        *,
+        warn: Callable[[str], None],
+        now: float | None = None,
+    ) -> dg.SensorResult:
+        """One tick; a feed that cannot be read stops no other.
+
+        Args:
+            instance: Dagster's instance.
+            cursor: What the last tick returned; anything that cannot be read counts as none.
+            warn: Told what a person should know.
+            now: Seconds since 1970; None for this machine's clock.
+        """
+        now = float(round(time.time() if now is None else now))
+        before = state_from_json(cursor)
+        deadline = time.monotonic() + self._budget_s
+        ticks = {
+            path: self._visit(path, before, instance=instance, now=now, deadline=deadline, warn=warn)
+            for path in self._order(before.turn)
+        }
+        idle = {path: watch for path, watch in before.feeds.items() if path in self._disabled}
+        feeds = {**idle, **{path: each.watch for path, each in sorted(ticks.items())}}
+        state, dropped = bounded(WatchState(feeds, before.turn + 1), now)
+        if dropped:
+            warn(f"{dropped:,} partitions that are too young now are left to the nightly maintenance")
+        requests = [_run_request(each.feed, each.made) for each in ticks.values() if each.made]
+        return dg.SensorResult(
+            run_requests=requests,
+            asset_events=[self._observed(each.feed, report) for each in ticks.values() for report in each.reports],
+            cursor=state_to_json(state),
+            skip_reason=None if requests else _why_nothing(state, now),
+        )
+
+    def _order(self, turn: int) -> list[str]:
+        """Every feed is the first in turn, since the time may not last for all."""
+        paths = sorted(self._feeds)
+        first = turn % len(paths) if paths else 0
+        return paths[first:] + paths[:first]
+
+    def _visit(
+        self,
+        path: str,
+        state: WatchState,
+        *,
+        instance: dg.DagsterInstance,
+        now: float,
+        deadline: float,
+        warn: Callable[[str], None],
+    ) -> "_FeedTick":
+        feed = self._feeds[path]
+        watch = state.feeds.get(path, FeedWatch())
+        one = _FeedTick(feed, self._key_of(feed), self._lake, instance, watch, now=now, deadline=deadline)
+        try:
+            one.run()
+        except DatalakeError as error:
+            warn(f"{path} is looked at again at the next tick: {error}")
+        return one
+
+    def _observed(self, feed: Feed, report: Report) -> dg.AssetObservation:
+        return dg.AssetObservation(
+            self._key_of(feed),
+            partition=report.key,
+            description=report.text,
+            metadata=compaction_report_metadata(report),
+        )
+
+
+@dataclass(slots=True)
+class _FeedTick:
+    """One feed within one tick; what is known so far survives an error."""
+
+    feed: Feed
+    asset: dg.AssetKey
+    lake: WatchedLake
+    instance: dg.DagsterInstance
+    watch: FeedWatch
+    now: float
+    deadline: float
+    reports: list[Report] = field(default_factory=list)
+    made: Requested | None = None
+
+    def run(self) -> None:
+        """Reads, settles, plans, and asks."""
+        requested = self.watch.requested
+        # the run first: what it observed is in the log once it has ended
+        outcome, errors = outcome_of(self.instance, requested.run_key) if requested else (Outcome.RUNNING, {})
+        if self._caught_up():
+            self.watch = ended(self.watch, outcome, errors)
+        wanted = self._look()
+        self.watch, self.made = request(self.watch, wanted, feed=self.feed.path, now=self.now)
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+    def _caught_up(self) -> bool:
+        """Reads events; says whether all observations were read, which tell what a run left behind."""
+        reader = EventReader(self.instance, self.asset, is_folder=self.feed.kind is FeedKind.FOLDER)
+        while not self._late and len(self.watch.due) < ENOUGH:
+            page = reader.observed_after(self.watch.observed)
+            watch = heard(self.watch, page.changed, flawed=page.flawed)
+            self.watch = replace(watch, observed=page.last_id)
+            if page.is_last:
+                break
+        else:
+            return False
+        while not self._late and len(self.watch.due) < ENOUGH:
+            page = reader.materialized_after(self.watch.materialized)
+            self.watch = replace(heard(self.watch, page.changed), materialized=page.last_id)
+            if page.is_last:
+                break
+        return True
+
+    def _look(self) -> list[Wanted]:
+        """Plans what is due, until a run is full or time is up."""
+        wanted: list[Wanted] = []
+        ready = self.watch.ready(self.now)
+        if not ready:
+            return wanted
+        table, asked = self.lake.table(self.feed), request_of(self.lake.settings)
+        for key in ready:
+            if self._late or len(wanted) >= MAX_PARTITIONS:
+                break
+            look = self._plan(table, key, asked)
+            self.watch, one, reports = looked(self.watch, look, now=self.now)
+            self.reports += reports
+            wanted += [one] if one else []
+        return wanted
+
+    def _plan(self, table: LakeTable, key: str, asked: CompactionRequest) -> Look:
+        known = self.watch.past.get(key)
+        unusable = unusable_files(self.instance, self.asset, key) if known and known.flawed else {}
+        try:
+            plan = table.compaction_plan(key, asked, excluded=unusable)
+        except (*PASSING, LakeUnavailable):  # it is the lake's, not this partition's
+            raise
+        except DatalakeError as error:
+            return Look(key, error=str(error))
+        return Look.of(key, plan, unusable=unusable)
+
+
+def _run_request(feed: Feed, made: Requested) -> dg.RunRequest:
+    config: dict[str, Any] = {"feed": feed.name, "partitions": list(made.files)}
+    return dg.RunRequest(
+        run_key=made.run_key, run_config={"ops": {COMPACT_OP: {"config": config}}}, tags={FEED_TAG: feed.path}
+    )
+
+
+def _why_nothing(state: WatchState, now: float) -> str:
+    """What a tick that asks for no run says in the UI."""
+    running = [path for path, watch in state.feeds.items() if watch.requested]
+    ready = sum(len(watch.ready(now)) for watch in state.feeds.values())
+    later = sum(at > now for watch in state.feeds.values() for at in watch.due.values())
+    parts = [f"{', '.join(running)}: a compaction goes on"] if running else []
+    parts += [f"{ready:,} partitions are looked at in the next tick"] if ready else []
+    parts += [f"{later:,} partitions are too young, or wait to be tried again"] if later else []
+    return "; ".join(parts) or "nothing to compact"
