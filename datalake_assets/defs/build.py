@@ -8,6 +8,7 @@ import dagster as dg
 
 from datalake_assets.config import Settings
 from datalake_assets.defs.compaction import compact_partition_job
+from datalake_assets.defs.compaction_sensor import compaction_sensor
 from datalake_assets.defs.jobs import export_all_job
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
@@ -48,12 +49,14 @@ def build_definitions(
     for problem in listing.problems:
         logger.warning("%s is skipped: %s", problem.file, problem.reason)
     runner = FeedRunner(listing.feeds, lake, resources or default_resources(settings))
+    compact = compact_partition_job(lake, listing.feeds)
     with known_dagster_warnings_ignored():
         automation = dg.Definitions(
-            jobs=[export_all_job(runner), compact_partition_job(lake, listing.feeds)],
+            jobs=[export_all_job(runner), compact],
             schedules=[feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule],
             sensors=[
                 feed_registry_sensor(lake, loaded=digest),
+                compaction_sensor(lake, tuple(runner.feeds.values()), job=compact),
                 dead_run_sensor(),
                 interrupted_commit_sensor(runner.feeds, lake),
                 freshness_sensor(runner.feeds, lake),
