@@ -17,7 +17,7 @@ from datalake_assets.core.batches import ReadRequest, SourceBatch
 from datalake_assets.core.schema import RESERVED_NAMES
 from datalake_assets.errors import ConfigError
 
-__all__ = ["FrameBatches", "frame_schema", "lake_type", "to_lake", "typed_nulls"]
+__all__ = ["FrameBatches", "FramesByKey", "frame_schema", "lake_type", "to_lake", "typed_nulls"]
 
 #: Bounds of a batch that is handed on; frames come in batches as large as they are.
 BATCH_ROWS, BATCH_BYTES = 1 << 16, 8 << 20
@@ -67,6 +67,39 @@ class FrameBatches:
         for batch in self.read():
             for piece in _pieces(batch):
                 yield SourceBatch(to_lake(piece, self.schema, asset=self.asset))
+
+    def acknowledge(self) -> None:
+        """Does nothing: an asset need not know."""
+
+
+@dataclass(slots=True)
+class FramesByKey:
+    """A frame for each of several partitions, written one after another; implements `Batches`.
+
+    Attributes:
+        frames: The frames by partition key; at least one.
+        request: See `Batches`.
+        recreated: See `Batches`.
+    """
+
+    frames: Mapping[str, FrameBatches]
+    request: ReadRequest = field(default_factory=ReadRequest)
+    recreated: bool = False
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the first frame."""
+        return next(iter(self.frames.values())).schema
+
+    @property
+    def time_column(self) -> str | None:
+        """Of the first frame."""
+        return next(iter(self.frames.values())).time_column
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Streams the rows of all frames."""
+        for frame in self.frames.values():
+            yield from frame
 
     def acknowledge(self) -> None:
         """Does nothing: an asset need not know."""

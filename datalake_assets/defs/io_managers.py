@@ -1,25 +1,31 @@
 """The lake as Dagster storage: feeds stream into it, downstream assets read from it."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 
+from datalake_assets.defs.asset_outputs import feed_of_asset, land_output
+from datalake_assets.defs.failures import failures_named
+from datalake_assets.defs.inputs import Selection, read_as
 from datalake_assets.defs.landing import FeedRead, land
 from datalake_assets.defs.metadata import Metadata, data_version
 from datalake_assets.defs.resources import Lake, LakeResource
-from datalake_assets.errors import ConfigError
-from datalake_assets.lake.base import LakeTable, PartitionReport
+from datalake_assets.lake.base import PartitionReport
 
 __all__ = ["ParquetLakeIOManager"]
 
 
 class ParquetLakeIOManager(dg.ConfigurableIOManager):
-    """Lands what a feed's asset read, and gives downstream assets a feed's committed rows.
+    """Stores in the lake what assets return, and gives downstream assets the committed rows.
+
+    It serves anybody's assets. One with time partitions (whole months, days or hours, UTC) becomes a stream of the
+    lake: the rows that it returns replace its partition's, so that a repetition never doubles any. One without
+    partitions becomes a table: each run makes a new version, and readers get the newest. What can be returned, and what
+    metadata an asset can have, is in ``docs/how-to/use-it-in-your-own-project.md``.
 
     A downstream asset says by its annotation what it wants: ``pyarrow.Table``, ``pyarrow.RecordBatchReader`` (any
-    volume) or ``pandas.DataFrame``. ``dg.AssetIn(metadata={"columns": [...]})`` reads only those columns.
+    volume), ``pandas.DataFrame``, ``polars.DataFrame``, or a ``dict`` of one of them by partition key.
+    ``dg.AssetIn(metadata={"columns": [...]})`` reads only those columns.
 
     Attributes:
         lake: The lake.
@@ -27,16 +33,21 @@ class ParquetLakeIOManager(dg.ConfigurableIOManager):
 
     lake: LakeResource
 
-    def handle_output(self, context: dg.OutputContext, obj: FeedRead) -> None:
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Streams and commits the rows."""
-        land(obj, _OutputLog(context), run_id=context.run_id, lake_uri=self.lake.open().uri)
+        lake, log = self.lake.open(), _OutputLog(context)
+        if isinstance(obj, FeedRead):
+            land(obj, log, run_id=context.run_id, lake_uri=lake.uri)
+            return
+        keys = context.asset_partition_keys if context.has_asset_partitions else None
+        land_output(lake, context.asset_spec, obj, log, partitions=keys, run_id=context.run_id)
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """Reads the upstream feed's partitions, in the type that the parameter is annotated with."""
+        """Reads the upstream asset's partitions, in the type that the parameter is annotated with."""
         keys = context.asset_partition_keys if context.has_asset_partitions else None
-        wanted = context.dagster_type.typing_type
-        table = _table(self.lake.open(), context.asset_key)
-        return read_as(wanted, table, partitions=keys, metadata=context.definition_metadata)
+        columns = context.definition_metadata.get("columns")
+        selection = Selection(keys, columns, tell=context.log.warning)
+        return _read(self.lake.open(), context.asset_key, context.upstream_output, selection, context.dagster_type)
 
 
 class _OutputLog:
@@ -54,7 +65,8 @@ class _OutputLog:
         self._context.log.warning(line)
 
     def landed(self, report: PartitionReport, metadata: Metadata) -> None:
-        self._step.add_asset_metadata(metadata, asset_key=self._context.asset_key, partition_key=report.key)
+        key = report.key if self._context.has_asset_partitions else None
+        self._step.add_asset_metadata(metadata, asset_key=self._context.asset_key, partition_key=key)
 
     def landed_beyond(self, report: PartitionReport, metadata: Metadata) -> None:
         event = dg.AssetMaterialization(self._context.asset_key, partition=report.key, metadata=metadata)
@@ -65,27 +77,7 @@ class _OutputLog:
         self._step.set_data_version(self._context.asset_key, data_version(read.feed, read.selected))
 
 
-def read_as(
-    wanted: Any, table: LakeTable, *, partitions: Sequence[str] | None, metadata: Mapping[str, Any] | None = None
-) -> Any:
-    """Reads a feed's committed rows as the wanted type; partitions without data are left out.
-
-    Raises:
-        ConfigError: The type is none of those that `ParquetLakeIOManager` names.
-    """
-    columns = (metadata or {}).get("columns")
-    known = set(table.partitions()) if partitions is not None else set()
-    keys = None if partitions is None else [key for key in partitions if key in known]
-    reader = table.scan(columns=columns, partitions=keys)
-    if wanted is pa.RecordBatchReader:
-        return reader
-    if wanted is pa.Table:
-        return reader.read_all()
-    if getattr(wanted, "__module__", "").startswith("pandas") and wanted.__name__ == "DataFrame":
-        return reader.read_pandas()
-    msg = f"annotate the input with pyarrow.Table, pyarrow.RecordBatchReader or pandas.DataFrame, not {wanted}"
-    raise ConfigError(msg)
-
-
-def _table(lake: Lake, key: dg.AssetKey) -> LakeTable:
-    return lake.table(lake.registry.get(key.path[-1]))
+def _read(lake: Lake, key: dg.AssetKey, output: dg.OutputContext | None, selection: Selection, wanted: Any) -> Any:
+    with failures_named(f"asset {key.to_user_string()}"):
+        feed = feed_of_asset(lake, key, output.definition_metadata if output else {})
+        return read_as(wanted.typing_type, lake.table(feed), selection)

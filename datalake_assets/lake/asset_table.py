@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from datalake_assets.config import FeedKind
 from datalake_assets.core.batches import Batches, ReadRequest
-from datalake_assets.core.frames import FrameBatches, typed_nulls
+from datalake_assets.core.frames import FrameBatches, FramesByKey, typed_nulls
 from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import ConfigError, SchemaChanged
@@ -79,10 +80,18 @@ class AssetTable(HiveTable):
     ) -> WriteReport:
         """See `LakeTable`; fewer rows than before are accepted, since what an asset returns is all there is.
 
+        Frames by key are committed one by one: if one fails, those before it stay, and a repetition changes nothing.
+
         Raises:
             ConfigError: Rows are not the partitions' own, or cannot be told apart by them.
             SchemaChanged: The columns are not those of the runs before.
         """
+        if isinstance(batches, FramesByKey):
+            reports = [
+                self.write(frame, partitions=[key], run_id=run_id, on_progress=on_progress)
+                for key, frame in batches.frames.items()
+            ]
+            return _together(reports)
         if len(partitions) > 1 and batches.time_column is None:
             raise ConfigError(
                 f"asset {self.feed.asset!r}: it returned one frame for {len(partitions)} partitions, and nothing says"
@@ -110,3 +119,19 @@ class AssetTable(HiveTable):
         if not batches.schema.names:
             raise ConfigError(f"asset {batches.asset!r}: what it returned has neither rows nor columns")
         return replace(batches, schema=typed_nulls(batches.schema, known, asset=batches.asset))
+
+
+def _together(reports: Sequence[WriteReport]) -> WriteReport:
+    """The reports of several writes as that of one."""
+    requests: Counter[str] = Counter()
+    for each in reports:
+        requests.update(each.requests)
+    return WriteReport(
+        partitions=tuple(partition for each in reports for partition in each.partitions),
+        rows_read=sum(each.rows_read for each in reports),
+        rows_quarantined=sum(each.rows_quarantined for each in reports),
+        rows_known=sum(each.rows_known for each in reports),
+        schema=reports[-1].schema,
+        requests=requests,
+        notes=tuple(note for each in reports for note in each.notes),
+    )

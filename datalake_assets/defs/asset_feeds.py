@@ -1,0 +1,148 @@
+"""Assets of other people's projects as feeds of a lake: what an asset's own definition says of its feed.
+
+An asset that `ParquetLakeIOManager` stores is a stream if it has time partitions, and a table of snapshots if it has
+none. One whose Parquet files something else writes, to the folder that its ``dagster/uri`` names, is an adopted folder.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from datalake_assets.config import NAME_PATTERN, Feed, FeedKind, parse_feed
+from datalake_assets.core.partitions import PartitionBy
+from datalake_assets.errors import ConfigError
+
+__all__ = ["DECLARABLE", "asset_specs", "declared_feed", "declared_name"]
+
+_PREFIX = "datalake/"
+_NAME = "datalake/feed"
+_URI = "dagster/uri"
+#: Fields of a feed that an asset's metadata can set, as ``datalake/<field>``.
+DECLARABLE = (
+    "time_column",
+    "schema_policy",
+    "start",
+    "format",
+    "retention",
+    "freshness",
+    "compaction",
+    "small_file_bytes",
+    "lateness",
+    "description",
+)
+#: What goes back to its default when it is no longer in the metadata; other fields can be set by hand as well.
+_OWNED: Mapping[str, Any] = {"time_column": None, "schema_policy": "freeze"}
+_CRON = {"0 0 1 * *": PartitionBy.MONTH, "0 0 * * *": PartitionBy.DAY, "0 * * * *": PartitionBy.HOUR}
+_UTC = {"UTC", "Etc/UTC"}
+
+
+def asset_specs(assets: Sequence[dg.AssetsDefinition | dg.AssetSpec]) -> list[dg.AssetSpec]:
+    """The assets of definitions, one by one."""
+    specs: list[dg.AssetSpec] = []
+    for each in assets:
+        specs += [each] if isinstance(each, dg.AssetSpec) else each.specs
+    return specs
+
+
+def declared_feed(spec: dg.AssetSpec, **more: object) -> Feed:
+    """The feed that an asset declares; only what it declares is set (``model_fields_set``).
+
+    Args:
+        spec: The asset.
+        more: Further fields, like a compaction policy.
+
+    Raises:
+        ConfigError: It cannot be a feed: its name, its partitions or its metadata.
+    """
+    name, declared = declared_name(spec.key, spec.metadata), _declared(spec)
+    if _URI in spec.metadata:
+        fields = _folder(spec, declared)
+    else:
+        source = {"type": "asset", "asset": _key(spec)}
+        fields = {"source": source, **_OWNED, **_partitioned(spec), **declared}
+    document = {"name": name, **fields, **{field: _plain(value) for field, value in more.items()}}
+    return parse_feed(json.dumps(document), name=name)
+
+
+def declared_name(key: dg.AssetKey, metadata: Mapping[str, Any]) -> str:
+    """The name of an asset's feed: the metadata ``datalake/feed``, or the key's parts joined by two underscores.
+
+    Raises:
+        ConfigError: It is no name for a feed.
+    """
+    name = str(_plain(metadata.get(_NAME, "__".join(key.path))))
+    if not NAME_PATTERN.fullmatch(name):
+        asset = key.to_user_string()
+        raise ConfigError(
+            f"asset {asset!r}: {name!r} cannot be the name of a feed, which matches {NAME_PATTERN.pattern};"
+            f" give it one by its metadata {_NAME!r}"
+        )
+    return name
+
+
+def _key(spec: dg.AssetSpec) -> str:
+    if any("/" in part for part in spec.key.path):
+        raise ConfigError(f"asset {list(spec.key.path)}: a part of its key has a '/' in it; give it a key without")
+    return spec.key.to_user_string()
+
+
+def _folder(spec: dg.AssetSpec, declared: Mapping[str, Any]) -> dict[str, Any]:
+    from datalake_assets.lake.addresses import parse_address  # noqa: PLC0415  definitions load without stores
+
+    uri = parse_address(str(_plain(spec.metadata[_URI]))).uri
+    return {"kind": FeedKind.FOLDER, "source": {"type": "folder", "uri": uri, "asset": _key(spec)}, **declared}
+
+
+def _declared(spec: dg.AssetSpec) -> dict[str, Any]:
+    """Fields that the metadata sets. A name that is none of ours is an error, not a setting without effect."""
+    found = {}
+    for name, value in spec.metadata.items():
+        field = name.removeprefix(_PREFIX)
+        if name in {field, _NAME}:
+            continue
+        if field not in DECLARABLE:
+            known = ", ".join(f"'{_PREFIX}{each}'" for each in ("feed", *DECLARABLE))
+            raise ConfigError(f"asset {_key(spec)!r}: there is no metadata {name!r}; there are {known}")
+        found[field] = _plain(value)
+    return found
+
+
+def _plain(value: object) -> Any:
+    """The value of a piece of metadata, or of a model, as JSON has it."""
+    value = getattr(value, "value", value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _partitioned(spec: dg.AssetSpec) -> dict[str, Any]:
+    partitions = spec.partitions_def
+    if partitions is None:
+        return {"kind": FeedKind.TABLE}
+    by = _partition_by(partitions)
+    if not isinstance(partitions, dg.TimeWindowPartitionsDefinition) or by is None:
+        raise ConfigError(
+            f"asset {_key(spec)!r}: its partitions are not those of a stream, which are whole months, days or hours in"
+            f" UTC; they are {_described(partitions)}"
+        )
+    if partitions.fmt != by.key_format:
+        raise ConfigError(
+            f"asset {_key(spec)!r}: its partition keys are written {partitions.fmt!r}, and those of the lake"
+            f" {by.key_format!r}; give its partitions fmt={by.key_format!r}"
+        )
+    return {"kind": FeedKind.STREAM, "partition_by": by.value, "start": partitions.start.date().isoformat()}
+
+
+def _partition_by(partitions: dg.PartitionsDefinition[Any]) -> PartitionBy | None:
+    if not isinstance(partitions, dg.TimeWindowPartitionsDefinition) or partitions.timezone not in _UTC:
+        return None
+    return _CRON.get(partitions.cron_schedule)
+
+
+def _described(partitions: dg.PartitionsDefinition[Any]) -> str:
+    if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
+        return f"{partitions.cron_schedule!r} in {partitions.timezone}"
+    return type(partitions).__name__
