@@ -293,6 +293,16 @@ class Checks(Model):
     blocking: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
 
+    @property
+    def rules_on_write(self) -> tuple[Rule, ...]:
+        """The rules that exports evaluate."""
+        return tuple(rule for rule in self.rules if rule.when == "write")
+
+    @property
+    def rules_on_schedule(self) -> tuple[Rule, ...]:
+        """The rules that are evaluated at night."""
+        return tuple(rule for rule in self.rules if rule.when == "schedule")
+
     @model_validator(mode="after")
     def _names_are_known_and_unique(self) -> Checks:
         names = [*BUILT_IN_CHECKS, *(rule.check_name for rule in self.rules)]

@@ -13,9 +13,16 @@ from datetime import datetime
 from datalake_assets.core.compaction import CompactionPlan, CompactionRules
 from datalake_assets.core.compaction_wording import files_text, size_text
 from datalake_assets.core.files import DataFile
+from datalake_assets.errors import SchemaChanged
 from datalake_assets.policies import Checks, Level, Limits
 
 __all__ = [
+    "FILE_SIZE",
+    "FRESHNESS",
+    "QUARANTINE",
+    "ROW_COUNT",
+    "SCHEMA",
+    "SMALL_FILES",
     "Drift",
     "PartitionFooters",
     "PartitionHealth",
@@ -24,10 +31,15 @@ __all__ = [
     "health_of",
     "limited",
     "quarantine_verdict",
+    "schema_changed",
     "schema_verdict",
     "small_files_verdict",
     "worst",
 ]
+
+#: Names of the checks.
+FILE_SIZE, FRESHNESS, QUARANTINE = "file_size", "freshness", "quarantine"
+ROW_COUNT, SCHEMA, SMALL_FILES = "row_count", "schema", "small_files"
 
 #: Partitions that a verdict names one by one.
 _NAMED = 5
@@ -51,7 +63,7 @@ class PartitionHealth:
         files_after: Files after a compaction.
         unusable: Files that no compaction can take as they are, with the reason.
         max_time: Latest partition time; None without one.
-        last_commit: When it last changed; None if it never did.
+        last_write: When rows last came or went; None if unknown. Compactions are no writes.
     """
 
     key: str
@@ -67,7 +79,7 @@ class PartitionHealth:
     files_after: int = 0
     unusable: tuple[tuple[str, str], ...] = ()
     max_time: datetime | None = None
-    last_commit: datetime | None = None
+    last_write: datetime | None = None
 
     @property
     def needs_compaction(self) -> bool:
@@ -77,7 +89,7 @@ class PartitionHealth:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A file whose columns are not the feed's.
+    """A file whose columns are not the feed's, or cannot even be read.
 
     Attributes:
         name: The file.
@@ -96,12 +108,14 @@ class PartitionFooters:
         key: Partition key.
         files: Files that were opened.
         rows: Their rows.
+        columns: Columns of the feed's contract.
         drifts: Files with other columns than the feed's contract.
     """
 
     key: str
     files: int = 0
     rows: int = 0
+    columns: int = 0
     drifts: tuple[Drift, ...] = ()
 
 
@@ -126,7 +140,7 @@ class Verdict:
 
 
 def health_of(key: str, files: Sequence[DataFile], plan: CompactionPlan, rules: CompactionRules) -> PartitionHealth:
-    """What a partition's files and its compaction plan amount to; ``last_commit`` is left open."""
+    """What a partition's files and its compaction plan amount to; ``last_write`` is left open."""
     small = [file for file in files if file.size_bytes < rules.small_file_bytes]
     merges = [file for group in plan.groups if len(group.files) > 1 for file in group.files]
     splits = [file for group in plan.groups if len(group.files) == 1 for file in group.files]
@@ -204,16 +218,22 @@ def small_files_verdict(partitions: Sequence[PartitionHealth], checks: Checks) -
     return Verdict(worst(each.level for each in found), figures, _lines(line for each in found for line in each.lines))
 
 
-def schema_verdict(footers: Sequence[PartitionFooters], *, columns: int) -> Verdict:
-    """Whether the files have the columns of the feed's contract, which has ``columns`` of them."""
+def schema_verdict(footers: Sequence[PartitionFooters]) -> Verdict:
+    """Whether the files have the columns of the feed's contract."""
     drifts = [(each.key, drift) for each in footers for drift in each.drifts]
-    figures = {
-        "columns": columns,
+    figures: dict[str, float] = {
+        "source_columns_changed": 0,
+        "columns": max((each.columns for each in footers), default=0),
         "files_looked_at": sum(each.files for each in footers),
         "files_drifted": len(drifts),
     }
     lines = _lines(f"{key}: {drift.name} {drift.what}" for key, drift in drifts)
     return Verdict(Level.ERROR if drifts else Level.OK, figures, lines)
+
+
+def schema_changed(error: SchemaChanged) -> Verdict:
+    """What `schema` says of an export that its source's columns stopped."""
+    return Verdict(Level.ERROR, {"source_columns_changed": 1}, (str(error),))
 
 
 def quarantine_verdict(*, rows_read: int, rows_quarantined: int, checks: Checks, where: str) -> Verdict:

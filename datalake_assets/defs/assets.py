@@ -14,6 +14,7 @@ from datalake_assets.defs.landing import FeedRead, read_feed
 from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, versions_name
 from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
+from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.versions import drop_versions
 
 __all__ = ["IO_MANAGER_KEY", "ExportConfig", "feed_asset", "partitions_of", "writer_pool"]
@@ -87,18 +88,19 @@ def _landing(feed: Feed) -> Callable[..., Iterator[dg.Output[FeedRead] | dg.Asse
         context: dg.AssetExecutionContext, config: ExportConfig
     ) -> Iterator[dg.Output[FeedRead] | dg.AssetCheckResult]:
         tag_run(context.instance, context.run)
-        read = _read(feed, context.partition_keys, config, context.resources)
+        lake, read = _read(feed, context.partition_keys, config, context.resources)
         yield dg.Output(read)
         drop_versions(context.instance, read)
-        yield from evaluate_checks(context, read)
+        yield from evaluate_checks(context, read, lake)
 
     return land_feed
 
 
-def _read(feed: Feed, keys: Sequence[str], config: ExportConfig, resources: Any) -> FeedRead:
+def _read(feed: Feed, keys: Sequence[str], config: ExportConfig, resources: Any) -> tuple[Lake, FeedRead]:
     with failures_named(feed):
         lake, source = resources.lake.open(), getattr(resources, feed.source.type).open()
-    return read_feed(lake, source, feed, keys, allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
+    read = read_feed(lake, source, feed, keys, allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
+    return lake, read
 
 
 def _backfill_policy(feed: Feed) -> dg.BackfillPolicy:

@@ -1,17 +1,19 @@
 """Settings and feeds in, Dagster definitions out."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
-from datalake_assets.config import Settings
+from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.defs.compaction import compact_partition_job
 from datalake_assets.defs.compaction_sensor import compaction_sensor
+from datalake_assets.defs.folder_checks import folder_checks
 from datalake_assets.defs.jobs import export_all_job
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.rule_checks import evaluate_checks_job, nightly_checks, rule_checks
 from datalake_assets.defs.runs import FeedRunner, default_resources
 from datalake_assets.defs.schedules import feed_schedule
 from datalake_assets.defs.sensors import (
@@ -51,9 +53,15 @@ def build_definitions(
     runner = FeedRunner(listing.feeds, lake, resources or default_resources(settings))
     compact = compact_partition_job(lake, listing.feeds)
     with known_dagster_warnings_ignored():
+        checks = nightly_checks_of(listing.feeds)
+        dear = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
-            jobs=[export_all_job(runner), compact],
-            schedules=[feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule],
+            asset_checks=checks,
+            jobs=[*dear, export_all_job(runner), compact],
+            schedules=[
+                *(feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule),
+                *map(nightly_checks, dear),
+            ],
             sensors=[
                 feed_registry_sensor(lake, loaded=digest),
                 compaction_sensor(lake, tuple(runner.feeds.values()), job=compact),
@@ -63,3 +71,10 @@ def build_definitions(
             ],
         )
         return dg.Definitions.merge(runner.definitions, automation)
+
+
+def nightly_checks_of(feeds: Sequence[Feed]) -> list[dg.AssetChecksDefinition]:
+    """The checks that no export evaluates: dear rules, and all of the folders that others write."""
+    folders = [folder_checks(feed) for feed in feeds if feed.kind is FeedKind.FOLDER]
+    dear = [rule_checks(feed) for feed in feeds if feed.is_exported and feed.checks.rules_on_schedule]
+    return [*folders, *dear]

@@ -1,236 +1,235 @@
-"""Checks of feeds: whether the rows that a partition promises are in its files, and whether a feed is up to date."""
+"""The checks that an export evaluates itself, over the partitions that it wrote: cheap, and no steps of their own.
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+Rules that are dear are elsewhere (`datalake_assets.defs.rule_checks`), as are the checks of folders that others write
+(`datalake_assets.defs.folder_checks`). What a check means is in `datalake_assets.core`: `health`, `row_counts`,
+`freshness`, `quality`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import dagster as dg
 
-from datalake_assets.config import Feed, FeedKind, Freshness
+from datalake_assets.config import Feed, FeedKind
+from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.freshness import freshness_verdict
+from datalake_assets.core.health import (
+    FILE_SIZE,
+    FRESHNESS,
+    QUARANTINE,
+    ROW_COUNT,
+    SCHEMA,
+    SMALL_FILES,
+    PartitionFooters,
+    PartitionHealth,
+    Verdict,
+    file_size_verdict,
+    quarantine_verdict,
+    schema_verdict,
+    small_files_verdict,
+)
 from datalake_assets.core.partitions import version_number
+from datalake_assets.core.quality import RuleCount, rule_verdict
+from datalake_assets.core.row_counts import Delivery, RowCount, row_count_verdict
+from datalake_assets.defs.check_results import check_evaluation, check_result
 from datalake_assets.defs.failures import failures_named
+from datalake_assets.defs.freshness import newest_event
 from datalake_assets.defs.landing import FeedRead
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
+from datalake_assets.defs.resources import Lake
 from datalake_assets.errors import SnapshotExpired
-from datalake_assets.lake.base import LakeTable
+from datalake_assets.lake.base import LakeTable, PartitionReport
+from datalake_assets.lake.feed_compaction import request_of
 
 __all__ = [
-    "FRESHNESS",
-    "ROW_COUNT",
-    "RowCount",
+    "DESCRIPTIONS",
+    "Look",
     "check_specs",
-    "count_rows",
     "evaluate_checks",
-    "freshness_result",
-    "newest_commit",
-    "newest_event",
+    "look_at",
+    "on_write_check_keys",
+    "size_verdicts",
 ]
 
-ROW_COUNT = "row_count"
-FRESHNESS = "freshness"
-
+#: What each check means, for the UI.
+DESCRIPTIONS = {
+    ROW_COUNT: (
+        "The partition's files hold the rows that its manifest promises, the lake has every row that the source"
+        " delivered, and a table keeps its rows."
+    ),
+    SCHEMA: "Every file has the columns of the feed's contract.",
+    FILE_SIZE: "The bytes lie in files of a good size: few in small files that could be merged, none in oversize ones.",
+    SMALL_FILES: "The partition has no more small files than the feed's compaction policy lets it have.",
+    FRESHNESS: "The newest export and the newest row are no older than the feed allows.",
+    QUARANTINE: "Few of the export's rows had to be put aside.",
+}
 #: A partition of more files than this is not opened file by file within the run that wrote to it.
 MAX_FOOTERS = 500
-#: A table that loses more of its rows than this from one version to the next gets a warning.
-MAX_DROP_PERCENT = 10.0
+#: Up to this many partitions of a run each has its evaluations recorded; above, those that did not pass.
+ALL_TOLD = 100
 #: Another writer or a compaction may come between reading the manifest and reading the files.
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class RowCount:
-    """The rows of one partition, counted twice.
+class Look:
+    """What was seen of one partition after a write.
 
     Attributes:
-        key: Partition key.
-        promised: Rows by the manifest.
-        found: Rows by the footers of the Parquet files; None if there are too many files to open.
-        previous: A table: rows of the version before; None if there is none.
+        count: Its rows.
+        health: Its files.
+        footers: What they say of themselves; None if there are too many.
+        broken: Rows that break the feed's rules, by the rules' check names.
     """
 
-    key: str
-    promised: int
-    found: int | None
-    previous: int | None = None
+    count: RowCount
+    health: PartitionHealth
+    footers: PartitionFooters | None = None
+    broken: Mapping[str, RuleCount] = field(default_factory=dict)
 
     @property
-    def exact(self) -> bool:
-        """Whether the files hold what the manifest says."""
-        return self.found is None or self.found == self.promised
-
-    @property
-    def change_percent(self) -> float | None:
-        """Rows gained since the previous version; None without one."""
-        return None if not self.previous else 100.0 * (self.promised - self.previous) / self.previous
-
-    @property
-    def dropped(self) -> bool:
-        """Whether the table lost a suspicious part of its rows."""
-        return self.change_percent is not None and self.change_percent < -MAX_DROP_PERCENT
+    def key(self) -> str:
+        """Partition key."""
+        return self.count.key
 
 
 def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
-    """The checks that a feed's asset evaluates itself after each write: cheap, and no steps of their own.
+    """The checks of a feed's asset that its exports evaluate.
 
-    ``row_count`` is per partition; ``freshness`` is about the feed as a whole, and `sensors.freshness_sensor` goes on
-    evaluating it while nothing runs.
+    ``freshness`` and ``quarantine`` are about the feed as a whole, the others about partitions.
     """
+    described = {**DESCRIPTIONS, **{rule.check_name: rule.description for rule in feed.checks.rules_on_write}}
     with known_dagster_warnings_ignored():
         return [
             dg.AssetCheckSpec(
-                ROW_COUNT,
+                name,
                 asset=asset_key(feed),
-                description="The partition's files hold the rows that its manifest promises; a table keeps its rows.",
-                partitions_def=partitions,
-            ),
-            dg.AssetCheckSpec(
-                FRESHNESS,
-                asset=asset_key(feed),
-                description="The newest commit and the newest row are no older than the feed allows.",
-            ),
+                description=text or None,
+                blocking=name in feed.checks.blocking,
+                partitions_def=None if name in {FRESHNESS, QUARANTINE} else partitions,
+            )
+            for name, text in described.items()
         ]
 
 
-def count_rows(read: FeedRead) -> tuple[RowCount, ...]:
-    """Counts the rows of the partitions that a write changed, and of the only partition of a run, changed or not."""
-    reports = (*read.selected, *read.beyond)
-    changed = [each for each in reports if each.files_added or each.rows_added or len(reports) == 1]
+def on_write_check_keys(feed: Feed) -> list[dg.AssetCheckKey]:
+    """The checks that belong to an export; dear rules have a schedule of their own."""
+    names = [*DESCRIPTIONS, *(rule.check_name for rule in feed.checks.rules_on_write)]
+    return [dg.AssetCheckKey(asset_key(feed), name) for name in names]
+
+
+def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lake) -> Iterator[dg.AssetCheckResult]:
+    """Reports all checks; those of partitions for each partition of a range (as events), and for the run as a whole."""
     with failures_named(read.feed):
-        return tuple(_count(read.table, each.key) for each in changed)
-
-
-def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead) -> Iterator[dg.AssetCheckResult]:
-    """Reports both checks; ``row_count`` for each partition of a range (as events), and for the run as a whole."""
-    counts = count_rows(read)
+        looks = [look_at(read.table, each.key, request_of(lake.settings)) for each in _changed(read)]
     if read.beyond or len(read.partitions) > 1:
-        for each in counts:
-            context.log_event(_evaluation(read.feed, each))
-    yield _result(read.feed, counts)
-    yield _freshness_now(read, datetime.now(UTC))
+        for event in _evaluations(read.feed, looks):
+            context.log_event(event)
+    for name, verdict in _verdicts(read.feed, looks, delivery=_delivery(read)).items():
+        yield check_result(name, verdict, asset_key=asset_key(read.feed))
+    yield check_result(FRESHNESS, _freshness_now(read, datetime.now(UTC)))
+    yield check_result(QUARANTINE, _quarantine(read, lake))
 
 
-def freshness_result(
-    policy: Freshness, *, commit: datetime | None, event: datetime | None, now: datetime
-) -> dg.AssetCheckResult:
-    """Compares ages with a policy; without one the ages are reported and the check passes."""
-    metadata: dict[str, float | str] = {}
-    late = []
-    for name, at, limit in (("commit", commit, policy.max_commit_age), ("event", event, policy.max_event_age)):
-        age = None if at is None else now - at
-        if age is not None:
-            metadata[f"datalake/{name}_age_s"] = round(age.total_seconds(), 3)
-        if limit is not None:
-            metadata[f"datalake/max_{name}_age_s"] = limit.total_seconds()
-            if age is None or age > limit:
-                late.append(f"the newest {name} is {_readable(age)} old, the feed allows {_readable(limit)}")
-    return dg.AssetCheckResult(
-        check_name=FRESHNESS,
-        passed=not late,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata=metadata,
-        description="; ".join(late) or None,
+def look_at(table: LakeTable, key: str, request: CompactionRequest) -> Look:
+    """Looks at one partition: its manifest, the footers of its files, and the rows that rules are about."""
+    health = table.health(key, request)
+    footers, count = _count(table, key)
+    rules = table.feed.checks.rules_on_write
+    broken = {rule.check_name: counted for rule, counted in table.count_broken(rules, [key])} if rules else {}
+    return Look(count, health, footers, broken)
+
+
+def size_verdicts(feed: Feed, partitions: Sequence[PartitionHealth]) -> dict[str, Verdict]:
+    """What `file_size` and `small_files` say of partitions."""
+    return {
+        FILE_SIZE: file_size_verdict(partitions, feed.checks),
+        SMALL_FILES: small_files_verdict(partitions, feed.checks),
+    }
+
+
+def _changed(read: FeedRead) -> list[PartitionReport]:
+    """The partitions that a write changed, and the only partition of a run, changed or not."""
+    reports = (*read.selected, *read.beyond)
+    return [each for each in reports if each.files_added or each.rows_added or len(reports) == 1]
+
+
+def _verdicts(feed: Feed, looks: Sequence[Look], *, delivery: Delivery | None = None) -> dict[str, Verdict]:
+    """What the checks of partitions say, by name."""
+    counts, footers = [each.count for each in looks], [each.footers for each in looks if each.footers is not None]
+    verdicts = {
+        ROW_COUNT: row_count_verdict(counts, feed.checks, feed=feed.name, delivery=delivery),
+        SCHEMA: schema_verdict(footers),
+        **size_verdicts(feed, [each.health for each in looks]),
+    }
+    for rule in feed.checks.rules_on_write:
+        found = [each.broken[rule.check_name] for each in looks if rule.check_name in each.broken]
+        verdicts[rule.check_name] = rule_verdict(rule, found)
+    return verdicts
+
+
+def _evaluations(feed: Feed, looks: Sequence[Look]) -> Iterator[dg.AssetCheckEvaluation]:
+    for look in looks:
+        for name, verdict in _verdicts(feed, [look]).items():
+            if len(looks) <= ALL_TOLD or not verdict.passed:
+                yield check_evaluation(name, verdict, asset_key=asset_key(feed), partition=look.key)
+
+
+def _delivery(read: FeedRead) -> Delivery | None:
+    """What became of the source's rows; None where the lake's rows need not be this export's."""
+    report = read.report
+    if report is None or not any(each.files_added for each in report.partitions):
+        return None
+    landed = report.rows_added
+    if read.feed.kind is FeedKind.TABLE or read.feed.ksqldb.mode == "pull":
+        # replaced as a whole, unless the rows were the same, or somebody else's are newer
+        if not all(each.files_added or not each.rows for each in read.selected):
+            return None
+        landed = sum(each.rows for each in read.selected)
+    return Delivery(report.rows_read, report.rows_quarantined, report.rows_known, landed)
+
+
+def _freshness_now(read: FeedRead, now: datetime) -> Verdict:
+    """An export has just been: even one of an old partition says that the feed's source answers."""
+    policy = read.feed.freshness
+    with failures_named(read.feed):
+        newest = newest_event(read.table) if policy.max_event_age or policy.fail_event_age else None
+    newest = newest or max((each.max_time for each in read.selected if each.max_time), default=None)
+    return freshness_verdict(policy, commit=now, event=newest, now=now)
+
+
+def _quarantine(read: FeedRead, lake: Lake) -> Verdict:
+    report = read.report
+    return quarantine_verdict(
+        rows_read=report.rows_read if report else 0,
+        rows_quarantined=report.rows_quarantined if report else 0,
+        checks=read.feed.checks,
+        where=f"{lake.uri}/quarantine/{read.feed.path}",
     )
 
 
-def newest_commit(instance: dg.DagsterInstance, feed: Feed) -> datetime | None:
-    """When the feed was last exported, with new rows or without; by Dagster's event log."""
-    entry = instance.get_latest_materialization_event(asset_key(feed))
-    return None if entry is None else datetime.fromtimestamp(entry.timestamp, UTC)
-
-
-def newest_event(table: LakeTable) -> datetime | None:
-    """The newest row of a stream, by its time column; None for a table and for an empty stream."""
-    if table.feed.kind is FeedKind.TABLE:
-        return None
-    for key in reversed(table.partitions()):
-        report = table.report(key)
-        if report is not None and report.max_time is not None:
-            return report.max_time
-    return None
-
-
-def _freshness_now(read: FeedRead, now: datetime) -> dg.AssetCheckResult:
-    with failures_named(read.feed):
-        newest = newest_event(read.table) if read.feed.freshness.max_event_age else None
-    newest = newest or max((each.max_time for each in read.selected if each.max_time), default=None)
-    return freshness_result(read.feed.freshness, commit=now, event=newest, now=now)
-
-
-def _count(table: LakeTable, key: str) -> RowCount:
+def _count(table: LakeTable, key: str) -> tuple[PartitionFooters | None, RowCount]:
     previous = _previous_rows(table, key)
-    count = RowCount(key, 0, None, previous)
+    footers, count = None, RowCount(key, 0, None, previous)
     for _ in range(_ATTEMPTS):
         report = table.report(key)
         if report is None:
-            return RowCount(key, 0, 0, previous)
+            return None, RowCount(key, 0, 0, previous)
         try:
-            found = _rows_in_files(table, key) if report.files <= MAX_FOOTERS else None
+            footers = table.footers(key) if report.files <= MAX_FOOTERS else None
         except SnapshotExpired:
             continue
-        count = RowCount(key, report.rows, found, previous)
+        count = RowCount(key, report.rows, footers.rows if footers else None, previous)
         if count.exact:
             break
-    return count
-
-
-def _rows_in_files(table: LakeTable, key: str) -> int:
-    """Adds up the rows of the partition's files; no column is read, so the footers are enough."""
-    return sum(batch.num_rows for batch in table.scan(columns=[], partitions=[key]))
+    return footers, count
 
 
 def _previous_rows(table: LakeTable, key: str) -> int | None:
-    if table.feed.kind is FeedKind.STREAM:
+    if table.feed.kind is not FeedKind.TABLE:
         return None
     older = [each for each in table.partitions() if version_number(each) < version_number(key)]
     report = table.report(older[-1]) if older else None
     return None if report is None else report.rows
-
-
-def _evaluation(feed: Feed, count: RowCount) -> dg.AssetCheckEvaluation:
-    result = _result(feed, [count])
-    return dg.AssetCheckEvaluation(
-        asset_key=asset_key(feed),
-        check_name=ROW_COUNT,
-        passed=result.passed,
-        metadata=result.metadata,
-        severity=result.severity,
-        description=result.description,
-        partition=count.key,
-    )
-
-
-def _result(feed: Feed, counts: Sequence[RowCount]) -> dg.AssetCheckResult:
-    wrong = [each for each in counts if not each.exact]
-    dropped = [each for each in counts if each.dropped]
-    metadata: dict[str, float] = {
-        "datalake/partitions": len(counts),
-        "datalake/rows_promised": sum(each.promised for each in counts),
-        "datalake/rows_found": sum(each.promised if each.found is None else each.found for each in counts),
-        "datalake/partitions_not_opened": sum(each.found is None for each in counts),
-    }
-    if len(counts) == 1 and counts[0].previous is not None:
-        metadata["datalake/rows_previous"] = counts[0].previous
-        metadata["datalake/change_percent"] = round(counts[0].change_percent or 0.0, 3)
-    return dg.AssetCheckResult(
-        check_name=ROW_COUNT,
-        asset_key=asset_key(feed),
-        passed=not wrong and not dropped,
-        severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
-        metadata=metadata,
-        description="; ".join(_complaints(feed, wrong, dropped)) or None,
-    )
-
-
-def _complaints(feed: Feed, wrong: Iterable[RowCount], dropped: Iterable[RowCount]) -> Iterator[str]:
-    for each in wrong:
-        yield (
-            f"{each.key}: the manifest promises {each.promised:,} rows and the files hold {each.found:,};"
-            f" run 'datalake verify {feed.name}'"
-        )
-    for each in dropped:
-        yield f"{each.key} has {each.promised:,} rows, the version before had {each.previous:,}"
-
-
-def _readable(age: timedelta | None) -> str:
-    return "infinitely" if age is None else str(timedelta(seconds=round(age.total_seconds())))

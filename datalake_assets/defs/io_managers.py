@@ -4,12 +4,16 @@ from typing import Any
 
 import dagster as dg
 
+from datalake_assets.config import Feed
+from datalake_assets.core.health import SCHEMA, schema_changed
 from datalake_assets.defs.asset_outputs import feed_of_asset, land_output
+from datalake_assets.defs.check_results import check_evaluation
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.inputs import Selection, read_as
 from datalake_assets.defs.landing import FeedRead, land
 from datalake_assets.defs.metadata import Metadata, data_version
 from datalake_assets.defs.resources import Lake, LakeResource
+from datalake_assets.errors import SchemaChanged
 from datalake_assets.lake.base import PartitionReport
 
 __all__ = ["ParquetLakeIOManager"]
@@ -75,6 +79,11 @@ class _OutputLog:
     def finished(self, read: FeedRead, metadata: Metadata) -> None:
         self._context.add_output_metadata(metadata)
         self._step.set_data_version(self._context.asset_key, data_version(read.feed, read.selected))
+
+    def drifted(self, feed: Feed, error: SchemaChanged) -> None:
+        if feed.is_exported:
+            event = check_evaluation(SCHEMA, schema_changed(error), asset_key=self._context.asset_key)
+            self._step.instance.report_runless_asset_event(event)
 
 
 def _read(lake: Lake, key: dg.AssetKey, output: dg.OutputContext | None, selection: Selection, wanted: Any) -> Any:

@@ -12,6 +12,7 @@ from datalake_assets.core.batches import Batches
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import Metadata, partition_metadata, write_metadata
 from datalake_assets.defs.resources import Lake
+from datalake_assets.errors import SchemaChanged
 from datalake_assets.lake.base import LakeTable, PartitionReport, Progress, WriteReport
 from datalake_assets.sources.base import SourceSystem
 
@@ -76,6 +77,9 @@ class RunLog(Protocol):
     def finished(self, read: FeedRead, metadata: Metadata) -> None:
         """Attaches metadata to all of the run's materializations."""
 
+    def drifted(self, feed: Feed, error: SchemaChanged) -> None:
+        """Records that the source's columns are no longer the feed's: the run fails before it can check anything."""
+
 
 def read_feed(
     lake: Lake, source: SourceSystem, feed: Feed, partitions: Sequence[str], *, allow_shrink: bool, new_epoch: bool
@@ -90,13 +94,17 @@ def read_feed(
 def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None:
     """Streams the rows into the lake, commits, and tells what came of it."""
     with failures_named(read.feed):
-        read.report = report = read.table.write(
-            read.batches,
-            partitions=read.partitions,
-            run_id=run_id,
-            allow_shrink=read.allow_shrink,
-            on_progress=_progress(run_log),
-        )
+        try:
+            read.report = report = read.table.write(
+                read.batches,
+                partitions=read.partitions,
+                run_id=run_id,
+                allow_shrink=read.allow_shrink,
+                on_progress=_progress(run_log),
+            )
+        except SchemaChanged as error:
+            run_log.drifted(read.feed, error)
+            raise
     for note in report.notes:
         run_log.warning(note)
     if report.rows_quarantined:

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from datalake_assets.config import Feed
+from datalake_assets.defs.checks import on_write_check_keys
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
@@ -32,4 +33,6 @@ def next_run(runner: FeedRunner, instance: dg.DagsterInstance, feed: Feed) -> dg
     """The run that catches a feed up; for a table this allocates its next version."""
     with failures_named(feed), known_dagster_warnings_ignored():
         keys = runner.plan(instance, feed.name)
-    return dg.RunRequest(asset_selection=[asset_key(feed)], tags=partition_tags(keys))
+    return dg.RunRequest(
+        asset_selection=[asset_key(feed)], asset_check_keys=on_write_check_keys(feed), tags=partition_tags(keys)
+    )

@@ -9,13 +9,16 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from datalake_assets.config import Feed
-from datalake_assets.defs.checks import FRESHNESS, freshness_result, newest_commit, newest_event
+from datalake_assets.core.health import FRESHNESS
+from datalake_assets.defs.check_results import check_evaluation
 from datalake_assets.defs.compaction import FEED_TAG
 from datalake_assets.defs.dead_runs import repair_runs
+from datalake_assets.defs.freshness import freshness_of
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.run_origin import LOCATION_NAME
 from datalake_assets.errors import DatalakeError
+from datalake_assets.policies import Level
 
 __all__ = [
     "dead_run_sensor",
@@ -100,7 +103,7 @@ def interrupted_commit_sensor(feeds: Mapping[str, Feed], lake: Lake) -> dg.Senso
 
 def freshness_sensor(feeds: Mapping[str, Feed], lake: Lake) -> dg.SensorDefinition:
     """Evaluates ``freshness`` while nothing runs, and reports when a feed becomes late, or is fresh again."""
-    watched = [feed for feed in feeds.values() if feed.freshness.max_commit_age or feed.freshness.max_event_age]
+    watched = [feed for feed in feeds.values() if feed.is_exported and feed.freshness.is_watched]
 
     @dg.sensor(
         name="freshness_sensor",
@@ -109,7 +112,7 @@ def freshness_sensor(feeds: Mapping[str, Feed], lake: Lake) -> dg.SensorDefiniti
         description="Reports when a feed becomes older than it allows, and when it is fresh again.",
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        known: dict[str, bool] = json.loads(context.cursor or "{}")
+        known: dict[str, str] = json.loads(context.cursor or "{}")
         changed = list(_changes(watched, lake, context.instance, known))
         return dg.SensorResult(
             asset_events=changed, cursor=json.dumps(known), skip_reason=None if changed else "no news"
@@ -170,30 +173,14 @@ def _watch_registry(lake: Lake, loaded: str, *, asked_for: str | None, location:
 
 
 def _changes(
-    feeds: Sequence[Feed], lake: Lake, instance: dg.DagsterInstance, known: dict[str, bool]
+    feeds: Sequence[Feed], lake: Lake, instance: dg.DagsterInstance, known: dict[str, str]
 ) -> list[dg.AssetCheckEvaluation]:
     """Evaluations that differ from those in ``known``, which is brought up to date."""
     events = []
     for feed in feeds:
-        result = freshness_result(
-            feed.freshness,
-            commit=newest_commit(instance, feed),
-            event=newest_event(lake.table(feed)) if feed.freshness.max_event_age else None,
-            now=datetime.now(UTC),
-        )
+        verdict = freshness_of(instance, lake.table(feed), now=datetime.now(UTC))
         # never exported counts as nothing to report, and no first evaluation is needed of a fresh feed
-        if known.get(feed.path, True) is not result.passed and newest_commit(instance, feed):
-            known[feed.path] = result.passed
-            events.append(_evaluation(feed, result))
+        if verdict is not None and known.get(feed.path, Level.OK) != verdict.level:
+            known[feed.path] = verdict.level
+            events.append(check_evaluation(FRESHNESS, verdict, asset_key=asset_key(feed)))
     return events
-
-
-def _evaluation(feed: Feed, result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(
-        asset_key=asset_key(feed),
-        check_name=FRESHNESS,
-        passed=result.passed,
-        metadata=result.metadata,
-        severity=result.severity,
-        description=result.description,
-    )

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from datalake_assets.core.health import Drift, PartitionFooters
-from datalake_assets.errors import SnapshotExpired, UnreadableFile
+from datalake_assets.errors import SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.scan import exact_dataset
 
@@ -17,26 +17,26 @@ _PATH_COLUMNS = {"year", "month", "day", "hour", "version"}
 
 
 def partition_footers(folder: FeedFolder, key: str) -> PartitionFooters:
-    """Opens every file of a partition and compares its columns with the feed's.
+    """Opens every file of a partition and compares its columns with the feed's; one that cannot be read is a drift.
 
     Raises:
         SnapshotExpired: A file went away meanwhile: look again.
-        UnreadableFile: A file is no Parquet file, or a damaged one.
     """
     dataset = exact_dataset(folder, partitions=[key])
     rows, drifts = 0, []
     for fragment in dataset.get_fragments():
         try:
             fragment.ensure_complete_metadata()
+            drift = _drift(folder, fragment, dataset.schema)
+            rows += fragment.metadata.num_rows
         except FileNotFoundError as error:
             raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
         except (OSError, pa.ArrowException) as error:
-            raise UnreadableFile(fragment.path, str(error)) from error
-        rows += fragment.metadata.num_rows
-        drift = _drift(folder, fragment, dataset.schema)
+            drift = f"cannot be read: {' '.join(str(error).split())}"
         if drift:
             drifts.append(Drift(fragment.path.rpartition("/")[2], drift))
-    return PartitionFooters(key, len(dataset.files), rows, tuple(drifts))
+    columns = sum(name not in _PATH_COLUMNS or folder.is_foreign for name in dataset.schema.names)
+    return PartitionFooters(key, len(dataset.files), rows, columns, tuple(drifts))
 
 
 def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Schema) -> str:

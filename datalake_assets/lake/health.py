@@ -33,5 +33,5 @@ def partition_health(
     """
     rules = rules_of(folder.feed, request)
     plan = compaction.plan_of(folder, key, manifest, rules, dict(excluded or {}))
-    last = manifest.history[-1].at if manifest.history else None
-    return replace(health_of(key, manifest.files, plan, rules), last_commit=last)
+    last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
+    return replace(health_of(key, manifest.files, plan, rules), last_write=last)

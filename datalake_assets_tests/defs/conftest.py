@@ -9,7 +9,8 @@ import pytest
 
 import datalake_assets.defs
 from datalake_assets.config import Settings
-from datalake_assets_tests.defs.fakes import MemoryLake
+from datalake_assets_tests.defs.fakes import MemoryLake, days_ago
+from datalake_assets_tests.defs.sent import Sent
 
 
 @pytest.fixture
@@ -38,3 +39,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagster
         warnings.simplefilter("ignore")
         with dg.DagsterInstance.get() as persistent:
             yield persistent
+
+
+@pytest.fixture
+def sent() -> Sent:
+    """Three clicks on three days, and a table of four users."""
+    return Sent({"clicks": [days_ago(2), days_ago(1), days_ago(0)], "users": [days_ago(0)] * 4})

@@ -18,9 +18,12 @@ from datalake_assets.core.compaction import (
     CompactionRequest,
     Estimate,
     LeftAlone,
+    rules_of,
 )
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.health import Drift, PartitionFooters, PartitionHealth, health_of
 from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
+from datalake_assets.core.quality import RuleCount
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import FeedRunner
 from datalake_assets.errors import ConfigError
@@ -35,6 +38,7 @@ from datalake_assets.lake.base import (
     Repair,
     WriteReport,
 )
+from datalake_assets.policies import Rule
 from datalake_assets.sources.base import SourceObject, SourceSystem
 
 SCHEMA = pa.schema([("id", pa.int64()), ("rowtime", pa.timestamp("ms", "UTC"))])
@@ -75,6 +79,9 @@ class MemoryTable:
     left: dict[str, tuple[LeftAlone, ...]] = field(default_factory=dict)
     broken: dict[str, BaseException] = field(default_factory=dict)
     compacted: list[tuple[str, CompactionRequest, str]] = field(default_factory=list)
+    drifts: dict[str, tuple[Drift, ...]] = field(default_factory=dict)
+    broken_rows: dict[tuple[str, str], int] = field(default_factory=dict)
+    counted: list[str] = field(default_factory=list)
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         request = ReadRequest(new_epoch=new_epoch)
@@ -185,7 +192,25 @@ class MemoryTable:
             partition=self._report(key, {}),
         )
 
-    def verify(self, *, deep: bool = False) -> Iterator[Difference]:
+    def health(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> PartitionHealth:
+        plan = self.compaction_plan(key, request, excluded=excluded)
+        files = tuple(DataFile(f"data_{each}.parquet", 1, 100) for each in range(self._files(key)))
+        return health_of(key, files, plan, rules_of(self.feed, request))
+
+    def footers(self, key: str) -> PartitionFooters:
+        rows = self.files_hold.get(key, self.data[key].num_rows)
+        return PartitionFooters(key, self._files(key), rows, len(SCHEMA), self.drifts.get(key, ()))
+
+    def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
+        for key in keys if keys is not None else self.partitions():
+            self.counted.append(key)
+            for rule in rules:
+                broken = self.broken_rows.get((rule.check_name, key), 0)
+                yield rule, RuleCount(key, self.data[key].num_rows, broken)
+
+    def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         return iter(())
 
     def repair(self) -> Repair:

@@ -1,76 +1,16 @@
 """The same exports on a lake of files: Dagster's numbers are the lake's, and rows land once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
-
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.config import Feed, FeedKind, KsqlDBMode, KsqlDBSource, Retention
-from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.config import KsqlDBMode, KsqlDBSource, Retention
 from datalake_assets.defs.assets import ExportConfig
-from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
-from datalake_assets.defs.runs import FeedRunner
-from datalake_assets.sources.base import SourceObject, SourceSystem
-from datalake_assets_tests.defs.fakes import days_ago, rows, stream, table
+from datalake_assets_tests.defs.fakes import stream, table
+from datalake_assets_tests.defs.sent import RECENT, exporter, key
 
-RECENT = {"start": days_ago(5).date()}
 PULL = {**RECENT, "source": KsqlDBSource(object="PULLED", mode=KsqlDBMode.PULL)}
-
-
-@dataclass
-class Sent:
-    """A source system in memory: the rows of each feed, numbered in one source partition."""
-
-    rows: dict[str, list[datetime]] = field(default_factory=dict)
-
-    def read(self, feed: Feed, request: ReadRequest) -> Batches:
-        sent = [at for at in self.rows[feed.name] if request.window is None or request.window.contains(at)]
-        batch = rows(*sent)
-        time_column = "rowtime" if feed.kind is FeedKind.STREAM else None
-        if feed.kind is FeedKind.TABLE or feed.source.mode is KsqlDBMode.PULL:
-            return InMemoryBatches((SourceBatch(batch),), time_column, request)
-        start = (request.start_offsets or {}).get(0, 0)
-        numbered = SourceBatch(
-            batch.slice(start),
-            source_partitions=pa.array([0] * len(sent[start:]), pa.int32()),
-            source_offsets=pa.array(range(start, len(sent)), pa.int64()),
-        )
-        return InMemoryBatches((numbered,), time_column, request)
-
-    def discover(self) -> Iterator[SourceObject]:
-        return iter(())
-
-    def check(self, feed: Feed) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class SentSource(SourceResource):
-    sent: dg.ResourceDependency[Sent]
-
-    @contextmanager
-    def connect(self, settings: object, lake: Lake) -> Iterator[SourceSystem]:
-        yield self.sent
-
-
-@pytest.fixture
-def sent() -> Sent:
-    return Sent({"clicks": [days_ago(2), days_ago(1), days_ago(0)], "users": [days_ago(0)] * 4})
-
-
-def exporter(lake, sent: Sent, *feeds: Feed) -> FeedRunner:
-    resource = LakeResource(settings=lake.settings)
-    source = SentSource(settings=lake.settings, lake=resource, sent=sent)
-    return FeedRunner(feeds, Lake(lake.settings), {"lake": resource, "ksqldb": source})
-
-
-def key(days: int) -> str:
-    return f"{days_ago(days):%Y-%m-%d}"
 
 
 def count(lake, path: str) -> int:
@@ -100,7 +40,7 @@ def test_dagster_and_the_lake_agree_on_every_partition(lake, sent, instance):
     ]
     checks = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     assert all(entry.dagster_event.asset_check_evaluation_data.passed for entry in checks)
-    assert len(checks) == 5  # three partitions, the run, and freshness
+    assert len(checks) == 18  # four checks of three partitions each and of the run, freshness and quarantine
 
 
 def test_versions_of_a_table_come_and_go_with_retention(lake, sent, instance):

@@ -1,0 +1,92 @@
+"""Checks of folders that others write: nothing here is exported, so they are steps of their own, and run at night."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from datalake_assets.config import Feed
+from datalake_assets.core.freshness import freshness_verdict
+from datalake_assets.core.health import (
+    FILE_SIZE,
+    FRESHNESS,
+    SCHEMA,
+    SMALL_FILES,
+    Drift,
+    PartitionFooters,
+    PartitionHealth,
+    Verdict,
+    schema_verdict,
+)
+from datalake_assets.defs.check_results import check_result
+from datalake_assets.defs.checks import DESCRIPTIONS, size_verdicts
+from datalake_assets.defs.failures import failures_named
+from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.process_tags import tag_run
+from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.rule_checks import rule_results
+from datalake_assets.lake.base import LakeTable
+from datalake_assets.lake.feed_compaction import request_of
+
+__all__ = ["folder_checks", "folder_verdicts", "healths_of"]
+
+#: Manifests that are read at once.
+THREADS = 8
+_NAMES = (SCHEMA, FILE_SIZE, SMALL_FILES, FRESHNESS)
+
+
+def folder_checks(feed: Feed) -> dg.AssetChecksDefinition:
+    """The checks of an adopted folder, of the files that were there at the last look; its rules among them."""
+    described = {name: DESCRIPTIONS[name] for name in _NAMES}
+    described |= {rule.check_name: rule.description for rule in feed.checks.rules}
+    specs = [
+        dg.AssetCheckSpec(name, asset=asset_key(feed), description=text or None) for name, text in described.items()
+    ]
+
+    @dg.multi_asset_check(
+        specs=specs, name=f"checks_of_{feed.kind}_{feed.name}", can_subset=True, required_resource_keys={"lake"}
+    )
+    def evaluate(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        tag_run(context.instance, context.run)
+        names = {each.name for each in context.selected_asset_check_keys}
+        yield from _results(context.instance, context.resources.lake.open(), feed, names)
+
+    return evaluate
+
+
+def folder_verdicts(feed: Feed, partitions: list[PartitionHealth], *, now: datetime) -> dict[str, Verdict]:
+    """What the checks say of a folder's partitions, by name; its rules are apart."""
+    footers = [
+        PartitionFooters(each.key, each.files, each.rows, 0, tuple(Drift(*one) for one in each.unusable))
+        for each in partitions
+    ]
+    commit = max((each.last_write for each in partitions if each.last_write), default=None)
+    event = max((each.max_time for each in partitions if each.max_time), default=None)
+    return {
+        SCHEMA: schema_verdict(footers),
+        **size_verdicts(feed, partitions),
+        FRESHNESS: freshness_verdict(feed.freshness, commit=commit, event=event, now=now),
+    }
+
+
+def healths_of(lake: Lake, feed: Feed) -> list[PartitionHealth]:
+    """How each of a feed's partitions is: one listing, and one request per partition."""
+    request = request_of(lake.settings)
+
+    def look(key: str) -> PartitionHealth:
+        table: LakeTable = lake.table(feed)
+        return table.health(key, request)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [each for each in pool.map(look, lake.table(feed).partitions()) if each.files]
+
+
+def _results(instance: dg.DagsterInstance, lake: Lake, feed: Feed, names: set[str]) -> Iterator[dg.AssetCheckResult]:
+    if names.intersection(_NAMES):
+        with failures_named(feed):
+            verdicts = folder_verdicts(feed, healths_of(lake, feed), now=datetime.now(UTC))
+        for name in _NAMES:
+            if name in names:
+                yield check_result(name, verdicts[name], asset_key=asset_key(feed))
+    yield from rule_results(instance, lake.table(feed), names.difference(_NAMES))
