@@ -15,13 +15,12 @@ from pathlib import Path
 
 from datalake_assets.cli.exporting import ExportRequest, Outcome, all_feeds, export_feeds, outcome_table
 from datalake_assets.cli.home import prepare_home
-from datalake_assets.cli.report import console_report
+from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import Session
 from datalake_assets.cli.show import print_json, say, warn
 from datalake_assets.demo.embedded import DemoLake, ksqldb_url, prepare_demo, read_demo
 from datalake_assets.demo.feeds import demo_feeds
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
-from datalake_assets.lake.statistics import lake_statistics
 
 __all__ = ["run_demo"]
 
@@ -117,7 +116,7 @@ def _conclude(session: Session, demo: DemoLake, outcomes: Sequence[Outcome], *, 
         say()
         say(checks_summary(feeds))
         say()
-        say(console_report(lake_statistics(session.store, feeds)))
+        say(console_report(lake_report(session, feeds)))
         say()
     added = sum(outcome.new_rows for outcome in done)
     say(f"{len(done)} of {len(outcomes)} feeds exported, {added:+,} rows, in {seconds:.1f} s")

@@ -1,22 +1,22 @@
-"""``datalake report``: what the lake amounts to."""
+"""``datalake report``: what the lake amounts to, and what to do about it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
-from datalake_assets.cli.show import as_csv, as_table, bytes_text, plain, say
+from datalake_assets.cli.show import as_table, bytes_text, say, warn
 from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from datalake_assets.config import Feed
+    from datalake_assets.core.report import FeedReport, LakeReport
 
-    from datalake_assets.lake.statistics import FeedStatistics
-
-__all__ = ["console_report", "report"]
+__all__ = ["console_report", "lake_report", "report"]
 
 _PARTITIONS_SHOWN = 10
 
@@ -28,20 +28,48 @@ _PARTITIONS_SHOWN = 10
     type=click.Choice(["console", "csv", "json"]),
     default="console",
     show_default=True,
-    help="console: a summary; csv: a line per partition; json: both.",
+    help="console: a summary; csv: a line per partition; json: everything.",
 )
-@click.option("--output", "file", type=click.Path(dir_okay=False), metavar="FILE", help="Write it to this file.")
+@click.option(
+    "--output",
+    "file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write it to this file.",
+)
+@click.option("--feed", "names", multiple=True, metavar="NAME", help="Only this feed; can be repeated.")
+@click.option(
+    "--scans-per-day",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="How often each partition is read, for the costs.  [default: 1]",
+)
 @click.option("--rebuild", is_flag=True, help="Also write every feed's _metadata.json anew.")
 @json_option
 @pass_session
-def report(session: Session, *, output: str, file: str | None, rebuild: bool, as_json: bool) -> None:
-    """Report rows, files, small files and sizes, from the manifests."""
-    from datalake_assets.lake.statistics import lake_statistics, rebuild_summaries  # noqa: PLC0415  not for --help
+def report(
+    session: Session,
+    *,
+    output: str,
+    file: str | None,
+    names: tuple[str, ...],
+    scans_per_day: float | None,
+    rebuild: bool,
+    as_json: bool,
+) -> None:
+    """Report small files, sizes, freshness, quarantine and costs, from the manifests.
 
-    statistics = lake_statistics(session.store, session.feeds()[0])
+    \b
+    datalake report --scans-per-day 24
+    datalake report --format csv --feed transaction_stream
+    """  # noqa: D301  click reads the \b: keep these lines
+    feeds = tuple(session.feeds(name)[0][0] for name in dict.fromkeys(names)) if names else session.feeds()[0]
+    found = lake_report(session, feeds, scans_per_day=scans_per_day)
+    _warn_of_problems(found)
     if rebuild:
-        rebuild_summaries(session.store, statistics)
-    text = _render(statistics, "json" if as_json else output, lake=session.store.uri)
+        _rebuild(session, found)
+    output = "json" if as_json else output
+    text = _render(found, output)
     if file is None:
         click.echo(text, nl=False)
         return
@@ -52,66 +80,95 @@ def report(session: Session, *, output: str, file: str | None, rebuild: bool, as
     say(f"wrote {file}")
 
 
-def _render(statistics: Sequence[FeedStatistics], output: str, *, lake: str) -> str:
-    from datalake_assets.lake.statistics import PARTITION_COLUMNS  # noqa: PLC0415  not needed for --help
+def lake_report(session: Session, feeds: Sequence[Feed], *, scans_per_day: float | None = None) -> LakeReport:
+    """The report of some feeds of the session's lake."""
+    from datalake_assets.core.report import SCANS_PER_DAY, build_report  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  likewise
+    from datalake_assets.lake.statistics import lake_statistics  # noqa: PLC0415  likewise
+
+    statistics = lake_statistics(session.store, feeds, request_of(session.settings))
+    scans = SCANS_PER_DAY if scans_per_day is None else scans_per_day
+    return build_report(statistics, lake=session.store.uri, at=session.store.now(), scans_per_day=scans)
+
+
+def _warn_of_problems(found: LakeReport) -> None:
+    for each in found.statistics:
+        for problem in each.problems:
+            warn(f"left out {each.feed.path} {problem}")
+
+
+def _rebuild(session: Session, found: LakeReport) -> None:
+    from datalake_assets.lake.statistics import rebuild_summaries  # noqa: PLC0415  not needed for --help
+
+    for each in rebuild_summaries(session.store, found.statistics):
+        warn(f"the summary of {each.feed.path} stays as it was: not all of its manifests can be read")
+
+
+def _render(found: LakeReport, output: str) -> str:
+    from datalake_assets.report import documents  # noqa: PLC0415  not needed for --help
 
     if output == "csv":
-        records = [record for each in statistics for record in each.records()]
-        return as_csv(PARTITION_COLUMNS, [tuple(record.values()) for record in records])
-    if output == "json":
-        import json  # noqa: PLC0415
-
-        return json.dumps(plain(_document(statistics, lake)), indent=2) + "\n"
-    return console_report(statistics) + "\n"
+        return documents.csv_text(found)
+    return documents.json_text(found) if output == "json" else console_report(found) + "\n"
 
 
-def _document(statistics: Sequence[FeedStatistics], lake: str) -> dict[str, object]:
-    feeds = [
-        {
-            "feed": each.feed.name,
-            "kind": each.feed.kind.value,
-            "rows": each.rows,
-            "files": each.files,
-            "small_files": each.small_files,
-            "size_bytes": each.size_bytes,
-            "newest_row": each.newest_row,
-            "partitions": each.records(),
-        }
-        for each in statistics
-    ]
-    return {"lake": lake, "feeds": feeds}
+def console_report(found: LakeReport) -> str:
+    """A table of feeds, a verdict for each, and the partitions that compaction makes the most of."""
+    from datalake_assets.core.report_wording import dollars_text, scans_text  # noqa: PLC0415  not needed for --help
 
-
-def console_report(statistics: Sequence[FeedStatistics]) -> str:
-    """A table of feeds, and one of the partitions with the most small files."""
-    if not any(each.partitions for each in statistics):
+    if not any(each.statistics.partitions for each in found.feeds):
         return "the lake has no data yet; export some with 'datalake export --all'"
-    feeds = as_table(
-        ("feed", "partitions", "rows", "files", "small", "size", "newest row"),
+    verdicts = "\n".join(f"{each.feed.path}: {each.verdict}" for each in found.feeds)
+    parts = [_feeds(found), verdicts, *_worst(found)]
+    costs = (
+        f"on S3, read {scans_text(found.scans_per_day)}: {dollars_text(found.cost.dollars)} a month,"
+        f" after compaction {dollars_text(found.cost_after.dollars)}"
+    )
+    return "\n\n".join([*parts, costs])
+
+
+def _feeds(found: LakeReport) -> str:
+    columns = ("feed", "partitions", "rows", "files", "small", "size", "newest row", "last export", "cost a month")
+    return as_table(columns, [_feed(each) for each in found.feeds])
+
+
+def _feed(each: FeedReport) -> tuple[object, ...]:
+    from datalake_assets.core.report_wording import dollars_text  # noqa: PLC0415  not needed for --help
+
+    statistics = each.statistics
+    newest, last = statistics.newest_row, statistics.last_export
+    return (
+        each.feed.path,
+        len(statistics.partitions),
+        f"{statistics.rows:,}",
+        statistics.files,
+        statistics.small_files,
+        bytes_text(statistics.size_bytes),
+        f"{newest:%Y-%m-%d %H:%M:%S}" if newest else "",
+        f"{last:%Y-%m-%d %H:%M:%S}" if last else "",
+        dollars_text(each.cost.dollars),
+    )
+
+
+def _worst(found: LakeReport) -> list[str]:
+    worst = [(each.feed, partition) for each in found.feeds for partition in each.worst() if partition.small_files > 1]
+    worst.sort(key=lambda pair: (pair[1].files_after - pair[1].files, -pair[1].small_files, pair[0].path, pair[1].key))
+    if not worst:
+        return []
+    table = as_table(
+        ("most small files", "partition", "small", "files", "compacted", "rows", "size"),
         [
             (
-                each.feed.path,
-                len(each.partitions),
-                f"{each.rows:,}",
-                each.files,
-                each.small_files,
-                bytes_text(each.size_bytes),
-                f"{each.newest_row:%Y-%m-%d %H:%M:%S}" if each.newest_row else "",
+                feed.path,
+                one.key,
+                one.small_files,
+                one.files,
+                one.files_after,
+                f"{one.rows:,}",
+                bytes_text(one.size_bytes),
             )
-            for each in statistics
-        ],
-    )
-    worst = sorted(
-        ((each.feed, partition) for each in statistics for partition in each.partitions if partition.small_files > 1),
-        key=lambda pair: (-pair[1].small_files, pair[0].path, pair[1].key),
-    )
-    if not worst:
-        return feeds
-    partitions = as_table(
-        ("most small files", "partition", "small", "files", "rows", "size"),
-        [
-            (feed.path, one.key, one.small_files, one.files, f"{one.rows:,}", bytes_text(one.size_bytes))
             for feed, one in worst[:_PARTITIONS_SHOWN]
         ],
     )
-    return f"{feeds}\n\n{partitions}"
+    more = len(worst) - _PARTITIONS_SHOWN
+    return [f"{table}\nand {more:,} more; --format csv lists all" if more > 0 else table]

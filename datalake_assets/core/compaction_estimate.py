@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-__all__ = ["PAYBACK_MONTHS", "SCANS_PER_MONTH", "Estimate", "Rewrite", "estimate_of", "is_worth_it"]
+__all__ = [
+    "PAYBACK_MONTHS",
+    "SCANS_PER_MONTH",
+    "Estimate",
+    "MonthlyCost",
+    "Rewrite",
+    "estimate_of",
+    "is_worth_it",
+    "monthly_cost",
+]
 
 MIB = 1024 * 1024
 #: S3 price list, us-east-1: USD 0.005 per 1,000 PUT, POST or LIST requests; DELETE is free.
@@ -98,6 +107,41 @@ def estimate_of(rewrites: list[Rewrite], *, files: int) -> Estimate:
         dollars_saved_per_month=_saved_per_month(gets, lists, files - after),
         dollars_cost=sum(rewrite.dollars_cost for rewrite in rewrites),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class MonthlyCost:
+    """What it costs to keep files in S3 and to read them.
+
+    Attributes:
+        request_dollars: LIST and GET requests of the scans assumed.
+        storage_dollars: Of their bytes.
+    """
+
+    request_dollars: float = 0.0
+    storage_dollars: float = 0.0
+
+    @property
+    def dollars(self) -> float:
+        """Both."""
+        return self.request_dollars + self.storage_dollars
+
+    def __add__(self, other: MonthlyCost) -> MonthlyCost:
+        return MonthlyCost(self.request_dollars + other.request_dollars, self.storage_dollars + other.storage_dollars)
+
+
+def monthly_cost(files: int, size_bytes: int, *, scans: float = SCANS_PER_MONTH, fewer: int = 0) -> MonthlyCost:
+    """What a partition costs per month.
+
+    Args:
+        files: Its files.
+        size_bytes: Their size.
+        scans: Full scans of it per month.
+        fewer: Files that it has less after a compaction, which takes their footers off ``size_bytes``; negative if
+            files were split.
+    """
+    requests = files * GETS_PER_FILE * GET_DOLLARS + ceil(files / LIST_PAGE) * LIST_DOLLARS
+    return MonthlyCost(scans * requests, max(0, size_bytes - fewer * FOOTER_BYTES) * STORAGE_DOLLARS_PER_BYTE)
 
 
 def _saved_per_month(gets: int, lists: int, files: int) -> float:

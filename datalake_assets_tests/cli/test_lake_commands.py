@@ -36,9 +36,9 @@ def test_report_of_an_empty_lake_says_what_to_do(run, lake):
 
 def test_report_shows_feeds(run, filled):
     lines = run("report").stdout.splitlines()
-    assert lines[0].split() == ["feed", "partitions", "rows", "files", "small", "size", "newest", "row"]
+    assert lines[0].split()[:8] == ["feed", "partitions", "rows", "files", "small", "size", "newest", "row"]
     assert lines[2].split()[:5] == ["streams/s", "2", "48", "2", "2"]
-    assert lines[2].endswith("2025-01-02 23:00:00")
+    assert "2025-01-02 23:00:00" in lines[2]
     assert lines[3].split()[:5] == ["tables/t", "2", "7", "2", "2"]
 
 

@@ -1,0 +1,233 @@
+"""What partitions and feeds amount to, by their manifests alone: the figures that reports are made of.
+
+Pure. `datalake_assets.lake.statistics` gathers them; `datalake_assets.core.report` draws conclusions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from datalake_assets.config import Feed, FeedKind
+from datalake_assets.core.commits import Commit
+from datalake_assets.core.compaction import CompactionPlan
+from datalake_assets.core.compaction_wording import size_text
+from datalake_assets.core.feed_state import Version
+from datalake_assets.core.files import DataFile
+
+__all__ = [
+    "SIZE_BUCKETS",
+    "FeedStatistics",
+    "PartitionFigures",
+    "Quarantined",
+    "bucket_bounds",
+    "bucket_label",
+    "bucket_of",
+    "partition_figures",
+]
+
+#: Buckets of file sizes: below 64 KiB, fourteen that double from there, 1 GiB and more.
+SIZE_BUCKETS = 16
+#: 64 KiB is 2 to this.
+_FIRST_POWER = 16
+#: Commits that bring rows; of others' folders a reconciliation that found new files does, too.
+_ARRIVALS = frozenset({"append", "replace", "snapshot"})
+
+
+def bucket_of(size_bytes: int) -> int:
+    """The bucket of a file size, from 0 to `SIZE_BUCKETS` - 1."""
+    return min(max(size_bytes.bit_length() - _FIRST_POWER, 0), SIZE_BUCKETS - 1)
+
+
+def bucket_bounds(bucket: int) -> tuple[int, int | None]:
+    """Sizes in a bucket: from the first, below the second; the last bucket has no end."""
+    low = 1 << (bucket + _FIRST_POWER - 1) if bucket else 0
+    return low, None if bucket == SIZE_BUCKETS - 1 else 1 << (bucket + _FIRST_POWER)
+
+
+def bucket_label(bucket: int) -> str:
+    """``below 64 KiB``, ``64 KiB to 128 KiB``, ``1 GiB and more``."""
+    low, high = bucket_bounds(bucket)
+    if high is None:
+        return f"{size_text(low)} and more"
+    return f"{size_text(low)} to {size_text(high)}" if low else f"below {size_text(high)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFigures:
+    """A partition.
+
+    Attributes:
+        key: Partition key.
+        rows: Rows.
+        files: Data files.
+        small_files: Of these, files below the feed's ``small_file_bytes``.
+        size_bytes: Size of the files.
+        sizes: Files by size, see `bucket_of`.
+        min_time: Earliest partition time; None without rows or without a time column.
+        max_time: Latest partition time, likewise.
+        commits: Commits so far.
+        last_export: When rows last came in; None if that is longer ago than the history goes back.
+        files_after: Files after a compaction by the feed's policy, now.
+        files_to_rewrite: Files that it would take.
+        bytes_to_rewrite: Their size.
+        history: The last commits, oldest first.
+    """
+
+    key: str
+    rows: int
+    files: int
+    small_files: int
+    size_bytes: int
+    sizes: tuple[int, ...]
+    min_time: datetime | None
+    max_time: datetime | None
+    commits: int
+    last_export: datetime | None
+    files_after: int
+    files_to_rewrite: int
+    bytes_to_rewrite: int
+    history: tuple[Commit, ...] = ()
+
+    @property
+    def compactions(self) -> tuple[Commit, ...]:
+        """The compactions among the commits that are remembered, oldest first."""
+        return tuple(commit for commit in self.history if commit.kind == "compact")
+
+    @property
+    def remembers_all(self) -> bool:
+        """Whether the history goes back to the first commit."""
+        return len(self.history) >= self.commits
+
+
+def partition_figures(
+    feed: Feed, key: str, files: Sequence[DataFile], history: Sequence[Commit], *, commits: int, plan: CompactionPlan
+) -> PartitionFigures:
+    """What a partition's manifest says, in figures.
+
+    Args:
+        feed: The feed.
+        key: Partition key.
+        files: The committed files.
+        history: The last commits, oldest first.
+        commits: Commits so far.
+        plan: What a compaction would do now.
+    """
+    small_below, sizes = feed.small_file_bytes, [0] * SIZE_BUCKETS
+    rows = small = size_bytes = 0
+    for file in files:
+        size = file.size_bytes
+        rows += file.rows
+        size_bytes += size
+        small += size < small_below
+        sizes[bucket_of(size)] += 1
+    return PartitionFigures(
+        key=key,
+        rows=rows,
+        files=len(files),
+        small_files=small,
+        size_bytes=size_bytes,
+        sizes=tuple(sizes),
+        min_time=min((file.min_time for file in files if file.min_time), default=None),
+        max_time=max((file.max_time for file in files if file.max_time), default=None),
+        commits=commits,
+        last_export=_last_arrival(history, foreign=feed.kind is FeedKind.FOLDER),
+        files_after=plan.estimate.files_after,
+        files_to_rewrite=sum(len(group.files) for group in plan.groups),
+        bytes_to_rewrite=plan.estimate.bytes_rewritten,
+        history=tuple(history),
+    )
+
+
+def _last_arrival(history: Sequence[Commit], *, foreign: bool) -> datetime | None:
+    for commit in reversed(history):
+        if commit.kind in _ARRIVALS or (foreign and commit.kind == "reconcile" and commit.files_added):
+            return commit.at
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Rows of a feed that could not be landed.
+
+    Attributes:
+        objects: Objects that hold them.
+        size_bytes: Their size.
+        rows: Distinct rows among those that were counted, by partition key; ``_unknown`` where none can be told.
+        is_exact: Whether all were counted; otherwise there are at least so many.
+    """
+
+    objects: int = 0
+    size_bytes: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+    is_exact: bool = True
+
+    @property
+    def total(self) -> int:
+        """Rows of all partitions."""
+        return sum(self.rows.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FeedStatistics:
+    """A feed.
+
+    Attributes:
+        feed: The feed.
+        partitions: Its partitions with data, in key order; of a table the versions that are kept.
+        emptied: Partitions that had data once; their history is remembered.
+        versions: A table's kept versions, in number order.
+        current: The version that readers of a table get.
+        quarantined: What could not be landed.
+        last_run: When it was last exported, with new rows or without; None if nobody knows.
+        problems: Manifests that cannot be read, with the reason.
+    """
+
+    feed: Feed
+    partitions: tuple[PartitionFigures, ...]
+    emptied: tuple[PartitionFigures, ...] = ()
+    versions: tuple[Version, ...] = ()
+    current: Version | None = None
+    quarantined: Quarantined = Quarantined()
+    last_run: datetime | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows; of a table, those of all versions that are kept."""
+        return sum(partition.rows for partition in self.partitions)
+
+    @property
+    def files(self) -> int:
+        """Data files."""
+        return sum(partition.files for partition in self.partitions)
+
+    @property
+    def small_files(self) -> int:
+        """Data files below the feed's ``small_file_bytes``."""
+        return sum(partition.small_files for partition in self.partitions)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the data files."""
+        return sum(partition.size_bytes for partition in self.partitions)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Files by size, see `bucket_of`."""
+        return _added(partition.sizes for partition in self.partitions)
+
+    @property
+    def newest_row(self) -> datetime | None:
+        """The latest partition time; None without rows, and for tables."""
+        return max((partition.max_time for partition in self.partitions if partition.max_time), default=None)
+
+    @property
+    def last_export(self) -> datetime | None:
+        """When rows last came in, as far as the manifests remember."""
+        return max((each.last_export for each in self.partitions if each.last_export), default=None)
+
+
+def _added(listed: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*listed, strict=True))) or (0,) * SIZE_BUCKETS

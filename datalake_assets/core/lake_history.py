@@ -1,0 +1,104 @@
+"""How files, small files and bytes of a lake went over time: step functions, from what the manifests remember.
+
+A manifest remembers its last commits, each with what the partition amounted to after it. A partition that remembers
+all of its commits begins with nothing; one that forgot the first ones enters with the first that it knows of. So does
+one whose first commits were made by a release that kept no such figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate, chain
+
+from datalake_assets.core.figures import FeedStatistics, PartitionFigures
+
+__all__ = ["POINTS", "Series", "lake_series"]
+
+#: Points of a series at the most; more commits than that are summed up by equal spans of time.
+POINTS = 240
+
+#: When (seconds since 1970), and how many files, small files and bytes more than before.
+_Step = tuple[float, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Amounts over time; each holds from its time until the next.
+
+    Attributes:
+        at: Times, aware UTC, rising.
+        files: Data files.
+        small_files: Of these, small ones.
+        size_bytes: Their size.
+        entered_late: Partitions that don't begin with nothing: their history goes back less far.
+        partitions: Partitions that make it up.
+    """
+
+    at: tuple[datetime, ...] = ()
+    files: tuple[int, ...] = ()
+    small_files: tuple[int, ...] = ()
+    size_bytes: tuple[int, ...] = ()
+    entered_late: int = 0
+    partitions: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.at)
+
+
+def lake_series(statistics: Sequence[FeedStatistics], *, points: int = POINTS) -> tuple[Series, tuple[Series, ...]]:
+    """The series of the whole lake, and that of each feed."""
+    listed = [[*each.partitions, *each.emptied] for each in statistics]
+    steps = [[step for partition in partitions for step in _steps(partition)] for partitions in listed]
+    feeds = tuple(_series(*pair, points=points) for pair in zip(steps, listed, strict=True))
+    return _series(list(chain(*steps)), list(chain(*listed)), points=points), feeds
+
+
+def _steps(partition: PartitionFigures) -> Iterator[_Step]:
+    """What each commit changed; the last one left what there is now, whatever it knew of that."""
+    files = small = size_bytes = 0
+    last = len(partition.history) - 1
+    for number, commit in enumerate(partition.history):
+        if number == last:
+            now = (partition.files, partition.small_files, partition.size_bytes)
+        elif commit.files is None or commit.small_files is None or commit.size_bytes is None:
+            continue
+        else:
+            now = (commit.files, commit.small_files, commit.size_bytes)
+        yield commit.at.timestamp(), now[0] - files, now[1] - small, now[2] - size_bytes
+        files, small, size_bytes = now
+
+
+def _enters_late(partition: PartitionFigures) -> bool:
+    return not partition.remembers_all or any(commit.files is None for commit in partition.history[:-1])
+
+
+def _series(steps: Sequence[_Step], partitions: Sequence[PartitionFigures], *, points: int) -> Series:
+    if not steps:
+        return Series()
+    listed = sorted(steps) if len(steps) <= points else _summed_up(steps, points)
+    at, *columns = zip(*listed, strict=True)
+    files, small_files, size_bytes = (tuple(accumulate(column)) for column in columns)
+    return Series(
+        at=tuple(datetime.fromtimestamp(time, UTC) for time in at),
+        files=files,
+        small_files=small_files,
+        size_bytes=size_bytes,
+        entered_late=sum(map(_enters_late, partitions)),
+        partitions=len(partitions),
+    )
+
+
+def _summed_up(steps: Sequence[_Step], points: int) -> list[_Step]:
+    """One step per span of time, at its end; without those in which nothing happened."""
+    first, last = min(step[0] for step in steps), max(step[0] for step in steps)
+    span_s = (last - first) / points or timedelta.resolution.total_seconds()
+    sums: dict[int, list[int]] = {}
+    for time, files, small, size_bytes in steps:
+        slot = min(int((time - first) / span_s), points - 1)
+        one = sums.setdefault(slot, [0, 0, 0])
+        one[0] += files
+        one[1] += small
+        one[2] += size_bytes
+    return [(min(first + (slot + 1) * span_s, last), *sums[slot]) for slot in sorted(sums)]  # type: ignore[misc]  # three each

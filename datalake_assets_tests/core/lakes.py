@@ -1,0 +1,54 @@
+"""Figures of partitions and feeds made by hand, for tests of what reports make of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from datalake_assets.config import Feed, parse_feed
+from datalake_assets.core.commits import Commit
+from datalake_assets.core.compaction import CompactionRequest, plan_compaction, rules_of
+from datalake_assets.core.figures import FeedStatistics, PartitionFigures, partition_figures
+from datalake_assets.core.files import DataFile
+
+NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
+MIB = 1 << 20
+
+
+def feed_of(name: str = "clicks", kind: str = "stream", **changes: object) -> Feed:
+    """A feed."""
+    source = {"type": "folder", "uri": "/raw/x"} if kind == "folder" else {"object": name.upper()}
+    return parse_feed(json.dumps({"name": name, "kind": kind, "source": source, **changes}))
+
+
+def files_of(*sizes: int, at: datetime = NOON) -> tuple[DataFile, ...]:
+    """Files of these sizes, of ten rows each, one an hour until ``at``."""
+    times = [at - timedelta(hours=len(sizes) - 1 - number) for number in range(len(sizes))]
+    return tuple(
+        DataFile(f"{number}.parquet", 10, size, time - timedelta(hours=1), time)
+        for number, (size, time) in enumerate(zip(sizes, times, strict=True))
+    )
+
+
+def commit_of(at: datetime, kind: str = "append", *, state: tuple[int, int, int] | None = None, **more: int) -> Commit:
+    """A commit; ``state`` are the files, small files and bytes after it."""
+    plain = Commit("c", kind, at, "", 10, 1, 0)
+    known = dict(zip(("files", "small_files", "size_bytes"), state, strict=True)) if state else {}
+    return replace(plain, **known, **more)
+
+
+def partition_of(
+    feed: Feed, key: str, *sizes: int, history: tuple[Commit, ...] = (), commits: int | None = None, closed: bool = True
+) -> PartitionFigures:
+    """A partition with files of these sizes."""
+    files, rules = files_of(*sizes), rules_of(feed, CompactionRequest())
+    plan = plan_compaction(files, rules, now=NOON, closed=closed)
+    history = history or tuple(commit_of(file.max_time) for file in files)
+    count = len(history) if commits is None else commits
+    return partition_figures(feed, key, files, history, commits=count, plan=plan)
+
+
+def statistics_of(feed: Feed | None = None, *partitions: PartitionFigures, **more: object) -> FeedStatistics:
+    """A feed with these partitions."""
+    return FeedStatistics(feed or feed_of(), partitions, **more)
