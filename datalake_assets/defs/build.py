@@ -9,7 +9,7 @@ import dagster as dg
 from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.defs.compaction import compact_partition_job
 from datalake_assets.defs.compaction_sensor import compaction_sensor
-from datalake_assets.defs.folder_checks import folder_checks
+from datalake_assets.defs.file_checks import folder_checks
 from datalake_assets.defs.jobs import export_all_job
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake

@@ -1,7 +1,7 @@
 """The checks that an export evaluates itself, over the partitions that it wrote: cheap, and no steps of their own.
 
 Rules that are dear are elsewhere (`datalake_assets.defs.rule_checks`), as are the checks of folders that others write
-(`datalake_assets.defs.folder_checks`). What a check means is in `datalake_assets.core`: `health`, `row_counts`,
+(`datalake_assets.defs.file_checks`). What a check means is in `datalake_assets.core`: `health`, `row_counts`,
 `freshness`, `quality`.
 """
 

@@ -15,6 +15,7 @@ from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.defs.failures import PASSING, failures_named
+from datalake_assets.defs.file_checks import size_evaluations
 from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.metadata import asset_key, compaction_metadata, event_partition, readable_size
 from datalake_assets.defs.process_tags import tag_run
@@ -35,9 +36,11 @@ __all__ = [
     "COMPACT_OP",
     "COMPACT_PARTITION",
     "FEED_TAG",
+    "MAX_PARTITIONS",
     "PARTITION_ERRORS",
     "CompactConfig",
     "CompactionLog",
+    "OpLog",
     "compact_feed",
     "compact_partition_job",
     "observation",
@@ -120,8 +123,8 @@ class CompactionLog(Protocol):
     def warning(self, line: str) -> None:
         """Logs a line that a person should read."""
 
-    def observed(self, event: dg.AssetObservation) -> None:
-        """Records that a partition was compacted."""
+    def observed(self, event: dg.AssetObservation | dg.AssetCheckEvaluation) -> None:
+        """Records that a partition was compacted, or what a check says of it now."""
 
 
 def compact_partition_job(lake: Lake, feeds: Sequence[Feed]) -> dg.JobDefinition:
@@ -138,7 +141,7 @@ def compact_partition_job(lake: Lake, feeds: Sequence[Feed]) -> dg.JobDefinition
         with failures_named(config.feed):
             feed = lake.registry.get(config.feed)
         context.instance.add_run_tags(context.run.run_id, {FEED_TAG: feed.path})
-        done = compact_feed(lake, feed, config, _OpLog(context), run_id=context.run.run_id)
+        done = compact_feed(lake, feed, config, OpLog(context), run_id=context.run.run_id)
         context.add_output_metadata({"datalake/compaction": dg.MetadataValue.md(summary(done))})
         raise_for_failed(done)
 
@@ -172,6 +175,9 @@ def compact_feed(
         for each in compact_partitions(table, [key], request, run_id=run_id):
             done.append(each)
             _log_outcome(lake, feed, each, run_log)
+    with failures_named(feed):
+        for event in size_evaluations(lake, feed, [each.key for each in done if each.report is not None]):
+            run_log.observed(event)
     return done
 
 
@@ -229,20 +235,23 @@ def raise_for_failed(done: Sequence[Compacted]) -> None:
         )
 
 
-class _OpLog:
+class OpLog:
     """A run's log, by way of the op's context."""
 
     def __init__(self, context: dg.OpExecutionContext) -> None:
         self._context = context
 
     def info(self, line: str) -> None:
+        """See `CompactionLog`."""
         self._context.log.info(line)
 
     def warning(self, line: str) -> None:
+        """See `CompactionLog`."""
         self._context.log.warning(line)
 
-    def observed(self, event: dg.AssetObservation) -> None:
-        self._context.log_event(event)
+    def observed(self, event: dg.AssetObservation | dg.AssetCheckEvaluation) -> None:
+        """See `CompactionLog`."""
+        self._context.log_event(event)  # type: ignore[arg-type]  # it takes check evaluations too, pinned by a test
 
 
 def _log_plan(table: LakeTable, key: str, request: CompactionRequest, run_log: CompactionLog) -> None:

@@ -90,3 +90,22 @@ def test_version_that_retention_removed_meanwhile_is_no_failure(job, home, local
 
     assert result.success
     assert {key: seen["datalake/files"] for key, seen in observed(home, added).items()} == {"v1": 0, "v2": 1}
+
+
+def test_checks_of_file_sizes_are_green_again_after_a_compaction(job, feed, home):
+    run(job, home, "s", DAYS[0], "2025-01-02")
+
+    for name in ("file_size", "small_files"):
+        history = home.event_log_storage.get_asset_check_execution_history(
+            dg.AssetCheckKey(asset_key(feed), name), limit=10
+        )
+        assert [(record.status.value, record.partition) for record in history] == [
+            ("SUCCEEDED", None),
+            ("SUCCEEDED", "2025-01-02"),
+            ("SUCCEEDED", DAYS[0]),
+        ]
+
+
+def test_observing_a_compaction_again_and_again_breaks_no_history(job, home):
+    """Evaluations of partitions are logged within runs: without one, the second breaks Dagster's SQLite storage."""
+    assert all(run(job, home, "s", DAYS[0]).success for _ in range(3))

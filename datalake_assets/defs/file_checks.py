@@ -1,12 +1,12 @@
-"""Checks of folders that others write: nothing here is exported, so they are steps of their own, and run at night."""
+"""Checks where nothing is exported: of folders that others write, as steps of their own; and after compactions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from datalake_assets.config import Feed
+from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.freshness import freshness_verdict
 from datalake_assets.core.health import (
     FILE_SIZE,
@@ -19,7 +19,7 @@ from datalake_assets.core.health import (
     Verdict,
     schema_verdict,
 )
-from datalake_assets.defs.check_results import check_result
+from datalake_assets.defs.check_results import check_evaluation, check_result
 from datalake_assets.defs.checks import DESCRIPTIONS, size_verdicts
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import asset_key
@@ -29,7 +29,7 @@ from datalake_assets.defs.rule_checks import rule_results
 from datalake_assets.lake.base import LakeTable
 from datalake_assets.lake.feed_compaction import request_of
 
-__all__ = ["folder_checks", "folder_verdicts", "healths_of"]
+__all__ = ["folder_checks", "folder_verdicts", "healths_of", "size_evaluations"]
 
 #: Manifests that are read at once.
 THREADS = 8
@@ -70,8 +70,27 @@ def folder_verdicts(feed: Feed, partitions: list[PartitionHealth], *, now: datet
     }
 
 
-def healths_of(lake: Lake, feed: Feed) -> list[PartitionHealth]:
-    """How each of a feed's partitions is: one listing, and one request per partition."""
+def size_evaluations(lake: Lake, feed: Feed, keys: Sequence[str]) -> Iterator[dg.AssetCheckEvaluation]:
+    """What `file_size` and `small_files` say after a compaction, for the log of its run.
+
+    Of a stream or table each of the partitions, and these together; of a folder all its partitions together. Other
+    projects' assets have checks of their own.
+    """
+    if feed.asset is not None or not keys:
+        return
+    whole = feed.kind is FeedKind.FOLDER
+    partitions = healths_of(lake, feed, None if whole else keys)
+    for name, verdict in size_verdicts(feed, partitions).items():
+        if not whole:
+            for each in partitions:
+                one = size_verdicts(feed, [each])[name]
+                yield check_evaluation(name, one, asset_key=asset_key(feed), partition=each.key)
+        if whole or len(partitions) > 1:
+            yield check_evaluation(name, verdict, asset_key=asset_key(feed))
+
+
+def healths_of(lake: Lake, feed: Feed, keys: Sequence[str] | None = None) -> list[PartitionHealth]:
+    """How a feed's partitions are: one request each, and one listing where no keys are given."""
     request = request_of(lake.settings)
 
     def look(key: str) -> PartitionHealth:
@@ -79,7 +98,7 @@ def healths_of(lake: Lake, feed: Feed) -> list[PartitionHealth]:
         return table.health(key, request)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [each for each in pool.map(look, lake.table(feed).partitions()) if each.files]
+        return [each for each in pool.map(look, lake.table(feed).partitions() if keys is None else keys) if each.files]
 
 
 def _results(instance: dg.DagsterInstance, lake: Lake, feed: Feed, names: set[str]) -> Iterator[dg.AssetCheckResult]:
