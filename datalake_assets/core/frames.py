@@ -232,6 +232,8 @@ def _cast(values: pa.Array, column: pa.Field, asset: str) -> pa.Array:
     if values.type == column.type:
         return values
     try:
+        if pa.types.is_dictionary(values.type):  # its own cast knows few types of values
+            return values.dictionary.cast(column.type).take(values.indices)
         return values.cast(column.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         reason = f"column {column.name!r} ({values.type}) cannot be kept exactly as {column.type}: {error}"

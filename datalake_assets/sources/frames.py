@@ -62,12 +62,15 @@ def _reader(frame: Any, asset: str) -> pa.RecordBatchReader:
             return pa.RecordBatchReader.from_stream(frame)
         except pa.ArrowInvalid as error:  # a stream of something else than rows, like a column
             raise ConfigError(f"asset {asset!r}: what it returned is no table: {error}") from error
-    wanted = "a pandas.DataFrame, pyarrow.Table, pyarrow.RecordBatchReader, or a frame with the Arrow stream interface"
-    raise ConfigError(f"asset {asset!r} returned {_described(frame)}; return {wanted} (like Polars')")
+    if frame is None:
+        reason = "return a frame, or annotate it '-> None' if there is nothing to store"
+        raise ConfigError(f"asset {asset!r} returned nothing; {reason}")
+    wanted = "a pandas.DataFrame, pyarrow.Table, pyarrow.RecordBatchReader, or another frame that Arrow can stream"
+    raise ConfigError(f"asset {asset!r} returned {_described(frame)}; return {wanted}")
 
 
 def _described(frame: Any) -> str:
-    return "nothing" if frame is None else f"a {type(frame).__module__}.{type(frame).__qualname__}"
+    return f"a {type(frame).__module__}.{type(frame).__qualname__}"
 
 
 def _is_pandas(frame: Any) -> bool:
