@@ -296,7 +296,6 @@ class LakeTable(Protocol):
 
         Raises:
             SnapshotExpired: A file went away meanwhile: look again.
-            UnreadableFile: A file is no Parquet file, or a damaged one.
         """
 
     def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
@@ -311,8 +310,15 @@ class LakeTable(Protocol):
             SnapshotExpired: Files were replaced each time.
         """
 
-    def verify(self, *, deep: bool = False) -> Iterator[Difference]:
-        """Compares manifests with objects; ``deep`` reads every byte and counts rows and checksums."""
+    def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
+        """Compares manifests with objects.
+
+        What a writer or a compaction changes meanwhile may show as a difference, and is none at a second look.
+
+        Args:
+            deep: Read every byte, and compare rows and checksums.
+            partitions: List only the folders of these; None lists the whole feed.
+        """
 
     def repair(self) -> Repair:
         """Finishes or undoes interrupted commits and sweeps what they left."""

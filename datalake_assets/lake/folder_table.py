@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,16 +89,23 @@ class FolderTable(HiveTable):
         reconcile(self._folder, only=key, run_id=run_id)
         return compaction.compact(self._folder, key, request, run_id=run_id, on_progress=on_progress)
 
-    def verify(self, *, deep: bool = False) -> Iterator[Difference]:
+    def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """See `LakeTable`; files that cannot be read are differences, each time."""
-        return _verify(self._folder, deep=deep)
+        if partitions is None:
+            yield from _verify(self._folder, list_folder(self._folder), self._folder.partition_keys(), deep=deep)
+        for key in partitions or ():
+            yield from _verify(self._folder, list_folder(self._folder, key), [key], deep=deep)
 
     def repair(self) -> Repair:
         """See `LakeTable`; takes over what others changed, too."""
-        found = reconcile(self._folder)
+        return self.repaired()[0]
+
+    def repaired(self, *, run_id: str = "") -> tuple[Repair, Reconciliation]:
+        """Repairs, and tells what others changed besides."""
+        found = reconcile(self._folder, run_id=run_id)
         done = repair(self._folder)
         waiting = tuple(dict.fromkeys((*done.waiting, *(f"{self.feed.path}/{each}" for each in found.waiting))))
-        return replace(done, waiting=waiting, reconciled=len(found.changed))
+        return replace(done, waiting=waiting, reconciled=len(found.changed)), found
 
 
 def check_staging(folder: FeedFolder, key: str) -> None:
@@ -122,10 +129,9 @@ def _device(path: Path) -> int:
     return path.stat().st_dev
 
 
-def _verify(folder: FeedFolder, *, deep: bool) -> Iterator[Difference]:
-    listing = list_folder(folder)
+def _verify(folder: FeedFolder, listing: Listing, keys: Iterable[str], *, deep: bool) -> Iterator[Difference]:
     unknown = {key: dict(files) for key, files in listing.partitions.items()}
-    for key in folder.partition_keys():
+    for key in keys:
         log = folder.log(key)
         try:
             manifest = log.load().manifest

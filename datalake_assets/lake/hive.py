@@ -163,9 +163,9 @@ class HiveTable:
 
         return count_broken(self._folder, rules, keys)
 
-    def verify(self, *, deep: bool = False) -> Iterator[Difference]:
+    def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """See `LakeTable`."""
-        return verify(self._folder, deep=deep)
+        return verify(self._folder, deep=deep, partitions=partitions)
 
     def repair(self) -> Repair:
         """See `LakeTable`."""

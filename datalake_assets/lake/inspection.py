@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -27,11 +27,13 @@ STALE = timedelta(days=1)
 CHUNK_BYTES = 8 << 20
 
 
-def verify(folder: FeedFolder, *, deep: bool = False) -> Iterator[Difference]:
+def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] | None = None) -> Iterator[Difference]:
     """Compares manifests with objects; see `LakeTable.verify`."""
-    objects = {info.key: info for info in folder.data_store.list(folder.data_root)}
+    keys = folder.partition_keys() if partitions is None else tuple(partitions)
+    roots = [folder.data_root] if partitions is None else [folder.data_folder(key) for key in keys]
+    objects = {info.key: info for root in roots for info in folder.data_store.list(root)}
     named: set[str] = set()
-    for key in folder.partition_keys():
+    for key in keys:
         log = folder.log(key)
         try:
             manifest = log.load().manifest
