@@ -231,7 +231,8 @@ def _tell_dagster(session: Session, feed: Feed, done: Sequence[Compacted]) -> No
             return
         # Dagster takes a second to import: only once everything is committed, and only if there is somebody to tell
         from datalake_assets.defs.compaction import report_compactions  # noqa: PLC0415
+        from datalake_assets.defs.resources import Lake  # noqa: PLC0415
 
-        report_compactions(feed, reports, lake_uri=session.store.uri)
+        report_compactions(Lake(session.settings), feed, reports)
     except Exception as error:  # noqa: BLE001  a history that cannot be written is no reason to fail
         warn(f"not shown in Dagster: {type(error).__name__}: {error}")

@@ -191,11 +191,15 @@ def observation(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dg.As
     )
 
 
-def report_compactions(feed: Feed, reports: Iterable[CompactionReport], *, lake_uri: str) -> None:
-    """Tells Dagster of compactions that ran without it: an observation each, of no run, in ``DAGSTER_HOME``."""
+def report_compactions(lake: Lake, feed: Feed, reports: Sequence[CompactionReport]) -> None:
+    """Tells Dagster of compactions that ran without it, in ``DAGSTER_HOME``: observations and checks, of no run."""
+    # of partitions only within a run: without one, the second of the same partition breaks SQLite storage
+    checked = size_evaluations(lake, feed, [report.key for report in reports], each_partition=False)
     with open_instance() as instance:
         for report in reports:
-            instance.report_runless_asset_event(observation(feed, report, lake_uri=lake_uri))
+            instance.report_runless_asset_event(observation(feed, report, lake_uri=lake.uri))
+        for event in checked:
+            instance.report_runless_asset_event(event)
 
 
 def example(feeds: Sequence[Feed], now: datetime) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def folder_verdicts(feed: Feed, partitions: list[PartitionHealth], *, now: datet
     }
 
 
-def size_evaluations(lake: Lake, feed: Feed, keys: Sequence[str]) -> Iterator[dg.AssetCheckEvaluation]:
+def size_evaluations(
+    lake: Lake, feed: Feed, keys: Sequence[str], *, each_partition: bool = True
+) -> Iterator[dg.AssetCheckEvaluation]:
     """What `file_size` and `small_files` say after a compaction, for the log of its run.
 
     Of a stream or table each of the partitions, and these together; of a folder all its partitions together. Other
@@ -79,13 +81,13 @@ def size_evaluations(lake: Lake, feed: Feed, keys: Sequence[str]) -> Iterator[dg
     if feed.asset is not None or not keys:
         return
     whole = feed.kind is FeedKind.FOLDER
+    each_partition = each_partition and not whole
     partitions = healths_of(lake, feed, None if whole else keys)
     for name, verdict in size_verdicts(feed, partitions).items():
-        if not whole:
-            for each in partitions:
-                one = size_verdicts(feed, [each])[name]
-                yield check_evaluation(name, one, asset_key=asset_key(feed), partition=each.key)
-        if whole or len(partitions) > 1:
+        for each in partitions if each_partition else ():
+            one = size_verdicts(feed, [each])[name]
+            yield check_evaluation(name, one, asset_key=asset_key(feed), partition=each.key)
+        if not each_partition or len(partitions) > 1:
             yield check_evaluation(name, verdict, asset_key=asset_key(feed))
 
 

@@ -106,6 +106,7 @@ def test_checks_of_file_sizes_are_green_again_after_a_compaction(job, feed, home
         ]
 
 
+@pytest.mark.usefixtures("feed")
 def test_observing_a_compaction_again_and_again_breaks_no_history(job, home):
     """Evaluations of partitions are logged within runs: without one, the second breaks Dagster's SQLite storage."""
     assert all(run(job, home, "s", DAYS[0]).success for _ in range(3))
