@@ -1,0 +1,100 @@
+"""One web UI and one browser for all tests of this folder, and pictures of what they saw."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from datalake_assets_tests.browser.servers import ROOT, DemoUI, running_ui
+
+#: Set by ``.ci/run``; most CI systems set CI.
+NEEDED = ("CI", "TESTS_NEED_BROWSER")
+#: Where the pictures go.
+PICTURES = Path(os.environ.get("DATALAKE_SCREENSHOTS") or ROOT / "build" / "screenshots")
+WIDTH, HEIGHT = 1400, 1000
+_HIGHEST = 4000
+_PATIENCE_MS = 60_000
+# a POSIX locale blanks Dagster's app: "Invalid language tag: en-US@posix"
+_LANGUAGE = """
+Object.defineProperty(navigator, 'language', {get: () => 'en-US'});
+Object.defineProperty(navigator, 'languages', {get: () => ['en-US']});
+"""
+# the app scrolls inside of the page, so that a full-page picture would be of what fits the window
+_HIDDEN_PX = """() => Math.max(0, ...[...document.querySelectorAll('main *, [role=main] *, div')]
+  .filter(e => e.clientWidth > 500 && ['auto', 'scroll'].includes(getComputedStyle(e).overflowY))
+  .map(e => e.scrollHeight - e.clientHeight))"""
+
+Picture = Callable[[str], Path]
+
+
+@pytest.fixture(scope="package")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoUI]:
+    """``dagster dev`` on a demo lake."""
+    with running_ui(tmp_path_factory.mktemp("ui")) as running:
+        yield running
+
+
+# not for the session: Playwright keeps an event loop in this thread, and other tests run their own
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        reason = "no chromium and no google-chrome on the PATH (Debian: apt-get install chromium)"
+        assert not any(os.environ.get(name) for name in NEEDED), reason
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        # no sandbox: CI runs as root in a container
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser, ui: DemoUI) -> Iterator[Page]:
+    """A page of the web UI, with nothing left from other tests."""
+    context = chromium.new_context(
+        base_url=ui.url, viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce", timezone_id="UTC"
+    )
+    context.add_init_script(_LANGUAGE)
+    context.set_default_timeout(_PATIENCE_MS)
+    fresh = context.new_page()
+    fresh.set_default_timeout(_PATIENCE_MS)
+    yield fresh
+    context.close()
+
+
+@pytest.fixture
+def picture(page: Page) -> Picture:
+    """Takes a picture of the whole page, once it has stopped moving."""
+
+    def take(name: str) -> Path:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        path = PICTURES / f"{name}.png"
+        height = page.viewport_size["height"] if page.viewport_size else HEIGHT
+        _at_rest(page)
+        hidden_px: int = page.evaluate(_HIDDEN_PX)
+        page.set_viewport_size({"width": WIDTH, "height": min(height + hidden_px, _HIGHEST)})
+        path.write_bytes(_at_rest(page))
+        page.set_viewport_size({"width": WIDTH, "height": height})
+        return path
+
+    return take
+
+
+def _at_rest(page: Page) -> bytes:
+    """A picture that is the same as the one before it, of at most so many."""
+    last = page.screenshot()
+    for _ in range(20):
+        page.wait_for_load_state("networkidle")
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        now = page.screenshot()
+        if now == last:
+            return now
+        last = now
+    return last

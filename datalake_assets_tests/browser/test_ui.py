@@ -1,0 +1,178 @@
+"""The web UI, seen: what a person sees of a lake in Dagster, and does there."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from datalake_assets.demo.embedded import read_demo
+from datalake_assets.demo.feeds import DEMO_FEED_NAMES, demo_feeds
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.tables import open_table
+from datalake_assets_tests.browser.conftest import WIDTH, Picture
+from datalake_assets_tests.browser.graphql import eventually
+from datalake_assets_tests.browser.servers import RECORDS, DemoUI
+
+# one server for all: they go to one worker, one after another
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+expect.set_options(timeout=60_000)
+#: The daemon looks at backfills every 30 seconds, first to start their runs and then to end them.
+_BACKFILL_S = 150.0
+
+
+def day(ui: DemoUI, number: int) -> str:
+    """The key of a day of the demo's streams; the first is 0."""
+    demo = read_demo(ui.store)
+    assert demo
+    return f"{demo.start + timedelta(days=number):%Y-%m-%d}"
+
+
+def rows_in_lake(ui: DemoUI, name: str, key: str) -> int:
+    report = open_table(ui.store, FeedRegistry(ui.store).get(name)).report(key)
+    return report.rows if report else 0
+
+
+def choose_partitions(page: Page, partitions: str) -> Locator:
+    """Opens the dialog of an asset's "Materialize", and chooses partitions; returns the dialog."""
+    page.get_by_role("button", name=re.compile("Materialize…")).first.click()
+    dialog = page.get_by_role("dialog")
+    chosen = dialog.get_by_role("textbox").first
+    chosen.fill(partitions)
+    chosen.press("Enter")
+    return dialog
+
+
+def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, page: Page, picture: Picture):
+    page.set_viewport_size({"width": WIDTH, "height": 2600})  # what does not fit is drawn without its details
+    page.goto("/asset-groups")
+    groups = {feed.group for feed in demo_feeds(FeedRegistry(ui.store).get("user_events").start)}
+    for group in groups:
+        expect(page.get_by_text(group, exact=True).last).to_be_visible()
+
+    page.keyboard.press("Alt+e")  # expands all groups
+    page.wait_for_url("**expanded=**")
+    page.reload()  # and fits them to the window
+
+    for name in DEMO_FEED_NAMES:
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+    for kind in ("Parquet", "ksqldb"):
+        expect(page.get_by_text(kind, exact=True)).to_have_count(len(DEMO_FEED_NAMES))
+    picture("1-asset-graph")
+
+
+def test_catalog_lists_every_feed_with_its_description(ui: DemoUI, page: Page, picture: Picture):
+    page.goto("/assets")
+
+    for node in ui.api.assets().values():
+        expect(page.get_by_text(node["description"][:40]).first).to_be_visible()
+    picture("1-catalog")
+
+
+def test_page_of_a_stream_shows_columns_and_plots_numbers(page: Page, picture: Picture):
+    page.goto("/assets/streams/transaction_stream")
+
+    expect(page.get_by_text("Every card payment as it arrives")).to_be_visible()
+    for column, kind in {"amount": "decimal128(18, 2)", "merchant": "struct<", "rowtime": "timestamp[ms"}.items():
+        expect(page.get_by_text(column, exact=True).first).to_be_visible()
+        expect(page.get_by_text(kind).first).to_be_visible()
+    picture("2-stream-overview")
+
+    page.get_by_role("button", name="Plots").click()
+
+    for key in ("dagster/partition_row_count", "datalake/files", "datalake/small_files", "datalake/size_bytes"):
+        expect(page.get_by_text(key, exact=True).first).to_be_visible()
+    expect(page.locator("canvas").first).to_be_visible()
+    picture("2-stream-plots")
+
+
+def test_checks_of_a_stream_have_results(ui: DemoUI, page: Page, picture: Picture):
+    checks = ui.api.checks("streams/transaction_alerts")
+    assert {"freshness", "row_count"} <= set(checks)
+
+    page.goto("/assets/streams/transaction_alerts?view=checks")
+
+    for name in checks:
+        page.get_by_text(name, exact=True).first.click()
+        expect(page.get_by_text("Evaluation result")).to_be_visible()
+        expect(page.get_by_text("Passed").first).to_be_visible()
+        picture(f"2-check-{name}")
+
+
+def test_partition_is_materialized_by_hand(ui: DemoUI, page: Page, picture: Picture):
+    ui.serve_records(RECORDS + 100)
+    key = day(ui, 2)
+    before = rows_in_lake(ui, "transaction_stream", key)
+    page.goto("/assets/streams/transaction_stream")
+
+    dialog = choose_partitions(page, key)
+    expect(dialog.get_by_role("button", name="Launch 1 run")).to_be_enabled()
+    picture("3-materialize-dialog")
+    dialog.get_by_role("button", name="Launch 1 run").click()
+
+    launched = page.get_by_text(re.compile("Launched run [0-9a-f]{8}"))
+    run_id = launched.inner_text().split()[2]
+    page.get_by_role("button", name="View", exact=True).or_(page.get_by_role("link", name="View", exact=True)).click()
+    eventually(lambda: ui.api.run_status(run_id) in {"SUCCESS", "FAILURE"}, f"run {run_id} ends")
+    assert ui.api.run_status(run_id) == "SUCCESS"
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+    picture("3-run")
+    page.goto(f"/assets/streams/transaction_stream?view=partitions&partition={key}")
+    after = rows_in_lake(ui, "transaction_stream", key)
+    assert after > before
+    expect(page.get_by_text("dagster/partition_row_count")).to_be_visible()
+    expect(page.get_by_text(str(after), exact=True).first).to_be_visible()
+    picture("3-partition")
+
+
+def test_range_of_partitions_is_backfilled(ui: DemoUI, page: Page, picture: Picture):
+    keys = [day(ui, number) for number in range(3)]
+    page.goto("/assets/streams/transaction_alerts")
+
+    dialog = choose_partitions(page, f"[{keys[0]}...{keys[-1]}]")
+    expect(dialog.get_by_role("button", name="Launch backfill")).to_be_enabled()
+    picture("4-backfill-dialog")
+    dialog.get_by_role("button", name="Launch backfill").click()
+
+    backfill = page.get_by_text(re.compile("Created backfill [a-z]+")).inner_text().split()[2]
+    page.get_by_role("button", name="View", exact=True).or_(page.get_by_role("link", name="View", exact=True)).click()
+    done = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "CANCELED"}
+    eventually(lambda: ui.api.backfill_status(backfill) in done, f"backfill {backfill} ends", within_s=_BACKFILL_S)
+    assert ui.api.backfill_status(backfill) == "COMPLETED_SUCCESS"
+    page.reload()  # rather than at the page's next turn
+    expect(page.get_by_text("100% completed")).to_be_visible()
+    picture("4-backfill")
+    (run,) = ui.api.runs(tags={"dagster/backfill": backfill})
+    told = {
+        each["partition"]: each["metadata"]["dagster/partition_row_count"]
+        for each in ui.api.materializations("streams/transaction_alerts", keys)
+        if each["runId"] == run["runId"]
+    }
+    assert told == {key: rows_in_lake(ui, "transaction_alerts", key) for key in keys}
+    assert all(told.values())
+
+
+def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page, picture: Picture):
+    page.goto("/assets")
+    expect(page.get_by_text("Payments that a fraud rule objected to").first).to_be_visible()
+
+    ui.datalake(
+        *("feeds", "add", "--name", "payments_by_month", "--kind", "stream", "--object", "TRANSACTION_STREAM"),
+        *("--partition-by", "month", "--start", day(ui, 0), "--group", "payments"),
+        *("--description", "The payments once more, a partition per month."),
+    )
+
+    eventually(lambda: "streams/payments_by_month" in ui.api.assets(), "the new feed is an asset")
+    expect(page.get_by_text("The payments once more").first).to_be_visible()
+    picture("5-feed-added")
+
+
+def test_terminal_has_no_traceback_and_no_warning_but_of_dagsters_own_code(ui: DemoUI):
+    text = ui.terminal.read_text()
+
+    assert "Traceback (most recent call last)" not in text
+    warnings = [line for line in text.splitlines() if re.search(r"Warning: | - \S*(WARNING|ERROR)", line)]
+    assert [line for line in warnings if "/site-packages/dagster" not in line] == []
