@@ -106,6 +106,8 @@ class CompactionPolicy(Model):
             enough already and re-encodes the rest.
         sort_by: Columns that rows are sorted by within each compacted file; none keeps the order of time.
         verify: ``full`` compares every value or byte before the commit, ``rows`` the numbers of rows.
+        recommend_every: At every so many commits of a partition, its materialization says whether compaction is
+            recommended; 0 for never.
     """
 
     enabled: bool = True
@@ -119,6 +121,7 @@ class CompactionPolicy(Model):
     kernel: Literal["auto", "concat", "reencode"] = "auto"
     sort_by: tuple[str, ...] = ()
     verify: Literal["full", "rows"] = "full"
+    recommend_every: Annotated[int, Field(ge=0)] = 10
 
 
 class Level(StrEnum):

@@ -43,7 +43,8 @@ def land_output(
         feed = declare(lake.store, declared)
         table = lake.table(feed)
         keys = table.plan(partitions).partitions
-    land(FeedRead(feed, table, batches, keys, allow_shrink=True), run_log, run_id=run_id, lake_uri=lake.uri)
+    read = FeedRead(feed, table, batches, keys, allow_shrink=True, environment=lake.settings.env)
+    land(read, run_log, run_id=run_id, lake_uri=lake.uri)
 
 
 def feed_of_asset(lake: Lake, key: dg.AssetKey, metadata: Mapping[str, Any]) -> Feed:

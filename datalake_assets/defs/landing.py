@@ -7,10 +7,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from datalake_assets.config import Feed
+from datalake_assets.config import Environment, Feed
 from datalake_assets.core.batches import Batches
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.metadata import Metadata, partition_metadata, write_metadata
+from datalake_assets.defs.metadata import Metadata, partition_metadata, recommendation_metadata, write_metadata
 from datalake_assets.defs.resources import Lake
 from datalake_assets.errors import SchemaChanged
 from datalake_assets.lake.base import LakeTable, PartitionReport, Progress, WriteReport
@@ -35,6 +35,7 @@ class FeedRead:
         partitions: The run's partitions.
         allow_shrink: Accept fewer rows than the lake has.
         report: What the write did; None until it is done.
+        environment: Sets when compaction is recommended, where the feed's policy doesn't.
     """
 
     feed: Feed
@@ -43,6 +44,7 @@ class FeedRead:
     partitions: tuple[str, ...]
     allow_shrink: bool = False
     report: WriteReport | None = None
+    environment: Environment = Environment.DEVELOPMENT
 
     @property
     def selected(self) -> tuple[PartitionReport, ...]:
@@ -88,7 +90,8 @@ def read_feed(
     with failures_named(feed):
         table = lake.table(feed)
         plan = table.plan(partitions, new_epoch=new_epoch)
-        return FeedRead(feed, table, source.read(feed, plan.request), tuple(partitions), allow_shrink)
+        batches, environment = source.read(feed, plan.request), lake.settings.env
+        return FeedRead(feed, table, batches, tuple(partitions), allow_shrink, environment=environment)
 
 
 def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None:
@@ -113,15 +116,21 @@ def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None
         )
     total = write_metadata(report)
     for each in read.selected:
-        run_log.landed(each, partition_metadata(read.feed, each, lake_uri=lake_uri, schema=report.schema))
+        run_log.landed(each, _metadata_of(read, each, report, lake_uri))
     for each in read.beyond:
-        one = partition_metadata(read.feed, each, lake_uri=lake_uri, schema=report.schema)
-        run_log.landed_beyond(each, {**one, **total})
+        run_log.landed_beyond(each, {**_metadata_of(read, each, report, lake_uri), **total})
     run_log.finished(read, total)
     run_log.info(
         f"{read.feed.path}: read {report.rows_read:,} rows, {report.rows_added:+,} in the lake,"
         f" {report.rows_known:,} known, {report.rows_quarantined:,} quarantined"
     )
+
+
+def _metadata_of(read: FeedRead, one: PartitionReport, report: WriteReport, lake_uri: str) -> Metadata:
+    return {
+        **partition_metadata(read.feed, one, lake_uri=lake_uri, schema=report.schema),
+        **recommendation_metadata(read.feed, one, read.environment),
+    }
 
 
 @contextmanager

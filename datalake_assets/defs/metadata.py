@@ -8,7 +8,8 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from datalake_assets.config import Feed, FeedKind, FolderSource
+from datalake_assets.config import Environment, Feed, FeedKind, FolderSource
+from datalake_assets.core.compaction import CompactionRequest, rules_of
 from datalake_assets.core.compaction_watch import Report
 from datalake_assets.core.partition_paths import partition_path
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
@@ -32,6 +33,7 @@ __all__ = [
     "folder_metadata",
     "partition_metadata",
     "readable_size",
+    "recommendation_metadata",
     "rows_key",
     "versions_name",
     "write_metadata",
@@ -128,6 +130,20 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
         "datalake/rows_compacted": dg.MetadataValue.int(report.rows),
         "datalake/compaction_time_ms": dg.MetadataValue.int(report.compaction_time_ms),
         "datalake/kernel": dg.MetadataValue.text(report.kernel or "none"),
+    }
+
+
+def recommendation_metadata(
+    feed: Feed, report: PartitionReport, environment: Environment
+) -> dict[str, dg.MetadataValue]:
+    """At every so many commits of a partition, by the feed's policy: whether it has enough small files to merge."""
+    every = feed.compaction.recommend_every
+    if not every or not report.generation or report.generation % every:
+        return {}
+    rules = rules_of(feed, CompactionRequest(environment=environment))
+    return {
+        "compaction_recommended": dg.MetadataValue.bool(report.small_files >= rules.min_files),
+        "small_files_count": dg.MetadataValue.int(report.small_files),
     }
 
 
