@@ -7,7 +7,7 @@ import dagster as dg
 
 from datalake_assets.core.compaction_watch import Outcome
 from datalake_assets.defs.compaction import PARTITION_ERRORS
-from datalake_assets.defs.metadata import COMPACTION_FAILURES, FILES_COMPACTED, UNUSABLE_FILES
+from datalake_assets.defs.metadata import COMPACTION_FAILURES, FEED_PARTITION, FILES_COMPACTED, UNUSABLE_FILES
 
 __all__ = ["PAGE", "EventPage", "EventReader", "outcome_of", "unusable_files"]
 
@@ -74,7 +74,7 @@ class EventReader:
         return dg.AssetRecordsFilter(asset_key=self._asset, after_storage_id=storage_id or None)
 
     def _partition(self, record: dg.EventLogRecord) -> str | None:
-        return record.partition_key or (_WHOLE_FOLDER if self._is_folder else None)
+        return _partition_of(record) or (_WHOLE_FOLDER if self._is_folder else None)
 
     @staticmethod
     def _page(
@@ -86,11 +86,12 @@ class EventReader:
 
 def unusable_files(instance: dg.DagsterInstance, asset: dg.AssetKey, key: str) -> Mapping[str, str]:
     """The files of a partition that its last compaction could not take, by name with the reason."""
-    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key])
-    for record in instance.fetch_observations(wanted, limit=RECENT).records:
-        metadata = _metadata(record)
-        if FILES_COMPACTED in metadata:
-            return _files(metadata)
+    by_partition = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key])
+    for wanted in (by_partition, dg.AssetRecordsFilter(asset_key=asset)):  # the asset may have no partitions
+        for record in instance.fetch_observations(wanted, limit=RECENT).records:
+            metadata = _metadata(record)
+            if FILES_COMPACTED in metadata and _partition_of(record) == key:
+                return _files(metadata)
     return {}
 
 
@@ -115,6 +116,13 @@ def _errors(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, str]:
         if isinstance(said, dg.JsonMetadataValue) and isinstance(said.data, dict):
             return {str(key): str(error) for key, error in said.data.items()}
     return {}
+
+
+def _partition_of(record: dg.EventLogRecord) -> str | None:
+    """The feed's partition; an asset without partitions says it in its metadata."""
+    event = record.asset_materialization or record.asset_observation
+    said = event.metadata.get(FEED_PARTITION) if event else None
+    return record.partition_key or (str(said.value) if said else None)
 
 
 def _metadata(record: dg.EventLogRecord) -> Mapping[str, dg.MetadataValue]:

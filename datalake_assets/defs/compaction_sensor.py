@@ -30,7 +30,7 @@ from datalake_assets.core.compaction_watch import (
 from datalake_assets.defs.compaction import COMPACT_OP, FEED_TAG
 from datalake_assets.defs.compaction_events import EventReader, outcome_of, unusable_files
 from datalake_assets.defs.failures import PASSING
-from datalake_assets.defs.metadata import asset_key, compaction_report_metadata
+from datalake_assets.defs.metadata import asset_key, compaction_report_metadata, event_partition
 from datalake_assets.errors import DatalakeError, LakeUnavailable
 from datalake_assets.lake.base import LakeTable
 from datalake_assets.lake.feed_compaction import request_of
@@ -184,7 +184,7 @@ class CompactionWatcher:
     def _observed(self, feed: Feed, report: Report) -> dg.AssetObservation:
         return dg.AssetObservation(
             self._key_of(feed),
-            partition=report.key,
+            partition=event_partition(feed, report.key),
             description=report.text,
             metadata=compaction_report_metadata(report),
         )
