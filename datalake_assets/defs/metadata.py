@@ -19,6 +19,7 @@ from datalake_assets.lake.registry import feed_key
 
 __all__ = [
     "COMPACTION_FAILURES",
+    "FEED_PARTITION",
     "FILES_COMPACTED",
     "UNUSABLE_FILES",
     "Metadata",
@@ -41,6 +42,8 @@ __all__ = [
 
 Metadata = Mapping[str, dg.MetadataValue]
 
+#: On the events of assets without partitions: the partition of their feed.
+FEED_PARTITION = "datalake/partition"
 #: On observations of compactions, and on no others.
 FILES_COMPACTED = "datalake/files_compacted"
 #: Likewise: the files that no rewrite can take, each with its ``name`` and the ``reason``.
@@ -175,7 +178,7 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
         "datalake/position": dg.MetadataValue.json(json.loads(json.dumps(dict(report.position), default=str))),
     }
     if event_partition(feed, report.key) is None:
-        metadata["datalake/partition"] = dg.MetadataValue.text(report.key)
+        metadata[FEED_PARTITION] = dg.MetadataValue.text(report.key)
     if report.min_time and report.max_time:
         metadata["datalake/oldest_event"] = dg.MetadataValue.timestamp(report.min_time)
         metadata["datalake/newest_event"] = dg.MetadataValue.timestamp(report.max_time)
