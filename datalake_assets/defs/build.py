@@ -11,6 +11,7 @@ from datalake_assets.defs.compaction import compact_partition_job
 from datalake_assets.defs.compaction_sensor import compaction_sensor
 from datalake_assets.defs.file_checks import folder_checks
 from datalake_assets.defs.jobs import export_all_job
+from datalake_assets.defs.maintenance import maintenance_job, nightly_maintenance
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.rule_checks import evaluate_checks_job, nightly_checks, rule_checks
@@ -51,16 +52,17 @@ def build_definitions(
     for problem in listing.problems:
         logger.warning("%s is skipped: %s", problem.file, problem.reason)
     runner = FeedRunner(listing.feeds, lake, resources or default_resources(settings))
-    compact = compact_partition_job(lake, listing.feeds)
+    compact, maintenance = compact_partition_job(lake, listing.feeds), maintenance_job(lake)
     with known_dagster_warnings_ignored():
         checks = nightly_checks_of(listing.feeds)
         dear = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
             asset_checks=checks,
-            jobs=[*dear, export_all_job(runner), compact],
+            jobs=[*dear, export_all_job(runner), compact, maintenance],
             schedules=[
                 *(feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule),
                 *map(nightly_checks, dear),
+                nightly_maintenance(maintenance),
             ],
             sensors=[
                 feed_registry_sensor(lake, loaded=digest),

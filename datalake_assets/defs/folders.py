@@ -23,7 +23,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.lake.folder_table import FolderTable
 from datalake_assets.lake.reconcile import Reconciliation
 
-__all__ = ["folder_asset", "keep_partitions", "observations"]
+__all__ = ["folder_asset", "keep_partitions", "observations", "remarks"]
 
 #: Up to this many partitions each observation tells of all of them; above, of those that changed or are new.
 ALL_TOLD = 1_000
@@ -74,7 +74,7 @@ def _look(context: dg.AssetExecutionContext, feed: Feed, lake: Lake) -> dg.Obser
     new = keep_partitions(context.instance, feed, found)
     for event in observations(feed, found, new, lake_uri=lake.uri):
         context.log_event(event)
-    for line in _remarks(found):
+    for line in remarks(found):
         context.log.warning(line)
     context.log.info("%d files joined, %d were rewritten, %d left", found.added, found.rewritten, found.removed)
     return dg.ObserveResult(metadata=_totals(found))
@@ -126,7 +126,8 @@ def observations(
             )
 
 
-def _remarks(found: Reconciliation) -> Iterator[str]:
+def remarks(found: Reconciliation) -> Iterator[str]:
+    """What a person should know of a look at a folder, line by line."""
     for each in found.problems:
         yield f"{each.name} cannot be read, and stays where it is: {each.reason}"
     for each in found.left_out:

@@ -56,6 +56,7 @@ def test_schedules_are_there_for_the_feeds_that_ask_for_one(definitions):
     assert {schedule.name: schedule.cron_schedule for schedule in schedules} == {
         "export_stream_clicks": "0 * * * *",
         "export_table_users": "@daily",
+        "nightly_maintenance": "0 2 * * *",
     }
     assert {schedule.default_status for schedule in schedules} == {dg.DefaultScheduleStatus.RUNNING}
     assert {schedule.execution_timezone for schedule in schedules} == {"UTC"}
