@@ -6,6 +6,7 @@ Rules that are dear are elsewhere (`datalake_assets.defs.rule_checks`), as are t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -67,7 +68,7 @@ DESCRIPTIONS = {
 }
 #: A partition of more files than this is not opened file by file within the run that wrote to it.
 MAX_FOOTERS = 500
-#: Up to this many partitions of a run each has its evaluations recorded; above, those that did not pass.
+#: Up to this many partitions of a run each has evaluations of its own recorded; above, only those that did not pass.
 ALL_TOLD = 100
 #: Another writer or a compaction may come between reading the manifest and reading the files.
 _ATTEMPTS = 3
@@ -122,10 +123,11 @@ def on_write_check_keys(feed: Feed) -> list[dg.AssetCheckKey]:
 
 def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lake) -> Iterator[dg.AssetCheckResult]:
     """Reports all checks; those of partitions for each partition of a range (as events), and for the run as a whole."""
+    changed = _changed(read)
     with failures_named(read.feed):
-        looks = [look_at(read.table, each.key, request_of(lake.settings)) for each in _changed(read)]
+        looks = [look_at(read.table, each.key, request_of(lake.settings)) for each in changed]
     if read.beyond or len(read.partitions) > 1:
-        for event in _evaluations(read.feed, looks):
+        for event in _evaluations(read.feed, looks, new={each.key for each in changed if _is_new(each)}):
             context.log_event(event)
     for name, verdict in _verdicts(read.feed, looks, delivery=_delivery(read)).items():
         yield check_result(name, verdict, asset_key=asset_key(read.feed))
@@ -170,10 +172,17 @@ def _verdicts(feed: Feed, looks: Sequence[Look], *, delivery: Delivery | None = 
     return verdicts
 
 
-def _evaluations(feed: Feed, looks: Sequence[Look]) -> Iterator[dg.AssetCheckEvaluation]:
+def _is_new(report: PartitionReport) -> bool:
+    """Whether the write began a partition."""
+    return report.files == report.files_added
+
+
+def _evaluations(feed: Feed, looks: Sequence[Look], *, new: AbstractSet[str]) -> Iterator[dg.AssetCheckEvaluation]:
+    """What is worth its event, which costs more than the look: the rows, what is wrong, and what may have been."""
     for look in looks:
         for name, verdict in _verdicts(feed, [look]).items():
-            if len(looks) <= ALL_TOLD or not verdict.passed:
+            may_have_been_wrong = len(looks) <= ALL_TOLD and (name == ROW_COUNT or look.key not in new)
+            if may_have_been_wrong or not verdict.passed:
                 yield check_evaluation(name, verdict, asset_key=asset_key(feed), partition=look.key)
 
 

@@ -5,6 +5,16 @@ from __future__ import annotations
 import datetime as dt
 
 from datalake_assets.config import Feed, FeedKind, Freshness, KsqlDBMode, KsqlDBSource
+from datalake_assets.policies import (
+    Checks,
+    Limits,
+    NotNullRule,
+    RangeRule,
+    RegexRule,
+    Rule,
+    SqlRule,
+    UniqueRule,
+)
 
 __all__ = ["DEMO_FEED_NAMES", "demo_feeds"]
 
@@ -53,6 +63,27 @@ _TABLES: tuple[tuple[str, str, str], ...] = (
     ("fraud_scores", "risk", "The latest fraud score of every user."),
 )
 
+#: What the rows of some feeds have to meet: a rule of each kind. A few payments are sent twice, as it happens.
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "transaction_stream": (
+        NotNullRule(column="user_id", description="Every payment is somebody's."),
+        RegexRule(column="currency", pattern="[A-Z]{3}", description="Currencies are ISO 4217 codes."),
+        UniqueRule(
+            columns=("transaction_id",),
+            limits=Limits(warn=1, error=5),
+            description="Payments are sent once; a percent of repetitions a day is known and put up with.",
+        ),
+    ),
+    "transaction_alerts": (
+        RangeRule(column="score", min=0, max=1, description="Scores are probabilities."),
+        SqlRule(
+            name="alert_after_payment",
+            query="SELECT * FROM data WHERE detected_at > rowtime + INTERVAL 1 DAY",
+            description="An alert is about a payment of the same day.",
+        ),
+    ),
+}
+
 DEMO_FEED_NAMES = tuple(name for name, *_ in (*_STREAMS, *_TABLES))
 
 
@@ -86,6 +117,7 @@ def _feed(
         source=KsqlDBSource(object=name.upper(), mode=mode, offset_columns=offset_columns, idle_s=_IDLE_S),
         start=start,
         freshness=_FRESH,
+        checks=Checks(rules=_RULES.get(name, ())),
         owners=_OWNERS,
         tags={"demo": "", "domain": group},
         group=group,
