@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from datalake_assets.config import Feed, FeedKind
+from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.core.health import Verdict
 from datalake_assets.core.quality import RuleCount, rule_verdict
 from datalake_assets.defs.check_results import check_result
@@ -44,7 +45,7 @@ class _Last:
 
 @dataclass(frozen=True, slots=True)
 class _Changes:
-    """What was written since an evaluation: partition keys, and the newest event."""
+    """What was written since an evaluation: partition keys, and where the next one begins."""
 
     keys: frozenset[str]
     position: int
@@ -102,7 +103,7 @@ def rule_results(instance: dg.DagsterInstance, table: LakeTable, names: set[str]
     last = {rule.check_name: _last(instance, feed, rule) for rule in rules}
     for since in sorted({_position(each) for each in last.values()}):
         group = [rule for rule in rules if _position(last[rule.check_name]) == since]
-        changes = _changes(instance, feed, since)
+        changes = _changes_of_folder(table, since) if feed.kind is FeedKind.FOLDER else _changes(instance, feed, since)
         if since >= 0 and not changes.keys:
             yield from (_repeated(each.evaluation) for rule in group if (each := last[rule.check_name]) is not None)
             continue
@@ -161,21 +162,26 @@ def _last(instance: dg.DagsterInstance, feed: Feed, rule: Rule) -> _Last | None:
 
 
 def _changes(instance: dg.DagsterInstance, feed: Feed, since: int) -> _Changes:
-    """The partitions with events after one, and the newest event of all."""
-    fetch = instance.fetch_observations if feed.kind is FeedKind.FOLDER else instance.fetch_materializations
+    """The partitions that were materialized after an event, and the newest event of all."""
     if since < 0:  # everything is looked at; only the newest event matters
-        newest = fetch(asset_key(feed), limit=1).records
+        newest = instance.fetch_materializations(asset_key(feed), limit=1).records
         return _Changes(frozenset(), newest[0].storage_id if newest else 0)
     keys: set[str] = set()
     position = since
     while True:
-        page = fetch(
-            dg.AssetRecordsFilter(asset_key=asset_key(feed), after_storage_id=position), limit=_PAGE, ascending=True
-        ).records
+        after = dg.AssetRecordsFilter(asset_key=asset_key(feed), after_storage_id=position)
+        page = instance.fetch_materializations(after, limit=_PAGE, ascending=True).records
         keys.update(record.partition_key for record in page if record.partition_key)
         position = max([position, *(record.storage_id for record in page)])
         if len(page) < _PAGE:
             return _Changes(frozenset(keys), position)
+
+
+def _changes_of_folder(table: LakeTable, since: int) -> _Changes:
+    """The partitions that others changed after a time, in milliseconds since 1970: Dagster need not know of that."""
+    written = {key: table.health(key, CompactionRequest()).last_write for key in table.partitions()}
+    times = {key: int(at.timestamp() * 1000) for key, at in written.items() if at is not None}
+    return _Changes(frozenset(key for key, at in times.items() if at > since), max(times.values(), default=0))
 
 
 def _digest(rule: Rule) -> str:
