@@ -1,6 +1,6 @@
 """Every check is red for its reason, and green again once the reason is gone: on a lake of files."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +10,7 @@ import pytest
 
 from datalake_assets.config import Feed, Freshness, KsqlDBMode, KsqlDBSource
 from datalake_assets.core.batches import RejectedRow
+from datalake_assets.defs.freshness import freshness_of
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.rule_checks import rule_checks, rule_results
@@ -348,3 +349,17 @@ def test_dear_rules_are_a_step_that_can_be_asked_for_alone(watched, sent, instan
 
     (result,) = run.get_asset_check_evaluations()
     assert (result.check_name, result.passed) == ("unique_rowtime", False)
+
+
+def test_filling_in_old_partitions_does_not_make_a_feed_fresh(watched, instance):
+    policy = Freshness(max_commit_age=timedelta(hours=1))
+    clicks = watched(stream(**RECENT, source=PULLED, freshness=policy))
+    lake_table = clicks.feeds.lake.table(clicks.feed)
+    assert freshness_of(instance, lake_table, now=datetime.now(UTC)) is None  # never exported: nothing to say
+
+    clicks.export(partitions=[key(4), key(3)])
+    assert freshness_of(instance, lake_table, now=datetime.now(UTC)).level == "warn"
+
+    clicks.export(partitions=[key(0)])
+    assert freshness_of(instance, lake_table, now=datetime.now(UTC)).passed
+    assert not freshness_of(instance, lake_table, now=datetime.now(UTC) + timedelta(hours=2)).passed
