@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["console_report", "lake_report", "report"]
 
+#: Where the page goes that nobody wants on a terminal.
+PAGE = "lake_report.html"
 _PARTITIONS_SHOWN = 10
 
 
@@ -25,17 +28,17 @@ _PARTITIONS_SHOWN = 10
 @click.option(
     "--format",
     "output",
-    type=click.Choice(["console", "csv", "json"]),
+    type=click.Choice(["console", "csv", "json", "html"]),
     default="console",
     show_default=True,
-    help="console: a summary; csv: a line per partition; json: everything.",
+    help="console: a summary; csv: a line per partition; json: everything; html: a page with plots.",
 )
 @click.option(
     "--output",
     "file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Write it to this file.",
+    help=f"Write it to this file.  [default: standard output; html on a terminal: {PAGE}]",
 )
 @click.option("--feed", "names", multiple=True, metavar="NAME", help="Only this feed; can be repeated.")
 @click.option(
@@ -60,7 +63,7 @@ def report(
     """Report small files, sizes, freshness, quarantine and costs, from the manifests.
 
     \b
-    datalake report --scans-per-day 24
+    datalake report --format html --output lake.html
     datalake report --format csv --feed transaction_stream
     """  # noqa: D301  click reads the \b: keep these lines
     feeds = tuple(session.feeds(name)[0][0] for name in dict.fromkeys(names)) if names else session.feeds()[0]
@@ -69,6 +72,8 @@ def report(
     if rebuild:
         _rebuild(session, found)
     output = "json" if as_json else output
+    if file is None and output == "html" and sys.stdout.isatty():
+        file = PAGE
     text = _render(found, output)
     if file is None:
         click.echo(text, nl=False)
@@ -105,8 +110,10 @@ def _rebuild(session: Session, found: LakeReport) -> None:
 
 
 def _render(found: LakeReport, output: str) -> str:
-    from datalake_assets.report import documents  # noqa: PLC0415  not needed for --help
+    from datalake_assets.report import documents, page  # noqa: PLC0415  not needed for --help
 
+    if output == "html":
+        return page.page_html(found)
     if output == "csv":
         return documents.csv_text(found)
     return documents.json_text(found) if output == "json" else console_report(found) + "\n"
@@ -151,7 +158,7 @@ def _feed(each: FeedReport) -> tuple[object, ...]:
 
 
 def _worst(found: LakeReport) -> list[str]:
-    worst = [(each.feed, partition) for each in found.feeds for partition in each.worst() if partition.small_files > 1]
+    worst = [(each.feed, partition) for each in found.feeds for partition in each.worst()]
     worst.sort(key=lambda pair: (pair[1].files_after - pair[1].files, -pair[1].small_files, pair[0].path, pair[1].key))
     if not worst:
         return []

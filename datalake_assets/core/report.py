@@ -127,8 +127,8 @@ class FeedReport:
         return tuple(small)
 
     def worst(self) -> list[PartitionFigures]:
-        """The partitions with small files, those first that compaction makes the most of."""
-        small = (each for each in self.statistics.partitions if each.small_files or each.files_to_rewrite)
+        """The partitions with more small files than one, or to compact; those first that this makes the most of."""
+        small = (each for each in self.statistics.partitions if each.small_files > 1 or each.files_to_rewrite)
         return sorted(small, key=lambda each: (each.files_after - each.files, -each.small_files, each.key))
 
 

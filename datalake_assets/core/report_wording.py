@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-__all__ = ["count_text", "counted", "dollars_text", "moment_text", "scans_text", "short_count", "volume_text"]
+__all__ = [
+    "count_text",
+    "counted",
+    "dollars_text",
+    "many_text",
+    "moment_text",
+    "scans_text",
+    "short_count",
+    "volume_text",
+]
 
 _CENT = 0.01
 _KILO = 1000
@@ -18,6 +27,14 @@ def count_text(count: float) -> str:
 def counted(count: int, what: str) -> str:
     """``1 partition``, ``1,200 partitions``."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def many_text(count: int) -> str:
+    """``1,200``; from ten million on ``12.3 million``, ``9.9 billion``."""
+    for unit, name in ((10**12, "trillion"), (10**9, "billion"), (10**7, "million")):
+        if count >= unit:
+            return f"{count / (unit if name != 'million' else 10**6):,.1f} {name}"
+    return count_text(count)
 
 
 def short_count(count: float) -> str:

@@ -122,8 +122,8 @@ def test_a_reader_that_went_away_is_no_bug(run, failing):
         (("demo", "--records", "0"), "Invalid value for '--records': 0 is not in the range x>=1."),
         (("serve", "ksqldb", "--user", "u"), "give --user and --password together"),
         (
-            ("report", "--format", "html"),
-            "Invalid value for '--format': 'html' is not one of 'console', 'csv', 'json'.",
+            ("report", "--format", "pdf"),
+            "Invalid value for '--format': 'pdf' is not one of 'console', 'csv', 'json', 'html'.",
         ),
     ],
 )

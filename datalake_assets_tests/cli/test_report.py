@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pty
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,3 +130,27 @@ def test_a_damaged_manifest_is_told_and_its_feeds_summary_left_as_it_is(run, fil
     assert left == "the summary of streams/s stays as it was: not all of its manifests can be read"
     assert "1 manifest cannot be read: run 'datalake verify s'" in result.stdout
     assert summary.read_bytes() == before
+
+
+def test_html_goes_to_a_file_or_into_a_pipe(run, filled, tmp_path: Path):
+    page = run("report", "--format", "html")
+    assert page.stdout.startswith("<!DOCTYPE html>\n<html")
+    assert "needs compaction: 12 small files in 3 partitions" in page.stdout
+    assert run("report", "--format", "html", "--output", "my.html").stdout == "wrote my.html\n"
+    assert (tmp_path / "my.html").read_text().startswith("<!DOCTYPE html>")
+    assert not (tmp_path / "lake_report.html").exists()
+
+
+def test_html_is_not_printed_on_a_terminal(filled, tmp_path: Path):
+    master, terminal = pty.openpty()
+    command = [sys.executable, "-m", "datalake_assets.cli", "report", "--format", "html"]
+    done = subprocess.run(command, stdout=terminal, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(terminal)
+    said = os.read(master, 10_000)
+    os.close(master)
+    assert (done.returncode, done.stderr, said) == (0, b"", b"wrote lake_report.html\r\n")
+    assert (tmp_path / "lake_report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_html_of_an_empty_lake(run, lake):
+    assert "The lake has no data yet" in run("report", "--format", "html").stdout
