@@ -179,7 +179,11 @@ class RuleBase(Model):
 
 
 class NotNullRule(RuleBase):
-    """A column has a value in every row."""
+    """A column has a value in every row.
+
+    Attributes:
+        column: The column.
+    """
 
     type: Literal["not_null"] = "not_null"
     column: str

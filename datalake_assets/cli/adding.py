@@ -11,10 +11,10 @@ import click
 
 from datalake_assets.cli.session import Session
 from datalake_assets.config import AssetSource, Feed, FeedKind, parse_feed
-from datalake_assets.errors import ConfigError, FeedExists, InvalidFeed
+from datalake_assets.errors import ConfigError, FeedExists, InvalidFeed, PreconditionFailed
 from datalake_assets.sources.base import SourceObject
 
-__all__ = ["add_described", "add_discovered", "add_document", "describe", "feed_name", "refuse"]
+__all__ = ["add_described", "add_discovered", "add_document", "describe", "feed_name", "refuse", "update_document"]
 
 _OPTION_NAMES = {"object_name": "--object", "format_type": "--format", "owners": "--owner", "tags": "--tag"}
 _OF_SOURCE = ("mode", "properties")
@@ -42,6 +42,23 @@ def add_document(session: Session, document: bytes, *, file: str) -> Feed:
     if isinstance(feed.source, AssetSource):
         raise ConfigError(f"feed {feed.name!r} is added when its asset {feed.source.asset!r} is first materialized")
     return session.registry.add(feed)
+
+
+def update_document(session: Session, document: bytes, *, file: str) -> Feed:
+    """Changes the feed of a JSON document to what that says.
+
+    Raises:
+        ConfigError: It is not valid, there is no such feed, or it was changed since the document was shown.
+    """
+    feed = parse_feed(document, name=file)
+    try:
+        return session.registry.update(feed, expected_revision=feed.revision)
+    except PreconditionFailed as error:
+        now = session.registry.get(feed.name).revision
+        raise ConfigError(
+            f"feed {feed.name!r} is at revision {now}, the document is of revision {feed.revision};"
+            f" show it again with 'datalake feeds show {feed.name}', and repeat the change"
+        ) from error
 
 
 def add_described(session: Session, options: Mapping[str, Any]) -> Feed:

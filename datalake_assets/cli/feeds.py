@@ -17,7 +17,7 @@ __all__ = ["feeds"]
 
 @click.group(cls=OrderedGroup)
 def feeds() -> None:
-    """Say what is landed: list, add, check, archive and restore feeds."""
+    """Say what is landed: list, add, check, change, archive and restore feeds."""
 
 
 @feeds.command("list", cls=LakeCommand)
@@ -128,6 +128,31 @@ def add(session: Session, *, document: BinaryIO | None, from_ksqldb: bool, as_js
         say(f"added {feed.path}, from {feed.source.where}")
     if from_ksqldb:
         say(f"{len(added)} added, {len(skipped)} skipped")
+
+
+@feeds.command(cls=LakeCommand)
+@click.option(
+    "--file",
+    "document",
+    type=click.File("rb"),
+    required=True,
+    metavar="FEED.json",
+    help="The feed as it is to be; '-' is stdin.",
+)
+@pass_session
+def update(session: Session, *, document: BinaryIO) -> None:
+    """Change a feed: its checks, schedule, compaction, owners and whatever else its document says.
+
+    The document is that of 'datalake feeds show', changed; its revision tells whether somebody else was faster.
+
+    \b
+    datalake feeds show orders > orders.json
+    datalake feeds update --file orders.json
+    """  # noqa: D301  click reads the \b: keep these lines
+    from datalake_assets.cli import adding  # noqa: PLC0415  not needed for --help
+
+    feed = adding.update_document(session, document.read(), file=getattr(document, "name", "-"))
+    say(f"updated {feed.path}, revision {feed.revision}")
 
 
 @feeds.command(cls=LakeCommand)

@@ -175,3 +175,55 @@ def test_check_of_a_server_that_is_down_is_one_line(run, lake, monkeypatch):
 )
 def test_feed_name_of_an_object(object_name, name):
     assert feed_name(object_name) == name
+
+
+def changed(run, tmp_path, **changes: object) -> str:
+    """The shown document with changes, in a file."""
+    document = {**json.loads(run("feeds", "show", "orders").stdout), **changes}
+    path = tmp_path / "orders.json"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_update_changes_what_the_document_says(run, registry, tmp_path):
+    run(*ADD)
+    rules = [{"type": "not_null", "column": "id"}]
+
+    result = run("feeds", "update", "--file", changed(run, tmp_path, schedule="@daily", checks={"rules": rules}))
+
+    assert (result.exit_code, result.stdout) == (0, "updated streams/orders, revision 2\n")
+    feed = registry.get("orders")
+    assert (feed.schedule, [rule.check_name for rule in feed.checks.rules]) == ("@daily", ["not_null_id"])
+
+
+def test_update_of_an_outdated_document_is_refused(run, registry, tmp_path):
+    run(*ADD)
+    old = changed(run, tmp_path, schedule="@daily")
+    run("feeds", "update", "--file", old)
+
+    result = run("feeds", "update", "--file", old)
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: feed 'orders' is at revision 2, the document is of revision 1; show it again with"
+        " 'datalake feeds show orders', and repeat the change\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"name": "others"}, "feed 'others' does not exist; see 'datalake feeds list'"),
+        (
+            {"partition_by": "month"},
+            "feed 'orders' is invalid: kind and partition_by are for life",
+        ),
+    ],
+)
+def test_update_that_cannot_be_is_one_line(run, lake, tmp_path, changes, line):
+    run(*ADD)
+
+    result = run("feeds", "update", "--file", changed(run, tmp_path, **changes))
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {line}")
