@@ -215,10 +215,10 @@ class Maintenance:
         if not isinstance(table, FolderTable):
             raise TypeError(table)
         done.repair, found = table.repaired(run_id=self._run_id)
-        # the partitions of an asset in somebody's own project are that project's
-        new = keep_partitions(self._instance, feed, found) if feed.asset is None else set()
-        for event in observations(feed, found, new, lake_uri=self._lake.uri):
-            self._log.observed(event)
+        if feed.asset is None:  # the partitions of an asset in somebody's own project are that project's
+            new = keep_partitions(self._instance, feed, found)
+            for event in observations(feed, found, new, lake_uri=self._lake.uri):
+                self._log.observed(event)
         for line in remarks(found):
             self._log.warning(f"{feed.path}: {line}")
 
