@@ -11,6 +11,8 @@ BENCHMARKS = {
     "ingest": "a million stream rows into day partitions, beside the pandas way",
     "compaction": "small files into few, beside DuckDB, Polars, Daft, delta-rs and pyarrow; on S3; 10 GB with --large",
     "end_to_end": "the demo's feeds through Dagster in one process",
+    "report": "`datalake report` on 10,000 partitions, in every format",
+    "sensor": "a tick of the compaction sensor in lakes of 10k, 100k and 1M files",
     "policies": "when to compact a growing partition: a simulation of bytes rewritten and files left",
 }
 
