@@ -5,9 +5,10 @@ none. One whose Parquet files something else writes, to the folder that its ``da
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, TypeAlias
 
 import dagster as dg
 
@@ -15,7 +16,9 @@ from datalake_assets.config import NAME_PATTERN, Feed, FeedKind, parse_feed
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.errors import ConfigError
 
-__all__ = ["DECLARABLE", "asset_specs", "declared_feed", "declared_name"]
+__all__ = ["DECLARABLE", "AssetLike", "DeclaredAsset", "declared_assets", "declared_feed", "declared_name"]
+
+AssetLike: TypeAlias = dg.AssetsDefinition | dg.AssetSpec
 
 _PREFIX = "datalake/"
 _NAME = "datalake/feed"
@@ -39,12 +42,41 @@ _CRON = {"0 0 1 * *": PartitionBy.MONTH, "0 0 * * *": PartitionBy.DAY, "0 * * * 
 _UTC = {"UTC", "Etc/UTC"}
 
 
-def asset_specs(assets: Sequence[dg.AssetsDefinition | dg.AssetSpec]) -> list[dg.AssetSpec]:
-    """The assets of definitions, one by one."""
+@dataclass(frozen=True, slots=True)
+class DeclaredAsset:
+    """An asset and the feed that it declares.
+
+    Attributes:
+        spec: The asset.
+        feed: The feed; only what was declared is set.
+    """
+
+    spec: dg.AssetSpec
+    feed: Feed
+
+
+def declared_assets(assets: Iterable[AssetLike], **more: object) -> list[DeclaredAsset]:
+    """The assets of definitions, one by one, with their feeds.
+
+    Args:
+        assets: Definitions of assets, or mere specifications.
+        more: Further fields of all feeds; None leaves one as it is registered.
+
+    Raises:
+        ConfigError: One cannot be a feed, or two would be the same.
+    """
     specs: list[dg.AssetSpec] = []
     for each in assets:
         specs += [each] if isinstance(each, dg.AssetSpec) else each.specs
-    return specs
+    chosen = {field: value for field, value in more.items() if value is not None}
+    found = [DeclaredAsset(spec, declared_feed(spec, **chosen)) for spec in specs]
+    owners: dict[str, DeclaredAsset] = {}
+    for one in found:
+        other = owners.setdefault(one.feed.name, one)
+        if other.spec.key != one.spec.key:
+            both = f"assets {other.feed.asset!r} and {one.feed.asset!r} would both be feed {one.feed.name!r}"
+            raise ConfigError(f"{both}; give one of them another name by its metadata {_NAME!r}")
+    return list(owners.values())
 
 
 def declared_feed(spec: dg.AssetSpec, **more: object) -> Feed:
@@ -114,7 +146,7 @@ def _plain(value: object) -> Any:
     """The value of a piece of metadata, or of a model, as JSON has it."""
     value = getattr(value, "value", value)
     if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", exclude_unset=True)
     return value.isoformat() if isinstance(value, date) else value
 
 

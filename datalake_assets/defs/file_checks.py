@@ -22,7 +22,7 @@ from datalake_assets.core.health import (
 from datalake_assets.defs.check_results import check_evaluation, check_result
 from datalake_assets.defs.checks import DESCRIPTIONS, size_verdicts
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.metadata import asset_key, event_partition
 from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.rule_checks import rule_results
@@ -75,12 +75,12 @@ def size_evaluations(
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """What `file_size` and `small_files` say after a compaction, for the log of its run.
 
-    Of a stream or table each of the partitions, and these together; of a folder all its partitions together. Other
-    projects' assets have checks of their own.
+    Of a stream or table each of the partitions, and these together; of a folder, and of an asset without partitions,
+    all that its readers get. An asset of another project need not have these checks: then they are shown nowhere.
     """
-    if feed.asset is not None or not keys:
+    if not keys:
         return
-    whole = feed.kind is FeedKind.FOLDER
+    whole = feed.kind is FeedKind.FOLDER or event_partition(feed, "") is None
     each_partition = each_partition and not whole
     partitions = healths_of(lake, feed, None if whole else keys)
     for name, verdict in size_verdicts(feed, partitions).items():
@@ -100,7 +100,13 @@ def healths_of(lake: Lake, feed: Feed, keys: Sequence[str] | None = None) -> lis
         return table.health(key, request)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [each for each in pool.map(look, lake.table(feed).partitions() if keys is None else keys) if each.files]
+        return [each for each in pool.map(look, _all_keys(lake, feed) if keys is None else keys) if each.files]
+
+
+def _all_keys(lake: Lake, feed: Feed) -> Sequence[str]:
+    """All partitions; of a table whose asset has no partitions, the version that readers get."""
+    keys = lake.table(feed).partitions()
+    return keys[-1:] if feed.kind is FeedKind.TABLE and event_partition(feed, "") is None else keys
 
 
 def _results(instance: dg.DagsterInstance, lake: Lake, feed: Feed, names: set[str]) -> Iterator[dg.AssetCheckResult]:

@@ -10,7 +10,7 @@ from datalake_assets.lake.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import Store
 
-__all__ = ["declare"]
+__all__ = ["declare", "registered"]
 
 #: Attempts at one declaration; each lost one means that another run declared the same feed.
 ATTEMPTS = 5
@@ -43,6 +43,18 @@ def declare(store: Store, declared: Feed) -> Feed:
     raise AssertionError
 
 
+def registered(store: Store, declared: Feed) -> Feed | None:
+    """Like `declare`, but a feed that no asset has written to yet is left alone: None then. Folders are adopted."""
+    try:
+        FeedRegistry(store).get(declared.name)
+    except FeedNotFound as error:
+        if error.archived:
+            raise
+        if declared.kind is not FeedKind.FOLDER:
+            return None
+    return declare(store, declared)
+
+
 def _declare(store: Store, registry: FeedRegistry, declared: Feed) -> Feed:
     try:
         known = registry.get(declared.name)
@@ -51,7 +63,7 @@ def _declare(store: Store, registry: FeedRegistry, declared: Feed) -> Feed:
             raise
         known = _register(store, registry, declared)
     _refuse_other(known, declared)
-    wanted = known.model_copy(update=_declared_fields(declared))
+    wanted = known.model_copy(update=_declared_fields(declared, known))
     return known if wanted == known else registry.update(wanted, expected_revision=known.revision)
 
 
@@ -61,8 +73,12 @@ def _register(store: Store, registry: FeedRegistry, declared: Feed) -> Feed:
     return registry.add(declared)
 
 
-def _declared_fields(declared: Feed) -> dict[str, Any]:
-    return {name: getattr(declared, name) for name in declared.model_fields_set - {"name", "revision", "enabled"}}
+def _declared_fields(declared: Feed, known: Feed) -> dict[str, Any]:
+    fields = {name: getattr(declared, name) for name in declared.model_fields_set - {"name", "revision", "enabled"}}
+    if "checks" in fields:  # its limits are declared one by one; rules may have been added by hand
+        limits = {name: getattr(declared.checks, name) for name in declared.checks.model_fields_set}
+        fields["checks"] = known.checks.model_copy(update=limits)
+    return fields
 
 
 def _refuse_other(known: Feed, declared: Feed) -> None:
