@@ -336,7 +336,6 @@ class _Pass(Generic[FinishedT]):
                 raise AnotherShape
             self._outputs.append(segment.footer, segment.read_at, [0], bounds=segment.bounds, like=self._like)
             self._counts["encoded"] += 1
-            self._counts["encoded rows"] += segment.rows.rows
 
     def _sort(self, files: Sequence[InputFile]) -> None:
         absent = [name for name in self._settings.sort_by if name not in self._shape.schema.names]
