@@ -31,13 +31,15 @@ __all__ = [
 SIZE_BUCKETS = 16
 #: 64 KiB is 2 to this.
 _FIRST_POWER = 16
+#: The bucket by the length of a size in bits; a table, since every file of a lake asks it.
+_BUCKETS = tuple(min(max(bits - _FIRST_POWER, 0), SIZE_BUCKETS - 1) for bits in range(65))
 #: Commits that bring rows; of others' folders a reconciliation that found new files does, too.
 _ARRIVALS = frozenset({"append", "replace", "snapshot"})
 
 
 def bucket_of(size_bytes: int) -> int:
     """The bucket of a file size, from 0 to `SIZE_BUCKETS` - 1."""
-    return min(max(size_bytes.bit_length() - _FIRST_POWER, 0), SIZE_BUCKETS - 1)
+    return _BUCKETS[size_bytes.bit_length()]
 
 
 def bucket_bounds(bucket: int) -> tuple[int, int | None]:
@@ -121,7 +123,7 @@ def partition_figures(
         rows += file.rows
         size_bytes += size
         small += size < small_below
-        sizes[bucket_of(size)] += 1
+        sizes[_BUCKETS[size.bit_length()]] += 1
     return PartitionFigures(
         key=key,
         rows=rows,

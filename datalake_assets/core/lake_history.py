@@ -7,10 +7,13 @@ one whose first commits were made by a release that kept no such figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate, chain
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
 
 from datalake_assets.core.figures import FeedStatistics, PartitionFigures
 
@@ -21,6 +24,8 @@ POINTS = 240
 
 #: When (seconds since 1970), and how many files, small files and bytes more than before.
 _Step = tuple[float, int, int, int]
+#: Many of them, in rows.
+_Steps = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,14 @@ class Series:
 def lake_series(statistics: Sequence[FeedStatistics], *, points: int = POINTS) -> tuple[Series, tuple[Series, ...]]:
     """The series of the whole lake, and that of each feed."""
     listed = [[*each.partitions, *each.emptied] for each in statistics]
-    steps = [[step for partition in partitions for step in _steps(partition)] for partitions in listed]
+    steps = [_table(step for partition in partitions for step in _steps(partition)) for partitions in listed]
     feeds = tuple(_series(*pair, points=points) for pair in zip(steps, listed, strict=True))
-    return _series(list(chain(*steps)), list(chain(*listed)), points=points), feeds
+    whole = np.concatenate([_table(()), *steps])
+    return _series(whole, list(chain(*listed)), points=points), feeds
+
+
+def _table(steps: Iterable[_Step]) -> _Steps:
+    return np.array(list(steps), dtype=np.float64).reshape(-1, 4)  # whole numbers up to 2**53 are exact
 
 
 def _steps(partition: PartitionFigures) -> Iterator[_Step]:
@@ -74,14 +84,13 @@ def _enters_late(partition: PartitionFigures) -> bool:
     return not partition.remembers_all or any(commit.files is None for commit in partition.history[:-1])
 
 
-def _series(steps: Sequence[_Step], partitions: Sequence[PartitionFigures], *, points: int) -> Series:
-    if not steps:
+def _series(steps: _Steps, partitions: Sequence[PartitionFigures], *, points: int) -> Series:
+    if not len(steps):
         return Series()
-    listed = sorted(steps) if len(steps) <= points else _summed_up(steps, points)
-    at, *columns = zip(*listed, strict=True)
-    files, small_files, size_bytes = (tuple(accumulate(column)) for column in columns)
+    listed = steps[np.argsort(steps[:, 0], kind="stable")] if len(steps) <= points else _summed_up(steps, points)
+    files, small_files, size_bytes = (tuple(map(int, np.cumsum(listed[:, column]))) for column in (1, 2, 3))
     return Series(
-        at=tuple(datetime.fromtimestamp(time, UTC) for time in at),
+        at=tuple(datetime.fromtimestamp(time, UTC) for time in listed[:, 0].tolist()),
         files=files,
         small_files=small_files,
         size_bytes=size_bytes,
@@ -90,15 +99,13 @@ def _series(steps: Sequence[_Step], partitions: Sequence[PartitionFigures], *, p
     )
 
 
-def _summed_up(steps: Sequence[_Step], points: int) -> list[_Step]:
+def _summed_up(steps: _Steps, points: int) -> _Steps:
     """One step per span of time, at its end; without those in which nothing happened."""
-    first, last = min(step[0] for step in steps), max(step[0] for step in steps)
-    span_s = (last - first) / points or timedelta.resolution.total_seconds()
-    sums: dict[int, list[int]] = {}
-    for time, files, small, size_bytes in steps:
-        slot = min(int((time - first) / span_s), points - 1)
-        one = sums.setdefault(slot, [0, 0, 0])
-        one[0] += files
-        one[1] += small
-        one[2] += size_bytes
-    return [(min(first + (slot + 1) * span_s, last), *sums[slot]) for slot in sorted(sums)]  # type: ignore[misc]  # three each
+    times = steps[:, 0]
+    first, last = times.min(), times.max()
+    span_s = max((last - first) / points, timedelta.resolution.total_seconds())
+    slots = np.minimum((times - first) / span_s, points - 1).astype(np.intp)
+    ends = np.minimum(first + np.arange(1, points + 1) * span_s, last)
+    sums = [np.bincount(slots, weights=steps[:, column], minlength=points) for column in (1, 2, 3)]
+    happened = np.bincount(slots, minlength=points) > 0
+    return np.column_stack([ends, *sums])[happened]
