@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.config import Feed, FolderSource, KsqlDBSource, Settings
+from datalake_assets.config import AssetSource, Feed, FolderSource, KsqlDBSource, Settings
 from datalake_assets.policies import (
     Checks,
     CompactionPolicy,
@@ -69,6 +69,7 @@ _NAMES = {
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`source` of a stream or table", KsqlDBSource),
     ("`source` of a folder", FolderSource),
+    ("`source` of an asset of another project", AssetSource),
     ("`format`", ParquetFormat),
     ("`retention`", Retention),
     ("`freshness`", Freshness),
