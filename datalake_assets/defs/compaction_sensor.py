@@ -153,7 +153,9 @@ class CompactionWatcher:
             run_requests=requests,
             asset_events=[self._observed(each.feed, report) for each in ticks.values() for report in each.reports],
             cursor=state_to_json(state),
-            skip_reason=None if requests else _why_nothing(state, now),
+            skip_reason=None
+            if requests
+            else _why_nothing(state, now, sum(len(each.reports) for each in ticks.values())),
         )
 
     def _order(self, turn: int) -> list[str]:
@@ -271,12 +273,13 @@ def _run_request(feed: Feed, made: Requested) -> dg.RunRequest:
     )
 
 
-def _why_nothing(state: WatchState, now: float) -> str:
+def _why_nothing(state: WatchState, now: float, reported: int) -> str:
     """What a tick that asks for no run says in the UI."""
     running = [path for path, watch in state.feeds.items() if watch.requested]
     ready = sum(len(watch.ready(now)) for watch in state.feeds.values())
     later = sum(at > now for watch in state.feeds.values() for at in watch.due.values())
-    parts = [f"{', '.join(running)}: a compaction goes on"] if running else []
+    parts = [f"{reported:,} partitions cannot be compacted as a whole; see their observations"] if reported else []
+    parts += [f"{', '.join(running)}: a compaction goes on"] if running else []
     parts += [f"{ready:,} partitions are looked at in the next tick"] if ready else []
     parts += [f"{later:,} partitions are too young, or wait to be tried again"] if later else []
     return "; ".join(parts) or "nothing to compact"

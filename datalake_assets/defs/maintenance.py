@@ -184,6 +184,11 @@ class Maintenance:
         done = Maintained(feed.path)
         self._attempt(done, partial(self._repair, done, feed))
         self._attempt(done, partial(self._compare, done, feed, config.verify_partitions, today))
+        self._log.info(
+            f"{feed.path}: {done.repair.finished:,} commits finished, {done.repair.undone:,} undone,"
+            f" {done.repair.swept:,} leftovers swept, {done.compared:,} partitions compared,"
+            f" {len(done.found):,} differences"
+        )
         return done
 
     def _attempt(self, done: Maintained, step: Callable[[], None]) -> None:
@@ -314,6 +319,13 @@ def _problems(done: Maintained) -> Iterator[str]:
     yield from (f"{each.key}: {each.error}" for each in done.compacted if each.error is not None)
 
 
+def _remark(done: Maintained) -> str:
+    """What a person should look into, though all was done."""
+    waiting, found = len(done.repair.waiting), len(done.found)
+    parts = [f"{waiting:,} partitions wait"] if waiting else []
+    return "; ".join([*parts, *([f"{found:,} differences"] if found else [])])
+
+
 def _named(found: Sequence[Difference]) -> Iterator[str]:
     for each in found[:NAMED]:
         yield f"{each.what}: {each.name}: {each.detail}"
@@ -338,6 +350,6 @@ def _row(done: Maintained) -> str:
         f"{done.count('missing'):,}",
         f"{done.count('size'):,}",
         f"{done.count('unknown file'):,}",
-        "; ".join(problems[:3]).replace("|", "\\|") or ("waiting" if done.repair.waiting else "ok"),
+        "; ".join(problems[:3]).replace("|", "\\|") or _remark(done) or "ok",
     ]
     return f"| {' | '.join(cells)} |"

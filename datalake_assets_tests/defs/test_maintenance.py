@@ -109,7 +109,8 @@ def test_what_a_listing_finds_is_a_warning_and_numbers_and_nothing_is_deleted(jo
         f"streams/s: missing: {key}/{gone.name}",
         f"streams/s: unknown file: {key}/theirs.parquet",
     ]
-    assert (row(result, feed)["missing"], row(result, feed)["unknown"]) == ("1", "1")
+    line = row(result, feed)
+    assert (line["missing"], line["unknown"], line["result"]) == ("1", "1", "2 differences")
     assert observed(instance, feed, "datalake/files_missing") == [(None, 1)]
     assert observed(instance, feed, "datalake/files_unknown") == [(None, 1)]
     assert (folder / "theirs.parquet").read_text() == "x"
