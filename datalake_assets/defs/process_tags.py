@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
-__all__ = ["HOST_TAG", "PID_TAG", "RUN_TAG", "STARTED_TAG", "is_dead", "process_tags", "tag_run"]
+__all__ = ["HOST_TAG", "PID_TAG", "RUN_TAG", "STARTED_TAG", "has_lived_since", "is_dead", "process_tags", "tag_run"]
 
 HOST_TAG = "datalake/host"
 PID_TAG = "datalake/pid"
@@ -22,6 +22,8 @@ RUN_TAG = ".dagster/datalake_process_of_run"
 
 # proc(5): /proc/<pid>/stat, field 22 is starttime; after the command's closing parenthesis comes field 3
 _STARTTIME = 22 - 3
+# the kernel says when it booted to the second, and clocks are set
+_CLOCK_S = 5.0
 
 
 def process_tags(run_id: str) -> dict[str, str]:
@@ -52,6 +54,23 @@ def started_at(pid: int) -> str:
         return "" if Path("/proc/self").exists() else _started_at_by_ps(pid)
     fields = stat.rpartition(")")[2].split()
     return "" if fields[0] in {"Z", "X"} else fields[_STARTTIME]
+
+
+def has_lived_since(pid: int, at: float) -> bool:
+    """Whether there is such a process, and it is not one that started after ``at``, in seconds since 1970.
+
+    Where there is no /proc, any process of this id counts.
+    """
+    started = started_at(pid)
+    if not started or not Path("/proc/self").exists():
+        return bool(started)
+    return _booted_at() + int(started) / os.sysconf("SC_CLK_TCK") <= at + _CLOCK_S
+
+
+@cache
+def _booted_at() -> float:
+    lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
 
 
 def _started_at_by_ps(pid: int) -> str:

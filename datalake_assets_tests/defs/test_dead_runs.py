@@ -1,0 +1,117 @@
+"""Runs whose process died before they could tag themselves with it: what Dagster's launcher left is the evidence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+
+import dagster as dg
+import pytest
+from dagster._core.events import EngineEventData  # noqa: TID251  the launcher's own event, which nothing public makes
+
+from datalake_assets.defs.dead_runs import fail_dead, repair_runs
+from datalake_assets.defs.process_tags import has_lived_since, process_tags
+
+LAUNCHED_HERE = {".dagster/grpc_info": '{"host": "localhost", "port": 4000}'}
+BY_SOCKET = {".dagster/grpc_info": '{"host": "localhost", "socket": "/tmp/s"}'}
+ELSEWHERE = {".dagster/grpc_info": '{"host": "code-server", "port": 4000}'}
+
+
+@dg.op
+def nothing() -> None: ...
+
+
+@dg.job
+def empty() -> None:
+    nothing()
+
+
+def launched_run(instance: dg.DagsterInstance, pid: int | None, *, at: float | None = None, **tags: str):
+    """A run as the default launcher leaves it: starting, its process not yet in its step."""
+    run = instance.create_run_for_job(empty, tags=tags)
+    log(instance, run.run_id, dg.DagsterEventType.RUN_STARTING)
+    if pid:
+        started = f"Started process for run (pid: {pid})."
+        data = EngineEventData.in_process(pid)
+        log(instance, run.run_id, dg.DagsterEventType.ENGINE_EVENT, started, data, at=at)
+    return instance.get_run_by_id(run.run_id)
+
+
+def log(instance, run_id: str, kind: dg.DagsterEventType, message: str = "", data=None, *, at=None) -> None:
+    event = dg.DagsterEvent(kind.value, "empty", event_specific_data=data, message=message)
+    entry = dg.EventLogEntry(
+        error_info=None,
+        level=10,
+        user_message="",
+        run_id=run_id,
+        timestamp=time.time() if at is None else at,
+        dagster_event=event,
+    )
+    instance.handle_new_event(entry)
+
+
+@pytest.fixture(scope="module")
+def gone() -> int:
+    """The id of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+@pytest.mark.parametrize("tags", [LAUNCHED_HERE, BY_SOCKET])
+def test_run_is_failed_when_its_process_died_before_its_step_began(instance, gone, tags):
+    run = launched_run(instance, gone, **tags)
+
+    assert repair_runs(instance) == [run.run_id]
+    assert instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
+    assert repair_runs(instance) == []
+
+
+def test_run_is_failed_when_it_died_while_it_waited_for_its_pool(instance, gone):
+    run = launched_run(instance, gone, **LAUNCHED_HERE)
+    log(instance, run.run_id, dg.DagsterEventType.RUN_START)
+
+    assert repair_runs(instance) == [run.run_id]
+
+
+def test_run_is_failed_when_its_pid_has_become_somebody_elses(instance):
+    run = launched_run(instance, os.getpid(), at=time.time() - 86_400, **LAUNCHED_HERE)
+
+    assert repair_runs(instance) == [run.run_id]
+
+
+def test_run_is_spared_while_its_process_is_alive(instance):
+    launched_run(instance, os.getpid(), **LAUNCHED_HERE)
+
+    assert repair_runs(instance) == []
+
+
+def test_run_is_spared_when_it_has_no_process_yet(instance):
+    launched_run(instance, None, **LAUNCHED_HERE)
+
+    assert repair_runs(instance) == []
+
+
+@pytest.mark.parametrize("tags", [{}, ELSEWHERE], ids=["no launcher of Dagster's", "another host"])
+def test_run_is_spared_when_its_process_was_not_started_here(instance, gone, tags):
+    launched_run(instance, gone, **tags)
+
+    assert repair_runs(instance) == []
+
+
+def test_run_that_has_ended_as_it_should_since_it_was_read_stays_so(instance, gone):
+    run_id = str(uuid.uuid4())
+    tags = {**process_tags(run_id), "datalake/pid": str(gone)}
+    stale = instance.create_run_for_job(empty, run_id=run_id, tags=tags)
+    log(instance, run_id, dg.DagsterEventType.RUN_SUCCESS)
+
+    assert fail_dead(instance, [stale]) == []
+    assert instance.get_run_by_id(run_id).status is dg.DagsterRunStatus.SUCCESS
+
+
+def test_process_has_not_lived_since_before_it_started():
+    assert has_lived_since(os.getpid(), time.time())
+    assert not has_lived_since(os.getpid(), time.time() - 86_400)
