@@ -15,13 +15,15 @@ WORKERS ?= 2
 BENCHMARKS ?= ingest compaction
 # rounds of `make crash`, on each kind of store: so many exports, twice as many compactions
 ROUNDS ?= 100
+# of `make chaos`
+MINUTES ?= 10
 
 # without .pyc files every start of a process costs twice the CPU
 unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format crash bench clean
+.PHONY: help demo dev test check format crash chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -53,6 +55,9 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100) and compactions (twice as many)
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store s3
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store s3
+
+chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
+	@$(BIN)/python -m datalake_assets_tests.chaos --minutes $(MINUTES) $(ARGS)
 
 bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name $(ARGS); done
