@@ -13,6 +13,7 @@ from datalake_assets.defs.file_checks import folder_checks
 from datalake_assets.defs.jobs import export_all_job
 from datalake_assets.defs.maintenance import maintenance_job, nightly_maintenance
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
+from datalake_assets.defs.report import lake_report_asset, lake_report_sensor
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.rule_checks import evaluate_checks_job, nightly_checks, rule_checks
 from datalake_assets.defs.runs import FeedRunner, default_resources
@@ -57,6 +58,7 @@ def build_definitions(
         checks = nightly_checks_of(listing.feeds)
         dear = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
+            assets=[lake_report_asset()],
             asset_checks=checks,
             jobs=[*dear, export_all_job(runner), compact, maintenance],
             schedules=[
@@ -70,6 +72,7 @@ def build_definitions(
                 dead_run_sensor(),
                 interrupted_commit_sensor(runner.feeds, lake),
                 freshness_sensor(runner.feeds, lake),
+                lake_report_sensor(listing.feeds),
             ],
         )
         return dg.Definitions.merge(runner.definitions, automation)

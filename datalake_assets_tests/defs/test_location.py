@@ -54,12 +54,15 @@ def test_bad_feed_file_is_skipped_with_a_warning(lake: MemoryLake, caplog: pytes
     with caplog.at_level(logging.WARNING):
         definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
 
-    assert [spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()] == ["streams/clicks"]
+    assert {spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()} == {
+        "lake_report",
+        "streams/clicks",
+    }
     assert caplog.messages[0].startswith("feeds/active/bad.json is skipped: kind: Field required")
 
 
 def test_location_without_feeds_loads(lake: MemoryLake):
     definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
 
-    assert definitions.resolve_all_asset_specs() == []
+    assert [spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()] == ["lake_report"]
     assert definitions.resolve_job_def("export_all")

@@ -235,4 +235,5 @@ def test_definitions_have_the_sensors_on(lake):
         "feed_registry_sensor",
         "freshness_sensor",
         "interrupted_commit_sensor",
+        "lake_report_sensor",
     }
