@@ -15,7 +15,7 @@ from datalake_assets.core.freshness import freshness_verdict
 from datalake_assets.core.health import FILE_SIZE, FRESHNESS, SMALL_FILES, PartitionHealth, Verdict
 from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.defs.asset_feeds import AssetLike, DeclaredAsset, declared_assets
-from datalake_assets.defs.check_results import check_evaluation, check_result
+from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
 from datalake_assets.defs.checks import DESCRIPTIONS, size_verdicts
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.file_checks import folder_verdicts, healths_of
@@ -169,7 +169,8 @@ def _run_keys(context: dg.AssetCheckExecutionContext) -> Sequence[str] | None:
 
 
 def _log(context: dg.AssetCheckExecutionContext, event: dg.AssetCheckEvaluation) -> None:
-    context.op_execution_context.log_event(event)  # type: ignore[arg-type]  # it takes them, and its annotation lags
+    told = aimed(context.instance, event)
+    context.op_execution_context.log_event(told)  # type: ignore[arg-type]  # it takes them, and its annotation lags
 
 
 def _sizes(lake: Lake, declared: Feed, keys: Sequence[str] | None) -> "_Sizes":

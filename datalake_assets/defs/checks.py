@@ -33,7 +33,7 @@ from datalake_assets.core.health import (
 from datalake_assets.core.partitions import version_number
 from datalake_assets.core.quality import RuleCount, rule_verdict
 from datalake_assets.core.row_counts import Delivery, RowCount, row_count_verdict
-from datalake_assets.defs.check_results import check_evaluation, check_result
+from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.freshness import newest_event
 from datalake_assets.defs.landing import FeedRead
@@ -128,7 +128,7 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
         looks = [look_at(read.table, each.key, request_of(lake.settings)) for each in changed]
     if read.beyond or len(read.partitions) > 1:
         for event in _evaluations(read.feed, looks, new={each.key for each in changed if _is_new(each)}):
-            context.log_event(event)
+            context.log_event(aimed(context.instance, event))
     for name, verdict in _verdicts(read.feed, looks, delivery=_delivery(read)).items():
         yield check_result(name, verdict, asset_key=asset_key(read.feed))
     yield check_result(FRESHNESS, _freshness_now(read, datetime.now(UTC)))

@@ -14,6 +14,7 @@ from pydantic import Field
 from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
+from datalake_assets.defs.check_results import aimed
 from datalake_assets.defs.failures import PASSING, failures_named
 from datalake_assets.defs.file_checks import size_evaluations
 from datalake_assets.defs.instance import open_instance
@@ -255,6 +256,8 @@ class OpLog:
 
     def observed(self, event: dg.AssetObservation | dg.AssetCheckEvaluation) -> None:
         """See `CompactionLog`."""
+        if isinstance(event, dg.AssetCheckEvaluation):
+            event = aimed(self._context.instance, event)
         self._context.log_event(event)  # type: ignore[arg-type]  # it takes check evaluations too, pinned by a test
 
 

@@ -125,6 +125,13 @@ def project(tmp_path: Path, instance: dg.DagsterInstance) -> Project:
     return Project(lake, instance, tmp_path / "raw" / "exports")
 
 
+def current(instance: dg.DagsterInstance, asset: str) -> dict[tuple[str, str], bool]:
+    """Whether a partition's last evaluation is about its last materialization; else the UI shows it as missing."""
+    keys = [dg.AssetCheckKey(dg.AssetKey(asset), name) for name in SIZES]
+    found = instance.event_log_storage.get_asset_check_partition_info(keys)
+    return {(each.check_key.name, each.partition_key): each.is_current for each in found if each.partition_key}
+
+
 def evaluations(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str | None], bool]:
     found = [event.event_specific_data for event in result.all_events if event.event_type_value == EVALUATION]
     return {(each.check_name, each.partition): each.passed for each in found}
@@ -262,6 +269,7 @@ def test_checks_of_a_range_are_recorded_for_each_partition_and_for_all(project):
     told = evaluations(project.run(project.orders, tags=tags))
 
     assert told == {(name, key): True for name in SIZES for key in (YESTERDAY, TODAY, None)}
+    assert current(project.instance, "orders") == {(name, key): True for name in SIZES for key in (YESTERDAY, TODAY)}
 
 
 def test_checks_by_themselves_look_at_all_partitions(project):
@@ -271,6 +279,7 @@ def test_checks_by_themselves_look_at_all_partitions(project):
     told = evaluations(project.evaluate(project.orders))
 
     assert told == {(name, key): True for name in SIZES for key in (LONG_AGO, TODAY, None)}
+    assert current(project.instance, "orders") == {(name, key): True for name in SIZES for key in (LONG_AGO, TODAY)}
 
 
 def test_limits_of_the_builder_decide_and_are_registered(project):
@@ -302,6 +311,7 @@ def test_partition_of_many_small_files_is_told_compacted_and_well(project):
     assert (told["small_files", TODAY], told["file_size", TODAY]) == (False, False)
     assert project.tick() == [{"feed": "orders", "partitions": [TODAY]}]
     assert project.files("orders") == {TODAY: 1}
+    assert current(project.instance, "orders") == {(name, TODAY): True for name in SIZES}
     assert project.tick() == []
     assert all(evaluations(project.evaluate(*project.made)).values())
     assert project.lake.open().table(project.lake.open().registry.get("orders")).report(TODAY).rows == 600_000
