@@ -92,17 +92,19 @@ def _feed_to_json(watch: FeedWatch) -> list[Any]:
         {key: math.ceil(at) for key, at in watch.due.items()},
         {key: list(astuple(past)) for key, past in watch.past.items()},
         [run.run_key, dict(run.files)] if run else None,
+        watch.began,
     ]
 
 
 def _feed_from_json(document: list[Any]) -> FeedWatch:
-    materialized, observed, due, past, run = document
+    materialized, observed, due, past, run, began = document
     return FeedWatch(
         materialized=int(materialized),
         observed=int(observed),
         due={key: float(at) for key, at in due.items()},
         past={key: _past_from_json(each) for key, each in past.items()},
         requested=Requested(run[0], dict(run[1])) if run else None,
+        began=float(began),
     )
 
 

@@ -125,6 +125,8 @@ class FeedWatch:
         due: Partitions to plan, with the time from when on, in seconds since 1970; 0 is at once.
         past: What is remembered of partitions that are not as they should be.
         requested: The run that was asked for.
+        began: When this memory begins, in seconds since 1970; a part of run keys, so that one that was wiped to try
+            again what failed is not told of the old runs.
     """
 
     materialized: int = 0
@@ -132,13 +134,24 @@ class FeedWatch:
     due: Mapping[str, float] = field(default_factory=dict)
     past: Mapping[str, Past] = field(default_factory=dict)
     requested: Requested | None = None
+    began: float = 0.0
+
+    def waiting(self, now: float) -> int:
+        """Partitions that are to be planned as soon as may be."""
+        return sum(at <= now for at in self.due.values())
 
     def ready(self, now: float) -> list[str]:
         """The partitions to plan now, in the order of the work; none while a run is going on."""
         if self.requested is not None:
             return []
         ready = [key for key, at in self.due.items() if at <= now]
-        return sorted(ready, key=lambda key: (not self.overdue(key, now), self.failures(key), self.due[key]))
+        return sorted(ready, key=lambda key: (self._place(key, now), self.failures(key), self.due[key]))
+
+    def _place(self, key: str, now: float) -> int:
+        """What a run has just left comes first: mostly there is nothing more to do, and it can be forgotten."""
+        past = self.past.get(key, Past())
+        just_run = past.tried in {Tried.SUCCEEDED, Tried.FAILED} and not past.retry_at
+        return 0 if just_run else 1 if self.overdue(key, now) else 2
 
     def overdue(self, key: str, now: float) -> bool:
         """Whether a partition may be tried again for so long that it goes before others."""
@@ -310,7 +323,7 @@ def request(watch: FeedWatch, wanted: Iterable[Wanted], *, feed: str, now: float
     if not files:
         return watch, None
     attempt = 1 + max(watch.failures(key) for key in files)
-    digest = _digest([feed, *sorted(f"{key}={names}" for key, names in files.items())])
+    digest = _digest([feed, f"{watch.began:.0f}", *sorted(f"{key}={names}" for key, names in files.items())])
     made = Requested(f"{digest}-{attempt}", files)
     due = {key: at for key, at in watch.due.items() if key not in files}
     past = {key: replace(each, retry_at=0.0) if key in files else each for key, each in watch.past.items()}

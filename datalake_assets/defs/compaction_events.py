@@ -1,7 +1,7 @@
 """What Dagster's event log and run history tell the compaction sensor, in pages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dagster as dg
 
@@ -9,7 +9,7 @@ from datalake_assets.core.compaction_watch import Outcome
 from datalake_assets.defs.compaction import PARTITION_ERRORS
 from datalake_assets.defs.metadata import COMPACTION_FAILURES, FEED_PARTITION, FILES_COMPACTED, UNUSABLE_FILES
 
-__all__ = ["PAGE", "EventPage", "EventReader", "outcome_of", "unusable_files"]
+__all__ = ["PAGE", "EventPage", "EventReader", "RunEnd", "end_of", "unusable_files"]
 
 #: Events that are read at once; Dagster gives no more than 1,000.
 PAGE = 500
@@ -37,6 +37,21 @@ class EventPage:
     is_last: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """What became of a run.
+
+    Attributes:
+        outcome: Whether it goes on, or how it ended.
+        errors: What it said of each partition that failed; empty too if it was killed.
+        flawed: Partitions that it compacted, each with whether that left files which no rewrite can take.
+    """
+
+    outcome: Outcome
+    errors: Mapping[str, str] = field(default_factory=dict)
+    flawed: Mapping[str, bool] = field(default_factory=dict)
+
+
 class EventReader:
     """Reads the events of one asset.
 
@@ -44,20 +59,23 @@ class EventReader:
         instance: Dagster's instance.
         asset: The asset.
         is_folder: Others write its files, so that an observation may be the only sign of a change.
+        page: Events that are read at once.
     """
 
-    def __init__(self, instance: dg.DagsterInstance, asset: dg.AssetKey, *, is_folder: bool) -> None:
-        self._instance, self._asset, self._is_folder = instance, asset, is_folder
+    def __init__(self, instance: dg.DagsterInstance, asset: dg.AssetKey, *, is_folder: bool, page: int = PAGE) -> None:
+        self._instance, self._asset, self._is_folder, self._limit = instance, asset, is_folder, page
 
     def materialized_after(self, storage_id: int) -> EventPage:
         """Materializations: every one may have brought files."""
-        records = self._instance.fetch_materializations(self._after(storage_id), limit=PAGE, ascending=True).records
+        records = self._instance.fetch_materializations(
+            self._after(storage_id), limit=self._limit, ascending=True
+        ).records
         keys = [self._partition(record) for record in records]
         return self._page(storage_id, records, [key for key in keys if key is not None], {})
 
     def observed_after(self, storage_id: int) -> EventPage:
         """Observations: what compactions left behind and, of a folder, what others may have changed."""
-        records = self._instance.fetch_observations(self._after(storage_id), limit=PAGE, ascending=True).records
+        records = self._instance.fetch_observations(self._after(storage_id), limit=self._limit, ascending=True).records
         changed: list[str] = []
         flawed: dict[str, bool] = {}
         for record in records:
@@ -76,12 +94,11 @@ class EventReader:
     def _partition(self, record: dg.EventLogRecord) -> str | None:
         return _partition_of(record) or (_WHOLE_FOLDER if self._is_folder else None)
 
-    @staticmethod
     def _page(
-        storage_id: int, records: Sequence[dg.EventLogRecord], changed: Sequence[str], flawed: Mapping[str, bool]
+        self, storage_id: int, records: Sequence[dg.EventLogRecord], changed: Sequence[str], flawed: Mapping[str, bool]
     ) -> EventPage:
         last_id = records[-1].storage_id if records else storage_id
-        return EventPage(last_id, tuple(dict.fromkeys(changed)), flawed, len(records) < PAGE)
+        return EventPage(last_id, tuple(dict.fromkeys(changed)), flawed, len(records) < self._limit)
 
 
 def unusable_files(instance: dg.DagsterInstance, asset: dg.AssetKey, key: str) -> Mapping[str, str]:
@@ -95,18 +112,32 @@ def unusable_files(instance: dg.DagsterInstance, asset: dg.AssetKey, key: str) -
     return {}
 
 
-def outcome_of(instance: dg.DagsterInstance, run_key: str) -> tuple[Outcome, Mapping[str, str]]:
-    """What became of the run of a request, and what it said of each partition if it failed.
+def end_of(instance: dg.DagsterInstance, run_key: str) -> RunEnd:
+    """What became of the run of a request.
 
     A run that is nowhere to be found was deleted: its outcome is that of one that failed.
     """
     runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY: run_key}), limit=1)
     if not runs:
-        return Outcome.FAILED, {}
+        return RunEnd(Outcome.FAILED)
     (run,) = runs
     if not run.is_finished:
-        return Outcome.RUNNING, {}
-    return (Outcome.SUCCEEDED, {}) if run.is_success else (Outcome.FAILED, _errors(instance, run.run_id))
+        return RunEnd(Outcome.RUNNING)
+    flawed = _flaws(instance, run.run_id)
+    if run.is_success:
+        return RunEnd(Outcome.SUCCEEDED, flawed=flawed)
+    return RunEnd(Outcome.FAILED, _errors(instance, run.run_id), flawed)
+
+
+def _flaws(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, bool]:
+    """The partitions that a run compacted, each with whether that left files which no rewrite can take."""
+    flawed = {}
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION):
+        event = entry.get_dagster_event().asset_observation_data.asset_observation
+        key = _said_partition(event)
+        if key is not None and FILES_COMPACTED in event.metadata:
+            flawed[key] = bool(_files(event.metadata))
+    return flawed
 
 
 def _errors(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, str]:
@@ -119,10 +150,14 @@ def _errors(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, str]:
 
 
 def _partition_of(record: dg.EventLogRecord) -> str | None:
-    """The feed's partition; an asset without partitions says it in its metadata."""
     event = record.asset_materialization or record.asset_observation
-    said = event.metadata.get(FEED_PARTITION) if event else None
-    return record.partition_key or (str(said.value) if said else None)
+    return _said_partition(event) if event else None
+
+
+def _said_partition(event: dg.AssetMaterialization | dg.AssetObservation) -> str | None:
+    """The feed's partition; an asset without partitions says it in its metadata."""
+    said = event.metadata.get(FEED_PARTITION)
+    return event.partition or (str(said.value) if said else None)
 
 
 def _metadata(record: dg.EventLogRecord) -> Mapping[str, dg.MetadataValue]:

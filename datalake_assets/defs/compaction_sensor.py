@@ -28,7 +28,7 @@ from datalake_assets.core.compaction_watch import (
     request,
 )
 from datalake_assets.defs.compaction import COMPACT_OP, FEED_TAG
-from datalake_assets.defs.compaction_events import EventReader, outcome_of, unusable_files
+from datalake_assets.defs.compaction_events import PAGE, EventReader, end_of, unusable_files
 from datalake_assets.defs.failures import PASSING
 from datalake_assets.defs.metadata import asset_key, compaction_report_metadata, event_partition
 from datalake_assets.errors import DatalakeError, LakeUnavailable
@@ -41,8 +41,10 @@ COMPACTION_SENSOR = "compaction_sensor"
 INTERVAL_S = 30
 #: Seconds that a tick takes at the most; Dagster ends one after 60, and what is left over is the next tick's.
 BUDGET_S = 15.0
-#: Partitions that are to be planned: with more, no more events are read.
-ENOUGH = 500
+#: Partitions to plan, of all feeds: with more, no more events are read. It keeps the cursor small.
+ENOUGH = 2_000
+#: Runs that were asked for and have not ended, of all feeds; the compactor's pool runs one at a time.
+MAX_RUNS = 20
 
 _DESCRIPTION = """\
 Compacts the partitions that need it by their feed's policy, as they change: it looks at what was written since its last
@@ -139,23 +141,20 @@ class CompactionWatcher:
         now = float(round(time.time() if now is None else now))
         before = state_from_json(cursor)
         deadline = time.monotonic() + self._budget_s
-        ticks = {
-            path: self._visit(path, before, instance=instance, now=now, deadline=deadline, warn=warn)
-            for path in self._order(before.turn)
-        }
+        shared = _Shared(self._lake, instance, now, deadline, self._page, _running(before))
+        ticks = {path: self._visit(path, before, shared, warn) for path in self._order(before.turn)}
         idle = {path: watch for path, watch in before.feeds.items() if path in self._disabled}
         feeds = {**idle, **{path: each.watch for path, each in sorted(ticks.items())}}
         state, dropped = bounded(WatchState(feeds, before.turn + 1), now)
         if dropped:
             warn(f"{dropped:,} partitions that are too young now are left to the nightly maintenance")
         requests = [_run_request(each.feed, each.made) for each in ticks.values() if each.made]
+        reports = [self._observed(each.feed, report) for each in ticks.values() for report in each.reports]
         return dg.SensorResult(
             run_requests=requests,
-            asset_events=[self._observed(each.feed, report) for each in ticks.values() for report in each.reports],
+            asset_events=reports,
             cursor=state_to_json(state),
-            skip_reason=None
-            if requests
-            else _why_nothing(state, now, sum(len(each.reports) for each in ticks.values())),
+            skip_reason=None if requests else _why_nothing(state, now, len(reports)),
         )
 
     def _order(self, turn: int) -> list[str]:
@@ -164,19 +163,17 @@ class CompactionWatcher:
         first = turn % len(paths) if paths else 0
         return paths[first:] + paths[:first]
 
-    def _visit(
-        self,
-        path: str,
-        state: WatchState,
-        *,
-        instance: dg.DagsterInstance,
-        now: float,
-        deadline: float,
-        warn: Callable[[str], None],
-    ) -> "_FeedTick":
+    @property
+    def _page(self) -> int:
+        """Events of a feed that are read at once, and partitions of one that are to be planned."""
+        return max(50, min(PAGE, ENOUGH // max(1, len(self._feeds))))
+
+    def _visit(self, path: str, state: WatchState, shared: "_Shared", warn: Callable[[str], None]) -> "_FeedTick":
         feed = self._feeds[path]
         watch = state.feeds.get(path, FeedWatch())
-        one = _FeedTick(feed, self._key_of(feed), self._lake, instance, watch, now=now, deadline=deadline)
+        if not watch.began:
+            watch = replace(watch, began=shared.now)
+        one = _FeedTick(feed, self._key_of(feed), shared, watch)
         try:
             one.run()
         except DatalakeError as error:
@@ -193,70 +190,101 @@ class CompactionWatcher:
 
 
 @dataclass(slots=True)
+class _Shared:
+    """What the feeds of a tick have in common.
+
+    Attributes:
+        lake: Where their data are.
+        instance: Dagster's instance.
+        now: Seconds since 1970.
+        deadline: When the tick has to end, by the monotonic clock.
+        page: Events of a feed that are read at once.
+        running: Runs that were asked for and have not ended.
+    """
+
+    lake: WatchedLake
+    instance: dg.DagsterInstance
+    now: float
+    deadline: float
+    page: int
+    running: int
+
+    @property
+    def late(self) -> bool:
+        """Whether the rest is the next tick's."""
+        return time.monotonic() >= self.deadline
+
+
+@dataclass(slots=True)
 class _FeedTick:
     """One feed within one tick; what is known so far survives an error."""
 
     feed: Feed
     asset: dg.AssetKey
-    lake: WatchedLake
-    instance: dg.DagsterInstance
+    shared: _Shared
     watch: FeedWatch
-    now: float
-    deadline: float
     reports: list[Report] = field(default_factory=list)
     made: Requested | None = None
 
     def run(self) -> None:
-        """Reads, settles, plans, and asks."""
-        requested = self.watch.requested
-        # the run first: what it observed is in the log once it has ended
-        outcome, errors = outcome_of(self.instance, requested.run_key) if requested else (Outcome.RUNNING, {})
-        if self._caught_up():
-            self.watch = ended(self.watch, outcome, errors)
+        """Settles, reads, plans, and asks."""
+        if self.shared.late:
+            return
+        self._settle()
+        self._read()
+        if self.shared.running >= MAX_RUNS:
+            return
         wanted = self._look()
-        self.watch, self.made = request(self.watch, wanted, feed=self.feed.path, now=self.now)
+        self.watch, self.made = request(self.watch, wanted, feed=self.feed.path, now=self.shared.now)
+        self.shared.running += self.made is not None
 
-    @property
-    def _late(self) -> bool:
-        return time.monotonic() >= self.deadline
+    def _settle(self) -> None:
+        run = self.watch.requested
+        if run is None:
+            return
+        end = end_of(self.shared.instance, run.run_key)
+        if end.outcome is not Outcome.RUNNING:
+            self.watch = heard(ended(self.watch, end.outcome, end.errors), (), flawed=end.flawed)
+            self.shared.running -= 1
 
-    def _caught_up(self) -> bool:
-        """Reads events; says whether all observations were read, which tell what a run left behind."""
-        reader = EventReader(self.instance, self.asset, is_folder=self.feed.kind is FeedKind.FOLDER)
-        while not self._late and len(self.watch.due) < ENOUGH:
+    def _read(self) -> None:
+        shared = self.shared
+        is_folder = self.feed.kind is FeedKind.FOLDER
+        reader = EventReader(shared.instance, self.asset, is_folder=is_folder, page=shared.page)
+        while self._has_room:
             page = reader.observed_after(self.watch.observed)
-            watch = heard(self.watch, page.changed, flawed=page.flawed)
-            self.watch = replace(watch, observed=page.last_id)
+            self.watch = replace(heard(self.watch, page.changed, flawed=page.flawed), observed=page.last_id)
             if page.is_last:
                 break
-        else:
-            return False
-        while not self._late and len(self.watch.due) < ENOUGH:
+        while self._has_room:
             page = reader.materialized_after(self.watch.materialized)
             self.watch = replace(heard(self.watch, page.changed), materialized=page.last_id)
             if page.is_last:
                 break
-        return True
+
+    @property
+    def _has_room(self) -> bool:
+        return not self.shared.late and self.watch.waiting(self.shared.now) < self.shared.page
 
     def _look(self) -> list[Wanted]:
         """Plans what is due, until a run is full or time is up."""
         wanted: list[Wanted] = []
-        ready = self.watch.ready(self.now)
+        ready = self.watch.ready(self.shared.now)
         if not ready:
             return wanted
-        table, asked = self.lake.table(self.feed), request_of(self.lake.settings)
+        table, asked = self.shared.lake.table(self.feed), request_of(self.shared.lake.settings)
         for key in ready:
-            if self._late or len(wanted) >= MAX_PARTITIONS:
+            if self.shared.late or len(wanted) >= MAX_PARTITIONS:
                 break
             look = self._plan(table, key, asked)
-            self.watch, one, reports = looked(self.watch, look, now=self.now)
+            self.watch, one, reports = looked(self.watch, look, now=self.shared.now)
             self.reports += reports
             wanted += [one] if one else []
         return wanted
 
     def _plan(self, table: LakeTable, key: str, asked: CompactionRequest) -> Look:
         known = self.watch.past.get(key)
-        unusable = unusable_files(self.instance, self.asset, key) if known and known.flawed else {}
+        unusable = unusable_files(self.shared.instance, self.asset, key) if known and known.flawed else {}
         try:
             plan = table.compaction_plan(key, asked, excluded=unusable)
         except (*PASSING, LakeUnavailable):  # it is the lake's, not this partition's
@@ -271,6 +299,10 @@ def _run_request(feed: Feed, made: Requested) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=made.run_key, run_config={"ops": {COMPACT_OP: {"config": config}}}, tags={FEED_TAG: feed.path}
     )
+
+
+def _running(state: WatchState) -> int:
+    return sum(watch.requested is not None for watch in state.feeds.values())
 
 
 def _why_nothing(state: WatchState, now: float, reported: int) -> str:

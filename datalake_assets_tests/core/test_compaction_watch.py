@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalake_assets.core.compaction import LeftAlone
@@ -82,7 +82,7 @@ def test_nothing_is_ready_while_a_run_goes_on():
     assert list(made.files) == ["k"]
     assert watch.ready(NOW) == []
     assert ended(watch, Outcome.RUNNING) == watch
-    assert ended(watch, Outcome.SUCCEEDED).ready(NOW) == ["l", "k"]
+    assert ended(watch, Outcome.SUCCEEDED).ready(NOW) == ["k", "l"]
 
 
 def test_files_that_a_run_left_as_they_were_are_reported_and_left_until_they_change():
@@ -242,9 +242,11 @@ WATCHES = st.builds(
     st.dictionaries(st.text(max_size=3), st.integers(0, 10**10).map(float)),
     st.dictionaries(st.text(max_size=3), PASTS),
     st.none() | st.builds(Requested, st.text(), st.dictionaries(st.text(max_size=3), st.text(max_size=3))),
+    st.integers(0, 10**10).map(float),
 )
 
 
+@settings(max_examples=50)
 @given(st.builds(WatchState, st.dictionaries(st.text(), WATCHES), st.integers(0)))
 def test_state_survives_being_written(state):
     assert state_from_json(state_to_json(state)) == state
@@ -272,3 +274,42 @@ def test_memory_is_bounded_and_what_runs_is_never_forgotten():
     assert state.feeds["streams/b"].due == {"k": NOW}
     assert len(state_to_json(state)) < 128 * 1024
     assert bounded(state, NOW) == (state, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_whatever_happens_no_run_is_asked_for_twice_and_all_that_can_be_merged_is(data):
+    """Partitions are written to, runs fail, die and vanish for a while; then all goes well, but for the bad ones."""
+    keys = "abcdef"
+    bad = data.draw(st.sets(st.sampled_from(keys), max_size=2), label="never merged")
+    watch, files, now, run_keys, runs = FeedWatch(began=1.0), dict.fromkeys(keys, 2), NOW, [], {}
+    watch, named = heard(watch, keys), iter(range(10**6))
+    there = {key: tuple(f"{next(named)}" for _ in range(count)) for key, count in files.items()}
+    for step in range(120):
+        calm = step >= 60
+        if not calm and data.draw(st.booleans()):
+            key = data.draw(st.sampled_from(keys))
+            there[key] += (f"{next(named)}",)
+            watch = heard(watch, [key])
+        wanted = []
+        for key in watch.ready(now):
+            watch, one, _ = looked(watch, Look(key, there[key] if len(there[key]) > 1 else ()), now=now)
+            wanted += [one] if one else []
+        watch, made = request(watch, wanted, feed="f", now=now)
+        watch = state_from_json(state_to_json(WatchState({"f": watch}))).feeds["f"]
+        if made:
+            run_keys.append(made.run_key)
+            runs[made.run_key] = 0
+        if watch.requested and (calm or data.draw(st.booleans())):
+            ok = calm or data.draw(st.booleans())
+            blamed = {key: "x" for key in watch.requested.files if key in bad or not ok}
+            for key in set(watch.requested.files).difference(blamed):
+                there[key] = (f"{next(named)}",)
+            watch = ended(watch, Outcome.FAILED if blamed else Outcome.SUCCEEDED, blamed)
+        now += 30 if not calm else 600
+    assert len(set(run_keys)) == len(run_keys)
+    assert {key for key in keys if len(there[key]) > 1} <= bad | {
+        key for key, past in watch.past.items() if past.tried is Tried.GIVEN_UP
+    }
+    assert watch.requested is None
+    assert watch.ready(now) == []

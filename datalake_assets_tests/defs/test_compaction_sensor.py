@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -17,16 +18,19 @@ import pytest
 from datalake_assets.config import Feed, Settings
 from datalake_assets.core.compaction_cursor import state_from_json
 from datalake_assets.core.compaction_watch import ATTEMPTS, LONGEST_BACK_OFF_S
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import Manifest
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction import COMPACT_PARTITION, FEED_TAG, compact_partition_job
-from datalake_assets.defs.compaction_sensor import CompactionWatcher, compaction_sensor
+from datalake_assets.defs.compaction_sensor import MAX_RUNS, CompactionWatcher, compaction_sensor
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.lake.adoption import adopt
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import Store
-from datalake_assets_tests.lake.feeds import stream_feed
+from datalake_assets_tests.lake.feeds import START, stream_feed
 from datalake_assets_tests.lake.many_files import DAYS, append, ids_in
 
 #: Long after the demo days closed.
@@ -166,24 +170,6 @@ def test_nothing_is_asked_for_while_a_run_is_queued_or_going_on(daemon, feed, lo
     watching.job.execute_in_process(instance=instance, run_config=request.run_config)
     instance.report_run_failed(run)
     assert watching.settle() == 0
-
-
-def test_run_takes_at_most_a_hundred_partitions_and_the_rest_follows(daemon, local_store, instance):
-    folder = Path(local_store.uri).parent / "raw"
-    for day in range(130):
-        (folder / f"d={day:03}").mkdir(parents=True)
-        for name in "abc":
-            pq.write_table(pa.table({"id": [day]}), folder / f"d={day:03}" / f"{name}.parquet")
-    one = adopt(local_store, str(folder), "raw").feed
-    materialized(instance, one, *(f"d={day:03}" for day in range(130)))
-    watching = daemon(one)
-
-    (first,) = watching.tick()
-    watching.run(first)
-    (second,) = watching.tick()
-
-    assert (len(partitions(first)), len(partitions(second))) == (100, 30)
-    assert not set(partitions(first)) & set(partitions(second))
 
 
 def test_folder_that_others_write_is_compacted_once_it_was_observed(daemon, local_store, instance):
@@ -432,3 +418,73 @@ def test_feed_of_another_project_is_watched_by_its_own_key(daemon, feed, instanc
     (request,) = watching.tick()
 
     assert partitions(request) == [DAYS[2]]
+
+
+def synthetic(store: Store, feed: Feed, key: str, *names: str) -> None:
+    """A manifest of files that nobody ever reads."""
+    folder = FeedFolder(store, feed)
+    entries = tuple(DataFile(name, 1, 1000) for name in names)
+    file = Path(store.path(folder.log(key).manifest_key))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(Manifest(len(names), "w", entries).to_bytes())
+
+
+def test_backlog_of_many_partitions_is_worked_off_each_once_a_hundred_at_a_time(daemon, local_store, instance):
+    one = added(local_store, start="2020-01-01")
+    keys = [f"{START - timedelta(days=day):%Y-%m-%d}" for day in range(1_250)]
+    for key in keys:
+        synthetic(local_store, one, key, "a", "b", "c")
+        materialized(instance, one, key)
+    compacted: list[str] = []
+
+    @dg.op(name="compact", config_schema=dg.Permissive())
+    def compact(context) -> None:
+        for key in context.op_config["partitions"]:
+            compacted.append(key)
+            synthetic(local_store, one, key, f"abc-{key}")
+
+    @dg.job(name=COMPACT_PARTITION, executor_def=dg.in_process_executor)
+    def pretended() -> None:
+        compact()
+
+    watching = daemon(one)
+    watching.job = pretended
+    sizes = []
+    for _ in range(20):
+        requests = watching.tick()
+        sizes.append(len(watching.cursor))
+        assert [len(partitions(each)) for each in requests] in ([], [100], [50])
+        watching.run(*requests)
+
+    assert sorted(compacted) == sorted(keys)
+    assert watching.tick() == []
+    assert watching.skipped == "nothing to compact"
+    assert max(sizes) < 32 * 1024
+
+
+def test_runs_that_wait_for_the_compactor_are_few_however_many_feeds_there_are(daemon, local_store, instance):
+    feeds = [added(local_store, name=f"s{number}") for number in range(MAX_RUNS + 5)]
+    for one in feeds:
+        synthetic(local_store, one, DAYS[0], "a", "b", "c")
+        materialized(instance, one, DAYS[0])
+    watching = daemon(*feeds)
+
+    first = watching.tick()
+    for each in first:
+        run = instance.create_run_for_job(watching.job, tags={**each.tags, "dagster/run_key": each.run_key})
+        assert not run.is_finished
+
+    assert len(first) == MAX_RUNS
+    assert watching.tick() == []
+
+
+def test_cursor_that_was_reset_asks_anew_for_what_had_failed(daemon, feed, broken_job):
+    watching = daemon(feed)
+    (first,) = watching.tick()
+    watching.run(first, job=broken_job)
+    watching.cursor = None
+
+    (again,) = watching.tick()
+
+    assert partitions(again) == partitions(first)
+    assert again.run_key != first.run_key
