@@ -21,6 +21,11 @@ query Runs($filter: RunsFilter) {
   }
 }
 """
+_LOG = """
+query Log($id: ID!) {
+  logsForRun(runId: $id) { ... on EventConnection { events { ... on MessageEvent { message } } } }
+}
+"""
 _BACKFILL = (
     "query B($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
 )
@@ -94,6 +99,10 @@ class GraphQL:
     def run_status(self, run_id: str) -> str:
         """``SUCCESS``, for one; empty if there is no run whose id begins so."""
         return next((run["status"] for run in self.runs() if run["runId"].startswith(run_id)), "")
+
+    def log(self, run_id: str) -> list[str]:
+        """The lines of a run's log."""
+        return [event.get("message", "") for event in self.ask(_LOG, id=run_id)["logsForRun"]["events"]]
 
     def backfill_status(self, backfill_id: str) -> str:
         """``COMPLETED_SUCCESS``, for one."""

@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("br
 expect.set_options(timeout=60_000)
 #: The daemon looks at backfills every 30 seconds, first to start their runs and then to end them.
 _BACKFILL_S = 150.0
+#: Of a partition that any environment's policy has compacted.
+SMALL_FILES = 4
 
 
 def day(ui: DemoUI, number: int) -> str:
@@ -34,6 +36,17 @@ def day(ui: DemoUI, number: int) -> str:
 def rows_in_lake(ui: DemoUI, name: str, key: str) -> int:
     report = open_table(ui.store, FeedRegistry(ui.store).get(name)).report(key)
     return report.rows if report else 0
+
+
+def small_files(ui: DemoUI, name: str, key: str) -> int:
+    report = open_table(ui.store, FeedRegistry(ui.store).get(name)).report(key)
+    return report.small_files if report else 0
+
+
+def _check_that_the_worker_named_its_process(ui: DemoUI, run_id: str) -> None:
+    """`defs.dead_runs` relies on it: of a run that has not tagged itself yet, this is what is known."""
+    (run,) = [run for run in ui.api.runs() if run["runId"].startswith(run_id)]
+    assert f"Started process for run (pid: {run['tags']['datalake/pid']})." in ui.api.log(run["runId"])
 
 
 def choose_partitions(page: Page, partitions: str) -> Locator:
@@ -118,6 +131,7 @@ def test_partition_is_materialized_by_hand(ui: DemoUI, page: Page, picture: Pict
     page.get_by_role("button", name="View", exact=True).or_(page.get_by_role("link", name="View", exact=True)).click()
     eventually(lambda: ui.api.run_status(run_id) in {"SUCCESS", "FAILURE"}, f"run {run_id} ends")
     assert ui.api.run_status(run_id) == "SUCCESS"
+    _check_that_the_worker_named_its_process(ui, run_id)
     expect(page.get_by_text("Success", exact=True).first).to_be_visible()
     picture("3-run")
     page.goto(f"/assets/streams/transaction_stream?view=partitions&partition={key}")
@@ -168,6 +182,40 @@ def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page,
     eventually(lambda: "streams/payments_by_month" in ui.api.assets(), "the new feed is an asset")
     expect(page.get_by_text("The payments once more").first).to_be_visible()
     picture("5-feed-added")
+
+
+def test_sensor_that_is_turned_on_compacts_what_needs_it(ui: DemoUI, page: Page, picture: Picture):
+    feed, key = "streams/user_events", day(ui, 2)
+    while small_files(ui, "user_events", key) < SMALL_FILES:
+        served = read_demo(ui.store)
+        assert served
+        ui.serve_records((served.records or 0) + 15)
+        ui.datalake("export", "--stream", "user_events")
+    assert ui.api.checks(feed)["small_files"] is False
+    page.goto("/assets/streams/user_events?view=checks&checkDetail=small_files")
+    expect(page.get_by_text("Evaluation result")).to_be_visible()
+    picture("6-small-files-before")
+
+    page.goto("/locations/datalake_assets/sensors/compaction_sensor")
+    page.locator("label", has=page.get_by_role("checkbox")).first.click()  # the switch itself is not drawn
+
+    compacted = {"datalake/feed": feed}
+    eventually(lambda: ui.api.runs(tags=compacted, statuses=["SUCCESS", "FAILURE"]), "the feed is compacted")
+    runs = ui.api.runs(tags=compacted)
+    ticks = ui.api.sensor("compaction_sensor")["ticks"][::-1]
+    assert [run["status"] for run in runs] == ["SUCCESS"]
+    assert runs[0]["runId"] in [run_id for tick in ticks[:2] for run_id in tick["runIds"]]
+    assert small_files(ui, "user_events", key) == 1
+    picture("6-sensor")
+    eventually(lambda: ui.api.checks(feed)["small_files"], "the check is green")
+    page.goto("/assets/streams/user_events?view=checks&checkDetail=small_files")
+    expect(page.get_by_text("Passed").first).to_be_visible()
+    picture("6-small-files-after")
+    page.goto("/assets/streams/user_events")
+    page.get_by_role("button", name="Plots").click()
+    page.get_by_role("button", name="Events").click()
+    expect(page.get_by_text("datalake/small_files", exact=True).first).to_be_visible()
+    picture("6-plots-after")
 
 
 def test_terminal_has_no_traceback_and_no_warning_but_of_dagsters_own_code(ui: DemoUI):
