@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -10,7 +10,7 @@ import dagster as dg
 from datalake_assets.config import Feed
 from datalake_assets.core.lake_history import lake_series
 from datalake_assets.core.report import LakeReport, build_report
-from datalake_assets.core.report_wording import count_text, dollars_text, moment_text, volume_text
+from datalake_assets.core.report_wording import count_text, counted, dollars_text, moment_text, volume_text
 from datalake_assets.defs.compaction import COMPACT_PARTITION
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.maintenance import MAINTENANCE
@@ -22,6 +22,13 @@ from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.policies import Level
 from datalake_assets.report.page import page_html
 from datalake_assets.report.plots import as_image, cost_bars, freshness_bars, history_steps, size_bars
+from datalake_assets.report.thumbnails import (
+    INLINE_CHARACTERS,
+    cost_thumbnail,
+    freshness_thumbnail,
+    history_thumbnail,
+    size_thumbnail,
+)
 
 __all__ = [
     "LAKE_REPORT",
@@ -93,14 +100,33 @@ def report_lake(lake: Lake, *, warn: Callable[[str], None]) -> Metadata:
 
 
 def report_metadata(report: LakeReport, *, page: str) -> dict[str, dg.MetadataValue]:
-    """Figures that plot, the verdicts, a table of feeds, and the plots; ``page`` is where the page is."""
+    """Figures that plot, verdicts, small plots that show at once, and the rest behind a click.
+
+    Args:
+        report: The report.
+        page: Where its page is.
+    """
+    ages = [(each.feed.name, age) for each in report.feeds for age in each.ages]
+    history, _ = lake_series(report.statistics)
+    images = {
+        "small_files_over_time": history_thumbnail(history, until=report.at),
+        "file_sizes": size_thumbnail(report.sizes, report.small_sizes),
+        "freshness": freshness_thumbnail(ages),
+        "monthly_cost": cost_thumbnail(report.cost, report.cost_after),
+    }
+    plots = (
+        history_steps(history, until=report.at),
+        size_bars(report.sizes, report.small_sizes),
+        freshness_bars(ages),
+        cost_bars(report.feeds),
+    )
+    large = [f"![{plot.title}]({as_image(plot)})\n\n{plot.title}." for plot in plots if plot is not None]
     return {
-        "dagster/uri": dg.MetadataValue.text(page),
-        "datalake/page": dg.MetadataValue.text(page) if "://" in page else dg.MetadataValue.path(page),
-        **_figures(report),
+        "datalake/page": dg.MetadataValue.text(page),  # as a path it would not be broken, and widen the table
         "datalake/verdicts": dg.MetadataValue.md(_verdicts(report)),
-        "datalake/feeds_table": _table(report),
-        **{f"datalake/{name}": dg.MetadataValue.md(image) for name, image in _images(report)},
+        **{f"datalake/{name}": dg.MetadataValue.md(image) for name, image in images.items() if image},
+        "datalake/report": dg.MetadataValue.md("\n\n".join([_table(report), *large])),
+        **_figures(report),
     }
 
 
@@ -124,43 +150,36 @@ def _figures(report: LakeReport) -> dict[str, dg.MetadataValue]:
 
 
 def _verdicts(report: LakeReport) -> str:
-    signs = {Level.OK: "✓", Level.WARN: "!", Level.ERROR: "✕"}
-    lines = [f"- **{signs[each.level]}** `{each.feed.path}`: {each.verdict}" for each in report.feeds]
+    """What is to be done, as far as it shows at once; then how many feeds there are besides."""
+    lines: list[str] = []
+    wrong = [each for each in report.feeds if each.level is not Level.OK]
+    for each in wrong:
+        line = f"- `{each.feed.path}` {each.verdict}"
+        if sum(map(len, lines)) + len(line) > INLINE_CHARACTERS - 200:
+            break
+        lines.append(line)
+    more, well = len(wrong) - len(lines), len(report.feeds) - len(wrong)
+    lines += [f"- and {more:,} more that need attention"] * (more > 0)
+    lines += [f"- {counted(well, 'feed')} with nothing to do"] * (well > 0)
     return "\n".join(lines) or "There are no feeds yet."
 
 
-def _table(report: LakeReport) -> dg.MetadataValue:
-    records: list[dict[str, Any]] = [
-        {
-            "feed": each.feed.path,
-            "partitions": count_text(len(each.statistics.partitions)),
-            "rows": count_text(each.statistics.rows),
-            "files": count_text(each.statistics.files),
-            "small files": count_text(each.statistics.small_files),
-            "after compaction": count_text(each.files_after),
-            "size": volume_text(each.statistics.size_bytes),
-            "newest row": moment_text(each.statistics.newest_row),
-            "newest export": moment_text(each.ages[0].at),
-            "a month": f"{dollars_text(each.cost.dollars)} → {dollars_text(each.cost_after.dollars)}",
-        }
+def _table(report: LakeReport) -> str:
+    rows = [
+        (
+            each.feed.path,
+            count_text(each.statistics.rows),
+            f"{count_text(each.statistics.files)} → {count_text(each.files_after)}",
+            count_text(each.statistics.small_files),
+            volume_text(each.statistics.size_bytes),
+            moment_text(each.statistics.newest_row),
+            moment_text(each.ages[0].at),
+            f"{dollars_text(each.cost.dollars)} → {dollars_text(each.cost_after.dollars)}",
+        )
         for each in report.feeds
     ]
-    columns = [dg.TableColumn(name, "string") for name in (records[0] if records else ["feed"])]
-    return dg.MetadataValue.table([dg.TableRecord(each) for each in records], schema=dg.TableSchema(columns=columns))
-
-
-def _images(report: LakeReport) -> Iterator[tuple[str, str]]:
-    """The plots, as Markdown; each with the words that say the same."""
-    ages = [(each.feed.name, age) for each in report.feeds for age in each.ages]
-    plots = {
-        "small_files_over_time": history_steps(lake_series(report.statistics)[0], until=report.at),
-        "file_sizes": size_bars(report.sizes, report.small_sizes),
-        "freshness": freshness_bars(ages),
-        "monthly_cost": cost_bars(report.feeds),
-    }
-    for name, plot in plots.items():
-        if plot is not None:
-            yield name, f"![{plot.title}]({as_image(plot)})\n\n{plot.title}."
+    head = "| feed | rows | files, compacted | small | size | newest row | newest export | a month, compacted |"
+    return "\n".join([head, "|---|---:|---:|---:|---:|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def lake_report_sensor(feeds: Sequence[Feed], *, at_most_every_s: float = AT_MOST_EVERY_S) -> dg.SensorDefinition:

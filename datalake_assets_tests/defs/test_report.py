@@ -4,6 +4,7 @@ import base64
 import re
 import warnings
 import xml.etree.ElementTree as ET
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -17,6 +18,8 @@ from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.report import LAKE_REPORT, PAGE_KEY, RefreshSensor, lake_report_asset, lake_report_sensor
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.statistics import lake_statistics
+from datalake_assets.policies import Freshness
+from datalake_assets.report.thumbnails import INLINE_CHARACTERS
 from datalake_assets_tests.defs.fakes import days_ago, resources, stream, table
 from datalake_assets_tests.defs.sent import RECENT, Sent, exporter, key
 
@@ -76,25 +79,44 @@ def test_figures_are_those_of_the_lake_and_plot(feeds, lake, instance):
         isinstance(event.metadata[f"datalake/{name}"], (dg.IntMetadataValue, dg.FloatMetadataValue))
         for name in expected
     )
-    records = event.metadata["datalake/feeds_table"].records
-    assert [record.data["feed"] for record in records] == ["streams/clicks", "tables/users"]
-    assert "`streams/clicks`: healthy: 3 small files, nothing to merge" in shown["verdicts"]
+    assert shown["verdicts"] == "- 2 feeds with nothing to do"
+    rows = [line.split(" | ") for line in shown["report"].splitlines()[2:4]]
+    assert [row[:4] for row in rows] == [["| streams/clicks", "3", "3 → 3", "3"], ["| tables/users", "2", "1 → 1", "1"]]
 
 
-def test_plots_are_images_inline_and_in_words(feeds, instance):
+def images(markdown: str) -> list[tuple[str, ET.Element]]:
+    found = re.findall(r"!\[([^]]*)\]\(data:image/svg\+xml;base64,([^)]*)\)", markdown)
+    return [(alt, ET.fromstring(base64.b64decode(body))) for alt, body in found]  # noqa: S314  made here
+
+
+def test_plots_are_images_that_show_at_once_and_large_ones_in_words_too(feeds, instance):
     feeds.export(instance, "clicks", quiet=True)
 
-    event = materialized(feeds, instance)
+    shown = values(materialized(feeds, instance))
 
-    plots = {
-        name: event.metadata[f"datalake/{name}"].md_str
-        for name in ("small_files_over_time", "file_sizes", "monthly_cost")
-    }
-    for plot in plots.values():
-        alt, body, words = re.fullmatch(r"!\[(.*)\]\(data:image/svg\+xml;base64,([^)]*)\)\n\n(.*)\.", plot).groups()
-        assert alt == words
-        assert ET.fromstring(base64.b64decode(body)).tag.endswith("svg")  # noqa: S314  made here
-    assert "datalake/freshness" not in event.metadata
+    for name in ("small_files_over_time", "file_sizes", "monthly_cost"):
+        ((_, image),) = images(shown[name])
+        assert image.tag.endswith("svg")
+        assert len(shown[name]) < INLINE_CHARACTERS
+    large = images(shown["report"])
+    assert len(large) == 3
+    assert all(f"\n\n{alt}." in shown["report"] for alt, _ in large)
+    assert "freshness" not in shown  # no feed has a limit
+
+
+def test_verdicts_name_what_is_to_be_done_as_far_as_it_shows_at_once(lake, sent, instance):
+    late = {"freshness": Freshness(max_event_age=timedelta(hours=1)), **RECENT}
+    runner = exporter(lake, sent, *(stream(f"{'x' * 100}{number}", **late) for number in range(20)))
+    for feed in runner.feeds.values():
+        runner.lake.registry.add(feed)
+        sent.rows[feed.name] = [days_ago(1)]
+        runner.export(instance, feed.name, quiet=True)
+
+    lines = values(materialized(runner, instance))["verdicts"].splitlines()
+
+    assert re.fullmatch(r"- `streams/x{100}0` the newest row is \d.* old, the feed allows 60 min", lines[0])
+    assert lines[-1] == f"- and {20 - len(lines) + 1} more that need attention"
+    assert 2 < len(lines) < 10
 
 
 def test_the_page_lies_in_the_lake(feeds, lake, instance):
