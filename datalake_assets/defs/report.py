@@ -58,11 +58,16 @@ lake as `{PAGE_KEY}`; `datalake report` prints the same. Refreshed after exports
 """
 
 
-def lake_report_asset() -> dg.AssetsDefinition:
-    """The asset; it reads the registry anew in each run, and one manifest per partition."""
+def lake_report_asset(*, lake_uri: str) -> dg.AssetsDefinition:
+    """The asset; it reads the registry anew in each run, and one manifest per partition.
+
+    Args:
+        lake_uri: The lake's address.
+    """
 
     @dg.asset(
         key=LAKE_REPORT,
+        metadata={"dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{PAGE_KEY}")},
         group_name="lake",
         kinds={"report"},
         description=_DESCRIPTION,
@@ -122,7 +127,7 @@ def report_metadata(report: LakeReport, *, page: str) -> dict[str, dg.MetadataVa
     )
     large = [f"![{plot.title}]({as_image(plot)})\n\n{plot.title}." for plot in plots if plot is not None]
     return {
-        "datalake/page": dg.MetadataValue.text(page),  # as a path it would not be broken, and widen the table
+        "dagster/uri": dg.MetadataValue.text(page),
         "datalake/verdicts": dg.MetadataValue.md(_verdicts(report)),
         **{f"datalake/{name}": dg.MetadataValue.md(image) for name, image in images.items() if image},
         "datalake/report": dg.MetadataValue.md("\n\n".join([_table(report), *large])),
