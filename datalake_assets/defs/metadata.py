@@ -70,8 +70,13 @@ def event_partition(feed: Feed, key: str) -> str | None:
 
 
 def rows_key(feed: Feed) -> str:
-    """The metadata key of a partition's rows, as Dagster calls it for an asset with partitions, or without."""
-    return "dagster/row_count" if event_partition(feed, "") is None else "dagster/partition_row_count"
+    """The metadata key of a partition's rows, as Dagster calls it for an asset with partitions, or without.
+
+    A version is all of a table; a folder has more partitions, and what one has is not what Dagster's UI shows as rows.
+    """
+    if event_partition(feed, "") is not None:
+        return "dagster/partition_row_count"
+    return "dagster/row_count" if feed.kind is FeedKind.TABLE else "datalake/partition_rows"
 
 
 def code_version(feed: Feed) -> str:
