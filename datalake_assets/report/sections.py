@@ -81,12 +81,13 @@ def _figures(report: FeedReport) -> Iterator[tuple[str, str]]:
         if age.at is not None or age.limit is not None:
             yield f"Newest {age.what}", _age(age)
     if statistics.current is not None:
-        yield "Current version", f"v{statistics.current.number} of {len(statistics.versions)} kept"
+        yield "Current version", f"v{statistics.current.number}, {len(statistics.versions)} kept"
     quarantined = statistics.quarantined
     if quarantined.objects:
         at_least = "" if quarantined.is_exact else "at least "
         yield "In quarantine", f"{at_least}{counted(quarantined.total, 'row')}, {volume_text(quarantined.size_bytes)}"
-    yield "Cost per month", f"{dollars_text(report.cost.dollars)} → {dollars_text(report.cost_after.dollars)}"
+    costs = [_unbroken(dollars_text(cost.dollars)) for cost in (report.cost, report.cost_after)]
+    yield "Cost per month", " → ".join(dict.fromkeys(costs))
 
 
 def _age(age: Age) -> str:

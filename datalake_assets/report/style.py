@@ -17,7 +17,7 @@ CSS = f"""
 :root {{ color-scheme: light dark; {_LIGHT} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
 * {{ box-sizing: border-box; }}
-body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }}
+body {{ margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }}
 main, header, footer {{ max-width: 76rem; margin: 0 auto; padding: 0 1.25rem; }}
 header {{ padding-top: 2rem; }}
 footer {{ padding-bottom: 3rem; color: var(--muted); font-size: .875rem; }}
@@ -98,8 +98,8 @@ summary {{ cursor: pointer; padding: .6rem 1rem; color: var(--muted); }}
   .feed {{ padding: 1rem .75rem; }}
 }}
 @media print {{
-  :root {{ {_LIGHT} --paper: #fff; }}
-  body {{ font-size: 11px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
+  :root {{ {_LIGHT} --paper: #fff; font-size: 12px; }}
+  body {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
   figure, .tiles > div, tr, .verdicts li {{ break-inside: avoid; }}
   h2, h3, caption {{ break-after: avoid; }}
   .scroll {{ overflow: visible; }}

@@ -110,7 +110,7 @@ def test_a_section_shows_the_worst_partitions_and_counts_the_rest():
 def test_a_table_shows_its_versions():
     _, page = page_of(*busy_lake())
     section = page.all("section")[1]
-    assert "v5 of 2 kept" in section.text
+    assert "v5, 2 kept" in section.text
     (versions,) = section.all("table")
     assert [row.all("td")[0].text for row in versions.all("tbody")[0].all("tr")] == ["v5", "v4"]
 
