@@ -292,6 +292,8 @@ def looked(watch: FeedWatch, look: Look, *, now: float) -> tuple[FeedWatch, Want
         What is known now, the partition if a run should merge it, and what a person should know. A partition that is
         wanted stays due until `request` takes it in.
     """
+    if look.again_at is not None and look.again_at <= now:  # clocks differ: not again at once
+        look = replace(look, again_at=now + BACK_OFF_S)
     watch, flaws = _flaws_told(watch, look)
     past = watch.past.get(look.key, Past())
     if not look.digest:

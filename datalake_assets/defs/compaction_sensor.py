@@ -154,7 +154,9 @@ class CompactionWatcher:
             run_requests=requests,
             asset_events=reports,
             cursor=state_to_json(state),
-            skip_reason=None if requests else _why_nothing(state, now, len(reports)),
+            skip_reason=None
+            if requests
+            else _why_nothing(state, now, reports, behind=any(each.behind for each in ticks.values())),
         )
 
     def _order(self, turn: int) -> list[str]:
@@ -224,18 +226,24 @@ class _FeedTick:
     shared: _Shared
     watch: FeedWatch
     reports: list[Report] = field(default_factory=list)
+    wanted: list[Wanted] = field(default_factory=list)
     made: Requested | None = None
+    behind: bool = False
 
     def run(self) -> None:
         """Settles, reads, plans, and asks."""
         if self.shared.late:
+            self.behind = True
             return
         self._settle()
-        self._read()
-        if self.shared.running >= MAX_RUNS:
+        self.behind = not self._read()
+        if self.watch.requested is not None or self.shared.running >= MAX_RUNS:
             return
-        wanted = self._look()
-        self.watch, self.made = request(self.watch, wanted, feed=self.feed.path, now=self.shared.now)
+        self._look()
+        while self.behind and not self.shared.late and len(self.wanted) < MAX_PARTITIONS:
+            self.behind = not self._read()
+            self._look()
+        self.watch, self.made = request(self.watch, self.wanted, feed=self.feed.path, now=self.shared.now)
         self.shared.running += self.made is not None
 
     def _settle(self) -> None:
@@ -247,7 +255,8 @@ class _FeedTick:
             self.watch = heard(ended(self.watch, end.outcome, end.errors), (), flawed=end.flawed)
             self.shared.running -= 1
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Reads events as long as there is room for what they name; says whether it came to their end."""
         shared = self.shared
         is_folder = self.feed.kind is FeedKind.FOLDER
         reader = EventReader(shared.instance, self.asset, is_folder=is_folder, page=shared.page)
@@ -260,27 +269,29 @@ class _FeedTick:
             page = reader.materialized_after(self.watch.materialized)
             self.watch = replace(heard(self.watch, page.changed), materialized=page.last_id)
             if page.is_last:
-                break
+                return True
+        return False
 
     @property
     def _has_room(self) -> bool:
-        return not self.shared.late and self.watch.waiting(self.shared.now) < self.shared.page
+        # what is wanted is due until the request is made
+        waiting = self.watch.waiting(self.shared.now) - len(self.wanted)
+        return not self.shared.late and waiting < self.shared.page
 
-    def _look(self) -> list[Wanted]:
+    def _look(self) -> None:
         """Plans what is due, until a run is full or time is up."""
-        wanted: list[Wanted] = []
-        ready = self.watch.ready(self.shared.now)
+        wanted = {each.key for each in self.wanted}
+        ready = [key for key in self.watch.ready(self.shared.now) if key not in wanted]
         if not ready:
-            return wanted
+            return
         table, asked = self.shared.lake.table(self.feed), request_of(self.shared.lake.settings)
         for key in ready:
-            if self.shared.late or len(wanted) >= MAX_PARTITIONS:
+            if self.shared.late or len(self.wanted) >= MAX_PARTITIONS:
                 break
             look = self._plan(table, key, asked)
             self.watch, one, reports = looked(self.watch, look, now=self.shared.now)
             self.reports += reports
-            wanted += [one] if one else []
-        return wanted
+            self.wanted += [one] if one else []
 
     def _plan(self, table: LakeTable, key: str, asked: CompactionRequest) -> Look:
         known = self.watch.past.get(key)
@@ -305,13 +316,14 @@ def _running(state: WatchState) -> int:
     return sum(watch.requested is not None for watch in state.feeds.values())
 
 
-def _why_nothing(state: WatchState, now: float, reported: int) -> str:
+def _why_nothing(state: WatchState, now: float, reports: Sequence[dg.AssetObservation], *, behind: bool) -> str:
     """What a tick that asks for no run says in the UI."""
     running = [path for path, watch in state.feeds.items() if watch.requested]
     ready = sum(len(watch.ready(now)) for watch in state.feeds.values())
     later = sum(at > now for watch in state.feeds.values() for at in watch.due.values())
-    parts = [f"{reported:,} partitions cannot be compacted as a whole; see their observations"] if reported else []
+    parts = [f"{len(reports):,} partitions cannot be compacted as a whole; see their observations"] if reports else []
     parts += [f"{', '.join(running)}: a compaction goes on"] if running else []
     parts += [f"{ready:,} partitions are looked at in the next tick"] if ready else []
+    parts += ["the next tick reads on in the event log"] if behind else []
     parts += [f"{later:,} partitions are too young, or wait to be tried again"] if later else []
     return "; ".join(parts) or "nothing to compact"

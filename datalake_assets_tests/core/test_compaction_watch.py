@@ -64,6 +64,11 @@ def test_partition_that_time_will_change_is_due_then():
     assert (watch.ready(NOW + 4), watch.ready(NOW + 5)) == ([], ["k"])
 
 
+def test_time_that_is_past_by_another_clock_is_not_at_once():
+    watch, _, _ = looked(heard(FeedWatch(), ["k"]), Look("k", again_at=NOW - 5), now=NOW)
+    assert (watch.ready(NOW), watch.ready(NOW + 60)) == ([], ["k"])
+
+
 def test_run_key_follows_from_the_feed_the_files_and_the_attempt():
     watch = heard(FeedWatch(), "kl")
     keys = [

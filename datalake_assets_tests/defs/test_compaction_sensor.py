@@ -365,6 +365,7 @@ def test_feed_whose_lake_is_down_is_a_warning_and_the_others_go_on(daemon, feed,
 def test_tick_without_time_forgets_nothing(daemon, feed):
     watching = daemon(feed, budget_s=0.0)
     assert [watching.tick() for _ in range(3)] == [[], [], []]
+    assert watching.skipped == "the next tick reads on in the event log"
     watching.watcher = daemon(feed).watcher
     assert len(watching.tick()) == 1
 
@@ -460,6 +461,20 @@ def test_backlog_of_many_partitions_is_worked_off_each_once_a_hundred_at_a_time(
     assert watching.tick() == []
     assert watching.skipped == "nothing to compact"
     assert max(sizes) < 32 * 1024
+
+
+def test_history_of_a_lake_that_is_well_is_read_in_one_tick(daemon, local_store, instance):
+    one = added(local_store, start="2020-01-01")
+    for day in range(1_100):
+        key = f"{START - timedelta(days=day):%Y-%m-%d}"
+        synthetic(local_store, one, key, "a")
+        materialized(instance, one, key)
+    watching = daemon(one)
+
+    assert watching.tick() == []
+    assert watching.skipped == "nothing to compact"
+    newest = instance.fetch_materializations(asset_key(one), limit=1).records[0].storage_id
+    assert state_from_json(watching.cursor).feeds[one.path].materialized == newest
 
 
 def test_runs_that_wait_for_the_compactor_are_few_however_many_feeds_there_are(daemon, local_store, instance):
