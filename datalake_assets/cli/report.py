@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,13 @@ PAGE = "lake_report.html"
 _PARTITIONS_SHOWN = 10
 
 
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """Ranges let NaN through, which compares with nothing."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("give a number")
+    return value
+
+
 @click.command(cls=LakeCommand)
 @click.option(
     "--format",
@@ -43,7 +51,8 @@ _PARTITIONS_SHOWN = 10
 @click.option("--feed", "names", multiple=True, metavar="NAME", help="Only this feed; can be repeated.")
 @click.option(
     "--scans-per-day",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1e6),
+    callback=_finite,
     metavar="N",
     help="How often each partition is read, for the costs.  [default: 1]",
 )

@@ -49,21 +49,18 @@ class Age:
 
     @property
     def level(self) -> Level:
-        """What the limits say of the age; an unknown age says nothing."""
-        if self.age is None:
-            return Level.OK
-        if self.fail is not None and self.age > self.fail:
-            return Level.ERROR
-        return Level.WARN if self.warn is not None and self.age > self.warn else Level.OK
+        """What the limits say of the age; one that is not known is above all of them, as the check has it too."""
+        for limit, level in ((self.fail, Level.ERROR), (self.warn, Level.WARN)):
+            if limit is not None and (self.age is None or self.age > limit):
+                return level
+        return Level.OK
 
     @property
     def text(self) -> str:
         """``the newest row is 3 days old, the feed allows 24 h``."""
-        if self.age is None:
-            return f"the age of the newest {self.what} is not known"
+        said = f"the newest {self.what} is {'not known' if self.age is None else f'{span_text(self.age)} old'}"
         limit = self.fail if self.level is Level.ERROR else self.limit
-        allows = "" if limit is None else f", the feed allows {span_text(limit)}"
-        return f"the newest {self.what} is {span_text(self.age)} old{allows}"
+        return said if limit is None else f"{said}, the feed allows {span_text(limit)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +250,9 @@ def _ages(statistics: FeedStatistics, now: datetime) -> tuple[Age, ...]:
 
 def _findings(statistics: FeedStatistics, ages: Iterable[Age], saved: float) -> Iterator[Finding]:
     """What is wrong first, and that all is well if nothing is."""
-    found = [*_problems(statistics), *(Finding(each.level, each.text) for each in ages if each.level is not Level.OK)]
+    found = [*_problems(statistics)]
+    if statistics.partitions:  # there is nothing to be late of before the first export
+        found += [Finding(each.level, each.text) for each in ages if each.level is not Level.OK]
     found += _compaction(statistics, saved)
     quarantined = statistics.quarantined
     if quarantined.total:

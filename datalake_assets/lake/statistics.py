@@ -197,6 +197,8 @@ def _within(listed: Iterable[ObjectInfo], budget_bytes: int) -> Iterator[ObjectI
 
 def _last_run(store: Store, feed: Feed) -> datetime | None:
     """What the summary says; it is never the truth, so whatever is wrong with it is no error here."""
+    if feed.kind is FeedKind.FOLDER:  # nothing is exported to it: what its summary says is when that was made
+        return None
     try:
         document: Mapping[str, Any] = json.loads(store.get(Summary(store, feed).key)[0])
         at = datetime.fromisoformat(document["last_export"])

@@ -101,6 +101,11 @@ def test_costs_follow_the_scans_that_are_assumed(run, filled):
     assert never["storage_usd"] == once["storage_usd"] > 0
 
 
+@pytest.mark.parametrize("scans", ["-1", "nan", "inf", "often"])
+def test_scans_are_a_number(run, lake, scans):
+    assert run("report", "--scans-per-day", scans).exit_code == 2
+
+
 def test_rows_in_quarantine_are_reported(run, lake_store, registry):
     feed = registry.add(stream_feed())
     bad = RejectedRow(b"{", "not JSON", "0:1")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from datalake_assets.core.compaction import CompactionRequest, plan_compaction, rules_of
 from datalake_assets.core.compaction_estimate import SCANS_PER_MONTH, MonthlyCost, Rewrite, estimate_of, monthly_cost
-from datalake_assets.core.figures import SIZE_BUCKETS, Quarantined, bucket_bounds, bucket_label, bucket_of
+from datalake_assets.core.figures import (
+    SIZE_BUCKETS,
+    Quarantined,
+    bucket_bounds,
+    bucket_label,
+    bucket_of,
+    partition_figures,
+)
 from datalake_assets.core.lake_history import lake_series
 from datalake_assets.core.report import DAYS_PER_MONTH, SCANS_PER_DAY, build_report
 from datalake_assets.core.report_wording import (
@@ -20,7 +29,7 @@ from datalake_assets.core.report_wording import (
     volume_text,
 )
 from datalake_assets.policies import Level
-from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, partition_of, statistics_of
+from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, files_of, partition_of, statistics_of
 
 
 def report_of(*statistics, **options):
@@ -156,6 +165,15 @@ def test_a_feed_is_late_by_its_newest_row_and_its_newest_export():
         Level.ERROR,
         "the newest export is 3 days old, the feed allows 60 min; the newest row is 3 days old, the feed allows 2 days",
     )
+
+
+def test_what_has_a_limit_and_is_not_known_is_late_unless_there_is_no_data_yet():
+    feed = feed_of("users", "table", freshness={"fail_event_age": "PT6H"})
+    file = replace(files_of(80 * MIB)[0], min_time=None, max_time=None)
+    plan = plan_compaction([file], rules_of(feed, CompactionRequest()), now=NOON, closed=True)
+    timeless = partition_figures(feed, "v1", [file], [commit_of(NOON)], commits=1, plan=plan)
+    assert verdict_of(feed, timeless) == (Level.ERROR, "the newest row is not known, the feed allows 6 h")
+    assert verdict_of(feed) == (Level.OK, "no data yet")
 
 
 def test_a_run_without_new_rows_counts_as_an_export():

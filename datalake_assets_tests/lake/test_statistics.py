@@ -127,6 +127,8 @@ def test_a_folder_is_counted_by_what_was_seen_of_it(store, folder):
     found = gathered(store, feed)
     assert [(each.key, each.rows) for each in found.partitions] == [(".", 1), ("day=1", 2)]
     assert found.last_export == max(each.history[-1].at for each in found.partitions)
+    open_table(store, feed).repair()
+    assert gathered(store, feed).last_run is None
 
 
 def test_rows_in_quarantine_are_counted_once(store):
