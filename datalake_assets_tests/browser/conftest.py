@@ -29,6 +29,16 @@ _HIDDEN_PX = """() => Math.max(0, ...[...document.querySelectorAll('main *, [rol
   .filter(e => e.clientWidth > 500 && ['auto', 'scroll'].includes(getComputedStyle(e).overflowY))
   .map(e => e.scrollHeight - e.clientHeight))"""
 
+# says that the page is as it was when it was asked last
+_DRAWN = """() => {
+  const now = document.body.innerText.length + '/' + document.querySelectorAll('*').length;
+  const same = now === window.lastDrawn;
+  window.lastDrawn = now;
+  return same;
+}"""
+_DRAWN_MS = 200
+_PICTURES = 8
+
 Picture = Callable[[str], Path]
 
 
@@ -77,7 +87,7 @@ def picture(page: Page) -> Picture:
         PICTURES.mkdir(parents=True, exist_ok=True)
         path = PICTURES / f"{name}.png"
         height = page.viewport_size["height"] if page.viewport_size else HEIGHT
-        _at_rest(page)
+        page.wait_for_function(_DRAWN, polling=_DRAWN_MS)
         hidden_px: int = page.evaluate(_HIDDEN_PX)
         page.set_viewport_size({"width": WIDTH, "height": min(height + hidden_px, _HIGHEST)})
         path.write_bytes(_at_rest(page))
@@ -88,13 +98,12 @@ def picture(page: Page) -> Picture:
 
 
 def _at_rest(page: Page) -> bytes:
-    """A picture that is the same as the one before it, of at most so many."""
+    """A picture that is the same as the one before it, or the last of so many."""
     last = page.screenshot()
-    for _ in range(20):
-        page.wait_for_load_state("networkidle")
-        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    for _ in range(_PICTURES):
+        page.wait_for_function(_DRAWN, polling=_DRAWN_MS)
         now = page.screenshot()
         if now == last:
-            return now
+            break
         last = now
     return last

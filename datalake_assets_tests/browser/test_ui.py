@@ -24,6 +24,14 @@ expect.set_options(timeout=60_000)
 _BACKFILL_S = 150.0
 #: Of a partition that any environment's policy has compacted.
 SMALL_FILES = 4
+#: The feed that they are in, and the days of another one that are backfilled.
+SMALL, BACKFILLED = "streams/user_events", range(3)
+
+
+@pytest.fixture(scope="module")
+def launched() -> dict[str, str]:
+    """What one test launched and another looks at, half a minute later: Dagster's daemon takes its time."""
+    return {}
 
 
 def day(ui: DemoUI, number: int) -> str:
@@ -39,7 +47,7 @@ def rows_in_lake(ui: DemoUI, name: str, key: str) -> int:
 
 
 def small_files(ui: DemoUI, name: str, key: str) -> int:
-    report = open_table(ui.store, FeedRegistry(ui.store).get(name)).report(key)
+    report = open_table(ui.store, FeedRegistry(ui.store).get(name.removeprefix("streams/"))).report(key)
     return report.small_files if report else 0
 
 
@@ -59,8 +67,33 @@ def choose_partitions(page: Page, partitions: str) -> Locator:
     return dialog
 
 
+def launch_backfill(ui: DemoUI, page: Page, picture: Picture) -> str:
+    """Launches one of a range of days; its id."""
+    page.goto("/assets/streams/transaction_alerts")
+    dialog = choose_partitions(page, f"[{day(ui, BACKFILLED[0])}...{day(ui, BACKFILLED[-1])}]")
+    expect(dialog.get_by_role("button", name="Launch backfill")).to_be_enabled()
+    picture("4-backfill-dialog")
+    dialog.get_by_role("button", name="Launch backfill").click()
+    return page.get_by_text(re.compile("Created backfill [a-z]+")).inner_text().split()[2]
+
+
+def turn_on_sensor(ui: DemoUI, page: Page, picture: Picture) -> None:
+    """Exports a feed in small pieces, until its check is red, and turns the sensor on."""
+    while small_files(ui, SMALL, day(ui, 2)) < SMALL_FILES:
+        served = read_demo(ui.store)
+        assert served
+        ui.serve_records((served.records or 0) + 15)
+        ui.datalake("export", "--stream", SMALL.removeprefix("streams/"))
+    assert ui.api.checks(SMALL)["small_files"] is False
+    page.goto(f"/assets/{SMALL}?view=checks&checkDetail=small_files")
+    expect(page.get_by_text("Evaluation result")).to_be_visible()
+    picture("6-small-files-before")
+    page.goto("/locations/datalake_assets/sensors/compaction_sensor")
+    page.locator("label", has=page.get_by_role("checkbox")).first.click()  # the switch itself is not drawn
+
+
 def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, page: Page, picture: Picture):
-    page.set_viewport_size({"width": WIDTH, "height": 2600})  # what does not fit is drawn without its details
+    page.set_viewport_size({"width": WIDTH, "height": 3000})  # what does not fit is drawn without its details
     page.goto("/asset-groups")
     groups = {feed.group for feed in demo_feeds(FeedRegistry(ui.store).get("user_events").start)}
     for group in groups:
@@ -103,16 +136,32 @@ def test_page_of_a_stream_shows_columns_and_plots_numbers(page: Page, picture: P
 
 
 def test_checks_of_a_stream_have_results(ui: DemoUI, page: Page, picture: Picture):
-    checks = ui.api.checks("streams/transaction_alerts")
-    assert {"freshness", "row_count"} <= set(checks)
+    results = ui.api.checks("streams/transaction_alerts")
+    evaluated = {name for name, passed in results.items() if passed is not None}
+    assert {"file_size", "freshness", "quarantine", "row_count", "schema", "small_files"} <= evaluated
 
     page.goto("/assets/streams/transaction_alerts?view=checks")
 
-    for name in checks:
+    for name in sorted(evaluated):
         page.get_by_text(name, exact=True).first.click()
         expect(page.get_by_text("Evaluation result")).to_be_visible()
-        expect(page.get_by_text("Passed").first).to_be_visible()
-        picture(f"2-check-{name}")
+        expect(page.get_by_text("Passed" if results[name] else "Failed", exact=True).first).to_be_visible()
+    picture("2-checks")
+
+
+def test_backfill_of_a_range_is_launched(ui: DemoUI, page: Page, picture: Picture, launched: dict[str, str]):
+    launched["backfill"] = launch_backfill(ui, page, picture)
+
+    assert ui.api.backfill_status(launched["backfill"]) != ""
+
+
+def test_sensor_is_turned_on_for_a_feed_of_small_files(
+    ui: DemoUI, page: Page, picture: Picture, launched: dict[str, str]
+):
+    turn_on_sensor(ui, page, picture)
+    launched["sensor"] = "on"
+
+    eventually(lambda: ui.api.sensor("compaction_sensor")["status"] == "RUNNING", "the sensor is on")
 
 
 def test_partition_is_materialized_by_hand(ui: DemoUI, page: Page, picture: Picture):
@@ -142,33 +191,6 @@ def test_partition_is_materialized_by_hand(ui: DemoUI, page: Page, picture: Pict
     picture("3-partition")
 
 
-def test_range_of_partitions_is_backfilled(ui: DemoUI, page: Page, picture: Picture):
-    keys = [day(ui, number) for number in range(3)]
-    page.goto("/assets/streams/transaction_alerts")
-
-    dialog = choose_partitions(page, f"[{keys[0]}...{keys[-1]}]")
-    expect(dialog.get_by_role("button", name="Launch backfill")).to_be_enabled()
-    picture("4-backfill-dialog")
-    dialog.get_by_role("button", name="Launch backfill").click()
-
-    backfill = page.get_by_text(re.compile("Created backfill [a-z]+")).inner_text().split()[2]
-    page.get_by_role("button", name="View", exact=True).or_(page.get_by_role("link", name="View", exact=True)).click()
-    done = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "CANCELED"}
-    eventually(lambda: ui.api.backfill_status(backfill) in done, f"backfill {backfill} ends", within_s=_BACKFILL_S)
-    assert ui.api.backfill_status(backfill) == "COMPLETED_SUCCESS"
-    page.reload()  # rather than at the page's next turn
-    expect(page.get_by_text("100% completed")).to_be_visible()
-    picture("4-backfill")
-    (run,) = ui.api.runs(tags={"dagster/backfill": backfill})
-    told = {
-        each["partition"]: each["metadata"]["dagster/partition_row_count"]
-        for each in ui.api.materializations("streams/transaction_alerts", keys)
-        if each["runId"] == run["runId"]
-    }
-    assert told == {key: rows_in_lake(ui, "transaction_alerts", key) for key in keys}
-    assert all(told.values())
-
-
 def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page, picture: Picture):
     page.goto("/assets")
     expect(page.get_by_text("Payments that a fraud rule objected to").first).to_be_visible()
@@ -184,34 +206,71 @@ def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page,
     picture("5-feed-added")
 
 
-def test_sensor_that_is_turned_on_compacts_what_needs_it(ui: DemoUI, page: Page, picture: Picture):
-    feed, key = "streams/user_events", day(ui, 2)
-    while small_files(ui, "user_events", key) < SMALL_FILES:
-        served = read_demo(ui.store)
-        assert served
-        ui.serve_records((served.records or 0) + 15)
-        ui.datalake("export", "--stream", "user_events")
-    assert ui.api.checks(feed)["small_files"] is False
-    page.goto("/assets/streams/user_events?view=checks&checkDetail=small_files")
-    expect(page.get_by_text("Evaluation result")).to_be_visible()
-    picture("6-small-files-before")
+def test_report_of_the_lake_shows_its_plots(ui: DemoUI, page: Page, picture: Picture):
+    page.goto("/assets/lake_report")
+    page.get_by_role("button", name=re.compile("Materialize$")).first.click()
 
-    page.goto("/locations/datalake_assets/sensors/compaction_sensor")
-    page.locator("label", has=page.get_by_role("checkbox")).first.click()  # the switch itself is not drawn
+    launched = page.get_by_text(re.compile("Launched run [0-9a-f]{8}"))
+    run_id = launched.inner_text().split()[2]
+    eventually(lambda: ui.api.run_status(run_id) in {"SUCCESS", "FAILURE"}, f"run {run_id} ends")
+    assert ui.api.run_status(run_id) == "SUCCESS"
+    page.reload()
+    for plot in ("small_files_over_time", "file_sizes", "freshness", "monthly_cost"):
+        expect(page.get_by_text(f"datalake/{plot}", exact=True).first).to_be_visible()
+    shown = page.locator("img[src^='data:image/']")
+    expect(shown.first).to_be_visible()
+    drawn = "images => images.map(image => image.complete && image.naturalWidth > 0)"
+    assert shown.evaluate_all(drawn) == [True] * 4
+    picture("7-lake-report")
+    page.get_by_role("button", name="Plots").click()
+    expect(page.locator("canvas").first).to_be_visible()
+    picture("7-lake-report-figures")
 
-    compacted = {"datalake/feed": feed}
+
+def test_backfill_completes_with_metadata_of_each_partition(
+    ui: DemoUI, page: Page, picture: Picture, launched: dict[str, str]
+):
+    backfill = launched.get("backfill") or launch_backfill(ui, page, picture)
+    keys = [day(ui, number) for number in BACKFILLED]
+    done = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "CANCELED"}
+
+    eventually(lambda: ui.api.backfill_status(backfill) in done, f"backfill {backfill} ends", within_s=_BACKFILL_S)
+
+    assert ui.api.backfill_status(backfill) == "COMPLETED_SUCCESS"
+    page.goto(f"/runs/b/{backfill}?tab=overview")
+    expect(page.get_by_text("100% completed")).to_be_visible()
+    picture("4-backfill")
+    (run,) = ui.api.runs(tags={"dagster/backfill": backfill})
+    told = {
+        each["partition"]: each["metadata"]["dagster/partition_row_count"]
+        for each in ui.api.materializations("streams/transaction_alerts", keys)
+        if each["runId"] == run["runId"]
+    }
+    assert told == {key: rows_in_lake(ui, "transaction_alerts", key) for key in keys}
+    assert all(told.values())
+
+
+def test_sensor_compacts_the_feed_within_two_ticks(ui: DemoUI, page: Page, picture: Picture, launched: dict[str, str]):
+    if "sensor" not in launched:
+        turn_on_sensor(ui, page, picture)
+    compacted = {"datalake/feed": SMALL}
+
     eventually(lambda: ui.api.runs(tags=compacted, statuses=["SUCCESS", "FAILURE"]), "the feed is compacted")
-    runs = ui.api.runs(tags=compacted)
+
+    first = ui.api.runs(tags=compacted)[-1]
     ticks = ui.api.sensor("compaction_sensor")["ticks"][::-1]
-    assert [run["status"] for run in runs] == ["SUCCESS"]
-    assert runs[0]["runId"] in [run_id for tick in ticks[:2] for run_id in tick["runIds"]]
-    assert small_files(ui, "user_events", key) == 1
+    assert first["status"] == "SUCCESS"
+    assert first["runId"] in [run_id for tick in ticks[:2] for run_id in tick["runIds"]]
+    assert small_files(ui, SMALL, day(ui, 2)) == 1
+    page.goto("/locations/datalake_assets/sensors/compaction_sensor")
+    expect(page.get_by_text(re.compile("runs? requested")).first).to_be_visible()
     picture("6-sensor")
-    eventually(lambda: ui.api.checks(feed)["small_files"], "the check is green")
-    page.goto("/assets/streams/user_events?view=checks&checkDetail=small_files")
+    eventually(lambda: ui.api.checks(SMALL)["small_files"], "the check is green")
+    page.goto(f"/assets/{SMALL}?view=checks&checkDetail=small_files")
     expect(page.get_by_text("Passed").first).to_be_visible()
+    expect(page.get_by_text("Failed", exact=True)).to_have_count(0)  # nor in the list, which follows in its time
     picture("6-small-files-after")
-    page.goto("/assets/streams/user_events")
+    page.goto(f"/assets/{SMALL}")
     page.get_by_role("button", name="Plots").click()
     page.get_by_role("button", name="Events").click()
     expect(page.get_by_text("datalake/small_files", exact=True).first).to_be_visible()

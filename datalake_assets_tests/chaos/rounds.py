@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ class Chaos:
         yield f"{time.monotonic() - began:.0f} s of chaos with {source.records} rows in each stream"
         yield f"killed: {_figures(self.kills)}"
         yield f"happened: {_figures(self._traffic.happened)}"
+        yield from sorted(set(self._traffic.refused))
         yield from self._calm_down()
         yield from self._go_on()
 
@@ -95,7 +97,10 @@ class Chaos:
 
     def _calm_down(self) -> Iterator[str]:
         """Nobody is killed any more: everything ends, by itself or by ``datalake repair``."""
-        self._traffic.finish()
+        try:
+            self._traffic.finish(within_s=SETTLE_S)
+        except subprocess.TimeoutExpired as error:
+            raise ChaosError(f"still waiting: {error}") from error
         seconds, left = settle(self._in, within_s=SETTLE_S)
         yield f"calm after {seconds:.0f} s: {_left(left)}"
         failures = own_failures(self._in)

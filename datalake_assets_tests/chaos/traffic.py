@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 import subprocess
+import time
 from collections import Counter
 
 import httpx
@@ -78,6 +79,7 @@ class Traffic:
         self._in, self._source, self._rng = installation, source, rng
         self.commands: list[subprocess.Popen[bytes]] = []
         self.happened: Counter[str] = Counter()
+        self.refused: list[str] = []
 
     def add_rows(self) -> None:
         """Has the source serve some more rows in each stream."""
@@ -102,10 +104,15 @@ class Traffic:
         answer = self._in.api.ask(_START_SENSOR, selector=selector | {"sensorName": sensor})["startSensor"]
         assert answer["__typename"] == "Sensor", answer
 
-    def finish(self) -> None:
-        """Waits for the commands."""
+    def finish(self, *, within_s: float) -> None:
+        """Waits for the commands; one may wait for the pool slot of a dead run until that is found out.
+
+        Raises:
+            subprocess.TimeoutExpired: One goes on for longer than that.
+        """
+        until = time.monotonic() + within_s
         for process in self.commands:
-            process.wait(120)
+            process.wait(max(0.0, until - time.monotonic()))
         self._reap()
 
     def _reap(self) -> None:
@@ -164,6 +171,7 @@ class Traffic:
         answer = self._in.api.ask(_LAUNCH, params=params)["launchRun"]
         if answer["__typename"] != "LaunchRunSuccess":
             self.happened[f"launches refused: {answer['__typename']}"] += 1
+            self.refused.append(str(answer))
 
     def _last_day(self) -> int:
         return (self._source.records - 1) // EVENTS_PER_DAY
