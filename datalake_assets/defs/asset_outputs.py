@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.config import Feed
+from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.batches import Batches
 from datalake_assets.core.frames import FramesByKey
 from datalake_assets.defs.asset_feeds import declared_feed, declared_name
@@ -39,6 +39,11 @@ def land_output(
         from datalake_assets.lake.declarations import declare  # noqa: PLC0415  definitions load without stores
 
         declared = declared_feed(spec)
+        if declared.kind is FeedKind.FOLDER:
+            raise ConfigError(
+                f"asset {declared.asset!r}: its metadata 'dagster/uri' says that something else writes its files, and"
+                " it returned rows; remove the metadata, or return nothing ('-> None')"
+            )
         batches = _batches(declared, output, partitions)
         feed = declare(lake.store, declared)
         table = lake.table(feed)

@@ -44,7 +44,7 @@ class ParquetLakeIOManager(dg.ConfigurableIOManager):
             land(obj, log, run_id=context.run_id, lake_uri=lake.uri)
             return
         keys = context.asset_partition_keys if context.has_asset_partitions else None
-        land_output(lake, context.asset_spec, obj, log, partitions=keys, run_id=context.run_id)
+        land_output(lake, _spec(context), obj, log, partitions=keys, run_id=context.run_id)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Reads the upstream asset's partitions, in the type that the parameter is annotated with."""
@@ -84,6 +84,12 @@ class _OutputLog:
         if feed.is_exported:
             event = check_evaluation(SCHEMA, schema_changed(error), asset_key=self._context.asset_key)
             self._step.instance.report_runless_asset_event(event)
+
+
+def _spec(context: dg.OutputContext) -> dg.AssetSpec:
+    if not context.has_asset_key:
+        raise dg.Failure(f"{context.step_key} is no asset; the lake stores assets only", allow_retries=False)
+    return context.asset_spec
 
 
 def _read(lake: Lake, key: dg.AssetKey, output: dg.OutputContext | None, selection: Selection, wanted: Any) -> Any:

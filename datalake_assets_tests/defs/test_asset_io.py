@@ -11,7 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import Settings
+from datalake_assets.config import Feed, KsqlDBSource, Settings
+from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.defs.io_managers import ParquetLakeIOManager
 from datalake_assets.defs.resources import Lake, LakeResource
 
@@ -309,6 +310,27 @@ def test_downstream_asset_gets_the_newest_version_of_an_asset_without_partitions
     assert seen[0].to_dict("list") == {"id": [2]}
 
 
+def test_feed_of_the_lake_itself_can_be_read_by_its_key(resource, instance, lake):
+    source = KsqlDBSource(object="CLICKS", mode="pull")
+    clicks = Feed(name="clicks", kind="stream", source=source, time_column="at", start="2026-01-01")
+    lake.registry.add(clicks)
+    batches = InMemoryBatches((SourceBatch(pa.record_batch(frame(5))),), "at")
+    lake.table(clicks).write(batches, partitions=[D1], run_id="run")
+    seen: list = []
+
+    def take(clicks: pd.DataFrame) -> None:
+        seen.append(clicks)
+
+    upstream = dg.AssetIn(["streams", "clicks"], input_manager_key="lake")
+    taken = dg.asset(ins={"clicks": upstream}, name="taken")(take)
+    declared = dg.AssetSpec(["streams", "clicks"])
+    definitions = dg.Definitions([declared, taken], resources={"lake": ParquetLakeIOManager(lake=resource)})
+    job = definitions.resolve_implicit_global_asset_job_def()
+    assert job.execute_in_process(instance=instance).success
+
+    assert seen[0]["id"].tolist() == [5]
+
+
 def test_asset_can_return_what_it_took(run, rows):
     orders = daily({D1: frame(1)})
     assert run(orders, partition_key=D1) is None
@@ -454,6 +476,27 @@ def test_what_cannot_be_landed_is_refused_in_one_line(run, lake, made, how, told
     assert told in line
     assert "\n" not in line
     assert not any(info.key.endswith(".parquet") for info in lake.store.list("streams"))
+
+
+def test_asset_whose_files_something_else_writes_must_not_return_rows(run):
+    told = run(asset(frame(1), metadata={"dagster/uri": "/somewhere/else"}))
+
+    assert "its metadata 'dagster/uri' says that something else writes its files, and it returned rows" in told
+
+
+def test_output_of_an_op_is_refused(resource, instance):
+    @dg.op(out=dg.Out(io_manager_key="lake"))
+    def make():
+        return frame(1)
+
+    @dg.job(resource_defs={"lake": ParquetLakeIOManager(lake=resource)}, executor_def=dg.in_process_executor)
+    def made():
+        make()
+
+    result = made.execute_in_process(instance=instance, raise_on_error=False)
+
+    (failure,) = [event.event_specific_data for event in result.all_events if event.is_step_failure]
+    assert failure.user_failure_data.description == "make is no asset; the lake stores assets only"
 
 
 def test_frame_of_many_partitions_without_a_time_column_is_refused(run):

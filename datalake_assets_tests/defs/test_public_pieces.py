@@ -1,6 +1,8 @@
 """The pieces for anybody's project, put together as there: small files come, checks tell, the sensor acts."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -155,6 +157,16 @@ def test_public_names_are_these_and_no_others():
         assert getattr(datalake_assets.defs, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = datalake_assets.defs.nothing
+
+
+def test_public_names_load_nothing_that_definitions_do_not_need():
+    heavy = ("boto3", "dagster_aws", "duckdb", "httpx", "jinja2", "matplotlib", "obstore", "pandas", "polars")
+    names = ", ".join(datalake_assets.defs.__all__)
+    script = f"import sys; from datalake_assets.defs import {names}; print([m for m in {heavy} if m in sys.modules])"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
 
 
 def test_definitions_bring_the_job_of_the_sensor_along(project):
