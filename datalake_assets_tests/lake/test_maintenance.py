@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datalake_assets.core.commits import Pending
 from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.errors import CorruptLake
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.maintenance import differences, in_need, removed_versions, slice_of, sweep_temporary
 from datalake_assets.lake.store import ObjectInfo, open_store
 from datalake_assets.lake.store_local import LocalStore
@@ -166,3 +168,22 @@ def test_temporary_files_older_than_a_day_are_swept_and_nothing_else(local_store
 @pytest.mark.s3
 def test_lake_in_s3_has_no_temporary_files(s3_store):
     assert sweep_temporary(s3_store, now=s3_store.now() + timedelta(days=9)) == 0
+
+
+def test_repair_of_many_partitions_finishes_each_and_tells_of_those_that_nobody_can_read(store, feed):
+    table = HiveTable(store, feed)
+    for key in DAYS[:2]:
+        log = FeedFolder(store, feed).log(key)
+        loaded = log.load()
+        pending = Pending("c", "compact", "r", (), remove=(loaded.manifest.files[0].name,))
+        prepared = loaded.manifest.prepared(pending).stamped("w")
+        store.swap(log.manifest_key, prepared.to_bytes(), etag=loaded.etag)
+    broken = FeedFolder(store, feed).log(DAYS[2]).manifest_key
+    store.put(broken, b"{")
+
+    done = table.repair()
+
+    assert (done.finished, done.undone) == (2, 0)
+    (waiting,) = done.waiting
+    assert waiting.startswith("streams/s/year=2025/month=01/day=03: ")
+    assert [table.report(key).files for key in DAYS[:2]] == [3, 3]
