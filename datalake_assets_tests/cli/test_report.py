@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import os
@@ -159,3 +160,9 @@ def test_html_is_not_printed_on_a_terminal(filled, tmp_path: Path):
 
 def test_html_of_an_empty_lake(run, lake):
     assert "The lake has no data yet" in run("report", "--format", "html").stdout
+
+
+def test_garbage_is_collected_again_after_a_report(run, lake):
+    assert gc.isenabled()
+    run("report", "--output", "no/such/folder")
+    assert gc.isenabled()

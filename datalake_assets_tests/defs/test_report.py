@@ -230,3 +230,16 @@ def test_manifests_of_reported_partitions_stay_as_they_are(feeds, lake, instance
     materialized(feeds, instance)
 
     assert {each: folder.log(each).load() for each in folder.partition_keys()} == before
+
+
+def test_dagsters_ui_shows_short_markdown_at_once_and_images_in_it():
+    """What the thumbnails rely on, as the web application of this release has it."""
+    dagster_webserver = pytest.importorskip("dagster_webserver")
+    chunks = Path(dagster_webserver.__file__).parent.glob("webapp/build/_next/static/chunks/**/*.js")
+    code = [
+        text for text in (file.read_text(errors="ignore") for file in chunks) if "mdStr" in text or "rehype" in text
+    ]
+
+    assert INLINE_CHARACTERS == 1000
+    assert any(re.search(r'"MarkdownMetadataEntry":return \w+&&\w+\.mdStr\.length<1e3\?', text) for text in code)
+    assert any(re.search(r'protocols:\{src:\[[^]]*\[\],"data"\]', text) for text in code)
