@@ -180,7 +180,7 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
         "datalake/small_files": dg.MetadataValue.int(report.small_files),
         "datalake/size_bytes": dg.MetadataValue.int(report.size_bytes),
         "datalake/size": dg.MetadataValue.text(readable_size(report.size_bytes)),
-        "datalake/position": dg.MetadataValue.json(json.loads(json.dumps(dict(report.position), default=str))),
+        "datalake/position": dg.MetadataValue.text(_position_text(report)),
     }
     if event_partition(feed, report.key) is None:
         metadata[FEED_PARTITION] = dg.MetadataValue.text(report.key)
@@ -188,6 +188,11 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
         metadata["datalake/oldest_event"] = dg.MetadataValue.timestamp(report.min_time)
         metadata["datalake/newest_event"] = dg.MetadataValue.timestamp(report.max_time)
     return metadata
+
+
+def _position_text(report: PartitionReport) -> str:
+    """JSON on one line: as a JSON value, the UI gives every number of each source partition a line of its own."""
+    return json.dumps(dict(report.position), default=str)
 
 
 def _folder_uri(feed: Feed, lake_uri: str) -> str:

@@ -13,9 +13,9 @@ import dagster as dg
 
 __all__ = ["HOST_TAG", "PID_TAG", "RUN_TAG", "STARTED_TAG", "has_lived_since", "is_dead", "process_tags", "tag_run"]
 
-HOST_TAG = "datalake/host"
-PID_TAG = "datalake/pid"
-# of no interest to people: Dagster's web UI hides tags with this prefix
+# of no interest to people, who would see them on each line of the list of runs: Dagster's web UI hides this prefix
+HOST_TAG = ".dagster/datalake_process_host"
+PID_TAG = ".dagster/datalake_process_pid"
 STARTED_TAG = ".dagster/datalake_process_started"
 #: The run that the other tags speak of: a run that repeats another one begins with the tags of that one.
 RUN_TAG = ".dagster/datalake_process_of_run"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
+import dagster as dg
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from datalake_assets.defs.process_tags import PID_TAG
 from datalake_assets.demo.embedded import read_demo
 from datalake_assets.demo.feeds import DEMO_FEED_NAMES, demo_feeds
 from datalake_assets.lake.registry import FeedRegistry
@@ -53,8 +55,12 @@ def small_files(ui: DemoUI, name: str, key: str) -> int:
 
 def _check_that_the_worker_named_its_process(ui: DemoUI, run_id: str) -> None:
     """`defs.dead_runs` relies on it: of a run that has not tagged itself yet, this is what is known."""
-    (run,) = [run for run in ui.api.runs() if run["runId"].startswith(run_id)]
-    assert f"Started process for run (pid: {run['tags']['datalake/pid']})." in ui.api.log(run["runId"])
+    (whole,) = [run["runId"] for run in ui.api.runs() if run["runId"].startswith(run_id)]
+    with dg.DagsterInstance.from_config(ui.environment["DAGSTER_HOME"]) as instance:
+        run = instance.get_run_by_id(whole)
+    assert run
+    assert ".dagster/grpc_info" in run.tags
+    assert f"Started process for run (pid: {run.tags[PID_TAG]})." in ui.api.log(whole)
 
 
 def choose_partitions(page: Page, partitions: str) -> Locator:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datalake_assets.config import Feed, FeedKind, load_settings
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.defs.instance import open_instance
+from datalake_assets.defs.process_tags import PID_TAG
 from datalake_assets.demo.embedded import open_ksqldb
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets_tests.chaos.installation import Installation
@@ -78,9 +79,7 @@ def worked_on(installation: Installation, left: Held) -> set[str]:
     pids = {str(process.pid) for process in installation.workers()}
     with installation.in_this_process(), open_instance() as instance:
         runs = [instance.get_run_by_id(run_id) for run_id in left.unfinished]
-        return {
-            run.run_id for run in runs if run and (run.status.value == "QUEUED" or run.tags.get("datalake/pid") in pids)
-        }
+        return {run.run_id for run in runs if run and (run.status.value == "QUEUED" or run.tags.get(PID_TAG) in pids)}
 
 
 def own_failures(installation: Installation) -> list[str]:

@@ -87,7 +87,7 @@ def test_compaction_is_observed_with_what_it_did_and_what_the_partition_is_now(j
         "datalake/files_skipped": 0,
         "datalake/files_unusable": 0,
         "datalake/kernel": "reencode",
-        "datalake/position": {"rows": 1},
+        "datalake/position": '{"rows": 1}',
         "datalake/rows_compacted": 1,
         "datalake/size": "100 B",
         "datalake/size_bytes": 100,

@@ -13,7 +13,7 @@ import pytest
 from dagster._core.events import EngineEventData  # noqa: TID251  the launcher's own event, which nothing public makes
 
 from datalake_assets.defs.dead_runs import fail_dead, repair_runs
-from datalake_assets.defs.process_tags import has_lived_since, process_tags
+from datalake_assets.defs.process_tags import PID_TAG, has_lived_since, process_tags
 
 LAUNCHED_HERE = {".dagster/grpc_info": '{"host": "localhost", "port": 4000}'}
 BY_SOCKET = {".dagster/grpc_info": '{"host": "localhost", "socket": "/tmp/s"}'}
@@ -104,7 +104,7 @@ def test_run_is_spared_when_its_process_was_not_started_here(instance, gone, tag
 
 def test_run_that_has_ended_as_it_should_since_it_was_read_stays_so(instance, gone):
     run_id = str(uuid.uuid4())
-    tags = {**process_tags(run_id), "datalake/pid": str(gone)}
+    tags = {**process_tags(run_id), PID_TAG: str(gone)}
     stale = instance.create_run_for_job(empty, run_id=run_id, tags=tags)
     log(instance, run_id, dg.DagsterEventType.RUN_SUCCESS)
 

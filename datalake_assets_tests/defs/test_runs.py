@@ -42,7 +42,7 @@ def test_export_lands_the_current_partition_and_records_what_it_amounts_to(lake:
         200,
     )
     assert (metadata["datalake/rows_added"], metadata["datalake/rows_quarantined"]) == (2, 0)
-    assert metadata["datalake/position"] == {"rows": 2}
+    assert metadata["datalake/position"] == '{"rows": 2}'
     assert metadata["datalake/s3_requests"] == 8
 
 
