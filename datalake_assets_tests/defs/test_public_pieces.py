@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
@@ -88,10 +90,11 @@ class Project:
         return job.execute_in_process(instance=self.instance, **how)
 
     def evaluate(self, asset: dg.AssetsDefinition, definitions: dg.Definitions | None = None, **how: object):
-        """What "Execute" on the page of checks does: no asset runs, and no partition is chosen."""
-        selection = dg.AssetSelection.checks_for_assets(asset)
-        job = dg.define_asset_job("checks", selection)
-        chosen = dg.Definitions.merge(definitions or self.definitions(), dg.Definitions(jobs=[job]))
+        """What "Execute all" on the page of checks does: no asset runs, and no partition is chosen."""
+        own = definitions or self.definitions()
+        keys = [key for checks in own.asset_checks for key in checks.check_keys if key.asset_key == asset.key]
+        job = dg.define_asset_job("checks", dg.AssetSelection.checks(*keys))
+        chosen = dg.Definitions.merge(own, dg.Definitions(jobs=[job]))
         return chosen.resolve_job_def("checks").execute_in_process(instance=self.instance, **how)
 
     def tick(self, definitions: dg.Definitions | None = None) -> list[dict[str, object]]:
@@ -251,6 +254,24 @@ def test_check_of_a_folder_that_is_not_there_fails_and_says_so(project):
 
     (failure,) = [event.event_specific_data for event in result.all_events if event.is_step_failure]
     assert "cannot be adopted: there is no such folder" in failure.user_failure_data.description
+
+
+@pytest.mark.s3
+def test_folder_on_s3_is_taken_and_compacted_where_it_lies(s3_store, s3_server, instance):
+    uri = f"s3://{s3_server.bucket}/others/{uuid.uuid4().hex}/exports"
+    filesystem, path = s3_store.filesystem(), uri.removeprefix("s3://")
+    for number in range(4):
+        pq.write_table(pa.table({"id": [number]}), f"{path}/{number}.parquet", filesystem=filesystem)
+    lake = LakeResource(settings=Settings(lake=s3_store.uri, s3_endpoint=s3_store.s3_endpoint))
+    project = Project(lake, instance, Path("/nowhere"))
+    project.made = (dg.AssetSpec("exports", metadata={"dagster/uri": uri}),)
+
+    assert project.tick() == [{"feed": "exports", "partitions": ["."]}]
+
+    left = [each.path for each in filesystem.get_file_info(pa.fs.FileSelector(path))]
+    assert [Path(each).name.partition("_")[0] for each in left] == ["compacted"]
+    assert sorted(pq.read_table(left[0], filesystem=filesystem)["id"].to_pylist()) == [0, 1, 2, 3]
+    assert evaluations(project.evaluate(project.made[0])) == {(name, None): True for name in SIZES}
 
 
 # Assets that are stored in the lake
