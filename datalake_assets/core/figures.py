@@ -73,6 +73,7 @@ class PartitionFigures:
         last_export: When rows last came in; None if that is longer ago than the history goes back.
         files_after: Files after a compaction by the feed's policy, now.
         files_to_rewrite: Files that it would take.
+        files_to_split: Of these, files that are too large, and would become several.
         bytes_to_rewrite: Their size.
         history: The last commits, oldest first.
     """
@@ -89,6 +90,7 @@ class PartitionFigures:
     last_export: datetime | None
     files_after: int
     files_to_rewrite: int
+    files_to_split: int
     bytes_to_rewrite: int
     history: tuple[Commit, ...] = ()
 
@@ -137,6 +139,7 @@ def partition_figures(
         last_export=_last_arrival(history, foreign=feed.kind is FeedKind.FOLDER),
         files_after=plan.estimate.files_after,
         files_to_rewrite=sum(len(group.files) for group in plan.groups),
+        files_to_split=sum(len(group.files) == 1 for group in plan.groups),
         bytes_to_rewrite=plan.estimate.bytes_rewritten,
         history=tuple(history),
     )

@@ -274,8 +274,10 @@ def _compaction(statistics: FeedStatistics, saved: float) -> Iterator[Finding]:
     todo = [each for each in statistics.partitions if each.files_to_rewrite]
     if not todo:
         return
-    small = sum(each.small_files for each in todo)
-    files = files_text(small, "small ") if small else files_text(sum(each.files_to_rewrite for each in todo), "large ")
+    small = sum(each.small_files for each in todo if each.files_to_rewrite > each.files_to_split)
+    large = sum(each.files_to_split for each in todo)
+    files = " and ".join([files_text(small, "small ")] * (small > 0) + [files_text(large, "large ")] * (large > 0))
+    files = files or files_text(sum(each.files_to_rewrite for each in todo))
     saves = f", saves {dollars_text(saved)} a month" if saved > 0 else ""
     where = f"in {counted(len(todo), 'partition')}"
     off = "" if statistics.feed.compaction.enabled else "; it is switched off for this feed"

@@ -146,7 +146,8 @@ def freshness_bars(ages: Sequence[tuple[str, Age]]) -> Plot | None:
     limited.sort(key=lambda one: -one[2])
     rows = [
         _Row(
-            label=f"{name}, {age.what}s",
+            name=name,
+            suffix=f", {age.what}s",
             value=f"{span_text(age.age or timedelta())} of {span_text(age.limit or timedelta())}",
             bars=((min(share, 2) / 2, age.level.value),),
             mark=0.5,
@@ -169,7 +170,7 @@ def cost_bars(feeds: Sequence[FeedReport]) -> Plot | None:
     if not most:
         return None
     rows = [
-        _Row(name, f"{_cents(now)} → {_cents(after)}", ((now / most, "files"), (after / most, "ok")))
+        _Row(name, "", f"{_cents(now)} → {_cents(after)}", ((now / most, "files"), (after / most, "ok")))
         for name, now, after in costs
     ]
     now, after = sum(one[1] for one in costs), sum(one[2] for one in costs)
@@ -184,7 +185,8 @@ def _cents(dollars: float) -> str:
 class _Row:
     """Horizontal bars, each a share of the width with its colour; what they are; and a mark across them."""
 
-    label: str
+    name: str
+    suffix: str
     value: str
     bars: tuple[tuple[float, str], ...]
     mark: float | None = None
@@ -197,8 +199,14 @@ def _bars(rows: Sequence[_Row], title: str) -> Plot:
 
 def _row(row: _Row, top: int) -> Html:
     parts = [
-        tag("title", f"{row.label}: {row.value}"),
-        tag("text", _short(row.label), x=0, y=top + _LABEL_PX - 4, class_="strong"),
+        tag("title", f"{row.name}{row.suffix}: {row.value}"),
+        tag(
+            "text",
+            f"{_short(row.name, _LABEL_LENGTH - len(row.suffix))}{row.suffix}",
+            x=0,
+            y=top + _LABEL_PX - 4,
+            class_="strong",
+        ),
         tag("text", row.value, x="100%", y=top + _LABEL_PX - 4, text_anchor="end"),
     ]
     for number, (share, colour) in enumerate(row.bars):
@@ -211,9 +219,9 @@ def _row(row: _Row, top: int) -> Html:
     return tag("g", *parts)
 
 
-def _short(label: str) -> str:
-    """A label that leaves room for what is written beside it."""
-    return label if len(label) <= _LABEL_LENGTH else f"{label[: _LABEL_LENGTH - 1]}…"
+def _short(name: str, most: int) -> str:
+    """A name that leaves room for what is written beside it; the whole of it is in the title."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _size_bar(number: int, files: int, small: int, most: int, height_px: int) -> Html:

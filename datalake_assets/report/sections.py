@@ -107,7 +107,7 @@ def _tables(report: FeedReport) -> Iterator[Html]:
             for one, now, after in zip(report.statistics.partitions, report.costs, report.costs_after, strict=True)
         }
         yield _table(
-            "Partitions with small files",
+            "Partitions to look at",
             _more(len(worst), PARTITIONS, "datalake report --format csv has all"),
             ("Partition", "Files", "Small", "Merged to", "Size", "Rows", "Newest row", "Saves a month"),
             [_partition(one, costs[one.key]) for one in worst[:PARTITIONS]],

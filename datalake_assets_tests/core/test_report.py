@@ -140,8 +140,14 @@ def test_a_feed_that_is_not_compacted_by_itself_says_so():
 
 def test_a_feed_with_a_file_to_split_needs_compaction():
     feed = feed_of()
-    level, verdict = verdict_of(feed, partition_of(feed, "a", 600 * MIB))
-    assert (level, verdict) == (Level.WARN, "needs compaction: 1 large file in 1 partition")
+    split, both = partition_of(feed, "a", 600 * MIB, 1), partition_of(feed, "b", 600 * MIB, 1, 2)
+    assert verdict_of(feed, split) == (Level.WARN, "needs compaction: 1 large file in 1 partition")
+    assert verdict_of(feed, split, both)[1] == "needs compaction: 2 small files and 2 large files in 2 partitions"
+
+
+def test_files_that_are_not_small_may_be_merged_too():
+    feed = feed_of(small_file_bytes=1)
+    assert verdict_of(feed, partition_of(feed, "a", 5, 6))[1].startswith("needs compaction: 2 files in 1 partition")
 
 
 def test_small_files_that_cannot_be_merged_are_no_reproach():
