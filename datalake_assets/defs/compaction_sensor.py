@@ -321,9 +321,13 @@ def _why_nothing(state: WatchState, now: float, reports: Sequence[dg.AssetObserv
     running = [path for path, watch in state.feeds.items() if watch.requested]
     ready = sum(len(watch.ready(now)) for watch in state.feeds.values())
     later = sum(at > now for watch in state.feeds.values() for at in watch.due.values())
-    parts = [f"{len(reports):,} partitions cannot be compacted as a whole; see their observations"] if reports else []
+    parts = [f"{_partitions(len(reports))} cannot be compacted as a whole: see the observations"] if reports else []
     parts += [f"{', '.join(running)}: a compaction goes on"] if running else []
-    parts += [f"{ready:,} partitions are looked at in the next tick"] if ready else []
+    parts += [f"{_partitions(ready)} to look at in the next tick"] if ready else []
     parts += ["the next tick reads on in the event log"] if behind else []
-    parts += [f"{later:,} partitions are too young, or wait to be tried again"] if later else []
+    parts += [f"{_partitions(later)} to look at later: too young, or to be tried again"] if later else []
     return "; ".join(parts) or "nothing to compact"
+
+
+def _partitions(count: int) -> str:
+    return "1 partition" if count == 1 else f"{count:,} partitions"

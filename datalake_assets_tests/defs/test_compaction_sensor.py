@@ -204,7 +204,7 @@ def test_damaged_file_is_reported_once_and_the_others_are_compacted(daemon, feed
     watching = daemon(feed)
 
     assert watching.settle() == 1
-    assert watching.skipped == "1 partitions cannot be compacted as a whole; see their observations"
+    assert watching.skipped == "1 partition cannot be compacted as a whole: see the observations"
     assert [len(files(local_store, feed, key)) for key in DAYS] == [2, 1, 1]
     (report,) = watching.reports(feed)
     assert (report.partition, report.metadata["datalake/files_unusable"].value) == (DAYS[0], 1)
@@ -325,7 +325,7 @@ def test_young_files_wait_and_are_compacted_when_they_are_old_enough(daemon, loc
     watching.now = local_store.now().timestamp()
 
     assert watching.tick() == []
-    assert watching.skipped == "3 partitions are too young, or wait to be tried again"
+    assert watching.skipped == "3 partitions to look at later: too young, or to be tried again"
     (due, *_) = state_from_json(watching.cursor).feeds["streams/s"].due.values()
     assert 7000 < due - watching.now < 7300
 
@@ -503,3 +503,16 @@ def test_cursor_that_was_reset_asks_anew_for_what_had_failed(daemon, feed, broke
 
     assert partitions(again) == partitions(first)
     assert again.run_key != first.run_key
+
+
+def test_warning_of_a_tick_goes_to_the_log_that_the_ui_shows(local_store, feed, home, capfd):
+    materialized(home, feed, DAYS[0])
+    gone = Lake(Settings(lake="/no/such/lake"))
+    sensor = compaction_sensor(gone, [feed], job=compact_partition_job(gone, [feed]))
+
+    with dg.build_sensor_context(instance=home, sensor_name="compaction_sensor") as context:
+        data = sensor.evaluate_tick(context)
+
+    assert data.run_requests == []
+    assert data.skip_message == "1 partition to look at in the next tick"
+    assert "streams/s is looked at again at the next tick: /no/such/lake" in capfd.readouterr().err
