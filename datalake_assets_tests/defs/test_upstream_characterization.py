@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
+from datalake_assets.defs.check_results import aimed
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.run_origin import run_job_here
 
@@ -199,6 +200,60 @@ def test_template_gives_each_pool_one_slot_for_steps_and_captures_no_streams(hom
 def test_freshness_policy_is_refused_below_a_minute():
     with pytest.raises(Exception, match="cannot be less than 1 minute"):
         dg.FreshnessPolicy.time_window(fail_window=timedelta(seconds=59))
+
+
+def test_logged_evaluation_of_a_partition_is_current_only_if_it_names_the_materialization(instance):
+    """`check_results.aimed` sets what the results of steps get from Dagster; without it the UI says "missing"."""
+    with known_dagster_warnings_ignored():
+        spec = dg.AssetCheckSpec("c", asset="a", partitions_def=DAYS)
+
+    @dg.asset(partitions_def=DAYS, check_specs=[spec])
+    def a(context: dg.AssetExecutionContext):
+        yield dg.MaterializeResult()
+        plain = dg.AssetCheckEvaluation(asset_key=A, check_name="c", passed=True, partition="2026-01-01")
+        named = dg.AssetCheckEvaluation(asset_key=A, check_name="c", passed=True, partition="2026-01-02")
+        for event in (plain, aimed(context.instance, named)):
+            context.log_event(event)
+        yield dg.AssetCheckResult(check_name="c", passed=True)
+
+    assert materialize([a], instance, tags=RANGE).success
+
+    found = instance.event_log_storage.get_asset_check_partition_info([spec.key])
+    told = {each.partition_key: each.is_current for each in found if each.partition_key}
+    assert (told["2026-01-01"], told["2026-01-02"]) == (False, True)
+
+
+def test_check_with_partitions_can_give_no_result_in_a_run_without(instance):
+    """So `asset_checks` logs evaluations there, and its steps yield nothing."""
+
+    with known_dagster_warnings_ignored():
+        specs = [dg.AssetCheckSpec(name, asset="a", partitions_def=DAYS) for name in ("c", "d")]
+
+    @dg.multi_asset_check(specs=specs[:1], can_subset=True)
+    def silent(context: dg.AssetCheckExecutionContext):
+        event = dg.AssetCheckEvaluation(asset_key=A, check_name="c", passed=True, partition="2026-01-01")
+        context.op_execution_context.log_event(event)
+        yield from ()
+
+    @dg.multi_asset_check(specs=specs[1:], can_subset=True)
+    def telling():
+        yield dg.AssetCheckResult(check_name="d", passed=True)
+
+    instance.report_runless_asset_event(dg.AssetMaterialization(A, partition="2026-01-01"))
+    for checks, succeeds in ((silent, True), (telling, False)):
+        job = dg.define_asset_job("checks", dg.AssetSelection.checks(checks))
+        definitions = dg.Definitions([dg.AssetSpec("a", partitions_def=DAYS)], asset_checks=[checks], jobs=[job])
+        result = definitions.resolve_job_def("checks").execute_in_process(instance=instance, raise_on_error=False)
+        assert result.success is succeeds
+
+
+def test_sensor_brings_its_job_along():
+    @dg.job
+    def brought(): ...
+
+    sensor = dg.SensorDefinition(name="s", job=brought, evaluation_fn=lambda _: dg.SkipReason("no"))
+
+    assert dg.Definitions(sensors=[sensor]).resolve_job_def("brought").name == "brought"
 
 
 def test_backfill_policy_is_still_beta():
