@@ -15,10 +15,11 @@ as they are is in ``docs/adr/001-partition-manifest.md``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
+from typing import Any
 
 from datalake_assets.core.commits import (
     Commit,
@@ -120,16 +121,8 @@ class Manifest:
         if guarded:
             removed |= {file.name: Garbage(file.name, file.etag) for file in self.files if file.name in removed}
         files = kept + tuple(published)
-        entry = Commit(
-            commit_id=pending.commit_id,
-            kind=pending.kind,
-            at=at,
-            run_id=pending.run_id,
-            rows=sum(file.rows for file in published),
-            files_added=len(published),
-            files_removed=len(pending.remove),
-            **_amounts(files, small_file_bytes),
-        )
+        named = {"commit_id": pending.commit_id, "kind": pending.kind, "at": at, "run_id": pending.run_id}
+        entry = _entry(named, published, len(pending.remove), files, small_file_bytes)
         return replace(
             self,
             generation=self.generation + 1,
@@ -174,16 +167,8 @@ class Manifest:
             raise CorruptLake("manifest", "reconciled over an unfinished commit")
         before, after = set(self.files), set(files)
         added = after - before
-        entry = Commit(
-            commit_id=commit_id,
-            kind="reconcile",
-            at=at,
-            run_id=run_id,
-            rows=sum(file.rows for file in added),
-            files_added=len(added),
-            files_removed=len(before - after),
-            **_amounts(files, small_file_bytes),
-        )
+        named = {"commit_id": commit_id, "kind": "reconcile", "at": at, "run_id": run_id}
+        entry = _entry(named, added, len(before - after), files, small_file_bytes)
         return replace(
             self,
             generation=self.generation + 1,
@@ -254,17 +239,20 @@ class Manifest:
             raise CorruptLake(where, f"not a manifest: {error!r}") from error
 
 
-def _amounts(files: Iterable[DataFile], small_file_bytes: int | None) -> dict[str, int]:
-    """What the history says of a partition after a commit; nothing where it isn't known which files are small."""
+def _entry(
+    named: dict[str, Any],
+    added: Collection[DataFile],
+    removed: int,
+    files: Collection[DataFile],
+    small_file_bytes: int | None,
+) -> Commit:
+    """A line of the history; it says what the partition amounts to where it is known which files are small."""
+    rows = sum(file.rows for file in added)
+    entry = Commit(**named, rows=rows, files_added=len(added), files_removed=removed)
     if small_file_bytes is None:
-        return {}
-    stats = PartitionStats.of(files, small_below_bytes=small_file_bytes)
-    return {
-        "files": stats.files,
-        "small_files": stats.small_files,
-        "size_bytes": stats.size_bytes,
-        "total_rows": stats.rows,
-    }
+        return entry
+    now = PartitionStats.of(files, small_below_bytes=small_file_bytes)
+    return replace(entry, files=now.files, small_files=now.small_files, size_bytes=now.size_bytes, total_rows=now.rows)
 
 
 class Decision(Enum):
