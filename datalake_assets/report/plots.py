@@ -30,7 +30,7 @@ _ABOVE_PX, _BELOW_PX = 20, 22
 _LEFT = 0.07
 #: A row of a plot with horizontal bars: its label, then the bar.
 _LABEL_PX, _BAR_PX, _GAP_PX = 16, 9, 13
-_LABEL_LENGTH = 36
+_LABEL_LENGTH = 28
 #: Width of the coordinates of lines, which are stretched to the plot's.
 _ACROSS = 1000
 _COLOURS = {

@@ -114,7 +114,7 @@ def test_costs_are_pairs_of_bars_and_many_feeds_are_added_up():
 def test_a_long_name_leaves_room_for_its_figures():
     feed = feed_of("x" * 100)
     plot = cost_bars(build_report([statistics_of(feed, partition_of(feed, "a", 1))], lake="", at=NOON).feeds)
-    assert len(texts(plot)[0]) == 36
+    assert len(texts(plot)[0]) == 28
     assert read(plot).all("title")[1].text.startswith("x" * 100)
 
 
