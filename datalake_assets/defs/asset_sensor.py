@@ -83,15 +83,20 @@ class _AssetWatcher:
         lake: The lake.
         declared: The feeds that the assets declare.
         looked_at: When each folder was listed last, by this process's clock.
+        known: The feeds as they are registered, by name.
+        digest: Of the registry that they are from.
     """
 
     lake: Lake
     declared: Sequence[Feed]
     looked_at: dict[str, float] = field(default_factory=dict)
+    known: dict[str, Feed] = field(default_factory=dict)
+    digest: str | None = None
 
     def tick(self, instance: dg.DagsterInstance, cursor: str | None, *, warn: Callable[[str], None]) -> dg.SensorResult:
         """One tick; an asset that cannot be looked at stops no other."""
         state = state_from_json(cursor)
+        self._forget_if_changed()
         feeds = []
         for each in self.declared:
             try:
@@ -108,15 +113,33 @@ class _AssetWatcher:
         self, instance: dg.DagsterInstance, declared: Feed, known: FeedWatch | None
     ) -> tuple[Feed | None, FeedWatch | None]:
         """The feed as it is registered, and its watch if something was heard of a folder."""
-        from datalake_assets.lake.declarations import registered  # noqa: PLC0415  definitions load without stores
-
-        feed = registered(self.lake.store, declared)
+        feed = self._registered(declared)
         if feed is None or feed.kind is not FeedKind.FOLDER or not self._is_due(instance, feed, known):
             return feed, None
         changed = self._changed(feed)
         keys = changed if known is not None else self.lake.table(feed).partitions()
         self.looked_at[feed.path] = time.monotonic()
         return feed, heard(known or FeedWatch(), keys)
+
+    def _forget_if_changed(self) -> None:
+        """One listing stands for the requests that all feeds would take, as long as nobody changes any."""
+        try:
+            digest = self.lake.registry.digest()
+        except DatalakeError:  # each feed says so itself
+            digest = None
+        if digest is None or digest != self.digest:
+            self.known.clear()
+        self.digest = digest
+
+    def _registered(self, declared: Feed) -> Feed | None:
+        from datalake_assets.lake.declarations import registered  # noqa: PLC0415  definitions load without stores
+
+        if declared.name not in self.known:
+            feed = registered(self.lake.store, declared)
+            if feed is None:
+                return None
+            self.known[declared.name] = feed
+        return self.known[declared.name]
 
     def _is_due(self, instance: dg.DagsterInstance, feed: Feed, known: FeedWatch | None) -> bool:
         if time.monotonic() - self.looked_at.get(feed.path, float("-inf")) >= LOOK_EVERY_S or known is None:

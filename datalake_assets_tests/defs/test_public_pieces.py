@@ -284,6 +284,22 @@ def test_policy_of_the_sensor_is_registered_with_the_feeds(project):
     assert project.lake.open().registry.get("users").compaction == POLICY
 
 
+def test_sensor_asks_little_of_the_lake_when_nothing_happens(project):
+    project.made = (project.orders, project.users)
+    project.run(project.users)
+    project.run(project.orders, partition_key=TODAY)
+    definitions = project.definitions()
+    store = project.lake.open().store
+    for _ in range(2):
+        project.tick(definitions)
+    before = dict(store.requests)
+
+    assert project.tick(definitions) == []
+
+    spent = {kind: count - before[kind] for kind, count in store.requests.items()}
+    assert (spent["list"], sum(spent.values())) == (1, 1)  # of the registry
+
+
 def test_sensor_registers_nothing_before_an_asset_has_written(project):
     assert project.tick() == []
 
