@@ -162,17 +162,17 @@ def cost_bars(feeds: Sequence[FeedReport]) -> Plot | None:
     """What feeds cost a month, now and after a compaction, the dearest first; None if nothing costs anything."""
     costs = [(each.feed.name, each.cost.dollars, each.cost_after.dollars) for each in feeds]
     costs.sort(key=lambda one: -one[1])
-    if len(costs) > BARS:
-        rest = costs[BARS - 1 :]
-        others = (f"{len(rest)} other feeds", sum(one[1] for one in rest), sum(one[2] for one in rest))
-        costs = [*costs[: BARS - 1], others]
-    most = max((max(now, after) for _, now, after in costs), default=0)
+    shown, rest = (costs, []) if len(costs) <= BARS else (costs[: BARS - 1], costs[BARS - 1 :])
+    most = max((max(now, after) for _, now, after in shown), default=0)
     if not most:
         return None
     rows = [
         _Row(name, "", f"{_cents(now)} → {_cents(after)}", ((now / most, "files"), (after / most, "ok")))
-        for name, now, after in costs
+        for name, now, after in shown
     ]
+    if rest:  # many cheap feeds together would dwarf the dear ones, so they get no bars
+        now, after = sum(one[1] for one in rest), sum(one[2] for one in rest)
+        rows.append(_Row(f"{len(rest)} other feeds", "", f"{_cents(now)} → {_cents(after)}", ((0, "files"), (0, "ok"))))
     now, after = sum(one[1] for one in costs), sum(one[2] for one in costs)
     return _bars(rows, f"Cost per month: {dollars_text(now)} now, {dollars_text(after)} after compaction")
 
@@ -221,7 +221,8 @@ def _row(row: _Row, top: int) -> Html:
 
 def _short(name: str, most: int) -> str:
     """A name that leaves room for what is written beside it; the whole of it is in the title."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    head, tail = most // 2, (most - 1) // 2
+    return name if len(name) <= most else f"{name[:head]}…{name[-tail:]}"
 
 
 def _size_bar(number: int, files: int, small: int, most: int, height_px: int) -> Html:
