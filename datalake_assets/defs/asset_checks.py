@@ -145,7 +145,7 @@ def _file_size_checks(asset: DeclaredAsset, lake: LakeResource, *, blocking: boo
     @dg.multi_asset_check(specs=specs, name=f"file_sizes_of_{asset.feed.name}", can_subset=True)
     def evaluate(context: dg.AssetCheckExecutionContext) -> Iterator[Result]:
         names = sorted(each.name for each in context.selected_asset_check_keys)
-        sizes = _sizes(lake.open(), asset.feed, _run_keys(context) if by_partition else None)
+        sizes = _sizes(context.instance, lake.open(), asset.feed, _run_keys(context) if by_partition else None)
         for event in sizes.events(names, by_partition=by_partition):
             _log(context, event)
         yield from sizes.results(names, by_partition=by_partition)
@@ -173,10 +173,10 @@ def _log(context: dg.AssetCheckExecutionContext, event: dg.AssetCheckEvaluation)
     context.op_execution_context.log_event(told)  # type: ignore[arg-type]  # it takes them, and its annotation lags
 
 
-def _sizes(lake: Lake, declared: Feed, keys: Sequence[str] | None) -> "_Sizes":
+def _sizes(instance: dg.DagsterInstance, lake: Lake, declared: Feed, keys: Sequence[str] | None) -> "_Sizes":
     with failures_named(declared):
         feed = _look(lake, declared)
-        found = [] if feed is None else healths_of(lake, feed, keys)
+        found = [] if feed is None else healths_of(instance, lake, feed, keys)
     seen = {each.key for each in found}
     empty = [PartitionHealth(key) for key in keys or () if key not in seen]
     return _Sizes(feed or declared, keys, (*found, *empty))
@@ -238,7 +238,7 @@ def _freshness(instance: dg.DagsterInstance, lake: Lake, declared: Feed, *, now:
     if feed is None:
         return freshness_verdict(declared.freshness, commit=None, event=None, now=now)
     if feed.kind is FeedKind.FOLDER:
-        return folder_verdicts(feed, healths_of(lake, feed), now=now)[FRESHNESS]
+        return folder_verdicts(feed, healths_of(instance, lake, feed), now=now)[FRESHNESS]
     commit = newest_commit(instance, feed, now=now)
     return freshness_verdict(feed.freshness, commit=commit, event=_newest_event(lake, feed, now=now), now=now)
 

@@ -34,6 +34,7 @@ from datalake_assets.core.partitions import version_number
 from datalake_assets.core.quality import RuleCount, rule_verdict
 from datalake_assets.core.row_counts import Delivery, RowCount, row_count_verdict
 from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
+from datalake_assets.defs.compaction_events import unusable_files
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.freshness import newest_event
 from datalake_assets.defs.landing import FeedRead
@@ -49,6 +50,7 @@ __all__ = [
     "Look",
     "check_specs",
     "evaluate_checks",
+    "health_now",
     "look_at",
     "on_write_check_keys",
     "size_verdicts",
@@ -125,7 +127,8 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
     """Reports all checks; those of partitions for each partition of a range (as events), and for the run as a whole."""
     changed = _changed(read)
     with failures_named(read.feed):
-        looks = [look_at(read.table, each.key, request_of(lake.settings)) for each in changed]
+        request = request_of(lake.settings)
+        looks = [look_at(context.instance, read.table, each.key, request) for each in changed]
     if read.beyond or len(read.partitions) > 1:
         for event in _evaluations(read.feed, looks, new={each.key for each in changed if _is_new(each)}):
             context.log_event(aimed(context.instance, event))
@@ -135,13 +138,20 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
     yield check_result(QUARANTINE, _quarantine(read, lake))
 
 
-def look_at(table: LakeTable, key: str, request: CompactionRequest) -> Look:
+def look_at(instance: dg.DagsterInstance, table: LakeTable, key: str, request: CompactionRequest) -> Look:
     """Looks at one partition: its manifest, the footers of its files, and the rows that rules are about."""
-    health = table.health(key, request)
+    health = health_now(instance, table, key, request)
     footers, count = _count(table, key)
     rules = table.feed.checks.rules_on_write
     broken = {rule.check_name: counted for rule, counted in table.count_broken(rules, [key])} if rules else {}
     return Look(count, health, footers, broken)
+
+
+def health_now(instance: dg.DagsterInstance, table: LakeTable, key: str, request: CompactionRequest) -> PartitionHealth:
+    """How a partition is; files that its last compaction could not take are nothing that another one could merge."""
+    health = table.health(key, request)
+    unusable = unusable_files(instance, asset_key(table.feed), key) if health.needs_compaction else {}
+    return table.health(key, request, excluded=unusable) if unusable else health
 
 
 def size_verdicts(feed: Feed, partitions: Sequence[PartitionHealth]) -> dict[str, Verdict]:

@@ -18,7 +18,13 @@ from datalake_assets.defs.check_results import aimed
 from datalake_assets.defs.failures import PASSING, failures_named
 from datalake_assets.defs.file_checks import size_evaluations
 from datalake_assets.defs.instance import open_instance
-from datalake_assets.defs.metadata import asset_key, compaction_metadata, event_partition, readable_size
+from datalake_assets.defs.metadata import (
+    PARTITION_ERRORS,
+    asset_key,
+    compaction_metadata,
+    event_partition,
+    readable_size,
+)
 from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
 from datalake_assets.errors import ConfigError, DatalakeError
@@ -38,7 +44,6 @@ __all__ = [
     "COMPACT_PARTITION",
     "FEED_TAG",
     "MAX_PARTITIONS",
-    "PARTITION_ERRORS",
     "CompactConfig",
     "CompactionLog",
     "OpLog",
@@ -51,8 +56,6 @@ __all__ = [
 COMPACT_PARTITION = "compact_partition"
 #: The job's one op, below which a run's configuration is.
 COMPACT_OP = "compact"
-#: On the failure of a run: what went wrong with each of its partitions that failed.
-PARTITION_ERRORS = "datalake/errors"
 #: On compaction runs: the path of the feed, which is in the run's configuration and so nowhere to filter by.
 FEED_TAG = "datalake/feed"
 #: Dagster fixes pools when it loads the job, and the feed is in the run's configuration: so one pool for all feeds,
@@ -118,6 +121,10 @@ class CompactConfig(dg.Config):
 class CompactionLog(Protocol):
     """Where a compaction tells what it does."""
 
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """Dagster's instance, which knows what earlier compactions told."""
+
     def info(self, line: str) -> None:
         """Logs a line."""
 
@@ -177,7 +184,8 @@ def compact_feed(
             done.append(each)
             _log_outcome(lake, feed, each, run_log)
     with failures_named(feed):
-        for event in size_evaluations(lake, feed, [each.key for each in done if each.report is not None]):
+        keys = [each.key for each in done if each.report is not None]
+        for event in size_evaluations(run_log.instance, lake, feed, keys):
             run_log.observed(event)
     return done
 
@@ -194,12 +202,12 @@ def observation(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dg.As
 
 def report_compactions(lake: Lake, feed: Feed, reports: Sequence[CompactionReport]) -> None:
     """Tells Dagster of compactions that ran without it, in ``DAGSTER_HOME``: observations and checks, of no run."""
-    # of partitions only within a run: without one, the second of the same partition breaks SQLite storage
-    checked = size_evaluations(lake, feed, [report.key for report in reports], each_partition=False)
     with open_instance() as instance:
         for report in reports:
             instance.report_runless_asset_event(observation(feed, report, lake_uri=lake.uri))
-        for event in checked:
+        keys = [report.key for report in reports]
+        # of partitions only within a run: without one, the second of the same partition breaks SQLite storage
+        for event in size_evaluations(instance, lake, feed, keys, each_partition=False):
             instance.report_runless_asset_event(event)
 
 
@@ -245,6 +253,11 @@ class OpLog:
 
     def __init__(self, context: dg.OpExecutionContext) -> None:
         self._context = context
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """See `CompactionLog`."""
+        return self._context.instance
 
     def info(self, line: str) -> None:
         """See `CompactionLog`."""

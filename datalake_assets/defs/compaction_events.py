@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from datalake_assets.core.compaction_watch import Outcome
-from datalake_assets.defs.compaction import PARTITION_ERRORS
-from datalake_assets.defs.metadata import COMPACTION_FAILURES, FEED_PARTITION, FILES_COMPACTED, UNUSABLE_FILES
+from datalake_assets.defs.metadata import (
+    COMPACTION_FAILURES,
+    FEED_PARTITION,
+    FILES_COMPACTED,
+    PARTITION_ERRORS,
+    UNUSABLE_FILES,
+)
 
 __all__ = ["PAGE", "EventPage", "EventReader", "RunEnd", "end_of", "unusable_files"]
 

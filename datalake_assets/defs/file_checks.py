@@ -20,13 +20,12 @@ from datalake_assets.core.health import (
     schema_verdict,
 )
 from datalake_assets.defs.check_results import check_evaluation, check_result
-from datalake_assets.defs.checks import DESCRIPTIONS, size_verdicts
+from datalake_assets.defs.checks import DESCRIPTIONS, health_now, size_verdicts
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import asset_key, event_partition
 from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.rule_checks import rule_results
-from datalake_assets.lake.base import LakeTable
 from datalake_assets.lake.feed_compaction import request_of
 
 __all__ = ["folder_checks", "folder_verdicts", "healths_of", "size_evaluations"]
@@ -71,7 +70,7 @@ def folder_verdicts(feed: Feed, partitions: list[PartitionHealth], *, now: datet
 
 
 def size_evaluations(
-    lake: Lake, feed: Feed, keys: Sequence[str], *, each_partition: bool = True
+    instance: dg.DagsterInstance, lake: Lake, feed: Feed, keys: Sequence[str], *, each_partition: bool = True
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """What `file_size` and `small_files` say after a compaction, for the log of its run.
 
@@ -82,7 +81,7 @@ def size_evaluations(
         return
     whole = feed.kind is FeedKind.FOLDER or event_partition(feed, "") is None
     each_partition = each_partition and not whole
-    partitions = healths_of(lake, feed, None if whole else keys)
+    partitions = healths_of(instance, lake, feed, None if whole else keys)
     for name, verdict in size_verdicts(feed, partitions).items():
         for each in partitions if each_partition else ():
             one = size_verdicts(feed, [each])[name]
@@ -91,13 +90,14 @@ def size_evaluations(
             yield check_evaluation(name, verdict, asset_key=asset_key(feed))
 
 
-def healths_of(lake: Lake, feed: Feed, keys: Sequence[str] | None = None) -> list[PartitionHealth]:
+def healths_of(
+    instance: dg.DagsterInstance, lake: Lake, feed: Feed, keys: Sequence[str] | None = None
+) -> list[PartitionHealth]:
     """How a feed's partitions are: one request each, and one listing where no keys are given."""
     request = request_of(lake.settings)
 
     def look(key: str) -> PartitionHealth:
-        table: LakeTable = lake.table(feed)
-        return table.health(key, request)
+        return health_now(instance, lake.table(feed), key, request)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [each for each in pool.map(look, _all_keys(lake, feed) if keys is None else keys) if each.files]
@@ -112,7 +112,7 @@ def _all_keys(lake: Lake, feed: Feed) -> Sequence[str]:
 def _results(instance: dg.DagsterInstance, lake: Lake, feed: Feed, names: set[str]) -> Iterator[dg.AssetCheckResult]:
     if names.intersection(_NAMES):
         with failures_named(feed):
-            verdicts = folder_verdicts(feed, healths_of(lake, feed), now=datetime.now(UTC))
+            verdicts = folder_verdicts(feed, healths_of(instance, lake, feed), now=datetime.now(UTC))
         for name in _NAMES:
             if name in names:
                 yield check_result(name, verdicts[name], asset_key=asset_key(feed))

@@ -21,6 +21,7 @@ __all__ = [
     "COMPACTION_FAILURES",
     "FEED_PARTITION",
     "FILES_COMPACTED",
+    "PARTITION_ERRORS",
     "UNUSABLE_FILES",
     "Metadata",
     "asset_key",
@@ -50,6 +51,8 @@ FILES_COMPACTED = "datalake/files_compacted"
 UNUSABLE_FILES = "datalake/unusable_files"
 #: On observations of what cannot be compacted, and on no others.
 COMPACTION_FAILURES = "datalake/compaction_failures"
+#: On the failure of a compaction run: what went wrong with each of its partitions that failed.
+PARTITION_ERRORS = "datalake/errors"
 #: Unusable files that an observation names; it says how many there are.
 _MOST_NAMED = 1_000
 

@@ -15,14 +15,13 @@ from datalake_assets.defs.compaction import (
     COMPACT_PARTITION,
     COMPACTOR_POOL,
     FEED_TAG,
-    PARTITION_ERRORS,
     CompactConfig,
     example,
     observation,
     raise_for_failed,
     report_compactions,
 )
-from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.metadata import PARTITION_ERRORS, asset_key
 from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG
 from datalake_assets.defs.sensors import interrupted_commit_sensor
 from datalake_assets.errors import CorruptLake, TransientStoreError

@@ -110,3 +110,14 @@ def test_checks_of_file_sizes_are_green_again_after_a_compaction(job, feed, home
 def test_observing_a_compaction_again_and_again_breaks_no_history(job, home):
     """Evaluations of partitions are logged within runs: without one, the second breaks Dagster's SQLite storage."""
     assert all(run(job, home, "s", DAYS[0]).success for _ in range(3))
+
+
+def test_file_that_nothing_can_merge_does_not_keep_the_check_of_small_files_red(job, feed, home, local_store):
+    first = min((Path(local_store.uri) / "streams/s/year=2025/month=01/day=01").glob("*.parquet"))
+    first.write_bytes(b"PAR1" + first.read_bytes()[4:-4] + b"XXXX")
+
+    assert run(job, home, "s", DAYS[0]).success
+
+    latest = home.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(asset_key(feed), "small_files"))
+    evaluation = latest.event.dagster_event.asset_check_evaluation_data
+    assert (evaluation.passed, evaluation.metadata["datalake/unusable_files"].value) == (True, 1)
