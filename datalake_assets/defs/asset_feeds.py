@@ -65,9 +65,7 @@ def declared_assets(assets: Iterable[AssetLike], **more: object) -> list[Declare
     Raises:
         ConfigError: One cannot be a feed, or two would be the same.
     """
-    specs: list[dg.AssetSpec] = []
-    for each in assets:
-        specs += [each] if isinstance(each, dg.AssetSpec) else each.specs
+    specs = [spec for each in assets for spec in _specs_of(each)]
     chosen = {field: value for field, value in more.items() if value is not None}
     found = [DeclaredAsset(spec, declared_feed(spec, **chosen)) for spec in specs]
     owners: dict[str, DeclaredAsset] = {}
@@ -77,6 +75,14 @@ def declared_assets(assets: Iterable[AssetLike], **more: object) -> list[Declare
             both = f"assets {other.feed.asset!r} and {one.feed.asset!r} would both be feed {one.feed.name!r}"
             raise ConfigError(f"{both}; give one of them another name by its metadata {_NAME!r}")
     return list(owners.values())
+
+
+def _specs_of(asset: AssetLike) -> Iterable[dg.AssetSpec]:
+    if isinstance(asset, dg.AssetSpec):
+        return [asset]
+    if isinstance(asset, dg.AssetsDefinition):
+        return asset.specs
+    raise ConfigError(f"{asset!r} is no asset; give what @dg.asset or @dg.multi_asset made, or a dg.AssetSpec")
 
 
 def declared_feed(spec: dg.AssetSpec, **more: object) -> Feed:

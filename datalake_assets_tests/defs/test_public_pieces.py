@@ -172,6 +172,22 @@ def test_public_names_load_nothing_that_definitions_do_not_need():
     assert done.stdout == "[]\n"
 
 
+def test_code_of_the_how_to_runs_as_it_stands(tmp_path, project):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "use-it-in-your-own-project.md"
+    whole, scheduled = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    told: dict[str, object] = {}
+
+    exec(whole.replace("s3://bucket", str(tmp_path)), told)  # noqa: S102  our own documentation
+    told["freshness_checks"] = build_freshness_checks([told["orders"]], lake=told["lake"], max_commit_age=timedelta(1))
+    exec(scheduled, told)  # noqa: S102  likewise
+
+    definitions = dg.Definitions.merge(told["defs"], dg.Definitions(schedules=[told["schedule"]]))
+    assert definitions.resolve_job_def("compact_partition").name == "compact_partition"
+    assert project.lake.open().uri == told["lake"].open().uri
+    job = definitions.resolve_job_def("freshness")
+    assert job.execute_in_process(instance=project.instance).get_asset_check_evaluations()[0].passed is False
+
+
 def test_definitions_bring_the_job_of_the_sensor_along(project):
     assert project.definitions().resolve_job_def("compact_partition").name == "compact_partition"
     assert not project.lake.open().registry.list().feeds, "loading definitions writes nothing"
@@ -421,6 +437,7 @@ def test_freshness_of_a_folder_is_that_of_its_files(project):
     ("build", "told"),
     [
         (lambda p: build_freshness_checks([p.orders], lake=p.lake), "give an age, like max_commit_age"),
+        (lambda p: build_file_size_checks(["orders"], lake=p.lake), "'orders' is no asset; give what @dg.asset or"),
         (
             lambda p: build_freshness_checks([p.users], lake=p.lake, max_event_age=timedelta(1)),
             "asset 'users': its rows have no times, so max_event_age cannot be judged; give max_commit_age instead",
