@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from datalake_assets.defs.process_tags import PID_TAG
-from datalake_assets.demo.embedded import read_demo
+from datalake_assets.demo.embedded import DEMO_DAYS, read_demo
 from datalake_assets.demo.feeds import DEMO_FEED_NAMES, demo_feeds
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
@@ -121,6 +121,8 @@ def test_catalog_lists_every_feed_with_its_description(ui: DemoUI, page: Page, p
 
     for node in ui.api.assets().values():
         expect(page.get_by_text(node["description"][:40]).first).to_be_visible()
+    expect(page.get_by_text(f"{DEMO_DAYS + 1} partitions").first).to_be_visible()
+    expect(page.get_by_text("- partitions", exact=True)).to_have_count(0)  # not known yet
     picture("1-catalog")
 
 

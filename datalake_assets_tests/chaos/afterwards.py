@@ -19,7 +19,7 @@ from datalake_assets.lake.hive import HiveTable
 from datalake_assets_tests.chaos.installation import Installation
 from datalake_assets_tests.chaos.traffic import UNFINISHED
 
-__all__ = ["ChaosError", "Held", "check_rows", "held", "own_failures", "settle", "worked_on"]
+__all__ = ["ChaosError", "Held", "check_rows", "held", "own_failures", "settle", "still_stuck"]
 
 _KEYS = {"year", "month", "day", "version"}
 
@@ -74,12 +74,25 @@ def settle(installation: Installation, *, within_s: float) -> tuple[float, Held]
             time.sleep(1.0)
 
 
-def worked_on(installation: Installation, left: Held) -> set[str]:
-    """Of the unfinished runs, those whose process is alive; and queued ones, which are the daemon's."""
-    pids = {str(process.pid) for process in installation.workers()}
+def still_stuck(installation: Installation, *, within_s: float) -> set[str]:
+    """Runs that nobody works on, or that have ended and hold slots, each time that one looks."""
+    until = time.monotonic() + within_s
+    stuck = _stuck(installation)
+    while stuck and time.monotonic() < until:
+        time.sleep(1.0)
+        stuck &= _stuck(installation)
+    return stuck
+
+
+def _stuck(installation: Installation) -> set[str]:
     with installation.in_this_process(), open_instance() as instance:
+        left = held(instance)
         runs = [instance.get_run_by_id(run_id) for run_id in left.unfinished]
-        return {run.run_id for run in runs if run and (run.status.value == "QUEUED" or run.tags.get(PID_TAG) in pids)}
+    pids = {str(process.pid) for process in installation.workers()}
+    # queued ones are the daemon's
+    mine = {run.run_id for run in runs if run and (run.status.value == "QUEUED" or run.tags.get(PID_TAG) in pids)}
+    holders = {run_id for slots in left.slots.values() for run_id in slots}
+    return set(left.unfinished) - mine | holders - set(left.unfinished)
 
 
 def own_failures(installation: Installation) -> list[str]:

@@ -171,7 +171,7 @@ class Traffic:
         answer = self._in.api.ask(_LAUNCH, params=params)["launchRun"]
         if answer["__typename"] != "LaunchRunSuccess":
             self.happened[f"launches refused: {answer['__typename']}"] += 1
-            self.refused.append(str(answer))
+            self.refused.append(f"{answer['__typename']}: {answer.get('message', '').partition(chr(10))[0]}")
 
     def _last_day(self) -> int:
         return (self._source.records - 1) // EVENTS_PER_DAY
