@@ -1,14 +1,22 @@
 """Runs whose process died: they would stay "started" for ever, and their feed's next run would wait for their slots."""
 
 import json
+import logging
 import socket
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
 from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG, RUN_TAG, has_lived_since, is_dead
 
-__all__ = ["fail_dead", "repair_runs"]
+__all__ = ["fail_dead", "repair_runs", "repaired_meanwhile"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two repairs while a command's run goes on.
+INTERVAL_S = 15.0
 
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -32,6 +40,27 @@ def repair_runs(instance: dg.DagsterInstance) -> list[str]:
     failed = fail_dead(instance, instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)))
     _free_slots(instance)
     return failed
+
+
+@contextmanager
+def repaired_meanwhile(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Goes on repairing while the block runs: it may wait for the slot of a run that dies, and there may be no daemon."""
+    ended = threading.Event()
+
+    def repair() -> None:
+        while not ended.wait(INTERVAL_S):
+            try:
+                repair_runs(instance)
+            except Exception as error:  # noqa: BLE001  whatever Dagster's storage says: the next time will do
+                logger.debug("runs could not be repaired: %s", error)
+
+    thread = threading.Thread(target=repair, name="repair-runs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def fail_dead(instance: dg.DagsterInstance, unfinished: Iterable[dg.DagsterRun]) -> list[str]:

@@ -12,7 +12,7 @@ import dagster as dg
 
 from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.defs.assets import IO_MANAGER_KEY, ExportConfig, feed_asset
-from datalake_assets.defs.dead_runs import repair_runs
+from datalake_assets.defs.dead_runs import repair_runs, repaired_meanwhile
 from datalake_assets.defs.folders import folder_asset
 from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.io_managers import ParquetLakeIOManager
@@ -217,7 +217,7 @@ def export_feed(
     config = ExportConfig(allow_shrink=allow_shrink, new_epoch=new_epoch)
     own = instance or _own_instance(os.environ.get("DAGSTER_HOME", ""))
     repair_runs(own)
-    with progress_told_to(on_progress):
+    with progress_told_to(on_progress), repaired_meanwhile(own):
         return runner.export(own, name, partitions=partitions, config=config, quiet=True)
 
 

@@ -5,15 +5,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
+import warnings
 
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData  # noqa: TID251  the launcher's own event, which nothing public makes
 
+from datalake_assets.config import Settings
+from datalake_assets.defs.assets import writer_pool
 from datalake_assets.defs.dead_runs import fail_dead, repair_runs
-from datalake_assets.defs.process_tags import PID_TAG, has_lived_since, process_tags
+from datalake_assets.defs.process_tags import (
+    PID_TAG,
+    RUN_TAG,
+    STARTED_TAG,
+    has_lived_since,
+    process_tags,
+    started_at,
+)
+from datalake_assets.defs.runs import export_feed
+from datalake_assets.demo.embedded import prepare_demo
+from datalake_assets.demo.feeds import demo_feeds
+from datalake_assets.lake.registry import FeedRegistry
 
 LAUNCHED_HERE = {".dagster/grpc_info": '{"host": "localhost", "port": 4000}'}
 BY_SOCKET = {".dagster/grpc_info": '{"host": "localhost", "socket": "/tmp/s"}'}
@@ -115,3 +130,35 @@ def test_run_that_has_ended_as_it_should_since_it_was_read_stays_so(instance, go
 def test_process_has_not_lived_since_before_it_started():
     assert has_lived_since(os.getpid(), time.time())
     assert not has_lived_since(os.getpid(), time.time() - 86_400)
+
+
+def test_export_that_waits_for_the_slot_of_a_run_goes_on_when_that_dies(home, local_store, monkeypatch):
+    """No daemon is there to see it: the command itself looks again and again."""
+    monkeypatch.setattr("datalake_assets.defs.dead_runs.INTERVAL_S", 0.2)
+    demo = prepare_demo(local_store, 50)
+    (feed,) = (feed for feed in demo_feeds(demo.start) if feed.name == "merchant_summary")
+    FeedRegistry(local_store).add(feed)
+    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    tags = process_tags("") | {PID_TAG: str(holder.pid), STARTED_TAG: started_at(holder.pid)}
+    run = launched_run(home, None)
+    home.add_run_tags(run.run_id, tags | {RUN_TAG: run.run_id})
+    log = home.event_log_storage
+    log.initialize_concurrency_limit_to_default(writer_pool(feed))
+    assert log.claim_concurrency_slot(writer_pool(feed), run.run_id, "step").is_claimed
+    results = []
+
+    def export() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results.append(export_feed(Settings(lake=local_store.uri), "merchant_summary", instance=home))
+
+    waiting = threading.Thread(target=export)
+    waiting.start()
+    while not home.event_log_storage.get_concurrency_info(writer_pool(feed)).pending_step_count:
+        assert waiting.is_alive()
+    holder.kill()
+    holder.wait()
+    waiting.join(timeout=120)
+
+    assert [result.error for result in results] == [None]
+    assert home.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
