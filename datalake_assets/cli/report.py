@@ -152,13 +152,23 @@ def console_report(found: LakeReport) -> str:
 
     if not any(each.statistics.partitions for each in found.feeds):
         return "the lake has no data yet; export some with 'datalake export --all'"
-    verdicts = "\n".join(f"{each.feed.path}: {each.verdict}" for each in found.feeds)
-    parts = [_feeds(found), verdicts, *_worst(found)]
+    parts = [_feeds(found), "\n".join(_verdicts(found)), *_worst(found)]
     costs = (
         f"on S3, read {scans_text(found.scans_per_day)}: {dollars_text(found.cost.dollars)} a month,"
         f" after compaction {dollars_text(found.cost_after.dollars)}"
     )
     return "\n\n".join([*parts, costs])
+
+
+def _verdicts(found: LakeReport) -> Iterator[str]:
+    """A line for each feed that somebody should look at, and one for the others."""
+    from datalake_assets.policies import Level  # noqa: PLC0415  not needed for --help
+
+    watched = [each for each in found.feeds if each.level is not Level.OK]
+    yield from (f"{each.feed.path}: {each.verdict}" for each in watched)
+    healthy = len(found.feeds) - len(watched)
+    if healthy:
+        yield f"{healthy:,} feed{' is' if healthy == 1 else 's are'} healthy: nothing to merge, nothing late"
 
 
 def _feeds(found: LakeReport) -> str:

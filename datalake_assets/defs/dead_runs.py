@@ -44,7 +44,7 @@ def repair_runs(instance: dg.DagsterInstance) -> list[str]:
 
 @contextmanager
 def repaired_meanwhile(instance: dg.DagsterInstance) -> Iterator[None]:
-    """Goes on repairing while the block runs: it may wait for the slot of a run that dies, and there may be no daemon."""
+    """Goes on repairing while the block runs: it may wait for the slot of a run that dies, without any daemon."""
     ended = threading.Event()
 
     def repair() -> None:

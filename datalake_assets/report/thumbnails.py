@@ -25,7 +25,7 @@ __all__ = ["INLINE_CHARACTERS", "cost_thumbnail", "freshness_thumbnail", "histor
 
 #: Markdown of fewer characters is shown inline.
 INLINE_CHARACTERS = 1000
-_WIDTH_PX, _HEIGHT_PX = 360, 60
+_WIDTH_PX, _HEIGHT_PX = 272, 60  # the column of values in a window of 1,400 px
 _BLUE, _AMBER, _GREY = "#2f6fdb", "#e08a2c", "#888"
 _LEVELS = {Level.OK: "#2b8a5a", Level.WARN: "#c77700", Level.ERROR: "#c43d2e"}
 _BUCKET_PX = _WIDTH_PX // SIZE_BUCKETS
@@ -89,7 +89,7 @@ def cost_thumbnail(now: MonthlyCost, after: MonthlyCost) -> str | None:
             _text(
                 0,
                 top + 11,
-                f"{name} {dollars_text(cost.dollars)}: requests {dollars_text(cost.request_dollars)} + storage",
+                f"{name} {dollars_text(cost.dollars)}, requests {dollars_text(cost.request_dollars)}",
             ),
             _path(f"M0 {top + 15}h{requests}v8h-{requests}z", fill=_BLUE),
             _path(f"M{requests} {top + 15}h{storage}v8h-{storage}z", fill=_GREY),

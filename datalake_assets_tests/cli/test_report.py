@@ -40,10 +40,10 @@ def test_console_says_what_is_the_matter_and_where(run, filled):
     assert (result.exit_code, result.stderr) == (0, "")
     feeds, verdicts, worst, costs = result.stdout.split("\n\n")
     assert feeds.splitlines()[2].split()[:5] == ["streams/s", "3", "12", "12", "12"]
-    stream, table = verdicts.splitlines()
+    stream, others = verdicts.splitlines()
     assert stream.startswith("streams/s: the newest row is ")
     assert stream.endswith("; needs compaction: 12 small files in 3 partitions, saves under 1 cent a month")
-    assert table == "tables/t: healthy: 2 small files, nothing to merge"
+    assert others == "1 feed is healthy: nothing to merge, nothing late"
     assert [line.split()[:5] for line in worst.splitlines()[2:]] == [["streams/s", day, "4", "4", "1"] for day in DAYS]
     assert costs == "on S3, read once a day: under 1 cent a month, after compaction under 1 cent\n"
 

@@ -51,8 +51,8 @@ def series_of(files, small) -> Series:
 def test_history_is_drawn_as_steps():
     image = drawn(history_thumbnail(series_of([10, 20, 0], [5, 5, 0]), until=NOON + timedelta(hours=4)))
     small, files = paths(image)
-    assert files["d"] == "M0 44h90v-30h90v60h180"
-    assert small["d"] == "M0 59h180v15h180V74H0z"
+    assert files["d"] == "M0 44h68v-30h68v60h136"
+    assert small["d"] == "M0 59h136v15h136V74H0z"
     assert texts(image) == ["0 small files of 0", "01-15 12:00", "01-15 16:00"]
 
 
@@ -78,7 +78,7 @@ def test_sizes_are_bars_small_files_below():
     sizes, small = [0] * SIZE_BUCKETS, [0] * SIZE_BUCKETS
     sizes[0], small[0], sizes[10], small[10] = 40, 40, 20, 5
     image = drawn(size_thumbnail(sizes, small))
-    assert [each["d"] for each in paths(image)] == ["M0 74v-60h20v60zM220 74v-8h20v8z", "M220 66v-22h20v22z"]
+    assert [each["d"] for each in paths(image)] == ["M0 74v-60h15v60zM170 74v-8h15v8z", "M170 66v-22h15v22z"]
     assert texts(image) == ["at the most 40", "64K", "1M", "16M", "256M"]
 
 
@@ -91,7 +91,7 @@ def test_the_latest_ages_come_first_as_many_as_fit():
     said = texts(image)
     assert said[0] == "feed_29, rows: 29 h of 12 h"
     assert 3 <= len(said) <= 5
-    assert paths(image)[0]["d"].startswith("M0 14h360")
+    assert paths(image)[0]["d"].startswith("M0 14h272")
     assert texts(drawn(freshness_thumbnail([("x" * 128, age(6))]))) == [f"{'x' * 128}, rows: 6 h of 12 h"]
     assert freshness_thumbnail([("free", Age("row", NOON, timedelta(1), None, None))]) is None
 
@@ -100,7 +100,7 @@ def test_the_latest_ages_come_first_as_many_as_fit():
 def test_costs_are_requests_and_storage_now_and_afterwards(dollars):
     image = drawn(cost_thumbnail(MonthlyCost(dollars, dollars), MonthlyCost(0, dollars)))
     widths = [re.search(r"h(\d+)v", each["d"])[1] for each in paths(image)]
-    assert widths == ["180", "180", "0", "180"]
+    assert widths == ["136", "136", "0", "136"]
     assert cost_thumbnail(MonthlyCost(), MonthlyCost()) is None
 
 
