@@ -200,7 +200,7 @@ def _worst(found: LakeReport) -> list[str]:
     if not worst:
         return []
     table = as_table(
-        ("most small files", "partition", "small", "files", "compacted", "rows", "size"),
+        ("most small files", "partition", "small", "files", "after", "rows", "size"),
         [
             (
                 feed.path,
