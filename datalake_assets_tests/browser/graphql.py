@@ -41,6 +41,22 @@ query Checks($key: AssetKeyInput!) {
   }
 }
 """
+_CHECKED_PARTITIONS = """
+query CheckedPartitions($key: AssetKeyInput!) {
+  assetNodeOrError(assetKey: $key) {
+    ... on AssetNode {
+      assetChecksOrError {
+        ... on AssetChecks {
+          checks {
+            name
+            partitionStatuses { ... on AssetCheckTimePartitionStatuses { ranges { startKey endKey status } } }
+          }
+        }
+      }
+    }
+  }
+}
+"""
 _METADATA = """
 query Materializations($key: AssetKeyInput!, $partitions: [String!]) {
   assetOrError(assetKey: $key) {
@@ -123,6 +139,15 @@ class GraphQL:
             name: execution["evaluation"]["success"] if execution and execution["evaluation"] else None
             for name, execution in done.items()
         }
+
+    def checked(self, asset: str, check: str) -> dict[str, list[tuple[str, str]]]:
+        """Of a check of a stream: by status, the first and last partition of each range that the UI shows so."""
+        node = self.ask(_CHECKED_PARTITIONS, key={"path": asset.split("/")})["assetNodeOrError"]
+        (found,) = [each for each in node["assetChecksOrError"]["checks"] if each["name"] == check]
+        ranges: dict[str, list[tuple[str, str]]] = {}
+        for each in found["partitionStatuses"]["ranges"]:
+            ranges.setdefault(each["status"], []).append((each["startKey"], each["endKey"]))
+        return ranges
 
     def materializations(self, asset: str, partitions: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Newest first: ``runId``, ``partition``, and ``metadata`` with the numbers and texts."""
