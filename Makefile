@@ -34,8 +34,9 @@ demo: $(VENV)/.demo ## build a data lake in ./lake from an embedded ksqlDB serve
 
 dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, or PORT=...
 	@home=$$($(BIN)/python -c 'from datalake_assets.cli.home import prepare_home; print(prepare_home())') && \
+	  echo "Dagster's web UI, in some seconds: http://127.0.0.1:$(PORT) (Ctrl-C ends it)" && \
 	  DAGSTER_HOME=$$home DATALAKE_WEBSERVER_URL=http://127.0.0.1:$(PORT) PYTHONWARNINGS='ignore:Function `dev_command`' \
-	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT) --log-level warning
 
 test: $(VENV)/.dev ## run the tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)

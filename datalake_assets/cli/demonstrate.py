@@ -164,7 +164,8 @@ def _serve_ui(session: Session, home: Path, port: int) -> None:
         "DATALAKE_WEBSERVER_URL": url,
         "PYTHONWARNINGS": "ignore:Function `dev_command`",  # superseded by a tool that needs a project of its own
     }
-    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    # two lines for each look of each sensor would bury what is worth reading
+    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port), "--log-level", "warning"]
     workspace = Path("workspace.yaml")
     command += ["-w", str(workspace)] if workspace.exists() else ["-m", "datalake_assets.definitions"]
     say(f"\nDagster's web UI: {url} (Ctrl-C ends it)")

@@ -74,6 +74,7 @@ def running_ui(folder: Path) -> Iterator[DemoUI]:
     ui = DemoUI(url, folder / "lake", environment, folder / "terminal.txt")
     ui.datalake("demo", "--records", str(RECORDS), "--json")
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", url[17:]]
+    command += ["--log-level", "warning"]
     # as `make dev` has it, but for warnings that Python hides by default
     shown = {"PYTHONWARNINGS": "default,ignore:Function `dev_command`"}
     with (
