@@ -31,10 +31,10 @@ def freshness_verdict(policy: Freshness, *, commit: datetime | None, event: date
     ):
         age = None if at is None else now - at
         if age is not None:
-            figures[f"{name}_age_s"] = round(age.total_seconds(), 3)
+            figures[f"{name}_age_hours"] = _hours(age)
         for limit, level, prefix in ((warn, Level.WARN, "max"), (fail, Level.ERROR, "fail")):
             if limit is not None:
-                figures[f"{prefix}_{name}_age_s"] = limit.total_seconds()
+                figures[f"{prefix}_{name}_age_hours"] = _hours(limit)
                 if age is None or age > limit:
                     levels.append(level)
         exceeded = [limit for limit in (fail, warn) if limit is not None and (age is None or age > limit)]
@@ -59,6 +59,10 @@ def fresh_partitions(by: PartitionBy, policy: Freshness, *, now: datetime) -> tu
     before = window_of(key_of(earliest.start - timedelta(seconds=1), by), by)
     window = TimeWindow(before.start, window_of(key_of(now, by), by).end)
     return tuple(keys_in(window, by))[-MAX_PARTITIONS:]
+
+
+def _hours(age: timedelta) -> float:
+    return round(age / timedelta(hours=1), 3)
 
 
 def _readable(age: timedelta | None) -> str:

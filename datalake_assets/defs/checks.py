@@ -6,7 +6,6 @@ Rules that are dear are elsewhere (`datalake_assets.defs.rule_checks`), as are t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -97,6 +96,11 @@ class Look:
         """Partition key."""
         return self.count.key
 
+    @classmethod
+    def of_nothing(cls, key: str) -> "Look":
+        """Of a partition without files."""
+        return cls(RowCount(key, 0, 0), PartitionHealth(key))
+
 
 def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
     """The checks of a feed's asset that its exports evaluate.
@@ -124,18 +128,28 @@ def on_write_check_keys(feed: Feed) -> list[dg.AssetCheckKey]:
 
 
 def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lake) -> Iterator[dg.AssetCheckResult]:
-    """Reports all checks; those of partitions for each partition of a range (as events), and for the run as a whole."""
-    changed = _changed(read)
+    """Reports all checks: of the run's partition, or of each of its range (as events) and of the range as a whole.
+
+    Partitions that received rows besides have events of their own.
+    """
     with failures_named(read.feed):
-        request = request_of(lake.settings)
-        looks = [look_at(context.instance, read.table, each.key, request) for each in changed]
-    if read.beyond or len(read.partitions) > 1:
-        for event in _evaluations(read.feed, looks, new={each.key for each in changed if _is_new(each)}):
-            context.log_event(aimed(context.instance, event))
-    for name, verdict in _verdicts(read.feed, looks, delivery=_delivery(read)).items():
+        looks = _looks(context.instance, read, request_of(lake.settings))
+    for event in _evaluations(read, looks):
+        context.log_event(aimed(context.instance, event))
+    for name, verdict in _results(read, looks).items():
         yield check_result(name, verdict, asset_key=asset_key(read.feed))
     yield check_result(FRESHNESS, _freshness_now(read, datetime.now(UTC)))
     yield check_result(QUARANTINE, _quarantine(read, lake))
+
+
+def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequest) -> list[Look]:
+    """Looks at the partitions that a write changed, and at all of the run's own: Dagster waits for their checks."""
+    own = {each.key for each in read.selected} if len(read.selected) <= ALL_TOLD else set()
+    reports = [each for each in (*read.selected, *read.beyond) if each.key in own or _is_changed(each)]
+    return [
+        look_at(instance, read.table, each.key, request) if each.files else Look.of_nothing(each.key)
+        for each in reports
+    ]
 
 
 def look_at(instance: dg.DagsterInstance, table: LakeTable, key: str, request: CompactionRequest) -> Look:
@@ -162,10 +176,8 @@ def size_verdicts(feed: Feed, partitions: Sequence[PartitionHealth]) -> dict[str
     }
 
 
-def _changed(read: FeedRead) -> list[PartitionReport]:
-    """The partitions that a write changed, and the only partition of a run, changed or not."""
-    reports = (*read.selected, *read.beyond)
-    return [each for each in reports if each.files_added or each.rows_added or len(reports) == 1]
+def _is_changed(report: PartitionReport) -> bool:
+    return bool(report.files_added or report.rows_added)
 
 
 def _verdicts(feed: Feed, looks: Sequence[Look], *, delivery: Delivery | None = None) -> dict[str, Verdict]:
@@ -182,18 +194,30 @@ def _verdicts(feed: Feed, looks: Sequence[Look], *, delivery: Delivery | None = 
     return verdicts
 
 
-def _is_new(report: PartitionReport) -> bool:
-    """Whether the write began a partition."""
-    return report.files == report.files_added
+def _results(read: FeedRead, looks: Sequence[Look]) -> dict[str, Verdict]:
+    """The verdicts that Dagster files under the run's partition, or under none for a range.
+
+    What is said of one partition is not held against another; but a check that blocks judges all that the run wrote.
+    """
+    own = [each for each in looks if each.key in read.partitions]
+    delivery = _delivery(read)
+    verdicts = _verdicts(read.feed, own, delivery=delivery)
+    of_all = _verdicts(read.feed, looks, delivery=delivery)
+    return verdicts | {name: of_all[name] for name in read.feed.checks.blocking if name in verdicts}
 
 
-def _evaluations(feed: Feed, looks: Sequence[Look], *, new: AbstractSet[str]) -> Iterator[dg.AssetCheckEvaluation]:
-    """What is worth its event, which costs more than the look: the rows, what is wrong, and what may have been."""
+def _evaluations(read: FeedRead, looks: Sequence[Look]) -> Iterator[dg.AssetCheckEvaluation]:
+    """What is worth its event, which costs more than the look: what Dagster waits for, and what is, or was, wrong."""
+    is_range = len(read.partitions) > 1
+    new = {each.key for each in read.beyond if each.files == each.files_added}
     for look in looks:
-        for name, verdict in _verdicts(feed, [look]).items():
-            may_have_been_wrong = len(looks) <= ALL_TOLD and (name == ROW_COUNT or look.key not in new)
-            if may_have_been_wrong or not verdict.passed:
-                yield check_evaluation(name, verdict, asset_key=asset_key(feed), partition=look.key)
+        is_own = look.key in read.partitions
+        if is_own and not is_range:
+            continue  # that is the run's result
+        told = len(looks) <= ALL_TOLD and (is_own or look.key not in new)
+        for name, verdict in _verdicts(read.feed, [look]).items():
+            if told or name == ROW_COUNT or not verdict.passed:
+                yield check_evaluation(name, verdict, asset_key=asset_key(read.feed), partition=look.key)
 
 
 def _delivery(read: FeedRead) -> Delivery | None:

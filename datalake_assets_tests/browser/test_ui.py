@@ -286,13 +286,11 @@ def test_sensor_compacts_the_feed_within_two_ticks(ui: DemoUI, page: Page, pictu
     picture("6-plots-after")
 
 
-@pytest.mark.xfail(strict=True, reason="an export's verdict on all that it wrote is filed under its own partition")
 def test_no_partition_is_red_for_what_another_one_was(ui: DemoUI):
     """After the compaction, the list of checks stays red: for today, which has no file at all."""
     assert "FAILED" not in ui.api.checked(SMALL, "small_files")
 
 
-@pytest.mark.xfail(strict=True, reason="partitions of a range that have nothing to tell keep a check that was planned")
 def test_checks_of_a_range_are_not_shown_as_skipped(ui: DemoUI):
     assert "SKIPPED" not in ui.api.checked("streams/transaction_alerts", "row_count")
 

@@ -155,7 +155,7 @@ def test_freshness_compares_ages_with_what_the_feed_allows(policy, commit, event
 def test_freshness_reports_ages_as_numbers_without_a_policy():
     verdict = freshness_verdict(Freshness(), commit=NOW - HOUR, event=NOW - 2 * HOUR, now=NOW)
 
-    assert verdict.figures == {"commit_age_s": 3600.0, "event_age_s": 7200.0}
+    assert verdict.figures == {"commit_age_hours": 1.0, "event_age_hours": 2.0}
 
 
 @pytest.mark.parametrize(

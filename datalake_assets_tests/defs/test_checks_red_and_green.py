@@ -84,6 +84,31 @@ def test_small_files_and_file_size_are_red_until_the_partition_is_compacted(watc
     assert (clicks.state("small_files"), clicks.state("file_size")) == green
 
 
+def test_partition_that_is_red_leaves_the_runs_own_partition_green(watched, sent, instance):
+    clicks = watched(stream(**RECENT))
+    for number in range(1, 4):
+        sent.rows["clicks"] = [days_ago(1)] * number
+        clicks.export()
+
+    entries = instance.all_logs(clicks.result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [entry.dagster_event.asset_check_evaluation_data for entry in entries]
+    assert {each.partition: each.passed for each in found if each.check_name == "small_files"} == {
+        key(1): False,
+        key(0): True,
+    }
+
+
+def test_blocking_check_judges_all_that_the_run_wrote(watched, sent):
+    limits = Checks(small_files=Limits(error=0), blocking=("small_files",))
+    clicks = watched(stream(**RECENT, checks=limits))
+    sent.rows["clicks"] = [days_ago(1)]
+
+    clicks.export()
+
+    assert clicks.state("small_files") == (False, "ERROR")
+    assert clicks.check("small_files").partition == key(0)  # which has no rows, but is what Dagster waits for
+
+
 def test_file_size_is_red_while_a_file_is_too_large(watched, sent):
     sent.rows["clicks"] = HOURS
     feed = stream(**RECENT)

@@ -40,7 +40,7 @@ def test_dagster_and_the_lake_agree_on_every_partition(lake, sent, instance):
     ]
     checks = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     assert all(entry.dagster_event.asset_check_evaluation_data.passed for entry in checks)
-    assert len(checks) == 9  # rows of three new partitions, the run's four of partitions, freshness and quarantine
+    assert len(checks) == 18  # four checks of three partitions each and of the run, freshness and quarantine
 
 
 def test_versions_of_a_table_come_and_go_with_retention(lake, sent, instance):
