@@ -89,7 +89,7 @@ def cost_thumbnail(now: MonthlyCost, after: MonthlyCost) -> str | None:
             _text(
                 0,
                 top + 11,
-                f"{name} {dollars_text(cost.dollars)}, requests {dollars_text(cost.request_dollars)}",
+                f"{name} {dollars_text(cost.dollars)}",
             ),
             _path(f"M0 {top + 15}h{requests}v8h-{requests}z", fill=_BLUE),
             _path(f"M{requests} {top + 15}h{storage}v8h-{storage}z", fill=_GREY),
