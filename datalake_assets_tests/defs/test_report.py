@@ -189,6 +189,18 @@ def test_sensor_reports_what_came_meanwhile_once_the_time_is_over(feeds, instanc
     assert late.run_requests[0].run_key != first.run_requests[0].run_key
 
 
+def test_sensor_reports_a_large_lake_less_often(feeds, instance):
+    sensor = RefreshSensor([asset_key(feed) for feed in feeds.feeds.values()], at_most_every_s=600)
+    feeds.export(instance, "clicks", quiet=True)
+    first = tick(sensor, instance)
+    figures = {"datalake/partitions": 10_000}
+    instance.report_runless_asset_event(dg.AssetMaterialization(LAKE_REPORT, metadata=figures))
+    feeds.export(instance, "users", quiet=True)
+
+    assert tick(sensor, instance, first.cursor, now=1e9 + 600).skip_reason.skip_message == "a report is due in 3000 s"
+    assert len(tick(sensor, instance, first.cursor, now=1e9 + 3600).run_requests) == 1
+
+
 def test_sensor_reports_after_a_compaction(feeds, lake, instance):
     sensor = RefreshSensor([], at_most_every_s=600)
     feeds.export(instance, "clicks", quiet=True)
