@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -200,14 +199,15 @@ def serve_forever(folder: str | os.PathLike[str], *, port: int = 0) -> None:
     Its credentials are kept beside its data, so that those of the last time still work.
     """
     access_key, secret_key = kept_credentials(Path(folder))
-    stop = threading.Event()
+    told: list[int] = []  # no Event: setting it takes a lock that the thread which is interrupted may hold
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: told.append(number))
     with S3Server(folder, port=port, access_key=access_key, secret_key=secret_key) as server:
         for name, value in server.environment().items():
             print(f"export {name}={value}", flush=True)  # noqa: T201  this is the answer
         print(f"export DATALAKE_LAKE=s3://{server.bucket}/", flush=True)  # noqa: T201
-        while not stop.wait(POLL_S):
+        while not told:
+            time.sleep(POLL_S)
             server.check_running()
 
 
