@@ -146,18 +146,36 @@ def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequ
     """Looks at the partitions that a write changed, and at all of the run's own: Dagster waits for their checks."""
     own = {each.key for each in read.selected} if len(read.selected) <= ALL_TOLD else set()
     reports = [each for each in (*read.selected, *read.beyond) if each.key in own or _is_changed(each)]
+    broken = _broken(read.table, [each.key for each in reports if each.files])
     return [
-        look_at(instance, read.table, each.key, request) if each.files else Look.of_nothing(each.key)
+        look_at(instance, read.table, each.key, request, broken=broken.get(each.key, {}))
+        if each.files
+        else Look.of_nothing(each.key)
         for each in reports
     ]
 
 
-def look_at(instance: dg.DagsterInstance, table: LakeTable, key: str, request: CompactionRequest) -> Look:
-    """Looks at one partition: its manifest, the footers of its files, and the rows that rules are about."""
+def _broken(table: LakeTable, keys: Sequence[str]) -> dict[str, dict[str, RuleCount]]:
+    """The rows that break the feed's rules, by partition; what is true of the whole feed is said of each."""
+    rules = table.feed.checks.rules_on_write
+    found: dict[str, dict[str, RuleCount]] = {key: {} for key in keys}
+    for rule, count in table.count_broken(rules, keys) if rules and keys else ():
+        for key in [count.key] if count.key else keys:
+            found[key][rule.check_name] = count
+    return found
+
+
+def look_at(
+    instance: dg.DagsterInstance,
+    table: LakeTable,
+    key: str,
+    request: CompactionRequest,
+    *,
+    broken: Mapping[str, RuleCount],
+) -> Look:
+    """Looks at one partition: its manifest and the footers of its files; ``broken`` is known of its rows."""
     health = health_now(instance, table, key, request)
     footers, count = _count(table, key)
-    rules = table.feed.checks.rules_on_write
-    broken = {rule.check_name: counted for rule, counted in table.count_broken(rules, [key])} if rules else {}
     return Look(count, health, footers, broken)
 
 

@@ -269,6 +269,21 @@ def test_rule_is_red_while_a_row_breaks_it(watched, sent, name):
     assert clicks.state(name) == (True, "")
 
 
+def test_unique_across_the_feed_can_be_looked_at_within_each_export(watched, sent):
+    rule = UniqueRule(columns=("id",), across="feed", when="write")
+    clicks = watched(stream(**RECENT, checks=Checks(rules=(rule,))))
+    sent.rows["clicks"] = [days_ago(1), days_ago(0)]
+    clicks.export()
+    assert clicks.state("unique_id") == (True, "")
+    one, other = clicks.files
+    other.write_bytes(one.read_bytes())
+
+    clicks.export()
+
+    assert clicks.state("unique_id") == (False, "ERROR")
+    assert clicks.check("unique_id").description == "the feed: 1 of 2 rows break it (50 %)"
+
+
 def test_rule_warns_within_its_limits(watched, sent):
     lenient = RangeRule(column="id", max=0, limits=Limits(warn=10, error=90))
     clicks = watched(stream(**RECENT, checks=Checks(rules=(lenient,))))
