@@ -207,8 +207,8 @@ def _verdicts(feed: Feed, looks: Sequence[Look], *, delivery: Delivery | None = 
         **size_verdicts(feed, [each.health for each in looks]),
     }
     for rule in feed.checks.rules_on_write:
-        found = [each.broken[rule.check_name] for each in looks if rule.check_name in each.broken]
-        verdicts[rule.check_name] = rule_verdict(rule, found)
+        found = dict.fromkeys(each.broken[rule.check_name] for each in looks if rule.check_name in each.broken)
+        verdicts[rule.check_name] = rule_verdict(rule, list(found))  # once what is said of the whole feed
     return verdicts
 
 

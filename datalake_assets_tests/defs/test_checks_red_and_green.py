@@ -283,6 +283,9 @@ def test_unique_across_the_feed_can_be_looked_at_within_each_export(watched, sen
     assert clicks.state("unique_id") == (False, "ERROR")
     assert clicks.check("unique_id").description == "the feed: 1 of 2 rows break it (50 %)"
 
+    clicks.export(partitions=[key(1), key(0)])  # said once, however many partitions are looked at
+    assert clicks.check("unique_id").description == "the feed: 1 of 2 rows break it (50 %)"
+
 
 def test_rule_warns_within_its_limits(watched, sent):
     lenient = RangeRule(column="id", max=0, limits=Limits(warn=10, error=90))
