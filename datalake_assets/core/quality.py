@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datalake_assets.core.health import Verdict, worst
+from datalake_assets.core.quoting import identifier, literal
 from datalake_assets.policies import NotNullRule, RangeRule, RegexRule, Rule, SqlRule, UniqueRule
 
 __all__ = ["DATA", "RuleCount", "columns_of", "counting_query", "is_row_rule", "own_query", "rule_verdict"]
@@ -62,7 +63,7 @@ def own_query(rule: UniqueRule | SqlRule) -> str:
     """Counts the rows that break a rule which needs a query of its own: one number."""
     if isinstance(rule, SqlRule):
         return f"SELECT count(*) FROM ({rule.query.rstrip().rstrip(';')}\n)"  # noqa: S608  the feed's own query
-    columns = [_identifier(column) for column in rule.columns]
+    columns = [identifier(column) for column in rule.columns]
     filled = " AND ".join(f"{column} IS NOT NULL" for column in columns)
     groups = (
         f"SELECT count(*) AS equal FROM {DATA} WHERE {filled}"  # noqa: S608  names are quoted
@@ -94,9 +95,9 @@ def rule_verdict(rule: Rule, counts: Sequence[RuleCount]) -> Verdict:
 def _broken(rule: Rule) -> str:
     """An SQL condition that is true of the rows which break a row rule."""
     if isinstance(rule, NotNullRule):
-        return f"{_identifier(rule.column)} IS NULL"
+        return f"{identifier(rule.column)} IS NULL"
     if isinstance(rule, RangeRule):
-        column = _identifier(rule.column)
+        column = identifier(rule.column)
         bounds = [
             f"{column} {sign} {_literal(bound)}"
             for sign, bound in (("<", rule.min), (">", rule.max))
@@ -104,14 +105,10 @@ def _broken(rule: Rule) -> str:
         ]
         return " OR ".join(bounds)
     if isinstance(rule, RegexRule):
-        return f"NOT regexp_full_match({_identifier(rule.column)}, {_literal(rule.pattern)})"
+        return f"NOT regexp_full_match({identifier(rule.column)}, {_literal(rule.pattern)})"
     raise AssertionError
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _literal(value: float | str) -> str:
     # text is compared in the column's own type: DuckDB casts the literal
-    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+    return literal(value) if isinstance(value, str) else repr(value)

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 from datalake_assets.config import Feed, FeedKind
+from datalake_assets.core.quoting import identifier, literal
 from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.scan import exact_dataset
@@ -109,7 +110,7 @@ def _named(connection: duckdb.DuckDBPyConnection, feeds: Mapping[str, Feed], que
 
 def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dataset, *, root: str) -> None:
     """Makes a feed's view: DuckDB's own reader over local files, Arrow's over all else."""
-    name = _identifier(feed.name)
+    name = identifier(feed.name)
     files: Sequence[str] = dataset.files
     connection.execute(f"DROP VIEW IF EXISTS {name}")
     if not dataset.schema.names:
@@ -119,11 +120,11 @@ def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dat
     plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and ours
     if not files or not plain:
         connection.register(f"{feed.name} files", _with_rows(dataset))
-        source = _identifier(f"{feed.name} files")
+        source = identifier(f"{feed.name} files")
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")  # noqa: S608  both are quoted
         return
-    columns = ", ".join(map(_identifier, dataset.schema.names))
-    listed = ", ".join(map(_literal, files))
+    columns = ", ".join(map(identifier, dataset.schema.names))
+    listed = ", ".join(map(literal, files))
     kinds = ", ".join(f"'{column}': {kind}" for column, kind in _HIVE_TYPES.items() if column in dataset.schema.names)
     union = feed.schema_policy == "evolve"
     options = f"hive_partitioning = true, hive_types = {{{kinds}}}, union_by_name = {union}"
@@ -169,11 +170,3 @@ def _cure(feed: Feed) -> str:
     if not feed.is_exported:
         return f"materialize asset {feed.asset!r}"
     return f"export it with 'datalake export --{feed.kind} {feed.name}'"
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
