@@ -146,7 +146,7 @@ def _file_size_checks(asset: DeclaredAsset, lake: LakeResource, *, blocking: boo
     def evaluate(context: dg.AssetCheckExecutionContext) -> Iterator[Result]:
         names = sorted(each.name for each in context.selected_asset_check_keys)
         sizes = _sizes(context.instance, lake.open(), asset.feed, _run_keys(context) if by_partition else None)
-        for event in sizes.events(names, by_partition=by_partition):
+        for event in aimed(context.instance, sizes.events(names, by_partition=by_partition)):
             _log(context, event)
         yield from sizes.results(names, by_partition=by_partition)
 
@@ -169,8 +169,7 @@ def _run_keys(context: dg.AssetCheckExecutionContext) -> Sequence[str] | None:
 
 
 def _log(context: dg.AssetCheckExecutionContext, event: dg.AssetCheckEvaluation) -> None:
-    told = aimed(context.instance, event)
-    context.op_execution_context.log_event(told)  # type: ignore[arg-type]  # it takes them, and its annotation lags
+    context.op_execution_context.log_event(event)  # type: ignore[arg-type]  # it takes them, and its annotation lags
 
 
 def _sizes(instance: dg.DagsterInstance, lake: Lake, declared: Feed, keys: Sequence[str] | None) -> "_Sizes":

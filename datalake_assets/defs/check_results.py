@@ -1,5 +1,6 @@
 """Verdicts as Dagster's check results. Figures stay numbers, and plot."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import dagster as dg
@@ -43,29 +44,39 @@ def check_evaluation(
     )
 
 
-def aimed(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation) -> dg.AssetCheckEvaluation:
-    """The evaluation with the materialization that it is about: the newest one of its partition, or of its asset.
+def aimed(
+    instance: dg.DagsterInstance, evaluations: Iterable[dg.AssetCheckEvaluation]
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Evaluations with the materializations that they are about: the newest one of the partition, or of the asset.
 
     Results of steps get theirs from Dagster, logged evaluations do not; and where a partition's last evaluation is not
-    about its last materialization, the UI shows the check as missing there.
+    about its last materialization, the UI shows the check as missing there. One query per partition, however many
+    checks it has.
     """
-    asset, partition = evaluation.asset_key, evaluation.partition
+    targets: dict[tuple[dg.AssetKey, str | None], Any] = {}
+    for each in evaluations:
+        place = (each.asset_key, each.partition)
+        if place not in targets:
+            targets[place] = _newest(instance, *place)
+        yield dg.AssetCheckEvaluation(
+            asset_key=each.asset_key,
+            check_name=each.check_name,
+            passed=each.passed,
+            metadata=each.metadata,
+            target_materialization_data=targets[place],
+            severity=each.severity,
+            description=each.description,
+            partition=each.partition,
+        )
+
+
+def _newest(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> Any:
     wanted = dg.AssetRecordsFilter(asset, asset_partitions=None if partition is None else [partition])
     newest = instance.fetch_materializations(wanted, limit=1).records
     if not newest:
-        return evaluation
+        return None
     (record,) = newest
-    target = _TARGET(storage_id=record.storage_id, run_id=record.event_log_entry.run_id, timestamp=record.timestamp)
-    return dg.AssetCheckEvaluation(
-        asset_key=asset,
-        check_name=evaluation.check_name,
-        passed=evaluation.passed,
-        metadata=evaluation.metadata,
-        target_materialization_data=target,
-        severity=evaluation.severity,
-        description=evaluation.description,
-        partition=partition,
-    )
+    return _TARGET(storage_id=record.storage_id, run_id=record.event_log_entry.run_id, timestamp=record.timestamp)
 
 
 def severity_of(verdict: Verdict) -> dg.AssetCheckSeverity:

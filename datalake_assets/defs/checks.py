@@ -134,8 +134,8 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
     """
     with failures_named(read.feed):
         looks = _looks(context.instance, read, request_of(lake.settings))
-    for event in _evaluations(read, looks):
-        context.log_event(aimed(context.instance, event))
+    for event in aimed(context.instance, _evaluations(read, looks)):
+        context.log_event(event)
     for name, verdict in _results(read, looks).items():
         yield check_result(name, verdict, asset_key=asset_key(read.feed))
     yield check_result(FRESHNESS, _freshness_now(read, datetime.now(UTC)))

@@ -185,7 +185,7 @@ def compact_feed(
             _log_outcome(lake, feed, each, run_log)
     with failures_named(feed):
         keys = [each.key for each in done if each.report is not None]
-        for event in size_evaluations(run_log.instance, lake, feed, keys):
+        for event in aimed(run_log.instance, size_evaluations(run_log.instance, lake, feed, keys)):
             run_log.observed(event)
     return done
 
@@ -269,8 +269,6 @@ class OpLog:
 
     def observed(self, event: dg.AssetObservation | dg.AssetCheckEvaluation) -> None:
         """See `CompactionLog`."""
-        if isinstance(event, dg.AssetCheckEvaluation):
-            event = aimed(self._context.instance, event)
         self._context.log_event(event)  # type: ignore[arg-type]  # it takes check evaluations too, pinned by a test
 
 

@@ -212,7 +212,7 @@ def test_logged_evaluation_of_a_partition_is_current_only_if_it_names_the_materi
         yield dg.MaterializeResult()
         plain = dg.AssetCheckEvaluation(asset_key=A, check_name="c", passed=True, partition="2026-01-01")
         named = dg.AssetCheckEvaluation(asset_key=A, check_name="c", passed=True, partition="2026-01-02")
-        for event in (plain, aimed(context.instance, named)):
+        for event in (plain, *aimed(context.instance, [named])):
             context.log_event(event)
         yield dg.AssetCheckResult(check_name="c", passed=True)
 
