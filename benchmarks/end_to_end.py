@@ -22,7 +22,7 @@ from benchmarks.lakes import rows_and_size_mb
 from benchmarks.measuring import Stopwatch, Target, Used, print_targets
 from datalake_assets.cli.home import prepare_home
 from datalake_assets.config import Settings
-from datalake_assets.defs.runs import ExportResult, export_feed
+from datalake_assets.defs.feeds.runner import ExportResult, export_feed
 from datalake_assets.demo.embedded import ksqldb_url, prepare_demo
 from datalake_assets.demo.feeds import demo_feeds
 from datalake_assets.demo.ksql_server import KsqlServer  # noqa: F401  imported by the server's start otherwise

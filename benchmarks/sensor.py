@@ -35,7 +35,7 @@ from datalake_assets.core.compaction_watch import FeedWatch
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.position import OffsetsPosition
-from datalake_assets.defs.compaction_sensor import CompactionWatcher
+from datalake_assets.defs.compaction.sensor import CompactionWatcher
 from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.metadata import asset_key, partition_metadata
 from datalake_assets.defs.resources import Lake

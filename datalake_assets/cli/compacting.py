@@ -230,7 +230,7 @@ def _tell_dagster(session: Session, feed: Feed, done: Sequence[Compacted]) -> No
         if home_to_tell() is None:
             return
         # Dagster takes a second to import: only once everything is committed, and only if there is somebody to tell
-        from datalake_assets.defs.compaction import report_compactions  # noqa: PLC0415
+        from datalake_assets.defs.compaction.job import report_compactions  # noqa: PLC0415
         from datalake_assets.defs.resources import Lake  # noqa: PLC0415
 
         report_compactions(Lake(session.settings), feed, reports)

@@ -220,7 +220,7 @@ def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
 def _export_here(
     session: Session, feed: Feed, request: ExportRequest, progress: ExportProgress, instance: DagsterInstance
 ) -> Outcome:
-    from datalake_assets.defs.runs import export_feed  # noqa: PLC0415  Dagster takes a second
+    from datalake_assets.defs.feeds.runner import export_feed  # noqa: PLC0415  Dagster takes a second
 
     progress.begin(feed.name)
     began = time.monotonic()

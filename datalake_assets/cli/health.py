@@ -91,8 +91,8 @@ def _repair_runs() -> list[str]:
     if home is None:
         return []
     os.environ["DAGSTER_HOME"] = str(home)
+    from datalake_assets.defs.feeds.runner import repair_runs  # noqa: PLC0415  likewise
     from datalake_assets.defs.instance import open_instance  # noqa: PLC0415  Dagster takes a second to import
-    from datalake_assets.defs.runs import repair_runs  # noqa: PLC0415  likewise
 
     with open_instance() as instance:
         return repair_runs(instance)

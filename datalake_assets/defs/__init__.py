@@ -1,19 +1,18 @@
 """DAGSTER GLUE: assets, IO managers, checks, sensors, schedules and jobs; no rules of its own.
 
-The names below are for other people's projects, see ``docs/how-to/use-it-in-your-own-project.md``. They are loaded when
-they are asked for: importing a module of this package loads that module and no other.
+The entry point is `datalake_assets.defs.build`. The names below are for other people's projects, see
+``docs/how-to/use-it-in-your-own-project.md``. They are loaded when they are asked for: importing a module of this
+package loads that module and no other.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datalake_assets.defs.public import (
-        LakeResource,
-        ParquetLakeIOManager,
-        build_compaction_sensor,
-        build_file_size_checks,
-        build_freshness_checks,
-    )
+    from datalake_assets.defs.projects.checks import build_file_size_checks, build_freshness_checks
+    from datalake_assets.defs.projects.sensor import build_compaction_sensor
+    from datalake_assets.defs.resources import LakeResource
+    from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
 
 __all__ = [
     "LakeResource",
@@ -23,10 +22,16 @@ __all__ = [
     "build_freshness_checks",
 ]
 
+_MODULES = {
+    "LakeResource": "resources",
+    "ParquetLakeIOManager": "storage.io_managers",
+    "build_compaction_sensor": "projects.sensor",
+    "build_file_size_checks": "projects.checks",
+    "build_freshness_checks": "projects.checks",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from datalake_assets.defs import public  # noqa: PLC0415  see above
-
-        return getattr(public, name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from datalake_assets.defs.process_tags import PID_TAG
+from datalake_assets.defs.runs.process_tags import PID_TAG
 from datalake_assets.demo.embedded import DEMO_DAYS, read_demo
 from datalake_assets.demo.feeds import DEMO_FEED_NAMES, demo_feeds
 from datalake_assets.lake.registry import FeedRegistry
@@ -54,7 +54,7 @@ def small_files(ui: DemoUI, name: str, key: str) -> int:
 
 
 def _check_that_the_worker_named_its_process(ui: DemoUI, run_id: str) -> None:
-    """`defs.dead_runs` relies on it: of a run that has not tagged itself yet, this is what is known."""
+    """`defs.runs.dead_runs` relies on it: of a run that has not tagged itself yet, this is what is known."""
     (whole,) = [run["runId"] for run in ui.api.runs() if run["runId"].startswith(run_id)]
     with dg.DagsterInstance.from_config(ui.environment["DAGSTER_HOME"]) as instance:
         run = instance.get_run_by_id(whole)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datalake_assets.config import Feed, FeedKind, load_settings
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.defs.instance import open_instance
-from datalake_assets.defs.process_tags import PID_TAG
+from datalake_assets.defs.runs.process_tags import PID_TAG
 from datalake_assets.demo.embedded import open_ksqldb
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets_tests.chaos.installation import Installation

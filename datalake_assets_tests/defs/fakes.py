@@ -24,8 +24,8 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.health import Drift, PartitionFooters, PartitionHealth, health_of
 from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
 from datalake_assets.core.quality import RuleCount
+from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
-from datalake_assets.defs.runs import FeedRunner
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.base import (
     CompactionProgress,

@@ -13,8 +13,8 @@ import pytest
 
 from datalake_assets.config import Feed, KsqlDBSource, Settings
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
-from datalake_assets.defs.io_managers import ParquetLakeIOManager
 from datalake_assets.defs.resources import Lake, LakeResource
+from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*dagster_run is deprecated:DeprecationWarning", "ignore::dagster.BetaWarning"
@@ -370,7 +370,7 @@ import os, sys
 import dagster as dg
 import pandas as pd
 from datalake_assets.config import Settings
-from datalake_assets.defs.io_managers import ParquetLakeIOManager
+from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
 from datalake_assets.defs.resources import LakeResource
 
 class Dying(ParquetLakeIOManager):

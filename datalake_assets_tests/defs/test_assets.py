@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 
 from datalake_assets.config import Freshness, Settings
-from datalake_assets.defs.assets import feed_asset, partitions_of
-from datalake_assets.defs.runs import default_resources
+from datalake_assets.defs.feeds.assets import feed_asset, partitions_of
+from datalake_assets.defs.feeds.runner import default_resources
 from datalake_assets_tests.defs.fakes import MemoryLake, runner, stream, table
 
 

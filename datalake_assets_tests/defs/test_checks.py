@@ -6,7 +6,7 @@ import dagster as dg
 import pyarrow as pa
 
 from datalake_assets.config import Freshness
-from datalake_assets.defs.freshness import newest_event
+from datalake_assets.defs.checks.freshness import newest_event
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets_tests.defs.fakes import MemoryLake, MemoryTable, days_ago, rows, runner, stream, table
 

@@ -10,10 +10,10 @@ import pytest
 
 from datalake_assets.config import Feed, Freshness, KsqlDBMode, KsqlDBSource
 from datalake_assets.core.batches import RejectedRow
-from datalake_assets.defs.freshness import freshness_of
+from datalake_assets.defs.checks.freshness import freshness_of
+from datalake_assets.defs.checks.rules import rule_checks, rule_results
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.defs.rule_checks import rule_checks, rule_results
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.policies import (
     Checks,

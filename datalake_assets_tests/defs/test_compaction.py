@@ -11,7 +11,7 @@ import pytest
 from datalake_assets.config import MIB, Feed, FeedKind, FolderSource
 from datalake_assets.core.compaction import CompactionRequest, LeftAlone
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.compaction import (
+from datalake_assets.defs.compaction.job import (
     COMPACT_PARTITION,
     COMPACTOR_POOL,
     FEED_TAG,
@@ -22,8 +22,8 @@ from datalake_assets.defs.compaction import (
     report_compactions,
 )
 from datalake_assets.defs.metadata import PARTITION_ERRORS, asset_key
-from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG
-from datalake_assets.defs.sensors import interrupted_commit_sensor
+from datalake_assets.defs.runs.process_tags import HOST_TAG, PID_TAG
+from datalake_assets.defs.upkeep.sensors import interrupted_commit_sensor
 from datalake_assets.errors import CorruptLake, TransientStoreError
 from datalake_assets.lake.feed_compaction import Compacted
 from datalake_assets_tests.defs.fakes import MemoryLake, MemoryTable, days_ago, resources, rows, stream, table

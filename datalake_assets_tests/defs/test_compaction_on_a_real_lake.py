@@ -8,7 +8,7 @@ import pytest
 
 from datalake_assets.config import Feed, Settings
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.compaction import COMPACT_PARTITION
+from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry

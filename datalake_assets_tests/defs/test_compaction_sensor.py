@@ -21,8 +21,8 @@ from datalake_assets.core.compaction_watch import ATTEMPTS, LONGEST_BACK_OFF_S
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.compaction import COMPACT_PARTITION, FEED_TAG, compact_partition_job
-from datalake_assets.defs.compaction_sensor import MAX_RUNS, CompactionWatcher, compaction_sensor
+from datalake_assets.defs.compaction.job import COMPACT_PARTITION, FEED_TAG, compact_partition_job
+from datalake_assets.defs.compaction.sensor import MAX_RUNS, CompactionWatcher, compaction_sensor
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.lake.adoption import adopt

@@ -15,9 +15,10 @@ import pytest
 from dagster._core.events import EngineEventData  # noqa: TID251  the launcher's own event, which nothing public makes
 
 from datalake_assets.config import Settings
-from datalake_assets.defs.assets import writer_pool
-from datalake_assets.defs.dead_runs import fail_dead, repair_runs
-from datalake_assets.defs.process_tags import (
+from datalake_assets.defs.feeds.assets import writer_pool
+from datalake_assets.defs.feeds.runner import export_feed
+from datalake_assets.defs.runs.dead_runs import fail_dead, repair_runs
+from datalake_assets.defs.runs.process_tags import (
     PID_TAG,
     RUN_TAG,
     STARTED_TAG,
@@ -25,7 +26,6 @@ from datalake_assets.defs.process_tags import (
     process_tags,
     started_at,
 )
-from datalake_assets.defs.runs import export_feed
 from datalake_assets.demo.embedded import prepare_demo
 from datalake_assets.demo.feeds import demo_feeds
 from datalake_assets.lake.registry import FeedRegistry
@@ -134,7 +134,7 @@ def test_process_has_not_lived_since_before_it_started():
 
 def test_export_that_waits_for_the_slot_of_a_run_goes_on_when_that_dies(home, local_store, monkeypatch):
     """No daemon is there to see it: the command itself looks again and again."""
-    monkeypatch.setattr("datalake_assets.defs.dead_runs.INTERVAL_S", 0.2)
+    monkeypatch.setattr("datalake_assets.defs.runs.dead_runs.INTERVAL_S", 0.2)
     demo = prepare_demo(local_store, 50)
     (feed,) = (feed for feed in demo_feeds(demo.start) if feed.name == "merchant_summary")
     FeedRegistry(local_store).add(feed)

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from datalake_assets.config import Settings
-from datalake_assets.defs.runs import export_feed, feed_runner
+from datalake_assets.defs.feeds.runner import export_feed, feed_runner
 from datalake_assets.demo.embedded import prepare_demo
 from datalake_assets.demo.feeds import demo_feeds
 from datalake_assets.errors import FeedNotFound

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from datalake_assets.config import Settings
-from datalake_assets.defs.runs import export_feed
+from datalake_assets.defs.feeds.runner import export_feed
 from datalake_assets.demo.feeds import demo_feeds
 from datalake_assets.demo.generator import GeneratorConfig
 from datalake_assets.demo.ksql_server import KsqlServer

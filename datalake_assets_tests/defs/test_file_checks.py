@@ -12,8 +12,8 @@ import pytest
 
 from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.defs.checks.rules import EVALUATE_CHECKS
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.defs.rule_checks import EVALUATE_CHECKS
 from datalake_assets.lake.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import Store

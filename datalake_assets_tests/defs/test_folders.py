@@ -12,7 +12,7 @@ import pytest
 from datalake_assets.config import Settings
 from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.folders import keep_partitions
+from datalake_assets.defs.feeds.folders import keep_partitions
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.lake.adoption import Adoption, adopt
 from datalake_assets.lake.store import Store

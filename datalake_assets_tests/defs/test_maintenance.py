@@ -14,8 +14,8 @@ import pytest
 
 from datalake_assets.config import Feed, Settings
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.maintenance import MAINTAIN_OP, MAINTENANCE, NIGHTLY_MAINTENANCE
 from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.upkeep.maintenance import MAINTAIN_OP, MAINTENANCE, NIGHTLY_MAINTENANCE
 from datalake_assets.lake.adoption import adopt
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry

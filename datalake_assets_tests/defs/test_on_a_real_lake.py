@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.config import KsqlDBMode, KsqlDBSource, Retention
-from datalake_assets.defs.assets import ExportConfig
+from datalake_assets.defs.feeds.assets import ExportConfig
 from datalake_assets_tests.defs.fakes import stream, table
 from datalake_assets_tests.defs.sent import RECENT, exporter, key
 

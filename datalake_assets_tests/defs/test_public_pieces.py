@@ -248,7 +248,7 @@ def test_sensor_notices_files_that_nobody_told_of(project, monkeypatch):
         write(project.exports_folder / "region=r0" / f"late{number}.parquet", 90 + number)
 
     assert project.tick(definitions) == []  # it was listed a moment ago
-    monkeypatch.setattr("datalake_assets.defs.asset_sensor.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("datalake_assets.defs.projects.sensor.LOOK_EVERY_S", 0.0)
 
     assert project.tick(definitions) == [{"feed": "exports", "partitions": ["region=r0"]}]
 

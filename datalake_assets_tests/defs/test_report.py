@@ -13,9 +13,15 @@ import pytest
 from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.core.report import build_report
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.compaction import COMPACT_PARTITION
+from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.report import LAKE_REPORT, PAGE_KEY, RefreshSensor, lake_report_asset, lake_report_sensor
+from datalake_assets.defs.upkeep.report import (
+    LAKE_REPORT,
+    PAGE_KEY,
+    RefreshSensor,
+    lake_report_asset,
+    lake_report_sensor,
+)
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.policies import Freshness

@@ -15,10 +15,10 @@ import pytest
 
 from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.defs.feeds.runner import repair_runs
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG, RUN_TAG, STARTED_TAG, process_tags, started_at
-from datalake_assets.defs.runs import repair_runs
-from datalake_assets.defs.sensors import (
+from datalake_assets.defs.runs.process_tags import HOST_TAG, PID_TAG, RUN_TAG, STARTED_TAG, process_tags, started_at
+from datalake_assets.defs.upkeep.sensors import (
     dead_run_sensor,
     feed_registry_sensor,
     freshness_sensor,

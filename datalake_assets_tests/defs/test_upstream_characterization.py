@@ -10,7 +10,7 @@ import pytest
 
 from datalake_assets.defs.check_results import aimed
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.defs.run_origin import run_job_here
+from datalake_assets.defs.runs.origin import run_job_here
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_offset=1)
 A = dg.AssetKey("a")
@@ -224,7 +224,7 @@ def test_logged_evaluation_of_a_partition_is_current_only_if_it_names_the_materi
 
 
 def test_check_with_partitions_can_give_no_result_in_a_run_without(instance):
-    """So `asset_checks` logs evaluations there, and its steps yield nothing."""
+    """So `projects.checks` logs evaluations there, and its steps yield nothing."""
 
     with known_dagster_warnings_ignored():
         specs = [dg.AssetCheckSpec(name, asset="a", partitions_def=DAYS) for name in ("c", "d")]

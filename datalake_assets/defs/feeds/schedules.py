@@ -3,11 +3,11 @@
 import dagster as dg
 
 from datalake_assets.config import Feed
-from datalake_assets.defs.checks import on_write_check_keys
+from datalake_assets.defs.checks.on_write import on_write_check_keys
 from datalake_assets.defs.failures import failures_named
+from datalake_assets.defs.feeds.runner import FeedRunner, partition_tags
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.defs.runs import FeedRunner, partition_tags
 
 __all__ = ["feed_schedule", "next_run"]
 

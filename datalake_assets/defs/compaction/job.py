@@ -15,8 +15,8 @@ from datalake_assets.config import Feed, FeedKind, Settings
 from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.defs.check_results import aimed
+from datalake_assets.defs.checks.files import size_evaluations
 from datalake_assets.defs.failures import PASSING, failures_named
-from datalake_assets.defs.file_checks import size_evaluations
 from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.metadata import (
     PARTITION_ERRORS,
@@ -25,8 +25,8 @@ from datalake_assets.defs.metadata import (
     event_partition,
     readable_size,
 )
-from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.runs.process_tags import tag_run
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.lake.base import CompactionReport, LakeTable
 from datalake_assets.lake.feed_compaction import (

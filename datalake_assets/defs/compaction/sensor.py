@@ -27,7 +27,7 @@ from datalake_assets.core.compaction_watch import (
     looked,
     request,
 )
-from datalake_assets.defs.compaction import COMPACT_OP, FEED_TAG
+from datalake_assets.defs.compaction.job import COMPACT_OP, FEED_TAG
 from datalake_assets.defs.compaction_events import PAGE, EventReader, end_of, unusable_files
 from datalake_assets.defs.failures import PASSING
 from datalake_assets.defs.metadata import asset_key, compaction_report_metadata, event_partition
@@ -79,7 +79,7 @@ def compaction_sensor(
     Args:
         lake: Where the feeds' data are.
         feeds: The feeds to watch; those whose policy says so are left alone.
-        job: What compacts; see `datalake_assets.defs.compaction.compact_partition_job`.
+        job: What compacts; see `datalake_assets.defs.compaction.job.compact_partition_job`.
         name: The sensor's.
         key_of: The asset whose events tell of a feed.
         interval_s: Seconds between two ticks.

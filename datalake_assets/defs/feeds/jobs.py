@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from datalake_assets.defs.assets import ExportConfig
-from datalake_assets.defs.dead_runs import repair_runs
-from datalake_assets.defs.process_tags import tag_run
-from datalake_assets.defs.runs import ExportResult, FeedRunner
+from datalake_assets.defs.feeds.assets import ExportConfig
+from datalake_assets.defs.feeds.runner import ExportResult, FeedRunner
+from datalake_assets.defs.runs.dead_runs import repair_runs
+from datalake_assets.defs.runs.process_tags import tag_run
 
 __all__ = ["EXPORT_ALL", "PARENT_TAG", "ExportAllConfig", "export_all_job", "export_feeds"]
 

@@ -14,15 +14,15 @@ from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.freshness import freshness_verdict
 from datalake_assets.core.health import FILE_SIZE, FRESHNESS, SMALL_FILES, PartitionHealth, Verdict
 from datalake_assets.core.partitions import PartitionBy, window_of
-from datalake_assets.defs.asset_feeds import AssetLike, DeclaredAsset, declared_assets
 from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
-from datalake_assets.defs.checks import DESCRIPTIONS, size_verdicts
+from datalake_assets.defs.checks.files import folder_verdicts, healths_of
+from datalake_assets.defs.checks.freshness import newest_commit, newest_event
+from datalake_assets.defs.checks.on_write import DESCRIPTIONS, size_verdicts
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.file_checks import folder_verdicts, healths_of
-from datalake_assets.defs.freshness import newest_commit, newest_event
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake, LakeResource
+from datalake_assets.defs.storage.asset_feeds import AssetLike, DeclaredAsset, declared_assets
 from datalake_assets.errors import ConfigError
 from datalake_assets.policies import Checks, CompactionPolicy, Freshness, Limits
 

@@ -8,14 +8,14 @@ import dagster as dg
 
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.partitions import PartitionBy
-from datalake_assets.defs.checks import check_specs, evaluate_checks
+from datalake_assets.defs.checks.on_write import check_specs, evaluate_checks
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.landing import FeedRead, read_feed
+from datalake_assets.defs.feeds.versions import drop_versions
 from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, versions_name
-from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.versions import drop_versions
+from datalake_assets.defs.runs.process_tags import tag_run
+from datalake_assets.defs.storage.landing import FeedRead, read_feed
 
 __all__ = ["IO_MANAGER_KEY", "ExportConfig", "feed_asset", "partitions_of", "writer_pool"]
 

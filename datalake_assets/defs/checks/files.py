@@ -20,12 +20,12 @@ from datalake_assets.core.health import (
     schema_verdict,
 )
 from datalake_assets.defs.check_results import check_evaluation, check_result
-from datalake_assets.defs.checks import DESCRIPTIONS, health_now, size_verdicts
+from datalake_assets.defs.checks.on_write import DESCRIPTIONS, health_now, size_verdicts
+from datalake_assets.defs.checks.rules import rule_results
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import asset_key, event_partition
-from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.rule_checks import rule_results
+from datalake_assets.defs.runs.process_tags import tag_run
 from datalake_assets.lake.feed_compaction import request_of
 
 __all__ = ["folder_checks", "folder_verdicts", "healths_of", "size_evaluations"]

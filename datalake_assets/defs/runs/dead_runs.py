@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from datalake_assets.defs.process_tags import HOST_TAG, PID_TAG, RUN_TAG, has_lived_since, is_dead
+from datalake_assets.defs.runs.process_tags import HOST_TAG, PID_TAG, RUN_TAG, has_lived_since, is_dead
 
 __all__ = ["fail_dead", "repair_runs", "repaired_meanwhile"]
 

@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import Field
 
 from datalake_assets.config import Feed, FeedKind
-from datalake_assets.defs.compaction import (
+from datalake_assets.defs.compaction.job import (
     COMPACTOR_POOL,
     MAX_PARTITIONS,
     CompactConfig,
@@ -22,13 +22,13 @@ from datalake_assets.defs.compaction import (
     compact_feed,
 )
 from datalake_assets.defs.compaction_events import unusable_files
-from datalake_assets.defs.dead_runs import repair_runs
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.folders import keep_partitions, observations, remarks
+from datalake_assets.defs.feeds.folders import keep_partitions, observations, remarks
+from datalake_assets.defs.feeds.versions import add_versions
 from datalake_assets.defs.metadata import asset_key, versions_name
-from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.versions import add_versions
+from datalake_assets.defs.runs.dead_runs import repair_runs
+from datalake_assets.defs.runs.process_tags import tag_run
 from datalake_assets.lake.base import Difference, LakeTable, Repair
 from datalake_assets.lake.feed_compaction import Compacted, request_of
 

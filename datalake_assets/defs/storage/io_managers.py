@@ -6,13 +6,13 @@ import dagster as dg
 
 from datalake_assets.config import Feed
 from datalake_assets.core.health import SCHEMA, schema_changed
-from datalake_assets.defs.asset_outputs import feed_of_asset, land_output
 from datalake_assets.defs.check_results import check_evaluation
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.inputs import Selection, read_as
-from datalake_assets.defs.landing import FeedRead, land
 from datalake_assets.defs.metadata import Metadata, data_version
 from datalake_assets.defs.resources import Lake, LakeResource
+from datalake_assets.defs.storage.inputs import Selection, read_as
+from datalake_assets.defs.storage.landing import FeedRead, land
+from datalake_assets.defs.storage.outputs import feed_of_asset, land_output
 from datalake_assets.errors import SchemaChanged
 from datalake_assets.lake.base import PartitionReport
 

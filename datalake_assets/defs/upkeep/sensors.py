@@ -11,12 +11,12 @@ import dagster as dg
 from datalake_assets.config import Feed
 from datalake_assets.core.health import FRESHNESS
 from datalake_assets.defs.check_results import check_evaluation
-from datalake_assets.defs.compaction import FEED_TAG
-from datalake_assets.defs.dead_runs import repair_runs
-from datalake_assets.defs.freshness import freshness_of
+from datalake_assets.defs.checks.freshness import freshness_of
+from datalake_assets.defs.compaction.job import FEED_TAG
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.run_origin import LOCATION_NAME
+from datalake_assets.defs.runs.dead_runs import repair_runs
+from datalake_assets.defs.runs.origin import LOCATION_NAME
 from datalake_assets.errors import DatalakeError
 from datalake_assets.policies import Level
 

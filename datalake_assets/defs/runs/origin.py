@@ -18,7 +18,7 @@ from dagster._core.remote_origin import (  # noqa: TID251  see above
     RemoteRepositoryOrigin,
 )
 
-from datalake_assets.defs.process_tags import process_tags
+from datalake_assets.defs.runs.process_tags import process_tags
 
 __all__ = ["LOCATION_NAME", "run_job_here"]
 

@@ -19,7 +19,7 @@ from datalake_assets.core.quality import RuleCount, rule_verdict
 from datalake_assets.defs.check_results import check_result
 from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.process_tags import tag_run
+from datalake_assets.defs.runs.process_tags import tag_run
 from datalake_assets.lake.base import LakeTable
 from datalake_assets.policies import Rule
 

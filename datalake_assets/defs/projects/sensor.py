@@ -9,11 +9,11 @@ import dagster as dg
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.compaction_cursor import WatchState, state_from_json, state_to_json
 from datalake_assets.core.compaction_watch import FeedWatch, heard
-from datalake_assets.defs.asset_feeds import AssetLike, declared_assets
-from datalake_assets.defs.compaction import compact_partition_job
-from datalake_assets.defs.compaction_sensor import COMPACTION_SENSOR, INTERVAL_S, CompactionWatcher
+from datalake_assets.defs.compaction.job import compact_partition_job
+from datalake_assets.defs.compaction.sensor import COMPACTION_SENSOR, INTERVAL_S, CompactionWatcher
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake, LakeResource
+from datalake_assets.defs.storage.asset_feeds import AssetLike, declared_assets
 from datalake_assets.errors import DatalakeError
 from datalake_assets.policies import CompactionPolicy
 

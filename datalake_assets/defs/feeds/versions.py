@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import dagster as dg
 
 from datalake_assets.config import Feed, FeedKind
-from datalake_assets.defs.landing import FeedRead
 from datalake_assets.defs.metadata import versions_name
+from datalake_assets.defs.storage.landing import FeedRead
 
 __all__ = ["add_versions", "drop_versions"]
 

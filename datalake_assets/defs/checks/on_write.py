@@ -1,7 +1,7 @@
 """The checks that an export evaluates itself, over the partitions that it wrote: cheap, and no steps of their own.
 
-Rules that are dear are elsewhere (`datalake_assets.defs.rule_checks`), as are the checks of folders that others write
-(`datalake_assets.defs.file_checks`). What a check means is in `datalake_assets.core`: `health`, `row_counts`,
+Rules that are dear are elsewhere (`datalake_assets.defs.checks.rules`), as are the checks of folders that others write
+(`datalake_assets.defs.checks.files`). What a check means is in `datalake_assets.core`: `health`, `row_counts`,
 `freshness`, `quality`.
 """
 
@@ -33,13 +33,13 @@ from datalake_assets.core.partitions import version_number
 from datalake_assets.core.quality import RuleCount, rule_verdict
 from datalake_assets.core.row_counts import Delivery, RowCount, row_count_verdict
 from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
+from datalake_assets.defs.checks.freshness import newest_event
 from datalake_assets.defs.compaction_events import unusable_files
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.freshness import newest_event
-from datalake_assets.defs.landing import FeedRead
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.storage.landing import FeedRead
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.lake.base import LakeTable, PartitionReport
 from datalake_assets.lake.feed_compaction import request_of

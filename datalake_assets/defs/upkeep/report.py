@@ -11,12 +11,12 @@ from datalake_assets.config import Feed
 from datalake_assets.core.lake_history import lake_series
 from datalake_assets.core.report import LakeReport, build_report
 from datalake_assets.core.report_wording import count_text, counted, dollars_text, moment_text, volume_text
-from datalake_assets.defs.compaction import COMPACT_PARTITION
+from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.maintenance import MAINTENANCE
 from datalake_assets.defs.metadata import Metadata, asset_key
-from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.runs.process_tags import tag_run
+from datalake_assets.defs.upkeep.maintenance import MAINTENANCE
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.policies import Level

@@ -17,9 +17,9 @@ from datalake_assets.defs.metadata import (
     folder_metadata,
     versions_name,
 )
-from datalake_assets.defs.process_tags import tag_run
 from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.runs.process_tags import tag_run
 from datalake_assets.lake.folder_table import FolderTable
 from datalake_assets.lake.reconcile import Reconciliation
 

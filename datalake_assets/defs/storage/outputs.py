@@ -8,11 +8,11 @@ import dagster as dg
 from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.batches import Batches
 from datalake_assets.core.frames import FramesByKey
-from datalake_assets.defs.asset_feeds import declared_feed, declared_name
 from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.landing import FeedRead, RunLog, land
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.storage.asset_feeds import declared_feed, declared_name
+from datalake_assets.defs.storage.landing import FeedRead, RunLog, land
 from datalake_assets.errors import ConfigError, FeedNotFound
 from datalake_assets.sources.frames import frame_batches
 

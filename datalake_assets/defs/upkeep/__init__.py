@@ -1,0 +1,1 @@
+"""What keeps a lake in order without anybody asking: nightly maintenance, sensors, the report."""
