@@ -1,4 +1,4 @@
-"""What Dagster's event log and run history tell of compactions: to checks and maintenance too, so not in `compaction`."""
+"""What Dagster's event log and run history tell of compactions: the sensor, checks and maintenance ask it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
