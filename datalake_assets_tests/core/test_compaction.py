@@ -1,69 +1,29 @@
+"""Which files of a partition are merged, split or left alone, and why, by examples."""
+
 from __future__ import annotations
 
-import time
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
-from itertools import count
+from datetime import date, timedelta
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from datalake_assets.config import CompactionPolicy, Environment, Feed, ParquetFormat
-from datalake_assets.core.compaction import (
-    CompactionPlan,
-    CompactionRequest,
-    CompactionRules,
-    plan_compaction,
-    rules_of,
-)
+from datalake_assets.core.compaction import CompactionRequest, rules_of
 from datalake_assets.core.files import DataFile, data_file_name
-
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-DAY = datetime(2025, 1, 15, tzinfo=UTC)
-NOW = DAY + timedelta(days=2)
-#: The defaults in production.
-PRODUCTION = CompactionRules(
-    target_file_bytes=128 * MIB,
-    small_file_bytes=64 * MIB,
-    min_files=20,
-    max_files=10_000,
-    max_bytes=64 * GIB,
-    fan_in=8,
-    split_above_bytes=256 * MIB,
-    min_file_age=timedelta(0),
-    min_partition_age=timedelta(0),
+from datalake_assets_tests.core.plans import (
+    DEVELOPMENT,
+    GIB,
+    KIB,
+    MIB,
+    NOW,
+    PRODUCTION,
+    file_of,
+    files_of,
+    grouped,
+    plan_of,
+    reasons,
+    sizes_grouped,
 )
-DEVELOPMENT = replace(PRODUCTION, min_files=3)
-
-
-def file_of(number: int, size_bytes: int, **rest: object) -> DataFile:
-    """The file whose rows are those of one minute."""
-    begin = DAY + timedelta(minutes=number)
-    return DataFile(f"f{number:05}", 10, size_bytes, begin, begin + timedelta(minutes=1), **rest)
-
-
-def files_of(*sizes: int) -> list[DataFile]:
-    return [file_of(number, size) for number, size in enumerate(sizes)]
-
-
-def plan_of(files, rules=PRODUCTION, *, closed=False, now=NOW, **rest) -> CompactionPlan:
-    return plan_compaction(files, rules, now=now, closed=closed, **rest)
-
-
-def grouped(plan: CompactionPlan) -> list[list[str]]:
-    return [[file.name for file in group.files] for group in plan.groups]
-
-
-def sizes_grouped(plan: CompactionPlan) -> list[list[int]]:
-    return [[file.size_bytes // MIB for file in group.files] for group in plan.groups]
-
-
-def reasons(plan: CompactionPlan) -> set[str]:
-    return {left.reason for left in plan.left_alone}
-
-
-# rules_of
 
 
 def feed_of(**fields: object) -> Feed:
@@ -106,9 +66,6 @@ def test_rules_of_halves_a_target_that_is_below_the_threshold_of_small_files(sma
     assert rules_of(feed, request).small_file_bytes == expected * MIB
     feed = feed_of(small_file_bytes=small * MIB, format=ParquetFormat(target_file_size_bytes=target * MIB))
     assert rules_of(feed, CompactionRequest()).small_file_bytes == expected * MIB
-
-
-# open partitions
 
 
 def test_open_partition_waits_for_its_minimum_of_small_files():
@@ -158,9 +115,6 @@ def test_development_merges_three_files():
     assert reasons(plan) == {"only 2 small files, 3 are needed"}
 
 
-# closed partitions
-
-
 @pytest.mark.parametrize(
     ("sizes", "groups"),
     [
@@ -208,9 +162,6 @@ def test_closed_partition_says_why_files_are_alone():
     }
 
 
-# oversize files
-
-
 def test_file_is_split_when_it_is_far_above_the_target():
     plan = plan_of(files_of(300 * MIB, 256 * MIB))
     assert grouped(plan) == [["f00000"]]
@@ -228,9 +179,6 @@ def test_file_of_target_size_is_not_split_whatever_the_policy():
     rules = replace(PRODUCTION, split_above_bytes=MIB)
     assert plan_of(files_of(128 * MIB), rules).groups == ()
     assert len(plan_of(files_of(128 * MIB + 1), rules).groups) == 1
-
-
-# ages, limits, exclusions
 
 
 def test_young_files_are_left_alone():
@@ -289,9 +237,6 @@ def test_limit_never_leaves_a_group_of_one_file():
     assert [len(group.files) for group in plan.groups] == [2]
 
 
-# worth
-
-
 def test_large_file_is_not_rewritten_for_one_small_one():
     rules = replace(PRODUCTION, target_file_bytes=4 * GIB)
     plan = plan_of(files_of(3 * GIB, MIB), rules, closed=True)
@@ -327,9 +272,6 @@ def test_estimate_of_a_plan_that_does_nothing_is_nothing():
     assert estimate.dollars_saved_per_month == estimate.dollars_cost == 0
 
 
-# force
-
-
 def test_force_merges_whatever_can_be_merged():
     rules = replace(PRODUCTION, force=True, min_file_age=timedelta(days=1), min_partition_age=timedelta(days=1))
     files = [replace(file, written_at=NOW) for file in files_of(MIB, 70 * MIB, 300 * MIB)]
@@ -342,146 +284,3 @@ def test_force_keeps_excluded_files_and_the_limits():
     rules = replace(PRODUCTION, force=True, max_files=2)
     plan = plan_of(files_of(MIB, MIB, MIB, MIB), rules, excluded={"f00000": "is damaged"})
     assert grouped(plan) == [["f00001", "f00002"]]
-
-
-# properties
-
-NO_LIMITS = {"max_files": 10**9, "max_bytes": 1 << 60}
-sizes = st.one_of(
-    st.integers(0, 200 * KIB),
-    st.integers(0, 4 * MIB),
-    st.integers(0, 300 * MIB),
-    st.sampled_from([100 * KIB, MIB, 60 * MIB, 64 * MIB, 128 * MIB]),
-)
-minutes = st.none() | st.integers(0, 60)  # often equal
-
-
-@st.composite
-def partitions(draw, sizes=sizes, minutes=minutes):
-    made = draw(st.lists(st.tuples(sizes, minutes), max_size=80))
-    times = [None if minute is None else DAY + timedelta(minutes=minute) for _, minute in made]
-    return [
-        DataFile(f"f{number:05}", 1, size, begin, begin)
-        for number, ((size, _), begin) in enumerate(zip(made, times, strict=True))
-    ]
-
-
-rulings = st.builds(
-    CompactionRules,
-    target_file_bytes=st.sampled_from([128 * MIB, 100 * MIB, 64 * MIB, 512 * MIB]),
-    small_file_bytes=st.sampled_from([0, MIB, 32 * MIB, 64 * MIB]),
-    min_files=st.sampled_from([2, 3, 8, 20]),
-    max_files=st.sampled_from([2, 7, 10_000]),
-    max_bytes=st.sampled_from([MIB, 200 * MIB, 64 * GIB]),
-    fan_in=st.sampled_from([2, 4, 8, 16]),
-    split_above_bytes=st.sampled_from([0, 256 * MIB]),
-    min_file_age=st.sampled_from([timedelta(0), timedelta(minutes=10)]),
-    min_partition_age=st.just(timedelta(0)),
-    force=st.booleans(),
-)
-
-
-def applied(files: list[DataFile], plan: CompactionPlan, share: float, names: count) -> list[DataFile]:
-    """The partition after the plan: each group is one file of ``share`` of what was predicted."""
-    gone = {file.name for group in plan.groups for file in group.files}
-    merged = [
-        DataFile(
-            f"g{next(names):05}",
-            sum(file.rows for file in group.files),
-            int(group.size_bytes * share),
-            min((file.min_time for file in group.files if file.min_time), default=None),
-            max((file.max_time for file in group.files if file.max_time), default=None),
-        )
-        for group in plan.groups
-    ]
-    return [file for file in files if file.name not in gone] + merged
-
-
-@given(partitions(), rulings, st.booleans(), st.data())
-def test_plan_takes_each_file_once_or_says_why_not(files, rules, closed, data):
-    names = [file.name for file in files]
-    excluded = dict.fromkeys(data.draw(st.lists(st.sampled_from(names)) if names else st.just([])), "is damaged")
-    plan = plan_of(files, rules, closed=closed, excluded=excluded)
-    used = [file.name for group in plan.groups for file in group.files]
-    left = [left.name for left in plan.left_alone]
-    assert sorted(used + left) == sorted(names)
-    assert excluded.keys() <= set(left)
-    assert all(left.reason for left in plan.left_alone)
-
-
-@given(partitions(), rulings, st.booleans())
-def test_plan_never_overfills_and_keeps_its_limits(files, rules, closed):
-    plan = plan_of(files, rules, closed=closed)
-    for group in plan.groups:
-        if len(group.files) > 1:
-            assert group.size_bytes <= rules.target_file_bytes
-        else:
-            assert group.size_bytes > rules.split_above_bytes > 0
-    assert sum(len(group.files) for group in plan.groups) <= rules.max_files
-    assert plan.estimate.bytes_rewritten <= rules.max_bytes
-
-
-@given(partitions(), rulings, st.booleans())
-def test_plan_is_in_the_order_of_time(files, rules, closed):
-    plan = plan_of(files, rules, closed=closed)
-    never = datetime.min.replace(tzinfo=UTC)
-    keys = [[(file.min_time or never, file.name) for file in group.files] for group in plan.groups]
-    assert all(each == sorted(each) for each in keys)
-    assert keys == sorted(keys)
-
-
-@given(partitions(), rulings, st.booleans(), st.randoms(use_true_random=False))
-def test_plan_is_the_same_whatever_the_order_of_the_files(files, rules, closed, random):
-    shuffled = random.sample(files, len(files))
-    assert plan_of(shuffled, rules, closed=closed) == plan_of(files, rules, closed=closed)
-
-
-@settings(max_examples=300)
-@given(partitions(), rulings, st.booleans())
-def test_plan_is_a_fixed_point(files, rules, closed):
-    rules = replace(rules, split_above_bytes=0, **NO_LIMITS)
-    after = applied(files, plan_of(files, rules, closed=closed), 1.0, count())
-    assert plan_of(after, rules, closed=closed).groups == ()
-
-
-@given(partitions(st.integers(0, 5 * GIB), st.integers(0, 60)), rulings)
-def test_plan_is_a_fixed_point_also_where_merges_are_not_worth_it(files, rules):
-    rules = replace(rules, target_file_bytes=4 * GIB, split_above_bytes=0, **NO_LIMITS)
-    after = applied(files, plan_of(files, rules, closed=True), 1.0, count())
-    assert plan_of(after, rules, closed=True).groups == ()
-
-
-@given(partitions(), rulings, st.booleans(), st.lists(st.floats(0.5, 1.0), min_size=1))
-def test_plans_come_to_an_end_when_files_turn_out_smaller(files, rules, closed, shares):
-    rules, names = replace(rules, split_above_bytes=0), count()
-    for share in (shares[turn % len(shares)] for turn in count()):
-        plan = plan_of(files, rules, closed=closed)
-        if not plan.groups:
-            break
-        after = applied(files, plan, share, names)
-        assert len(after) == plan.estimate.files_after < len(files)
-        files = after
-
-
-@given(partitions(), rulings)
-def test_closed_partition_has_no_two_files_left_that_fit_into_one(files, rules):
-    rules = replace(rules, split_above_bytes=0, force=False, **NO_LIMITS)
-    plan = plan_of(files, rules, closed=True)
-    after = sorted(file.size_bytes for file in applied(files, plan, 1.0, count()))
-    assert len(after) < 2 or after[0] + after[1] > rules.target_file_bytes
-
-
-@given(partitions(st.integers(0, 300 * MIB)), rulings, st.booleans())
-def test_force_leaves_as_few_files_as_a_closed_partition_has(files, rules, closed):
-    rules = replace(rules, **NO_LIMITS)
-    forced = plan_of(files, replace(rules, force=True), closed=closed)
-    assert forced.estimate.files_after == plan_of(files, replace(rules, force=False), closed=True).estimate.files_after
-
-
-@pytest.mark.parametrize("closed", [False, True])
-@pytest.mark.parametrize("size_bytes", [100 * KIB, 10 * MIB, 70 * MIB])
-def test_ten_thousand_files_are_planned_in_no_time(size_bytes, closed):
-    files = files_of(*[size_bytes + number for number in range(10_000)])
-    began = time.process_time()
-    plan_of(files, closed=closed)
-    assert time.process_time() - began < 1

@@ -13,11 +13,13 @@ single step the invariants are checked:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import greenlet
@@ -41,7 +43,7 @@ from datalake_assets_tests.lake.commit_model_workers import (
 )
 from datalake_assets_tests.lake.simulated_store import Faults, SimulatedStore
 
-__all__ = ["READS", "Broken", "History", "Worker", "check_inputs", "sweep"]
+__all__ = ["READS", "Broken", "History", "Worker", "check_inputs", "quiet", "sweep"]
 
 NAP_BEFORE = 4  # times as often as elsewhere, workers fall asleep before one of these
 HARMFUL_WHEN_LATE = {"publish", "link", "samefile", "unlink", "has_staged", "head"}
@@ -277,3 +279,13 @@ class History:
         self._check("commit")
         require(not done or change.commit_id in self.ledger.commits, "said to be committed, but is not")
         return True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Logs nothing while the block runs."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

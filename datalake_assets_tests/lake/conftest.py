@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from datalake_assets.lake import store_s3
 from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.store_s3 import S3Store
+from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.lake.foreign_folder import ForeignFolder
+from datalake_assets_tests.lake.s3_faults import behind
 
 
 @pytest.fixture
@@ -17,3 +21,10 @@ def folder(store: Store) -> ForeignFolder:
     if "://" not in root:
         Path(root, "clicks").mkdir(parents=True)
     return ForeignFolder(open_store(root, s3_endpoint=store.s3_endpoint), "clicks")
+
+
+@pytest.fixture
+def faulty(s3_lake: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """A lake behind the proxy."""
+    monkeypatch.setattr(store_s3, "ATTEMPTS", 3)
+    return behind(fault_proxy, s3_lake, timeout_s=20)

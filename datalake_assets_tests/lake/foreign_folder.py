@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from datalake_assets.errors import DatalakeError
+from datalake_assets.lake.adoption import Adoption
 from datalake_assets.lake.base import LakeTable
+from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import Store
 
-__all__ = ["ForeignFolder", "ids", "parquet_bytes", "rows"]
+__all__ = ["NOON", "ForeignFolder", "ids", "kinds", "parquet_bytes", "refused", "rows"]
+
+NOON = dt.datetime(2025, 1, 1, 12, tzinfo=dt.UTC)
 
 
 def parquet_bytes(columns: dict[str, Sequence[object] | pa.Array], **options: object) -> bytes:
@@ -61,3 +68,15 @@ def rows(table: LakeTable, **options: object) -> list[dict[str, object]]:
 def ids(table: LakeTable, **options: object) -> list[object]:
     """The column ``id`` of its rows, in order."""
     return sorted(row["id"] for row in rows(table, columns=["id"], **options))
+
+
+def kinds(store: Store, adoption: Adoption, key: str) -> list[tuple[str, int, int]]:
+    history = FeedFolder(store, adoption.feed).log(key).load().manifest.history
+    return [(commit.kind, commit.files_added, commit.files_removed) for commit in history]
+
+
+def refused(call: Callable[[], object]) -> str:
+    """The line that this is refused with."""
+    with pytest.raises(DatalakeError) as caught:
+        call()
+    return str(caught.value)

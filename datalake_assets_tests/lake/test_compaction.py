@@ -13,7 +13,7 @@ from datalake_assets.lake import compaction
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
-from datalake_assets_tests.lake.test_hive import export, folder_ids, ids, listed
+from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids, listed
 
 DAY, FOLDER = "2025-01-01", "streams/s/year=2025/month=01/day=01"
 FORCE = CompactionRequest(force=True)

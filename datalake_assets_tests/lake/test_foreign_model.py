@@ -14,10 +14,9 @@ import pytest
 
 from datalake_assets.core.manifest import Manifest
 from datalake_assets_tests.lake import foreign_model
-from datalake_assets_tests.lake.commit_model import Broken
+from datalake_assets_tests.lake.commit_model import Broken, quiet
 from datalake_assets_tests.lake.foreign_model import ForeignHistory
 from datalake_assets_tests.lake.simulated_store import SimulatedStore
-from datalake_assets_tests.lake.test_commit_model import _quiet
 
 HISTORIES = int(os.environ.get("DATALAKE_MODEL_HISTORIES", "200"))
 ENOUGH_FOR_A_MUTANT = 300
@@ -63,7 +62,7 @@ MUTANTS = (delete_whatever_is_there, list_before_load, reconcile_over_an_unfinis
 def run(histories: int) -> Counter[str]:
     """Many histories, one seed each; returns what happened in all, by name."""
     total: Counter[str] = Counter()
-    with _quiet():
+    with quiet():
         for seed in range(histories):
             total.update(ForeignHistory(seed).run())
     return total
@@ -78,7 +77,7 @@ def test_adopted_folder_loses_nothing_in_random_histories():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_model_check_catches_a_broken_rule(mutant):
-    with _quiet(), pytest.MonkeyPatch.context() as patch:
+    with quiet(), pytest.MonkeyPatch.context() as patch:
         mutant(patch)
         for seed in range(ENOUGH_FOR_A_MUTANT):
             try:

@@ -1,68 +1,24 @@
-"""What only S3 has: lost answers, refusals, unsafe servers, and what each of them is told as."""
+"""What only S3 has: lost answers and faults, and what each of them is told as."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
-import random
 import weakref
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Any
+from collections.abc import Callable
 
 import boto3
 import pytest
 
 from datalake_assets.demo.s3 import S3Server
-from datalake_assets.errors import (
-    AmbiguousWrite,
-    ConfigError,
-    CorruptLake,
-    LakeError,
-    LakeUnavailable,
-    ObjectNotFound,
-    PreconditionFailed,
-    TransientStoreError,
-    UnsafeStore,
-    UploadGone,
-)
+from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFailed, TransientStoreError, UploadGone
 from datalake_assets.lake import store_s3
 from datalake_assets.lake.s3_deletes import S3Deletes
-from datalake_assets.lake.s3_upload import COPY_BYTES, MIN_PART_BYTES, _even_parts
 from datalake_assets.lake.store import StagedFile, Store, open_store
 from datalake_assets.lake.store_s3 import S3Store
 from datalake_assets_tests.fault_proxy import FaultProxy
+from datalake_assets_tests.lake.s3_faults import DATA, KEY, behind, sent, stage
 
 pytestmark = pytest.mark.s3
-
-KEY = "control/streams/payments/manifest.json"
-DATA = "streams/payments/day=01/data_1.parquet"
-
-
-@pytest.fixture
-def faulty(s3_lake: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A lake behind the proxy."""
-    monkeypatch.setattr(store_s3, "ATTEMPTS", 3)
-    return behind(fault_proxy, s3_lake, timeout_s=20)
-
-
-def behind(proxy: FaultProxy, lake: str, *, timeout_s: float) -> S3Store:
-    bucket, _, prefix = lake.removeprefix("s3://").partition("/")
-    return S3Store(bucket, prefix, endpoint=proxy.url, timeout_s=timeout_s)
-
-
-def stage(store: Store, body: bytes = b"rows") -> StagedFile:
-    with store.stage(DATA) as sink:
-        sink.write(body)
-        return sink.finish()
-
-
-def sent(proxy: FaultProxy, method: str) -> int:
-    return sum(entry[0] == method for entry in proxy.log)
-
-
-# ---- conditional writes
 
 
 def test_lost_answer_to_a_create_is_ambiguous_and_not_repeated(faulty: S3Store, fault_proxy: FaultProxy) -> None:
@@ -150,9 +106,6 @@ def test_put_is_repeated_after_a_lost_answer(faulty: S3Store, fault_proxy: Fault
     assert sent(fault_proxy, "PUT") == 2
 
 
-# ---- reads
-
-
 @pytest.mark.parametrize(
     ("kind", "argument"), [("truncate", None), ("reset", None), ("stall", 0.2), ("status", (503, "SlowDown"))]
 )
@@ -173,9 +126,6 @@ def test_read_is_transient_when_the_store_stays_busy(
 
     with pytest.raises(TransientStoreError):
         read(faulty)
-
-
-# ---- staged files
 
 
 def test_lost_answer_to_a_publish_is_ambiguous(faulty: S3Store, fault_proxy: FaultProxy) -> None:
@@ -262,139 +212,6 @@ def test_list_staged_pages(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(upload.token for upload in s3_store.list_staged("streams")) == sorted(tokens)
 
 
-# ---- server-side copies
-
-
-MIB = 1 << 20
-SOURCE = "streams/payments/day=01/source.parquet"
-
-
-@pytest.fixture
-def source(s3_store: Store) -> tuple[bytes, str]:
-    """A file of 30 MiB: its bytes and ETag."""
-    body = random.Random(7).randbytes(30 * MIB)
-    etag = s3_store.put(SOURCE, body)
-    return body, etag
-
-
-def counted(store: Store, operation: str) -> list[dict[str, Any]]:
-    """What is asked of boto3 from now on, by this operation."""
-    asked: list[dict[str, Any]] = []
-    register = store._boto.meta.events.register  # type: ignore[attr-defined]
-    register(f"provide-client-params.s3.{operation}", lambda params, **_: asked.append(params))
-    return asked
-
-
-@pytest.mark.parametrize("verify", [False, True])
-@pytest.mark.parametrize(
-    ("before", "spans"),
-    [
-        (0, [(0, 30 * MIB)]),
-        (4, [(4, 20 * MIB)]),
-        (6 * MIB, [(100, 6 * MIB), (7 * MIB, 30 * MIB)]),
-        (4, [(0, 10), (10 * MIB, 15 * MIB), (15 * MIB, 15 * MIB + 1), (1, 12 * MIB)]),
-        (9 * MIB, [(0, 5 * MIB), (0, 5 * MIB - 1), (20 * MIB, 30 * MIB)]),
-    ],
-)
-def test_copied_ranges_are_the_objects_bytes(
-    s3_store: Store, source: tuple[bytes, str], before: int, spans: list[tuple[int, int]], *, verify: bool
-) -> None:
-    body, etag = source
-    seen = bytearray()
-    with s3_store.stage(DATA) as sink:
-        sink.write(bytes(before))
-        for start, end in spans:
-            sink.copy_range(SOURCE, start, end, etag=etag, seen=seen.extend if verify else None)  # type: ignore[attr-defined]
-        sink.write(b"footer")
-        file = sink.finish()
-    s3_store.publish(file)
-
-    expected = b"".join(body[start:end] for start, end in spans)
-    assert s3_store.get(DATA)[0] == bytes(before) + expected + b"footer"
-    assert file.size_bytes == before + len(expected) + 6
-    assert bytes(seen) == (expected if verify else b"")
-
-
-def test_copied_bytes_do_not_pass_through_here(s3_store: Store, source: tuple[bytes, str]) -> None:
-    reads, copies, parts = (counted(s3_store, name) for name in ("GetObject", "UploadPartCopy", "UploadPart"))
-    with s3_store.stage(DATA) as sink:
-        sink.write(b"PAR1")
-        sink.copy_range(SOURCE, 4, 30 * MIB, etag=source[1])  # type: ignore[attr-defined]
-        sink.copy_range(SOURCE, 0, 30 * MIB, etag=source[1])  # type: ignore[attr-defined]
-        sink.finish()
-
-    assert [each["Range"] for each in reads] == [f"bytes=4-{5 * MIB - 1}"]  # makes the first part large enough
-    assert [each["CopySourceRange"] for each in copies] == [
-        f"bytes={5 * MIB}-{30 * MIB - 1}",
-        f"bytes=0-{30 * MIB - 1}",
-    ]
-    assert len(parts) == 1
-
-
-def test_copied_part_whose_etag_tells_nothing_is_uploaded(s3_store: Store, source: tuple[bytes, str]) -> None:
-    """SeaweedFS says the MD5 of a copied part only if it is one chunk; S3 with KMS keys never does."""
-    copies, parts = (counted(s3_store, name) for name in ("UploadPartCopy", "UploadPart"))
-    with s3_store.stage(DATA) as sink:
-        sink.copy_range(SOURCE, 0, 30 * MIB, etag=source[1], seen=lambda _: None)  # type: ignore[attr-defined]
-        sink.copy_range(SOURCE, 0, 30 * MIB, etag=source[1], seen=lambda _: None)  # type: ignore[attr-defined]
-        s3_store.publish(sink.finish())
-
-    assert s3_store.get(DATA)[0] == source[0] * 2
-    assert len(copies) <= 3  # those that were under way when the first one told
-    assert len(parts) > len(copies)  # each of theirs, and the rest
-
-
-def test_copied_part_whose_etag_is_its_md5_is_not_uploaded(
-    s3_store: Store, source: tuple[bytes, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on S3 itself."""
-    copies, parts = (counted(s3_store, name) for name in ("UploadPartCopy", "UploadPart"))
-    copy = s3_store._parts.copy_part  # type: ignore[attr-defined]
-
-    def plain(key: str, upload_id: str, number: int, **options: Any) -> str:
-        copy(key, upload_id, number, **options)
-        span = options["span"]
-        return hashlib.md5(source[0][span.start : span.stop]).hexdigest()  # noqa: S324  # S3's ETag
-
-    monkeypatch.setattr(s3_store._parts, "copy_part", plain)  # type: ignore[attr-defined]
-    with s3_store.stage(DATA) as sink:
-        sink.copy_range(SOURCE, 0, 30 * MIB, etag=source[1], seen=lambda _: None)  # type: ignore[attr-defined]
-        sink.finish()
-
-    assert (len(copies), len(parts)) == (2, 0)
-
-
-@pytest.mark.parametrize("end", [1000, 30 * MIB])
-@pytest.mark.parametrize("there", ["changed", "gone"])
-def test_copy_of_an_object_that_changed_is_refused(
-    s3_store: Store, source: tuple[bytes, str], there: str, end: int
-) -> None:
-    if there == "gone":
-        s3_store.delete([SOURCE])
-    else:
-        s3_store.put(SOURCE, bytes(30 * MIB))
-
-    def copy() -> None:
-        with s3_store.stage(DATA) as sink:
-            sink.copy_range(SOURCE, 0, end, etag=source[1])  # type: ignore[attr-defined]
-            sink.finish()  # parts that are under way tell at the end
-
-    with pytest.raises(PreconditionFailed, match=r"source\.parquet"):
-        copy()
-    assert list(s3_store.list_staged("")) == []
-
-
-def test_copied_parts_are_no_larger_than_an_answer_can_wait_for() -> None:
-    spans = list(_even_parts(7, 7 + 200 * MIB, COPY_BYTES))
-
-    assert [span.start for span in spans[1:]] == [span.stop for span in spans[:-1]]
-    assert (spans[0].start, spans[-1].stop) == (7, 7 + 200 * MIB)
-    assert all(MIN_PART_BYTES <= len(span) <= COPY_BYTES for span in spans)
-
-
-# ---- deletes
-
-
 def test_delete_fails_when_one_key_does_inside_an_answer_of_200(
     s3_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,163 +272,6 @@ def test_delete_is_repeated_after_a_lost_answer(faulty: S3Store, fault_proxy: Fa
     assert faulty.head(KEY) is None
 
 
-# ---- refusals, in one line each
-
-
-def every_call(store: Store) -> list[Callable[[], object]]:
-    return [
-        lambda: store.get(KEY),
-        lambda: list(store.list("")),
-        lambda: store.delete([KEY]),
-        lambda: stage(store),
-        lambda: list(store.list_staged("")),
-    ]
-
-
-def test_missing_bucket_is_told(s3_server: S3Server, s3_environment: dict[str, str]) -> None:
-    store = open_store("s3://no-such-bucket/lake", s3_endpoint=s3_server.endpoint)
-
-    with pytest.raises(LakeUnavailable, match=r"^s3://no-such-bucket/lake: no such bucket; create the bucket"):
-        list(store.list(""))
-    with pytest.raises(LakeUnavailable, match="no such bucket"):
-        store.get(KEY)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("AWS_SECRET_ACCESS_KEY", "wrong" * 8, "the secret key is wrong; check the credentials"),
-        ("AWS_ACCESS_KEY_ID", "nobody", "the access key is not known there; check the credentials"),
-    ],
-)
-def test_wrong_credentials_are_told_and_never_shown(
-    s3_server: S3Server, s3_lake: str, monkeypatch: pytest.MonkeyPatch, *, name: str, value: str, words: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    store = open_store(s3_lake, s3_endpoint=s3_server.endpoint)
-
-    for call in every_call(store):
-        with pytest.raises(LakeUnavailable, match=words) as caught:
-            call()
-        assert value not in str(caught.value)
-    with pytest.raises(LakeUnavailable, match="access denied"):
-        store.head(KEY)  # the answer to a HEAD has no body to say more
-
-
-def test_missing_credentials_are_told(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-    with pytest.raises(LakeUnavailable, match="no S3 credentials were found; set AWS_ACCESS_KEY_ID"):
-        open_store("s3://lake/x", s3_endpoint="http://127.0.0.1:1")
-
-
-def test_unknown_profile_is_told(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-
-    with pytest.raises(LakeUnavailable, match="check AWS_PROFILE"):
-        open_store("s3://lake/x", s3_endpoint="http://127.0.0.1:1")
-
-
-def test_unreachable_endpoint_is_transient(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_s3, "ATTEMPTS", 2)
-    store = S3Store("lake", "x", endpoint="http://127.0.0.1:1", timeout_s=1)
-
-    for call in [*every_call(store), lambda: store.create(KEY, b"")]:
-        with pytest.raises(TransientStoreError, match="cannot be reached; start it, or correct the endpoint"):
-            call()
-
-
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "ftp://host", "http://user:hidden@host"])
-def test_bad_endpoint_is_refused_without_being_shown(s3_environment: dict[str, str], endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="must be an http") as caught:
-        open_store("s3://lake/x", s3_endpoint=endpoint)
-
-    assert "hidden" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("refusal", "kind"),
-    [
-        ((403, "AccessDenied"), LakeUnavailable),
-        ((403, "ExpiredToken"), LakeUnavailable),
-        ((301, "PermanentRedirect"), LakeUnavailable),
-        ((501, "NotImplemented"), UnsafeStore),
-        ((400, "SomethingNew"), LakeUnavailable),
-        ((404, "NoSuchBucket"), LakeUnavailable),
-    ],
-)
-def test_refused_write_is_told_apart(
-    faulty: S3Store, fault_proxy: FaultProxy, refusal: tuple[int, str], kind: type[LakeError]
-) -> None:
-    fault_proxy.add("status", refusal, method="PUT")
-
-    with pytest.raises(kind):
-        faulty.create(KEY, b"x")
-
-
-# ---- the rest
-
-
-class _Careless(BaseHTTPRequestHandler):
-    """An S3 server that accepts conditional headers and ignores them, as some do."""
-
-    protocol_version = "HTTP/1.1"
-    overwrites = True
-
-    def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        seen: set[str] = self.server.seen  # type: ignore[attr-defined]
-        conflict = "If-None-Match" in self.headers and self.path in seen and not self.overwrites
-        seen.add(self.path)
-        self._answer(412 if conflict else 200, b"<Error><Code>PreconditionFailed</Code></Error>" if conflict else b"")
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        key = body.partition("<Key>")[2].partition("</Key>")[0]
-        self.server.deleted.append(key)  # type: ignore[attr-defined]
-        self._answer(200, f"<DeleteResult><Deleted><Key>{key}</Key></Deleted></DeleteResult>".encode())
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("ETag", '"0123"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class _HalfCareless(_Careless):
-    overwrites = False
-
-
-@pytest.fixture(params=[_Careless, _HalfCareless])
-def careless(request: pytest.FixtureRequest) -> Iterator[ThreadingHTTPServer]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), request.param) as server:
-        server.daemon_threads = True
-        server.seen, server.deleted = set(), []  # type: ignore[attr-defined]
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def test_probe_refuses_a_store_that_ignores_conditions(
-    careless: ThreadingHTTPServer, s3_environment: dict[str, str]
-) -> None:
-    store = open_store("s3://bucket/lake", s3_endpoint=f"http://127.0.0.1:{careless.server_port}")
-
-    for _ in range(2):  # a failure is not remembered as a success
-        with pytest.raises(UnsafeStore, match="overwrote an object despite"):
-            store.probe()
-
-    assert len(careless.deleted) == 2  # type: ignore[attr-defined]
-
-
 def test_folder_marker_and_reserved_objects_do_no_harm(s3_server: S3Server, s3_store: Store, s3_lake: str) -> None:
     """The AWS console makes "folders": empty objects whose key ends with a slash."""
     prefix = s3_lake.partition("//")[2].partition("/")[2]
@@ -633,26 +293,3 @@ def test_store_goes_away_with_its_last_reference(s3_store: Store, s3_lake: str, 
     gc.collect()
 
     assert gone() is None
-
-
-def test_endpoint_comes_from_the_aws_environment(
-    s3_server: S3Server, s3_lake: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)
-    store = open_store(s3_lake)
-
-    store.put(KEY, b"x")
-
-    assert store.get(KEY)[0] == b"x"
-    assert store.filesystem().get_file_info(store.path(KEY)).size == 1
-
-
-def test_lake_can_be_a_whole_bucket(s3_server: S3Server, s3_environment: dict[str, str]) -> None:
-    store = open_store("s3://whole/", s3_endpoint=s3_server.endpoint)
-    store.put(KEY, b"x")
-
-    assert (store.uri, store.path(""), store.path(KEY)) == ("s3://whole", "whole", f"whole/{KEY}")
-    assert [info.key for info in store.list("")] == [KEY]
-    store.delete([KEY])
-    with pytest.raises(ObjectNotFound):
-        store.get(KEY)

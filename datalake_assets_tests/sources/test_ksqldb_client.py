@@ -12,15 +12,9 @@ import stamina
 import trustme
 from pydantic import SecretStr
 
-from datalake_assets.errors import (
-    ConfigError,
-    IncompleteResponse,
-    SourceError,
-    SourceRefused,
-    SourceUnavailable,
-)
+from datalake_assets.errors import ConfigError, IncompleteResponse, SourceError, SourceRefused, SourceUnavailable
 from datalake_assets.sources.ksqldb_client import KsqlClient, ServerVersion
-from datalake_assets.sources.ksqldb_errors import ATTEMPTS, failed_rows, retried, surfaced
+from datalake_assets.sources.ksqldb_errors import failed_rows, retried, surfaced
 from datalake_assets_tests.sources.scripted_server import Answer, always, document, error, info, scripted
 
 MASKED = (
@@ -30,10 +24,7 @@ MASKED = (
 NO_HOST = "Error starting pull query: Unable to execute pull query. Partition 0 failed to find valid host"
 
 
-@pytest.fixture(autouse=True)
-def _no_waits() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=ATTEMPTS):
-        yield
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import stamina
 import trustme
 
 from datalake_assets.config import Feed, FeedKind
@@ -40,10 +39,7 @@ ALL = ReadRequest()
 IDLE_S = 0.3
 
 
-@pytest.fixture(autouse=True)
-def _no_waits() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=ATTEMPTS):
-        yield
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 @pytest.fixture(scope="module")
