@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from datalake_assets.config import Feed, FeedKind
-from datalake_assets.core.commits import Commit
-from datalake_assets.core.compaction import CompactionPlan
 from datalake_assets.core.compaction_wording import size_text
 from datalake_assets.core.feed_state import Version
-from datalake_assets.core.files import DataFile
 
 __all__ = [
     "SIZE_BUCKETS",
+    "CommittedFile",
     "FeedStatistics",
+    "FileSums",
+    "Outlook",
     "PartitionFigures",
+    "PastCommit",
     "Quarantined",
     "bucket_bounds",
     "bucket_label",
@@ -54,6 +56,122 @@ def bucket_label(bucket: int) -> str:
     if high is None:
         return f"{size_text(low)} and more"
     return f"{size_text(low)} to {size_text(high)}" if low else f"below {size_text(high)}"
+
+
+class CommittedFile(Protocol):
+    """What matters here of a data file; a `datalake_assets.core.files.DataFile` is one."""
+
+    @property
+    def rows(self) -> int:
+        """Rows."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size."""
+
+    @property
+    def min_time(self) -> datetime | None:
+        """Earliest partition time; None without rows or without a time column."""
+
+    @property
+    def max_time(self) -> datetime | None:
+        """Latest partition time, likewise."""
+
+
+class PastCommit(Protocol):
+    """What matters here of a line of history; a `datalake_assets.core.commits.Commit` is one."""
+
+    @property
+    def kind(self) -> str:
+        """What it did."""
+
+    @property
+    def at(self) -> datetime:
+        """When."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that it added."""
+
+    @property
+    def files_added(self) -> int:
+        """Files that it added."""
+
+    @property
+    def files_removed(self) -> int:
+        """Files that it replaced."""
+
+    @property
+    def files(self) -> int | None:
+        """Files after it, as what follows None if unknown."""
+
+    @property
+    def small_files(self) -> int | None:
+        """Of these, small ones."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Their size."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSums:
+    """What files amount to.
+
+    Attributes:
+        rows: Rows.
+        files: How many they are.
+        small_files: Of these, files below the feed's ``small_file_bytes``.
+        size_bytes: Their size.
+        largest_bytes: Size of the largest one; 0 without files.
+        sizes: Files by size, see `bucket_of`.
+        min_time: Earliest partition time; None without rows or without a time column.
+        max_time: Latest partition time, likewise.
+    """
+
+    rows: int
+    files: int
+    small_files: int
+    size_bytes: int
+    largest_bytes: int
+    sizes: tuple[int, ...]
+    min_time: datetime | None
+    max_time: datetime | None
+
+    @classmethod
+    def of(cls, files: Sequence[CommittedFile], *, small_below_bytes: int) -> FileSums:
+        """Adds up ``files``; those below ``small_below_bytes`` count as small."""
+        sizes = [file.size_bytes for file in files]
+        buckets = [0] * SIZE_BUCKETS
+        for size in sizes:
+            buckets[_BUCKETS[size.bit_length()]] += 1
+        return cls(
+            rows=sum([file.rows for file in files]),
+            files=len(sizes),
+            small_files=sum([size < small_below_bytes for size in sizes]),
+            size_bytes=sum(sizes),
+            largest_bytes=max(sizes, default=0),
+            sizes=tuple(buckets),
+            min_time=min([file.min_time for file in files if file.min_time], default=None),
+            max_time=max([file.max_time for file in files if file.max_time], default=None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a compaction by the feed's policy would do with a partition now.
+
+    Attributes:
+        files_after: Files after it.
+        files_to_rewrite: Files that it would take.
+        files_to_split: Of these, files that are too large, and would become several.
+        bytes_to_rewrite: Size of the files that it would take.
+    """
+
+    files_after: int
+    files_to_rewrite: int = 0
+    files_to_split: int = 0
+    bytes_to_rewrite: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +210,10 @@ class PartitionFigures:
     files_to_rewrite: int
     files_to_split: int
     bytes_to_rewrite: int
-    history: tuple[Commit, ...] = ()
+    history: tuple[PastCommit, ...] = ()
 
     @property
-    def compactions(self) -> tuple[Commit, ...]:
+    def compactions(self) -> tuple[PastCommit, ...]:
         """The compactions among the commits that are remembered, oldest first."""
         return tuple(commit for commit in self.history if commit.kind == "compact")
 
@@ -106,46 +224,38 @@ class PartitionFigures:
 
 
 def partition_figures(
-    feed: Feed, key: str, files: Sequence[DataFile], history: Sequence[Commit], *, commits: int, plan: CompactionPlan
+    feed: Feed, key: str, sums: FileSums, history: Sequence[PastCommit], *, commits: int, outlook: Outlook
 ) -> PartitionFigures:
     """What a partition's manifest says, in figures.
 
     Args:
         feed: The feed.
         key: Partition key.
-        files: The committed files.
+        sums: Of the committed files.
         history: The last commits, oldest first.
         commits: Commits so far.
-        plan: What a compaction would do now.
+        outlook: What a compaction would do now.
     """
-    small_below, sizes = feed.small_file_bytes, [0] * SIZE_BUCKETS
-    rows = small = size_bytes = 0
-    for file in files:
-        size = file.size_bytes
-        rows += file.rows
-        size_bytes += size
-        small += size < small_below
-        sizes[_BUCKETS[size.bit_length()]] += 1
     return PartitionFigures(
         key=key,
-        rows=rows,
-        files=len(files),
-        small_files=small,
-        size_bytes=size_bytes,
-        sizes=tuple(sizes),
-        min_time=min((file.min_time for file in files if file.min_time), default=None),
-        max_time=max((file.max_time for file in files if file.max_time), default=None),
+        rows=sums.rows,
+        files=sums.files,
+        small_files=sums.small_files,
+        size_bytes=sums.size_bytes,
+        sizes=sums.sizes,
+        min_time=sums.min_time,
+        max_time=sums.max_time,
         commits=commits,
         last_export=_last_arrival(history, foreign=feed.kind is FeedKind.FOLDER),
-        files_after=plan.estimate.files_after,
-        files_to_rewrite=sum(len(group.files) for group in plan.groups),
-        files_to_split=sum(len(group.files) == 1 for group in plan.groups),
-        bytes_to_rewrite=plan.estimate.bytes_rewritten,
+        files_after=outlook.files_after,
+        files_to_rewrite=outlook.files_to_rewrite,
+        files_to_split=outlook.files_to_split,
+        bytes_to_rewrite=outlook.bytes_to_rewrite,
         history=tuple(history),
     )
 
 
-def _last_arrival(history: Sequence[Commit], *, foreign: bool) -> datetime | None:
+def _last_arrival(history: Sequence[PastCommit], *, foreign: bool) -> datetime | None:
     for commit in reversed(history):
         if commit.kind in _ARRIVALS or (foreign and commit.kind == "reconcile" and commit.files_added):
             return commit.at

@@ -10,10 +10,16 @@ from typing import Any
 
 import orjson
 
-from datalake_assets.core.commits import Commit
 from datalake_assets.core.compaction_estimate import MonthlyCost
 from datalake_assets.core.compaction_wording import size_text
-from datalake_assets.core.figures import SIZE_BUCKETS, PartitionFigures, Quarantined, bucket_bounds, bucket_label
+from datalake_assets.core.figures import (
+    SIZE_BUCKETS,
+    PartitionFigures,
+    PastCommit,
+    Quarantined,
+    bucket_bounds,
+    bucket_label,
+)
 from datalake_assets.core.lake_history import Series, lake_series
 from datalake_assets.core.report import Age, FeedReport, LakeReport
 
@@ -183,7 +189,7 @@ def _partition(one: PartitionFigures, cost: MonthlyCost, after: MonthlyCost) -> 
     }
 
 
-def _compaction(commit: Commit) -> dict[str, Any]:
+def _compaction(commit: PastCommit) -> dict[str, Any]:
     return {
         "at": commit.at,
         "files_removed": commit.files_removed,

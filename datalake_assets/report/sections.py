@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from datalake_assets.core.commits import Commit
 from datalake_assets.core.compaction_wording import span_text
-from datalake_assets.core.figures import PartitionFigures
+from datalake_assets.core.figures import PartitionFigures, PastCommit
 from datalake_assets.core.lake_history import Series
 from datalake_assets.core.report import Age, FeedReport
 from datalake_assets.core.report_wording import count_text, counted, dollars_text, moment_text, volume_text
@@ -151,7 +150,7 @@ def _partition(one: PartitionFigures, saved: float) -> tuple[str, ...]:
     )
 
 
-def _compaction(commit: Commit, key: str) -> tuple[str, ...]:
+def _compaction(commit: PastCommit, key: str) -> tuple[str, ...]:
     return (
         moment_text(commit.at),
         key,

@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 from datalake_assets.config import Feed, parse_feed
 from datalake_assets.core.commits import Commit
 from datalake_assets.core.compaction import CompactionRequest, plan_compaction, rules_of
-from datalake_assets.core.figures import FeedStatistics, PartitionFigures, partition_figures
+from datalake_assets.core.figures import FeedStatistics, FileSums, PartitionFigures, partition_figures
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.outlook import outlook_of_plan
 
 NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 MIB = 1 << 20
@@ -43,10 +44,11 @@ def partition_of(
 ) -> PartitionFigures:
     """A partition with files of these sizes."""
     files, rules = files_of(*sizes), rules_of(feed, CompactionRequest())
-    plan = plan_compaction(files, rules, now=NOON, closed=closed)
+    sums = FileSums.of(files, small_below_bytes=feed.small_file_bytes)
+    outlook = outlook_of_plan(plan_compaction(files, rules, now=NOON, closed=closed))
     history = history or tuple(commit_of(file.max_time) for file in files)
     count = len(history) if commits is None else commits
-    return partition_figures(feed, key, files, history, commits=count, plan=plan)
+    return partition_figures(feed, key, sums, history, commits=count, outlook=outlook)
 
 
 def statistics_of(feed: Feed | None = None, *partitions: PartitionFigures, **more: object) -> FeedStatistics:
