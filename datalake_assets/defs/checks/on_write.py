@@ -175,7 +175,7 @@ def look_at(
 ) -> Look:
     """Looks at one partition: its manifest and the footers of its files; ``broken`` is known of its rows."""
     health = health_now(instance, table, key, request)
-    footers, count = _count(table, key)
+    footers, count = _count(table, health)
     return Look(count, health, footers, broken)
 
 
@@ -271,18 +271,21 @@ def _quarantine(read: FeedRead, lake: Lake) -> Verdict:
     )
 
 
-def _count(table: LakeTable, key: str) -> tuple[PartitionFooters | None, RowCount]:
-    previous = _previous_rows(table, key)
+def _count(table: LakeTable, health: PartitionHealth) -> tuple[PartitionFooters | None, RowCount]:
+    """Compares what the files hold with what ``health`` saw promised; of what changed meanwhile, with what is now."""
+    key, previous = health.key, _previous_rows(table, health.key)
+    promised: PartitionHealth | PartitionReport | None = health
     footers, count = None, RowCount(key, 0, None, previous)
-    for _ in range(_ATTEMPTS):
-        report = table.report(key)
-        if report is None:
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            promised = table.report(key)
+        if promised is None:
             return None, RowCount(key, 0, 0, previous)
         try:
-            footers = table.footers(key) if report.files <= MAX_FOOTERS else None
+            footers = table.footers(key) if promised.files <= MAX_FOOTERS else None
         except SnapshotExpired:
             continue
-        count = RowCount(key, report.rows, footers.rows if footers else None, previous)
+        count = RowCount(key, promised.rows, footers.rows if footers else None, previous)
         if count.exact:
             break
     return footers, count

@@ -6,8 +6,14 @@ import dagster as dg
 import pyarrow as pa
 
 from datalake_assets.config import Freshness
+from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.health import PartitionFooters
+from datalake_assets.core.row_counts import RowCount
 from datalake_assets.defs.checks.freshness import newest_event
+from datalake_assets.defs.checks.on_write import look_at
 from datalake_assets.defs.metadata import asset_key
+from datalake_assets.errors import SnapshotExpired
+from datalake_assets.lake.base import PartitionReport
 from datalake_assets_tests.defs.fakes import MemoryLake, MemoryTable, days_ago, rows, runner, stream, table
 
 
@@ -54,6 +60,39 @@ def test_row_count_fails_when_the_files_hold_other_rows(lake: MemoryLake, instan
         f"{key(0)}: the manifest promises 3 rows and the files hold 6; run 'datalake verify clicks'"
     )
     assert result.success  # the rows are committed; the check says that something is wrong with them
+
+
+class WatchedTable(MemoryTable):
+    """Counts looks at manifests and at footers; at the look ``gone`` its files have just been replaced."""
+
+    reports = opened = gone = 0
+
+    def report(self, key: str) -> PartitionReport | None:
+        self.reports += 1
+        return super().report(key)
+
+    def footers(self, key: str) -> PartitionFooters:
+        self.opened += 1
+        if self.opened == self.gone:
+            raise SnapshotExpired("streams/clicks", "a file was compacted")
+        return super().footers(key)
+
+
+def two_files() -> WatchedTable:
+    return WatchedTable(stream(), data={key(0): pa.Table.from_batches([rows(days_ago(0))] * 2)}, small={key(0): 2})
+
+
+def test_row_count_goes_by_the_manifest_that_the_sizes_were_judged_by(instance):
+    looked = two_files()
+    assert look_at(instance, looked, key(0), CompactionRequest(), broken={}).count == RowCount(key(0), 2, 2)
+    assert (looked.reports, looked.opened) == (0, 1)
+
+
+def test_row_count_looks_again_when_files_are_replaced_meanwhile(instance):
+    looked = two_files()
+    looked.gone = 1
+    assert look_at(instance, looked, key(0), CompactionRequest(), broken={}).count == RowCount(key(0), 2, 2)
+    assert (looked.reports, looked.opened) == (1, 2)
 
 
 def test_row_count_of_a_range_is_recorded_for_each_partition_and_for_the_run(lake: MemoryLake, instance):
