@@ -137,13 +137,13 @@ def _rebuild(session: Session, found: LakeReport) -> None:
 
 
 def _render(found: LakeReport, output: str) -> str:
+    if output == "console":
+        return console_report(found) + "\n"
     from datalake_assets.report import documents, page  # noqa: PLC0415  not needed for --help
 
     if output == "html":
         return page.page_html(found)
-    if output == "csv":
-        return documents.csv_text(found)
-    return documents.json_text(found) if output == "json" else console_report(found) + "\n"
+    return documents.csv_text(found) if output == "csv" else documents.json_text(found)
 
 
 def console_report(found: LakeReport) -> str:
