@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -89,8 +90,10 @@ class Inputs:
             return self._unchanged(file, key)
         if self._pool is not None:
             return self._store.get(key)[0]
-        with self._in_place(file) as opened:
-            return opened.read_buffer()
+        try:
+            return Path(self._store.path(key)).read_bytes()
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, "is gone") from error
 
     def _unchanged(self, file: DataFile, key: str) -> bytes:
         try:

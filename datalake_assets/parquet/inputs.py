@@ -23,6 +23,8 @@ __all__ = ["CHANGED", "InputFile", "OpenInput"]
 CHANGED = "was changed by somebody else"
 #: Bytes that are read at a time.
 BLOCK_BYTES = 4 << 20
+#: Between two reads in the file's order, what is skipped is read too, up to so much: magic, bloom filters.
+GAP_BYTES = 1 << 16
 #: Rows that are decoded at a time from row groups too large to be held whole.
 BATCH_ROWS = 1 << 16
 #: Decoded bytes up to which a row group is read at once, which is faster than batch by batch.
@@ -65,12 +67,15 @@ class OpenInput:
 
     def __init__(self, file: InputFile) -> None:
         self.file = file
+        self._digest = checksum_like(file.checksum) if file.checksum else None
+        self._digested_bytes = 0  # from the start on, once each
         self._proven = False
         with _translating(file):
             self._native = file.open()
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
-            self.parquet = pq.ParquetFile(self._native, pre_buffer=True, arrow_extensions_enabled=True)
+            in_memory = isinstance(self._native, pa.BufferReader)
+            self.parquet = pq.ParquetFile(self._native, pre_buffer=not in_memory, arrow_extensions_enabled=True)
             # a signature follows the footer of a file with encrypted columns; Arrow aborts when it looks at those
             tail = self._native.read_at(TAIL_BYTES, file.size_bytes - TAIL_BYTES)
             if int.from_bytes(tail[:4], "little") != self.parquet.metadata.serialized_size:
@@ -121,9 +126,18 @@ class OpenInput:
         return ()
 
     def read_at(self, offset: int, length: int) -> memoryview:
-        """So many bytes from there."""
+        """So many bytes from there; what is read in the file's order need not be read again for `prove`."""
+        if self._digest is not None and 0 < offset - self._digested_bytes <= GAP_BYTES:
+            self._read_at(self._digested_bytes, offset - self._digested_bytes)
+        return self._read_at(offset, length)
+
+    def _read_at(self, offset: int, length: int) -> memoryview:
         self._native.seek(offset)
-        return memoryview(self._native.read_buffer(length))
+        data = memoryview(self._native.read_buffer(length))
+        if self._digest is not None and offset == self._digested_bytes:
+            self._digest.update(data)
+            self._digested_bytes += len(data)
+        return data
 
     def server_side(self, *, verify: bool) -> ServerSide | None:
         """Where the store finds the file, to copy from it; None if its bytes are at hand and were to be read anyway."""
@@ -152,17 +166,19 @@ class OpenInput:
     def prove(self) -> None:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.
 
+        The sooner the better, but for a file whose checksum is known and which is read from its start to its end in any
+        case: its last bytes complete the proof.
+
         Raises:
             UnreadableFile: They are not, or don't.
         """
         if self._proven:
             return
-        if self.file.checksum:
-            digest = checksum_like(self.file.checksum)
+        if self._digest is not None:
             with _translating(self.file):
-                for offset in range(0, self.file.size_bytes, BLOCK_BYTES):
-                    digest.update(self.read_at(offset, min(BLOCK_BYTES, self.file.size_bytes - offset)))
-            if str(digest) != self.file.checksum:
+                for offset in range(self._digested_bytes, self.file.size_bytes, BLOCK_BYTES):
+                    self._read_at(offset, min(BLOCK_BYTES, self.file.size_bytes - offset))
+            if str(self._digest) != self.file.checksum:
                 raise UnreadableFile(self.file.name, "its bytes are not those that were committed")
         else:
             for _ in self.tables():

@@ -22,11 +22,12 @@ import pyarrow.types as pt
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, InputFile, OpenInput
+from datalake_assets.parquet.memory import use_lean_pool
 from datalake_assets.parquet.outputs import Opener, Outputs
 from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat
 from datalake_assets.parquet.shape import AnotherShape, Shape, inspect, lost_type, shape_of, template
 from datalake_assets.parquet.sorting import sorted_pieces
-from datalake_assets.parquet.unify import DESCRIBES_SCHEMA, conform_table
+from datalake_assets.parquet.unify import conform_table, footer_texts
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
 __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
@@ -112,6 +113,7 @@ def rewrite(
         CorruptLake: What was written does not read as what was read; outputs were dropped.
         LakeError: The store failed; likewise.
     """
+    use_lean_pool()
     rejected: dict[str, str] = {}
     enough = min(len(files), 2)
     shape: Shape | None = None
@@ -120,7 +122,9 @@ def rewrite(
         while len(left := [file for file in files if file.name not in rejected]) >= enough:
             try:
                 shape = shape or _shape_of_first(left, copied=settings.kernel == "concat")
-                with _Pass(shape, settings, pool, opener, metadata=metadata, on_progress=on_progress) as attempt:
+                with _Pass(
+                    shape, settings, pool, opener, metadata=metadata, on_progress=on_progress, careful=bool(rejected)
+                ) as attempt:
                     done = attempt.run(left, rejected)
                     if len(done.rewritten) >= enough:
                         return done
@@ -142,7 +146,11 @@ def _shape_of_first(files: Sequence[InputFile], *, copied: bool) -> Shape:
 
 
 class _Pass(Generic[FinishedT]):
-    """One pass over the inputs; as a context it drops what it wrote when it fails."""
+    """One pass over the inputs; as a context it drops what it wrote when it fails.
+
+    A pass that is not ``careful`` copies what it has not proven yet, which spares reading it twice, and has to be begun
+    again if the proof fails.
+    """
 
     def __init__(
         self,
@@ -153,8 +161,9 @@ class _Pass(Generic[FinishedT]):
         *,
         metadata: Mapping[str, str],
         on_progress: Callable[[int], None] | None,
+        careful: bool,
     ) -> None:
-        self._shape, self._settings, self._on_progress = shape, settings, on_progress
+        self._shape, self._settings, self._on_progress, self._careful = shape, settings, on_progress, careful
         self._where = opener.where
         self._key_values: dict[str, str] = {}
         self._time_column = _time_column(shape.schema, settings.time_column)
@@ -236,11 +245,9 @@ class _Pass(Generic[FinishedT]):
         if not self._shape.ours and not self._shape.fits(shape_of(source, copied=copied)):
             source.close()
             raise AnotherShape
-        if self._settings.verify and file.checksum:
-            source.prove()
         if source.key_values != self._noted:
             self._noted = source.key_values
-            self._key_values |= _texts(self._noted, ours=self._shape.ours)
+            self._key_values |= footer_texts(self._noted, unified=self._shape.ours)
         return source
 
     def _take(self, source: OpenInput) -> None:
@@ -255,6 +262,8 @@ class _Pass(Generic[FinishedT]):
         elif lost:
             raise UnreadableFile(source.file.name, lost)
         else:
+            if source.file.checksum:  # otherwise it is decoding that proves it
+                self._prove(source)
             for table in source.tables():
                 self._is_in = True
                 self._add(table)
@@ -276,8 +285,8 @@ class _Pass(Generic[FinishedT]):
 
     def _copy(self, source: OpenInput, footer: Footer) -> None:
         """After the segments before it, so that rows keep their order; rows of half a row group may wait."""
-        if self._settings.verify:
-            source.prove()
+        if self._careful or not source.file.checksum:
+            self._prove(source)
         if self._buffered_bytes >= self._settings.parquet.row_group_bytes // 2:
             self._flush()
         self._drain(0)
@@ -292,6 +301,11 @@ class _Pass(Generic[FinishedT]):
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error
             self._counts["copied"] += len(some)
+        self._prove(source)
+
+    def _prove(self, source: OpenInput) -> None:
+        if self._settings.verify:
+            source.prove()
 
     def _runs(self, footer: Footer) -> Iterator[list[int]]:
         """All row groups of a file, those of a file that is to be split one by one."""
@@ -347,6 +361,8 @@ class _Pass(Generic[FinishedT]):
                 with closing(self._opened(file)) as source:
                     if lost := self._loss(source):
                         raise UnreadableFile(source.file.name, lost)
+                    if source.file.checksum:
+                        self._prove(source)
                     for table in source.tables():
                         yield conform_table(table, self._shape.schema)
 
@@ -376,16 +392,3 @@ def _segment_format(shape: Shape, settings: RewriteSettings, time_column: str | 
         bloom_columns=shape.bloom_columns,
         verify=settings.verify,
     )
-
-
-def _texts(key_values: Mapping[bytes, bytes], *, ours: bool) -> dict[str, str]:
-    """Key-values of a footer; those that are no text, or describe a schema that is not theirs any more, stay behind."""
-    found = {}
-    for key, value in key_values.items():
-        if ours and key in DESCRIBES_SCHEMA:
-            continue
-        try:
-            found[key.decode()] = value.decode()
-        except UnicodeDecodeError:
-            continue
-    return found

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.types as pt
 
-__all__ = ["DESCRIBES_SCHEMA", "Incompatible", "conform_table", "unify_schemas"]
+__all__ = ["Incompatible", "conform_table", "footer_texts", "unify_schemas"]
 
 FIELD_ID = b"PARQUET:field_id"
 #: Key-values that describe one file's columns; Spark believes this one more than the schema beside it.
@@ -162,3 +162,21 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pt.is_timestamp(one) and pt.is_timestamp(other) and one.tz == other.tz and {one.unit, other.unit} <= set(_UNITS):
         return max(one, other, key=lambda kind: _UNITS.index(kind.unit))
     return None
+
+
+def footer_texts(key_values: Mapping[bytes, bytes], *, unified: bool) -> dict[str, str]:
+    """Key-values of an input's footer for that of an output, without those that are no text.
+
+    Args:
+        key_values: As found.
+        unified: The output's schema is not the input's, so what describes that stays behind.
+    """
+    found = {}
+    for key, value in key_values.items():
+        if unified and key in DESCRIBES_SCHEMA:
+            continue
+        try:
+            found[key.decode()] = value.decode()
+        except UnicodeDecodeError:
+            continue
+    return found

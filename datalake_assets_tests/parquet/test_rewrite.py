@@ -177,6 +177,44 @@ def test_a_file_whose_bytes_are_not_those_committed_is_named(chosen):
     assert rewritten(files, chosen).rejected == {"changed": "its bytes are not those that were committed"}
 
 
+def committed(name, data, opened=None):
+    """An input whose checksum is known; what is read of it is counted, and how often it is opened."""
+    digest = new_checksum()
+    digest.update(data)
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            found = super().read(size)
+            opened[-1] += len(found)
+            return found
+
+    def source():
+        if opened is None:
+            return pa.BufferReader(data)
+        opened.append(0)
+        return pa.PythonFile(Counted(data), mode="r")
+
+    return replace(input_file(name, data, checksum=str(digest)), open=source)
+
+
+def test_a_file_that_is_copied_is_read_once_for_its_proof_too():
+    data = encoded(events(0, 200_000), compression="none")
+    opened = []
+    files = [committed("a", data, opened), committed("b", data)]
+    assert not rewritten(files, CONCAT).rejected
+    assert len(data) <= opened[-1] < 1.1 * len(data)
+
+
+@pytest.mark.parametrize("chosen", [CONCAT, REENCODE], ids=["concat", "reencode"])
+def test_many_changed_files_do_not_make_the_rewrite_begin_again_for_each(chosen):
+    opened = []
+    good = [committed(f"f{i}", encoded(events(i, 1)), opened) for i in range(20)]
+    changed = [replace(committed(f"bad{i}", encoded(events(i, 1))), checksum="xxh3-128:00") for i in range(20)]
+    result = rewritten([each for pair in zip(good, changed, strict=True) for each in pair], chosen)
+    assert set(result.rejected) == {file.name for file in changed}
+    assert len(opened) <= 22  # one is copied in vain, and the first one's schema is looked at before
+
+
 def test_a_file_with_other_rows_than_the_manifest_says_is_named():
     files = [*inputs(events(0, 5), events(5, 5)), input_file("short", encoded(events(9, 3)), rows=4)]
     assert rewritten(files).rejected == {"short": "3 rows, 4 were expected"}
