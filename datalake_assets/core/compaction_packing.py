@@ -97,10 +97,18 @@ def as_few_as_possible(bundles: Sequence[Bundle], capacity: int, *, small_below:
     The small ones are packed among themselves, then into what room the others have. Only if it leaves fewer files all
     are packed anew, as that rewrites large ones too.
     """
+    fewest = _fewest_bins(bundles, capacity)
+    if len(bundles) <= fewest:
+        return [[bundle] for bundle in bundles]
     small = [bundle for bundle in bundles if bundle.size_bytes < small_below]
     others = [[bundle] for bundle in bundles if bundle.size_bytes >= small_below]
     small_first = _any_fit([*others, *_pack(small, capacity)], capacity)
-    return min(small_first, _pack(bundles, capacity), key=len)
+    return small_first if len(small_first) <= fewest else min(small_first, _pack(bundles, capacity), key=len)
+
+
+def _fewest_bins(bundles: Iterable[Bundle], capacity: int) -> int:
+    """No packing takes fewer: less than their bytes does not hold them."""
+    return -(-sum([bundle.size_bytes for bundle in bundles]) // capacity)
 
 
 def _pack(bundles: Sequence[Bundle], capacity: int) -> list[Bin]:
@@ -109,8 +117,8 @@ def _pack(bundles: Sequence[Bundle], capacity: int) -> list[Bin]:
     Neighbours in time keep the time ranges of files and row groups narrow, so that readers can skip them.
     """
     neighbours = _any_fit(_next_fit(bundles, capacity), capacity)
-    if len(neighbours) <= -(-sum(bundle.size_bytes for bundle in bundles) // capacity):
-        return neighbours  # no packing takes fewer
+    if len(neighbours) <= _fewest_bins(bundles, capacity):
+        return neighbours
     largest_first = sorted(bundles, key=lambda bundle: -bundle.size_bytes)
     return min(neighbours, _any_fit([[bundle] for bundle in largest_first], capacity), key=len)
 
