@@ -1,4 +1,4 @@
-"""Runs whose process died before they could tag themselves with it: what Dagster's launcher left is the evidence."""
+"""Runs whose process died are failed: the evidence is in their tags, or in what Dagster's launcher left before."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import warnings
 
 import dagster as dg
 import pytest
-from dagster._core.events import EngineEventData  # noqa: TID251  the launcher's own event, which nothing public makes
 
 from datalake_assets.config import Settings
 from datalake_assets.defs.feeds.assets import writer_pool
 from datalake_assets.defs.feeds.runner import export_feed
 from datalake_assets.defs.runs.dead_runs import fail_dead, repair_runs
 from datalake_assets.defs.runs.process_tags import (
+    HOST_TAG,
     PID_TAG,
     RUN_TAG,
     STARTED_TAG,
@@ -29,51 +29,56 @@ from datalake_assets.defs.runs.process_tags import (
 from datalake_assets.demo.embedded import prepare_demo
 from datalake_assets.demo.feeds import demo_feeds
 from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets_tests.defs.runs.left_runs import dead_pid, empty, launched_run, log, started_run
 
 LAUNCHED_HERE = {".dagster/grpc_info": '{"host": "localhost", "port": 4000}'}
 BY_SOCKET = {".dagster/grpc_info": '{"host": "localhost", "socket": "/tmp/s"}'}
 ELSEWHERE = {".dagster/grpc_info": '{"host": "code-server", "port": 4000}'}
 
 
-@dg.op
-def nothing() -> None: ...
-
-
-@dg.job
-def empty() -> None:
-    nothing()
-
-
-def launched_run(instance: dg.DagsterInstance, pid: int | None, *, at: float | None = None, **tags: str):
-    """A run as the default launcher leaves it: starting, its process not yet in its step."""
-    run = instance.create_run_for_job(empty, tags=tags)
-    log(instance, run.run_id, dg.DagsterEventType.RUN_STARTING)
-    if pid:
-        started = f"Started process for run (pid: {pid})."
-        data = EngineEventData.in_process(pid)
-        log(instance, run.run_id, dg.DagsterEventType.ENGINE_EVENT, started, data, at=at)
-    return instance.get_run_by_id(run.run_id)
-
-
-def log(instance, run_id: str, kind: dg.DagsterEventType, message: str = "", data=None, *, at=None) -> None:
-    event = dg.DagsterEvent(kind.value, "empty", event_specific_data=data, message=message)
-    entry = dg.EventLogEntry(
-        error_info=None,
-        level=10,
-        user_message="",
-        run_id=run_id,
-        timestamp=time.time() if at is None else at,
-        dagster_event=event,
-    )
-    instance.handle_new_event(entry)
-
-
 @pytest.fixture(scope="module")
 def gone() -> int:
     """The id of a process that has ended."""
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
+    return dead_pid()
+
+
+def test_repair_fails_runs_whose_process_is_gone_and_no_others(instance, gone):
+    dead = started_run(instance, **{PID_TAG: str(gone)})
+    alive = started_run(instance)
+    elsewhere = started_run(instance, **{PID_TAG: str(gone), HOST_TAG: "another-host"})
+
+    assert repair_runs(instance) == [dead.run_id]
+    assert repair_runs(instance) == []
+    statuses = [instance.get_run_by_id(run.run_id).status for run in (dead, alive, elsewhere)]
+    assert statuses == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTED]
+
+
+def test_repair_is_not_fooled_by_a_pid_that_is_used_again(instance):
+    reused = started_run(instance, **{STARTED_TAG: "1"})  # our own pid, but another process had it then
+
+    assert repair_runs(instance) == [reused.run_id]
+
+
+def test_repair_spares_a_run_that_still_has_the_tags_of_the_run_that_it_repeats(instance, gone):
+    started_run(instance, **{PID_TAG: str(gone), RUN_TAG: "the run that was repeated"})
+
+    assert repair_runs(instance) == []
+
+
+def test_started_at_knows_no_process_that_has_ended():
+    assert started_at(dead_pid()) == ""
+
+
+def test_repair_frees_the_slots_of_dead_runs(home, gone):
+    dead = started_run(home, **{PID_TAG: str(gone)})
+    log = home.event_log_storage
+    log.initialize_concurrency_limit_to_default("lake/streams/clicks/write")
+    claim = log.claim_concurrency_slot("lake/streams/clicks/write", dead.run_id, "streams__clicks")
+    assert claim.is_claimed
+
+    repair_runs(home)
+
+    assert log.get_concurrency_run_ids() == set()
 
 
 @pytest.mark.parametrize("tags", [LAUNCHED_HERE, BY_SOCKET])

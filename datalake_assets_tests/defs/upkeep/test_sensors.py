@@ -1,11 +1,7 @@
 """Sensors, each against the real thing that it watches: a registry, a web server, a process, an event log."""
 
 import json
-import subprocess
-import sys
 import threading
-import time
-import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,9 +11,8 @@ import pytest
 
 from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.feeds.runner import repair_runs
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.runs.process_tags import HOST_TAG, PID_TAG, RUN_TAG, STARTED_TAG, process_tags, started_at
+from datalake_assets.defs.runs.process_tags import PID_TAG
 from datalake_assets.defs.upkeep.sensors import (
     dead_run_sensor,
     feed_registry_sensor,
@@ -26,6 +21,7 @@ from datalake_assets.defs.upkeep.sensors import (
 )
 from datalake_assets.errors import SourceUnavailable
 from datalake_assets_tests.defs.fakes import MemoryLake, days_ago, resources, runner, stream, table
+from datalake_assets_tests.defs.runs.left_runs import dead_pid, started_run
 
 LOADED = {"__typename": "WorkspaceLocationEntry", "locationOrLoadError": {"__typename": "RepositoryLocation"}}
 BROKEN = {
@@ -116,70 +112,6 @@ def test_registry_sensor_says_why_a_reloaded_location_does_not_load(watched, web
     sensor = feed_registry_sensor(watched, loaded="something else")
 
     assert tick(sensor, instance).skip_message == "the location did not load: lake: no such bucket"
-
-
-def started_run(instance: dg.DagsterInstance, **tags: str) -> dg.DagsterRun:
-    @dg.job
-    def empty() -> None: ...
-
-    run_id = str(uuid.uuid4())
-    run = instance.create_run_for_job(empty, run_id=run_id, tags={**process_tags(run_id), **tags})
-    instance.handle_new_event(
-        dg.EventLogEntry(
-            error_info=None,
-            level=10,
-            user_message="",
-            run_id=run.run_id,
-            timestamp=time.time(),
-            dagster_event=dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, "empty"),
-        )
-    )
-    return instance.get_run_by_id(run.run_id)
-
-
-def dead_pid() -> int:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
-
-
-def test_repair_fails_runs_whose_process_is_gone_and_no_others(instance):
-    gone = started_run(instance, **{PID_TAG: str(dead_pid())})
-    alive = started_run(instance)
-    elsewhere = started_run(instance, **{PID_TAG: str(dead_pid()), HOST_TAG: "another-host"})
-
-    assert repair_runs(instance) == [gone.run_id]
-    assert repair_runs(instance) == []
-    statuses = [instance.get_run_by_id(run.run_id).status for run in (gone, alive, elsewhere)]
-    assert statuses == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTED]
-
-
-def test_repair_is_not_fooled_by_a_pid_that_is_used_again(instance):
-    reused = started_run(instance, **{STARTED_TAG: "1"})  # our own pid, but another process had it then
-
-    assert repair_runs(instance) == [reused.run_id]
-
-
-def test_repair_spares_a_run_that_still_has_the_tags_of_the_run_that_it_repeats(instance):
-    started_run(instance, **{PID_TAG: str(dead_pid()), RUN_TAG: "the run that was repeated"})
-
-    assert repair_runs(instance) == []
-
-
-def test_started_at_knows_no_process_that_has_ended():
-    assert started_at(dead_pid()) == ""
-
-
-def test_repair_frees_the_slots_of_dead_runs(home):
-    gone = started_run(home, **{PID_TAG: str(dead_pid())})
-    log = home.event_log_storage
-    log.initialize_concurrency_limit_to_default("lake/streams/clicks/write")
-    claim = log.claim_concurrency_slot("lake/streams/clicks/write", gone.run_id, "streams__clicks")
-    assert claim.is_claimed
-
-    repair_runs(home)
-
-    assert log.get_concurrency_run_ids() == set()
 
 
 def test_dead_run_sensor_says_what_it_failed(instance):
