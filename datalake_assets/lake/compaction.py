@@ -182,9 +182,11 @@ class _Compaction:
         """Rewrites groups, several at once as the memory budget allows, and hands each on as it is done."""
         written = self._folder.feed.format
         workers = workers_for(self._request.memory_bytes, written.row_group_bytes)
-        settings = self._settings(min(workers, 2))
+        # while one group begins or ends, with a single thread busy, another one keeps the machine so
+        at_once = min(len(groups), max(min(workers, 2), workers // 2))
+        settings = self._settings(min(workers // at_once, 2))
         self._stopped.clear()
-        with ThreadPoolExecutor(max(1, workers // 2), thread_name_prefix="compaction") as pool:
+        with ThreadPoolExecutor(at_once, thread_name_prefix="compaction") as pool:
             jobs = deque(pool.submit(self._rewrite, group, manifest, settings) for group in groups)
             try:
                 while jobs:
@@ -242,6 +244,7 @@ class _Compaction:
             group.files,
             foreign=store is not self._folder.store,
             may_copy=settings.kernel != "reencode" and not settings.verify and not settings.sort_by,
+            made=self._tally.made,
         )
         try:
             done = rewrite(inputs.files, settings, opener, metadata=self._footer(commit_id, manifest), on_progress=tell)

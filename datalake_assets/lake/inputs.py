@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -36,12 +36,21 @@ class Inputs:
         files: In the order in which they will be read.
         foreign: Others write there too: a file counts only if it still has its ETag.
         may_copy: The store may copy row groups without our reading them.
+        made: Names of the files that this compaction has made itself.
     """
 
     def __init__(
-        self, store: Store, log: PartitionLog, files: Sequence[DataFile], *, foreign: bool, may_copy: bool
+        self,
+        store: Store,
+        log: PartitionLog,
+        files: Sequence[DataFile],
+        *,
+        foreign: bool,
+        may_copy: bool,
+        made: Collection[str] = (),
     ) -> None:
-        self._store, self._log, self._listed, self._foreign = store, log, list(files), foreign
+        self._store, self._log, self._listed = store, log, list(files)
+        self._foreign, self._made = foreign, made
         is_remote = "://" in store.uri
         self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if is_remote and may_copy else WHOLE_BYTES
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
@@ -62,6 +71,7 @@ class Inputs:
             open=partial(self._open, index),
             checksum=file.checksum,
             copy_source=(self._log.key_of(file.name), file.etag) if self._pool and file.etag else None,
+            is_encoded=file.name in self._made,
         )
 
     def _open(self, index: int) -> pa.NativeFile:

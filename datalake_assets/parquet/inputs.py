@@ -45,6 +45,8 @@ class InputFile:
         open: Opens it; small files of a remote store come as a buffer that was fetched whole.
         checksum: Digest of its bytes, ``<algorithm>:<hex>``; empty if nobody knows.
         copy_source: Key and ETag, where the store itself can copy ranges of it into an output.
+        is_encoded: It was encoded as wanted a moment ago: large row groups need not be encoded again, whatever the
+            kernel.
     """
 
     name: str
@@ -53,6 +55,7 @@ class InputFile:
     open: Callable[[], pa.NativeFile]
     checksum: str = ""
     copy_source: tuple[str, str] | None = None
+    is_encoded: bool = False
 
 
 class OpenInput:

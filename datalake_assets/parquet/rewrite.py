@@ -75,7 +75,7 @@ class Rewritten(Generic[FinishedT]):
         rejected: Names of the inputs that were left out, with the reason.
         outputs: Finished files and what is known of them; none if fewer than two inputs were good.
         rewritten: Names of the inputs whose rows they hold.
-        copied: Row groups of the outputs that were copied.
+        copied: Row groups of the outputs that were copied, but for those that had been encoded a moment ago.
         encoded: Those that were encoded again.
     """
 
@@ -270,8 +270,10 @@ class _Pass(Generic[FinishedT]):
 
     def _may_copy(self, source: OpenInput, lost: str | None) -> bool:
         """Whether its row groups are worth keeping as they are, or can only be kept so."""
-        if self._settings.kernel != "auto":
-            return self._settings.kernel == "concat"
+        if self._settings.kernel == "concat":
+            return True
+        if self._settings.kernel == "reencode" and not source.file.is_encoded:
+            return False
         if lost or not source.row_groups:
             return bool(lost)
         as_large_as_ours = self._settings.parquet.row_group_bytes * AS_LARGE
@@ -300,7 +302,7 @@ class _Pass(Generic[FinishedT]):
                 )
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error
-            self._counts["copied"] += len(some)
+            self._counts["again" if source.file.is_encoded else "copied"] += len(some)
         self._prove(source)
 
     def _prove(self, source: OpenInput) -> None:

@@ -108,6 +108,16 @@ def test_auto_copies_large_row_groups_and_encodes_small_ones_into_the_same_file(
     assert sorted(read(result)["id"].to_pylist()) == [*range(10), 1000]
 
 
+def test_what_was_encoded_a_moment_ago_is_not_encoded_again():
+    small = replace(REENCODE, parquet=ParquetSettings(row_group_bytes=MIB))
+    once = rewritten(inputs(*(events(i * 40_000, 40_000) for i in range(3))), small)
+    made = [replace(input_file(name, once.outputs[0][0]), is_encoded=True) for name in ("a", "b")]
+    again = rewritten([*made, *inputs(events(200_000, 10))], small)
+    assert (again.copied, again.encoded) == (0, 1)
+    assert metadata(again).num_row_groups == 2 * once.encoded + 1
+    assert metadata(again).num_rows == 240_010
+
+
 def test_a_single_large_file_is_split_at_the_target_size():
     rng = np.random.default_rng(0)
     table = events(0, 400, blob=pa.array([rng.bytes(16 << 10) for _ in range(400)], pa.binary()))
