@@ -12,6 +12,7 @@ from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.lake import compaction
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.parquet import rewrite, segments
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids, listed
 
@@ -216,6 +217,23 @@ def test_the_feed_chooses_the_kernel(store, kernel):
     groups = pq.read_metadata(store.path(key), filesystem=store.filesystem()).num_row_groups
     assert groups == (4 if kernel == "concat" else 1)
     assert ids(table) == list(range(ROWS))
+
+
+def test_what_several_groups_became_is_merged_without_encoding_it_again(store, monkeypatch):
+    """Where encoding makes files smaller, the outputs of a first pass are small files to a second one."""
+    monkeypatch.setattr(rewrite, "AS_LARGE", 0)
+    encoded = []
+    encode = segments.Encoder.encode
+    monkeypatch.setattr(
+        segments.Encoder, "encode", lambda self, tables: encoded.append(sum(map(len, tables))) or encode(self, tables)
+    )
+    table = with_files(store, 12, compaction={"kernel": "reencode"})
+    size = sum(file.size_bytes for file in manifest(table).files[:4])
+    report = table.compact(DAY, CompactionRequest(force=True, target_file_bytes=size))
+    assert (report.files_after, report.kernel) == (1, "reencode")
+    assert report.files_compacted > 12
+    assert (sum(encoded), len(encoded) > 1) == (ROWS, True)
+    assert ids(table) == folder_ids(store, FOLDER) == list(range(ROWS))
 
 
 def test_rows_are_sorted_where_the_feed_asks_for_it(store):
