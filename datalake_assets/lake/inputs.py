@@ -20,6 +20,8 @@ __all__ = ["Inputs"]
 
 #: Up to this size one request for all of a file is faster than several for its parts.
 WHOLE_BYTES: Final = 8 << 20
+#: The same in a local folder, where it is memory that costs: each larger file would get fresh pages.
+WHOLE_LOCAL_BYTES: Final = 1 << 20
 #: The same where its row groups may be copied by the store, so that most of it need not be read.
 WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
 #: Requests under way, and bytes fetched ahead of the reader.
@@ -52,7 +54,9 @@ class Inputs:
         self._store, self._log, self._listed = store, log, list(files)
         self._foreign, self._made = foreign, made
         is_remote = "://" in store.uri
-        self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if is_remote and may_copy else WHOLE_BYTES
+        self._whole_bytes = WHOLE_LOCAL_BYTES
+        if is_remote:
+            self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
         self._ahead: dict[int, Future[pa.Buffer | bytes]] = {}
         self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
