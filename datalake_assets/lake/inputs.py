@@ -117,6 +117,8 @@ class Inputs:
 
     def _in_place(self, file: DataFile) -> pa.NativeFile:
         key = self._log.key_of(file.name)
+        if self._foreign and self._store.changed({key: file.etag}):
+            raise UnreadableFile(file.name, CHANGED)
         try:
             return self._store.filesystem().open_input_file(self._store.path(key))
         except FileNotFoundError as error:

@@ -8,8 +8,16 @@ import pytest
 
 from datalake_assets.core.compaction import CompactionRequest
 from datalake_assets.core.manifest import Garbage
-from datalake_assets.errors import CommitConflict, ConfigError, FolderTaken, LakeUnavailable, TransientStoreError
+from datalake_assets.errors import (
+    CommitConflict,
+    ConfigError,
+    FolderTaken,
+    LakeUnavailable,
+    TransientStoreError,
+    UnreadableFile,
+)
 from datalake_assets.lake import folder_table
+from datalake_assets.lake import inputs as inputs_module
 from datalake_assets.lake import reconcile as reconcile_module
 from datalake_assets.lake.adoption import adopt
 from datalake_assets.lake.commit import Change, Planned
@@ -43,6 +51,22 @@ def manifest(table, key="day=1"):
 
 
 # ---- compaction
+
+
+@pytest.mark.parametrize("largest_read_whole", [0, 1 << 20], ids=["in place", "whole"])
+def test_a_file_that_was_written_again_since_is_not_read(table, folder, monkeypatch, largest_read_whole):
+    monkeypatch.setattr(inputs_module, "WHOLE_LOCAL_BYTES", largest_read_whole)
+    monkeypatch.setattr(inputs_module, "WHOLE_BYTES", largest_read_whole)
+    log, listed = table._folder.log("day=1"), manifest(table).files
+    folder.write("day=1/2.parquet", [77])
+    files = inputs_module.Inputs(table._folder.data_store, log, listed, foreign=True, may_copy=False)
+    for file in files.files:
+        if file.name == "2.parquet":
+            with pytest.raises(UnreadableFile, match="was changed by somebody else"):
+                file.open()
+        else:
+            assert file.open().size() == file.size_bytes
+    files.close()
 
 
 def test_compaction_merges_others_files_where_they_lie(table, folder):
