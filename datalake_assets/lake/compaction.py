@@ -145,7 +145,7 @@ class _Compaction:
         self._rules = rules_of(folder.feed, request)
         self._tally = _Tally()
         self._planned_bytes = self._done_bytes = 0
-        self._stopped = threading.Event()
+        self._stopped, self._telling = threading.Event(), threading.Lock()
 
     def run(self) -> CompactionReport:
         """Plans, rewrites and commits until a plan is empty or the run's limits are reached."""
@@ -298,9 +298,10 @@ class _Compaction:
         self._tally.encoded += work.done.encoded
 
     def _tell(self, more_bytes: int) -> None:
-        self._done_bytes += more_bytes
-        if self._on_progress is not None:
-            self._on_progress(CompactionProgress(min(self._done_bytes, self._planned_bytes), self._planned_bytes))
+        with self._telling:  # groups are rewritten in threads
+            self._done_bytes += more_bytes
+            if self._on_progress is not None:
+                self._on_progress(CompactionProgress(min(self._done_bytes, self._planned_bytes), self._planned_bytes))
 
     def _report(self, before: Manifest, after: Manifest, plan: CompactionPlan, began: float) -> CompactionReport:
         tally, partition = self._tally, self._folder.report(self._key, after, before=before)
