@@ -81,6 +81,10 @@ class CompactionRules:
     min_partition_age: timedelta
     force: bool = False
 
+    def must_wait(self, last_commit: datetime, *, now: datetime) -> bool:
+        """Whether a partition that last changed then is left alone yet."""
+        return not self.force and now - last_commit < self.min_partition_age
+
 
 @dataclass(frozen=True, slots=True)
 class CompactionGroup:
@@ -201,8 +205,8 @@ def _set_aside(
     files: Iterable[DataFile], rules: CompactionRules, *, now: datetime, last_commit: datetime | None
 ) -> dict[str, str]:
     """The files that no packing could use, by name, with the reason."""
-    quiet = None if last_commit is None or rules.force else now - last_commit
-    if quiet is not None and quiet < rules.min_partition_age:
+    if last_commit is not None and rules.must_wait(last_commit, now=now):
+        quiet = now - last_commit
         reason = f"the partition changed {span_text(quiet)} ago, {span_text(rules.min_partition_age)} are needed"
         return {file.name: reason for file in files}
     found = ((file.name, _too_young(file, rules, now) or _too_large(file, rules)) for file in files)

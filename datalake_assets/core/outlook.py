@@ -45,7 +45,7 @@ def outlook_of_sums(
         all_usable: Whether none of the files must stay as it is.
     """
     as_few = closed or rules.force
-    if _is_quiet_too_short(rules, now, last_commit) or not sums.files:
+    if not sums.files or (last_commit is not None and rules.must_wait(last_commit, now=now)):
         return Outlook(sums.files)
     if sums.largest_bytes > rules.target_file_bytes:
         return None
@@ -55,10 +55,6 @@ def outlook_of_sums(
     if as_few and all_usable and _becomes_one_file(sums, rules):
         return Outlook(1, files_to_rewrite=sums.files, bytes_to_rewrite=sums.size_bytes)
     return None
-
-
-def _is_quiet_too_short(rules: CompactionRules, now: datetime, last_commit: datetime | None) -> bool:
-    return last_commit is not None and not rules.force and now - last_commit < rules.min_partition_age
 
 
 def _becomes_one_file(sums: FileSums, rules: CompactionRules) -> bool:

@@ -58,7 +58,7 @@ class Inputs:
         if is_remote:
             self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
-        self._ahead: dict[int, Future[pa.Buffer | bytes]] = {}
+        self._ahead: dict[int, Future[bytes]] = {}
         self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Inputs:
             if file.size_bytes <= self._whole_bytes and following not in self._ahead:
                 self._ahead[following] = pool.submit(self._fetch, file)
 
-    def _fetch(self, file: DataFile) -> pa.Buffer | bytes:
+    def _fetch(self, file: DataFile) -> bytes:
         key = self._log.key_of(file.name)
         if self._foreign:
             return self._unchanged(file, key)

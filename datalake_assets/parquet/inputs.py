@@ -42,7 +42,7 @@ class InputFile:
         name: For messages; unique among the inputs of a rewrite.
         size_bytes: Its size.
         rows: Rows that it is said to have.
-        open: Opens it; small files of a remote store come as a buffer that was fetched whole.
+        open: Opens it; small files come as a buffer that was fetched whole.
         checksum: Digest of its bytes, ``<algorithm>:<hex>``; empty if nobody knows.
         copy_source: Key and ETag, where the store itself can copy ranges of it into an output.
         is_encoded: It was encoded as wanted a moment ago: large row groups need not be encoded again, whatever the

@@ -23,7 +23,7 @@ __all__ = ["Incompatible", "conform_table", "footer_texts", "unify_schemas"]
 
 FIELD_ID = b"PARQUET:field_id"
 #: Key-values that describe one file's columns; Spark believes this one more than the schema beside it.
-DESCRIBES_SCHEMA = frozenset({b"org.apache.spark.sql.parquet.row.metadata"})
+_DESCRIBES_SCHEMA = frozenset({b"org.apache.spark.sql.parquet.row.metadata"})
 #: Timestamp units that may be made finer, coarsest first; nanoseconds end in 2262 and are not among them.
 _UNITS = ("s", "ms", "us")
 
@@ -89,7 +89,7 @@ def _both(older: pa.Schema, newer: pa.Schema) -> pa.Schema:
         if len(set(schema.names)) < len(schema.names):
             raise Incompatible("two columns share a name")
     merged = _metadata(older.metadata, newer.metadata) or {}
-    kept = {key: value for key, value in merged.items() if key not in DESCRIBES_SCHEMA}
+    kept = {key: value for key, value in merged.items() if key not in _DESCRIBES_SCHEMA}
     return pa.schema(_fields(list(older), list(newer)), metadata=kept or None)
 
 
@@ -173,7 +173,7 @@ def footer_texts(key_values: Mapping[bytes, bytes], *, unified: bool) -> dict[st
     """
     found = {}
     for key, value in key_values.items():
-        if unified and key in DESCRIBES_SCHEMA:
+        if unified and key in _DESCRIBES_SCHEMA:
             continue
         try:
             found[key.decode()] = value.decode()
