@@ -33,7 +33,7 @@ demo: $(VENV)/.demo ## build a data lake in ./lake from an embedded ksqlDB serve
 	@case ":$$PATH:" in *":$(CURDIR)/$(BIN):"*) ;; *) printf '\nFor these commands, first: source $(VENV)/bin/activate\n';; esac
 
 dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, or PORT=...
-	@home=$$($(BIN)/python -c 'from datalake_assets.cli.home import prepare_home; print(prepare_home())') && \
+	@home=$$($(BIN)/python -c 'from datalake_assets.cli.session import prepare_home; print(prepare_home())') && \
 	  echo "Dagster's web UI, in some seconds: http://127.0.0.1:$(PORT) (Ctrl-C ends it)" && \
 	  DAGSTER_HOME=$$home DATALAKE_WEBSERVER_URL=http://127.0.0.1:$(PORT) PYTHONWARNINGS='ignore:Function `dev_command`' \
 	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT) --log-level warning
@@ -46,6 +46,7 @@ check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m datalake_assets_tests.structure --check
 
 format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true

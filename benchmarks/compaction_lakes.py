@@ -15,15 +15,18 @@ from itertools import islice
 from typing import TypeVar
 
 from benchmarks.compaction_inputs import DAY, SCHEMA, InputFile, make_file
-from datalake_assets.config import CompactionPolicy, Feed, FeedKind, KsqlDBSource, ParquetFormat, load_settings
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.core.schema import schema_to_json
+from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store import StagedFile, Store, open_store
-from datalake_assets.parquet.checksum import new_checksum
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.parquet.writer import new_checksum
+from datalake_assets.policies import CompactionPolicy, ParquetFormat
+from datalake_assets.settings import load_settings
 
 __all__ = ["KEY", "build", "feed_of", "open_lake"]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.compaction_lakes import KEY, feed_of, open_lake
 from benchmarks.measuring import Stopwatch
-from datalake_assets.config import CompactionPolicy, ParquetFormat
-from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.policies import CompactionPolicy, ParquetFormat
 
 __all__ = ["main"]
 

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from datalake_assets.config import load_settings
+from datalake_assets.settings import load_settings
 
 __all__ = ["ENGINES"]
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from datalake_assets.demo.s3 import S3Server
+from datalake_assets.demo.s3_server import S3Server
 
 __all__ = ["LatencyProxy", "main"]
 

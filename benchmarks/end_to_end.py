@@ -20,15 +20,15 @@ import pyarrow.dataset  # noqa: F401  imported by the first export otherwise
 
 from benchmarks.lakes import rows_and_size_mb
 from benchmarks.measuring import Stopwatch, Target, Used, print_targets
-from datalake_assets.cli.home import prepare_home
-from datalake_assets.config import Settings
+from datalake_assets.cli.session import prepare_home
 from datalake_assets.defs.feeds.runner import ExportResult, export_feed
-from datalake_assets.demo.embedded import ksqldb_url, prepare_demo
-from datalake_assets.demo.feeds import demo_feeds
-from datalake_assets.demo.ksql_server import KsqlServer  # noqa: F401  imported by the server's start otherwise
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.demo_lake import ksqldb_url, prepare_demo
+from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: F401  imported by the server's start otherwise
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
-from datalake_assets.sources.ksqldb import KsqlDB  # noqa: F401  imported by the first export otherwise
+from datalake_assets.settings import Settings
+from datalake_assets.sources.ksqldb.source import KsqlDB  # noqa: F401  imported by the first export otherwise
 
 __all__ = ["main"]
 

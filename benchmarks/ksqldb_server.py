@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from datalake_assets.demo.ksql_server import KsqlServer
-from datalake_assets.demo.rows import GeneratorConfig
+from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
+from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
 
 __all__ = ["main"]
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from benchmarks.measuring import Target, print_targets
-from datalake_assets.core.compaction import CompactionRules, plan_compaction
+from datalake_assets.core.compaction.plan import CompactionRules, plan_compaction
 from datalake_assets.core.files import DataFile
 
 __all__ = ["Outcome", "main", "simulate"]

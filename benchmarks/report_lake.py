@@ -14,10 +14,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from datalake_assets.config import Feed, parse_feed
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest, Pending, Publish
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, path_of
+from datalake_assets.feed import Feed, parse_feed
 
 __all__ = ["write_lake"]
 

@@ -28,19 +28,18 @@ from typing import Any
 import dagster as dg
 
 from benchmarks.measuring import Target, answer, print_targets
-from datalake_assets.config import Feed, FeedKind, KsqlDBSource, Settings
-from datalake_assets.core.commits import Commit
-from datalake_assets.core.compaction_cursor import WatchState, state_to_json
-from datalake_assets.core.compaction_watch import FeedWatch
+from datalake_assets.core.compaction.watch import FeedWatch, WatchState, state_to_json
 from datalake_assets.core.files import DataFile, data_file_name
-from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.manifest import Commit, Manifest
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.defs.compaction.sensor import CompactionWatcher
-from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.metadata import asset_key, partition_metadata
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.runtime import open_instance
+from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store_local import LocalStore
+from datalake_assets.lake.store.local import LocalStore
+from datalake_assets.settings import Settings
 
 __all__ = ["main", "measure"]
 

@@ -2,8 +2,8 @@
 
 from stamina import instrumentation
 
-from datalake_assets.config import load_settings
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.settings import load_settings
 
 __all__ = ["defs"]
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
 
 __all__ = [
     "MIB",
@@ -27,6 +27,7 @@ __all__ = [
     "RuleBase",
     "SqlRule",
     "UniqueRule",
+    "problems_line",
 ]
 
 MIB = 1024 * 1024
@@ -325,3 +326,12 @@ class Checks(Model):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def problems_line(error: ValidationError) -> str:
+    """All problems of a validation error on one line, without the values (they may be secret)."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: "
+        f"{problem['msg'].removeprefix('Value error, ')}"
+        for problem in error.errors(include_url=False, include_input=False)
+    )

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from datalake_assets.demo.s3 import S3Server
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.demo.s3_server import S3Server
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.fault_proxy import FaultProxy
 
 

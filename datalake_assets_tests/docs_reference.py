@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.config import AssetSource, Feed, FolderSource, KsqlDBSource, Settings
+from datalake_assets.feed import AssetSource, Feed, FolderSource, KsqlDBSource
 from datalake_assets.policies import (
     Checks,
     CompactionPolicy,
@@ -33,6 +33,7 @@ from datalake_assets.policies import (
     SqlRule,
     UniqueRule,
 )
+from datalake_assets.settings import Settings
 
 __all__ = ["PATH", "render"]
 

@@ -66,8 +66,9 @@ def _resolve(command: click.Command, words: list[str]) -> None:
     """Fails on a subcommand or an option that there is not."""
     while isinstance(command, click.Group):
         assert words, f"{command.name} needs a subcommand"
-        assert words[0] in command.commands, words[0]
-        command, words = command.commands[words[0]], words[1:]
+        found = command.get_command(click.Context(command), words[0])
+        assert found is not None, words[0]
+        command, words = found, words[1:]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     unknown = [word for word in words if word.startswith("--") and word.split("=")[0] not in known | {"--help"}]
     assert unknown == []

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.progress import AdoptProgress
+from datalake_assets.cli.output import AdoptProgress, as_table, bytes_text, one_line, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
-from datalake_assets.cli.show import as_table, bytes_text, one_line, print_json, say, warn
 
 if TYPE_CHECKING:
-    from datalake_assets.lake.adoption import Adoption
-    from datalake_assets.lake.foreign import Problem
+    from datalake_assets.lake.adopted.adoption import Adoption
+    from datalake_assets.lake.adopted.listing import Problem
 
 __all__ = ["adopt"]
 
@@ -37,7 +36,7 @@ def adopt(session: Session, *, uri: str, name: str, time_column: str | None, as_
     datalake adopt /data/clicks --name clicks --time-column ts
     datalake adopt s3://bucket/raw/clicks --name clicks
     """  # noqa: D301  click reads the \b: keep these lines
-    from datalake_assets.lake.adoption import adopt as adopt_folder  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.adopted.adoption import adopt as adopt_folder  # noqa: PLC0415  not needed for --help
 
     with AdoptProgress(quiet=as_json) as progress:
         adoption = adopt_folder(session.store, uri, name, time_column=time_column, on_progress=progress.advance)

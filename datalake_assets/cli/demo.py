@@ -1,12 +1,33 @@
-"""``datalake demo``: the main job end to end, on embedded parts."""
+"""``datalake demo``: the main job end to end, on embedded parts.
+
+What `datalake demo` does.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
 import click
 
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.cli.export import ExportRequest, Outcome, all_feeds, export_feeds, outcome_table
+from datalake_assets.cli.output import as_table, print_json, say, warn
+from datalake_assets.cli.report import console_report, lake_report
+from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.demo_lake import DemoLake, ksqldb_url, prepare_demo, read_demo
+from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
+from datalake_assets.feed import Feed
 
-__all__ = ["demo"]
+__all__ = ["demo", "run_demo"]
 
 
 @click.command(cls=LakeCommand)
@@ -28,7 +49,192 @@ def demo(session: Session, *, on_s3: bool, records: int, ui: bool, port: int, as
         raise click.UsageError("--s3 brings its own lake; leave out --lake")
     if as_json and ui:
         raise click.UsageError("--json cannot be combined with --ui")
-    from datalake_assets.cli.demonstrate import run_demo  # noqa: PLC0415  not needed for --help
-
     if not run_demo(session, records=records, on_s3=on_s3, ui_port=port if ui else None, as_json=as_json):
         raise click.exceptions.Exit(1)
+
+
+S3_FOLDER = "lake-s3"
+_UI_GRACE_S = 15.0
+
+
+def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None, as_json: bool) -> bool:
+    """Runs the demo; whether everything was exported.
+
+    Raises:
+        ConfigError: The lake is somebody's, or so many records do not fit.
+    """
+    began = time.monotonic()
+    home = prepare_home()
+    with _lake(session, on_s3=on_s3):
+        demo = _prepare(session, records)
+        with ksqldb_url(session.settings, session.store) as url:
+            own = session.settings.ksqldb_url is None
+            session.use(ksqldb_url=url)
+            if not as_json:
+                _introduce(session, demo, records, own=own)
+            feeds = all_feeds(session).feeds
+            outcomes = export_feeds(session, feeds, ExportRequest(), quiet=as_json)
+            if as_json:
+                print_json({"lake": session.store.uri, "feeds": [asdict(outcome) for outcome in outcomes]})
+            else:
+                _conclude(session, demo, outcomes, on_s3=on_s3, seconds=time.monotonic() - began)
+            if ui_port is not None:
+                _serve_ui(session, home, ui_port)
+    return all(outcome.error is None for outcome in outcomes)
+
+
+@contextmanager
+def _lake(session: Session, *, on_s3: bool) -> Iterator[None]:
+    """A place for the lake: a folder that exists, or a bucket of an S3 server that runs meanwhile."""
+    if on_s3:
+        from datalake_assets.demo.s3_server import S3Server, kept_credentials  # noqa: PLC0415  costs boto3's import
+
+        access_key, secret_key = kept_credentials(Path(S3_FOLDER))
+        with S3Server(S3_FOLDER, access_key=access_key, secret_key=secret_key) as server:
+            os.environ.update(server.environment())
+            session.use(lake=f"s3://{server.bucket}", s3_endpoint=server.endpoint)
+            yield
+        return
+    if "://" not in session.settings.lake:
+        try:
+            Path(session.settings.lake).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LakeUnavailable(session.settings.lake, f"the folder cannot be made: {error.strerror}") from error
+    yield
+
+
+def _prepare(session: Session, records: int) -> DemoLake:
+    """Makes the lake a demo lake with the demo's feeds."""
+    registry, store = session.registry, session.store
+    if read_demo(store) is None:
+        known = [feed.name for archived in (False, True) for feed in registry.list(archived=archived).feeds]
+        if known:
+            raise ConfigError(
+                f"{store.uri} is no demo lake: it has feeds of its own ({', '.join(known[:3])}"
+                f"{', …' if len(known) > 3 else ''}); give another --lake"  # noqa: PLR2004  as many as are named
+            )
+    demo = prepare_demo(store, records)
+    for feed in demo_feeds(demo.start):
+        try:
+            registry.add(feed)
+        except FeedExists:
+            continue
+    return demo
+
+
+def _introduce(session: Session, demo: DemoLake, records: int, *, own: bool) -> None:
+    say(f"lake    {session.store.uri}")
+    say(f"ksqlDB  {session.settings.ksqldb_url}{' (embedded)' if own else ''}")
+    if own:
+        say(f"data    {demo.records or records:,} records per stream since {demo.start}, {demo.events_per_day} a day")
+    else:
+        warn("--records has no effect on the server of DATALAKE_KSQLDB_URL")
+    if own and demo.records and records < demo.records:
+        warn(f"--records {records}: streams do not shrink; this lake's keep their {demo.records}")
+    say()
+
+
+def _conclude(session: Session, demo: DemoLake, outcomes: Sequence[Outcome], *, on_s3: bool, seconds: float) -> None:
+
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    feeds = session.feeds()[0]
+    say()
+    if done:
+        say(outcome_table(outcomes))
+        say()
+        say(_checks_summary(feeds))
+        say()
+        say(console_report(lake_report(session, feeds)))
+        say()
+    added = sum(outcome.new_rows for outcome in done)
+    say(f"{len(done)} of {len(outcomes)} feeds exported, {added:+,} rows, in {seconds:.1f} s")
+    if done:
+        _suggest(session, demo, on_s3=on_s3)
+
+
+def _suggest(session: Session, demo: DemoLake, *, on_s3: bool) -> None:
+    """Commands that work as they stand."""
+    query = "select year, month, day, count(*) as records from transaction_stream group by all order by all"
+    say("\nTry next:")
+    if on_s3:
+        say(f"  datalake serve s3 {S3_FOLDER}          # in another terminal; then set the variables that it prints")
+    else:
+        lake = _shown(session.settings.lake)
+        option = "" if lake == "lake" else f" --lake {lake}"
+        environment = "" if lake == "lake" else f"DATALAKE_LAKE={lake} "
+        say(f'  datalake sql{option} "{query}"')
+        say(f"  datalake report{option}")
+        say(f"  datalake verify{option} --deep")
+        read = f"pandas.read_parquet('{lake}/streams/transaction_stream', filters=[('year', '=', {demo.start.year})])"
+        say(f'  python -c "import pandas; print({read})"')
+        ui = "make dev" if Path("Makefile").exists() else "datalake demo --ui"
+        say(f"  {environment}{ui}          # Dagster's web UI on this lake")
+    say("  datalake demo --records 2000" + (" --s3" if on_s3 else "") + "          # only the new rows are added")
+
+
+def _shown(path: str) -> str:
+    """The path, relative to the current folder if it lies in it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _serve_ui(session: Session, home: Path, port: int) -> None:
+    """Runs Dagster's web UI in the foreground until Ctrl-C; the embedded servers stay up meanwhile."""
+    _check_free(port)
+    url = f"http://127.0.0.1:{port}"
+    settings = session.settings
+    environment = os.environ | {
+        "DAGSTER_HOME": str(home),
+        "DATALAKE_LAKE": settings.lake,
+        "DATALAKE_KSQLDB_URL": settings.ksqldb_url or "",
+        "DATALAKE_WEBSERVER_URL": url,
+        "PYTHONWARNINGS": "ignore:Function `dev_command`",  # superseded by a tool that needs a project of its own
+    }
+    # two lines for each look of each sensor would bury what is worth reading
+    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port), "--log-level", "warning"]
+    workspace = Path("workspace.yaml")
+    command += ["-w", str(workspace)] if workspace.exists() else ["-m", "datalake_assets.definitions"]
+    say(f"\nDagster's web UI: {url} (Ctrl-C ends it)")
+    # a session of its own: Dagster is interrupted once, by us, and not by the terminal as well
+    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            _end(child)
+            return
+    if status:
+        raise ConfigError(f"Dagster's web UI ended with {status}; is 'datalake-assets[demo]' installed?")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGINT)
+    try:
+        child.wait(_UI_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"port {port} is taken; give another with --port") from error
+
+
+def _checks_summary(feeds: Sequence[Feed]) -> str:
+    """A line per check: how many feeds passed it at its latest evaluation, and which did not."""
+    from datalake_assets.defs.check_results import latest_results  # noqa: PLC0415  Dagster, which has run by now
+
+    latest = latest_results(feeds)
+    rows = []
+    for check in sorted({check for check, _ in latest}):
+        results = {name: passed for (of, name), passed in latest.items() if of == check}
+        failed = sorted(name for name, passed in results.items() if not passed)
+        rows.append((check, f"{len(results) - len(failed)} of {len(results)}", ", ".join(failed)))
+    return as_table(("check", "passed", "failed for"), rows) if rows else "no checks have run"

@@ -1,12 +1,52 @@
-"""``datalake export``: lands feeds, by the same Dagster assets that the web UI shows."""
+"""``datalake export``: lands feeds, by the same Dagster assets that the web UI shows.
+
+Running exports: one feed after the other in this process, or several in child processes.
+
+Exports in child processes: ``datalake export`` for one feed each, at most so many at once.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.cli.output import ExportProgress, as_table, bytes_text, one_line, print_json, say, warn
+from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
+from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, parse_path, version_number, window_of
+from datalake_assets.demo.demo_lake import ksqldb_url
+from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.lake.adopted.folder_table import refuse_export
+from datalake_assets.lake.registry import RegistryListing
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import Progress
 
-__all__ = ["export"]
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+__all__ = [
+    "ExportRequest",
+    "Outcome",
+    "all_feeds",
+    "export",
+    "export_feeds",
+    "export_in_children",
+    "one_feed",
+    "outcome_table",
+    "print_outcomes",
+    "tell",
+]
 
 
 @click.command(cls=LakeCommand)
@@ -55,11 +95,338 @@ def export(
         raise click.UsageError("give --partition or --range, not both")
     if everything and (partition or between):
         raise click.UsageError("--partition and --range need --stream or --table")
-    from datalake_assets.cli import exporting  # noqa: PLC0415  not needed for --help
 
-    request = exporting.ExportRequest(partition, between, allow_shrink=allow_shrink, new_epoch=new_epoch)
-    chosen = exporting.all_feeds(session) if everything else exporting.one_feed(session, stream=stream, table=table)
-    outcomes = exporting.export_feeds(session, chosen.feeds, request, parallel=parallel, quiet=as_json)
-    exporting.print_outcomes(outcomes, as_json=as_json)
+    request = ExportRequest(partition, between, allow_shrink=allow_shrink, new_epoch=new_epoch)
+    chosen = all_feeds(session) if everything else one_feed(session, stream=stream, table=table)
+    outcomes = export_feeds(session, chosen.feeds, request, parallel=parallel, quiet=as_json)
+    print_outcomes(outcomes, as_json=as_json)
     if chosen.problems or any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+#: What Dagster makes of a Ctrl-C during a run: the run fails with it, and is recorded as failed.
+_INTERRUPT = "DagsterExecutionInterruptedError"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export of each feed.
+
+    Attributes:
+        partition: One partition key, or None.
+        between: ``A..B``, or None.
+        allow_shrink: Accept fewer rows than the lake has.
+        new_epoch: Accept a source that was created anew.
+    """
+
+    partition: str | None = None
+    between: str | None = None
+    allow_shrink: bool = False
+    new_epoch: bool = False
+
+    def partitions(self, feed: Feed) -> tuple[str, ...] | None:
+        """The partition keys that are meant; None for whatever is new.
+
+        Raises:
+            ConfigError: They are none of this feed's.
+        """
+        if self.partition is not None:
+            return (self.partition,)
+        if self.between is None:
+            return None
+        first, separator, last = self.between.partition("..")
+        if not separator or not first or not last:
+            raise ConfigError(f"--range {self.between!r} is not written as A..B, like 2025-01-01..2025-01-31")
+        if feed.kind != "stream":
+            raise ConfigError(f"feed {feed.name!r} is a {feed.kind} and has no range of days; name its --partition")
+        by = PartitionBy(feed.partition_by)
+        start, end = window_of(first, by), window_of(last, by)
+        if end.start < start.start:
+            raise ConfigError(f"--range {self.between!r} ends before it begins")
+        return tuple(keys_in(TimeWindow(start.start, end.end), by))
+
+    def arguments(self) -> list[str]:
+        """The options of a child process."""
+        chosen = (("--allow-shrink", self.allow_shrink), ("--new-epoch", self.new_epoch))
+        named = (("--partition", self.partition), ("--range", self.between))
+        return [f"{name}={value}" for name, value in named if value] + [name for name, given in chosen if given]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an export of one feed came to.
+
+    Attributes:
+        feed: Its name.
+        kind: ``stream`` or ``table``.
+        rows: Rows in the lake now; of a table, those of its newest version.
+        new_rows: Rows that were added, net; of a table, against the version before.
+        quarantined: Rows that were read and could not be landed.
+        files: Data files of those rows.
+        size_bytes: Their size.
+        partitions: Partitions with data; of a table, versions.
+        landed: The partitions that the run is about, and others that received rows.
+        seconds: Wall time.
+        run_id: The Dagster run; empty if there was none.
+        error: One line; None on success.
+    """
+
+    feed: str
+    kind: str
+    rows: int = 0
+    new_rows: int = 0
+    quarantined: int = 0
+    files: int = 0
+    size_bytes: int = 0
+    partitions: int = 0
+    landed: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    run_id: str = ""
+    error: str | None = None
+
+
+def all_feeds(session: Session) -> RegistryListing:
+    """Every active feed that is exported, streams first; files that are none are told on stderr.
+
+    Raises:
+        ConfigError: There are no feeds.
+    """
+    listed, problems = session.feeds()
+    feeds = tuple(feed for feed in listed if feed.is_exported)
+    if listed and not feeds and not problems:
+        raise ConfigError(f"{session.store.uri} has only feeds that others write: nothing is exported to them")
+    if not feeds and not problems:
+        raise ConfigError(
+            f"{session.store.uri} has no feeds; add some with 'datalake feeds add', or see 'datalake demo'"
+        )
+    return RegistryListing(feeds, problems)
+
+
+def one_feed(session: Session, *, stream: str | None, table: str | None) -> RegistryListing:
+    """The feed of this name.
+
+    Raises:
+        ConfigError: There is none, or it is of the other kind.
+    """
+    name = stream or table or ""
+    feed = session.registry.get(name)
+    if feed.kind is FeedKind.FOLDER:
+        raise refuse_export(feed)
+    if not feed.is_exported:
+        _ = feed.ksqldb  # raises, and says who writes it
+    wanted = "table" if stream is None else "stream"
+    if feed.kind != wanted:
+        raise ConfigError(f"feed {name!r} is a {feed.kind}; export it with --{feed.kind} {name}")
+    return RegistryListing((feed,))
+
+
+def export_feeds(
+    session: Session, feeds: Sequence[Feed], request: ExportRequest, *, parallel: int = 1, quiet: bool = False
+) -> list[Outcome]:
+    """Exports feeds; one feed's failure is told on stderr and in its outcome, and the others go on.
+
+    Raises:
+        DatalakeError: Nothing could be begun: no server, or partitions that are none.
+    """
+    for feed in feeds:
+        request.partitions(feed)
+    prepare_home()
+    with ksqldb_url(session.settings, session.store) as url, ExportProgress(quiet=quiet) as progress:
+        session.use(ksqldb_url=url)
+        if parallel > 1 and len(feeds) > 1:
+            return export_in_children(session, feeds, request, progress, parallel=parallel)
+        # Dagster takes a second to import, which children and usage errors need not wait for
+        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415
+
+        with open_instance() as instance:
+            return [tell(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
+
+
+def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+    """Prints the table, or the document, of an export."""
+    if as_json:
+        print_json({"feeds": [asdict(outcome) for outcome in outcomes]})
+    elif any(outcome.error is None for outcome in outcomes):
+        say("\n" + outcome_table(outcomes))
+
+
+def outcome_table(outcomes: Sequence[Outcome]) -> str:
+    """A line per feed that was exported."""
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    quarantine = any(outcome.quarantined for outcome in done)
+    columns = ["feed", "rows", "new rows", "files", "size", "partitions", "seconds"]
+    rows = [
+        [
+            f"{outcome.kind}s/{outcome.feed}",
+            f"{outcome.rows:,}",
+            f"{outcome.new_rows:,}",
+            outcome.files,
+            bytes_text(outcome.size_bytes),
+            outcome.partitions,
+            f"{outcome.seconds:.1f}",
+            *([outcome.quarantined] if quarantine else []),
+        ]
+        for outcome in done
+    ]
+    return as_table([*columns, "quarantined"] if quarantine else columns, rows)
+
+
+def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
+    """Tells that a feed's export has ended, and why if it failed."""
+    progress.finish(outcome.feed, rows=outcome.new_rows, seconds=outcome.seconds, failed=outcome.error is not None)
+    if outcome.error is not None:
+        warn(
+            f"Error: {outcome.feed}: {outcome.error}"
+            if outcome.feed not in outcome.error
+            else f"Error: {outcome.error}"
+        )
+    return outcome
+
+
+def _export_here(
+    session: Session, feed: Feed, request: ExportRequest, progress: ExportProgress, instance: DagsterInstance
+) -> Outcome:
+    from datalake_assets.defs.feeds.runner import export_feed  # noqa: PLC0415  Dagster takes a second
+
+    progress.begin(feed.name)
+    began = time.monotonic()
+
+    def advance(done: Progress) -> None:
+        progress.advance(feed.name, rows=done.rows)
+
+    try:
+        result = export_feed(
+            session.settings,
+            feed.name,
+            partitions=request.partitions(feed),
+            allow_shrink=request.allow_shrink,
+            new_epoch=request.new_epoch,
+            instance=instance,
+            on_progress=advance,
+        )
+    except DatalakeError as error:
+        return Outcome(feed.name, feed.kind.value, seconds=time.monotonic() - began, error=str(error))
+    if result.error is not None and _INTERRUPT in result.error:
+        raise KeyboardInterrupt
+    landed = [asdict(partition) for partition in result.partitions]
+    outcome = Outcome(
+        feed=feed.name,
+        kind=feed.kind.value,
+        new_rows=result.rows_added,
+        quarantined=result.rows_quarantined,
+        landed=landed,
+        seconds=round(result.seconds, 3),
+        run_id=result.run_id,
+        error=result.error if result.error is not None or result.success else "the run failed",
+    )
+    return outcome if outcome.error is not None else _with_totals(session.store, feed, outcome)
+
+
+def _with_totals(store: Store, feed: Feed, outcome: Outcome) -> Outcome:
+    """Adds what the feed amounts to, by its summary: one request, however many partitions."""
+    try:
+        summary = json.loads(store.get(f"metadata/{feed.path}/_metadata.json")[0])
+    except (ObjectNotFound, ValueError):
+        return outcome
+    partitions = summary["partitions"]
+    if feed.kind == "table" and outcome.landed:
+        newest = outcome.landed[-1]
+        return replace(
+            outcome,
+            rows=newest["rows"],
+            new_rows=newest["rows"] - _rows_before(newest["key"], partitions),
+            files=newest["files"],
+            size_bytes=newest["size_bytes"],
+            partitions=len(partitions),
+        )
+    return replace(
+        outcome,
+        rows=summary["total_records"],
+        files=sum(partition["files"] for partition in partitions),
+        size_bytes=round(summary["total_size_mb"] * 1_000_000),
+        partitions=len(partitions),
+    )
+
+
+def _rows_before(key: str, partitions: Sequence[Mapping[str, Any]]) -> int:
+    """Rows of the newest version that is older than a table's version ``key``; 0 if it is the first."""
+    older = {}
+    for partition in partitions:
+        version = parse_path(partition["path"], None)
+        if version is not None and version_number(version) < version_number(key):
+            older[version_number(version)] = int(partition["records"])
+    return older[max(older)] if older else 0
+
+
+#: Time for a child to end its run after Ctrl-C.
+_GRACE_S = 20.0
+
+
+def export_in_children(
+    session: Session, feeds: Sequence[Feed], request: ExportRequest, progress: ExportProgress, *, parallel: int
+) -> list[Outcome]:
+    """Exports each feed in a process of its own; their outcomes, in the order of ``feeds``."""
+    children = _Children(session, request)
+    lock = threading.Lock()
+
+    def run(feed: Feed) -> Outcome:
+        progress.begin(feed.name)
+        outcome = children.run(feed)
+        with lock:
+            return outcome if children.interrupted else tell(progress, outcome)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        try:
+            return list(pool.map(run, feeds))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.interrupt()
+            raise
+
+
+class _Children:
+    """The child processes of one command, so that none outlives it.
+
+    Attributes:
+        interrupted: Whether they were told to end.
+    """
+
+    def __init__(self, session: Session, request: ExportRequest) -> None:
+        settings = session.settings
+        self._command = [sys.executable, "-m", "datalake_assets.cli", "--lake", settings.lake, "export", "--json"]
+        self._command += request.arguments()
+        self._environment = os.environ | {"DATALAKE_KSQLDB_URL": settings.ksqldb_url or ""}
+        self.interrupted = False
+        self._running: list[subprocess.Popen[str]] = []
+
+    def run(self, feed: Feed) -> Outcome:
+        """Exports a feed and waits for it."""
+        child = subprocess.Popen(
+            [*self._command, f"--{feed.kind}", feed.name],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._running.append(child)
+        answer, errors = child.communicate()
+        try:
+            document: dict[str, Any] = json.loads(answer)["feeds"][0]
+        except (ValueError, LookupError):
+            lines = [line for line in errors.splitlines() if line.strip()]
+            last = one_line(lines[-1]).removeprefix("Error: ") if lines else "it said nothing"
+            return Outcome(feed.name, feed.kind.value, error=f"its process ended with {child.returncode}: {last}")
+        return Outcome(**document)
+
+    def interrupt(self) -> None:
+        """Ends the children that still run as Ctrl-C would, and kills those that stay."""
+        self.interrupted = True
+        for child in self._running:
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)
+        for child in self._running:
+            try:
+                child.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()

@@ -46,7 +46,8 @@ def _below(context: click.Context) -> Iterator[tuple[str, click.Context]]:
     group = context.command
     if isinstance(group, click.Group):
         for name in group.list_commands(context):
-            command = group.commands[name]
+            command = group.get_command(context, name)
+            assert command is not None  # noqa: S101  for mypy: it is listed
             yield from _below(click.Context(command, info_name=name, parent=context, terminal_width=_WIDTH))
 
 

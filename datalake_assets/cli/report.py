@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from datalake_assets.cli.output import as_table, bytes_text, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
-from datalake_assets.cli.show import as_table, bytes_text, say, warn
 from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:
-    from datalake_assets.config import Feed
-    from datalake_assets.core.report import FeedReport, LakeReport
+    from datalake_assets.core.report.findings import FeedReport, LakeReport
+    from datalake_assets.feed import Feed
 
 __all__ = ["console_report", "lake_report", "report"]
 
@@ -114,7 +114,7 @@ def _write(text: str, file: str | None) -> None:
 
 def lake_report(session: Session, feeds: Sequence[Feed], *, scans_per_day: float | None = None) -> LakeReport:
     """The report of some feeds of the session's lake."""
-    from datalake_assets.core.report import SCANS_PER_DAY, build_report  # noqa: PLC0415  not needed for --help
+    from datalake_assets.core.report.findings import SCANS_PER_DAY, build_report  # noqa: PLC0415  not needed for --help
     from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  likewise
     from datalake_assets.lake.statistics import lake_statistics  # noqa: PLC0415  likewise
 
@@ -148,7 +148,7 @@ def _render(found: LakeReport, output: str) -> str:
 
 def console_report(found: LakeReport) -> str:
     """A table of feeds, a verdict for each, and the partitions that compaction makes the most of."""
-    from datalake_assets.core.report_wording import dollars_text, scans_text  # noqa: PLC0415  not needed for --help
+    from datalake_assets.core.wording import dollars_text, scans_text  # noqa: PLC0415  not needed for --help
 
     if not any(each.statistics.partitions for each in found.feeds):
         return "the lake has no data yet; export some with 'datalake export --all'"
@@ -177,7 +177,7 @@ def _feeds(found: LakeReport) -> str:
 
 
 def _feed(each: FeedReport) -> tuple[object, ...]:
-    from datalake_assets.core.report_wording import dollars_text  # noqa: PLC0415  not needed for --help
+    from datalake_assets.core.wording import dollars_text  # noqa: PLC0415  not needed for --help
 
     statistics = each.statistics
     newest, last = statistics.newest_row, statistics.last_export

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from datalake_assets.cli.output import say
 from datalake_assets.cli.session import OrderedGroup
-from datalake_assets.cli.show import say
+from datalake_assets.demo.demo_lake import serve_ksqldb
 
 __all__ = ["serve"]
 
@@ -32,9 +33,7 @@ def ksqldb(**options: Any) -> None:
     """Serve generated streams and tables as a ksqlDB server does."""
     if (options["user"] is None) != (options["password"] is None):
         raise click.UsageError("give --user and --password together")
-    from datalake_assets.cli.serving import serve_ksqldb  # noqa: PLC0415  not needed for --help
-
-    serve_ksqldb(**options)
+    serve_ksqldb(**options, announce=lambda url: say(f"export DATALAKE_KSQLDB_URL={url}"))
 
 
 @serve.command()
@@ -45,7 +44,7 @@ def s3(*, folder: str, port: int) -> None:
 
     The data and the credentials stay for the next time.
     """
-    from datalake_assets.demo.s3 import serve_forever  # noqa: PLC0415  not needed for --help
+    from datalake_assets.demo.s3_server import serve_forever  # noqa: PLC0415  not needed for --help
 
     serve_forever(folder, port=port)
     say("stopped")

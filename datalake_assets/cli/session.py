@@ -1,24 +1,41 @@
-"""What every command starts from: the settings, the lake and its feeds, opened when they are first asked for."""
+"""What every command starts from: the settings, the lake and its feeds, opened when they are first asked for.
+
+Where Dagster keeps its history: ``DAGSTER_HOME``, or ``./.dagster``, shared with ``make dev``.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.show import warn
+from datalake_assets.cli.output import warn
+from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:
-    from datalake_assets.config import Feed, Settings
+    from datalake_assets.feed import Feed
     from datalake_assets.lake.registry import FeedProblem, FeedRegistry
-    from datalake_assets.lake.store import Store
+    from datalake_assets.lake.store.base import Store
+    from datalake_assets.settings import Settings
     from datalake_assets.sources.base import SourceSystem
 
-__all__ = ["LakeCommand", "OrderedGroup", "Session", "json_option", "lake_option", "pass_session"]
+__all__ = [
+    "LakeCommand",
+    "OrderedGroup",
+    "Session",
+    "existing_home",
+    "home_to_tell",
+    "json_option",
+    "lake_option",
+    "pass_session",
+    "prepare_home",
+]
 
 
 class Session:
@@ -36,7 +53,7 @@ class Session:
     @cached_property
     def settings(self) -> Settings:
         """The settings; the lake is an absolute path or a URI, so that child processes mean the same."""
-        from datalake_assets.config import load_settings  # noqa: PLC0415  pydantic is not needed for --help
+        from datalake_assets.settings import load_settings  # noqa: PLC0415  pydantic is not needed for --help
 
         _log_retries()
         settings = load_settings(lake=self.lake)
@@ -70,7 +87,7 @@ class Session:
     @contextmanager
     def source(self) -> Iterator[SourceSystem]:
         """The ksqlDB server that the lake is exported from."""
-        from datalake_assets.demo.embedded import open_ksqldb  # noqa: PLC0415  not needed for --help
+        from datalake_assets.demo.demo_lake import open_ksqldb  # noqa: PLC0415  not needed for --help
 
         with open_ksqldb(self.settings, self.store) as system:
             yield system
@@ -128,3 +145,55 @@ class LakeCommand(click.Command):
 
 
 json_option = click.option("as_json", "--json", is_flag=True, help="Print one JSON document and nothing else.")
+
+
+_VARIABLE = "DAGSTER_HOME"
+_DEFAULT = ".dagster"
+_SETTINGS = "dagster.yaml"
+
+
+def _home() -> Path:
+    return Path(os.environ.get(_VARIABLE) or _DEFAULT).expanduser().absolute()
+
+
+def existing_home() -> Path | None:
+    """Dagster's home, if Dagster has been set up there."""
+    home = _home()
+    return home if (home / _SETTINGS).exists() else None
+
+
+def home_to_tell() -> Path | None:
+    """Dagster's home for a command that runs without Dagster and tells it afterwards; named in the environment.
+
+    A home that the environment names is set up if need be, as an export does it. The default one is left alone until
+    Dagster has been set up there.
+
+    Raises:
+        ConfigError: The folder that the environment names cannot be made.
+    """
+    if os.environ.get(_VARIABLE):
+        return prepare_home()
+    home = existing_home()
+    if home is not None:
+        os.environ[_VARIABLE] = str(home)
+    return home
+
+
+def prepare_home() -> Path:
+    """Dagster's home, set up with our settings if there are none, and named in the environment.
+
+    Raises:
+        ConfigError: The folder cannot be made.
+    """
+    home = _home()
+    settings = home / _SETTINGS
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not settings.exists():
+            whole = home / f".{_SETTINGS}.{os.getpid()}"
+            whole.write_bytes(resources.files("datalake_assets.defs").joinpath(_SETTINGS).read_bytes())
+            whole.replace(settings)
+    except OSError as error:
+        raise ConfigError(f"DAGSTER_HOME {home}: {error.strerror}; name a folder that can be written") from error
+    os.environ[_VARIABLE] = str(home)
+    return home

@@ -2,6 +2,8 @@
 
 Keys are Dagster's: ``2025-01`` (month), ``2025-01-15`` (day), ``2025-01-15-12:00`` (hour), ``v4`` (a table's version).
 Everything is UTC.
+
+Where a feed's partitions lie below its folder, whatever kind of feed it is.
 """
 
 from __future__ import annotations
@@ -16,15 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.feed import Feed, FeedKind
 
 __all__ = [
+    "FOLDER_ITSELF",
     "UNKNOWN_PARTITION",
     "PartitionBy",
     "TimeWindow",
+    "hive_pairs",
     "key_of",
     "keys_in",
     "keys_of",
     "parse_path",
+    "partition_by",
+    "partition_key",
+    "partition_path",
     "path_of",
     "version_key",
     "version_number",
@@ -174,3 +182,36 @@ def keys_of(times: pa.Array, by: PartitionBy) -> pa.DictionaryArray:
     encoded = pc.dictionary_encode(floored)
     keys = pa.array([key_of(value.replace(tzinfo=UTC), by) for value in encoded.dictionary.to_pylist()], pa.string())
     return pa.DictionaryArray.from_arrays(encoded.indices, keys)
+
+
+#: The partition of the files that lie in an adopted folder itself, not in a folder below it.
+FOLDER_ITSELF = "."
+
+
+def partition_by(feed: Feed) -> PartitionBy | None:
+    """The length of a stream's partitions; None for a table and a folder, whose partitions are no times."""
+    return PartitionBy(feed.partition_by) if feed.kind is FeedKind.STREAM else None
+
+
+def partition_path(feed: Feed, key: str) -> str:
+    """A partition's path, relative to its feed's folder; of a folder its own relative path, "" for the folder itself.
+
+    Raises:
+        ConfigError: ``key`` is no key of this feed's.
+    """
+    if feed.kind is FeedKind.FOLDER:
+        return "" if key == FOLDER_ITSELF else key
+    return path_of(key, partition_by(feed))
+
+
+def partition_key(feed: Feed, path: str) -> str | None:
+    """The inverse of `partition_path`; None if it is no such path."""
+    if feed.kind is FeedKind.FOLDER:
+        return path or FOLDER_ITSELF
+    return parse_path(path, partition_by(feed))
+
+
+def hive_pairs(path: str) -> list[tuple[str, str]]:
+    """The ``name=value`` parts of a path, in order; values as they are written. Other parts say nothing of the rows."""
+    parts = (part.partition("=") for part in path.split("/"))
+    return [(name, value) for name, separator, value in parts if separator and name]

@@ -6,39 +6,24 @@ The rules live here so that a feed's first batch and its thousandth agree: names
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import pyarrow as pa
 
-from datalake_assets.core.ksql_types import (
-    Column,
-    KsqlArray,
-    KsqlDecimal,
-    KsqlMap,
-    KsqlScalar,
-    KsqlStruct,
-    KsqlType,
-    parse_columns,
-    parse_delimited_columns,
-)
 from datalake_assets.errors import InvalidFeed, SchemaChanged
 
 __all__ = [
     "RESERVED_NAMES",
     "SOURCE_NAME",
-    "Column",
-    "KsqlType",
     "SchemaPolicy",
-    "arrow_schema",
-    "arrow_type",
     "conform",
     "evolve",
     "lake_name",
-    "parse_columns",
-    "parse_delimited_columns",
+    "lake_names",
     "schema_from_json",
     "schema_to_json",
+    "source_metadata",
 ]
 
 SchemaPolicy = Literal["freeze", "evolve"]
@@ -49,102 +34,40 @@ RESERVED_NAMES: Final = frozenset({"year", "month", "day", "hour", "version"})
 SOURCE_NAME: Final = b"source_name"
 """Field metadata key under which the source's own name is kept, UTF-8."""
 
-_SCALAR_TYPES: Final[Mapping[str, pa.DataType]] = {
-    "BOOLEAN": pa.bool_(),
-    "INTEGER": pa.int32(),
-    "BIGINT": pa.int64(),
-    "DOUBLE": pa.float64(),
-    "STRING": pa.string(),
-    "BYTES": pa.binary(),
-    "TIMESTAMP": pa.timestamp("ms", "UTC"),
-    "DATE": pa.date32(),
-    "TIME": pa.time32("ms"),
-}
-_DECIMAL128_DIGITS: Final = 38  # Arrow Columnar Format: Decimal128 and Decimal256
-_DECIMAL256_DIGITS: Final = 76
-
 
 def lake_name(source_name: str) -> str:
     """The column's name in the lake: lower case, as Athena and Hive show every name anyway."""
     return source_name.lower()
 
 
-def arrow_schema(columns: Sequence[Column], *, feed: str, rename: Mapping[str, str] | None = None) -> pa.Schema:
-    """The Arrow schema of a source's columns, in their order.
-
-    Every field is nullable and keeps the source's name in its metadata; fields of structs are lower-cased too.
+def lake_names(sources: Sequence[str], *, feed: str, rename: Mapping[str, str] | None = None) -> list[str]:
+    """The columns' names in the lake, in their order.
 
     Args:
-        columns: What the source announced.
+        sources: Names at the source.
         feed: Its name, for the message.
         rename: Source name to lake name, for columns that cannot keep theirs.
 
     Raises:
-        InvalidFeed: Two columns would share a name, one is named like a partition key, or a type does not fit.
+        InvalidFeed: Two columns would share a name, or one is named like a partition key.
     """
     renamed = rename or {}
-    names = [renamed.get(column.name, lake_name(column.name)) for column in columns]
-    _refuse_names(feed, list(zip(columns, names, strict=True)))
-    return pa.schema(
-        [
-            pa.field(name, arrow_type(column.type, feed=feed), metadata=_source(column.name))
-            for name, column in zip(names, columns, strict=True)
-        ]
-    )
-
-
-def _refuse_names(feed: str, named: Iterable[tuple[Column, str]]) -> None:
+    names = [renamed.get(name, lake_name(name)) for name in sources]
     taken: dict[str, str] = {}
-    for column, name in named:
+    for source, name in zip(sources, names, strict=True):
         if name != lake_name(name) or not name:
-            raise InvalidFeed(feed, f"column {column.name!r} is renamed to {name!r}; use a lower-case name")
+            raise InvalidFeed(feed, f"column {source!r} is renamed to {name!r}; use a lower-case name")
         if name in RESERVED_NAMES:
-            raise InvalidFeed(feed, f"column {column.name!r} is named like a partition key; rename it in the feed")
+            raise InvalidFeed(feed, f"column {source!r} is named like a partition key; rename it in the feed")
         if name in taken:
-            reason = (
-                f"columns {taken[name]!r} and {column.name!r} are both {name!r} in the lake; rename one in the feed"
-            )
+            reason = f"columns {taken[name]!r} and {source!r} are both {name!r} in the lake; rename one in the feed"
             raise InvalidFeed(feed, reason)
-        taken[name] = column.name
+        taken[name] = source
+    return names
 
 
-def arrow_type(kind: KsqlType, *, feed: str) -> pa.DataType:
-    """The Arrow type of a SQL type; timestamps are UTC with milliseconds, as ksqlDB keeps them.
-
-    Raises:
-        InvalidFeed: A decimal has more than 76 digits, or two struct fields share a lower-cased name.
-    """
-    match kind:
-        case KsqlScalar(name):
-            return _SCALAR_TYPES[name]
-        case KsqlDecimal(precision, scale):
-            return _decimal(precision, scale, feed)
-        case KsqlArray(item):
-            return pa.list_(arrow_type(item, feed=feed))
-        case KsqlMap(key, value):
-            return pa.map_(arrow_type(key, feed=feed), arrow_type(value, feed=feed))
-        case KsqlStruct(fields):
-            return _struct(fields, feed)
-
-
-def _decimal(precision: int, scale: int, feed: str) -> pa.DataType:
-    if not 1 <= precision <= _DECIMAL256_DIGITS or scale > precision:
-        reason = f"DECIMAL({precision}, {scale}) does not fit into Parquet (76 digits); cast it in the source"
-        raise InvalidFeed(feed, reason)
-    return pa.decimal128(precision, scale) if precision <= _DECIMAL128_DIGITS else pa.decimal256(precision, scale)
-
-
-def _struct(fields: Sequence[tuple[str, KsqlType]], feed: str) -> pa.DataType:
-    names = [lake_name(name) for name, _ in fields]
-    if len(set(names)) < len(names) or not names:
-        reason = "a STRUCT without fields" if not names else f"STRUCT fields {sorted(names)} clash in lower case"
-        raise InvalidFeed(feed, f"{reason}; leave it out of the feed's columns")
-    return pa.struct(
-        [pa.field(lake_name(name), arrow_type(kind, feed=feed), metadata=_source(name)) for name, kind in fields]
-    )
-
-
-def _source(name: str) -> dict[bytes, bytes]:
+def source_metadata(name: str) -> dict[bytes, bytes]:
+    """Field metadata that keeps the source's own name of a column."""
     return {SOURCE_NAME: name.encode()}
 
 

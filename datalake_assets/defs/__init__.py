@@ -9,10 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datalake_assets.defs.projects.checks import build_file_size_checks, build_freshness_checks
-    from datalake_assets.defs.projects.sensor import build_compaction_sensor
+    from datalake_assets.defs.projects import build_compaction_sensor, build_file_size_checks, build_freshness_checks
     from datalake_assets.defs.resources import LakeResource
-    from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
+    from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 
 __all__ = [
     "LakeResource",
@@ -24,10 +23,10 @@ __all__ = [
 
 _MODULES = {
     "LakeResource": "resources",
-    "ParquetLakeIOManager": "storage.io_managers",
-    "build_compaction_sensor": "projects.sensor",
-    "build_file_size_checks": "projects.checks",
-    "build_freshness_checks": "projects.checks",
+    "ParquetLakeIOManager": "storage.io_manager",
+    "build_compaction_sensor": "projects",
+    "build_file_size_checks": "projects",
+    "build_freshness_checks": "projects",
 }
 
 

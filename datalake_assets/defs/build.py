@@ -6,24 +6,24 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.config import Feed, FeedKind, Settings
-from datalake_assets.defs.checks.files import folder_checks
-from datalake_assets.defs.checks.rules import evaluate_checks_job, nightly_checks, rule_checks
+from datalake_assets.defs.checks.adopted import folder_checks
+from datalake_assets.defs.checks.nightly import evaluate_checks_job, nightly_checks, rule_checks
 from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import compaction_sensor
-from datalake_assets.defs.feeds.jobs import export_all_job
+from datalake_assets.defs.feeds.jobs import export_all_job, feed_schedule
 from datalake_assets.defs.feeds.runner import FeedRunner, default_resources
-from datalake_assets.defs.feeds.schedules import feed_schedule
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
-from datalake_assets.defs.upkeep.report import lake_report_asset, lake_report_sensor
+from datalake_assets.defs.upkeep.report_asset import lake_report_asset, lake_report_sensor
 from datalake_assets.defs.upkeep.sensors import (
     dead_run_sensor,
     feed_registry_sensor,
     freshness_sensor,
     interrupted_commit_sensor,
 )
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.settings import Settings
 
 __all__ = ["build_definitions"]
 

@@ -1,14 +1,16 @@
 """Verdicts as Dagster's check results. Figures stay numbers, and plot."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 import dagster as dg
 
-from datalake_assets.core.health import Verdict
+from datalake_assets.core.verdicts import Verdict
+from datalake_assets.defs.runtime import open_instance
+from datalake_assets.feed import Feed
 from datalake_assets.policies import Level
 
-__all__ = ["aimed", "check_evaluation", "check_result", "severity_of"]
+__all__ = ["aimed", "check_evaluation", "check_result", "latest_results", "severity_of"]
 
 #: Dagster's type of a pointer to a materialization, which it names in its signatures and does not export.
 _TARGET: Any = get_args(dg.AssetCheckEvaluation.__annotations__["target_materialization_data"])[0]
@@ -90,3 +92,33 @@ def _metadata(verdict: Verdict) -> dict[str, float]:
 
 def _description(verdict: Verdict) -> str | None:
     return "; ".join(verdict.lines) or None
+
+
+def latest_results(feeds: Sequence[Feed]) -> dict[tuple[str, str], bool]:
+    """By check and feed, whether the feed passed it in the latest run that materialized it."""
+    latest: dict[tuple[str, str], bool] = {}
+    with open_instance() as instance:
+        for feed in feeds:
+            for check, passed in _evaluations(instance, dg.AssetKey([feed.kind.folder, feed.name])).items():
+                latest[check, feed.name] = passed
+    return latest
+
+
+def _evaluations(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, bool]:
+    """The latest evaluation of each check of an asset."""
+    run = _latest_run(instance, key)
+    if run is None:
+        return {}
+    logs = instance.all_logs(run, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found: dict[str, bool] = {}
+    for entry in logs:
+        event = entry.dagster_event
+        evaluation = event.asset_check_evaluation_data if event else None
+        if evaluation is not None and evaluation.asset_key == key:
+            found[evaluation.check_name] = found.get(evaluation.check_name, True) and evaluation.passed
+    return found
+
+
+def _latest_run(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
+    event = instance.get_latest_materialization_event(key)
+    return event.run_id if event else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from datalake_assets.core.compaction_watch import Outcome
+from datalake_assets.core.compaction.watch import Outcome
 from datalake_assets.defs.metadata import (
     COMPACTION_FAILURES,
     FEED_PARTITION,

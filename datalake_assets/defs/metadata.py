@@ -8,14 +8,15 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from datalake_assets.config import Environment, Feed, FeedKind, FolderSource
-from datalake_assets.core.compaction import CompactionRequest, rules_of
-from datalake_assets.core.compaction_watch import Report
-from datalake_assets.core.partition_paths import partition_path
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.lake.base import CompactionReport, PartitionReport, WriteReport
+from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
+from datalake_assets.core.compaction.watch import Report
+from datalake_assets.core.partitions import partition_path
+from datalake_assets.defs.runtime import known_dagster_warnings_ignored
+from datalake_assets.feed import Feed, FeedKind, FolderSource
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
+from datalake_assets.lake.table import CompactionReport, PartitionReport, WriteReport
+from datalake_assets.settings import Environment
 
 __all__ = [
     "COMPACTION_FAILURES",

@@ -13,10 +13,12 @@ from typing import Protocol
 import dagster as dg
 from pydantic import PrivateAttr
 
-from datalake_assets.config import Feed, Settings
-from datalake_assets.lake.base import LakeTable
+from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedRegistry, RegistryListing
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import LakeTable
+from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem
 
 __all__ = ["KsqlDBResource", "Lake", "LakeResource", "Registry", "SourceResource"]
@@ -123,7 +125,7 @@ class KsqlDBResource(SourceResource):
 
     def connect(self, settings: Settings, lake: Lake) -> AbstractContextManager[SourceSystem]:
         """Connects to the server."""
-        from datalake_assets.demo.embedded import open_ksqldb  # noqa: PLC0415  not needed to load definitions
+        from datalake_assets.demo.demo_lake import open_ksqldb  # noqa: PLC0415  not needed to load definitions
 
         return open_ksqldb(settings, lake.store)
 

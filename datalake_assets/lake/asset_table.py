@@ -6,18 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from datalake_assets.config import FeedKind
 from datalake_assets.core.batches import Batches, ReadRequest
-from datalake_assets.core.frames import FrameBatches, FramesByKey, typed_nulls
 from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import ConfigError, SchemaChanged
-from datalake_assets.lake.base import ExportPlan, Progress, WriteReport
-from datalake_assets.lake.export import Export, Staged
+from datalake_assets.feed import FeedKind
+from datalake_assets.lake.export_commits import Export, Staged
+from datalake_assets.lake.export_kinds import SnapshotExport, WindowExport
+from datalake_assets.lake.frames import FrameBatches, FramesByKey, typed_nulls
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.landing import Placement
-from datalake_assets.lake.stream_exports import WindowExport
-from datalake_assets.lake.table_export import SnapshotExport
+from datalake_assets.lake.table import ExportPlan, Progress, WriteReport
 
 __all__ = ["AssetTable"]
 

@@ -24,7 +24,7 @@ from datalake_assets.errors import (
     TransientStoreError,
     UploadGone,
 )
-from datalake_assets.lake.store import StagedFile, Store
+from datalake_assets.lake.store.base import StagedFile, Store
 
 __all__ = ["Change", "Loaded", "PartitionLog", "Planned"]
 

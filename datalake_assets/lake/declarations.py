@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from datalake_assets.config import Feed, FeedKind, FolderSource
 from datalake_assets.errors import ConfigError, FeedExists, FeedNotFound, PreconditionFailed
-from datalake_assets.lake.adoption import adopt
+from datalake_assets.feed import Feed, FeedKind, FolderSource
+from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 
 __all__ = ["declare", "registered"]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from datalake_assets.config import Settings
-from datalake_assets.core.compaction import CompactionRequest, LeftAlone
+from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
 from datalake_assets.errors import ConfigError, DatalakeError
-from datalake_assets.lake.base import CompactionProgress, CompactionReport, LakeTable
+from datalake_assets.lake.table import CompactionProgress, CompactionReport, LakeTable
 from datalake_assets.policies import MIB
+from datalake_assets.settings import Settings
 
 __all__ = [
     "Compacted",

@@ -1,4 +1,7 @@
-"""Feeds as plain Parquet folders in Hive layout, made exact by a manifest per partition."""
+"""Feeds as plain Parquet folders in Hive layout, made exact by a manifest per partition.
+
+How healthy a partition is, from its manifest alone.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.batches import Batches, ReadRequest
-from datalake_assets.core.compaction import CompactionPlan, CompactionRequest
-from datalake_assets.core.health import PartitionFooters, PartitionHealth
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
+from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
-from datalake_assets.core.quality import RuleCount
+from datalake_assets.core.rules import RuleCount
+from datalake_assets.core.verdicts import PartitionFooters, PartitionHealth, health_of
 from datalake_assets.errors import CommitConflict, ConfigError
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake import compaction
-from datalake_assets.lake.base import (
+from datalake_assets.lake.export_commits import Export
+from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport
+from datalake_assets.lake.inspection import repair, verify
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     Difference,
@@ -24,20 +33,37 @@ from datalake_assets.lake.base import (
     Repair,
     WriteReport,
 )
-from datalake_assets.lake.export import Export
-from datalake_assets.lake.health import partition_health
-from datalake_assets.lake.inspection import repair, verify
-from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store import Store
-from datalake_assets.lake.stream_exports import OffsetsExport, WindowExport
-from datalake_assets.lake.table_export import SnapshotExport
 from datalake_assets.policies import Rule
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-__all__ = ["HiveTable"]
+__all__ = ["HiveTable", "partition_health"]
+
+
+def partition_health(
+    folder: FeedFolder,
+    key: str,
+    manifest: Manifest,
+    request: CompactionRequest,
+    *,
+    excluded: Mapping[str, str] | None = None,
+) -> PartitionHealth:
+    """What a partition amounts to, and what its compaction policy would do.
+
+    Args:
+        folder: The feed.
+        key: Partition key.
+        manifest: Its manifest.
+        request: The installation's compaction.
+        excluded: Files that no compaction can take, with the reason.
+    """
+    rules = rules_of(folder.feed, request)
+    plan = compaction.plan_of(folder, key, manifest, rules, dict(excluded or {}))
+    last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
+    return replace(health_of(key, manifest.files, plan, rules), last_write=last)
+
 
 #: Times that a write reads the source again because another writer landed the same rows meanwhile.
 ATTEMPTS = 5
@@ -153,13 +179,13 @@ class HiveTable:
 
     def footers(self, key: str) -> PartitionFooters:
         """See `LakeTable`."""
-        from datalake_assets.lake.footers import partition_footers  # noqa: PLC0415  likewise
+        from datalake_assets.lake.scan import partition_footers  # noqa: PLC0415  likewise
 
         return partition_footers(self._folder, key)
 
     def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
         """See `LakeTable`."""
-        from datalake_assets.lake.rules import count_broken  # noqa: PLC0415  imports DuckDB
+        from datalake_assets.lake.broken_rules import count_broken  # noqa: PLC0415  imports DuckDB
 
         return count_broken(self._folder, rules, keys)
 

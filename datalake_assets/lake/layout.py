@@ -1,24 +1,190 @@
-"""Where a feed's parts lie in the lake, and what its partitions amount to."""
+"""Where a feed's parts lie in the lake, and what its partitions amount to.
+
+A feed's state in the store: read, and changed by compare-and-swap until it holds.
+
+Where adopted folders lie: what can be adopted, the store beside it, and which addresses overlap.
+
+The store of an adopted folder is rooted at its *parent*, so that staged files lie beside the folder, on its device, and
+never in it.
+"""
 
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from datalake_assets.config import Feed, FeedKind
+from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import PartitionStats
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partition_paths import partition_by, partition_key, partition_path
-from datalake_assets.core.partitions import PartitionBy
-from datalake_assets.lake.addresses import address_of, folder_store
-from datalake_assets.lake.base import PartitionReport
+from datalake_assets.core.partitions import PartitionBy, partition_by, partition_key, partition_path
+from datalake_assets.errors import AmbiguousWrite, ConfigError, ObjectNotFound, PreconditionFailed, TransientStoreError
+from datalake_assets.feed import Feed, FeedKind, FolderSource
 from datalake_assets.lake.commit import PartitionLog
-from datalake_assets.lake.state import StateLog
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store, check_key
 from datalake_assets.lake.summary import Summary
+from datalake_assets.lake.table import PartitionReport
 
-__all__ = ["FeedFolder", "new_id"]
+__all__ = [
+    "FeedFolder",
+    "FolderAddress",
+    "StateLog",
+    "address_of",
+    "folder_store",
+    "new_id",
+    "overlap",
+    "parse_address",
+]
+
+#: Attempts at one change; each lost one means that another process changed the state.
+ATTEMPTS = 20
+
+
+class StateLog:
+    """The state of one feed.
+
+    Args:
+        store: Where it lives.
+        key: Its key.
+        new_id: Gives a fresh unique text at every call.
+    """
+
+    def __init__(self, store: Store, key: str, new_id: Callable[[], str]) -> None:
+        self._store, self._key, self._new_id = store, key, new_id
+
+    def load(self) -> FeedState:
+        """The state; an empty one if there is none yet."""
+        return self._load()[1]
+
+    def change(self, rule: Callable[[FeedState], FeedState]) -> FeedState:
+        """Applies ``rule`` to whatever the state is by then, until no other process got between.
+
+        Args:
+            rule: Pure; may be called several times. Returning its argument changes nothing.
+
+        Raises:
+            PreconditionFailed: Other processes kept getting there first.
+        """
+        for attempt in range(ATTEMPTS):
+            etag, state = self._load()
+            changed = rule(state)
+            if changed == state:
+                return state
+            try:
+                return self._swap(etag, replace(changed, write_id=self._new_id()))
+            except (PreconditionFailed, TransientStoreError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def _load(self) -> tuple[str | None, FeedState]:
+        try:
+            body, etag = self._store.get(self._key)
+        except ObjectNotFound:
+            return None, FeedState()
+        return etag, FeedState.from_bytes(body, where=self._key)
+
+    def _swap(self, etag: str | None, state: FeedState) -> FeedState:
+        try:
+            if etag is None:
+                self._store.create(self._key, state.to_bytes())
+            else:
+                self._store.swap(self._key, state.to_bytes(), etag=etag)
+        except AmbiguousWrite:
+            if self._load()[1].write_id != state.write_id:
+                raise PreconditionFailed(self._key, "an unanswered write was not applied") from None
+        return state
+
+
+#: How Spark and Hadoop write what everybody else calls s3.
+_S3 = {"s3", "s3a", "s3n"}
+#: The stores beside a lake's, by the URI of their root; they live as long as the lake's.
+_beside: weakref.WeakKeyDictionary[Store, dict[str, Store]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class FolderAddress:
+    """An adopted folder.
+
+    Attributes:
+        root: URI of its parent: an absolute path without links, or ``s3://bucket/prefix``.
+        name: Its own name.
+    """
+
+    root: str
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """The folder's own URI."""
+        return f"{self.root.rstrip('/')}/{self.name}"
+
+
+def parse_address(uri: str) -> FolderAddress:
+    """The address that a person wrote: a path (relative ones too), ``file://…``, ``s3://…`` or ``s3a://…``.
+
+    Raises:
+        ConfigError: It cannot be adopted: it has no parent to stage beside it, or is no address at all.
+    """
+    if "://" not in uri:
+        return _local(uri, uri)
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
+        return _local(unquote(parts.path), uri)
+    if parts.username or parts.password:
+        raise ConfigError("a folder's URI must not carry credentials; give them by the AWS conventions")
+    if parts.scheme not in _S3 or not parts.netloc:
+        raise ConfigError(f"{uri!r} cannot be adopted: give a local folder, or s3://bucket/prefix")
+    # a prefix may contain '?' and '#': S3 has no queries
+    key = uri.partition("://")[2].partition("/")[2].strip("/")
+    if not key:
+        raise ConfigError(f"{uri!r} cannot be adopted: a bucket has no place beside it; give a prefix in it")
+    above, _, name = check_key(key).rpartition("/")
+    return FolderAddress(f"s3://{parts.netloc}/{above}".rstrip("/"), name)
+
+
+def _local(path: str, written: str) -> FolderAddress:
+    if not path.strip():
+        raise ConfigError("'' cannot be adopted: give a local folder, or s3://bucket/prefix")
+    folder = Path(path).expanduser().resolve()
+    if folder == folder.parent:
+        raise ConfigError(f"{written!r} cannot be adopted: it has no place beside it; give a folder in it")
+    check_key(folder.name)
+    return FolderAddress(str(folder.parent), folder.name)
+
+
+def address_of(feed: Feed) -> FolderAddress:
+    """The address of an adopted folder's feed.
+
+    Raises:
+        ConfigError: The feed is of another kind.
+    """
+    if not isinstance(feed.source, FolderSource):
+        raise ConfigError(f"feed {feed.name!r} is a {feed.kind}, not a folder that others write")
+    root, _, name = feed.source.uri.rpartition("/")
+    return FolderAddress(root or "/", name)
+
+
+def folder_store(lake: Store, root: str) -> Store:
+    """The store at a root beside a lake, reached as the lake is; opened once per lake."""
+    known = _beside.setdefault(lake, {})
+    if root not in known:
+        known[root] = open_store(root, s3_endpoint=lake.s3_endpoint)
+    return known[root]
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one of two URIs is the other, or lies in it. Local paths are compared with their links resolved."""
+    first, second = f"{_plain(one)}/", f"{_plain(other)}/"
+    return first.startswith(second) or second.startswith(first)
+
+
+def _plain(uri: str) -> str:
+    return uri.rstrip("/") if "://" in uri else str(Path(uri).resolve()).rstrip("/")
 
 
 def new_id() -> str:

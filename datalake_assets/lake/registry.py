@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
-from datalake_assets.config import NAME_PATTERN, Feed, FeedKind, parse_feed
 from datalake_assets.errors import (
     AmbiguousWrite,
     FeedExists,
@@ -28,8 +27,9 @@ from datalake_assets.errors import (
     ObjectNotFound,
     PreconditionFailed,
 )
-from datalake_assets.lake.owners import release_ownership, take_ownership
-from datalake_assets.lake.store import ObjectInfo, Store
+from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
+from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
+from datalake_assets.lake.store.base import ObjectInfo, Store
 
 __all__ = ["FEEDS_PREFIX", "FeedProblem", "FeedRegistry", "RegistryListing", "feed_key"]
 

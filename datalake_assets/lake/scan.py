@@ -1,25 +1,99 @@
-"""Exact reads: the files that the manifests name, pruned by partition before they are opened."""
+"""Exact reads: the files that the manifests name, pruned by partition before they are opened.
+
+The columns that a partition's path gives its rows: their types, and what is true of every row below a path.
+
+Streams and tables write their paths themselves, so their types are known: ``year``, ``month``, … are int32,
+``version`` is text. Of an adopted folder they are inferred over all its paths, as Arrow and Hive do it: integers where
+each value is one, else text; ``%3A`` and the like are decoded; ``__HIVE_DEFAULT_PARTITION__``, and a folder that does
+not name the column, mean null.
+
+What the footers of a partition's files say: how many rows there are, and whether the columns are the feed's.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
+from operator import and_
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from datalake_assets.config import FeedKind
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import hive_pairs
 from datalake_assets.core.schema import schema_from_json
+from datalake_assets.core.verdicts import Drift, PartitionFooters
 from datalake_assets.errors import LakeError, SnapshotExpired
+from datalake_assets.feed import FeedKind
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.partition_columns import PartitionColumns
-from datalake_assets.parquet.foreign import INT96_UNIT
+from datalake_assets.parquet.others import INT96_UNIT
 
-__all__ = ["exact_dataset", "scan", "scanner_of"]
+__all__ = ["PartitionColumns", "exact_dataset", "partition_footers", "scan", "scanner_of"]
+
+#: How Hive writes a null into a path.
+NULL = "__HIVE_DEFAULT_PARTITION__"
+_INTEGER = re.compile(r"-?\d{1,18}")
+_INT32 = range(-(2**31), 2**31)
+
+
+class PartitionColumns:
+    """The partition columns of a feed.
+
+    Args:
+        schema: The columns of its files.
+        paths: Of all its partitions.
+        inferred: Whether types are inferred; else they are those of streams and tables.
+    """
+
+    def __init__(self, schema: pa.Schema, paths: Sequence[str], *, inferred: bool) -> None:
+        self._data = schema
+        values: dict[str, set[str]] = {}
+        for path in paths if inferred else paths[:1]:
+            for name, value in hive_pairs(path):
+                values.setdefault(name, set()).add(value)
+        if inferred:
+            self._types = {name: _inferred(texts) for name, texts in values.items()}
+        else:
+            self._types = {name: pa.string() if name == "version" else pa.int32() for name in values}
+        self._inferred = inferred
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the files, then those of the paths; a name that both have is the path's."""
+        data = [field for field in self._data if field.name not in self._types]
+        named = [pa.field(name, kind) for name, kind in self._types.items()]
+        return pa.schema([*data, *named], metadata=self._data.metadata)
+
+    def expression(self, path: str) -> ds.Expression:
+        """``year == 2025 and month == 1 and …``: what is true of every row below the path."""
+        given = dict(hive_pairs(path))
+        terms = []
+        for name, kind in self._types.items():
+            value = self._value(given[name], kind) if name in given else None
+            if value is not None:
+                terms.append(ds.field(name) == pa.scalar(value, kind))
+            elif name in given or name not in self._data.names:
+                terms.append(ds.field(name).is_null())
+        return reduce(and_, terms) if terms else ds.scalar(True)
+
+    def _value(self, text: str, kind: pa.DataType) -> int | str | None:
+        if self._inferred and text == NULL:
+            return None
+        plain = unquote(text) if self._inferred else text
+        return plain if pa.types.is_string(kind) else int(plain)
+
+
+def _inferred(texts: set[str]) -> pa.DataType:
+    known = {unquote(text) for text in texts if text != NULL}
+    if not known or not all(_INTEGER.fullmatch(text) for text in known):
+        return pa.string()
+    return pa.int32() if all(int(text) in _INT32 for text in known) else pa.int64()
+
 
 logger = logging.getLogger(__name__)
 
@@ -168,3 +242,45 @@ def _guarded(
         if has_expired(error):
             raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
         raise
+
+
+#: What the paths of streams and tables say, and their files don't.
+_PATH_COLUMNS = {"year", "month", "day", "hour", "version"}
+
+
+def partition_footers(folder: FeedFolder, key: str) -> PartitionFooters:
+    """Opens every file of a partition and compares its columns with the feed's; one that cannot be read is a drift.
+
+    Raises:
+        SnapshotExpired: A file went away meanwhile: look again.
+    """
+    dataset = exact_dataset(folder, partitions=[key])
+    rows, drifts = 0, []
+    for fragment in dataset.get_fragments():
+        try:
+            fragment.ensure_complete_metadata()
+            drift = _drift(folder, fragment, dataset.schema)
+            rows += fragment.metadata.num_rows
+        except FileNotFoundError as error:
+            raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
+        except (OSError, pa.ArrowException) as error:
+            drift = f"cannot be read: {' '.join(str(error).split())}"
+        if drift:
+            drifts.append(Drift(fragment.path.rpartition("/")[2], drift))
+    columns = sum(name not in _PATH_COLUMNS or folder.is_foreign for name in dataset.schema.names)
+    return PartitionFooters(key, len(dataset.files), rows, columns, tuple(drifts))
+
+
+def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Schema) -> str:
+    """How a file's columns differ from the contract; an evolving feed's older files lack the newer columns."""
+    found = fragment.physical_schema
+    extra = [name for name in found.names if name not in contract.names]
+    other = [
+        f"{name!r} is {found.field(name).type}, not {contract.field(name).type}"
+        for name in found.names
+        if name in contract.names and found.field(name).type != contract.field(name).type
+    ]
+    missing = [name for name in contract.names if name not in found.names and name not in _PATH_COLUMNS]
+    parts = [f"has a column {name!r} that the feed hasn't" for name in extra]
+    parts += [f"has no column {name!r}" for name in missing if folder.feed.schema_policy == "freeze"]
+    return "; ".join([*parts, *other])

@@ -15,9 +15,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from datalake_assets.config import Feed, FeedKind
-from datalake_assets.core.compaction import CompactionRequest, plan_compaction, rules_of
-from datalake_assets.core.figures import (
+from datalake_assets.core.compaction.plan import (
+    CompactionRequest,
+    outlook_of_plan,
+    outlook_of_sums,
+    plan_compaction,
+    rules_of,
+)
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import FORMAT, Manifest
+from datalake_assets.core.partitions import UNKNOWN_PARTITION, key_of, partition_by, partition_key
+from datalake_assets.core.report.figures import (
     FeedStatistics,
     FileSums,
     Outlook,
@@ -25,16 +33,12 @@ from datalake_assets.core.figures import (
     Quarantined,
     partition_figures,
 )
-from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import FORMAT, Manifest
-from datalake_assets.core.outlook import outlook_of_plan, outlook_of_sums
-from datalake_assets.core.partition_paths import partition_by, partition_key
-from datalake_assets.core.partitions import UNKNOWN_PARTITION, key_of
 from datalake_assets.errors import CorruptLake, ObjectNotFound
-from datalake_assets.lake.base import PartitionReport
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store import ObjectInfo, Store
+from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.summary import Summary
+from datalake_assets.lake.table import PartitionReport
 
 __all__ = ["QUARANTINE_BYTES", "FeedStatistics", "lake_statistics", "rebuild_summaries"]
 

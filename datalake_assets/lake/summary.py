@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from datalake_assets.config import Feed
-from datalake_assets.core.partition_paths import partition_path
+from datalake_assets.core.partitions import partition_path
 from datalake_assets.errors import AmbiguousWrite, ObjectNotFound, PreconditionFailed
-from datalake_assets.lake.base import PartitionReport
-from datalake_assets.lake.store import Store
+from datalake_assets.feed import Feed
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import PartitionReport
 
 __all__ = ["Summary"]
 

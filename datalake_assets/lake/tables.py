@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datalake_assets.config import Feed, FeedKind
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.lake.adopted.folder_table import FolderTable
 from datalake_assets.lake.asset_table import AssetTable
-from datalake_assets.lake.base import LakeTable
-from datalake_assets.lake.folder_table import FolderTable
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import LakeTable
 
 __all__ = ["look_again", "open_table"]
 

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.parquet.checksum import checksum_like
 from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.footer import Footer, parse_footer
-from datalake_assets.parquet.writer import moment_of
+from datalake_assets.parquet.writer import checksum_like, moment_of
 
 __all__ = ["CHANGED", "InputFile", "OpenInput"]
 

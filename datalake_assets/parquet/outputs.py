@@ -8,11 +8,10 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from datalake_assets.errors import CorruptLake
-from datalake_assets.parquet.checksum import checksum_like
 from datalake_assets.parquet.concat import ConcatWriter, ServerSide
 from datalake_assets.parquet.footer import Footer, ReadAt
 from datalake_assets.parquet.rolling import FinishedSink
-from datalake_assets.parquet.writer import FileStats
+from datalake_assets.parquet.writer import FileStats, checksum_like
 
 __all__ = ["Opener", "Outputs"]
 

@@ -12,8 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from datalake_assets.parquet.encodings import SAMPLE_ROWS, Encodings
-from datalake_assets.parquet.writer import FileStats, ParquetSettings, ParquetSink, Sink
+from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, FileStats, ParquetSettings, ParquetSink, Sink
 
 __all__ = ["Bounds", "RollingWriter"]
 

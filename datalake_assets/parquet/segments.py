@@ -2,15 +2,19 @@
 
 A segment is a whole Parquet file of one row group, so that an output is always put together in one way: by copying row
 groups, whether they come from an input or were encoded a moment ago.
+
+Rows of one output sorted by columns, in memory for the keys alone: the rows themselves lie in a file meanwhile.
 """
 
 from __future__ import annotations
 
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +22,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datalake_assets.errors import CorruptLake
-from datalake_assets.parquet.encodings import SAMPLE_ROWS, Encodings, choose_encodings
-from datalake_assets.parquet.equality import same_rows
+from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher, same_rows
 from datalake_assets.parquet.footer import Footer, parse_footer
-from datalake_assets.parquet.multiset import Multiset, MultisetHasher
-from datalake_assets.parquet.unify import conform_table
-from datalake_assets.parquet.writer import ParquetSettings, open_writer, sorted_by, time_bounds
+from datalake_assets.parquet.schemas import conform_table
+from datalake_assets.parquet.writer import (
+    SAMPLE_ROWS,
+    Encodings,
+    ParquetSettings,
+    choose_encodings,
+    open_writer,
+    sorted_by,
+    time_bounds,
+)
 
-__all__ = ["Encoder", "Segment", "SegmentFormat"]
+__all__ = ["Encoder", "Segment", "SegmentFormat", "sorted_pieces"]
 
 #: Share of wrong positives of a bloom filter that is built anew (Parquet's own default).
 BLOOM_FPP = 0.05
@@ -171,3 +181,36 @@ def _distinct(table: pa.Table, path: str) -> int:
         return int(pc.count_distinct(table[path]).as_py())
     except pa.ArrowNotImplementedError:
         return int(table.num_rows)
+
+
+def sorted_pieces(
+    tables: Iterable[pa.Table], schema: pa.Schema, by: Sequence[str], *, piece_bytes: int, scratch: str | None = None
+) -> Iterator[pa.Table]:
+    """All rows in ascending order of some columns, nulls last, in pieces of about ``piece_bytes``; stable.
+
+    Holds the sort keys, an index of 8 bytes per row and one piece in memory. The decoded rows are written to a
+    temporary file, uncompressed, which is gone when the iteration ends.
+
+    Args:
+        tables: The rows, of this schema.
+        schema: Theirs.
+        by: Columns to sort by; they must be of types that Arrow can order.
+        piece_bytes: Decoded size of a piece.
+        scratch: Folder of the temporary file; None: the system's.
+    """
+    with tempfile.TemporaryDirectory(prefix="datalake-sort-", dir=scratch) as folder:
+        file = Path(folder) / "rows.arrow"
+        keys: list[pa.Table] = []
+        total_bytes = 0
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+                keys.append(table.select(list(by)).combine_chunks())
+                total_bytes += table.nbytes
+        order = pc.sort_indices(pa.concat_tables(keys), sort_keys=[(name, "ascending") for name in by])
+        keys.clear()
+        with pa.memory_map(str(file)) as mapped:
+            rows = pa.ipc.open_file(mapped).read_all()
+            count = max(1, int(rows.num_rows * piece_bytes / max(total_bytes, 1)))
+            for start in range(0, rows.num_rows, count):
+                yield rows.take(order.slice(start, count))

@@ -1,1 +1,1 @@
-"""The report of a lake as documents and as a page: rendering only, every figure is `datalake_assets.core.report`'s."""
+"""The report of a lake as documents and as a page: rendering only; its figures are `datalake_assets.core.report`."""

@@ -10,18 +10,19 @@ from typing import Any
 
 import orjson
 
-from datalake_assets.core.compaction_estimate import MonthlyCost
-from datalake_assets.core.compaction_wording import size_text
-from datalake_assets.core.figures import (
+from datalake_assets.core.compaction.cost import MonthlyCost
+from datalake_assets.core.report.figures import (
     SIZE_BUCKETS,
     PartitionFigures,
     PastCommit,
     Quarantined,
+    Series,
     bucket_bounds,
     bucket_label,
+    lake_series,
 )
-from datalake_assets.core.lake_history import Series, lake_series
-from datalake_assets.core.report import Age, FeedReport, LakeReport
+from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
+from datalake_assets.core.wording import size_text
 
 __all__ = ["CSV_COLUMNS", "csv_text", "json_text"]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from datalake_assets.core.compaction_estimate import (
+from datalake_assets.core.compaction.cost import (
     FOOTER_BYTES,
     GET_DOLLARS,
     GETS_PER_FILE,
     LIST_DOLLARS,
     STORAGE_DOLLARS_PER_BYTE,
 )
-from datalake_assets.core.lake_history import Series, lake_series
-from datalake_assets.core.report import FeedReport, LakeReport
-from datalake_assets.core.report_wording import (
+from datalake_assets.core.report.figures import Series, lake_series
+from datalake_assets.core.report.findings import FeedReport, LakeReport
+from datalake_assets.core.wording import (
     count_text,
     counted,
     dollars_text,
@@ -23,10 +23,9 @@ from datalake_assets.core.report_wording import (
     volume_text,
 )
 from datalake_assets.policies import Level
-from datalake_assets.report.markup import Html, joined, tag
+from datalake_assets.report.html import CSS, Html, joined, tag
 from datalake_assets.report.plots import BARS, Plot, cost_bars, freshness_bars, history_steps, size_bars
 from datalake_assets.report.sections import badge, feed_id, feed_section, figure
-from datalake_assets.report.style import CSS
 
 __all__ = ["page_html"]
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import floor, log10
 
-from datalake_assets.core.compaction_wording import size_text, span_text
-from datalake_assets.core.figures import SIZE_BUCKETS, bucket_bounds, bucket_label
-from datalake_assets.core.lake_history import Series
-from datalake_assets.core.report import Age, FeedReport
-from datalake_assets.core.report_wording import count_text, dollars_text, moment_text, short_count
+from datalake_assets.core.report.figures import SIZE_BUCKETS, Series, bucket_bounds, bucket_label
+from datalake_assets.core.report.findings import Age, FeedReport
+from datalake_assets.core.wording import count_text, dollars_text, moment_text, short_count, size_text, span_text
 from datalake_assets.policies import Level
-from datalake_assets.report.markup import Html, joined, tag
+from datalake_assets.report.html import Html, joined, tag
 
 __all__ = ["BARS", "Plot", "as_image", "cost_bars", "freshness_bars", "history_steps", "size_bars"]
 

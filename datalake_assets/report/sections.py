@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from datalake_assets.core.compaction_wording import span_text
-from datalake_assets.core.figures import PartitionFigures, PastCommit
-from datalake_assets.core.lake_history import Series
-from datalake_assets.core.report import Age, FeedReport
-from datalake_assets.core.report_wording import count_text, counted, dollars_text, moment_text, volume_text
+from datalake_assets.core.report.figures import PartitionFigures, PastCommit, Series
+from datalake_assets.core.report.findings import Age, FeedReport
+from datalake_assets.core.wording import count_text, counted, dollars_text, moment_text, span_text, volume_text
 from datalake_assets.policies import Level
-from datalake_assets.report.markup import Html, joined, tag
+from datalake_assets.report.html import Html, joined, tag
 from datalake_assets.report.plots import Plot, history_steps, size_bars
 
 __all__ = ["badge", "feed_id", "feed_section", "figure"]

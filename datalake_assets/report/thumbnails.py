@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 
-from datalake_assets.core.compaction_estimate import MonthlyCost
-from datalake_assets.core.compaction_wording import span_text
-from datalake_assets.core.figures import SIZE_BUCKETS
-from datalake_assets.core.lake_history import Series
-from datalake_assets.core.report import Age
-from datalake_assets.core.report_wording import dollars_text, short_count
+from datalake_assets.core.compaction.cost import MonthlyCost
+from datalake_assets.core.report.figures import SIZE_BUCKETS, Series
+from datalake_assets.core.report.findings import Age
+from datalake_assets.core.wording import dollars_text, short_count, span_text
 from datalake_assets.policies import Level
-from datalake_assets.report.markup import Html, escaped, joined
+from datalake_assets.report.html import Html, escaped, joined
 
 __all__ = ["INLINE_CHARACTERS", "cost_thumbnail", "freshness_thumbnail", "history_thumbnail", "size_thumbnail"]
 

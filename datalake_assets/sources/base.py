@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from datalake_assets.config import Feed
 from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.feed import Feed
 
 __all__ = ["SourceObject", "SourceSystem"]
 

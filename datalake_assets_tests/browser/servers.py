@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 import datalake_assets
-from datalake_assets.demo.embedded import prepare_demo
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.demo.demo_lake import prepare_demo
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.browser.graphql import GraphQL, eventually
 
 __all__ = ["DemoUI", "free_port", "kill_all", "own_environment", "running_ui"]

@@ -9,9 +9,9 @@ import dagster as dg
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from datalake_assets.defs.runs.process_tags import PID_TAG
-from datalake_assets.demo.embedded import DEMO_DAYS, read_demo
-from datalake_assets.demo.feeds import DEMO_FEED_NAMES, demo_feeds
+from datalake_assets.defs.runs import PID_TAG
+from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, demo_feeds
+from datalake_assets.demo.demo_lake import DEMO_DAYS, read_demo
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.browser.conftest import WIDTH, Picture

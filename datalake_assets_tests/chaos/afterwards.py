@@ -10,12 +10,13 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datalake_assets.config import Feed, FeedKind, load_settings
 from datalake_assets.core.batches import ReadRequest
-from datalake_assets.defs.instance import open_instance
-from datalake_assets.defs.runs.process_tags import PID_TAG
-from datalake_assets.demo.embedded import open_ksqldb
+from datalake_assets.defs.runs import PID_TAG
+from datalake_assets.defs.runtime import open_instance
+from datalake_assets.demo.demo_lake import open_ksqldb
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.settings import load_settings
 from datalake_assets_tests.chaos.installation import Installation
 from datalake_assets_tests.chaos.traffic import UNFINISHED
 

@@ -16,10 +16,11 @@ from typing import Any, Self
 
 import psutil
 
-from datalake_assets.config import Feed
-from datalake_assets.demo.feeds import demo_feeds
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.browser.graphql import GraphQL, eventually
 from datalake_assets_tests.browser.servers import ROOT, free_port, own_environment
 

@@ -15,7 +15,8 @@ from stamina import instrumentation
 
 from datalake_assets.cli.app import app
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 
 Run = Callable[..., click.testing.Result]
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,7 +10,7 @@ import sys
 import click
 import pytest
 
-from datalake_assets.cli.app import app
+from datalake_assets.cli.app import COMMANDS, app
 from datalake_assets.cli.reference import REFERENCE, commands, reference
 from datalake_assets.errors import LakeError
 
@@ -30,6 +30,12 @@ def failing(monkeypatch):
         monkeypatch.setitem(app.commands, "fail", fail)
 
     return install
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_list_of_commands_says_of_each_what_its_own_help_says(name):
+    command = app.get_command(click.Context(app), name)
+    assert command.help.split("\n\n")[0] == COMMANDS[name]
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands()])
@@ -53,14 +59,24 @@ def test_every_option_is_explained():
     assert silent == []
 
 
-def test_help_of_every_command_imports_nothing_heavy():
-    lines = [" ".join([*name.split()[1:], "--help"]) for name, _ in commands()]
+@pytest.mark.parametrize(
+    ("lines", "heavy"),
+    [
+        pytest.param(["--help"], HEAVY, id="the list of commands"),
+        pytest.param(
+            [" ".join([*name.split()[1:], "--help"]) for name, _ in commands()],
+            {"dagster", "duckdb"},
+            id="every command",
+        ),
+    ],
+)
+def test_help_imports_nothing_heavy(lines, heavy):
     program = f"""
 import sys
 from datalake_assets.cli.app import app
 for line in {lines!r}:
     app(line.split(), standalone_mode=False)
-print(*(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)
+print(*(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr.split() == []

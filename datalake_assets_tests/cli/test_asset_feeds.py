@@ -8,11 +8,12 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import AssetSource, Feed, FeedKind, Settings
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.feed import AssetSource, Feed, FeedKind
 from datalake_assets.lake.declarations import declare
+from datalake_assets.lake.frames import frame_batches
 from datalake_assets.lake.tables import open_table
-from datalake_assets.sources.frames import frame_batches
+from datalake_assets.settings import Settings
 
 ORDERS = Feed(name="orders", kind=FeedKind.STREAM, source=AssetSource(asset="shop/orders"), start="2026-01-01")
 

@@ -8,11 +8,12 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from datalake_assets.cli import compacting, planning
-from datalake_assets.config import MIB
-from datalake_assets.core.compaction import CompactionRequest, LeftAlone
-from datalake_assets.defs.instance import open_instance
+from datalake_assets.cli import compact as compacting
+from datalake_assets.cli import compact as planning
+from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
+from datalake_assets.defs.runtime import open_instance
 from datalake_assets.errors import CorruptLake, LakeUnavailable
+from datalake_assets.feed import MIB
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets_tests.defs.fakes import MemoryTable, days_ago, rows, stream, table
 

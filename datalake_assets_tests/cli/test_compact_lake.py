@@ -14,11 +14,11 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.config import Feed
-from datalake_assets.defs.instance import open_instance
+from datalake_assets.defs.runtime import open_instance
+from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed, table_of
 from datalake_assets_tests.lake.many_files import DAYS, append, ids_in
 

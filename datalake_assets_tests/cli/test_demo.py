@@ -15,10 +15,10 @@ import duckdb
 import pandas as pd
 import pytest
 
-from datalake_assets.cli.exporting import Outcome, outcome_table
-from datalake_assets.demo.embedded import read_demo
-from datalake_assets.demo.feeds import DEMO_FEED_NAMES
-from datalake_assets.demo.generator import Generator
+from datalake_assets.cli.export import Outcome, outcome_table
+from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES
+from datalake_assets.demo.demo_lake import read_demo
+from datalake_assets.demo.ksqldb_server.generator import Generator
 from datalake_assets.lake.store import open_store
 from datalake_assets_tests.lake.feeds import stream_feed
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from datalake_assets.cli.exporting import ExportRequest
-from datalake_assets.config import Feed, KsqlDBSource
+from datalake_assets.cli.export import ExportRequest
 from datalake_assets.errors import ConfigError
+from datalake_assets.feed import Feed, KsqlDBSource
 
 DOWN = "http://127.0.0.1:9"
 

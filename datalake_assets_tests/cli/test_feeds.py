@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from datalake_assets.cli.adding import feed_name
+from datalake_assets.cli.feeds import feed_name
 
 ADD = ("feeds", "add", "--name", "orders", "--kind", "stream", "--object", "ORDERS")
 

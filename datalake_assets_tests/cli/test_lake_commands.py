@@ -11,7 +11,7 @@ import pytest
 
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 
 

@@ -19,7 +19,7 @@ from datalake_assets.core.batches import RejectedRow
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets.report.documents import CSV_COLUMNS
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.many_files import DAYS, append

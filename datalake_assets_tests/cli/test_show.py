@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from datalake_assets.cli.show import as_csv, as_table, bytes_text, one_line, plain, print_json
+from datalake_assets.cli.output import as_csv, as_table, bytes_text, one_line, plain, print_json
 
 
 def test_as_table_aligns_by_width_on_the_screen_and_numbers_to_the_right():

@@ -6,12 +6,11 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from datalake_assets.config import Feed, parse_feed
-from datalake_assets.core.commits import Commit
-from datalake_assets.core.compaction import CompactionRequest, plan_compaction, rules_of
-from datalake_assets.core.figures import FeedStatistics, FileSums, PartitionFigures, partition_figures
+from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, plan_compaction, rules_of
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.outlook import outlook_of_plan
+from datalake_assets.core.manifest import Commit
+from datalake_assets.core.report.figures import FeedStatistics, FileSums, PartitionFigures, partition_figures
+from datalake_assets.feed import Feed, parse_feed
 
 NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 MIB = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from datalake_assets.core.compaction import CompactionPlan, CompactionRules, plan_compaction
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRules, plan_compaction
 from datalake_assets.core.files import DataFile
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datalake_assets.core.foreign_files import FileKind, file_kind, table_format
+from datalake_assets.core.files import FileKind, file_kind, table_format
 
 
 @pytest.mark.parametrize(

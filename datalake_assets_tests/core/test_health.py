@@ -6,22 +6,26 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from datalake_assets.config import Feed, FeedKind, KsqlDBSource
-from datalake_assets.core.compaction import CompactionRequest, plan_compaction, rules_of
+from datalake_assets.core.compaction.plan import CompactionRequest, plan_compaction, rules_of
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.freshness import counts_as_fresh, fresh_partitions, freshness_verdict
-from datalake_assets.core.health import (
+from datalake_assets.core.partitions import PartitionBy
+from datalake_assets.core.verdicts import (
+    Delivery,
     Drift,
     PartitionFooters,
     PartitionHealth,
+    RowCount,
+    counts_as_fresh,
     file_size_verdict,
+    fresh_partitions,
+    freshness_verdict,
     health_of,
     quarantine_verdict,
+    row_count_verdict,
     schema_verdict,
     small_files_verdict,
 )
-from datalake_assets.core.partitions import PartitionBy
-from datalake_assets.core.row_counts import Delivery, RowCount, row_count_verdict
+from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
 from datalake_assets.policies import MIB, Checks, CompactionPolicy, Freshness, Level, Limits
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from datalake_assets.config import parse_feed
 from datalake_assets.errors import InvalidFeed
+from datalake_assets.feed import parse_feed
 from datalake_assets.policies import Checks, Level, Limits, NotNullRule, RangeRule, SqlRule, UniqueRule
 
 

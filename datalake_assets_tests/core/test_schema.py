@@ -3,10 +3,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from datalake_assets.core.ksql_types import parse_columns
 from datalake_assets.core.schema import (
     SOURCE_NAME,
-    arrow_schema,
     conform,
     evolve,
     lake_name,
@@ -14,6 +12,7 @@ from datalake_assets.core.schema import (
     schema_to_json,
 )
 from datalake_assets.errors import InvalidFeed, SchemaChanged
+from datalake_assets.sources.ksqldb.columns import arrow_schema, parse_columns
 
 
 def schema_of(text, rename=None):

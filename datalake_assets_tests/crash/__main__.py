@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from datalake_assets.demo.s3 import S3Server
+from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.crash.scenarios import Row, Rows, Scenario, rows_of
 
 __all__ = ["CrashError", "check_after_crash", "check_after_retry", "check_summary", "feed_state"]

@@ -23,10 +23,10 @@ from typing import Any, Self
 import pyarrow.fs
 import pyarrow.parquet  # noqa: F401  what the product imports when it needs it
 
-from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.s3_clients import S3Clients
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.s3_clients import S3Clients
 from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS

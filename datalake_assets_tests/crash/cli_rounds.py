@@ -17,15 +17,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datalake_assets.config import Feed
 from datalake_assets.core.batches import ReadRequest
-from datalake_assets.demo.feeds import demo_feeds
-from datalake_assets.demo.ksql_server import KsqlServer
-from datalake_assets.demo.rows import GeneratorConfig
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
+from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
+from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
-from datalake_assets.sources.ksqldb import KsqlDB
+from datalake_assets.sources.ksqldb.source import KsqlDB
 from datalake_assets_tests.crash.checks import CrashError
 
 __all__ = ["CliRounds"]

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.killing import KillPoint
 from datalake_assets_tests.crash.small_files import Partition

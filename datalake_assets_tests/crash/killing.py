@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import AmbiguousWrite
-from datalake_assets.lake.store import StagedFile, StagedWriter, StaleUpload, Store
+from datalake_assets.lake.store.base import StagedFile, StagedWriter, StaleUpload, Store
 
 __all__ = ["MOMENTS", "STEPS", "KillPoint", "KillingStore", "Moment"]
 

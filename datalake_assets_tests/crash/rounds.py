@@ -14,7 +14,8 @@ import pytest
 
 from datalake_assets.lake import inspection
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.crash.checks import (
     CrashError,
     check_after_crash,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from datalake_assets.config import Feed, parse_feed
 from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.feed import Feed, parse_feed
 
 __all__ = ["SCENARIOS", "Row", "Rows", "Scenario", "rows_of"]
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from datalake_assets.config import Feed, parse_feed
 from datalake_assets.core.batches import InMemoryBatches, ReadRequest, SourceBatch
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.errors import SnapshotExpired
+from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.crash.checks import CrashError
 
 __all__ = ["APPENDED", "Partition", "append", "feed", "require"]

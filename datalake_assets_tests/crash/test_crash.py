@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datalake_assets.demo.s3 import S3Server
+from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 import datalake_assets.defs
-from datalake_assets.config import Settings
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.fakes import MemoryLake, days_ago
 from datalake_assets_tests.defs.sent import Sent
 

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import PrivateAttr
 
-from datalake_assets.config import Feed, FeedKind, Freshness, KsqlDBSource, Settings
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
-from datalake_assets.core.compaction import (
+from datalake_assets.core.compaction.plan import (
     CompactionGroup,
     CompactionPlan,
     CompactionRequest,
@@ -21,13 +20,14 @@ from datalake_assets.core.compaction import (
     rules_of,
 )
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.health import Drift, PartitionFooters, PartitionHealth, health_of
 from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
-from datalake_assets.core.quality import RuleCount
+from datalake_assets.core.rules import RuleCount
+from datalake_assets.core.verdicts import Drift, PartitionFooters, PartitionHealth, health_of
 from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.errors import ConfigError
-from datalake_assets.lake.base import (
+from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
+from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     Difference,
@@ -38,7 +38,8 @@ from datalake_assets.lake.base import (
     Repair,
     WriteReport,
 )
-from datalake_assets.policies import Rule
+from datalake_assets.policies import Freshness, Rule
+from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject, SourceSystem
 
 SCHEMA = pa.schema([("id", pa.int64()), ("rowtime", pa.timestamp("ms", "UTC"))])

@@ -8,10 +8,10 @@ from datetime import datetime
 import dagster as dg
 import pyarrow as pa
 
-from datalake_assets.config import Feed, FeedKind, KsqlDBMode
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
+from datalake_assets.feed import Feed, FeedKind, KsqlDBMode
 from datalake_assets.sources.base import SourceObject, SourceSystem
 from datalake_assets_tests.defs.fakes import days_ago, rows
 

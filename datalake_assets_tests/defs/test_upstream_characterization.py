@@ -9,8 +9,8 @@ import dagster as dg
 import pytest
 
 from datalake_assets.defs.check_results import aimed
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.defs.runs.origin import run_job_here
+from datalake_assets.defs.runs import run_job_here
+from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_offset=1)
 A = dg.AssetKey("a")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from datalake_assets.demo.ksql_server import KsqlServer
-from datalake_assets_tests.demo.wire import CONFIG
+from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
+from datalake_assets_tests.demo.ksqldb_server.wire import CONFIG
 
 
 @pytest.fixture(scope="module")

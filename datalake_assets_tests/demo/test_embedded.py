@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from datalake_assets.config import Settings
-from datalake_assets.demo.embedded import DEMO_KEY, DemoLake, ksqldb_url, plan_demo, prepare_demo, read_demo
-from datalake_assets.demo.feeds import DEMO_FEED_NAMES, demo_feeds
+from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, demo_feeds
+from datalake_assets.demo.demo_lake import DEMO_KEY, DemoLake, ksqldb_url, plan_demo, prepare_demo, read_demo
 from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, PreconditionFailed
+from datalake_assets.settings import Settings
 
 NOW = dt.datetime(2025, 3, 1, 12, 30, tzinfo=dt.UTC)
 START = dt.date(2025, 1, 31)

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from datalake_assets.demo import s3
-from datalake_assets.demo.s3 import S3Server
+from datalake_assets.demo import s3_server as s3
+from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.errors import ConfigError, LakeUnavailable
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 
 pytestmark = pytest.mark.s3
 
@@ -86,7 +87,7 @@ def test_dies_with_its_starter(tmp_path: Path) -> None:
     """Even with one that had no chance to stop it."""
     code = f"""
 import sys, time
-from datalake_assets.demo.s3 import S3Server
+from datalake_assets.demo.s3_server import S3Server
 with S3Server({str(tmp_path)!r}, grace_s=1) as server:
     print(server.pid, flush=True)
     sys.stdin.read()
@@ -103,7 +104,7 @@ with S3Server({str(tmp_path)!r}, grace_s=1) as server:
 
 
 def test_serve_forever_keeps_its_credentials_and_ends_with_sigterm(tmp_path: Path) -> None:
-    code = f"from datalake_assets.demo.s3 import serve_forever; serve_forever({str(tmp_path)!r})"
+    code = f"from datalake_assets.demo.s3_server import serve_forever; serve_forever({str(tmp_path)!r})"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         lines = [process.stdout.readline().strip() for _ in range(5)]

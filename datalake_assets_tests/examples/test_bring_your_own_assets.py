@@ -17,7 +17,7 @@ import yaml
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bring_your_own_assets"
 COMMANDS = Path(sys.executable).parent
 YESTERDAY = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
-PUBLIC = {"datalake_assets.config", "datalake_assets.defs", "datalake_assets.policies"}
+PUBLIC = {"datalake_assets.defs", "datalake_assets.feed", "datalake_assets.policies", "datalake_assets.settings"}
 SIZES = ("file_size", "small_files")
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datalake_assets.config import parse_feed
-from datalake_assets.core.compaction import CompactionGroup, CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionGroup, CompactionRequest
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.position import OffsetsPosition, WindowPosition, first_seen, offset_bounds
 from datalake_assets.errors import CommitConflict, ObjectNotFound
+from datalake_assets.feed import parse_feed
 from datalake_assets.lake import compaction
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder

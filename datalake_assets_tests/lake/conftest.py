@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from datalake_assets.lake import store_s3
-from datalake_assets.lake.store import Store, open_store
-from datalake_assets.lake.store_s3 import S3Store
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store import s3 as store_s3
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3 import S3Store
 from datalake_assets_tests.fault_proxy import FaultProxy
-from datalake_assets_tests.lake.foreign_folder import ForeignFolder
+from datalake_assets_tests.lake.adopted.foreign_folder import ForeignFolder
 from datalake_assets_tests.lake.s3_faults import behind
 
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from datalake_assets.config import Feed, parse_feed
 from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.feed import Feed, parse_feed
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 SCHEMA = pa.schema([("id", pa.int64()), ("note", pa.string()), ("rowtime", pa.timestamp("ms", "UTC"))])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 
 from datalake_assets.core.batches import InMemoryBatches
-from datalake_assets.lake.base import WriteReport
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import WriteReport
 
 
 def export(table: HiveTable, batches: InMemoryBatches, partitions: list[str] | None = None, **options) -> WriteReport:

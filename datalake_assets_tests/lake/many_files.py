@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from datalake_assets.config import Feed
 from datalake_assets.core.batches import SourceBatch
+from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import rows, stream_of
 
 #: The days that `append` writes to, of 24 rows each.

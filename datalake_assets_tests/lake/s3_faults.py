@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datalake_assets.lake.store import StagedFile, Store
-from datalake_assets.lake.store_s3 import S3Store
+from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.lake.store.s3 import S3Store
 from datalake_assets_tests.fault_proxy import FaultProxy
 
 KEY = "control/streams/payments/manifest.json"

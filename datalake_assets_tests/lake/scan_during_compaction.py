@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from datalake_assets.demo.s3 import S3Server
+from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.compacted_lake import WAYS, CompactedLake, Way

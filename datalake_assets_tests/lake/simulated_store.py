@@ -25,8 +25,8 @@ from datalake_assets.errors import (
     TransientStoreError,
     UploadGone,
 )
-from datalake_assets.lake.sink import StagedSink
-from datalake_assets.lake.store import ObjectInfo, RequestCounts, StagedFile, StaleUpload, check_key, check_prefix
+from datalake_assets.lake.store.base import ObjectInfo, RequestCounts, StagedFile, StaleUpload, check_key, check_prefix
+from datalake_assets.lake.store.sink import StagedSink
 
 __all__ = ["Faults", "Leftover", "Object", "SimulatedStore"]
 

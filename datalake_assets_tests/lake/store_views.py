@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.fs
 
 from datalake_assets.errors import PreconditionFailed
-from datalake_assets.lake.store import StagedFile, Store
+from datalake_assets.lake.store.base import StagedFile, Store
 
 KEY = "control/streams/payments/year=2025/manifest.json"
 DATA = "streams/payments/year=2025/month=01/data_1.parquet"

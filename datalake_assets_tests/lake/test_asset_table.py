@@ -8,15 +8,14 @@ from itertools import repeat
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import AssetSource, Feed, FeedKind
-from datalake_assets.core.frames import FramesByKey
 from datalake_assets.errors import ConfigError, FeedNotFound, IncompleteResponse
+from datalake_assets.feed import AssetSource, Feed, FeedKind
 from datalake_assets.lake.asset_table import AssetTable
 from datalake_assets.lake.declarations import declare, registered
+from datalake_assets.lake.frames import FramesByKey, frame_batches
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets.policies import Checks, CompactionPolicy, Limits, NotNullRule
-from datalake_assets.sources.frames import frame_batches
 
 D1, D2 = "2026-01-01", "2026-01-02"
 ORDERS = Feed(name="orders", kind=FeedKind.STREAM, source=AssetSource(asset="orders"), start="2026-01-01")

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake import compaction
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable

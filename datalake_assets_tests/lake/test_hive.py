@@ -15,7 +15,7 @@ from datalake_assets.core.batches import InMemoryBatches, RejectedRow, SourceBat
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.errors import ConfigError, IncompleteResponse, SchemaChanged, SourceShrank
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, rows, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids, listed
 

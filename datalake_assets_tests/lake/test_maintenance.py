@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalake_assets.core.commits import Pending
-from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.manifest import Pending
 from datalake_assets.errors import CorruptLake
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.inspection import differences, in_need, removed_versions, slice_of, sweep_temporary
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.maintenance import differences, in_need, removed_versions, slice_of, sweep_temporary
-from datalake_assets.lake.store import ObjectInfo, open_store
-from datalake_assets.lake.store_local import LocalStore
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import ObjectInfo
+from datalake_assets.lake.store.local import LocalStore
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed, table_of
 from datalake_assets_tests.lake.many_files import DAYS, append
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from datalake_assets.config import Feed, KsqlDBSource, parse_feed
 from datalake_assets.errors import AmbiguousWrite, FeedExists, FeedNotFound, InvalidFeed, PreconditionFailed
+from datalake_assets.feed import Feed, KsqlDBSource, parse_feed
 from datalake_assets.lake.registry import FeedProblem, FeedRegistry, feed_key
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 
 
 class Interrupted(Exception):

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from datalake_assets.demo.s3 import S3Server
+from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.lake import scan
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.scan import _file_is_gone
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.small_files import Partition, append
 from datalake_assets_tests.lake.scan_during_compaction import Reading

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from datalake_assets.errors import SnapshotExpired
-from datalake_assets.lake import sql
+from datalake_assets.lake import sql_session as sql
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.sql import SqlRefused, run_sql
-from datalake_assets.lake.store import Store, open_store
+from datalake_assets.lake.sql_session import SqlRefused, run_sql
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 
 STREAM, TABLE = stream_feed(), table_feed()

@@ -9,19 +9,18 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import Feed, parse_feed
 from datalake_assets.core.batches import RejectedRow
-from datalake_assets.core.compaction import CompactionRequest
-from datalake_assets.core.figures import PartitionFigures, PastCommit
-from datalake_assets.core.lake_history import lake_series
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.report.figures import PartitionFigures, PastCommit, lake_series
+from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake import statistics
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.statistics import lake_statistics, rebuild_summaries
 from datalake_assets.lake.tables import look_again, open_table
+from datalake_assets_tests.lake.adopted.foreign_folder import ForeignFolder
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of, table_feed, table_of
-from datalake_assets_tests.lake.foreign_folder import ForeignFolder
 from datalake_assets_tests.lake.many_files import DAYS, append
 
 

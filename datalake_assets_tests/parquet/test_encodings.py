@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.parquet.encodings import choose_encodings
-from datalake_assets.parquet.writer import ParquetSettings, ParquetSink
+from datalake_assets.parquet.writer import ParquetSettings, ParquetSink, choose_encodings
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 ROWS = 30_000

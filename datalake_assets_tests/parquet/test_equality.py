@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datalake_assets.parquet.equality import same_rows
+from datalake_assets.parquet.fingerprint import same_rows
 from datalake_assets_tests.parquet.test_multiset import COLUMNS, N
 
 NAN = float("nan")

@@ -15,7 +15,7 @@ import pyarrow.parquet.encryption as pe
 import pytest
 
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.parquet.foreign import bytes_needed, is_parquet, is_time, read_foreign_footer
+from datalake_assets.parquet.others import bytes_needed, is_parquet, is_time, read_foreign_footer
 
 UTC = dt.UTC
 TIMES = [dt.datetime(2025, 1, 3), None, dt.datetime(2025, 1, 1, 1, 2, 3), dt.datetime(2025, 1, 2)]  # noqa: DTZ001

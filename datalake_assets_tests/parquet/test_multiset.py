@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datalake_assets.parquet.multiset import Multiset, MultisetHasher
+from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher
 
 N = 50
 COLUMNS = {

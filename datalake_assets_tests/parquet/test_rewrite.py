@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 from datalake_assets.errors import ConfigError, CorruptLake
 from datalake_assets.parquet import segments
-from datalake_assets.parquet.checksum import new_checksum
 from datalake_assets.parquet.inputs import InputFile
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, rewrite, workers_for
-from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets.parquet.writer import ParquetSettings, new_checksum
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 MIB = 1 << 20

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalake_assets.parquet import writer as writer_module
-from datalake_assets.parquet.encodings import SAMPLE_ROWS
 from datalake_assets.parquet.rolling import MIB, Bounds, RollingWriter
-from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets.parquet.writer import SAMPLE_ROWS, ParquetSettings
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 DAY_MS = 86_400_000

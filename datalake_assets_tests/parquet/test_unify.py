@@ -3,7 +3,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from datalake_assets.parquet.unify import Incompatible, conform_table, unify_schemas
+from datalake_assets.parquet.schemas import Incompatible, conform_table, unify_schemas
 
 
 def unified(*kinds):

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 
 from datalake_assets.core.feed_state import Version
-from datalake_assets.core.figures import Quarantined
-from datalake_assets.core.report import build_report
+from datalake_assets.core.report.figures import Quarantined
+from datalake_assets.core.report.findings import build_report
 from datalake_assets.report.page import SECTIONS, page_html
 from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, partition_of, statistics_of
 from datalake_assets_tests.report.reading import Element, read_page

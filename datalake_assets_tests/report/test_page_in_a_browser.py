@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from datalake_assets.core.figures import Quarantined
-from datalake_assets.core.report import build_report
+from datalake_assets.core.report.figures import Quarantined
+from datalake_assets.core.report.findings import build_report
 from datalake_assets.report.page import page_html
 from datalake_assets_tests.browser.conftest import NEEDED, PICTURES
 from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, partition_of, statistics_of

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalake_assets.core.compaction_estimate import MonthlyCost
-from datalake_assets.core.figures import SIZE_BUCKETS
-from datalake_assets.core.lake_history import Series
-from datalake_assets.core.report import Age
+from datalake_assets.core.compaction.cost import MonthlyCost
+from datalake_assets.core.report.figures import SIZE_BUCKETS, Series
+from datalake_assets.core.report.findings import Age
 from datalake_assets.report.thumbnails import (
     INLINE_CHARACTERS,
     cost_thumbnail,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import stamina
 
-from datalake_assets.sources.ksqldb_errors import ATTEMPTS
+from datalake_assets.sources.ksqldb.client import ATTEMPTS
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """The checks that an export evaluates itself, over the partitions that it wrote: cheap, and no steps of their own.
 
-Rules that are dear are elsewhere (`datalake_assets.defs.checks.rules`), as are the checks of folders that others write
-(`datalake_assets.defs.checks.files`). What a check means is in `datalake_assets.core`: `health`, `row_counts`,
-`freshness`, `quality`.
+Rules that cost more are in `datalake_assets.defs.checks.nightly`, the checks of adopted folders in
+`datalake_assets.defs.checks.adopted`. What a check means is in `datalake_assets.core.verdicts`. How fresh a feed is
+follows from its newest export in Dagster's event log and its newest row in its manifests.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,49 +11,114 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from datalake_assets.config import Feed, FeedKind
-from datalake_assets.core.compaction import CompactionRequest
-from datalake_assets.core.freshness import freshness_verdict
-from datalake_assets.core.health import (
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.partitions import PartitionBy, version_number
+from datalake_assets.core.rules import RuleCount, rule_verdict
+from datalake_assets.core.verdicts import (
     FILE_SIZE,
     FRESHNESS,
     QUARANTINE,
     ROW_COUNT,
     SCHEMA,
     SMALL_FILES,
+    Delivery,
     PartitionFooters,
     PartitionHealth,
+    RowCount,
     Verdict,
+    counts_as_fresh,
     file_size_verdict,
+    fresh_partitions,
+    freshness_verdict,
     quarantine_verdict,
+    row_count_verdict,
     schema_verdict,
     small_files_verdict,
 )
-from datalake_assets.core.partitions import version_number
-from datalake_assets.core.quality import RuleCount, rule_verdict
-from datalake_assets.core.row_counts import Delivery, RowCount, row_count_verdict
 from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
-from datalake_assets.defs.checks.freshness import newest_event
 from datalake_assets.defs.compaction_events import unusable_files
-from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.storage.landing import FeedRead
+from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.defs.storage.asset_landing import FeedRead
 from datalake_assets.errors import SnapshotExpired
-from datalake_assets.lake.base import LakeTable, PartitionReport
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.feed_compaction import request_of
+from datalake_assets.lake.table import LakeTable, PartitionReport
 
 __all__ = [
     "DESCRIPTIONS",
     "Look",
     "check_specs",
     "evaluate_checks",
+    "freshness_of",
     "health_now",
     "look_at",
+    "newest_commit",
+    "newest_event",
     "on_write_check_keys",
     "size_verdicts",
 ]
+
+#: Materializations that are looked at, newest first: late rows of other days come between.
+_LOOKED_AT = 500
+
+
+def freshness_of(
+    instance: dg.DagsterInstance, table: LakeTable, *, now: datetime, key: dg.AssetKey | None = None
+) -> Verdict | None:
+    """Judges a feed's freshness; None if it was never exported.
+
+    Args:
+        instance: Whose event log knows the exports.
+        table: The feed's data.
+        now: The time.
+        key: Its asset; default: the one of our own code location.
+    """
+    feed = table.feed
+    own = key or asset_key(feed)
+    if instance.get_latest_materialization_event(own) is None:
+        return None
+    watches_rows = feed.freshness.max_event_age or feed.freshness.fail_event_age
+    event = newest_event(table) if watches_rows else None
+    commit = newest_commit(instance, feed, now=now, key=own)
+    return freshness_verdict(feed.freshness, commit=commit, event=event, now=now)
+
+
+def newest_commit(
+    instance: dg.DagsterInstance, feed: Feed, *, now: datetime, key: dg.AssetKey | None = None
+) -> datetime | None:
+    """When the feed was last exported, with new rows or without: of a stream, its current partition or the one before.
+
+    Returns:
+        The time by Dagster's event log; None if that is too long ago to matter, or never happened.
+    """
+    own = key or asset_key(feed)
+    if feed.kind is not FeedKind.STREAM:
+        entry = instance.get_latest_materialization_event(own)
+        return None if entry is None else datetime.fromtimestamp(entry.timestamp, UTC)
+    by = PartitionBy(feed.partition_by)
+    keys = fresh_partitions(by, feed.freshness, now=now)
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=own, asset_partitions=keys), limit=_LOOKED_AT
+    )
+    for record in found.records:
+        at = datetime.fromtimestamp(record.timestamp, UTC)
+        if record.partition_key is not None and counts_as_fresh(by, record.partition_key, at=at):
+            return at
+    return None
+
+
+def newest_event(table: LakeTable) -> datetime | None:
+    """The newest row of a stream, by its time column; None for a table, and where there is none."""
+    if table.feed.kind is FeedKind.TABLE:
+        return None
+    for key in reversed(table.partitions()):
+        report = table.report(key)
+        if report is not None and report.max_time is not None:
+            return report.max_time
+    return None
+
 
 #: What each check means, for the UI.
 DESCRIPTIONS = {

@@ -11,13 +11,10 @@ from typing import Any, Protocol
 import dagster as dg
 from pydantic import Field
 
-from datalake_assets.config import Feed, FeedKind, Settings
-from datalake_assets.core.compaction import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.defs.check_results import aimed
-from datalake_assets.defs.checks.files import size_evaluations
-from datalake_assets.defs.failures import PASSING, failures_named
-from datalake_assets.defs.instance import open_instance
+from datalake_assets.defs.checks.adopted import size_evaluations
 from datalake_assets.defs.metadata import (
     PARTITION_ERRORS,
     asset_key,
@@ -26,9 +23,10 @@ from datalake_assets.defs.metadata import (
     readable_size,
 )
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.runs.process_tags import tag_run
+from datalake_assets.defs.runs import tag_run
+from datalake_assets.defs.runtime import PASSING, failures_named, open_instance
 from datalake_assets.errors import ConfigError, DatalakeError
-from datalake_assets.lake.base import CompactionReport, LakeTable
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.feed_compaction import (
     Compacted,
     by_reason,
@@ -37,6 +35,8 @@ from datalake_assets.lake.feed_compaction import (
     request_of,
     unusable,
 )
+from datalake_assets.lake.table import CompactionReport, LakeTable
+from datalake_assets.settings import Settings
 
 __all__ = [
     "COMPACTOR_POOL",

@@ -1,7 +1,7 @@
 """The sensor that compacts what needs it: it reads what changed since its last tick, plans that, and asks for runs.
 
 It never lists the lake. A tick costs a query or two per feed, one request per partition that changed, and nothing per
-partition that did not; the rules are `datalake_assets.core.compaction_watch`'s.
+partition that did not; the rules are `datalake_assets.core.compaction.watch`'s.
 """
 
 import time
@@ -11,10 +11,8 @@ from typing import Any, Protocol
 
 import dagster as dg
 
-from datalake_assets.config import Feed, FeedKind, Settings
-from datalake_assets.core.compaction import CompactionRequest
-from datalake_assets.core.compaction_cursor import WatchState, bounded, state_from_json, state_to_json
-from datalake_assets.core.compaction_watch import (
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.compaction.watch import (
     MAX_PARTITIONS,
     FeedWatch,
     Look,
@@ -22,18 +20,24 @@ from datalake_assets.core.compaction_watch import (
     Report,
     Requested,
     Wanted,
+    WatchState,
+    bounded,
     ended,
     heard,
     looked,
     request,
+    state_from_json,
+    state_to_json,
 )
 from datalake_assets.defs.compaction.job import COMPACT_OP, FEED_TAG
 from datalake_assets.defs.compaction_events import PAGE, EventReader, end_of, unusable_files
-from datalake_assets.defs.failures import PASSING
 from datalake_assets.defs.metadata import asset_key, compaction_report_metadata, event_partition
+from datalake_assets.defs.runtime import PASSING
 from datalake_assets.errors import DatalakeError, LakeUnavailable
-from datalake_assets.lake.base import LakeTable
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.feed_compaction import request_of
+from datalake_assets.lake.table import LakeTable
+from datalake_assets.settings import Settings
 
 __all__ = ["COMPACTION_SENSOR", "CompactionWatcher", "WatchedLake", "compaction_sensor"]
 

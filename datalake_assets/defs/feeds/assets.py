@@ -1,23 +1,49 @@
-"""Feeds as assets: one asset per feed, partitioned, each landing its feed through the lake's IO manager."""
+"""Feeds as assets: one asset per feed, partitioned, each landing its feed through the lake's IO manager.
 
-from collections.abc import Callable, Iterator, Sequence
+A table's versions as Dagster partitions: Dagster learns of them before a run, and forgets those that are removed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 
-from datalake_assets.config import Feed, FeedKind
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.defs.checks.on_write import check_specs, evaluate_checks
-from datalake_assets.defs.failures import failures_named
-from datalake_assets.defs.feeds.versions import drop_versions
 from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, versions_name
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.runs.process_tags import tag_run
-from datalake_assets.defs.storage.landing import FeedRead, read_feed
+from datalake_assets.defs.runs import tag_run
+from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.defs.storage.asset_landing import FeedRead, read_feed
+from datalake_assets.feed import Feed, FeedKind
 
-__all__ = ["IO_MANAGER_KEY", "ExportConfig", "feed_asset", "partitions_of", "writer_pool"]
+__all__ = [
+    "IO_MANAGER_KEY",
+    "ExportConfig",
+    "add_versions",
+    "drop_versions",
+    "feed_asset",
+    "partitions_of",
+    "writer_pool",
+]
+
+
+def add_versions(instance: dg.DagsterInstance, feed: Feed, keys: Iterable[str]) -> None:
+    """Makes versions of a table known to Dagster; idempotent, and nothing to do for a stream."""
+    if feed.kind is not FeedKind.TABLE:
+        return
+    known = set(instance.get_dynamic_partitions(versions_name(feed)))
+    new = [key for key in keys if key not in known]
+    if new:
+        instance.add_dynamic_partitions(versions_name(feed), new)
+
+
+def drop_versions(instance: dg.DagsterInstance, read: FeedRead) -> None:
+    """Makes Dagster forget the versions that retention removed during a write."""
+    for key in read.report.removed if read.report else ():
+        instance.delete_dynamic_partition(versions_name(read.feed), key)
+
 
 IO_MANAGER_KEY = "lake_io_manager"
 #: Dagster refuses a freshness policy of less than a minute.

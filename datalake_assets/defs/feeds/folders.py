@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import dagster as dg
 
-from datalake_assets.config import Feed
-from datalake_assets.defs.failures import failures_named
 from datalake_assets.defs.metadata import (
     asset_key,
     code_version,
@@ -17,11 +15,12 @@ from datalake_assets.defs.metadata import (
     folder_metadata,
     versions_name,
 )
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.runs.process_tags import tag_run
-from datalake_assets.lake.folder_table import FolderTable
-from datalake_assets.lake.reconcile import Reconciliation
+from datalake_assets.defs.runs import tag_run
+from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.feed import Feed
+from datalake_assets.lake.adopted.folder_table import FolderTable
+from datalake_assets.lake.adopted.reconcile import Reconciliation
 
 __all__ = ["folder_asset", "keep_partitions", "observations", "remarks"]
 

@@ -1,15 +1,21 @@
-"""Jobs over many feeds. Feeds differ in their partitions, so no asset job can hold them all: each gets its own run."""
+"""Jobs over many feeds. Feeds differ in their partitions, so no asset job can hold them all: each gets its own run.
+
+One schedule per feed that asks for one: it catches up with the source, as ``datalake export`` does.
+"""
 
 from collections.abc import Sequence
 
 import dagster as dg
 
+from datalake_assets.defs.checks.on_write import on_write_check_keys
 from datalake_assets.defs.feeds.assets import ExportConfig
-from datalake_assets.defs.feeds.runner import ExportResult, FeedRunner
-from datalake_assets.defs.runs.dead_runs import repair_runs
-from datalake_assets.defs.runs.process_tags import tag_run
+from datalake_assets.defs.feeds.runner import ExportResult, FeedRunner, partition_tags
+from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.runs import repair_runs, tag_run
+from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.feed import Feed
 
-__all__ = ["EXPORT_ALL", "PARENT_TAG", "ExportAllConfig", "export_all_job", "export_feeds"]
+__all__ = ["EXPORT_ALL", "PARENT_TAG", "ExportAllConfig", "export_all_job", "export_feeds", "feed_schedule", "next_run"]
 
 EXPORT_ALL = "export_all"
 #: On the runs that a run started: the id of that run.
@@ -66,3 +72,29 @@ def _summary(results: Sequence[ExportResult]) -> str:
         for each in results
     ]
     return "\n".join(["| feed | rows added | quarantined | seconds | result |", "|---|---:|---:|---:|---|", *rows])
+
+
+def feed_schedule(runner: FeedRunner, feed: Feed) -> dg.ScheduleDefinition:
+    """The schedule of a feed; its cron line is read in UTC. On, unless somebody turned it off in the UI."""
+
+    @dg.schedule(
+        name=f"export_{feed.kind}_{feed.name}",
+        cron_schedule=feed.schedule or "",
+        target=dg.AssetSelection.assets(asset_key(feed)),
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Catches up {feed.path} with its source.",
+    )
+    def export_feed(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        return next_run(runner, context.instance, feed)
+
+    return export_feed
+
+
+def next_run(runner: FeedRunner, instance: dg.DagsterInstance, feed: Feed) -> dg.RunRequest:
+    """The run that catches a feed up; for a table this allocates its next version."""
+    with failures_named(feed), known_dagster_warnings_ignored():
+        keys = runner.plan(instance, feed.name)
+    return dg.RunRequest(
+        asset_selection=[asset_key(feed)], asset_check_keys=on_write_check_keys(feed), tags=partition_tags(keys)
+    )

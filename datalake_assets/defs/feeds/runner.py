@@ -10,20 +10,18 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.config import Feed, FeedKind, Settings
-from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, feed_asset
+from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset
 from datalake_assets.defs.feeds.folders import folder_asset
-from datalake_assets.defs.feeds.versions import add_versions
-from datalake_assets.defs.instance import open_instance
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
 from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
-from datalake_assets.defs.runs.dead_runs import repair_runs, repaired_meanwhile
-from datalake_assets.defs.runs.origin import run_job_here
-from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
-from datalake_assets.defs.storage.landing import progress_told_to
+from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
+from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
+from datalake_assets.defs.storage.asset_landing import progress_told_to
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets.errors import DatalakeError, FeedNotFound
-from datalake_assets.lake.base import Progress
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.lake.table import Progress
+from datalake_assets.settings import Settings
 
 __all__ = ["ExportResult", "FeedRunner", "PartitionResult", "export_feed", "feed_runner", "repair_runs"]
 

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import dagster as dg
 
-from datalake_assets.config import NAME_PATTERN, Feed, FeedKind, parse_feed
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.errors import ConfigError
+from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
 
 __all__ = ["DECLARABLE", "AssetLike", "DeclaredAsset", "declared_assets", "declared_feed", "declared_name"]
 
@@ -128,7 +128,7 @@ def _key(spec: dg.AssetSpec) -> str:
 
 
 def _folder(spec: dg.AssetSpec, declared: Mapping[str, Any]) -> dict[str, Any]:
-    from datalake_assets.lake.addresses import parse_address  # noqa: PLC0415  definitions load without stores
+    from datalake_assets.lake.layout import parse_address  # noqa: PLC0415  definitions load without stores
 
     uri = parse_address(str(_plain(spec.metadata[_URI]))).uri
     return {"kind": FeedKind.FOLDER, "source": {"type": "folder", "uri": uri, "asset": _key(spec)}, **declared}

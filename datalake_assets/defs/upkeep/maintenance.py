@@ -12,7 +12,6 @@ from functools import partial
 import dagster as dg
 from pydantic import Field
 
-from datalake_assets.config import Feed, FeedKind
 from datalake_assets.defs.compaction.job import (
     COMPACTOR_POOL,
     MAX_PARTITIONS,
@@ -22,15 +21,15 @@ from datalake_assets.defs.compaction.job import (
     compact_feed,
 )
 from datalake_assets.defs.compaction_events import unusable_files
-from datalake_assets.defs.failures import failures_named
+from datalake_assets.defs.feeds.assets import add_versions
 from datalake_assets.defs.feeds.folders import keep_partitions, observations, remarks
-from datalake_assets.defs.feeds.versions import add_versions
 from datalake_assets.defs.metadata import asset_key, versions_name
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.runs.dead_runs import repair_runs
-from datalake_assets.defs.runs.process_tags import tag_run
-from datalake_assets.lake.base import Difference, LakeTable, Repair
+from datalake_assets.defs.runs import repair_runs, tag_run
+from datalake_assets.defs.runtime import failures_named
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.feed_compaction import Compacted, request_of
+from datalake_assets.lake.table import Difference, LakeTable, Repair
 
 __all__ = [
     "MAINTAIN_OP",
@@ -173,7 +172,7 @@ class Maintenance:
         return list(listing.feeds)
 
     def _sweep(self) -> None:
-        from datalake_assets.lake.maintenance import sweep_temporary  # noqa: PLC0415  loads stores
+        from datalake_assets.lake.inspection import sweep_temporary  # noqa: PLC0415  loads stores
 
         store = self._lake.store
         swept = sweep_temporary(store, now=store.now())
@@ -215,7 +214,7 @@ class Maintenance:
 
     def _look_at_folder(self, done: Maintained, feed: Feed, table: LakeTable) -> None:
         """Takes over what others changed, and tells Dagster of it as a click on "Observe" would."""
-        from datalake_assets.lake.folder_table import FolderTable  # noqa: PLC0415  loads stores
+        from datalake_assets.lake.adopted.folder_table import FolderTable  # noqa: PLC0415  loads stores
 
         if not isinstance(table, FolderTable):
             raise TypeError(table)
@@ -229,7 +228,7 @@ class Maintenance:
 
     def _keep_versions(self, feed: Feed, table: LakeTable, before: Sequence[str]) -> tuple[str, ...]:
         """Keeps Dagster's partitions in step with the table's versions; returns those that retention has removed."""
-        from datalake_assets.lake.maintenance import removed_versions  # noqa: PLC0415  loads stores
+        from datalake_assets.lake.inspection import removed_versions  # noqa: PLC0415  loads stores
 
         now = table.partitions()
         if feed.asset is None:
@@ -242,7 +241,7 @@ class Maintenance:
 
     def _compare(self, done: Maintained, feed: Feed, size: int, today: date) -> None:
         """Compares the slice of the day with a listing; a folder has just been listed as a whole."""
-        from datalake_assets.lake.maintenance import differences, slice_of  # noqa: PLC0415  loads stores
+        from datalake_assets.lake.inspection import differences, slice_of  # noqa: PLC0415  loads stores
 
         if feed.kind is FeedKind.FOLDER:
             return
@@ -255,7 +254,7 @@ class Maintenance:
             self._log.observed(dg.AssetObservation(asset_key(feed), metadata=comparison_metadata(done)))
 
     def _compact(self, done: Maintained, feed: Feed, until: float) -> None:
-        from datalake_assets.lake.maintenance import in_need  # noqa: PLC0415  loads stores
+        from datalake_assets.lake.inspection import in_need  # noqa: PLC0415  loads stores
 
         if not feed.compaction.enabled:
             return

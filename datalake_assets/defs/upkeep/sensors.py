@@ -8,16 +8,15 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from datalake_assets.config import Feed
-from datalake_assets.core.health import FRESHNESS
+from datalake_assets.core.verdicts import FRESHNESS
 from datalake_assets.defs.check_results import check_evaluation
-from datalake_assets.defs.checks.freshness import freshness_of
+from datalake_assets.defs.checks.on_write import freshness_of
 from datalake_assets.defs.compaction.job import FEED_TAG
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.runs.dead_runs import repair_runs
-from datalake_assets.defs.runs.origin import LOCATION_NAME
+from datalake_assets.defs.runs import LOCATION_NAME, repair_runs
 from datalake_assets.errors import DatalakeError
+from datalake_assets.feed import Feed
 from datalake_assets.policies import Level
 
 __all__ = [

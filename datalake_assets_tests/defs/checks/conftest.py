@@ -2,7 +2,7 @@
 
 import pytest
 
-from datalake_assets.config import Feed
+from datalake_assets.feed import Feed
 from datalake_assets_tests.defs.checks.watched import Watched
 
 

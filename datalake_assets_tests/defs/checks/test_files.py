@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.checks.rules import EVALUATE_CHECKS
-from datalake_assets.defs.quiet import known_dagster_warnings_ignored
-from datalake_assets.lake.adoption import adopt
+from datalake_assets.defs.checks.nightly import EVALUATE_CHECKS
+from datalake_assets.defs.runtime import known_dagster_warnings_ignored
+from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import look_again, open_table
-from datalake_assets.policies import Checks, UniqueRule
+from datalake_assets.policies import Checks, Freshness, UniqueRule
+from datalake_assets.settings import Settings
 
 KEY = dg.AssetKey(["folders", "clicks"])
 

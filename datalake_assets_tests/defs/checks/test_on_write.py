@@ -5,15 +5,13 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pyarrow as pa
 
-from datalake_assets.config import Freshness
-from datalake_assets.core.compaction import CompactionRequest
-from datalake_assets.core.health import PartitionFooters
-from datalake_assets.core.row_counts import RowCount
-from datalake_assets.defs.checks.freshness import newest_event
-from datalake_assets.defs.checks.on_write import look_at
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.verdicts import PartitionFooters, RowCount
+from datalake_assets.defs.checks.on_write import look_at, newest_event
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.errors import SnapshotExpired
-from datalake_assets.lake.base import PartitionReport
+from datalake_assets.lake.table import PartitionReport
+from datalake_assets.policies import Freshness
 from datalake_assets_tests.defs.fakes import MemoryLake, MemoryTable, days_ago, rows, runner, stream, table
 
 

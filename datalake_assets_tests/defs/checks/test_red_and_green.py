@@ -6,12 +6,11 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datalake_assets.config import Freshness
 from datalake_assets.core.batches import RejectedRow
-from datalake_assets.defs.checks.freshness import freshness_of
+from datalake_assets.defs.checks.on_write import freshness_of
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.lake.feed_compaction import request_of
-from datalake_assets.policies import Checks, CompactionPolicy, Limits, NotNullRule
+from datalake_assets.policies import Checks, CompactionPolicy, Freshness, Limits, NotNullRule
 from datalake_assets_tests.defs.checks.watched import HOURS, PULLED
 from datalake_assets_tests.defs.fakes import days_ago, stream, table
 from datalake_assets_tests.defs.sent import RECENT, key

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Feed, Settings
 from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import CompactionWatcher
 from datalake_assets.defs.resources import Lake
-from datalake_assets.lake.store import Store
+from datalake_assets.feed import Feed
+from datalake_assets.lake.store.base import Store
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.compaction.daemon import Daemon, Open, added, materialized
 from datalake_assets_tests.lake.many_files import DAYS, append
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import dagster as dg
 
-from datalake_assets.config import Feed
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.defs.compaction.sensor import CompactionWatcher
 from datalake_assets.defs.metadata import asset_key
+from datalake_assets.feed import Feed
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import stream_feed
 
 #: Long after the demo days closed.

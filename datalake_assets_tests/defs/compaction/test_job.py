@@ -8,8 +8,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import MIB, Feed, FeedKind, FolderSource
-from datalake_assets.core.compaction import CompactionRequest, LeftAlone
+from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction.job import (
     COMPACT_PARTITION,
@@ -22,9 +21,10 @@ from datalake_assets.defs.compaction.job import (
     report_compactions,
 )
 from datalake_assets.defs.metadata import PARTITION_ERRORS, asset_key
-from datalake_assets.defs.runs.process_tags import HOST_TAG, PID_TAG
+from datalake_assets.defs.runs import HOST_TAG, PID_TAG
 from datalake_assets.defs.upkeep.sensors import interrupted_commit_sensor
 from datalake_assets.errors import CorruptLake, TransientStoreError
+from datalake_assets.feed import MIB, Feed, FeedKind, FolderSource
 from datalake_assets.lake.feed_compaction import Compacted
 from datalake_assets_tests.defs.fakes import MemoryLake, MemoryTable, days_ago, resources, rows, stream, table
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Feed, Settings
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import asset_key
+from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.settings import Settings
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed, table_of
 from datalake_assets_tests.lake.many_files import DAYS, append, ids_in
 

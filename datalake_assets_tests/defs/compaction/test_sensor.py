@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.config import Settings
-from datalake_assets.core.compaction_cursor import state_from_json
+from datalake_assets.core.compaction.watch import state_from_json
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION, FEED_TAG
 from datalake_assets.defs.compaction.sensor import compaction_sensor
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
-from datalake_assets.lake.adoption import adopt
+from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.compaction.daemon import added, files, materialized, partitions
 from datalake_assets_tests.lake.many_files import DAYS, append, ids_in
 

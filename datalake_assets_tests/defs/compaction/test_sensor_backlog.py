@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import dagster as dg
 
-from datalake_assets.core.compaction_cursor import state_from_json
+from datalake_assets.core.compaction.watch import state_from_json
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.compaction.sensor import MAX_RUNS
 from datalake_assets.defs.metadata import asset_key

@@ -7,11 +7,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Feed, Settings
-from datalake_assets.core.compaction_watch import ATTEMPTS, LONGEST_BACK_OFF_S
+from datalake_assets.core.compaction.watch import ATTEMPTS, LONGEST_BACK_OFF_S
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION, FEED_TAG, compact_partition_job
 from datalake_assets.defs.compaction.sensor import CompactionWatcher, compaction_sensor
 from datalake_assets.defs.resources import Lake
+from datalake_assets.feed import Feed
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.compaction.daemon import Open, added, damage, files, materialized, partitions
 from datalake_assets_tests.lake.many_files import DAYS, append
 

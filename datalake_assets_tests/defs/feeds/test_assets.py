@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.feeds.assets import feed_asset, partitions_of
 from datalake_assets.defs.feeds.runner import default_resources
+from datalake_assets.policies import Freshness
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.fakes import MemoryLake, runner, stream, table
 
 

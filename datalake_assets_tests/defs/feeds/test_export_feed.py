@@ -5,14 +5,14 @@ import datetime as dt
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Settings
 from datalake_assets.defs.feeds.runner import export_feed, feed_runner
-from datalake_assets.demo.embedded import prepare_demo
-from datalake_assets.demo.feeds import demo_feeds
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.demo_lake import prepare_demo
 from datalake_assets.errors import FeedNotFound
-from datalake_assets.lake.base import Progress
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import Progress
+from datalake_assets.settings import Settings
 
 
 @pytest.fixture

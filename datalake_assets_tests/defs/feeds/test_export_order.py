@@ -11,14 +11,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Settings
 from datalake_assets.defs.feeds.runner import export_feed
-from datalake_assets.demo.feeds import demo_feeds
-from datalake_assets.demo.generator import GeneratorConfig
-from datalake_assets.demo.ksql_server import KsqlServer
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.ksqldb_server.generator import GeneratorConfig
+from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
+from datalake_assets.settings import Settings
 
 START = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=6)
 DAYS = [f"{START + timedelta(days=day):%Y-%m-%d}" for day in range(4)]

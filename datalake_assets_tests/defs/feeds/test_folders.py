@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.config import Settings
-from datalake_assets.core.compaction import CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.feeds.folders import keep_partitions
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.lake.adoption import Adoption, adopt
-from datalake_assets.lake.store import Store
+from datalake_assets.lake.adopted.adoption import Adoption, adopt
+from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
+from datalake_assets.settings import Settings
 
 KEY = dg.AssetKey(["folders", "clicks"])
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from datalake_assets.config import CompactionPolicy, Environment
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
+from datalake_assets.policies import CompactionPolicy
+from datalake_assets.settings import Environment
 from datalake_assets_tests.defs.fakes import days_ago, stream
 from datalake_assets_tests.defs.sent import RECENT, Sent, exporter, key
 

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.config import KsqlDBMode, KsqlDBSource, Retention
 from datalake_assets.defs.feeds.assets import ExportConfig
+from datalake_assets.feed import KsqlDBMode, KsqlDBSource
+from datalake_assets.policies import Retention
 from datalake_assets_tests.defs.fakes import stream, table
 from datalake_assets_tests.defs.sent import RECENT, exporter, key
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Settings
 from datalake_assets.defs import LakeResource
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.projects.project import Project
 
 

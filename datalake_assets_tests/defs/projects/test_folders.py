@@ -9,8 +9,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.config import Settings
 from datalake_assets.defs import LakeResource
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.projects.project import EXPECTED_WARNINGS, SIZES, Project, evaluations, write
 
 pytestmark = EXPECTED_WARNINGS
@@ -68,13 +68,13 @@ def test_sensor_notices_files_that_nobody_told_of(project, monkeypatch):
         write(project.exports_folder / "region=r0" / f"late{number}.parquet", 90 + number)
 
     assert project.tick(definitions) == []  # it was listed a moment ago
-    monkeypatch.setattr("datalake_assets.defs.projects.sensor.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("datalake_assets.defs.projects.LOOK_EVERY_S", 0.0)
 
     assert project.tick(definitions) == [{"feed": "exports", "partitions": ["region=r0"]}]
 
 
 def test_folder_that_was_adopted_by_hand_stays_the_same_feed(project):
-    from datalake_assets.lake.adoption import adopt  # noqa: PLC0415
+    from datalake_assets.lake.adopted.adoption import adopt  # noqa: PLC0415
 
     write(project.exports_folder / "a.parquet", 1)
     adopt(project.lake.open().store, str(project.exports_folder), "exports")

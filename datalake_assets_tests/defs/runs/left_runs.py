@@ -10,7 +10,7 @@ import uuid
 import dagster as dg
 from dagster._core.events import EngineEventData  # noqa: TID251  the launcher's own event, which nothing public makes
 
-from datalake_assets.defs.runs.process_tags import process_tags
+from datalake_assets.defs.runs import process_tags
 
 
 @dg.op

@@ -5,9 +5,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Settings
 from datalake_assets.defs.resources import Lake, LakeResource
-from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
+from datalake_assets.settings import Settings
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import Feed, KsqlDBSource
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
-from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
+from datalake_assets.feed import Feed, KsqlDBSource
 from datalake_assets_tests.defs.storage.made import (
     D1,
     D2,

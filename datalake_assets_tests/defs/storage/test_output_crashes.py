@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets_tests.defs.storage.made import D1, EXPECTED_WARNINGS, asset, daily, frame, ids
 
 pytestmark = EXPECTED_WARNINGS
@@ -38,8 +38,8 @@ DYING = """
 import os, sys
 import dagster as dg
 import pandas as pd
-from datalake_assets.config import Settings
-from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
+from datalake_assets.settings import Settings
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets.defs.resources import LakeResource
 
 class Dying(ParquetLakeIOManager):

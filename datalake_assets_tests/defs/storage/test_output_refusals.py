@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets_tests.defs.storage.made import D1, D2, D3, EXPECTED_WARNINGS, TIMED, asset, daily, frame, span
 
 pytestmark = EXPECTED_WARNINGS

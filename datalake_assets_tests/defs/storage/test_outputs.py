@@ -8,9 +8,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from datalake_assets.config import Settings
 from datalake_assets.defs.resources import Lake, LakeResource
-from datalake_assets.defs.storage.io_managers import ParquetLakeIOManager
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.storage.made import (
     D1,
     D2,

@@ -10,12 +10,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from datalake_assets.core.compaction import CompactionRequest
-from datalake_assets.core.report import build_report
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.report.findings import build_report
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.upkeep.report import (
+from datalake_assets.defs.upkeep.report_asset import (
     LAKE_REPORT,
     PAGE_KEY,
     RefreshSensor,

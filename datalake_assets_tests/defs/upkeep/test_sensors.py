@@ -9,10 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dagster as dg
 import pytest
 
-from datalake_assets.config import Freshness, Settings
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.metadata import asset_key
-from datalake_assets.defs.runs.process_tags import PID_TAG
+from datalake_assets.defs.runs import PID_TAG
 from datalake_assets.defs.upkeep.sensors import (
     dead_run_sensor,
     feed_registry_sensor,
@@ -20,6 +19,8 @@ from datalake_assets.defs.upkeep.sensors import (
     interrupted_commit_sensor,
 )
 from datalake_assets.errors import SourceUnavailable
+from datalake_assets.policies import Freshness
+from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.fakes import MemoryLake, days_ago, resources, runner, stream, table
 from datalake_assets_tests.defs.runs.left_runs import dead_pid, started_run
 

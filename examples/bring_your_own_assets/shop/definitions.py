@@ -6,7 +6,6 @@ from pathlib import Path
 
 import dagster as dg
 
-from datalake_assets.config import CompactionPolicy, Settings
 from datalake_assets.defs import (
     LakeResource,
     ParquetLakeIOManager,
@@ -14,6 +13,8 @@ from datalake_assets.defs import (
     build_file_size_checks,
     build_freshness_checks,
 )
+from datalake_assets.policies import CompactionPolicy
+from datalake_assets.settings import Settings
 from shop.assets import clicks_in, orders, products, revenue
 
 

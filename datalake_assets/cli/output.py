@@ -1,0 +1,265 @@
+"""How results look on a terminal, in a pipe, and as JSON.
+
+How far a command is: bars on a terminal, plain lines elsewhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+__all__ = [
+    "AdoptProgress",
+    "CompactProgress",
+    "ExportProgress",
+    "as_csv",
+    "as_table",
+    "bytes_text",
+    "one_line",
+    "plain",
+    "print_json",
+    "say",
+    "warn",
+]
+
+# control characters, and the two line separators that terminals and line-based tools disagree on
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    ord("\t"): "\\t",
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+_KILO = 1000
+
+
+def say(line: str = "") -> None:
+    """Prints a line of a result."""
+    click.echo(line)
+
+
+def warn(line: str) -> None:
+    """Prints a line beside the result, on stderr."""
+    click.echo(one_line(line), err=True)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with nothing that would move a terminal's cursor."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip()).translate(_CONTROL)
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document; values as `plain` makes them."""
+    click.echo(json.dumps(plain(document), indent=2, ensure_ascii=False))
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can have it: exact numbers and times become text, bytes hexadecimal, NaN and infinity text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).hex()
+    return value.isoformat() if isinstance(value, (dt.datetime, dt.date, dt.time)) else str(value)
+
+
+def as_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned columns with a rule below the head; numbers to the right, control characters escaped."""
+    from rich.cells import cell_len  # noqa: PLC0415  not needed for --help
+
+    listed = [list(row) for row in rows]
+    right = [
+        any(row[index] is not None for row in listed)
+        and all(row[index] is None or _is_number(row[index]) for row in listed)
+        for index in range(len(columns))
+    ]
+    head = [column.translate(_CONTROL) for column in columns]
+    texts = [[_cell(value) for value in row] for row in listed]
+    widths = [max(cell_len(row[index]) for row in (head, *texts)) for index in range(len(columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            " " * (width - cell_len(cell)) + cell if to_right else cell + " " * (width - cell_len(cell))
+            for cell, width, to_right in zip(cells, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("─" * width for width in widths)
+    return "\n".join([line(head), rule, *(line(cells) for cells in texts)])
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV as RFC 4180 has it, but with plain line ends; NULL is an empty field, nested values are JSON."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_field(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def bytes_text(size_bytes: float) -> str:
+    """A size for people, in powers of 1000: ``1.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < _KILO:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= _KILO
+    return f"{size_bytes:,.1f} TB"
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):  # counts with separators, sizes and the like, as `bytes_text` and f"{n:,}" make them
+        number, _, unit = value.partition(" ")
+        return number.lstrip("+-").replace(",", "").replace(".", "").isdecimal() and unit in {"", "B", "kB", "MB", "GB"}
+    return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (Mapping, list, tuple)):
+        return json.dumps(plain(value), ensure_ascii=False).translate(_CONTROL)
+    if isinstance(value, float):
+        return str(value)
+    if isinstance(value, dt.datetime):
+        return value.isoformat(sep=" ")
+    return str(plain(value)).translate(_CONTROL)
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, (Mapping, list, tuple)):
+        return json.dumps(plain(value), ensure_ascii=False)
+    return plain(value)
+
+
+class _CommandProgress:
+    """Bars by name on stderr while the context is open, if that is a terminal.
+
+    Args:
+        quiet: Tell nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            self._bars = _bars()
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def _show(self, name: str, state: str, *, done: float | None = None, total: float | None = None) -> None:
+        """Makes, or changes, the bar of this name; without a total it pulses."""
+        if self._bars is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total, state=state)
+        self._bars.update(self._tasks[name], completed=done, total=total, state=state)
+
+
+class ExportProgress(_CommandProgress):
+    """Tells how far each feed's export is."""
+
+    def begin(self, feed: str) -> None:
+        """A feed's export begins."""
+        self._show(feed, "reading")
+
+    def advance(self, feed: str, *, rows: int) -> None:
+        """So many rows of a feed have been written so far."""
+        self._show(feed, f"{rows:,} rows read")
+
+    def finish(self, feed: str, *, rows: int, seconds: float, failed: bool) -> None:
+        """A feed's export has ended; ``rows`` is what it added."""
+        if self._bars is not None:
+            self._show(feed, "failed" if failed else f"{rows:+,} rows", done=1, total=1)
+        elif not self._quiet and not failed:
+            say(f"{feed}: {rows:+,} rows in {seconds:.1f} s")
+
+
+class AdoptProgress(_CommandProgress):
+    """Tells how far the first look at a folder is."""
+
+    def advance(self, read: int, total: int) -> None:
+        """So many footers have been read, of so many."""
+        self._show("footers", f"{read:,} of {total:,}", done=read, total=total)
+
+
+class CompactProgress(_CommandProgress):
+    """Tells how far the compaction of a feed is, by bytes, and what became of each partition.
+
+    Args:
+        feed: The feed.
+        partitions: How many there are to do.
+        quiet: Tell nothing.
+    """
+
+    def __init__(self, feed: str, *, partitions: int, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._feed, self._partitions, self._number = feed, partitions, 0
+        self._lines: list[str] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        for line in self._lines:
+            say(line)
+
+    def begin(self) -> None:
+        """The next partition begins."""
+        self._number += 1
+        self._show(self._feed, self._place, done=0)
+
+    def advance(self, key: str, *, bytes_done: int, bytes_planned: int) -> None:
+        """So many of the bytes planned for a partition have been rewritten."""
+        state = f"{key}: {bytes_text(bytes_done)} of {bytes_text(bytes_planned)}, {self._place}"
+        self._show(self._feed, state, done=bytes_done, total=bytes_planned)
+
+    def tell(self, line: str) -> None:
+        """What became of a partition: told at once, or, where a bar would be in the way, when it has gone."""
+        if self._bars is not None:
+            self._lines.append(line)
+        elif not self._quiet:
+            say(line)
+
+    @property
+    def _place(self) -> str:
+        return f"partition {self._number:,} of {self._partitions:,}"
+
+
+def _bars() -> Bars:
+    from rich.console import Console  # noqa: PLC0415  only on a terminal
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  likewise
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,98 @@
+"""``datalake verify`` and ``datalake repair``: is the lake as its manifests say, and make it so."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from datalake_assets.cli.output import print_json, say, warn
+from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+
+__all__ = ["repair", "verify"]
+
+
+@click.command(cls=LakeCommand)
+@click.argument("name", required=False)
+@click.option("--deep", is_flag=True, help="Read every byte; compare checksums and count rows.")
+@json_option
+@pass_session
+def verify(session: Session, *, name: str | None, deep: bool, as_json: bool) -> None:
+    """Compare manifests with objects, of NAME or of all feeds.
+
+    Prints a line per difference and exits with 1 if there is any.
+    """
+    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
+
+    feeds, problems = session.feeds(name)
+    differences = []
+    for feed in feeds:
+        for each in open_table(session.store, feed).verify(deep=deep):
+            line = {"feed": feed.name, "partition": each.key, "what": each.what, "name": each.name}
+            differences.append({**line, "detail": each.detail})
+            if not as_json:
+                say(f"{feed.path} {each.key}: {each.what}: {each.name}: {each.detail}")
+    if as_json:
+        bad = [{"file": problem.file, "reason": problem.reason} for problem in problems]
+        print_json({"feeds": len(feeds), "differences": differences, "problems": bad})
+    elif not differences:
+        say(f"{len(feeds)} feeds, no differences")
+    if differences or problems:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(cls=LakeCommand)
+@click.argument("name", required=False)
+@json_option
+@pass_session
+def repair(session: Session, *, name: str | None, as_json: bool) -> None:
+    """Finish or undo interrupted commits, sweep leftovers, free stuck pool slots.
+
+    Of folders that others write, also take over what they changed.
+
+    Exits with 1 if something must wait, because another writer may still be at it.
+    """
+    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
+
+    runs = _repair_runs()
+    feeds, _ = session.feeds(name)
+    done = []
+    for feed in feeds:
+        result = open_table(session.store, feed).repair()
+        counts = {"finished": result.finished, "undone": result.undone, "swept": result.swept}
+        if feed.kind == "folder":
+            counts["reconciled"] = result.reconciled
+        done.append({"feed": feed.name, **counts, "waiting": list(result.waiting)})
+        for line in result.waiting:
+            warn(f"waiting: {line}")
+        if not as_json and any(counts.values()):
+            say(f"{feed.path}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    waiting = any(each["waiting"] for each in done)
+    if as_json:
+        print_json({"feeds": done, "dead_runs": runs})
+    else:
+        for run in runs:
+            say(f"run {run}: its process is gone; marked as failed")
+        if not (
+            waiting
+            or runs
+            or any(each.get(what) for each in done for what in ("finished", "undone", "swept", "reconciled"))
+        ):
+            say(f"{len(feeds)} feeds, nothing to repair")
+    if waiting:
+        raise click.exceptions.Exit(1)
+
+
+def _repair_runs() -> list[str]:
+    """Fails Dagster runs whose process died; does nothing where Dagster has never run."""
+    from datalake_assets.cli.session import existing_home  # noqa: PLC0415  not needed for --help
+
+    home = existing_home()
+    if home is None:
+        return []
+    os.environ["DAGSTER_HOME"] = str(home)
+    from datalake_assets.defs.feeds.runner import repair_runs  # noqa: PLC0415  likewise
+    from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
+
+    with open_instance() as instance:
+        return repair_runs(instance)

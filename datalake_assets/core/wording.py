@@ -1,0 +1,101 @@
+"""Numbers as people read them: sizes, counts, prices, and the figures in the reasons of a compaction plan."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+__all__ = [
+    "count_text",
+    "counted",
+    "dollars_text",
+    "files_text",
+    "many_text",
+    "moment_text",
+    "scans_text",
+    "short_count",
+    "size_text",
+    "span_text",
+    "volume_text",
+]
+
+_CENT = 0.01
+_KILO = 1000
+
+
+def count_text(count: float) -> str:
+    """``1,200``."""
+    return f"{count:,.0f}"
+
+
+def counted(count: int, what: str) -> str:
+    """``1 partition``, ``1,200 partitions``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def many_text(count: int) -> str:
+    """``1,200``; from ten million on ``12.3 million``, ``9.9 billion``."""
+    for unit, name in ((10**12, "trillion"), (10**9, "billion"), (10**7, "million")):
+        if count >= unit:
+            return f"{count / (unit if name != 'million' else 10**6):,.1f} {name}"
+    return count_text(count)
+
+
+def short_count(count: float) -> str:
+    """In four characters or so, for plots: ``950``, ``1.2k``, ``12k``, ``3.4M``."""
+    for unit in ("", "k", "M", "G"):
+        if count < _KILO:
+            return f"{count:.0f}{unit}" if not unit or count >= 10 else f"{count:.1f}".removesuffix(".0") + unit  # noqa: PLR2004  two digits are enough
+        count /= _KILO
+    return f"{count:,.0f}T"
+
+
+def dollars_text(dollars: float) -> str:
+    """``$3.10``, ``$1,200``; ``under 1 cent``, and ``$0`` for nothing."""
+    if abs(dollars) < _CENT:
+        return "under 1 cent" if dollars else "$0"
+    sign = "-" if dollars < 0 else ""
+    return f"{sign}${abs(dollars):,.2f}" if abs(dollars) < _KILO else f"{sign}${abs(dollars):,.0f}"
+
+
+def volume_text(size_bytes: float) -> str:
+    """A size in powers of 1024, as the settings are: ``12.5 MiB``, ``3.1 TiB``."""
+    size, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if size < 1024:  # noqa: PLR2004  the power
+            break
+        size, unit = size / 1024, larger
+    return f"{size:,.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"  # noqa: PLR2004  three digits are enough
+
+
+def moment_text(at: datetime | None) -> str:
+    """``2025-01-15 12:00``, UTC; empty for none."""
+    return f"{at:%Y-%m-%d %H:%M}" if at else ""
+
+
+def scans_text(scans_per_day: float) -> str:
+    """``once a day``, ``24 times a day``."""
+    return "once a day" if scans_per_day == 1 else f"{scans_per_day:,g} times a day"
+
+
+def files_text(count: int, kind: str = "") -> str:
+    """``1 file``, ``1,200 small files``."""
+    return f"{count:,} {kind}file{'' if count == 1 else 's'}"
+
+
+def size_text(size_bytes: int) -> str:
+    """In powers of 1024, as the settings are: ``130.2 MiB``, ``64 MiB``."""
+    size, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if size < 1024:  # noqa: PLR2004  # the power
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def span_text(length: timedelta) -> str:
+    """``45 s``, ``10 min``, ``3 h``, ``2 days``: whole ones, rounded down."""
+    seconds = max(0, int(length.total_seconds()))
+    for unit, unit_s in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds // unit_s} {unit}"
+    return f"{seconds} s"

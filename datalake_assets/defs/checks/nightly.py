@@ -1,0 +1,189 @@
+"""A feed's dear rules as checks that nobody waits for: evaluated at night, and whenever a person asks.
+
+An evaluation looks at what changed since the one before, and at what broke the rule then: a partition that is bad stays
+reported until it is good. Where it left off is in its own metadata, so there is no state to lose.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.rules import RuleCount, rule_verdict
+from datalake_assets.core.verdicts import Verdict
+from datalake_assets.defs.check_results import check_result
+from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.runs import tag_run
+from datalake_assets.defs.runtime import failures_named
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.lake.table import LakeTable
+from datalake_assets.policies import Rule
+
+__all__ = ["EVALUATE_CHECKS", "evaluate_checks_job", "nightly_checks", "rule_checks", "rule_results"]
+
+EVALUATE_CHECKS = "evaluate_checks"
+#: Metadata in which an evaluation says where it left off: the next one begins there.
+_STATE = "datalake/state"
+#: Events that are fetched at once.
+_PAGE = 1_000
+#: Executions among which the last evaluation is looked for: those of runs that died left none.
+_EXECUTIONS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The evaluation before."""
+
+    evaluation: dg.AssetCheckEvaluation
+    position: int
+    broken: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """What was written since an evaluation: partition keys, and where the next one begins."""
+
+    keys: frozenset[str]
+    position: int
+
+
+def rule_checks(feed: Feed) -> dg.AssetChecksDefinition:
+    """The checks of a feed's rules that say ``when = "schedule"``; one step evaluates those that are asked for."""
+    key = asset_key(feed)
+    specs = [
+        dg.AssetCheckSpec(rule.check_name, asset=key, description=rule.description or None)
+        for rule in feed.checks.rules_on_schedule
+    ]
+
+    @dg.multi_asset_check(
+        specs=specs, name=f"rules_of_{feed.kind}_{feed.name}", can_subset=True, required_resource_keys={"lake"}
+    )
+    def evaluate(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        tag_run(context.instance, context.run)
+        names = {each.name for each in context.selected_asset_check_keys}
+        yield from rule_results(context.instance, context.resources.lake.open().table(feed), names)
+
+    return evaluate
+
+
+def evaluate_checks_job(checks: Sequence[dg.AssetChecksDefinition]) -> Any:
+    """The job of the checks that no export evaluates; its type, `dagster.define_asset_job`'s, has no public name."""
+    return dg.define_asset_job(
+        EVALUATE_CHECKS,
+        selection=dg.AssetSelection.checks(*checks),
+        description="Evaluates the checks that no export does: dear rules over what changed, and adopted folders.",
+        executor_def=dg.in_process_executor,
+    )
+
+
+def nightly_checks(job: Any) -> dg.ScheduleDefinition:
+    """03:00 UTC, after the nightly maintenance has begun."""
+    return dg.ScheduleDefinition(
+        name="nightly_checks",
+        job=job,
+        cron_schedule="0 3 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Evaluates the checks that no export does.",
+    )
+
+
+def rule_results(instance: dg.DagsterInstance, table: LakeTable, names: set[str]) -> Iterator[dg.AssetCheckResult]:
+    """Evaluates the rules of these names over what changed since they were evaluated last.
+
+    Raises:
+        dagster.Failure: A rule cannot be evaluated: it names a column that isn't there, or its query is wrong.
+    """
+    feed = table.feed
+    rules = [rule for rule in feed.checks.rules if rule.check_name in names]
+    last = {rule.check_name: _last(instance, feed, rule) for rule in rules}
+    for since in sorted({_position(each) for each in last.values()}):
+        group = [rule for rule in rules if _position(last[rule.check_name]) == since]
+        changes = _changes_of_folder(table, since) if feed.kind is FeedKind.FOLDER else _changes(instance, feed, since)
+        if since >= 0 and not changes.keys:
+            yield from (_repeated(each.evaluation) for rule in group if (each := last[rule.check_name]) is not None)
+            continue
+        before = {key for rule in group if (each := last[rule.check_name]) is not None for key in each.broken}
+        with failures_named(feed):
+            counts = list(table.count_broken(group, _keys(table, since, changes, before)))
+        for rule in group:
+            yield _result(feed, rule, [count for of, count in counts if of is rule], changes.position)
+
+
+def _position(last: _Last | None) -> int:
+    """-1: it was never evaluated."""
+    return -1 if last is None else last.position
+
+
+def _keys(table: LakeTable, since: int, changes: _Changes, before: set[str]) -> list[str] | None:
+    if since < 0:
+        return None
+    there = set(table.partitions())
+    return sorted(there & (changes.keys | before), key=lambda key: (len(key), key))
+
+
+def _result(feed: Feed, rule: Rule, counts: Sequence[RuleCount], position: int) -> dg.AssetCheckResult:
+    verdict: Verdict = rule_verdict(rule, counts)
+    broken = [each.key for each in counts if each.key and rule.limits.level(each.percent) != "ok"]
+    result = check_result(rule.check_name, verdict, asset_key=asset_key(feed))
+    state = {"broken": broken, "position": position, "rule": _digest(rule)}
+    return result._replace(metadata={**result.metadata, _STATE: dg.MetadataValue.json(state)})
+
+
+def _repeated(evaluation: dg.AssetCheckEvaluation) -> dg.AssetCheckResult:
+    """Nothing was written, so nothing has changed."""
+    return dg.AssetCheckResult(
+        check_name=evaluation.check_name,
+        asset_key=evaluation.asset_key,
+        passed=evaluation.passed,
+        severity=evaluation.severity,
+        metadata=evaluation.metadata,
+        description=evaluation.description,
+    )
+
+
+def _last(instance: dg.DagsterInstance, feed: Feed, rule: Rule) -> _Last | None:
+    """The last evaluation of this very rule; None if it was another rule then."""
+    key = dg.AssetCheckKey(asset_key(feed), rule.check_name)
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_EXECUTIONS):
+        event = record.event.dagster_event if record.event else None
+        if event is None or event.event_type is not dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            continue
+        evaluation = event.asset_check_evaluation_data
+        state: Any = evaluation.metadata[_STATE].value if _STATE in evaluation.metadata else {}
+        if state.get("rule") != _digest(rule):
+            return None
+        return _Last(evaluation, state["position"], tuple(state["broken"]))
+    return None
+
+
+def _changes(instance: dg.DagsterInstance, feed: Feed, since: int) -> _Changes:
+    """The partitions that were materialized after an event, and the newest event of all."""
+    if since < 0:  # everything is looked at; only the newest event matters
+        newest = instance.fetch_materializations(asset_key(feed), limit=1).records
+        return _Changes(frozenset(), newest[0].storage_id if newest else 0)
+    keys: set[str] = set()
+    position = since
+    while True:
+        after = dg.AssetRecordsFilter(asset_key=asset_key(feed), after_storage_id=position)
+        page = instance.fetch_materializations(after, limit=_PAGE, ascending=True).records
+        keys.update(record.partition_key for record in page if record.partition_key)
+        position = max([position, *(record.storage_id for record in page)])
+        if len(page) < _PAGE:
+            return _Changes(frozenset(keys), position)
+
+
+def _changes_of_folder(table: LakeTable, since: int) -> _Changes:
+    """The partitions that others changed after a time, in milliseconds since 1970: Dagster need not know of that."""
+    written = {key: table.health(key, CompactionRequest()).last_write for key in table.partitions()}
+    times = {key: int(at.timestamp() * 1000) for key, at in written.items() if at is not None}
+    return _Changes(frozenset(key for key, at in times.items() if at > since), max(times.values(), default=0))
+
+
+def _digest(rule: Rule) -> str:
+    """Changes when the rule does: then everything is looked at anew."""
+    return hashlib.blake2b(json.dumps(rule.model_dump(mode="json")).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,271 @@
+"""The lake as Dagster storage: feeds stream into it, downstream assets read from it.
+
+What downstream assets take: the committed rows of a feed, in the type that a parameter is annotated with.
+
+What assets of other people's projects return, and what they take: frames into the lake, and out of it again.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+import dagster as dg
+import pyarrow as pa
+
+from datalake_assets.core.batches import Batches
+from datalake_assets.core.schema import RESERVED_NAMES
+from datalake_assets.core.verdicts import SCHEMA, schema_changed
+from datalake_assets.defs.check_results import check_evaluation
+from datalake_assets.defs.metadata import Metadata, asset_key, data_version
+from datalake_assets.defs.resources import Lake, LakeResource
+from datalake_assets.defs.runtime import failures_named
+from datalake_assets.defs.storage.asset_feeds import declared_feed, declared_name
+from datalake_assets.defs.storage.asset_landing import FeedRead, RunLog, land
+from datalake_assets.errors import ConfigError, FeedNotFound, SchemaChanged
+from datalake_assets.feed import AssetSource, Feed, FeedKind
+from datalake_assets.lake.frames import FramesByKey, frame_batches
+from datalake_assets.lake.table import LakeTable, PartitionReport
+
+__all__ = ["ParquetLakeIOManager", "Selection", "feed_of_asset", "land_output", "read_as"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows and columns are wanted.
+
+    Attributes:
+        partitions: Partition keys; None for all, and of a table for the current version.
+        columns: Column names; None for all. Of an asset's feed these are the columns that it returned, without those
+            that its partitions' folders give (``year``, ``month``, …).
+        tell: Told in one line what a person should know.
+    """
+
+    partitions: Sequence[str] | None = None
+    columns: Sequence[str] | None = None
+    tell: Callable[[str], None] | None = None
+
+
+def read_as(wanted: Any, table: LakeTable, selection: Selection) -> Any:
+    """Reads a feed's committed rows as the wanted type; partitions without data are left out, and told of.
+
+    Args:
+        wanted: ``pyarrow.Table``, ``pyarrow.RecordBatchReader``, ``pandas.DataFrame``, ``polars.DataFrame``, or a
+            ``dict`` of one of these by partition key.
+        table: The feed.
+        selection: What is wanted of it.
+
+    Raises:
+        ConfigError: The type is none of these.
+    """
+    if get_origin(wanted) is dict and selection.partitions is None:
+        raise ConfigError(f"annotate the input with the type of a frame, not {wanted}: it has no partitions")
+    convert = _converter(get_args(wanted)[-1] if get_origin(wanted) is dict else wanted)
+    if get_origin(wanted) is dict:
+        keys = _with_data(table, selection) or ()
+        return {key: convert(_reader(table, [key], selection.columns)) for key in keys}
+    return convert(_reader(table, _with_data(table, selection), selection.columns))
+
+
+def _converter(wanted: Any) -> Callable[[pa.RecordBatchReader], Any]:
+    if wanted is pa.RecordBatchReader:
+        return lambda reader: reader
+    if wanted is pa.Table:
+        return lambda reader: reader.read_all()
+    library, name = getattr(wanted, "__module__", "").partition(".")[0], getattr(wanted, "__name__", "")
+    if (library, name) == ("pandas", "DataFrame"):
+        return lambda reader: reader.read_pandas()
+    if (library, name) == ("polars", "DataFrame"):
+        return functools.partial(wanted)  # takes streams of Arrow
+    msg = (
+        "annotate the input with pyarrow.Table, pyarrow.RecordBatchReader, pandas.DataFrame or polars.DataFrame, or a"
+        f" dict of one of them by partition key, not {wanted}"
+    )
+    raise ConfigError(msg)
+
+
+def _with_data(table: LakeTable, selection: Selection) -> list[str] | None:
+    """The partitions to read; None if none were named."""
+    if selection.partitions is None:
+        return None
+    partitions, known = selection.partitions, set(table.partitions())
+    missing = [key for key in partitions if key not in known]
+    if missing and selection.tell is not None:
+        named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")  # noqa: PLR2004  enough for a line
+        selection.tell(f"{table.feed.path} has no data in {len(missing):,} of {len(partitions):,} partitions: {named}")
+    return [key for key in partitions if key in known]
+
+
+def _reader(table: LakeTable, partitions: Sequence[str] | None, columns: Sequence[str] | None) -> pa.RecordBatchReader:
+    reader = table.scan(columns=columns, partitions=partitions)
+    return reader if columns is not None else _own_columns(table.feed, reader)
+
+
+def _own_columns(feed: Feed, reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """Without what partitions add: an asset gets back what it returned, and may return it again."""
+    names = [name for name in reader.schema.names if name not in RESERVED_NAMES]
+    if not isinstance(feed.source, AssetSource) or names == reader.schema.names:
+        return reader
+    schema = pa.schema([reader.schema.field(name) for name in names])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in reader:
+            yield batch.select(names)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def land_output(
+    lake: Lake, spec: dg.AssetSpec, output: Any, run_log: RunLog, *, partitions: Sequence[str] | None, run_id: str
+) -> None:
+    """Writes what an asset returned for the partitions of a run, which its rows replace; or as a table's new version.
+
+    Args:
+        lake: The lake.
+        spec: The asset.
+        output: A frame, or a dict of frames by partition key; see `frame_batches`.
+        run_log: Where the run tells what it does.
+        partitions: The run's partitions; None if the asset has none.
+        run_id: The Dagster run.
+
+    Raises:
+        dagster.Failure: The output cannot be landed; nothing of the partition at fault was committed.
+    """
+    with failures_named(f"asset {spec.key.to_user_string()}"):
+        from datalake_assets.lake.declarations import declare  # noqa: PLC0415  definitions load without stores
+
+        declared = declared_feed(spec)
+        if declared.kind is FeedKind.FOLDER:
+            raise ConfigError(
+                f"asset {declared.asset!r}: its metadata 'dagster/uri' says that something else writes its files, and"
+                " it returned rows; remove the metadata, or return nothing ('-> None')"
+            )
+        batches = _batches(declared, output, partitions)
+        feed = declare(lake.store, declared)
+        table = lake.table(feed)
+        keys = table.plan(partitions).partitions
+    read = FeedRead(feed, table, batches, keys, allow_shrink=True, environment=lake.settings.env)
+    land(read, run_log, run_id=run_id, lake_uri=lake.uri)
+
+
+def feed_of_asset(lake: Lake, key: dg.AssetKey, metadata: Mapping[str, Any]) -> Feed:
+    """The feed that an asset's data are in: one that the asset writes, or one of ours.
+
+    Args:
+        lake: The lake.
+        key: The asset.
+        metadata: Of its definition, as far as it is known here.
+
+    Raises:
+        FeedNotFound: The lake has none yet, or has archived it.
+        ConfigError: The feed of that name is another asset's.
+    """
+    name = declared_name(key, metadata)
+    for each in dict.fromkeys((name, key.path[-1])):
+        try:
+            feed = lake.registry.get(each)
+        except FeedNotFound as error:
+            if error.archived:
+                raise
+            continue
+        if asset_key(feed) == key:
+            return feed
+    raise ConfigError(
+        f"asset {key.to_user_string()!r} is not in the lake {lake.uri}; materialize it first, with the same lake"
+    )
+
+
+def _batches(feed: Feed, output: Any, partitions: Sequence[str] | None) -> Batches:
+    asset, time_column = feed.asset or "", feed.time_column if partitions else None
+    if not isinstance(output, dict):
+        return frame_batches(output, asset=asset, time_column=time_column)
+    if partitions is None:
+        raise ConfigError(f"asset {asset!r} returned a dict and has no partitions; return one frame")
+    missing, others = sorted(set(partitions) - set(output)), sorted(set(map(str, output)) - set(partitions))
+    if missing or others:
+        parts = [("lacks", missing), ("has others:", others)]
+        told = " and ".join(f"{what} {', '.join(keys[:5])}" for what, keys in parts if keys)
+        raise ConfigError(
+            f"asset {asset!r} returned a dict that {told}; return one frame for each partition of the run, an empty one"
+            " for a partition without rows"
+        )
+    return FramesByKey({key: frame_batches(output[key], asset=asset, time_column=time_column) for key in partitions})
+
+
+class ParquetLakeIOManager(dg.ConfigurableIOManager):
+    """Stores in the lake what assets return, and gives downstream assets the committed rows.
+
+    It serves anybody's assets. One with time partitions (whole months, days or hours, UTC) becomes a stream of the
+    lake: the rows that it returns replace its partition's, so that a repetition never doubles any. One without
+    partitions becomes a table: each run makes a new version, and readers get the newest. What can be returned, and what
+    metadata an asset can have, is in ``docs/how-to/use-it-in-your-own-project.md``.
+
+    A downstream asset says by its annotation what it wants: ``pyarrow.Table``, ``pyarrow.RecordBatchReader`` (any
+    volume), ``pandas.DataFrame``, ``polars.DataFrame``, or a ``dict`` of one of them by partition key.
+    ``dg.AssetIn(metadata={"columns": [...]})`` reads only those columns.
+
+    Attributes:
+        lake: The lake.
+    """
+
+    lake: LakeResource
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Streams and commits the rows."""
+        lake, log = self.lake.open(), _OutputLog(context)
+        if isinstance(obj, FeedRead):
+            land(obj, log, run_id=context.run_id, lake_uri=lake.uri)
+            return
+        keys = context.asset_partition_keys if context.has_asset_partitions else None
+        land_output(lake, _spec(context), obj, log, partitions=keys, run_id=context.run_id)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Reads the upstream asset's partitions, in the type that the parameter is annotated with."""
+        keys = context.asset_partition_keys if context.has_asset_partitions else None
+        columns = context.definition_metadata.get("columns")
+        selection = Selection(keys, columns, tell=context.log.warning)
+        return _read(self.lake.open(), context.asset_key, context.upstream_output, selection, context.dagster_type)
+
+
+class _OutputLog:
+    """A run's log, by way of the context that an IO manager gets."""
+
+    def __init__(self, context: dg.OutputContext) -> None:
+        self._context = context
+        # the public twin, AssetExecutionContext.add_asset_metadata, is out of an IO manager's reach
+        self._step: Any = context.step_context
+
+    def info(self, line: str) -> None:
+        self._context.log.info(line)
+
+    def warning(self, line: str) -> None:
+        self._context.log.warning(line)
+
+    def landed(self, report: PartitionReport, metadata: Metadata) -> None:
+        key = report.key if self._context.has_asset_partitions else None
+        self._step.add_asset_metadata(metadata, asset_key=self._context.asset_key, partition_key=key)
+
+    def landed_beyond(self, report: PartitionReport, metadata: Metadata) -> None:
+        event = dg.AssetMaterialization(self._context.asset_key, partition=report.key, metadata=metadata)
+        self._context.log_event(event)
+
+    def finished(self, read: FeedRead, metadata: Metadata) -> None:
+        self._context.add_output_metadata(metadata)
+        self._step.set_data_version(self._context.asset_key, data_version(read.feed, read.selected))
+
+    def drifted(self, feed: Feed, error: SchemaChanged) -> None:
+        if feed.is_exported:
+            event = check_evaluation(SCHEMA, schema_changed(error), asset_key=self._context.asset_key)
+            self._step.instance.report_runless_asset_event(event)
+
+
+def _spec(context: dg.OutputContext) -> dg.AssetSpec:
+    if not context.has_asset_key:
+        raise dg.Failure(f"{context.step_key} is no asset; the lake stores assets only", allow_retries=False)
+    return context.asset_spec
+
+
+def _read(lake: Lake, key: dg.AssetKey, output: dg.OutputContext | None, selection: Selection, wanted: Any) -> Any:
+    with failures_named(f"asset {key.to_user_string()}"):
+        feed = feed_of_asset(lake, key, output.definition_metadata if output else {})
+        return read_as(wanted.typing_type, lake.table(feed), selection)

@@ -1,0 +1,126 @@
+"""The demo's feeds: what a payments company would land from its ksqlDB, one of each way to read a stream."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from datalake_assets.feed import Feed, FeedKind, KsqlDBMode, KsqlDBSource
+from datalake_assets.policies import (
+    Checks,
+    Freshness,
+    Limits,
+    NotNullRule,
+    RangeRule,
+    RegexRule,
+    Rule,
+    SqlRule,
+    UniqueRule,
+)
+
+__all__ = ["DEMO_FEED_NAMES", "demo_feeds"]
+
+#: The embedded server answers at once; waiting longer for stragglers only makes the demo slow.
+_IDLE_S = 0.5
+_OWNERS = ("team:payments",)
+_FRESH = Freshness(max_commit_age=dt.timedelta(hours=24))
+
+_STREAMS: tuple[tuple[str, str, str, KsqlDBMode, tuple[str, str] | None], ...] = (
+    (
+        "transaction_stream",
+        "payments",
+        "Every card payment as it arrives, its merchant nested. Read by a push query, resumed by offset.",
+        KsqlDBMode.OFFSETS,
+        None,
+    ),
+    (
+        "transaction_flattened",
+        "payments",
+        (
+            "The same payments with the merchant's fields as columns. A derived stream that carries the source's "
+            "partition and offset, read by bounded pull queries."
+        ),
+        KsqlDBMode.OFFSETS,
+        ("SRC_PART", "SRC_OFF"),
+    ),
+    (
+        "transaction_alerts",
+        "risk",
+        "Payments that a fraud rule objected to. Read by pull queries; a day is replaced as a whole.",
+        KsqlDBMode.PULL,
+        None,
+    ),
+    (
+        "user_events",
+        "users",
+        "Log-ins, devices and consent: every kind of nested column. Read by a push query, resumed by offset.",
+        KsqlDBMode.OFFSETS,
+        None,
+    ),
+)
+_TABLES: tuple[tuple[str, str, str], ...] = (
+    ("user_transaction_summary", "users", "Number and volume of payments per user."),
+    ("merchant_summary", "payments", "Number and volume of payments per merchant."),
+    ("account_balances", "payments", "The balance of every account."),
+    ("fraud_scores", "risk", "The latest fraud score of every user."),
+)
+
+#: What the rows of some feeds have to meet: a rule of each kind. A few payments are sent twice, as it happens.
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "transaction_stream": (
+        NotNullRule(column="user_id", description="Every payment is somebody's."),
+        RegexRule(column="currency", pattern="[A-Z]{3}", description="Currencies are ISO 4217 codes."),
+        UniqueRule(
+            columns=("transaction_id",),
+            limits=Limits(warn=1, error=5),
+            description="Payments are sent once; a percent of repetitions a day is known and put up with.",
+        ),
+    ),
+    "transaction_alerts": (
+        RangeRule(column="score", min=0, max=1, description="Scores are probabilities."),
+        SqlRule(
+            name="alert_after_payment",
+            query="SELECT * FROM data WHERE detected_at > rowtime + INTERVAL 1 DAY",
+            description="An alert is about a payment of the same day.",
+        ),
+    ),
+}
+
+DEMO_FEED_NAMES = tuple(name for name, *_ in (*_STREAMS, *_TABLES))
+
+
+def demo_feeds(start: dt.date) -> tuple[Feed, ...]:
+    """The eight feeds of a demo lake.
+
+    Args:
+        start: The first day that its streams have rows on.
+    """
+    streams = (
+        _feed(name, FeedKind.STREAM, group, description, start, mode=mode, offset_columns=offsets)
+        for name, group, description, mode, offsets in _STREAMS
+    )
+    tables = (_feed(name, FeedKind.TABLE, group, description, start) for name, group, description in _TABLES)
+    return (*streams, *tables)
+
+
+def _feed(
+    name: str,
+    kind: FeedKind,
+    group: str,
+    description: str,
+    start: dt.date,
+    *,
+    mode: KsqlDBMode = KsqlDBMode.OFFSETS,
+    offset_columns: tuple[str, str] | None = None,
+) -> Feed:
+    return Feed(
+        name=name,
+        kind=kind,
+        source=KsqlDBSource(object=name.upper(), mode=mode, offset_columns=offset_columns, idle_s=_IDLE_S),
+        start=start,
+        freshness=_FRESH,
+        checks=Checks(rules=_RULES.get(name, ())),
+        owners=_OWNERS,
+        tags={"demo": "", "domain": group},
+        group=group,
+        description=description,
+    )

@@ -1,0 +1,234 @@
+"""Which ksqlDB server a lake reads: the configured one, or, for a demo lake alone, a server inside this process.
+
+A demo lake carries ``control/demo.json``, which says what its server serves. Every process that exports such a lake
+(a command, a Dagster run) starts a server of its own from it, and since the rows are a pure function of that document,
+all of them serve the same rows.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, ObjectNotFound
+from datalake_assets.lake.store.base import Store
+from datalake_assets.settings import Settings
+from datalake_assets.sources.base import SourceSystem
+
+if TYPE_CHECKING:
+    from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
+
+__all__ = [
+    "DEMO_KEY",
+    "DEMO_SEED",
+    "DemoLake",
+    "ksqldb_url",
+    "open_ksqldb",
+    "plan_demo",
+    "prepare_demo",
+    "read_demo",
+    "serve_ksqldb",
+]
+
+DEMO_KEY = "control/demo.json"
+DEMO_SEED = 7
+#: A demo begins this many days before the day of its first run, so that it has partitions to show.
+DEMO_DAYS = 29
+#: Enough that the usual few thousand records spread over the days as a small shop's would.
+MIN_EVENTS_PER_DAY = 250
+
+
+class DemoLake(BaseModel):
+    """What the embedded server serves for one lake.
+
+    Attributes:
+        seed: Another seed gives other rows.
+        start: Day of the first row, UTC.
+        events_per_day: Rows per day in each stream.
+        records: Rows in each stream; None lets them grow with the clock.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = DEMO_SEED
+    start: dt.date
+    events_per_day: Annotated[int, Field(ge=1)]
+    records: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def start_time(self) -> dt.datetime:
+        """Midnight UTC of ``start``."""
+        return dt.datetime.combine(self.start, dt.time(), dt.UTC)
+
+    def capacity(self, now: dt.datetime) -> int:
+        """How many records have happened by ``now``: more would lie in the future."""
+        return int((now - self.start_time) / dt.timedelta(days=1) * self.events_per_day)
+
+    def generator(self) -> GeneratorConfig:
+        """The embedded server's configuration."""
+        from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig  # noqa: PLC0415  numpy
+
+        return GeneratorConfig(
+            seed=self.seed, start=self.start_time, events_per_day=self.events_per_day, records=self.records
+        )
+
+
+def plan_demo(current: DemoLake | None, records: int, *, now: dt.datetime) -> DemoLake:
+    """What a demo lake is to serve so that every stream has at least ``records`` rows.
+
+    Args:
+        current: What it serves now; None for a new lake.
+        records: Rows wanted in each stream. Streams never shrink: fewer than now leaves it as it is.
+        now: Aware UTC.
+
+    Raises:
+        ConfigError: So many records have not happened yet at this lake's pace.
+    """
+    if current is None:
+        start = now.date() - dt.timedelta(days=DEMO_DAYS)
+        events_per_day = max(MIN_EVENTS_PER_DAY, -(-2 * records // DEMO_DAYS))
+        return DemoLake(start=start, events_per_day=events_per_day, records=records)
+    if current.records is None or records <= current.records:
+        return current
+    if records > current.capacity(now):
+        raise ConfigError(
+            f"--records {records} does not fit into this demo lake: it began on {current.start} with "
+            f"{current.events_per_day} records a day, which makes at most {current.capacity(now)} by now; "
+            "take fewer, or another --lake"
+        )
+    return current.model_copy(update={"records": records})
+
+
+def read_demo(store: Store) -> DemoLake | None:
+    """What this lake's embedded server serves; None if it is no demo lake.
+
+    Raises:
+        CorruptLake: ``control/demo.json`` is not such a document.
+    """
+    return _read(store)[0]
+
+
+def prepare_demo(store: Store, records: int) -> DemoLake:
+    """Makes a lake a demo lake that serves so many rows, or raises what one serves; idempotent.
+
+    Raises:
+        ConfigError: See `plan_demo`.
+        PreconditionFailed: Another process does the same at this moment.
+    """
+    current, etag = _read(store)
+    wanted = plan_demo(current, records, now=store.now())
+    if wanted == current:
+        return wanted
+    body = wanted.model_dump_json(indent=2).encode() + b"\n"
+    try:
+        if current is None:
+            store.create(DEMO_KEY, body)
+        else:
+            store.swap(DEMO_KEY, body, etag=etag)
+    except AmbiguousWrite:
+        if read_demo(store) != wanted:
+            raise
+    return wanted
+
+
+@contextmanager
+def ksqldb_url(settings: Settings, store: Store) -> Iterator[str]:
+    """The URL of the ksqlDB server that this lake is exported from, valid while the context is open.
+
+    Raises:
+        ConfigError: No server is configured and the lake is no demo lake.
+    """
+    if settings.ksqldb_url:
+        yield settings.ksqldb_url
+        return
+    demo = read_demo(store)
+    if demo is None:
+        raise ConfigError(
+            f"no ksqlDB server to read from: set DATALAKE_KSQLDB_URL ({store.uri} is no demo lake, and only those "
+            "read the embedded server)"
+        )
+    from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  costs a server's imports
+
+    with KsqlServer(demo.generator()) as server:
+        yield server.url
+
+
+@contextmanager
+def open_ksqldb(settings: Settings, store: Store) -> Iterator[SourceSystem]:
+    """The ksqlDB server that this lake is exported from, with the settings' credentials; closed with the context.
+
+    Raises:
+        ConfigError: No server is configured and the lake is no demo lake, or the settings cannot work.
+    """
+    from datalake_assets.sources.ksqldb.source import KsqlDB  # noqa: PLC0415  costs pyarrow's and an HTTP client's imports
+
+    with ksqldb_url(settings, store) as url:
+        system = KsqlDB(
+            url,
+            user=settings.ksqldb_user,
+            password=settings.ksqldb_password,
+            ca_file=settings.ksqldb_ca_file,
+            timeout_s=settings.ksqldb_timeout_s,
+        )
+        try:
+            yield system
+        finally:
+            system.close()
+
+
+def serve_ksqldb(
+    *,
+    port: int,
+    records: int | None,
+    events_per_day: int,
+    seed: int,
+    start: dt.datetime | None,
+    user: str | None,
+    password: str | None,
+    faults: Sequence[str],
+    announce: Callable[[str], None],
+) -> None:
+    """Runs the embedded ksqlDB server until SIGINT or SIGTERM; `announce` is told its URL.
+
+    Raises:
+        ConfigError: The port is taken, or a fault is none.
+    """
+    from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig  # noqa: PLC0415  costs numpy's import
+    from datalake_assets.demo.ksqldb_server.faults import Faults, parse_fault  # noqa: PLC0415  likewise
+    from datalake_assets.demo.ksqldb_server.ksql_errors import InvalidOption  # noqa: PLC0415  likewise
+    from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  likewise
+
+    today = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    begin = start.replace(tzinfo=dt.UTC) if start else today - dt.timedelta(days=DEMO_DAYS)
+    try:
+        server = KsqlServer(
+            GeneratorConfig(seed=seed, start=begin, events_per_day=events_per_day, records=records),
+            port=port,
+            auth=None if user is None or password is None else (user, password),
+            faults=Faults([parse_fault(fault) for fault in faults]),
+        )
+        server.serve_forever(announce)
+    except InvalidOption as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO).lower()
+        raise ConfigError(f"port {port}: {reason}; give another with --port") from error
+
+
+def _read(store: Store) -> tuple[DemoLake | None, str]:
+    try:
+        document, etag = store.get(DEMO_KEY)
+    except ObjectNotFound:
+        return None, ""
+    try:
+        return DemoLake.model_validate_json(document), etag
+    except ValidationError as error:
+        raise CorruptLake(
+            f"{store.uri}/{DEMO_KEY}", "it does not say what the demo serves", cure="mend it, or delete it"
+        ) from error

@@ -1,0 +1,287 @@
+"""What a feed declares: one JSON document in the lake's registry, validated here, once, with pydantic.
+
+Secrets are never part of a feed; they are settings.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from datalake_assets.errors import ConfigError, InvalidFeed
+from datalake_assets.policies import (
+    MIB,
+    Checks,
+    CompactionPolicy,
+    Freshness,
+    Model,
+    ParquetFormat,
+    Retention,
+    problems_line,
+)
+
+__all__ = [
+    "Feed",
+    "FeedKind",
+    "FolderSource",
+    "KsqlDBMode",
+    "KsqlDBSource",
+    "Source",
+    "parse_feed",
+]
+
+#: Feed names become folders, asset keys and SQL identifiers.
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,127}")
+#: Dagster slows, then breaks, far above this many partitions of an asset.
+MAX_PARTITIONS = 20_000
+
+
+class FeedKind(StrEnum):
+    """A stream's rows are appended to time partitions, a table's landed as full snapshots; a folder's others write."""
+
+    STREAM = "stream"
+    TABLE = "table"
+    FOLDER = "folder"
+
+    @property
+    def folder(self) -> str:
+        """The lake folder, and first part of the asset key, of feeds of this kind."""
+        return f"{self.value}s"
+
+
+class KsqlDBMode(StrEnum):
+    """How a ksqlDB stream is read.
+
+    ``offsets``: rows carry their source partition and offset, so that each is landed exactly once whatever its day: a
+    push query with ROWPARTITION and ROWOFFSET read until caught up, or, where ``offset_columns`` names ordinary columns
+    that carry them, a pull query. ``pull``: bounded pull queries; a partition's rows are replaced as a whole.
+    """
+
+    OFFSETS = "offsets"
+    PULL = "pull"
+
+
+class KsqlDBSource(Model):
+    """Rows of a ksqlDB stream or table, read over REST.
+
+    Attributes:
+        object: The stream's or table's name as ksqlDB lists it (usually upper case).
+        mode: How a stream is read; ignored for tables, which are always pulled whole.
+        offset_columns: The two ordinary columns that carry source partition and offset, if the stream has them; it must
+            be partitioned as its source is, or rows come out of order and the read is refused.
+        idle_s: Seconds without a new row after which a push query counts as caught up.
+        rename: Column names in the lake by name at the source, where the lower-cased name cannot serve.
+        properties: Query properties sent along, e.g. ``{"ksql.query.pull.table.scan.enabled": true}``.
+    """
+
+    type: Literal["ksqldb"] = "ksqldb"
+    object: Annotated[str, Field(min_length=1)]
+    mode: KsqlDBMode = KsqlDBMode.OFFSETS
+    offset_columns: tuple[str, str] | None = None
+    idle_s: Annotated[float, Field(gt=0, le=3600)] = 3.0
+    rename: dict[str, str] = Field(default_factory=dict)
+    properties: dict[str, str | int | bool] = Field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.object
+
+
+class FolderSource(Model):
+    """A folder of Parquet files that others write, adopted where it lies; see ``datalake adopt``.
+
+    Attributes:
+        uri: The folder: an absolute path, or ``s3://bucket/prefix``.
+        asset: Key of the Dagster asset that stands for it in a project of its own, like ``sales/exports``; None for
+            the one that we make.
+    """
+
+    type: Literal["folder"] = "folder"
+    uri: Annotated[str, Field(min_length=1)]
+    asset: str | None = None
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.uri
+
+
+class AssetSource(Model):
+    """An asset of somebody's Dagster project that lands what it returns, by way of `ParquetLakeIOManager`.
+
+    Attributes:
+        asset: Its key, like ``sales/orders``.
+    """
+
+    type: Literal["asset"] = "asset"
+    asset: Annotated[str, Field(min_length=1)]
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.asset
+
+
+def _source_type(source: Any) -> str:
+    """Documents may leave the type out, as they could before there were folders."""
+    return str(source.get("type", "ksqldb") if isinstance(source, dict) else getattr(source, "type", ""))
+
+
+#: The systems that a feed can read from, told apart by ``type``.
+Source = Annotated[
+    Annotated[KsqlDBSource, Tag("ksqldb")]
+    | Annotated[FolderSource, Tag("folder")]
+    | Annotated[AssetSource, Tag("asset")],
+    Discriminator(_source_type),
+]
+
+
+class Feed(Model):
+    """One stream or table to land, or one folder to keep in order, declared as data.
+
+    Attributes:
+        name: ``[a-z][a-z0-9_]{0,127}``; names the folder, the asset and the SQL view.
+        kind: Stream, table, or a folder that others write.
+        source: Where the rows come from.
+        partition_by: Length of a stream's partitions.
+        time_column: The lake column that partitions a stream; default: the record's own timestamp, as ``rowtime``. Of a
+            folder, the column that its rows are ordered by; default: none.
+        start: First day that a stream can have rows on; earlier rows are quarantined.
+        lateness: How far behind the newest row late rows may come (``pull`` mode reads that far back again).
+        format: How data files are written.
+        schema_policy: ``freeze`` stops the feed when its source's columns change; ``evolve`` appends new ones.
+        retention: Versions of a table that are kept.
+        freshness: Ages at which the ``freshness`` check warns and fails.
+        checks: Limits of the other checks, and rules on the rows.
+        small_file_bytes: Files below this size count as small.
+        compaction: When and how small files are merged.
+        schedule: Cron line (UTC) on which the feed is exported; None for none.
+        owners: Dagster owners: ``team:name`` or an e-mail address.
+        tags: Dagster tags.
+        group: Dagster asset group.
+        description: Shown in the UI; Markdown.
+        enabled: False once archived.
+        revision: Raised by every change; the registry's compare-and-swap counter.
+    """
+
+    name: str
+    kind: FeedKind
+    source: Source
+    partition_by: Literal["month", "day", "hour"] = "day"
+    time_column: str | None = None
+    start: date = date(2025, 1, 1)
+    lateness: timedelta = timedelta(days=1)
+    format: ParquetFormat = ParquetFormat()
+    schema_policy: Literal["freeze", "evolve"] = "freeze"
+    retention: Retention = Retention()
+    freshness: Freshness = Freshness()
+    checks: Checks = Checks()
+    small_file_bytes: Annotated[int, Field(ge=0)] = 64 * MIB
+    compaction: CompactionPolicy = CompactionPolicy()
+    schedule: str | None = None
+    owners: tuple[str, ...] = ()
+    tags: dict[str, str] = Field(default_factory=dict)
+    group: str = ""
+    description: str = ""
+    enabled: bool = True
+    revision: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, name: str) -> str:
+        if not NAME_PATTERN.fullmatch(name):
+            msg = "names match [a-z][a-z0-9_]{0,127}"
+            raise ValueError(msg)
+        return name
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule_is_cron(cls, schedule: str | None) -> str | None:
+        if schedule is not None and len(schedule.split()) not in {5, 6} and not schedule.startswith("@"):
+            msg = "a schedule is a cron line such as '0 * * * *'"
+            raise ValueError(msg)
+        return schedule
+
+    @model_validator(mode="after")
+    def _partitions_are_few_enough(self) -> Feed:
+        hours = (datetime.now(UTC) - self.start_time) / timedelta(hours=1)
+        if self.kind is FeedKind.STREAM and self.partition_by == "hour" and hours > MAX_PARTITIONS:
+            msg = f"hourly partitions since {self.start} exceed {MAX_PARTITIONS}; use a later start, or days"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _source_is_of_its_kind(self) -> Feed:
+        if (self.kind is FeedKind.FOLDER) is not isinstance(self.source, FolderSource):
+            msg = f"a {self.kind} cannot have a source of type {self.source.type!r}"
+            raise ValueError(msg)
+        if self.kind is FeedKind.FOLDER and self.schedule is not None:
+            msg = "nothing is exported to a folder, so it has no schedule"
+            raise ValueError(msg)
+        if isinstance(self.source, AssetSource) and self.schedule is not None:
+            msg = "an asset is run by its own project, so its feed has no schedule"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def ksqldb(self) -> KsqlDBSource:
+        """The source of a feed that is exported; raises `ConfigError` for one that is not."""
+        if isinstance(self.source, KsqlDBSource):
+            return self.source
+        cure = "; materialize that, in its own project" if isinstance(self.source, AssetSource) else ""
+        raise ConfigError(f"feed {self.name!r} is {self.written_by}: nothing is exported to it{cure}")
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether rows are pulled from a source; not so of others' folders and assets."""
+        return isinstance(self.source, KsqlDBSource)
+
+    @property
+    def asset(self) -> str | None:
+        """Key of the asset that stands for the feed in somebody's own Dagster project; None for feeds of ours."""
+        return None if isinstance(self.source, KsqlDBSource) else self.source.asset
+
+    @property
+    def written_by(self) -> str:
+        """Who writes it, for messages: ``feed 'x' is …``."""
+        if isinstance(self.source, AssetSource):
+            return f"written by the Dagster asset {self.source.asset!r}"
+        return "a folder that others write" if isinstance(self.source, FolderSource) else "exported"
+
+    @property
+    def start_time(self) -> datetime:
+        """Midnight UTC of ``start``."""
+        return datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC)
+
+    @property
+    def path(self) -> str:
+        """``streams/<name>``, ``tables/<name>`` or ``folders/<name>``; the first two are data folders in the lake."""
+        return f"{self.kind.folder}/{self.name}"
+
+
+def parse_feed(document: str | bytes, *, name: str = "?") -> Feed:
+    """Reads a feed's JSON document.
+
+    Args:
+        document: The JSON text.
+        name: What to call the feed in an error, if the document doesn't say.
+
+    Raises:
+        InvalidFeed: It is not JSON or not a valid feed; says which field and why, on one line.
+    """
+    try:
+        return Feed.model_validate_json(document)
+    except ValidationError as error:
+        raise InvalidFeed(name, problems_line(error)) from error

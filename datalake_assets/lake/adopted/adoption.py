@@ -1,0 +1,164 @@
+"""Taking over a folder of Parquet files that others write: as a feed, without touching a byte of it.
+
+What is written: the owner's marker beside the folder, the feed, its manifests and its summary. In this order, so that
+an adoption that was interrupted can be repeated, and whoever comes between is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datalake_assets.errors import ConfigError, FeedExists, FeedNotFound
+from datalake_assets.feed import Feed, FeedKind, parse_feed
+from datalake_assets.lake.adopted.listing import Listing, list_folder, read_footers
+from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
+from datalake_assets.lake.adopted.reconcile import Reconciliation, reconcile
+from datalake_assets.lake.layout import FeedFolder, FolderAddress, address_of, overlap, parse_address
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store.base import Store
+from datalake_assets.parquet.others import is_time
+
+__all__ = ["MAX_FOLDERS", "Adoption", "adopt"]
+
+#: Dagster slows, then breaks, far above this many partitions of an asset.
+MAX_FOLDERS = 20_000
+#: Files that are looked at for the time column before anything is written.
+SAMPLE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What an adoption came to.
+
+    Attributes:
+        feed: The feed, as registered.
+        is_new: Whether it was adopted just now; else it was looked at again.
+        found: What is in the folder.
+    """
+
+    feed: Feed
+    is_new: bool
+    found: Reconciliation
+
+
+def adopt(
+    lake: Store,
+    uri: str,
+    name: str,
+    *,
+    time_column: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Adoption:
+    """Makes a folder a feed of the lake, or looks at one again that is; idempotent.
+
+    Args:
+        lake: The lake.
+        uri: The folder, as a person wrote it.
+        name: The feed's name.
+        time_column: The column that rows are ordered by.
+        on_progress: Told how many footers were read, of how many.
+
+    Raises:
+        ConfigError: The folder cannot be adopted, or not under this name.
+        FolderTaken: It is another lake's.
+        LakeError: The lake or the folder cannot be read, or the marker not be written.
+    """
+    address, registry = parse_address(uri), FeedRegistry(lake)
+    known = _registered(registry, name, address)
+    feed = known or _feed(name, address, time_column)
+    if known is not None and time_column not in {None, known.time_column}:
+        was = f"with the time column {known.time_column!r}" if known.time_column else "without a time column"
+        raise ConfigError(f"feed {name!r} was adopted {was}, and keeps it")
+    _refuse_overlaps(lake, registry, feed, address)
+    folder = FeedFolder(lake, feed)
+    if known is None:
+        _check_folder(folder, address)
+    lake.probe()
+    taken = take_ownership(lake, feed)
+    try:
+        feed = known or _register(registry, feed, address)
+    except ConfigError:
+        if taken:
+            release_ownership(lake, feed)
+        raise
+    return Adoption(feed, known is None, reconcile(FeedFolder(lake, feed), on_progress=on_progress))
+
+
+def _feed(name: str, address: FolderAddress, time_column: str | None) -> Feed:
+    source = {"type": "folder", "uri": address.uri}
+    document = {"name": name, "kind": "folder", "source": source, "time_column": time_column}
+    return parse_feed(json.dumps(document), name=name)
+
+
+def _registered(registry: FeedRegistry, name: str, address: FolderAddress) -> Feed | None:
+    """The feed of this name, if it is this very folder; None if there is none.
+
+    Raises:
+        FeedExists: It is another, or archived.
+    """
+    try:
+        feed = registry.get(name)
+    except FeedNotFound as error:
+        if error.archived:
+            raise FeedExists(name, archived=True) from error
+        return None
+    if feed.kind is not FeedKind.FOLDER or address_of(feed) != address:
+        raise FeedExists(name)
+    return feed
+
+
+def _register(registry: FeedRegistry, feed: Feed, address: FolderAddress) -> Feed:
+    try:
+        return registry.add(feed)
+    except FeedExists:
+        known = _registered(registry, feed.name, address)
+        if known is None:
+            raise
+        return known
+
+
+def _refuse_overlaps(lake: Store, registry: FeedRegistry, feed: Feed, address: FolderAddress) -> None:
+    if overlap(address.uri, lake.uri):
+        raise ConfigError(f"{address.uri} cannot be adopted: it overlaps the lake itself, {lake.uri}")
+    for other in registry.list().feeds:
+        if other.kind is FeedKind.FOLDER and other.name != feed.name and overlap(address.uri, address_of(other).uri):
+            raise ConfigError(
+                f"{address.uri} cannot be adopted: it overlaps {address_of(other).uri}, which is feed {other.name!r}"
+            )
+
+
+def _check_folder(folder: FeedFolder, address: FolderAddress) -> None:
+    """Refuses what is no folder of Parquet files, or has no such time column."""
+    store = folder.data_store
+    if store.head(folder.data_root) is not None:
+        raise ConfigError(f"{address.uri} cannot be adopted: it is a file; give the folder that it lies in")
+    if "://" not in address.uri and not Path(address.uri).is_dir():
+        raise ConfigError(f"{address.uri} cannot be adopted: there is no such folder")
+    listing = list_folder(folder)
+    if not listing.partitions:
+        raise ConfigError(f"{address.uri} cannot be adopted: there are no Parquet files in it")
+    if len(listing.partitions) > MAX_FOLDERS:
+        raise ConfigError(
+            f"{address.uri} cannot be adopted: {len(listing.partitions):,} folders in it have files, and a feed has at"
+            f" most {MAX_FOLDERS:,}; adopt folders in it"
+        )
+    if folder.feed.time_column is not None:
+        _check_time_column(folder, listing, folder.feed.time_column)
+
+
+def _check_time_column(folder: FeedFolder, listing: Listing, name: str) -> None:
+    """Looks at some of the newest files; all of them are read only once the folder is taken."""
+    files = [(key, info) for key, found in listing.partitions.items() for info in found.values()]
+    files.sort(key=lambda each: each[1].modified_at, reverse=True)
+    found = read_footers(folder, files[:SAMPLE]).found.values()
+    kinds = {each.schema.field(name).type for each in found if name in each.schema.names}
+    if not found or any(is_time(kind) for kind in kinds):
+        return
+    if kinds:
+        there = f"it is {min(map(str, kinds))}; give a column of timestamps or dates"
+    else:
+        there = f"the files have {', '.join(sorted({column for each in found for column in each.schema.names}))}"
+    raise ConfigError(f"{name!r} cannot be the time column: {there}")

@@ -1,0 +1,170 @@
+"""An adopted folder as a table of the lake: scanned, verified, repaired and compacted where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from datalake_assets.core.batches import Batches
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
+from datalake_assets.core.files import DataFile
+from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
+from datalake_assets.feed import Feed
+from datalake_assets.lake import compaction
+from datalake_assets.lake.adopted.listing import Listing, list_folder, read_footers
+from datalake_assets.lake.adopted.owners import check_ownership
+from datalake_assets.lake.adopted.reconcile import Reconciliation, reconcile
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.inspection import content, repair, unfinished
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import ObjectInfo
+from datalake_assets.lake.table import (
+    CompactionProgress,
+    CompactionReport,
+    Difference,
+    ExportPlan,
+    Progress,
+    Repair,
+    WriteReport,
+)
+
+__all__ = ["FolderTable", "refuse_export"]
+
+
+def refuse_export(feed: Feed) -> ConfigError:
+    """The error of whoever wants to export an adopted folder."""
+    return ConfigError(
+        f"feed {feed.name!r} is a folder that others write: nothing is exported to it;"
+        f" look at it with 'datalake repair {feed.name}', or merge its files with 'datalake compact {feed.name}'"
+    )
+
+
+class FolderTable(HiveTable):
+    """A folder that others write; implements `LakeTable`."""
+
+    def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:  # noqa: ARG002  the protocol's
+        """Raises `ConfigError`: nothing is exported."""
+        raise refuse_export(self.feed)
+
+    def write(
+        self,
+        batches: Batches,  # noqa: ARG002  the protocol's
+        *,
+        partitions: Sequence[str],  # noqa: ARG002
+        run_id: str,  # noqa: ARG002
+        allow_shrink: bool = False,  # noqa: ARG002
+        on_progress: Callable[[Progress], None] | None = None,  # noqa: ARG002
+    ) -> WriteReport:
+        """Raises `ConfigError`: nothing is exported."""
+        raise refuse_export(self.feed)
+
+    def reconcile(self, *, run_id: str = "", on_progress: Callable[[int, int], None] | None = None) -> Reconciliation:
+        """Brings the manifests in step with the folder; see `datalake_assets.lake.adopted.reconcile`."""
+        return reconcile(self._folder, run_id=run_id, on_progress=on_progress)
+
+    def compaction_plan(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> CompactionPlan:
+        """See `LakeTable`; of the files that were there at the last look."""
+        return compaction.plan(self._folder, key, request, excluded=excluded)
+
+    def compact(
+        self,
+        key: str,
+        request: CompactionRequest,
+        *,
+        run_id: str = "",
+        on_progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> CompactionReport:
+        """See `LakeTable`; looks at the partition's files first.
+
+        Raises:
+            FolderTaken: The folder is another's by now.
+            LakeUnavailable: Files cannot be staged beside it.
+            LakeError: The store failed; what was committed stays, and a repetition does the rest.
+        """
+        check_ownership(self._folder.store, self.feed)
+        check_staging(self._folder, key)
+        reconcile(self._folder, only=key, run_id=run_id)
+        return compaction.compact(self._folder, key, request, run_id=run_id, on_progress=on_progress)
+
+    def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
+        """See `LakeTable`; files that cannot be read are differences, each time."""
+        if partitions is None:
+            yield from _verify(self._folder, list_folder(self._folder), self._folder.partition_keys(), deep=deep)
+        for key in partitions or ():
+            yield from _verify(self._folder, list_folder(self._folder, key), [key], deep=deep)
+
+    def repair(self) -> Repair:
+        """See `LakeTable`; takes over what others changed, too."""
+        return self.repaired()[0]
+
+    def repaired(self, *, run_id: str = "") -> tuple[Repair, Reconciliation]:
+        """Repairs, and tells what others changed besides."""
+        found = reconcile(self._folder, run_id=run_id)
+        done = repair(self._folder)
+        waiting = tuple(dict.fromkeys((*done.waiting, *(f"{self.feed.path}/{each}" for each in found.waiting))))
+        return replace(done, waiting=waiting, reconciled=len(found.changed)), found
+
+
+def check_staging(folder: FeedFolder, key: str) -> None:
+    """Refuses to compact where a staged file could not be published: found out before anything is prepared.
+
+    Raises:
+        LakeUnavailable: The partition's folder is on another device than its parent's, or nothing can be written.
+    """
+    store = folder.data_store
+    with store.stage(f"{folder.data_folder(key)}/probe"):
+        pass
+    here, root = Path(store.path(folder.data_folder(key))), Path(store.path(""))
+    if "://" in store.uri or not here.is_dir():
+        return
+    if _device(here) != _device(root):
+        reason = f"it is on another device than {root}, where files are staged"
+        raise LakeUnavailable(str(here), reason, cure="adopt a folder below the mount point instead")
+
+
+def _device(path: Path) -> int:
+    return path.stat().st_dev
+
+
+def _verify(folder: FeedFolder, listing: Listing, keys: Iterable[str], *, deep: bool) -> Iterator[Difference]:
+    unknown = {key: dict(files) for key, files in listing.partitions.items()}
+    for key in keys:
+        log = folder.log(key)
+        try:
+            manifest = log.load().manifest
+        except CorruptLake as error:
+            yield Difference(key, "manifest", log.manifest_key, error.reason)
+            continue
+        yield from unfinished(key, manifest, log.manifest_key)
+        there = unknown.get(key, {})
+        pending = manifest.pending.publish if manifest.pending else ()
+        for name in (*(each.name for each in manifest.garbage), *(each.file.name for each in pending)):
+            there.pop(name, None)
+        for file in manifest.files:
+            yield from _file(folder, key, file, there.pop(file.name, None), deep=deep)
+    yield from _unknown(folder, listing, unknown)
+
+
+def _file(folder: FeedFolder, key: str, file: DataFile, info: ObjectInfo | None, *, deep: bool) -> Iterator[Difference]:
+    name, cure = folder.log(key).key_of(file.name), f"'datalake repair {folder.feed.name}' takes that over"
+    if info is None:
+        yield Difference(key, "missing", name, f"others deleted it, with {file.rows} rows; {cure}")
+    elif info.etag != file.etag:
+        yield Difference(key, "changed", name, f"others wrote it anew; {cure}")
+    else:
+        if file.left_out:
+            yield Difference(key, "schema", name, f"it is left out of scans and compaction: {file.left_out}")
+        if deep:
+            yield from content(folder, key, file, name)
+
+
+def _unknown(folder: FeedFolder, listing: Listing, unknown: dict[str, dict[str, ObjectInfo]]) -> Iterator[Difference]:
+    read = read_footers(folder, [(key, info) for key, files in unknown.items() for info in files.values()])
+    for key, name in sorted(read.found):
+        detail = f"it is in no manifest yet; 'datalake repair {folder.feed.name}' takes it in"
+        yield Difference(key, "new file", folder.log(key).key_of(name), detail)
+    for each in sorted((*listing.problems, *read.problems), key=lambda problem: problem.name):
+        yield Difference(each.key, "unreadable", f"{folder.data_root}/{each.name}", each.reason)

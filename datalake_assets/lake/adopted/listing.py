@@ -1,0 +1,281 @@
+"""What is in an adopted folder: one listing, the footers of the files that are not known yet, and their one schema.
+
+`datalake_assets.parquet.schemas` says which schemas become one. Where some do not, most files decide: the others stay
+in their manifests, are left out of scans, are not compacted, and are named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from datalake_assets.core.files import DataFile, FileKind, file_kind, table_format
+from datalake_assets.core.partitions import hive_pairs, partition_key
+from datalake_assets.core.schema import schema_to_json
+from datalake_assets.errors import ConfigError, ObjectNotFound, PreconditionFailed, UnreadableFile
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
+from datalake_assets.parquet.others import TAIL_BYTES, ForeignFooter, bytes_needed, is_parquet, read_foreign_footer
+from datalake_assets.parquet.schemas import Incompatible, unify_schemas
+
+__all__ = [
+    "FolderSchema",
+    "FoundFile",
+    "Listing",
+    "Problem",
+    "Read",
+    "fold",
+    "list_folder",
+    "partition_names",
+    "read_footers",
+]
+
+#: Footers that are read at once; S3 answers in tens of milliseconds.
+THREADS = 32
+#: Names of our own control objects: no folder of the same name can have a manifest beside them.
+_OURS = {"manifest.json", "feed.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that is left in place and in no manifest.
+
+    Attributes:
+        key: The partition.
+        name: The file, relative to the adopted folder.
+        reason: What is wrong with it.
+    """
+
+    key: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is there.
+
+    Attributes:
+        partitions: Files that are, or may be, data: by partition key, then by name.
+        others: Number of files that are none of our business.
+        problems: Data that cannot be named in a manifest.
+    """
+
+    partitions: Mapping[str, Mapping[str, ObjectInfo]]
+    others: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file whose footer was read."""
+
+    file: DataFile
+    schema: pa.Schema
+
+
+@dataclass(slots=True)
+class Read:
+    """What the footers said.
+
+    Attributes:
+        found: By partition key and file name.
+        problems: Files that cannot be read.
+        others: Number of files that turned out to be none of our business.
+    """
+
+    found: dict[tuple[str, str], FoundFile] = dataclasses.field(default_factory=dict)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    others: int = 0
+
+
+def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
+    """Lists an adopted folder.
+
+    Args:
+        folder: The feed.
+        only: The one partition that is wanted; None for all.
+
+    Raises:
+        ConfigError: It is a table of a format with a log of its own.
+    """
+    root, others = folder.data_root, 0
+    partitions: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
+    problems = []
+    for info in folder.data_store.list(root if only is None else folder.data_folder(only)):
+        path = info.key.removeprefix(f"{root}/")
+        table = table_format(path)
+        if table is not None:
+            reason = "its log says which files count, and compaction would corrupt it"
+            raise ConfigError(f"{folder.data_store.uri}/{root} is {table} table: {reason}; use that format's own tools")
+        if file_kind(path, info.size_bytes) is FileKind.OTHER:
+            others += 1
+            continue
+        above, _, name = path.rpartition("/")
+        key = partition_key(folder.feed, above) or ""
+        if only not in {None, key}:
+            continue
+        wrong = _wrong_name(path)
+        if wrong:
+            problems.append(Problem(key, path, wrong))
+        else:
+            partitions[key][name] = info
+    return Listing(partitions, others, tuple(problems))
+
+
+def _wrong_name(path: str) -> str | None:
+    if _OURS & set(path.split("/")[:-1]):
+        return "a folder above it has a name that manifests need for themselves"
+    try:
+        check_key(path)
+    except ConfigError:
+        return "its name has control characters or a backslash"
+    return None
+
+
+def read_footers(
+    folder: FeedFolder,
+    wanted: Iterable[tuple[str, ObjectInfo]],
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> Read:
+    """Reads footers, many at once; files that vanish or change meanwhile are left to the next listing.
+
+    Args:
+        folder: The feed.
+        wanted: Partition keys and files.
+        on_progress: Told now and then how many were read.
+    """
+    read = Read()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
+        jobs = [(key, info, pool.submit(_read, folder, info)) for key, info in wanted]
+        for number, (key, info, job) in enumerate(jobs, start=1):
+            _sort_in(read, folder, key, info, job.result)
+            if on_progress is not None:
+                on_progress(number)
+    return read
+
+
+def _sort_in(
+    read: Read, folder: FeedFolder, key: str, info: ObjectInfo, result: Callable[[], ForeignFooter | None]
+) -> None:
+    name = info.key.rpartition("/")[2]
+    try:
+        footer = result()
+    except (ObjectNotFound, PreconditionFailed):
+        return
+    except UnreadableFile as error:
+        read.problems.append(Problem(key, info.key.removeprefix(f"{folder.data_root}/"), error.reason))
+        return
+    if footer is None:
+        read.others += 1
+        return
+    file = DataFile(
+        name=name,
+        rows=footer.rows,
+        size_bytes=info.size_bytes,
+        min_time=footer.min_time,
+        max_time=footer.max_time,
+        etag=info.etag,
+        written_at=info.modified_at,
+    )
+    read.found[key, name] = FoundFile(file, footer.schema)
+
+
+def _read(folder: FeedFolder, info: ObjectInfo) -> ForeignFooter | None:
+    """A file's footer; None if a file whose name says nothing is not Parquet."""
+    store: Store = folder.data_store
+    tail = store.tail(info.key, TAIL_BYTES, etag=info.etag) if info.size_bytes else b""
+    if file_kind(info.key, info.size_bytes) is FileKind.PERHAPS and not is_parquet(tail):
+        return None
+    needed = bytes_needed(tail, info.size_bytes, where=info.key)
+    if needed > len(tail):
+        tail = store.tail(info.key, needed, etag=info.etag)
+    return read_foreign_footer(tail, info.size_bytes, time_column=folder.feed.time_column, where=info.key)
+
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSchema:
+    """What `fold` found.
+
+    Attributes:
+        schema: The columns of all files that fit, without those that the folders' names give; None without any file.
+        reasons: Why the files of a schema are left out, by the schema as text.
+    """
+
+    schema: pa.Schema | None
+    reasons: dict[str, str]
+
+    def reason(self, found: FoundFile) -> str:
+        """Why scans leave a file out; empty if they don't."""
+        return self.reasons.get(schema_to_json(found.schema), "")
+
+
+@dataclass(slots=True)
+class _Kind:
+    """The files of one schema."""
+
+    schema: pa.Schema
+    files: int
+    oldest: datetime
+
+
+def partition_names(paths: Iterable[str]) -> set[str]:
+    """The columns that the folders' names give."""
+    return {name for path in paths for name, _ in hive_pairs(path)}
+
+
+def fold(known: pa.Schema | None, found: Sequence[FoundFile], *, named: set[str]) -> FolderSchema:
+    """The schema of a folder, with the files that were found now.
+
+    Args:
+        known: The schema so far: files that came before have the right of way.
+        found: The new files.
+        named: Columns that the folders' names give: in a file, a column of such a name is not looked at.
+    """
+    kinds: dict[str, _Kind] = {}
+    for each in found:
+        written = each.file.written_at or _LONG_AGO
+        kind = kinds.setdefault(schema_to_json(each.schema), _Kind(_without(each.schema, named), 0, written))
+        kind.files, kind.oldest = kind.files + 1, min(kind.oldest, written)
+    by_weight = sorted(kinds.items(), key=lambda item: (-item[1].files, item[1].oldest, item[0]))
+    schema, fitting, reasons = known, [], {}
+    for text, kind in by_weight:
+        try:
+            schema = _joined(schema, kind.schema)
+            fitting.append(kind)
+        except Incompatible as error:
+            reasons[text] = str(error)
+    if known is None and fitting:
+        schema = unify_schemas([kind.schema for kind in sorted(fitting, key=lambda kind: kind.oldest)])
+    return FolderSchema(schema, reasons)
+
+
+def _without(schema: pa.Schema, names: set[str]) -> pa.Schema:
+    return pa.schema([field for field in schema if field.name not in names])
+
+
+def _joined(known: pa.Schema | None, other: pa.Schema) -> pa.Schema:
+    """The schema of both, if a scan can read files of ``other`` under it.
+
+    Raises:
+        Incompatible: There is none.
+    """
+    if len(set(other.names)) < len(other.names):
+        raise Incompatible("two columns share a name")
+    joined = other if known is None else unify_schemas([known, other])
+    for field in other:
+        try:
+            pa.array([], field.type).cast(joined.field(field.name).type)
+        except (pa.ArrowException, NotImplementedError) as error:
+            raise Incompatible(f"column {field.name!r} cannot be read as {joined.field(field.name).type}") from error
+    return joined

@@ -1,0 +1,249 @@
+"""Manifests brought in step with a folder that others write: new files join, vanished ones leave, others are read anew.
+
+The order matters. Manifests are settled and read first, then the folder is listed, and each partition is changed by
+one compare-and-swap on the manifest as it was read: so no commit of ours can lie between, and a listing that is older
+than a compaction is never taken for the truth. It is one commit per partition, of the kind ``reconcile``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from datalake_assets.core.feed_state import FeedState
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.schema import schema_from_json, schema_to_json
+from datalake_assets.errors import CorruptLake, PreconditionFailed, TransientStoreError
+from datalake_assets.lake.adopted.listing import (
+    FolderSchema,
+    FoundFile,
+    Problem,
+    Read,
+    fold,
+    list_folder,
+    partition_names,
+    read_footers,
+)
+from datalake_assets.lake.commit import Loaded
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import ObjectInfo
+from datalake_assets.lake.table import PartitionReport
+from datalake_assets.parquet.schemas import Incompatible, unify_schemas
+
+__all__ = ["Reconciliation", "reconcile"]
+
+logger = logging.getLogger(__name__)
+
+#: Manifests that are read or written at once.
+THREADS = 16
+#: Rounds for partitions that others are working on.
+ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class Reconciliation:
+    """What a look at a folder found, and what it changed.
+
+    Attributes:
+        partitions: What each partition amounts to now, by key.
+        changed: Keys of the partitions whose manifests changed.
+        versions: By key, a text that changes when others change a partition, and not when its files are merged.
+        added: Files that joined.
+        rewritten: Files that are others than before under their name.
+        removed: Files that left.
+        problems: Data files that cannot be read, left in place and in no manifest.
+        left_out: Files that can be read and do not fit the others.
+        others: Files that are none of our business.
+        waiting: Partitions that nobody can decide on yet, with the reason.
+        footers_read: Footers that were read.
+        footers_s: Seconds that it took.
+        schema: The columns of all files that fit; None without any.
+    """
+
+    partitions: dict[str, PartitionReport] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    added: int = 0
+    rewritten: int = 0
+    removed: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    left_out: list[Problem] = field(default_factory=list)
+    others: int = 0
+    waiting: list[str] = field(default_factory=list)
+    footers_read: int = 0
+    footers_s: float = 0.0
+    schema: pa.Schema | None = None
+
+
+def reconcile(
+    folder: FeedFolder,
+    *,
+    only: str | None = None,
+    run_id: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Reconciliation:
+    """Brings the manifests of an adopted folder in step with its files; idempotent.
+
+    Args:
+        folder: The feed.
+        only: The one partition to look at; None for all.
+        run_id: The run that looks.
+        on_progress: Told how many footers were read, of how many.
+
+    Raises:
+        ConfigError: The folder became a table of a format with a log of its own.
+        LakeError: The lake or the folder cannot be read or written.
+    """
+    return _Reconciler(folder, only, run_id, on_progress).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One partition: its settled manifest, and the files that were there after it had been read."""
+
+    loaded: Loaded
+    there: Mapping[str, ObjectInfo]
+
+    @property
+    def known(self) -> dict[str, DataFile]:
+        """Files of the manifest that are still what they were."""
+        files = {file.name: file for file in self.loaded.manifest.files}
+        return {name: file for name, file in files.items() if name in self.there and self.there[name].etag == file.etag}
+
+
+class _Reconciler:
+    def __init__(
+        self, folder: FeedFolder, only: str | None, run_id: str, on_progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._folder, self._only, self._run_id, self._on_progress = folder, only, run_id, on_progress
+        self._done = Reconciliation()
+
+    def run(self) -> Reconciliation:
+        done, lost = self._done, self._round(None if self._only is None else {self._only})
+        for _ in range(ATTEMPTS - 1):
+            if not lost:
+                break
+            lost = self._round(lost)
+        done.partitions = dict(sorted(done.partitions.items()))
+        done.changed.sort()
+        # a partition that was looked at twice told of its files twice
+        done.problems, done.left_out = list(dict.fromkeys(done.problems)), list(dict.fromkeys(done.left_out))
+        done.waiting += [f"{key}: other processes keep changing it" for key in sorted(lost)]
+        if done.changed:
+            reports = [done.partitions[key] for key in done.changed]
+            self._folder.summary.merge(reports, removed=(), at=None)
+            logger.info("reconciled %s: %d partitions changed", self._folder.feed.path, len(done.changed))
+        return done
+
+    def _round(self, wanted: set[str] | None) -> set[str]:
+        """Looks at all partitions, or at some once more; returns those that another process changed meanwhile."""
+        loaded = self._load(wanted)
+        listing = list_folder(self._folder, self._only)
+        if not self._done.footers_read:
+            self._done.others, self._done.problems = listing.others, list(listing.problems)
+        looks = {
+            key: _Look(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
+            for key in {*loaded, *listing.partitions}
+            if (wanted is None or key in wanted) and loaded.get(key, True) is not None
+        }
+        read = self._read(looks)
+        schema = self._fold([*loaded, *listing.partitions], read)
+        with ThreadPoolExecutor(THREADS) as pool:
+            jobs = {key: pool.submit(self._commit, key, look, read, schema) for key, look in sorted(looks.items())}
+            return {key for key, job in jobs.items() if not job.result()}
+
+    def _load(self, wanted: set[str] | None) -> dict[str, Loaded | None]:
+        """The settled manifests; None for those that nobody can settle now."""
+        keys = sorted(wanted) if wanted is not None else self._folder.partition_keys()
+        with ThreadPoolExecutor(THREADS) as pool:
+            return dict(zip(keys, pool.map(self._settled, keys), strict=True))
+
+    def _settled(self, key: str) -> Loaded | None:
+        log = self._folder.log(key)
+        for attempt in range(ATTEMPTS):
+            try:
+                return log.settle(log.load())
+            except (PreconditionFailed, TransientStoreError, CorruptLake) as error:
+                if attempt == ATTEMPTS - 1 or isinstance(error, CorruptLake):
+                    self._done.waiting.append(f"{key}: {error.reason}")
+                    return None
+        raise AssertionError
+
+    def _read(self, looks: Mapping[str, _Look]) -> Read:
+        unread = [
+            (key, info) for key, look in looks.items() for name, info in look.there.items() if name not in look.known
+        ]
+        began = time.monotonic()
+        read = read_footers(self._folder, unread, on_progress=self._progress(len(unread)))
+        self._done.footers_s += time.monotonic() - began
+        self._done.footers_read += len(unread)
+        self._done.others += read.others
+        self._done.problems += read.problems
+        return read
+
+    def _progress(self, total: int) -> Callable[[int], None] | None:
+        listener = self._on_progress
+        return None if listener is None else lambda number: listener(number, total)
+
+    def _fold(self, keys: Iterable[str], read: Read) -> FolderSchema:
+        """The schema is widened before the manifests name files that need it."""
+        state = self._folder.state.load()
+        known = schema_from_json(state.schema) if state.schema else None
+        found = list(read.found.values())
+        folded = fold(known, found, named=partition_names(map(self._folder.partition_path, keys)))
+        if folded.schema is not None and folded.schema != known:
+            widened = folded.schema
+
+            def widen(state: FeedState) -> FeedState:
+                now = schema_from_json(state.schema) if state.schema else widened
+                try:
+                    both = unify_schemas([now, widened])
+                except Incompatible as error:
+                    raise TransientStoreError(self._folder.feed.path, f"others changed it too: {error}") from error
+                return replace(state, position_kind="listing", schema=schema_to_json(both))
+
+            self._folder.state.change(widen)
+        self._done.schema = folded.schema
+        return folded
+
+    def _commit(self, key: str, look: _Look, read: Read, schema: FolderSchema) -> bool:
+        """Takes a partition's files over; False if another process was faster."""
+        log, manifest = self._folder.log(key), look.loaded.manifest
+        files = [look.known.get(name) or _fitted(read.found.get((key, name)), schema) for name in sorted(look.there)]
+        now = [file for file in files if file is not None]
+        if set(now) != set(manifest.files):
+            encoded = schema_to_json(schema.schema) if schema.schema is not None else None
+            try:
+                after = log.reconcile(look.loaded, now, run_id=self._run_id, schema=encoded).manifest
+            except (PreconditionFailed, TransientStoreError) as error:
+                logger.debug("%s is looked at again: %s", log.data_folder, error)
+                return False
+            self._count(key, manifest, after)
+            manifest = after
+        if manifest.generation:
+            self._done.partitions[key] = self._folder.report(key, manifest)
+            theirs = [commit.commit_id for commit in manifest.history if commit.kind == "reconcile"]
+            self._done.versions[key] = theirs[-1] if theirs else "unknown"
+        self._done.left_out += [
+            Problem(key, f"{self._folder.partition_path(key)}/{file.name}".lstrip("/"), file.left_out)
+            for file in manifest.files
+            if file.left_out
+        ]
+        return True
+
+    def _count(self, key: str, before: Manifest, after: Manifest) -> None:
+        was, now = {file.name: file for file in before.files}, {file.name: file for file in after.files}
+        self._done.changed.append(key)
+        self._done.added += len(now.keys() - was.keys())
+        self._done.removed += len(was.keys() - now.keys())
+        self._done.rewritten += sum(was[name] != file for name, file in now.items() if name in was)
+
+
+def _fitted(found: FoundFile | None, schema: FolderSchema) -> DataFile | None:
+    return None if found is None else replace(found.file, left_out=schema.reason(found))

@@ -1,0 +1,246 @@
+"""How a feed is landed exactly once: one pass over the source, staged, then one commit per partition."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from datalake_assets.core.batches import Batches
+from datalake_assets.core.files import DataFile, data_file_name
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import PartitionBy, keys_of
+from datalake_assets.core.schema import evolve, schema_from_json, schema_to_json
+from datalake_assets.lake.commit import Change, Loaded, Planned
+from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement, Quarantine
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import StagedFile, StagedWriter
+from datalake_assets.lake.table import PartitionReport, Progress, WriteReport
+from datalake_assets.parquet.rolling import RollingWriter
+from datalake_assets.parquet.writer import FileStats, ParquetSettings
+
+__all__ = ["Export", "Staged"]
+
+logger = logging.getLogger(__name__)
+
+#: Selected partitions from which on it is cheaper to list manifests than to ask for each.
+MANY = 10
+
+Staged = Mapping[str, Sequence[tuple[StagedFile, DataFile]]]
+
+
+class Export(ABC):
+    """One pass over the source and the commits that follow.
+
+    Args:
+        folder: The feed's corner of the lake.
+        batches: The source.
+        partitions: The selected partitions.
+        run_id: Written into the history.
+        allow_shrink: Accept a replacement with fewer rows.
+        on_progress: Called now and then.
+    """
+
+    kind: str
+    commit_kind: str
+    prefix: str
+    #: Whether a partition without rows has a file too, so that readers learn its columns.
+    keeps_empty = False
+
+    def __init__(
+        self,
+        folder: FeedFolder,
+        batches: Batches,
+        partitions: tuple[str, ...],
+        run_id: str,
+        *,
+        allow_shrink: bool,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.folder, self.feed, self.batches, self.partitions = folder, folder.feed, batches, partitions
+        self.run_id, self.allow_shrink, self._on_progress = run_id, allow_shrink, on_progress
+        self.state = folder.state.load().with_kind(self.kind, feed=self.feed.name)
+        self.notes: list[str] = []
+        self._logs: dict[str, Loaded] = {}
+        self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)
+
+    @abstractmethod
+    def run(self) -> WriteReport:
+        """Reads, stages and commits.
+
+        Raises:
+            CommitConflict: Another writer landed some of the same rows: begin again.
+        """
+
+    @abstractmethod
+    def position_read(self, key: str) -> Mapping[str, Any]:
+        """How far a partition's rows have been read so far, as JSON."""
+
+    @property
+    def source(self) -> str:
+        """What is read, for messages."""
+        return f"asset {self.feed.asset!r}" if self.feed.asset else f"feed {self.feed.name!r}"
+
+    def settled(self, key: str) -> Manifest:
+        """A partition's manifest as it was at first sight, what was interrupted finished; or after our own commit."""
+        if key not in self._logs and len(self.partitions) > MANY:
+            present = set(self.folder.partition_keys())  # one listing instead of a request for each absent manifest
+            self._logs = {
+                each: Loaded(None, Manifest()) for each in self.partitions if each not in present
+            } | self._logs
+        if key not in self._logs:
+            log = self.folder.log(key)
+            self._logs[key] = log.settle(log.load())
+        return self._logs[key].manifest
+
+    def land(
+        self, placement: Placement, *, fence: Fence | None = None, fingerprint: bool = False
+    ) -> tuple[Landing, Staged, pa.Schema]:
+        """One pass: every row known, quarantined or staged."""
+        schema = self.schema()
+        writer = self._writer(placement, schema)
+        quarantine = Quarantine(self.folder.store, self.folder.quarantine)
+        landing = Landing(
+            placement,
+            schema,
+            writer,
+            quarantine,
+            fence=fence,
+            fingerprint=fingerprint,
+            on_progress=self._on_progress,
+        )
+        try:
+            landing.run(self.batches)
+            if self.keeps_empty and not landing.rows_landed:
+                writer.write_empty(placement.key)
+            staged = writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+        self.quarantined = quarantine.rows
+        return landing, self._data_files(staged), schema
+
+    def schema(self) -> pa.Schema:
+        """The feed's schema from now on."""
+        incoming = self.batches.schema
+        if self.state.schema is None:
+            return incoming
+        return evolve(schema_from_json(self.state.schema), incoming, policy=self.feed.schema_policy, source=self.source)
+
+    def commit(
+        self, key: str, files: Sequence[tuple[StagedFile, DataFile]], plan: Callable[[Manifest], Planned | None]
+    ) -> PartitionReport:
+        """Commits one partition and reports it."""
+        before: list[Manifest] = []
+
+        def planned(base: Manifest) -> Planned | None:
+            before[:] = [base]
+            return plan(base)
+
+        change = Change(self._commit_ids[key], self.commit_kind, tuple(files), planned, self.run_id)
+        self._logs[key] = loaded = self.folder.log(key).commit(change)[0]
+        return self.folder.report(key, loaded.manifest, before=before[0] if before else None)
+
+    def fix_schema(self, schema: pa.Schema) -> str:
+        """Fixes kind and schema in the feed's state before the first commit that relies on them."""
+        encoded = schema_to_json(schema)
+        self.state = self.folder.state.change(
+            lambda now: replace(now.with_kind(self.kind, feed=self.feed.name), schema=encoded)
+        )
+        return encoded
+
+    def discard(self, staged: Staged) -> None:
+        """Gives up staged files."""
+        for files in staged.values():
+            for file, _ in files:
+                self.folder.store.discard_staged(file)
+
+    def result(
+        self,
+        landing: Landing,
+        reports: Mapping[str, PartitionReport],
+        schema: pa.Schema,
+        *,
+        removed: Sequence[str] = (),
+    ) -> WriteReport:
+        """The report of this write; partitions that were selected and not touched are reported as they are."""
+        touched = dict(reports)
+        for key in self.partitions:
+            if key not in touched:
+                touched[key] = self.folder.report(key, self.settled(key))
+        ordered = sorted(touched.values(), key=lambda report: (len(report.key), report.key))
+        return WriteReport(
+            partitions=tuple(ordered),
+            rows_read=landing.rows_read,
+            rows_quarantined=self.quarantined,
+            rows_known=landing.rows_known,
+            schema=schema,
+            requests={},
+            removed=tuple(removed),
+            notes=tuple(self.notes),
+        )
+
+    def _writer(self, placement: Placement, schema: pa.Schema) -> RollingWriter[StagedFile]:
+        written = self.feed.format
+        settings = ParquetSettings(
+            compression=written.compression,
+            profile=written.profile,
+            target_file_bytes=written.target_file_size_bytes,
+            row_group_bytes=written.row_group_bytes,
+        )
+        at = self.folder.store.now()
+
+        def open_file(key: str) -> StagedWriter:
+            name = data_file_name(self.prefix, at, self.folder.new_id())
+            return self.folder.store.stage(f"{self.folder.data_folder(key)}/{name}")
+
+        def partition_of(times: pa.Array) -> pa.DictionaryArray:
+            return keys_of(times, placement.by)
+
+        return RollingWriter(
+            schema,
+            settings,
+            open_file=open_file,
+            discard=self.folder.store.discard_staged,
+            partition_of=partition_of if placement.time_column else placement.key,
+            time_column=placement.time_column,
+            metadata=self._footer,
+        )
+
+    def _footer(self, key: str) -> dict[str, str]:
+        """What a file says of itself, for whoever finds it without its manifest."""
+        return {
+            "datalake.feed": self.feed.name,
+            "datalake.commit_id": self._commit_ids[key],
+            "datalake.run_id": self.run_id,
+            "datalake.position": json.dumps(self.position_read(key)),
+        }
+
+    @staticmethod
+    def _data_files(written: Mapping[str, Sequence[tuple[StagedFile, FileStats]]]) -> Staged:
+        return {key: [(staged, _data_file(staged, stats)) for staged, stats in files] for key, files in written.items()}
+
+    def _time_placement(self) -> Placement:
+        return Placement(
+            time_column=self.batches.time_column,
+            by=PartitionBy(self.feed.partition_by),
+            earliest=self.feed.start_time,
+            latest=self.folder.store.now() + AHEAD,
+        )
+
+
+def _data_file(staged: StagedFile, stats: FileStats) -> DataFile:
+    return DataFile(
+        name=staged.key.rpartition("/")[2],
+        rows=stats.rows,
+        size_bytes=staged.size_bytes,
+        min_time=stats.min_time,
+        max_time=stats.max_time,
+        checksum=stats.checksum,
+    )

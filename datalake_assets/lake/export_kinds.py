@@ -1,0 +1,268 @@
+"""Streams: rows numbered by the source are appended, pulled windows are replaced.
+
+Tables: the whole table becomes a new version, and versions beyond retention are removed.
+
+Whether a pull of a table can be believed.
+
+A ksqlDB server may answer a failed table scan with a well-formed, shorter, even empty result
+(``HARouting.executeRounds`` closes the row queue before its error gets through; ksqlDB 0.29 and later). Nothing in the
+answer shows it, so a sudden fall of the row count is what there is to go by.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from datalake_assets.core.feed_state import Version
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import PartitionBy, version_key, version_number, window_of
+from datalake_assets.core.position import OffsetsPosition, SnapshotPosition, WindowPosition
+from datalake_assets.core.schema import schema_from_json
+from datalake_assets.errors import CommitConflict, IncompleteResponse, SourceShrank
+from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.export_commits import Export, Staged
+from datalake_assets.lake.landing import Fence, Landing
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import StagedFile
+from datalake_assets.lake.table import WriteReport
+
+__all__ = ["OffsetsExport", "SnapshotExport", "WindowExport", "agree", "enter_version", "retain", "suspicious"]
+
+
+class OffsetsExport(Export):
+    """Rows numbered by the source are appended, each to the partition of its time, unless they are there already."""
+
+    kind, commit_kind, prefix = "offsets", "append", "data"
+
+    def run(self) -> WriteReport:
+        """See `Export.run`."""
+        self.fence = fence = Fence(self.state.epoch, self._position_of)
+        landing, staged, schema = self.land(self._time_placement(), fence=fence)
+        encoded = self.fix_schema(schema) if staged else None
+        reports = {}
+        try:
+            for key in sorted(staged):
+                reports[key] = self.commit(key, staged[key], self._plan(key, fence, encoded))
+        except CommitConflict:
+            self.discard({key: files for key, files in staged.items() if key not in reports})
+            raise
+        hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
+        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch))
+        return self.result(landing, reports, schema)
+
+    def position_read(self, key: str) -> Mapping[str, Any]:
+        """See `Export.position_read`: after the rows staged so far."""
+        highest = dict(self.fence.staged[key].highest)
+        return OffsetsPosition().advanced(self.fence.epoch, highest).to_json()
+
+    def _position_of(self, key: str) -> OffsetsPosition:
+        return _offsets(self.settled(key))
+
+    def _plan(self, key: str, fence: Fence, schema: str | None) -> Callable[[Manifest], Planned]:
+        bounds = fence.staged[key]
+
+        def plan(base: Manifest) -> Planned:
+            position = _offsets(base)
+            if not position.admits(fence.epoch, bounds.lowest):
+                raise CommitConflict(self.folder.data_folder(key), "another writer landed some of these rows")
+            return Planned(position=position.advanced(fence.epoch, bounds.highest), schema=schema)
+
+        return plan
+
+
+class WindowExport(Export):
+    """The selected partitions are replaced by what one pull of their window saw."""
+
+    kind, commit_kind, prefix = "window", "replace", "data"
+
+    def run(self) -> WriteReport:
+        """See `Export.run`."""
+        self.as_of = self.folder.store.now()
+        landing, staged, schema = self.land(self._time_placement(), fingerprint=True)
+        self.fingerprints = landing.fingerprints or {}
+        self._refuse_others(staged)
+        self._refuse_shrinking(staged)
+        encoded = self.fix_schema(schema) if staged else None
+        reports = {}
+        for key in self.partitions:
+            files = staged.get(key, ())
+            if files or self.settled(key).files:
+                reports[key] = self.commit(key, files, self._plan(key, files, encoded))
+        newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
+        self.folder.state.change(lambda now: now.with_watermark(newest))
+        return self.result(landing, reports, schema)
+
+    def position_read(self, key: str) -> Mapping[str, Any]:
+        """See `Export.position_read`: the window, and when its pull began."""
+        window = window_of(key, PartitionBy(self.feed.partition_by))
+        times = {"start": window.start, "end": window.end, "as_of": self.as_of}
+        return {"kind": self.kind, **{name: time.isoformat() for name, time in times.items()}}
+
+    def _refuse_others(self, staged: Staged) -> None:
+        others = sorted(set(staged) - set(self.partitions))
+        if others:
+            self.discard(staged)
+            raise IncompleteResponse(self.source, f"the source answered with rows of other partitions: {others[:5]}")
+
+    def _refuse_shrinking(self, staged: Staged) -> None:
+        """Looks at all partitions before the first is committed."""
+        try:
+            for key in self.partitions:
+                self._check_rows(key, self.settled(key), staged.get(key, ()))
+        except SourceShrank:
+            self.discard(staged)
+            raise
+
+    def _check_rows(self, key: str, base: Manifest, files: Sequence[tuple[StagedFile, DataFile]]) -> None:
+        rows = sum(file.rows for _, file in files)
+        if rows < base.rows and not self.allow_shrink and not self._overtaken(base):
+            seen = f"partition {key} has {base.rows} rows in the lake and {rows} at the source"
+            raise SourceShrank(self.source, seen)
+
+    def _overtaken(self, base: Manifest) -> bool:
+        """Whether a pull that began later has been committed."""
+        return isinstance(base.position, WindowPosition) and base.position.as_of > self.as_of
+
+    def _plan(
+        self, key: str, files: Sequence[tuple[StagedFile, DataFile]], schema: str | None
+    ) -> Callable[[Manifest], Planned | None]:
+        window = window_of(key, PartitionBy(self.feed.partition_by))
+        rows = sum(file.rows for _, file in files)
+        fingerprint = f"{self.fingerprints.get(key, 0):016x}"
+
+        def plan(base: Manifest) -> Planned | None:
+            if self._overtaken(base):
+                self.notes.append(f"partition {key}: a newer pull was committed meanwhile; this one is dropped")
+                return None
+            self._check_rows(key, base, files)
+            position = WindowPosition(window.start, window.end, self.as_of, rows, fingerprint)
+            if isinstance(base.position, WindowPosition) and replace(base.position, as_of=self.as_of) == position:
+                return None  # the same rows: nothing to write
+            return Planned(position=position, remove=tuple(file.name for file in base.files), schema=schema)
+
+        return plan
+
+
+def _offsets(manifest: Manifest) -> OffsetsPosition:
+    return manifest.position if isinstance(manifest.position, OffsetsPosition) else OffsetsPosition()
+
+
+#: A fall by more than this share against the last version is pulled again.
+FALL = 0.10
+#: Two pulls within this share of each other agree.
+AGREE = 0.01
+
+
+def suspicious(rows: int, *, previous_rows: int) -> bool:
+    """Whether ``rows`` is so few, after ``previous_rows``, that the pull may have been cut short."""
+    return previous_rows > 0 and (rows == 0 or rows < previous_rows * (1 - FALL))
+
+
+def agree(first_rows: int, second_rows: int) -> bool:
+    """Whether two pulls saw the same table, allowing for changes in between."""
+    return abs(first_rows - second_rows) <= max(first_rows, second_rows) * AGREE
+
+
+logger = logging.getLogger(__name__)
+
+
+class SnapshotExport(Export):
+    """The whole table becomes a new version; versions beyond retention are removed."""
+
+    kind, commit_kind, prefix = "snapshot", "snapshot", "snapshot"
+    keeps_empty = True
+
+    def run(self) -> WriteReport:
+        """See `Export.run`."""
+        (key,) = self.partitions
+        if self.settled(key).generation:
+            return self._committed_before(key)
+        self.as_of = as_of = self.folder.store.now()
+        landing, staged, schema = self._pull(key)
+        encoded = self.fix_schema(schema)
+        files = staged.get(key, ())
+        position = SnapshotPosition(as_of, sum(file.rows for _, file in files))
+
+        def plan(base: Manifest) -> Planned | None:
+            return None if base.generation else Planned(position=position, schema=encoded)
+
+        before = self.state.current.rows if self.state.current else 0
+        report = self.commit(key, files, plan)
+        report = replace(report, rows_added=report.rows - before)
+        enter_version(self.folder, key, self.settled(key))  # as it was committed, by us or by another writer of it
+        return self.result(landing, {key: report}, schema, removed=retain(self.folder, run_id=self.run_id))
+
+    def position_read(self, key: str) -> Mapping[str, Any]:  # noqa: ARG002  a table is pulled whole
+        """See `Export.position_read`: when the pull began."""
+        return {"kind": self.kind, "as_of": self.as_of.isoformat()}
+
+    def _committed_before(self, key: str) -> WriteReport:
+        """A past version cannot be pulled again: its rows stay as they are."""
+        manifest = self.settled(key)
+        enter_version(self.folder, key, manifest)  # a crash may have kept it from the state
+        schema = schema_from_json(manifest.schema) if manifest.schema else self.batches.schema
+        self.notes.append(f"version {key} was committed before and is kept as it is")
+        report = self.folder.report(key, manifest)
+        removed = tuple(retain(self.folder, run_id=self.run_id))
+        return WriteReport((report,), 0, 0, 0, schema, {}, removed=removed, notes=tuple(self.notes))
+
+    def _pull(self, key: str) -> tuple[Landing, Staged, pa.Schema]:
+        """Pulls; and pulls again if the first answer may have been cut short."""
+        placement = replace(self._time_placement(), time_column=None, key=key)
+        landing, staged, schema = self.land(placement)
+        previous = self.state.current.rows if self.state.current else 0
+        rows = _rows(staged)
+        if self.allow_shrink or not suspicious(rows, previous_rows=previous):
+            return landing, staged, schema
+        logger.warning("%s: %d rows after %d in the last version; pulled again", self.source, rows, previous)
+        self.discard(staged)
+        landing, staged, schema = self.land(placement)
+        again = _rows(staged)
+        if not agree(rows, again):
+            self.discard(staged)
+            seen = f"two pulls gave {rows} and {again} rows, the last version has {previous}"
+            raise SourceShrank(self.source, f"{seen}; an answer was cut short")
+        self.notes.append(f"rows fell from {previous} to {again}; a second pull confirmed it")
+        return landing, staged, schema
+
+
+def enter_version(folder: FeedFolder, key: str, manifest: Manifest) -> None:
+    """Enters a committed version into the feed's state, unless it is there or was removed; idempotent."""
+    if isinstance(manifest.position, SnapshotPosition) and not manifest.deleted:
+        version = Version(version_number(key), manifest.position.as_of, manifest.position.rows)
+        folder.state.change(lambda now: now.with_version(version))
+
+
+def retain(folder: FeedFolder, *, run_id: str = "") -> list[str]:
+    """Removes the versions beyond retention, the state's line first, and finishes removals that were interrupted.
+
+    Returns:
+        The removed partition keys.
+    """
+    rule, now = folder.feed.retention, folder.store.now()
+    state = folder.state.change(lambda each: each.retained(versions=rule.versions, max_age=rule.max_age, now=now))
+    return [_remove_version(folder, number, run_id=run_id) for number in state.removing]
+
+
+def _remove_version(folder: FeedFolder, number: int, *, run_id: str) -> str:
+    """Deletes the files of a version that the feed's state lists as being removed; idempotent. Returns its key."""
+    key = version_key(number)
+
+    def plan(base: Manifest) -> Planned | None:
+        if base.deleted:
+            return None
+        return Planned(remove=tuple(file.name for file in base.files), deleted=True)
+
+    folder.log(key).commit(Change(folder.new_id(), "delete", (), plan, run_id))
+    folder.state.change(lambda now: now.without_removed(number))
+    return key
+
+
+def _rows(staged: Staged) -> int:
+    return sum(file.rows for files in staged.values() for _, file in files)

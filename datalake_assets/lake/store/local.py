@@ -1,0 +1,436 @@
+"""A lake in a local folder: the conditional writes and the durability that the operating system leaves to us.
+
+Object-store libraries neither fsync nor compare-and-swap on a local disk (obstore 0.12: none of either), so both are
+ours. Whatever is not an object of the lake lives in `<lake>/.staging/`, never in a data folder, where readers' globs
+would find it:
+
+    .staging/files/<key, '/' as ','>,<id>    staged files
+    .staging/tmp/<id>                        contents on their way to a control object; leftovers of a crash
+    .staging/locks/<00..ff>                  each the lock of many keys
+    .staging/held/<digest>                   files moved aside while they are deleted, if they still are what they were
+
+It has to be on the device of the data folders: publishing is a hard link, atomic, and unlike a rename it cannot
+overwrite.
+
+Deletes of files that others may be overwriting meanwhile: POSIX has no "unlink, if it is still this file".
+
+So a file is moved aside first, which is atomic, and looked at where nobody else writes. It is deleted if it is the one
+that was meant, and put back if it is not, unless its writer has put a newer one in its place already. Whoever dies in
+between leaves it under a name that follows from its key and its ETag, where the next one to delete it finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound, PreconditionFailed, UploadGone
+from datalake_assets.lake.store.base import (
+    STAGING,
+    ObjectInfo,
+    RequestCounts,
+    StagedFile,
+    StaleUpload,
+    check_conditional_writes,
+    check_key,
+    check_prefix,
+    is_reserved,
+)
+from datalake_assets.lake.store.posix import DurableTree, fsync_folder, scan_files
+from datalake_assets.lake.store.sink import StagedSink
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+__all__ = ["LocalStore", "delete_if_same"]
+
+
+def delete_if_same(file: Path, held: Path, *, is_same: Callable[[os.stat_result], bool]) -> bool:
+    """Deletes a file if it is still the one that is meant; the caller holds its lock.
+
+    Args:
+        file: The file.
+        held: Where it is moved aside, on the same device; the same for each attempt at this deletion.
+        is_same: Whether a file with this status is the one that is meant.
+
+    Returns:
+        Whether it is gone: False if another file is there, which stays.
+    """
+    _finish(file, held, is_same)
+    try:
+        if not is_same(file.stat()):
+            return False
+        if file.is_symlink():  # what it points to is not ours to judge, and a link is not moved with its target
+            file.unlink()
+            return True
+        file.rename(held)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return _finish(file, held, is_same)
+
+
+def _finish(file: Path, held: Path, is_same: Callable[[os.stat_result], bool]) -> bool:
+    """Deletes what was moved aside, or puts it back; returns False for the latter."""
+    try:
+        status = held.stat()
+    except FileNotFoundError:
+        return True
+    same = is_same(status)
+    if not same:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # overwritten meanwhile: what we hold is what its writer replaced
+            file.hardlink_to(held)
+    held.unlink(missing_ok=True)
+    return same
+
+
+NAME_MAX_BYTES = 255  # Linux and macOS: bytes in one file name
+FILES = f"{STAGING}/files/"
+CHUNK_BYTES = 1 << 20
+HELD = f"{STAGING}/held"
+
+_proven: set[str] = set()  # lakes that passed `probe` in this process
+
+
+class LocalStore:
+    """A lake in a folder that exists.
+
+    ETags of `get`, `create`, `swap` and `put` are digests of the content, so that an inode and a timestamp that come
+    back cannot deceive a `swap`. Those of `head` and `list` are `size-mtime_ns-inode`: data files are gigabytes.
+
+    Args:
+        root: The folder.
+        s3_endpoint: Where S3 is for stores opened beside this one.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, s3_endpoint: str | None = None) -> None:
+        self.s3_endpoint = s3_endpoint
+        self._root = Path(root).expanduser().absolute()
+        self._tree = DurableTree(self._root, scratch=self._root / STAGING)
+        self._requests = RequestCounts()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
+    @property
+    def uri(self) -> str:
+        """The folder's absolute path."""
+        return str(self._root)
+
+    @property
+    def requests(self) -> RequestCounts:
+        """Operations so far, by the class that they would have on S3."""
+        return self._requests
+
+    def _where(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """Body and digest."""
+        where = self._where(check_key(key))
+        self._requests.add("get")
+        with self._tree.translating(key):
+            try:
+                with open(where, "rb") as file:  # noqa: PTH123  manifests by the thousand, and pathlib takes as long again
+                    body = file.read()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._tree.check_root()
+                raise ObjectNotFound(where) from None
+        return body, _digest(body)
+
+    def tail(self, key: str, size_bytes: int, *, etag: str) -> bytes:
+        """The end of a file, read and compared through one handle."""
+        file = self._root / check_key(key)
+        self._requests.add("get")
+        with self._tree.translating(key):
+            try:
+                with file.open("rb") as opened:
+                    status = os.fstat(opened.fileno())
+                    opened.seek(max(0, status.st_size - size_bytes))
+                    body = opened.read(size_bytes)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._tree.check_root()
+                raise ObjectNotFound(self._where(key)) from None
+        if _identity(status) != etag:
+            raise PreconditionFailed(self._where(key))
+        return body
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What is stored, or None."""
+        file = self._root / check_key(key)
+        self._requests.add("get")
+        with self._tree.translating(key):
+            try:
+                status = file.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                self._tree.check_root()
+                return None
+        return _info(key, status) if stat.S_ISREG(status.st_mode) else None
+
+    def create(self, key: str, body: bytes) -> str:
+        """Write if nothing has the name."""
+        return self._create(check_key(key), body)
+
+    def swap(self, key: str, body: bytes, *, etag: str) -> str:
+        """Write if the content still has this digest."""
+        return self._swap(check_key(key), body, etag=etag)
+
+    def _create(self, key: str, body: bytes) -> str:
+        self._requests.add("put")
+        with self._tree.translating(key):
+            try:
+                self._tree.create(self._root / key, body)
+            except FileExistsError:
+                raise PreconditionFailed(self._where(key), "exists already") from None
+        return _digest(body)
+
+    def _swap(self, key: str, body: bytes, *, etag: str) -> str:
+        self._requests.add("put")
+        file = self._root / key
+        with self._tree.translating(key), self._tree.lock(_digest(key.encode())):
+            if not file.is_file() or _digest(file.read_bytes()) != etag:
+                self._tree.check_root()
+                raise PreconditionFailed(self._where(key))
+            self._tree.replace(file, body)
+        return _digest(body)
+
+    def put(self, key: str, body: bytes) -> str:
+        """Write whatever is there; locked, or a `swap` that has just compared would undo it unseen."""
+        file = self._root / check_key(key)
+        self._requests.add("put")
+        with self._tree.translating(key), self._tree.lock(_digest(key.encode())):
+            self._tree.replace(file, body)
+        return _digest(body)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every regular file below the folder; links to folders are not followed."""
+        return self._list(check_prefix(prefix))
+
+    def _list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self._requests.add("list")
+        with self._tree.translating(prefix):
+            self._tree.check_root()
+            root = f"{self.uri.rstrip('/')}/"
+            for path, status in scan_files(f"{root}{prefix}"):
+                key = path.removeprefix(root)
+                if not is_reserved(key):
+                    yield _info(key, status)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete each, then make that durable; emptied folders stay, since somebody may be publishing into them."""
+        self._delete([check_key(key) for key in keys])
+
+    def _delete(self, keys: Iterable[str]) -> None:
+        by_lock: defaultdict[str, list[str]] = defaultdict(list)
+        for key in keys:
+            self._requests.add("delete")
+            by_lock[_digest(key.encode())[:2]].append(key)
+        root, folders = str(self._root), set()
+        for lock, together in by_lock.items():
+            with self._tree.translating(together[0]), self._tree.lock(lock):
+                for key in together:
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                        os.unlink(f"{root}/{key}")  # noqa: PTH108  thousands at a time, and pathlib takes as long again
+                        folders.add(key.rpartition("/")[0])
+        for folder in sorted(folders):
+            with self._tree.translating(folder):
+                fsync_folder(self._root / folder)
+
+    def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """Move each aside, and delete it there if it still is what it was; see `local_deletes`."""
+        folders, kept = set(), []
+        for key, etag in etags.items():
+            self._requests.add("delete")
+            file = self._root / check_key(key)
+            held = self._root / HELD / _digest(f"{key}\n{etag}".encode())
+            with self._tree.translating(key), self._tree.lock(_digest(key.encode())):
+                self._tree.check_root()
+                self._tree.make_folder(held.parent)
+                if not delete_if_same(file, held, is_same=partial(_has_identity, etag)):
+                    kept.append(key)
+            if file.parent.is_dir():
+                folders.add(file.parent)
+        for folder in sorted(folders):
+            with self._tree.translating(folder.relative_to(self._root).as_posix()):
+                fsync_folder(folder)
+        return tuple(kept)
+
+    def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """One look each."""
+        there = {key: self.head(key) for key in etags}
+        return tuple(key for key, info in there.items() if info is None or info.etag != etags[key])
+
+    def stage(self, key: str) -> _LocalWriter:
+        """Begin a file in `.staging/files/`."""
+        encoded = quote(check_key(key), safe="/= ").replace("/", ",")
+        token = f"{FILES}{encoded},{uuid.uuid4().hex[:16]}"
+        if len(token) - len(FILES) > NAME_MAX_BYTES:
+            raise ConfigError(f"{key!r} is too long a key for a local lake; shorten the feed's or the folder's name")
+        self._requests.add("put")
+        with self._tree.translating(key):
+            self._tree.make_folder(self._root / FILES)
+            return _LocalWriter(self._tree, key, token)
+
+    def publish(self, staged: StagedFile) -> None:
+        """Link the staged file to its key, then drop its staged name; completes what a crash in between left."""
+        source, target = self._staged_file(staged.token), self._root / check_key(staged.key)
+        self._requests.add("put")
+        with self._tree.translating(staged.key):
+            self._tree.make_folder(target.parent)
+            try:
+                target.hardlink_to(source)
+            except FileNotFoundError:
+                raise self._gone(staged) from None
+            except FileExistsError:
+                self._check_same(source, target, staged)
+            source.unlink(missing_ok=True)
+
+    def _check_same(self, source: Path, target: Path, staged: StagedFile) -> None:
+        try:
+            same = source.samefile(target)
+        except FileNotFoundError:
+            raise self._gone(staged) from None
+        if not same:
+            raise CorruptLake(self._where(staged.key), "another file has this name already; nothing was overwritten")
+
+    def _gone(self, staged: StagedFile) -> UploadGone:
+        return UploadGone(self._where(staged.key), "its staged file is gone")
+
+    def has_staged(self, staged: StagedFile) -> bool:
+        """Whether the staged name is still there."""
+        self._requests.add("get")
+        with self._tree.translating(staged.key):
+            self._tree.check_root()
+            return self._staged_file(staged.token).exists()
+
+    def read_staged(self, staged: StagedFile) -> Iterator[bytes]:
+        """Read it back, from the page cache mostly."""
+        self._requests.add("get")
+        with self._tree.translating(staged.key):
+            try:
+                with self._staged_file(staged.token).open("rb", buffering=0) as file:
+                    while chunk := file.read(CHUNK_BYTES):
+                        yield chunk
+            except FileNotFoundError:
+                raise self._gone(staged) from None
+
+    def discard_staged(self, staged: StagedFile) -> None:
+        """Drop the staged name."""
+        self._discard(staged.key, staged.token)
+
+    def discard_stale(self, upload: StaleUpload) -> None:
+        """Drop the staged name."""
+        self._discard(upload.key, upload.token)
+
+    def _discard(self, key: str, token: str) -> None:
+        self._requests.add("delete")
+        with self._tree.translating(key):
+            self._tree.check_root()
+            self._staged_file(token).unlink(missing_ok=True)
+
+    def list_staged(self, prefix: str) -> Iterator[StaleUpload]:
+        """Staged files, by the key in their name; their time is that of the last write."""
+        folder = f"{prefix}/" if check_prefix(prefix) else ""
+        self._requests.add("list")
+        with self._tree.translating(FILES):
+            self._tree.check_root()
+            for path, status in scan_files(str(self._root / FILES)):
+                name = path.rpartition("/")[2]
+                key = unquote(name.rpartition(",")[0].replace(",", "/"))
+                if key.startswith(folder):
+                    yield StaleUpload(key, f"{FILES}{name}", _modified_at(status))
+
+    def _staged_file(self, token: str) -> Path:
+        name = token.removeprefix(FILES)
+        if name == token or "/" in name or name in {"", ".", ".."}:
+            raise CorruptLake(self._where(token), "this cannot be the name of a staged file")
+        return self._root / token
+
+    def sync(self, keys: Iterable[str]) -> None:
+        """Fsync the keys' folders, and those above, up to the first whose own entry is known to be durable."""
+        for folder in sorted({(self._root / check_key(key)).parent for key in keys}):
+            with self._tree.translating(folder.relative_to(self._root).as_posix()):
+                self._tree.sync_folder(folder)
+
+    def now(self) -> datetime:
+        """This machine's clock."""
+        return datetime.now(UTC)
+
+    def filesystem(self) -> pyarrow.fs.FileSystem:
+        """Arrow's local filesystem."""
+        import pyarrow.fs  # noqa: PLC0415  a third of a second, which listing a lake need not pay
+
+        return pyarrow.fs.LocalFileSystem()
+
+    def path(self, key: str) -> str:
+        """The absolute path."""
+        return str(self._root / check_prefix(key))
+
+    def probe(self) -> None:
+        """See `Store.probe`; a local filesystem without hard links or locks is told here too."""
+        if self.uri in _proven:
+            return
+        self._tree.check_root()
+        key = f"{STAGING}/probe-{uuid.uuid4().hex}"
+        try:
+            check_conditional_writes(self.uri, create=partial(self._create, key), swap=partial(self._swap, key))
+        finally:
+            self._delete([key])
+        _proven.add(self.uri)
+
+
+class _LocalWriter(StagedSink):
+    """Writes to a file in `.staging/files/`."""
+
+    def __init__(self, tree: DurableTree, key: str, token: str) -> None:
+        super().__init__(key)
+        self._tree, self._token = tree, token
+        self._path = tree.root / token
+        self._file = self._path.open("xb", buffering=0)
+
+    def _append(self, data: memoryview) -> None:
+        with self._tree.translating(self.key):
+            while data:
+                data = data[self._file.write(data) :]
+
+    def _seal(self) -> StagedFile:
+        with self._tree.translating(self.key):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._tree.sync_folder(self._path.parent)
+        return StagedFile(self.key, self._size_bytes, self._token)
+
+    def _drop(self) -> None:
+        self._file.close()
+        with self._tree.translating(self.key):
+            self._path.unlink(missing_ok=True)
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
+
+
+def _modified_at(status: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(status.st_mtime, UTC)
+
+
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _has_identity(etag: str, status: os.stat_result) -> bool:
+    return _identity(status) == etag
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, _identity(status), _modified_at(status))

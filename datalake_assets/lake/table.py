@@ -1,0 +1,324 @@
+"""What a table of the lake is, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.rules import RuleCount
+from datalake_assets.core.verdicts import PartitionFooters, PartitionHealth
+from datalake_assets.feed import Feed
+from datalake_assets.policies import Rule
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds  # imports pandas
+
+__all__ = [
+    "CompactionProgress",
+    "CompactionReport",
+    "Difference",
+    "ExportPlan",
+    "LakeTable",
+    "PartitionReport",
+    "Progress",
+    "Repair",
+    "WriteReport",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What one export of a feed reads, and which partitions it stands for.
+
+    Attributes:
+        partitions: Contiguous partition keys in time order (a table: its one version). The selection of the Dagster
+            run; an ``offsets`` feed lands rows of other partitions too.
+        request: What to ask the source for.
+    """
+
+    partitions: tuple[str, ...]
+    request: ReadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a write is; reported every few hundred milliseconds at the most."""
+
+    rows: int
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReport:
+    """A partition after a write.
+
+    Attributes:
+        key: Partition key.
+        rows_added: Rows in files that this write added, less rows in files that it removed; of a table's new version,
+            less the rows of the version before.
+        files_added: Files that this write added.
+        rows: Rows now.
+        files: Files now.
+        small_files: Of these, files below the feed's ``small_file_bytes``.
+        size_bytes: Their total size.
+        min_time: Earliest partition time; None without rows or without a time column.
+        max_time: Latest partition time, likewise.
+        position: The partition's position, as JSON.
+        generation: Commits so far.
+    """
+
+    key: str
+    rows_added: int
+    files_added: int
+    rows: int
+    files: int
+    small_files: int
+    size_bytes: int
+    min_time: datetime | None
+    max_time: datetime | None
+    position: Mapping[str, Any]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReport:
+    """What one write did.
+
+    Attributes:
+        partitions: Every partition that was selected or received rows, in key order.
+        rows_read: Rows that the source delivered.
+        rows_quarantined: Of these, rows that could not be decoded or placed.
+        rows_known: Of these, rows that the lake had already.
+        schema: Schema of the feed now.
+        requests: Store requests by class.
+        removed: Partition keys that retention removed.
+        notes: Lines for the run's log: what a person should know.
+    """
+
+    partitions: tuple[PartitionReport, ...]
+    rows_read: int
+    rows_quarantined: int
+    rows_known: int
+    schema: pa.Schema
+    requests: Mapping[str, int]
+    removed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows_added(self) -> int:
+        """Rows that this write added to the lake, net."""
+        return sum(partition.rows_added for partition in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in the lake that is not as the manifests say.
+
+    Attributes:
+        key: Partition key.
+        what: ``missing``, ``size``, ``checksum``, ``rows``, ``unknown file``, ``pending``, ``garbage``, ``manifest``;
+            of an adopted folder also ``changed``, ``new file``, ``unreadable``, ``schema``.
+        name: The file, or the manifest's key.
+        detail: For a person.
+    """
+
+    key: str
+    what: str
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a repair did.
+
+    Attributes:
+        finished: Interrupted commits finished.
+        undone: Interrupted commits undone.
+        swept: Leftover staged files and garbage deleted.
+        waiting: Partitions that nobody can decide on yet, with the reason.
+        reconciled: Partitions of an adopted folder whose files others had changed.
+    """
+
+    finished: int = 0
+    undone: int = 0
+    swept: int = 0
+    waiting: tuple[str, ...] = field(default=())
+    reconciled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What the compaction of one partition did.
+
+    Attributes:
+        key: Partition key.
+        files_before: Files before.
+        files_after: Files after.
+        files_compacted: Of those before, files that were rewritten.
+        files_removed: Files less than before.
+        bytes_before: Their size before.
+        bytes_after: Their size after.
+        rows: Rows that were rewritten.
+        kernel: ``concat``, ``reencode`` or ``mixed``; empty if nothing was done.
+        compaction_time_ms: Wall time.
+        small_files_remaining: Small files now.
+        skipped: Files that were there before and were left alone, with the reason.
+        partition: The partition now.
+    """
+
+    key: str
+    files_before: int
+    files_after: int
+    files_compacted: int
+    files_removed: int
+    bytes_before: int
+    bytes_after: int
+    rows: int
+    kernel: str
+    compaction_time_ms: int
+    small_files_remaining: int
+    skipped: tuple[LeftAlone, ...]
+    partition: PartitionReport
+
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes less than before; negative if the files grew."""
+        return self.bytes_before - self.bytes_after
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionProgress:
+    """How far a compaction is: input bytes done, of those planned."""
+
+    bytes_done: int
+    bytes_planned: int
+
+
+class LakeTable(Protocol):
+    """One feed's data in the lake. Safe to use from several processes at once; an instance belongs to one thread."""
+
+    @property
+    def feed(self) -> Feed:
+        """The feed whose data this is."""
+
+    def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
+        """Says what to read.
+
+        Args:
+            partitions: Contiguous keys to export; None to catch up with the source. A table: None allocates its next
+                version; a version allocated before and never committed may be named.
+            new_epoch: Accept that the source was recreated or lost rows.
+
+        Raises:
+            ConfigError: A key is not one of this feed's, or lies before its start or in the future.
+        """
+
+    def write(
+        self,
+        batches: Batches,
+        *,
+        partitions: Sequence[str],
+        run_id: str,
+        allow_shrink: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> WriteReport:
+        """Lands ``batches`` exactly once, commits, and acknowledges.
+
+        Raises:
+            SourceError: Nothing was committed (an ``offsets`` feed: in no partition where it is not complete).
+            LakeError: Likewise, or what was committed stays and a repetition adds only the rest.
+        """
+
+    def partitions(self) -> tuple[str, ...]:
+        """Keys of all partitions with data, in time or version order."""
+
+    def report(self, key: str) -> PartitionReport | None:
+        """What a partition amounts to now; None if it has never had a commit."""
+
+    def scan(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        where: ds.Expression | None = None,
+        partitions: Sequence[str] | None = None,
+    ) -> pa.RecordBatchReader:
+        """Reads committed rows, exactly, per partition; filters prune partitions and row groups.
+
+        A table without ``partitions`` is read at its current version.
+
+        Raises:
+            SnapshotExpired: A file was removed after the first batch had been read.
+        """
+
+    def compaction_plan(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> CompactionPlan:
+        """What `compact` would merge in a partition, what it would leave alone and why; changes nothing.
+
+        Args:
+            key: The partition.
+            request: What is asked for.
+            excluded: Files that earlier compactions could not take, by name, with the reason; `compact` tries them
+                again.
+        """
+
+    def compact(
+        self,
+        key: str,
+        request: CompactionRequest,
+        *,
+        run_id: str = "",
+        on_progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> CompactionReport:
+        """Merges the small files of a partition until nothing is left to merge; rows and position stay as they are.
+
+        Files that cannot be read or whose schema does not fit are left in place and reported. Appends may go on
+        meanwhile.
+
+        Raises:
+            LakeError: The store failed; what was committed stays, and a repetition does the rest.
+        """
+
+    def health(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> PartitionHealth:
+        """What a partition's files amount to and what its policy would do with them: one request."""
+
+    def footers(self, key: str) -> PartitionFooters:
+        """Opens every file of a partition, counts rows and compares columns with the feed's.
+
+        Raises:
+            SnapshotExpired: A file went away meanwhile: look again.
+        """
+
+    def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
+        """Counts the rows that break rules, per rule and partition; rules across the feed once, for all of it.
+
+        Args:
+            rules: The rules.
+            keys: Partitions to look at; None: all of a stream or folder, the current version of a table.
+
+        Raises:
+            ConfigError: A rule names a column that isn't there, or its query cannot be run.
+            SnapshotExpired: Files were replaced each time.
+        """
+
+    def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
+        """Compares manifests with objects.
+
+        What a writer or a compaction changes meanwhile may show as a difference, and is none at a second look.
+
+        Args:
+            deep: Read every byte, and compare rows and checksums.
+            partitions: List only the folders of these; None lists the whole feed.
+        """
+
+    def repair(self) -> Repair:
+        """Finishes or undoes interrupted commits and sweeps what they left."""

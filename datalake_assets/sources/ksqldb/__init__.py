@@ -1,0 +1,1 @@
+"""All that is known of ksqlDB: its REST interface, its types, how its rows become Arrow."""

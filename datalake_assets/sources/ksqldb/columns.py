@@ -1,0 +1,540 @@
+"""ksqlDB's SQL types, and the parser of the schema texts that it sends ahead of rows.
+
+ksqlDB reports a query's schema as text only (``DESCRIBE`` leaves out the key type of maps), so the text is parsed here,
+fully: a type that is not understood is refused before a row is read.
+
+From the columns of a query's answer to those of the lake: which are shown, which only number or time the rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datalake_assets.core.partitions import TimeWindow
+from datalake_assets.core.schema import lake_name, lake_names, source_metadata
+from datalake_assets.errors import InvalidFeed
+from datalake_assets.feed import Feed
+from datalake_assets.sources.ksqldb.statements import epoch_ms
+
+__all__ = [
+    "LAKE_TIME",
+    "SOURCE_KEY",
+    "Column",
+    "KsqlArray",
+    "KsqlDecimal",
+    "KsqlMap",
+    "KsqlScalar",
+    "KsqlSchemaError",
+    "KsqlStruct",
+    "KsqlType",
+    "Layout",
+    "is_timestamp",
+    "layout_of",
+    "parse_columns",
+    "parse_delimited_columns",
+    "parse_type",
+    "resolve",
+    "rowtime_name",
+    "time_source",
+]
+
+# ksqlDB reference, "Data types"; INT and VARCHAR are accepted as the aliases that they are in SQL.
+_SCALARS: Final = frozenset(
+    {"BOOLEAN", "INTEGER", "BIGINT", "DOUBLE", "STRING", "BYTES", "TIMESTAMP", "DATE", "TIME"},
+)
+_ALIASES: Final = {"INT": "INTEGER", "VARCHAR": "STRING"}
+_TOKEN: Final = re.compile(r"\s*(?:(`(?:[^`]|``)*`)|('(?:[^']|'')*')|([^\W\d]\w*)|(\d+)|([<>(),]))", re.ASCII)
+
+
+class KsqlSchemaError(ValueError):
+    """A schema text that is not ksqlDB's: the adapter that received it says from whom."""
+
+    def __init__(self, text: str, position: int, expected: str) -> None:
+        self.text, self.position, self.expected = text, position, expected
+        near = text[position : position + 30]
+        where = f"near {near!r}" if near else "at its end"
+        super().__init__(f"cannot read the schema {where}: expected {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class KsqlScalar:
+    """A type without parameters, such as ``BIGINT``; aliases are resolved."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class KsqlDecimal:
+    """``DECIMAL(precision, scale)``."""
+
+    precision: int
+    scale: int
+
+    def __str__(self) -> str:
+        return f"DECIMAL({self.precision}, {self.scale})"
+
+
+@dataclass(frozen=True, slots=True)
+class KsqlArray:
+    """``ARRAY<item>``."""
+
+    item: KsqlType
+
+    def __str__(self) -> str:
+        return f"ARRAY<{self.item}>"
+
+
+@dataclass(frozen=True, slots=True)
+class KsqlMap:
+    """``MAP<key, value>``."""
+
+    key: KsqlType
+    value: KsqlType
+
+    def __str__(self) -> str:
+        return f"MAP<{self.key}, {self.value}>"
+
+
+@dataclass(frozen=True, slots=True)
+class KsqlStruct:
+    """``STRUCT<name type, …>``: names as declared, in order."""
+
+    fields: tuple[tuple[str, KsqlType], ...]
+
+    def __str__(self) -> str:
+        inner = ", ".join(f"{_quoted(name)} {kind}" for name, kind in self.fields)
+        return f"STRUCT<{inner}>"
+
+
+KsqlType: TypeAlias = KsqlScalar | KsqlDecimal | KsqlArray | KsqlMap | KsqlStruct
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a query's answer.
+
+    Attributes:
+        name: The source's name, unquoted, in its own case.
+        type: The SQL type.
+        key: Whether the source marks it as part of the key; the delimited format never does.
+        header: Whether it is filled from Kafka record headers. ``CREATE SOURCE TABLE`` sends such columns in another
+            order than it announces, so readers have to check or refuse.
+    """
+
+    name: str
+    type: KsqlType
+    key: bool = False
+    header: bool = False
+
+
+def parse_columns(header_schema: str) -> tuple[Column, ...]:
+    """Reads the schema text of a StreamedRow header.
+
+    Args:
+        header_schema: Names in backticks, for instance ``ID INTEGER KEY, D DECIMAL(4, 2)``; empty without columns.
+
+    Raises:
+        KsqlSchemaError: The text is not a list of ``name type [KEY | HEADERS | HEADER('name')]``.
+    """
+    parser = _Parser(header_schema)
+    if parser.kind == _END:
+        return ()
+    columns = list(parser.separated(parser.column))
+    parser.expect_end()
+    return tuple(columns)
+
+
+def parse_delimited_columns(names: Sequence[str], types: Sequence[str]) -> tuple[Column, ...]:
+    """Reads the header of the delimited format: raw ``columnNames`` and, in step, ``columnTypes``.
+
+    Raises:
+        KsqlSchemaError: A type cannot be read, or the two lists differ in length.
+    """
+    if len(names) != len(types):
+        raise KsqlSchemaError(", ".join(types), 0, f"{len(names)} types, found {len(types)}")
+    return tuple(Column(name, parse_type(text)) for name, text in zip(names, types, strict=True))
+
+
+def parse_type(text: str) -> KsqlType:
+    """Reads one SQL type.
+
+    Raises:
+        KsqlSchemaError: The text is not a type of ksqlDB.
+    """
+    parser = _Parser(text)
+    kind = parser.type()
+    parser.expect_end()
+    return kind
+
+
+_Item = TypeVar("_Item")
+_QUOTED, _LITERAL, _WORD, _NUMBER, _PUNCTUATION, _END = range(1, 7)
+
+
+class _Parser:
+    """Recursive descent with one token of lookahead."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._next = 0
+        self._advance()
+
+    def _advance(self) -> None:
+        match = _TOKEN.match(self._text, self._next)
+        self._start = self._next
+        if match is not None:
+            self.kind, self.token = match.lastindex or _END, match[match.lastindex or 0]
+            self._start, self._next = match.start(self.kind), match.end()
+        elif self._text[self._next :].strip():
+            self._fail("a name, a type or punctuation")
+        else:
+            self.kind, self.token = _END, ""
+
+    def _fail(self, expected: str) -> NoReturn:
+        raise KsqlSchemaError(self._text, self._start, expected)
+
+    def _peek(self, text: str) -> bool:
+        return self.kind in {_PUNCTUATION, _WORD} and self.token.upper() == text
+
+    def _accept(self, text: str) -> bool:
+        found = self._peek(text)
+        if found:
+            self._advance()
+        return found
+
+    def _expect(self, text: str) -> None:
+        if not self._accept(text):
+            self._fail(f"'{text}'")
+
+    def expect_end(self) -> None:
+        if self.kind != _END:
+            self._fail("',' or the end")
+
+    def separated(self, item: Callable[[], _Item]) -> Iterator[_Item]:
+        yield item()
+        while self._accept(","):
+            yield item()
+
+    def column(self) -> Column:
+        name, kind = self._name(), self.type()
+        key = self._accept("KEY")
+        header = not key and (self._accept("HEADERS") or self._header())
+        return Column(name, kind, key, header)
+
+    def _header(self) -> bool:
+        if not self._accept("HEADER"):
+            return False
+        self._expect("(")
+        if self.kind != _LITERAL:
+            self._fail("the header's name in single quotes")
+        self._advance()
+        self._expect(")")
+        return True
+
+    def _name(self) -> str:
+        if self.kind not in {_QUOTED, _WORD}:
+            self._fail("a column name")
+        name = self.token[1:-1].replace("``", "`") if self.kind == _QUOTED else self.token
+        self._advance()
+        return name
+
+    def _number(self) -> int:
+        if self.kind != _NUMBER:
+            self._fail("a number")
+        number = int(self.token)
+        self._advance()
+        return number
+
+    def type(self) -> KsqlType:
+        word = self.token.upper() if self.kind == _WORD else ""
+        word = _ALIASES.get(word, word)
+        if word in _SCALARS:
+            self._advance()
+            return KsqlScalar(word)
+        rules: dict[str, Callable[[], KsqlType]] = {
+            "DECIMAL": self._decimal,
+            "ARRAY": self._array,
+            "MAP": self._map,
+            "STRUCT": self._struct,
+        }
+        rule = rules.get(word)
+        if rule is None:
+            self._fail("a type")
+        self._advance()
+        return rule()
+
+    def _decimal(self) -> KsqlDecimal:
+        self._expect("(")
+        precision = self._number()
+        self._expect(",")
+        scale = self._number()
+        self._expect(")")
+        return KsqlDecimal(precision, scale)
+
+    def _array(self) -> KsqlArray:
+        self._expect("<")
+        item = self.type()
+        self._expect(">")
+        return KsqlArray(item)
+
+    def _map(self) -> KsqlMap:
+        self._expect("<")
+        key = self.type()
+        self._expect(",")
+        value = self.type()
+        self._expect(">")
+        return KsqlMap(key, value)
+
+    def _struct(self) -> KsqlStruct:
+        self._expect("<")
+        fields = () if self._peek(">") else tuple(self.separated(self._field))
+        self._expect(">")
+        return KsqlStruct(fields)
+
+    def _field(self) -> tuple[str, KsqlType]:
+        return self._name(), self.type()
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+#: Field metadata of the columns that the server marks as a table's key.
+SOURCE_KEY = b"source_key"
+LAKE_TIME = pa.timestamp("ms", "UTC")
+_ROWTIME = "ROWTIME"
+
+
+_SCALAR_TYPES: Final[Mapping[str, pa.DataType]] = {
+    "BOOLEAN": pa.bool_(),
+    "INTEGER": pa.int32(),
+    "BIGINT": pa.int64(),
+    "DOUBLE": pa.float64(),
+    "STRING": pa.string(),
+    "BYTES": pa.binary(),
+    "TIMESTAMP": pa.timestamp("ms", "UTC"),
+    "DATE": pa.date32(),
+    "TIME": pa.time32("ms"),
+}
+_DECIMAL128_DIGITS: Final = 38  # Arrow Columnar Format: Decimal128 and Decimal256
+_DECIMAL256_DIGITS: Final = 76
+
+
+def arrow_schema(columns: Sequence[Column], *, feed: str, rename: Mapping[str, str] | None = None) -> pa.Schema:
+    """The Arrow schema of a source's columns, in their order.
+
+    Every field is nullable and keeps the source's name in its metadata; fields of structs are lower-cased too.
+
+    Args:
+        columns: What the source announced.
+        feed: Its name, for the message.
+        rename: Source name to lake name, for columns that cannot keep theirs.
+
+    Raises:
+        InvalidFeed: Two columns would share a name, one is named like a partition key, or a type does not fit.
+    """
+    names = lake_names([column.name for column in columns], feed=feed, rename=rename)
+    return pa.schema(
+        [
+            pa.field(name, arrow_type(column.type, feed=feed), metadata=source_metadata(column.name))
+            for name, column in zip(names, columns, strict=True)
+        ]
+    )
+
+
+def arrow_type(kind: KsqlType, *, feed: str) -> pa.DataType:
+    """The Arrow type of a SQL type; timestamps are UTC with milliseconds, as ksqlDB keeps them.
+
+    Raises:
+        InvalidFeed: A decimal has more than 76 digits, or two struct fields share a lower-cased name.
+    """
+    match kind:
+        case KsqlScalar(name):
+            return _SCALAR_TYPES[name]
+        case KsqlDecimal(precision, scale):
+            return _decimal(precision, scale, feed)
+        case KsqlArray(item):
+            return pa.list_(arrow_type(item, feed=feed))
+        case KsqlMap(key, value):
+            return pa.map_(arrow_type(key, feed=feed), arrow_type(value, feed=feed))
+        case KsqlStruct(fields):
+            return _struct(fields, feed)
+
+
+def _decimal(precision: int, scale: int, feed: str) -> pa.DataType:
+    if not 1 <= precision <= _DECIMAL256_DIGITS or scale > precision:
+        reason = f"DECIMAL({precision}, {scale}) does not fit into Parquet (76 digits); cast it in the source"
+        raise InvalidFeed(feed, reason)
+    return pa.decimal128(precision, scale) if precision <= _DECIMAL128_DIGITS else pa.decimal256(precision, scale)
+
+
+def _struct(fields: Sequence[tuple[str, KsqlType]], feed: str) -> pa.DataType:
+    names = [lake_name(name) for name, _ in fields]
+    if len(set(names)) < len(names) or not names:
+        reason = "a STRUCT without fields" if not names else f"STRUCT fields {sorted(names)} clash in lower case"
+        raise InvalidFeed(feed, f"{reason}; leave it out of the feed's columns")
+    return pa.struct(
+        [
+            pa.field(lake_name(name), arrow_type(kind, feed=feed), metadata=source_metadata(name))
+            for name, kind in fields
+        ]
+    )
+
+
+def rowtime_name(feed: Feed) -> str:
+    """The lake name of the record's own timestamp."""
+    return feed.ksqldb.rename.get(_ROWTIME, lake_name(_ROWTIME))
+
+
+def time_source(feed: Feed, names: Sequence[str]) -> str:
+    """The source column that partitions a stream.
+
+    Args:
+        feed: A stream.
+        names: The source columns that there are.
+
+    Raises:
+        InvalidFeed: There is no column of that lake name.
+    """
+    if feed.time_column is None or feed.time_column == rowtime_name(feed):
+        return _ROWTIME
+    for name in names:
+        if feed.ksqldb.rename.get(name, lake_name(name)) == feed.time_column:
+            return name
+    there = ", ".join(feed.ksqldb.rename.get(name, lake_name(name)) for name in names)
+    raise InvalidFeed(feed.name, f"time_column {feed.time_column!r} is no column of {feed.ksqldb.object}: {there}")
+
+
+def resolve(feed: Feed, wanted: str, names: Sequence[str]) -> str:
+    """The source column of a name, whatever its case.
+
+    Raises:
+        InvalidFeed: There is none.
+    """
+    for name in names:
+        if name == wanted:
+            return name
+    for name in names:
+        if name.lower() == wanted.lower():
+            return name
+    raise InvalidFeed(feed.name, f"offset column {wanted!r} is no column of {feed.ksqldb.object}: {', '.join(names)}")
+
+
+def is_timestamp(kind: str) -> bool:
+    """Whether a type is a TIMESTAMP, as against a BIGINT of epoch milliseconds."""
+    return kind == "TIMESTAMP"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the columns of an answer become those of the lake.
+
+    Attributes:
+        columns: The answer's columns, in its order.
+        decoded: Their Arrow schema, in step; columns that the lake does not get have a made-up name.
+        schema: The lake's schema.
+        visible: Positions in ``decoded`` of the lake's columns.
+        time_column: Lake name of the column that partitions the rows.
+        time: Its position in ``decoded``; None for tables.
+        rowtime: Position of the record's own timestamp, if it was asked for.
+        numbering: Positions of source partition and offset, if they were asked for.
+    """
+
+    columns: tuple[Column, ...]
+    decoded: pa.Schema
+    schema: pa.Schema
+    visible: tuple[int, ...]
+    time_column: str | None
+    time: int | None
+    rowtime: int | None
+    numbering: tuple[int, int] | None
+
+    def rows(self, table: pa.RecordBatch) -> pa.RecordBatch:
+        """The lake's columns of decoded rows."""
+        arrays = [
+            table.column(index).cast(field.type) if index == self.time else table.column(index)
+            for index, field in zip(self.visible, self.schema, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def wanted(
+        self, rows: pa.RecordBatch, *, starts: Mapping[int, int], window: TimeWindow | None
+    ) -> npt.NDArray[np.bool_]:
+        """Which decoded rows are at or after their source partition's start, and in the window."""
+        mask = np.ones(rows.num_rows, dtype=np.bool_)
+        if self.numbering is not None and starts:
+            partitions, offsets = (rows.column(index).to_numpy() for index in self.numbering)
+            for partition, start in starts.items():
+                mask &= (partitions != partition) | (offsets >= start)
+        if window is not None and self.time is not None:
+            times = rows.column(self.time).cast(LAKE_TIME).cast(pa.int64())
+            inside = pc.and_(
+                pc.greater_equal(times, epoch_ms(window.start)),
+                pc.less(times, epoch_ms(window.end)),
+            )
+            mask &= inside.fill_null(False).to_numpy(zero_copy_only=False)
+        return mask
+
+
+def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, numbering: tuple[str, str] | None) -> Layout:
+    """Says how the columns of an answer become those of the lake.
+
+    The record's own timestamp, when it is landed, is the last column. Source partition and offset are landed only if
+    they are ordinary columns that the feed's ``rename`` names. A BIGINT that partitions is landed as a timestamp.
+
+    Args:
+        columns: The answer's columns.
+        feed: What is read.
+        time: Source name of the column that partitions; None for tables.
+        numbering: Source names of the columns that carry source partition and offset.
+
+    Raises:
+        InvalidFeed: Columns clash, or the time column is no time.
+    """
+    names = [column.name for column in columns]
+    hidden = {name for name in numbering or () if name not in feed.ksqldb.rename}
+    if time != _ROWTIME:
+        hidden.add(_ROWTIME)
+    visible = tuple(index for index, name in enumerate(names) if time is None or name not in hidden)
+    shown = arrow_schema([columns[index] for index in visible], feed=feed.name, rename=feed.ksqldb.rename)
+    kinds = arrow_schema(columns, feed=feed.name, rename={name: f"column_{index}" for index, name in enumerate(names)})
+    shown = pa.schema([_marked(field, columns[index]) for field, index in zip(shown, visible, strict=True)])
+    position = None if time is None else names.index(time)
+    time_column = None if position is None else shown.field(visible.index(position)).name
+    if position is not None and time_column is not None:
+        shown = _as_time(shown, visible.index(position), feed)
+    return Layout(
+        columns=tuple(columns),
+        decoded=kinds,
+        schema=shown,
+        visible=visible,
+        time_column=time_column,
+        time=position,
+        rowtime=names.index(_ROWTIME) if time is not None and _ROWTIME in names else None,
+        numbering=None if numbering is None else (names.index(numbering[0]), names.index(numbering[1])),
+    )
+
+
+def _marked(field: pa.Field, column: Column) -> pa.Field:
+    return field.with_metadata({**(field.metadata or {}), SOURCE_KEY: b"true"}) if column.key else field
+
+
+def _as_time(schema: pa.Schema, position: int, feed: Feed) -> pa.Schema:
+    field = schema.field(position)
+    if field.type not in (LAKE_TIME, pa.int64()):
+        reason = (
+            f"time_column {field.name!r} is {field.type}; it must be a TIMESTAMP, or a BIGINT of epoch milliseconds"
+        )
+        raise InvalidFeed(feed.name, reason)
+    return schema.set(position, field.with_type(LAKE_TIME))

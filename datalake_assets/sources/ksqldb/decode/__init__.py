@@ -1,0 +1,1 @@
+"""Answers of ksqlDB as Arrow batches, without a Python object per row."""

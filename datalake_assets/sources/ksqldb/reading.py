@@ -1,0 +1,346 @@
+"""Reads of a stream whose rows carry source partition and offset: push queries until caught up, and bounded pulls.
+
+Both ask for one row more than they need by source partition, see `ksqldb_positions`.
+
+Looks at which source offsets a stream has, when a read leaves that in doubt.
+
+From blocks of decoded rows to the lake's batches: positions, windows, and where rejected rows stood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datalake_assets.core.batches import ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.partitions import TimeWindow
+from datalake_assets.errors import SourceRefused, SourceUnavailable
+from datalake_assets.sources.ksqldb.client import KsqlClient
+from datalake_assets.sources.ksqldb.columns import Layout
+from datalake_assets.sources.ksqldb.decode.rows import DecodedRows
+from datalake_assets.sources.ksqldb.decode.rows import RejectedRow as UndecodedRow
+from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, Seen
+from datalake_assets.sources.ksqldb.query import PullQuery, PushQuery, Query
+from datalake_assets.sources.ksqldb.statements import before, select
+
+__all__ = ["LONGEST_PUSH_S", "Batcher", "OffsetReader", "Pace", "numbers_of", "older", "position_of", "scan"]
+
+
+@dataclass(slots=True)
+class Batcher:
+    """Makes batches of one read.
+
+    Attributes:
+        source: What is read, for errors.
+        layout: The answer's columns.
+        starts: Rows before these offsets are left out, by source partition.
+        window: Rows outside of it are left out.
+        seen: Takes note of all rows, those that are left out too.
+        order: Makes sure that they are in order.
+    """
+
+    source: str
+    layout: Layout
+    starts: Mapping[int, int] = field(default_factory=dict)
+    window: TimeWindow | None = None
+    seen: Seen | None = None
+    order: OrderWatch | None = None
+
+    def batch(self, decoded: DecodedRows) -> SourceBatch | None:
+        """The wanted rows of a block; None if there are none."""
+        rows = _combined(decoded.table)
+        rejected = tuple(row for row in map(self._rejected, decoded.rejected) if row is not None)
+        if self.layout.numbering is not None:
+            self._note(rows, self.layout.numbering)
+        mask = self.layout.wanted(rows, starts=self.starts, window=self.window)
+        if not mask.all():
+            rows = rows.filter(pa.array(mask))
+        if not rows.num_rows and not rejected:
+            return None
+        partitions, offsets = self._positions(rows)
+        return SourceBatch(self.layout.rows(rows), partitions, offsets, rejected)
+
+    def _note(self, rows: pa.RecordBatch, numbering: tuple[int, int]) -> None:
+        self._refuse_nulls(rows, numbering)
+        for watch in (self.order, self.seen):
+            if watch is not None and rows.num_rows:
+                watch.add(*numbers_of(rows, numbering))
+
+    def _refuse_nulls(self, rows: pa.RecordBatch, numbering: tuple[int, int]) -> None:
+        if any(rows.column(index).null_count for index in numbering):
+            names = " or ".join(repr(self.layout.columns[index].name) for index in numbering)
+            reason = f"rows without a number in {names}: their source partition and offset are not known"
+            raise SourceRefused(self.source, reason, cure="choose other offset_columns, or mode 'pull'")
+
+    def _positions(self, rows: pa.RecordBatch) -> tuple[pa.Array | None, pa.Array | None]:
+        if self.layout.numbering is None:
+            return None, None
+        partition, offset = self.layout.numbering
+        return rows.column(partition).cast(pa.int32()), rows.column(offset).cast(pa.int64())
+
+    def _rejected(self, row: UndecodedRow) -> RejectedRow | None:
+        at = None if self.layout.numbering is None else position_of(row.raw, len(self.layout.columns))
+        if at is not None:
+            partition, offset = at
+            if self.seen is not None:
+                self.seen.add(np.array([partition], np.int32), np.array([offset], np.int64))
+            if offset < self.starts.get(partition, 0):
+                return None
+            return RejectedRow(row.raw, row.reason, f"{partition}:{offset}")
+        digest = hashlib.blake2b(row.raw, digest_size=8).hexdigest()
+        return RejectedRow(row.raw, row.reason, f"line:{row.line}@{digest}")
+
+
+def has_rows_before(rows: DecodedRows, layout: Layout, moment_ms: int) -> bool:
+    """Whether any row's own timestamp is earlier; a row that was not decoded counts as one."""
+    if rows.rejected or layout.rowtime is None:
+        return rows.lines > 0
+    if not rows.table.num_rows:
+        return False
+    return bool(pc.min(rows.table.column(layout.rowtime)).as_py() < moment_ms)
+
+
+def numbers_of(rows: pa.RecordBatch, numbering: tuple[int, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Source partition and offset of decoded rows."""
+    partition, offset = (rows.column(index).to_numpy() for index in numbering)
+    return partition, offset
+
+
+def position_of(raw: bytes, columns: int) -> tuple[int, int] | None:
+    """Source partition and offset of a row that could not be decoded, if they can be told for sure.
+
+    Args:
+        raw: The row as the server sent it, source partition and offset last.
+        columns: How many columns it must have: in a shorter row, others would pass for them.
+    """
+    try:
+        row = json.loads(raw)
+        values = row["row"]["columns"] if isinstance(row, dict) else row
+        if len(values) != columns:
+            return None
+        partition, offset = values[-2:]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (partition, offset))
+    return (partition, offset) if whole and 0 <= partition < 2**31 and 0 <= offset < 2**63 else None
+
+
+def _combined(table: pa.Table) -> pa.RecordBatch:
+    batches = table.combine_chunks().to_batches()
+    if len(batches) == 1:
+        return batches[0]
+    if not batches:
+        return pa.RecordBatch.from_pylist([], schema=table.schema)
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+#: A read of a stream that never pauses ends after this long, wherever it is; the next one goes on.
+LONGEST_PUSH_S = 3600.0
+_LONGEST_POLL_S = 0.5
+
+
+class Pace:
+    """When a read that has no end is over.
+
+    Only time that was spent waiting for the server counts as silence, so that a busy consumer, or a machine that slept,
+    ends no read early.
+
+    Args:
+        idle_s: Silence that counts as the end.
+        long_s: Silence after which nothing will ever come.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, idle_s: float, long_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._idle_s, self._long_s = clock, idle_s, max(idle_s, long_s)
+        self._began = clock()
+        self._silence_s = 0.0
+
+    def poll(self, running: PushQuery) -> list[DecodedRows]:
+        """Waits for the next rows of a query, for a while."""
+        left_s = self._idle_s - self._silence_s
+        patience_s = min(_LONGEST_POLL_S, left_s) if left_s > 0 else _LONGEST_POLL_S
+        began = self._clock()
+        blocks = running.poll(patience_s)
+        self._silence_s += min(self._clock() - began, patience_s)
+        return blocks
+
+    def restart(self) -> None:
+        """A row came."""
+        self._silence_s = 0.0
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing came for the idle time."""
+        return self._silence_s >= self._idle_s
+
+    @property
+    def is_quiet_for_long(self) -> bool:
+        """Whether nothing came for so long that it never will."""
+        return self._silence_s >= self._long_s
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the read has taken as long as any may."""
+        return self._clock() - self._began >= LONGEST_PUSH_S
+
+
+def older(client: KsqlClient, query: Query, ends: Mapping[int, int]) -> Seen:
+    """One row or more before the end of each source partition that has any, by a bounded query."""
+    numbering = _numbering(query)
+    found = Seen()
+    with PullQuery(client, _probe(query, select(numbering, query.object, where=[before(numbering, ends)]))) as running:
+        for block in running.blocks():
+            _note(found, running.layout, block)
+            if ends.keys() <= found.extents.keys():
+                break
+    return found
+
+
+def scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
+    """Reads source offsets from the oldest row on, until enough is known or there are no more.
+
+    All source partitions are read, whichever are of interest, so that silence means the end.
+    """
+    return (_push_scan if query.push else _pull_scan)(client, query, enough)
+
+
+def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
+    found = Seen()
+    with PullQuery(client, _probe(query, select(_numbering(query), query.object))) as running:
+        for block in running.blocks():
+            _note(found, running.layout, block)
+            if enough(found):
+                break
+    return found
+
+
+def _push_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
+    found = Seen()
+    pace = Pace(query.feed.ksqldb.idle_s, client.timeout_s)
+    with PushQuery(client, _probe(query, select(_numbering(query), query.object, push=True))) as running:
+        while not (running.ended or pace.is_quiet or pace.is_overdue or enough(found)):
+            for block in pace.poll(running):
+                _note(found, running.layout, block)
+                if block.lines:
+                    pace.restart()
+    return found
+
+
+def _probe(query: Query, sql: str) -> Query:
+    return replace(query, sql=sql, time=None)
+
+
+def _numbering(query: Query) -> tuple[str, str]:
+    if query.numbering is None:
+        raise AssertionError("only numbered queries are probed")
+    return query.numbering
+
+
+def _note(found: Seen, layout: Layout, block: DecodedRows) -> None:
+    for rows in block.table.to_batches():
+        if layout.numbering is not None and rows.num_rows:
+            found.add(*numbers_of(rows, layout.numbering))
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class OffsetReader:
+    """One read, from given positions.
+
+    Attributes:
+        client: The server.
+        query: What the read itself asks.
+        request: What is wanted.
+        watch: Whether what comes next is still there.
+    """
+
+    client: KsqlClient
+    query: Query
+    request: ReadRequest
+    watch: PositionWatch
+    _scanned: Seen | None = field(default=None, init=False)
+
+    def pulled(self, running: PullQuery) -> Iterator[SourceBatch]:
+        """The rows of a bounded query; an iteration that ends without an error found nothing lost.
+
+        Raises:
+            SourceDataLost: Rows between position and oldest offset are gone.
+            SourceRecreated: A source partition ends before the position.
+        """
+        batcher = self._batcher(running.layout)
+        for block in running.blocks():
+            batch = batcher.batch(block)
+            if batch is not None:
+                yield batch
+        doubts = self.watch.silent | self.watch.gaps
+        if doubts:
+            ends = {partition: self.watch.starts[partition] - 1 for partition in doubts}
+            self.watch.settle(older(self.client, self.query, ends))
+
+    def pushed(self, running: PushQuery) -> Iterator[SourceBatch]:
+        """The rows of an endless query, until no row from before the read's beginning came for the feed's idle time.
+
+        Rows that are written while it is read come too, and don't prolong it: a busy stream would never be read.
+
+        Raises:
+            SourceDataLost: Rows between position and oldest offset are gone.
+            SourceRecreated: A source partition ends before the position.
+            SourceUnavailable: The server did not reach the position.
+        """
+        batcher, pace = self._batcher(running.layout), Pace(self.query.feed.ksqldb.idle_s, self.client.timeout_s)
+        began_ms = int(time.time() * 1000)
+        while True:
+            for block in pace.poll(running):
+                batch = batcher.batch(block)
+                if self.watch.gaps:
+                    self.watch.settle(self._scan())
+                if batch is not None:
+                    yield batch
+                if has_rows_before(block, running.layout, began_ms):
+                    pace.restart()
+            if running.ended:
+                logger.warning("%s: the server ended the query; what came until then is kept", self.query.source)
+                return
+            if pace.is_quiet and self._caught_up(pace):
+                return
+            if pace.is_overdue:
+                logger.warning("%s: not caught up after %d s; the next read goes on", self.query.source, LONGEST_PUSH_S)
+                return
+
+    def _batcher(self, layout: Layout) -> Batcher:
+        return Batcher(
+            self.query.source,
+            layout,
+            starts=self.watch.starts,
+            window=self.request.window,
+            seen=self.watch.seen,
+            order=OrderWatch(self.query.source),
+        )
+
+    def _caught_up(self, pace: Pace) -> bool:
+        """Whether silence means that there is nothing more, rather than that the server still skips old rows."""
+        if not self.watch.silent:
+            return True
+        owed = self.watch.settle(self._scan())
+        if owed and pace.is_quiet_for_long:
+            reason = f"the server did not reach the position in partitions {sorted(owed)} in time"
+            raise SourceUnavailable(self.query.source, reason, cure="run it again, or raise DATALAKE_KSQLDB_TIMEOUT_S")
+        return False
+
+    def _scan(self) -> Seen:
+        """What there is of the source partitions in doubt; read once."""
+        if self._scanned is None:
+            self._scanned = scan(self.client, self.query, self.watch.is_settled_by)
+        return self._scanned

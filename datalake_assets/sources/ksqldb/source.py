@@ -1,0 +1,308 @@
+"""ksqlDB as a source: from a feed and what is wanted of it to queries, and from their answers to batches.
+
+What is read how:
+
+==========================  =========================================================================================
+tables                      one pull query; complete with its closing bracket
+streams, ``pull``           one pull query for the window; complete with its completion message
+streams, ``offsets``        a push query from the start positions, until no older row came for ``idle_s``
+… with ``offset_columns``   one pull query from the start positions; complete with its completion message
+==========================  =========================================================================================
+
+ROWTIME is landed as ``rowtime``, the last column, where the feed names no other time column; a BIGINT time column is
+landed as the timestamp that it stands for. ROWPARTITION and ROWOFFSET are never landed, ``offset_columns`` only where
+the feed's ``rename`` names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pydantic import SecretStr
+
+from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
+from datalake_assets.errors import SchemaChanged, SourceRefused
+from datalake_assets.feed import Feed, FeedKind, KsqlDBMode
+from datalake_assets.sources.base import SourceObject
+from datalake_assets.sources.ksqldb.client import KsqlClient, retried, surfaced
+from datalake_assets.sources.ksqldb.columns import is_timestamp, resolve, rowtime_name, time_source
+from datalake_assets.sources.ksqldb.positions import PositionWatch, first_offsets, starts_anew
+from datalake_assets.sources.ksqldb.query import PullQuery, PushQuery, Query
+from datalake_assets.sources.ksqldb.reading import Batcher, OffsetReader, scan
+from datalake_assets.sources.ksqldb.statements import Description, at_or_after, described, in_window, listed, select
+
+__all__ = ["KsqlDB"]
+
+logger = logging.getLogger(__name__)
+
+_ROWTIME = "ROWTIME"
+_PSEUDO_NUMBERING = ("ROWPARTITION", "ROWOFFSET")
+#: A query that was opened to learn the schema serves the iteration too, if that begins within this time: later, its
+#: rows would be older than the caller thinks.
+_HELD_S = 5.0
+
+
+class KsqlDB:
+    """A ksqlDB server to read feeds from; one thread at a time.
+
+    Args:
+        url: ``http(s)://host[:port]``; credentials in it are used, and never shown.
+        user: For HTTP Basic authentication.
+        password: Its password.
+        ca_file: PEM file of the authority that signed the server's certificate.
+        timeout_s: Seconds to wait for a connection or for the next bytes of an answer.
+
+    Raises:
+        ConfigError: The URL or the file cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        user: str | None = None,
+        password: SecretStr | str | None = None,
+        ca_file: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self._client = KsqlClient(url, user=user, password=password, ca_file=ca_file, timeout_s=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"KsqlDB({self._client.url!r})"
+
+    def read(self, feed: Feed, request: ReadRequest) -> Batches:
+        """Prepares to read ``feed``; nothing is asked before the iteration, or its ``schema``."""
+        return _KsqlBatches(self._client, feed, request)
+
+    def discover(self) -> Iterator[SourceObject]:
+        """Lists streams and tables; the note says why one cannot be landed.
+
+        Raises:
+            SourceError: The server failed.
+        """
+        return listed(self._client)
+
+    def check(self, feed: Feed) -> None:
+        """Asks whether ``feed`` could be read: its object, its columns, its query.
+
+        Raises:
+            SourceError: It could not; says why.
+            InvalidFeed: Its columns don't fit what the feed says of them.
+        """
+        batches = _KsqlBatches(self._client, feed, ReadRequest())
+        with contextlib.closing(batches):
+            _ = batches.schema
+
+    def close(self) -> None:
+        """Closes its connections; idempotent."""
+        self._client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An open read: its schema is known, its rows are not read yet."""
+
+    schema: pa.Schema
+    batches: Callable[[], Iterator[SourceBatch]]
+    close: Callable[[], None]
+    opened: float
+
+
+class _KsqlBatches:
+    """One read of a feed."""
+
+    def __init__(self, client: KsqlClient, feed: Feed, request: ReadRequest) -> None:
+        self._client, self._feed, self._request = client, feed, request
+        self._source = client.source(feed.ksqldb.object)
+        self._schema: pa.Schema | None = None
+        self._held: _Read | None = None
+        self._recreated = False
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the rows; asks the server, and keeps the query for an iteration that begins at once."""
+        if self._schema is None:
+            self._held = retried(self._open)
+            self._schema = self._held.schema
+        return self._schema
+
+    @property
+    def time_column(self) -> str | None:
+        """The lake column that partitions the rows; None for a table."""
+        if self._feed.kind is FeedKind.TABLE:
+            return None
+        return self._feed.time_column or rowtime_name(self._feed)
+
+    @property
+    def request(self) -> ReadRequest:
+        """What is read."""
+        return self._request
+
+    @property
+    def recreated(self) -> bool:
+        """Whether the source numbers its rows anew; looked for only if the request accepts it."""
+        return self._recreated
+
+    def acknowledge(self) -> None:
+        """Does nothing: ksqlDB needn't know."""
+
+    def close(self) -> None:
+        """Drops a query that was opened for its schema only; idempotent."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # nobody is left to tell
+            self.close()
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Streams the rows. Failures before the first batch are retried; later ones are the caller's.
+
+        Raises:
+            SourceError: See `Batches`.
+        """
+        read, batches, first = retried(self._begin)
+        with contextlib.closing(read), surfaced():
+            if first is not None:
+                yield first
+            yield from batches
+
+    def _begin(self) -> tuple[_Read, Iterator[SourceBatch], SourceBatch | None]:
+        read = self._fresh()
+        try:
+            batches = read.batches()
+            return read, batches, next(batches, None)
+        except BaseException:
+            read.close()
+            raise
+
+    def _fresh(self) -> _Read:
+        held, self._held = self._held, None
+        if held is not None and time.monotonic() - held.opened <= _HELD_S:
+            return held
+        if held is not None:
+            held.close()
+        read = self._open()
+        if self._schema is not None and not read.schema.equals(self._schema):
+            read.close()
+            raise SchemaChanged(self._source, "the columns changed while it was being read", cure="run it again")
+        self._schema = read.schema
+        return read
+
+    def _open(self) -> _Read:
+        description = described(self._client, self._feed.ksqldb.object)
+        _refuse(self._source, self._feed, description)
+        if self._feed.kind is FeedKind.TABLE:
+            return self._table()
+        by = time_source(self._feed, description.columns)
+        if self._feed.ksqldb.mode is KsqlDBMode.PULL:
+            return self._window(description, by)
+        if self._feed.ksqldb.offset_columns is None:
+            return self._push(description, by)
+        return self._numbered(description, by)
+
+    def _table(self) -> _Read:
+        return self._whole(self._query(select(["*"], self._feed.ksqldb.object)))
+
+    def _window(self, description: Description, by: str) -> _Read:
+        self._refuse_old("pull queries on streams")
+        return self._whole(self._query(self._select(description, by), by=by, says_completed=True))
+
+    def _whole(self, query: Query) -> _Read:
+        running = PullQuery(self._client, query)
+        batcher = Batcher(self._source, running.layout)
+        return _read(running, lambda: (batch for block in running.blocks() if (batch := batcher.batch(block))))
+
+    def _push(self, description: Description, by: str) -> _Read:
+        sql = select(
+            [*description.columns, _ROWTIME, *_PSEUDO_NUMBERING],
+            self._feed.ksqldb.object,
+            where=[self._bounds(_PSEUDO_NUMBERING, nullable=False)],
+            push=True,
+        )
+        query = self._query(sql, by=by, numbering=_PSEUDO_NUMBERING, push=True)
+        reader = self._reader(query)
+        running = PushQuery(self._client, query)
+        return _read(running, lambda: reader.pushed(running))
+
+    def _numbered(self, description: Description, by: str) -> _Read:
+        self._refuse_old("pull queries on streams")
+        wanted = self._feed.ksqldb.offset_columns or _PSEUDO_NUMBERING
+        numbering = (
+            resolve(self._feed, wanted[0], description.columns),
+            resolve(self._feed, wanted[1], description.columns),
+        )
+        sql = self._select(description, by, numbering=numbering)
+        query = self._query(sql, by=by, numbering=numbering, says_completed=True)
+        reader = self._reader(query)
+        running = PullQuery(self._client, query)
+        return _read(running, lambda: reader.pulled(running))
+
+    def _select(self, description: Description, by: str, *, numbering: tuple[str, str] | None = None) -> str:
+        """A bounded query of a stream: its columns, ROWTIME if it partitions, source partition and offset last."""
+        columns = [name for name in description.columns if name not in (numbering or ())]
+        columns += [*([_ROWTIME] if by == _ROWTIME else []), *(numbering or ())]
+        as_text = by != _ROWTIME and is_timestamp(description.types.get(by, ""))
+        where = [
+            in_window(by, self._request.window, as_text=as_text),
+            self._bounds(numbering, nullable=True) if numbering else "",
+        ]
+        return select(columns, self._feed.ksqldb.object, where=where)
+
+    @property
+    def _starts(self) -> dict[int, int]:
+        """Next offset wanted by source partition; nothing if everything is."""
+        return {} if self._request.new_epoch else dict(self._request.start_offsets or {})
+
+    def _bounds(self, numbering: tuple[str, str], *, nullable: bool) -> str:
+        return at_or_after(numbering, first_offsets(self._starts), nullable=nullable)
+
+    def _reader(self, query: Query) -> OffsetReader:
+        starts = self._request.start_offsets
+        if self._request.new_epoch and starts:
+            watch = PositionWatch(self._source, starts)
+            self._recreated = starts_anew(starts, scan(self._client, query, watch.is_settled_by))
+        # a pull's window is the server's to filter: it hides the row that would vouch for the position
+        vouched = query.push or self._request.window is None
+        watch = PositionWatch(self._source, self._starts, vouched=vouched)
+        return OffsetReader(self._client, query, self._request, watch)
+
+    def _query(
+        self,
+        sql: str,
+        *,
+        by: str | None = None,
+        numbering: tuple[str, str] | None = None,
+        push: bool = False,
+        says_completed: bool = False,
+    ) -> Query:
+        properties = dict(self._feed.ksqldb.properties)
+        if push:
+            properties["auto.offset.reset"] = "earliest"
+        return Query(sql, self._source, self._feed, properties, by, numbering, push, says_completed)
+
+    def _refuse_old(self, what: str) -> None:
+        version = self._client.version
+        if not version.ends_stream_pulls:
+            reason = f"ksqlDB {version.text} ends {what} without saying that they are complete (#8554)"
+            cure = "upgrade to 0.25.1 or later, or read it by offsets without offset_columns"
+            raise SourceRefused(self._source, reason, cure=cure)
+
+
+def _read(running: PullQuery | PushQuery, batches: Callable[[], Iterator[SourceBatch]]) -> _Read:
+    return _Read(running.layout.schema, batches, running.close, time.monotonic())
+
+
+def _refuse(source: str, feed: Feed, description: Description) -> None:
+    if description.kind != feed.kind.value:
+        reason = f"it is a {description.kind}, not a {feed.kind.value}"
+        raise SourceRefused(source, reason, cure=f"set the feed's kind to {description.kind!r}")
+    headers = description.source_table and description.header_columns
+    if headers:
+        raise SourceRefused(source, description.note, cure="then set the feed's source to that table")

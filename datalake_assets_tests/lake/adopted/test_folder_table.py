@@ -1,0 +1,311 @@
+"""An adopted folder is compacted, verified and repaired beside a writer that knows nothing of it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.manifest import Garbage
+from datalake_assets.errors import (
+    CommitConflict,
+    ConfigError,
+    FolderTaken,
+    LakeUnavailable,
+    TransientStoreError,
+    UnreadableFile,
+)
+from datalake_assets.lake import compaction as inputs_module
+from datalake_assets.lake.adopted import folder_table
+from datalake_assets.lake.adopted import reconcile as reconcile_module
+from datalake_assets.lake.adopted.adoption import adopt
+from datalake_assets.lake.adopted.folder_table import FolderTable
+from datalake_assets.lake.adopted.reconcile import reconcile
+from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.sql_session import run_sql
+from datalake_assets.lake.statistics import lake_statistics
+from datalake_assets.lake.tables import look_again, open_table
+from datalake_assets_tests.lake.adopted.foreign_folder import ids, parquet_bytes
+
+FORCE = CompactionRequest(force=True)
+
+
+@pytest.fixture
+def table(store, folder):
+    for number in range(4):
+        folder.write(f"day=1/{number}.parquet", [number])
+    adopted = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    assert isinstance(adopted, FolderTable)
+    return adopted
+
+
+def differences(table, **options) -> list[tuple[str, str]]:
+    return [(each.what, each.name.rpartition("/")[2]) for each in table.verify(**options)]
+
+
+def manifest(table, key="day=1"):
+    return table._folder.log(key).load().manifest
+
+
+# ---- compaction
+
+
+@pytest.mark.parametrize("largest_read_whole", [0, 1 << 20], ids=["in place", "whole"])
+def test_a_file_that_was_written_again_since_is_not_read(table, folder, monkeypatch, largest_read_whole):
+    monkeypatch.setattr(inputs_module, "WHOLE_LOCAL_BYTES", largest_read_whole)
+    monkeypatch.setattr(inputs_module, "WHOLE_BYTES", largest_read_whole)
+    log, listed = table._folder.log("day=1"), manifest(table).files
+    folder.write("day=1/2.parquet", [77])
+    files = inputs_module.Inputs(table._folder.data_store, log, listed, foreign=True, may_copy=False)
+    for file in files.files:
+        if file.name == "2.parquet":
+            with pytest.raises(UnreadableFile, match="was changed by somebody else"):
+                file.open()
+        else:
+            assert file.open().size() == file.size_bytes
+    files.close()
+
+
+def test_compaction_merges_others_files_where_they_lie(table, folder):
+    report = table.compact("day=1", FORCE)
+
+    assert (report.files_before, report.files_after, report.rows) == (4, 1, 4)
+    (name,) = folder.files()
+    assert name.startswith("day=1/compacted_")
+    assert ids(table) == [0, 1, 2, 3]
+    assert manifest(table).garbage == ()
+    assert differences(table, deep=True) == []
+    assert reconcile(table._folder).changed == []
+    assert not list(folder.store.list_staged(""))
+
+
+def test_compaction_looks_first(table, folder):
+    folder.write("day=1/new.parquet", [9])
+    folder.delete("day=1/0.parquet")
+
+    assert table.compact("day=1", FORCE).files_after == 1
+    assert ids(table) == [1, 2, 3, 9]
+
+
+def test_compaction_leaves_alone_what_cannot_be_read_or_does_not_fit(table, folder):
+    folder.put("day=1/bad.parquet", b"bad")
+    folder.write("day=1/odd.parquet", ["text"])
+    folder.write("day=1/odd2.parquet", ["text"])
+    report = table.compact("day=1", FORCE)
+
+    assert {"day=1/bad.parquet", "day=1/odd.parquet", "day=1/odd2.parquet"} < set(folder.files())
+    assert {each.name for each in report.skipped} >= {"odd.parquet", "odd2.parquet"}
+    assert ids(table) == [0, 1, 2, 3]
+
+
+def test_input_that_changes_before_the_commit_stops_it(table, folder):
+    log, before = table._folder.log("day=1"), manifest(table)
+    with folder.store.stage("clicks/day=1/compacted.parquet") as writer:
+        writer.write(parquet_bytes({"id": [0, 1]}))
+        staged = writer.finish()
+    file = before.files[0].__class__("compacted.parquet", 2, staged.size_bytes)
+    remove = ("0.parquet", "1.parquet")
+    folder.write("day=1/1.parquet", [1, 1])
+
+    with pytest.raises(CommitConflict, match=r"1\.parquet: another writer changed or deleted it since it was read"):
+        log.commit(Change("c", "compact", ((staged, file),), lambda _: Planned(remove=remove)))
+    assert manifest(table) == before
+    assert not folder.store.has_staged(staged)
+
+
+class _Died(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def interrupted(table, folder, monkeypatch):
+    """A compaction that died after its commit, before anything was deleted."""
+
+    def die(*_: object) -> None:
+        raise _Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder.store), "delete_if", die)
+        with pytest.raises(_Died):
+            table.compact("day=1", FORCE)
+    assert len(folder.files()) == 5
+    return table
+
+
+def test_garbage_of_a_crash_remembers_what_was_compacted(interrupted, folder):
+    there = folder.files()
+    assert set(manifest(interrupted).garbage) == {
+        Garbage(f"{number}.parquet", there[f"day=1/{number}.parquet"]) for number in range(4)
+    }
+    assert ids(interrupted) == [0, 1, 2, 3]
+    assert differences(interrupted) == [("garbage", "manifest.json")]
+
+
+def test_file_rewritten_after_a_crash_is_never_deleted(interrupted, folder, caplog):
+    folder.write("day=1/2.parquet", [2, 20])
+    folder.delete("day=1/3.parquet")
+
+    with caplog.at_level(logging.WARNING):
+        done = interrupted.repair()
+
+    left = {path for path in folder.files() if "compacted" not in path}
+    assert left == {"day=1/2.parquet"}
+    assert [each.getMessage() for each in caplog.records] == [
+        "clicks/day=1/2.parquet was replaced, and written again by somebody else before it was deleted: it stays"
+    ]
+    assert (done.waiting, done.reconciled) == ((), 1)
+    # what was compacted and what was written since: both are somebody's rows
+    assert ids(interrupted) == [0, 1, 2, 2, 3, 20]
+    assert differences(interrupted) == []
+
+
+def test_staged_files_of_a_crash_lie_beside_the_folder(table, folder, monkeypatch):
+    before = folder.files()
+
+    def die(*_: object, **__: object) -> None:
+        raise _Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datalake_assets.lake.commit.PartitionLog._swap", die)
+        with pytest.raises(_Died):
+            table.compact("day=1", FORCE)
+    assert folder.files() == before
+    assert [each.key.rpartition("/")[0] for each in folder.store.list_staged("clicks")] == ["clicks/day=1"]
+
+
+def test_partition_that_was_compacted_during_the_listing_is_looked_at_again(table, monkeypatch):
+    listing, compacted = reconcile_module.list_folder, []
+
+    def list_late(where, only=None):
+        found = listing(where, only)
+        if not compacted:
+            compacted.append(True)
+            table.compact("day=1", FORCE)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconcile_module, "list_folder", list_late)
+        found = reconcile(table._folder)
+    assert (found.changed, found.waiting) == ([], [])
+    assert ids(table) == [0, 1, 2, 3]
+    assert len(manifest(table).files) == 1
+
+
+def test_partition_that_nobody_can_settle_now_waits_and_the_others_go_on(table, folder, monkeypatch):
+    folder.write("day=2/a.parquet", [5])
+    settle = FeedFolder.log
+
+    def log(self, key):
+        found = settle(self, key)
+        if key == "day=1":
+
+            def busy(_: object) -> None:
+                raise TransientStoreError("x", "busy")
+
+            found.settle = busy
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeedFolder, "log", log)
+        found = reconcile(table._folder)
+    assert (found.waiting, found.changed) == (["day=1: busy"], ["day=2"])
+
+
+# ---- who may compact, and where
+
+
+def test_folder_whose_marker_is_gone_is_not_compacted(table, folder):
+    folder.store.delete([".datalake-owner-clicks.json"])
+
+    with pytest.raises(FolderTaken) as caught:
+        table.compact("day=1", FORCE)
+    assert str(caught.value) == (
+        f"{folder.uri}: its owner's marker is gone; adopt it again with 'datalake adopt {folder.uri} --name clicks'"
+    )
+    adopt(table._folder.store, folder.uri, "clicks")
+    assert table.compact("day=1", FORCE).files_after == 1
+
+
+def test_archived_feed_compacts_no_more(table, store):
+    FeedRegistry(store).archive("clicks")
+
+    with pytest.raises(FolderTaken):
+        table.compact("day=1", FORCE)
+
+
+def test_folder_on_another_device_than_its_parent_is_not_compacted(table, folder, monkeypatch):
+    if "://" in folder.uri:
+        return
+    monkeypatch.setattr(folder_table, "_device", lambda path: 1 if str(path).endswith("day=1") else 2)
+
+    with pytest.raises(LakeUnavailable) as caught:
+        table.compact("day=1", FORCE)
+    assert str(caught.value) == (
+        f"{folder.uri}/day=1: it is on another device than {folder.store.uri}, where files are staged; adopt a folder"
+        " below the mount point instead"
+    )
+    assert ids(table) == [0, 1, 2, 3]
+
+
+def test_nothing_is_exported_to_a_folder(table):
+    line = (
+        "feed 'clicks' is a folder that others write: nothing is exported to it; look at it with"
+        " 'datalake repair clicks', or merge its files with 'datalake compact clicks'"
+    )
+    for call in (table.plan, lambda: table.write(None, partitions=(), run_id="")):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert str(caught.value) == line
+
+
+# ---- verify, repair, report, sql
+
+
+def test_verify_tells_what_others_did_and_repair_takes_it_over(table, folder):
+    folder.write("day=1/0.parquet", [0, 100])
+    folder.delete("day=1/1.parquet")
+    folder.write("day=1/new.parquet", [9])
+    folder.put("day=2/bad.parquet", b"bad")
+    folder.put("day=2/notes.txt", b"text")
+
+    assert differences(table) == [
+        ("changed", "0.parquet"),
+        ("missing", "1.parquet"),
+        ("new file", "new.parquet"),
+        ("unreadable", "bad.parquet"),
+    ]
+    assert table.repair().reconciled == 1
+    assert differences(table) == [("unreadable", "bad.parquet")]
+    assert ids(table) == [0, 2, 3, 9, 100]
+
+
+def test_look_again_takes_over_what_others_did(table, folder):
+    folder.write("day=2/a.parquet", [9])
+    look_again(table)
+    assert table.partitions() == ("day=1", "day=2")
+
+
+def test_deep_verify_reads_what_the_footer_does_not_show(table, folder):
+    body = parquet_bytes({"id": list(range(1000))}, use_dictionary=False, compression="none")
+    damaged = body[:4] + b"\xff" * 2000 + body[2004:]
+    folder.put("day=1/damaged.parquet", damaged)
+    look_again(table)
+
+    assert differences(table) == []
+    assert differences(table, deep=True) == [("rows", "damaged.parquet")]
+
+
+def test_statistics_and_summary_know_the_folder(table, store):
+    (statistics,) = lake_statistics(store, [table.feed])
+    assert (statistics.rows, statistics.files, [each.key for each in statistics.partitions]) == (4, 4, ["day=1"])
+    assert b'"path": "day=1"' in store.get("metadata/folders/clicks/_metadata.json")[0]
+
+
+def test_sql_reads_the_folder_with_its_partition_columns(table, store, folder):
+    folder.write("a.parquet", [9])
+    look_again(table)
+    query = "select day, count(*), sum(id)::int from clicks group by day order by day nulls last"
+    assert run_sql(store, [table.feed], query).rows == ((1, 4, 6), (None, 1, 9))
