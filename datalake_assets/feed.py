@@ -32,6 +32,7 @@ from datalake_assets.policies import (
 )
 
 __all__ = [
+    "ColumnNote",
     "Feed",
     "FeedKind",
     "FolderSource",
@@ -148,6 +149,26 @@ Source = Annotated[
 ]
 
 
+class ColumnNote(Model):
+    """What people should know of a column; shown in the UI and the report, and kept in the files.
+
+    Attributes:
+        description: In a sentence; Markdown.
+        unit: Of its values, like ``USD`` or ``ms``.
+        tags: Dagster tags, like ``{"pii": "email"}``.
+    """
+
+    description: str = ""
+    unit: str = ""
+    tags: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """Description and unit on one line."""
+        unit = f"[{self.unit}]" if self.unit else ""
+        return " ".join(part for part in (self.description, unit) if part)
+
+
 class Feed(Model):
     """One stream or table to land, or one folder to keep in order, declared as data.
 
@@ -172,6 +193,7 @@ class Feed(Model):
         tags: Dagster tags.
         group: Dagster asset group.
         description: Shown in the UI; Markdown.
+        columns: What people should know of columns, by their names in the lake.
         enabled: False once archived.
         revision: Raised by every change; the registry's compare-and-swap counter.
     """
@@ -195,6 +217,7 @@ class Feed(Model):
     tags: dict[str, str] = Field(default_factory=dict)
     group: str = ""
     description: str = ""
+    columns: dict[str, ColumnNote] = Field(default_factory=dict)
     enabled: bool = True
     revision: Annotated[int, Field(ge=0)] = 0
 

@@ -14,9 +14,11 @@ import pyarrow as pa
 from datalake_assets.errors import InvalidFeed, SchemaChanged
 
 __all__ = [
+    "NOTES",
     "RESERVED_NAMES",
     "SOURCE_NAME",
     "SchemaPolicy",
+    "annotated",
     "conform",
     "evolve",
     "lake_name",
@@ -33,6 +35,9 @@ RESERVED_NAMES: Final = frozenset({"year", "month", "day", "hour", "version"})
 
 SOURCE_NAME: Final = b"source_name"
 """Field metadata key under which the source's own name is kept, UTF-8."""
+
+NOTES: Final = ("description", "unit")
+"""Field metadata keys under which a feed's notes on its columns are kept, UTF-8."""
 
 
 def lake_name(source_name: str) -> str:
@@ -69,6 +74,22 @@ def lake_names(sources: Sequence[str], *, feed: str, rename: Mapping[str, str] |
 def source_metadata(name: str) -> dict[bytes, bytes]:
     """Field metadata that keeps the source's own name of a column."""
     return {SOURCE_NAME: name.encode()}
+
+
+def annotated(schema: pa.Schema, notes: Mapping[str, Mapping[str, str]]) -> pa.Schema:
+    """The schema with what is said of its columns as field metadata, as pyarrow reads it back from a file.
+
+    Args:
+        schema: The columns.
+        notes: ``description`` and ``unit`` by column name; what is empty or not there is left out.
+    """
+    fields = []
+    for field in schema:
+        kept = {key: value for key, value in (field.metadata or {}).items() if key.decode() not in NOTES}
+        said = notes.get(field.name, {})
+        kept |= {name.encode(): said[name].encode() for name in NOTES if said.get(name)}
+        fields.append(field.with_metadata(kept or None))
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def evolve(frozen: pa.Schema, incoming: pa.Schema, *, policy: SchemaPolicy, source: str) -> pa.Schema:

@@ -58,7 +58,7 @@ def build_definitions(
         checks = nightly_checks_of(listing.feeds)
         dear = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
-            assets=[lake_report_asset(lake_uri=lake.uri)],
+            assets=[lake_report_asset(tuple(runner.feeds.values()), lake_uri=lake.uri)],
             asset_checks=checks,
             jobs=[*dear, export_all_job(runner), compact, maintenance],
             schedules=[

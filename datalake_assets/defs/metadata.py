@@ -12,7 +12,7 @@ from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
 from datalake_assets.core.compaction.watch import Report
 from datalake_assets.core.partitions import partition_path
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
-from datalake_assets.feed import Feed, FeedKind, FolderSource
+from datalake_assets.feed import ColumnNote, Feed, FeedKind, FolderSource
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.table import CompactionReport, PartitionReport, WriteReport
@@ -38,6 +38,7 @@ __all__ = [
     "readable_size",
     "recommendation_metadata",
     "rows_key",
+    "source_key",
     "versions_name",
     "write_metadata",
 ]
@@ -63,6 +64,11 @@ def asset_key(feed: Feed) -> dg.AssetKey:
     return dg.AssetKey.from_user_string(feed.asset) if feed.asset else dg.AssetKey([feed.kind.folder, feed.name])
 
 
+def source_key(feed: Feed) -> dg.AssetKey:
+    """What an exported feed reads, as an asset upstream of it: ``["ksqldb", "ORDERS"]``."""
+    return dg.AssetKey([feed.source.type, feed.source.where])
+
+
 def versions_name(feed: Feed) -> str:
     """The name under which Dagster keeps the versions of a table."""
     return feed.path
@@ -84,8 +90,8 @@ def rows_key(feed: Feed) -> str:
 
 
 def code_version(feed: Feed) -> str:
-    """Changes when the feed's declaration does; archiving and restoring change nothing."""
-    document = feed.model_dump(mode="json", exclude={"revision", "enabled"})
+    """Changes when the feed's declaration does; archiving, restoring and notes on columns change nothing."""
+    document = feed.model_dump(mode="json", exclude={"revision", "enabled", "columns"})
     return _digest(json.dumps(document, sort_keys=True))
 
 
@@ -122,7 +128,7 @@ def partition_metadata(
     """What a partition amounts to after a write, for its materialization."""
     return {
         **_partition_now(feed, report, lake_uri=lake_uri),
-        "dagster/column_schema": column_schema(schema),
+        "dagster/column_schema": column_schema(feed, schema),
         "datalake/rows_added": dg.MetadataValue.int(report.rows_added),
     }
 
@@ -215,12 +221,15 @@ def write_metadata(report: WriteReport) -> dict[str, dg.MetadataValue]:
     }
 
 
-def column_schema(schema: pa.Schema) -> dg.TableSchemaMetadataValue:
-    """Columns with their Arrow types, for the asset's "Columns" tab."""
-    columns = [
-        dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
-        for field in schema
-    ]
+def column_schema(feed: Feed, schema: pa.Schema) -> dg.TableSchemaMetadataValue:
+    """Columns with their Arrow types and what the feed says of them, for the asset's "Columns" tab."""
+    columns = []
+    for field in schema:
+        note = feed.columns.get(field.name, ColumnNote())
+        constraints = dg.TableColumnConstraints(nullable=field.nullable)
+        columns.append(
+            dg.TableColumn(field.name, str(field.type), note.text or None, constraints=constraints, tags=note.tags)
+        )
     return dg.TableSchemaMetadataValue(schema=dg.TableSchema(columns=columns))
 
 

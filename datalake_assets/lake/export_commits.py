@@ -16,7 +16,7 @@ from datalake_assets.core.batches import Batches
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of
-from datalake_assets.core.schema import evolve, schema_from_json, schema_to_json
+from datalake_assets.core.schema import annotated, evolve, schema_from_json, schema_to_json
 from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement, Quarantine
 from datalake_assets.lake.layout import FeedFolder
@@ -128,10 +128,11 @@ class Export(ABC):
 
     def schema(self) -> pa.Schema:
         """The feed's schema from now on."""
-        incoming = self.batches.schema
-        if self.state.schema is None:
-            return incoming
-        return evolve(schema_from_json(self.state.schema), incoming, policy=self.feed.schema_policy, source=self.source)
+        schema = incoming = self.batches.schema
+        if self.state.schema is not None:
+            known = schema_from_json(self.state.schema)
+            schema = evolve(known, incoming, policy=self.feed.schema_policy, source=self.source)
+        return annotated(schema, {name: note.model_dump() for name, note in self.feed.columns.items()})
 
     def commit(
         self, key: str, files: Sequence[tuple[StagedFile, DataFile]], plan: Callable[[Manifest], Planned | None]

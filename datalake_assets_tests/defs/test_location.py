@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 import datalake_assets
@@ -55,10 +56,24 @@ def test_bad_feed_file_is_skipped_with_a_warning(lake: MemoryLake, caplog: pytes
         definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
 
     assert {spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()} == {
+        "ksqldb/CLICKS",
         "lake_report",
         "streams/clicks",
     }
     assert caplog.messages[0].startswith("feeds/active/bad.json is skipped: kind: Field required")
+
+
+def test_lineage_leads_from_the_source_to_the_report(lake: MemoryLake):
+    for feed in (stream(), stream().model_copy(update={"name": "again"})):
+        lake.registry.add(feed)
+
+    graph = build_definitions(lake.settings, lake=lake, resources=resources(lake)).resolve_asset_graph()
+
+    source, report = dg.AssetKey(["ksqldb", "CLICKS"]), dg.AssetKey("lake_report")
+    feeds = {dg.AssetKey(["streams", "clicks"]), dg.AssetKey(["streams", "again"])}
+    assert graph.get(source).is_external
+    assert graph.get(source).child_keys == feeds
+    assert graph.get(report).parent_keys == feeds
 
 
 def test_location_without_feeds_loads(lake: MemoryLake):

@@ -333,3 +333,22 @@ def test_a_small_append_costs_five_puts(s3_store):
     report = export(table, stream_of(numbered(range(5, 9))))
     # upload begun, part, completed; manifest prepared, committed; and once per run: hint and summary
     assert report.requests["put"] == 5 + 2
+
+
+def test_notes_on_columns_stand_in_the_files_and_follow_the_feed(store):
+    notes = {"id": {"description": "Number of the event.", "unit": "1", "tags": {"pii": "none"}}, "gone": {"unit": "s"}}
+    table = HiveTable(store, stream_feed(columns=notes))
+    export(table, stream_of(numbered(range(3))))
+    changed = HiveTable(store, stream_feed(columns={"id": {"description": "Its number."}}))
+    export(changed, stream_of(numbered(range(3, 5))))
+
+    found = [
+        pq.read_schema(pa.BufferReader(store.get(key)[0])).field("id").metadata
+        for key in sorted(listed(store, "streams/s"))
+        if key.endswith(".parquet")
+    ]
+    assert {(each[b"description"], each.get(b"unit")) for each in found} == {
+        (b"Number of the event.", b"1"),
+        (b"Its number.", None),
+    }
+    assert list(changed.verify(deep=True)) == []

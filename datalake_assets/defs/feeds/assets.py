@@ -11,7 +11,7 @@ import dagster as dg
 
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.defs.checks.on_write import check_specs, evaluate_checks
-from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, versions_name
+from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, source_key, versions_name
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
@@ -25,6 +25,7 @@ __all__ = [
     "drop_versions",
     "feed_asset",
     "partitions_of",
+    "source_assets",
     "writer_pool",
 ]
 
@@ -104,9 +105,24 @@ def feed_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
             description=feed.description or f"{feed.source.where}, as Parquet in the lake.",
             code_version=code_version(feed),
             metadata=feed_metadata(feed, lake_uri=lake_uri),
+            deps=[source_key(feed)],
             freshness_policy=_freshness_policy(feed),
         )
         return asset(_landing(feed))
+
+
+def source_assets(feeds: Iterable[Feed]) -> list[dg.AssetSpec]:
+    """What the feeds read, as external assets upstream of them: each once, though several feeds read it."""
+    read = {source_key(feed): feed.source for feed in feeds if feed.is_exported}
+    return [
+        dg.AssetSpec(
+            key,
+            kinds={source.type},
+            group_name="sources",
+            description=f"{source.where}, as {source.type} has it; read by the feeds downstream.",
+        )
+        for key, source in read.items()
+    ]
 
 
 def _landing(feed: Feed) -> Callable[..., Iterator[dg.Output[FeedRead] | dg.AssetCheckResult]]:

@@ -76,10 +76,10 @@ def _look(context: dg.AssetExecutionContext, feed: Feed, lake: Lake) -> dg.Obser
     for line in remarks(found):
         context.log.warning(line)
     context.log.info("%d files joined, %d were rewritten, %d left", found.added, found.rewritten, found.removed)
-    return dg.ObserveResult(metadata=_totals(found))
+    return dg.ObserveResult(metadata=_totals(feed, found))
 
 
-def _totals(found: Reconciliation) -> dict[str, dg.MetadataValue]:
+def _totals(feed: Feed, found: Reconciliation) -> dict[str, dg.MetadataValue]:
     """What the folder as a whole amounts to."""
     reports = found.partitions.values()
     figures = {
@@ -93,7 +93,7 @@ def _totals(found: Reconciliation) -> dict[str, dg.MetadataValue]:
     }
     metadata: dict[str, dg.MetadataValue] = {name: dg.MetadataValue.int(value) for name, value in figures.items()}
     if found.schema is not None:
-        metadata["dagster/column_schema"] = column_schema(found.schema)
+        metadata["dagster/column_schema"] = column_schema(feed, found.schema)
     return metadata
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset
+from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset, source_assets
 from datalake_assets.defs.feeds.folders import folder_asset
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
@@ -94,7 +94,7 @@ class FeedRunner:
         """Assets, checks and resources; no schedules and no sensors."""
         with known_dagster_warnings_ignored():
             return dg.Definitions(
-                assets=[self._asset(feed) for feed in self.feeds.values()],
+                assets=[*(self._asset(feed) for feed in self.feeds.values()), *source_assets(self.feeds.values())],
                 resources={**self._resources, IO_MANAGER_KEY: ParquetLakeIOManager(lake=self._resources["lake"])},
                 executor=dg.in_process_executor,
             )

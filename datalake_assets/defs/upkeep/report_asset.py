@@ -61,15 +61,17 @@ lake as `{PAGE_KEY}`; `datalake report` prints the same. Refreshed after exports
 """
 
 
-def lake_report_asset(*, lake_uri: str) -> dg.AssetsDefinition:
+def lake_report_asset(feeds: Sequence[Feed] = (), *, lake_uri: str) -> dg.AssetsDefinition:
     """The asset; it reads the registry anew in each run, and one manifest per partition.
 
     Args:
+        feeds: What it reports on, upstream of it.
         lake_uri: The lake's address.
     """
 
     @dg.asset(
         key=LAKE_REPORT,
+        deps=[asset_key(feed) for feed in feeds],
         metadata={"dagster/uri": dg.MetadataValue.text(f"{lake_uri}/{PAGE_KEY}")},
         group_name="lake",
         kinds={"report"},
