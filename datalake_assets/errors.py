@@ -218,7 +218,7 @@ class CommitConflict(LakeError):
 
 
 class FolderTaken(LakeError):
-    """A folder that others write is kept in order by another feed, or another lake."""
+    """An adopted folder is kept in order by another feed, or another lake."""
 
     default_cure = "archive that feed first, or adopt another folder"
 

@@ -49,7 +49,7 @@ MAX_PARTITIONS = 20_000
 
 
 class FeedKind(StrEnum):
-    """A stream's rows are appended to time partitions, a table's landed as full snapshots; a folder's others write."""
+    """A stream's rows are appended to time partitions, a table's landed as full snapshots; a folder is adopted."""
 
     STREAM = "stream"
     TABLE = "table"
@@ -174,7 +174,7 @@ class Feed(Model):
 
     Attributes:
         name: ``[a-z][a-z0-9_]{0,127}``; names the folder, the asset and the SQL view.
-        kind: Stream, table, or a folder that others write.
+        kind: Stream, table, or an adopted folder.
         source: Where the rows come from.
         partition_by: Length of a stream's partitions.
         time_column: The lake column that partitions a stream; default: the record's own timestamp, as ``rowtime``. Of a
@@ -268,7 +268,7 @@ class Feed(Model):
 
     @property
     def is_exported(self) -> bool:
-        """Whether rows are pulled from a source; not so of others' folders and assets."""
+        """Whether rows are pulled from a source; not so of adopted folders and assets."""
         return isinstance(self.source, KsqlDBSource)
 
     @property
@@ -281,7 +281,7 @@ class Feed(Model):
         """Who writes it, for messages: ``feed 'x' is …``."""
         if isinstance(self.source, AssetSource):
             return f"written by the Dagster asset {self.source.asset!r}"
-        return "a folder that others write" if isinstance(self.source, FolderSource) else "exported"
+        return "an adopted folder" if isinstance(self.source, FolderSource) else "exported"
 
     @property
     def start_time(self) -> datetime:

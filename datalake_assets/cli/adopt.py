@@ -62,7 +62,7 @@ def _document(adoption: Adoption) -> dict[str, Any]:
         "removed": found.removed,
         "damaged": [{"name": each.name, "reason": each.reason} for each in _by_name(found.problems)],
         "left_out": [{"name": each.name, "reason": each.reason} for each in _by_name(found.left_out)],
-        "other_files": found.others,
+        "other_files": found.other_files,
         "footers_read": found.footers_read,
         "seconds": round(found.footers_s, 3),
         "waiting": list(found.waiting),
@@ -94,8 +94,8 @@ def _print(adoption: Adoption) -> None:
     say(as_table(columns, [(*shown, bytes_text(totals["size_bytes"]))]))
     _print_names("files that cannot be read, and stay where they are", found.problems)
     _print_names("files that do not fit the others, and are left out of queries and compaction", found.left_out)
-    if found.others:
-        say(f"\nother files, left alone (hidden ones, markers, other formats): {found.others:,}")
+    if found.other_files:
+        say(f"\nother files, left alone (hidden ones, markers, other formats): {found.other_files:,}")
     say("\nnext:")
     say(f"  datalake compact {feed.name} --dry-run")
     say(f"  datalake verify {feed.name}")

@@ -27,7 +27,7 @@ from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, pa
 from datalake_assets.demo.demo_lake import ksqldb_url
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
 from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.lake.adopted.folder_table import refuse_export
+from datalake_assets.lake.adopted.adopted_table import refuse_export
 from datalake_assets.lake.registry import RegistryListing
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Progress
@@ -194,7 +194,9 @@ def all_feeds(session: Session) -> RegistryListing:
     listed, problems = session.feeds()
     feeds = tuple(feed for feed in listed if feed.is_exported)
     if listed and not feeds and not problems:
-        raise ConfigError(f"{session.store.uri} has only feeds that others write: nothing is exported to them")
+        raise ConfigError(
+            f"{session.store.uri} has only adopted folders and feeds of assets: nothing is exported to them"
+        )
     if not feeds and not problems:
         raise ConfigError(
             f"{session.store.uri} has no feeds; add some with 'datalake feeds add', or see 'datalake demo'"

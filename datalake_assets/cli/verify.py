@@ -48,7 +48,7 @@ def verify(session: Session, *, name: str | None, deep: bool, as_json: bool) -> 
 def repair(session: Session, *, name: str | None, as_json: bool) -> None:
     """Finish or undo interrupted commits, sweep leftovers, free stuck pool slots.
 
-    Of folders that others write, also take over what they changed.
+    Of adopted folders, also take over what they changed.
 
     Exits with 1 if something must wait, because another writer may still be at it.
     """

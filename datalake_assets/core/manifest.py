@@ -129,7 +129,7 @@ class Garbage:
 
     Attributes:
         name: Its name.
-        etag: In a folder that others write to: it is deleted only while it has this ETag; empty = whatever it is.
+        etag: In an adopted folder: it is deleted only while it has this ETag; empty = whatever it is.
     """
 
     name: str

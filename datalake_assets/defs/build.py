@@ -79,7 +79,7 @@ def build_definitions(
 
 
 def nightly_checks_of(feeds: Sequence[Feed]) -> list[dg.AssetChecksDefinition]:
-    """The checks that no export evaluates: dear rules, and all of the folders that others write."""
+    """The checks that no export evaluates: dear rules, and all of the adopted folders."""
     folders = [folder_checks(feed) for feed in feeds if feed.kind is FeedKind.FOLDER and feed.asset is None]
     dear = [rule_checks(feed) for feed in feeds if feed.is_exported and feed.checks.rules_on_schedule]
     return [*folders, *dear]

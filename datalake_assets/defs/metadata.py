@@ -175,7 +175,7 @@ def compaction_report_metadata(report: Report) -> dict[str, dg.MetadataValue]:
 
 
 def folder_metadata(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
-    """What a partition of others amounts to, for its observation."""
+    """What a partition of an adopted folder amounts to, for its observation."""
     return _partition_now(feed, report, lake_uri=lake_uri)
 
 

@@ -381,6 +381,6 @@ class _AssetWatcher:
         return bool(newest) and newest[0].storage_id > known.materialized
 
     def _changed(self, feed: Feed) -> list[str]:
-        from datalake_assets.lake.adopted.folder_table import FolderTable  # noqa: PLC0415  definitions load without stores
+        from datalake_assets.lake.adopted.adopted_table import AdoptedTable  # noqa: PLC0415  definitions load without stores
 
-        return FolderTable(self.lake.store, feed).reconcile().changed
+        return AdoptedTable(self.lake.store, feed).reconcile().changed

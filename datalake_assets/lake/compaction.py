@@ -68,7 +68,7 @@ class Inputs:
         store: Where the files live.
         log: Of their partition.
         files: In the order in which they will be read.
-        foreign: Others write there too: a file counts only if it still has its ETag.
+        adopted: Others write there too: a file counts only if it still has its ETag.
         may_copy: The store may copy row groups without our reading them.
         made: Names of the files that this compaction has made itself.
     """
@@ -79,12 +79,12 @@ class Inputs:
         log: PartitionLog,
         files: Sequence[DataFile],
         *,
-        foreign: bool,
+        adopted: bool,
         may_copy: bool,
         made: Collection[str] = (),
     ) -> None:
         self._store, self._log, self._listed = store, log, list(files)
-        self._foreign, self._made = foreign, made
+        self._adopted, self._made = adopted, made
         is_remote = "://" in store.uri
         self._whole_bytes = WHOLE_LOCAL_BYTES
         if is_remote:
@@ -132,7 +132,7 @@ class Inputs:
 
     def _fetch(self, file: DataFile) -> bytes:
         key = self._log.key_of(file.name)
-        if self._foreign:
+        if self._adopted:
             return self._unchanged(file, key)
         if self._pool is not None:
             return self._store.get(key)[0]
@@ -149,7 +149,7 @@ class Inputs:
 
     def _in_place(self, file: DataFile) -> pa.NativeFile:
         key = self._log.key_of(file.name)
-        if self._foreign and self._store.changed({key: file.etag}):
+        if self._adopted and self._store.changed({key: file.etag}):
             raise UnreadableFile(file.name, CHANGED)
         try:
             return self._store.filesystem().open_input_file(self._store.path(key))
@@ -197,7 +197,7 @@ def plan_of(
 
 
 def _closes_at(folder: FeedFolder, key: str) -> datetime | None:
-    """When no more rows are expected; None where none are: versions never change, of others' folders nobody knows."""
+    """When no more rows are expected; None where none are: versions never change, of adopted folders nobody knows."""
     by = folder.by
     return None if by is None else window_of(key, by).end + folder.feed.lateness
 
@@ -356,7 +356,7 @@ class _Compaction:
             store,
             self._log,
             group.files,
-            foreign=store is not self._folder.store,
+            adopted=store is not self._folder.store,
             may_copy=settings.kernel != "reencode" and not settings.verify and not settings.sort_by,
             made=self._tally.made,
         )

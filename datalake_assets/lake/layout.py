@@ -164,7 +164,7 @@ def address_of(feed: Feed) -> FolderAddress:
         ConfigError: The feed is of another kind.
     """
     if not isinstance(feed.source, FolderSource):
-        raise ConfigError(f"feed {feed.name!r} is a {feed.kind}, not a folder that others write")
+        raise ConfigError(f"feed {feed.name!r} is a {feed.kind}, not an adopted folder")
     root, _, name = feed.source.uri.rpartition("/")
     return FolderAddress(root or "/", name)
 
@@ -208,16 +208,16 @@ class FeedFolder:
 
     @property
     def by(self) -> PartitionBy | None:
-        """Length of the partitions; None for a table's versions, and for others' folders."""
+        """Length of the partitions; None for a table's versions, and for adopted folders."""
         return partition_by(self.feed)
 
     @property
     def data_store(self) -> Store:
         """Where the data files live: the lake, or beside an adopted folder."""
-        return folder_store(self.store, address_of(self.feed).root) if self.is_foreign else self.store
+        return folder_store(self.store, address_of(self.feed).root) if self.is_adopted else self.store
 
     @property
-    def is_foreign(self) -> bool:
+    def is_adopted(self) -> bool:
         """Whether others write to the data folder too."""
         return self.feed.kind is FeedKind.FOLDER
 
@@ -229,7 +229,7 @@ class FeedFolder:
     @property
     def data_root(self) -> str:
         """Folder of all partitions' data files, in the data store."""
-        return address_of(self.feed).name if self.is_foreign else self.feed.path
+        return address_of(self.feed).name if self.is_adopted else self.feed.path
 
     @property
     def quarantine(self) -> str:
@@ -263,7 +263,7 @@ class FeedFolder:
             self.data_folder(key),
             self.new_id,
             data_store=self.data_store,
-            guarded=self.is_foreign,
+            guarded=self.is_adopted,
             small_file_bytes=self.feed.small_file_bytes,
         )
 
@@ -275,7 +275,7 @@ class FeedFolder:
             key = partition_key(self.feed, path) if info.key.endswith("/manifest.json") else None
             if key is not None:
                 found.add(key)
-        return tuple(sorted(found, key=lambda key: (0 if self.is_foreign else len(key), key)))
+        return tuple(sorted(found, key=lambda key: (0 if self.is_adopted else len(key), key)))
 
     def report(self, key: str, manifest: Manifest, *, before: Manifest | None = None) -> PartitionReport:
         """What a partition amounts to, and what was added since ``before`` (default: nothing)."""

@@ -31,7 +31,7 @@ from datalake_assets.core.verdicts import Drift, PartitionFooters
 from datalake_assets.errors import LakeError, SnapshotExpired
 from datalake_assets.feed import FeedKind
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.parquet.others import INT96_UNIT
+from datalake_assets.parquet.adopted_footer import INT96_UNIT
 
 __all__ = ["PartitionColumns", "exact_dataset", "partition_footers", "scan", "scanner_of"]
 
@@ -161,7 +161,7 @@ def exact_dataset(
         partitions = newest if folder.feed.kind is FeedKind.TABLE else folder.partition_keys()
     paths = [folder.partition_path(key) for key in partitions]
     schema = schema_from_json(state.schema) if state.schema else pa.schema([])
-    columns = PartitionColumns(schema, paths, inferred=folder.is_foreign)
+    columns = PartitionColumns(schema, paths, inferred=folder.is_adopted)
     kept = _pruned(paths, columns, where)
     keys = [key for key, path in zip(partitions, paths, strict=True) if path in kept]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -171,7 +171,7 @@ def exact_dataset(
 
 def _dataset(folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], columns: PartitionColumns) -> ds.Dataset:
     store = folder.data_store
-    there = {info.key for info in store.list(folder.data_root)} if folder.is_foreign else None
+    there = {info.key for info in store.list(folder.data_root)} if folder.is_adopted else None
     files, expressions = [], []
     for key, manifest in manifests:
         expression = columns.expression(folder.partition_path(key))
@@ -193,7 +193,7 @@ def _dataset(folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], colu
 
 def _format(folder: FeedFolder) -> ds.ParquetFileFormat:
     """Others' files may have INT96 timestamps, which overflow in nanoseconds."""
-    unit = {"coerce_int96_timestamp_unit": INT96_UNIT} if folder.is_foreign else {}
+    unit = {"coerce_int96_timestamp_unit": INT96_UNIT} if folder.is_adopted else {}
     return ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(**unit))
 
 
@@ -267,7 +267,7 @@ def partition_footers(folder: FeedFolder, key: str) -> PartitionFooters:
             drift = f"cannot be read: {' '.join(str(error).split())}"
         if drift:
             drifts.append(Drift(fragment.path.rpartition("/")[2], drift))
-    columns = sum(name not in _PATH_COLUMNS or folder.is_foreign for name in dataset.schema.names)
+    columns = sum(name not in _PATH_COLUMNS or folder.is_adopted for name in dataset.schema.names)
     return PartitionFooters(key, len(dataset.files), rows, columns, tuple(drifts))
 
 

@@ -115,7 +115,7 @@ def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dat
     connection.execute(f"DROP VIEW IF EXISTS {name}")
     if not dataset.schema.names:
         raise SqlRefused(f"feed {feed.name!r} has no data yet; {_cure(feed)}")
-    # others' folders have names that DuckDB would expand, and columns that it would type by itself
+    # adopted folders have names that DuckDB would expand, and columns that it would type by itself
     ours = feed.kind is not FeedKind.FOLDER and not _PATTERN & set(root)
     plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and ours
     if not files or not plain:

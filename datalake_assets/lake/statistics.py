@@ -163,8 +163,8 @@ class _Gathering:
                 key = partition_key(self._feed, path)
                 if key is not None:
                     found.append((key, info.key))
-        is_foreign = self._folder.is_foreign
-        return sorted(found, key=lambda pair: (0 if is_foreign else len(pair[0]), pair[0]))
+        is_adopted = self._folder.is_adopted
+        return sorted(found, key=lambda pair: (0 if is_adopted else len(pair[0]), pair[0]))
 
     def _partition(self, named: tuple[str, str]) -> PartitionFigures | str | None:
         """The figures; what is wrong with the manifest; or None if there is none, or nothing in it."""

@@ -147,11 +147,11 @@ def test_archive_and_restore(run, adopted):
 
 def test_exports_pass_it_over(run, adopted, lake):
     assert error(run("export", "--stream", "clicks")) == (
-        "Error: feed 'clicks' is a folder that others write: nothing is exported to it; look at it with"
+        "Error: feed 'clicks' is an adopted folder: nothing is exported to it; look at it with"
         " 'datalake repair clicks', or merge its files with 'datalake compact clicks'\n"
     )
     assert error(run("export", "--all")) == (
-        f"Error: {lake} has only feeds that others write: nothing is exported to them\n"
+        f"Error: {lake} has only adopted folders and feeds of assets: nothing is exported to them\n"
     )
 
 

@@ -47,7 +47,7 @@ def test_it_is_not_exported(run, orders):
         "Error: feed 'orders' is written by the Dagster asset 'shop/orders': nothing is exported to it; materialize"
         " that, in its own project\n"
     )
-    assert "has only feeds that others write" in run("export", "--all").stderr
+    assert "has only adopted folders and feeds of assets" in run("export", "--all").stderr
 
 
 def test_it_is_not_added_by_hand(run, lake, tmp_path):

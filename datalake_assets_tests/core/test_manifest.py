@@ -99,9 +99,9 @@ def test_manifest_is_written_as_the_design_says():
 
 def test_manifest_names_the_time_of_writing_only_of_files_whose_name_does_not_tell():
     manifest = Manifest(files=(A, replace(B, written_at=NOON)))
-    ours, foreign = json.loads(manifest.to_bytes())["files"]
+    ours, adopted = json.loads(manifest.to_bytes())["files"]
     assert "written_at" not in ours
-    assert foreign["written_at"] == "2025-01-15T12:00:00+00:00"
+    assert adopted["written_at"] == "2025-01-15T12:00:00+00:00"
 
 
 def test_history_says_what_the_partition_amounted_to_after_each_commit():

@@ -11,17 +11,17 @@ from datalake_assets.lake.store import s3 as store_s3
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3 import S3Store
 from datalake_assets_tests.fault_proxy import FaultProxy
-from datalake_assets_tests.lake.adopted.foreign_folder import ForeignFolder
+from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder
 from datalake_assets_tests.lake.s3_faults import behind
 
 
 @pytest.fixture
-def folder(store: Store) -> ForeignFolder:
+def folder(store: Store) -> AdoptedFolder:
     """An empty folder ``raw/clicks`` beside the lake, on the same kind of store."""
     root = f"{store.uri.rpartition('/')[0]}/raw-{store.uri.rpartition('/')[2]}"
     if "://" not in root:
         Path(root, "clicks").mkdir(parents=True)
-    return ForeignFolder(open_store(root, s3_endpoint=store.s3_endpoint), "clicks")
+    return AdoptedFolder(open_store(root, s3_endpoint=store.s3_endpoint), "clicks")
 
 
 @pytest.fixture

@@ -71,10 +71,10 @@ def test_limit_is_told(store):
     assert not run_sql(store, (STREAM,), "select 1", limit=1).truncated
 
 
-def test_foreign_files_in_the_folder_are_not_read(local_store):
+def test_unknown_files_in_the_folder_are_not_read(local_store):
     _export(local_store)
     folder = Path(local_store.path("streams/s/year=2025/month=01/day=01"))
-    (folder / "foreign.parquet").write_bytes(b"not parquet")
+    (folder / "unknown.parquet").write_bytes(b"not parquet")
     assert _rows(local_store, "select count(*) from s") == ((48,),)
 
 

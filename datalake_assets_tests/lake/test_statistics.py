@@ -19,7 +19,7 @@ from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.statistics import lake_statistics, rebuild_summaries
 from datalake_assets.lake.tables import look_again, open_table
-from datalake_assets_tests.lake.adopted.foreign_folder import ForeignFolder
+from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.many_files import DAYS, append
 
@@ -46,7 +46,7 @@ def told(commit: PastCommit) -> tuple[object, ...]:
     )
 
 
-def folder_feed(folder: ForeignFolder) -> Feed:
+def folder_feed(folder: AdoptedFolder) -> Feed:
     source = {"type": "folder", "uri": folder.uri}
     return parse_feed(json.dumps({"name": "clicks", "kind": "folder", "source": source}))
 

@@ -48,7 +48,7 @@ SIZE_BUCKETS = 16
 _FIRST_POWER = 16
 #: The bucket by the length of a size in bits; a table, since every file of a lake asks it.
 _BUCKETS = tuple(min(max(bits - _FIRST_POWER, 0), SIZE_BUCKETS - 1) for bits in range(65))
-#: Commits that bring rows; of others' folders a reconciliation that found new files does, too.
+#: Commits that bring rows; of adopted folders a reconciliation that found new files does, too.
 _ARRIVALS = frozenset({"append", "replace", "snapshot"})
 
 
@@ -259,7 +259,7 @@ def partition_figures(
         min_time=sums.min_time,
         max_time=sums.max_time,
         commits=commits,
-        last_export=_last_arrival(history, foreign=feed.kind is FeedKind.FOLDER),
+        last_export=_last_arrival(history, adopted=feed.kind is FeedKind.FOLDER),
         files_after=outlook.files_after,
         files_to_rewrite=outlook.files_to_rewrite,
         files_to_split=outlook.files_to_split,
@@ -268,9 +268,9 @@ def partition_figures(
     )
 
 
-def _last_arrival(history: Sequence[PastCommit], *, foreign: bool) -> datetime | None:
+def _last_arrival(history: Sequence[PastCommit], *, adopted: bool) -> datetime | None:
     for commit in reversed(history):
-        if commit.kind in _ARRIVALS or (foreign and commit.kind == "reconcile" and commit.files_added):
+        if commit.kind in _ARRIVALS or (adopted and commit.kind == "reconcile" and commit.files_added):
             return commit.at
     return None
 

@@ -1,4 +1,4 @@
-"""Checks where nothing is exported: of folders that others write, as steps of their own; and after compactions."""
+"""Checks where nothing is exported: of adopted folders, as steps of their own; and after compactions."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

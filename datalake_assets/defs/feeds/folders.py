@@ -1,4 +1,4 @@
-"""Folders that others write, as assets: observable, since their data is not made here; with a partition per folder.
+"""Adopted folders as assets: observable, since their data is not made here; with a partition per folder.
 
 A person clicks "Observe"; Dagster then takes in what others changed. Nothing is ever reported as materialized.
 """
@@ -19,7 +19,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.folder_table import FolderTable
+from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.adopted.reconcile import Reconciliation
 
 __all__ = ["folder_asset", "keep_partitions", "observations", "remarks"]
@@ -69,7 +69,7 @@ def _look_at(feed: Feed) -> Callable[..., Iterator[dg.ObserveResult]]:
 
 def _look(context: dg.AssetExecutionContext, feed: Feed, lake: Lake) -> dg.ObserveResult:
     with failures_named(feed):
-        found = FolderTable(lake.store, feed).reconcile(run_id=context.run.run_id)
+        found = AdoptedTable(lake.store, feed).reconcile(run_id=context.run.run_id)
     new = keep_partitions(context.instance, feed, found)
     for event in observations(feed, found, new, lake_uri=lake.uri):
         context.log_event(event)

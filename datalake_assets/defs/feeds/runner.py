@@ -105,7 +105,7 @@ class FeedRunner:
 
     @property
     def exported(self) -> tuple[str, ...]:
-        """Names of the feeds that are exported; folders that others write are not."""
+        """Names of the feeds that are exported; adopted folders are not."""
         return tuple(name for name, feed in self.feeds.items() if feed.is_exported)
 
     def plan(self, instance: dg.DagsterInstance, name: str, partitions: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -214,9 +214,9 @@ class Maintenance:
 
     def _look_at_folder(self, done: Maintained, feed: Feed, table: LakeTable) -> None:
         """Takes over what others changed, and tells Dagster of it as a click on "Observe" would."""
-        from datalake_assets.lake.adopted.folder_table import FolderTable  # noqa: PLC0415  loads stores
+        from datalake_assets.lake.adopted.adopted_table import AdoptedTable  # noqa: PLC0415  loads stores
 
-        if not isinstance(table, FolderTable):
+        if not isinstance(table, AdoptedTable):
             raise TypeError(table)
         done.repair, found = table.repaired(run_id=self._run_id)
         if feed.asset is None:  # the partitions of an asset in somebody's own project are that project's

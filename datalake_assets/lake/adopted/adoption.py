@@ -19,7 +19,7 @@ from datalake_assets.lake.adopted.reconcile import Reconciliation, reconcile
 from datalake_assets.lake.layout import FeedFolder, FolderAddress, address_of, overlap, parse_address
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
-from datalake_assets.parquet.others import is_time
+from datalake_assets.parquet.adopted_footer import is_time
 
 __all__ = ["MAX_FOLDERS", "Adoption", "adopt"]
 

@@ -21,7 +21,13 @@ from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, ObjectNotFound, PreconditionFailed, UnreadableFile
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
-from datalake_assets.parquet.others import TAIL_BYTES, ForeignFooter, bytes_needed, is_parquet, read_foreign_footer
+from datalake_assets.parquet.adopted_footer import (
+    TAIL_BYTES,
+    AdoptedFooter,
+    bytes_needed,
+    is_parquet,
+    read_adopted_footer,
+)
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 
 __all__ = [
@@ -63,12 +69,12 @@ class Listing:
 
     Attributes:
         partitions: Files that are, or may be, data: by partition key, then by name.
-        others: Number of files that are none of our business.
+        other_files: Number of files that are no data files.
         problems: Data that cannot be named in a manifest.
     """
 
     partitions: Mapping[str, Mapping[str, ObjectInfo]]
-    others: int
+    other_files: int
     problems: tuple[Problem, ...]
 
 
@@ -87,12 +93,12 @@ class Read:
     Attributes:
         found: By partition key and file name.
         problems: Files that cannot be read.
-        others: Number of files that turned out to be none of our business.
+        other_files: Number of files that turned out to be no data files.
     """
 
     found: dict[tuple[str, str], FoundFile] = dataclasses.field(default_factory=dict)
     problems: list[Problem] = dataclasses.field(default_factory=list)
-    others: int = 0
+    other_files: int = 0
 
 
 def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
@@ -105,7 +111,7 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
     Raises:
         ConfigError: It is a table of a format with a log of its own.
     """
-    root, others = folder.data_root, 0
+    root, other_files = folder.data_root, 0
     partitions: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
     problems = []
     for info in folder.data_store.list(root if only is None else folder.data_folder(only)):
@@ -115,7 +121,7 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
             reason = "its log says which files count, and compaction would corrupt it"
             raise ConfigError(f"{folder.data_store.uri}/{root} is {table} table: {reason}; use that format's own tools")
         if file_kind(path, info.size_bytes) is FileKind.OTHER:
-            others += 1
+            other_files += 1
             continue
         above, _, name = path.rpartition("/")
         key = partition_key(folder.feed, above) or ""
@@ -126,7 +132,7 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
             problems.append(Problem(key, path, wrong))
         else:
             partitions[key][name] = info
-    return Listing(partitions, others, tuple(problems))
+    return Listing(partitions, other_files, tuple(problems))
 
 
 def _wrong_name(path: str) -> str | None:
@@ -163,7 +169,7 @@ def read_footers(
 
 
 def _sort_in(
-    read: Read, folder: FeedFolder, key: str, info: ObjectInfo, result: Callable[[], ForeignFooter | None]
+    read: Read, folder: FeedFolder, key: str, info: ObjectInfo, result: Callable[[], AdoptedFooter | None]
 ) -> None:
     name = info.key.rpartition("/")[2]
     try:
@@ -174,7 +180,7 @@ def _sort_in(
         read.problems.append(Problem(key, info.key.removeprefix(f"{folder.data_root}/"), error.reason))
         return
     if footer is None:
-        read.others += 1
+        read.other_files += 1
         return
     file = DataFile(
         name=name,
@@ -188,7 +194,7 @@ def _sort_in(
     read.found[key, name] = FoundFile(file, footer.schema)
 
 
-def _read(folder: FeedFolder, info: ObjectInfo) -> ForeignFooter | None:
+def _read(folder: FeedFolder, info: ObjectInfo) -> AdoptedFooter | None:
     """A file's footer; None if a file whose name says nothing is not Parquet."""
     store: Store = folder.data_store
     tail = store.tail(info.key, TAIL_BYTES, etag=info.etag) if info.size_bytes else b""
@@ -197,7 +203,7 @@ def _read(folder: FeedFolder, info: ObjectInfo) -> ForeignFooter | None:
     needed = bytes_needed(tail, info.size_bytes, where=info.key)
     if needed > len(tail):
         tail = store.tail(info.key, needed, etag=info.etag)
-    return read_foreign_footer(tail, info.size_bytes, time_column=folder.feed.time_column, where=info.key)
+    return read_adopted_footer(tail, info.size_bytes, time_column=folder.feed.time_column, where=info.key)
 
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Manifests brought in step with a folder that others write: new files join, vanished ones leave, others are read anew.
+"""Manifests brought in step with an adopted folder: new files join, vanished ones leave, others are read anew.
 
 The order matters. Manifests are settled and read first, then the folder is listed, and each partition is changed by
 one compare-and-swap on the manifest as it was read: so no commit of ours can lie between, and a listing that is older
@@ -59,7 +59,7 @@ class Reconciliation:
         removed: Files that left.
         problems: Data files that cannot be read, left in place and in no manifest.
         left_out: Files that can be read and do not fit the others.
-        others: Files that are none of our business.
+        other_files: Files that are no data files.
         waiting: Partitions that nobody can decide on yet, with the reason.
         footers_read: Footers that were read.
         footers_s: Seconds that it took.
@@ -74,7 +74,7 @@ class Reconciliation:
     removed: int = 0
     problems: list[Problem] = field(default_factory=list)
     left_out: list[Problem] = field(default_factory=list)
-    others: int = 0
+    other_files: int = 0
     waiting: list[str] = field(default_factory=list)
     footers_read: int = 0
     footers_s: float = 0.0
@@ -146,7 +146,7 @@ class _Reconciler:
         loaded = self._load(wanted)
         listing = list_folder(self._folder, self._only)
         if not self._done.footers_read:
-            self._done.others, self._done.problems = listing.others, list(listing.problems)
+            self._done.other_files, self._done.problems = listing.other_files, list(listing.problems)
         looks = {
             key: _Look(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
             for key in {*loaded, *listing.partitions}
@@ -183,7 +183,7 @@ class _Reconciler:
         read = read_footers(self._folder, unread, on_progress=self._progress(len(unread)))
         self._done.footers_s += time.monotonic() - began
         self._done.footers_read += len(unread)
-        self._done.others += read.others
+        self._done.other_files += read.other_files
         self._done.problems += read.problems
         return read
 

@@ -1,4 +1,4 @@
-"""Checks of folders that others write: red for their reason, green again, and evaluated by the nightly job."""
+"""Checks of adopted folders: red for their reason, green again, and evaluated by the nightly job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that others write, in Dagster: observed, never materialized, with a partition per folder."""
+"""Adopted folders in Dagster: observed, never materialized, with a partition per folder."""
 
 from __future__ import annotations
 

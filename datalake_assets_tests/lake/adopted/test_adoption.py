@@ -1,4 +1,4 @@
-"""Folders that others write are taken over without touching a byte, followed, and read."""
+"""Folders are adopted without touching a byte, followed, and read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.tables import open_table
-from datalake_assets_tests.lake.adopted.foreign_folder import NOON, ids, kinds, parquet_bytes, refused, rows
+from datalake_assets_tests.lake.adopted.adopted_folder import NOON, ids, kinds, parquet_bytes, refused, rows
 
 
 def test_adopt_touches_no_byte_and_knows_all(store, folder):
@@ -33,7 +33,7 @@ def test_adopt_touches_no_byte_and_knows_all(store, folder):
         "year=2025/month=01": (1, 2, NOON, NOON + dt.timedelta(days=1)),
         "year=2025/month=02": (1, 1, NOON, NOON),
     }
-    assert (adoption.found.added, adoption.found.others, adoption.found.problems) == (2, 1, [])
+    assert (adoption.found.added, adoption.found.other_files, adoption.found.problems) == (2, 1, [])
     manifest = FeedFolder(store, adoption.feed).log("year=2025/month=01").load().manifest
     (file,) = manifest.files
     info = folder.store.head("clicks/year=2025/month=01/a.parquet")
@@ -175,7 +175,7 @@ def test_scan_passes_over_files_that_others_deleted_since(store, folder):
 
 
 @pytest.mark.parametrize("name", ["sp ace ü#?+&*[x]{y}.parquet", "x=y'\"z.parquet", "100%.parquet"])
-def test_foreign_names_are_read(store, folder, name):
+def test_names_of_other_writers_are_read(store, folder, name):
     folder.write(f"k=a b/{name}", [1])
 
     assert rows(open_table(store, adopt(store, folder.uri, "clicks").feed)) == [{"id": 1, "k": "a b"}]

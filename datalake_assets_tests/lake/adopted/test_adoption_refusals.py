@@ -1,4 +1,4 @@
-"""Folders that others write are refused where taking them over would do harm: what they are, and whose."""
+"""Folders are not adopted where taking them over would do harm: what they are, and whose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
-from datalake_assets_tests.lake.adopted.foreign_folder import NOON, ForeignFolder, ids, kinds, parquet_bytes, refused
+from datalake_assets_tests.lake.adopted.adopted_folder import NOON, AdoptedFolder, ids, kinds, parquet_bytes, refused
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_archiving_gives_the_folder_free_and_restoring_takes_it_again(store, oth
 def test_feed_whose_folder_is_gone_can_be_archived(local_store, tmp_path, caplog):
     parent = tmp_path / "raw"
     (parent / "clicks").mkdir(parents=True)
-    folder = ForeignFolder(open_store(str(parent)), "clicks")
+    folder = AdoptedFolder(open_store(str(parent)), "clicks")
     folder.write("a.parquet", [1])
     adopt(local_store, folder.uri, "clicks")
     shutil.rmtree(parent)
@@ -245,7 +245,7 @@ def test_marker_is_no_data_and_names_the_owner(store, folder):
 
 
 def test_folder_without_write_access_beside_it_is_refused(local_store, tmp_path, monkeypatch):
-    folder = ForeignFolder(open_store(str(tmp_path)), "clicks")
+    folder = AdoptedFolder(open_store(str(tmp_path)), "clicks")
     (tmp_path / "clicks").mkdir()
     folder.write("a.parquet", [1])
 

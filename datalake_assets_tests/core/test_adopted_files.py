@@ -1,4 +1,4 @@
-"""Which files of a folder that others write are data, and which folders are tables that nobody may compact."""
+"""Which files of an adopted folder are data, and which folders are tables that nobody may compact."""
 
 from __future__ import annotations
 

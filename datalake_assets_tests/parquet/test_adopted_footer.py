@@ -15,7 +15,7 @@ import pyarrow.parquet.encryption as pe
 import pytest
 
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.parquet.others import bytes_needed, is_parquet, is_time, read_foreign_footer
+from datalake_assets.parquet.adopted_footer import bytes_needed, is_parquet, is_time, read_adopted_footer
 
 UTC = dt.UTC
 TIMES = [dt.datetime(2025, 1, 3), None, dt.datetime(2025, 1, 1, 1, 2, 3), dt.datetime(2025, 1, 2)]  # noqa: DTZ001
@@ -28,14 +28,14 @@ def parquet(table: pa.Table, **options: object) -> bytes:
 
 
 def read(body: bytes, time_column: str | None = None):
-    return read_foreign_footer(body, len(body), time_column=time_column, where="x.parquet")
+    return read_adopted_footer(body, len(body), time_column=time_column, where="x.parquet")
 
 
 def test_footer_is_read_from_the_last_bytes_alone():
     body = parquet(pa.table({"id": pa.array(range(10_000)), "note": [f"n{i}" for i in range(10_000)]}))
     needed = bytes_needed(body[-8:], len(body), where="x")
     assert needed < len(body) / 10
-    footer = read_foreign_footer(body[-needed:], len(body), time_column=None, where="x")
+    footer = read_adopted_footer(body[-needed:], len(body), time_column=None, where="x")
     assert (footer.rows, footer.schema) == (10_000, pa.schema([("id", pa.int64()), ("note", pa.string())]))
 
 

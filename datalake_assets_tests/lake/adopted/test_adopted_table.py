@@ -17,10 +17,10 @@ from datalake_assets.errors import (
     UnreadableFile,
 )
 from datalake_assets.lake import compaction as inputs_module
-from datalake_assets.lake.adopted import folder_table
+from datalake_assets.lake.adopted import adopted_table
 from datalake_assets.lake.adopted import reconcile as reconcile_module
+from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.adopted.adoption import adopt
-from datalake_assets.lake.adopted.folder_table import FolderTable
 from datalake_assets.lake.adopted.reconcile import reconcile
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
@@ -28,7 +28,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.sql_session import run_sql
 from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.lake.tables import look_again, open_table
-from datalake_assets_tests.lake.adopted.foreign_folder import ids, parquet_bytes
+from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes
 
 FORCE = CompactionRequest(force=True)
 
@@ -38,7 +38,7 @@ def table(store, folder):
     for number in range(4):
         folder.write(f"day=1/{number}.parquet", [number])
     adopted = open_table(store, adopt(store, folder.uri, "clicks").feed)
-    assert isinstance(adopted, FolderTable)
+    assert isinstance(adopted, AdoptedTable)
     return adopted
 
 
@@ -59,7 +59,7 @@ def test_a_file_that_was_written_again_since_is_not_read(table, folder, monkeypa
     monkeypatch.setattr(inputs_module, "WHOLE_BYTES", largest_read_whole)
     log, listed = table._folder.log("day=1"), manifest(table).files
     folder.write("day=1/2.parquet", [77])
-    files = inputs_module.Inputs(table._folder.data_store, log, listed, foreign=True, may_copy=False)
+    files = inputs_module.Inputs(table._folder.data_store, log, listed, adopted=True, may_copy=False)
     for file in files.files:
         if file.name == "2.parquet":
             with pytest.raises(UnreadableFile, match="was changed by somebody else"):
@@ -239,7 +239,7 @@ def test_archived_feed_compacts_no_more(table, store):
 def test_folder_on_another_device_than_its_parent_is_not_compacted(table, folder, monkeypatch):
     if "://" in folder.uri:
         return
-    monkeypatch.setattr(folder_table, "_device", lambda path: 1 if str(path).endswith("day=1") else 2)
+    monkeypatch.setattr(adopted_table, "_device", lambda path: 1 if str(path).endswith("day=1") else 2)
 
     with pytest.raises(LakeUnavailable) as caught:
         table.compact("day=1", FORCE)
@@ -252,7 +252,7 @@ def test_folder_on_another_device_than_its_parent_is_not_compacted(table, folder
 
 def test_nothing_is_exported_to_a_folder(table):
     line = (
-        "feed 'clicks' is a folder that others write: nothing is exported to it; look at it with"
+        "feed 'clicks' is an adopted folder: nothing is exported to it; look at it with"
         " 'datalake repair clicks', or merge its files with 'datalake compact clicks'"
     )
     for call in (table.plan, lambda: table.write(None, partitions=(), run_id="")):

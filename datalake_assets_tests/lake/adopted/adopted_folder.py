@@ -17,7 +17,7 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 
-__all__ = ["NOON", "ForeignFolder", "ids", "kinds", "parquet_bytes", "refused", "rows"]
+__all__ = ["NOON", "AdoptedFolder", "ids", "kinds", "parquet_bytes", "refused", "rows"]
 
 NOON = dt.datetime(2025, 1, 1, 12, tzinfo=dt.UTC)
 
@@ -30,7 +30,7 @@ def parquet_bytes(columns: dict[str, Sequence[object] | pa.Array], **options: ob
 
 
 @dataclass(frozen=True)
-class ForeignFolder:
+class AdoptedFolder:
     """The other writer.
 
     Attributes:

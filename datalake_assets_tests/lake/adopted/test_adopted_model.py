@@ -1,6 +1,6 @@
-"""A folder that others write to loses nothing of theirs, and each rule that sees to it is needed.
+"""An adopted folder loses nothing of theirs, and each rule that sees to it is needed.
 
-``python -m datalake_assets_tests.lake.adopted.test_foreign_model 5000`` runs that many histories.
+``python -m datalake_assets_tests.lake.adopted.test_adopted_model 5000`` runs that many histories.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 
 from datalake_assets.core.manifest import Manifest
-from datalake_assets_tests.lake.adopted import foreign_model
-from datalake_assets_tests.lake.adopted.foreign_model import ForeignHistory
+from datalake_assets_tests.lake.adopted import adopted_model
+from datalake_assets_tests.lake.adopted.adopted_model import AdoptedHistory
 from datalake_assets_tests.lake.commit_model import Broken, quiet
 from datalake_assets_tests.lake.simulated_store import SimulatedStore
 
@@ -34,15 +34,15 @@ def delete_whatever_is_there(patch):
 
 def list_before_load(patch):
     """The manifest that a listing is compared with may be newer than the listing."""
-    honest = foreign_model.list_after
+    honest = adopted_model.list_after
 
     def list_before(history, log):
-        stale = list(history.store.list(foreign_model.FOLDER))
+        stale = list(history.store.list(adopted_model.FOLDER))
         with pytest.MonkeyPatch.context() as within:
             within.setattr(history.store, "list", lambda _: stale)
             return honest(history, log)
 
-    patch.setattr(foreign_model, "list_after", list_before)
+    patch.setattr(adopted_model, "list_after", list_before)
 
 
 def reconcile_over_an_unfinished_commit(patch):
@@ -53,7 +53,7 @@ def reconcile_over_an_unfinished_commit(patch):
         return honest(replace(self, pending=None, garbage=()), files, **rest)
 
     patch.setattr(Manifest, "reconciled", reconciled)
-    patch.setattr(foreign_model, "settled", lambda log: log.load())
+    patch.setattr(adopted_model, "settled", lambda log: log.load())
 
 
 MUTANTS = (delete_whatever_is_there, list_before_load, reconcile_over_an_unfinished_commit)
@@ -64,15 +64,15 @@ def run(histories: int) -> Counter[str]:
     total: Counter[str] = Counter()
     with quiet():
         for seed in range(histories):
-            total.update(ForeignHistory(seed).run())
+            total.update(AdoptedHistory(seed).run())
     return total
 
 
 def test_adopted_folder_loses_nothing_in_random_histories():
     total = run(HISTORIES)
     happened = {"reconcile", "compact", "swept", "rolled back", "conflicts", "crashes", "naps"}
-    foreign = {"foreign files", "foreign rewrites", "foreign deletes"}
-    assert happened | foreign <= {name for name, count in total.items() if count}
+    others = {"others' files", "others' rewrites", "others' deletes"}
+    assert happened | others <= {name for name, count in total.items() if count}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -81,7 +81,7 @@ def test_model_check_catches_a_broken_rule(mutant):
         mutant(patch)
         for seed in range(ENOUGH_FOR_A_MUTANT):
             try:
-                ForeignHistory(seed).run()
+                AdoptedHistory(seed).run()
             except Broken as error:
                 print(f"caught after {seed + 1} histories: {error}")
                 return

@@ -25,12 +25,12 @@ from datalake_assets_tests.lake.commit_ledger import FOLDER, MANIFEST, Ledger, r
 from datalake_assets_tests.lake.commit_model import READS, History, check_inputs, sweep
 from datalake_assets_tests.lake.simulated_store import Faults
 
-__all__ = ["ForeignHistory"]
+__all__ = ["AdoptedHistory"]
 
 NAMES = [f"{FOLDER}/part-{number}" for number in range(5)]
 
 
-class _ForeignLedger(Ledger):
+class _AdoptedLedger(Ledger):
     """Follows the manifest only along its edges: what the rows should be, the other writer decides."""
 
     def follow(self, new: Manifest, store: object) -> None:
@@ -56,12 +56,12 @@ class _ForeignLedger(Ledger):
             self.kinds["swept"] += 1
 
 
-class ForeignHistory(History):
+class AdoptedHistory(History):
     """One random history of an adopted folder; see `History`."""
 
     def __init__(self, seed: int, *, local: bool | None = None, faults: Faults | None = None) -> None:
         super().__init__(seed, local=local, faults=faults)
-        self.ledger = _ForeignLedger()
+        self.ledger = _AdoptedLedger()
         self.store.on_drop = lambda *_: None
         self.store.power_cut = lambda: None  # type: ignore[method-assign]  # the other writer syncs nothing
         self.written = 0
@@ -78,9 +78,9 @@ class ForeignHistory(History):
         if key in self.store.objects and self.rng.random() < 0.3:
             self.store._place(key, None)
             del self.lives[key]
-            self.counts["foreign deletes"] += 1
+            self.counts["others' deletes"] += 1
         else:
-            self.counts["foreign rewrites" if key in self.store.objects else "foreign files"] += 1
+            self.counts["others' rewrites" if key in self.store.objects else "others' files"] += 1
             self.written += 1
             self.lives[key] = (0, self.written)
             self.store._place(key, self.store._object(json.dumps([self.lives[key]]).encode()))
@@ -121,7 +121,7 @@ class ForeignHistory(History):
         require(all(rows[row] == 1 for row in self.lives.values()), "a row is not there once")
 
     def log(self) -> PartitionLog:
-        """The product's own, in a folder that others write to."""
+        """The product's own, in an adopted folder."""
         return PartitionLog(self.store, MANIFEST, FOLDER, self.new_id, data_store=self.store, guarded=True)
 
 
@@ -130,7 +130,7 @@ def settled(log: PartitionLog) -> Loaded:
     return log.settle(log.load())
 
 
-def list_after(history: ForeignHistory, log: PartitionLog) -> tuple[Loaded, list[DataFile]]:
+def list_after(history: AdoptedHistory, log: PartitionLog) -> tuple[Loaded, list[DataFile]]:
     """The settled manifest, then the listing."""
     loaded = settled(log)
     known = {file.name: file for file in loaded.manifest.files}
@@ -143,7 +143,7 @@ def list_after(history: ForeignHistory, log: PartitionLog) -> tuple[Loaded, list
     return loaded, files
 
 
-def reconcile(history: ForeignHistory) -> None:
+def reconcile(history: AdoptedHistory) -> None:
     """Takes over what the other writer did."""
     log = history.log()
     for _ in range(READS):
@@ -157,7 +157,7 @@ def reconcile(history: ForeignHistory) -> None:
         return
 
 
-def compact(history: ForeignHistory) -> None:
+def compact(history: AdoptedHistory) -> None:
     """Rewrites some of the files, if they still are what the manifest says."""
     files = history.log().load().manifest.files
     if len(files) < 2:
@@ -182,10 +182,10 @@ def compact(history: ForeignHistory) -> None:
     history.commit(change)
 
 
-def repair(history: ForeignHistory) -> None:
+def repair(history: AdoptedHistory) -> None:
     """Finishes or undoes what others began."""
     log = history.log()
     log.settle(log.load())
 
 
-WORKERS: dict[Callable[[ForeignHistory], None], float] = {reconcile: 4.0, compact: 4.0, sweep: 0.4, repair: 1.0}
+WORKERS: dict[Callable[[AdoptedHistory], None], float] = {reconcile: 4.0, compact: 4.0, sweep: 0.4, repair: 1.0}

@@ -29,19 +29,19 @@ from datalake_assets.lake.table import (
     WriteReport,
 )
 
-__all__ = ["FolderTable", "refuse_export"]
+__all__ = ["AdoptedTable", "refuse_export"]
 
 
 def refuse_export(feed: Feed) -> ConfigError:
     """The error of whoever wants to export an adopted folder."""
     return ConfigError(
-        f"feed {feed.name!r} is a folder that others write: nothing is exported to it;"
+        f"feed {feed.name!r} is an adopted folder: nothing is exported to it;"
         f" look at it with 'datalake repair {feed.name}', or merge its files with 'datalake compact {feed.name}'"
     )
 
 
-class FolderTable(HiveTable):
-    """A folder that others write; implements `LakeTable`."""
+class AdoptedTable(HiveTable):
+    """A folder that others write, adopted; implements `LakeTable`."""
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:  # noqa: ARG002  the protocol's
         """Raises `ConfigError`: nothing is exported."""

@@ -1,4 +1,4 @@
-"""What a Parquet file of another writer says of itself, from its last bytes alone."""
+"""What a Parquet file of an adopted folder says of itself, from its last bytes alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.types as pt
 
 from datalake_assets.errors import UnreadableFile
 
-__all__ = ["INT96_UNIT", "TAIL_BYTES", "ForeignFooter", "bytes_needed", "is_parquet", "is_time", "read_foreign_footer"]
+__all__ = ["INT96_UNIT", "TAIL_BYTES", "AdoptedFooter", "bytes_needed", "is_parquet", "is_time", "read_adopted_footer"]
 
 #: Holds the footers of most files whole.
 TAIL_BYTES = 64 * 1024
@@ -27,8 +27,8 @@ INT96_UNIT = "us"
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignFooter:
-    """What a footer says.
+class AdoptedFooter:
+    """What the footer of a file in an adopted folder says.
 
     Attributes:
         rows: Of the file.
@@ -71,7 +71,7 @@ def bytes_needed(tail: bytes, size_bytes: int, *, where: str) -> int:
     return needed
 
 
-def read_foreign_footer(tail: bytes, size_bytes: int, *, time_column: str | None, where: str) -> ForeignFooter:
+def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None, where: str) -> AdoptedFooter:
     """Reads a footer.
 
     Args:
@@ -93,7 +93,7 @@ def read_foreign_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         times = _times(file, schema, time_column) if time_column in schema.names else (None, None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
-    return ForeignFooter(file.metadata.num_rows, schema, *times)
+    return AdoptedFooter(file.metadata.num_rows, schema, *times)
 
 
 def is_time(kind: pa.DataType) -> bool:
