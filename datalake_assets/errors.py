@@ -146,7 +146,7 @@ class SourceRecreated(SourceError):
 class SourceDataLost(SourceError):
     """The oldest row that the source still has lies after the position reached."""
 
-    default_cure = "rows expired before they were read; to go on after the gap, run it again with --new-epoch"
+    default_cure = "to go on after the gap, run it again with --new-epoch"
 
 
 class SchemaChanged(SourceError):
