@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ import click
 
 from datalake_assets.cli.output import ExportProgress, as_table, bytes_text, one_line, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
-from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, parse_path, version_number, window_of
+from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.demo.demo_lake import ksqldb_url
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
 from datalake_assets.feed import Feed, FeedKind
@@ -169,6 +169,7 @@ class Outcome:
         seconds: Wall time.
         run_id: The Dagster run; empty if there was none.
         error: One line; None on success.
+        notes: What a person should know besides, a line each.
     """
 
     feed: str
@@ -183,6 +184,7 @@ class Outcome:
     seconds: float = 0.0
     run_id: str = ""
     error: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def all_feeds(session: Session) -> RegistryListing:
@@ -282,6 +284,8 @@ def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
             if outcome.feed not in outcome.error
             else f"Error: {outcome.error}"
         )
+    for note in outcome.notes:
+        warn(f"{outcome.feed}: {note}")
     return outcome
 
 
@@ -320,6 +324,7 @@ def _export_here(
         seconds=round(result.seconds, 3),
         run_id=result.run_id,
         error=result.error if result.error is not None or result.success else "the run failed",
+        notes=result.notes,
     )
     return outcome if outcome.error is not None else _with_totals(session.store, feed, outcome)
 
@@ -336,7 +341,6 @@ def _with_totals(store: Store, feed: Feed, outcome: Outcome) -> Outcome:
         return replace(
             outcome,
             rows=newest["rows"],
-            new_rows=newest["rows"] - _rows_before(newest["key"], partitions),
             files=newest["files"],
             size_bytes=newest["size_bytes"],
             partitions=len(partitions),
@@ -348,16 +352,6 @@ def _with_totals(store: Store, feed: Feed, outcome: Outcome) -> Outcome:
         size_bytes=round(summary["total_size_mb"] * 1_000_000),
         partitions=len(partitions),
     )
-
-
-def _rows_before(key: str, partitions: Sequence[Mapping[str, Any]]) -> int:
-    """Rows of the newest version that is older than a table's version ``key``; 0 if it is the first."""
-    older = {}
-    for partition in partitions:
-        version = parse_path(partition["path"], None)
-        if version is not None and version_number(version) < version_number(key):
-            older[version_number(version)] = int(partition["records"])
-    return older[max(older)] if older else 0
 
 
 #: Time for a child to end its run after Ctrl-C.

@@ -10,7 +10,7 @@ from datalake_assets.defs.checks.adopted import folder_checks
 from datalake_assets.defs.checks.nightly import evaluate_checks_job, nightly_checks, rule_checks
 from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import compaction_sensor
-from datalake_assets.defs.feeds.jobs import export_all_job, feed_schedule
+from datalake_assets.defs.feeds.jobs import export_all_job, feed_schedule, next_version_job
 from datalake_assets.defs.feeds.runner import FeedRunner, default_resources
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
@@ -56,11 +56,12 @@ def build_definitions(
     compact, maintenance = compact_partition_job(lake, listing.feeds), maintenance_job(lake)
     with known_dagster_warnings_ignored():
         checks = nightly_checks_of(listing.feeds)
+        tables = [next_version_job(runner, feed) for feed in runner.feeds.values() if feed.kind is FeedKind.TABLE]
         dear = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
             assets=[lake_report_asset(tuple(runner.feeds.values()), lake_uri=lake.uri)],
             asset_checks=checks,
-            jobs=[*dear, export_all_job(runner), compact, maintenance],
+            jobs=[*dear, export_all_job(runner), *tables, compact, maintenance],
             schedules=[
                 *(feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule),
                 *map(nightly_checks, dear),

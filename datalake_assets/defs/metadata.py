@@ -22,6 +22,7 @@ __all__ = [
     "COMPACTION_FAILURES",
     "FEED_PARTITION",
     "FILES_COMPACTED",
+    "NOTES",
     "PARTITION_ERRORS",
     "UNUSABLE_FILES",
     "Metadata",
@@ -55,6 +56,8 @@ UNUSABLE_FILES = "datalake/unusable_files"
 COMPACTION_FAILURES = "datalake/compaction_failures"
 #: On the failure of a compaction run: what went wrong with each of its partitions that failed.
 PARTITION_ERRORS = "datalake/errors"
+#: What a person should know of a write, a line each; not there if there is nothing.
+NOTES = "datalake/notes"
 #: Unusable files that an observation names; it says how many there are.
 _MOST_NAMED = 1_000
 
@@ -212,7 +215,8 @@ def _folder_uri(feed: Feed, lake_uri: str) -> str:
 
 def write_metadata(report: WriteReport) -> dict[str, dg.MetadataValue]:
     """What a whole write did. Of a run over many partitions every one shows these same totals."""
-    return {
+    notes: dict[str, dg.MetadataValue] = {NOTES: dg.MetadataValue.json(list(report.notes))} if report.notes else {}
+    return notes | {
         "datalake/rows_read": dg.MetadataValue.int(report.rows_read),
         "datalake/rows_known": dg.MetadataValue.int(report.rows_known),
         "datalake/rows_quarantined": dg.MetadataValue.int(report.rows_quarantined),

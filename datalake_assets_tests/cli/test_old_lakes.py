@@ -73,3 +73,11 @@ def test_old_lake_lands_what_is_new_and_nothing_twice(lake, run):
     counts = _counts(run)
     assert {name: counts[name] for name in STREAMS} == dict.fromkeys(STREAMS, 500)
     assert run("verify", "--deep").exit_code == 0
+
+
+@pytest.mark.slow
+def test_version_that_is_there_already_adds_no_rows_and_says_so(lake, run):
+    result = run("export", "--table", "fraud_scores", "--partition", "v2")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "fraud_scores: version v2 was committed before and is kept as it is\n"
+    assert result.stdout.splitlines()[-1].split()[:3] == ["tables/fraud_scores", "177", "0"]

@@ -33,7 +33,7 @@ def test_location_of_eight_feeds_and_a_bad_one_validates_without_warnings_of_our
 
     done = validate(Path(lake.uri), tmp_path / "home")
 
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "feeds/active/bad.json is skipped" in done.stderr
     ours = [line for line in done.stderr.splitlines() if "Warning" in line and "datalake_assets" in line]
     assert ours == []

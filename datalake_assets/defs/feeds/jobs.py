@@ -15,7 +15,16 @@ from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.feed import Feed
 
-__all__ = ["EXPORT_ALL", "PARENT_TAG", "ExportAllConfig", "export_all_job", "export_feeds", "feed_schedule", "next_run"]
+__all__ = [
+    "EXPORT_ALL",
+    "PARENT_TAG",
+    "ExportAllConfig",
+    "export_all_job",
+    "export_feeds",
+    "feed_schedule",
+    "next_run",
+    "next_version_job",
+]
 
 EXPORT_ALL = "export_all"
 #: On the runs that a run started: the id of that run.
@@ -37,17 +46,36 @@ def export_all_job(runner: FeedRunner) -> dg.JobDefinition:
 
     @dg.op(name="export_feeds", description="Exports the feeds one after another, each in a run of its own.")
     def export(context: dg.OpExecutionContext, config: ExportAllConfig) -> None:
-        tag_run(context.instance, context.run)
-        repair_runs(context.instance)
-        results = export_feeds(runner, context.instance, config, parent=context.run.run_id)
-        context.add_output_metadata({"datalake/feeds": dg.MetadataValue.md(_summary(results))})
-        _raise_for_failed(results)
+        _export(context, runner, config)
 
     @dg.job(name=EXPORT_ALL, description="Exports every active feed.", executor_def=dg.in_process_executor)
     def export_all() -> None:
         export()
 
     return export_all
+
+
+def next_version_job(runner: FeedRunner, feed: Feed) -> dg.JobDefinition:
+    """The job that lands a table's next version: one click, where the asset asks for a version's name."""
+    name = f"export_{feed.kind}_{feed.name}"
+
+    @dg.op(name=f"{name}_version", description=f"Lands the next version of {feed.path} in a run of its own.")
+    def export(context: dg.OpExecutionContext, config: ExportConfig) -> None:
+        _export(context, runner, ExportAllConfig(feeds=[feed.name], **config.model_dump()))
+
+    @dg.job(name=name, description=f"Lands the next version of {feed.path}.", executor_def=dg.in_process_executor)
+    def export_table() -> None:
+        export()
+
+    return export_table
+
+
+def _export(context: dg.OpExecutionContext, runner: FeedRunner, config: ExportAllConfig) -> None:
+    tag_run(context.instance, context.run)
+    repair_runs(context.instance)
+    results = export_feeds(runner, context.instance, config, parent=context.run.run_id)
+    context.add_output_metadata({"datalake/feeds": dg.MetadataValue.md(_summary(results))})
+    _raise_for_failed(results)
 
 
 def export_feeds(

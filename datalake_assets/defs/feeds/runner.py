@@ -12,7 +12,7 @@ import dagster as dg
 
 from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset, source_assets
 from datalake_assets.defs.feeds.folders import folder_asset
-from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.metadata import NOTES, asset_key
 from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
@@ -58,6 +58,7 @@ class ExportResult:
         rows_quarantined: Of these, rows that could not be landed.
         seconds: Wall time.
         error: One line for a person; None on success.
+        notes: What a person should know besides, a line each.
     """
 
     feed: str
@@ -68,6 +69,7 @@ class ExportResult:
     rows_quarantined: int
     seconds: float
     error: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def rows_added(self) -> int:
@@ -256,6 +258,7 @@ def _result(result: dg.JobExecutionResult, feed: Feed, *, seconds: float) -> Exp
         rows_quarantined=totals.get("datalake/rows_quarantined", 0),
         seconds=seconds,
         error=None if result.success else _failure(result),
+        notes=tuple(totals.get(NOTES, ())),
     )
 
 

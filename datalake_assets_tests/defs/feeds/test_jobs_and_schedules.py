@@ -50,6 +50,14 @@ def test_export_all_takes_the_feeds_that_it_is_told(lake, definitions, instance)
     assert len(instance.get_runs(dg.RunsFilter(tags={PARENT_TAG: result.run_id}))) == 1
 
 
+def test_job_of_a_table_lands_its_next_version_each_time(definitions, instance):
+    job = definitions.resolve_job_def("export_table_users")
+
+    assert all(job.execute_in_process(instance=instance).success for _ in range(2))
+
+    assert instance.get_dynamic_partitions("tables/users") == ["v1", "v2"]
+
+
 def test_schedules_are_there_for_the_feeds_that_ask_for_one(definitions):
     schedules = definitions.get_repository_def().schedule_defs
 
