@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, ObjectNotFound
+from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.swap import swap_object
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem
 
@@ -126,14 +127,7 @@ def prepare_demo(store: Store, records: int) -> DemoLake:
     if wanted == current:
         return wanted
     body = wanted.model_dump_json(indent=2).encode() + b"\n"
-    try:
-        if current is None:
-            store.create(DEMO_KEY, body)
-        else:
-            store.swap(DEMO_KEY, body, etag=etag)
-    except AmbiguousWrite:
-        if read_demo(store) != wanted:
-            raise
+    swap_object(store, DEMO_KEY, body, etag=None if current is None else etag)
     return wanted
 
 

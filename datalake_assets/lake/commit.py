@@ -19,12 +19,12 @@ from datalake_assets.errors import (
     CommitConflict,
     CorruptLake,
     LakeError,
-    ObjectNotFound,
     PreconditionFailed,
     TransientStoreError,
     UploadGone,
 )
 from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.lake.store.swap import known_object, swap_object
 
 __all__ = ["Change", "Loaded", "PartitionLog", "Planned"]
 
@@ -107,11 +107,10 @@ class PartitionLog:
         Raises:
             CorruptLake: It cannot be understood.
         """
-        try:
-            body, etag = self._store.get(self.manifest_key)
-        except ObjectNotFound:
+        known = known_object(self._store, self.manifest_key)
+        if known.body is None:
             return Loaded(None, Manifest())
-        return Loaded(etag, Manifest.from_bytes(body, where=self.manifest_key))
+        return Loaded(known.etag, Manifest.from_bytes(known.body, where=self.manifest_key))
 
     def settle(self, loaded: Loaded) -> Loaded:
         """Finishes whatever is under way: publishes and commits, or undoes; then sweeps. Idempotent.
@@ -296,19 +295,9 @@ class PartitionLog:
         return StagedFile(self.key_of(file.name), file.size_bytes, publish.token, publish.parts)
 
     def _swap(self, loaded: Loaded, manifest: Manifest) -> Loaded:
-        """Compare-and-swap; a lost answer is settled by reading back the write id, which is fresh every time."""
+        """Compare-and-swap; the write id, which is fresh every time, makes the body unique."""
         stamped = manifest.stamped(self._new_id())
-        body = stamped.to_bytes()
-        try:
-            if loaded.etag is None:
-                etag = self._store.create(self.manifest_key, body)
-            else:
-                etag = self._store.swap(self.manifest_key, body, etag=loaded.etag)
-        except AmbiguousWrite:
-            found = self.load()
-            if found.manifest.write_id != stamped.write_id:
-                raise PreconditionFailed(self.manifest_key, "an unanswered write was not applied") from None
-            return found
+        etag = swap_object(self._store, self.manifest_key, stamped.to_bytes(), etag=loaded.etag)
         return Loaded(etag, stamped)
 
 

@@ -9,6 +9,7 @@ from datalake_assets.feed import Feed, FeedKind, FolderSource
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.swap import retried
 
 __all__ = ["declare", "registered"]
 
@@ -34,13 +35,7 @@ def declare(store: Store, declared: Feed) -> Feed:
         LakeError: The registry cannot be read or written.
     """
     registry = FeedRegistry(store)
-    for attempt in range(ATTEMPTS):
-        try:
-            return _declare(store, registry, declared)
-        except (FeedExists, PreconditionFailed):
-            if attempt == ATTEMPTS - 1:
-                raise
-    raise AssertionError
+    return retried(lambda: _declare(store, registry, declared), attempts=ATTEMPTS, on=(FeedExists, PreconditionFailed))
 
 
 def registered(store: Store, declared: Feed) -> Feed | None:

@@ -23,6 +23,7 @@ from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, Win
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
@@ -115,17 +116,13 @@ class HiveTable:
         store = self._folder.store
         store.probe()
         before = dict(store.requests)
-        for attempt in range(ATTEMPTS):
-            export = self._export(
+
+        def run() -> WriteReport:
+            return self._export(
                 self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=on_progress
-            )
-            try:
-                report = export.run()
-            except CommitConflict:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                continue
-            break
+            ).run()
+
+        report = retried(run, attempts=ATTEMPTS, on=(CommitConflict,))
         batches.acknowledge()
         self._folder.summary.merge(report.partitions, removed=report.removed, at=store.now())
         requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}

@@ -21,11 +21,12 @@ from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import PartitionStats
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, partition_by, partition_key, partition_path
-from datalake_assets.errors import AmbiguousWrite, ConfigError, ObjectNotFound, PreconditionFailed, TransientStoreError
+from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, FeedKind, FolderSource
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store, check_key
+from datalake_assets.lake.store.swap import change_object, known_object
 from datalake_assets.lake.summary import Summary
 from datalake_assets.lake.table import PartitionReport
 
@@ -39,9 +40,6 @@ __all__ = [
     "overlap",
     "parse_address",
 ]
-
-#: Attempts at one change; each lost one means that another process changed the state.
-ATTEMPTS = 20
 
 
 class StateLog:
@@ -58,7 +56,7 @@ class StateLog:
 
     def load(self) -> FeedState:
         """The state; an empty one if there is none yet."""
-        return self._load()[1]
+        return self._state(known_object(self._store, self._key).body)
 
     def change(self, rule: Callable[[FeedState], FeedState]) -> FeedState:
         """Applies ``rule`` to whatever the state is by then, until no other process got between.
@@ -69,35 +67,16 @@ class StateLog:
         Raises:
             PreconditionFailed: Other processes kept getting there first.
         """
-        for attempt in range(ATTEMPTS):
-            etag, state = self._load()
-            changed = rule(state)
-            if changed == state:
-                return state
-            try:
-                return self._swap(etag, replace(changed, write_id=self._new_id()))
-            except (PreconditionFailed, TransientStoreError):
-                if attempt == ATTEMPTS - 1:
-                    raise
-        raise AssertionError
 
-    def _load(self) -> tuple[str | None, FeedState]:
-        try:
-            body, etag = self._store.get(self._key)
-        except ObjectNotFound:
-            return None, FeedState()
-        return etag, FeedState.from_bytes(body, where=self._key)
+        def changed(body: bytes | None) -> bytes | None:
+            state = self._state(body)
+            now = rule(state)
+            return None if now == state else replace(now, write_id=self._new_id()).to_bytes()
 
-    def _swap(self, etag: str | None, state: FeedState) -> FeedState:
-        try:
-            if etag is None:
-                self._store.create(self._key, state.to_bytes())
-            else:
-                self._store.swap(self._key, state.to_bytes(), etag=etag)
-        except AmbiguousWrite:
-            if self._load()[1].write_id != state.write_id:
-                raise PreconditionFailed(self._key, "an unanswered write was not applied") from None
-        return state
+        return self._state(change_object(self._store, self._key, changed))
+
+    def _state(self, body: bytes | None) -> FeedState:
+        return FeedState() if body is None else FeedState.from_bytes(body, where=self._key)
 
 
 #: How Spark and Hadoop write what everybody else calls s3.

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from datalake_assets.errors import (
-    AmbiguousWrite,
     FeedExists,
     FeedNotFound,
     InvalidFeed,
@@ -30,6 +29,7 @@ from datalake_assets.errors import (
 from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
 from datalake_assets.lake.store.base import ObjectInfo, Store
+from datalake_assets.lake.store.swap import swap_object
 
 __all__ = ["FEEDS_PREFIX", "FeedProblem", "FeedRegistry", "RegistryListing", "feed_key"]
 
@@ -39,8 +39,6 @@ FEEDS_PREFIX = "feeds"
 _ACTIVE, _ARCHIVED = f"{FEEDS_PREFIX}/active/", f"{FEEDS_PREFIX}/archived/"
 # A registry is read on every load of the code location; S3 answers a GET in tens of milliseconds.
 _READERS = 8
-# How often a write whose answer was lost is tried again.
-_ATTEMPTS = 3
 # After this long nobody is still in the middle of moving a feed: a move takes three requests.
 _MOVE_LIMIT = timedelta(minutes=10)
 
@@ -273,29 +271,10 @@ class FeedRegistry:
         """
         body = feed.model_dump_json(indent=2).encode() + b"\n"
         parse_feed(body, name=feed.name)
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                if etag is None:
-                    self._store.create(key, body)
-                else:
-                    self._store.swap(key, body, etag=etag)
-            except AmbiguousWrite:
-                if self._holds(key, body):
-                    return
-                if attempt == _ATTEMPTS:
-                    raise
-            except PreconditionFailed as error:
-                if attempt > 1 and self._holds(key, body):
-                    return
-                raise _changed(key) from error
-            else:
-                return
-
-    def _holds(self, key: str, body: bytes) -> bool:
         try:
-            return self._store.get(key)[0] == body
-        except ObjectNotFound:
-            return False
+            swap_object(self._store, key, body, etag=etag)
+        except PreconditionFailed as error:
+            raise _changed(key) from error
 
 
 def _give_free(store: Store, feed: Feed) -> None:

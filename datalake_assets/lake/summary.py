@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from datalake_assets.core.partitions import partition_path
-from datalake_assets.errors import AmbiguousWrite, ObjectNotFound, PreconditionFailed
+from datalake_assets.errors import AmbiguousWrite, PreconditionFailed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.swap import change_object
 from datalake_assets.lake.table import PartitionReport
 
 __all__ = ["Summary"]
@@ -41,17 +42,13 @@ class Summary:
             removed: Keys of partitions that are gone.
             at: The time of the export; None: it was none.
         """
-        for _ in range(ATTEMPTS):
-            etag, document = self._load()
-            body = self._merged(document, reports, removed=removed, at=at)
-            try:
-                if etag is None:
-                    self._store.create(self.key, body)
-                else:
-                    self._store.swap(self.key, body, etag=etag)
-            except (PreconditionFailed, AmbiguousWrite):
-                continue
-            return
+        with contextlib.suppress(PreconditionFailed, AmbiguousWrite):
+            change_object(
+                self._store,
+                self.key,
+                lambda body: self._merged(_document(body), reports, removed=removed, at=at),
+                attempts=ATTEMPTS,
+            )
 
     def mend(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
         """Puts right what a crash between a commit and its summary left behind; writes only if something differs.
@@ -60,32 +57,21 @@ class Summary:
             reports: All partitions.
             at: The time of the last export, if the summary doesn't say.
         """
-        etag, document = self._load()
-        if not document and not any(report.files for report in reports):
-            return
-        last = document.get("last_export")
-        body = self._merged({}, reports, removed=(), at=datetime.fromisoformat(last) if last else at)
-        if json.loads(body) == document:
-            return
+
+        def mended(found: bytes | None) -> bytes | None:
+            document = _document(found)
+            if not document and not any(report.files for report in reports):
+                return None
+            last = document.get("last_export")
+            body = self._merged({}, reports, removed=(), at=datetime.fromisoformat(last) if last else at)
+            return None if json.loads(body) == document else body
+
         with contextlib.suppress(PreconditionFailed, AmbiguousWrite):  # a writer has just written a newer one
-            if etag is None:
-                self._store.create(self.key, body)
-            else:
-                self._store.swap(self.key, body, etag=etag)
+            change_object(self._store, self.key, mended, attempts=1)
 
     def rebuild(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
         """Writes it anew from reports of all partitions."""
         self._store.put(self.key, self._merged({}, reports, removed=(), at=at))
-
-    def _load(self) -> tuple[str | None, Mapping[str, Any]]:
-        try:
-            body, etag = self._store.get(self.key)
-        except ObjectNotFound:
-            return None, {}
-        try:
-            return etag, json.loads(body)
-        except ValueError:
-            return etag, {}
 
     def _merged(
         self,
@@ -117,3 +103,12 @@ class Summary:
             "partitions": kept,
         }
         return json.dumps(total, indent=1).encode()
+
+
+def _document(body: bytes | None) -> Mapping[str, Any]:
+    """What a summary says; one that cannot be read says nothing, and is written anew."""
+    try:
+        found: Any = json.loads(body or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

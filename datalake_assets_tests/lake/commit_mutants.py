@@ -12,9 +12,17 @@ import pytest
 
 from datalake_assets.core.manifest import Decision, Manifest, Seen, decide
 from datalake_assets.core.position import OffsetsPosition
-from datalake_assets.errors import AmbiguousWrite, CorruptLake, LakeError, TransientStoreError, UploadGone
+from datalake_assets.errors import (
+    AmbiguousWrite,
+    CorruptLake,
+    LakeError,
+    PreconditionFailed,
+    TransientStoreError,
+    UploadGone,
+)
 from datalake_assets.lake import commit, compaction
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
+from datalake_assets.lake.store.swap import known_object
 from datalake_assets_tests.lake.simulated_store import Faults, SimulatedStore
 
 
@@ -163,11 +171,22 @@ def _decide_instead(patch, instead):
 def commit_id_settles(patch):
     """A write whose answer was lost is settled by the commit's id, which prepare and commit share."""
 
-    def stamped(self, write_id):
-        pending, last = self.pending, self.history[-1].commit_id if self.history else ""
-        return replace(self, write_id=pending.commit_id if pending else last)
+    def named(body: bytes) -> str:
+        manifest = Manifest.from_bytes(body, where="mutant")
+        if manifest.pending is not None:
+            return manifest.pending.commit_id
+        return manifest.history[-1].commit_id if manifest.history else ""
 
-    patch.setattr(Manifest, "stamped", stamped)
+    def swap(store, key, body, *, etag):
+        try:
+            return store.create(key, body) if etag is None else store.swap(key, body, etag=etag)
+        except AmbiguousWrite:
+            found = known_object(store, key)
+            if found.body is None or named(found.body) != named(body):
+                raise PreconditionFailed(key) from None
+            return found.etag
+
+    patch.setattr(commit, "swap_object", swap)
 
 
 def look_at_object_before_upload(patch):

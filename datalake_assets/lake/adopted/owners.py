@@ -24,6 +24,7 @@ from datalake_assets.errors import (
 from datalake_assets.feed import Feed
 from datalake_assets.lake.layout import FolderAddress, address_of, folder_store, new_id
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.swap import change_object
 
 __all__ = ["MARKER", "check_ownership", "lake_id", "marker_key", "release_ownership", "take_ownership"]
 
@@ -41,15 +42,11 @@ def marker_key(name: str) -> str:
 
 def lake_id(lake: Store) -> str:
     """The lake's random name, given to it when it is first asked for."""
-    try:
-        return _id_in(lake.get(LAKE_KEY)[0], lake.uri)
-    except ObjectNotFound:
-        pass
-    try:
-        lake.create(LAKE_KEY, json.dumps({"format": _FORMAT, "id": new_id() + new_id()}).encode())
-    except (PreconditionFailed, AmbiguousWrite) as error:
-        logger.debug("another process named the lake: %s", error)
-    return _id_in(lake.get(LAKE_KEY)[0], lake.uri)
+
+    def named(body: bytes | None) -> bytes | None:
+        return None if body else json.dumps({"format": _FORMAT, "id": new_id() + new_id()}).encode()
+
+    return _id_in(change_object(lake, LAKE_KEY, named) or b"", lake.uri)
 
 
 def _id_in(body: bytes, where: str) -> str:

@@ -19,7 +19,7 @@ from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.schema import schema_from_json, schema_to_json
-from datalake_assets.errors import CorruptLake, PreconditionFailed, TransientStoreError
+from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.adopted.listing import (
     FolderSchema,
     FoundFile,
@@ -33,6 +33,7 @@ from datalake_assets.lake.adopted.listing import (
 from datalake_assets.lake.commit import Loaded
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo
+from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import PartitionReport
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 
@@ -166,14 +167,12 @@ class _Reconciler:
 
     def _settled(self, key: str) -> Loaded | None:
         log = self._folder.log(key)
-        for attempt in range(ATTEMPTS):
-            try:
-                return log.settle(log.load())
-            except (PreconditionFailed, TransientStoreError, CorruptLake) as error:
-                if attempt == ATTEMPTS - 1 or isinstance(error, CorruptLake):
-                    self._done.waiting.append(f"{key}: {error.reason}")
-                    return None
-        raise AssertionError
+        passing = (PreconditionFailed, AmbiguousWrite, TransientStoreError)
+        try:
+            return retried(lambda: log.settle(log.load()), attempts=ATTEMPTS, on=passing)
+        except (*passing, CorruptLake) as error:
+            self._done.waiting.append(f"{key}: {error.reason}")
+            return None
 
     def _read(self, looks: Mapping[str, _Look]) -> Read:
         unread = [
@@ -221,7 +220,7 @@ class _Reconciler:
             encoded = schema_to_json(schema.schema) if schema.schema is not None else None
             try:
                 after = log.reconcile(look.loaded, now, run_id=self._run_id, schema=encoded).manifest
-            except (PreconditionFailed, TransientStoreError) as error:
+            except (PreconditionFailed, AmbiguousWrite, TransientStoreError) as error:
                 logger.debug("%s is looked at again: %s", log.data_folder, error)
                 return False
             self._count(key, manifest, after)
