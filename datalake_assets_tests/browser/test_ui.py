@@ -99,7 +99,7 @@ def turn_on_sensor(ui: DemoUI, page: Page, picture: Picture) -> None:
 
 
 def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, page: Page, picture: Picture):
-    page.set_viewport_size({"width": WIDTH, "height": 3000})  # what does not fit is drawn without its details
+    page.set_viewport_size({"width": 2 * WIDTH, "height": 4000})  # what does not fit is drawn without its details
     page.goto("/asset-groups")
     groups = {feed.group for feed in demo_feeds(FeedRegistry(ui.store).get("user_events").start)}
     for group in groups:
@@ -111,8 +111,8 @@ def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, pa
 
     for name in DEMO_FEED_NAMES:
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
-    for kind in ("Parquet", "ksqldb"):
-        expect(page.get_by_text(kind, exact=True)).to_have_count(len(DEMO_FEED_NAMES))
+    expect(page.get_by_text("Parquet", exact=True)).to_have_count(len(DEMO_FEED_NAMES))
+    expect(page.get_by_text("ksqldb", exact=True)).to_have_count(2 * len(DEMO_FEED_NAMES))  # of what they read, too
     picture("1-asset-graph")
 
 
