@@ -1,8 +1,4 @@
-"""Data files and what is known of them without opening them; and what the files of an adopted folder are.
-
-A folder of plain Parquet files may be compacted: its readers list it. The folders of Delta, Iceberg and Hudi tables,
-and those of Spark's streaming sinks, have a log that says which files count: whoever replaces one corrupts the table.
-"""
+"""Data files and what is known of them without opening them; and what the files of an adopted folder are."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
-__all__ = ["DataFile", "FileKind", "PartitionStats", "data_file_name", "file_kind", "table_format", "written_at"]
+__all__ = ["DataFile", "FileKind", "PartitionStats", "data_file_name", "file_kind", "written_at"]
 
 #: Names that `data_file_name` gave; other writers' names are not trusted to tell a time.
 _OUR_NAME = re.compile(r"(?:data|compacted|snapshot)_([0-9]{8}_[0-9]{6})_.+\.parquet")
@@ -89,8 +85,6 @@ def written_at(file: DataFile) -> datetime | None:
 _EXTENSIONS = (".parquet", ".parq", ".pq")
 #: Hadoop's S3 connectors marked folders by empty objects of such names.
 _FOLDER_MARK = "_$folder$"
-_LOGS = {"_delta_log": "a Delta", ".hoodie": "a Hudi", "_spark_metadata": "a Spark streaming sink's"}
-_ICEBERG = re.compile(r"(?:^|/)metadata/[^/]+\.metadata\.json(?:\.gz)?$|(?:^|/)metadata/version-hint\.text$")
 
 
 class FileKind(Enum):
@@ -119,11 +113,3 @@ def file_kind(path: str, size_bytes: int) -> FileKind:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(("_", "."))
-
-
-def table_format(path: str) -> str | None:
-    """Whose table a folder is in which there is a file of this relative path; None if the path tells of none."""
-    for part in path.split("/")[:-1]:
-        if part in _LOGS:
-            return _LOGS[part]
-    return "an Iceberg" if _ICEBERG.search(path) else None

@@ -176,11 +176,21 @@ def compact(
     request: CompactionRequest,
     *,
     run_id: str = "",
+    before_commit: Callable[[], None] | None = None,
     on_progress: Callable[[CompactionProgress], None] | None = None,
 ) -> CompactionReport:
-    """Merges small files; see `LakeTable.compact`."""
+    """Merges small files; see `LakeTable.compact`.
+
+    Args:
+        folder: The feed.
+        key: The partition.
+        request: What is asked for.
+        run_id: The Dagster run; empty if there is none.
+        before_commit: Called before each commit; what it raises ends the compaction, and nothing of that commit stays.
+        on_progress: Told how much is done.
+    """
     folder.data_store.probe()
-    return _Compaction(folder, key, request, run_id, on_progress).run()
+    return _Compaction(folder, key, request, run_id, on_progress, before_commit=before_commit).run()
 
 
 def plan_of(
@@ -252,9 +262,11 @@ class _Compaction:
         request: CompactionRequest,
         run_id: str,
         on_progress: Callable[[CompactionProgress], None] | None,
+        *,
+        before_commit: Callable[[], None] | None,
     ) -> None:
         self._folder, self._key, self._request, self._run_id = folder, key, request, run_id
-        self._on_progress = on_progress
+        self._before_commit, self._on_progress = before_commit, on_progress
         self._log: PartitionLog = folder.log(key)
         self._rules = rules_of(folder.feed, request)
         self._tally = _Tally()
@@ -392,6 +404,8 @@ class _Compaction:
         inputs = {file.name: file for file in work.group.files if file.name in work.done.rewritten}
 
         def planned(base: Manifest) -> Planned:
+            if self._before_commit is not None:
+                self._before_commit()
             there = {file.name: file for file in base.files}
             if any(there.get(name) != file for name, file in inputs.items()):
                 raise CommitConflict(self._log.data_folder, "a file to merge was replaced meanwhile")

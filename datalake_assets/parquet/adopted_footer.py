@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
 
 __all__ = ["INT96_UNIT", "TAIL_BYTES", "AdoptedFooter", "bytes_needed", "is_parquet", "is_time", "read_adopted_footer"]
@@ -35,12 +36,14 @@ class AdoptedFooter:
         schema: Arrow's, as a scan reads it, without metadata of the schema as a whole.
         min_time: Of the time column, by the statistics; None if they don't say.
         max_time: Likewise.
+        table: The format whose table it was written for; None if nothing tells of one.
     """
 
     rows: int
     schema: pa.Schema
     min_time: datetime | None = None
     max_time: datetime | None = None
+    table: TableFormat | None = None
 
 
 def is_parquet(tail: bytes) -> bool:
@@ -90,10 +93,11 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         if file.metadata.serialized_size != needed - _END_BYTES:
             raise UnreadableFile(where, "it is encrypted")
         schema = file.schema_arrow.remove_metadata()
+        table = footer_format(file.metadata.metadata or {}, schema.names)
         times = _times(file, schema, time_column) if time_column in schema.names else (None, None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
-    return AdoptedFooter(file.metadata.num_rows, schema, *times)
+    return AdoptedFooter(file.metadata.num_rows, schema, *times, table)
 
 
 def is_time(kind: pa.DataType) -> bool:

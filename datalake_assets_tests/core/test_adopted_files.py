@@ -1,10 +1,10 @@
-"""Which files of an adopted folder are data, and which folders are tables that nobody may compact."""
+"""Which files of an adopted folder are data."""
 
 from __future__ import annotations
 
 import pytest
 
-from datalake_assets.core.files import FileKind, file_kind, table_format
+from datalake_assets.core.files import FileKind, file_kind
 
 
 @pytest.mark.parametrize(
@@ -39,22 +39,3 @@ def test_file_kind(path, kind):
 def test_empty_file_is_data_only_if_its_name_says_so():
     assert file_kind("x.parquet", 0) is FileKind.DATA
     assert file_kind("day=1", 0) is FileKind.OTHER
-
-
-@pytest.mark.parametrize(
-    ("path", "table"),
-    [
-        ("_delta_log/00000000000000000000.json", "a Delta"),
-        ("below/_delta_log/0.json", "a Delta"),
-        (".hoodie/hoodie.properties", "a Hudi"),
-        ("_spark_metadata/0", "a Spark streaming sink's"),
-        ("metadata/00001-ab.metadata.json", "an Iceberg"),
-        ("db/table/metadata/00001-ab.gz.metadata.json", "an Iceberg"),
-        ("metadata/version-hint.text", "an Iceberg"),
-        ("metadata/x.parquet", None),
-        ("_delta_log", None),
-        ("year=2025/x.parquet", None),
-    ],
-)
-def test_table_format(path, table):
-    assert table_format(path) == table

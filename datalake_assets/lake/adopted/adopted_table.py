@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from datalake_assets.core.batches import Batches
@@ -12,13 +13,14 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.lake import compaction
-from datalake_assets.lake.adopted.listing import Listing, list_folder, read_footers
+from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
+from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.adopted.reconcile import Reconciliation, reconcile
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.inspection import content, repair, unfinished
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store.base import ObjectInfo
+from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
@@ -42,6 +44,10 @@ def refuse_export(feed: Feed) -> ConfigError:
 
 class AdoptedTable(HiveTable):
     """A folder that others write, adopted; implements `LakeTable`."""
+
+    def __init__(self, store: Store, feed: Feed) -> None:
+        super().__init__(store, feed)
+        self._marks = TableMarks(self._folder)
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:  # noqa: ARG002  the protocol's
         """Raises `ConfigError`: nothing is exported."""
@@ -81,13 +87,25 @@ class AdoptedTable(HiveTable):
 
         Raises:
             FolderTaken: The folder is another's by now.
+            ConfigError: It belongs to a table of another format by now.
             LakeUnavailable: Files cannot be staged beside it.
             LakeError: The store failed; what was committed stays, and a repetition does the rest.
         """
-        check_ownership(self._folder.store, self.feed)
+        self._check_still_ours(key)
         check_staging(self._folder, key)
         reconcile(self._folder, only=key, run_id=run_id)
-        return compaction.compact(self._folder, key, request, run_id=run_id, on_progress=on_progress)
+        return compaction.compact(
+            self._folder,
+            key,
+            request,
+            run_id=run_id,
+            before_commit=partial(self._check_still_ours, key),
+            on_progress=on_progress,
+        )
+
+    def _check_still_ours(self, key: str) -> None:
+        check_ownership(self._folder.store, self.feed)
+        self._marks.check(key)
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """See `LakeTable`; files that cannot be read are differences, each time."""
@@ -162,7 +180,7 @@ def _file(folder: FeedFolder, key: str, file: DataFile, info: ObjectInfo | None,
 
 
 def _unknown(folder: FeedFolder, listing: Listing, unknown: dict[str, dict[str, ObjectInfo]]) -> Iterator[Difference]:
-    read = read_footers(folder, [(key, info) for key, files in unknown.items() for info in files.values()])
+    read = Footers(folder).read([(key, info) for key, files in unknown.items() for info in files.values()])
     for key, name in sorted(read.found):
         detail = f"it is in no manifest yet; 'datalake repair {folder.feed.name}' takes it in"
         yield Difference(key, "new file", folder.log(key).key_of(name), detail)

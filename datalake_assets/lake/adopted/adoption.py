@@ -7,13 +7,16 @@ an adoption that was interrupted can be repeated, and whoever comes between is r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from datalake_assets.errors import ConfigError, FeedExists, FeedNotFound
+import pyarrow as pa
+
+from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, FeedNotFound
 from datalake_assets.feed import Feed, FeedKind, parse_feed
-from datalake_assets.lake.adopted.listing import Listing, list_folder, read_footers
+from datalake_assets.lake.adopted.listing import Footers, list_folder
+from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
 from datalake_assets.lake.adopted.reconcile import Reconciliation, reconcile
 from datalake_assets.lake.layout import FeedFolder, FolderAddress, address_of, overlap, parse_address
@@ -25,8 +28,6 @@ __all__ = ["MAX_FOLDERS", "Adoption", "adopt"]
 
 #: Dagster slows, then breaks, far above this many partitions of an asset.
 MAX_FOLDERS = 20_000
-#: Files that are looked at for the time column before anything is written.
-SAMPLE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +75,20 @@ def adopt(
         raise ConfigError(f"feed {name!r} was adopted {was}, and keeps it")
     _refuse_overlaps(lake, registry, feed, address)
     folder = FeedFolder(lake, feed)
+    footers = Footers(folder)
+    TableMarks(folder).check()
     if known is None:
-        _check_folder(folder, address)
+        _check_folder(folder, address, footers, on_progress)
     lake.probe()
     taken = take_ownership(lake, feed)
     try:
         feed = known or _register(registry, feed, address)
-    except ConfigError:
+    except DatalakeError:
         if taken:
             release_ownership(lake, feed)
         raise
-    return Adoption(feed, known is None, reconcile(FeedFolder(lake, feed), on_progress=on_progress))
+    found = reconcile(FeedFolder(lake, feed), footers=footers, on_progress=on_progress)
+    return Adoption(feed, known is None, found)
 
 
 def _feed(name: str, address: FolderAddress, time_column: str | None) -> Feed:
@@ -130,35 +134,37 @@ def _refuse_overlaps(lake: Store, registry: FeedRegistry, feed: Feed, address: F
             )
 
 
-def _check_folder(folder: FeedFolder, address: FolderAddress) -> None:
-    """Refuses what is no folder of Parquet files, or has no such time column."""
+def _check_folder(
+    folder: FeedFolder, address: FolderAddress, footers: Footers, on_progress: Callable[[int, int], None] | None
+) -> None:
+    """Refuses what is no folder of Parquet files, or has no such time column; nothing is written yet."""
     store = folder.data_store
     if store.head(folder.data_root) is not None:
         raise ConfigError(f"{address.uri} cannot be adopted: it is a file; give the folder that it lies in")
     if "://" not in address.uri and not Path(address.uri).is_dir():
         raise ConfigError(f"{address.uri} cannot be adopted: there is no such folder")
     listing = list_folder(folder)
-    if not listing.partitions:
-        raise ConfigError(f"{address.uri} cannot be adopted: there are no Parquet files in it")
     if len(listing.partitions) > MAX_FOLDERS:
         raise ConfigError(
             f"{address.uri} cannot be adopted: {len(listing.partitions):,} folders in it have files, and a feed has at"
             f" most {MAX_FOLDERS:,}; adopt folders in it"
         )
-    if folder.feed.time_column is not None:
-        _check_time_column(folder, listing, folder.feed.time_column)
-
-
-def _check_time_column(folder: FeedFolder, listing: Listing, name: str) -> None:
-    """Looks at some of the newest files; all of them are read only once the folder is taken."""
     files = [(key, info) for key, found in listing.partitions.items() for info in found.values()]
-    files.sort(key=lambda each: each[1].modified_at, reverse=True)
-    found = read_footers(folder, files[:SAMPLE]).found.values()
-    kinds = {each.schema.field(name).type for each in found if name in each.schema.names}
-    if not found or any(is_time(kind) for kind in kinds):
+    read = footers.read(files, on_progress=on_progress)
+    if not read.found:
+        bad = sorted((*listing.problems, *read.problems), key=lambda each: each.name)
+        detail = f" that can be read; {bad[0].name}: {bad[0].reason}" if bad else ""
+        raise ConfigError(f"{address.uri} cannot be adopted: there are no Parquet files in it{detail}")
+    if folder.feed.time_column is not None:
+        _check_time_column({id(each.schema): each.schema for each in read.found.values()}, folder.feed.time_column)
+
+
+def _check_time_column(schemas: Mapping[int, pa.Schema], name: str) -> None:
+    kinds = {each.field(name).type for each in schemas.values() if name in each.names}
+    if any(is_time(kind) for kind in kinds):
         return
     if kinds:
         there = f"it is {min(map(str, kinds))}; give a column of timestamps or dates"
     else:
-        there = f"the files have {', '.join(sorted({column for each in found for column in each.schema.names}))}"
+        there = f"the files have {', '.join(sorted({column for each in schemas.values() for column in each.names}))}"
     raise ConfigError(f"{name!r} cannot be the time column: {there}")

@@ -7,6 +7,7 @@ in their manifests, are left out of scans, are not compacted, and are named.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,11 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from datalake_assets.core.files import DataFile, FileKind, file_kind, table_format
+from datalake_assets.core.files import DataFile, FileKind, file_kind
 from datalake_assets.core.partitions import hive_pairs, partition_key
 from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, ObjectNotFound, PreconditionFailed, UnreadableFile
+from datalake_assets.lake.adopted.marks import refuse_path, refused_file
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
 from datalake_assets.parquet.adopted_footer import (
@@ -32,6 +34,7 @@ from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 
 __all__ = [
     "FolderSchema",
+    "Footers",
     "FoundFile",
     "Listing",
     "Problem",
@@ -39,11 +42,12 @@ __all__ = [
     "fold",
     "list_folder",
     "partition_names",
-    "read_footers",
 ]
 
 #: Footers that are read at once; S3 answers in tens of milliseconds.
 THREADS = 32
+#: Footers whose reading is begun before the first of them is looked at.
+AT_ONCE = 1024
 #: Names of our own control objects: no folder of the same name can have a manifest beside them.
 _OURS = {"manifest.json", "feed.json"}
 
@@ -100,6 +104,15 @@ class Read:
     problems: list[Problem] = dataclasses.field(default_factory=list)
     other_files: int = 0
 
+    def add(self, key: str, outcome: FoundFile | Problem | None) -> None:
+        """Sorts one file in."""
+        if isinstance(outcome, FoundFile):
+            self.found[key, outcome.file.name] = outcome
+        elif isinstance(outcome, Problem):
+            self.problems.append(outcome)
+        else:
+            self.other_files += 1
+
 
 def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
     """Lists an adopted folder.
@@ -116,10 +129,7 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
     problems = []
     for info in folder.data_store.list(root if only is None else folder.data_folder(only)):
         path = info.key.removeprefix(f"{root}/")
-        table = table_format(path)
-        if table is not None:
-            reason = "its log says which files count, and compaction would corrupt it"
-            raise ConfigError(f"{folder.data_store.uri}/{root} is {table} table: {reason}; use that format's own tools")
+        refuse_path(_uri(folder), path)
         if file_kind(path, info.size_bytes) is FileKind.OTHER:
             other_files += 1
             continue
@@ -145,45 +155,83 @@ def _wrong_name(path: str) -> str | None:
     return None
 
 
-def read_footers(
-    folder: FeedFolder,
-    wanted: Iterable[tuple[str, ObjectInfo]],
-    *,
-    on_progress: Callable[[int], None] | None = None,
-) -> Read:
-    """Reads footers, many at once; files that vanish or change meanwhile are left to the next listing.
+class Footers:
+    """Reads the footers of an adopted folder's files, each once: it remembers what those that did not change said.
 
     Args:
         folder: The feed.
-        wanted: Partition keys and files.
-        on_progress: Told now and then how many were read.
+
+    Attributes:
+        files: Footers that were read.
+        seconds: How long that took.
     """
-    read = Read()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
-        jobs = [(key, info, pool.submit(_read, folder, info)) for key, info in wanted]
-        for number, (key, info, job) in enumerate(jobs, start=1):
-            _sort_in(read, folder, key, info, job.result)
-            if on_progress is not None:
-                on_progress(number)
-    return read
+
+    def __init__(self, folder: FeedFolder) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[str, FoundFile | Problem | None]] = {}
+        self._schemas: dict[bytes, pa.Schema] = {}
+        self.files = 0
+        self.seconds = 0.0
+
+    def read(
+        self, wanted: Sequence[tuple[str, ObjectInfo]], *, on_progress: Callable[[int, int], None] | None = None
+    ) -> Read:
+        """Reads footers, many at once; files that vanish or change meanwhile are left to the next listing.
+
+        Args:
+            wanted: Partition keys and files.
+            on_progress: Told now and then how many were read, of how many.
+
+        Raises:
+            ConfigError: A file was written for a table of another format.
+        """
+        began = time.monotonic()
+        unread = [each for each in wanted if self._known.get(each[1].key, ("", None))[0] != each[1].etag]
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
+            for start in range(0, len(unread), AT_ONCE):  # tails are held until they are understood
+                some = unread[start : start + AT_ONCE]
+                for number, (each, outcome) in enumerate(zip(some, pool.map(self._look, some), strict=True), start + 1):
+                    if not isinstance(outcome, _Gone):
+                        self._known[each[1].key] = (each[1].etag, outcome)
+                    if on_progress is not None:
+                        on_progress(number, len(unread))
+        self.files += len(unread)
+        self.seconds += time.monotonic() - began
+        read = Read()
+        for key, info in wanted:
+            etag, known = self._known.get(info.key, ("", None))
+            if etag == info.etag:
+                read.add(key, known)
+        return read
+
+    def _look(self, wanted: tuple[str, ObjectInfo]) -> FoundFile | Problem | _Gone | None:
+        key, info = wanted
+        try:
+            footer = _read(self._folder, info)
+        except (ObjectNotFound, PreconditionFailed):
+            return _Gone()
+        except UnreadableFile as error:
+            return Problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), error.reason)
+        if footer is None:
+            return None
+        if footer.table is not None:
+            where = f"{self._folder.data_store.uri.rstrip('/')}/{info.key}"
+            raise refused_file(_uri(self._folder), where, footer.table)
+        schema = self._schemas.setdefault(footer.schema.serialize().to_pybytes(), footer.schema)
+        return FoundFile(_data_file(info, footer), schema)
 
 
-def _sort_in(
-    read: Read, folder: FeedFolder, key: str, info: ObjectInfo, result: Callable[[], AdoptedFooter | None]
-) -> None:
-    name = info.key.rpartition("/")[2]
-    try:
-        footer = result()
-    except (ObjectNotFound, PreconditionFailed):
-        return
-    except UnreadableFile as error:
-        read.problems.append(Problem(key, info.key.removeprefix(f"{folder.data_root}/"), error.reason))
-        return
-    if footer is None:
-        read.other_files += 1
-        return
-    file = DataFile(
-        name=name,
+class _Gone:
+    """Nobody can say: the file vanished, or changed, before its footer was read."""
+
+
+def _uri(folder: FeedFolder) -> str:
+    return f"{folder.data_store.uri.rstrip('/')}/{folder.data_root}"
+
+
+def _data_file(info: ObjectInfo, footer: AdoptedFooter) -> DataFile:
+    return DataFile(
+        name=info.key.rpartition("/")[2],
         rows=footer.rows,
         size_bytes=info.size_bytes,
         min_time=footer.min_time,
@@ -191,7 +239,6 @@ def _sort_in(
         etag=info.etag,
         written_at=info.modified_at,
     )
-    read.found[key, name] = FoundFile(file, footer.schema)
 
 
 def _read(folder: FeedFolder, info: ObjectInfo) -> AdoptedFooter | None:

@@ -8,7 +8,6 @@ than a compaction is never taken for the truth. It is one commit per partition, 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,13 +21,13 @@ from datalake_assets.core.schema import schema_from_json, schema_to_json
 from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.adopted.listing import (
     FolderSchema,
+    Footers,
     FoundFile,
     Problem,
     Read,
     fold,
     list_folder,
     partition_names,
-    read_footers,
 )
 from datalake_assets.lake.commit import Loaded
 from datalake_assets.lake.layout import FeedFolder
@@ -87,6 +86,7 @@ def reconcile(
     *,
     only: str | None = None,
     run_id: str = "",
+    footers: Footers | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Reconciliation:
     """Brings the manifests of an adopted folder in step with its files; idempotent.
@@ -95,13 +95,14 @@ def reconcile(
         folder: The feed.
         only: The one partition to look at; None for all.
         run_id: The run that looks.
+        footers: Those that were read already.
         on_progress: Told how many footers were read, of how many.
 
     Raises:
         ConfigError: The folder became a table of a format with a log of its own.
         LakeError: The lake or the folder cannot be read or written.
     """
-    return _Reconciler(folder, only, run_id, on_progress).run()
+    return _Reconciler(folder, only, run_id, footers or Footers(folder), on_progress).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +111,26 @@ class _Look:
 
     loaded: Loaded
     there: Mapping[str, ObjectInfo]
+    known: Mapping[str, DataFile]
 
-    @property
-    def known(self) -> dict[str, DataFile]:
-        """Files of the manifest that are still what they were."""
-        files = {file.name: file for file in self.loaded.manifest.files}
-        return {name: file for name, file in files.items() if name in self.there and self.there[name].etag == file.etag}
+    @classmethod
+    def of(cls, loaded: Loaded, there: Mapping[str, ObjectInfo]) -> _Look:
+        """Finds those files of the manifest that are still what they were."""
+        files = loaded.manifest.files
+        return cls(loaded, there, {f.name: f for f in files if f.name in there and there[f.name].etag == f.etag})
 
 
 class _Reconciler:
     def __init__(
-        self, folder: FeedFolder, only: str | None, run_id: str, on_progress: Callable[[int, int], None] | None
+        self,
+        folder: FeedFolder,
+        only: str | None,
+        run_id: str,
+        footers: Footers,
+        on_progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._folder, self._only, self._run_id, self._on_progress = folder, only, run_id, on_progress
+        self._folder, self._only, self._run_id = folder, only, run_id
+        self._footers, self._on_progress = footers, on_progress
         self._done = Reconciliation()
 
     def run(self) -> Reconciliation:
@@ -146,10 +154,10 @@ class _Reconciler:
         """Looks at all partitions, or at some once more; returns those that another process changed meanwhile."""
         loaded = self._load(wanted)
         listing = list_folder(self._folder, self._only)
-        if not self._done.footers_read:
+        if wanted is None or self._only is not None:
             self._done.other_files, self._done.problems = listing.other_files, list(listing.problems)
         looks = {
-            key: _Look(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
+            key: _Look.of(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
             for key in {*loaded, *listing.partitions}
             if (wanted is None or key in wanted) and loaded.get(key, True) is not None
         }
@@ -175,20 +183,14 @@ class _Reconciler:
             return None
 
     def _read(self, looks: Mapping[str, _Look]) -> Read:
-        unread = [
+        wanted = [
             (key, info) for key, look in looks.items() for name, info in look.there.items() if name not in look.known
         ]
-        began = time.monotonic()
-        read = read_footers(self._folder, unread, on_progress=self._progress(len(unread)))
-        self._done.footers_s += time.monotonic() - began
-        self._done.footers_read += len(unread)
+        read = self._footers.read(wanted, on_progress=self._on_progress)
+        self._done.footers_read, self._done.footers_s = self._footers.files, self._footers.seconds
         self._done.other_files += read.other_files
         self._done.problems += read.problems
         return read
-
-    def _progress(self, total: int) -> Callable[[int], None] | None:
-        listener = self._on_progress
-        return None if listener is None else lambda number: listener(number, total)
 
     def _fold(self, keys: Iterable[str], read: Read) -> FolderSchema:
         """The schema is widened before the manifests name files that need it."""

@@ -25,10 +25,10 @@ from datalake_assets_tests.lake.adopted.adopted_folder import NOON, AdoptedFolde
 @pytest.mark.parametrize(
     ("path", "whose"),
     [
-        ("_delta_log/00000000000000000000.json", "a Delta"),
-        ("metadata/00000-ab.metadata.json", "an Iceberg"),
-        (".hoodie/hoodie.properties", "a Hudi"),
-        ("_spark_metadata/0", "a Spark streaming sink's"),
+        ("_delta_log/00000000000000000000.json", "a Delta table"),
+        ("metadata/00000-ab.metadata.json", "an Iceberg table"),
+        (".hoodie/hoodie.properties", "a Hudi table"),
+        ("_spark_metadata/0", "a Spark streaming sink"),
     ],
 )
 def test_table_with_a_log_is_refused(store, folder, path, whose):
@@ -36,7 +36,7 @@ def test_table_with_a_log_is_refused(store, folder, path, whose):
     folder.put(path, b"{}")
 
     assert refused(lambda: adopt(store, folder.uri, "clicks")) == (
-        f"{folder.uri} is {whose} table: its log says which files count, and compaction would corrupt it; use that"
+        f"{folder.uri} is {whose}: its log says which files count, and compaction would corrupt it; use that"
         " format's own tools"
     )
     assert list(folder.store.list("")) == [info for info in folder.store.list("") if info.key.startswith("clicks/")]

@@ -1,0 +1,143 @@
+"""Whether an adopted folder belongs to a table of another format: looked for in it, above it, and in its files.
+
+The log of a Delta, Iceberg or Hudi table lies at the table's root. A folder inside such a table looks like any folder
+of Parquet files, and its compaction destroys the table. So each folder from a partition up to the store's root is asked
+for a handful of names, with one bounded request each; and a table may be made of a folder at any time, so that it is
+asked again before each commit, unless that was a moment ago.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from datalake_assets.core.table_formats import FILES_ABOVE, FOLDERS_ABOVE, TableFormat, table_mark
+from datalake_assets.errors import ConfigError, LakeUnavailable
+from datalake_assets.lake.layout import FeedFolder, folder_store
+from datalake_assets.lake.store.base import Store
+
+__all__ = ["TableMarks", "refuse_path", "refused", "refused_file"]
+
+#: Requests under way: a mark may be missing, and then all have to be made.
+THREADS: Final = 16
+#: S3 limit: keys in one page of ListObjectsV2; more of one folder are not looked at.
+KEYS: Final = 1000
+#: Seconds for which an answer is good.
+FRESH_S: Final = 10.0
+
+
+def refused(uri: str, where: str, table: TableFormat) -> ConfigError:
+    """The error of whoever wants to have a folder that is another format's, or has to do with one.
+
+    Args:
+        uri: The adopted folder, or the one that is to be.
+        where: The table.
+        table: Its format.
+    """
+    if where == uri:
+        return ConfigError(f"{uri} is {table.value}: {table.reason}")
+    holds = "holds" if where.startswith(f"{uri}/") else "lies in"
+    return ConfigError(f"{uri} {holds} {table.value}, {where}: {table.reason}")
+
+
+def refused_file(uri: str, file: str, table: TableFormat) -> ConfigError:
+    """The error for a file in it whose footer tells of another format's table."""
+    return ConfigError(
+        f"{uri} holds a file of {table.value}, {file}: {table.reason}, or copy the rows into a folder of their own"
+    )
+
+
+def refuse_path(uri: str, path: str) -> None:
+    """Raises `ConfigError` if a path in a folder tells of another format's table."""
+    found = table_mark(path)
+    if found is not None:
+        table, below = found
+        raise refused(uri, f"{uri}/{below}".rstrip("/"), table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A folder on the way from a partition to the store's root; its path is relative to that root."""
+
+    store: Store
+    path: str
+
+    def below(self, name: str) -> str:
+        return f"{self.path}/{name}".lstrip("/")
+
+
+class TableMarks:
+    """Looks above an adopted folder; remembers for a moment what it saw.
+
+    Args:
+        folder: The feed.
+    """
+
+    def __init__(self, folder: FeedFolder) -> None:
+        self._folder, self._top = folder, _top(folder.data_store.uri)
+        self._uri = f"{folder.data_store.uri.rstrip('/')}/{folder.data_root}"
+        self._seen: dict[str, float] = {}
+
+    def check(self, key: str | None = None) -> None:
+        """Sees to it that nothing above is a table of another format.
+
+        Args:
+            key: Look from this partition's folder upwards; None: from the adopted folder itself.
+
+        Raises:
+            ConfigError: Something is.
+            TransientStoreError: The store cannot tell for now.
+        """
+        path = self._folder.data_root if key is None else self._folder.data_folder(key)
+        own = f"{self._folder.data_store.uri.rstrip('/')}/{path}".removeprefix(self._top).strip("/")
+        found = table_mark(f"{own}/x.parquet")
+        if found is not None:
+            table, above = found
+            raise refused(self._uri, f"{self._top.rstrip('/')}/{above}", table)
+        now = time.monotonic()
+        due = [each for each in _upwards(own) if now - self._seen.get(each, float("-inf")) >= FRESH_S]
+        self._look([_Level(folder_store(self._folder.store, self._top), each) for each in due])
+        self._seen |= dict.fromkeys(due, now)
+
+    def _look(self, levels: list[_Level]) -> None:
+        looks = [(level, name) for level in levels for name in (*FOLDERS_ABOVE, *FILES_ABOVE)]
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="marks") as pool:
+            for (level, _), mark in zip(looks, pool.map(lambda look: _mark(*look), looks), strict=True):
+                if mark is not None:
+                    raise refused(self._uri, f"{self._top.rstrip('/')}/{level.path}".rstrip("/") or "/", mark)
+
+
+def _mark(level: _Level, name: str) -> TableFormat | None:
+    try:
+        return next(_marks(level, name), None)
+    except LakeUnavailable:  # what we may not see there, nobody can respect
+        return None
+
+
+def _marks(level: _Level, name: str) -> Iterator[TableFormat]:
+    key = level.below(name)
+    if name in FILES_ABOVE:
+        there = level.store.head(key)
+        paths = [there.key] if there is not None else []
+    else:
+        paths = [info.key for info in islice(level.store.list(key), KEYS)]
+    for path in paths:
+        found = table_mark(path[len(level.path) :].lstrip("/"))
+        if found is not None and not found[1]:
+            yield found[0]
+
+
+def _top(uri: str) -> str:
+    """The root of the store that a folder is in: a bucket, or the file system's."""
+    bucket, _, _ = uri.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}" if uri.startswith("s3://") else "/"
+
+
+def _upwards(path: str) -> list[str]:
+    """A folder and all those above it, up to the root."""
+    parts = [part for part in path.split("/") if part]
+    return ["/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
