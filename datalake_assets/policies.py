@@ -14,6 +14,7 @@ __all__ = [
     "MIB",
     "Checks",
     "CompactionPolicy",
+    "Duration",
     "Freshness",
     "Level",
     "Limits",
@@ -36,7 +37,13 @@ MIB = 1024 * 1024
 class Model(BaseModel):
     """What people write is checked to the letter, and never changes afterwards."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+
+
+#: Ages beyond a century are typing errors, and `now - age` leaves the calendar for some of them.
+Duration = Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=36_525))]
+#: Counts beyond it are typing errors, and larger than any JSON reader keeps exactly.
+MOST = 10**12
 
 
 class ParquetFormat(Model):
@@ -66,7 +73,7 @@ class Retention(Model):
     """
 
     versions: Annotated[int, Field(ge=1, le=1000)] = 7
-    max_age: timedelta | None = None
+    max_age: Duration | None = None
 
 
 class Freshness(Model):
@@ -79,10 +86,10 @@ class Freshness(Model):
         fail_event_age: Likewise.
     """
 
-    max_commit_age: timedelta | None = None
-    max_event_age: timedelta | None = None
-    fail_commit_age: timedelta | None = None
-    fail_event_age: timedelta | None = None
+    max_commit_age: Duration | None = None
+    max_event_age: Duration | None = None
+    fail_commit_age: Duration | None = None
+    fail_event_age: Duration | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -112,17 +119,17 @@ class CompactionPolicy(Model):
     """
 
     enabled: bool = True
-    min_files: Annotated[int, Field(ge=2)] | None = None
-    max_files: Annotated[int, Field(ge=2)] = 10_000
-    max_bytes: Annotated[int, Field(ge=1 * MIB)] = 64 * 1024 * MIB
+    min_files: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    max_files: Annotated[int, Field(ge=2, le=MOST)] = 10_000
+    max_bytes: Annotated[int, Field(ge=1 * MIB, le=MOST * MIB)] = 64 * 1024 * MIB
     fan_in: Annotated[int, Field(ge=2, le=100)] = 8
-    min_file_age: timedelta = timedelta(0)
-    min_partition_age: timedelta = timedelta(0)
-    split_above: Annotated[float, Field(ge=0)] = 2.0
+    min_file_age: Duration = timedelta(0)
+    min_partition_age: Duration = timedelta(0)
+    split_above: Annotated[float, Field(ge=0, le=MOST)] = 2.0
     kernel: Literal["auto", "concat", "reencode"] = "auto"
     sort_by: tuple[str, ...] = ()
     verify: Literal["full", "rows"] = "full"
-    recommend_every: Annotated[int, Field(ge=0)] = 10
+    recommend_every: Annotated[int, Field(ge=0, le=MOST)] = 10
 
 
 class Level(StrEnum):
@@ -141,8 +148,8 @@ class Limits(Model):
         error: Above it the check is an error; none for never.
     """
 
-    warn: float | None = None
-    error: float | None = None
+    warn: Annotated[float, Field(ge=0, le=MOST)] | None = None
+    error: Annotated[float, Field(ge=0, le=MOST)] | None = None
 
     def level(self, figure: float) -> Level:
         """How bad a figure is."""

@@ -157,8 +157,12 @@ def _bounded(kind: Any) -> str:
 def _bounds(field: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     rules = [(sign, getattr(rule, name, None)) for rule in field.metadata for name, sign in signs.items()]
-    found = ", ".join(f"{sign} {bound:,}" for sign, bound in rules if bound is not None)
+    found = ", ".join(f"{sign} {_bound(bound)}" for sign, bound in rules if bound is not None)
     return f" {found}" if found else ""
+
+
+def _bound(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else _default_text(value)
 
 
 def _default(field: FieldInfo) -> str:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from datalake_assets.cli.output import as_table, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, json_option, pass_session
+from datalake_assets.core.batches import ReadRequest
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, InvalidFeed, PreconditionFailed
-from datalake_assets.feed import AssetSource, Feed, FeedKind, parse_feed
+from datalake_assets.feed import AssetSource, Feed, FeedKind, parse_feed, partitions_problem
 from datalake_assets.lake.adopted.owners import check_ownership
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.store.base import Store
 from datalake_assets.sources.base import SourceObject, SourceSystem
 
@@ -52,12 +56,16 @@ def feeds() -> None:
 def list_feeds(session: Session, *, archived: bool, as_json: bool) -> None:
     """List the feeds; files that are no feeds are told on stderr and skipped."""
     listing = session.registry.list(archived=archived)
+    left_out = {} if archived else _left_out(session, listing.feeds)
     if as_json:
         problems = [{"file": problem.file, "reason": problem.reason} for problem in listing.problems]
+        problems += [{"file": feed_key(name), "reason": reason} for name, reason in left_out.items()]
         print_json({"feeds": [feed.model_dump(mode="json") for feed in listing.feeds], "problems": problems})
         return
     for problem in listing.problems:
         warn(f"skipped {problem.file}: {problem.reason}")
+    for name, reason in left_out.items():
+        warn(f"left out of Dagster: {feed_key(name)}: {reason}")
     if listing.feeds:
         say(as_table(("feed", "kind", "object", "read by", "partitions", "schedule"), map(_row, listing.feeds)))
     else:
@@ -229,6 +237,11 @@ def add_document(session: Session, document: bytes, *, file: str) -> Feed:
         raise ConfigError(f"a folder is not added but adopted: 'datalake adopt {feed.source.where} --name {feed.name}'")
     if isinstance(feed.source, AssetSource):
         raise ConfigError(f"feed {feed.name!r} is added when its asset {feed.source.asset!r} is first materialized")
+    return _register(session, feed)
+
+
+def _register(session: Session, feed: Feed) -> Feed:
+    refuse_unusable(session, feed)
     return session.registry.add(feed)
 
 
@@ -239,6 +252,8 @@ def update_document(session: Session, document: bytes, *, file: str) -> Feed:
         ConfigError: It is not valid, there is no such feed, or it was changed since the document was shown.
     """
     feed = parse_feed(document, name=file)
+    # partitions that grew too many over the years must not keep anybody from changing an owner
+    refuse_unusable(session, feed, as_before=session.registry.get(feed.name).start == feed.start)
     try:
         return session.registry.update(feed, expected_revision=feed.revision)
     except PreconditionFailed as error:
@@ -258,7 +273,7 @@ def add_described(session: Session, options: Mapping[str, Any]) -> Feed:
     ]
     if missing:
         raise click.UsageError(f"missing {', '.join(missing)} (or give --file or --from-ksqldb)")
-    return session.registry.add(describe(options))
+    return _register(session, describe(options))
 
 
 def add_discovered(session: Session, options: Mapping[str, Any]) -> tuple[list[Feed], list[dict[str, str]]]:
@@ -281,8 +296,8 @@ def _add_object(session: Session, found: SourceObject, options: Mapping[str, Any
         raise InvalidFeed(feed_name(found.name), found.note)
     streams_only = ("mode", "offset_columns", "partition_by", "time_column")
     kept = {name: value for name, value in options.items() if found.kind == "stream" or name not in streams_only}
-    return session.registry.add(
-        describe({**kept, "name": feed_name(found.name), "kind": found.kind, "object_name": found.name})
+    return _register(
+        session, describe({**kept, "name": feed_name(found.name), "kind": found.kind, "object_name": found.name})
     )
 
 
@@ -347,6 +362,11 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
         listing = session.registry.list()
         feeds = list(listing.feeds)
         results = [CheckResult(problem.file, problem.reason) for problem in listing.problems]
+    now = datetime.now(UTC)
+    too_many = {feed.name: reason for feed in feeds if (reason := partitions_problem(feed, now)) is not None}
+    refused = too_many | _left_out(session, feeds)
+    results += [CheckResult(feed, reason) for feed, reason in refused.items()]
+    feeds = [feed for feed in feeds if feed.name not in refused]
     results += [_check_folder(session.store, feed) for feed in feeds if feed.kind is FeedKind.FOLDER]
     results += [CheckResult(feed.name) for feed in feeds if isinstance(feed.source, AssetSource)]
     exported = [feed for feed in feeds if feed.is_exported]
@@ -354,7 +374,7 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
         return results
     try:
         with session.source() as source:
-            results += [_check(source, feed) for feed in exported]
+            results += [_check(session.store, source, feed) for feed in exported]
     except ConfigError as error:
         results += [CheckResult(feed.name, str(error)) for feed in exported]
     return results
@@ -363,14 +383,57 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
 def _check_folder(store: Store, feed: Feed) -> CheckResult:
     try:
         check_ownership(store, feed)
+        _refuse_misfits(store, feed)
     except DatalakeError as error:
         return CheckResult(feed.name, str(error))
     return CheckResult(feed.name)
 
 
-def _check(source: SourceSystem, feed: Feed) -> CheckResult:
+def _check(store: Store, source: SourceSystem, feed: Feed) -> CheckResult:
     try:
         source.check(feed)
+        _refuse_misfits(store, feed, source=source)
     except DatalakeError as error:
         return CheckResult(feed.name, str(error))
     return CheckResult(feed.name)
+
+
+def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) -> None:
+    """Asks Dagster, DuckDB and Arrow whether they take a feed as it is to be.
+
+    Args:
+        session: Whose lake it is for.
+        feed: The feed.
+        as_before: Its partitions begin where they did.
+
+    Raises:
+        InvalidFeed: One of them does not; says which field and why.
+    """
+    too_many = None if as_before else partitions_problem(feed, datetime.now(UTC))
+    problem = too_many or _left_out(session, (feed,)).get(feed.name)
+    if problem is not None:
+        raise InvalidFeed(feed.name, problem)
+    _refuse_misfits(session.store, feed)
+
+
+def _left_out(session: Session, feeds: Sequence[Feed]) -> dict[str, str]:
+    """Why feeds are no part of the code location, by name."""
+    if not feeds:
+        return {}
+    from datalake_assets.defs.build import refused_feeds  # noqa: PLC0415  Dagster takes a second to import
+
+    return {each.feed.name: each.reason for each in refused_feeds(session.settings, feeds)}
+
+
+def _refuse_misfits(store: Store, feed: Feed, *, source: SourceSystem | None = None) -> None:
+    """Binds what a feed says of columns to those that the lake knows of, or else the source."""
+    if not feed.checks.rules and not feed.compaction.sort_by:
+        return
+    from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415  pyarrow
+    from datalake_assets.lake.broken_rules import refuse_misfits  # noqa: PLC0415  DuckDB
+
+    known = FeedFolder(store, feed).state.load().schema
+    if known is not None:
+        refuse_misfits(feed, schema_from_json(known))
+    else:
+        refuse_misfits(feed, None if source is None else source.read(feed, ReadRequest()).schema)

@@ -10,6 +10,7 @@ from datalake_assets.defs.checks.adopted import folder_checks
 from datalake_assets.defs.checks.nightly import evaluate_checks_job, nightly_checks, rule_checks
 from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import compaction_sensor
+from datalake_assets.defs.feeds.declared import RefusedFeed, usable_feeds
 from datalake_assets.defs.feeds.jobs import export_all_job, feed_schedule, next_version_job
 from datalake_assets.defs.feeds.runner import FeedRunner, default_resources
 from datalake_assets.defs.resources import Lake
@@ -23,9 +24,10 @@ from datalake_assets.defs.upkeep.sensors import (
     interrupted_commit_sensor,
 )
 from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.lake.registry import feed_key
 from datalake_assets.settings import Settings
 
-__all__ = ["build_definitions"]
+__all__ = ["build_definitions", "refused_feeds"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,8 @@ def build_definitions(
 ) -> dg.Definitions:
     """Everything that the code location offers.
 
-    A feed file that is not valid is skipped, with a warning in the log. A lake that has no feeds yet gives a location
-    without assets, which fills as feeds are added.
+    A feed file that is not valid is skipped, and a feed that Dagster refuses is left out, with a warning in the log. A
+    lake that has no feeds yet gives a location without assets, which fills as feeds are added.
 
     Args:
         settings: The installation.
@@ -52,10 +54,24 @@ def build_definitions(
     listing = lake.registry.list()
     for problem in listing.problems:
         logger.warning("%s is skipped: %s", problem.file, problem.reason)
-    runner = FeedRunner(listing.feeds, lake, resources or default_resources(settings))
-    compact, maintenance = compact_partition_job(lake, listing.feeds), maintenance_job(lake)
+    used = resources or default_resources(settings)
+    usable = usable_feeds(listing.feeds, lambda feeds: _definitions(feeds, lake, used, digest=digest))
+    for each in usable.refused:
+        logger.warning("%s is left out: %s", feed_key(each.feed.name), each.reason)
+    return usable.definitions
+
+
+def refused_feeds(settings: Settings, feeds: Sequence[Feed]) -> tuple[RefusedFeed, ...]:
+    """The feeds that a code location would leave out, and why: of what is about to be declared, or is there already."""
+    lake, resources = Lake(settings), default_resources(settings)
+    return usable_feeds(feeds, lambda some: _definitions(some, lake, resources, digest="")).refused
+
+
+def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any], *, digest: str) -> dg.Definitions:
+    runner = FeedRunner(feeds, lake, resources)
+    compact, maintenance = compact_partition_job(lake, feeds), maintenance_job(lake)
     with known_dagster_warnings_ignored():
-        checks = nightly_checks_of(listing.feeds)
+        checks = nightly_checks_of(feeds)
         tables = [next_version_job(runner, feed) for feed in runner.feeds.values() if feed.kind is FeedKind.TABLE]
         dear = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
@@ -63,7 +79,7 @@ def build_definitions(
             asset_checks=checks,
             jobs=[*dear, export_all_job(runner), *tables, compact, maintenance],
             schedules=[
-                *(feed_schedule(runner, feed) for feed in listing.feeds if feed.schedule),
+                *(feed_schedule(runner, feed) for feed in feeds if feed.schedule),
                 *map(nightly_checks, dear),
                 nightly_maintenance(maintenance),
             ],
@@ -73,7 +89,7 @@ def build_definitions(
                 dead_run_sensor(),
                 interrupted_commit_sensor(runner.feeds, lake),
                 freshness_sensor(runner.feeds, lake),
-                lake_report_sensor(listing.feeds),
+                lake_report_sensor(feeds),
             ],
         )
         return dg.Definitions.merge(runner.definitions, automation)

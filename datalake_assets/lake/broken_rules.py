@@ -1,26 +1,34 @@
-"""A feed's own rules, counted by DuckDB over exactly the committed files of a partition."""
+"""A feed's own rules, counted by DuckDB over exactly the committed files of a partition.
+
+Before a feed is declared, DuckDB and Arrow are asked whether they take its rules and its columns at all.
+"""
 
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_query, is_row_rule, own_query
-from datalake_assets.errors import ConfigError, SnapshotExpired
-from datalake_assets.feed import FeedKind
+from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.scan import exact_dataset
-from datalake_assets.policies import Rule, SqlRule, UniqueRule
+from datalake_assets.policies import RegexRule, Rule, SqlRule, UniqueRule
 
-__all__ = ["count_broken"]
+__all__ = ["count_broken", "refuse_misfits"]
 
 #: Times that a partition is counted because files that were being read were replaced.
 ATTEMPTS = 5
 #: Beyond this DuckDB works on disk.
 MEMORY_LIMIT = "512MB"
+#: Seconds for which a rule's query is tried before its feed is declared.
+TRIAL_S = 1.0
 
 
 def count_broken(
@@ -37,8 +45,71 @@ def count_broken(
             yield from _counted(folder, connection, per_feed, "", None)
 
 
-def _connect(spill: str) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill})
+def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
+    """Asks DuckDB for the feed's rules and Arrow for its columns, before any row is there.
+
+    A query that a person wrote is bound, and run on a row of nulls for a second at the most.
+
+    Args:
+        feed: The feed as it is to be.
+        schema: Its columns; None while nobody knows them: then only what needs none is asked.
+
+    Raises:
+        InvalidFeed: A rule or a column does not work; says which one and why.
+    """
+    with _connect(None) as connection:
+        for rule in feed.checks.rules:
+            try:
+                _ask(connection, rule, schema)
+            except duckdb.Error as error:
+                raise InvalidFeed(feed.name, f"rule {rule.check_name!r}: {_reason(error)}") from error
+            except ConfigError as error:
+                raise InvalidFeed(feed.name, str(error)) from error
+    if schema is None:
+        return
+    for column in feed.compaction.sort_by:
+        try:
+            pc.sort_indices(schema.empty_table(), sort_keys=[(column, "ascending")])
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise InvalidFeed(feed.name, f"compaction.sort_by: {column!r} cannot be sorted by: {reason}") from error
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, rule: Rule, schema: pa.Schema | None) -> None:
+    if isinstance(rule, SqlRule):
+        _refuse_other_statements(connection, rule)
+    if isinstance(rule, RegexRule):
+        connection.execute("SELECT regexp_full_match('', ?)", [rule.pattern]).fetchall()
+    if schema is None:
+        return
+    _check_columns((rule,), schema.names)
+    # on a row of nulls DuckDB compares each bound with its column's type, which it would not on none
+    nulls = [pa.nulls(1, field.type) for field in schema]
+    connection.register(DATA, pa.table(nulls, names=schema.names))
+    try:
+        if is_row_rule(rule):
+            connection.execute(counting_query((rule,))).fetchall()
+        elif isinstance(rule, UniqueRule | SqlRule):
+            connection.execute(f"EXPLAIN {own_query(rule)}").fetchall()
+            _try_briefly(connection, own_query(rule))
+    finally:
+        connection.unregister(DATA)
+
+
+def _try_briefly(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+    """Runs a query that was bound: some texts are converted only then. One that takes its time is well."""
+    timer = threading.Timer(TRIAL_S, connection.interrupt)
+    timer.start()
+    try:
+        connection.execute(query).fetchall()
+    except (duckdb.InterruptException, duckdb.OutOfMemoryException):
+        return
+    finally:
+        timer.cancel()
+
+
+def _connect(spill: str | None) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill or ""})
     # a query is part of a feed's declaration: it sees the rows, and neither files nor the network
     connection.execute("SET TimeZone = 'UTC'; SET enable_external_access = false; SET lock_configuration = true")
     return connection
@@ -70,9 +141,8 @@ def _counted(
             return _counts(connection, dataset, rules, key)
         except duckdb.Error as error:
             if set(dataset.files) <= set(committed().files):
-                text = " ".join(str(error).split("\n\nLINE ", 1)[0].split())
                 raise ConfigError(
-                    f"{_names(rules)} of feed {folder.feed.name!r} cannot be evaluated: {text}"
+                    f"{_names(rules)} of feed {folder.feed.name!r} cannot be evaluated: {_reason(error)}"
                 ) from error
     raise SnapshotExpired(folder.feed.path, "files were replaced each time its rules were evaluated")
 
@@ -93,10 +163,19 @@ def _counts(
 
 def _own(connection: duckdb.DuckDBPyConnection, rule: UniqueRule | SqlRule) -> int:
     if isinstance(rule, SqlRule):
-        statements = connection.extract_statements(rule.query)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise ConfigError(f"rule {rule.check_name!r}: give one SELECT that returns the rows which break it")
+        _refuse_other_statements(connection, rule)
     return _numbers(connection, own_query(rule))[0]
+
+
+def _refuse_other_statements(connection: duckdb.DuckDBPyConnection, rule: SqlRule) -> None:
+    statements = connection.extract_statements(rule.query)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise ConfigError(f"rule {rule.check_name!r}: give one SELECT that returns the rows which break it")
+
+
+def _reason(error: duckdb.Error) -> str:
+    """What DuckDB says, without the place in a query that people have not written as it is."""
+    return " ".join(str(error).split("\n\nLINE ", 1)[0].split())
 
 
 def _numbers(connection: duckdb.DuckDBPyConnection, query: str) -> list[int]:

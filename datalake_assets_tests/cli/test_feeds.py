@@ -37,7 +37,13 @@ def test_add_takes_every_option(run, registry):
     ("options", "line"),
     [
         (("--name", "Orders"), "feed 'Orders' is invalid: name: names match [a-z][a-z0-9_]{0,127}"),
-        (("--schedule", "daily"), "feed 'orders' is invalid: schedule: a schedule is a cron line such as '0 * * * *'"),
+        (
+            ("--schedule", "daily"),
+            (
+                "feed 'orders' is invalid: Dagster refuses it: Found invalid cron schedule 'daily' for schedule"
+                " 'export_stream_orders''. Dagster recognizes standard cron expressions consisting of 5 fields."
+            ),
+        ),
         (
             ("--start", "soon"),
             "feed 'orders' is invalid: start: Input should be a valid date or datetime, input is too short",

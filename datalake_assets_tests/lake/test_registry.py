@@ -105,8 +105,8 @@ def test_add_refuses_the_name_of_an_archived_feed(registry):
 
 
 def test_add_refuses_a_feed_that_could_not_be_read_again(store, registry):
-    broken = _feed().model_copy(update={"schedule": "never"})
-    with pytest.raises(InvalidFeed, match="schedule: a schedule is a cron line"):
+    broken = _feed().model_copy(update={"small_file_bytes": -1})
+    with pytest.raises(InvalidFeed, match="small_file_bytes: Input should be greater"):
         registry.add(broken)
     assert list(store.list("feeds")) == []
 

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
 
 from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset, source_assets
+from datalake_assets.defs.feeds.declared import usable_feeds
 from datalake_assets.defs.feeds.folders import folder_asset
 from datalake_assets.defs.metadata import NOTES, asset_key
 from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
@@ -18,7 +20,7 @@ from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_h
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
 from datalake_assets.defs.storage.asset_landing import progress_told_to
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
-from datalake_assets.errors import DatalakeError, FeedNotFound
+from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.table import Progress
 from datalake_assets.settings import Settings
@@ -84,11 +86,19 @@ class FeedRunner:
         feeds: The feeds; those whose asset is in somebody's own project are left out, since that project shows it.
         lake: The lake.
         resources: Dagster's resources: ``lake``, and one per kind of source.
+        refused: Why other feeds are none of them, by name.
     """
 
-    def __init__(self, feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        feeds: Sequence[Feed],
+        lake: Lake,
+        resources: Mapping[str, Any],
+        *,
+        refused: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.feeds = {feed.name: feed for feed in feeds if feed.asset is None}
-        self.lake = lake
+        self.lake, self._refused = lake, refused
         self._resources = resources
 
     @cached_property
@@ -115,6 +125,7 @@ class FeedRunner:
 
         Raises:
             FeedNotFound: There is no such feed.
+            InvalidFeed: Dagster refuses it.
             ConfigError: Its partitions cannot be exported.
         """
         feed = self._feed(name)
@@ -166,6 +177,8 @@ class FeedRunner:
             return self.definitions.resolve_implicit_global_asset_job_def()
 
     def _feed(self, name: str) -> Feed:
+        if name in self._refused:
+            raise InvalidFeed(name, self._refused[name])
         if name not in self.feeds:
             raise FeedNotFound(name)
         return self.feeds[name]
@@ -234,8 +247,13 @@ def partition_tags(keys: Sequence[str]) -> dict[str, str]:
 
 @lru_cache(maxsize=4)
 def _runner(settings: Settings, digest: str) -> FeedRunner:  # noqa: ARG001  the digest is part of the cache's key
-    lake = Lake(settings)
-    return FeedRunner(lake.registry.list().feeds, lake, default_resources(settings))
+    lake, resources = Lake(settings), default_resources(settings)
+    feeds = lake.registry.list().feeds
+    refused = {
+        each.feed.name: each.reason
+        for each in usable_feeds(feeds, lambda some: FeedRunner(some, lake, resources).definitions).refused
+    }
+    return FeedRunner([feed for feed in feeds if feed.name not in refused], lake, resources, refused=refused)
 
 
 @lru_cache(maxsize=1)
