@@ -41,7 +41,7 @@ class Model(BaseModel):
 
 
 #: Ages beyond a century are typing errors, and `now - age` leaves the calendar for some of them.
-Duration = Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=36_525))]
+Duration = Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=36_500))]
 #: Counts beyond it are typing errors, and larger than any JSON reader keeps exactly.
 MOST = 10**12
 

@@ -48,7 +48,7 @@ NO_FEED = [
     *of("source", {"type": "ksqldb", "object": "X", "idle_s": 1e999}, {"type": "ksqldb", "object": "", "x": 1}),
     *of("partition_by", "year", "", None, 1),
     *of("start", "0001-01-01", "1969-12-31", "9999-12-31", "soon", "", None, -1, 1e30, "2025-02-30"),
-    *of("lateness", "P999999999D", "-P1D", "P36526D", 1e999, -1, "tomorrow", float("nan"), None),
+    *of("lateness", "P999999999D", "-P1D", "P36501D", 1e999, -1, "tomorrow", float("nan"), None),
     *of("format", {"type": "csv"}, {"row_group_bytes": 0}, {"target_file_size_bytes": 10**30}, {"compression": "lzo"}),
     *of("schema_policy", "", "thaw", None),
     *of("retention", {"versions": 0}, {"versions": 10**9}, {"max_age": "P999999999D"}, {"max_age": "-PT1S"}),
