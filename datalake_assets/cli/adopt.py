@@ -11,7 +11,7 @@ from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_
 
 if TYPE_CHECKING:
     from datalake_assets.lake.adopted.adoption import Adoption
-    from datalake_assets.lake.adopted.listing import Problem
+    from datalake_assets.lake.table import Problem
 
 __all__ = ["adopt"]
 

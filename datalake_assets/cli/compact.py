@@ -102,12 +102,11 @@ def compact(
     if partitions and between is not None:
         raise click.UsageError("give --partition or --range, not both")
     from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  likewise
-    from datalake_assets.lake.tables import look_again, open_table  # noqa: PLC0415  likewise
 
     request = request_of(session.settings, force=force, target_file_size_mb=target_file_size_mb, max_files=max_files)
     feed = session.registry.get(name)
     if not dry_run:
-        look_again(open_table(session.store, feed))
+        open_table(session.store, feed).look_again()
     keys = chosen_partitions(session, feed, partitions, between)
     run = show_plans if dry_run else compact_feed
     if not run(session, feed, keys, request, as_json=as_json, verbose=verbose or session.verbose):

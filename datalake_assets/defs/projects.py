@@ -182,11 +182,10 @@ def _sizes(instance: dg.DagsterInstance, lake: Lake, declared: Feed, keys: Seque
 def _look(lake: Lake, declared: Feed) -> Feed | None:
     """The feed as it is registered; None if there is nothing in it yet. A folder is looked at anew."""
     from datalake_assets.lake.declarations import registered  # noqa: PLC0415  definitions load without stores
-    from datalake_assets.lake.tables import look_again  # noqa: PLC0415  likewise
 
     feed = registered(lake.store, declared)
     if feed is not None:
-        look_again(lake.table(feed))
+        lake.table(feed).look_again()
     return feed
 
 
@@ -381,6 +380,4 @@ class _AssetWatcher:
         return bool(newest) and newest[0].storage_id > known.materialized
 
     def _changed(self, feed: Feed) -> list[str]:
-        from datalake_assets.lake.adopted.adopted_table import AdoptedTable  # noqa: PLC0415  definitions load without stores
-
-        return AdoptedTable(self.lake.store, feed).reconcile().changed
+        return self.lake.table(feed).look_again().changed

@@ -16,9 +16,8 @@ import pyarrow.dataset as ds
 
 from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_query, is_row_rule, own_query
 from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
-from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.scan import exact_dataset
+from datalake_assets.feed import Feed
+from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.policies import RegexRule, Rule, SqlRule, UniqueRule
 
 __all__ = ["count_broken", "refuse_misfits"]
@@ -32,17 +31,18 @@ TRIAL_S = 1.0
 
 
 def count_broken(
-    folder: FeedFolder, rules: Sequence[Rule], keys: Sequence[str] | None
+    table: TableReader, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None
 ) -> Iterator[tuple[Rule, RuleCount]]:
     """Counts the rows that break rules; see `LakeTable.count_broken`."""
     per_feed = [rule for rule in rules if isinstance(rule, UniqueRule) and rule.across == "feed"]
     per_partition = [rule for rule in rules if rule not in per_feed]
     with tempfile.TemporaryDirectory(prefix="datalake-rules-") as spill, _connect(spill) as connection:
-        for key in _all_keys(folder) if keys is None else keys:
+        for key in table.snapshot().keys if keys is None else keys:
             if per_partition:
-                yield from _counted(folder, connection, per_partition, key, [key])
+                known = seen.only(key) if seen is not None and key in seen.keys else None
+                yield from _counted(table, connection, per_partition, key, partitions=[key], seen=known)
         if per_feed:
-            yield from _counted(folder, connection, per_feed, "", None)
+            yield from _counted(table, connection, per_feed, "", partitions=None)
 
 
 def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
@@ -115,36 +115,29 @@ def _connect(spill: str | None) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _all_keys(folder: FeedFolder) -> tuple[str, ...]:
-    if folder.feed.kind is not FeedKind.TABLE:
-        return folder.partition_keys()
-    current = folder.state.load().current
-    return (f"v{current.number}",) if current else ()
-
-
 def _counted(
-    folder: FeedFolder,
+    table: TableReader,
     connection: duckdb.DuckDBPyConnection,
     rules: Sequence[Rule],
     key: str,
+    *,
     partitions: Sequence[str] | None,
+    seen: TableSnapshot | None = None,
 ) -> list[tuple[Rule, RuleCount]]:
     """Counts once more whenever files were replaced meanwhile."""
-
-    def committed() -> ds.Dataset:
-        return exact_dataset(folder, partitions=partitions)
-
     for _ in range(ATTEMPTS):
-        dataset = committed()
+        snapshot, seen = seen or table.snapshot(partitions), None
+        dataset = snapshot.dataset()
         _check_columns(rules, dataset.schema.names)
         try:
             return _counts(connection, dataset, rules, key)
         except duckdb.Error as error:
-            if set(dataset.files) <= set(committed().files):
+            if not snapshot.has_expired():
+                reason = _reason(error)
                 raise ConfigError(
-                    f"{_names(rules)} of feed {folder.feed.name!r} cannot be evaluated: {_reason(error)}"
+                    f"{_names(rules)} of feed {table.feed.name!r} cannot be evaluated: {reason}"
                 ) from error
-    raise SnapshotExpired(folder.feed.path, "files were replaced each time its rules were evaluated")
+    raise SnapshotExpired(table.feed.path, "files were replaced each time its rules were evaluated")
 
 
 def _counts(

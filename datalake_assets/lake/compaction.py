@@ -37,6 +37,7 @@ from datalake_assets.core.compaction.plan import (
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import window_of
+from datalake_assets.core.verdicts import PartitionHealth, health_of
 from datalake_assets.errors import CommitConflict, ObjectNotFound, PreconditionFailed, UnreadableFile
 from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
 from datalake_assets.lake.commit import Change, PartitionLog, Planned
@@ -48,7 +49,7 @@ from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
-__all__ = ["Inputs", "compact", "plan", "plan_of"]
+__all__ = ["Inputs", "compact", "partition_health", "plan", "plan_of"]
 
 #: Up to this size one request for all of a file is faster than several for its parts.
 WHOLE_BYTES: Final = 8 << 20
@@ -204,6 +205,12 @@ def plan_of(
     plan = plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
     usable = [file for file in manifest.files if file.name not in excluded]
     return replace(plan, again_at=again_at(usable, rules, now=now, closes_at=closes_at, last_commit=last))
+
+
+def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PartitionHealth:
+    """What a partition amounts to, and what its compaction policy would do by ``plan``."""
+    last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
+    return replace(health_of(key, manifest.files, plan, rules), last_write=last)
 
 
 def _closes_at(folder: FeedFolder, key: str) -> datetime | None:

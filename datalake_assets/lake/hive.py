@@ -1,20 +1,20 @@
-"""Feeds as plain Parquet folders in Hive layout, made exact by a manifest per partition.
-
-How healthy a partition is, from its manifest alone.
-"""
+"""Feeds as plain Parquet folders in Hive layout, made exact by a manifest per partition."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
+from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
 from datalake_assets.core.rules import RuleCount
-from datalake_assets.core.verdicts import PartitionFooters, PartitionHealth, health_of
+from datalake_assets.core.verdicts import PartitionFooters, PartitionHealth
 from datalake_assets.errors import CommitConflict, ConfigError
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake import compaction
@@ -31,7 +31,9 @@ from datalake_assets.lake.table import (
     ExportPlan,
     PartitionReport,
     Progress,
+    Reconciliation,
     Repair,
+    TableSnapshot,
     WriteReport,
 )
 from datalake_assets.policies import Rule
@@ -40,30 +42,100 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-__all__ = ["HiveTable", "partition_health"]
+__all__ = ["HiveSnapshot", "HiveTable"]
 
 
-def partition_health(
-    folder: FeedFolder,
-    key: str,
-    manifest: Manifest,
-    request: CompactionRequest,
-    *,
-    excluded: Mapping[str, str] | None = None,
-) -> PartitionHealth:
-    """What a partition amounts to, and what its compaction policy would do.
+#: Manifests that are read at once.
+THREADS = 16
+
+
+class HiveSnapshot:
+    """Some partitions of a feed, by manifests of which each is read once; implements `TableSnapshot`.
 
     Args:
-        folder: The feed.
-        key: Partition key.
-        manifest: Its manifest.
-        request: The installation's compaction.
-        excluded: Files that no compaction can take, with the reason.
+        folder: The feed's corner of the lake.
+        partitions: Their keys; None: all, or the current version of a table with versions.
     """
-    rules = rules_of(folder.feed, request)
-    plan = compaction.plan_of(folder, key, manifest, rules, dict(excluded or {}))
-    last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
-    return replace(health_of(key, manifest.files, plan, rules), last_write=last)
+
+    def __init__(self, folder: FeedFolder, partitions: Sequence[str] | None) -> None:
+        self._folder = folder
+        self._given = None if partitions is None else tuple(partitions)
+        self._manifests: dict[str, Manifest] = {}
+        self._files: set[str] = set()
+
+    @property
+    def feed(self) -> Feed:
+        """See `TableSnapshot`."""
+        return self._folder.feed
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """See `TableSnapshot`."""
+        if self._given is not None:
+            return self._given
+        if self.feed.kind is not FeedKind.TABLE:
+            return self._folder.partition_keys()
+        current = self._state.current
+        return (version_key(current.number),) if current else ()
+
+    def only(self, key: str) -> HiveSnapshot:
+        """See `TableSnapshot`."""
+        one = HiveSnapshot(self._folder, [key])
+        one._manifests = {key: self._manifests[key]} if key in self._manifests else {}
+        return one
+
+    def report(self, key: str) -> PartitionReport | None:
+        """See `TableSnapshot`."""
+        (manifest,) = self._load([key])
+        return self._folder.report(key, manifest) if manifest.generation else None
+
+    def health(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> PartitionHealth:
+        """See `TableSnapshot`."""
+        (manifest,) = self._load([key])
+        rules = rules_of(self.feed, request)
+        plan = compaction.plan_of(self._folder, key, manifest, rules, excluded or {})
+        return compaction.partition_health(key, manifest, plan, rules)
+
+    def footers(self, key: str) -> PartitionFooters:
+        """See `TableSnapshot`."""
+        from datalake_assets.lake.scan import partition_footers  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
+
+        return partition_footers(self._folder, key, self._dataset([key]))
+
+    def dataset(self, *, where: ds.Expression | None = None) -> ds.Dataset:
+        """See `TableSnapshot`."""
+        return self._dataset(self.keys, where=where)
+
+    def has_expired(self) -> bool:
+        """See `TableSnapshot`."""
+        now = HiveSnapshot(self._folder, self._given)
+        return not self._files <= set(now._dataset(now.keys).files)
+
+    def _dataset(self, keys: Sequence[str], *, where: ds.Expression | None = None) -> ds.FileSystemDataset:
+        from datalake_assets.lake.scan import committed_files  # noqa: PLC0415  likewise
+
+        dataset = committed_files(self._folder, keys, self._state.schema, self._load, where=where)
+        self._files.update(dataset.files)
+        return dataset
+
+    @cached_property
+    def _state(self) -> FeedState:
+        return self._folder.state.load()
+
+    def _load(self, keys: Sequence[str]) -> list[Manifest]:
+        """Manifests; those that are not known yet are read several at once."""
+        unread = [key for key in dict.fromkeys(keys) if key not in self._manifests]
+        if len(unread) == 1:
+            self._manifests[unread[0]] = self._read(unread[0])
+        elif unread:
+            with ThreadPoolExecutor(THREADS) as pool:
+                self._manifests.update(zip(unread, pool.map(self._read, unread), strict=True))
+        return [self._manifests[key] for key in keys]
+
+    def _read(self, key: str) -> Manifest:
+        return self._folder.log(key).load().manifest
 
 
 #: Times that a write reads the source again because another writer landed the same rows meanwhile.
@@ -128,16 +200,29 @@ class HiveTable:
         requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}
         return replace(report, requests=requests)
 
+    @property
+    def is_written_by_us(self) -> bool:
+        """See `LakeTable`."""
+        return True
+
+    @property
+    def is_listed_plainly(self) -> bool:
+        """See `LakeTable`."""
+        return True
+
     def partitions(self) -> tuple[str, ...]:
         """See `LakeTable`."""
         if self.feed.kind is FeedKind.TABLE:
             return self._folder.state.load().keys
         return self._folder.partition_keys()
 
+    def snapshot(self, partitions: Sequence[str] | None = None) -> HiveSnapshot:
+        """See `LakeTable`."""
+        return HiveSnapshot(self._folder, partitions)
+
     def report(self, key: str) -> PartitionReport | None:
         """See `LakeTable`."""
-        manifest = self._folder.log(key).load().manifest
-        return self._folder.report(key, manifest) if manifest.generation else None
+        return self.snapshot([key]).report(key)
 
     def scan(
         self,
@@ -149,7 +234,7 @@ class HiveTable:
         """See `LakeTable`."""
         from datalake_assets.lake.scan import scan  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
 
-        return scan(self._folder, columns=columns, where=where, partitions=partitions)
+        return scan(self, columns=columns, where=where, partitions=partitions)
 
     def compaction_plan(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
@@ -168,29 +253,34 @@ class HiveTable:
         """See `LakeTable`."""
         return compaction.compact(self._folder, key, request, run_id=run_id, on_progress=on_progress)
 
-    def health(
-        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-    ) -> PartitionHealth:
-        """See `LakeTable`."""
-        return partition_health(self._folder, key, self._folder.log(key).load().manifest, request, excluded=excluded)
-
-    def footers(self, key: str) -> PartitionFooters:
-        """See `LakeTable`."""
-        from datalake_assets.lake.scan import partition_footers  # noqa: PLC0415  likewise
-
-        return partition_footers(self._folder, key)
-
-    def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
+    def count_broken(
+        self, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None
+    ) -> Iterator[tuple[Rule, RuleCount]]:
         """See `LakeTable`."""
         from datalake_assets.lake.broken_rules import count_broken  # noqa: PLC0415  imports DuckDB
 
-        return count_broken(self._folder, rules, keys)
+        return count_broken(self, rules, keys, seen=seen)
+
+    def look_again(
+        self,
+        *,
+        run_id: str = "",  # noqa: ARG002  the protocol's
+        on_progress: Callable[[int, int], None] | None = None,  # noqa: ARG002
+    ) -> Reconciliation:
+        """See `LakeTable`."""
+        return Reconciliation()
+
+    def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """See `LakeTable`."""
+        if self.feed.kind is not FeedKind.TABLE:
+            return ()
+        return tuple(key for key in keys if self._folder.log(key).load().manifest.deleted)
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """See `LakeTable`."""
         return verify(self._folder, deep=deep, partitions=partitions)
 
-    def repair(self) -> Repair:
+    def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """See `LakeTable`."""
         return repair(self._folder)
 

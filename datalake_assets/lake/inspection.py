@@ -22,7 +22,7 @@ from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import FeedKind
 from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
@@ -34,7 +34,6 @@ __all__ = [
     "content",
     "differences",
     "in_need",
-    "removed_versions",
     "repair",
     "slice_of",
     "sweep_temporary",
@@ -274,14 +273,6 @@ def in_need(
         if not excluded or table.compaction_plan(key, request, excluded=excluded).groups:
             needed.append(key)
     return needed, {key: seen for key, seen in found.items() if isinstance(seen, DatalakeError)}
-
-
-def removed_versions(store: Store, feed: Feed, keys: Iterable[str]) -> tuple[str, ...]:
-    """Those of a table's versions that retention has removed; a version that was never committed is none of them."""
-    if feed.kind is not FeedKind.TABLE:
-        return ()
-    folder = FeedFolder(store, feed)
-    return tuple(key for key in keys if folder.log(key).load().manifest.deleted)
 
 
 def sweep_temporary(store: Store, *, now: datetime) -> int:

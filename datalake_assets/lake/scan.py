@@ -15,8 +15,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from contextlib import contextmanager
+from functools import reduce
 from operator import and_
 from urllib.parse import unquote
 
@@ -28,12 +28,13 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import hive_pairs
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.core.verdicts import Drift, PartitionFooters
-from datalake_assets.errors import LakeError, SnapshotExpired
-from datalake_assets.feed import FeedKind
+from datalake_assets.errors import CorruptLake, LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.swap import retried
+from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
 
-__all__ = ["PartitionColumns", "exact_dataset", "partition_footers", "scan", "scanner_of"]
+__all__ = ["PartitionColumns", "committed_files", "partition_footers", "scan", "scanner_of"]
 
 #: How Hive writes a null into a path.
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -97,16 +98,14 @@ def _inferred(texts: set[str]) -> pa.DataType:
 
 logger = logging.getLogger(__name__)
 
-#: Manifests that are read at once.
-THREADS = 16
-#: Times that the manifests are read again because a file was gone before the first batch.
+#: Times that a scan begins because a file was gone before the first batch.
 ATTEMPTS = 5
 #: Batches and files that are read ahead; bounds the memory of a scan.
 BATCH_READAHEAD, FILE_READAHEAD = 4, 2
 
 
 def scan(
-    folder: FeedFolder,
+    table: TableReader,
     *,
     columns: Sequence[str] | None = None,
     where: ds.Expression | None = None,
@@ -114,22 +113,15 @@ def scan(
 ) -> pa.RecordBatchReader:
     """Streams committed rows; see `LakeTable.scan`. Partition columns (``year``, … or ``version``) come last."""
 
-    def committed() -> ds.Dataset:
-        return exact_dataset(folder, where=where, partitions=partitions)
-
-    for attempt in range(ATTEMPTS):
-        dataset = committed()
-        scanner = scanner_of(dataset, columns=columns, where=where)
+    def begin() -> pa.RecordBatchReader:
+        snapshot = table.snapshot(partitions)
+        scanner = scanner_of(snapshot.dataset(where=where), columns=columns, where=where)
         batches = iter(scanner.to_batches())
-        try:
+        with _expiry_named(snapshot, has_begun=False):
             first = next(batches, None)
-        except (OSError, pa.ArrowInvalid) as error:
-            if attempt == ATTEMPTS - 1 or not _has_expired(error, dataset, committed):
-                raise
-            continue
-        guarded = _guarded(folder, first, batches, partial(_has_expired, dataset=dataset, committed=committed))
-        return pa.RecordBatchReader.from_batches(scanner.projected_schema, guarded)
-    raise AssertionError
+        return pa.RecordBatchReader.from_batches(scanner.projected_schema, _guarded(snapshot, first, batches))
+
+    return retried(begin, attempts=ATTEMPTS, on=(SnapshotExpired,))
 
 
 def scanner_of(
@@ -144,32 +136,33 @@ def scanner_of(
     )
 
 
-def exact_dataset(
-    folder: FeedFolder, *, where: ds.Expression | None = None, partitions: Sequence[str] | None = None
-) -> ds.Dataset:
-    """The committed files as an Arrow dataset.
+def committed_files(
+    folder: FeedFolder,
+    keys: Sequence[str],
+    schema: str | None,
+    manifests: Callable[[Sequence[str]], Sequence[Manifest]],
+    *,
+    where: ds.Expression | None = None,
+) -> ds.FileSystemDataset:
+    """The files that manifests name, as an Arrow dataset.
 
     Args:
         folder: The feed.
-        where: Partitions that cannot match it are left out without reading their manifests.
-        partitions: Keys to read; None: all of a stream, the current version of a table.
+        keys: The partitions.
+        schema: The feed's, encoded; None before its first commit.
+        manifests: Gives those of some of the partitions.
+        where: Partitions that cannot match it are left out without asking for their manifests.
     """
-    state = folder.state.load()
-    if partitions is None:
-        current = state.current
-        newest = (f"v{current.number}",) if current else ()
-        partitions = newest if folder.feed.kind is FeedKind.TABLE else folder.partition_keys()
-    paths = [folder.partition_path(key) for key in partitions]
-    schema = schema_from_json(state.schema) if state.schema else pa.schema([])
-    columns = PartitionColumns(schema, paths, inferred=folder.is_adopted)
+    paths = [folder.partition_path(key) for key in keys]
+    columns = PartitionColumns(schema_from_json(schema) if schema else pa.schema([]), paths, inferred=folder.is_adopted)
     kept = _pruned(paths, columns, where)
-    keys = [key for key, path in zip(partitions, paths, strict=True) if path in kept]
-    with ThreadPoolExecutor(THREADS) as pool:
-        manifests = list(pool.map(lambda key: folder.log(key).load().manifest, keys))
-    return _dataset(folder, list(zip(keys, manifests, strict=True)), columns)
+    chosen = [key for key, path in zip(keys, paths, strict=True) if path in kept]
+    return _dataset(folder, list(zip(chosen, manifests(chosen), strict=True)), columns)
 
 
-def _dataset(folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], columns: PartitionColumns) -> ds.Dataset:
+def _dataset(
+    folder: FeedFolder, manifests: Sequence[tuple[str, Manifest]], columns: PartitionColumns
+) -> ds.FileSystemDataset:
     store = folder.data_store
     there = {info.key for info in store.list(folder.data_root)} if folder.is_adopted else None
     files, expressions = [], []
@@ -211,12 +204,34 @@ def _pruned(paths: Sequence[str], columns: PartitionColumns, where: ds.Expressio
     return {paths[int(fragment.path)] for fragment in dataset.get_fragments(filter=where)}
 
 
-def _has_expired(error: Exception, dataset: ds.Dataset, committed: Callable[[], ds.Dataset]) -> bool:
-    """Whether a read failed because a file went: a server may say anything when that happens amid its answer."""
-    if isinstance(error, OSError) and _file_is_gone(error):
-        return True
+@contextmanager
+def _expiry_named(snapshot: TableSnapshot, *, has_begun: bool) -> Iterator[None]:
+    """Tells reads that failed because files were replaced from those of files that nobody removed.
+
+    Args:
+        snapshot: What is being read.
+        has_begun: Rows were handed on, so that the read cannot begin again: whoever does will learn why a file is gone.
+
+    Raises:
+        SnapshotExpired: What was being read has expired: a server may say anything when that happens amid its answer.
+        CorruptLake: A file that is committed is gone.
+    """
     try:
-        return not set(dataset.files) <= set(committed().files)
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        is_gone = isinstance(error, OSError) and _file_is_gone(error)
+        if (has_begun and is_gone) or _has_expired(snapshot):
+            reason = "a file was compacted or replaced during the read"
+            raise SnapshotExpired(snapshot.feed.path, reason) from error
+        if is_gone:
+            cure = f"'datalake verify {snapshot.feed.name}' names what is missing"
+            raise CorruptLake(snapshot.feed.path, f"a committed file is gone: {error}", cure=cure) from error
+        raise
+
+
+def _has_expired(snapshot: TableSnapshot) -> bool:
+    try:
+        return snapshot.has_expired()
     except LakeError:
         return False
 
@@ -228,33 +243,25 @@ def _file_is_gone(error: OSError) -> bool:
 
 
 def _guarded(
-    folder: FeedFolder,
-    first: pa.RecordBatch | None,
-    batches: Iterator[pa.RecordBatch],
-    has_expired: Callable[[Exception], bool],
+    snapshot: TableSnapshot, first: pa.RecordBatch | None, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     if first is None:
         return
     yield first
-    try:
+    with _expiry_named(snapshot, has_begun=True):
         yield from batches
-    except (OSError, pa.ArrowInvalid) as error:
-        if has_expired(error):
-            raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced during the read") from error
-        raise
 
 
 #: What the paths of streams and tables say, and their files don't.
 _PATH_COLUMNS = {"year", "month", "day", "hour", "version"}
 
 
-def partition_footers(folder: FeedFolder, key: str) -> PartitionFooters:
+def partition_footers(folder: FeedFolder, key: str, dataset: ds.FileSystemDataset) -> PartitionFooters:
     """Opens every file of a partition and compares its columns with the feed's; one that cannot be read is a drift.
 
     Raises:
         SnapshotExpired: A file went away meanwhile: look again.
     """
-    dataset = exact_dataset(folder, partitions=[key])
     rows, drifts = 0, []
     for fragment in dataset.get_fragments():
         try:

@@ -6,7 +6,7 @@ commit is never seen. A file that goes away before it was read makes the query r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ import pyarrow.fs as pafs
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
 from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.scan import exact_dataset
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import TableReader, TableSnapshot
+from datalake_assets.lake.tables import open_table
 
 __all__ = ["SqlRefused", "SqlResult", "run_sql"]
 
@@ -81,13 +81,14 @@ def run_sql(store: Store, feeds: Sequence[Feed], query: str, *, limit: int | Non
         connection.execute("SET TimeZone = 'UTC'")
         wanted = _named(connection, {feed.name: feed for feed in feeds}, query)
         for attempt in range(ATTEMPTS):
-            datasets = {feed.name: exact_dataset(FeedFolder(store, feed)) for feed in wanted}
+            tables = {feed.name: open_table(store, feed) for feed in wanted}
+            snapshots = {name: table.snapshot() for name, table in tables.items()}
             try:
-                for feed in wanted:
-                    _register(connection, feed, datasets[feed.name], root=store.path(""))
+                for name, table in tables.items():
+                    _register(connection, table, snapshots[name].dataset(), root=store.path(""))
                 return _fetch(connection.execute(query), limit)
             except duckdb.Error as error:
-                if not _have_changed(store, wanted, datasets):
+                if not _have_expired(snapshots.values()):
                     raise _refused(error) from error
                 if attempt == ATTEMPTS - 1:
                     raise SnapshotExpired(store.uri, "files were replaced each time the query ran") from error
@@ -108,16 +109,16 @@ def _named(connection: duckdb.DuckDBPyConnection, feeds: Mapping[str, Feed], que
     return [feed for name, feed in feeds.items() if name in names]
 
 
-def _register(connection: duckdb.DuckDBPyConnection, feed: Feed, dataset: ds.Dataset, *, root: str) -> None:
+def _register(connection: duckdb.DuckDBPyConnection, table: TableReader, dataset: ds.Dataset, *, root: str) -> None:
     """Makes a feed's view: DuckDB's own reader over local files, Arrow's over all else."""
-    name = identifier(feed.name)
+    feed, name = table.feed, identifier(table.feed.name)
     files: Sequence[str] = dataset.files
     connection.execute(f"DROP VIEW IF EXISTS {name}")
     if not dataset.schema.names:
         raise SqlRefused(f"feed {feed.name!r} has no data yet; {_cure(feed)}")
     # adopted folders have names that DuckDB would expand, and columns that it would type by itself
-    ours = feed.kind is not FeedKind.FOLDER and not _PATTERN & set(root)
-    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and ours
+    by_itself = table.is_listed_plainly and not _PATTERN & set(root)
+    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and by_itself
     if not files or not plain:
         connection.register(f"{feed.name} files", _with_rows(dataset))
         source = identifier(f"{feed.name} files")
@@ -147,12 +148,10 @@ def _fetch(connection: duckdb.DuckDBPyConnection, limit: int | None) -> SqlResul
     )
 
 
-def _have_changed(store: Store, feeds: Sequence[Feed], before: Mapping[str, ds.Dataset]) -> bool:
+def _have_expired(snapshots: Iterable[TableSnapshot]) -> bool:
     """Whether files that the query was to read are no longer in the manifests."""
     try:
-        return any(
-            not set(before[feed.name].files) <= set(exact_dataset(FeedFolder(store, feed)).files) for feed in feeds
-        )
+        return any(snapshot.has_expired() for snapshot in snapshots)
     except LakeError:
         return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,8 +26,14 @@ __all__ = [
     "ExportPlan",
     "LakeTable",
     "PartitionReport",
+    "Problem",
     "Progress",
+    "Reconciliation",
     "Repair",
+    "TableKeeper",
+    "TableReader",
+    "TableSnapshot",
+    "TableWriter",
     "WriteReport",
 ]
 
@@ -135,6 +141,56 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that is left in place and in no manifest.
+
+    Attributes:
+        key: The partition.
+        name: The file, relative to the adopted folder.
+        reason: What is wrong with it.
+    """
+
+    key: str
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Reconciliation:
+    """What a look at an adopted folder found, and what it took over; nothing, of a table that only we write.
+
+    Attributes:
+        partitions: What each partition amounts to now, by key.
+        changed: Keys of the partitions whose manifests changed.
+        versions: By key, a text that changes when others change a partition, and not when its files are merged.
+        added: Files that joined.
+        rewritten: Files that are others than before under their name.
+        removed: Files that left.
+        problems: Data files that cannot be read, left in place and in no manifest.
+        left_out: Files that can be read and do not fit the others.
+        other_files: Files that are no data files.
+        waiting: Partitions that nobody can decide on yet, with the reason.
+        footers_read: Footers that were read.
+        footers_s: Seconds that it took.
+        schema: The columns of all files that fit; None without any.
+    """
+
+    partitions: dict[str, PartitionReport] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    added: int = 0
+    rewritten: int = 0
+    removed: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    left_out: list[Problem] = field(default_factory=list)
+    other_files: int = 0
+    waiting: list[str] = field(default_factory=list)
+    footers_read: int = 0
+    footers_s: float = 0.0
+    schema: pa.Schema | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Repair:
     """What a repair did.
 
@@ -143,14 +199,19 @@ class Repair:
         undone: Interrupted commits undone.
         swept: Leftover staged files and garbage deleted.
         waiting: Partitions that nobody can decide on yet, with the reason.
-        reconciled: Partitions of an adopted folder whose files others had changed.
+        found: What others had changed.
     """
 
     finished: int = 0
     undone: int = 0
     swept: int = 0
     waiting: tuple[str, ...] = field(default=())
-    reconciled: int = 0
+    found: Reconciliation = field(default_factory=Reconciliation)
+
+    @property
+    def reconciled(self) -> int:
+        """Partitions whose files others had changed."""
+        return len(self.found.changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +262,116 @@ class CompactionProgress:
     bytes_planned: int
 
 
-class LakeTable(Protocol):
-    """One feed's data in the lake. Safe to use from several processes at once; an instance belongs to one thread."""
+class TableSnapshot(Protocol):
+    """Some partitions of a table, each as it was committed when it was first asked for; all that is said of it agrees.
+
+    An instance belongs to one thread.
+    """
+
+    @property
+    def feed(self) -> Feed:
+        """The feed whose data this is."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The partitions."""
+
+    def only(self, key: str) -> TableSnapshot:
+        """One of its partitions, as it is here."""
+
+    def report(self, key: str) -> PartitionReport | None:
+        """What a partition amounts to; None if it has never had a commit."""
+
+    def health(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> PartitionHealth:
+        """What a partition's files amount to and what its policy would do with them.
+
+        Args:
+            key: The partition.
+            request: The installation's compaction.
+            excluded: Files that no compaction can take, by name, with the reason.
+        """
+
+    def footers(self, key: str) -> PartitionFooters:
+        """Opens every file of a partition, counts rows and compares columns with the feed's.
+
+        Raises:
+            SnapshotExpired: A file went away meanwhile: take another snapshot.
+        """
+
+    def dataset(self, *, where: ds.Expression | None = None) -> ds.Dataset:
+        """The committed files as an Arrow dataset; its partition columns (``year``, … or ``version``) come last.
+
+        Args:
+            where: Partitions that cannot match it are left out, unread.
+        """
+
+    def has_expired(self) -> bool:
+        """Whether readers get other files by now: then a read that failed is worth repeating."""
+
+
+class TableReader(Protocol):
+    """A table for those who read it."""
+
+    @property
+    def feed(self) -> Feed:
+        """The feed whose data this is."""
+
+    @property
+    def is_written_by_us(self) -> bool:
+        """Whether nobody but this lake writes it.
+
+        Where others do, what there is is known as of the last `TableKeeper.look_again`, Dagster hears of no change, and
+        the files are not in the lake's own folders.
+        """
+
+    @property
+    def is_listed_plainly(self) -> bool:
+        """Whether an engine that lists the files itself reads the rows and the columns of paths as `scan` does."""
+
+    def partitions(self) -> tuple[str, ...]:
+        """Keys of all partitions with data, in time or version order."""
+
+    def snapshot(self, partitions: Sequence[str] | None = None) -> TableSnapshot:
+        """What is committed of some partitions; None: of all, or of the current version of a table with versions."""
+
+    def report(self, key: str) -> PartitionReport | None:
+        """What a partition amounts to now; None if it has never had a commit."""
+
+    def scan(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        where: ds.Expression | None = None,
+        partitions: Sequence[str] | None = None,
+    ) -> pa.RecordBatchReader:
+        """Reads committed rows, exactly, per partition; filters prune partitions and row groups.
+
+        A table with versions is read at its current version, without ``partitions``.
+
+        Raises:
+            SnapshotExpired: A file was removed after the first batch had been read.
+        """
+
+    def count_broken(
+        self, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None
+    ) -> Iterator[tuple[Rule, RuleCount]]:
+        """Counts the rows that break rules, per rule and partition; rules across the feed once, for all of it.
+
+        Args:
+            rules: The rules.
+            keys: Partitions to look at; None: all of a stream or folder, the current version of a table.
+            seen: A snapshot of these partitions: they are counted as it has them, where their files are still there.
+
+        Raises:
+            ConfigError: A rule names a column that isn't there, or its query cannot be run.
+            SnapshotExpired: Files were replaced each time.
+        """
+
+
+class TableWriter(Protocol):
+    """A table for those who export to it."""
 
     @property
     def feed(self) -> Feed:
@@ -217,7 +386,8 @@ class LakeTable(Protocol):
             new_epoch: Accept that the source was recreated or lost rows.
 
         Raises:
-            ConfigError: A key is not one of this feed's, or lies before its start or in the future.
+            ConfigError: A key is not one of this feed's, or lies before its start or in the future; or nothing is
+                exported to it.
         """
 
     def write(
@@ -232,30 +402,29 @@ class LakeTable(Protocol):
         """Lands ``batches`` exactly once, commits, and acknowledges.
 
         Raises:
+            ConfigError: Nothing is exported to it.
             SourceError: Nothing was committed (an ``offsets`` feed: in no partition where it is not complete).
             LakeError: Likewise, or what was committed stays and a repetition adds only the rest.
         """
 
-    def partitions(self) -> tuple[str, ...]:
-        """Keys of all partitions with data, in time or version order."""
 
-    def report(self, key: str) -> PartitionReport | None:
-        """What a partition amounts to now; None if it has never had a commit."""
+class TableKeeper(Protocol):
+    """A table for those who look after it."""
 
-    def scan(
-        self,
-        *,
-        columns: Sequence[str] | None = None,
-        where: ds.Expression | None = None,
-        partitions: Sequence[str] | None = None,
-    ) -> pa.RecordBatchReader:
-        """Reads committed rows, exactly, per partition; filters prune partitions and row groups.
+    @property
+    def feed(self) -> Feed:
+        """The feed whose data this is."""
 
-        A table without ``partitions`` is read at its current version.
+    def look_again(self, *, run_id: str = "", on_progress: Callable[[int, int], None] | None = None) -> Reconciliation:
+        """Takes over what others changed; of a table that only we write there is nothing to see.
 
-        Raises:
-            SnapshotExpired: A file was removed after the first batch had been read.
+        Args:
+            run_id: The run that looks.
+            on_progress: Told how many files were looked into, of how many.
         """
+
+    def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of these partitions that retention removed; one that was never committed is none of them."""
 
     def compaction_plan(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
@@ -286,32 +455,8 @@ class LakeTable(Protocol):
             LakeError: The store failed; what was committed stays, and a repetition does the rest.
         """
 
-    def health(
-        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-    ) -> PartitionHealth:
-        """What a partition's files amount to and what its policy would do with them: one request."""
-
-    def footers(self, key: str) -> PartitionFooters:
-        """Opens every file of a partition, counts rows and compares columns with the feed's.
-
-        Raises:
-            SnapshotExpired: A file went away meanwhile: look again.
-        """
-
-    def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
-        """Counts the rows that break rules, per rule and partition; rules across the feed once, for all of it.
-
-        Args:
-            rules: The rules.
-            keys: Partitions to look at; None: all of a stream or folder, the current version of a table.
-
-        Raises:
-            ConfigError: A rule names a column that isn't there, or its query cannot be run.
-            SnapshotExpired: Files were replaced each time.
-        """
-
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
-        """Compares manifests with objects.
+        """Compares what is committed with the objects that are there.
 
         What a writer or a compaction changes meanwhile may show as a difference, and is none at a second look.
 
@@ -320,5 +465,9 @@ class LakeTable(Protocol):
             partitions: List only the folders of these; None lists the whole feed.
         """
 
-    def repair(self) -> Repair:
-        """Finishes or undoes interrupted commits and sweeps what they left."""
+    def repair(self, *, run_id: str = "") -> Repair:
+        """Finishes or undoes interrupted commits, sweeps what they left, and takes over what others changed."""
+
+
+class LakeTable(TableReader, TableWriter, TableKeeper, Protocol):
+    """One feed's data in the lake. Safe to use from several processes at once; an instance belongs to one thread."""

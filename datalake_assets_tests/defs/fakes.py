@@ -1,6 +1,6 @@
 """A lake and a source in memory, which keep the Protocols' promises as far as Dagster can see them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,9 @@ from datalake_assets.lake.table import (
     LakeTable,
     PartitionReport,
     Progress,
+    Reconciliation,
     Repair,
+    TableSnapshot,
     WriteReport,
 )
 from datalake_assets.policies import Freshness, Rule
@@ -57,6 +59,39 @@ def table(name: str = "users", **changes: object) -> Feed:
 
 def rows(*times: datetime) -> pa.RecordBatch:
     return pa.record_batch([range(len(times)), list(times)], schema=SCHEMA)
+
+
+@dataclass(frozen=True)
+class MemorySnapshot:
+    """Some partitions of a table in memory."""
+
+    table: "MemoryTable"
+    keys: tuple[str, ...]
+
+    @property
+    def feed(self) -> Feed:
+        return self.table.feed
+
+    def only(self, key: str) -> "MemorySnapshot":
+        return MemorySnapshot(self.table, (key,))
+
+    def report(self, key: str) -> PartitionReport | None:
+        return self.table.report(key)
+
+    def health(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> PartitionHealth:
+        return self.table.health(key, request, excluded=excluded)
+
+    def footers(self, key: str) -> PartitionFooters:
+        return self.table.footers(key)
+
+    def dataset(self, *, where: ds.Expression | None = None) -> ds.Dataset:
+        read = ds.dataset(self.table.scan(partitions=self.keys).read_all())
+        return read if where is None else read.filter(where)
+
+    def has_expired(self) -> bool:
+        return False
 
 
 @dataclass
@@ -128,6 +163,18 @@ class MemoryTable:
                 del self.data[key]
         batches.acknowledge()
         return self._reported(partitions, before, read.num_rows, removed, ())
+
+    @property
+    def is_written_by_us(self) -> bool:
+        return True
+
+    @property
+    def is_listed_plainly(self) -> bool:
+        return False
+
+    def snapshot(self, partitions: Sequence[str] | None = None) -> MemorySnapshot:
+        current = self.partitions() if self.feed.kind is FeedKind.STREAM else self.partitions()[-1:]
+        return MemorySnapshot(self, current if partitions is None else tuple(partitions))
 
     def partitions(self) -> tuple[str, ...]:
         return tuple(sorted(self.data, key=lambda key: (len(key), key)))
@@ -204,7 +251,9 @@ class MemoryTable:
         rows = self.files_hold.get(key, self.data[key].num_rows)
         return PartitionFooters(key, self._files(key), rows, len(SCHEMA), self.drifts.get(key, ()))
 
-    def count_broken(self, rules: Sequence[Rule], keys: Sequence[str] | None) -> Iterator[tuple[Rule, RuleCount]]:
+    def count_broken(
+        self, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None
+    ) -> Iterator[tuple[Rule, RuleCount]]:
         for key in keys if keys is not None else self.partitions():
             self.counted.append(key)
             for rule in rules:
@@ -214,7 +263,13 @@ class MemoryTable:
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         return iter(())
 
-    def repair(self) -> Repair:
+    def look_again(self, *, run_id: str = "", on_progress: Callable[[int, int], None] | None = None) -> Reconciliation:
+        return Reconciliation()
+
+    def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
+        return ()
+
+    def repair(self, *, run_id: str = "") -> Repair:
         self.repaired += 1
         return Repair(finished=1)
 

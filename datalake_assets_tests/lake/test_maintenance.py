@@ -15,7 +15,7 @@ from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.manifest import Pending
 from datalake_assets.errors import CorruptLake
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.inspection import differences, in_need, removed_versions, slice_of, sweep_temporary
+from datalake_assets.lake.inspection import differences, in_need, slice_of, sweep_temporary
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import ObjectInfo
@@ -144,8 +144,8 @@ def test_removed_versions_are_told_from_those_that_are_yet_to_come(local_store):
         table.write(table_of(count), partitions=table.plan().partitions, run_id="r")
     planned = table.plan().partitions
 
-    assert removed_versions(local_store, feed, ["v1", "v2", *planned]) == ("v1",)
-    assert removed_versions(local_store, stream_feed(), ["2025-01-01"]) == ()
+    assert HiveTable(local_store, feed).removed(["v1", "v2", *planned]) == ("v1",)
+    assert HiveTable(local_store, stream_feed()).removed(["2025-01-01"]) == ()
 
 
 def aged(file: Path, hours: int) -> Path:

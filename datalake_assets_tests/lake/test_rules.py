@@ -80,7 +80,7 @@ def test_rule_that_cannot_be_evaluated_is_refused_with_the_reason(table, rule, c
 
 
 def test_footers_agree_with_the_manifest(table):
-    found = table.footers(DAYS[0])
+    found = table.snapshot([DAYS[0]]).footers(DAYS[0])
 
     assert (found.files, found.rows, found.columns, found.drifts) == (1, 24, 3, ())
 
@@ -105,7 +105,7 @@ def test_footers_tell_how_a_files_columns_differ(table, change, drift):
     path = data_file(table)
     pq.write_table(change(pq.ParquetFile(path).read()), path)
 
-    (found,) = table.footers(DAYS[0]).drifts
+    (found,) = table.snapshot([DAYS[0]]).footers(DAYS[0]).drifts
 
     assert (found.name, found.what) == (path.name, drift)
 
@@ -114,7 +114,7 @@ def test_footers_name_a_file_that_cannot_be_read(table):
     path = data_file(table)
     path.write_bytes(b"PAR1 and nothing else")
 
-    found = table.footers(DAYS[0])
+    found = table.snapshot([DAYS[0]]).footers(DAYS[0])
 
     assert found.rows == 0
     assert [each.name for each in found.drifts] == [path.name]

@@ -18,7 +18,7 @@ from datalake_assets.lake import statistics
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.statistics import lake_statistics, rebuild_summaries
-from datalake_assets.lake.tables import look_again, open_table
+from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.many_files import DAYS, append
@@ -135,7 +135,7 @@ def test_a_folder_is_counted_by_what_was_seen_of_it(store, folder):
     folder.write("a.parquet", [1])
     folder.write("day=1/b.parquet", [2, 3])
     feed = folder_feed(folder)
-    look_again(open_table(store, feed))
+    open_table(store, feed).look_again()
     found = gathered(store, feed)
     assert [(each.key, each.rows) for each in found.partitions] == [(".", 1), ("day=1", 2)]
     assert found.last_export == max(each.history[-1].at for each in found.partitions)

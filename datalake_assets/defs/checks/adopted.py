@@ -97,7 +97,7 @@ def healths_of(
     request = request_of(lake.settings)
 
     def look(key: str) -> PartitionHealth:
-        return health_now(instance, lake.table(feed), key, request)
+        return health_now(instance, lake.table(feed).snapshot([key]), key, request)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [each for each in pool.map(look, _all_keys(lake, feed) if keys is None else keys) if each.files]

@@ -19,8 +19,8 @@ from datalake_assets.defs.check_results import check_result
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named
-from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.lake.table import LakeTable
+from datalake_assets.feed import Feed
+from datalake_assets.lake.table import TableReader
 from datalake_assets.policies import Rule
 
 __all__ = ["EVALUATE_CHECKS", "evaluate_checks_job", "nightly_checks", "rule_checks", "rule_results"]
@@ -92,7 +92,7 @@ def nightly_checks(job: Any) -> dg.ScheduleDefinition:
     )
 
 
-def rule_results(instance: dg.DagsterInstance, table: LakeTable, names: set[str]) -> Iterator[dg.AssetCheckResult]:
+def rule_results(instance: dg.DagsterInstance, table: TableReader, names: set[str]) -> Iterator[dg.AssetCheckResult]:
     """Evaluates the rules of these names over what changed since they were evaluated last.
 
     Raises:
@@ -103,7 +103,7 @@ def rule_results(instance: dg.DagsterInstance, table: LakeTable, names: set[str]
     last = {rule.check_name: _last(instance, feed, rule) for rule in rules}
     for since in sorted({_position(each) for each in last.values()}):
         group = [rule for rule in rules if _position(last[rule.check_name]) == since]
-        changes = _changes_of_folder(table, since) if feed.kind is FeedKind.FOLDER else _changes(instance, feed, since)
+        changes = _changes(instance, feed, since) if table.is_written_by_us else _changes_by_others(table, since)
         if since >= 0 and not changes.keys:
             yield from (_repeated(each.evaluation) for rule in group if (each := last[rule.check_name]) is not None)
             continue
@@ -119,7 +119,7 @@ def _position(last: _Last | None) -> int:
     return -1 if last is None else last.position
 
 
-def _keys(table: LakeTable, since: int, changes: _Changes, before: set[str]) -> list[str] | None:
+def _keys(table: TableReader, since: int, changes: _Changes, before: set[str]) -> list[str] | None:
     if since < 0:
         return None
     there = set(table.partitions())
@@ -177,9 +177,9 @@ def _changes(instance: dg.DagsterInstance, feed: Feed, since: int) -> _Changes:
             return _Changes(frozenset(keys), position)
 
 
-def _changes_of_folder(table: LakeTable, since: int) -> _Changes:
+def _changes_by_others(table: TableReader, since: int) -> _Changes:
     """The partitions that others changed after a time, in milliseconds since 1970: Dagster need not know of that."""
-    written = {key: table.health(key, CompactionRequest()).last_write for key in table.partitions()}
+    written = {key: table.snapshot([key]).health(key, CompactionRequest()).last_write for key in table.partitions()}
     times = {key: int(at.timestamp() * 1000) for key, at in written.items() if at is not None}
     return _Changes(frozenset(key for key, at in times.items() if at > since), max(times.values(), default=0))
 

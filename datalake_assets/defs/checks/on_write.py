@@ -44,7 +44,7 @@ from datalake_assets.defs.storage.asset_landing import FeedRead
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.feed_compaction import request_of
-from datalake_assets.lake.table import LakeTable, PartitionReport
+from datalake_assets.lake.table import PartitionReport, TableReader, TableSnapshot
 
 __all__ = [
     "DESCRIPTIONS",
@@ -65,7 +65,7 @@ _LOOKED_AT = 500
 
 
 def freshness_of(
-    instance: dg.DagsterInstance, table: LakeTable, *, now: datetime, key: dg.AssetKey | None = None
+    instance: dg.DagsterInstance, table: TableReader, *, now: datetime, key: dg.AssetKey | None = None
 ) -> Verdict | None:
     """Judges a feed's freshness; None if it was never exported.
 
@@ -109,12 +109,17 @@ def newest_commit(
     return None
 
 
-def newest_event(table: LakeTable) -> datetime | None:
-    """The newest row of a stream, by its time column; None for a table, and where there is none."""
+def newest_event(table: TableReader, *, known: Mapping[str, PartitionReport] | None = None) -> datetime | None:
+    """The newest row of a stream, by its time column; None for a table, and where there is none.
+
+    Args:
+        table: The feed's data.
+        known: What some partitions amount to: these are not asked for again.
+    """
     if table.feed.kind is FeedKind.TABLE:
         return None
     for key in reversed(table.partitions()):
-        report = table.report(key)
+        report = known[key] if known and key in known else table.report(key)
         if report is not None and report.max_time is not None:
             return report.max_time
     return None
@@ -211,20 +216,22 @@ def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequ
     """Looks at the partitions that a write changed, and at all of the run's own: Dagster waits for their checks."""
     own = {each.key for each in read.selected} if len(read.selected) <= ALL_TOLD else set()
     reports = [each for each in (*read.selected, *read.beyond) if each.key in own or _is_changed(each)]
-    broken = _broken(read.table, [each.key for each in reports if each.files])
+    # each manifest is read once: for rules, sizes and footers alike
+    snapshot = read.table.snapshot([each.key for each in reports if each.files])
+    broken = _broken(read.table, snapshot)
     return [
-        look_at(instance, read.table, each.key, request, broken=broken.get(each.key, {}))
+        look_at(instance, read.table, snapshot.only(each.key), request, broken=broken.get(each.key, {}))
         if each.files
         else Look.of_nothing(each.key)
         for each in reports
     ]
 
 
-def _broken(table: LakeTable, keys: Sequence[str]) -> dict[str, dict[str, RuleCount]]:
+def _broken(table: TableReader, snapshot: TableSnapshot) -> dict[str, dict[str, RuleCount]]:
     """The rows that break the feed's rules, by partition; what is true of the whole feed is said of each."""
-    rules = table.feed.checks.rules_on_write
+    rules, keys = table.feed.checks.rules_on_write, snapshot.keys
     found: dict[str, dict[str, RuleCount]] = {key: {} for key in keys}
-    for rule, count in table.count_broken(rules, keys) if rules and keys else ():
+    for rule, count in table.count_broken(rules, keys, seen=snapshot) if rules and keys else ():
         for key in [count.key] if count.key else keys:
             found[key][rule.check_name] = count
     return found
@@ -232,23 +239,26 @@ def _broken(table: LakeTable, keys: Sequence[str]) -> dict[str, dict[str, RuleCo
 
 def look_at(
     instance: dg.DagsterInstance,
-    table: LakeTable,
-    key: str,
+    table: TableReader,
+    snapshot: TableSnapshot,
     request: CompactionRequest,
     *,
     broken: Mapping[str, RuleCount],
 ) -> Look:
-    """Looks at one partition: its manifest and the footers of its files; ``broken`` is known of its rows."""
-    health = health_now(instance, table, key, request)
-    footers, count = _count(table, health)
+    """Looks at the one partition of a snapshot, and the footers of its files; ``broken`` is known of its rows."""
+    (key,) = snapshot.keys
+    health = health_now(instance, snapshot, key, request)
+    footers, count = _count(table, snapshot, health)
     return Look(count, health, footers, broken)
 
 
-def health_now(instance: dg.DagsterInstance, table: LakeTable, key: str, request: CompactionRequest) -> PartitionHealth:
+def health_now(
+    instance: dg.DagsterInstance, snapshot: TableSnapshot, key: str, request: CompactionRequest
+) -> PartitionHealth:
     """How a partition is; files that its last compaction could not take are nothing that another one could merge."""
-    health = table.health(key, request)
-    unusable = unusable_files(instance, asset_key(table.feed), key) if health.needs_compaction else {}
-    return table.health(key, request, excluded=unusable) if unusable else health
+    health = snapshot.health(key, request)
+    unusable = unusable_files(instance, asset_key(snapshot.feed), key) if health.needs_compaction else {}
+    return snapshot.health(key, request, excluded=unusable) if unusable else health
 
 
 def size_verdicts(feed: Feed, partitions: Sequence[PartitionHealth]) -> dict[str, Verdict]:
@@ -321,7 +331,8 @@ def _freshness_now(read: FeedRead, now: datetime) -> Verdict:
     """An export has just been: even one of an old partition says that the feed's source answers."""
     policy = read.feed.freshness
     with failures_named(read.feed):
-        newest = newest_event(read.table) if policy.max_event_age or policy.fail_event_age else None
+        known = {each.key: each for each in (*read.selected, *read.beyond)}
+        newest = newest_event(read.table, known=known) if policy.max_event_age or policy.fail_event_age else None
     newest = newest or max((each.max_time for each in read.selected if each.max_time), default=None)
     return freshness_verdict(policy, commit=now, event=newest, now=now)
 
@@ -336,18 +347,21 @@ def _quarantine(read: FeedRead, lake: Lake) -> Verdict:
     )
 
 
-def _count(table: LakeTable, health: PartitionHealth) -> tuple[PartitionFooters | None, RowCount]:
+def _count(
+    table: TableReader, snapshot: TableSnapshot, health: PartitionHealth
+) -> tuple[PartitionFooters | None, RowCount]:
     """Compares what the files hold with what ``health`` saw promised; of what changed meanwhile, with what is now."""
     key, previous = health.key, _previous_rows(table, health.key)
     promised: PartitionHealth | PartitionReport | None = health
     footers, count = None, RowCount(key, 0, None, previous)
     for attempt in range(_ATTEMPTS):
         if attempt:
-            promised = table.report(key)
+            snapshot = table.snapshot([key])
+            promised = snapshot.report(key)
         if promised is None:
             return None, RowCount(key, 0, 0, previous)
         try:
-            footers = table.footers(key) if promised.files <= MAX_FOOTERS else None
+            footers = snapshot.footers(key) if promised.files <= MAX_FOOTERS else None
         except SnapshotExpired:
             continue
         count = RowCount(key, promised.rows, footers.rows if footers else None, previous)
@@ -356,7 +370,7 @@ def _count(table: LakeTable, health: PartitionHealth) -> tuple[PartitionFooters 
     return footers, count
 
 
-def _previous_rows(table: LakeTable, key: str) -> int | None:
+def _previous_rows(table: TableReader, key: str) -> int | None:
     if table.feed.kind is not FeedKind.TABLE:
         return None
     older = [each for each in table.partitions() if version_number(each) < version_number(key)]

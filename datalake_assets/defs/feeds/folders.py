@@ -19,8 +19,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.adopted_table import AdoptedTable
-from datalake_assets.lake.adopted.reconcile import Reconciliation
+from datalake_assets.lake.table import Reconciliation
 
 __all__ = ["folder_asset", "keep_partitions", "observations", "remarks"]
 
@@ -69,7 +68,7 @@ def _look_at(feed: Feed) -> Callable[..., Iterator[dg.ObserveResult]]:
 
 def _look(context: dg.AssetExecutionContext, feed: Feed, lake: Lake) -> dg.ObserveResult:
     with failures_named(feed):
-        found = AdoptedTable(lake.store, feed).reconcile(run_id=context.run.run_id)
+        found = lake.table(feed).look_again(run_id=context.run.run_id)
     new = keep_partitions(context.instance, feed, found)
     for event in observations(feed, found, new, lake_uri=lake.uri):
         context.log_event(event)

@@ -29,7 +29,7 @@ from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.feed_compaction import Compacted, request_of
-from datalake_assets.lake.table import Difference, LakeTable, Repair
+from datalake_assets.lake.table import Difference, LakeTable, Reconciliation, Repair
 
 __all__ = [
     "MAINTAIN_OP",
@@ -201,24 +201,17 @@ class Maintenance:
 
     def _repair(self, done: Maintained, feed: Feed) -> None:
         table = self._lake.table(feed)
-        if feed.kind is FeedKind.FOLDER:
-            self._look_at_folder(done, feed, table)
-        elif feed.kind is FeedKind.TABLE:
-            before = table.partitions()
-            done.repair = table.repair()
+        before = table.partitions() if feed.kind is FeedKind.TABLE else ()
+        done.repair = table.repair(run_id=self._run_id)
+        if feed.kind is FeedKind.TABLE:
             done.removed = self._keep_versions(feed, table, before)
-        else:
-            done.repair = table.repair()
+        if not table.is_written_by_us:
+            self._tell_of_others(feed, done.repair.found)
         for line in done.repair.waiting:
             self._log.warning(f"waiting: {line}")
 
-    def _look_at_folder(self, done: Maintained, feed: Feed, table: LakeTable) -> None:
-        """Takes over what others changed, and tells Dagster of it as a click on "Observe" would."""
-        from datalake_assets.lake.adopted.adopted_table import AdoptedTable  # noqa: PLC0415  loads stores
-
-        if not isinstance(table, AdoptedTable):
-            raise TypeError(table)
-        done.repair, found = table.repaired(run_id=self._run_id)
+    def _tell_of_others(self, feed: Feed, found: Reconciliation) -> None:
+        """Tells Dagster what others changed in an adopted folder, as a click on "Observe" would."""
         if feed.asset is None:  # the partitions of an asset in somebody's own project are that project's
             new = keep_partitions(self._instance, feed, found)
             for event in observations(feed, found, new, lake_uri=self._lake.uri):
@@ -228,24 +221,23 @@ class Maintenance:
 
     def _keep_versions(self, feed: Feed, table: LakeTable, before: Sequence[str]) -> tuple[str, ...]:
         """Keeps Dagster's partitions in step with the table's versions; returns those that retention has removed."""
-        from datalake_assets.lake.inspection import removed_versions  # noqa: PLC0415  loads stores
-
         now = table.partitions()
         if feed.asset is None:
             add_versions(self._instance, feed, now)
             known = self._instance.get_dynamic_partitions(versions_name(feed))
             # one that was never committed may be the run's that is going on
-            for key in removed_versions(self._lake.store, feed, sorted(set(known).difference(now))):
+            for key in table.removed(sorted(set(known).difference(now))):
                 self._instance.delete_dynamic_partition(versions_name(feed), key)
         return tuple(sorted(set(before).difference(now)))
 
     def _compare(self, done: Maintained, feed: Feed, size: int, today: date) -> None:
-        """Compares the slice of the day with a listing; a folder has just been listed as a whole."""
+        """Compares the slice of the day with a listing; an adopted folder has just been listed as a whole."""
         from datalake_assets.lake.inspection import differences, slice_of  # noqa: PLC0415  loads stores
 
-        if feed.kind is FeedKind.FOLDER:
+        table = self._lake.table(feed)
+        if not table.is_written_by_us:
             return
-        keys = slice_of(self._lake.table(feed).partitions(), day=today.toordinal(), size=size)
+        keys = slice_of(table.partitions(), day=today.toordinal(), size=size)
         done.found = list(differences(lambda: self._lake.table(feed), keys))
         done.compared = len(keys)
         for line in _named(done.found):

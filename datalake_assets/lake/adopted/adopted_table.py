@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from datalake_assets.core.batches import Batches
-from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
@@ -16,7 +16,7 @@ from datalake_assets.lake import compaction
 from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
-from datalake_assets.lake.adopted.reconcile import Reconciliation, reconcile
+from datalake_assets.lake.adopted.reconcile import reconcile
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.inspection import content, repair, unfinished
 from datalake_assets.lake.layout import FeedFolder
@@ -27,6 +27,7 @@ from datalake_assets.lake.table import (
     Difference,
     ExportPlan,
     Progress,
+    Reconciliation,
     Repair,
     WriteReport,
 )
@@ -65,15 +66,19 @@ class AdoptedTable(HiveTable):
         """Raises `ConfigError`: nothing is exported."""
         raise refuse_export(self.feed)
 
-    def reconcile(self, *, run_id: str = "", on_progress: Callable[[int, int], None] | None = None) -> Reconciliation:
-        """Brings the manifests in step with the folder; see `datalake_assets.lake.adopted.reconcile`."""
-        return reconcile(self._folder, run_id=run_id, on_progress=on_progress)
+    @property
+    def is_written_by_us(self) -> bool:
+        """See `LakeTable`."""
+        return False
 
-    def compaction_plan(
-        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-    ) -> CompactionPlan:
-        """See `LakeTable`; of the files that were there at the last look."""
-        return compaction.plan(self._folder, key, request, excluded=excluded)
+    @property
+    def is_listed_plainly(self) -> bool:
+        """See `LakeTable`: engines would expand some names, and give the columns of paths types of their own."""
+        return False
+
+    def look_again(self, *, run_id: str = "", on_progress: Callable[[int, int], None] | None = None) -> Reconciliation:
+        """See `LakeTable`, and `datalake_assets.lake.adopted.reconcile`."""
+        return reconcile(self._folder, run_id=run_id, on_progress=on_progress)
 
     def compact(
         self,
@@ -114,16 +119,12 @@ class AdoptedTable(HiveTable):
         for key in partitions or ():
             yield from _verify(self._folder, list_folder(self._folder, key), [key], deep=deep)
 
-    def repair(self) -> Repair:
-        """See `LakeTable`; takes over what others changed, too."""
-        return self.repaired()[0]
-
-    def repaired(self, *, run_id: str = "") -> tuple[Repair, Reconciliation]:
-        """Repairs, and tells what others changed besides."""
+    def repair(self, *, run_id: str = "") -> Repair:
+        """See `LakeTable`."""
         found = reconcile(self._folder, run_id=run_id)
         done = repair(self._folder)
         waiting = tuple(dict.fromkeys((*done.waiting, *(f"{self.feed.path}/{each}" for each in found.waiting))))
-        return replace(done, waiting=waiting, reconciled=len(found.changed)), found
+        return replace(done, waiting=waiting, found=found)
 
 
 def check_staging(folder: FeedFolder, key: str) -> None:

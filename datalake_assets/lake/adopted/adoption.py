@@ -18,10 +18,11 @@ from datalake_assets.feed import Feed, FeedKind, parse_feed
 from datalake_assets.lake.adopted.listing import Footers, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
-from datalake_assets.lake.adopted.reconcile import Reconciliation, reconcile
+from datalake_assets.lake.adopted.reconcile import reconcile
 from datalake_assets.lake.layout import FeedFolder, FolderAddress, address_of, overlap, parse_address
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import Reconciliation
 from datalake_assets.parquet.adopted_footer import is_time
 
 __all__ = ["MAX_FOLDERS", "Adoption", "adopt"]

@@ -23,6 +23,7 @@ from datalake_assets.errors import ConfigError, ObjectNotFound, PreconditionFail
 from datalake_assets.lake.adopted.marks import refuse_path, refused_file
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
+from datalake_assets.lake.table import Problem
 from datalake_assets.parquet.adopted_footer import (
     TAIL_BYTES,
     AdoptedFooter,
@@ -37,7 +38,6 @@ __all__ = [
     "Footers",
     "FoundFile",
     "Listing",
-    "Problem",
     "Read",
     "fold",
     "list_folder",
@@ -50,21 +50,6 @@ THREADS = 32
 AT_ONCE = 1024
 #: Names of our own control objects: no folder of the same name can have a manifest beside them.
 _OURS = {"manifest.json", "feed.json"}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A file that is left in place and in no manifest.
-
-    Attributes:
-        key: The partition.
-        name: The file, relative to the adopted folder.
-        reason: What is wrong with it.
-    """
-
-    key: str
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

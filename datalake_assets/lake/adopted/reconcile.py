@@ -10,9 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-
-import pyarrow as pa
+from dataclasses import dataclass, replace
 
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
@@ -23,7 +21,6 @@ from datalake_assets.lake.adopted.listing import (
     FolderSchema,
     Footers,
     FoundFile,
-    Problem,
     Read,
     fold,
     list_folder,
@@ -33,10 +30,10 @@ from datalake_assets.lake.commit import Loaded
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo
 from datalake_assets.lake.store.swap import retried
-from datalake_assets.lake.table import PartitionReport
+from datalake_assets.lake.table import Problem, Reconciliation
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 
-__all__ = ["Reconciliation", "reconcile"]
+__all__ = ["reconcile"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,41 +41,6 @@ logger = logging.getLogger(__name__)
 THREADS = 16
 #: Rounds for partitions that others are working on.
 ATTEMPTS = 5
-
-
-@dataclass(slots=True)
-class Reconciliation:
-    """What a look at a folder found, and what it changed.
-
-    Attributes:
-        partitions: What each partition amounts to now, by key.
-        changed: Keys of the partitions whose manifests changed.
-        versions: By key, a text that changes when others change a partition, and not when its files are merged.
-        added: Files that joined.
-        rewritten: Files that are others than before under their name.
-        removed: Files that left.
-        problems: Data files that cannot be read, left in place and in no manifest.
-        left_out: Files that can be read and do not fit the others.
-        other_files: Files that are no data files.
-        waiting: Partitions that nobody can decide on yet, with the reason.
-        footers_read: Footers that were read.
-        footers_s: Seconds that it took.
-        schema: The columns of all files that fit; None without any.
-    """
-
-    partitions: dict[str, PartitionReport] = field(default_factory=dict)
-    changed: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    added: int = 0
-    rewritten: int = 0
-    removed: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    left_out: list[Problem] = field(default_factory=list)
-    other_files: int = 0
-    waiting: list[str] = field(default_factory=list)
-    footers_read: int = 0
-    footers_s: float = 0.0
-    schema: pa.Schema | None = None
 
 
 def reconcile(

@@ -16,7 +16,7 @@ from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.tables import look_again, open_table
+from datalake_assets.lake.tables import open_table
 from datalake_assets.policies import Checks, Freshness, UniqueRule
 from datalake_assets.settings import Settings
 
@@ -39,7 +39,7 @@ def clicks(local_store: Store, tmp_path: Path) -> Path:
 
 def evaluate(store: Store, instance: dg.DagsterInstance) -> dict[str, dg.AssetCheckEvaluation]:
     """What the nightly job says, after the look that the nightly maintenance takes."""
-    look_again(open_table(store, FeedRegistry(store).get("clicks")))
+    open_table(store, FeedRegistry(store).get("clicks")).look_again()
     with known_dagster_warnings_ignored():
         job = build_definitions(Settings(lake=store.uri)).resolve_job_def(EVALUATE_CHECKS)
         result = job.execute_in_process(instance=instance)

@@ -82,14 +82,18 @@ def two_files() -> WatchedTable:
 
 def test_row_count_goes_by_the_manifest_that_the_sizes_were_judged_by(instance):
     looked = two_files()
-    assert look_at(instance, looked, key(0), CompactionRequest(), broken={}).count == RowCount(key(0), 2, 2)
+    assert look_at(instance, looked, looked.snapshot([key(0)]), CompactionRequest(), broken={}).count == RowCount(
+        key(0), 2, 2
+    )
     assert (looked.reports, looked.opened) == (0, 1)
 
 
 def test_row_count_looks_again_when_files_are_replaced_meanwhile(instance):
     looked = two_files()
     looked.gone = 1
-    assert look_at(instance, looked, key(0), CompactionRequest(), broken={}).count == RowCount(key(0), 2, 2)
+    assert look_at(instance, looked, looked.snapshot([key(0)]), CompactionRequest(), broken={}).count == RowCount(
+        key(0), 2, 2
+    )
     assert (looked.reports, looked.opened) == (1, 2)
 
 

@@ -27,7 +27,7 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.sql_session import run_sql
 from datalake_assets.lake.statistics import lake_statistics
-from datalake_assets.lake.tables import look_again, open_table
+from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes
 
 FORCE = CompactionRequest(force=True)
@@ -284,7 +284,7 @@ def test_verify_tells_what_others_did_and_repair_takes_it_over(table, folder):
 
 def test_look_again_takes_over_what_others_did(table, folder):
     folder.write("day=2/a.parquet", [9])
-    look_again(table)
+    table.look_again()
     assert table.partitions() == ("day=1", "day=2")
 
 
@@ -292,7 +292,7 @@ def test_deep_verify_reads_what_the_footer_does_not_show(table, folder):
     body = parquet_bytes({"id": list(range(1000))}, use_dictionary=False, compression="none")
     damaged = body[:4] + b"\xff" * 2000 + body[2004:]
     folder.put("day=1/damaged.parquet", damaged)
-    look_again(table)
+    table.look_again()
 
     assert differences(table) == []
     assert differences(table, deep=True) == [("rows", "damaged.parquet")]
@@ -306,6 +306,6 @@ def test_statistics_and_summary_know_the_folder(table, store):
 
 def test_sql_reads_the_folder_with_its_partition_columns(table, store, folder):
     folder.write("a.parquet", [9])
-    look_again(table)
+    table.look_again()
     query = "select day, count(*), sum(id)::int from clicks group by day order by day nulls last"
     assert run_sql(store, [table.feed], query).rows == ((1, 4, 6), (None, 1, 9))
