@@ -16,14 +16,16 @@ __all__ = ["aimed", "check_evaluation", "check_result", "latest_results", "sever
 _TARGET: Any = get_args(dg.AssetCheckEvaluation.__annotations__["target_materialization_data"])[0]
 
 
-def check_result(name: str, verdict: Verdict, *, asset_key: dg.AssetKey | None = None) -> dg.AssetCheckResult:
-    """What a step says of a check."""
+def check_result(
+    name: str, verdict: Verdict, *, asset_key: dg.AssetKey | None = None, with_figures: bool = True
+) -> dg.AssetCheckResult:
+    """What a step says of a check; without figures of an empty partition, to which plots would fall."""
     return dg.AssetCheckResult(
         check_name=name,
         asset_key=asset_key,
         passed=verdict.passed,
         severity=severity_of(verdict),
-        metadata=_metadata(verdict),
+        metadata=_metadata(verdict) if with_figures else {},
         description=_description(verdict),
     )
 

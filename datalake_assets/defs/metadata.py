@@ -15,7 +15,7 @@ from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.feed import ColumnNote, Feed, FeedKind, FolderSource
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
-from datalake_assets.lake.table import CompactionReport, PartitionReport, WriteReport
+from datalake_assets.lake.table import CompactionReport, FeedTotals, PartitionReport, WriteReport
 from datalake_assets.settings import Environment
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "recommendation_metadata",
     "rows_key",
     "source_key",
+    "totals_metadata",
     "versions_name",
     "write_metadata",
 ]
@@ -136,6 +137,19 @@ def partition_metadata(
     }
 
 
+def totals_metadata(feed: Feed, totals: FeedTotals | None) -> dict[str, dg.MetadataValue]:
+    """A stream as a whole, beside one of its partitions: what its page shows first, and what plots without gaps."""
+    if totals is None or feed.kind is not FeedKind.STREAM:
+        return {}
+    return {
+        "dagster/row_count": dg.MetadataValue.int(totals.rows),
+        "dagster/size_bytes": dg.MetadataValue.int(totals.size_bytes),
+        "datalake/feed_files": dg.MetadataValue.int(totals.files),
+        "datalake/feed_small_files": dg.MetadataValue.int(totals.small_files),
+        "datalake/feed_partitions": dg.MetadataValue.int(totals.partitions),
+    }
+
+
 def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
     """What a partition amounts to after a compaction, and what that did, for its observation."""
     useless = unusable(report.skipped)
@@ -189,12 +203,15 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
         rows_key(feed): dg.MetadataValue.int(report.rows),
         "dagster/uri": dg.MetadataValue.text(f"{_folder_uri(feed, lake_uri)}/{path}".rstrip("/")),
         "dagster/table_name": dg.MetadataValue.text(feed.name),
-        "datalake/files": dg.MetadataValue.int(report.files),
-        "datalake/small_files": dg.MetadataValue.int(report.small_files),
-        "datalake/size_bytes": dg.MetadataValue.int(report.size_bytes),
-        "datalake/size": dg.MetadataValue.text(readable_size(report.size_bytes)),
         "datalake/position": dg.MetadataValue.text(_position_text(report)),
     }
+    if report.files or feed.kind is not FeedKind.STREAM:  # a plot would fall to 0 at each empty partition
+        metadata |= {
+            "datalake/files": dg.MetadataValue.int(report.files),
+            "datalake/small_files": dg.MetadataValue.int(report.small_files),
+            "datalake/size_bytes": dg.MetadataValue.int(report.size_bytes),
+            "datalake/size": dg.MetadataValue.text(readable_size(report.size_bytes)),
+        }
     if event_partition(feed, report.key) is None:
         metadata[FEED_PARTITION] = dg.MetadataValue.text(report.key)
     if report.min_time and report.max_time:

@@ -196,9 +196,9 @@ class HiveTable:
 
         report = retried(run, attempts=ATTEMPTS, on=(CommitConflict,))
         batches.acknowledge()
-        self._folder.summary.merge(report.partitions, removed=report.removed, at=store.now())
+        totals = self._folder.summary.merge(report.partitions, removed=report.removed, at=store.now())
         requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}
-        return replace(report, requests=requests)
+        return replace(report, requests=requests, totals=totals)
 
     @property
     def is_written_by_us(self) -> bool:

@@ -13,7 +13,7 @@ from datalake_assets.errors import AmbiguousWrite, PreconditionFailed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import change_object
-from datalake_assets.lake.table import PartitionReport
+from datalake_assets.lake.table import FeedTotals, PartitionReport
 
 __all__ = ["Summary"]
 
@@ -34,21 +34,27 @@ class Summary:
         self._store, self._feed = store, feed
         self.key = f"metadata/{feed.path}/_metadata.json"
 
-    def merge(self, reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime | None) -> None:
+    def merge(self, reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime | None) -> FeedTotals:
         """Takes over ``reports``; once per run. Losing every race leaves the other's summary, without an error.
 
         Args:
             reports: Of partitions that changed.
             removed: Keys of partitions that are gone.
             at: The time of the export; None: it was none.
+
+        Returns:
+            The feed as a whole, as it is now.
         """
+        body = b""
+
+        def merged(found: bytes | None) -> bytes:
+            nonlocal body
+            body = self._merged(_document(found), reports, removed=removed, at=at)
+            return body
+
         with contextlib.suppress(PreconditionFailed, AmbiguousWrite):
-            change_object(
-                self._store,
-                self.key,
-                lambda body: self._merged(_document(body), reports, removed=removed, at=at),
-                attempts=ATTEMPTS,
-            )
+            change_object(self._store, self.key, merged, attempts=ATTEMPTS)
+        return _totals(json.loads(body))
 
     def mend(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
         """Puts right what a crash between a commit and its summary left behind; writes only if something differs.
@@ -112,3 +118,14 @@ def _document(body: bytes | None) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _totals(document: Mapping[str, Any]) -> FeedTotals:
+    partitions = document["partitions"]
+    return FeedTotals(
+        partitions=len(partitions),
+        rows=document["total_records"],
+        files=sum(each["files"] for each in partitions),
+        small_files=sum(each["small_files"] for each in partitions),
+        size_bytes=round(document["total_size_mb"] * _MB),
+    )

@@ -24,6 +24,7 @@ __all__ = [
     "CompactionReport",
     "Difference",
     "ExportPlan",
+    "FeedTotals",
     "LakeTable",
     "PartitionReport",
     "Problem",
@@ -93,6 +94,25 @@ class PartitionReport:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedTotals:
+    """A feed as a whole, by its summary.
+
+    Attributes:
+        partitions: Partitions with files.
+        rows: Their rows.
+        files: Their files.
+        small_files: Of these, files below the feed's ``small_file_bytes``.
+        size_bytes: Their size, to the kilobyte.
+    """
+
+    partitions: int
+    rows: int
+    files: int
+    small_files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class WriteReport:
     """What one write did.
 
@@ -105,6 +125,7 @@ class WriteReport:
         requests: Store requests by class.
         removed: Partition keys that retention removed.
         notes: Lines for the run's log: what a person should know.
+        totals: The feed after the write; None if nobody knows them.
     """
 
     partitions: tuple[PartitionReport, ...]
@@ -115,6 +136,7 @@ class WriteReport:
     requests: Mapping[str, int]
     removed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    totals: FeedTotals | None = None
 
     @property
     def rows_added(self) -> int:

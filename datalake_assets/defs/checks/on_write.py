@@ -206,8 +206,9 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
         looks = _looks(context.instance, read, request_of(lake.settings))
     for event in aimed(context.instance, _evaluations(read, looks)):
         context.log_event(event)
+    has_files = any(look.health.files for look in looks if look.key in read.partitions)
     for name, verdict in _results(read, looks).items():
-        yield check_result(name, verdict, asset_key=asset_key(read.feed))
+        yield check_result(name, verdict, asset_key=asset_key(read.feed), with_figures=has_files)
     yield check_result(FRESHNESS, _freshness_now(read, datetime.now(UTC)))
     yield check_result(QUARANTINE, _quarantine(read, lake))
 
@@ -309,7 +310,7 @@ def _evaluations(read: FeedRead, looks: Sequence[Look]) -> Iterator[dg.AssetChec
             continue  # that is the run's result
         told = len(looks) <= ALL_TOLD and (is_own or look.key not in new)
         for name, verdict in _verdicts(read.feed, [look]).items():
-            if told or name == ROW_COUNT or not verdict.passed:
+            if not verdict.passed or (look.health.files and (told or name == ROW_COUNT)):
                 yield check_evaluation(name, verdict, asset_key=asset_key(read.feed), partition=look.key)
 
 

@@ -40,6 +40,23 @@ def add_versions(instance: dg.DagsterInstance, feed: Feed, keys: Iterable[str]) 
         instance.add_dynamic_partitions(versions_name(feed), new)
 
 
+def empty_partitions(instance: dg.DagsterInstance, read: FeedRead) -> Iterator[dg.AssetMaterialization]:
+    """Materializations of the stream's partitions that nobody sent rows for, which would show as missing.
+
+    Only of a source whose every row was read: then a partition between others that has no rows by now has none.
+    """
+    reports = read.report.partitions if read.report else ()
+    if not any(each.position.get("kind") == "offsets" for each in reports):
+        return
+    materialized = instance.get_materialized_partitions(asset_key(read.feed))
+    known = materialized.union(each.key for each in reports)
+    first, last = min(known), max(each.key for each in reports)
+    between = [key for key in partitions_of(read.feed).get_partition_keys() if first < key < last and key not in known]
+    for key in between[-MOST_EMPTY:]:
+        metadata = {"dagster/partition_row_count": dg.MetadataValue.int(0)}
+        yield dg.AssetMaterialization(asset_key(read.feed), partition=key, metadata=metadata)
+
+
 def drop_versions(instance: dg.DagsterInstance, read: FeedRead) -> None:
     """Makes Dagster forget the versions that retention removed during a write."""
     for key in read.report.removed if read.report else ():
@@ -47,6 +64,8 @@ def drop_versions(instance: dg.DagsterInstance, read: FeedRead) -> None:
 
 
 IO_MANAGER_KEY = "lake_io_manager"
+#: Empty partitions that one run reports; each is an event, and more wait for the next run.
+MOST_EMPTY = 500
 #: Dagster refuses a freshness policy of less than a minute.
 _SHORTEST_POLICY = timedelta(minutes=1)
 _CRON = {PartitionBy.MONTH: "0 0 1 * *", PartitionBy.DAY: "0 0 * * *", PartitionBy.HOUR: "0 * * * *"}
@@ -132,6 +151,8 @@ def _landing(feed: Feed) -> Callable[..., Iterator[dg.Output[FeedRead] | dg.Asse
         tag_run(context.instance, context.run)
         lake, read = _read(feed, context.partition_keys, config, context.resources)
         yield dg.Output(read)
+        for event in empty_partitions(context.instance, read):
+            context.log_event(event)
         drop_versions(context.instance, read)
         yield from evaluate_checks(context, read, lake)
 

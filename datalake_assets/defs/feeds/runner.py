@@ -281,12 +281,13 @@ def _result(result: dg.JobExecutionResult, feed: Feed, *, seconds: float) -> Exp
 
 
 def _materializations(result: dg.JobExecutionResult, feed: Feed) -> dict[str, dict[str, Any]]:
+    """Metadata of the partitions that were written, or selected; not of those that the run found to be empty."""
     events = result.filter_events(lambda event: event.is_step_materialization)
     found = [event.step_materialization_data.materialization for event in events]
     return {
         each.partition or "": {name: value.value for name, value in each.metadata.items()}
         for each in found
-        if each.asset_key == asset_key(feed)
+        if each.asset_key == asset_key(feed) and "datalake/rows_added" in each.metadata
     }
 
 
@@ -295,9 +296,9 @@ def _partition(key: str, metadata: Mapping[str, Any]) -> PartitionResult:
         key=key,
         rows=metadata["dagster/partition_row_count"],
         rows_added=metadata["datalake/rows_added"],
-        files=metadata["datalake/files"],
-        small_files=metadata["datalake/small_files"],
-        size_bytes=metadata["datalake/size_bytes"],
+        files=metadata.get("datalake/files", 0),
+        small_files=metadata.get("datalake/small_files", 0),
+        size_bytes=metadata.get("datalake/size_bytes", 0),
     )
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from datalake_assets.core.batches import Batches
-from datalake_assets.defs.metadata import Metadata, partition_metadata, recommendation_metadata, write_metadata
+from datalake_assets.defs.metadata import (
+    Metadata,
+    partition_metadata,
+    recommendation_metadata,
+    totals_metadata,
+    write_metadata,
+)
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import failures_named
 from datalake_assets.errors import SchemaChanged
@@ -115,7 +121,7 @@ def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None
         run_log.warning(
             f"{report.rows_quarantined:,} rows of {read.feed.path} could not be landed and are in quarantine"
         )
-    total = write_metadata(report)
+    total = {**write_metadata(report), **totals_metadata(read.feed, report.totals)}
     for each in read.selected:
         run_log.landed(each, _metadata_of(read, each, report, lake_uri))
     for each in read.beyond:

@@ -8,7 +8,7 @@ import pytest
 from datalake_assets.defs.feeds.assets import ExportConfig
 from datalake_assets.feed import KsqlDBMode, KsqlDBSource
 from datalake_assets.policies import Retention
-from datalake_assets_tests.defs.fakes import stream, table
+from datalake_assets_tests.defs.fakes import days_ago, stream, table
 from datalake_assets_tests.defs.sent import RECENT, exporter, key
 
 PULL = {**RECENT, "source": KsqlDBSource(object="PULLED", mode=KsqlDBMode.PULL)}
@@ -86,3 +86,59 @@ def test_downstream_asset_reads_what_was_committed(lake, sent, instance):
         result = job.execute_in_process(instance=instance, asset_selection=[total.key])
 
     assert result.output_for_node("total") == 3
+
+
+def materialized(instance: dg.DagsterInstance) -> dict[str, dict[str, object]]:
+    """By partition of `streams/clicks`, the numbers of its newest materialization."""
+    records = instance.fetch_materializations(dg.AssetKey(["streams", "clicks"]), limit=100, ascending=True).records
+    return {
+        each.partition_key: {name: value.value for name, value in each.asset_materialization.metadata.items()}
+        for each in records
+    }
+
+
+def test_each_materialization_tells_of_the_whole_stream_too(lake, sent, instance):
+    feeds = exporter(lake, sent, stream(**RECENT))
+
+    feeds.export(instance, "clicks", quiet=True)
+
+    found = materialized(instance)
+    assert len(found) == 3
+    for each in found.values():
+        assert (each["dagster/row_count"], each["datalake/feed_files"], each["datalake/feed_partitions"]) == (3, 3, 3)
+        assert each["dagster/size_bytes"] > 0
+    assert [each["dagster/partition_row_count"] for each in found.values()] == [1, 1, 1]
+
+
+def test_empty_partition_has_no_figures_that_a_plot_would_fall_to_and_no_checks(lake, sent, instance):
+    feeds = exporter(lake, sent, stream(**RECENT))
+    sent.rows["clicks"] = [days_ago(2), days_ago(1)]
+
+    result = feeds.export(instance, "clicks", partitions=[key(2), key(1), key(0)], quiet=True)
+
+    today = materialized(instance)[key(0)]
+    assert (today["dagster/partition_row_count"], today["dagster/row_count"]) == (0, 2)
+    assert not today.keys() & {"datalake/files", "datalake/small_files", "datalake/size_bytes"}
+    checks = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    partitions = {entry.dagster_event.asset_check_evaluation_data.partition for entry in checks}
+    assert partitions == {None, key(2), key(1)}
+    alone = feeds.export(instance, "clicks", partitions=[key(0)], quiet=True)
+    checks = instance.all_logs(alone.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [entry.dagster_event.asset_check_evaluation_data for entry in checks]
+    assert {each.check_name for each in found if each.metadata} == {"freshness", "quarantine"}
+
+
+def test_days_without_rows_are_not_missing(lake, sent, instance):
+    feeds = exporter(lake, sent, stream(start=days_ago(9).date()))
+    sent.rows["clicks"] = [days_ago(9), days_ago(6)]
+
+    result = feeds.export(instance, "clicks", quiet=True)
+
+    found = materialized(instance)
+    assert sorted(found) == [key(days) for days in range(9, -1, -1)]
+    assert [found[key(days)]["dagster/partition_row_count"] for days in (9, 8, 7, 6, 5, 0)] == [1, 0, 0, 1, 0, 0]
+    assert {each.key for each in result.partitions} >= {key(9), key(6), key(0)}
+    assert key(8) not in {each.key for each in result.partitions}
+    again = feeds.export(instance, "clicks", quiet=True)
+    assert again.success
+    assert len(materialized(instance)) == 10
