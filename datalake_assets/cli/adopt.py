@@ -61,6 +61,7 @@ def _document(adoption: Adoption) -> dict[str, Any]:
         "rewritten": found.rewritten,
         "removed": found.removed,
         "damaged": [{"name": each.name, "reason": each.reason} for each in _by_name(found.problems)],
+        "links": [{"name": each.name, "reason": each.reason} for each in _by_name(found.links)],
         "left_out": [{"name": each.name, "reason": each.reason} for each in _by_name(found.left_out)],
         "other_files": found.other_files,
         "footers_read": found.footers_read,
@@ -94,6 +95,7 @@ def _print(adoption: Adoption) -> None:
     say(as_table(columns, [(*shown, bytes_text(totals["size_bytes"]))]))
     _print_names("files that cannot be read, and stay where they are", found.problems)
     _print_names("files that do not fit the others, and are left out of queries and compaction", found.left_out)
+    _print_names("links, which are neither followed nor deleted", found.links, reasons=False)
     if found.other_files:
         say(f"\nother files, left alone (hidden ones, markers, other formats): {found.other_files:,}")
     say("\nnext:")
@@ -101,12 +103,12 @@ def _print(adoption: Adoption) -> None:
     say(f"  datalake verify {feed.name}")
 
 
-def _print_names(what: str, problems: list[Problem]) -> None:
+def _print_names(what: str, problems: list[Problem], *, reasons: bool = True) -> None:
     if not problems:
         return
     say(f"\n{what}: {len(problems):,}")
     for each in _by_name(problems)[:_NAMES_SHOWN]:
-        say(f"  {one_line(each.name)}: {each.reason}")
+        say(f"  {one_line(each.name)}{f': {each.reason}' if reasons else ''}")
     if len(problems) > _NAMES_SHOWN:
         say(f"  and {len(problems) - _NAMES_SHOWN:,} more; --json lists them all")
 

@@ -189,6 +189,7 @@ class Reconciliation:
         rewritten: Files that are others than before under their name.
         removed: Files that left.
         problems: Data files that cannot be read, left in place and in no manifest.
+        links: Links, which are left alone.
         left_out: Files that can be read and do not fit the others.
         other_files: Files that are no data files.
         waiting: Partitions that nobody can decide on yet, with the reason.
@@ -204,6 +205,7 @@ class Reconciliation:
     rewritten: int = 0
     removed: int = 0
     problems: list[Problem] = field(default_factory=list)
+    links: list[Problem] = field(default_factory=list)
     left_out: list[Problem] = field(default_factory=list)
     other_files: int = 0
     waiting: list[str] = field(default_factory=list)

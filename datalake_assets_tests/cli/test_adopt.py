@@ -91,6 +91,7 @@ def test_adopt_as_json(run, clicks):
         "rewritten": 0,
         "removed": 0,
         "damaged": [{"name": "bad.parquet", "reason": "it is not a Parquet file, or was truncated"}],
+        "links": [],
         "left_out": [{"name": "odd.parquet", "reason": "column 'id' is int64 in some files and string in others"}],
         "other_files": 1,
         "footers_read": 5,

@@ -246,7 +246,7 @@ class SimulatedStore:
 
         return self._write("put", apply)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, links: bool = False) -> Iterator[ObjectInfo]:
         self.step("list", reads=True)
         yield from [self._info(key) for key in self.objects if _below(key, prefix)]
 

@@ -85,8 +85,8 @@ class Racing(LocalStore):
 
     raced = 0
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        seen = list(super().list(prefix))
+    def list(self, prefix: str, *, links: bool = False) -> Iterator[ObjectInfo]:
+        seen = list(super().list(prefix, links=links))
         if prefix.startswith("streams/") and not self.raced:
             self.raced += 1
             HiveTable(open_store(self.uri), stream_feed()).compact(DAYS[0], CompactionRequest())

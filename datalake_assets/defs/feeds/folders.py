@@ -128,6 +128,8 @@ def remarks(found: Reconciliation) -> Iterator[str]:
     """What a person should know of a look at a folder, line by line."""
     for each in found.problems:
         yield f"{each.name} cannot be read, and stays where it is: {each.reason}"
+    for each in found.links:
+        yield f"{each.name} stays where it is: {each.reason}"
     for each in found.left_out:
         yield f"{each.name} is left out of queries and compaction: {each.reason}"
     for line in found.waiting:

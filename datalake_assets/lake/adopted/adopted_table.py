@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from datalake_assets.core.batches import Batches
-from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
@@ -98,8 +98,8 @@ class AdoptedTable(HiveTable):
         """
         self._check_still_ours(key)
         check_staging(self._folder, key)
-        reconcile(self._folder, only=key, run_id=run_id)
-        return compaction.compact(
+        found = reconcile(self._folder, only=key, run_id=run_id)
+        report = compaction.compact(
             self._folder,
             key,
             request,
@@ -107,6 +107,7 @@ class AdoptedTable(HiveTable):
             before_commit=partial(self._check_still_ours, key),
             on_progress=on_progress,
         )
+        return replace(report, skipped=(*report.skipped, *_passed_over(found)))
 
     def _check_still_ours(self, key: str) -> None:
         check_ownership(self._folder.store, self.feed)
@@ -127,11 +128,20 @@ class AdoptedTable(HiveTable):
         return replace(done, waiting=waiting, found=found)
 
 
+def _passed_over(found: Reconciliation) -> Iterator[LeftAlone]:
+    """The files of a partition that are in no manifest, though they look like data."""
+    for each in found.problems:
+        yield LeftAlone(each.name.rpartition("/")[2], f"cannot be read: {each.reason}", unusable=True)
+    for each in found.links:
+        yield LeftAlone(each.name.rpartition("/")[2], each.reason)
+
+
 def check_staging(folder: FeedFolder, key: str) -> None:
     """Refuses to compact where a staged file could not be published: found out before anything is prepared.
 
     Raises:
-        LakeUnavailable: The partition's folder is on another device than its parent's, or nothing can be written.
+        LakeUnavailable: The partition's folder is on another device than its parent's, behind a link, or nothing can
+            be written.
     """
     store = folder.data_store
     with store.stage(f"{folder.data_folder(key)}/probe"):
@@ -139,6 +149,8 @@ def check_staging(folder: FeedFolder, key: str) -> None:
     here, root = Path(store.path(folder.data_folder(key))), Path(store.path(""))
     if "://" in store.uri or not here.is_dir():
         return
+    if here.resolve() != root.resolve() / folder.data_folder(key):
+        raise LakeUnavailable(str(here), "it is a link, or lies behind one, by now", cure="adopt what it points to")
     if _device(here) != _device(root):
         reason = f"it is on another device than {root}, where files are staged"
         raise LakeUnavailable(str(here), reason, cure="adopt a folder below the mount point instead")

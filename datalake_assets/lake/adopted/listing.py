@@ -60,11 +60,13 @@ class Listing:
         partitions: Files that are, or may be, data: by partition key, then by name.
         other_files: Number of files that are no data files.
         problems: Data that cannot be named in a manifest.
+        links: Links, which are neither followed nor deleted: what they point to is elsewhere, or here a second time.
     """
 
     partitions: Mapping[str, Mapping[str, ObjectInfo]]
     other_files: int
     problems: tuple[Problem, ...]
+    links: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,8 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
     """
     root, other_files = folder.data_root, 0
     partitions: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
-    problems = []
-    for info in folder.data_store.list(root if only is None else folder.data_folder(only)):
+    problems, links = [], []
+    for info in folder.data_store.list(root if only is None else folder.data_folder(only), links=True):
         path = info.key.removeprefix(f"{root}/")
         refuse_path(_uri(folder), path)
         if file_kind(path, info.size_bytes) is FileKind.OTHER:
@@ -123,11 +125,13 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
         if only not in {None, key}:
             continue
         wrong = _wrong_name(path)
-        if wrong:
+        if info.is_link:
+            links.append(Problem(key, path, "it is a link, which is neither followed nor deleted"))
+        elif wrong:
             problems.append(Problem(key, path, wrong))
         else:
             partitions[key][name] = info
-    return Listing(partitions, other_files, tuple(problems))
+    return Listing(partitions, other_files, tuple(problems), tuple(links))
 
 
 def _wrong_name(path: str) -> str | None:

@@ -78,9 +78,14 @@ def take_ownership(lake: Store, feed: Feed) -> bool:
         _check_around(lake, address, mine)
     except FolderTaken:
         if created:
-            store.delete([marker_key(address.name)])
+            _remove(store, address)
         raise
     return created
+
+
+def _remove(store: Store, address: FolderAddress) -> None:
+    store.delete([marker_key(address.name)])
+    store.tidy()
 
 
 def _check_around(lake: Store, address: FolderAddress, mine: Mapping[str, Any]) -> None:
@@ -120,7 +125,7 @@ def release_ownership(lake: Store, feed: Feed) -> None:
     store = folder_store(lake, address.root)
     owner = _owner(store, address)
     if owner is not None and (owner.get("lake_id"), owner.get("feed")) == (lake_id(lake), feed.name):
-        store.delete([marker_key(address.name)])
+        _remove(store, address)
 
 
 def _owner(store: Store, address: FolderAddress) -> Mapping[str, Any] | None:

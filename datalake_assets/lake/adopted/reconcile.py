@@ -118,6 +118,7 @@ class _Reconciler:
         listing = list_folder(self._folder, self._only)
         if wanted is None or self._only is not None:
             self._done.other_files, self._done.problems = listing.other_files, list(listing.problems)
+            self._done.links = list(listing.links)
         looks = {
             key: _Look.of(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
             for key in {*loaded, *listing.partitions}

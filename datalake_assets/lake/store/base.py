@@ -53,12 +53,14 @@ class ObjectInfo:
         size_bytes: Its length.
         etag: Changes when the object does; comparable only with the ETags of `head` and `list` (see `Store.swap`).
         modified_at: When it was last written: aware UTC, by the store's clock.
+        is_link: It is a link, and the rest describes that link; only where links were asked for.
     """
 
     key: str
     size_bytes: int
     etag: str
     modified_at: datetime
+    is_link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,14 @@ class Store(Protocol):
     def put(self, key: str, body: bytes) -> str:
         """Write whatever is there, and return the ETag: summaries, quarantine."""
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the folder `prefix` (`""`: the lake), recursively, in no promised order."""
+    def list(self, prefix: str, *, links: bool = False) -> Iterator[ObjectInfo]:
+        """Every object below the folder `prefix` (`""`: the lake), recursively, in no promised order.
+
+        Args:
+            prefix: The folder.
+            links: Give links for what they are, whatever they point to, and nothing that lies behind one. Otherwise
+                links to files count as files, and others are passed over. Only a local folder has links.
+        """
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete; absent keys are fine. Returns only once each single delete was acknowledged."""
@@ -206,7 +214,7 @@ class Store(Protocol):
         """
 
     def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
-        """The keys whose objects are gone, or others than those with these ETags of `head` and `list`."""
+        """The keys whose objects are gone, links, or others than those with these ETags of `head` and `list`."""
 
     def stage(self, key: str) -> StagedWriter:
         """Begin a file that `publish` can make visible under the key."""
@@ -241,6 +249,12 @@ class Store(Protocol):
 
     def sync(self, keys: Iterable[str]) -> None:
         """Make the directory entries of published keys durable. Local: fsync of the folders; S3: nothing to do."""
+
+    def tidy(self) -> None:
+        """Remove what the store keeps for itself and nobody needs at the moment; it makes that again when it is needed.
+
+        Local: locks that nobody holds, and empty folders, so that `.staging` is gone if nothing is staged. S3: nothing.
+        """
 
     def now(self) -> datetime:
         """The store's clock, aware UTC: ages are counted by it."""

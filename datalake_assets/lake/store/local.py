@@ -67,22 +67,23 @@ def delete_if_same(file: Path, held: Path, *, is_same: Callable[[os.stat_result]
         Whether it is gone: False if another file is there, which stays.
     """
     _finish(file, held, is_same)
-    try:
-        if not is_same(file.stat()):
-            return False
-        if file.is_symlink():  # what it points to is not ours to judge, and a link is not moved with its target
-            file.unlink()
-            return True
-        file.rename(held)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    return _finish(file, held, is_same)
+    while True:
+        try:
+            if not is_same(file.lstat()):  # nor is a link what was meant, whatever it points to
+                return False
+            held.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(held)
+        except (FileNotFoundError, NotADirectoryError):
+            if not os.path.lexists(file):  # else the folder of what is moved aside was tidied away
+                return True
+        else:
+            return _finish(file, held, is_same)
 
 
 def _finish(file: Path, held: Path, is_same: Callable[[os.stat_result], bool]) -> bool:
     """Deletes what was moved aside, or puts it back; returns False for the latter."""
     try:
-        status = held.stat()
+        status = held.lstat()
     except FileNotFoundError:
         return True
     same = is_same(status)
@@ -212,19 +213,25 @@ class LocalStore:
             self._tree.replace(file, body)
         return _digest(body)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, links: bool = False) -> Iterator[ObjectInfo]:
         """Every regular file below the folder; links to folders are not followed."""
-        return self._list(check_prefix(prefix))
+        return self._list(check_prefix(prefix), links=links)
 
-    def _list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def _list(self, prefix: str, *, links: bool) -> Iterator[ObjectInfo]:
         self._requests.add("list")
         with self._tree.translating(prefix):
             self._tree.check_root()
+            if links and self._is_behind_link(self._root / prefix):
+                return
             root = f"{self.uri.rstrip('/')}/"
-            for path, status in scan_files(f"{root}{prefix}"):
+            for path, status in scan_files(f"{root}{prefix}", links=links):
                 key = path.removeprefix(root)
                 if not is_reserved(key):
                     yield _info(key, status)
+
+    def _is_behind_link(self, path: Path) -> bool:
+        """Whether a link lies between the root and a path, which may be one itself."""
+        return path.resolve() != self._root.resolve() / path.relative_to(self._root)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete each, then make that durable; emptied folders stay, since somebody may be publishing into them."""
@@ -255,8 +262,8 @@ class LocalStore:
             held = self._root / HELD / _digest(f"{key}\n{etag}".encode())
             with self._tree.translating(key), self._tree.lock(_digest(key.encode())):
                 self._tree.check_root()
-                self._tree.make_folder(held.parent)
-                if not delete_if_same(file, held, is_same=partial(_has_identity, etag)):
+                same = partial(_has_identity, etag)
+                if self._is_behind_link(file.parent) or not delete_if_same(file, held, is_same=same):
                     kept.append(key)
             if file.parent.is_dir():
                 folders.add(file.parent)
@@ -267,8 +274,17 @@ class LocalStore:
 
     def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
         """One look each."""
-        there = {key: self.head(key) for key in etags}
-        return tuple(key for key, info in there.items() if info is None or info.etag != etags[key])
+        return tuple(key for key, etag in etags.items() if self._own_identity(key) != etag)
+
+    def _own_identity(self, key: str) -> str | None:
+        """Of what has the name itself: a link is another than the file that it points to."""
+        self._requests.add("get")
+        with self._tree.translating(key):
+            try:
+                return _identity((self._root / check_key(key)).lstat())
+            except (FileNotFoundError, NotADirectoryError):
+                self._tree.check_root()
+                return None
 
     def stage(self, key: str) -> _LocalWriter:
         """Begin a file in `.staging/files/`."""
@@ -278,7 +294,6 @@ class LocalStore:
             raise ConfigError(f"{key!r} is too long a key for a local lake; shorten the feed's or the folder's name")
         self._requests.add("put")
         with self._tree.translating(key):
-            self._tree.make_folder(self._root / FILES)
             return _LocalWriter(self._tree, key, token)
 
     def publish(self, staged: StagedFile) -> None:
@@ -362,6 +377,11 @@ class LocalStore:
             with self._tree.translating(folder.relative_to(self._root).as_posix()):
                 self._tree.sync_folder(folder)
 
+    def tidy(self) -> None:
+        """Remove `.staging` but for what is in use, or left to be finished."""
+        with self._tree.translating(STAGING):
+            self._tree.tidy()
+
     def now(self) -> datetime:
         """This machine's clock."""
         return datetime.now(UTC)
@@ -396,7 +416,7 @@ class _LocalWriter(StagedSink):
         super().__init__(key)
         self._tree, self._token = tree, token
         self._path = tree.root / token
-        self._file = self._path.open("xb", buffering=0)
+        self._file = tree.open_in(self._path, buffering=0)
 
     def _append(self, data: memoryview) -> None:
         with self._tree.translating(self.key):
@@ -433,4 +453,6 @@ def _has_identity(etag: str, status: os.stat_result) -> bool:
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, status.st_size, _identity(status), _modified_at(status))
+    return ObjectInfo(
+        key, status.st_size, _identity(status), _modified_at(status), is_link=stat.S_ISLNK(status.st_mode)
+    )

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from datalake_assets.errors import AmbiguousWrite, LakeError, LakeUnavailable, TransientStoreError
 
@@ -22,6 +23,7 @@ __all__ = ["DurableTree", "fsync_folder", "scan_files"]
 
 LOCK_TIMEOUT_S = 30.0  # a holder keeps a lock for a few fsyncs; longer means that it is stopped
 LOCK_POLL_S = 0.002
+TIDY_ATTEMPTS = 20  # a scratch folder may be tidied away between its making and its use
 
 CAUSES = {
     errno.ENOSPC: ("the disk is full", "free some space, then run it again: nothing committed was lost"),
@@ -106,10 +108,9 @@ class DurableTree:
 
     @contextlib.contextmanager
     def _temporary(self, body: bytes) -> Iterator[Path]:
-        self.make_folder(self._temps)
         temp = self._temps / uuid.uuid4().hex
         try:
-            with temp.open("xb") as file:
+            with self.open_in(temp) as file:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
@@ -118,24 +119,67 @@ class DurableTree:
             with contextlib.suppress(OSError):  # replaced already, or a leftover that does no harm
                 temp.unlink()
 
+    def open_in(self, file: Path, *, buffering: int = -1) -> BinaryIO:
+        """Create a file, and its folder where that is not there: another process may just have tidied it away."""
+        for _ in range(TIDY_ATTEMPTS):
+            self.make_folder(file.parent)
+            with contextlib.suppress(FileNotFoundError):
+                return file.open("xb", buffering=buffering)
+        self.make_folder(file.parent)
+        return file.open("xb", buffering=buffering)
+
     @contextlib.contextmanager
     def lock(self, digest: str) -> Iterator[None]:
         """Hold the lock of a file, among threads and processes; it dies with its holder.
 
         Args:
-            digest: Of the file's key, in hexadecimal; its first two digits choose one of 256 lock files. They are never
-                deleted: two processes could then each lock a file of the same name.
+            digest: Of the file's key, in hexadecimal; its first two digits choose one of 256 lock files. Whoever gets
+                one that `tidy` has unlinked meanwhile takes the next of that name: two processes could otherwise each
+                lock a file of the same name.
         """
-        self.make_folder(self._locks)
-        handle = os.open(self._locks / digest[:2], os.O_CREAT | os.O_RDWR, 0o666)
+        file = self._locks / digest[:2]
+        handle = self._open_lock(file)
         try:
             self._acquire(handle)
+            while not _is_named(handle, file):
+                os.close(handle)
+                handle = self._open_lock(file)
+                self._acquire(handle)
             try:
                 yield
             finally:
                 fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked child may have the handle too
         finally:
             os.close(handle)
+
+    def _open_lock(self, file: Path) -> int:
+        for _ in range(TIDY_ATTEMPTS):
+            self.make_folder(self._locks)
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+        self.make_folder(self._locks)
+        return os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+
+    def tidy(self) -> None:
+        """Remove lock files that nobody holds, and the scratch folders that are empty then."""
+        with contextlib.suppress(FileNotFoundError):
+            for file in list(self._locks.iterdir()):
+                self._drop_lock(file)
+        scratch = self._locks.parent
+        with contextlib.suppress(FileNotFoundError):
+            for folder in (*scratch.iterdir(), scratch):
+                with contextlib.suppress(OSError):  # something is in it
+                    folder.rmdir()
+
+    def _drop_lock(self, file: Path) -> None:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            handle = os.open(file, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_named(handle, file):
+                    file.unlink()
+            finally:
+                os.close(handle)
 
     def _acquire(self, handle: int) -> None:
         deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -167,6 +211,15 @@ class DurableTree:
         return LakeUnavailable(where, reason, cure=cure)
 
 
+def _is_named(handle: int, file: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        there = file.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(handle))
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a folder's entries durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -176,8 +229,10 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def scan_files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+def scan_files(folder: str, *, links: bool = False) -> Iterator[tuple[str, os.stat_result]]:
     """Regular files below a folder, recursively; not through links to folders, and not what vanishes meanwhile.
+
+    With ``links``, each link is given with its own status; without, one to a file counts as that file.
 
     Paths are texts that begin with ``folder``: of ten thousand files, `Path` objects take longer than the disk.
     """
@@ -192,5 +247,5 @@ def scan_files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
                 pending.append(entry.path)
                 continue
             with contextlib.suppress(FileNotFoundError):
-                if entry.is_file():
-                    yield entry.path, entry.stat()
+                if entry.is_file(follow_symlinks=not links) or (links and entry.is_symlink()):
+                    yield entry.path, entry.stat(follow_symlinks=not links)

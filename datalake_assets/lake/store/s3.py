@@ -259,7 +259,7 @@ class S3Store:
         )
         return unquoted(self._send(send, key=key, repeatable=repeatable)["ETag"])
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, links: bool = False) -> Iterator[ObjectInfo]:  # noqa: ARG002  there are none
         """Every object below the folder; a "folder marker" of the AWS console counts as one, of no size."""
         return self._list(check_prefix(prefix))
 
@@ -368,6 +368,9 @@ class S3Store:
 
     def sync(self, keys: Iterable[str]) -> None:
         """Nothing to do: what S3 acknowledged is durable."""
+
+    def tidy(self) -> None:
+        """Nothing to do."""
 
     def now(self) -> datetime:
         """This machine's clock, put right by the server's once per store if they are further apart than `SAME_CLOCK`.

@@ -20,7 +20,7 @@ from datalake_assets.errors import ConfigError
 from datalake_assets.lake.adopted import marks
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.tables import look_again, open_table
+from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import refused
 
 ROWS = pa.table({"day": ["1", "1", "2"], "id": [1, 2, 3]})
@@ -219,7 +219,7 @@ def test_file_of_a_table_that_joins_later_stops_the_next_look(adopted, folder, t
     folder.put("a/day=1/plain.parquet", (tmp_path / "a.parquet").read_bytes())
 
     with pytest.raises(ConfigError, match="holds a file of an Iceberg table"):
-        look_again(adopted)
+        adopted.look_again()
     with pytest.raises(ConfigError, match="holds a file of an Iceberg table"):
         adopted.compact("a/day=1", CompactionRequest(force=True))
     assert len(folder.files()) == 5

@@ -128,10 +128,19 @@ def test_death_at_any_point_is_mended_by_the_next_attempt(
     assert there(file) == ({"data/a.parquet": left} if left else {})
 
 
-def test_link_is_removed_and_its_target_stays(file: Path):
+def test_link_stays_with_its_target(file: Path):
     target = file.with_name("target")
     file.rename(target)
     file.symlink_to("target")
 
-    assert delete(file, target.stat())
-    assert there(file) == {"data/target": b"meant"}
+    assert not delete(file, target.stat())
+    assert there(file) == {"data/target": b"meant", "data/a.parquet": b"meant"}
+    assert file.is_symlink()
+
+
+def test_delete_goes_on_when_the_folder_aside_was_tidied_away(file: Path):
+    meant = file.stat()
+    (file.parent.parent / "held").rmdir()
+
+    assert delete(file, meant)
+    assert there(file) == {}
