@@ -114,6 +114,8 @@ class CompactionPolicy(Model):
             enough already and re-encodes the rest.
         sort_by: Columns that rows are sorted by within each compacted file; none keeps the order of time.
         verify: ``full`` compares every value or byte before the commit, ``rows`` the numbers of rows.
+        summary_files: What becomes of a ``_metadata`` file that names the files of an adopted folder: ``keep`` it, and
+            compact nothing that it names, or ``remove`` it just before the first merge is committed.
         recommend_every: At every so many commits of a partition, its materialization says whether compaction is
             recommended; 0 for never.
     """
@@ -129,6 +131,7 @@ class CompactionPolicy(Model):
     kernel: Literal["auto", "concat", "reencode"] = "auto"
     sort_by: tuple[str, ...] = ()
     verify: Literal["full", "rows"] = "full"
+    summary_files: Literal["keep", "remove"] = "keep"
     recommend_every: Annotated[int, Field(ge=0, le=MOST)] = 10
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import pyarrow as pa
 
@@ -49,7 +49,7 @@ from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
-__all__ = ["Inputs", "compact", "partition_health", "plan", "plan_of"]
+__all__ = ["Guard", "Inputs", "compact", "partition_health", "plan", "plan_of"]
 
 #: Up to this size one request for all of a file is faster than several for its parts.
 WHOLE_BYTES: Final = 8 << 20
@@ -171,13 +171,23 @@ def plan(
     return plan_of(folder, key, folder.log(key).load().manifest, rules_of(folder.feed, request), excluded or {})
 
 
+class Guard(Protocol):
+    """Who may object to a compaction: what it raises ends that, and nothing of a commit that was not made stays."""
+
+    def before_rewrite(self) -> None:
+        """Files are about to be rewritten."""
+
+    def before_commit(self) -> None:
+        """A commit is about to be prepared."""
+
+
 def compact(
     folder: FeedFolder,
     key: str,
     request: CompactionRequest,
     *,
     run_id: str = "",
-    before_commit: Callable[[], None] | None = None,
+    guard: Guard | None = None,
     on_progress: Callable[[CompactionProgress], None] | None = None,
 ) -> CompactionReport:
     """Merges small files; see `LakeTable.compact`.
@@ -187,11 +197,11 @@ def compact(
         key: The partition.
         request: What is asked for.
         run_id: The Dagster run; empty if there is none.
-        before_commit: Called before each commit; what it raises ends the compaction, and nothing of that commit stays.
+        guard: Asked before files are rewritten, and before each commit.
         on_progress: Told how much is done.
     """
     folder.data_store.probe()
-    return _Compaction(folder, key, request, run_id, on_progress, before_commit=before_commit).run()
+    return _Compaction(folder, key, request, run_id, on_progress, guard=guard).run()
 
 
 def plan_of(
@@ -270,10 +280,10 @@ class _Compaction:
         run_id: str,
         on_progress: Callable[[CompactionProgress], None] | None,
         *,
-        before_commit: Callable[[], None] | None,
+        guard: Guard | None,
     ) -> None:
         self._folder, self._key, self._request, self._run_id = folder, key, request, run_id
-        self._before_commit, self._on_progress = before_commit, on_progress
+        self._guard, self._on_progress = guard, on_progress
         self._log: PartitionLog = folder.log(key)
         self._rules = rules_of(folder.feed, request)
         self._tally = _Tally()
@@ -291,6 +301,8 @@ class _Compaction:
             plan = plan_of(self._folder, self._key, base, self._limits(), self._tally.excluded)
             if not plan.groups:
                 break
+            if self._guard is not None:
+                self._guard.before_rewrite()
             self._planned_bytes += sum(group.size_bytes for group in plan.groups)
             with closing(self._rewritten(plan.groups, manifest)) as rewritten:
                 for work in rewritten:
@@ -408,11 +420,10 @@ class _Compaction:
                 self._folder.data_store.discard_staged(staged)
             self._tally.excluded[work.group.files[0].name] = "cannot be split: a row group is as large as the target"
             return
+        self._ask_guard(work.done)
         inputs = {file.name: file for file in work.group.files if file.name in work.done.rewritten}
 
         def planned(base: Manifest) -> Planned:
-            if self._before_commit is not None:
-                self._before_commit()
             there = {file.name: file for file in base.files}
             if any(there.get(name) != file for name, file in inputs.items()):
                 raise CommitConflict(self._log.data_folder, "a file to merge was replaced meanwhile")
@@ -431,6 +442,15 @@ class _Compaction:
         self._tally.rows += sum(file.rows for file in inputs.values())
         self._tally.copied += work.done.copied
         self._tally.encoded += work.done.encoded
+
+    def _ask_guard(self, done: Rewritten[StagedFile]) -> None:
+        try:
+            if self._guard is not None:
+                self._guard.before_commit()
+        except BaseException:
+            for staged, _ in done.outputs:
+                self._folder.data_store.discard_staged(staged)
+            raise
 
     def _tell(self, more_bytes: int) -> None:
         with self._telling:  # groups are rewritten in threads

@@ -14,7 +14,16 @@ import pyarrow.types as pt
 from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
 
-__all__ = ["INT96_UNIT", "TAIL_BYTES", "AdoptedFooter", "bytes_needed", "is_parquet", "is_time", "read_adopted_footer"]
+__all__ = [
+    "INT96_UNIT",
+    "TAIL_BYTES",
+    "AdoptedFooter",
+    "bytes_needed",
+    "is_parquet",
+    "is_time",
+    "read_adopted_footer",
+    "row_groups",
+]
 
 #: Holds the footers of most files whole.
 TAIL_BYTES = 64 * 1024
@@ -98,6 +107,19 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
     return AdoptedFooter(file.metadata.num_rows, schema, *times, table)
+
+
+def row_groups(tail: bytes, size_bytes: int, *, where: str) -> int:
+    """How many row groups a footer describes, which may lie in other files; arguments as for `read_adopted_footer`.
+
+    Raises:
+        UnreadableFile: The footer is damaged.
+    """
+    needed = bytes_needed(tail, size_bytes, where=where)
+    try:
+        return int(pq.read_metadata(_Tail(tail[-needed:], size_bytes)).num_row_groups)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
 
 
 def is_time(kind: pa.DataType) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datalake_assets.core.batches import Batches
-from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
@@ -17,6 +16,7 @@ from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.adopted.reconcile import reconcile
+from datalake_assets.lake.adopted.summary_files import SummaryFiles
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.inspection import content, repair, unfinished
 from datalake_assets.lake.layout import FeedFolder
@@ -48,7 +48,7 @@ class AdoptedTable(HiveTable):
 
     def __init__(self, store: Store, feed: Feed) -> None:
         super().__init__(store, feed)
-        self._marks = TableMarks(self._folder)
+        self._marks, self._summaries = TableMarks(self._folder), SummaryFiles(self._folder)
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:  # noqa: ARG002  the protocol's
         """Raises `ConfigError`: nothing is exported."""
@@ -80,6 +80,21 @@ class AdoptedTable(HiveTable):
         """See `LakeTable`, and `datalake_assets.lake.adopted.reconcile`."""
         return reconcile(self._folder, run_id=run_id, on_progress=on_progress)
 
+    def compaction_plan(
+        self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
+    ) -> CompactionPlan:
+        """See `LakeTable`; of the files that were there at the last look."""
+        plan = super().compaction_plan(key, request, excluded=excluded)
+        reason = self._summaries.refusal(key) if plan.groups else ""
+        if not reason:
+            return plan
+        merged = {file.name: reason for group in plan.groups for file in group.files}
+        useless = {each.name for each in plan.left_alone if each.unusable}
+        kept = {each.name: each.reason for each in plan.left_alone} | merged
+        plan = super().compaction_plan(key, request, excluded=kept)
+        left = tuple(replace(each, unusable=each.name in useless) for each in plan.left_alone)
+        return replace(plan, left_alone=left)
+
     def compact(
         self,
         key: str,
@@ -92,11 +107,12 @@ class AdoptedTable(HiveTable):
 
         Raises:
             FolderTaken: The folder is another's by now.
-            ConfigError: It belongs to a table of another format by now.
+            ConfigError: It belongs to a table of another format by now, or a summary file names what would be merged.
             LakeUnavailable: Files cannot be staged beside it.
             LakeError: The store failed; what was committed stays, and a repetition does the rest.
         """
-        self._check_still_ours(key)
+        guard = _Guard(self._folder, key, self._marks, self._summaries)
+        guard.check_still_ours()
         check_staging(self._folder, key)
         found = reconcile(self._folder, only=key, run_id=run_id)
         report = compaction.compact(
@@ -104,14 +120,10 @@ class AdoptedTable(HiveTable):
             key,
             request,
             run_id=run_id,
-            before_commit=partial(self._check_still_ours, key),
+            guard=guard,
             on_progress=on_progress,
         )
         return replace(report, skipped=(*report.skipped, *_passed_over(found)))
-
-    def _check_still_ours(self, key: str) -> None:
-        check_ownership(self._folder.store, self.feed)
-        self._marks.check(key)
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """See `LakeTable`; files that cannot be read are differences, each time."""
@@ -126,6 +138,27 @@ class AdoptedTable(HiveTable):
         done = repair(self._folder)
         waiting = tuple(dict.fromkeys((*done.waiting, *(f"{self.feed.path}/{each}" for each in found.waiting))))
         return replace(done, waiting=waiting, found=found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """Sees to it that the folder is still ours to compact; implements `Guard`."""
+
+    folder: FeedFolder
+    key: str
+    marks: TableMarks
+    summaries: SummaryFiles
+
+    def check_still_ours(self) -> None:
+        check_ownership(self.folder.store, self.folder.feed)
+        self.marks.check(self.key)
+
+    def before_rewrite(self) -> None:
+        self.summaries.check(self.key)
+
+    def before_commit(self) -> None:
+        self.check_still_ours()
+        self.summaries.remove(self.key)
 
 
 def _passed_over(found: Reconciliation) -> Iterator[LeftAlone]:

@@ -20,7 +20,7 @@ from datalake_assets.errors import ConfigError, LakeUnavailable
 from datalake_assets.lake.layout import FeedFolder, folder_store
 from datalake_assets.lake.store.base import Store
 
-__all__ = ["TableMarks", "refuse_path", "refused", "refused_file"]
+__all__ = ["Level", "TableMarks", "levels_above", "refuse_path", "refused", "refused_file"]
 
 #: Requests under way: a mark may be missing, and then all have to be made.
 THREADS: Final = 16
@@ -60,14 +60,30 @@ def refuse_path(uri: str, path: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
-    """A folder on the way from a partition to the store's root; its path is relative to that root."""
+class Level:
+    """A folder on the way from a partition to the store's root.
+
+    Attributes:
+        store: By which it is looked at.
+        path: The folder, relative to that store's root.
+        is_inside: It is the adopted folder, or lies in it.
+    """
 
     store: Store
     path: str
+    is_inside: bool = False
 
     def below(self, name: str) -> str:
+        """The key of a name in it."""
         return f"{self.path}/{name}".lstrip("/")
+
+
+def levels_above(folder: FeedFolder, key: str) -> Iterator[Level]:
+    """The folder of a partition and those above it: in the adopted folder by its own store, then up to the root."""
+    own, top = folder.data_store, _top(folder.data_store.uri)
+    yield from (Level(own, each, is_inside=True) for each in _upwards(folder.data_folder(key)) if each)
+    store = folder_store(folder.store, top)
+    yield from (Level(store, each) for each in _upwards(own.uri.removeprefix(top)))
 
 
 class TableMarks:
@@ -100,10 +116,10 @@ class TableMarks:
             raise refused(self._uri, f"{self._top.rstrip('/')}/{above}", table)
         now = time.monotonic()
         due = [each for each in _upwards(own) if now - self._seen.get(each, float("-inf")) >= FRESH_S]
-        self._look([_Level(folder_store(self._folder.store, self._top), each) for each in due])
+        self._look([Level(folder_store(self._folder.store, self._top), each) for each in due])
         self._seen |= dict.fromkeys(due, now)
 
-    def _look(self, levels: list[_Level]) -> None:
+    def _look(self, levels: list[Level]) -> None:
         looks = [(level, name) for level in levels for name in (*FOLDERS_ABOVE, *FILES_ABOVE)]
         with ThreadPoolExecutor(THREADS, thread_name_prefix="marks") as pool:
             for (level, _), mark in zip(looks, pool.map(lambda look: _mark(*look), looks), strict=True):
@@ -111,14 +127,14 @@ class TableMarks:
                     raise refused(self._uri, f"{self._top.rstrip('/')}/{level.path}".rstrip("/") or "/", mark)
 
 
-def _mark(level: _Level, name: str) -> TableFormat | None:
+def _mark(level: Level, name: str) -> TableFormat | None:
     try:
         return next(_marks(level, name), None)
     except LakeUnavailable:  # what we may not see there, nobody can respect
         return None
 
 
-def _marks(level: _Level, name: str) -> Iterator[TableFormat]:
+def _marks(level: Level, name: str) -> Iterator[TableFormat]:
     key = level.below(name)
     if name in FILES_ABOVE:
         there = level.store.head(key)
