@@ -288,14 +288,12 @@ class ConcatWriter:
             self._pieces += pieces
         self._version = max(self._version, footer.version)
 
-    def close(self, metadata: Mapping[str, str] | None = None) -> Concatenated:
+    def close(self, metadata: Mapping[bytes, bytes] | None = None) -> Concatenated:
         """Writes the page indexes and the footer, with this key-value metadata besides or instead of that of `like`."""
         self._check_open()
         self._is_open = False
         self._write_indexes()
-        texts = {**self._like.key_value_metadata}
-        texts |= {key.encode(): value.encode() for key, value in (metadata or {}).items()}
-        footer = self._footer(texts)
+        footer = self._footer({**self._like.key_value_metadata, **(metadata or {})})
         self._write(footer + len(footer).to_bytes(4, "little") + MAGIC)
         checksum = str(self._checksum) if self._saw_all else ""
         return Concatenated(self._rows, self._size_bytes, checksum, self._row_groups)

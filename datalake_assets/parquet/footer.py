@@ -8,17 +8,13 @@ Source: apache/parquet-format, src/main/thrift/parquet.thrift: FileMetaData.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-
-import pyarrow as pa
 
 from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.keys import ARROW_SCHEMA, arrow_meaning, file_meaning
 from datalake_assets.parquet.row_groups import (
     EXTENSION,
     MAGIC,
@@ -46,10 +42,6 @@ MAX_FOOTER_BYTES = 64 << 20
 SHORT_CHUNKS = re.compile(rb"parquet-mr version (?:0|1\.[01]|1\.2\.[0-8])(?!\d)")
 SHORT_BY_BYTES = 100
 
-#: Key-values that say how values are to be read: Spark's calendars and time zones, Hive's, Avro's schemas, and the
-#: geometry columns with their extent. Files that differ in one may not become one file.
-MEANINGFUL = re.compile(rb"org\.apache\.spark\.|writer\.|parquet\.|avro\.|geo$")
-ARROW_SCHEMA = b"ARROW:schema"
 #: Field of the schema in FileMetaData.
 SCHEMA_FIELD = 2
 #: Readers keep lists of releases whose statistics are wrong: of parquet-mr, and of parquet-cpp before it was Arrow's
@@ -206,8 +198,8 @@ class _FooterParser:
         digest = hashlib.blake2b(self._elements, digest_size=16)
         others = [(number, _without_version(value)) for number, value in self._fields.items() if number != SCHEMA_FIELD]
         digest.update(repr(others).encode())
-        digest.update(repr([pair for pair in sorted(self._key_values.items()) if MEANINGFUL.match(pair[0])]).encode())
-        digest.update(_arrow_types(self._key_values.get(ARROW_SCHEMA, b"")))
+        digest.update(repr(file_meaning(self._key_values)).encode())
+        digest.update(arrow_meaning(self._key_values.get(ARROW_SCHEMA, b"")))
         return digest.digest()
 
 
@@ -224,13 +216,3 @@ def _key_value(reader: CompactReader) -> tuple[bytes, bytes]:
         if number in texts:
             texts[number] = reader.binary(kind)
     return texts[1], texts[2]
-
-
-@lru_cache(maxsize=64)
-def _arrow_types(encoded: bytes) -> bytes:
-    """Arrow's own schema without its metadata: pandas notes the number of rows in there."""
-    try:
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded, validate=True)))
-        return bytes(schema.remove_metadata().serialize())
-    except (pa.ArrowException, OSError, binascii.Error, ValueError):
-        return encoded

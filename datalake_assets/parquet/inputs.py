@@ -79,9 +79,13 @@ class OpenInput:
             in_memory = isinstance(self._native, pa.BufferReader)
             self.parquet = pq.ParquetFile(self._native, pre_buffer=not in_memory, arrow_extensions_enabled=True)
             # a signature follows the footer of a file with encrypted columns; Arrow aborts when it looks at those
-            tail = self._native.read_at(TAIL_BYTES, file.size_bytes - TAIL_BYTES)
-            if int.from_bytes(tail[:4], "little") != self.parquet.metadata.serialized_size:
+            length = self.parquet.metadata.serialized_size
+            begin = max(0, file.size_bytes - TAIL_BYTES - length)
+            tail = self._native.read_at(file.size_bytes - begin, begin)
+            if int.from_bytes(tail[-TAIL_BYTES:-4], "little") != length:
                 raise UnreadableFile(file.name, "it is encrypted")
+            #: As it stands in the file.
+            self.footer_bytes = tail[:-TAIL_BYTES]
             self.schema: pa.Schema = self.parquet.schema_arrow
         if self.parquet.metadata.num_rows != file.rows:
             raise UnreadableFile(file.name, f"{self.parquet.metadata.num_rows} rows, {file.rows} were expected")
@@ -189,8 +193,8 @@ class OpenInput:
 
     @property
     def key_values(self) -> dict[bytes, bytes]:
-        """The key-value metadata of its footer, without Arrow's schema."""
-        return {key: value for key, value in (self.parquet.metadata.metadata or {}).items() if key != b"ARROW:schema"}
+        """The key-value metadata of its footer."""
+        return dict(self.parquet.metadata.metadata or {})
 
     def bloom_columns(self) -> frozenset[str]:
         """Paths of the columns that have bloom filters."""

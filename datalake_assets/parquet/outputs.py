@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -53,12 +53,17 @@ class Outputs(Generic[FinishedT]):
     Args:
         opener: Where they go.
         target_bytes: Size at which one is finished and the next begun.
-        metadata: Gives the key-values of a footer when it is written.
+        metadata: Gives all key-values of a footer when it is written.
         verify: Read each back and compare its bytes with those written.
     """
 
     def __init__(
-        self, opener: Opener[FinishedT], *, target_bytes: int, metadata: Callable[[], Mapping[str, str]], verify: bool
+        self,
+        opener: Opener[FinishedT],
+        *,
+        target_bytes: int,
+        metadata: Callable[[], Mapping[bytes, bytes]],
+        verify: bool,
     ) -> None:
         self._opener, self._target_bytes, self._metadata, self._verify = opener, target_bytes, metadata, verify
         self._open: _Open[FinishedT] | None = None
@@ -104,7 +109,8 @@ class Outputs(Generic[FinishedT]):
 
     def _begun(self, like: Footer) -> _Open[FinishedT]:
         sink = self._opener.open()
-        return _Open(sink, ConcatWriter(sink, like, block_bytes=self._opener.block_bytes))
+        bare = replace(like, key_value_metadata={})
+        return _Open(sink, ConcatWriter(sink, bare, block_bytes=self._opener.block_bytes))
 
     def roll(self) -> None:
         """Finishes the present output.

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -24,18 +24,10 @@ import pyarrow.types as pt
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, InputFile, OpenInput
+from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
 from datalake_assets.parquet.outputs import Opener, Outputs
-from datalake_assets.parquet.schemas import (
-    AnotherShape,
-    Shape,
-    conform_table,
-    footer_texts,
-    inspect,
-    lost_type,
-    shape_of,
-    template,
-)
-from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, sorted_pieces
+from datalake_assets.parquet.schemas import AnotherShape, Shape, conform_table, inspect, shape_of
+from datalake_assets.parquet.segments import Encoder, Model, Segment, SegmentFormat, model_of, sorted_pieces
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
 __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "use_lean_pool", "workers_for"]
@@ -186,21 +178,24 @@ class _Pass(Generic[FinishedT]):
     ) -> None:
         self._shape, self._settings, self._on_progress, self._careful = shape, settings, on_progress, careful
         self._where = opener.where
-        self._key_values: dict[str, str] = {}
+        self._key_values = shape.key_values
+        self._given = {key.encode(): value.encode() for key, value in metadata.items()}
         self._time_column = _time_column(shape.schema, settings.time_column)
-        self._encoder = Encoder(pool, _segment_format(shape, settings, self._time_column))
+        self._model, self._unfit = _model_or_reason(shape, settings.parquet)
+        self._encoder = None
+        if self._model is not None:
+            self._encoder = Encoder(pool, _segment_format(shape, self._model, settings, self._time_column))
         self._outputs = Outputs(
             opener,
             target_bytes=settings.parquet.target_file_bytes,
-            metadata=lambda: self._key_values | dict(metadata),
+            metadata=self._output_key_values,
             verify=settings.verify,
         )
-        self._like = template(shape, settings.parquet) if shape.ours else None
+        self._like = self._model.footer if self._model is not None and shape.ours else None
         self._buffer: list[pa.Table] = []
         self._buffered_bytes = self._done_bytes = 0
         self._jobs: deque[Future[Segment]] = deque()
         self._counts: Counter[str] = Counter()
-        self._losses: list[tuple[Any, str | None]] = []  # by Parquet schema: what encoding again would lose
         self._noted: dict[bytes, bytes] | None = None  # key-values of the input before
         self._is_in = False  # whether rows of the present input are in the outputs already, or on their way
 
@@ -213,7 +208,8 @@ class _Pass(Generic[FinishedT]):
         for job in self._jobs:
             job.cancel()
         wait(self._jobs)
-        self._encoder.close()
+        if self._encoder is not None:
+            self._encoder.close()
         if error is not None:
             self.discard()
 
@@ -230,7 +226,10 @@ class _Pass(Generic[FinishedT]):
         taken = [file for file in files if file.name not in rejected]
         self._flush()
         self._drain(0)
-        self._outputs.begin(self._like or template(self._shape, self._settings.parquet))
+        if self._like is None and self._model is not None:
+            self._like = self._model.footer
+        if self._like is not None:
+            self._outputs.begin(self._like)
         self._outputs.roll()
         self._count_rows(taken)
         return Rewritten(
@@ -262,14 +261,31 @@ class _Pass(Generic[FinishedT]):
             AnotherShape: They do not.
         """
         source = OpenInput(file)
-        copied = self._settings.kernel == "concat"
-        if not self._shape.ours and not self._shape.fits(shape_of(source, copied=copied)):
+        try:
+            self._join(source)
+        except (AnotherShape, UnreadableFile):
             source.close()
+            raise
+        return source
+
+    def _join(self, source: OpenInput) -> None:
+        """Takes over what an input says of its rows; where all were looked at, that is done."""
+        if self._shape.ours:
+            return
+        shape = shape_of(source, copied=self._settings.kernel == "concat", like=self._shape)
+        if not self._shape.fits(shape):
             raise AnotherShape
         if source.key_values != self._noted:
             self._noted = source.key_values
-            self._key_values |= footer_texts(self._noted, unified=self._shape.ours)
-        return source
+            try:
+                self._key_values = self._key_values.joined(shape.key_values)
+            except Incompatible as error:
+                raise AnotherShape from error
+
+    def _output_key_values(self) -> dict[bytes, bytes]:
+        """Of the output that is being finished."""
+        encoded = self._like.key_value_metadata.get(ARROW_SCHEMA) if self._like is not None else None
+        return {**self._key_values.written(encoded), **self._given}
 
     def _take(self, source: OpenInput) -> None:
         lost = self._loss(source)
@@ -339,12 +355,16 @@ class _Pass(Generic[FinishedT]):
             yield from ([index] for index in every)
 
     def _loss(self, source: OpenInput) -> str | None:
-        schema = source.parquet.schema
-        for known, lost in self._losses:
-            if schema.equals(known):
-                return lost
-        self._losses.append((schema, lost_type(source)))
-        return self._losses[-1][1]
+        """What encoding an input again would lose, for a person; None if nothing."""
+        if self._settings.kernel == "concat":
+            return None
+        if not self._shape.ours:
+            return self._shape.lost or self._unfit
+        shape = shape_of(source, copied=False, like=self._shape)
+        if shape.chunk_values and self._shape.chunk_values is None:
+            column = next(iter(shape.chunk_values))
+            return f"column {column!r} has key-values in its parts that other files have not"
+        return shape.lost or self._unfit
 
     def _add(self, table: pa.Table) -> None:
         limit, total = self._settings.parquet.row_group_bytes, max(table.nbytes, 1)
@@ -362,6 +382,7 @@ class _Pass(Generic[FinishedT]):
         if self._buffer:
             buffer, self._buffer, self._buffered_bytes = self._buffer, [], 0
             self._drain(self._settings.workers - 1)
+            assert self._encoder is not None  # noqa: S101  what cannot be encoded is not buffered
             self._jobs.append(self._encoder.submit(buffer))
 
     def _drain(self, keep: int) -> None:
@@ -406,9 +427,17 @@ def _time_column(schema: pa.Schema, name: str | None) -> str | None:
     return name if index >= 0 and pt.is_timestamp(schema.field(index).type) else None
 
 
-def _segment_format(shape: Shape, settings: RewriteSettings, time_column: str | None) -> SegmentFormat:
+def _model_or_reason(shape: Shape, settings: ParquetSettings) -> tuple[Model | None, str | None]:
+    try:
+        return model_of(shape, settings), None
+    except Incompatible as error:
+        return None, str(error)
+
+
+def _segment_format(shape: Shape, model: Model, settings: RewriteSettings, time_column: str | None) -> SegmentFormat:
     return SegmentFormat(
         schema=shape.schema,
+        model=model,
         settings=settings.parquet,
         time_column=time_column,
         sorting=settings.sort_by,

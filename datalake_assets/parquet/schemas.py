@@ -9,7 +9,8 @@ The rule, in words (docs/reference/on-disk.md repeats it for users):
   timestamps of one zone the finer unit down to microseconds. Structs, lists and maps follow the rule part by part.
 - Anything else does not fit: integers and text, timestamps with a zone and without, other scales, nanoseconds and
   coarser units (their range would overflow), and one name under two field ids.
-- A column is nullable if it is in one file, or missing in one. Of metadata under one key, the newest file's stays.
+- Names that differ only in case do not fit, on the same level: readers that ignore case would see one column twice.
+- A column is nullable if it is in one file, or missing in one. For metadata see `keys.py`.
 
 What all row groups of an output must have in common, and which inputs fit together.
 """
@@ -17,64 +18,75 @@ What all row groups of an output must have in common, and which inputs fit toget
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.parquet.footer import Footer, parse_footer
+from datalake_assets.parquet.elements import check_agreement, encoded_schema, lost_type
 from datalake_assets.parquet.inputs import InputFile, OpenInput
-from datalake_assets.parquet.writer import ParquetSettings, open_writer
+from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible, KeyValues, field_metadata
+from datalake_assets.parquet.thrift import MalformedThrift
 
 __all__ = [
     "AnotherShape",
     "Incompatible",
     "Shape",
     "conform_table",
-    "footer_texts",
     "inspect",
-    "lost_type",
+    "names_apart_by_case",
     "shape_of",
-    "template",
     "unify_schemas",
 ]
 
-FIELD_ID = b"PARQUET:field_id"
-#: Key-values that describe one file's columns; Spark believes this one more than the schema beside it.
-_DESCRIBES_SCHEMA = frozenset({b"org.apache.spark.sql.parquet.row.metadata"})
 #: Timestamp units that may be made finer, coarsest first; nanoseconds end in 2262 and are not among them.
 _UNITS = ("s", "ms", "us")
 
 
-class Incompatible(Exception):
-    """Two files' schemas cannot become one; the message says why, for a person."""
+def unify_schemas(schemas: Sequence[pa.Schema], *, reading: bool = False) -> pa.Schema:
+    """The one schema of files, oldest first; without metadata of its own.
 
-
-def unify_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The one schema of files, oldest first.
+    Args:
+        schemas: Theirs.
+        reading: The files stay apart and are read under one schema: metadata on which they differ is left out.
 
     Raises:
         Incompatible: They have none.
     """
-    result = schemas[0]
+    result = schemas[0].remove_metadata()
     for other in schemas[1:]:
-        if other.equals(result, check_metadata=True):
-            continue
-        if other.remove_metadata().equals(result.remove_metadata(), check_metadata=True):
-            result = result.with_metadata(_metadata(result.metadata, other.metadata))
-        else:
-            result = _both(result, other)
+        if not other.remove_metadata().equals(result, check_metadata=True):
+            result = _both(result, other, reading=reading)
     return result
+
+
+def names_apart_by_case(schema: pa.Schema) -> str | None:
+    """Two names of one level that only their case tells apart, for a person; None if there are none."""
+    return _apart_by_case(list(schema), "columns")
+
+
+def _apart_by_case(fields: Sequence[pa.Field], what: str) -> str | None:
+    counts = Counter(field.name.casefold() for field in fields)
+    for field in fields:
+        if counts[field.name.casefold()] > 1:
+            same = sorted({repr(each.name) for each in fields if each.name.casefold() == field.name.casefold()})
+            if len(same) > 1:
+                return f"{what} {' and '.join(same)} differ only in case, which many readers ignore"
+        kind = field.type
+        if pt.is_nested(kind):
+            inner = [kind.field(place) for place in range(kind.num_fields)]
+            if found := _apart_by_case(inner, f"fields of column {field.name!r}"):
+                return found
+    return None
 
 
 def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table's rows under a unified schema: columns reordered, added as nulls, and cast without loss."""
-    if table.schema.equals(schema, check_metadata=True):
-        return table
+    if table.schema.remove_metadata().equals(schema, check_metadata=True):
+        return table.replace_schema_metadata()
     columns = []
     for field in schema:
         index = table.schema.get_field_index(field.name)
@@ -106,61 +118,56 @@ def _cast_struct(array: pa.StructArray, kind: pa.StructType) -> pa.StructArray:
     return pa.StructArray.from_arrays(parts, fields=list(kind), mask=mask)
 
 
-def _both(older: pa.Schema, newer: pa.Schema) -> pa.Schema:
+def _both(older: pa.Schema, newer: pa.Schema, *, reading: bool) -> pa.Schema:
     for schema in (older, newer):
         if len(set(schema.names)) < len(schema.names):
             raise Incompatible("two columns share a name")
-    merged = _metadata(older.metadata, newer.metadata) or {}
-    kept = {key: value for key, value in merged.items() if key not in _DESCRIBES_SCHEMA}
-    return pa.schema(_fields(list(older), list(newer)), metadata=kept or None)
+    return pa.schema(_fields(list(older), list(newer), reading=reading))
 
 
-def _fields(older: Sequence[pa.Field], newer: Sequence[pa.Field]) -> list[pa.Field]:
+def _fields(older: Sequence[pa.Field], newer: Sequence[pa.Field], *, reading: bool) -> list[pa.Field]:
     theirs = {field.name: field for field in newer}
     known = {field.name for field in older}
-    kept = [_field(field, theirs[field.name]) if field.name in theirs else field.with_nullable(True) for field in older]
+    if known != theirs.keys() and (apart := _apart_by_case([*older, *newer], "names")):
+        raise Incompatible(apart)
+    kept = [
+        _field(field, theirs[field.name], reading=reading) if field.name in theirs else field.with_nullable(True)
+        for field in older
+    ]
     return kept + [field.with_nullable(True) for field in newer if field.name not in known]
 
 
-def _field(older: pa.Field, newer: pa.Field) -> pa.Field:
-    ids = {(field.metadata or {}).get(FIELD_ID) for field in (older, newer)} - {None}
-    if len(ids) > 1:
-        raise Incompatible(f"column {older.name!r} has field ids {_listed(ids)}")
-    kind = _type(older.name, older.type, newer.type)
-    return pa.field(
-        older.name, kind, older.nullable or newer.nullable, metadata=_metadata(older.metadata, newer.metadata)
-    )
+def _field(older: pa.Field, newer: pa.Field, *, reading: bool) -> pa.Field:
+    metadata = field_metadata(older, newer, reading=reading)
+    kind = _type(older.name, older.type, newer.type, reading=reading)
+    return pa.field(older.name, kind, older.nullable or newer.nullable, metadata=metadata)
 
 
-def _listed(ids: Iterable[bytes | None]) -> str:
-    return " and ".join(sorted(each.decode() for each in ids if each is not None))
-
-
-def _metadata(older: Mapping[bytes, bytes] | None, newer: Mapping[bytes, bytes] | None) -> dict[bytes, bytes] | None:
-    return {**(older or {}), **(newer or {})} or None
-
-
-def _type(name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
+def _type(name: str, one: pa.DataType, other: pa.DataType, *, reading: bool) -> pa.DataType:
     if one.equals(other):
-        return _nested(name, one, other) or one
+        return _nested(name, one, other, reading=reading) or one
     if pt.is_null(one) or pt.is_null(other):
         return other if pt.is_null(one) else one
     if pt.is_dictionary(one) or pt.is_dictionary(other):
-        return _type(name, *(kind.value_type if pt.is_dictionary(kind) else kind for kind in (one, other)))
-    wider = _nested(name, one, other) or _wider(one, other)
+        if pt.is_dictionary(one) and pt.is_dictionary(other) and one.ordered is not other.ordered:
+            raise Incompatible(f"column {name!r} has ordered categories in some files only")
+        values = (kind.value_type if pt.is_dictionary(kind) else kind for kind in (one, other))
+        return _type(name, *values, reading=reading)
+    wider = _nested(name, one, other, reading=reading) or _wider(one, other)
     if wider is None:
         raise Incompatible(f"column {name!r} is {one} in some files and {other} in others")
     return wider
 
 
-def _nested(name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+def _nested(name: str, one: pa.DataType, other: pa.DataType, *, reading: bool) -> pa.DataType | None:
     if pt.is_struct(one) and pt.is_struct(other):
-        return pa.struct(_fields(list(one), list(other)))
+        return pa.struct(_fields(list(one), list(other), reading=reading))
     if pt.is_map(one) and pt.is_map(other):
-        return pa.map_(_type(name, one.key_type, other.key_type), _field(one.item_field, other.item_field))
+        keys = _type(name, one.key_type, other.key_type, reading=reading)
+        return pa.map_(keys, _field(one.item_field, other.item_field, reading=reading))
     if _is_list(one) and _is_list(other):
         # the name of a list's element is the writer's; the older file's stays
-        element = _field(one.value_field, other.value_field.with_name(one.value_field.name))
+        element = _field(one.value_field, other.value_field.with_name(one.value_field.name), reading=reading)
         large = pt.is_large_list(one) or pt.is_large_list(other)
         if pt.is_fixed_size_list(one) and pt.is_fixed_size_list(other) and one.list_size == other.list_size:
             return pa.list_(element, one.list_size)
@@ -176,9 +183,12 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     for alike in (pt.is_signed_integer, pt.is_unsigned_integer, pt.is_floating):
         if alike(one) and alike(other):
             return max(one, other, key=lambda kind: kind.bit_width)
-    for large, plain in ((pa.large_string(), pa.string()), (pa.large_binary(), pa.binary())):
-        if {one, other} <= {large, plain}:
-            return large
+    for kinds in (
+        (pa.string(), pa.string_view(), pa.large_string()),
+        (pa.binary(), pa.binary_view(), pa.large_binary()),
+    ):
+        if {one, other} <= {*kinds}:
+            return max(one, other, key=kinds.index)
     if pt.is_decimal(one) and pt.is_decimal(other) and one.scale == other.scale:
         return max(one, other, key=lambda kind: (kind.bit_width, kind.precision))
     if pt.is_timestamp(one) and pt.is_timestamp(other) and one.tz == other.tz and {one.unit, other.unit} <= set(_UNITS):
@@ -186,30 +196,8 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def footer_texts(key_values: Mapping[bytes, bytes], *, unified: bool) -> dict[str, str]:
-    """Key-values of an input's footer for that of an output, without those that are no text.
-
-    Args:
-        key_values: As found.
-        unified: The output's schema is not the input's, so what describes that stays behind.
-    """
-    found = {}
-    for key, value in key_values.items():
-        if unified and key in _DESCRIBES_SCHEMA:
-            continue
-        try:
-            found[key.decode()] = value.decode()
-        except UnicodeDecodeError:
-            continue
-    return found
-
-
-#: Logical types that Arrow writes as it read them; others would be lost when encoded again.
-_KEPT = frozenset(
-    "NONE STRING MAP LIST DECIMAL DATE TIME TIMESTAMP INT UNKNOWN NULL JSON UUID FLOAT16".split()  # noqa: SIM905  short
-)
-#: What the same is called in Arrow's rendering of a schema, where it stands at a group, or has no logical type at all.
-_LOST = re.compile(r"\((VARIANT|GEOMETRY|GEOGRAPHY|INTERVAL)\b|Time\(isAdjustedToUTC=true", re.IGNORECASE)
+ChunkValues = Mapping[str, Mapping[bytes, bytes]]
+"""Key-values of column chunks, by the path of their columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,20 +205,57 @@ class Shape:
     """What row groups of one output share.
 
     Attributes:
-        schema: Their Arrow schema; its metadata goes into the footer.
+        schema: Their Arrow schema, without metadata of its own.
+        key_values: What the output says of them.
+        parquet: The different Parquet schemas of the inputs as they stand in their footers, oldest first.
         bloom_columns: Columns that get bloom filters when they are encoded again.
-        ours: Copied row groups must have the Parquet schema that Arrow writes for ``schema``; otherwise the first
-            copied one's will do.
+        chunk_values: Key-values that all column chunks of a column have; None where files differ in them.
+        stores_arrow: Some input has Arrow's schema in its footer.
+        lost: What encoding again would lose of the inputs, for a person; None if nothing.
+        ours: Copied row groups must have the schema that those get which are encoded; otherwise the first copied one's
+            will do.
     """
 
     schema: pa.Schema
+    key_values: KeyValues
+    parquet: tuple[bytes, ...] = ()
     bloom_columns: frozenset[str] = frozenset()
+    chunk_values: ChunkValues | None = dataclasses.field(default_factory=dict)
+    stores_arrow: bool = True
+    lost: str | None = None
     ours: bool = False
 
     def fits(self, other: Shape) -> bool:
-        """Whether rows of that shape need neither cast nor metadata of their own."""
-        return other.bloom_columns <= self.bloom_columns and bool(
-            self.schema.remove_metadata().equals(other.schema.remove_metadata(), check_metadata=True)
+        """Whether rows of that shape need neither cast nor metadata of their own, those of the footer aside."""
+        return (
+            other.bloom_columns <= self.bloom_columns
+            and other.parquet == self.parquet
+            and other.chunk_values == self.chunk_values
+            and other.stores_arrow is self.stores_arrow
+            and bool(self.schema.equals(other.schema, check_metadata=True))
+        )
+
+    def joined(self, other: Shape) -> Shape:
+        """The shape of the rows of both.
+
+        Raises:
+            Incompatible: There is none.
+        """
+        key_values = self.key_values.joined(other.key_values)
+        if self.fits(other):
+            return replace(self, key_values=key_values)
+        for one in self.parquet:
+            for two in other.parquet:
+                check_agreement(one, two)
+        return replace(
+            self,
+            schema=unify_schemas([self.schema, other.schema]),
+            key_values=key_values,
+            parquet=tuple(dict.fromkeys((*self.parquet, *other.parquet))),
+            bloom_columns=self.bloom_columns | other.bloom_columns,
+            chunk_values=self.chunk_values if self.chunk_values == other.chunk_values else None,
+            stores_arrow=self.stores_arrow or other.stores_arrow,
+            lost=self.lost or other.lost,
         )
 
 
@@ -238,21 +263,62 @@ class AnotherShape(Exception):
     """An input has another shape than the first: look at all before going on."""
 
 
-def shape_of(source: OpenInput, *, copied: bool) -> Shape:
-    """The shape of one input; of bloom filters that are ``copied`` in any case nobody needs to know."""
-    return Shape(source.schema, frozenset() if copied else source.bloom_columns())
+def shape_of(source: OpenInput, *, copied: bool, like: Shape | None = None) -> Shape:
+    """The shape of one input.
+
+    Args:
+        source: The input.
+        copied: It is copied in any case, so that what encoding would change does not matter.
+        like: The shape of another input, likely the same.
+
+    Raises:
+        UnreadableFile: It cannot be in an output at all.
+    """
+    schema = source.schema.remove_metadata()
+    if apart := names_apart_by_case(schema):
+        raise UnreadableFile(source.file.name, apart)
+    key_values = KeyValues.of(source.key_values, schema)
+    if copied:
+        return Shape(schema, key_values)
+    try:
+        encoded = encoded_schema(source.footer_bytes, like.parquet[0] if like and like.parquet else b"")
+        lost = lost_type(encoded) or _lost_order(schema)
+    except MalformedThrift as error:
+        raise UnreadableFile(source.file.name, f"its footer is damaged: {error}") from error
+    chunk_values, lost_values = _chunk_values(source)
+    return Shape(
+        schema,
+        key_values,
+        parquet=(encoded,),
+        bloom_columns=source.bloom_columns(),
+        chunk_values=chunk_values,
+        stores_arrow=ARROW_SCHEMA in source.key_values,
+        lost=lost or lost_values,
+    )
 
 
-def lost_type(source: OpenInput) -> str | None:
-    """What encoding it again would lose, for a person; None if nothing."""
-    schema = source.parquet.schema
-    for column in map(schema.column, range(len(schema))):
-        if column.physical_type == "INT96":  # Arrow's nanoseconds end in 2262, Spark's year 9999 does not fit
-            return f"column {column.path!r} has 96-bit timestamps, which encoding it again could change"
-        if column.logical_type.type not in _KEPT:
-            return f"column {column.path!r} is {column.logical_type.type}, which encoding it again would lose"
-    found = _LOST.search(str(schema))
-    return f"a column is {found.group(1) or 'TIME in UTC'}, which encoding it again would lose" if found else None
+def _lost_order(schema: pa.Schema) -> str | None:
+    """The order of categories is that of their dictionary page, which encoding makes anew; Polars notes it besides."""
+    for field in schema:
+        is_noted = any(key.startswith(b"_PL_ENUM") for key in field.metadata or {})
+        if pt.is_dictionary(field.type) and field.type.ordered and not is_noted:
+            return f"column {field.name!r} has ordered categories, whose order encoding it again would lose"
+    return None
+
+
+def _chunk_values(source: OpenInput) -> tuple[ChunkValues, str | None]:
+    """What all column chunks of a column say, and what is said of some of them alone, for a person."""
+    found: dict[str, Mapping[bytes, bytes]] = {}
+    for number in range(source.row_groups):
+        group = source.parquet.metadata.row_group(number)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            values, path = chunk.metadata or {}, chunk.path_in_schema
+            if number and values != found.get(path, {}):
+                return {}, f"column {path!r} has key-values for some of its parts, which encoding it again would lose"
+            if values:
+                found[path] = values
+    return found, None
 
 
 @dataclass(slots=True)
@@ -260,7 +326,8 @@ class _Class:
     """Inputs that fit together."""
 
     shape: Shape
-    names: list[str] = dataclasses.field(default_factory=list)
+    names: list[str]
+    is_uniform: bool = True
 
 
 def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, dict[str, str]]:
@@ -279,7 +346,7 @@ def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, d
         try:
             source = OpenInput(file)
             try:
-                shape = shape_of(source, copied=exact)
+                shape = shape_of(source, copied=exact, like=classes[0].shape if classes else None)
             finally:
                 source.close()
         except UnreadableFile as error:
@@ -293,35 +360,28 @@ def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, d
         if other is not best:
             for name in other.names:
                 rejected[name] = f"does not fit the other {len(best.names)} files: {_why(best.shape, other.shape)}"
-    return replace(best.shape, ours=not exact), rejected
+    # what can only be copied keeps the schema of the first copied one
+    return replace(best.shape, ours=not exact and not (best.is_uniform and best.shape.lost)), rejected
 
 
 def _place(classes: list[_Class], shape: Shape, name: str, *, exact: bool) -> None:
     for each in classes:
-        if exact and not each.shape.fits(shape):
+        fits = each.shape.fits(shape)
+        if exact and not fits:
             continue
         try:
-            schema = unify_schemas([each.shape.schema, shape.schema])
+            each.shape = each.shape.joined(shape)
         except Incompatible:
             continue
-        each.shape = replace(each.shape, schema=schema, bloom_columns=each.shape.bloom_columns | shape.bloom_columns)
         each.names.append(name)
+        each.is_uniform = each.is_uniform and fits
         return
     classes.append(_Class(shape, [name]))
 
 
 def _why(best: Shape, other: Shape) -> str:
     try:
-        unify_schemas([best.schema, other.schema])
+        best.joined(other)
     except Incompatible as error:
         return str(error)
     return "its schema is another, and the kernel 'concat' copies row groups only"
-
-
-def template(shape: Shape, settings: ParquetSettings) -> Footer:
-    """The footer that Arrow writes for a shape."""
-    sink = pa.BufferOutputStream()
-    writer: pq.ParquetWriter = open_writer(sink, shape.schema, settings, ([], {}))
-    writer.close()
-    view = memoryview(sink.getvalue())
-    return parse_footer(lambda offset, length: view[offset : offset + length], len(view), where="template")

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datalake_assets.errors import CorruptLake
+from datalake_assets.parquet.elements import encoded_schema, encoded_with, with_schema
 from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher, same_rows
 from datalake_assets.parquet.footer import Footer, parse_footer
-from datalake_assets.parquet.schemas import conform_table
+from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
+from datalake_assets.parquet.row_groups import MAGIC
+from datalake_assets.parquet.schemas import Shape, conform_table
 from datalake_assets.parquet.writer import (
     SAMPLE_ROWS,
     Encodings,
@@ -35,10 +39,88 @@ from datalake_assets.parquet.writer import (
     time_bounds,
 )
 
-__all__ = ["Encoder", "Segment", "SegmentFormat", "sorted_pieces"]
+__all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "sorted_pieces"]
 
 #: Share of wrong positives of a bloom filter that is built anew (Parquet's own default).
 BLOOM_FPP = 0.05
+
+
+#: The length of a footer, and the magic.
+_END_BYTES = 8
+
+
+class _Tailed:
+    """A file's pages with another footer behind them."""
+
+    def __init__(self, buffer: pa.Buffer, change: Callable[[bytes], bytes] | None) -> None:
+        view = memoryview(buffer)
+        length = int.from_bytes(view[-_END_BYTES:-4], "little")
+        footer = bytes(view[-_END_BYTES - length : -_END_BYTES])
+        self.footer_bytes = change(footer) if change else footer
+        self._pages = view[: -_END_BYTES - length]
+        self._tail = self.footer_bytes + len(self.footer_bytes).to_bytes(4, "little") + MAGIC
+
+    def parsed(self) -> Footer:
+        return parse_footer(self._read_at, len(self._pages) + len(self._tail), where="an encoded row group")
+
+    def metadata(self) -> pq.FileMetaData:
+        """As Arrow reads it."""
+        return pq.read_metadata(pa.BufferReader(MAGIC + self._tail))
+
+    def _read_at(self, offset: int, length: int) -> bytes:
+        end = offset + length
+        size = len(self._pages)
+        return bytes(self._pages[offset : min(end, size)]) + self._tail[max(0, offset - size) : max(0, end - size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """How rows of a shape are encoded so that their file says what the inputs said.
+
+    Attributes:
+        footer: Of a file without rows.
+        options: Of Arrow's writer.
+        change: Puts the inputs' schema into a footer that Arrow wrote; None where it is the same.
+    """
+
+    footer: Footer
+    options: Mapping[str, Any]
+    change: Callable[[bytes], bytes] | None
+
+
+def model_of(shape: Shape, settings: ParquetSettings) -> Model:
+    """The model of a shape.
+
+    Raises:
+        Incompatible: Encoding would change what the inputs' schemas say.
+    """
+    reason: Incompatible | None = None
+    for as_integer in (True, False):
+        try:
+            return _model(shape, settings, {"store_decimal_as_integer": as_integer})
+        except Incompatible as error:
+            reason = reason or error
+    raise reason or AssertionError
+
+
+def _model(shape: Shape, settings: ParquetSettings, options: Mapping[str, Any]) -> Model:
+    sink = pa.BufferOutputStream()
+    writer: pq.ParquetWriter = open_writer(sink, shape.schema, settings, ([], {}), **options)
+    writer.close()
+    buffer = sink.getvalue()
+    plain = _Tailed(buffer, None)
+    theirs = encoded_schema(plain.footer_bytes)
+    wanted = encoded_with(theirs, shape.parquet) if shape.parquet else theirs
+    kept = plain.parsed().key_value_metadata if shape.stores_arrow else {}
+    key_values = {key: value for key, value in kept.items() if key == ARROW_SCHEMA}
+    change = None
+    if wanted != theirs or shape.chunk_values or not shape.stores_arrow:
+        change = partial(with_schema, schema=wanted, key_values=key_values, of_columns=shape.chunk_values or {})
+    tailed = _Tailed(buffer, change)
+    read = pq.ParquetFile(pa.BufferReader(buffer), metadata=tailed.metadata(), arrow_extensions_enabled=True)
+    if not read.schema_arrow.remove_metadata().equals(shape.schema, check_metadata=True):
+        raise Incompatible("encoding it again would change what Arrow reads of its schema")
+    return Model(tailed.parsed(), options, change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +128,8 @@ class Segment:
     """An encoded row group.
 
     Attributes:
-        buffer: The bytes of a Parquet file.
-        footer: Its footer.
+        buffer: The bytes of a Parquet file, with a footer that may be another.
+        footer: The footer that counts.
         bounds: Earliest and latest time; empty without.
     """
 
@@ -66,6 +148,7 @@ class SegmentFormat:
 
     Attributes:
         schema: Of all of them.
+        model: What becomes of their footers.
         settings: Codec and profile.
         time_column: Rows are sorted by it, unless they come sorted otherwise; None keeps their order.
         sorting: Columns that rows are sorted by already, noted in the footer.
@@ -74,6 +157,7 @@ class SegmentFormat:
     """
 
     schema: pa.Schema
+    model: Model
     settings: ParquetSettings
     time_column: str | None = None
     sorting: tuple[str, ...] = ()
@@ -116,11 +200,9 @@ class Encoder:
         del table
         bounds = time_bounds(ordered[form.time_column]) if form.time_column is not None else ()
         buffer = self._encoded(ordered)
-        footer = parse_footer(
-            lambda offset, length: memoryview(buffer)[offset : offset + length], buffer.size, where=""
-        )
-        self._check(buffer, ordered, hashed)
-        return Segment(buffer, footer, bounds)
+        tailed = _Tailed(buffer, form.model.change)
+        self._check(buffer, tailed, ordered, hashed)
+        return Segment(buffer, tailed.parsed(), bounds)
 
     def close(self) -> None:
         """Ends it; segments under way are the pool's."""
@@ -132,7 +214,7 @@ class Encoder:
         if table.num_rows >= SAMPLE_ROWS:
             self._encodings = encodings
         sink = pa.BufferOutputStream()
-        options: dict[str, Any] = {}
+        options = dict(self._form.model.options)
         if self._form.bloom_columns:
             options["bloom_filter_options"] = _bloom_options(table, self._form.bloom_columns)
         if self._form.sorting:
@@ -144,9 +226,11 @@ class Encoder:
         writer.close()
         return sink.getvalue()
 
-    def _check(self, buffer: pa.Buffer, expected: pa.Table, hashed: Multiset | None) -> None:
+    def _check(self, buffer: pa.Buffer, tailed: _Tailed, expected: pa.Table, hashed: Multiset | None) -> None:
         """Compares what was encoded with the rows that went in: one by one, or by hashes where they came unsorted."""
-        parquet = pq.ParquetFile(pa.BufferReader(buffer), pre_buffer=False, arrow_extensions_enabled=True)
+        metadata = tailed.metadata() if self._form.model.change else None
+        source = pa.BufferReader(buffer)
+        parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, arrow_extensions_enabled=True)
         if parquet.metadata.num_rows != expected.num_rows:
             raise CorruptLake(
                 "compaction",

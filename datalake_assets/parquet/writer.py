@@ -371,7 +371,7 @@ class ParquetSink:
 def open_writer(
     sink: pa.NativeFile, schema: pa.Schema, settings: ParquetSettings, encodings: Encodings, **options: Any
 ) -> pq.ParquetWriter:
-    """Arrow's writer, set as all our files are; ``options`` are its own, on top."""
+    """Arrow's writer, set as all our files are; ``options`` are its own, and go before ours."""
     dictionary, others = encodings
     is_zstd = settings.compression == "zstd"
     return pq.ParquetWriter(
@@ -384,8 +384,7 @@ def open_writer(
         dictionary_pagesize_limit=DICTIONARY_PAGE_BYTES,
         write_statistics=True,
         write_page_index=True,
-        store_decimal_as_integer=True,
-        **options,
+        **{"store_decimal_as_integer": True, **options},
     )
 
 

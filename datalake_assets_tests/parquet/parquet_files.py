@@ -28,7 +28,8 @@ def concatenated(*bodies, row_groups=None, metadata=None, **options):
     writer = ConcatWriter(sink, footer(bodies[0]), **options)
     for body in bodies:
         writer.append(footer(body), reader(body), row_groups)
-    return writer.close(metadata), sink.finish()
+    noted = {key.encode(): value.encode() for key, value in (metadata or {}).items()}
+    return writer.close(noted), sink.finish()
 
 
 def parquet(table, **options):

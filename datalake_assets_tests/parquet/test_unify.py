@@ -3,7 +3,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from datalake_assets.parquet.schemas import Incompatible, conform_table, unify_schemas
+from datalake_assets.parquet.schemas import Incompatible, conform_table, names_apart_by_case, unify_schemas
 
 
 def unified(*kinds):
@@ -20,6 +20,8 @@ def unified(*kinds):
         (pa.null(), pa.string(), pa.string()),
         (pa.string(), pa.large_string(), pa.large_string()),
         (pa.large_binary(), pa.binary(), pa.large_binary()),
+        (pa.string(), pa.string_view(), pa.string_view()),
+        (pa.binary_view(), pa.large_binary(), pa.large_binary()),
         (pa.dictionary(pa.int32(), pa.string()), pa.string(), pa.string()),
         (pa.decimal128(9, 2), pa.decimal128(18, 2), pa.decimal128(18, 2)),
         (pa.timestamp("ms", "UTC"), pa.timestamp("us", "UTC"), pa.timestamp("us", "UTC")),
@@ -64,15 +66,66 @@ def test_a_column_that_one_file_lacks_becomes_nullable():
     assert unify_schemas([pa.schema([required]), pa.schema([])]).field("a").nullable
 
 
-def test_the_newest_metadata_stays_and_field_ids_must_agree():
+def test_the_newest_description_stays_and_field_ids_must_agree():
     def schema(number, note):
-        return pa.schema([pa.field("a", pa.int64(), metadata={"PARQUET:field_id": number})], metadata={"note": note})
+        return pa.schema([pa.field("a", pa.int64(), metadata={"PARQUET:field_id": number, "description": note})])
 
     merged = unify_schemas([schema("1", "old"), schema("1", "new")])
-    assert merged.metadata == {b"note": b"new"}
-    assert merged.field("a").metadata == {b"PARQUET:field_id": b"1"}
+    assert merged.field("a").metadata == {b"PARQUET:field_id": b"1", b"description": b"new"}
     with pytest.raises(Incompatible, match="column 'a' has field ids 1 and 2"):
         unify_schemas([schema("1", ""), schema("2", "")])
+
+
+@pytest.mark.parametrize(
+    "key", ["ARROW:extension:metadata", "ARROW:extension:name", "_PL_ENUM_VALUES2", "unit", "anything"]
+)
+def test_a_column_whose_values_mean_something_else_does_not_fit(key):
+    def schema(text, *, inner):
+        field = pa.field("a", pa.int64(), metadata={key: text})
+        return pa.schema([pa.field("s", pa.struct([field])) if inner else field])
+
+    for inner in (False, True):
+        with pytest.raises(Incompatible, match=rf"column 'a' has '{key}' 'm' in some files and 'km' in others"):
+            unify_schemas([schema("m", inner=inner), schema("km", inner=inner)])
+        assert unify_schemas([schema("m", inner=inner), schema("km", inner=inner)], reading=True).names
+
+
+def test_a_column_that_says_more_in_some_files_does_not_fit_unless_it_is_a_note():
+    def schema(**texts):
+        return pa.schema([pa.field("a", pa.int64(), metadata=texts)])
+
+    with pytest.raises(Incompatible, match="column 'a' has 'crs' in some files only"):
+        unify_schemas([schema(), schema(crs="x")])
+    assert unify_schemas([schema(), schema(unit="m", title="A")]).field("a").metadata == {b"unit": b"m", b"title": b"A"}
+    nothing = pa.schema([pa.field("a", pa.null())])
+    assert unify_schemas([nothing, schema(crs="x")]).field("a").metadata == {b"crs": b"x"}
+
+
+LOWER, UPPER = (pa.struct([(name, pa.int8())]) for name in "xX")
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "where"),
+    [
+        ([("ID", pa.int64())], [("id", pa.int64())], "names 'ID' and 'id'"),
+        ([("s", pa.struct([("A", pa.int8())]))], [("s", pa.struct([("a", pa.int8())]))], "names 'A' and 'a'"),
+        (
+            [("l", pa.list_(pa.struct([("x", pa.int8())])))],
+            [("l", pa.list_(pa.struct([("X", pa.int8())])))],
+            "'X' and 'x'",
+        ),
+        ([("ä", pa.int64())], [("Ä", pa.int64())], "'Ä' and 'ä'"),
+    ],
+)
+def test_names_that_differ_only_in_case_do_not_fit(older, newer, where):
+    with pytest.raises(Incompatible, match=f"{where} differ only in case"):
+        unify_schemas([pa.schema(older), pa.schema(newer)])
+
+
+def test_names_of_different_levels_may_differ_only_in_case():
+    nested = pa.schema([("id", pa.int64()), ("s", pa.struct([("ID", pa.int64())]))])
+    assert names_apart_by_case(nested) is None
+    assert unify_schemas([nested, pa.schema([("id", pa.int32())])]).names == ["id", "s"]
 
 
 def test_two_columns_of_one_name_do_not_fit():

@@ -298,7 +298,7 @@ def fold(known: pa.Schema | None, found: Sequence[FoundFile], *, named: set[str]
         except Incompatible as error:
             reasons[text] = str(error)
     if known is None and fitting:
-        schema = unify_schemas([kind.schema for kind in sorted(fitting, key=lambda kind: kind.oldest)])
+        schema = unify_schemas([kind.schema for kind in sorted(fitting, key=lambda kind: kind.oldest)], reading=True)
     return FolderSchema(schema, reasons)
 
 
@@ -314,7 +314,7 @@ def _joined(known: pa.Schema | None, other: pa.Schema) -> pa.Schema:
     """
     if len(set(other.names)) < len(other.names):
         raise Incompatible("two columns share a name")
-    joined = other if known is None else unify_schemas([known, other])
+    joined = other if known is None else unify_schemas([known, other], reading=True)
     for field in other:
         try:
             pa.array([], field.type).cast(joined.field(field.name).type)

@@ -167,7 +167,7 @@ class _Reconciler:
             def widen(state: FeedState) -> FeedState:
                 now = schema_from_json(state.schema) if state.schema else widened
                 try:
-                    both = unify_schemas([now, widened])
+                    both = unify_schemas([now, widened], reading=True)
                 except Incompatible as error:
                     raise TransientStoreError(self._folder.feed.path, f"others changed it too: {error}") from error
                 return replace(state, position_kind="listing", schema=schema_to_json(both))
