@@ -4,8 +4,10 @@ The columns that a partition's path gives its rows: their types, and what is tru
 
 Streams and tables write their paths themselves, so their types are known: ``year``, ``month``, … are int32,
 ``version`` is text. Of an adopted folder they are inferred over all its paths, as Arrow and Hive do it: integers where
-each value is one, else text; ``%3A`` and the like are decoded; ``__HIVE_DEFAULT_PARTITION__``, and a folder that does
-not name the column, mean null.
+each value is one, else text; ``%3A`` and the like are decoded; ``__HIVE_DEFAULT_PARTITION__`` means null.
+
+Who gives such a column is decided for each file: its own path, if that names the column, else the file itself, else
+null.
 
 What the footers of a partition's files say: how many rows there are, and whether the columns are the feed's.
 """
@@ -58,14 +60,15 @@ class PartitionColumns:
             for name, value in hive_pairs(path):
                 values.setdefault(name, set()).add(value)
         if inferred:
-            self._types = {name: _inferred(texts) for name, texts in values.items()}
+            own = {field.name: field.type for field in schema}
+            self._types = {name: _common(own.get(name), texts) for name, texts in values.items()}
         else:
             self._types = {name: pa.string() if name == "version" else pa.int32() for name in values}
         self._inferred = inferred
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of the files, then those of the paths; a name that both have is the path's."""
+        """The columns of the files, then those of the paths, among them what both have."""
         data = [field for field in self._data if field.name not in self._types]
         named = [pa.field(name, kind) for name, kind in self._types.items()]
         return pa.schema([*data, *named], metadata=self._data.metadata)
@@ -77,16 +80,46 @@ class PartitionColumns:
         for name, kind in self._types.items():
             value = self._value(given[name], kind) if name in given else None
             if value is not None:
-                terms.append(ds.field(name) == pa.scalar(value, kind))
+                terms.append(ds.field(name) == value)
             elif name in given or name not in self._data.names:
                 terms.append(ds.field(name).is_null())
         return reduce(and_, terms) if terms else ds.scalar(True)
 
-    def _value(self, text: str, kind: pa.DataType) -> int | str | None:
-        if self._inferred and text == NULL:
-            return None
-        plain = unquote(text) if self._inferred else text
-        return plain if pa.types.is_string(kind) else int(plain)
+    def _value(self, text: str, kind: pa.DataType) -> pa.Scalar | None:
+        """None for a null, and for what cannot be read as the column's type."""
+        if not self._inferred:
+            return pa.scalar(text if pa.types.is_string(kind) else int(text), kind)
+        return None if text == NULL else _read_as(unquote(text), kind)
+
+
+def _common(own: pa.DataType | None, texts: set[str]) -> pa.DataType:
+    """The type of a column that paths give, and, where ``own`` is not None, files of other paths have, too.
+
+    It is the files' own type if each path's value can be read as one; else text, if the files' values can be told as
+    text; else again the files' own.
+    """
+    inferred = _inferred(texts)
+    if own is None or pa.types.is_null(own):
+        return inferred
+    if pa.types.is_dictionary(own):
+        own = own.value_type
+    if pa.types.is_integer(own) and pa.types.is_integer(inferred):
+        own = max(own, inferred, key=lambda kind: kind.bit_width) if pa.types.is_signed_integer(own) else own
+    known = [unquote(text) for text in texts if text != NULL]
+    if all(_read_as(text, own) is not None for text in known):
+        return own
+    try:
+        pa.array([], own).cast(pa.string())
+    except (pa.ArrowException, NotImplementedError):
+        return own
+    return pa.string()
+
+
+def _read_as(text: str, kind: pa.DataType) -> pa.Scalar | None:
+    try:
+        return pa.array([text], pa.string()).cast(kind)[0]
+    except (pa.ArrowException, NotImplementedError):
+        return None
 
 
 def _inferred(texts: set[str]) -> pa.DataType:
@@ -282,10 +315,12 @@ def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Sc
     """How a file's columns differ from the contract; an evolving feed's older files lack the newer columns."""
     found = fragment.physical_schema
     extra = [name for name in found.names if name not in contract.names]
+    # an adopted folder's path gives that, and whatever the files say is not looked at
+    given = {name for part in fragment.path.split("/") for name, _ in hive_pairs(part)} if folder.is_adopted else set()
     other = [
         f"{name!r} is {found.field(name).type}, not {contract.field(name).type}"
         for name in found.names
-        if name in contract.names and found.field(name).type != contract.field(name).type
+        if name in contract.names and name not in given and found.field(name).type != contract.field(name).type
     ]
     missing = [name for name in contract.names if name not in found.names and name not in _PATH_COLUMNS]
     parts = [f"has a column {name!r} that the feed hasn't" for name in extra]

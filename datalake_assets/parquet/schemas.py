@@ -355,7 +355,8 @@ def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, d
         _place(classes, shape, file.name, exact=exact)
     if not classes:
         return None, rejected
-    best = max(classes, key=lambda each: len(each.names))
+    with_rows = {file.name for file in files if file.rows}
+    best = max(classes, key=lambda each: (len(with_rows.intersection(each.names)), len(each.names)))
     for other in classes:
         if other is not best:
             for name in other.names:

@@ -251,6 +251,13 @@ def test_files_that_do_not_fit_the_most_are_named_with_the_reason():
     assert read(result).num_rows == 9
 
 
+def test_files_without_rows_do_not_outvote_those_with_rows():
+    empty = [events(0, 0, k=pa.array([], pa.string())) for _ in range(3)]
+    result = rewritten(inputs(*empty, events(0, 3, k=[1, 2, 3]), events(3, 3, k=[4, 5, 6])))
+    assert sorted(result.rejected) == ["f0", "f1", "f2"]
+    assert read(result)["k"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_kernel_concat_names_files_of_another_schema():
     result = rewritten(inputs(events(0, 3), events(3, 3), events(6, 3, k=[1, 2, 3])), CONCAT)
     assert list(result.rejected) == ["f2"]

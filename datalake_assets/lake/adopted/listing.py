@@ -1,7 +1,7 @@
 """What is in an adopted folder: one listing, the footers of the files that are not known yet, and their one schema.
 
-`datalake_assets.parquet.schemas` says which schemas become one. Where some do not, most files decide: the others stay
-in their manifests, are left out of scans, are not compacted, and are named.
+`datalake_assets.parquet.schemas` says which schemas become one. Where some do not, most of the files with rows decide:
+the others stay in their manifests, are left out of scans, are not compacted, and are named.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,7 +41,6 @@ __all__ = [
     "Read",
     "fold",
     "list_folder",
-    "partition_names",
 ]
 
 #: Footers that are read at once; S3 answers in tens of milliseconds.
@@ -242,7 +241,11 @@ def _read(folder: FeedFolder, info: ObjectInfo) -> AdoptedFooter | None:
     return read_adopted_footer(tail, info.size_bytes, time_column=folder.feed.time_column, where=info.key)
 
 
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_LONG_AGO, _FAR_AHEAD = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+#: A schema as text, and which of its columns the file's own path gives.
+_KindKey = tuple[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +253,16 @@ class FolderSchema:
     """What `fold` found.
 
     Attributes:
-        schema: The columns of all files that fit, without those that the folders' names give; None without any file.
-        reasons: Why the files of a schema are left out, by the schema as text.
+        schema: The columns of all files that fit, without those that a file's own path gives; None without any file.
+        reasons: Why the files of a kind are left out.
     """
 
     schema: pa.Schema | None
-    reasons: dict[str, str]
+    reasons: Mapping[_KindKey, str]
 
-    def reason(self, found: FoundFile) -> str:
-        """Why scans leave a file out; empty if they don't."""
-        return self.reasons.get(schema_to_json(found.schema), "")
+    def reason(self, path: str, schema: pa.Schema) -> str:
+        """Why scans leave out a file of a partition; empty if they don't."""
+        return self.reasons.get(_kind_key(path, schema), "") if self.reasons else ""
 
 
 @dataclass(slots=True)
@@ -267,42 +270,55 @@ class _Kind:
     """The files of one schema."""
 
     schema: pa.Schema
-    files: int
     oldest: datetime
+    files: int = 0
+    files_with_rows: int = 0
+
+    def add(self, file: DataFile) -> None:
+        self.files += 1
+        self.files_with_rows += file.rows > 0
+        self.oldest = min(self.oldest, file.written_at or _LONG_AGO)
 
 
-def partition_names(paths: Iterable[str]) -> set[str]:
-    """The columns that the folders' names give."""
-    return {name for path in paths for name, _ in hive_pairs(path)}
-
-
-def fold(known: pa.Schema | None, found: Sequence[FoundFile], *, named: set[str]) -> FolderSchema:
+def fold(known: pa.Schema | None, found: Iterable[tuple[str, FoundFile]]) -> FolderSchema:
     """The schema of a folder, with the files that were found now.
+
+    A column that a file's own path gives is not looked at in that file; elsewhere it is a column like any other.
 
     Args:
         known: The schema so far: files that came before have the right of way.
-        found: The new files.
-        named: Columns that the folders' names give: in a file, a column of such a name is not looked at.
+        found: The new files, each with its partition's path.
     """
-    kinds: dict[str, _Kind] = {}
-    for each in found:
-        written = each.file.written_at or _LONG_AGO
-        kind = kinds.setdefault(schema_to_json(each.schema), _Kind(_without(each.schema, named), 0, written))
-        kind.files, kind.oldest = kind.files + 1, min(kind.oldest, written)
-    by_weight = sorted(kinds.items(), key=lambda item: (-item[1].files, item[1].oldest, item[0]))
+    kinds: dict[tuple[int, str], _Kind] = {}  # schemas are few objects, and taking them for texts takes long
+    keys: dict[tuple[int, str], _KindKey] = {}
+    by_key: dict[_KindKey, _Kind] = {}
+    for path, each in found:
+        quick = id(each.schema), path
+        if quick not in kinds:
+            keys[quick] = key = _kind_key(path, each.schema)
+            kinds[quick] = by_key.setdefault(key, _Kind(_without(each.schema, key[1]), _FAR_AHEAD))
+        kinds[quick].add(each.file)
+    by_weight = sorted(
+        by_key.items(),
+        key=lambda item: (-item[1].files_with_rows, -item[1].files, item[1].oldest, item[0][0], sorted(item[0][1])),
+    )
     schema, fitting, reasons = known, [], {}
-    for text, kind in by_weight:
+    for key, kind in by_weight:
         try:
             schema = _joined(schema, kind.schema)
             fitting.append(kind)
         except Incompatible as error:
-            reasons[text] = str(error)
+            reasons[key] = str(error)
     if known is None and fitting:
         schema = unify_schemas([kind.schema for kind in sorted(fitting, key=lambda kind: kind.oldest)], reading=True)
     return FolderSchema(schema, reasons)
 
 
-def _without(schema: pa.Schema, names: set[str]) -> pa.Schema:
+def _kind_key(path: str, schema: pa.Schema) -> _KindKey:
+    return schema_to_json(schema), frozenset(name for name, _ in hive_pairs(path)).intersection(schema.names)
+
+
+def _without(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in names])
 
 

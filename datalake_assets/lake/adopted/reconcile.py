@@ -8,7 +8,7 @@ than a compaction is never taken for the truth. It is one commit per partition, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,11 +20,9 @@ from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFail
 from datalake_assets.lake.adopted.listing import (
     FolderSchema,
     Footers,
-    FoundFile,
     Read,
     fold,
     list_folder,
-    partition_names,
 )
 from datalake_assets.lake.commit import Loaded
 from datalake_assets.lake.layout import FeedFolder
@@ -124,8 +122,11 @@ class _Reconciler:
             for key in {*loaded, *listing.partitions}
             if (wanted is None or key in wanted) and loaded.get(key, True) is not None
         }
+        anew = self._only is None and _has_no_rows_yet(looks.values())
+        if anew:
+            looks = {key: replace(look, known={}) for key, look in looks.items()}
         read = self._read(looks)
-        schema = self._fold([*loaded, *listing.partitions], read)
+        schema = self._fold(read, anew=anew)
         with ThreadPoolExecutor(THREADS) as pool:
             jobs = {key: pool.submit(self._commit, key, look, read, schema) for key, look in sorted(looks.items())}
             return {key for key, job in jobs.items() if not job.result()}
@@ -155,17 +156,23 @@ class _Reconciler:
         self._done.problems += read.problems
         return read
 
-    def _fold(self, keys: Iterable[str], read: Read) -> FolderSchema:
-        """The schema is widened before the manifests name files that need it."""
-        state = self._folder.state.load()
-        known = schema_from_json(state.schema) if state.schema else None
-        found = list(read.found.values())
-        folded = fold(known, found, named=partition_names(map(self._folder.partition_path, keys)))
+    def _fold(self, read: Read, *, anew: bool) -> FolderSchema:
+        """The schema is widened before the manifests name files that need it.
+
+        Args:
+            read: What the new files say.
+            anew: Forget the schema so far.
+        """
+        before = self._folder.state.load().schema
+        known = schema_from_json(before) if before and not anew else None
+        found = ((self._folder.partition_path(key), each) for (key, _), each in read.found.items())
+        folded = fold(known, found)
         if folded.schema is not None and folded.schema != known:
             widened = folded.schema
 
             def widen(state: FeedState) -> FeedState:
-                now = schema_from_json(state.schema) if state.schema else widened
+                is_forgotten = not state.schema or (anew and state.schema == before)
+                now = widened if is_forgotten else schema_from_json(state.schema or "")
                 try:
                     both = unify_schemas([now, widened], reading=True)
                 except Incompatible as error:
@@ -179,7 +186,13 @@ class _Reconciler:
     def _commit(self, key: str, look: _Look, read: Read, schema: FolderSchema) -> bool:
         """Takes a partition's files over; False if another process was faster."""
         log, manifest = self._folder.log(key), look.loaded.manifest
-        files = [look.known.get(name) or _fitted(read.found.get((key, name)), schema) for name in sorted(look.there)]
+        path = self._folder.partition_path(key)
+        fitted = {
+            name: replace(found.file, left_out=schema.reason(path, found.schema))
+            for name in look.there
+            if (found := read.found.get((key, name))) is not None
+        }
+        files = [look.known.get(name) or fitted.get(name) for name in sorted(look.there)]
         now = [file for file in files if file is not None]
         if set(now) != set(manifest.files):
             encoded = schema_to_json(schema.schema) if schema.schema is not None else None
@@ -209,5 +222,8 @@ class _Reconciler:
         self._done.rewritten += sum(was[name] != file for name, file in now.items() if name in was)
 
 
-def _fitted(found: FoundFile | None, schema: FolderSchema) -> DataFile | None:
-    return None if found is None else replace(found.file, left_out=schema.reason(found))
+def _has_no_rows_yet(looks: Collection[_Look]) -> bool:
+    """Whether rows come to files that have none: what these say of the schema counts no more, since rows decide."""
+    known = [file for look in looks for file in look.known.values()]
+    has_news = any(len(look.there) > len(look.known) for look in looks) or any(file.left_out for file in known)
+    return has_news and bool(known) and not any(file.rows for file in known if not file.left_out)
