@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
+from datalake_assets.parquet.pages import PageWalk, UnsoundPages
 from datalake_assets.parquet.row_groups import INDEX_FIELDS, MAGIC, Place, Role
 from datalake_assets.parquet.thrift import (
     BINARY,
@@ -253,18 +253,23 @@ class ConcatWriter:
         row_groups: Sequence[int] | None = None,
         *,
         server_side: ServerSide | None = None,
+        is_sound: bool = False,
     ) -> None:
         """Copies row groups with their bloom filters and page indexes; those without rows are left out.
+
+        All pages are walked on the way (`PageWalk`), but for those that the store copies without sending them here.
 
         Args:
             footer: Of the file to copy from.
             read_at: Reads it; what it raises is passed on.
             row_groups: Which, in the order that they shall have; None: all.
             server_side: Where the store finds the file itself; without effect if the sink cannot ask it.
+            is_sound: Its pages need no walk: they were encoded, or walked, a moment ago.
 
         Raises:
             ValueError: The file's schema key is another one, a row group does not exist or is named twice, there
                 would be more than 32,767, or the writer is closed.
+            UnsoundPages: Its pages are not what its metadata says; likewise.
             UnreadableFile: The file is damaged, or shorter than its footer says; then none of its row groups is in
                 this one.
         """
@@ -274,13 +279,14 @@ class ConcatWriter:
             blooms = bloom_places(footer, read_at, [bloom for layout in layouts for bloom in layout.blooms])
             places = [place for layout in layouts for pair in layout.indexes for place in pair if place]
             indexes = read_places(footer, read_at, places)
-            moves = self._copy(footer, read_at, _ranges(footer, chosen, blooms), server_side)
+            walk = None if is_sound else PageWalk(footer, chosen)
+            moves = self._copy(footer, read_at, _ranges(footer, chosen, blooms), server_side, walk)
             rendered = [
-                self._render(footer, number, self._row_groups + added, moves, indexes)
+                self._render(footer, number, ordinal=self._row_groups + added, moves=moves, indexes=indexes, walk=walk)
                 for added, number in enumerate(chosen)
             ]
         except MalformedThrift as error:
-            raise UnreadableFile(footer.where, f"it is damaged: {error}") from error
+            raise UnsoundPages(footer.where, str(error)) from error
         for number, (pieces, indexed) in zip(chosen, rendered, strict=True):
             self._rows += footer.row_groups[number].rows
             self._row_groups += 1
@@ -335,35 +341,68 @@ class ConcatWriter:
             raise
 
     def _copy(
-        self, footer: Footer, read_at: ReadAt, ranges: Iterable[tuple[int, int]], server_side: ServerSide | None
+        self,
+        footer: Footer,
+        read_at: ReadAt,
+        ranges: Iterable[tuple[int, int]],
+        server_side: ServerSide | None,
+        walk: PageWalk | None,
     ) -> _Moves:
-        moves = _Moves()
+        moves, unseen = _Moves(), server_side is not None and not server_side.verify
         for start, end in ranges:
             moves.add(start, end, to=self._size_bytes)
             if server_side is not None and isinstance(self._sink, RangeCopier):
-                self._ask_to_copy(self._sink, start, end, server_side)
+                self._ask_to_copy(self._sink, start, end, server_side, walk)
                 continue
             for offset in range(start, end, self._block_bytes):
                 length = min(self._block_bytes, end - offset)
-                self._write(read_exactly(read_at, offset, length, where=footer.where))
+                data = read_exactly(read_at, offset, length, where=footer.where)
+                if walk is not None:
+                    walk.feed(offset, data)
+                self._write(data)
+        if walk is not None and not (unseen and isinstance(self._sink, RangeCopier)):
+            walk.finish()
         return moves
 
-    def _ask_to_copy(self, sink: RangeCopier, start: int, end: int, source: ServerSide) -> None:
+    def _ask_to_copy(self, sink: RangeCopier, start: int, end: int, source: ServerSide, walk: PageWalk | None) -> None:
         self._saw_all = self._saw_all and source.verify
-        seen = self._checksum.update if source.verify else None
+        offset = start
+
+        def seen(data: bytes) -> None:
+            nonlocal offset
+            self._checksum.update(data)
+            if walk is not None:
+                walk.feed(offset, data)
+            offset += len(data)
+
         with self._or_abandoned():
-            sink.copy_range(source.key, start, end, etag=source.etag, seen=seen)
+            sink.copy_range(source.key, start, end, etag=source.etag, seen=seen if source.verify else None)
         self._size_bytes += end - start
 
     def _render(
-        self, footer: Footer, number: int, ordinal: int, moves: _Moves, indexes: Mapping[Place, bytes]
+        self,
+        footer: Footer,
+        number: int,
+        *,
+        ordinal: int,
+        moves: _Moves,
+        indexes: Mapping[Place, bytes],
+        walk: PageWalk | None,
     ) -> tuple[list[bytes], list[_Indexed]]:
         """The row group's metadata, in pieces."""
         group, layout = footer.row_groups[number], footer.layouts[number]
+
+        def moved_page(offset: int) -> int:
+            if walk is not None and walk.starts and offset not in walk.starts:
+                raise UnsoundPages(footer.where, "its offset index names a page where there is none")
+            return moves.of(offset)
+
         pieces, cursor = [], layout.begin
         indexed = [
             _Indexed(
-                {}, moved_offset_index(indexes[offset], moves.of) if offset else b"", indexes[column] if column else b""
+                {},
+                moved_offset_index(indexes[offset], moved_page) if offset else b"",
+                indexes[column] if column else b"",
             )
             for offset, column in layout.indexes
         ]
@@ -421,7 +460,7 @@ def _key_value(item: tuple[bytes, bytes]) -> bytes:
 def _ranges(footer: Footer, chosen: Sequence[int], blooms: Iterable[Place]) -> list[tuple[int, int]]:
     """What is to be copied, in the source's order; what adjoins or overlaps is one range."""
     groups = (footer.row_groups[number] for number in chosen)
-    ends = [(group.start, group.end + footer.short_by_bytes) for group in groups if group.size_bytes]
+    ends = [(group.start, group.end) for group in groups if group.size_bytes]
     ends += [(offset, offset + length) for offset, length in blooms]
     merged: list[tuple[int, int]] = []
     for start, end in sorted(ends):

@@ -37,11 +37,6 @@ FIRST_READ_BYTES = 64 * 1024  # holds most footers whole
 #: Footers of a hundred thousand column chunks take half of it; more than that is damage, or meant to do harm.
 MAX_FOOTER_BYTES = 64 << 20
 
-# parquet-mr < 1.2.9 left the header of the dictionary page out of a chunk's size; readers that meet it read up to 100
-# bytes more (PARQUET-816, and arrow-cpp's ColumnChunk handling)
-SHORT_CHUNKS = re.compile(rb"parquet-mr version (?:0|1\.[01]|1\.2\.[0-8])(?!\d)")
-SHORT_BY_BYTES = 100
-
 #: Field of the schema in FileMetaData.
 SCHEMA_FIELD = 2
 #: Readers keep lists of releases whose statistics are wrong: of parquet-mr, and of parquet-cpp before it was Arrow's
@@ -67,7 +62,6 @@ class Footer:
         data: The encoded footer.
         layouts: How the row groups' metadata is rewritten, in their order.
         fields: The other fields that go into a footer for the same schema: kind and encoded value by id.
-        short_by_bytes: Readers may look for this many bytes after the end of a column chunk.
     """
 
     rows: int
@@ -80,7 +74,6 @@ class Footer:
     data: bytes = field(repr=False)
     layouts: tuple[Layout, ...] = field(repr=False)
     fields: Mapping[int, tuple[int, bytes]] = field(repr=False)
-    short_by_bytes: int = field(repr=False)
 
     @property
     def end_of_data(self) -> int:
@@ -158,7 +151,7 @@ class _FooterParser:
                 self._fields[number] = (kind, reader.data[begin : reader.position])
         if reader.position != len(reader.data):
             raise MalformedThrift("more follows its end")
-        rows, created_by = self._numbers[3], self._fields.get(6, (BINARY, b""))[1]
+        rows = self._numbers[3]
         if self._groups is None or SCHEMA_FIELD not in self._fields:
             raise MalformedThrift("it names no row groups, or no schema")
         if sum(group.rows for group, _ in self._groups) != rows:
@@ -174,7 +167,6 @@ class _FooterParser:
             data=reader.data,
             layouts=tuple(layout for _, layout in self._groups),
             fields=self._fields,
-            short_by_bytes=SHORT_BY_BYTES if SHORT_CHUNKS.search(created_by) else 0,
         )
 
     def _field(self, number: int, kind: int) -> None:

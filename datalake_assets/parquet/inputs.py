@@ -77,7 +77,12 @@ class OpenInput:
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             in_memory = isinstance(self._native, pa.BufferReader)
-            self.parquet = pq.ParquetFile(self._native, pre_buffer=not in_memory, arrow_extensions_enabled=True)
+            self.parquet = pq.ParquetFile(
+                self._native,
+                pre_buffer=not in_memory,
+                page_checksum_verification=True,
+                arrow_extensions_enabled=True,
+            )
             # a signature follows the footer of a file with encrypted columns; Arrow aborts when it looks at those
             length = self.parquet.metadata.serialized_size
             begin = max(0, file.size_bytes - TAIL_BYTES - length)

@@ -83,6 +83,7 @@ class Outputs(Generic[FinishedT]):
         bounds: Sequence[datetime],
         like: Footer,
         server_side: ServerSide | None = None,
+        is_sound: bool = False,
     ) -> None:
         """Copies row groups into the present output, or into the next if they would make it too large.
 
@@ -93,13 +94,14 @@ class Outputs(Generic[FinishedT]):
             bounds: Times that enclose theirs; none if unknown.
             like: Gives an output that is begun now its schema.
             server_side: Where the store finds the file, to copy from it without us.
+            is_sound: Its pages need no walk.
         """
         size_bytes = sum(footer.row_groups[index].size_bytes for index in row_groups)
         if self._open is not None and self._open.writer.size_bytes + size_bytes > self._target_bytes * SLACK:
             self.roll()
         if self._open is None:
             self._open = self._begun(like)
-        self._open.writer.append(footer, read_at, row_groups, server_side=server_side)
+        self._open.writer.append(footer, read_at, row_groups, server_side=server_side, is_sound=is_sound)
         self._open.bounds.extend(bounds)
 
     def begin(self, like: Footer) -> None:

@@ -26,6 +26,7 @@ from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, InputFile, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
 from datalake_assets.parquet.outputs import Opener, Outputs
+from datalake_assets.parquet.pages import UnsoundPages, walk_pages
 from datalake_assets.parquet.schemas import AnotherShape, Shape, conform_table, inspect, shape_of
 from datalake_assets.parquet.segments import Encoder, Model, Segment, SegmentFormat, model_of, sorted_pieces
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
@@ -130,13 +131,21 @@ def rewrite(
     rejected: dict[str, str] = {}
     enough = min(len(files), 2)
     shape: Shape | None = None
+    unsound: dict[str, str] = {}
     looked_at_all = False
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="parquet-encoder") as pool:
         while len(left := [file for file in files if file.name not in rejected]) >= enough:
             try:
                 shape = shape or _shape_of_first(left, copied=settings.kernel == "concat")
                 with _Pass(
-                    shape, settings, pool, opener, metadata=metadata, on_progress=on_progress, careful=bool(rejected)
+                    shape,
+                    settings,
+                    pool,
+                    opener,
+                    metadata=metadata,
+                    on_progress=on_progress,
+                    unsound=unsound,
+                    careful=bool(unsound or rejected),
                 ) as attempt:
                     done = attempt.run(left, rejected)
                     if len(done.rewritten) >= enough:
@@ -144,6 +153,8 @@ def rewrite(
                     attempt.discard()
             except UnreadableFile as error:
                 rejected[error.where] = error.reason
+            except UnsoundPages as error:
+                unsound[error.where] = error.reason
             except AnotherShape:
                 if looked_at_all:
                     raise CorruptLake(opener.where, "its files change while they are read") from None
@@ -161,8 +172,8 @@ def _shape_of_first(files: Sequence[InputFile], *, copied: bool) -> Shape:
 class _Pass(Generic[FinishedT]):
     """One pass over the inputs; as a context it drops what it wrote when it fails.
 
-    A pass that is not ``careful`` copies what it has not proven yet, which spares reading it twice, and has to be begun
-    again if the proof fails.
+    A pass that is not ``careful`` copies what it has not proven yet and walks pages while it copies them, which spares
+    reading them twice, and has to be begun again if the proof or the walk fails.
     """
 
     def __init__(
@@ -174,9 +185,11 @@ class _Pass(Generic[FinishedT]):
         *,
         metadata: Mapping[str, str],
         on_progress: Callable[[int], None] | None,
+        unsound: dict[str, str],
         careful: bool,
     ) -> None:
         self._shape, self._settings, self._on_progress, self._careful = shape, settings, on_progress, careful
+        self._unsound = unsound  # why files are decoded that might be copied otherwise
         self._where = opener.where
         self._key_values = shape.key_values
         self._given = {key.encode(): value.encode() for key, value in metadata.items()}
@@ -290,20 +303,31 @@ class _Pass(Generic[FinishedT]):
     def _take(self, source: OpenInput) -> None:
         lost = self._loss(source)
         footer = source.footer() if self._may_copy(source, lost) else None
-        if footer is not None and self._fits_as_it_is(footer):
+        unsound = self._why_unsound(source, footer) if footer is not None else ""
+        if footer is not None and not unsound and self._fits_as_it_is(footer):
             self._copy(source, footer)
         elif self._settings.kernel == "concat":
-            raise UnreadableFile(
-                source.file.name, "its schema is another, and the kernel 'concat' copies row groups only"
-            )
+            why = unsound or "its schema is another"
+            raise UnreadableFile(source.file.name, f"{why}, and the kernel 'concat' copies row groups only")
         elif lost:
-            raise UnreadableFile(source.file.name, lost)
+            raise UnreadableFile(source.file.name, f"{unsound}; {lost}" if unsound else lost)
         else:
             if source.file.checksum:  # otherwise it is decoding that proves it
                 self._prove(source)
             for table in source.tables():
                 self._is_in = True
                 self._add(table)
+
+    def _why_unsound(self, source: OpenInput, footer: Footer) -> str:
+        """Why row groups must not be copied though they are worth it; looked into before copying if ``careful``."""
+        name = source.file.name
+        if self._careful and name not in self._unsound and not source.file.is_encoded:
+            try:
+                walk_pages(footer, source.read_at)
+            except UnsoundPages as error:
+                self._unsound[name] = error.reason
+        reason = self._unsound.get(name)
+        return f"its pages are not what its metadata says ({reason})" if reason else ""
 
     def _may_copy(self, source: OpenInput, lost: str | None) -> bool:
         """Whether its row groups are worth keeping as they are, or can only be kept so."""
@@ -392,7 +416,9 @@ class _Pass(Generic[FinishedT]):
             self._like = self._like or segment.footer
             if segment.footer.schema_key != self._like.schema_key:
                 raise AnotherShape
-            self._outputs.append(segment.footer, segment.read_at, [0], bounds=segment.bounds, like=self._like)
+            self._outputs.append(
+                segment.footer, segment.read_at, [0], bounds=segment.bounds, like=self._like, is_sound=True
+            )
             self._counts["encoded"] += 1
 
     def _sort(self, files: Sequence[InputFile]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "EXTENSION",
     "INDEX_FIELDS",
     "MAGIC",
+    "Chunk",
     "Layout",
     "Leaf",
     "Patch",
@@ -39,7 +40,7 @@ EXTENSION_HEADER_BYTES = 4
 # fields that are read: id -> kind
 GROUP_NUMBERS = {3: I64, 5: I64, 7: I16}
 CHUNK_NUMBERS = {2: I64, 4: I64, 5: I32, 6: I64, 7: I32}
-COLUMN_NUMBERS = {1: I32, 5: I64, 7: I64, 9: I64, 10: I64, 11: I64, 14: I64, 15: I32}
+COLUMN_NUMBERS = {1: I32, 5: I64, 6: I64, 7: I64, 9: I64, 10: I64, 11: I64, 14: I64, 15: I32}
 OFFSETS_OF_PAGES = (9, 10, 11)
 
 
@@ -87,6 +88,30 @@ class Place(NamedTuple):
         return cls(offset, length)
 
 
+class Chunk(NamedTuple):
+    """What is said of one column chunk.
+
+    Attributes:
+        kind: Physical type.
+        values: Its values, nulls included.
+        start: Of its first page.
+        end: After its last one.
+        plain_bytes: Of its pages before compression, their headers included.
+        data_offset: Of its first data page.
+        dictionary_offset: Of its dictionary; 0 where there is none, or where it is not said.
+        offsets: Of its first pages of each kind, as far as they are said.
+    """
+
+    kind: int
+    values: int
+    start: int
+    end: int
+    plain_bytes: int
+    data_offset: int
+    dictionary_offset: int
+    offsets: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RowGroup:
     """A row group's share of the file.
@@ -118,6 +143,7 @@ class Layout:
         patches: In the order of the footer.
         blooms: Its bloom filters.
         indexes: Offset index and column index of each column chunk that has any.
+        chunks: Its column chunks.
     """
 
     begin: int
@@ -125,6 +151,7 @@ class Layout:
     patches: tuple[Patch, ...]
     blooms: tuple[Place, ...]
     indexes: tuple[tuple[Place | None, Place | None], ...]
+    chunks: tuple[Chunk, ...]
 
 
 class Leaf(NamedTuple):
@@ -184,16 +211,6 @@ def parse_row_group(reader: CompactReader, leaves: list[Leaf], *, limit: int) ->
     return _RowGroupParser(reader, limit).parse(leaves)
 
 
-class _Chunk(NamedTuple):
-    """What is said of one column chunk; the offsets are of its first pages of each kind."""
-
-    kind: int
-    values: int
-    start: int
-    end: int
-    offsets: tuple[int, ...]
-
-
 class _RowGroupParser:
     def __init__(self, reader: CompactReader, limit: int) -> None:
         self._reader, self._limit = reader, limit
@@ -203,7 +220,7 @@ class _RowGroupParser:
 
     def parse(self, leaves: list[Leaf]) -> tuple[RowGroup, Layout]:
         reader, begin = self._reader, self._reader.position
-        chunks: list[_Chunk] | None = None
+        chunks: list[Chunk] | None = None
         numbers: dict[int, int] = {}
         for field, kind in reader.fields():
             if field == 1:
@@ -219,7 +236,9 @@ class _RowGroupParser:
         _check_places(chunks if rows else (), self._limit)  # without rows, Arrow leaves offsets of 0
         start = min((chunk.start for chunk in chunks), default=0) if rows else 0
         end = max((chunk.end for chunk in chunks), default=0) if rows else 0
-        layout = Layout(begin, reader.position, tuple(self._patches), tuple(self._blooms), tuple(self._indexes))
+        layout = Layout(
+            begin, reader.position, tuple(self._patches), tuple(self._blooms), tuple(self._indexes), tuple(chunks)
+        )
         return RowGroup(rows, start, end), layout
 
     def _number(self, field: int, kind: int, kinds: dict[int, int], roles: dict[int, Role]) -> int:
@@ -245,9 +264,9 @@ class _RowGroupParser:
             raise MalformedThrift("an extension is not the last field")
         self._patches.append(Patch(begin, reader.position, Role.DROP, 0))
 
-    def _chunk(self) -> _Chunk:
+    def _chunk(self) -> Chunk:
         reader = self._reader
-        chunk: _Chunk | None = None
+        chunk: Chunk | None = None
         numbers: dict[int, int] = {}
         for field, kind in reader.fields():
             if field == 3:  # noqa: PLR2004  # meta_data
@@ -276,7 +295,7 @@ class _RowGroupParser:
         if offset_index or column_index:
             self._indexes.append((offset_index, column_index))
 
-    def _column(self) -> _Chunk:
+    def _column(self) -> Chunk:
         reader = self._reader
         numbers: dict[int, int] = {}
         for field, kind in reader.fields():
@@ -289,10 +308,12 @@ class _RowGroupParser:
         dictionary, start = numbers.get(11, 0), numbers[9]
         start = dictionary if 0 < dictionary < start else start
         offsets = tuple(numbers[field] for field in OFFSETS_OF_PAGES if numbers.get(field))
-        return _Chunk(numbers[1], numbers[5], start, start + numbers[7], offsets)
+        return Chunk(
+            numbers[1], numbers[5], start, start + numbers[7], numbers.get(6, -1), numbers[9], dictionary, offsets
+        )
 
 
-def _check_chunks(chunks: list[_Chunk], leaves: list[Leaf], rows: int) -> None:
+def _check_chunks(chunks: list[Chunk], leaves: list[Leaf], rows: int) -> None:
     """Refuses what contradicts the schema or the count of rows."""
     if len(chunks) != len(leaves):
         raise MalformedThrift(f"a row group has {len(chunks)} column chunks for {len(leaves)} columns")
@@ -303,7 +324,7 @@ def _check_chunks(chunks: list[_Chunk], leaves: list[Leaf], rows: int) -> None:
             raise MalformedThrift("a column chunk has not as many values as its row group has rows")
 
 
-def _check_places(chunks: Iterable[_Chunk], limit: int) -> None:
+def _check_places(chunks: Iterable[Chunk], limit: int) -> None:
     for chunk in chunks:
         if not len(MAGIC) <= chunk.start < chunk.end <= limit:
             raise MalformedThrift("a column chunk lies outside the file")

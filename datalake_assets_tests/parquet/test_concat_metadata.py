@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.parquet.row_groups import EXTENSION, Role
-from datalake_assets.parquet.thrift import BINARY, CompactReader, CompactWriter, zigzag
+from datalake_assets.parquet.thrift import BINARY, CompactWriter, zigzag
 from datalake_assets_tests.parquet.parquet_files import (
     columns,
     concatenated,
@@ -114,20 +114,3 @@ def test_file_offsets_of_old_writers_are_moved_or_zero():
 
     offsets = [column.file_offset for column in columns(out)]
     assert offsets == [0, 0, *[4 + footer(body).row_groups[0].size_bytes] * 2, 0, 0]
-
-
-def test_column_chunks_that_are_shorter_than_told_are_copied_with_what_follows():
-    """parquet-mr < 1.2.9 forgot the header of the dictionary page; readers look for up to 100 bytes more."""
-    created_by = b"parquet-mr version 1.2.8"
-    body = edited(
-        parquet(numbers(0, 300)), file=lambda fields: fields | {6: (BINARY, CompactWriter.binary(created_by))}
-    )
-    short = edited(
-        body, column=lambda fields: fields | {7: (6, zigzag(CompactReader(fields[7][1]).integer(6, 6) - 14))}
-    )
-    moved, kept = concatenated(short, short)[1], footer(short)
-
-    assert kept.short_by_bytes == 100
-    assert footer(body.replace(b"1.2.8", b"1.2.9")).short_by_bytes == 0
-    group = kept.row_groups[0]
-    assert short[group.start : group.end + 14] in moved[: footer(moved).row_groups[1].start]

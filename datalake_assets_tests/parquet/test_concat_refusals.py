@@ -6,6 +6,7 @@ import pytest
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ConcatWriter
+from datalake_assets.parquet.pages import UnsoundPages
 from datalake_assets_tests.parquet.parquet_files import concatenated, footer, numbers, parquet, read, reader, rows
 from datalake_assets_tests.parquet.sinks import MemorySink
 
@@ -53,7 +54,7 @@ def test_a_damaged_file_leaves_the_writer_as_it_was():
     sink = MemorySink()
     writer = ConcatWriter(sink, footer(good))
     writer.append(footer(good), reader(good))
-    with pytest.raises(UnreadableFile, match=r"lake/input\.parquet: it is damaged"):
+    with pytest.raises(UnsoundPages, match=r"lake/input\.parquet: there is no kind 15"):
         writer.append(footer(bytes(bad)), reader(bytes(bad)))
     with pytest.raises(UnreadableFile, match="it ends before"):
         writer.append(footer(good), reader(good[:100]))

@@ -108,7 +108,7 @@ def test_times_without_a_logical_type_mean_what_they_meant(tmp_path):
         (tmp_path / "x.parquet").write_bytes(each)
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'Asia/Tokyo'")
-            seen.append(connection.read_parquet(str(tmp_path / "x.parquet")).aggregate("min(t)::varchar").fetchone())
+            seen.append(connection.read_parquet(str(tmp_path / "x.parquet")).aggregate("min(t)::varchar").fetchall()[0])
     assert seen == [("2025-01-01 12:00:00",)] * 2
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.footer import FIRST_READ_BYTES, MAX_FOOTER_BYTES, parse_footer
+from datalake_assets.parquet.pages import UnsoundPages
 from datalake_assets.parquet.row_groups import EXTENSION, RowGroup
 from datalake_assets.parquet.thrift import (
     BINARY,
@@ -290,7 +291,7 @@ def try_all(body):
         writer = ConcatWriter(MemorySink(), told)
         writer.append(told, reader(body))
         writer.close()
-    except UnreadableFile:
+    except (UnreadableFile, UnsoundPages):
         return False
     return True
 

@@ -1,0 +1,301 @@
+"""The pages of row groups, walked without decoding: whether they are what the metadata says, before they are copied.
+
+Metadata can be wrong where the data are right: old writers stated chunks too short (PARQUET-816), others a wrong first
+page. Readers that decode page by page get along with that; whoever copies bytes by the metadata loses values. So each
+page's header is read, and all that pages say of themselves must add up to what their chunk's metadata says. Where pages
+have checksums, these are compared.
+
+A walk is fed the bytes that are copied anyway, in the order of the file, so that it costs no read of its own.
+
+Source: apache/parquet-format, src/main/thrift/parquet.thrift: PageHeader and what it holds.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
+from datalake_assets.parquet.row_groups import Chunk
+from datalake_assets.parquet.thrift import I32, STRUCT, CompactReader, MalformedThrift
+
+__all__ = ["PageWalk", "UnsoundPages", "walk_pages"]
+
+BLOCK_BYTES = 4 << 20
+#: What a header is looked for in, first; statistics can make it longer.
+HEADER_BYTES = 256
+#: Arrow's own limit of a page header (arrow-cpp, kDefaultMaxPageHeaderSize).
+MAX_HEADER_BYTES = 16 << 20
+# PageType
+DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
+# Encoding: PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY
+PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
+#: Bytes of a value in a dictionary, by physical type; a text is preceded by its length.
+VALUE_BYTES = {1: 4, 2: 8, 3: 12, 4: 4, 5: 8}
+BYTE_ARRAY, LENGTH_BYTES = 6, 4
+
+
+class UnsoundPages(Exception):
+    """The pages of a file do not add up to what its metadata says; decoding it may still be right.
+
+    Attributes:
+        where: The file.
+        reason: What is wrong.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where, self.reason = where, reason
+        super().__init__(f"{where}: {reason}")
+
+
+class _Page(NamedTuple):
+    """What a page's header says; ``rows`` is None where it doesn't say."""
+
+    kind: int
+    header_bytes: int
+    plain_bytes: int
+    size_bytes: int
+    crc: int | None
+    values: int
+    rows: int | None
+    encoding: int
+
+
+class PageWalk:
+    """A walk over the pages of column chunks.
+
+    Args:
+        footer: Of the file.
+        row_groups: Which of its row groups; those without rows have no pages.
+
+    Attributes:
+        starts: Where the data pages that were passed begin.
+
+    Raises:
+        UnsoundPages: Column chunks overlap.
+    """
+
+    def __init__(self, footer: Footer, row_groups: Sequence[int]) -> None:
+        self._where = footer.where
+        groups = [(footer.row_groups[number].rows, footer.layouts[number].chunks) for number in row_groups]
+        ordered = sorted(((chunk, rows) for rows, chunks in groups for chunk in chunks), key=lambda each: each[0].start)
+        self._chunks = [_ChunkWalk(chunk, rows) for chunk, rows in ordered]
+        for before, after in pairwise(ordered):
+            if after[0].start < before[0].end:
+                raise UnsoundPages(self._where, "its column chunks overlap")
+        self._next = 0
+        self.starts: set[int] = set()
+
+    def feed(self, offset: int, data: bytes | memoryview) -> None:
+        """Takes the bytes from ``offset`` on, which lie behind all those before.
+
+        Raises:
+            UnsoundPages: A page is not what the metadata says.
+            UnreadableFile: A page's checksum is not that of its bytes.
+        """
+        view = memoryview(data)
+        end = offset + len(view)
+        try:
+            while self._next < len(self._chunks) and self._chunks[self._next].chunk.start < end:
+                walk = self._chunks[self._next]
+                begin = max(walk.position, offset)
+                walk.feed(view[begin - offset : min(walk.chunk.end, end) - offset])
+                if walk.position < walk.chunk.end:
+                    return
+                walk.finish()
+                self.starts |= walk.starts
+                self._next += 1
+        except MalformedThrift as error:
+            raise UnsoundPages(self._where, str(error)) from error
+        except _Damaged as error:
+            raise UnreadableFile(self._where, str(error)) from error
+
+    def finish(self) -> None:
+        """Sees to it that all chunks were walked.
+
+        Raises:
+            UnsoundPages: They were not.
+        """
+        if self._next < len(self._chunks):
+            raise UnsoundPages(self._where, "its pages end early")
+
+
+class _Damaged(Exception):
+    """A page is not what was written."""
+
+
+class _ChunkWalk:
+    """The walk over one column chunk, fed in pieces."""
+
+    def __init__(self, chunk: Chunk, rows: int) -> None:
+        self.chunk, self._rows = chunk, rows
+        self.position = chunk.start
+        self._head = b""  # of a header that is not whole yet
+        self._page: _Page | None = None
+        self._page_begin = self._left = self._crc = 0
+        self._plain_bytes = self._values = self._page_rows = 0
+        self._has_dictionary = self._counts_rows = False
+        self._first_data: int | None = None
+        self.starts: set[int] = set()
+
+    def feed(self, data: memoryview) -> None:
+        at = 0
+        while at < len(data):
+            at += self._pass_page(data[at:]) if self._page else self._pass_header(data[at:])
+
+    def finish(self) -> None:
+        chunk = self.chunk
+        if self._page is not None or self._head:
+            raise MalformedThrift("a page is longer than its column chunk")
+        if self._values != chunk.values:
+            raise MalformedThrift(f"its pages hold {self._values} values, and its metadata says {chunk.values}")
+        if self._plain_bytes != chunk.plain_bytes:
+            raise MalformedThrift(
+                f"its pages take {self._plain_bytes} bytes, and its metadata says {chunk.plain_bytes}"
+            )
+        if self._counts_rows and self._page_rows != self._rows:
+            raise MalformedThrift(f"its pages hold {self._page_rows} rows, and its metadata says {self._rows}")
+        if self._first_data != chunk.data_offset:
+            raise MalformedThrift("its first page is not where its metadata says")
+
+    def _pass_header(self, data: memoryview) -> int:
+        """Bytes of ``data`` that belong to the header here, or to as much of it as there is."""
+        known, size = len(self._head), HEADER_BYTES
+        left = self.chunk.end - self.position
+        while True:
+            head = self._head + bytes(data[:size])
+            try:
+                page = _page_of(head)
+                break
+            except MalformedThrift:
+                if size < len(data):
+                    size *= 16
+                elif len(data) >= left or len(head) > MAX_HEADER_BYTES:
+                    raise
+                else:
+                    self._head = head
+                    self.position += len(data)
+                    return len(data)
+        self._page, self._head = page, b""
+        self._page_begin = self.position - known
+        self._left, self._crc = page.size_bytes, 0
+        self.position += page.header_bytes - known
+        self._check(page)
+        if self.position + page.size_bytes > self.chunk.end:
+            raise MalformedThrift("a page is longer than its column chunk")
+        if not page.size_bytes:
+            self._end_page(page)
+        return page.header_bytes - known
+
+    def _pass_page(self, data: memoryview) -> int:
+        page = self._page
+        assert page is not None  # noqa: S101  for mypy: the caller asked
+        taken = min(self._left, len(data))
+        if page.crc is not None:
+            self._crc = zlib.crc32(data[:taken], self._crc)
+        self._left -= taken
+        self.position += taken
+        if not self._left:
+            self._end_page(page)
+        return taken
+
+    def _end_page(self, page: _Page) -> None:
+        self._page = None
+        if page.crc is not None and self._crc != page.crc:
+            raise _Damaged("the checksum of a page is not that of its bytes")
+
+    def _check(self, page: _Page) -> None:
+        self._plain_bytes += page.header_bytes + page.plain_bytes
+        if page.kind == DICTIONARY_PAGE:
+            self._check_dictionary(page)
+            return
+        if page.kind not in (DATA_PAGE, DATA_PAGE_V2):
+            raise MalformedThrift(f"a page is of a kind {page.kind} that is not known")
+        if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY) and not self._has_dictionary:
+            raise MalformedThrift("a page needs a dictionary, and there is none")
+        if self._first_data is None:
+            self._first_data = self._page_begin
+        self.starts.add(self._page_begin)
+        self._values += page.values
+        if page.rows is not None:
+            self._counts_rows = True
+            self._page_rows += page.rows
+
+    def _check_dictionary(self, page: _Page) -> None:
+        chunk = self.chunk
+        if self._has_dictionary or self._first_data is not None or self._page_begin != chunk.start:
+            raise MalformedThrift("a dictionary is not its column chunk's first page")
+        if chunk.dictionary_offset != self._page_begin:
+            raise MalformedThrift("its dictionary is not where its metadata says")
+        if page.encoding not in (PLAIN, PLAIN_DICTIONARY):
+            raise MalformedThrift(f"a dictionary has the encoding {page.encoding}")
+        width = VALUE_BYTES.get(chunk.kind)
+        if width is not None and page.values * width != page.plain_bytes:
+            raise MalformedThrift(f"a dictionary of {page.values} values takes {page.plain_bytes} bytes")
+        if chunk.kind == BYTE_ARRAY and page.values * LENGTH_BYTES > page.plain_bytes:
+            raise MalformedThrift(f"a dictionary of {page.values} values takes {page.plain_bytes} bytes")
+        self._has_dictionary = True
+
+
+def _page_of(data: bytes) -> _Page:
+    """The header that begins with these bytes."""
+    reader = CompactReader(data)
+    numbers: dict[int, int] = {}
+    inner: dict[int, int] = {}
+    held = 0
+    for field, kind in reader.fields():
+        if field in (1, 2, 3, 4):
+            numbers[field] = reader.integer(kind, I32)
+        elif field in (5, 7, 8):
+            reader.expect(kind, STRUCT)
+            held, inner = field, _numbers(reader, of_v2=field == 8)  # noqa: PLR2004  data_page_header_v2
+    try:
+        kind, plain_bytes, size_bytes = numbers[1], numbers[2], numbers[3]
+        encoding = inner[4] if kind == DATA_PAGE_V2 else inner[2]
+        values = inner[1]
+    except KeyError as error:
+        raise MalformedThrift(f"a page's header lacks field {error}") from error
+    if {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}.get(kind, held) != held:
+        raise MalformedThrift("a page's header is of another kind than its page")
+    if min(plain_bytes, size_bytes, values) < 0:
+        raise MalformedThrift("a page's header has a negative number")
+    crc = numbers[4] & 0xFFFFFFFF if 4 in numbers else None  # noqa: PLR2004  crc
+    rows = inner[3] if kind == DATA_PAGE_V2 else None
+    return _Page(kind, reader.position, plain_bytes, size_bytes, crc, values, rows, encoding)
+
+
+def _numbers(reader: CompactReader, *, of_v2: bool) -> dict[int, int]:
+    """The leading numbers of the header of a page of one kind: values, encoding; of version 2 also rows."""
+    wanted = (1, 2, 3, 4) if of_v2 else (1, 2)
+    found = {}
+    for field, kind in reader.fields():
+        if field in wanted:
+            found[field] = reader.integer(kind, I32)
+    return found
+
+
+def walk_pages(footer: Footer, read_at: ReadAt, row_groups: Sequence[int] | None = None) -> None:
+    """Walks over all pages of row groups; reads them all, where `PageWalk` is fed what is read anyway.
+
+    Args:
+        footer: Of the file.
+        read_at: Reads it; what it raises is passed on.
+        row_groups: Which; None: all.
+
+    Raises:
+        UnsoundPages: The pages are not what the metadata says.
+        UnreadableFile: A page's checksum is not that of its bytes, or the file is shorter than its footer says.
+    """
+    chosen = [number for number in _all(footer, row_groups) if footer.row_groups[number].rows]
+    walk = PageWalk(footer, chosen)
+    for start, end in sorted((footer.row_groups[number].start, footer.row_groups[number].end) for number in chosen):
+        for offset in range(start, end, BLOCK_BYTES):
+            walk.feed(offset, read_exactly(read_at, offset, min(BLOCK_BYTES, end - offset), where=footer.where))
+    walk.finish()
+
+
+def _all(footer: Footer, row_groups: Sequence[int] | None) -> Iterable[int]:
+    return range(len(footer.row_groups)) if row_groups is None else row_groups
