@@ -34,28 +34,28 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
-def test_column_of_files_and_of_paths_is_given_by_each_files_path_else_by_the_file(local_store, folder, case, at_once):
+def test_column_of_files_and_of_paths_is_given_by_each_files_path_else_by_the_file(store, folder, case, at_once):
     values, kind, expected = CASES[case]
     folder.write("0.parquet", [1], region=values)
     folder.write("1.parquet", [11], region=values)
     if not at_once:
-        feed = adopt(local_store, folder.uri, "clicks").feed
-        assert set(by_id(open_table(local_store, feed))) == {1, 11}
+        feed = adopt(store, folder.uri, "clicks").feed
+        assert set(by_id(open_table(store, feed))) == {1, 11}
     folder.write("region=5/0.parquet", [2])
     folder.write("region=5/1.parquet", [3], region=["a column of the file that its own path overrules"])
-    adoption = adopt(local_store, folder.uri, "clicks")
-    table = open_table(local_store, adoption.feed)
+    adoption = adopt(store, folder.uri, "clicks")
+    table = open_table(store, adoption.feed)
     expected = {**expected, 11: expected[1]}
 
     assert adoption.found.left_out == []
     assert table.scan().schema.field("region").type == kind
     assert by_id(table) == expected
-    answer = run_sql(local_store, [table.feed], "select id, region from clicks order by id")
+    answer = run_sql(store, [table.feed], "select id, region from clicks order by id")
     assert dict(answer.rows) == expected
-    assert run_sql(local_store, [table.feed], "select count(id) from clicks").rows == ((4,),)
+    assert run_sql(store, [table.feed], "select count(id) from clicks").rows == ((4,),)
     for key in table.partitions():
         assert table.compact(key, FORCE).files_after == 1
-    assert by_id(open_table(local_store, adoption.feed)) == expected
+    assert by_id(open_table(store, adoption.feed)) == expected
     assert list(table.verify(deep=True)) == []
 
 
@@ -124,11 +124,11 @@ def test_files_without_rows_that_came_first_give_way(store, folder):
     assert [each.name for each in adopt(store, folder.uri, "clicks").found.left_out][:1] == ["c.parquet"]
 
 
-def test_rows_decide_in_a_merge_too(local_store, folder):
+def test_rows_decide_in_a_merge_too(store, folder):
     """Files whose types a scan can read as one may still not fit into one file."""
     folder.write("a.parquet", [1])
     folder.write("b.parquet", [2])
-    table = open_table(local_store, adopt(local_store, folder.uri, "clicks").feed)
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
     for number in range(5):
         folder.put(f"empty{number}.parquet", parquet_bytes({"id": pa.array([], pa.string())}))
 
