@@ -62,11 +62,18 @@ __all__ = [
     "UnreadableFile",
     "UnsafeStore",
     "UploadGone",
+    "unforeseen_text",
 ]
 
 
 class DatalakeError(Exception):
     """Base of everything that this package raises on purpose; ``str()`` is one line fit for a person."""
+
+
+def unforeseen_text(error: BaseException) -> str:
+    """What is said of an error that no code foresaw, where only a part of the work is lost by it."""
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}{': ' if text else ''}{text} (a bug; see where with -v)"
 
 
 class ConfigError(DatalakeError):

@@ -7,6 +7,7 @@ Running a compaction, and telling what came of it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -18,7 +19,7 @@ from datalake_assets.cli.output import CompactProgress, one_line, print_json, sa
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, Estimate, LeftAlone
 from datalake_assets.core.wording import size_text
-from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import (
     Compacted,
@@ -46,6 +47,9 @@ __all__ = [
     "total_line",
     "warn_of_unusable",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(cls=LakeCommand)
@@ -264,7 +268,7 @@ def _compact(
 def _tell(progress: CompactProgress, feed: Feed, one: Compacted) -> None:
     if one.error is not None:
         warn(f"Error: {feed.path} {one.key}: {one.error}")
-    elif one.report is not None:
+    if one.report is not None:
         if one.changed:
             progress.tell(line_of(feed, one.report))
         warn_of_unusable(feed, one.key, one.report.skipped)
@@ -343,6 +347,11 @@ def show_plans(
         except DatalakeError as error:
             failed = True
             warn(f"Error: {feed.path} {key}: {error}")
+            continue
+        except Exception as error:  # the other partitions can be planned
+            logger.exception("no plan for %s %s", feed.path, key)
+            failed = True
+            warn(f"Error: {feed.path} {key}: {unforeseen_text(error)}")
             continue
         plans.append((key, plan))
         warn_of_unusable(feed, key, plan.left_alone)

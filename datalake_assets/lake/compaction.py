@@ -3,8 +3,6 @@
 Each group of files is one commit of its own, so that an interruption loses the work on a group or two. Appends go on
 meanwhile: a commit conflicts only if one of its inputs is gone. After a pass the plan is made again on what came out;
 what it finds then are files of large row groups, which are copied, not encoded a second time.
-
-Files of a partition on their way into a rewrite: small ones fetched whole and ahead, large ones read in place.
 """
 
 from __future__ import annotations
@@ -14,16 +12,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
-from pathlib import Path
-from typing import Final, Protocol
-
-import pyarrow as pa
+from typing import Protocol
 
 from datalake_assets.core.compaction.plan import (
     CompactionGroup,
@@ -38,125 +32,24 @@ from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import window_of
 from datalake_assets.core.verdicts import PartitionHealth, health_of
-from datalake_assets.errors import CommitConflict, ObjectNotFound, PreconditionFailed, UnreadableFile
+from datalake_assets.errors import (
+    CommitConflict,
+    CorruptLake,
+    DatalakeError,
+    ObjectNotFound,
+    unforeseen_text,
+)
 from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
 from datalake_assets.lake.commit import Change, PartitionLog, Planned
+from datalake_assets.lake.compaction_inputs import Inputs
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store.base import StagedFile, StagedWriter, Store
+from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import CompactionProgress, CompactionReport
-from datalake_assets.parquet.inputs import CHANGED, InputFile
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
-__all__ = ["Guard", "Inputs", "compact", "partition_health", "plan", "plan_of"]
-
-#: Up to this size one request for all of a file is faster than several for its parts.
-WHOLE_BYTES: Final = 8 << 20
-#: The same in a local folder, where it is memory that costs: each larger file would get fresh pages.
-WHOLE_LOCAL_BYTES: Final = 1 << 20
-#: The same where its row groups may be copied by the store, so that most of it need not be read.
-WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
-#: Requests under way, and bytes fetched ahead of the reader.
-THREADS: Final = 32
-AHEAD_BYTES: Final = 32 << 20
-
-
-class Inputs:
-    """Gives a rewrite its inputs.
-
-    Args:
-        store: Where the files live.
-        log: Of their partition.
-        files: In the order in which they will be read.
-        adopted: Others write there too: a file counts only if it still has its ETag.
-        may_copy: The store may copy row groups without our reading them.
-        made: Names of the files that this compaction has made itself.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        log: PartitionLog,
-        files: Sequence[DataFile],
-        *,
-        adopted: bool,
-        may_copy: bool,
-        made: Collection[str] = (),
-    ) -> None:
-        self._store, self._log, self._listed = store, log, list(files)
-        self._adopted, self._made = adopted, made
-        is_remote = "://" in store.uri
-        self._whole_bytes = WHOLE_LOCAL_BYTES
-        if is_remote:
-            self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
-        self._ahead: dict[int, Future[bytes]] = {}
-        self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
-
-    def close(self) -> None:
-        """Ends what is under way."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._ahead.clear()
-
-    def _input(self, index: int, file: DataFile) -> InputFile:
-        return InputFile(
-            name=file.name,
-            size_bytes=file.size_bytes,
-            rows=file.rows,
-            open=partial(self._open, index),
-            checksum=file.checksum,
-            copy_source=(self._log.key_of(file.name), file.etag) if self._pool and file.etag else None,
-            is_encoded=file.name in self._made,
-        )
-
-    def _open(self, index: int) -> pa.NativeFile:
-        file = self._listed[index]
-        if file.size_bytes > self._whole_bytes:
-            return self._in_place(file)
-        if self._pool is None:
-            return pa.BufferReader(self._fetch(file))
-        self._fetch_ahead(self._pool, index)
-        return pa.BufferReader(self._ahead.pop(index).result())
-
-    def _fetch_ahead(self, pool: ThreadPoolExecutor, index: int) -> None:
-        """Begins to fetch the files that follow; one that is read again is fetched again."""
-        budget = AHEAD_BYTES
-        for following in range(index, len(self._listed)):
-            file = self._listed[following]
-            budget -= file.size_bytes
-            if budget < 0 and following > index:
-                return
-            if file.size_bytes <= self._whole_bytes and following not in self._ahead:
-                self._ahead[following] = pool.submit(self._fetch, file)
-
-    def _fetch(self, file: DataFile) -> bytes:
-        key = self._log.key_of(file.name)
-        if self._adopted:
-            return self._unchanged(file, key)
-        if self._pool is not None:
-            return self._store.get(key)[0]
-        try:
-            return Path(self._store.path(key)).read_bytes()
-        except FileNotFoundError as error:
-            raise ObjectNotFound(key, "is gone") from error
-
-    def _unchanged(self, file: DataFile, key: str) -> bytes:
-        try:
-            return self._store.tail(key, file.size_bytes, etag=file.etag)
-        except PreconditionFailed as error:
-            raise UnreadableFile(file.name, CHANGED) from error
-
-    def _in_place(self, file: DataFile) -> pa.NativeFile:
-        key = self._log.key_of(file.name)
-        if self._adopted and self._store.changed({key: file.etag}):
-            raise UnreadableFile(file.name, CHANGED)
-        try:
-            return self._store.filesystem().open_input_file(self._store.path(key))
-        except FileNotFoundError as error:
-            raise ObjectNotFound(key, "is gone") from error
-
+__all__ = ["Guard", "compact", "partition_health", "plan", "plan_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -247,6 +140,7 @@ class _Tally:
     copied: int = 0
     encoded: int = 0
     excluded: dict[str, str] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
     made: set[str] = field(default_factory=set)
 
     @property
@@ -263,6 +157,7 @@ class _Work:
     group: CompactionGroup
     commit_id: str
     done: Rewritten[StagedFile] | None
+    failed: frozenset[str] = frozenset()
 
 
 class _Stopped(Exception):
@@ -344,8 +239,7 @@ class _Compaction:
         """After an interruption: drops what was rewritten and not handed on."""
         for job in jobs:
             if not job.cancel() and job.exception() is None and (done := job.result().done) is not None:
-                for staged, _ in done.outputs:
-                    self._folder.data_store.discard_staged(staged)
+                self._discard(done)
 
     def _settings(self, workers: int) -> RewriteSettings:
         feed = self._folder.feed
@@ -383,22 +277,60 @@ class _Compaction:
             self._tell(done_bytes - told)
             told = done_bytes
 
-        inputs = Inputs(
-            store,
-            self._log,
-            group.files,
-            adopted=store is not self._folder.store,
-            may_copy=settings.kernel != "reencode" and not settings.verify and not settings.sort_by,
-            made=self._tally.made,
-        )
+        def run(files: Sequence[DataFile], on_progress: Callable[[int], None]) -> Rewritten[StagedFile]:
+            inputs = Inputs(
+                store,
+                self._log,
+                files,
+                adopted=store is not self._folder.store,
+                may_copy=settings.kernel != "reencode" and not settings.verify and not settings.sort_by,
+                made=self._tally.made,
+            )
+            with closing(inputs):
+                metadata = self._footer(commit_id, manifest)
+                return rewrite(inputs.files, settings, opener, metadata=metadata, on_progress=on_progress)
+
         try:
-            done = rewrite(inputs.files, settings, opener, metadata=self._footer(commit_id, manifest), on_progress=tell)
+            return _Work(group, commit_id, run(group.files, tell))
         except ObjectNotFound as error:
             logger.info("a file of %s is gone, merged by somebody else: %s", self._log.data_folder, error)
             return _Work(group, commit_id, None)
-        finally:
-            inputs.close()
-        return _Work(group, commit_id, done)
+        except Exception as error:
+            if not _is_of_files(error):
+                raise
+            logger.exception("a merge in %s failed; its files are tried one by one", self._log.data_folder)
+            culprits = self._culprits(group, run, error)
+            return _Work(group, commit_id, Rewritten(rejected=culprits), frozenset(culprits))
+
+    def _culprits(
+        self,
+        group: CompactionGroup,
+        run: Callable[[Sequence[DataFile], Callable[[int], None]], Rewritten[StagedFile]],
+        error: Exception,
+    ) -> dict[str, str]:
+        """The files of a group that failed which fail alone, too, with the reason; all if it takes several to fail."""
+
+        def go_on(_: int) -> None:
+            if self._stopped.is_set():
+                raise _Stopped
+
+        found = {}
+        for file in group.files:
+            try:
+                done = run([file], go_on)
+            except Exception as alone:
+                if not _is_of_files(alone):
+                    raise
+                found[file.name] = _failure_text(alone)
+            else:
+                self._discard(done)
+        return found or dict.fromkeys(
+            (file.name for file in group.files), f"not merged together: {_failure_text(error)}"
+        )
+
+    def _discard(self, done: Rewritten[StagedFile]) -> None:
+        for staged, _ in done.outputs:
+            self._folder.data_store.discard_staged(staged)
 
     def _footer(self, commit_id: str, manifest: Manifest) -> dict[str, str]:
         """What a file says of itself; its rows are among those that the partition's position stands for."""
@@ -413,11 +345,11 @@ class _Compaction:
         if work.done is None:
             return
         self._tally.excluded |= work.done.rejected
+        self._tally.failed |= work.failed
         if not work.done.outputs:
             return
         if len(work.group.files) == len(work.done.outputs) == 1:
-            for staged, _ in work.done.outputs:
-                self._folder.data_store.discard_staged(staged)
+            self._discard(work.done)
             self._tally.excluded[work.group.files[0].name] = "cannot be split: a row group is as large as the target"
             return
         self._ask_guard(work.done)
@@ -448,8 +380,7 @@ class _Compaction:
             if self._guard is not None:
                 self._guard.before_commit()
         except BaseException:
-            for staged, _ in done.outputs:
-                self._folder.data_store.discard_staged(staged)
+            self._discard(done)
             raise
 
     def _tell(self, more_bytes: int) -> None:
@@ -477,7 +408,17 @@ class _Compaction:
             small_files_remaining=partition.small_files,
             skipped=tuple(each for each in plan.left_alone if each.name in known),
             partition=partition,
+            failed=tuple(each for each in plan.left_alone if each.name in tally.failed),
         )
+
+
+def _is_of_files(error: Exception) -> bool:
+    """Whether an error of a rewrite comes from what is in the files, and not from where they are or are written."""
+    return not isinstance(error, (DatalakeError, _Stopped)) or isinstance(error, CorruptLake)
+
+
+def _failure_text(error: Exception) -> str:
+    return str(error) if isinstance(error, DatalakeError) else unforeseen_text(error)
 
 
 def _data_file(staged: StagedFile, stats: FileStats, inputs: Sequence[DataFile]) -> DataFile:

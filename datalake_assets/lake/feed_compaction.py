@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
-from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.lake.table import CompactionProgress, CompactionReport, LakeTable
 from datalake_assets.policies import MIB
 from datalake_assets.settings import Settings
@@ -25,6 +26,8 @@ __all__ = [
     "unusable",
 ]
 
+logger = logging.getLogger(__name__)
+
 #: Partitions that are looked at at once.
 THREADS = 8
 _OWN_FIGURE = re.compile(r"^is [^:]+: ")
@@ -36,8 +39,8 @@ class Compacted:
 
     Attributes:
         key: Partition key.
-        report: What was done; None if it failed.
-        error: Why it failed; None if it didn't.
+        report: What was done; None if it failed as a whole.
+        error: Why it failed, as a whole or for some files; None if it didn't.
     """
 
     key: str
@@ -140,7 +143,7 @@ def _small_files(table: LakeTable, key: str) -> int:
     """0 too if the manifest cannot be read: the compaction will say so, and others go first."""
     try:
         report = table.report(key)
-    except DatalakeError:
+    except Exception:  # noqa: BLE001  likewise
         return 0
     return report.small_files if report else 0
 
@@ -158,6 +161,15 @@ def _compact(
             on_progress(key, progress)
 
     try:
-        return Compacted(key, report=table.compact(key, request, run_id=run_id, on_progress=advance))
+        report = table.compact(key, request, run_id=run_id, on_progress=advance)
     except DatalakeError as error:
         return Compacted(key, error=error)
+    except Exception as error:
+        logger.exception("compaction of %s %s failed", table.feed.path, key)
+        return Compacted(key, error=DatalakeError(unforeseen_text(error)))
+    return Compacted(key, report, _failure(report.failed) if report.failed else None)
+
+
+def _failure(failed: Sequence[LeftAlone]) -> DatalakeError:
+    number = "1 file was" if len(failed) == 1 else f"{len(failed):,} files were"
+    return DatalakeError(f"{number} not merged: {failed[0].name}: {failed[0].reason}; the others were")

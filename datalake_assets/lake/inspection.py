@@ -9,6 +9,7 @@ one follows from the date alone. Nothing here deletes a data file that no manife
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError
+from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
 from datalake_assets.feed import FeedKind
 from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.layout import FeedFolder
@@ -40,6 +41,8 @@ __all__ = [
     "unfinished",
     "verify",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Staged files of this age belong to no live writer.
 STALE = timedelta(days=1)
@@ -264,6 +267,9 @@ def in_need(
             return bool(open_table().compaction_plan(key, request).groups)
         except DatalakeError as error:
             return error
+        except Exception as error:
+            logger.exception("no plan for %s", key)
+            return DatalakeError(unforeseen_text(error))
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="plans") as pool:
         found = dict(zip(keys, pool.map(look, keys), strict=True))

@@ -256,6 +256,7 @@ class CompactionReport:
         small_files_remaining: Small files now.
         skipped: Files that were there before and were left alone, with the reason.
         partition: The partition now.
+        failed: Of those left alone, files at which the merge failed for a reason that nobody foresaw.
     """
 
     key: str
@@ -271,6 +272,7 @@ class CompactionReport:
     small_files_remaining: int
     skipped: tuple[LeftAlone, ...]
     partition: PartitionReport
+    failed: tuple[LeftAlone, ...] = ()
 
     @property
     def bytes_saved(self) -> int:

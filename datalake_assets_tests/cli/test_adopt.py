@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datalake_assets.lake import compaction
 from datalake_assets_tests.cli.conftest import Run
 
 
@@ -189,3 +190,39 @@ def test_compact_takes_in_new_folders_first(run, adopted):
     assert [len(list((adopted / f"region={region}").iterdir())) for region in ("asia", "eu", "us")] == [1, 1, 1]
     assert json.loads(run("sql", "--json", "select count(*) as n from clicks").stdout) == [{"n": 8}]
     assert (adopted / "bad.parquet").read_bytes() == b"bad"
+
+
+def test_compact_names_files_that_cannot_be_read(run, clicks):
+    (clicks / "region=eu/cut.parquet").write_bytes(b"PAR1 and no more")
+    run("adopt", str(clicks), "--name", "clicks")
+
+    result = run("compact", "clicks", "--force")
+
+    reason = "cannot be read: it is not a Parquet file, or was truncated"
+    assert result.exit_code == 0
+    assert f"folders/clicks region=eu: cut.parquet: {reason}" in result.stderr.splitlines()
+    assert f"folders/clicks .: bad.parquet: {reason}" in result.stderr.splitlines()
+    assert (clicks / "region=eu/cut.parquet").exists()
+    document = json.loads(run("compact", "clicks", "--force", "--json").stdout)
+    assert {"partition": ".", "name": "bad.parquet", "reason": reason} in document["skipped"]
+
+
+def test_compact_exits_1_when_a_file_made_it_fail_and_merges_the_others(run, clicks, monkeypatch):
+    rewrite = compaction.rewrite
+    for number in (3, 4):
+        pq.write_table(pa.table({"id": [number]}), clicks / f"region=us/{number}.parquet")
+
+    def fail(files, *arguments, **options):
+        if "0.parquet" in [file.name for file in files]:
+            raise ZeroDivisionError("division by zero")
+        return rewrite(files, *arguments, **options)
+
+    monkeypatch.setattr(compaction, "rewrite", fail)
+    run("adopt", str(clicks), "--name", "clicks")
+    result = run("compact", "clicks", "--force")
+
+    assert result.exit_code == 1
+    said = "0.parquet: unexpected ZeroDivisionError: division by zero (a bug; see where with -v)"
+    assert f"Error: folders/clicks region=eu: 1 file was not merged: {said}; the others were" in result.stderr
+    assert len(list((clicks / "region=us").iterdir())) == 1
+    assert run("compact", "clicks", "--dry-run").exit_code == 0

@@ -294,8 +294,9 @@ def _plan_text(plan: CompactionPlan) -> str:
 
 
 def _log_outcome(lake: Lake, feed: Feed, one: Compacted, run_log: CompactionLog) -> None:
-    if one.report is None:
+    if one.error is not None:
         run_log.warning(f"{feed.path} {one.key}: {one.error}")
+    if one.report is None:
         return
     run_log.info(f"{feed.path} {one.key}: {_line(one.report) if one.changed else 'nothing was merged'}")
     for line in _left_alone(one.report.skipped):
@@ -322,7 +323,7 @@ def _row(one: Compacted) -> str:
     report = one.report
     if report is None:
         return f"| {one.key} | | | | | | | {one.error} |"
-    result = "compacted" if one.changed else "nothing to compact"
+    result = str(one.error or ("compacted" if one.changed else "nothing to compact"))
     return (
         f"| {one.key} | {report.files_before:,} → {report.files_after:,}"
         f" | {readable_size(report.bytes_before)} → {readable_size(report.bytes_after)} | {report.rows:,}"

@@ -7,6 +7,7 @@ the others stay in their manifests, are left out of scans, are not compacted, an
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,7 +20,14 @@ import pyarrow as pa
 from datalake_assets.core.files import DataFile, FileKind, file_kind
 from datalake_assets.core.partitions import hive_pairs, partition_key
 from datalake_assets.core.schema import schema_to_json
-from datalake_assets.errors import ConfigError, ObjectNotFound, PreconditionFailed, UnreadableFile
+from datalake_assets.errors import (
+    ConfigError,
+    DatalakeError,
+    ObjectNotFound,
+    PreconditionFailed,
+    UnreadableFile,
+    unforeseen_text,
+)
 from datalake_assets.lake.adopted.marks import refuse_path, refused_file
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
@@ -42,6 +50,8 @@ __all__ = [
     "fold",
     "list_folder",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Footers that are read at once; S3 answers in tens of milliseconds.
 THREADS = 32
@@ -200,6 +210,11 @@ class Footers:
             return _Gone()
         except UnreadableFile as error:
             return Problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), error.reason)
+        except DatalakeError:
+            raise
+        except Exception as error:
+            logger.exception("the footer of %s cannot be read", info.key)
+            return Problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), unforeseen_text(error))
         if footer is None:
             return None
         if footer.table is not None:

@@ -16,7 +16,7 @@ from datalake_assets.errors import (
     TransientStoreError,
     UnreadableFile,
 )
-from datalake_assets.lake import compaction as inputs_module
+from datalake_assets.lake import compaction_inputs as inputs_module
 from datalake_assets.lake.adopted import adopted_table
 from datalake_assets.lake.adopted import reconcile as reconcile_module
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable

@@ -1,0 +1,125 @@
+"""Files of a partition on their way into a rewrite: small ones fetched whole and ahead, large ones read in place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.errors import ObjectNotFound, PreconditionFailed, UnreadableFile
+from datalake_assets.lake.commit import PartitionLog
+from datalake_assets.lake.store.base import Store
+from datalake_assets.parquet.inputs import CHANGED, InputFile
+
+__all__ = ["Inputs"]
+
+#: Up to this size one request for all of a file is faster than several for its parts.
+WHOLE_BYTES: Final = 8 << 20
+#: The same in a local folder, where it is memory that costs: each larger file would get fresh pages.
+WHOLE_LOCAL_BYTES: Final = 1 << 20
+#: The same where its row groups may be copied by the store, so that most of it need not be read.
+WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
+#: Requests under way, and bytes fetched ahead of the reader.
+THREADS: Final = 32
+AHEAD_BYTES: Final = 32 << 20
+
+
+class Inputs:
+    """Gives a rewrite its inputs.
+
+    Args:
+        store: Where the files live.
+        log: Of their partition.
+        files: In the order in which they will be read.
+        adopted: Others write there too: a file counts only if it still has its ETag.
+        may_copy: The store may copy row groups without our reading them.
+        made: Names of the files that this compaction has made itself.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        log: PartitionLog,
+        files: Sequence[DataFile],
+        *,
+        adopted: bool,
+        may_copy: bool,
+        made: Collection[str] = (),
+    ) -> None:
+        self._store, self._log, self._listed = store, log, list(files)
+        self._adopted, self._made = adopted, made
+        is_remote = "://" in store.uri
+        self._whole_bytes = WHOLE_LOCAL_BYTES
+        if is_remote:
+            self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
+        self._ahead: dict[int, Future[bytes]] = {}
+        self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._ahead.clear()
+
+    def _input(self, index: int, file: DataFile) -> InputFile:
+        return InputFile(
+            name=file.name,
+            size_bytes=file.size_bytes,
+            rows=file.rows,
+            open=partial(self._open, index),
+            checksum=file.checksum,
+            copy_source=(self._log.key_of(file.name), file.etag) if self._pool and file.etag else None,
+            is_encoded=file.name in self._made,
+        )
+
+    def _open(self, index: int) -> pa.NativeFile:
+        file = self._listed[index]
+        if file.size_bytes > self._whole_bytes:
+            return self._in_place(file)
+        if self._pool is None:
+            return pa.BufferReader(self._fetch(file))
+        self._fetch_ahead(self._pool, index)
+        return pa.BufferReader(self._ahead.pop(index).result())
+
+    def _fetch_ahead(self, pool: ThreadPoolExecutor, index: int) -> None:
+        """Begins to fetch the files that follow; one that is read again is fetched again."""
+        budget = AHEAD_BYTES
+        for following in range(index, len(self._listed)):
+            file = self._listed[following]
+            budget -= file.size_bytes
+            if budget < 0 and following > index:
+                return
+            if file.size_bytes <= self._whole_bytes and following not in self._ahead:
+                self._ahead[following] = pool.submit(self._fetch, file)
+
+    def _fetch(self, file: DataFile) -> bytes:
+        key = self._log.key_of(file.name)
+        if self._adopted:
+            return self._unchanged(file, key)
+        if self._pool is not None:
+            return self._store.get(key)[0]
+        try:
+            return Path(self._store.path(key)).read_bytes()
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, "is gone") from error
+
+    def _unchanged(self, file: DataFile, key: str) -> bytes:
+        try:
+            return self._store.tail(key, file.size_bytes, etag=file.etag)
+        except PreconditionFailed as error:
+            raise UnreadableFile(file.name, CHANGED) from error
+
+    def _in_place(self, file: DataFile) -> pa.NativeFile:
+        key = self._log.key_of(file.name)
+        if self._adopted and self._store.changed({key: file.etag}):
+            raise UnreadableFile(file.name, CHANGED)
+        try:
+            return self._store.filesystem().open_input_file(self._store.path(key))
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, "is gone") from error
