@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.output import ExportProgress, as_table, bytes_text, one_line, print_json, say, warn
+from datalake_assets.cli.output import ExportProgress, as_table, one_line, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
+from datalake_assets.core.wording import size_text
 from datalake_assets.demo.demo_lake import ksqldb_url
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
 from datalake_assets.feed import Feed, FeedKind
@@ -265,7 +266,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
             f"{outcome.rows:,}",
             f"{outcome.new_rows:,}",
             outcome.files,
-            bytes_text(outcome.size_bytes),
+            size_text(outcome.size_bytes),
             outcome.partitions,
             f"{outcome.seconds:.1f}",
             *([outcome.quarantined] if quarantine else []),

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from datalake_assets.core.wording import SIZE_UNITS, size_text
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
@@ -28,7 +30,6 @@ __all__ = [
     "ExportProgress",
     "as_csv",
     "as_table",
-    "bytes_text",
     "one_line",
     "plain",
     "print_json",
@@ -44,7 +45,6 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
-_KILO = 1000
 
 
 def say(line: str = "") -> None:
@@ -114,19 +114,10 @@ def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def bytes_text(size_bytes: float) -> str:
-    """A size for people, in powers of 1000: ``1.2 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < _KILO:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= _KILO
-    return f"{size_bytes:,.1f} TB"
-
-
 def _is_number(value: Any) -> bool:
-    if isinstance(value, str):  # counts with separators, sizes and the like, as `bytes_text` and f"{n:,}" make them
+    if isinstance(value, str):  # counts with separators, sizes and the like, as `size_text` and f"{n:,}" make them
         number, _, unit = value.partition(" ")
-        return number.lstrip("+-").replace(",", "").replace(".", "").isdecimal() and unit in {"", "B", "kB", "MB", "GB"}
+        return number.lstrip("+-").replace(",", "").replace(".", "").isdecimal() and unit in {"", *SIZE_UNITS}
     return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
 
 
@@ -236,7 +227,7 @@ class CompactProgress(_CommandProgress):
 
     def advance(self, key: str, *, bytes_done: int, bytes_planned: int) -> None:
         """So many of the bytes planned for a partition have been rewritten."""
-        state = f"{key}: {bytes_text(bytes_done)} of {bytes_text(bytes_planned)}, {self._place}"
+        state = f"{key}: {size_text(bytes_done)} of {size_text(bytes_planned)}, {self._place}"
         self._show(self._feed, state, done=bytes_done, total=bytes_planned)
 
     def tell(self, line: str) -> None:

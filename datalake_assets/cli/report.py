@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from datalake_assets.cli.output import as_table, bytes_text, say, warn
+from datalake_assets.cli.output import as_table, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.core.wording import dollars_text, scans_text, size_text
 from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,8 +149,6 @@ def _render(found: LakeReport, output: str) -> str:
 
 def console_report(found: LakeReport) -> str:
     """A table of feeds, a verdict for each, and the partitions that compaction makes the most of."""
-    from datalake_assets.core.wording import dollars_text, scans_text  # noqa: PLC0415  not needed for --help
-
     if not any(each.statistics.partitions for each in found.feeds):
         return "the lake has no data yet; export some with 'datalake export --all'"
     parts = [_feeds(found), "\n".join(_verdicts(found)), *_worst(found)]
@@ -177,8 +176,6 @@ def _feeds(found: LakeReport) -> str:
 
 
 def _feed(each: FeedReport) -> tuple[object, ...]:
-    from datalake_assets.core.wording import dollars_text  # noqa: PLC0415  not needed for --help
-
     statistics = each.statistics
     newest, last = statistics.newest_row, statistics.last_export
     return (
@@ -187,7 +184,7 @@ def _feed(each: FeedReport) -> tuple[object, ...]:
         f"{statistics.rows:,}",
         statistics.files,
         statistics.small_files,
-        bytes_text(statistics.size_bytes),
+        size_text(statistics.size_bytes),
         f"{newest:%Y-%m-%d %H:%M:%S}" if newest else "",
         f"{last:%Y-%m-%d %H:%M:%S}" if last else "",
         dollars_text(each.cost.dollars),
@@ -209,7 +206,7 @@ def _worst(found: LakeReport) -> list[str]:
                 one.files,
                 one.files_after,
                 f"{one.rows:,}",
-                bytes_text(one.size_bytes),
+                size_text(one.size_bytes),
             )
             for feed, one in worst[:_PARTITIONS_SHOWN]
         ],

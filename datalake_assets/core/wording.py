@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 __all__ = [
+    "SIZE_UNITS",
     "count_text",
     "counted",
     "dollars_text",
@@ -15,11 +16,12 @@ __all__ = [
     "short_count",
     "size_text",
     "span_text",
-    "volume_text",
 ]
 
 _CENT = 0.01
 _KILO = 1000
+#: What `size_text` counts in.
+SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def count_text(count: float) -> str:
@@ -57,16 +59,6 @@ def dollars_text(dollars: float) -> str:
     return f"{sign}${abs(dollars):,.2f}" if abs(dollars) < _KILO else f"{sign}${abs(dollars):,.0f}"
 
 
-def volume_text(size_bytes: float) -> str:
-    """A size in powers of 1024, as the settings are: ``12.5 MiB``, ``3.1 TiB``."""
-    size, unit = float(size_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1024:  # noqa: PLR2004  the power
-            break
-        size, unit = size / 1024, larger
-    return f"{size:,.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"  # noqa: PLR2004  three digits are enough
-
-
 def moment_text(at: datetime | None) -> str:
     """``2025-01-15 12:00``, UTC; empty for none."""
     return f"{at:%Y-%m-%d %H:%M}" if at else ""
@@ -82,14 +74,14 @@ def files_text(count: int, kind: str = "") -> str:
     return f"{count:,} {kind}file{'' if count == 1 else 's'}"
 
 
-def size_text(size_bytes: int) -> str:
-    """In powers of 1024, as the settings are: ``130.2 MiB``, ``64 MiB``."""
-    size, unit = float(size_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB"):
+def size_text(size_bytes: float) -> str:
+    """In powers of 1024, as the settings are: ``640 B``, ``58.6 KiB``, ``64 MiB``, ``3.1 TiB``."""
+    size, unit = round(float(size_bytes), 1), SIZE_UNITS[0]
+    for larger in SIZE_UNITS[1:]:
         if size < 1024:  # noqa: PLR2004  # the power
             break
-        size, unit = size / 1024, larger
-    return f"{size:.1f}".removesuffix(".0") + f" {unit}"
+        size, unit = round(size_bytes / 1024 ** SIZE_UNITS.index(larger), 1), larger
+    return f"{size:,.1f}".removesuffix(".0") + f" {unit}"
 
 
 def span_text(length: timedelta) -> str:

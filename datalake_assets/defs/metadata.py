@@ -11,6 +11,7 @@ import pyarrow as pa
 from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
 from datalake_assets.core.compaction.watch import Report
 from datalake_assets.core.partitions import partition_path
+from datalake_assets.core.wording import size_text
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.feed import ColumnNote, Feed, FeedKind, FolderSource
 from datalake_assets.lake.feed_compaction import unusable
@@ -36,7 +37,6 @@ __all__ = [
     "feed_metadata",
     "folder_metadata",
     "partition_metadata",
-    "readable_size",
     "recommendation_metadata",
     "rows_key",
     "source_key",
@@ -210,7 +210,7 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
             "datalake/files": dg.MetadataValue.int(report.files),
             "datalake/small_files": dg.MetadataValue.int(report.small_files),
             "datalake/size_bytes": dg.MetadataValue.int(report.size_bytes),
-            "datalake/size": dg.MetadataValue.text(readable_size(report.size_bytes)),
+            "datalake/size": dg.MetadataValue.text(size_text(report.size_bytes)),
         }
     if event_partition(feed, report.key) is None:
         metadata[FEED_PARTITION] = dg.MetadataValue.text(report.key)
@@ -252,16 +252,6 @@ def column_schema(feed: Feed, schema: pa.Schema) -> dg.TableSchemaMetadataValue:
             dg.TableColumn(field.name, str(field.type), note.text or None, constraints=constraints, tags=note.tags)
         )
     return dg.TableSchemaMetadataValue(schema=dg.TableSchema(columns=columns))
-
-
-def readable_size(size_bytes: int) -> str:
-    """``1.5 MiB``."""
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:  # noqa: PLR2004  the binary units
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _content(report: PartitionReport) -> list[object]:

@@ -18,6 +18,8 @@ from datalake_assets.lake.table import FeedTotals, PartitionReport
 __all__ = ["Summary"]
 
 _MB = 1_000_000
+#: Decimals of a size in megabytes: what is counted from a summary is what is counted from its manifests.
+_TO_THE_BYTE = 6
 #: Attempts to merge against other processes; a lost one is only a summary that is a run late.
 ATTEMPTS = 5
 
@@ -93,7 +95,7 @@ class Summary:
             partitions[path] = {
                 "path": path,
                 "records": report.rows,
-                "size_mb": round(report.size_bytes / _MB, 3),
+                "size_mb": round(report.size_bytes / _MB, _TO_THE_BYTE),
                 "files": report.files,
                 "small_files": report.small_files,
             }
@@ -105,7 +107,7 @@ class Summary:
             "source": self._feed.name,
             "last_export": at.isoformat() if at else document.get("last_export"),
             "total_records": sum(each["records"] for each in kept),
-            "total_size_mb": round(sum(each["size_mb"] for each in kept), 3),
+            "total_size_mb": round(sum(each["size_mb"] for each in kept), _TO_THE_BYTE),
             "partitions": kept,
         }
         return json.dumps(total, indent=1).encode()

@@ -102,7 +102,7 @@ class FeedTotals:
         rows: Their rows.
         files: Their files.
         small_files: Of these, files below the feed's ``small_file_bytes``.
-        size_bytes: Their size, to the kilobyte.
+        size_bytes: Their size.
     """
 
     partitions: int

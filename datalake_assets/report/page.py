@@ -20,7 +20,7 @@ from datalake_assets.core.wording import (
     many_text,
     moment_text,
     scans_text,
-    volume_text,
+    size_text,
 )
 from datalake_assets.policies import Level
 from datalake_assets.report.html import CSS, Html, joined, tag
@@ -82,7 +82,7 @@ def _tiles(report: LakeReport) -> Html:
         ("Small files", count_text(report.small_files), share),
         ("Files", count_text(report.files), f"{count_text(report.files_after)} after compaction"),
         ("Rows", many_text(report.rows), f"in {counted(report.partitions, 'partition')}"),
-        ("Size", volume_text(report.size_bytes), f"in {counted(len(report.feeds), 'feed')}"),
+        ("Size", size_text(report.size_bytes), f"in {counted(len(report.feeds), 'feed')}"),
         ("S3 per month", dollars_text(report.cost.dollars), f"compaction saves {dollars_text(max(saved, 0))}"),
         (
             "In quarantine",

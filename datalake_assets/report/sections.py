@@ -7,7 +7,7 @@ from datetime import datetime
 
 from datalake_assets.core.report.figures import PartitionFigures, PastCommit, Series
 from datalake_assets.core.report.findings import Age, FeedReport
-from datalake_assets.core.wording import count_text, counted, dollars_text, moment_text, span_text, volume_text
+from datalake_assets.core.wording import count_text, counted, dollars_text, moment_text, size_text, span_text
 from datalake_assets.policies import Level
 from datalake_assets.report.html import Html, joined, tag
 from datalake_assets.report.plots import Plot, history_steps, size_bars
@@ -71,9 +71,9 @@ def _figures(report: FeedReport) -> Iterator[tuple[str, str]]:
     yield "Files", count_text(statistics.files)
     yield "Small files", count_text(statistics.small_files)
     yield "After compaction", f"{counted(report.files_after, 'file')}"
-    yield "Size", volume_text(statistics.size_bytes)
+    yield "Size", size_text(statistics.size_bytes)
     if statistics.files:
-        yield "Average file", volume_text(statistics.size_bytes / statistics.files)
+        yield "Average file", size_text(statistics.size_bytes / statistics.files)
     for age in report.ages:
         if age.at is not None or age.limit is not None:
             yield f"Newest {age.what}", _age(age)
@@ -82,7 +82,7 @@ def _figures(report: FeedReport) -> Iterator[tuple[str, str]]:
     quarantined = statistics.quarantined
     if quarantined.objects:
         at_least = "" if quarantined.is_exact else "at least "
-        yield "In quarantine", f"{at_least}{counted(quarantined.total, 'row')}, {volume_text(quarantined.size_bytes)}"
+        yield "In quarantine", f"{at_least}{counted(quarantined.total, 'row')}, {size_text(quarantined.size_bytes)}"
     costs = [_unbroken(dollars_text(cost.dollars)) for cost in (report.cost, report.cost_after)]
     yield "Cost per month", " → ".join(dict.fromkeys(costs))
 
@@ -141,7 +141,7 @@ def _partition(one: PartitionFigures, saved: float) -> tuple[str, ...]:
         count_text(one.files),
         count_text(one.small_files),
         count_text(one.files_after),
-        volume_text(one.size_bytes),
+        size_text(one.size_bytes),
         count_text(one.rows),
         moment_text(one.max_time),
         dollars_text(max(saved, 0.0)),

@@ -52,7 +52,7 @@ def test_adopt_tells_what_is_there_and_what_to_do_next(run, clicks):
     assert told[0] == f"adopted {clicks} as folders/clicks"
     assert re.fullmatch(r"footers read: 5 in \d+\.\d s \([\d,]+ a second\)", told[1])
     assert told[2] == "feed  folders  rows  files  small  size"
-    assert re.fullmatch(r"folders/clicks  3  7  4  4  \d\.\d kB", told[4])
+    assert re.fullmatch(r"folders/clicks  3  7  4  4  \d\.\d KiB", told[4])
     assert told[5:] == [
         "files that cannot be read, and stay where they are: 1",
         "  bad.parquet: it is not a Parquet file, or was truncated",

@@ -195,7 +195,7 @@ def test_quarantined_rows_are_shown_and_failures_left_out():
         Outcome("t", "table", error="broke"),
     ]
     assert outcome_table(outcomes).splitlines() == [
-        "feed        rows  new rows  files    size  partitions  seconds  quarantined",
-        "─────────  ─────  ────────  ─────  ──────  ──────────  ───────  ───────────",
-        "streams/s  1,234     1,000      2  1.5 kB           2      1.0            3",
+        "feed        rows  new rows  files     size  partitions  seconds  quarantined",
+        "─────────  ─────  ────────  ─────  ───────  ──────────  ───────  ───────────",
+        "streams/s  1,234     1,000      2  1.5 KiB           2      1.0            3",
     ]

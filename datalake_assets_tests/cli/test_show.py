@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from datalake_assets.cli.output import as_csv, as_table, bytes_text, one_line, plain, print_json
+from datalake_assets.cli.output import as_csv, as_table, one_line, plain, print_json
 
 
 def test_as_table_aligns_by_width_on_the_screen_and_numbers_to_the_right():
@@ -62,13 +62,6 @@ def test_plain_keeps_big_integers():
 
 def test_as_csv_quotes_and_leaves_null_empty():
     assert as_csv(("a", "b"), [("x,y", None), ('"', {"k": 1})]) == 'a,b\n"x,y",\n"""","{""k"": 1}"\n'
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (5e12, "5.0 TB")]
-)
-def test_bytes_text(size, text):
-    assert bytes_text(size) == text
 
 
 def test_one_line():

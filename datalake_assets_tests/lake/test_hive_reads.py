@@ -97,6 +97,17 @@ def test_the_summary_says_what_the_manifests_say(store):
     ]
 
 
+def test_the_totals_of_a_summary_are_to_the_byte(store):
+    """Rounded to the kilobyte, two tables showed two sizes of one feed."""
+    table = HiveTable(store, stream_feed())
+    done = export(table, stream_of(numbered(range(30))))
+    there = sum(info.size_bytes for info in store.list("streams/s"))
+    assert there % 1000
+    assert done.totals is not None
+    assert done.totals.size_bytes == there
+    assert sum(each.size_bytes for each in done.partitions) == there
+
+
 def test_repair_mends_a_summary_that_a_crash_left_behind(store):
     table = HiveTable(store, stream_feed())
     export(table, stream_of(numbered(range(30))))

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
+from datalake_assets.core.wording import size_text
 from datalake_assets.defs.check_results import aimed
 from datalake_assets.defs.checks.adopted import size_evaluations
 from datalake_assets.defs.metadata import (
@@ -20,7 +21,6 @@ from datalake_assets.defs.metadata import (
     asset_key,
     compaction_metadata,
     event_partition,
-    readable_size,
 )
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
@@ -286,10 +286,10 @@ def _plan_text(plan: CompactionPlan) -> str:
         return f"nothing to compact in {plan.estimate.files_before:,} files"
     estimate = plan.estimate
     head = (
-        f"{estimate.files_before:,} files to {estimate.files_after:,}, {readable_size(estimate.bytes_rewritten)} to"
+        f"{estimate.files_before:,} files to {estimate.files_after:,}, {size_text(estimate.bytes_rewritten)} to"
         f" rewrite, saves {estimate.requests_saved:,} requests per scan"
     )
-    groups = (f"{len(group.files):,} files, {readable_size(group.size_bytes)}: {group.reason}" for group in plan.groups)
+    groups = (f"{len(group.files):,} files, {size_text(group.size_bytes)}: {group.reason}" for group in plan.groups)
     return "\n".join([head, *groups])
 
 
@@ -314,7 +314,7 @@ def _left_alone(files: Sequence[LeftAlone]) -> Iterable[str]:
 def _line(report: CompactionReport) -> str:
     return (
         f"files {report.files_before:,} -> {report.files_after:,},"
-        f" {readable_size(report.bytes_before)} -> {readable_size(report.bytes_after)}, {report.rows:,} rows,"
+        f" {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}, {report.rows:,} rows,"
         f" {report.kernel}, {report.compaction_time_ms / 1000:.1f} s"
     )
 
@@ -326,6 +326,6 @@ def _row(one: Compacted) -> str:
     result = str(one.error or ("compacted" if one.changed else "nothing to compact"))
     return (
         f"| {one.key} | {report.files_before:,} → {report.files_after:,}"
-        f" | {readable_size(report.bytes_before)} → {readable_size(report.bytes_after)} | {report.rows:,}"
+        f" | {size_text(report.bytes_before)} → {size_text(report.bytes_after)} | {report.rows:,}"
         f" | {report.kernel} | {report.compaction_time_ms / 1000:.1f} | {len(report.skipped):,} | {result} |"
     )

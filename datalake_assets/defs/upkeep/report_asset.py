@@ -9,7 +9,7 @@ import dagster as dg
 
 from datalake_assets.core.report.figures import lake_series
 from datalake_assets.core.report.findings import LakeReport, build_report
-from datalake_assets.core.wording import count_text, counted, dollars_text, moment_text, volume_text
+from datalake_assets.core.wording import count_text, counted, dollars_text, moment_text, size_text
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import Metadata, asset_key
 from datalake_assets.defs.resources import Lake
@@ -181,7 +181,7 @@ def _table(report: LakeReport) -> str:
             count_text(each.statistics.rows),
             f"{count_text(each.statistics.files)} → {count_text(each.files_after)}",
             count_text(each.statistics.small_files),
-            volume_text(each.statistics.size_bytes),
+            size_text(each.statistics.size_bytes),
             moment_text(each.statistics.newest_row),
             moment_text(each.ages[0].at),
             f"{dollars_text(each.cost.dollars)} → {dollars_text(each.cost_after.dollars)}",

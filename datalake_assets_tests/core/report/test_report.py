@@ -27,7 +27,7 @@ from datalake_assets.core.wording import (
     moment_text,
     scans_text,
     short_count,
-    volume_text,
+    size_text,
 )
 from datalake_assets.policies import Level
 from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, files_of, partition_of, statistics_of
@@ -282,9 +282,14 @@ def test_series_of_an_empty_lake_are_empty():
         (short_count(1000), "1k"),
         (short_count(12_500), "12k"),
         (short_count(3_400_000), "3.4M"),
-        (volume_text(1023), "1,023 B"),
-        (volume_text(1 << 20), "1.0 MiB"),
-        (volume_text(300 << 40), "300 TiB"),
+        (size_text(0), "0 B"),
+        (size_text(1023), "1,023 B"),
+        (size_text(1023.96), "1 KiB"),
+        (size_text(61_440), "60 KiB"),
+        (size_text((1 << 20) - 1), "1 MiB"),
+        (size_text(1_234_567), "1.2 MiB"),
+        (size_text(300 << 40), "300 TiB"),
+        (size_text(1 << 60), "1,024 PiB"),
         (moment_text(NOON), "2025-01-15 12:00"),
         (moment_text(None), ""),
         (scans_text(1), "once a day"),
