@@ -21,14 +21,16 @@ class RejectedRow:
     """A row that could not be decoded or placed.
 
     Attributes:
-        raw: The row as the source sent it.
+        raw: The row as the source sent it; of one that was decoded, as `row_to_text` writes it.
         reason: Why it was refused.
         position: Where it stood in the source, as far as that is known; rows of equal position are one row.
+        decoded: Whether it was decoded, and could not be placed.
     """
 
     raw: bytes
     reason: str
     position: str
+    decoded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from datalake_assets.core.partitions import version_key
+from datalake_assets.core.position import Holes, Runs
 from datalake_assets.errors import ConfigError, CorruptLake
 
 __all__ = ["FeedState", "Version"]
@@ -42,6 +43,8 @@ class FeedState:
         versions: Committed versions that are kept, in number order.
         removing: Versions that retention has removed and whose files may still be there.
         schema: The feed's schema, encoded; None before the first commit.
+        rejected: Offsets below ``hint`` whose rows went to quarantine, by source partition: a partition whose position
+            moves beyond them has not got them.
         write_id: Fresh for every write.
     """
 
@@ -53,6 +56,7 @@ class FeedState:
     versions: tuple[Version, ...] = ()
     removing: tuple[int, ...] = ()
     schema: str | None = None
+    rejected: Mapping[int, Holes] = field(default_factory=dict)
     write_id: str = ""
 
     @property
@@ -71,13 +75,30 @@ class FeedState:
             raise ConfigError(f"feed {feed!r} was landed by {was!r}, not by {kind!r}; add a new feed for that")
         return replace(self, position_kind=kind)
 
-    def with_hint(self, offsets: Mapping[int, int], *, epoch: int) -> FeedState:
-        """With the hint moved up to ``offsets`` of ``epoch``; an older epoch's offsets change nothing."""
+    def with_hint(
+        self, offsets: Mapping[int, int], *, epoch: int, rejected: Mapping[int, Runs] | None = None
+    ) -> FeedState:
+        """With the hint moved up to ``offsets`` of ``epoch``; an older epoch's offsets change nothing.
+
+        Args:
+            offsets: Next offset wanted by source partition.
+            epoch: Of all these offsets.
+            rejected: Rows that went to quarantine on the way.
+        """
         if epoch < self.epoch:
             return self
-        base = self.hint if epoch == self.epoch else {}
+        base, aside = (self.hint, dict(self.rejected)) if epoch == self.epoch else ({}, {})
         merged = {key: max(base.get(key, 0), offsets.get(key, 0)) for key in {*base, *offsets}}
-        return replace(self, hint=merged, epoch=epoch)
+        for partition, runs in (rejected or {}).items():
+            aside[partition] = aside.get(partition, Holes()).added(runs)
+        return replace(self, hint=merged, epoch=epoch, rejected=aside)
+
+    def without_rejected(self, landed: Mapping[int, Runs], *, epoch: int) -> FeedState:
+        """With rows that were landed after all."""
+        if epoch != self.epoch:
+            return self
+        left = {partition: each.filled(landed.get(partition, ())) for partition, each in self.rejected.items()}
+        return replace(self, rejected={partition: each for partition, each in left.items() if each != Holes()})
 
     def with_watermark(self, time: datetime | None) -> FeedState:
         """With the watermark moved up to ``time``."""
@@ -130,6 +151,8 @@ class FeedState:
             "removing": list(self.removing),
             "schema": self.schema,
         }
+        if self.rejected:
+            document["rejected"] = {str(key): each.to_json() for key, each in sorted(self.rejected.items())}
         return json.dumps(document, indent=1).encode()
 
     @classmethod
@@ -154,6 +177,7 @@ class FeedState:
                 ),
                 removing=tuple(document["removing"]),
                 schema=document["schema"],
+                rejected={int(key): Holes.from_json(each) for key, each in document.get("rejected", {}).items()},
                 write_id=document["write_id"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

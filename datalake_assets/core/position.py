@@ -2,11 +2,14 @@
 
 Three kinds, and a feed keeps one for life: ``offsets`` (rows numbered by the source), ``window`` (a partition pulled as
 a whole), ``snapshot`` (a version of a table). All are immutable and travel in the partition's manifest as JSON.
+
+Rows that a commit passed over, because they went to quarantine, are the holes of an ``offsets`` position: they lie
+below it and are not in the lake, until a replay fills them. See the ADR on quarantined rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -17,29 +20,133 @@ import numpy.typing as npt
 from datalake_assets.errors import CorruptLake
 
 __all__ = [
+    "MAX_HOLES",
+    "Holes",
     "OffsetsPosition",
     "Position",
+    "Runs",
     "SnapshotPosition",
     "WindowPosition",
     "first_seen",
+    "merged_runs",
     "offset_bounds",
     "position_from_json",
+    "runs_of",
+    "within",
 ]
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 
+#: Offsets in ascending order as first and last of each run without a gap.
+Runs: TypeAlias = tuple[tuple[int, int], ...]
+#: Runs of holes that a position keeps for a source partition; a manifest is read and written whole.
+MAX_HOLES = 200
+
+
+def runs_of(offsets: Ints) -> Runs:
+    """The runs of some offsets, in whatever order they come."""
+    ordered = np.unique(offsets)
+    if not len(ordered):
+        return ()
+    breaks = np.flatnonzero(np.diff(ordered) > 1)
+    first, last = ordered[np.r_[0, breaks + 1]], ordered[np.r_[breaks, len(ordered) - 1]]
+    return tuple(zip(first.tolist(), last.tolist(), strict=True))
+
+
+def merged_runs(one: Runs, other: Runs) -> Runs:
+    """The offsets that are in either."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted((*one, *other)):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
+
+
+def within(runs: Runs, offsets: Ints) -> Mask:
+    """Which of the offsets are in the runs."""
+    if not runs:
+        return np.zeros(len(offsets), dtype=np.bool_)
+    first, last = np.array(runs, dtype=np.int64).T
+    run = np.searchsorted(first, offsets, side="right") - 1
+    inside: Mask = (run >= 0) & (offsets <= last[run])
+    return inside
+
+
+def _without(runs: Runs, taken: Runs) -> Runs:
+    """The offsets that are in ``runs`` alone."""
+    left: list[tuple[int, int]] = []
+    for first, last in runs:
+        start = first
+        for low, high in taken:
+            if high < start or low > last:
+                continue
+            if low > start:
+                left.append((start, low - 1))
+            start = high + 1
+        if start <= last:
+            left.append((start, last))
+    return tuple(left)
+
+
+@dataclass(frozen=True, slots=True)
+class Holes:
+    """Offsets of a source partition that lie below a position and whose rows are not there.
+
+    Attributes:
+        runs: These.
+        unsure_below: Below it nothing is known: there were more holes than are kept.
+    """
+
+    runs: Runs = ()
+    unsure_below: int = 0
+
+    def added(self, runs: Runs) -> Holes:
+        """With more of them; the lowest are given up where they are too many."""
+        merged = merged_runs(self.runs, runs)
+        if len(merged) <= MAX_HOLES:
+            return Holes(merged, self.unsure_below)
+        return Holes(merged[-MAX_HOLES:], max(self.unsure_below, merged[-MAX_HOLES - 1][1] + 1))
+
+    def filled(self, runs: Runs) -> Holes:
+        """With these rows there."""
+        return Holes(_without(self.runs, runs), self.unsure_below)
+
+    def between(self, floor: int, last: int) -> Holes:
+        """Those at ``floor`` or above, and not above ``last``."""
+        runs = tuple((max(low, floor), min(high, last)) for low, high in self.runs if high >= floor and low <= last)
+        return Holes(runs, min(self.unsure_below, last + 1) if self.unsure_below > floor else 0)
+
+    def joined(self, other: Holes) -> Holes:
+        """These and others."""
+        return Holes((), max(self.unsure_below, other.unsure_below)).added(merged_runs(self.runs, other.runs))
+
+    def to_json(self) -> list[Any]:
+        """``[unsure_below, [first, last], …]``."""
+        return [self.unsure_below, *(list(run) for run in self.runs)]
+
+    @classmethod
+    def from_json(cls, document: Sequence[Any]) -> Holes:
+        """The inverse of `to_json`."""
+        unsure, *runs = document
+        return cls(tuple((int(first), int(last)) for first, last in runs), int(unsure))
+
+
 @dataclass(frozen=True, slots=True)
 class OffsetsPosition:
-    """Next wanted offset by source partition: rows below it are in the lake, rows at or above it are not.
+    """Next wanted offset by source partition: rows below it are in the lake but for holes, rows at or above it are not.
 
     Attributes:
         next_offsets: Source partition -> (epoch, next offset). The epoch counts how often the topic was recreated; an
             offset means something only within one.
+        holes: By source partition, of the same epoch; those without any are left out.
     """
 
     next_offsets: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    holes: Mapping[int, Holes] = field(default_factory=dict)
 
     def floor(self, source_partition: int, epoch: int) -> int:
         """The first offset of ``epoch`` that is not in the lake; 0 if none is, and beyond all in a past epoch."""
@@ -61,17 +168,58 @@ class OffsetsPosition:
         """Whether rows whose lowest offsets are ``lowest`` (by source partition) are all new here."""
         return all(offset >= self.floor(partition, epoch) for partition, offset in lowest.items())
 
-    def advanced(self, epoch: int, highest: Mapping[int, int]) -> OffsetsPosition:
-        """The position after landing rows up to and including ``highest`` (offset by source partition)."""
-        merged = dict(self.next_offsets)
+    def advanced(
+        self, epoch: int, highest: Mapping[int, int], *, passed: Mapping[int, Holes] | None = None
+    ) -> OffsetsPosition:
+        """The position after landing rows up to and including ``highest`` (offset by source partition).
+
+        Args:
+            epoch: Of the offsets.
+            highest: The highest offset landed.
+            passed: Offsets that went to quarantine, now or earlier: holes, where the position moves beyond them.
+        """
+        merged, holes = dict(self.next_offsets), dict(self.holes)
         for partition, offset in highest.items():
+            floor = self.floor(partition, epoch)
             merged[partition] = max(merged.get(partition, (epoch, 0)), (epoch, offset + 1))
-        return OffsetsPosition(merged)
+            if merged[partition] != (epoch, offset + 1) or offset < floor:
+                continue
+            known = Holes() if self._is_of_before(partition, epoch) else holes.get(partition, Holes())
+            holes[partition] = known.joined((passed or {}).get(partition, Holes()).between(floor, offset))
+        return OffsetsPosition(merged, {partition: each for partition, each in holes.items() if each != Holes()})
+
+    def lacks(self, epoch: int, partition: int, offsets: Ints) -> Mask:
+        """Which rows of a source partition are certainly not in the lake."""
+        holes = Holes() if self._is_of_before(partition, epoch) else self.holes.get(partition, Holes())
+        above: Mask = offsets >= self.floor(partition, epoch)
+        return above | within(holes.runs, offsets)
+
+    def replayed(self, epoch: int, taken: Mapping[int, Runs], *, passed: Mapping[int, Holes]) -> OffsetsPosition:
+        """The position after rows that were in quarantine were landed.
+
+        Args:
+            epoch: Of the offsets.
+            taken: Offsets landed.
+            passed: Other offsets in quarantine whose rows may belong here.
+        """
+        moved = self.advanced(
+            epoch, {partition: runs[-1][1] for partition, runs in taken.items() if runs}, passed=passed
+        )
+        holes = {partition: each.filled(taken.get(partition, ())) for partition, each in moved.holes.items()}
+        return OffsetsPosition(
+            moved.next_offsets, {partition: each for partition, each in holes.items() if each != Holes()}
+        )
+
+    def _is_of_before(self, partition: int, epoch: int) -> bool:
+        """Whether what is known of a source partition is about another epoch."""
+        return self.next_offsets.get(partition, (epoch, 0))[0] != epoch
 
     def to_json(self) -> dict[str, Any]:
-        """``{"kind": "offsets", "next": {"0": [epoch, offset]}}``."""
+        """``{"kind": "offsets", "next": {"0": [epoch, offset]}}``, with ``"holes"`` where there are some."""
         pairs = sorted(self.next_offsets.items())
-        return {"kind": "offsets", "next": {str(partition): list(at) for partition, at in pairs}}
+        holes = {str(partition): each.to_json() for partition, each in sorted(self.holes.items())}
+        document = {"kind": "offsets", "next": {str(partition): list(at) for partition, at in pairs}}
+        return document | ({"holes": holes} if holes else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +282,11 @@ def position_from_json(document: Mapping[str, Any] | None) -> Position | None:
         return None
     kind = document.get("kind")
     if kind == "offsets":
-        pairs = document["next"].items()
-        return OffsetsPosition({int(partition): (int(at[0]), int(at[1])) for partition, at in pairs})
+        pairs, holes = document["next"].items(), document.get("holes", {}).items()
+        return OffsetsPosition(
+            {int(partition): (int(at[0]), int(at[1])) for partition, at in pairs},
+            {int(partition): Holes.from_json(each) for partition, each in holes},
+        )
     if kind == "window":
         return WindowPosition(
             start=datetime.fromisoformat(document["start"]),

@@ -105,7 +105,7 @@ class Export(ABC):
         """One pass: every row known, quarantined or staged."""
         schema = self.schema()
         writer = self._writer(placement, schema)
-        quarantine = Quarantine(self.folder.store, self.folder.quarantine)
+        quarantine = self.quarantine()
         landing = Landing(
             placement,
             schema,
@@ -125,6 +125,10 @@ class Export(ABC):
             raise
         self.quarantined = quarantine.rows
         return landing, self._data_files(staged), schema
+
+    def quarantine(self) -> Quarantine:
+        """Where rows go that cannot be landed."""
+        return Quarantine(self.folder.store, self.folder.quarantine)
 
     def schema(self) -> pa.Schema:
         """The feed's schema from now on."""

@@ -22,7 +22,7 @@ from datalake_assets.core.feed_state import Version
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, version_key, version_number, window_of
-from datalake_assets.core.position import OffsetsPosition, SnapshotPosition, WindowPosition
+from datalake_assets.core.position import Holes, OffsetsPosition, Runs, SnapshotPosition, WindowPosition
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import CommitConflict, IncompleteResponse, SourceShrank
 from datalake_assets.lake.commit import Change, Planned
@@ -45,15 +45,17 @@ class OffsetsExport(Export):
         self.fence = fence = Fence(self.state.epoch, self._position_of)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         encoded = self.fix_schema(schema) if staged else None
+        rejected = fence.rejected_runs
+        passed = self._passed(fence, rejected)
         reports = {}
         try:
             for key in sorted(staged):
-                reports[key] = self.commit(key, staged[key], self._plan(key, fence, encoded))
+                reports[key] = self.commit(key, staged[key], self._plan(key, fence, encoded, passed))
         except CommitConflict:
             self.discard({key: files for key, files in staged.items() if key not in reports})
             raise
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
-        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch))
+        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected))
         return self.result(landing, reports, schema)
 
     def position_read(self, key: str) -> Mapping[str, Any]:
@@ -64,14 +66,22 @@ class OffsetsExport(Export):
     def _position_of(self, key: str) -> OffsetsPosition:
         return _offsets(self.settled(key))
 
-    def _plan(self, key: str, fence: Fence, schema: str | None) -> Callable[[Manifest], Planned]:
+    def _passed(self, fence: Fence, rejected: Mapping[int, Runs]) -> dict[int, Holes]:
+        """Rows in quarantine, of this read and of those before: no partition has got them."""
+        before = self.state.rejected if fence.epoch == self.state.epoch else {}
+        return {each: before.get(each, Holes()).added(rejected.get(each, ())) for each in {*before, *rejected}}
+
+    def _plan(
+        self, key: str, fence: Fence, schema: str | None, passed: Mapping[int, Holes]
+    ) -> Callable[[Manifest], Planned]:
         bounds = fence.staged[key]
 
         def plan(base: Manifest) -> Planned:
             position = _offsets(base)
             if not position.admits(fence.epoch, bounds.lowest):
                 raise CommitConflict(self.folder.data_folder(key), "another writer landed some of these rows")
-            return Planned(position=position.advanced(fence.epoch, bounds.highest), schema=schema)
+            moved = position.advanced(fence.epoch, bounds.highest, passed=passed)
+            return Planned(position=moved, schema=schema)
 
         return plan
 

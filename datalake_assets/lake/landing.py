@@ -8,30 +8,28 @@ Rows that could not be landed, kept as JSON lines beside the data: nothing is dr
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datalake_assets.core.batches import Batches, RejectedRow, SourceBatch
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of, path_of
-from datalake_assets.core.position import OffsetsPosition, first_seen, offset_bounds
+from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
+from datalake_assets.core.quarantined_row import QuarantinedRow, row_to_text
 from datalake_assets.core.schema import conform
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.table import Progress
 from datalake_assets.parquet.fingerprint import row_hashes
 from datalake_assets.parquet.rolling import RollingWriter
 
-__all__ = ["Fence", "Landing", "Offsets", "Placement", "Quarantine"]
+__all__ = ["Fence", "Landing", "Offsets", "Placement", "Quarantine", "write_lines"]
 
 #: Bytes of lines held before they are written.
 FLUSH_BYTES = 1 << 20
@@ -40,8 +38,8 @@ FLUSH_BYTES = 1 << 20
 class Quarantine:
     """Collects rejected rows of one write; what it was given is durable after `flush`.
 
-    One object holds many lines ``{"raw", "reason", "position"}``; its name is a digest of its content, so that a
-    repeated write of the same rows adds nothing.
+    One object holds many lines, see `QuarantinedRow`; its name is a digest of its content, so that a repeated write of
+    the same rows adds nothing.
 
     Args:
         store: The lake.
@@ -54,10 +52,12 @@ class Quarantine:
         self._held_bytes = 0
         self.rows = 0
 
-    def add(self, rows: Iterable[RejectedRow], *, partition_path: str = UNKNOWN_PARTITION) -> None:
+    def add(
+        self, rows: Iterable[RejectedRow], *, partition_path: str = UNKNOWN_PARTITION, epoch: int | None = None
+    ) -> None:
         """Takes rows whose partition is known by its Hive path, or isn't known."""
         for row in rows:
-            line = _line(row)
+            line = QuarantinedRow.of(row, epoch=epoch).to_line()
             self._lines[partition_path].append(line)
             self._held_bytes += len(line)
             self.rows += 1
@@ -67,16 +67,17 @@ class Quarantine:
     def flush(self) -> None:
         """Writes what is held; call it before the commit that passes over the rows."""
         for path, lines in self._lines.items():
-            body = b"\n".join(lines) + b"\n"
-            name = hashlib.blake2b(body, digest_size=12).hexdigest()
-            self._store.put(f"{self._folder}/{path}/{name}.jsonl", body)
+            write_lines(self._store, f"{self._folder}/{path}", lines)
         self._lines.clear()
         self._held_bytes = 0
 
 
-def _line(row: RejectedRow) -> bytes:
-    raw = row.raw.decode("utf-8", errors="backslashreplace")
-    return json.dumps({"raw": raw, "reason": row.reason, "position": row.position}, ensure_ascii=False).encode()
+def write_lines(store: Store, folder: str, lines: Iterable[bytes]) -> str:
+    """Writes lines of quarantine as one object, and returns its key."""
+    body = b"\n".join(lines) + b"\n"
+    key = f"{folder}/{hashlib.blake2b(body, digest_size=12).hexdigest()}.jsonl"
+    store.put(key, body)
+    return key
 
 
 #: A partition time further ahead than this is a broken clock, not an event.
@@ -110,12 +111,27 @@ class Fence:
         position_of: The committed position of a partition, by key.
         seen: Highest offset read by source partition.
         staged: What was let in, by partition key.
+        rejected: Offsets that go to quarantine, by source partition.
     """
 
     epoch: int
     position_of: Callable[[str], OffsetsPosition]
     seen: dict[int, int] = field(default_factory=dict)
     staged: dict[str, Offsets] = field(default_factory=lambda: defaultdict(Offsets))
+    rejected: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def reject(self, row: RejectedRow) -> None:
+        """Takes note of a row that goes to quarantine."""
+        at = QuarantinedRow.of(row, epoch=self.epoch).offset
+        if at is not None:
+            partition, offset = at
+            self.rejected[partition].append(offset)
+            self.seen[partition] = max(offset, self.seen.get(partition, offset))
+
+    @property
+    def rejected_runs(self) -> dict[int, Runs]:
+        """The rejected rows, by source partition."""
+        return {partition: runs_of(np.array(offsets, dtype=np.int64)) for partition, offsets in self.rejected.items()}
 
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
         """Which rows are to be landed: read for the first time, and not in their partition yet."""
@@ -195,21 +211,29 @@ class Landing:
             if self.fence is not None:
                 self.fence.epoch = epoch + batches.recreated
             self.rows_read += batch.rows.num_rows + len(batch.rejected)
-            self._quarantine.add(batch.rejected)
             if batch.rows.num_rows:
                 self._land(batch)
+            self._put_aside(batch.rejected)
             self._report()
         self._quarantine.flush()
+
+    def _put_aside(self, rows: Sequence[RejectedRow], key: str = "") -> None:
+        """To quarantine; under a partition if that is known."""
+        path = path_of(key, self._placement.by) if key else UNKNOWN_PARTITION
+        self._quarantine.add(rows, partition_path=path, epoch=None if self.fence is None else self.fence.epoch)
+        if self.fence is not None:
+            for row in rows:
+                self.fence.reject(row)
 
     def _land(self, batch: SourceBatch) -> None:
         rows = conform(batch.rows, self._schema)
         codes, names, placed = self._place(rows)
-        if not placed.all():
-            self._reject(batch, rows, np.flatnonzero(~placed))
         wanted = placed
         if self.fence is not None:
             wanted = self.fence.new_rows(batch, codes, names, placed)
             self.rows_known += int(placed.sum() - wanted.sum())
+        if not placed.all():  # after the fence, which takes the highest offset that it heard of for seen
+            self._reject(batch, rows, np.flatnonzero(~placed))
         if self.fingerprints is not None:
             hashes = row_hashes(rows)
             for number, key in enumerate(names):
@@ -236,14 +260,10 @@ class Landing:
         column = self._placement.time_column or ""
         taken = rows.take(pa.array(which))
         for index, row in zip(which.tolist(), taken.to_pylist(), strict=True):
-            raw = orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+            raw = row_to_text(row)
             moment = row[column] if row[column] is None else _aware(row[column])
-            rejected = RejectedRow(raw, self._why(column, moment), _position(batch, index, raw))
-            if moment is None:
-                self._quarantine.add((rejected,))
-            else:
-                path = path_of(key_of(moment, self._placement.by), self._placement.by)
-                self._quarantine.add((rejected,), partition_path=path)
+            rejected = RejectedRow(raw, self._why(column, moment), _position(batch, index, raw), decoded=True)
+            self._put_aside((rejected,), "" if moment is None else key_of(moment, self._placement.by))
 
     def _why(self, column: str, moment: datetime | None) -> str:
         if moment is None:
@@ -273,9 +293,3 @@ def _digest(raw: bytes) -> str:
 def _aware(moment: datetime) -> datetime:
     """Naive times are UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.hex()
-    return str(value)

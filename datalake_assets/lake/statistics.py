@@ -25,6 +25,7 @@ from datalake_assets.core.compaction.plan import (
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import FORMAT, Manifest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, key_of, partition_by, partition_key
+from datalake_assets.core.quarantined_row import QuarantinedRow
 from datalake_assets.core.report.figures import (
     FeedStatistics,
     FileSums,
@@ -198,13 +199,14 @@ class _Gathering:
     def _quarantined(self) -> Quarantined:
         listed = sorted(self._store.list(self._folder.quarantine), key=lambda info: info.key)
         taken = list(_within(listed, QUARANTINE_BYTES))
-        lines: dict[str, set[bytes]] = {}
+        found: dict[str, set[str]] = {}
         for info, body in zip(taken, self._map(self._body, taken), strict=True):
-            lines.setdefault(self._quarantine_key(info.key), set()).update(filter(None, body.split(b"\n")))
+            rows = (QuarantinedRow.from_line(line).identity for line in body.split(b"\n") if line)
+            found.setdefault(self._quarantine_key(info.key), set()).update(rows)
         return Quarantined(
             objects=len(listed),
             size_bytes=sum(info.size_bytes for info in listed),
-            rows={key: len(distinct) for key, distinct in sorted(lines.items())},
+            rows={key: len(distinct) for key, distinct in sorted(found.items())},
             is_exact=len(taken) == len(listed),
         )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
 from datalake_assets.feed import Feed
 
-__all__ = ["SourceObject", "SourceSystem"]
+__all__ = ["DecodesAgain", "SourceObject", "SourceSystem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +45,19 @@ class SourceSystem(Protocol):
 
     def close(self) -> None:
         """Closes its connections; idempotent."""
+
+
+@runtime_checkable
+class DecodesAgain(Protocol):
+    """A system that can decode rows again which it once sent, and which went to quarantine as they were."""
+
+    def decode(self, feed: Feed, raws: Sequence[bytes]) -> SourceBatch:
+        """Decodes rows in the columns that a read of ``feed`` has now; those that still don't fit are rejected.
+
+        Args:
+            feed: The feed.
+            raws: Rows as they were sent.
+
+        Raises:
+            SourceError: Its columns could not be asked for.
+        """

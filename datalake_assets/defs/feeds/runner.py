@@ -14,7 +14,7 @@ import dagster as dg
 from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset, source_assets
 from datalake_assets.defs.feeds.declared import usable_feeds
 from datalake_assets.defs.feeds.folders import folder_asset
-from datalake_assets.defs.metadata import NOTES, asset_key
+from datalake_assets.defs.metadata import NOTES, asset_key, partition_metadata
 from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
@@ -22,10 +22,18 @@ from datalake_assets.defs.storage.asset_landing import progress_told_to
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.lake.table import Progress
+from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.settings import Settings
 
-__all__ = ["ExportResult", "FeedRunner", "PartitionResult", "export_feed", "feed_runner", "repair_runs"]
+__all__ = [
+    "ExportResult",
+    "FeedRunner",
+    "PartitionResult",
+    "export_feed",
+    "feed_runner",
+    "repair_runs",
+    "report_replay",
+]
 
 # Dagster's tags of a run over one partition, or over a range of them
 _PARTITION = "dagster/partition"
@@ -232,6 +240,16 @@ def export_feed(
     repair_runs(own)
     with progress_told_to(on_progress), repaired_meanwhile(own):
         return runner.export(own, name, partitions=partitions, config=config, quiet=True)
+
+
+def report_replay(instance: dg.DagsterInstance, feed: Feed, write: WriteReport, *, lake_uri: str) -> None:
+    """Tells Dagster of partitions that received rows outside of a run: from quarantine."""
+    with known_dagster_warnings_ignored():
+        for each in write.partitions:
+            metadata = partition_metadata(feed, each, lake_uri=lake_uri, schema=write.schema)
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(asset_key(feed), partition=each.key, metadata=metadata)
+            )
 
 
 def run_config(feed: Feed, config: ExportConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,13 +26,23 @@ from datalake_assets.core.partitions import TimeWindow
 from datalake_assets.errors import SourceRefused, SourceUnavailable
 from datalake_assets.sources.ksqldb.client import KsqlClient
 from datalake_assets.sources.ksqldb.columns import Layout
-from datalake_assets.sources.ksqldb.decode.rows import DecodedRows
+from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder
 from datalake_assets.sources.ksqldb.decode.rows import RejectedRow as UndecodedRow
 from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, Seen
 from datalake_assets.sources.ksqldb.query import PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.statements import before, select
 
-__all__ = ["LONGEST_PUSH_S", "Batcher", "OffsetReader", "Pace", "numbers_of", "older", "position_of", "scan"]
+__all__ = [
+    "LONGEST_PUSH_S",
+    "Batcher",
+    "OffsetReader",
+    "Pace",
+    "decoded_again",
+    "numbers_of",
+    "older",
+    "position_of",
+    "scan",
+]
 
 
 @dataclass(slots=True)
@@ -98,6 +108,30 @@ class Batcher:
             return RejectedRow(row.raw, row.reason, f"{partition}:{offset}")
         digest = hashlib.blake2b(row.raw, digest_size=8).hexdigest()
         return RejectedRow(row.raw, row.reason, f"line:{row.line}@{digest}")
+
+
+def decoded_again(source: str, layout: Layout, raws: Sequence[bytes]) -> SourceBatch:
+    """Rows as a server sent them once, in the columns of an answer now.
+
+    Args:
+        source: What is read, for errors.
+        layout: The answer's columns.
+        raws: The rows.
+    """
+    kinds = (False, True)
+    by_form = [[raw for raw in raws if raw.lstrip().startswith(b"{") is wrapped] for wrapped in kinds]
+    tables: list[pa.Table] = []
+    rejected: list[UndecodedRow] = []
+    for wrapped, rows in zip(kinds, by_form, strict=True):
+        decoder = RowDecoder(layout.columns, layout.decoded, wrapped=wrapped)
+        # a row that has become several lines is none; its pieces would be rows without a position
+        block = b"".join(raw.replace(b"\n", b" ") + b"\n" for raw in rows)
+        decoded = decoder.decode(bytearray(block)) if rows else DecodedRows(layout.decoded.empty_table())
+        tables.append(decoded.table)
+        rejected += decoded.rejected
+    rows_again = DecodedRows(pa.concat_tables(tables), tuple(rejected))
+    empty = SourceBatch(pa.RecordBatch.from_pylist([], schema=layout.schema), pa.array([], pa.int32()))
+    return Batcher(source, layout).batch(rows_again) or replace(empty, source_offsets=pa.array([], pa.int64()))
 
 
 def has_rows_before(rows: DecodedRows, layout: Layout, moment_ms: int) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -30,10 +30,10 @@ from datalake_assets.errors import SchemaChanged, SourceRefused
 from datalake_assets.feed import Feed, FeedKind, KsqlDBMode
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.ksqldb.client import KsqlClient, retried, surfaced
-from datalake_assets.sources.ksqldb.columns import is_timestamp, resolve, rowtime_name, time_source
+from datalake_assets.sources.ksqldb.columns import Layout, is_timestamp, resolve, rowtime_name, time_source
 from datalake_assets.sources.ksqldb.positions import PositionWatch, first_offsets, starts_anew
 from datalake_assets.sources.ksqldb.query import PullQuery, PushQuery, Query
-from datalake_assets.sources.ksqldb.reading import Batcher, OffsetReader, scan
+from datalake_assets.sources.ksqldb.reading import Batcher, OffsetReader, decoded_again, scan
 from datalake_assets.sources.ksqldb.statements import Description, at_or_after, described, in_window, listed, select
 
 __all__ = ["KsqlDB"]
@@ -98,6 +98,12 @@ class KsqlDB:
         with contextlib.closing(batches):
             _ = batches.schema
 
+    def decode(self, feed: Feed, raws: Sequence[bytes]) -> SourceBatch:
+        """Decodes rows again that went to quarantine as this server sent them, see `DecodesAgain`."""
+        batches = _KsqlBatches(self._client, feed, ReadRequest())
+        with contextlib.closing(batches):
+            return decoded_again(self._client.source(feed.ksqldb.object), batches.layout, raws)
+
     def close(self) -> None:
         """Closes its connections; idempotent."""
         self._client.close()
@@ -107,10 +113,15 @@ class KsqlDB:
 class _Read:
     """An open read: its schema is known, its rows are not read yet."""
 
-    schema: pa.Schema
+    layout: Layout
     batches: Callable[[], Iterator[SourceBatch]]
     close: Callable[[], None]
     opened: float
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The lake's columns."""
+        return self.layout.schema
 
 
 class _KsqlBatches:
@@ -130,6 +141,14 @@ class _KsqlBatches:
             self._held = retried(self._open)
             self._schema = self._held.schema
         return self._schema
+
+    @property
+    def layout(self) -> Layout:
+        """How the answer's columns become the lake's; asks the server, as `schema` does."""
+        _ = self.schema
+        if self._held is None:
+            self._held = retried(self._open)
+        return self._held.layout
 
     @property
     def time_column(self) -> str | None:
@@ -296,7 +315,7 @@ class _KsqlBatches:
 
 
 def _read(running: PullQuery | PushQuery, batches: Callable[[], Iterator[SourceBatch]]) -> _Read:
-    return _Read(running.layout.schema, batches, running.close, time.monotonic())
+    return _Read(running.layout, batches, running.close, time.monotonic())
 
 
 def _refuse(source: str, feed: Feed, description: Description) -> None:

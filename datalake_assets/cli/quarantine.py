@@ -1,0 +1,165 @@
+"""``datalake quarantine``: rows that could not be landed, why, and how they get in after all."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datalake_assets.cli.output import as_table, one_line, print_json, say, warn
+from datalake_assets.cli.session import (
+    LakeCommand,
+    OrderedGroup,
+    Session,
+    home_to_tell,
+    json_option,
+    pass_session,
+)
+
+if TYPE_CHECKING:
+    from datalake_assets.core.quarantined_row import QuarantinedRow
+    from datalake_assets.feed import Feed
+    from datalake_assets.lake.replay import ReplayReport
+
+__all__ = ["quarantine"]
+
+#: Characters of a row that a line shows; ``--json`` has all of it.
+_SHOWN = 100
+
+
+@click.group(cls=OrderedGroup)
+def quarantine() -> None:
+    """Look at rows that could not be landed, and land them once the feed was mended."""
+
+
+@quarantine.command("list", cls=LakeCommand)
+@json_option
+@pass_session
+def list_reasons(session: Session, *, as_json: bool) -> None:
+    """Count the rows in quarantine, by feed and reason; each once, by its position in the source."""
+    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.replay import reasons  # noqa: PLC0415  likewise
+
+    feeds, _ = session.feeds()
+    found = [(feed, each) for feed in feeds for each in reasons(FeedFolder(session.store, feed))]
+    if as_json:
+        print_json(
+            {
+                "quarantine": [
+                    {
+                        "feed": feed.name,
+                        "reason": each.reason,
+                        "rows": each.rows,
+                        "partitions": each.partitions,
+                        "example": each.example.raw,
+                    }
+                    for feed, each in found
+                ]
+            }
+        )
+    elif found:
+        rows = [(feed.path, f"{each.rows:,}", len(each.partitions), one_line(each.reason)) for feed, each in found]
+        say(as_table(("feed", "rows", "partitions", "reason"), rows))
+    else:
+        say(f"{len(feeds)} feeds, nothing in quarantine")
+
+
+@quarantine.command(cls=LakeCommand)
+@click.argument("name")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to show at the most."
+)
+@json_option
+@pass_session
+def show(session: Session, *, name: str, limit: int, as_json: bool) -> None:
+    """Show rows of NAME that are in quarantine: where they stood in the source, why they are here, and as they are."""
+    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.replay import quarantined_rows  # noqa: PLC0415  likewise
+
+    newest = {
+        row.identity: (path, row) for path, row in quarantined_rows(FeedFolder(session.store, _feed(session, name)))
+    }
+    shown = list(newest.values())[:limit]
+    if as_json:
+        print_json({"feed": name, "rows": len(newest), "shown": [_record(path, row) for path, row in shown]})
+        return
+    if not newest:
+        say(f"nothing of {name} is in quarantine")
+        return
+    rows = [(row.position, path, one_line(row.reason), one_line(row.raw)[:_SHOWN]) for path, row in shown]
+    say(as_table(("position", "partition", "reason", "row"), rows))
+    if len(newest) > limit:
+        say(f"and {len(newest) - limit:,} more; --limit N shows them")
+
+
+@quarantine.command(cls=LakeCommand)
+@click.argument("name")
+@json_option
+@pass_session
+def replay(session: Session, *, name: str, as_json: bool) -> None:
+    """Land the rows of NAME that fit the feed as it is now, each exactly once.
+
+    Mend the feed first: lower its start, for instance. Rows that its source's decoder refused are decoded again by the
+    source. Exits with 1 if rows stay in quarantine, and says why they do.
+    """
+    report = _replayed(session, _feed(session, name))
+    if as_json:
+        print_json({"feed": name, "landed": report.landed, "stayed": report.stayed, "partitions": _partitions(report)})
+    else:
+        for each in report.write.partitions:
+            say(f"{name} {each.key}: {each.rows_added:+,} rows")
+        say(
+            f"{report.landed:,} rows landed"
+            if report.landed or report.stayed
+            else f"nothing of {name} is in quarantine"
+        )
+        for reason, rows in sorted(report.stayed.items(), key=lambda pair: -pair[1]):
+            warn(f"{rows:,} rows stay: {reason}")
+    if report.stayed:
+        raise click.exceptions.Exit(1)
+
+
+def _feed(session: Session, name: str) -> Feed:
+    feed: Feed = session.registry.get(name)
+    return feed
+
+
+def _replayed(session: Session, feed: Feed) -> ReplayReport:
+    from datalake_assets.core.batches import ReadRequest  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  likewise
+    from datalake_assets.lake.replay import refuse_pulled, replay  # noqa: PLC0415  likewise
+    from datalake_assets.sources.base import DecodesAgain  # noqa: PLC0415  likewise
+
+    folder = FeedFolder(session.store, feed)
+    refuse_pulled(folder)
+    with session.source() as source:
+        decode = partial(source.decode, feed) if isinstance(source, DecodesAgain) else None
+        report = replay(folder, source.read(feed, ReadRequest()), decode)
+    if report.write.partitions:
+        _tell_dagster(session, feed, report)
+    return report
+
+
+def _tell_dagster(session: Session, feed: Feed, report: ReplayReport) -> None:
+    """Tells Dagster what was landed, if it keeps a history; the rows are committed, whatever becomes of this."""
+    try:
+        if home_to_tell() is None:
+            return
+        from datalake_assets.defs.feeds.runner import report_replay  # noqa: PLC0415  Dagster takes a second to import
+        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  likewise
+
+        with open_instance() as instance:
+            report_replay(instance, feed, report.write, lake_uri=session.store.uri)
+    except Exception as error:  # noqa: BLE001  a history that cannot be written is no reason to fail
+        warn(f"not shown in Dagster: {type(error).__name__}: {error}")
+
+
+def _partitions(report: ReplayReport) -> list[dict[str, Any]]:
+    return [
+        {"partition": each.key, "rows_added": each.rows_added, "rows": each.rows} for each in report.write.partitions
+    ]
+
+
+def _record(path: str, row: QuarantinedRow) -> dict[str, Any]:
+    return {"position": row.position, "partition": path, "reason": row.reason, "raw": row.raw}

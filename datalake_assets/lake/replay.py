@@ -1,0 +1,487 @@
+"""Rows in quarantine: what there is and why, and how they are landed once the feed, or its source, was mended.
+
+A replay decodes rows again under the feed as it is now, and lands those that fit. What makes it exact are the holes in
+the partitions' positions: a row that a commit passed over is one, and a replay fills it in the same compare-and-swap
+that brings its file. Lines are taken out of quarantine afterwards, and never on anybody's guess: what a replay is about
+to land is written down before, so that a crash in between leaves lines that the next replay can take out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import UNKNOWN_PARTITION
+from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
+from datalake_assets.core.quarantined_row import QuarantinedRow, row_from_text
+from datalake_assets.core.schema import schema_from_json
+from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
+from datalake_assets.lake.commit import Planned
+from datalake_assets.lake.export_commits import Export, Staged
+from datalake_assets.lake.landing import Fence, Mask, Quarantine, write_lines
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.table import PartitionReport, WriteReport
+
+__all__ = ["Decode", "Reason", "ReplayReport", "quarantined_rows", "reasons", "refuse_pulled", "replay"]
+
+#: Decodes rows again, as their source sent them; keeps their source partitions and offsets.
+Decode = Callable[[Sequence[bytes]], SourceBatch]
+#: Times that a replay begins anew because somebody else landed some of its rows.
+ATTEMPTS = 5
+#: Rows that are decoded at once.
+BATCH_ROWS = 10_000
+#: After this long nobody is still at a replay that was begun: what it did not land it never will.
+ABANDONED = timedelta(hours=1)
+
+NOT_NUMBERED = "its source partition and offset are not known, so that it could be landed twice"
+OTHER_EPOCH = "it is from before its topic was created anew"
+NOT_PASSED = "no export has passed it yet: the next one reads it again"
+THERE = "it is in the lake already, or was passed over by an earlier release"
+NO_ANSWER = "its source cannot decode rows again"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Rows that are in quarantine for one reason.
+
+    Attributes:
+        reason: The reason.
+        rows: Distinct rows, by their position in the source.
+        partitions: Paths of the partitions that they belong to; ``_unknown`` where that cannot be told.
+        example: One of them.
+    """
+
+    reason: str
+    rows: int
+    partitions: tuple[str, ...]
+    example: QuarantinedRow
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay did.
+
+    Attributes:
+        write: The partitions that received rows.
+        stayed: Rows that are still in quarantine, by the reason why they were not landed.
+    """
+
+    write: WriteReport
+    stayed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def landed(self) -> int:
+        """Rows landed."""
+        return self.write.rows_added
+
+
+def quarantined_rows(folder: FeedFolder) -> Iterator[tuple[str, QuarantinedRow]]:
+    """All lines of a feed's quarantine, with the path of their partition; one row may have several."""
+    for _, path, rows in _objects(folder):
+        for row in rows:
+            yield path, row
+
+
+def reasons(folder: FeedFolder) -> list[Reason]:
+    """Why there are rows in quarantine, the most frequent reason first; a row counts once, by its newest line."""
+    newest: dict[str, tuple[str, QuarantinedRow]] = {}
+    for path, row in quarantined_rows(folder):
+        newest[row.identity] = (path, row)
+    grouped: dict[str, list[tuple[str, QuarantinedRow]]] = defaultdict(list)
+    for path, row in newest.values():
+        grouped[row.reason].append((path, row))
+    found = [
+        Reason(reason, len(rows), tuple(sorted({path for path, _ in rows})), rows[0][1])
+        for reason, rows in grouped.items()
+    ]
+    return sorted(found, key=lambda each: (-each.rows, each.reason))
+
+
+def replay(folder: FeedFolder, batches: Batches, decode: Decode | None, *, run_id: str = "") -> ReplayReport:
+    """Lands the rows in quarantine that fit the feed as it is now, each exactly once.
+
+    Args:
+        folder: The feed's corner of the lake.
+        batches: A read of the source; asked for its columns where the lake does not know them, and not iterated.
+        decode: Decodes rows that the source's own decoder refused; None leaves them.
+        run_id: Written into the history.
+
+    Raises:
+        ConfigError: The feed's rows are not numbered by their source.
+        SourceError: The source's columns are needed, and it failed.
+        LakeError: The store failed; what was committed stays, and a repetition does the rest.
+    """
+    refuse_pulled(folder)
+    folder.store.probe()
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _replay_once(folder, batches, decode, run_id)
+        except CommitConflict:
+            continue
+    return _replay_once(folder, batches, decode, run_id)
+
+
+def _replay_once(folder: FeedFolder, batches: Batches, decode: Decode | None, run_id: str) -> ReplayReport:
+    _finish_replays(folder)
+    waiting = _Waiting(folder, batches, decode)
+    export = ReplayExport(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
+    report = export.run()
+    if report.partitions:
+        folder.summary.merge(report.partitions, removed=(), at=folder.store.now())
+    return ReplayReport(report, dict(export.stayed))
+
+
+def refuse_pulled(folder: FeedFolder) -> None:
+    """Refuses feeds whose rows come anew with each pull, or are not ours to read.
+
+    Raises:
+        ConfigError: It is such a feed; says how its rows come.
+    """
+    feed = folder.feed
+    kind = folder.state.load().position_kind
+    if not feed.is_exported:
+        raise ConfigError(f"feed {feed.name!r} is {feed.written_by}: whoever writes it has to write those rows again")
+    if kind not in {None, "offsets"} or feed.kind == "table":
+        again = f"--table {feed.name}" if feed.kind == "table" else f"--stream {feed.name} --range A..B"
+        raise ConfigError(
+            f"feed {feed.name!r} is pulled whole, each time with the rows that did not fit before:"
+            f" once it is mended, 'datalake export {again}' lands them"
+        )
+
+
+class _Waiting:
+    """A feed's quarantine as batches: distinct rows with source partition and offset, decoded under the feed as it is.
+
+    Attributes:
+        epoch: The source's epoch now.
+        stayed: Rows that cannot even be looked at, by the reason.
+        offsets: All numbered rows of the epoch, by source partition.
+    """
+
+    recreated = False
+
+    def __init__(self, folder: FeedFolder, batches: Batches, decode: Decode | None) -> None:
+        self._folder, self._batches, self._decode = folder, batches, decode
+        self._state = folder.state.load()
+        self.epoch = self._state.epoch
+        self.stayed: Counter[str] = Counter()
+        self.offsets: dict[int, list[int]] = defaultdict(list)
+
+    @cached_property
+    def _own_schema(self) -> pa.Schema:
+        """Of rows that were decoded before: the lake's columns, or the source's before the first commit."""
+        return self._batches.schema if self._state.schema is None else schema_from_json(self._state.schema)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns that the lake knows; where rows have to be decoded by their source, the source's."""
+        return self._batches.schema if self._decode is not None and self._has_undecoded() else self._own_schema
+
+    @property
+    def time_column(self) -> str | None:
+        """The column that partitions the rows."""
+        return self._batches.time_column
+
+    @property
+    def request(self) -> ReadRequest:
+        """Nothing is asked of the source."""
+        return ReadRequest()
+
+    def acknowledge(self) -> None:
+        """Does nothing."""
+
+    def _has_undecoded(self) -> bool:
+        return any(not _is_decoded(row) for _, row in quarantined_rows(self._folder) if self._why_not(row) is None)
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Streams the rows, each once."""
+        taken: set[str] = set()
+        for _, _, rows in _objects(self._folder):
+            fresh = []
+            for row in rows:
+                if row.identity not in taken:
+                    taken.add(row.identity)
+                    fresh.append(row)
+            for start in range(0, len(fresh), BATCH_ROWS):
+                yield from self._decoded(fresh[start : start + BATCH_ROWS])
+
+    def _decoded(self, rows: Sequence[QuarantinedRow]) -> Iterator[SourceBatch]:
+        usable = []
+        for row in rows:
+            why = self._why_not(row)
+            if why is None and row.offset is not None:
+                self.offsets[row.offset[0]].append(row.offset[1])
+                usable.append(row)
+            elif why is not None:
+                self.stayed[why] += 1
+        own = [row for row in usable if _is_decoded(row)]
+        if own:
+            yield self._from_text(own)
+        others = [row for row in usable if not _is_decoded(row)]
+        if others and self._decode is not None:
+            yield self._decode([row.raw.encode() for row in others])
+        elif others:
+            self.stayed[NO_ANSWER] += len(others)
+
+    def _why_not(self, row: QuarantinedRow) -> str | None:
+        if row.offset is None:
+            return NOT_NUMBERED
+        # earlier releases did not write the epoch: there was none but the first
+        return None if (row.epoch or 0) == self.epoch else OTHER_EPOCH
+
+    def _from_text(self, rows: Sequence[QuarantinedRow]) -> SourceBatch:
+        schema, good, rejected = self._own_schema, [], []
+        for row in rows:
+            try:
+                good.append((row_from_text(row.raw.encode(), schema), row))
+            except (ValueError, pa.ArrowException) as error:
+                rejected.append(RejectedRow(row.raw.encode(), " ".join(str(error).split()), row.position, decoded=True))
+        columns = [pa.array([values[each.name] for values, _ in good], each.type) for each in schema]
+        at = [row.offset or (0, 0) for _, row in good]
+        return SourceBatch(
+            pa.RecordBatch.from_arrays(columns, schema=schema),
+            pa.array([partition for partition, _ in at], pa.int32()),
+            pa.array([offset for _, offset in at], pa.int64()),
+            tuple(rejected),
+        )
+
+
+def _is_decoded(row: QuarantinedRow) -> bool:
+    """Lines of earlier releases don't say; a decoded row was a JSON object, and a source's was none, or wrapped."""
+    if row.decoded is not None:
+        return row.decoded
+    return row.raw.startswith("{") and not row.raw.startswith('{"row":{"columns"')
+
+
+class _Staying(Quarantine):
+    """Where rows that don't fit would go: they are there already, and are counted."""
+
+    def __init__(self, stayed: Counter[str]) -> None:
+        self.stayed, self.rows = stayed, 0
+
+    def add(
+        self,
+        rows: Iterable[RejectedRow],
+        *,
+        partition_path: str = UNKNOWN_PARTITION,  # noqa: ARG002  they stay where they are
+        epoch: int | None = None,  # noqa: ARG002  likewise
+    ) -> None:
+        """Counts rows by their reason now."""
+        for row in rows:
+            self.stayed[row.reason] += 1
+            self.rows += 1
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+
+@dataclass(slots=True)
+class _ReplayFence(Fence):
+    """Lets in the rows that are certainly not in the lake, and that no export will read again.
+
+    Attributes:
+        hint: Where exports go on, by source partition: what lies below has been committed, or put aside.
+        stayed: Counts the others.
+        taken: Offsets let in, by partition key and source partition.
+    """
+
+    hint: Mapping[int, int] = field(default_factory=dict)
+    stayed: Counter[str] = field(default_factory=Counter)
+    taken: dict[str, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+
+    def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
+        """See `Fence`."""
+        partitions = np.asarray(batch.source_partitions).astype(np.int64)
+        offsets = np.asarray(batch.source_offsets).astype(np.int64)
+        wanted = np.zeros(len(offsets), dtype=np.bool_)
+        for number, key in enumerate(names):
+            position = self.position_of(key)
+            for partition in np.unique(partitions[(keys == number) & placed]).tolist():
+                rows = np.flatnonzero((keys == number) & placed & (partitions == partition))
+                passed = offsets[rows] < self.hint.get(partition, 0)
+                lacking = position.lacks(self.epoch, partition, offsets[rows])
+                self.stayed[NOT_PASSED] += int((lacking & ~passed).sum())
+                self.stayed[THERE] += int((~lacking).sum())
+                rows = rows[lacking & passed]
+                wanted[rows] = True
+                if len(rows):
+                    self.taken[key][partition] += offsets[rows].tolist()
+        return wanted
+
+    def reject(self, row: RejectedRow) -> None:
+        """Does nothing: the row is in quarantine already."""
+
+
+class ReplayExport(Export):
+    """Rows in quarantine are appended, each to the partition of its time, where that certainly has not got them."""
+
+    kind, commit_kind, prefix = "offsets", "replay", "data"
+    batches: _Waiting
+
+    def run(self) -> WriteReport:
+        """See `Export.run`."""
+        self.stayed: Counter[str] = Counter()
+        fence = _ReplayFence(self.state.epoch, self._position_of, hint=self.state.hint, stayed=self.stayed)
+        landing, staged, schema = self.land(self._time_placement(), fence=fence)
+        self.stayed.update(self.batches.stayed)
+        reports: dict[str, PartitionReport] = {}
+        if staged:
+            taken = {key: _runs(fence.taken[key]) for key in staged}
+            begun = _begin(self.folder, fence.epoch, {key: (self._commit_ids[key], taken[key]) for key in staged})
+            reports = self._commit_all(staged, taken, fence.epoch, self.fix_schema(schema))
+            _take_out(self.folder, fence.epoch, _joined(taken.values()))
+            self.folder.store.delete([begun])
+        self.stayed = +self.stayed
+        return self.result(landing, reports, schema)
+
+    def quarantine(self) -> Quarantine:
+        """See `Export.quarantine`."""
+        return _Staying(self.stayed)
+
+    def position_read(self, key: str) -> Mapping[str, Any]:  # noqa: ARG002  rows from all over the source
+        """See `Export.position_read`."""
+        return {"kind": self.kind, "replayed": True}
+
+    def _position_of(self, key: str) -> OffsetsPosition:
+        return _offsets(self.settled(key))
+
+    def _commit_all(
+        self, staged: Staged, taken: Mapping[str, Mapping[int, Runs]], epoch: int, schema: str
+    ) -> dict[str, PartitionReport]:
+        reports = {}
+        waiting = self._waiting(_joined(taken.values()))
+        try:
+            for key in sorted(staged):
+                reports[key] = self.commit(key, staged[key], self._plan(key, epoch, taken[key], waiting, schema))
+        except CommitConflict:
+            self.discard({key: files for key, files in staged.items() if key not in reports})
+            raise
+        return reports
+
+    def _waiting(self, taken: Mapping[int, Runs]) -> dict[int, Holes]:
+        """The other rows in quarantine, any of which may belong to any partition."""
+        waiting = {}
+        for partition, offsets in self.batches.offsets.items():
+            numbers = np.array(offsets, dtype=np.int64)
+            rest = runs_of(numbers[~within(taken.get(partition, ()), numbers)])
+            waiting[partition] = (
+                self.state.rejected.get(partition, Holes()).filled(taken.get(partition, ())).added(rest)
+            )
+        return waiting
+
+    def _plan(
+        self, key: str, epoch: int, taken: Mapping[int, Runs], passed: Mapping[int, Holes], schema: str
+    ) -> Callable[[Manifest], Planned]:
+        def plan(base: Manifest) -> Planned:
+            position = _offsets(base)
+            for partition, runs in taken.items():
+                if not position.lacks(epoch, partition, _expanded(runs)).all():
+                    raise CommitConflict(self.folder.data_folder(key), "another writer landed some of these rows")
+            return Planned(position=position.replayed(epoch, taken, passed=passed), schema=schema)
+
+        return plan
+
+
+def _offsets(manifest: Manifest) -> OffsetsPosition:
+    return manifest.position if isinstance(manifest.position, OffsetsPosition) else OffsetsPosition()
+
+
+def _runs(taken: Mapping[int, Sequence[int]]) -> dict[int, Runs]:
+    return {partition: runs_of(np.array(offsets, dtype=np.int64)) for partition, offsets in taken.items()}
+
+
+def _expanded(runs: Runs) -> npt.NDArray[np.int64]:
+    ranges = [np.arange(first, last + 1, dtype=np.int64) for first, last in runs]
+    return np.concatenate(ranges) if ranges else np.empty(0, dtype=np.int64)
+
+
+def _objects(folder: FeedFolder) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
+    """Key, partition path and rows of every object, oldest first."""
+    root = f"{folder.quarantine}/"
+    listed = sorted(folder.store.list(folder.quarantine), key=lambda info: (info.modified_at, info.key))
+    for info in listed:
+        if not info.key.endswith(".jsonl"):
+            continue
+        try:
+            body = folder.store.get(info.key)[0]
+        except ObjectNotFound:  # another replay has just been
+            continue
+        path = info.key.removeprefix(root).rpartition("/")[0]
+        yield info.key, path, [QuarantinedRow.from_line(line) for line in body.split(b"\n") if line]
+
+
+def _replays(folder: FeedFolder) -> str:
+    return f"{folder.control}/replays"
+
+
+def _begin(folder: FeedFolder, epoch: int, taken: Mapping[str, tuple[str, Mapping[int, Runs]]]) -> str:
+    """Writes down what is about to be landed by which commits; returns the object's key."""
+    key = f"{_replays(folder)}/{folder.new_id()}.json"
+    partitions = {name: {"commit_id": commit_id, "taken": runs} for name, (commit_id, runs) in taken.items()}
+    folder.store.create(key, json.dumps({"epoch": epoch, "partitions": partitions}).encode())
+    return key
+
+
+def _finish_replays(folder: FeedFolder) -> None:
+    """Takes out what replays landed that died before they could; forgets those that are through, or long gone.
+
+    A manifest remembers its last commits. What was landed longer ago stays in quarantine, and is not landed again.
+    """
+    for info in list(folder.store.list(_replays(folder))):
+        try:
+            document = json.loads(folder.store.get(info.key)[0])
+        except ObjectNotFound:
+            continue
+        landed = [
+            {int(partition): tuple((first, last) for first, last in runs) for partition, runs in each["taken"].items()}
+            for key, each in document["partitions"].items()
+            if _settled(folder, key).committed_already(each["commit_id"])
+        ]
+        if landed:
+            _take_out(folder, document["epoch"], _joined(landed))
+        if len(landed) == len(document["partitions"]) or folder.store.now() - info.modified_at > ABANDONED:
+            folder.store.delete([info.key])
+
+
+def _settled(folder: FeedFolder, key: str) -> Manifest:
+    log = folder.log(key)
+    return log.settle(log.load()).manifest
+
+
+def _joined(taken: Iterable[Mapping[int, Runs]]) -> dict[int, Runs]:
+    """The rows of all partitions, by source partition."""
+    joined: dict[int, Runs] = {}
+    for each in taken:
+        for partition, runs in each.items():
+            joined[partition] = merged_runs(joined.get(partition, ()), runs)
+    return joined
+
+
+def _take_out(folder: FeedFolder, epoch: int, landed: Mapping[int, Runs]) -> None:
+    """Writes objects anew without the lines of these rows; the new one first, so that no other line is ever lost."""
+    for key, _, rows in _objects(folder):
+        kept = [row for row in rows if not _is_gone(row, epoch, landed)]
+        if len(kept) == len(rows):
+            continue
+        written = write_lines(folder.store, key.rpartition("/")[0], (row.to_line() for row in kept)) if kept else ""
+        if written != key:
+            folder.store.delete([key])
+    folder.state.change(lambda now: now.without_rejected(landed, epoch=epoch))
+
+
+def _is_gone(row: QuarantinedRow, epoch: int, gone: Mapping[int, Runs]) -> bool:
+    if row.offset is None or (row.epoch or 0) != epoch:
+        return False
+    partition, offset = row.offset
+    return bool(within(gone.get(partition, ()), np.array([offset], dtype=np.int64))[0])
