@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from datalake_assets.feed import Feed, FeedKind, KsqlDBMode, KsqlDBSource
+from datalake_assets.feed import ColumnNote, Feed, FeedKind, KsqlDBMode, KsqlDBSource
 from datalake_assets.policies import (
     Checks,
     Freshness,
@@ -85,6 +85,26 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
 }
 
+_AMOUNT = ColumnNote(description="What was paid.", unit="of `currency`")
+_USER = ColumnNote(description="Who paid.", tags={"pii": "indirect"})
+#: What some columns mean, as the UI shows it.
+_COLUMNS: dict[str, dict[str, ColumnNote]] = {
+    "transaction_stream": {
+        "transaction_id": ColumnNote(description="The payment; a few are sent twice."),
+        "user_id": _USER,
+        "amount": _AMOUNT,
+        "currency": ColumnNote(description="An ISO 4217 code."),
+        "risk_score": ColumnNote(description="How likely the payment is fraud.", unit="probability"),
+        "event_time": ColumnNote(description="When the card was used; `rowtime` is when the payment arrived."),
+    },
+    "transaction_alerts": {
+        "user_id": _USER,
+        "score": ColumnNote(description="How sure the rule is.", unit="probability"),
+        "detected_at": ColumnNote(description="When the rule objected."),
+    },
+    "account_balances": {"balance": ColumnNote(description="What the account holds.", unit="USD")},
+}
+
 DEMO_FEED_NAMES = tuple(name for name, *_ in (*_STREAMS, *_TABLES))
 
 
@@ -123,4 +143,5 @@ def _feed(
         tags={"demo": "", "domain": group},
         group=group,
         description=description,
+        columns=_COLUMNS.get(name, {}),
     )
