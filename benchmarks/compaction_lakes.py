@@ -19,7 +19,7 @@ from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.core.schema import schema_to_json
-from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store
@@ -27,6 +27,7 @@ from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.parquet.writer import new_checksum
 from datalake_assets.policies import CompactionPolicy, ParquetFormat
 from datalake_assets.settings import load_settings
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 __all__ = ["KEY", "build", "feed_of", "open_lake"]
 

@@ -23,7 +23,7 @@ from benchmarks.measuring import Stopwatch, Target, Used, print_targets
 from datalake_assets.cli.session import prepare_home
 from datalake_assets.defs.feeds.runner import ExportResult, export_feed
 from datalake_assets.demo.demo_feeds import demo_feeds
-from datalake_assets.demo.demo_lake import ksqldb_url, prepare_demo
+from datalake_assets.demo.demo_lake import demo_stand_in, prepare_demo
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: F401  imported by the server's start otherwise
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
@@ -83,8 +83,7 @@ def export(settings: Settings, records: int, *, ephemeral: bool) -> list[ExportR
         prepare_home()
         instance = dg.DagsterInstance.ephemeral() if ephemeral else dg.DagsterInstance.get()
     results = []
-    with instance, ksqldb_url(settings, store) as url:
-        served = settings.model_copy(update={"ksqldb_url": url})
+    with instance, demo_stand_in(settings, store, {"ksqldb"}) as served:
         for feed in feeds:
             with _timed(feed.path):
                 results.append(export_feed(served, feed.name, instance=instance))

@@ -36,10 +36,11 @@ from datalake_assets.defs.compaction.sensor import CompactionWatcher
 from datalake_assets.defs.metadata import asset_key, partition_metadata
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import open_instance
-from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.settings import Settings
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 __all__ = ["main", "measure"]
 

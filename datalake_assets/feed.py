@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
-    Discriminator,
+    BeforeValidator,
     Field,
-    Tag,
+    SerializeAsAny,
     ValidationError,
     field_validator,
     model_validator,
@@ -41,9 +44,10 @@ __all__ = [
     "Feed",
     "FeedKind",
     "FolderSource",
-    "KsqlDBMode",
-    "KsqlDBSource",
-    "Source",
+    "PositionKind",
+    "SourceModel",
+    "SystemSource",
+    "declared_systems",
     "parse_feed",
     "partitions_problem",
 ]
@@ -69,46 +73,61 @@ class FeedKind(StrEnum):
         return f"{self.value}s"
 
 
-class KsqlDBMode(StrEnum):
-    """How a ksqlDB stream is read.
+class PositionKind(StrEnum):
+    """How it is known which rows of a source a partition holds; a feed keeps one kind for life.
 
-    ``offsets``: rows carry their source partition and offset, so that each is landed exactly once whatever its day: a
-    push query with ROWPARTITION and ROWOFFSET read until caught up, or, where ``offset_columns`` names ordinary columns
-    that carry them, a pull query. ``pull``: bounded pull queries; a partition's rows are replaced as a whole.
+    ``offsets``: rows are numbered by the source, and appended. ``window``: a partition is pulled, and replaced, as a
+    whole. ``snapshot``: a version is all of a table. ``ids``: items without order are remembered one by one.
     """
 
     OFFSETS = "offsets"
-    PULL = "pull"
+    WINDOW = "window"
+    SNAPSHOT = "snapshot"
+    IDS = "ids"
 
 
-class KsqlDBSource(Model):
-    """Rows of a ksqlDB stream or table, read over REST.
+class SourceModel(Model, ABC):
+    """What a feed may say of the place that its rows come from; each kind of place has a model of its own.
 
     Attributes:
-        object: The stream's or table's name as ksqlDB lists it (usually upper case).
-        mode: How a stream is read; ignored for tables, which are always pulled whole.
-        offset_columns: The two ordinary columns that carry source partition and offset, if the stream has them; it must
-            be partitioned as its source is, or rows come out of order and the read is refused.
-        idle_s: Seconds without a new row after which a push query counts as caught up.
-        rename: Column names in the lake by name at the source, where the lower-cased name cannot serve.
-        properties: Query properties sent along, e.g. ``{"ksql.query.pull.table.scan.enabled": true}``.
+        type: Tells the models apart.
+        serves: The kinds of feeds that it can be the source of.
     """
 
-    type: Literal["ksqldb"] = "ksqldb"
-    object: Annotated[str, Field(min_length=1)]
-    mode: KsqlDBMode = KsqlDBMode.OFFSETS
-    offset_columns: tuple[str, str] | None = None
-    idle_s: Annotated[float, Field(gt=0, le=3600)] = 3.0
-    rename: dict[str, str] = Field(default_factory=dict)
-    properties: dict[str, str | int | bool] = Field(default_factory=dict)
+    type: str
+    serves: ClassVar[frozenset[FeedKind]]
 
     @property
+    @abstractmethod
     def where(self) -> str:
         """What is read, for a person."""
-        return self.object
 
 
-class FolderSource(Model):
+class SystemSource(SourceModel):
+    """What a feed may say of a system that it is exported from; `datalake_assets.sources` has the systems.
+
+    Attributes:
+        counts_rows: Whether the system can tell how many rows there are without reading them.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
+    counts_rows: ClassVar[bool] = False
+
+    @abstractmethod
+    def position_kind(self, kind: FeedKind) -> PositionKind:
+        """The kind of positions that the rows carry, if they are read for a feed of this kind."""
+
+    @property
+    def time_column(self) -> str | None:
+        """The lake column of a record's own timestamp, which partitions a stream that names no other."""
+        return None
+
+    def reading(self, kind: FeedKind) -> str:
+        """How the rows are read, in a word or two, for a list of feeds."""
+        return self.position_kind(kind).value
+
+
+class FolderSource(SourceModel):
     """A folder of Parquet files that others write, adopted where it lies; see ``datalake adopt``.
 
     Attributes:
@@ -116,6 +135,8 @@ class FolderSource(Model):
         asset: Key of the Dagster asset that stands for it in a project of its own, like ``sales/exports``; None for
             the one that we make.
     """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.FOLDER})
 
     type: Literal["folder"] = "folder"
     uri: Annotated[str, Field(min_length=1)]
@@ -127,12 +148,14 @@ class FolderSource(Model):
         return self.uri
 
 
-class AssetSource(Model):
+class AssetSource(SourceModel):
     """An asset of somebody's Dagster project that lands what it returns, by way of `ParquetLakeIOManager`.
 
     Attributes:
         asset: Its key, like ``sales/orders``.
     """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
 
     type: Literal["asset"] = "asset"
     asset: Annotated[str, Field(min_length=1)]
@@ -143,18 +166,42 @@ class AssetSource(Model):
         return self.asset
 
 
-def _source_type(source: Any) -> str:
-    """Documents may leave the type out, as they could before there were folders."""
-    return str(source.get("type", "ksqldb") if isinstance(source, dict) else getattr(source, "type", ""))
+#: Where the systems are listed that feeds can be exported from. They stand above this module and import it, so they are
+#: found by name, when the first feed or the first setting is read: wherever that is, the list is there (ADR 016).
+_SYSTEMS = "datalake_assets.sources.systems"
+#: What rows come from that are not exported: others write them.
+_NOT_EXPORTED: Mapping[str, type[SourceModel]] = {"folder": FolderSource, "asset": AssetSource}
 
 
-#: The systems that a feed can read from, told apart by ``type``.
-Source = Annotated[
-    Annotated[KsqlDBSource, Tag("ksqldb")]
-    | Annotated[FolderSource, Tag("folder")]
-    | Annotated[AssetSource, Tag("asset")],
-    Discriminator(_source_type),
-]
+class _Declared(Protocol):
+    """A system's declaration, as far as this module needs it."""
+
+    @property
+    def model(self) -> type[SystemSource]:
+        """What a feed may say of it."""
+
+
+def declared_systems() -> Mapping[str, Any]:
+    """The systems that feeds can be exported from, by type; what they are is `datalake_assets.sources.base.System`."""
+    systems: Mapping[str, Any] = import_module(_SYSTEMS).systems()
+    return systems
+
+
+def _as_declared(source: Any) -> Any:
+    """A source's document as its own model; documents may leave the type out, as they could before there were folders.
+
+    Raises:
+        ValueError: There is no source of this type.
+    """
+    if not isinstance(source, dict):
+        return source
+    systems: Mapping[str, _Declared] = declared_systems()
+    wanted = source.get("type", next(iter(systems)))
+    if wanted in systems:
+        return systems[wanted].model.model_validate(source)
+    if wanted not in _NOT_EXPORTED:
+        raise ValueError(f"there is no source of type {wanted!r}; take one of {', '.join(sorted(systems))}")
+    return _NOT_EXPORTED[wanted].model_validate(source)
 
 
 class ColumnNote(Model):
@@ -185,10 +232,10 @@ class Feed(Model):
         kind: Stream, table, or an adopted folder.
         source: Where the rows come from.
         partition_by: Length of a stream's partitions.
-        time_column: The lake column that partitions a stream; default: the record's own timestamp, as ``rowtime``. Of a
-            folder, the column that its rows are ordered by; default: none.
+        time_column: The lake column that partitions a stream; default: the record's own timestamp, where its source has
+            one. Of a folder, the column that its rows are ordered by; default: none.
         start: First day that a stream can have rows on; earlier rows are quarantined.
-        lateness: How far behind the newest row late rows may come (``pull`` mode reads that far back again).
+        lateness: How far behind the newest row late rows may come (pulled windows are read that far back again).
         format: How data files are written.
         schema_policy: ``freeze`` stops the feed when its source's columns change; ``evolve`` appends new ones.
         retention: Versions of a table that are kept.
@@ -208,7 +255,7 @@ class Feed(Model):
 
     name: str
     kind: FeedKind
-    source: Source
+    source: Annotated[SourceModel, SerializeAsAny(), BeforeValidator(_as_declared)]
     partition_by: Literal["month", "day", "hour"] = "day"
     time_column: str | None = None
     start: Annotated[date, Field(ge=EARLIEST_START)] = date(2025, 1, 1)
@@ -239,7 +286,7 @@ class Feed(Model):
 
     @model_validator(mode="after")
     def _source_is_of_its_kind(self) -> Feed:
-        if (self.kind is FeedKind.FOLDER) is not isinstance(self.source, FolderSource):
+        if self.kind not in self.source.serves:
             msg = f"a {self.kind} cannot have a source of type {self.source.type!r}"
             raise ValueError(msg)
         if self.kind is FeedKind.FOLDER and self.schedule is not None:
@@ -251,22 +298,34 @@ class Feed(Model):
         return self
 
     @property
-    def ksqldb(self) -> KsqlDBSource:
+    def exported_from(self) -> SystemSource:
         """The source of a feed that is exported; raises `ConfigError` for one that is not."""
-        if isinstance(self.source, KsqlDBSource):
+        if isinstance(self.source, SystemSource):
             return self.source
         cure = "; materialize that, in its own project" if isinstance(self.source, AssetSource) else ""
         raise ConfigError(f"feed {self.name!r} is {self.written_by}: nothing is exported to it{cure}")
 
     @property
     def is_exported(self) -> bool:
-        """Whether rows are pulled from a source; not so of adopted folders and assets."""
-        return isinstance(self.source, KsqlDBSource)
+        """Whether rows are read from a system; not so of adopted folders and assets."""
+        return isinstance(self.source, SystemSource)
+
+    @property
+    def position_kind(self) -> PositionKind:
+        """The kind of positions that an exported feed keeps; raises `ConfigError` for one that is not exported."""
+        return self.exported_from.position_kind(self.kind)
+
+    @property
+    def row_time(self) -> str | None:
+        """The lake column that says when a row was: the declared one, or a stream's own timestamp; None if unknown."""
+        if self.time_column is None and self.kind is FeedKind.STREAM and isinstance(self.source, SystemSource):
+            return self.source.time_column
+        return self.time_column
 
     @property
     def asset(self) -> str | None:
         """Key of the asset that stands for the feed in somebody's own Dagster project; None for feeds of ours."""
-        return None if isinstance(self.source, KsqlDBSource) else self.source.asset
+        return self.source.asset if isinstance(self.source, FolderSource | AssetSource) else None
 
     @property
     def written_by(self) -> str:

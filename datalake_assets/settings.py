@@ -1,11 +1,16 @@
-"""Settings of an installation: environment variables, or a file. Validated here, once, with pydantic."""
+"""Settings of an installation: environment variables, or a file. Validated here, once, with pydantic.
+
+What a source needs to be connected to is that source's to declare; `load_settings` reads all of them as one.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from functools import cache
+from types import new_class
+from typing import Annotated, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,9 +19,10 @@ from pydantic_settings import (
 )
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.feed import declared_systems
 from datalake_assets.policies import problems_line
 
-__all__ = ["Environment", "Settings", "load_settings"]
+__all__ = ["Environment", "Settings", "load_settings", "settings_model"]
 
 
 class Environment(StrEnum):
@@ -32,11 +38,6 @@ class Settings(BaseSettings):
 
     Attributes:
         lake: The lake: a local folder or ``s3://bucket/prefix``.
-        ksqldb_url: The ksqlDB server; unset, a demo lake reads its embedded server and any other lake is an error.
-        ksqldb_user: User for HTTP Basic authentication.
-        ksqldb_password: Its password.
-        ksqldb_ca_file: PEM file of the authority that signed the server's certificate, if it is not a public one.
-        ksqldb_timeout_s: Seconds to wait for a connection or for the next bytes of an answer.
         env: Sets compaction thresholds.
         compaction_memory_mb: Megabytes of decoded rows that a compaction may hold; says how much it does at once.
         s3_endpoint: URL of an S3-compatible server; unset: AWS. Credentials come by the AWS conventions only.
@@ -46,11 +47,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DATALAKE_", yaml_file="datalake.yaml", extra="forbid", frozen=True)
 
     lake: str = "./lake"
-    ksqldb_url: str | None = None
-    ksqldb_user: str | None = None
-    ksqldb_password: SecretStr | None = None
-    ksqldb_ca_file: str | None = None
-    ksqldb_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     env: Environment = Environment.DEVELOPMENT
     compaction_memory_mb: Annotated[int, Field(ge=64)] = 400
     s3_endpoint: str | None = None
@@ -68,6 +64,26 @@ class Settings(BaseSettings):
         """Arguments win over the environment, the environment over ``datalake.yaml``."""
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
+    def of(self, model: type[_OfSource]) -> _OfSource:
+        """These settings as those of a source; what `load_settings` reads is that of every source already."""
+        if isinstance(self, model):
+            return self
+        return model(**{name: getattr(self, name) for name in self.model_fields_set})
+
+
+_OfSource = TypeVar("_OfSource", bound=Settings)
+
+
+def settings_model() -> type[Settings]:
+    """The settings of an installation and of all its sources as one model."""
+    return _combined(tuple(dict.fromkeys(each.settings for each in declared_systems().values())))
+
+
+@cache
+def _combined(parts: tuple[type[Settings], ...]) -> type[Settings]:
+    bases = tuple(part for part in parts if part is not Settings) or (Settings,)
+    return new_class(Settings.__name__, bases, exec_body=lambda names: names.update(__doc__=Settings.__doc__))
+
 
 def load_settings(**overrides: str | None) -> Settings:
     """Reads the settings; arguments that are not None win over environment and file.
@@ -76,6 +92,6 @@ def load_settings(**overrides: str | None) -> Settings:
         ConfigError: A setting is unknown or has an impossible value.
     """
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # pydantic coerces
+        return settings_model()(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # pydantic coerces
     except ValidationError as error:
         raise ConfigError(f"settings: {problems_line(error)}") from error

@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.feed import AssetSource, ColumnNote, Feed, FolderSource, KsqlDBSource
+from datalake_assets.feed import AssetSource, ColumnNote, Feed, FolderSource, declared_systems
 from datalake_assets.policies import (
     Checks,
     CompactionPolicy,
@@ -33,7 +33,7 @@ from datalake_assets.policies import (
     SqlRule,
     UniqueRule,
 )
-from datalake_assets.settings import Settings
+from datalake_assets.settings import settings_model
 
 __all__ = ["PATH", "render"]
 
@@ -68,7 +68,6 @@ _NAMES = {
     SecretStr: "secret text",
 }
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
-    ("`source` of a stream or table", KsqlDBSource),
     ("`source` of a folder", FolderSource),
     ("`source` of an asset of another project", AssetSource),
     ("each column in `columns`", ColumnNote),
@@ -89,10 +88,12 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
 
 def render() -> str:
     """The whole page."""
-    prefix = Settings.model_config["env_prefix"]
-    settings = _table("variable", Settings, lambda name: f"{prefix}{name.upper()}")
+    model = settings_model()
+    prefix = model.model_config["env_prefix"]
+    settings = _table("variable", model, lambda name: f"{prefix}{name.upper()}")
     lines = [_HEAD, *settings, _FEED, *_table("field", Feed, str)]
-    for name, model in _PARTS:
+    sources = ((f"`source` of a feed that reads {type_}", each.model) for type_, each in declared_systems().items())
+    for name, model in (*sources, *_PARTS):
         lines += ["", f"### {name}", "", _summary(model), "", *_table("field", model, str)]
     return "\n".join(lines) + "\n"
 

@@ -69,6 +69,8 @@ def _resolve(command: click.Command, words: list[str]) -> None:
         found = command.get_command(click.Context(command), words[0])
         assert found is not None, words[0]
         command, words = found, words[1:]
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    # click keeps the help option that it makes for the first context
+    parameters = command.get_params(click.Context(command, help_option_names=["-h", "--help"]))
+    known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
     unknown = [word for word in words if word.startswith("--") and word.split("=")[0] not in known | {"--help"}]
     assert unknown == []

@@ -45,7 +45,7 @@ class _Unexpected(_Failed):
 #: The commands in the order in which they are needed, each with its first line of help. A command's module is imported
 #: when it runs: ``datalake --help`` answers in a tenth of a second, while Dagster alone takes one to import.
 COMMANDS = {
-    "demo": "Build a data lake from four ksqlDB streams and four tables.",
+    "demo": "Build a data lake from four streams and four tables of an embedded server.",
     "feeds": "Say what is landed: list, add, check, change, archive and restore feeds.",
     "export": "Land what is new at the source: of one feed, or of all.",
     "adopt": "Take over the folder URI of Parquet files that others write, as feed NAME.",
@@ -110,7 +110,7 @@ def _is_broken_pipe(error: Exception) -> bool:
 @click.version_option(package_name="datalake-assets", prog_name="datalake")
 @click.pass_context
 def app(ctx: click.Context, *, traceback: bool, verbose: bool) -> None:
-    """Land ksqlDB streams and tables in a data lake of Parquet files, without the small ones.
+    """Land streams and tables of other systems in a data lake of Parquet files, without the small ones.
 
     Start with 'datalake demo'. Settings come from DATALAKE_* variables or datalake.yaml.
     """

@@ -23,7 +23,7 @@ from datalake_assets.cli.output import as_table, print_json, say, warn
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
 from datalake_assets.demo.demo_feeds import demo_feeds
-from datalake_assets.demo.demo_lake import DemoLake, ksqldb_url, prepare_demo, read_demo
+from datalake_assets.demo.demo_lake import DemoLake, prepare_demo, read_demo, source_line
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
 from datalake_assets.feed import Feed
 
@@ -40,9 +40,9 @@ __all__ = ["demo", "run_demo"]
 @json_option
 @pass_session
 def demo(session: Session, *, on_s3: bool, records: int, ui: bool, port: int, as_json: bool) -> None:
-    """Build a data lake from four ksqlDB streams and four tables.
+    """Build a data lake from four streams and four tables of an embedded server.
 
-    Starts a ksqlDB-compatible server where DATALAKE_KSQLDB_URL names none, and exports everything through Dagster.
+    Starts the server unless the settings name one of yours, and exports everything through Dagster.
     Run it again with more --records: only what is new is added.
     """
     if on_s3 and session.lake is not None:
@@ -67,12 +67,10 @@ def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None
     home = prepare_home()
     with _lake(session, on_s3=on_s3):
         demo = _prepare(session, records)
-        with ksqldb_url(session.settings, session.store) as url:
-            own = session.settings.ksqldb_url is None
-            session.use(ksqldb_url=url)
+        feeds, configured = all_feeds(session).feeds, session.settings
+        with session.serving({feed.source.type for feed in feeds}):
             if not as_json:
-                _introduce(session, demo, records, own=own)
-            feeds = all_feeds(session).feeds
+                _introduce(session, demo, records, own=session.settings is not configured)
             outcomes = export_feeds(session, feeds, ExportRequest(), quiet=as_json)
             if as_json:
                 print_json({"lake": session.store.uri, "feeds": [asdict(outcome) for outcome in outcomes]})
@@ -124,11 +122,11 @@ def _prepare(session: Session, records: int) -> DemoLake:
 
 def _introduce(session: Session, demo: DemoLake, records: int, *, own: bool) -> None:
     say(f"lake    {session.store.uri}")
-    say(f"ksqlDB  {session.settings.ksqldb_url}{' (embedded)' if own else ''}")
+    say(f"{source_line(session.settings)}{' (embedded)' if own else ''}")
     if own:
         say(f"data    {demo.records or records:,} records per stream since {demo.start}, {demo.events_per_day} a day")
     else:
-        warn("--records has no effect on the server of DATALAKE_KSQLDB_URL")
+        warn("--records has no effect on a server of your own")
     if own and demo.records and records < demo.records:
         warn(f"--records {records}: streams do not shrink; this lake's keep their {demo.records}")
     say()
@@ -184,11 +182,8 @@ def _serve_ui(session: Session, home: Path, port: int) -> None:
     """Runs Dagster's web UI in the foreground until Ctrl-C; the embedded servers stay up meanwhile."""
     _check_free(port)
     url = f"http://127.0.0.1:{port}"
-    settings = session.settings
-    environment = os.environ | {
+    environment = session.environment | {
         "DAGSTER_HOME": str(home),
-        "DATALAKE_LAKE": settings.lake,
-        "DATALAKE_KSQLDB_URL": settings.ksqldb_url or "",
         "DATALAKE_WEBSERVER_URL": url,
         "PYTHONWARNINGS": "ignore:Function `dev_command`",  # superseded by a tool that needs a project of its own
     }

@@ -8,7 +8,6 @@ Exports in child processes: ``datalake export`` for one feed each, at most so ma
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from datalake_assets.cli.output import ExportProgress, as_table, one_line, print
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
-from datalake_assets.demo.demo_lake import ksqldb_url
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.adopted.adopted_table import refuse_export
@@ -218,7 +216,7 @@ def one_feed(session: Session, *, stream: str | None, table: str | None) -> Regi
     if feed.kind is FeedKind.FOLDER:
         raise refuse_export(feed)
     if not feed.is_exported:
-        _ = feed.ksqldb  # raises, and says who writes it
+        _ = feed.exported_from  # raises, and says who writes it
     wanted = "table" if stream is None else "stream"
     if feed.kind != wanted:
         raise ConfigError(f"feed {name!r} is a {feed.kind}; export it with --{feed.kind} {name}")
@@ -231,13 +229,13 @@ def export_feeds(
     """Exports feeds; one feed's failure is told on stderr and in its outcome, and the others go on.
 
     Raises:
-        DatalakeError: Nothing could be begun: no server, or partitions that are none.
+        DatalakeError: Nothing could be begun: no source is configured, or partitions that are none.
     """
     for feed in feeds:
         request.partitions(feed)
     prepare_home()
-    with ksqldb_url(session.settings, session.store) as url, ExportProgress(quiet=quiet) as progress:
-        session.use(ksqldb_url=url)
+    with session.serving({feed.source.type for feed in feeds}), ExportProgress(quiet=quiet) as progress:
+        _refuse_unconfigured(session, feeds)
         if parallel > 1 and len(feeds) > 1:
             return export_in_children(session, feeds, request, progress, parallel=parallel)
         # Dagster takes a second to import, which children and usage errors need not wait for
@@ -245,6 +243,22 @@ def export_feeds(
 
         with open_instance() as instance:
             return [tell(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
+
+
+def _refuse_unconfigured(session: Session, feeds: Sequence[Feed]) -> None:
+    """Raises what is wrong with the settings of the sources if none of them can be connected to."""
+    from datalake_assets.sources.systems import connect  # noqa: PLC0415  not needed for --help
+
+    errors = []
+    types = {feed.source.type for feed in feeds}
+    for type_ in sorted(types):
+        try:
+            with connect(type_, session.settings):
+                pass
+        except ConfigError as error:
+            errors.append(error)
+    if errors and len(errors) == len(types):
+        raise errors[0]
 
 
 def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
@@ -392,7 +406,7 @@ class _Children:
         settings = session.settings
         self._command = [sys.executable, "-m", "datalake_assets.cli", "--lake", settings.lake, "export", "--json"]
         self._command += request.arguments()
-        self._environment = os.environ | {"DATALAKE_KSQLDB_URL": settings.ksqldb_url or ""}
+        self._environment = session.environment
         self.interrupted = False
         self._running: list[subprocess.Popen[str]] = []
 

@@ -20,12 +20,22 @@ from datalake_assets.cli.output import as_table, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, json_option, pass_session
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, InvalidFeed, PreconditionFailed
-from datalake_assets.feed import AssetSource, Feed, FeedKind, parse_feed, partitions_problem
+from datalake_assets.feed import (
+    AssetSource,
+    Feed,
+    FeedKind,
+    FolderSource,
+    SystemSource,
+    parse_feed,
+    partitions_problem,
+)
 from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.store.base import Store
-from datalake_assets.sources.base import SourceObject, SourceSystem
+from datalake_assets.sources.base import FeedOption, SourceObject, SourceSystem, System
+from datalake_assets.sources.systems import system as system_named
+from datalake_assets.sources.systems import systems
 
 if TYPE_CHECKING:
     from datalake_assets.feed import Feed
@@ -92,27 +102,79 @@ def check(session: Session, *, name: str | None, as_json: bool) -> None:
     """
     results = check_feeds(session, name)
     if as_json:
-        print_json({"feeds": [{"feed": result.feed, "problem": result.problem} for result in results]})
+        print_json({"feeds": [_check_document(result) for result in results]})
     else:
         for result in results:
             if result.problem is None:
-                say(f"{result.feed}: ok")
+                say(f"{result.feed}: ok" + ("" if result.rows is None else f", {result.rows:,} rows at the source"))
             else:
                 warn(f"{result.feed}: {result.problem}")
     if any(result.problem for result in results):
         raise click.exceptions.Exit(1)
 
 
-@feeds.command(cls=LakeCommand)
+def _check_document(result: CheckResult) -> dict[str, Any]:
+    counted = {} if result.rows is None else {"rows": result.rows}
+    return {"feed": result.feed, "problem": result.problem, **counted}
+
+
+class _AddCommand(LakeCommand):
+    """Offers what every registered source declares, besides the options of all feeds."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The parameters, those of the sources first."""
+        return [*_source_parameters(), *super().get_params(ctx)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the options, and for each source those that it takes."""
+        shared = [*_source_choices(), *super().get_params(ctx)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for each in shared if (record := each.get_help_record(ctx)) is not None])
+        for type_, system in systems().items():
+            offered = [_source_option(option) for option in system.options]
+            with formatter.section(f"Options of source {type_}"):
+                formatter.write_dl([record for each in offered if (record := each.get_help_record(ctx)) is not None])
+
+
+def _source_parameters() -> list[click.Parameter]:
+    offered = {option.flag: _source_option(option) for system in systems().values() for option in system.options}
+    return [*_source_choices(), *offered.values()]
+
+
+def _source_choices() -> list[click.Option]:
+    """Which source: the one to take a feed's rows from, or the one to list."""
+    known = systems()
+    listed = [(type_, system.discovery) for type_, system in known.items() if system.discovery]
+    source = click.Choice(list(known))
+    return [
+        *(click.Option([f"--from-{type_}", _from(type_)], is_flag=True, help=text) for type_, text in listed),
+        click.Option(["--source"], type=source, default=next(iter(known)), show_default=True, help="Kind of source."),
+    ]
+
+
+def _from(type_: str) -> str:
+    return f"from_{type_.replace('-', '_')}"
+
+
+def _source_option(option: FeedOption) -> click.Option:
+    return click.Option(
+        [option.flag, _parameter(option)],
+        type=click.Choice(list(option.choices)) if option.choices else str,
+        multiple=option.shape == "pairs",
+        metavar=option.metavar,
+        help=option.help,
+    )
+
+
+def _parameter(option: FeedOption) -> str:
+    """The name under which click hands on what was typed."""
+    return "source_" + option.flag.lstrip("-").replace("-", "_")
+
+
+@feeds.command(cls=_AddCommand)
 @click.option("--file", "document", type=click.File("rb"), metavar="FEED.json", help="Add this document; '-' is stdin.")
-@click.option("--from-ksqldb", is_flag=True, help="Add every stream and table of the server that can be landed.")
 @click.option("--name", help="Name in the lake: [a-z][a-z0-9_]*.")
 @click.option("--kind", type=click.Choice(["stream", "table"]), help="Rows are appended, or landed as snapshots.")
-@click.option("--source", type=click.Choice(["ksqldb"]), default="ksqldb", show_default=True, help="Kind of source.")
-@click.option("--object", "object_name", metavar="OBJ", help="Name at the source, as ksqlDB lists it.")
-@click.option("--mode", type=click.Choice(["offsets", "pull"]), help="How a stream is read.  [default: offsets]")
-@click.option("--offset-columns", metavar="PART,OFF", help="Columns that carry source partition and offset.")
-@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Name of a column in the lake.")
 @click.option("--partition-by", type=click.Choice(["month", "day", "hour"]), help="Partitions.  [default: day]")
 @click.option("--time-column", metavar="COL", help="Lake column that partitions.  [default: the record's timestamp]")
 @click.option("--start", metavar="DATE", help="First day with rows, like 2025-01-15.  [default: 2025-01-01]")
@@ -128,24 +190,23 @@ def check(session: Session, *, name: str | None, as_json: bool) -> None:
 @click.option("--description", help="Shown in the web UI; Markdown.")
 @json_option
 @pass_session
-def add(session: Session, *, document: BinaryIO | None, from_ksqldb: bool, as_json: bool, **options: Any) -> None:
-    """Add a feed from options, or from a file, or all that a ksqlDB server has.
+def add(session: Session, *, document: BinaryIO | None, as_json: bool, source: str, **options: Any) -> None:
+    """Add a feed from options, or from a file, or all that a source has.
 
     \b
     datalake feeds add --name orders --kind stream --object ORDERS
-    datalake feeds add --from-ksqldb --partition-by month
     datalake feeds add --file orders.json
     """  # noqa: D301  click reads the \b: keep these lines
+    listed = [type_ for type_ in systems() if options.pop(_from(type_), False)]
     options = {name: value for name, value in options.items() if value not in (None, ())}
     skipped: list[dict[str, str]] = []
     if document is not None:
-        refuse(options, "--file", from_ksqldb=from_ksqldb)
+        refuse(options, "--file", listed=listed)
         added = [add_document(session, document.read(), file=getattr(document, "name", "-"))]
-    elif from_ksqldb:
-        refuse({name: options[name] for name in ("name", "kind", "object_name") if name in options}, "--from-ksqldb")
-        added, skipped = add_discovered(session, options)
+    elif listed:
+        added, skipped = add_discovered(session, listed, options)
     else:
-        added = [add_described(session, options)]
+        added = [add_described(session, system_named(source), options)]
     if as_json:
         print_json({"added": [feed.model_dump(mode="json") for feed in added], "skipped": skipped})
         return
@@ -153,7 +214,7 @@ def add(session: Session, *, document: BinaryIO | None, from_ksqldb: bool, as_js
         warn(f"skipped {each['object']}: {each['reason']}")
     for feed in added:
         say(f"added {feed.path}, from {feed.source.where}")
-    if from_ksqldb:
+    if listed:
         say(f"{len(added)} added, {len(skipped)} skipped")
 
 
@@ -198,36 +259,34 @@ def restore(session: Session, *, name: str) -> None:
 
 
 def _row(feed: Feed) -> tuple[str, ...]:
-    from datalake_assets.feed import AssetSource, FolderSource  # noqa: PLC0415  pydantic is not needed for --help
-
     source, schedule = feed.source, feed.schedule or ""
     if isinstance(source, FolderSource):
         return (feed.name, "folder", source.uri, "others", "folders", schedule)
-    if isinstance(source, AssetSource):
-        parts = "versions" if feed.kind == "table" else feed.partition_by
-        return (feed.name, feed.kind.value, source.asset, "its asset", parts, schedule)
-    if feed.kind == "table":
-        return (feed.name, "table", source.object, "snapshots", "versions", schedule)
-    by = "pulled offsets" if source.offset_columns else source.mode.value
-    return (feed.name, "stream", source.object, by, feed.partition_by, schedule)
+    parts = "versions" if feed.kind is FeedKind.TABLE else feed.partition_by
+    by = source.reading(feed.kind) if isinstance(source, SystemSource) else "its asset"
+    return (feed.name, feed.kind.value, source.where, by, parts, schedule)
 
 
-_OPTION_NAMES = {"object_name": "--object", "format_type": "--format", "owners": "--owner", "tags": "--tag"}
-_OF_SOURCE = ("mode", "properties")
+_OPTION_NAMES = {"format_type": "--format", "owners": "--owner", "tags": "--tag"}
+#: Options that mean nothing to a table.
+_STREAMS_ONLY = ("partition_by", "time_column")
 _LONGEST_NAME = 128
 
 
-def refuse(options: Mapping[str, Any], mode: str, *, from_ksqldb: bool = False) -> None:
+def refuse(options: Mapping[str, Any], mode: str, *, listed: Sequence[str] = ()) -> None:
     """Refuses options that a way of adding does not take.
 
     Raises:
-        click.UsageError: There is one; ``--source`` has a default and is let through.
+        click.UsageError: There is one.
     """
-    given = [_OPTION_NAMES.get(name, f"--{name.replace('_', '-')}") for name in options if name != "source"]
-    if from_ksqldb:
-        given.append("--from-ksqldb")
+    given = [_typed(name) for name in options] + [f"--from-{type_}" for type_ in listed]
     if given:
         raise click.UsageError(f"{mode} cannot be combined with {', '.join(sorted(given))}")
+
+
+def _typed(name: str) -> str:
+    """An option as it is typed."""
+    return _OPTION_NAMES.get(name, "--" + name.removeprefix("source_").replace("_", "-"))
 
 
 def add_document(session: Session, document: bytes, *, file: str) -> Feed:
@@ -264,26 +323,31 @@ def update_document(session: Session, document: bytes, *, file: str) -> Feed:
         ) from error
 
 
-def add_described(session: Session, options: Mapping[str, Any]) -> Feed:
+def add_described(session: Session, system: System, options: Mapping[str, Any]) -> Feed:
     """Adds the feed that options describe."""
-    missing = [
-        f"--{name}"
-        for name, option in (("name", "name"), ("kind", "kind"), ("object", "object_name"))
-        if option not in options
-    ]
+    needed = ["name", "kind", *(_parameter(option) for option in system.options if option.required)]
+    missing = [_typed(name) for name in needed if name not in options]
     if missing:
-        raise click.UsageError(f"missing {', '.join(missing)} (or give --file or --from-ksqldb)")
-    return _register(session, describe(options))
+        others = " or ".join(["--file", *(f"--from-{each.type}" for each in systems().values() if each.discovery)])
+        raise click.UsageError(f"missing {', '.join(missing)} (or give {others})")
+    return _register(session, describe(system, options))
 
 
-def add_discovered(session: Session, options: Mapping[str, Any]) -> tuple[list[Feed], list[dict[str, str]]]:
-    """Adds what the server has; what cannot be landed, and what is there already, is skipped with the reason."""
+def add_discovered(
+    session: Session, listed: Sequence[str], options: Mapping[str, Any]
+) -> tuple[list[Feed], list[dict[str, str]]]:
+    """Adds what a source has; what cannot be landed, and what is there already, is skipped with the reason."""
+    if len(listed) > 1:
+        raise click.UsageError(f"give one of {', '.join(f'--from-{type_}' for type_ in listed)}")
+    system = system_named(listed[0])
+    named = [_parameter(option) for option in system.options if option.field == system.object_field]
+    refuse({name: options[name] for name in ("name", "kind", *named) if name in options}, f"--from-{system.type}")
     added, skipped = [], []
-    with session.source() as source:
+    with session.source(system.type) as source:
         objects = sorted(source.discover(), key=lambda each: (each.kind, each.name))
     for each in objects:
         try:
-            added.append(_add_object(session, each, options))
+            added.append(_add_object(session, system, each, options))
         except InvalidFeed as error:
             skipped.append({"object": each.name, "reason": error.reason})
         except FeedExists as error:
@@ -291,14 +355,13 @@ def add_discovered(session: Session, options: Mapping[str, Any]) -> tuple[list[F
     return added, skipped
 
 
-def _add_object(session: Session, found: SourceObject, options: Mapping[str, Any]) -> Feed:
+def _add_object(session: Session, system: System, found: SourceObject, options: Mapping[str, Any]) -> Feed:
     if found.note:
         raise InvalidFeed(feed_name(found.name), found.note)
-    streams_only = ("mode", "offset_columns", "partition_by", "time_column")
+    streams_only = {*_STREAMS_ONLY, *(_parameter(option) for option in system.options if option.streams_only)}
     kept = {name: value for name, value in options.items() if found.kind == "stream" or name not in streams_only}
-    return _register(
-        session, describe({**kept, "name": feed_name(found.name), "kind": found.kind, "object_name": found.name})
-    )
+    described = {**kept, "name": feed_name(found.name), "kind": found.kind}
+    return _register(session, describe(system, described, **{system.object_field: found.name}))
 
 
 def feed_name(object_name: str) -> str:
@@ -307,24 +370,41 @@ def feed_name(object_name: str) -> str:
     return (name if name[:1].isalpha() else f"feed_{name.lstrip('_')}")[:_LONGEST_NAME]
 
 
-def describe(options: Mapping[str, Any]) -> Feed:
+def describe(system: System, options: Mapping[str, Any], **fields: Any) -> Feed:
     """The feed that options describe.
+
+    Args:
+        system: What it is exported from.
+        options: What was typed.
+        fields: Of the source's model, besides.
 
     Raises:
         InvalidFeed: They are not a feed.
-        click.UsageError: A pair is not written as one.
+        click.UsageError: A pair is not written as one, or the source does not take an option.
     """
-    source: dict[str, Any] = {"type": options.get("source", "ksqldb"), "object": options["object_name"]}
-    source |= {name: options[name] for name in _OF_SOURCE if name in options}
-    if "offset_columns" in options:
-        source["offset_columns"] = [part.strip() for part in options["offset_columns"].split(",")]
-    source["rename"] = _pairs(options.get("rename", ()), "--rename")
+    source = {"type": system.type, **_source_fields(system, options), **fields}
     document: dict[str, Any] = {"source": source, "tags": _pairs(options.get("tags", ()), "--tag")}
     plain = ("name", "kind", "partition_by", "time_column", "start", "schema_policy", "schedule", "owners", "group")
     document |= {name: options[name] for name in (*plain, "description") if name in options}
     written = {"type": options.get("format_type"), "compression": options.get("compression")}
     document["format"] = {name: value for name, value in written.items() if value is not None}
     return parse_feed(json.dumps(document), name=str(options["name"]))
+
+
+def _source_fields(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {_parameter(option): option for option in system.options}
+    others = sorted(_typed(name) for name in options if name.startswith("source_") and name not in taken)
+    if others:
+        takes = ", ".join(option.flag for option in system.options) or "no options of its own"
+        raise click.UsageError(f"source {system.type} does not take {', '.join(others)}; it takes {takes}")
+    fields = {}
+    for name, option in taken.items():
+        if name in options:
+            try:
+                fields[option.field] = option.parsed(options[name])
+            except ValueError as error:
+                raise click.UsageError(f"{option.flag} {error}") from error
+    return fields
 
 
 def _pairs(texts: Iterable[str], option: str) -> dict[str, str]:
@@ -344,10 +424,12 @@ class CheckResult:
     Attributes:
         feed: The feed's name, or the file that is none.
         problem: On one line; None if there is none.
+        rows: Rows that the source says it has; None where it cannot tell.
     """
 
     feed: str
     problem: str | None = None
+    rows: int | None = None
 
 
 def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
@@ -370,14 +452,18 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
     results += [_check_folder(session.store, feed) for feed in feeds if feed.kind is FeedKind.FOLDER]
     results += [CheckResult(feed.name) for feed in feeds if isinstance(feed.source, AssetSource)]
     exported = [feed for feed in feeds if feed.is_exported]
-    if not exported:
-        return results
-    try:
-        with session.source() as source:
-            results += [_check(session.store, source, feed) for feed in exported]
-    except ConfigError as error:
-        results += [CheckResult(feed.name, str(error)) for feed in exported]
+    for type_ in dict.fromkeys(feed.source.type for feed in exported):
+        results += _check_exported(session, type_, [feed for feed in exported if feed.source.type == type_])
     return results
+
+
+def _check_exported(session: Session, type_: str, feeds: Sequence[Feed]) -> list[CheckResult]:
+    """Checks feeds of one source."""
+    try:
+        with session.source(type_) as source:
+            return [_check(session.store, source, feed) for feed in feeds]
+    except ConfigError as error:
+        return [CheckResult(feed.name, str(error)) for feed in feeds]
 
 
 def _check_folder(store: Store, feed: Feed) -> CheckResult:
@@ -393,9 +479,10 @@ def _check(store: Store, source: SourceSystem, feed: Feed) -> CheckResult:
     try:
         source.check(feed)
         _refuse_misfits(store, feed, source=source)
+        rows = source.count(feed)
     except DatalakeError as error:
         return CheckResult(feed.name, str(error))
-    return CheckResult(feed.name)
+    return CheckResult(feed.name, rows=rows)
 
 
 def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) -> None:

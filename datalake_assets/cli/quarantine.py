@@ -133,7 +133,7 @@ def _replayed(session: Session, feed: Feed) -> ReplayReport:
 
     folder = FeedFolder(session.store, feed)
     refuse_pulled(folder)
-    with session.source() as source:
+    with session.source(feed.source.type) as source:
         decode = partial(source.decode, feed) if isinstance(source, DecodesAgain) else None
         report = replay(folder, source.read(feed, ReadRequest()), decode)
     if report.write.partitions:

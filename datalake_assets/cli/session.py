@@ -6,7 +6,7 @@ Where Dagster keeps its history: ``DAGSTER_HOME``, or ``./.dagster``, shared wit
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import resources
@@ -49,6 +49,7 @@ class Session:
 
     def __init__(self, lake: str | None = None, *, traceback: bool = False, verbose: bool = False) -> None:
         self.lake, self.traceback, self.verbose = lake, traceback, verbose
+        self._used: dict[str, Any] = {}
 
     @cached_property
     def settings(self) -> Settings:
@@ -85,15 +86,33 @@ class Session:
         return tuple(sorted(listing.feeds, key=lambda feed: (feed.kind, feed.name))), listing.problems
 
     @contextmanager
-    def source(self) -> Iterator[SourceSystem]:
-        """The ksqlDB server that the lake is exported from."""
-        from datalake_assets.demo.demo_lake import open_ksqldb  # noqa: PLC0415  not needed for --help
+    def serving(self, types: Collection[str]) -> Iterator[None]:
+        """Runs the lake's own sources of these types meanwhile, if it has any; the settings name them from then on."""
+        from datalake_assets.demo.demo_lake import demo_stand_in  # noqa: PLC0415  not needed for --help
 
-        with open_ksqldb(self.settings, self.store) as system:
+        with demo_stand_in(self.settings, self.store, types) as settings:
+            if settings is not self.settings:
+                known = dict(self.settings)
+                self.use(**{name: value for name, value in settings if known.get(name) != value})
+            yield
+
+    @contextmanager
+    def source(self, type_: str) -> Iterator[SourceSystem]:
+        """The system of this type that the lake is exported from."""
+        from datalake_assets.sources.systems import connect  # noqa: PLC0415  not needed for --help
+
+        with self.serving({type_}), connect(type_, self.settings) as system:
             yield system
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of child processes, in which the settings are those of this invocation."""
+        changed = {f"DATALAKE_{name.upper()}": str(value) for name, value in self._used.items()}
+        return {**os.environ, **changed, "DATALAKE_LAKE": self.settings.lake}
 
     def use(self, **changes: Any) -> None:
         """Changes settings for the rest of the invocation; for servers that a command started itself."""
+        self._used |= changes
         settings = self.settings.model_copy(update=changes)
         self.__dict__.pop("store", None)
         self.__dict__.pop("registry", None)

@@ -26,6 +26,7 @@ from datalake_assets.defs.upkeep.sensors import (
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.registry import feed_key
 from datalake_assets.settings import Settings
+from datalake_assets.sources.systems import StandIn, no_stand_in
 
 __all__ = ["build_definitions", "refused_feeds"]
 
@@ -33,7 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 def build_definitions(
-    settings: Settings, *, lake: Lake | None = None, resources: Mapping[str, Any] | None = None
+    settings: Settings,
+    *,
+    lake: Lake | None = None,
+    resources: Mapping[str, Any] | None = None,
+    stand_in: StandIn = no_stand_in,
 ) -> dg.Definitions:
     """Everything that the code location offers.
 
@@ -44,6 +49,7 @@ def build_definitions(
         settings: The installation.
         lake: The lake, if not the one of the settings.
         resources: Likewise, ``lake`` and one resource per kind of source.
+        stand_in: Brings the sources of lakes that have their own.
 
     Raises:
         LakeError: The lake cannot be read. Dagster shows the message in place of the location; an empty location
@@ -54,7 +60,7 @@ def build_definitions(
     listing = lake.registry.list()
     for problem in listing.problems:
         logger.warning("%s is skipped: %s", problem.file, problem.reason)
-    used = resources or default_resources(settings)
+    used = resources or default_resources(settings, stand_in=stand_in)
     usable = usable_feeds(listing.feeds, lambda feeds: _definitions(feeds, lake, used, digest=digest))
     for each in usable.refused:
         logger.warning("%s is left out: %s", feed_key(each.feed.name), each.reason)

@@ -69,7 +69,7 @@ def asset_key(feed: Feed) -> dg.AssetKey:
 
 
 def source_key(feed: Feed) -> dg.AssetKey:
-    """What an exported feed reads, as an asset upstream of it: ``["ksqldb", "ORDERS"]``."""
+    """What an exported feed reads, as an asset upstream of it: ``["<type>", "ORDERS"]``."""
     return dg.AssetKey([feed.source.type, feed.source.where])
 
 

@@ -4,9 +4,8 @@ The resources carry `Settings` as an object, never as Dagster configuration: not
 up in run configs or in the UI. A run's process loads the code location anew, and with it the environment.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Protocol
 
@@ -20,8 +19,9 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem
+from datalake_assets.sources.systems import StandIn, connect
 
-__all__ = ["KsqlDBResource", "Lake", "LakeResource", "Registry", "SourceResource"]
+__all__ = ["Lake", "LakeResource", "Registry", "SourceResource"]
 
 
 class Registry(Protocol):
@@ -89,16 +89,20 @@ class LakeResource(dg.ConfigurableResource[Lake]):
         return Lake(self.settings)
 
 
-class SourceResource(dg.ConfigurableResource["SourceResource"], ABC):
+class SourceResource(dg.ConfigurableResource["SourceResource"]):
     """A system that feeds are read from, connected at the first use and closed at the end of the run.
 
     Attributes:
+        type: The system's type.
         settings: The installation's settings.
-        lake: The lake; a demo lake brings its own source.
+        lake: The lake, which may bring a source of its own.
+        stand_in: Brings it.
     """
 
+    type: str
     settings: dg.ResourceDependency[Settings]
     lake: dg.ResourceDependency[LakeResource]
+    stand_in: dg.ResourceDependency[StandIn]
     _open: Callable[[], SourceSystem] | None = PrivateAttr(default=None)
 
     @contextmanager
@@ -115,19 +119,11 @@ class SourceResource(dg.ConfigurableResource["SourceResource"], ABC):
             raise RuntimeError(msg)
         return self._open()
 
-    @abstractmethod
-    def connect(self, settings: Settings, lake: Lake) -> AbstractContextManager[SourceSystem]:
-        """Connects to the system."""
-
-
-class KsqlDBResource(SourceResource):
-    """ksqlDB over REST: the server of the settings, or the embedded one of a demo lake."""
-
-    def connect(self, settings: Settings, lake: Lake) -> AbstractContextManager[SourceSystem]:
-        """Connects to the server."""
-        from datalake_assets.demo.demo_lake import open_ksqldb  # noqa: PLC0415  not needed to load definitions
-
-        return open_ksqldb(settings, lake.store)
+    @contextmanager
+    def connect(self, settings: Settings, lake: Lake) -> Iterator[SourceSystem]:
+        """Connects to the system, by the settings or by what stands in for them in this lake."""
+        with self.stand_in(settings, lake.store, {self.type}) as used, connect(self.type, used) as system:
+            yield system
 
 
 def _once(connect: Callable[[], SourceSystem]) -> Callable[[], SourceSystem]:

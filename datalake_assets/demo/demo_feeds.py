@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from datalake_assets.feed import ColumnNote, Feed, FeedKind, KsqlDBMode, KsqlDBSource
+from datalake_assets.feed import ColumnNote, Feed, FeedKind
 from datalake_assets.policies import (
     Checks,
     Freshness,
@@ -16,6 +16,7 @@ from datalake_assets.policies import (
     SqlRule,
     UniqueRule,
 )
+from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
 
 __all__ = ["DEMO_FEED_NAMES", "demo_feeds"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,7 @@ from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import swap_object
 from datalake_assets.settings import Settings
-from datalake_assets.sources.base import SourceSystem
+from datalake_assets.sources.ksqldb.declaration import KSQLDB, KsqlDBSettings
 
 if TYPE_CHECKING:
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
@@ -29,12 +29,12 @@ __all__ = [
     "DEMO_KEY",
     "DEMO_SEED",
     "DemoLake",
-    "ksqldb_url",
-    "open_ksqldb",
+    "demo_stand_in",
     "plan_demo",
     "prepare_demo",
     "read_demo",
     "serve_ksqldb",
+    "source_line",
 ]
 
 DEMO_KEY = "control/demo.json"
@@ -132,48 +132,29 @@ def prepare_demo(store: Store, records: int) -> DemoLake:
 
 
 @contextmanager
-def ksqldb_url(settings: Settings, store: Store) -> Iterator[str]:
-    """The URL of the ksqlDB server that this lake is exported from, valid while the context is open.
+def demo_stand_in(settings: Settings, store: Store, types: Collection[str]) -> Iterator[Settings]:
+    """The settings, with the URL of a demo lake's own server where they name none; see `StandIn`.
 
-    Raises:
-        ConfigError: No server is configured and the lake is no demo lake.
+    Args:
+        settings: What is configured; if that is a server, it wins.
+        store: The lake; one that is no demo lake is left without a server.
+        types: The types of sources that are to be read; the server runs only if it is of one of them.
     """
-    if settings.ksqldb_url:
-        yield settings.ksqldb_url
-        return
-    demo = read_demo(store)
+    demo = None
+    if KSQLDB.type in types and not settings.of(KsqlDBSettings).ksqldb_url:
+        demo = read_demo(store)
     if demo is None:
-        raise ConfigError(
-            f"no ksqlDB server to read from: set DATALAKE_KSQLDB_URL ({store.uri} is no demo lake, and only those "
-            "read the embedded server)"
-        )
+        yield settings
+        return
     from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  costs a server's imports
 
     with KsqlServer(demo.generator()) as server:
-        yield server.url
+        yield settings.of(KsqlDBSettings).model_copy(update={"ksqldb_url": server.url})
 
 
-@contextmanager
-def open_ksqldb(settings: Settings, store: Store) -> Iterator[SourceSystem]:
-    """The ksqlDB server that this lake is exported from, with the settings' credentials; closed with the context.
-
-    Raises:
-        ConfigError: No server is configured and the lake is no demo lake, or the settings cannot work.
-    """
-    from datalake_assets.sources.ksqldb.source import KsqlDB  # noqa: PLC0415  costs pyarrow's and an HTTP client's imports
-
-    with ksqldb_url(settings, store) as url:
-        system = KsqlDB(
-            url,
-            user=settings.ksqldb_user,
-            password=settings.ksqldb_password,
-            ca_file=settings.ksqldb_ca_file,
-            timeout_s=settings.ksqldb_timeout_s,
-        )
-        try:
-            yield system
-        finally:
-            system.close()
+def source_line(settings: Settings) -> str:
+    """Where a demo lake's rows come from, for its first screen: the system, and its server."""
+    return f"ksqlDB  {settings.of(KsqlDBSettings).ksqldb_url}"
 
 
 def serve_ksqldb(

@@ -39,7 +39,6 @@ from datalake_assets.errors import (
     ObjectNotFound,
     unforeseen_text,
 )
-from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
 from datalake_assets.lake.commit import Change, PartitionLog, Planned
 from datalake_assets.lake.compaction_inputs import Inputs
 from datalake_assets.lake.layout import FeedFolder
@@ -120,13 +119,6 @@ def _closes_at(folder: FeedFolder, key: str) -> datetime | None:
     """When no more rows are expected; None where none are: versions never change, of adopted folders nobody knows."""
     by = folder.by
     return None if by is None else window_of(key, by).end + folder.feed.lateness
-
-
-def _time_column(feed: Feed) -> str | None:
-    """The lake column that partitions the rows."""
-    if feed.kind is FeedKind.STREAM and feed.time_column is None and isinstance(feed.source, KsqlDBSource):
-        return feed.source.rename.get("ROWTIME", "rowtime")
-    return feed.time_column
 
 
 @dataclass(slots=True)
@@ -252,7 +244,7 @@ class _Compaction:
             ),
             kernel=feed.compaction.kernel,
             verify=feed.compaction.verify == "full",
-            time_column=_time_column(feed),
+            time_column=feed.row_time,
             sort_by=feed.compaction.sort_by,
             workers=workers,
         )

@@ -4,9 +4,8 @@ Tables: the whole table becomes a new version, and versions beyond retention are
 
 Whether a pull of a table can be believed.
 
-A ksqlDB server may answer a failed table scan with a well-formed, shorter, even empty result
-(``HARouting.executeRounds`` closes the row queue before its error gets through; ksqlDB 0.29 and later). Nothing in the
-answer shows it, so a sudden fall of the row count is what there is to go by.
+A server may answer a failed scan of a table with a well-formed, shorter, even empty result. Nothing in the answer shows
+it, so a sudden fall of the row count is what there is to go by.
 """
 
 from __future__ import annotations

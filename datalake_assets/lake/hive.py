@@ -16,7 +16,7 @@ from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters, PartitionHealth
 from datalake_assets.errors import CommitConflict, ConfigError
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake import compaction
 from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport
@@ -140,6 +140,12 @@ class HiveSnapshot:
 
 #: Times that a write reads the source again because another writer landed the same rows meanwhile.
 ATTEMPTS = 5
+#: How rows are landed, by the kind of positions that they carry.
+_EXPORTS: Mapping[PositionKind, type[Export]] = {
+    PositionKind.OFFSETS: OffsetsExport,
+    PositionKind.WINDOW: WindowExport,
+    PositionKind.SNAPSHOT: SnapshotExport,
+}
 
 
 class HiveTable:
@@ -160,9 +166,10 @@ class HiveTable:
 
     @property
     def _export(self) -> type[Export]:
-        if self.feed.kind is FeedKind.TABLE:
-            return SnapshotExport
-        return OffsetsExport if self.feed.ksqldb.mode == "offsets" else WindowExport
+        kind = self.feed.position_kind
+        if kind not in _EXPORTS:
+            raise ConfigError(f"feed {self.feed.name!r}: rows with positions of kind {kind.value!r} cannot be landed")
+        return _EXPORTS[kind]
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         """See `LakeTable`."""

@@ -1,1 +1,1 @@
-"""READ: one module per system that rows come from, behind one Protocol (``base``)."""
+"""READ: one folder per system that rows come from, behind one Protocol (``base``); ``systems`` lists them."""

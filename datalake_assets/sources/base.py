@@ -1,15 +1,19 @@
-"""What a system is that rows come from."""
+"""What a system is that rows come from, and what it declares, so that nothing else needs to know it by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
-from datalake_assets.feed import Feed
+from datalake_assets.feed import Feed, SystemSource
+from datalake_assets.settings import Settings
 
-__all__ = ["DecodesAgain", "SourceObject", "SourceSystem"]
+if TYPE_CHECKING:
+    from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
+
+__all__ = ["DecodesAgain", "FeedOption", "SourceObject", "SourceSystem", "System"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class SourceSystem(Protocol):
         """Prepares to read ``feed``; nothing is read before the iteration."""
 
     def discover(self) -> Iterator[SourceObject]:
-        """Lists what there is to land."""
+        """Lists what there is to land; nothing where the system cannot tell."""
 
     def check(self, feed: Feed) -> None:
         """Asks whether ``feed`` could be read.
@@ -42,6 +46,9 @@ class SourceSystem(Protocol):
         Raises:
             SourceError: It could not; says why.
         """
+
+    def count(self, feed: Feed) -> int | None:
+        """How many rows there are to read, from the first on; None where the system cannot tell without reading."""
 
     def close(self) -> None:
         """Closes its connections; idempotent."""
@@ -61,3 +68,82 @@ class DecodesAgain(Protocol):
         Raises:
             SourceError: Its columns could not be asked for.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class FeedOption:
+    """An option of ``datalake feeds add`` that fills a field of a source's model.
+
+    Attributes:
+        flag: As it is typed, like ``--object``. Systems that share a flag share its shape.
+        field: The model's field.
+        help: What it says, in a sentence.
+        metavar: What stands for its value in the help.
+        choices: The values that there are; none for any.
+        shape: ``text``; ``list``, separated by commas; or ``pairs``, an option for each, ``OLD=NEW``.
+        required: Whether a feed needs it.
+        streams_only: Whether it means nothing to a table.
+    """
+
+    flag: str
+    field: str
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    shape: Literal["text", "list", "pairs"] = "text"
+    required: bool = False
+    streams_only: bool = False
+
+    def parsed(self, value: Any) -> Any:
+        """The field's value from what was typed: a text, or of ``pairs`` several.
+
+        Raises:
+            ValueError: A pair is not written as one.
+        """
+        if self.shape == "list":
+            return [part.strip() for part in value.split(",")]
+        return dict(_pair(text) for text in value) if self.shape == "pairs" else value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ValueError(f"{text!r} is not written as KEY=VALUE")
+    return name, value
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A system's declaration; a line in `datalake_assets.sources.systems` makes it one of those that there are.
+
+    Attributes:
+        model: What a feed may say of it; declares kinds of feeds and of positions, and the default time column.
+        connect: Connects by an installation's settings; asks nothing of the system yet. Raises `ConfigError` if the
+            settings cannot work. Or its address, ``package.module:function``, where importing it takes long.
+        settings: The installation's settings with the system's own, named ``<type>_…``.
+        options: What ``feeds add`` offers for it.
+        object_field: The model's field that takes the name of what `SourceSystem.discover` lists.
+        discovery: What ``feeds add --from-<type>`` adds, in a sentence; empty if there is nothing to list.
+    """
+
+    model: type[SystemSource]
+    connect: str | Callable[[Settings], SourceSystem]
+    settings: type[Settings] = Settings
+    options: tuple[FeedOption, ...] = ()
+    object_field: str = "object"
+    discovery: str = ""
+
+    def open(self, settings: Settings) -> SourceSystem:
+        """Connects; close it.
+
+        Raises:
+            ConfigError: The settings cannot work.
+        """
+        found = resolve_name(self.connect) if isinstance(self.connect, str) else self.connect
+        opened: SourceSystem = found(settings)
+        return opened
+
+    @property
+    def type(self) -> str:
+        """The model's type, which feeds name."""
+        return str(self.model.model_fields["type"].default)

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.defs.runs import PID_TAG
 from datalake_assets.defs.runtime import open_instance
-from datalake_assets.demo.demo_lake import open_ksqldb
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.settings import load_settings
+from datalake_assets.sources.systems import connect
 from datalake_assets_tests.chaos.installation import Installation
 from datalake_assets_tests.chaos.traffic import UNFINISHED
 
@@ -120,7 +120,7 @@ def check_rows(installation: Installation, *, final: bool) -> dict[str, int]:
         ChaosError: A row is missing, is there twice, or never was at the source.
     """
     store, counts = installation.store, {}
-    with open_ksqldb(load_settings(ksqldb_url=installation.environment["DATALAKE_KSQLDB_URL"]), store) as source:
+    with connect("ksqldb", load_settings(ksqldb_url=installation.environment["DATALAKE_KSQLDB_URL"])) as source:
         for name, feed in installation.feeds.items():
             batches = source.read(feed, ReadRequest())
             truth = _counted(pa.Table.from_batches([batch.rows for batch in batches]))

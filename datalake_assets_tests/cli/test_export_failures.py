@@ -14,7 +14,8 @@ import pytest
 
 from datalake_assets.cli.export import ExportRequest
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed, KsqlDBSource
+from datalake_assets.feed import Feed
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 DOWN = "http://127.0.0.1:9"
 
@@ -49,8 +50,7 @@ def test_export_without_a_server_names_the_setting(run, feeds, lake):
     result = run("export", "--all")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        f"Error: no ksqlDB server to read from: set DATALAKE_KSQLDB_URL ({lake} is no demo lake, "
-        "and only those read the embedded server)\n"
+        "Error: no ksqlDB server to read from: set DATALAKE_KSQLDB_URL (only demo lakes read the embedded server)\n"
     )
 
 

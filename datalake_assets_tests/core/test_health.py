@@ -25,8 +25,9 @@ from datalake_assets.core.verdicts import (
     schema_verdict,
     small_files_verdict,
 )
-from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.policies import MIB, Checks, CompactionPolicy, Freshness, Level, Limits
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

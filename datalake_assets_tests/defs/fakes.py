@@ -26,7 +26,7 @@ from datalake_assets.core.verdicts import Drift, PartitionFooters, PartitionHeal
 from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed, FeedKind, KsqlDBSource
+from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
@@ -43,6 +43,8 @@ from datalake_assets.lake.table import (
 from datalake_assets.policies import Freshness, Rule
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject, SourceSystem
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
+from datalake_assets.sources.systems import no_stand_in
 
 SCHEMA = pa.schema([("id", pa.int64()), ("rowtime", pa.timestamp("ms", "UTC"))])
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -366,6 +368,8 @@ class MemorySystem:
 
     def check(self, feed: Feed) -> None: ...
 
+    def count(self, feed: Feed) -> None: ...
+
     def close(self) -> None:
         self.lake.closed += 1
 
@@ -386,7 +390,10 @@ class MemorySource(SourceResource):
 
 def resources(lake: MemoryLake) -> dict[str, object]:
     lake_resource = MemoryLakeResource(settings=lake.settings, lake=lake)
-    return {"lake": lake_resource, "ksqldb": MemorySource(settings=lake.settings, lake=lake_resource)}
+    return {
+        "lake": lake_resource,
+        "ksqldb": MemorySource(type="ksqldb", settings=lake.settings, lake=lake_resource, stand_in=no_stand_in),
+    }
 
 
 def runner(lake: MemoryLake, *feeds: Feed) -> FeedRunner:

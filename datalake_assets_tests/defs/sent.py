@@ -11,8 +11,9 @@ import pyarrow as pa
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
-from datalake_assets.feed import Feed, FeedKind, KsqlDBMode
+from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.sources.base import SourceObject, SourceSystem
+from datalake_assets.sources.systems import no_stand_in
 from datalake_assets_tests.defs.fakes import days_ago, rows
 
 RECENT = {"start": days_ago(5).date()}
@@ -34,7 +35,7 @@ class Sent:
         plain = rows(*sent)
         batch = plain.set_column(0, "id", plain["id"].cast(self.id_type))
         time_column = "rowtime" if feed.kind is FeedKind.STREAM else None
-        if feed.kind is FeedKind.TABLE or feed.source.mode is KsqlDBMode.PULL:
+        if feed.position_kind is not PositionKind.OFFSETS:
             return InMemoryBatches((SourceBatch(batch, rejected=self.rejected),), time_column, request)
         start = (request.start_offsets or {}).get(0, 0)
         numbered = SourceBatch(
@@ -49,6 +50,8 @@ class Sent:
         return iter(())
 
     def check(self, feed: Feed) -> None: ...
+
+    def count(self, feed: Feed) -> None: ...
 
     def close(self) -> None: ...
 
@@ -66,7 +69,7 @@ class SentSource(SourceResource):
 def exporter(lake: Lake, sent: Sent, *feeds: Feed) -> FeedRunner:
     """Feeds on the lake's files, exported from it."""
     resource = LakeResource(settings=lake.settings)
-    source = SentSource(settings=lake.settings, lake=resource, sent=sent)
+    source = SentSource(type="ksqldb", settings=lake.settings, lake=resource, stand_in=no_stand_in, sent=sent)
     return FeedRunner(feeds, Lake(lake.settings), {"lake": resource, "ksqldb": source})
 
 

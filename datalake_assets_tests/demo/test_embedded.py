@@ -8,9 +8,10 @@ import json
 import pytest
 
 from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, demo_feeds
-from datalake_assets.demo.demo_lake import DEMO_KEY, DemoLake, ksqldb_url, plan_demo, prepare_demo, read_demo
+from datalake_assets.demo.demo_lake import DEMO_KEY, DemoLake, demo_stand_in, plan_demo, prepare_demo, read_demo
 from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, PreconditionFailed
-from datalake_assets.settings import Settings
+from datalake_assets.settings import load_settings
+from datalake_assets.sources.systems import connect
 
 NOW = dt.datetime(2025, 3, 1, 12, 30, tzinfo=dt.UTC)
 START = dt.date(2025, 1, 31)
@@ -86,16 +87,32 @@ def test_a_damaged_document_is_named(local_store):
 
 
 def test_the_configured_server_is_read(local_store):
-    with ksqldb_url(Settings(ksqldb_url="http://ksql:8088"), local_store) as url:
-        assert url == "http://ksql:8088"
+    prepare_demo(local_store, 10)
+    configured = load_settings(ksqldb_url="http://ksql:8088")
+    with demo_stand_in(configured, local_store, {"ksqldb"}) as settings:
+        assert settings is configured
 
 
 def test_a_lake_without_a_server_names_the_setting(local_store):
     with (
+        demo_stand_in(load_settings(), local_store, {"ksqldb"}) as settings,
         pytest.raises(ConfigError, match=r"no ksqlDB server to read from: set DATALAKE_KSQLDB_URL"),
-        ksqldb_url(Settings(), local_store),
+        connect("ksqldb", settings),
     ):
         pass
+
+
+def test_no_server_runs_for_feeds_of_other_sources(local_store):
+    prepare_demo(local_store, 10)
+    configured = load_settings()
+    with demo_stand_in(configured, local_store, {"toy"}) as settings:
+        assert settings is configured
+
+
+def test_a_demo_lakes_server_is_read(local_store):
+    prepare_demo(local_store, 10)
+    with demo_stand_in(load_settings(), local_store, {"ksqldb"}) as settings, connect("ksqldb", settings) as source:
+        assert {each.kind for each in source.discover()} == {"stream", "table"}
 
 
 def test_the_demo_has_four_streams_and_four_tables_with_all_that_the_ui_shows():

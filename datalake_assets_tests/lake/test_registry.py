@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from datalake_assets.errors import AmbiguousWrite, FeedExists, FeedNotFound, InvalidFeed, PreconditionFailed
-from datalake_assets.feed import Feed, KsqlDBSource, parse_feed
+from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.registry import FeedProblem, FeedRegistry, feed_key
 from datalake_assets.lake.store.base import Store
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 
 class Interrupted(Exception):

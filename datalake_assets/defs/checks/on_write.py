@@ -42,7 +42,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.asset_landing import FeedRead
 from datalake_assets.errors import SnapshotExpired
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.table import PartitionReport, TableReader, TableSnapshot
 
@@ -320,7 +320,7 @@ def _delivery(read: FeedRead) -> Delivery | None:
     if report is None or not any(each.files_added for each in report.partitions):
         return None
     landed = report.rows_added
-    if read.feed.kind is FeedKind.TABLE or read.feed.ksqldb.mode == "pull":
+    if read.feed.position_kind is not PositionKind.OFFSETS:
         # replaced as a whole, unless the rows were the same, or somebody else's are newer
         if not all(each.files_added or not each.rows for each in read.selected):
             return None

@@ -15,7 +15,7 @@ from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_
 from datalake_assets.defs.feeds.declared import usable_feeds
 from datalake_assets.defs.feeds.folders import folder_asset
 from datalake_assets.defs.metadata import NOTES, asset_key, partition_metadata
-from datalake_assets.defs.resources import KsqlDBResource, Lake, LakeResource
+from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
 from datalake_assets.defs.storage.asset_landing import progress_told_to
@@ -24,6 +24,7 @@ from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.settings import Settings
+from datalake_assets.sources.systems import StandIn, no_stand_in, systems
 
 __all__ = [
     "ExportResult",
@@ -192,10 +193,18 @@ class FeedRunner:
         return self.feeds[name]
 
 
-def default_resources(settings: Settings) -> dict[str, Any]:
-    """The resources of an installation: its lake, and the systems that it reads."""
+def default_resources(settings: Settings, *, stand_in: StandIn = no_stand_in) -> dict[str, Any]:
+    """The resources of an installation: its lake, and the systems that it reads, by their types.
+
+    Args:
+        settings: The installation.
+        stand_in: Brings the sources of lakes that have their own.
+    """
     lake = LakeResource(settings=settings)
-    return {"lake": lake, "ksqldb": KsqlDBResource(settings=settings, lake=lake)}
+    sources = {
+        type_: SourceResource(type=type_, settings=settings, lake=lake, stand_in=stand_in) for type_ in systems()
+    }
+    return {"lake": lake, **sources}
 
 
 def feed_runner(settings: Settings) -> FeedRunner:

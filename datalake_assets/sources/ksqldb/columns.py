@@ -22,6 +22,7 @@ from datalake_assets.core.partitions import TimeWindow
 from datalake_assets.core.schema import lake_name, lake_names, source_metadata
 from datalake_assets.errors import InvalidFeed
 from datalake_assets.feed import Feed
+from datalake_assets.sources.ksqldb.declaration import ROWTIME, declared
 from datalake_assets.sources.ksqldb.statements import epoch_ms
 
 __all__ = [
@@ -42,7 +43,6 @@ __all__ = [
     "parse_delimited_columns",
     "parse_type",
     "resolve",
-    "rowtime_name",
     "time_source",
 ]
 
@@ -313,7 +313,6 @@ def _quoted(name: str) -> str:
 #: Field metadata of the columns that the server marks as a table's key.
 SOURCE_KEY = b"source_key"
 LAKE_TIME = pa.timestamp("ms", "UTC")
-_ROWTIME = "ROWTIME"
 
 
 _SCALAR_TYPES: Final[Mapping[str, pa.DataType]] = {
@@ -392,11 +391,6 @@ def _struct(fields: Sequence[tuple[str, KsqlType]], feed: str) -> pa.DataType:
     )
 
 
-def rowtime_name(feed: Feed) -> str:
-    """The lake name of the record's own timestamp."""
-    return feed.ksqldb.rename.get(_ROWTIME, lake_name(_ROWTIME))
-
-
 def time_source(feed: Feed, names: Sequence[str]) -> str:
     """The source column that partitions a stream.
 
@@ -407,13 +401,14 @@ def time_source(feed: Feed, names: Sequence[str]) -> str:
     Raises:
         InvalidFeed: There is no column of that lake name.
     """
-    if feed.time_column is None or feed.time_column == rowtime_name(feed):
-        return _ROWTIME
+    if feed.time_column in {None, declared(feed).time_column}:
+        return ROWTIME
+    rename = declared(feed).rename
     for name in names:
-        if feed.ksqldb.rename.get(name, lake_name(name)) == feed.time_column:
+        if rename.get(name, lake_name(name)) == feed.time_column:
             return name
-    there = ", ".join(feed.ksqldb.rename.get(name, lake_name(name)) for name in names)
-    raise InvalidFeed(feed.name, f"time_column {feed.time_column!r} is no column of {feed.ksqldb.object}: {there}")
+    there = ", ".join(rename.get(name, lake_name(name)) for name in names)
+    raise InvalidFeed(feed.name, f"time_column {feed.time_column!r} is no column of {feed.source.where}: {there}")
 
 
 def resolve(feed: Feed, wanted: str, names: Sequence[str]) -> str:
@@ -428,7 +423,7 @@ def resolve(feed: Feed, wanted: str, names: Sequence[str]) -> str:
     for name in names:
         if name.lower() == wanted.lower():
             return name
-    raise InvalidFeed(feed.name, f"offset column {wanted!r} is no column of {feed.ksqldb.object}: {', '.join(names)}")
+    raise InvalidFeed(feed.name, f"offset column {wanted!r} is no column of {feed.source.where}: {', '.join(names)}")
 
 
 def is_timestamp(kind: str) -> bool:
@@ -503,11 +498,12 @@ def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, number
         InvalidFeed: Columns clash, or the time column is no time.
     """
     names = [column.name for column in columns]
-    hidden = {name for name in numbering or () if name not in feed.ksqldb.rename}
-    if time != _ROWTIME:
-        hidden.add(_ROWTIME)
+    rename = declared(feed).rename
+    hidden = {name for name in numbering or () if name not in rename}
+    if time != ROWTIME:
+        hidden.add(ROWTIME)
     visible = tuple(index for index, name in enumerate(names) if time is None or name not in hidden)
-    shown = arrow_schema([columns[index] for index in visible], feed=feed.name, rename=feed.ksqldb.rename)
+    shown = arrow_schema([columns[index] for index in visible], feed=feed.name, rename=rename)
     kinds = arrow_schema(columns, feed=feed.name, rename={name: f"column_{index}" for index, name in enumerate(names)})
     shown = pa.schema([_marked(field, columns[index]) for field, index in zip(shown, visible, strict=True)])
     position = None if time is None else names.index(time)
@@ -521,7 +517,7 @@ def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, number
         visible=visible,
         time_column=time_column,
         time=position,
-        rowtime=names.index(_ROWTIME) if time is not None and _ROWTIME in names else None,
+        rowtime=names.index(ROWTIME) if time is not None and ROWTIME in names else None,
         numbering=None if numbering is None else (names.index(numbering[0]), names.index(numbering[1])),
     )
 

@@ -19,6 +19,7 @@ from datalake_assets.errors import IncompleteResponse, SourceUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.sources.ksqldb.client import KsqlAnswer, KsqlClient, Properties, TransientFailure, failed_rows
 from datalake_assets.sources.ksqldb.columns import Column, Layout, layout_of
+from datalake_assets.sources.ksqldb.declaration import declared
 from datalake_assets.sources.ksqldb.decode.response import ResponseEnd, StreamedRowParser
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows
 
@@ -149,7 +150,7 @@ class Query:
     @property
     def object(self) -> str:
         """The name of what it reads."""
-        return self.feed.ksqldb.object
+        return declared(self.feed).object
 
 
 class _Running:

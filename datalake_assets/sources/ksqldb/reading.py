@@ -26,6 +26,7 @@ from datalake_assets.core.partitions import TimeWindow
 from datalake_assets.errors import SourceRefused, SourceUnavailable
 from datalake_assets.sources.ksqldb.client import KsqlClient
 from datalake_assets.sources.ksqldb.columns import Layout
+from datalake_assets.sources.ksqldb.declaration import declared
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder
 from datalake_assets.sources.ksqldb.decode.rows import RejectedRow as UndecodedRow
 from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, Seen
@@ -260,7 +261,7 @@ def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool])
 
 def _push_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
     found = Seen()
-    pace = Pace(query.feed.ksqldb.idle_s, client.timeout_s)
+    pace = Pace(declared(query.feed).idle_s, client.timeout_s)
     with PushQuery(client, _probe(query, select(_numbering(query), query.object, push=True))) as running:
         while not (running.ended or pace.is_quiet or pace.is_overdue or enough(found)):
             for block in pace.poll(running):
@@ -333,7 +334,7 @@ class OffsetReader:
             SourceRecreated: A source partition ends before the position.
             SourceUnavailable: The server did not reach the position.
         """
-        batcher, pace = self._batcher(running.layout), Pace(self.query.feed.ksqldb.idle_s, self.client.timeout_s)
+        batcher, pace = self._batcher(running.layout), Pace(declared(self.query.feed).idle_s, self.client.timeout_s)
         began_ms = int(time.time() * 1000)
         while True:
             for block in pace.poll(running):

@@ -3,7 +3,7 @@
 What is read how:
 
 ==========================  =========================================================================================
-tables                      one pull query; complete with its closing bracket
+tables                      one pull query; complete with its closing bracket, but see below
 streams, ``pull``           one pull query for the window; complete with its completion message
 streams, ``offsets``        a push query from the start positions, until no older row came for ``idle_s``
 … with ``offset_columns``   one pull query from the start positions; complete with its completion message
@@ -12,6 +12,9 @@ streams, ``offsets``        a push query from the start positions, until no olde
 ROWTIME is landed as ``rowtime``, the last column, where the feed names no other time column; a BIGINT time column is
 landed as the timestamp that it stands for. ROWPARTITION and ROWOFFSET are never landed, ``offset_columns`` only where
 the feed's ``rename`` names them.
+
+A failed scan of a table may end as a well-formed, shorter, even empty answer (``HARouting.executeRounds`` closes the
+row queue before its error gets through; ksqlDB 0.29 and later): the lake pulls a table again whose rows fell suddenly.
 """
 
 from __future__ import annotations
@@ -26,21 +29,22 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
-from datalake_assets.errors import SchemaChanged, SourceRefused
-from datalake_assets.feed import Feed, FeedKind, KsqlDBMode
+from datalake_assets.errors import ConfigError, SchemaChanged, SourceRefused
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.ksqldb.client import KsqlClient, retried, surfaced
-from datalake_assets.sources.ksqldb.columns import Layout, is_timestamp, resolve, rowtime_name, time_source
+from datalake_assets.sources.ksqldb.columns import Layout, is_timestamp, resolve, time_source
+from datalake_assets.sources.ksqldb.declaration import ROWTIME, KsqlDBMode, KsqlDBSettings, declared
 from datalake_assets.sources.ksqldb.positions import PositionWatch, first_offsets, starts_anew
 from datalake_assets.sources.ksqldb.query import PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.reading import Batcher, OffsetReader, decoded_again, scan
 from datalake_assets.sources.ksqldb.statements import Description, at_or_after, described, in_window, listed, select
 
-__all__ = ["KsqlDB"]
+__all__ = ["KsqlDB", "connect"]
 
 logger = logging.getLogger(__name__)
 
-_ROWTIME = "ROWTIME"
 _PSEUDO_NUMBERING = ("ROWPARTITION", "ROWOFFSET")
 #: A query that was opened to learn the schema serves the iteration too, if that begins within this time: later, its
 #: rows would be older than the caller thinks.
@@ -102,11 +106,34 @@ class KsqlDB:
         """Decodes rows again that went to quarantine as this server sent them, see `DecodesAgain`."""
         batches = _KsqlBatches(self._client, feed, ReadRequest())
         with contextlib.closing(batches):
-            return decoded_again(self._client.source(feed.ksqldb.object), batches.layout, raws)
+            return decoded_again(self._client.source(declared(feed).object), batches.layout, raws)
+
+    def count(self, feed: Feed) -> None:
+        """Nothing: ksqlDB counts by reading."""
 
     def close(self) -> None:
         """Closes its connections; idempotent."""
         self._client.close()
+
+
+def connect(settings: Settings) -> KsqlDB:
+    """The server of an installation's settings.
+
+    Raises:
+        ConfigError: They name none, or cannot work.
+    """
+    own = settings.of(KsqlDBSettings)
+    if not own.ksqldb_url:
+        raise ConfigError(
+            "no ksqlDB server to read from: set DATALAKE_KSQLDB_URL (only demo lakes read the embedded server)"
+        )
+    return KsqlDB(
+        own.ksqldb_url,
+        user=own.ksqldb_user,
+        password=own.ksqldb_password,
+        ca_file=own.ksqldb_ca_file,
+        timeout_s=own.ksqldb_timeout_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +156,8 @@ class _KsqlBatches:
 
     def __init__(self, client: KsqlClient, feed: Feed, request: ReadRequest) -> None:
         self._client, self._feed, self._request = client, feed, request
-        self._source = client.source(feed.ksqldb.object)
+        self._declared = declared(feed)
+        self._source = client.source(self._declared.object)
         self._schema: pa.Schema | None = None
         self._held: _Read | None = None
         self._recreated = False
@@ -155,7 +183,7 @@ class _KsqlBatches:
         """The lake column that partitions the rows; None for a table."""
         if self._feed.kind is FeedKind.TABLE:
             return None
-        return self._feed.time_column or rowtime_name(self._feed)
+        return self._feed.row_time
 
     @property
     def request(self) -> ReadRequest:
@@ -215,19 +243,19 @@ class _KsqlBatches:
         return read
 
     def _open(self) -> _Read:
-        description = described(self._client, self._feed.ksqldb.object)
+        description = described(self._client, self._declared.object)
         _refuse(self._source, self._feed, description)
         if self._feed.kind is FeedKind.TABLE:
             return self._table()
         by = time_source(self._feed, description.columns)
-        if self._feed.ksqldb.mode is KsqlDBMode.PULL:
+        if self._declared.mode is KsqlDBMode.PULL:
             return self._window(description, by)
-        if self._feed.ksqldb.offset_columns is None:
+        if self._declared.offset_columns is None:
             return self._push(description, by)
         return self._numbered(description, by)
 
     def _table(self) -> _Read:
-        return self._whole(self._query(select(["*"], self._feed.ksqldb.object)))
+        return self._whole(self._query(select(["*"], self._declared.object)))
 
     def _window(self, description: Description, by: str) -> _Read:
         self._refuse_old("pull queries on streams")
@@ -240,8 +268,8 @@ class _KsqlBatches:
 
     def _push(self, description: Description, by: str) -> _Read:
         sql = select(
-            [*description.columns, _ROWTIME, *_PSEUDO_NUMBERING],
-            self._feed.ksqldb.object,
+            [*description.columns, ROWTIME, *_PSEUDO_NUMBERING],
+            self._declared.object,
             where=[self._bounds(_PSEUDO_NUMBERING, nullable=False)],
             push=True,
         )
@@ -252,7 +280,7 @@ class _KsqlBatches:
 
     def _numbered(self, description: Description, by: str) -> _Read:
         self._refuse_old("pull queries on streams")
-        wanted = self._feed.ksqldb.offset_columns or _PSEUDO_NUMBERING
+        wanted = self._declared.offset_columns or _PSEUDO_NUMBERING
         numbering = (
             resolve(self._feed, wanted[0], description.columns),
             resolve(self._feed, wanted[1], description.columns),
@@ -266,13 +294,13 @@ class _KsqlBatches:
     def _select(self, description: Description, by: str, *, numbering: tuple[str, str] | None = None) -> str:
         """A bounded query of a stream: its columns, ROWTIME if it partitions, source partition and offset last."""
         columns = [name for name in description.columns if name not in (numbering or ())]
-        columns += [*([_ROWTIME] if by == _ROWTIME else []), *(numbering or ())]
-        as_text = by != _ROWTIME and is_timestamp(description.types.get(by, ""))
+        columns += [*([ROWTIME] if by == ROWTIME else []), *(numbering or ())]
+        as_text = by != ROWTIME and is_timestamp(description.types.get(by, ""))
         where = [
             in_window(by, self._request.window, as_text=as_text),
             self._bounds(numbering, nullable=True) if numbering else "",
         ]
-        return select(columns, self._feed.ksqldb.object, where=where)
+        return select(columns, self._declared.object, where=where)
 
     @property
     def _starts(self) -> dict[int, int]:
@@ -301,7 +329,7 @@ class _KsqlBatches:
         push: bool = False,
         says_completed: bool = False,
     ) -> Query:
-        properties = dict(self._feed.ksqldb.properties)
+        properties = dict(self._declared.properties)
         if push:
             properties["auto.offset.reset"] = "earliest"
         return Query(sql, self._source, self._feed, properties, by, numbering, push, says_completed)

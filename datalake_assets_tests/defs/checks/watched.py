@@ -5,7 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from datalake_assets.feed import Feed, KsqlDBMode, KsqlDBSource
+from datalake_assets.feed import Feed
+from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
 from datalake_assets_tests.defs.fakes import days_ago
 from datalake_assets_tests.defs.sent import Sent, exporter
 

@@ -8,7 +8,7 @@ import pytest
 from datalake_assets.defs.feeds.assets import feed_asset, partitions_of
 from datalake_assets.defs.feeds.runner import default_resources
 from datalake_assets.policies import Freshness
-from datalake_assets.settings import Settings
+from datalake_assets.settings import load_settings
 from datalake_assets_tests.defs.fakes import MemoryLake, runner, stream, table
 
 
@@ -91,7 +91,7 @@ def test_streams_take_a_range_in_one_run_and_tables_one_version_each():
 
 
 def test_no_secret_is_in_a_resource_or_in_the_config_that_the_ui_shows(lake: MemoryLake):
-    resources = default_resources(Settings(lake=lake.settings.lake, ksqldb_password="hunter2"))
+    resources = default_resources(load_settings(lake=lake.settings.lake, ksqldb_password="hunter2"))
 
     assert "hunter2" not in repr(resources)
     definitions = runner(lake, stream()).definitions

@@ -18,7 +18,7 @@ from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
-from datalake_assets.settings import Settings
+from datalake_assets.settings import load_settings
 
 START = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=6)
 DAYS = [f"{START + timedelta(days=day):%Y-%m-%d}" for day in range(4)]
@@ -38,7 +38,7 @@ def test_the_order_of_exports_does_not_matter(server: KsqlServer, tmp_path: Path
     store = open_store(str(tmp_path / "lake"))
     (feed,) = [each for each in demo_feeds(START.date()) if each.name == name]
     FeedRegistry(store).add(feed)
-    settings = Settings(lake=str(tmp_path / "lake"), ksqldb_url=server.url)
+    settings = load_settings(lake=str(tmp_path / "lake"), ksqldb_url=server.url)
     with dg.DagsterInstance.ephemeral() as instance:
         for export in order:
             assert export_feed(settings, name, partitions=EXPORTS[export], instance=instance).error is None

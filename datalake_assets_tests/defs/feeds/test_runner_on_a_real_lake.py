@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.defs.feeds.assets import ExportConfig
-from datalake_assets.feed import KsqlDBMode, KsqlDBSource
 from datalake_assets.policies import Retention
+from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
 from datalake_assets_tests.defs.fakes import days_ago, stream, table
 from datalake_assets_tests.defs.sent import RECENT, exporter, key
 

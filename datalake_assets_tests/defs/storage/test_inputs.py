@@ -8,7 +8,8 @@ import pytest
 
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
-from datalake_assets.feed import Feed, KsqlDBSource
+from datalake_assets.feed import Feed
+from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 from datalake_assets_tests.defs.storage.made import (
     D1,
     D2,
