@@ -13,6 +13,7 @@ import pytest
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.fault_proxy import FaultProxy
 
 

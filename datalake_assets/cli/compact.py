@@ -8,8 +8,9 @@ Running a compaction, and telling what came of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 import click
@@ -24,13 +25,13 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import (
     Compacted,
     by_reason,
-    compact_partitions,
+    compact_partition,
     kernel_of,
     missing_partitions,
     most_small_files_first,
     unusable,
 )
-from datalake_assets.lake.table import CompactionProgress, CompactionReport
+from datalake_assets.lake.table import CompactionProgress, CompactionReport, PartitionReport, Reconciliation
 from datalake_assets.lake.tables import open_table
 
 __all__ = [
@@ -109,9 +110,8 @@ def compact(
 
     request = request_of(session.settings, force=force, target_file_size_mb=target_file_size_mb, max_files=max_files)
     feed = session.registry.get(name)
-    if not dry_run:
-        open_table(session.store, feed).look_again()
-    keys = chosen_partitions(session, feed, partitions, between)
+    seen = Reconciliation() if dry_run else open_table(session.store, feed).look_again()
+    keys = chosen_partitions(session, feed, partitions, between, known=seen.partitions)
     run = show_plans if dry_run else compact_feed
     if not run(session, feed, keys, request, as_json=as_json, verbose=verbose or session.verbose):
         raise click.exceptions.Exit(1)
@@ -134,8 +134,15 @@ _TOTALS = (
 )
 
 
-def chosen_partitions(session: Session, feed: Feed, partitions: Sequence[str], between: str | None) -> tuple[str, ...]:
-    """The partitions that the options name, those with most small files first.
+def chosen_partitions(
+    session: Session,
+    feed: Feed,
+    partitions: Sequence[str],
+    between: str | None,
+    *,
+    known: Mapping[str, PartitionReport],
+) -> tuple[str, ...]:
+    """The partitions that the options name, those with most small files first; ``known`` is what some amount to.
 
     Raises:
         ConfigError: They are none of this feed's.
@@ -150,7 +157,7 @@ def chosen_partitions(session: Session, feed: Feed, partitions: Sequence[str], b
         keys = tuple(key for key in table.partitions() if named is None or key in named)
         if not keys and between is not None:
             raise ConfigError(f"feed {feed.name!r} has no partitions in {between}")
-    return most_small_files_first(lambda: open_table(session.store, feed), keys)
+    return most_small_files_first(lambda: open_table(session.store, feed), keys, known=known)
 
 
 def compact_feed(
@@ -260,9 +267,8 @@ def _compact(
 
         for key in keys:
             progress.begin()
-            for each in compact_partitions(table, [key], request, on_progress=advance):
-                done.append(each)
-                _tell(progress, feed, each)
+            done.append(compact_partition(table, key, request, on_progress=partial(advance, key)))
+            _tell(progress, feed, done[-1])
 
 
 def _tell(progress: CompactProgress, feed: Feed, one: Compacted) -> None:

@@ -171,8 +171,13 @@ class PartitionLog:
         )
         return self._swap(loaded, manifest)
 
-    def commit(self, change: Change) -> tuple[Loaded, bool]:
+    def commit(self, change: Change, *, base: Loaded | None = None) -> tuple[Loaded, bool]:
         """Makes ``change`` part of the partition, exactly once.
+
+        Args:
+            change: What is to be.
+            base: The settled manifest as it was last seen, which saves reading it: if it is another by now, the swap
+                says so. None: read it.
 
         Returns:
             The manifest after it, and whether there was anything to do.
@@ -183,9 +188,10 @@ class PartitionLog:
         """
         for _ in range(ATTEMPTS - 1):
             try:
-                return self._attempt(change)
+                return self._attempt(change, base)
             except (PreconditionFailed, TransientStoreError, AmbiguousWrite) as error:
                 logger.debug("commit %s of %s tried again: %s", change.commit_id, self.data_folder, error)
+                base = None
         return self._attempt(change)
 
     def discard(self, change: Change) -> None:
@@ -200,8 +206,8 @@ class PartitionLog:
         """The key of a data file of this partition, in the data store."""
         return f"{self.data_folder}/{name}"
 
-    def _attempt(self, change: Change) -> tuple[Loaded, bool]:
-        loaded = self.load()
+    def _attempt(self, change: Change, base: Loaded | None = None) -> tuple[Loaded, bool]:
+        loaded = base or self.load()
         if loaded.manifest.committed_already(change.commit_id):
             return self._settle(loaded), True
         loaded = self._settle(loaded)

@@ -12,11 +12,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Protocol
 
 from datalake_assets.core.compaction.plan import (
@@ -24,14 +23,11 @@ from datalake_assets.core.compaction.plan import (
     CompactionPlan,
     CompactionRequest,
     CompactionRules,
-    again_at,
-    plan_compaction,
     rules_of,
 )
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import window_of
-from datalake_assets.core.verdicts import PartitionHealth, health_of
+from datalake_assets.core.verdicts import PartitionHealth
 from datalake_assets.errors import (
     CommitConflict,
     CorruptLake,
@@ -39,28 +35,23 @@ from datalake_assets.errors import (
     ObjectNotFound,
     unforeseen_text,
 )
-from datalake_assets.lake.commit import Change, PartitionLog, Planned
+from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
 from datalake_assets.lake.compaction_inputs import Inputs
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.planning import partition_health, plan_of
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import CompactionProgress, CompactionReport
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
-__all__ = ["Guard", "compact", "partition_health", "plan", "plan_of"]
+__all__ = ["Guard", "compact"]
+
 
 logger = logging.getLogger(__name__)
 
 #: Plans made in a row; each finds less than the one before.
 PASSES = 5
-
-
-def plan(
-    folder: FeedFolder, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-) -> CompactionPlan:
-    """What `compact` would do; see `LakeTable.compaction_plan`."""
-    return plan_of(folder, key, folder.log(key).load().manifest, rules_of(folder.feed, request), excluded or {})
 
 
 class Guard(Protocol):
@@ -79,7 +70,9 @@ def compact(
     request: CompactionRequest,
     *,
     run_id: str = "",
+    base: Loaded | None = None,
     guard: Guard | None = None,
+    on_plan: Callable[[CompactionPlan], None] | None = None,
     on_progress: Callable[[CompactionProgress], None] | None = None,
 ) -> CompactionReport:
     """Merges small files; see `LakeTable.compact`.
@@ -89,36 +82,13 @@ def compact(
         key: The partition.
         request: What is asked for.
         run_id: The Dagster run; empty if there is none.
+        base: The settled manifest, if somebody has just read it.
         guard: Asked before files are rewritten, and before each commit.
+        on_plan: Told what will be done.
         on_progress: Told how much is done.
     """
     folder.data_store.probe()
-    return _Compaction(folder, key, request, run_id, on_progress, guard=guard).run()
-
-
-def plan_of(
-    folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: Mapping[str, str]
-) -> CompactionPlan:
-    """The plan of a partition whose manifest is known; ``excluded`` are files that must stay, with the reason."""
-    now = folder.store.now()
-    excluded = {file.name: file.left_out for file in manifest.files if file.left_out} | dict(excluded)
-    last, closes_at = manifest.history[-1].at if manifest.history else None, _closes_at(folder, key)
-    closed = closes_at is None or closes_at <= now
-    plan = plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
-    usable = [file for file in manifest.files if file.name not in excluded]
-    return replace(plan, again_at=again_at(usable, rules, now=now, closes_at=closes_at, last_commit=last))
-
-
-def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PartitionHealth:
-    """What a partition amounts to, and what its compaction policy would do by ``plan``."""
-    last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
-    return replace(health_of(key, manifest.files, plan, rules), last_write=last)
-
-
-def _closes_at(folder: FeedFolder, key: str) -> datetime | None:
-    """When no more rows are expected; None where none are: versions never change, of adopted folders nobody knows."""
-    by = folder.by
-    return None if by is None else window_of(key, by).end + folder.feed.lateness
+    return _Compaction(folder, key, request, run_id, on_progress, guard=guard).run(base, on_plan=on_plan)
 
 
 @dataclass(slots=True)
@@ -177,15 +147,18 @@ class _Compaction:
         self._planned_bytes = self._done_bytes = 0
         self._stopped, self._telling = threading.Event(), threading.Lock()
 
-    def run(self) -> CompactionReport:
+    def run(self, base: Loaded | None, *, on_plan: Callable[[CompactionPlan], None] | None = None) -> CompactionReport:
         """Plans, rewrites and commits until a plan is empty or the run's limits are reached."""
         began = time.monotonic()
-        before = manifest = self._settled()
-        mine = {file.name for file in before.files}
-        for _ in range(PASSES):
+        self._loaded = base or self._settled()
+        before, mine = self._loaded.manifest, {file.name for file in self._loaded.manifest.files}
+        for number in range(PASSES):
+            manifest = self._loaded.manifest
             # what is appended meanwhile is the next run's: a fast writer would keep this one busy for ever
-            base = replace(manifest, files=tuple(file for file in manifest.files if file.name in mine))
-            plan = plan_of(self._folder, self._key, base, self._limits(), self._tally.excluded)
+            mine_now = replace(manifest, files=tuple(file for file in manifest.files if file.name in mine))
+            plan = plan_of(self._folder, self._key, mine_now, self._limits(), self._tally.excluded)
+            if on_plan is not None and not number:
+                on_plan(plan)
             if not plan.groups:
                 break
             if self._guard is not None:
@@ -194,10 +167,8 @@ class _Compaction:
             with closing(self._rewritten(plan.groups, manifest)) as rewritten:
                 for work in rewritten:
                     self._commit(work)
-            manifest = self._settled()
             mine |= self._tally.made
-        plan = plan_of(self._folder, self._key, manifest, self._rules, self._tally.excluded)
-        return self._report(before, manifest, plan, began)
+        return self._report(before, began)
 
     def _limits(self) -> CompactionRules:
         """The rules, with what is left of the run's limits."""
@@ -207,8 +178,8 @@ class _Compaction:
             max_bytes=self._rules.max_bytes - self._tally.bytes_read,
         )
 
-    def _settled(self) -> Manifest:
-        return self._log.settle(self._log.load()).manifest
+    def _settled(self) -> Loaded:
+        return self._log.settle(self._log.load())
 
     def _rewritten(self, groups: Sequence[CompactionGroup], manifest: Manifest) -> Generator[_Work]:
         """Rewrites groups, several at once as the memory budget allows, and hands each on as it is done."""
@@ -334,7 +305,8 @@ class _Compaction:
         }
 
     def _commit(self, work: _Work) -> None:
-        if work.done is None:
+        if work.done is None:  # merged by somebody else: what did they make of it?
+            self._loaded = self._settled()
             return
         self._tally.excluded |= work.done.rejected
         self._tally.failed |= work.failed
@@ -355,9 +327,11 @@ class _Compaction:
 
         files = tuple((staged, _data_file(staged, stats, list(inputs.values()))) for staged, stats in work.done.outputs)
         try:
-            self._log.commit(Change(work.commit_id, "compact", files, planned, self._run_id))
+            change = Change(work.commit_id, "compact", files, planned, self._run_id)
+            self._loaded, _ = self._log.commit(change, base=self._loaded)
         except CommitConflict as error:
             logger.info("merged in vain: %s", error)
+            self._loaded = self._settled()
             return
         self._tally.files_compacted += len(inputs)
         self._tally.files_written += len(files)
@@ -381,8 +355,10 @@ class _Compaction:
             if self._on_progress is not None:
                 self._on_progress(CompactionProgress(min(self._done_bytes, self._planned_bytes), self._planned_bytes))
 
-    def _report(self, before: Manifest, after: Manifest, plan: CompactionPlan, began: float) -> CompactionReport:
-        tally, partition = self._tally, self._folder.report(self._key, after, before=before)
+    def _report(self, before: Manifest, began: float) -> CompactionReport:
+        tally, after = self._tally, self._loaded.manifest
+        partition = self._folder.report(self._key, after, before=before)
+        plan = plan_of(self._folder, self._key, after, self._rules, tally.excluded)
         known = {file.name for file in before.files}
         if tally.files_compacted:
             self._folder.summary.merge([partition], removed=(), at=None)
@@ -400,8 +376,16 @@ class _Compaction:
             small_files_remaining=partition.small_files,
             skipped=tuple(each for each in plan.left_alone if each.name in known),
             partition=partition,
+            health=self._health(after, plan),
             failed=tuple(each for each in plan.left_alone if each.name in tally.failed),
         )
+
+    def _health(self, after: Manifest, plan: CompactionPlan) -> PartitionHealth:
+        """By the feed's policy, whatever was asked for this time."""
+        policy = rules_of(self._folder.feed, CompactionRequest(environment=self._request.environment))
+        if policy != self._rules:
+            plan = plan_of(self._folder, self._key, after, policy, self._tally.excluded)
+        return partition_health(self._key, after, plan, policy)
 
 
 def _is_of_files(error: Exception) -> bool:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
-from datalake_assets.lake.table import CompactionProgress, CompactionReport, LakeTable
+from datalake_assets.lake.table import (
+    CompactionProgress,
+    CompactionReport,
+    PartitionReport,
+    TableKeeper,
+    TableReader,
+)
 from datalake_assets.policies import MIB
 from datalake_assets.settings import Settings
 
 __all__ = [
     "Compacted",
     "by_reason",
-    "compact_partitions",
+    "compact_partition",
     "kernel_of",
     "missing_partitions",
     "most_small_files_first",
@@ -66,7 +72,7 @@ def request_of(
     )
 
 
-def missing_partitions(table: LakeTable, keys: Iterable[str]) -> Mapping[str, ConfigError]:
+def missing_partitions(table: TableReader, keys: Iterable[str]) -> Mapping[str, ConfigError]:
     """Those of the partitions named that the feed never had; one that retention has emptied is as good as any."""
     known = table.partitions()
     held = f"it has {len(known):,}, from {known[0]!r} to {known[-1]!r}" if known else "it has none yet"
@@ -80,39 +86,51 @@ def missing_partitions(table: LakeTable, keys: Iterable[str]) -> Mapping[str, Co
     return missing
 
 
-def most_small_files_first(open_table: Callable[[], LakeTable], keys: Sequence[str]) -> tuple[str, ...]:
-    """The partitions in the order in which to compact them; one request each.
+def most_small_files_first(
+    open_table: Callable[[], TableReader], keys: Sequence[str], *, known: Mapping[str, PartitionReport]
+) -> tuple[str, ...]:
+    """The partitions in the order in which to compact them; one request for each that is not known.
 
     Args:
         open_table: Opens the feed's table; called once per partition, in several threads.
         keys: Partition keys.
+        known: What some of them amount to.
     """
     if len(keys) < 2:  # noqa: PLR2004  nothing to order
         return tuple(keys)
     with ThreadPoolExecutor(THREADS) as pool:
-        small = dict(zip(keys, pool.map(lambda key: _small_files(open_table(), key), keys), strict=True))
+        reports = pool.map(lambda key: known.get(key) or _report(open_table(), key), keys)
+        small = {key: report.small_files if report else 0 for key, report in zip(keys, reports, strict=True)}
     return tuple(sorted(keys, key=lambda key: -small[key]))
 
 
-def compact_partitions(
-    table: LakeTable,
-    keys: Iterable[str],
+def compact_partition(
+    table: TableKeeper,
+    key: str,
     request: CompactionRequest,
     *,
     run_id: str = "",
-    on_progress: Callable[[str, CompactionProgress], None] | None = None,
-) -> Iterator[Compacted]:
-    """Compacts partitions one after another; one that fails doesn't stop the others.
+    on_plan: Callable[[CompactionPlan], None] | None = None,
+    on_progress: Callable[[CompactionProgress], None] | None = None,
+) -> Compacted:
+    """Compacts a partition; if that fails, its error is the outcome, and no reason to leave other partitions alone.
 
     Args:
         table: The feed's data.
-        keys: Partition keys, in the order of the work.
+        key: The partition.
         request: What is asked for.
         run_id: The Dagster run; empty if there is none.
-        on_progress: Told of which partition how much is done.
+        on_plan: Told what will be done.
+        on_progress: Told how much is done.
     """
-    for key in keys:
-        yield _compact(table, key, request, run_id=run_id, on_progress=on_progress)
+    try:
+        report = table.compact(key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
+    except DatalakeError as error:
+        return Compacted(key, error=error)
+    except Exception as error:
+        logger.exception("compaction of %s %s failed", table.feed.path, key)
+        return Compacted(key, error=DatalakeError(unforeseen_text(error)))
+    return Compacted(key, report, _failure(report.failed) if report.failed else None)
 
 
 def kernel_of(reports: Iterable[CompactionReport]) -> str:
@@ -139,35 +157,12 @@ def unusable(left_alone: Iterable[LeftAlone]) -> list[LeftAlone]:
     return [each for each in left_alone if each.unusable]
 
 
-def _small_files(table: LakeTable, key: str) -> int:
-    """0 too if the manifest cannot be read: the compaction will say so, and others go first."""
+def _report(table: TableReader, key: str) -> PartitionReport | None:
+    """None too if the manifest cannot be read: the compaction will say so, and others go first."""
     try:
-        report = table.report(key)
+        return table.report(key)
     except Exception:  # noqa: BLE001  likewise
-        return 0
-    return report.small_files if report else 0
-
-
-def _compact(
-    table: LakeTable,
-    key: str,
-    request: CompactionRequest,
-    *,
-    run_id: str,
-    on_progress: Callable[[str, CompactionProgress], None] | None,
-) -> Compacted:
-    def advance(progress: CompactionProgress) -> None:
-        if on_progress is not None:
-            on_progress(key, progress)
-
-    try:
-        report = table.compact(key, request, run_id=run_id, on_progress=advance)
-    except DatalakeError as error:
-        return Compacted(key, error=error)
-    except Exception as error:
-        logger.exception("compaction of %s %s failed", table.feed.path, key)
-        return Compacted(key, error=DatalakeError(unforeseen_text(error)))
-    return Compacted(key, report, _failure(report.failed) if report.failed else None)
+        return None
 
 
 def _failure(failed: Sequence[LeftAlone]) -> DatalakeError:

@@ -22,6 +22,7 @@ from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.planning import partition_health, plan_of
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import (
@@ -95,8 +96,8 @@ class HiveSnapshot:
         """See `TableSnapshot`."""
         (manifest,) = self._load([key])
         rules = rules_of(self.feed, request)
-        plan = compaction.plan_of(self._folder, key, manifest, rules, excluded or {})
-        return compaction.partition_health(key, manifest, plan, rules)
+        plan = plan_of(self._folder, key, manifest, rules, excluded or {})
+        return partition_health(key, manifest, plan, rules)
 
     def footers(self, key: str) -> PartitionFooters:
         """See `TableSnapshot`."""
@@ -247,7 +248,8 @@ class HiveTable:
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> CompactionPlan:
         """See `LakeTable`."""
-        return compaction.plan(self._folder, key, request, excluded=excluded)
+        manifest = self._folder.log(key).load().manifest
+        return plan_of(self._folder, key, manifest, rules_of(self.feed, request), excluded or {})
 
     def compact(
         self,
@@ -255,10 +257,11 @@ class HiveTable:
         request: CompactionRequest,
         *,
         run_id: str = "",
+        on_plan: Callable[[CompactionPlan], None] | None = None,
         on_progress: Callable[[CompactionProgress], None] | None = None,
     ) -> CompactionReport:
         """See `LakeTable`."""
-        return compaction.compact(self._folder, key, request, run_id=run_id, on_progress=on_progress)
+        return compaction.compact(self._folder, key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
 
     def count_broken(
         self, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None

@@ -256,6 +256,7 @@ class CompactionReport:
         small_files_remaining: Small files now.
         skipped: Files that were there before and were left alone, with the reason.
         partition: The partition now.
+        health: How it is now by the feed's policy, whatever was asked for.
         failed: Of those left alone, files at which the merge failed for a reason that nobody foresaw.
     """
 
@@ -272,6 +273,7 @@ class CompactionReport:
     small_files_remaining: int
     skipped: tuple[LeftAlone, ...]
     partition: PartitionReport
+    health: PartitionHealth
     failed: tuple[LeftAlone, ...] = ()
 
     @property
@@ -346,11 +348,7 @@ class TableReader(Protocol):
 
     @property
     def is_written_by_us(self) -> bool:
-        """Whether nobody but this lake writes it.
-
-        Where others do, what there is is known as of the last `TableKeeper.look_again`, Dagster hears of no change, and
-        the files are not in the lake's own folders.
-        """
+        """Whether nobody else writes it; else `TableKeeper.look_again` tells what others did, and Dagster doesn't."""
 
     @property
     def is_listed_plainly(self) -> bool:
@@ -442,12 +440,7 @@ class TableKeeper(Protocol):
         """The feed whose data this is."""
 
     def look_again(self, *, run_id: str = "", on_progress: Callable[[int, int], None] | None = None) -> Reconciliation:
-        """Takes over what others changed; of a table that only we write there is nothing to see.
-
-        Args:
-            run_id: The run that looks.
-            on_progress: Told how many files were looked into, of how many.
-        """
+        """Takes over what others changed; of a table that only we write there is nothing to see."""
 
     def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
         """Those of these partitions that retention removed; one that was never committed is none of them."""
@@ -470,12 +463,20 @@ class TableKeeper(Protocol):
         request: CompactionRequest,
         *,
         run_id: str = "",
+        on_plan: Callable[[CompactionPlan], None] | None = None,
         on_progress: Callable[[CompactionProgress], None] | None = None,
     ) -> CompactionReport:
         """Merges the small files of a partition until nothing is left to merge; rows and position stay as they are.
 
         Files that cannot be read or whose schema does not fit are left in place and reported. Appends may go on
         meanwhile.
+
+        Args:
+            key: The partition.
+            request: What is asked for.
+            run_id: The Dagster run; empty if there is none.
+            on_plan: Told what will be done, before anything is.
+            on_progress: Told how much is done.
 
         Raises:
             LakeError: The store failed; what was committed stays, and a repetition does the rest.

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -201,3 +202,26 @@ def test_a_terminal_shows_a_bar_and_then_the_lines(feed):
     assert "streams/s" in shown.decode()
     assert "partition 1 of 3" in shown.decode()
     assert "files 17 -> 1" not in shown.decode()
+
+
+def test_compact_plans_and_reads_a_merged_partition_a_few_times_only(run, feed, lake_store, counted):
+    counted.clear()
+
+    assert run("compact", "s").exit_code == 0
+
+    assert set(counted.loads.values()) == {2}  # to begin with the worst, and to merge
+    assert counted.plans == 3 * len(DAYS)
+
+
+def test_compact_of_an_adopted_folder_reads_each_manifest_twice(run, lake_store, tmp_path, counted):
+    for number in range(34):
+        target = tmp_path / "raw" / f"region={number % 2}" / f"{number}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"id": [number]}), target)
+    assert run("adopt", str(tmp_path / "raw"), "--name", "clicks").stderr == ""
+    counted.clear()
+
+    assert "2 of 2 partitions compacted" in run("compact", "clicks").stdout
+
+    assert set(counted.loads.values()) == {2}  # to take over what others changed: of all, and of each before its merge
+    assert counted.plans == 3 * 2

@@ -216,11 +216,14 @@ class MemoryTable:
         request: CompactionRequest,
         *,
         run_id: str = "",
+        on_plan: Callable[[CompactionPlan], None] | None = None,
         on_progress: Callable[[CompactionProgress], None] | None = None,
     ) -> CompactionReport:
         self.compacted.append((key, request, run_id))
         if key in self.broken:
             raise self.broken[key]
+        if on_plan:
+            on_plan(self.compaction_plan(key, request))
         before, rows = self._files(key), self.data[key].num_rows
         if on_progress:
             on_progress(CompactionProgress(bytes_done=100 * rows, bytes_planned=100 * rows))
@@ -240,6 +243,7 @@ class MemoryTable:
             small_files_remaining=min(before, 1),
             skipped=self.left.get(key, ()),
             partition=self._report(key, {}),
+            health=self.health(key, request),
         )
 
     def health(

@@ -14,7 +14,7 @@ from datalake_assets.core.position import OffsetsPosition, WindowPosition, first
 from datalake_assets.errors import CommitConflict, ObjectNotFound
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake import compaction
-from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.parquet.rewrite import Rewritten
 from datalake_assets.parquet.writer import FileStats
@@ -84,7 +84,8 @@ def _read(history: History, position: OffsetsPosition) -> list[tuple[int, int]]:
 def compact(history: History) -> None:
     """Rewrites some of the files, and commits them as the product does; often with inputs of another compactor."""
     for _ in range(READS):
-        files = history.log().load().manifest.files
+        loaded = history.log().load()
+        files = loaded.manifest.files
         if len(files) < 2:
             return
         inputs = tuple(history.rng.sample(files, history.rng.randrange(2, len(files) + 1)))
@@ -94,17 +95,20 @@ def compact(history: History) -> None:
                 rows += rows_in(history.store.get(f"{FOLDER}/{file.name}")[0])
         except ObjectNotFound:
             continue
-        if _commit_compaction(history, inputs, rows):
+        if _commit_compaction(history, loaded, inputs, rows):
             return
         history.counts["compact conflicts"] += 1
 
 
-def _commit_compaction(history: History, inputs: tuple[DataFile, ...], rows: list[tuple[int, int]]) -> bool:
+def _commit_compaction(
+    history: History, loaded: Loaded, inputs: tuple[DataFile, ...], rows: list[tuple[int, int]]
+) -> bool:
     staged = history.stage(rows, "compact", lambda _base: None)
     outputs = [(file, FileStats(data.rows, data.size_bytes, None, None, "")) for file, data in staged.files]
     done = Rewritten({}, tuple(outputs), tuple(file.name for file in inputs))
     folder = FeedFolder(history.store, ORDERS, history.new_id)
-    engine = compaction._Compaction(folder, FOLDER_KEY, CompactionRequest(), "", None)
+    engine = compaction._Compaction(folder, FOLDER_KEY, CompactionRequest(), "", None, guard=None)
+    engine._loaded = loaded  # as it was before the rewrite: often another by now
     engine._commit(compaction._Work(CompactionGroup(inputs, ""), staged.commit_id, done))
     committed = engine._tally.files_compacted > 0
     if committed:

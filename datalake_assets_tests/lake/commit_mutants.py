@@ -141,11 +141,11 @@ def publish_before_prepare(patch):
     """Files become visible before the manifest knows of them."""
     attempt = PartitionLog._attempt
 
-    def publish_and_attempt(self, change):
+    def publish_and_attempt(self, change, base=None):
         for staged, _ in change.files:
             with contextlib.suppress(LakeError):
                 self._store.publish(staged)
-        return attempt(self, change)
+        return attempt(self, change, base)
 
     patch.setattr(PartitionLog, "_attempt", publish_and_attempt)
 

@@ -98,9 +98,9 @@ def test_an_interruption_drops_what_is_staged_and_keeps_what_is_committed(store,
     half = sum(file.size_bytes for file in manifest(table).files) // 4
     commit = PartitionLog.commit
 
-    def interrupted(log, change):
+    def interrupted(log, change, **known):
         monkeypatch.setattr(PartitionLog, "commit", _interrupt)
-        return commit(log, change)
+        return commit(log, change, **known)
 
     monkeypatch.setattr(PartitionLog, "commit", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -112,7 +112,7 @@ def test_an_interruption_drops_what_is_staged_and_keeps_what_is_committed(store,
     assert len(staged) <= 1  # of the commit that was interrupted itself
 
 
-def _interrupt(log, change):
+def _interrupt(log, change, **known):
     raise KeyboardInterrupt
 
 
@@ -170,7 +170,7 @@ def test_two_compactions_of_the_same_files_merge_them_once(store):
 
 def test_a_file_that_is_gone_before_it_is_read_is_somebody_elses_success(store, monkeypatch):
     table = with_files(store, 6)
-    stale = manifest(table)
+    stale = table._folder.log(DAY).load()
     HiveTable(store, table.feed).compact(DAY, FORCE)
     settled = compaction._Compaction._settled
     manifests = iter([stale])
@@ -266,3 +266,14 @@ def test_progress_ends_with_all_bytes_done(store):
     told = []
     table.compact(DAY, FORCE, on_progress=told.append)
     assert told[-1].bytes_done == told[-1].bytes_planned > 0
+
+
+def test_health_after_a_forced_compaction_is_by_the_policy_all_the_same(local_store):
+    """What was asked for this once says nothing of what the sensor would do next."""
+    table = with_files(local_store, ROWS)
+
+    report = table.compact(DAY, CompactionRequest(force=True, max_files=10))
+
+    assert (report.files_compacted, report.health.files) == (10, 15)
+    assert report.health == table.snapshot([DAY]).health(DAY, CompactionRequest())
+    assert report.health.needs_compaction

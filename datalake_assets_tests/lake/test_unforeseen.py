@@ -11,7 +11,7 @@ from datalake_assets.lake import compaction
 from datalake_assets.lake.adopted import listing
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.adopted.adoption import adopt
-from datalake_assets.lake.feed_compaction import compact_partitions
+from datalake_assets.lake.feed_compaction import compact_partition
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import ids
 
@@ -51,7 +51,7 @@ def failing_rewrite(monkeypatch, error: Exception, *, when) -> None:
 def test_error_at_one_file_leaves_that_one_out_and_merges_the_others(table, folder, monkeypatch, error):
     failing_rewrite(monkeypatch, error, when=lambda names: "2.parquet" in names)
 
-    done = list(compact_partitions(table, ["day=1", "day=2"], FORCE))
+    done = [compact_partition(table, key, FORCE) for key in ("day=1", "day=2")]
 
     for each in done:
         assert each.report.files_compacted == 3
@@ -71,7 +71,7 @@ def test_error_that_takes_several_files_leaves_them_all_out(table, folder, monke
     failing_rewrite(monkeypatch, ValueError("two are too many"), when=lambda names: len(names) > 1)
     before = folder.files()
 
-    (done,) = compact_partitions(table, ["day=1"], FORCE)
+    done = compact_partition(table, "day=1", FORCE)
 
     assert {each.reason for each in done.report.failed} == {
         "not merged together: unexpected ValueError: two are too many (a bug; see where with -v)"
@@ -85,7 +85,7 @@ def test_error_that_takes_several_files_leaves_them_all_out(table, folder, monke
 def test_error_of_the_store_is_no_fault_of_the_files(table, folder, monkeypatch):
     failing_rewrite(monkeypatch, LakeUnavailable("x", "the disk is full"), when=lambda _: True)
 
-    (done,) = compact_partitions(table, ["day=1"], FORCE)
+    done = compact_partition(table, "day=1", FORCE)
 
     assert done.report is None
     assert "the disk is full" in str(done.error)
@@ -101,7 +101,7 @@ def test_error_at_one_partition_leaves_the_others_done(table, monkeypatch):
 
     monkeypatch.setattr(AdoptedTable, "compact", fail)
 
-    bad, good = compact_partitions(table, ["day=1", "day=2"], FORCE)
+    bad, good = [compact_partition(table, key, FORCE) for key in ("day=1", "day=2")]
 
     assert (bad.report, str(bad.error)) == (
         None,

@@ -1,6 +1,6 @@
 """Checks where nothing is exported: of adopted folders, as steps of their own; and after compactions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -70,18 +70,31 @@ def folder_verdicts(feed: Feed, partitions: list[PartitionHealth], *, now: datet
 
 
 def size_evaluations(
-    instance: dg.DagsterInstance, lake: Lake, feed: Feed, keys: Sequence[str], *, each_partition: bool = True
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    feed: Feed,
+    compacted: Sequence[PartitionHealth],
+    *,
+    each_partition: bool = True,
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """What `file_size` and `small_files` say after a compaction, for the log of its run.
 
     Of a stream or table each of the partitions, and these together; of a folder, and of an asset without partitions,
     all that its readers get. An asset of another project need not have these checks: then they are shown nowhere.
+
+    Args:
+        instance: Dagster's instance.
+        lake: The lake.
+        feed: The feed.
+        compacted: How the partitions that were compacted are now, by the feed's policy.
+        each_partition: Tell of each, too.
     """
-    if not keys:
+    if not compacted:
         return
-    whole = feed.kind is FeedKind.FOLDER or event_partition(feed, "") is None
+    whole = not lake.table(feed).is_written_by_us or event_partition(feed, "") is None
     each_partition = each_partition and not whole
-    partitions = healths_of(instance, lake, feed, None if whole else keys)
+    known = {each.key: each for each in compacted}
+    partitions = healths_of(instance, lake, feed, None if whole else list(known), known=known)
     for name, verdict in size_verdicts(feed, partitions).items():
         for each in partitions if each_partition else ():
             one = size_verdicts(feed, [each])[name]
@@ -91,12 +104,19 @@ def size_evaluations(
 
 
 def healths_of(
-    instance: dg.DagsterInstance, lake: Lake, feed: Feed, keys: Sequence[str] | None = None
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    feed: Feed,
+    keys: Sequence[str] | None = None,
+    *,
+    known: Mapping[str, PartitionHealth] | None = None,
 ) -> list[PartitionHealth]:
-    """How a feed's partitions are: one request each, and one listing where no keys are given."""
+    """How a feed's partitions are: one request for each that is not known, and one listing where no keys are given."""
     request = request_of(lake.settings)
 
     def look(key: str) -> PartitionHealth:
+        if known and key in known:
+            return known[key]
         return health_now(instance, lake.table(feed).snapshot([key]), key, request)
 
     with ThreadPoolExecutor(THREADS) as pool:

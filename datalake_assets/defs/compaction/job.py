@@ -6,6 +6,7 @@ run again, and the feed is no fresher.
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import dagster as dg
@@ -25,17 +26,17 @@ from datalake_assets.defs.metadata import (
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import PASSING, failures_named, open_instance
-from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.feed_compaction import (
     Compacted,
     by_reason,
-    compact_partitions,
+    compact_partition,
     missing_partitions,
     request_of,
     unusable,
 )
-from datalake_assets.lake.table import CompactionReport, LakeTable
+from datalake_assets.lake.table import CompactionReport
 from datalake_assets.settings import Settings
 
 __all__ = [
@@ -179,13 +180,12 @@ def compact_feed(
         missing = missing_partitions(table, config.partitions)
     done = [Compacted(key, error=error) for key, error in missing.items()]
     for key in dict.fromkeys(each for each in config.partitions if each not in missing):
-        _log_plan(table, key, request, run_log)
-        for each in compact_partitions(table, [key], request, run_id=run_id):
-            done.append(each)
-            _log_outcome(lake, feed, each, run_log)
+        tell = partial(_log_plan, feed, key, run_log)
+        done.append(compact_partition(table, key, request, run_id=run_id, on_plan=tell))
+        _log_outcome(lake, feed, done[-1], run_log)
     with failures_named(feed):
-        keys = [each.key for each in done if each.report is not None]
-        for event in aimed(run_log.instance, size_evaluations(run_log.instance, lake, feed, keys)):
+        healths = [each.report.health for each in done if each.report is not None]
+        for event in aimed(run_log.instance, size_evaluations(run_log.instance, lake, feed, healths)):
             run_log.observed(event)
     return done
 
@@ -205,9 +205,9 @@ def report_compactions(lake: Lake, feed: Feed, reports: Sequence[CompactionRepor
     with open_instance() as instance:
         for report in reports:
             instance.report_runless_asset_event(observation(feed, report, lake_uri=lake.uri))
-        keys = [report.key for report in reports]
+        healths = [report.health for report in reports]
         # of partitions only within a run: without one, the second of the same partition breaks SQLite storage
-        for event in size_evaluations(instance, lake, feed, keys, each_partition=False):
+        for event in size_evaluations(instance, lake, feed, healths, each_partition=False):
             instance.report_runless_asset_event(event)
 
 
@@ -272,13 +272,8 @@ class OpLog:
         self._context.log_event(event)  # type: ignore[arg-type]  # it takes check evaluations too, pinned by a test
 
 
-def _log_plan(table: LakeTable, key: str, request: CompactionRequest, run_log: CompactionLog) -> None:
-    try:
-        plan = table.compaction_plan(key, request)
-    except DatalakeError as error:  # the compaction itself decides whether this is a failure
-        run_log.warning(f"{table.feed.path} {key}: no plan: {error}")
-        return
-    run_log.info(f"{table.feed.path} {key}: {_plan_text(plan)}")
+def _log_plan(feed: Feed, key: str, run_log: CompactionLog, plan: CompactionPlan) -> None:
+    run_log.info(f"{feed.path} {key}: {_plan_text(plan)}")
 
 
 def _plan_text(plan: CompactionPlan) -> str:

@@ -15,7 +15,7 @@ from datalake_assets.lake import compaction
 from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
-from datalake_assets.lake.adopted.reconcile import reconcile
+from datalake_assets.lake.adopted.reconcile import reconcile, reconcile_partition
 from datalake_assets.lake.adopted.summary_files import SummaryFiles
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.inspection import content, repair, unfinished
@@ -101,6 +101,7 @@ class AdoptedTable(HiveTable):
         request: CompactionRequest,
         *,
         run_id: str = "",
+        on_plan: Callable[[CompactionPlan], None] | None = None,
         on_progress: Callable[[CompactionProgress], None] | None = None,
     ) -> CompactionReport:
         """See `LakeTable`; looks at the partition's files first.
@@ -114,13 +115,15 @@ class AdoptedTable(HiveTable):
         guard = _Guard(self._folder, key, self._marks, self._summaries)
         guard.check_still_ours()
         check_staging(self._folder, key)
-        found = reconcile(self._folder, only=key, run_id=run_id)
+        found, base = reconcile_partition(self._folder, key, run_id=run_id)
         report = compaction.compact(
             self._folder,
             key,
             request,
             run_id=run_id,
+            base=base,
             guard=guard,
+            on_plan=on_plan,
             on_progress=on_progress,
         )
         return replace(report, skipped=(*report.skipped, *_passed_over(found)))

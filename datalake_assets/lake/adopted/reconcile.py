@@ -31,7 +31,7 @@ from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import Problem, Reconciliation
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 
-__all__ = ["reconcile"]
+__all__ = ["reconcile", "reconcile_partition"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,16 @@ def reconcile(
     return _Reconciler(folder, only, run_id, footers or Footers(folder), on_progress).run()
 
 
+def reconcile_partition(folder: FeedFolder, key: str, *, run_id: str = "") -> tuple[Reconciliation, Loaded | None]:
+    """Brings one partition in step; see `reconcile`.
+
+    Returns:
+        What was found, and the partition's settled manifest; None if nobody can settle it now.
+    """
+    reconciler = _Reconciler(folder, key, run_id, Footers(folder), None)
+    return reconciler.run(), reconciler.settled.get(key)
+
+
 @dataclass(frozen=True, slots=True)
 class _Look:
     """One partition: its settled manifest, and the files that were there after it had been read."""
@@ -92,6 +102,7 @@ class _Reconciler:
         self._folder, self._only, self._run_id = folder, only, run_id
         self._footers, self._on_progress = footers, on_progress
         self._done = Reconciliation()
+        self.settled: dict[str, Loaded] = {}
 
     def run(self) -> Reconciliation:
         done, lost = self._done, self._round(None if self._only is None else {self._only})
@@ -185,7 +196,7 @@ class _Reconciler:
 
     def _commit(self, key: str, look: _Look, read: Read, schema: FolderSchema) -> bool:
         """Takes a partition's files over; False if another process was faster."""
-        log, manifest = self._folder.log(key), look.loaded.manifest
+        log, loaded, manifest = self._folder.log(key), look.loaded, look.loaded.manifest
         path = self._folder.partition_path(key)
         fitted = {
             name: replace(found.file, left_out=schema.reason(path, found.schema))
@@ -197,12 +208,13 @@ class _Reconciler:
         if set(now) != set(manifest.files):
             encoded = schema_to_json(schema.schema) if schema.schema is not None else None
             try:
-                after = log.reconcile(look.loaded, now, run_id=self._run_id, schema=encoded).manifest
+                loaded = log.reconcile(loaded, now, run_id=self._run_id, schema=encoded)
             except (PreconditionFailed, AmbiguousWrite, TransientStoreError) as error:
                 logger.debug("%s is looked at again: %s", log.data_folder, error)
                 return False
-            self._count(key, manifest, after)
-            manifest = after
+            self._count(key, manifest, loaded.manifest)
+            manifest = loaded.manifest
+        self.settled[key] = loaded
         if manifest.generation:
             self._done.partitions[key] = self._folder.report(key, manifest)
             theirs = [commit.commit_id for commit in manifest.history if commit.kind == "reconcile"]

@@ -4,12 +4,15 @@ import warnings
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.feed import Feed
+from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
@@ -122,3 +125,30 @@ def test_file_that_nothing_can_merge_does_not_keep_the_check_of_small_files_red(
     latest = home.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(asset_key(feed), "small_files"))
     evaluation = latest.event.dagster_event.asset_check_evaluation_data
     assert (evaluation.passed, evaluation.metadata["datalake/unusable_files"].value) == (True, 1)
+
+
+def test_merged_partition_is_planned_and_read_a_few_times_only(job, feed, home, counted):
+    counted.clear()
+
+    assert run(job, home, "s", *DAYS).success
+
+    assert set(counted.loads.values()) == {1}
+    assert counted.plans == 3 * len(DAYS)  # what to do, that nothing is left to do, and what stays
+
+
+def test_adopted_partition_is_read_twice_a_merge(job, home, local_store, tmp_path, counted):
+    raw = tmp_path / "raw"
+    for number in range(TIMES):
+        for region in ("a", "b"):
+            target = raw / f"region={region}" / f"{number}.parquet"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table({"id": [number]}), target)
+    adopt(local_store, str(raw), "clicks")
+    counted.clear()
+
+    assert run(job, home, "clicks", "region=a", "region=b").success
+
+    # one to take over what others changed, and one listing of both that need not be read again
+    assert max(counted.loads.values()) <= 2
+    assert counted.plans <= 4 * 2
+    assert [len(list((raw / f"region={region}").iterdir())) for region in ("a", "b")] == [1, 1]
