@@ -312,9 +312,9 @@ class _Compaction:
         self._tally.failed |= work.failed
         if not work.done.outputs:
             return
-        if len(work.group.files) == len(work.done.outputs) == 1:
+        if reason := _gains_nothing(work.done):
             self._discard(work.done)
-            self._tally.excluded[work.group.files[0].name] = "cannot be split: a row group is as large as the target"
+            self._tally.excluded |= dict.fromkeys(work.done.rewritten, reason)
             return
         self._ask_guard(work.done)
         inputs = {file.name: file for file in work.group.files if file.name in work.done.rewritten}
@@ -395,6 +395,15 @@ def _is_of_files(error: Exception) -> bool:
 
 def _failure_text(error: Exception) -> str:
     return str(error) if isinstance(error, DatalakeError) else unforeseen_text(error)
+
+
+def _gains_nothing(done: Rewritten[StagedFile]) -> str:
+    """Why what was written is of no use."""
+    if len(done.rewritten) == len(done.outputs) == 1:
+        return "cannot be split: a row group is as large as the target"
+    if not done.encoded and 1 < len(done.rewritten) <= len(done.outputs):
+        return "cannot be merged: together they have more row groups than one file holds"
+    return ""
 
 
 def _data_file(staged: StagedFile, stats: FileStats, inputs: Sequence[DataFile]) -> DataFile:

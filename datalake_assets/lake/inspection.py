@@ -17,7 +17,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.files import DataFile
@@ -28,6 +27,7 @@ from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
 from datalake_assets.lake.table import Difference, LakeTable, PartitionReport, Repair
+from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.writer import checksum_like
 
 __all__ = [
@@ -103,8 +103,8 @@ def content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator
         yield from _digest(key, file, name, opened)
         opened.seek(0)
         try:
-            rows = sum(batch.num_rows for batch in pq.ParquetFile(opened).iter_batches())
-        except (pa.ArrowException, OSError) as error:
+            rows = sum(piece.num_rows for piece in tables(open_parquet(opened)))
+        except (pa.ArrowException, OSError, ValueError) as error:
             yield Difference(key, "rows", name, f"cannot be read: {error}")
             return
         if rows != file.rows:

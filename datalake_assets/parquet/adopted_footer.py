@@ -101,12 +101,19 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         # a signature follows the footer of a file whose columns are encrypted; pyarrow aborts when it looks at those
         if file.metadata.serialized_size != needed - _END_BYTES:
             raise UnreadableFile(where, "it is encrypted")
+        _check_rows(file.metadata, where)
         schema = file.schema_arrow.remove_metadata()
         table = footer_format(file.metadata.metadata or {}, schema.names)
         times = _times(file, schema, time_column) if time_column in schema.names else (None, None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
     return AdoptedFooter(file.metadata.num_rows, schema, *times, table)
+
+
+def _check_rows(metadata: pq.FileMetaData, where: str) -> None:
+    there = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    if there != metadata.num_rows:
+        raise UnreadableFile(where, f"its footer says {metadata.num_rows} rows, and its row groups have {there}")
 
 
 def row_groups(tail: bytes, size_bytes: int, *, where: str) -> int:

@@ -40,6 +40,7 @@ from datalake_assets.parquet.thrift import (
 from datalake_assets.parquet.writer import Sink, new_checksum
 
 __all__ = [
+    "MAX_ROW_GROUPS",
     "ConcatWriter",
     "Concatenated",
     "RangeCopier",
@@ -245,6 +246,11 @@ class ConcatWriter:
     def size_bytes(self) -> int:
         """Bytes so far, without the page indexes and the footer to come."""
         return self._size_bytes
+
+    @property
+    def row_groups(self) -> int:
+        """How many so far."""
+        return self._row_groups
 
     def append(
         self,

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ServerSide
+from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.writer import checksum_like, moment_of
 
@@ -24,10 +24,6 @@ CHANGED = "was changed by somebody else"
 BLOCK_BYTES = 4 << 20
 #: Between two reads in the file's order, what is skipped is read too, up to so much: magic, bloom filters.
 GAP_BYTES = 1 << 16
-#: Rows that are decoded at a time from row groups too large to be held whole.
-BATCH_ROWS = 1 << 16
-#: Decoded bytes up to which a row group is read at once, which is faster than batch by batch.
-WHOLE_BYTES = 32 << 20
 #: Of a file: the length of its footer, and the magic.
 TAIL_BYTES = 8
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -77,12 +73,7 @@ class OpenInput:
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             in_memory = isinstance(self._native, pa.BufferReader)
-            self.parquet = pq.ParquetFile(
-                self._native,
-                pre_buffer=not in_memory,
-                page_checksum_verification=True,
-                arrow_extensions_enabled=True,
-            )
+            self.parquet = open_parquet(self._native, pre_buffer=not in_memory)
             # a signature follows the footer of a file with encrypted columns; Arrow aborts when it looks at those
             length = self.parquet.metadata.serialized_size
             begin = max(0, file.size_bytes - TAIL_BYTES - length)
@@ -92,8 +83,12 @@ class OpenInput:
             #: As it stands in the file.
             self.footer_bytes = tail[:-TAIL_BYTES]
             self.schema: pa.Schema = self.parquet.schema_arrow
-        if self.parquet.metadata.num_rows != file.rows:
-            raise UnreadableFile(file.name, f"{self.parquet.metadata.num_rows} rows, {file.rows} were expected")
+        told = self.parquet.metadata
+        there = sum(told.row_group(index).num_rows for index in range(told.num_row_groups))
+        if there != told.num_rows:
+            raise UnreadableFile(file.name, f"its footer says {told.num_rows} rows, and its row groups have {there}")
+        if told.num_rows != file.rows:
+            raise UnreadableFile(file.name, f"{told.num_rows} rows, {file.rows} were expected")
 
     def close(self) -> None:
         """Closes the file."""
@@ -121,8 +116,8 @@ class OpenInput:
         metadata = self.parquet.metadata
         return max((_encoded_bytes(metadata.row_group(index)) for index in range(self.row_groups)), default=0)
 
-    def time_bounds(self, row_group: int, column: str | None) -> tuple[datetime, ...]:
-        """The earliest and latest time in a row group, by its statistics; empty if they don't say."""
+    def time_bounds(self, row_group: int, column: str | None) -> tuple[datetime, ...] | None:
+        """Earliest and latest time of a row group, by its statistics; empty if it has none, None if nobody knows."""
         if column is None:
             return ()
         group = self.parquet.metadata.row_group(row_group)
@@ -130,11 +125,13 @@ class OpenInput:
             chunk = group.column(index)
             if chunk.path_in_schema == column:
                 statistics = chunk.statistics
-                if statistics is None or not statistics.has_min_max or chunk.physical_type != "INT64":
+                if statistics is not None and statistics.null_count == chunk.num_values:
                     return ()
+                if statistics is None or not statistics.has_min_max or chunk.physical_type != "INT64":
+                    return None
                 kind = self.schema.field(column).type
                 return moment_of(statistics.min_raw, kind), moment_of(statistics.max_raw, kind)
-        return ()
+        return None
 
     def read_at(self, offset: int, length: int) -> memoryview:
         """So many bytes from there; what is read in the file's order need not be read again for `prove`."""
@@ -162,17 +159,18 @@ class OpenInput:
         return parse_footer(self.read_at, self.file.size_bytes, where=self.file.name)
 
     def tables(self) -> Iterator[pa.Table]:
-        """Its rows, decoded, in order, in pieces of bounded size."""
+        """Its rows, decoded, in order, in pieces of bounded size.
+
+        Raises:
+            UnreadableFile: They don't decode, or are not as many as they are said to be.
+        """
+        rows = 0
         with _translating(self.file):
-            if self.parquet.metadata.num_rows and self._plain_bytes() <= WHOLE_BYTES:
-                yield self.parquet.read(use_threads=False)
-                return
-            for index in range(self.row_groups):
-                if self.parquet.metadata.row_group(index).total_byte_size <= WHOLE_BYTES:
-                    yield self.parquet.read_row_group(index, use_threads=False)
-                else:
-                    for batch in self.parquet.iter_batches(BATCH_ROWS, row_groups=[index], use_threads=False):
-                        yield pa.Table.from_batches([batch])
+            for table in tables(self.parquet):
+                rows += table.num_rows
+                yield table
+        if rows != self.file.rows:
+            raise UnreadableFile(self.file.name, f"{self.file.rows} rows are said to be there, and {rows} are")
 
     def prove(self) -> None:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.

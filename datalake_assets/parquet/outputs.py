@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from datalake_assets.errors import CorruptLake
-from datalake_assets.parquet.concat import ConcatWriter, ServerSide
+from datalake_assets.parquet.concat import MAX_ROW_GROUPS, ConcatWriter, ServerSide
 from datalake_assets.parquet.footer import Footer, ReadAt
 from datalake_assets.parquet.rolling import FinishedSink
 from datalake_assets.parquet.writer import FileStats, checksum_like
@@ -45,6 +45,7 @@ class _Open(Generic[FinishedT]):
     sink: FinishedSink[FinishedT]
     writer: ConcatWriter
     bounds: list[datetime] = field(default_factory=list)
+    are_bounds_known: bool = True
 
 
 class Outputs(Generic[FinishedT]):
@@ -80,7 +81,7 @@ class Outputs(Generic[FinishedT]):
         read_at: ReadAt,
         row_groups: Sequence[int],
         *,
-        bounds: Sequence[datetime],
+        bounds: Sequence[datetime] | None,
         like: Footer,
         server_side: ServerSide | None = None,
         is_sound: bool = False,
@@ -90,19 +91,28 @@ class Outputs(Generic[FinishedT]):
         Args:
             footer: Of the file that they are in.
             read_at: Reads it.
-            row_groups: Which.
-            bounds: Times that enclose theirs; none if unknown.
+            row_groups: Which; no more than one file holds.
+            bounds: Times that enclose theirs; empty if they have none, None if nobody knows.
             like: Gives an output that is begun now its schema.
             server_side: Where the store finds the file, to copy from it without us.
             is_sound: Its pages need no walk.
         """
         size_bytes = sum(footer.row_groups[index].size_bytes for index in row_groups)
-        if self._open is not None and self._open.writer.size_bytes + size_bytes > self._target_bytes * SLACK:
+        if self._open is not None and self._is_full(self._open.writer, size_bytes, len(row_groups)):
             self.roll()
         if self._open is None:
             self._open = self._begun(like)
         self._open.writer.append(footer, read_at, row_groups, server_side=server_side, is_sound=is_sound)
-        self._open.bounds.extend(bounds)
+        if bounds is None:
+            self._open.are_bounds_known = False
+        else:
+            self._open.bounds.extend(bounds)
+
+    def _is_full(self, writer: ConcatWriter, more_bytes: int, more_row_groups: int) -> bool:
+        return (
+            writer.size_bytes + more_bytes > self._target_bytes * SLACK
+            or writer.row_groups + more_row_groups > MAX_ROW_GROUPS
+        )
 
     def begin(self, like: Footer) -> None:
         """Sees to it that there is one, if only to hold no rows."""
@@ -124,7 +134,7 @@ class Outputs(Generic[FinishedT]):
             return
         done = self._open.writer.close(self._metadata())
         finished = self._open.sink.finish()
-        bounds, self._open = self._open.bounds, None
+        bounds, self._open = self._open.bounds if self._open.are_bounds_known else [], None
         stats = FileStats(
             rows=done.rows,
             size_bytes=done.size_bytes,

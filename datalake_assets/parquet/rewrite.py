@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
+from datalake_assets.parquet.concat import MAX_ROW_GROUPS
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, InputFile, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
@@ -315,8 +317,17 @@ class _Pass(Generic[FinishedT]):
             if source.file.checksum:  # otherwise it is decoding that proves it
                 self._prove(source)
             for table in source.tables():
+                conformed = self._conformed(table, source)
                 self._is_in = True
-                self._add(table)
+                self._add(conformed)
+
+    def _conformed(self, table: pa.Table, source: OpenInput) -> pa.Table:
+        """Its rows as columns of the outputs; not every millisecond can be told in microseconds."""
+        try:
+            return conform_table(table, self._shape.schema)
+        except pa.ArrowException as error:
+            reason = f"its values do not fit the other files' columns: {str(error).splitlines()[0]}"
+            raise UnreadableFile(source.file.name, reason) from error
 
     def _why_unsound(self, source: OpenInput, footer: Footer) -> str:
         """Why row groups must not be copied though they are worth it; looked into before copying if ``careful``."""
@@ -356,7 +367,7 @@ class _Pass(Generic[FinishedT]):
         server_side = source.server_side(verify=self._settings.verify)
         self._is_in = True
         for some in self._runs(footer):
-            bounds = [time for index in some for time in source.time_bounds(index, self._time_column)]
+            bounds = _bounds([source.time_bounds(index, self._time_column) for index in some])
             try:
                 self._outputs.append(
                     footer, source.read_at, some, bounds=bounds, like=self._like or footer, server_side=server_side
@@ -371,12 +382,10 @@ class _Pass(Generic[FinishedT]):
             source.prove()
 
     def _runs(self, footer: Footer) -> Iterator[list[int]]:
-        """All row groups of a file, those of a file that is to be split one by one."""
+        """All row groups of a file, as many as one output holds; those of a file that is to be split one by one."""
         every = list(range(len(footer.row_groups)))
-        if footer.size_bytes <= self._settings.parquet.target_file_bytes:
-            yield every
-        else:
-            yield from ([index] for index in every)
+        at_once = MAX_ROW_GROUPS if footer.size_bytes <= self._settings.parquet.target_file_bytes else 1
+        yield from (every[start : start + at_once] for start in range(0, len(every), at_once))
 
     def _loss(self, source: OpenInput) -> str | None:
         """What encoding an input again would lose, for a person; None if nothing."""
@@ -412,7 +421,7 @@ class _Pass(Generic[FinishedT]):
     def _drain(self, keep: int) -> None:
         """Appends segments in their order until so many are under way."""
         while len(self._jobs) > keep:
-            segment = self._jobs.popleft().result()
+            segment = self._encoded(self._jobs.popleft())
             self._like = self._like or segment.footer
             if segment.footer.schema_key != self._like.schema_key:
                 raise AnotherShape
@@ -420,6 +429,12 @@ class _Pass(Generic[FinishedT]):
                 segment.footer, segment.read_at, [0], bounds=segment.bounds, like=self._like, is_sound=True
             )
             self._counts["encoded"] += 1
+
+    def _encoded(self, job: Future[Segment]) -> Segment:
+        try:
+            return job.result()
+        except pa.ArrowException as error:
+            raise CorruptLake(self._where, f"its rows cannot be encoded: {str(error).splitlines()[0]}") from error
 
     def _sort(self, files: Sequence[InputFile]) -> None:
         absent = [name for name in self._settings.sort_by if name not in self._shape.schema.names]
@@ -434,7 +449,7 @@ class _Pass(Generic[FinishedT]):
                     if source.file.checksum:
                         self._prove(source)
                     for table in source.tables():
-                        yield conform_table(table, self._shape.schema)
+                        yield self._conformed(table, source)
 
         piece_bytes, scratch = self._settings.parquet.row_group_bytes, self._settings.scratch
         by = self._settings.sort_by
@@ -446,6 +461,12 @@ class _Pass(Generic[FinishedT]):
         expected = sum(file.rows for file in files)
         if self._outputs.rows != expected:
             raise CorruptLake(self._where, f"{expected} rows were read and {self._outputs.rows} written")
+
+
+def _bounds(found: Sequence[tuple[datetime, ...] | None]) -> list[datetime] | None:
+    """Of several row groups; None if nobody knows those of one of them."""
+    known = [each for each in found if each is not None]
+    return [time for each in known for time in each] if len(known) == len(found) else None
 
 
 def _time_column(schema: pa.Schema, name: str | None) -> str | None:

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.elements import encoded_schema, encoded_with, with_schema
@@ -40,6 +43,8 @@ from datalake_assets.parquet.writer import (
 )
 
 __all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "sorted_pieces"]
+
+Indices: TypeAlias = npt.NDArray[np.int64]
 
 #: Share of wrong positives of a bloom filter that is built anew (Parquet's own default).
 BLOOM_FPP = 0.05
@@ -286,15 +291,41 @@ def sorted_pieces(
         file = Path(folder) / "rows.arrow"
         keys: list[pa.Table] = []
         total_bytes = 0
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        # a stream, since in Arrow's files all batches share the dictionaries of the first
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for table in tables:
                 writer.write_table(table)
-                keys.append(table.select(list(by)).combine_chunks())
+                keys.append(_sort_keys(table, by))
                 total_bytes += table.nbytes
-        order = pc.sort_indices(pa.concat_tables(keys), sort_keys=[(name, "ascending") for name in by])
+        order = pc.sort_indices(_joined_keys(keys, schema, by), sort_keys=[(name, "ascending") for name in by])
         keys.clear()
         with pa.memory_map(str(file)) as mapped:
-            rows = pa.ipc.open_file(mapped).read_all()
-            count = max(1, int(rows.num_rows * piece_bytes / max(total_bytes, 1)))
-            for start in range(0, rows.num_rows, count):
-                yield rows.take(order.slice(start, count))
+            batches = list(pa.ipc.open_stream(mapped))
+            starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
+            count = max(1, int(len(order) * piece_bytes / max(total_bytes, 1)))
+            for start in range(0, len(order), count):
+                yield _gathered(batches, starts, order.slice(start, count).to_numpy().astype(np.int64))
+
+
+def _sort_keys(table: pa.Table, by: Sequence[str]) -> pa.Table:
+    """The columns to sort by, categories as the values that they are."""
+    columns = [table[name] for name in by]
+    plain = [column.cast(column.type.value_type) if pt.is_dictionary(column.type) else column for column in columns]
+    return pa.table(plain, names=list(by))
+
+
+def _joined_keys(keys: Sequence[pa.Table], schema: pa.Schema, by: Sequence[str]) -> pa.Table:
+    return pa.concat_tables(keys) if keys else _sort_keys(schema.empty_table(), by)
+
+
+def _gathered(batches: Sequence[pa.RecordBatch], starts: Indices, rows: Indices) -> pa.Table:
+    """Those rows, in that order. Arrow would join all batches first, which more than 2 GiB of text do not survive."""
+    sources = np.searchsorted(starts, rows, side="right") - 1
+    by_source = np.argsort(sources, kind="stable")
+    parts = []
+    for number in np.unique(sources):
+        inside = rows[by_source][sources[by_source] == number] - starts[number]
+        parts.append(pa.Table.from_batches([batches[number].take(pa.array(inside))]))
+    place = np.empty(len(rows), np.int64)
+    place[by_source] = np.arange(len(rows))
+    return pa.concat_tables(parts).combine_chunks().take(pa.array(place))

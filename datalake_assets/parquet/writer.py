@@ -182,6 +182,7 @@ MIB = 1 << 20
 DICTIONARY_PAGE_BYTES = MIB
 ZSTD_LEVEL = 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 _UNITS: Mapping[str, Callable[[int], timedelta]] = {
     "s": lambda count: timedelta(seconds=count),
     "ms": lambda count: timedelta(milliseconds=count),
@@ -396,8 +397,14 @@ def time_bounds(times: pa.ChunkedArray) -> tuple[datetime, ...]:
 
 
 def moment_of(count: int, kind: pa.TimestampType) -> datetime:
-    """The time that a timestamp's integer stands for, aware UTC, to the microsecond."""
-    return EPOCH + _UNITS[kind.unit](count)
+    """The time that a timestamp's integer stands for, aware UTC, to the microsecond.
+
+    Timestamps go beyond Python's years, and databases say infinity so: those are its first or its last moment.
+    """
+    try:
+        return EPOCH + _UNITS[kind.unit](count)
+    except OverflowError:
+        return FIRST if count < 0 else LAST
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:

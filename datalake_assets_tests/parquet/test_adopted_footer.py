@@ -16,6 +16,8 @@ import pytest
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.adopted_footer import bytes_needed, is_parquet, is_time, read_adopted_footer
+from datalake_assets.parquet.thrift import zigzag
+from datalake_assets_tests.parquet.parquet_files import edited
 
 UTC = dt.UTC
 TIMES = [dt.datetime(2025, 1, 3), None, dt.datetime(2025, 1, 1, 1, 2, 3), dt.datetime(2025, 1, 2)]  # noqa: DTZ001
@@ -158,3 +160,10 @@ def test_no_damage_to_a_footer_aborts_the_process():
         os._exit(code)
     _, status = os.waitpid(child, 0)
     assert (os.WIFSIGNALED(status), os.waitstatus_to_exitcode(status)) == (False, 0)
+
+
+@pytest.mark.parametrize("rows", [0, 5, 7])
+def test_footer_that_lies_about_rows_is_named(rows):
+    body = edited(parquet(pa.table({"n": range(6)})), file=lambda fields: fields | {3: (6, zigzag(rows))})
+    with pytest.raises(UnreadableFile, match=f"its footer says {rows} rows, and its row groups have 6"):
+        read_adopted_footer(body, len(body), time_column=None, where="a.parquet")

@@ -20,7 +20,9 @@ from datalake_assets.parquet import segments
 from datalake_assets.parquet.inputs import InputFile
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, rewrite, workers_for
+from datalake_assets.parquet.thrift import zigzag
 from datalake_assets.parquet.writer import ParquetSettings, new_checksum
+from datalake_assets_tests.parquet.parquet_files import edited
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 MIB = 1 << 20
@@ -397,3 +399,70 @@ def test_a_rewrite_preserves_the_multiset_of_rows(rows, kernel, verify):
     assert sorted(map(repr, read(result).to_pylist())) == sorted(
         repr(row) for table in tables for row in table.to_pylist()
     )
+
+
+BEYOND = {
+    "infinity": pa.array([2**63 - 1, 0], pa.timestamp("us", "UTC")),
+    "minus infinity": pa.array([-(2**63) + 1, 0], pa.timestamp("us", "UTC")),
+    "year 12000": pa.array([316_516_000_000_000, 0], pa.timestamp("ms")),
+    "seconds": pa.array([2**62, 0], pa.timestamp("ms", "UTC")),
+}
+
+
+@pytest.mark.parametrize("chosen", [SETTINGS, CONCAT, REENCODE, replace(SETTINGS, sort_by=("at",))], ids=repr)
+@pytest.mark.parametrize("name", BEYOND)
+def test_times_beyond_pythons_years_are_merged_and_bounded_by_its_first_or_last(name, chosen):
+    column = BEYOND[name]
+    result = rewritten(inputs(*[pa.table({"at": column})] * 2), chosen)
+    assert sorted(read(result)["at"].cast(pa.int64()).to_pylist()) == sorted(2 * column.cast(pa.int64()).to_pylist())
+    stats, epoch = result.outputs[0][1], dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    first = dt.datetime(1, 1, 1, tzinfo=dt.UTC)
+    last = dt.datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=dt.UTC)
+    assert (stats.min_time, stats.max_time) == ((first, epoch) if name == "minus infinity" else (epoch, last))
+
+
+def test_bounds_of_a_file_without_statistics_are_not_those_of_the_others():
+    files = [*inputs(events(0, 10)), input_file("bare", encoded(events(5000, 10), write_statistics=False))]
+    stats = rewritten(files, CONCAT).outputs[0][1]
+    assert (stats.min_time, stats.max_time) == (None, None)
+
+
+def test_value_that_does_not_fit_the_others_type_leaves_its_file_alone():
+    tables = [pa.table({"s": pa.array([value], pa.decimal128(digits, 0))}) for value, digits in ((1, 4), (10**9, 12))]
+    files = [*inputs(*tables), input_file("c", encoded(tables[1]))]
+    assert set(rewritten(files, REENCODE).rejected) <= {"f0"}
+
+
+@pytest.mark.parametrize("by", ["id", "c"])
+def test_sorting_takes_categories_that_differ_from_file_to_file(by):
+    values = [["a", "b", "a"], ["c", "a", None], ["z", "y", "b"]]
+    tables = [
+        pa.table({"id": [9 - 3 * n - i for i in range(3)], "c": pa.array(each).dictionary_encode()})
+        for n, each in enumerate(values)
+    ]
+    result = rewritten(inputs(*tables), replace(SETTINGS, sort_by=(by,)))
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert read(result).to_pylist() == sorted(rows, key=lambda row: (row[by] is None, row[by]))
+    assert pa.types.is_dictionary(read(result).schema.field("c").type)
+
+
+@pytest.mark.parametrize("groups", [17_000, 33_000])
+def test_more_row_groups_than_a_file_holds_go_into_several(groups):
+    one = encoded(pa.table({"n": range(groups)}), row_group_size=1)
+    result = rewritten([input_file(name, one) for name in "ab"], CONCAT)
+    assert result.rejected == {}
+    assert read(result)["n"].to_pylist() == 2 * list(range(groups))
+
+
+def lying(rows):
+    """A file whose footer says another number of rows than its row groups."""
+    return edited(encoded(pa.table({"n": range(6)})), file=lambda fields: fields | {3: (6, zigzag(rows))})
+
+
+@pytest.mark.parametrize("chosen", [SETTINGS, CONCAT, REENCODE], ids=["auto", "concat", "reencode"])
+@pytest.mark.parametrize("rows", [0, 5, 7])
+def test_footer_that_lies_about_rows_leaves_its_file_alone(rows, chosen):
+    good = inputs(*[pa.table({"n": range(6)})] * 2)
+    result = rewritten([good[0], input_file("lying", lying(rows), rows=rows), good[1]], chosen)
+    assert result.rejected == {"lying": f"its footer says {rows} rows, and its row groups have 6"}
+    assert read(result).num_rows == 12

@@ -1,0 +1,142 @@
+"""Rows of a Parquet file, decoded in pieces whose decoded size is bounded, whatever the file's own size.
+
+A footer says how many bytes pages have before compression, not what becomes of them: a million rows of one long text
+take a dictionary of one entry. So decoded sizes are estimated where types tell, and measured where encodings hide them:
+such row groups are begun with a few rows, and go on with as many as those let expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["open_parquet", "tables"]
+
+MIB = 1 << 20
+#: Decoded bytes of a piece.
+PIECE_BYTES = 32 * MIB
+#: Rows that Arrow decodes at a time, at the most; where their size is only known afterwards, so that it cannot have
+#: grown much before it is seen.
+BATCH_ROWS, CAREFUL_ROWS = 1 << 16, 1 << 12
+#: Fewer rows at a time cost more than they are worth, unless they grow so many times.
+GROWTH = 4
+#: Bytes of a value in Arrow, where Parquet's type tells.
+VALUE_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
+#: What each value takes besides: validity, and an offset or a list's end.
+OVERHEAD_BYTES = 5
+#: Encodings in which a text may take fewer bytes than it has (parquet.thrift, Encoding).
+HIDING = {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}
+
+
+def open_parquet(source: pa.NativeFile, *, pre_buffer: bool = False) -> pq.ParquetFile:
+    """A file to read the rows of: Arrow compares the checksums of its pages, and gives extension types."""
+    return pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True, arrow_extensions_enabled=True)
+
+
+def tables(parquet: pq.ParquetFile, *, piece_bytes: int = PIECE_BYTES) -> Iterator[pa.Table]:
+    """All rows in their order; what Arrow raises is passed on.
+
+    Args:
+        parquet: The file.
+        piece_bytes: Decoded bytes of a piece, about; of a single row, as many as it has.
+    """
+    sizes = [_Size.of(parquet.metadata, number) for number in range(parquet.num_row_groups)]
+    if parquet.metadata.num_rows and sum(size.bytes for size in sizes) <= piece_bytes:
+        yield parquet.read(use_threads=False)
+        return
+    for number, size in enumerate(sizes):
+        if size.bytes <= piece_bytes:
+            yield parquet.read_row_group(number, use_threads=False)
+        elif size.longest:
+            yield from _joined(_careful(parquet, number, size, piece_bytes), piece_bytes)
+        else:
+            rows = max(1, min(BATCH_ROWS, size.rows * piece_bytes // size.bytes))
+            batches = parquet.iter_batches(rows, row_groups=[number], use_threads=False)
+            yield from _joined(batches, piece_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What a row group's metadata lets expect.
+
+    Attributes:
+        rows: Its rows.
+        bytes: Decoded, at the most where encodings hide sizes.
+        longest: Bytes that a row takes in its columns of hidden sizes, at the most; of nested ones if all rows have as
+            many values. 0 if it has none.
+    """
+
+    rows: int
+    bytes: int
+    longest: int
+
+    @classmethod
+    def of(cls, metadata: pq.FileMetaData, number: int) -> _Size:
+        group = metadata.row_group(number)
+        plain, longest, hidden = 0, 0, 0
+        for index in range(group.num_columns):
+            column = group.column(index)
+            values = max(int(column.num_values), 0)
+            encoded = max(int(column.total_uncompressed_size), int(column.total_compressed_size), 0)
+            plain += values * OVERHEAD_BYTES
+            width = _width(metadata.schema.column(index), column.physical_type)
+            if width is not None:
+                plain += values * width
+            elif HIDING.isdisjoint(column.encodings):
+                plain += encoded
+            else:
+                longest += encoded * max(1, -(-values // max(group.num_rows, 1)))
+                hidden += encoded * values
+        return cls(group.num_rows, plain + hidden, longest)
+
+
+def _width(column: Any, kind: str) -> int | None:
+    return int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else VALUE_BYTES.get(kind)
+
+
+def _careful(parquet: pq.ParquetFile, number: int, size: _Size, piece_bytes: int) -> Iterator[pa.RecordBatch]:
+    """A row group whose rows' sizes show only when they are decoded.
+
+    Begins with so few that even the longest fit. Arrow decodes as many at a time as it was told at first, so that going
+    on with another number means to begin again, and to skip what is done.
+    """
+    rows, done = max(1, min(CAREFUL_ROWS, piece_bytes // size.longest)), 0
+    while done < size.rows:
+        at, wanted = 0, rows
+        for batch in parquet.iter_batches(rows, row_groups=[number], use_threads=False):
+            at += batch.num_rows
+            if at <= done:
+                continue
+            fresh = batch.slice(max(0, batch.num_rows - (at - done)))
+            wanted = _rows_wanted(batch, piece_bytes)
+            done = at
+            yield fresh
+            if wanted >= GROWTH * rows or (wanted < rows and batch.nbytes > piece_bytes):
+                break
+        else:
+            return
+        rows = wanted
+
+
+def _rows_wanted(batch: pa.RecordBatch, piece_bytes: int) -> int:
+    """As many as fit into half a piece if they are like these."""
+    decoded = 2 * max(int(batch.nbytes), 1)
+    return max(1, min(CAREFUL_ROWS, int(batch.num_rows) * piece_bytes // decoded))
+
+
+def _joined(batches: Iterator[pa.RecordBatch], piece_bytes: int) -> Iterator[pa.Table]:
+    """Small batches as one table."""
+    held: list[pa.RecordBatch] = []
+    held_bytes = 0
+    for batch in batches:
+        if held and held_bytes + batch.nbytes > piece_bytes:
+            yield pa.Table.from_batches(held)
+            held, held_bytes = [], 0
+        held.append(batch)
+        held_bytes += batch.nbytes
+    if held:
+        yield pa.Table.from_batches(held)

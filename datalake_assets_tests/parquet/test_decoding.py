@@ -1,0 +1,95 @@
+"""Memory follows what rows take decoded, not what a file takes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.parquet.decoding import open_parquet, tables
+
+MIB = 1 << 20
+ROWS = 30_000
+LONG = "".join(chr(97 + place * 7 % 26) for place in range(2000))
+
+
+def constant(text, rows=ROWS):
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), pa.array([text])).cast(pa.string())
+
+
+def lists(rows=ROWS // 10):
+    offsets = pa.array(range(0, 10 * rows + 1, 10), pa.int32())
+    return pa.ListArray.from_arrays(offsets, constant(LONG, 10 * rows))
+
+
+def late(rows=ROWS):
+    """Short ones first, so that what was seen at first says nothing of what comes."""
+    return pa.array(["x"] * (rows // 2) + [LONG] * (rows - rows // 2))
+
+
+@pytest.mark.parametrize(
+    ("column", "options"),
+    [
+        pytest.param(constant(LONG), {}, id="dictionary"),
+        pytest.param(constant(LONG * 500, 60), {}, id="one megabyte each"),
+        pytest.param(
+            constant(LONG), {"use_dictionary": False, "column_encoding": {"c": "DELTA_BYTE_ARRAY"}}, id="delta"
+        ),
+        pytest.param(constant(LONG), {"use_dictionary": False, "compression": "zstd"}, id="plain"),
+        pytest.param(constant(LONG.encode()).cast(pa.binary()), {}, id="binary"),
+        pytest.param(lists(), {}, id="nested"),
+        pytest.param(late(), {}, id="long ones late"),
+        pytest.param(pa.array([False] * 9_000_000), {}, id="booleans"),
+        pytest.param(pa.array([b"0123456789abcdef"] * 400_000, pa.binary(16)), {}, id="fixed"),
+    ],
+)
+def test_pieces_are_bounded_by_decoded_size_whatever_the_encoding(column, options):
+    table = pa.table({"c": column})
+    body = io.BytesIO()
+    pq.write_table(table, body, row_group_size=len(table), **options)
+    parquet = open_parquet(pa.BufferReader(body.getvalue()))
+
+    pieces = list(tables(parquet, piece_bytes=4 * MIB))
+
+    assert pa.concat_tables(pieces).equals(table.cast(parquet.schema_arrow))
+    assert max(piece.nbytes for piece in pieces) <= 5 * MIB + 4096 * 2000 * ("x" in column.to_pylist()[:1])
+
+
+def test_small_files_are_decoded_at_once():
+    table = pa.table({"n": range(1000), "s": [f"text {number}" for number in range(1000)]})
+    body = io.BytesIO()
+    pq.write_table(table, body, row_group_size=100)
+
+    assert [piece.num_rows for piece in tables(open_parquet(pa.BufferReader(body.getvalue())))] == [1000]
+
+
+PEAK = """
+import resource, sys
+import pyarrow as pa
+from dataclasses import replace
+from datalake_assets_tests.parquet.test_rewrite import REENCODE, Outputs, input_file, rewritten
+from datalake_assets.parquet.writer import ParquetSettings
+data = sys.stdin.buffer.read()
+files = [input_file(name, data) for name in "abc"]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+done = rewritten(files, replace(REENCODE, workers=1))
+assert done.rewritten == ("a", "b", "c"), done
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10)
+"""
+
+
+def test_rewriting_tiny_files_that_decode_to_gigabytes_takes_little_memory():
+    """A file of 250,000 rows takes kilobytes, and half a gigabyte decoded."""
+    body = io.BytesIO()
+    rows = 250_000
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), pa.array([LONG]))
+    pq.write_table(pa.table({"c": column}), body, row_group_size=rows, store_schema=False)
+    assert len(body.getvalue()) < MIB
+
+    done = subprocess.run([sys.executable, "-c", PEAK], input=body.getvalue(), capture_output=True, check=True)
+
+    assert int(done.stdout) < 250
