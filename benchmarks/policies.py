@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from benchmarks.measuring import Target, print_targets
 from datalake_assets.core.compaction.plan import CompactionRules, plan_compaction
 from datalake_assets.core.files import DataFile
@@ -131,7 +133,7 @@ def _bytes(groups: list[list[DataFile]]) -> int:
 
 def _merged(files: list[DataFile], groups: list[list[DataFile]]) -> list[DataFile]:
     gone = {file.name for group in groups for file in group}
-    merged = [replace(group[0], rows=len(group), size_bytes=_bytes([group])) for group in groups]
+    merged = [msgspec.structs.replace(group[0], rows=len(group), size_bytes=_bytes([group])) for group in groups]
     return sorted([file for file in files if file.name not in gone] + merged, key=lambda file: file.name)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import msgspec
 
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest, Pending, Publish
@@ -89,7 +90,7 @@ def _files(began: datetime, chance: random.Random) -> Iterator[DataFile]:
 
 def _merged(manifest: Manifest, at: datetime) -> DataFile:
     files = manifest.files
-    return replace(
+    return msgspec.structs.replace(
         files[0],
         name=data_file_name("compacted", at, files[0].name[-24:-8]),
         rows=manifest.rows,

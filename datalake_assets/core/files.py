@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
+import msgspec
+
 __all__ = ["DataFile", "FileKind", "PartitionStats", "data_file_name", "file_kind", "written_at"]
 
 #: Names that `data_file_name` gave; other writers' names are not trusted to tell a time.
 _OUR_NAME = re.compile(r"(?:data|compacted|snapshot)_([0-9]{8}_[0-9]{6})_.+\.parquet")
 
 
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """One committed Parquet file of a partition.
+def _unknown() -> None:
+    """A default that is written down, as `null`."""
+
+
+class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
+    """One committed Parquet file of a partition; its JSON has these fields, in this order.
 
     Attributes:
         name: File name within the partition's folder.
@@ -29,16 +34,16 @@ class DataFile:
         etag: The store's ETag as it was when the file was published; empty when unknown.
         written_at: When the store last saw the file change; None for files whose name tells (see `written_at`).
         left_out: Why scans leave the file out, and compaction alone: its columns do not fit the others'. Empty if they
-            do.
+            do. This and the one before are only in the JSON if they say something.
     """
 
     name: str
     rows: int
     size_bytes: int
-    min_time: datetime | None = None
-    max_time: datetime | None = None
-    checksum: str = ""
-    etag: str = ""
+    min_time: datetime | None = msgspec.field(default_factory=_unknown)
+    max_time: datetime | None = msgspec.field(default_factory=_unknown)
+    checksum: str = msgspec.field(default_factory=str)
+    etag: str = msgspec.field(default_factory=str)
     written_at: datetime | None = None
     left_out: str = ""
 

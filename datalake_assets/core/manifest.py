@@ -11,17 +11,20 @@ From ``pending`` on, whoever comes next finishes the commit: forward if all its 
 them is gone. This module holds the transitions, pure; `datalake_assets.lake.commit` carries them out. Why the rules are
 as they are is in ``docs/adr/001-partition-manifest.md``.
 
-What a manifest says of commits: the one under way, what it left to delete, and the last ones; with their JSON.
+Its JSON is what the structs here say, field by field and in their order, and decoded by msgspec: `Manifest` for those
+who change a partition, `Holdings` for those who read thousands of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from datalake_assets.core.files import DataFile, PartitionStats
 from datalake_assets.core.position import Position, position_from_json
@@ -33,27 +36,16 @@ __all__ = [
     "Commit",
     "Decision",
     "Garbage",
+    "Holdings",
     "Manifest",
     "Pending",
     "Publish",
     "Seen",
-    "commit_from_json",
-    "commit_to_json",
     "decide",
-    "file_from_json",
-    "file_to_json",
-    "garbage_from_json",
-    "garbage_to_json",
-    "pending_from_json",
-    "pending_to_json",
 ]
 
-#: What a partition amounted to after a commit, where that is known.
-_AMOUNTS = ("files", "small_files", "size_bytes", "total_rows")
 
-
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """A staged file on its way to being visible: all that any process needs to publish it.
 
     Attributes:
@@ -92,8 +84,7 @@ class Pending:
     deleted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
     """A line of a manifest's history; times are aware UTC.
 
     Attributes:
@@ -123,8 +114,7 @@ class Commit:
     total_rows: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Garbage:
+class Garbage(msgspec.Struct, frozen=True):
     """A file that no longer belongs to the partition and may still be there.
 
     Attributes:
@@ -134,95 +124,6 @@ class Garbage:
 
     name: str
     etag: str = ""
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
-
-
-def file_to_json(file: DataFile) -> dict[str, Any]:
-    """As a manifest keeps it."""
-    rare = {"written_at": file.written_at.isoformat() if file.written_at else "", "left_out": file.left_out}
-    return {
-        "name": file.name,
-        "rows": file.rows,
-        "size_bytes": file.size_bytes,
-        "min_time": file.min_time.isoformat() if file.min_time else None,
-        "max_time": file.max_time.isoformat() if file.max_time else None,
-        "checksum": file.checksum,
-        "etag": file.etag,
-        **{name: value for name, value in rare.items() if value},
-    }
-
-
-def file_from_json(document: Mapping[str, Any]) -> DataFile:
-    """Reads it back."""
-    times = {name: _time(document[name]) for name in ("min_time", "max_time")}
-    written_at = _time(document.get("written_at"))
-    return DataFile(**{**document, **times, "written_at": written_at})
-
-
-def garbage_to_json(garbage: Garbage) -> str | dict[str, str]:
-    """As a manifest keeps it."""
-    return {"name": garbage.name, "etag": garbage.etag} if garbage.etag else garbage.name
-
-
-def garbage_from_json(document: str | Mapping[str, str]) -> Garbage:
-    """Reads it back."""
-    return Garbage(document) if isinstance(document, str) else Garbage(document["name"], document["etag"])
-
-
-def pending_to_json(pending: Pending) -> dict[str, Any]:
-    """As a manifest keeps it."""
-    return {
-        "commit_id": pending.commit_id,
-        "kind": pending.kind,
-        "run_id": pending.run_id,
-        "publish": [
-            {"file": file_to_json(publish.file), "token": publish.token, "parts": list(publish.parts)}
-            for publish in pending.publish
-        ],
-        "remove": list(pending.remove),
-        "position": pending.position.to_json() if pending.position else None,
-        "schema": pending.schema,
-        "deleted": pending.deleted,
-    }
-
-
-def pending_from_json(document: Mapping[str, Any]) -> Pending:
-    """Reads it back."""
-    return Pending(
-        commit_id=document["commit_id"],
-        kind=document["kind"],
-        run_id=document["run_id"],
-        publish=tuple(
-            Publish(file_from_json(item["file"]), item["token"], tuple(item["parts"])) for item in document["publish"]
-        ),
-        remove=tuple(document["remove"]),
-        position=position_from_json(document["position"]),
-        schema=document["schema"],
-        deleted=document["deleted"],
-    )
-
-
-def commit_to_json(commit: Commit) -> dict[str, Any]:
-    """As a manifest keeps it."""
-    amounts = {name: getattr(commit, name) for name in _AMOUNTS}
-    return {
-        "commit_id": commit.commit_id,
-        "kind": commit.kind,
-        "at": commit.at.isoformat(),
-        "run_id": commit.run_id,
-        "rows": commit.rows,
-        "files_added": commit.files_added,
-        "files_removed": commit.files_removed,
-        **{name: amount for name, amount in amounts.items() if amount is not None},
-    }
-
-
-def commit_from_json(document: Mapping[str, Any]) -> Commit:
-    """Reads it back."""
-    return Commit(**{**document, "at": datetime.fromisoformat(document["at"])})
 
 
 #: Version of the manifest's JSON layout.
@@ -377,19 +278,21 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The manifest's JSON document, UTF-8."""
-        document = {
-            "format": FORMAT,
-            "generation": self.generation,
-            "write_id": self.write_id,
-            "schema": self.schema,
-            "position": self.position.to_json() if self.position else None,
-            "deleted": self.deleted,
-            "files": [file_to_json(file) for file in self.files],
-            "pending": pending_to_json(self.pending) if self.pending else None,
-            "garbage": [garbage_to_json(each) for each in self.garbage],
-            "history": [commit_to_json(commit) for commit in self.history],
-        }
-        return json.dumps(document, separators=(",", ":")).encode()
+        document = _Document(
+            format=FORMAT,
+            generation=self.generation,
+            write_id=self.write_id,
+            schema=self.schema,
+            position=self.position.to_json() if self.position else None,
+            deleted=self.deleted,
+            files=self.files,
+            pending=_PendingDocument.of(self.pending) if self.pending else None,
+            garbage=tuple(each if each.etag else each.name for each in self.garbage),
+            history=self.history,
+        )
+        plain = msgspec.to_builtins(document, builtin_types=(datetime,))
+        # of names that are no Unicode, and of the bytes that manifests have had ever since, only `json` knows
+        return json.dumps(plain, separators=(",", ":"), default=datetime.isoformat).encode()
 
     @classmethod
     def from_bytes(cls, body: bytes, *, where: str) -> Manifest:
@@ -402,25 +305,131 @@ class Manifest:
         Raises:
             CorruptLake: It is not a manifest, or one of a later format.
         """
+        document = _decoded(body, _documents, where)
         try:
-            document = json.loads(body)
-            written = document["format"]
-            if written != FORMAT:
-                raise CorruptLake(where, f"manifest of format {written}", cure="use a newer release of this package")
-            pending = document["pending"]
             return cls(
-                generation=document["generation"],
-                write_id=document["write_id"],
-                files=tuple(file_from_json(file) for file in document["files"]),
-                position=position_from_json(document["position"]),
-                schema=document["schema"],
-                pending=pending_from_json(pending) if pending else None,
-                garbage=tuple(garbage_from_json(each) for each in document["garbage"]),
-                history=tuple(commit_from_json(commit) for commit in document["history"]),
-                deleted=document["deleted"],
+                generation=document.generation,
+                write_id=document.write_id,
+                files=document.files,
+                position=position_from_json(document.position),
+                schema=document.schema,
+                pending=document.pending.pending() if document.pending else None,
+                garbage=tuple(Garbage(each) if isinstance(each, str) else each for each in document.garbage),
+                history=document.history,
+                deleted=document.deleted,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptLake(where, f"not a manifest: {error!r}") from error
+
+
+class _PendingDocument(msgspec.Struct, frozen=True):
+    """A `Pending` in JSON."""
+
+    commit_id: str
+    kind: str
+    run_id: str
+    publish: tuple[Publish, ...]
+    remove: tuple[str, ...]
+    position: dict[str, Any] | None
+    schema: str | None
+    deleted: bool
+
+    @classmethod
+    def of(cls, pending: Pending) -> _PendingDocument:
+        """The JSON of a prepared commit."""
+        position = pending.position.to_json() if pending.position else None
+        return cls(
+            commit_id=pending.commit_id,
+            kind=pending.kind,
+            run_id=pending.run_id,
+            publish=pending.publish,
+            remove=pending.remove,
+            position=position,
+            schema=pending.schema,
+            deleted=pending.deleted,
+        )
+
+    def pending(self) -> Pending:
+        """The prepared commit."""
+        return Pending(
+            commit_id=self.commit_id,
+            kind=self.kind,
+            run_id=self.run_id,
+            publish=self.publish,
+            remove=self.remove,
+            position=position_from_json(self.position),
+            schema=self.schema,
+            deleted=self.deleted,
+        )
+
+
+class _Document(msgspec.Struct, frozen=True):
+    """A manifest in JSON."""
+
+    format: int
+    generation: int
+    write_id: str
+    schema: str | None
+    position: dict[str, Any] | None
+    deleted: bool
+    files: tuple[DataFile, ...]
+    pending: _PendingDocument | None
+    garbage: tuple[str | Garbage, ...]
+    history: tuple[Commit, ...]
+
+
+class Holdings(msgspec.Struct, frozen=True, gc=False):
+    """What a partition holds, by its manifest, and how it came there; whatever else is in the JSON is skipped.
+
+    Attributes:
+        format: As in the manifest.
+        generation: Commits so far.
+        files: The committed files.
+        history: The last commits, oldest first.
+    """
+
+    format: int
+    generation: int
+    files: tuple[DataFile, ...]
+    history: tuple[Commit, ...]
+
+    @classmethod
+    def from_bytes(cls, body: bytes, *, where: str) -> Holdings:
+        """Reads them; see `Manifest.from_bytes`.
+
+        Raises:
+            CorruptLake: It is not a manifest, or one of a later format.
+        """
+        return _decoded(body, _holdings, where)
+
+
+_DocumentT = TypeVar("_DocumentT", _Document, Holdings)
+_documents, _holdings = msgspec.json.Decoder(_Document), msgspec.json.Decoder(Holdings)
+
+
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[_DocumentT], where: str) -> _DocumentT:
+    try:
+        document = decoder.decode(body)
+    except msgspec.MsgspecError:
+        return _decoded_slowly(body, decoder.type, where)
+    if document.format != FORMAT:
+        raise _later_format(where, document.format)
+    return document
+
+
+def _decoded_slowly(body: bytes, kind: type[_DocumentT], where: str) -> _DocumentT:
+    """What msgspec refuses: names that are no Unicode, which are read, and what is not a manifest, with the reason."""
+    try:
+        plain = json.loads(body)
+        if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
+            raise _later_format(where, plain["format"])
+        return msgspec.convert(plain, kind)
+    except ValueError as error:
+        raise CorruptLake(where, f"not a manifest: {error}") from error
+
+
+def _later_format(where: str, written: object) -> CorruptLake:
+    return CorruptLake(where, f"manifest of format {written}", cure="use a newer release of this package")
 
 
 def _entry(
@@ -436,7 +445,9 @@ def _entry(
     if small_file_bytes is None:
         return entry
     now = PartitionStats.of(files, small_below_bytes=small_file_bytes)
-    return replace(entry, files=now.files, small_files=now.small_files, size_bytes=now.size_bytes, total_rows=now.rows)
+    return msgspec.structs.replace(
+        entry, files=now.files, small_files=now.small_files, size_bytes=now.size_bytes, total_rows=now.rows
+    )
 
 
 class Decision(Enum):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Decision, Garbage, Manifest, Pending, Publish, Seen, decide
@@ -286,7 +288,7 @@ class PartitionLog:
         if there and staged_there:
             # a local publish is a link and an unlink: what stays could be linked again after the file's removal
             self._data.discard_staged(staged)
-        file = replace(publish.file, etag=info.etag) if info else publish.file
+        file = msgspec.structs.replace(publish.file, etag=info.etag) if info else publish.file
         return Seen(staged=staged_there, published=there, refused=refused), file
 
     def _abort(self, pending: Pending) -> None:

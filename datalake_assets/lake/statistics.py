@@ -13,8 +13,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, TypeVar
 
-import msgspec
-
 from datalake_assets.core.compaction.plan import (
     CompactionRequest,
     outlook_of_plan,
@@ -22,8 +20,7 @@ from datalake_assets.core.compaction.plan import (
     plan_compaction,
     rules_of,
 )
-from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import FORMAT, Manifest
+from datalake_assets.core.manifest import Holdings
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, key_of, partition_by, partition_key
 from datalake_assets.core.quarantined_row import QuarantinedRow
 from datalake_assets.core.report.figures import (
@@ -51,43 +48,6 @@ QUARANTINE_BYTES = 8 << 20
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-
-class _File(msgspec.Struct, frozen=True, gc=False):
-    """What matters here of a `DataFile`."""
-
-    name: str
-    rows: int
-    size_bytes: int
-    min_time: datetime | None = None
-    max_time: datetime | None = None
-    written_at: datetime | None = None
-    left_out: str = ""
-
-
-class _Commit(msgspec.Struct, frozen=True, gc=False):
-    """What matters here of a `Commit`."""
-
-    kind: str
-    at: datetime
-    rows: int
-    files_added: int
-    files_removed: int
-    files: int | None = None
-    small_files: int | None = None
-    size_bytes: int | None = None
-
-
-class _Document(msgspec.Struct, frozen=True, gc=False):
-    """What matters here of a manifest's JSON; what else there is, is skipped."""
-
-    format: int
-    generation: int
-    files: tuple[_File, ...]
-    history: tuple[_Commit, ...]
-
-
-_decoder = msgspec.json.Decoder(_Document)
 
 
 def lake_statistics(
@@ -171,29 +131,30 @@ class _Gathering:
         """The figures; what is wrong with the manifest; or None if there is none, or nothing in it."""
         key, name = named
         try:
-            document = _read(self._store.get(name)[0], name)
+            holdings = Holdings.from_bytes(self._store.get(name)[0], where=name)
         except ObjectNotFound:
             return None
         except CorruptLake as error:
             return f"{key}: {error.reason}"
-        if not document.generation:
+        if not holdings.generation:
             return None
-        sums = FileSums.of(document.files, small_below_bytes=self._feed.small_file_bytes)
-        outlook = self._outlook(key, document, sums)
-        return partition_figures(self._feed, key, sums, document.history, commits=document.generation, outlook=outlook)
+        sums = FileSums.of(holdings.files, small_below_bytes=self._feed.small_file_bytes)
+        outlook = self._outlook(key, holdings, sums)
+        return partition_figures(self._feed, key, sums, holdings.history, commits=holdings.generation, outlook=outlook)
 
-    def _outlook(self, key: str, document: _Document, sums: FileSums) -> Outlook:
-        left_out = {file.name: file.left_out for file in document.files if file.left_out}
+    def _outlook(self, key: str, holdings: Holdings, sums: FileSums) -> Outlook:
+        left_out = {file.name: file.left_out for file in holdings.files if file.left_out}
         closed = self._first_open is None or key < self._first_open
-        last = document.history[-1].at if document.history else None
+        last = holdings.history[-1].at if holdings.history else None
         told = outlook_of_sums(
             sums, self._rules, now=self._now, closed=closed, last_commit=last, all_usable=not left_out
         )
         if told is not None:
             return told
-        files = [_data_file(file) for file in document.files]
         return outlook_of_plan(
-            plan_compaction(files, self._rules, now=self._now, closed=closed, last_commit=last, excluded=left_out)
+            plan_compaction(
+                holdings.files, self._rules, now=self._now, closed=closed, last_commit=last, excluded=left_out
+            )
         )
 
     def _quarantined(self) -> Quarantined:
@@ -219,35 +180,6 @@ class _Gathering:
     def _quarantine_key(self, name: str) -> str:
         path = name.removeprefix(f"{self._folder.quarantine}/").rpartition("/")[0]
         return (None if path == UNKNOWN_PARTITION else partition_key(self._feed, path)) or UNKNOWN_PARTITION
-
-
-def _read(body: bytes, where: str) -> _Document:
-    """The part of a manifest that matters; what the fast way does not understand is left to `Manifest` to judge."""
-    try:
-        document = _decoder.decode(body)
-    except msgspec.MsgspecError:
-        document = None
-    if document is not None and document.format == FORMAT:
-        return document
-    manifest = Manifest.from_bytes(body, where=where)
-    try:
-        files = msgspec.convert(manifest.files, tuple[_File, ...], from_attributes=True)
-        history = msgspec.convert(manifest.history, tuple[_Commit, ...], from_attributes=True)
-    except msgspec.MsgspecError as error:
-        raise CorruptLake(where, f"not a manifest: {error}") from error
-    return _Document(FORMAT, manifest.generation, files, history)
-
-
-def _data_file(file: _File) -> DataFile:
-    return DataFile(
-        file.name,
-        file.rows,
-        file.size_bytes,
-        file.min_time,
-        file.max_time,
-        written_at=file.written_at,
-        left_out=file.left_out,
-    )
 
 
 def _within(listed: Iterable[ObjectInfo], budget_bytes: int) -> Iterator[ObjectInfo]:

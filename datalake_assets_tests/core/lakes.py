@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+import msgspec
 
 from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, plan_compaction, rules_of
 from datalake_assets.core.files import DataFile
@@ -35,7 +36,7 @@ def commit_of(at: datetime, kind: str = "append", *, state: tuple[int, int, int]
     """A commit; ``state`` are the files, small files and bytes after it."""
     plain = Commit("c", kind, at, "", 10, 1, 0)
     known = dict(zip(("files", "small_files", "size_bytes"), state, strict=True)) if state else {}
-    return replace(plain, **known, **more)
+    return msgspec.structs.replace(plain, **known, **more)
 
 
 def partition_of(

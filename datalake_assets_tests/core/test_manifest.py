@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,7 +99,7 @@ def test_manifest_is_written_as_the_design_says():
 
 
 def test_manifest_names_the_time_of_writing_only_of_files_whose_name_does_not_tell():
-    manifest = Manifest(files=(A, replace(B, written_at=NOON)))
+    manifest = Manifest(files=(A, msgspec.structs.replace(B, written_at=NOON)))
     ours, adopted = json.loads(manifest.to_bytes())["files"]
     assert "written_at" not in ours
     assert adopted["written_at"] == "2025-01-15T12:00:00+00:00"
@@ -161,7 +162,7 @@ def test_committed_replaces_files_and_remembers_the_commit():
 
 
 def test_committed_keeps_what_the_store_said_of_the_files():
-    published = replace(A, etag="e")
+    published = msgspec.structs.replace(A, etag="e")
     assert Manifest().prepared(pending_of(A)).committed([published], at=NOON).files == (published,)
 
 
@@ -189,7 +190,7 @@ def test_rolled_back_lists_all_its_files_as_garbage():
 
 
 def test_garbage_of_others_names_the_etag_and_ours_is_plain_text():
-    base = Manifest(files=(A, replace(B, etag="e")), generation=1)
+    base = Manifest(files=(A, msgspec.structs.replace(B, etag="e")), generation=1)
     pending = pending_of(C, remove=("b.parquet",))
     ours = base.prepared(pending).committed([C], at=NOON)
     guarded = base.prepared(pending).committed([C], at=NOON, guarded=True)
@@ -200,7 +201,7 @@ def test_garbage_of_others_names_the_etag_and_ours_is_plain_text():
 
 def test_reconciled_takes_over_what_is_there_and_deletes_nothing():
     base = committed(Manifest(), A, B, schema="s")
-    rewritten = replace(B, rows=7, etag="new")
+    rewritten = msgspec.structs.replace(B, rows=7, etag="new")
     after = base.reconciled((rewritten, C), commit_id="c2", at=NOON, run_id="r", schema="t")
     assert after == Manifest(
         generation=2,

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
@@ -199,7 +201,7 @@ class _Reconciler:
         log, loaded, manifest = self._folder.log(key), look.loaded, look.loaded.manifest
         path = self._folder.partition_path(key)
         fitted = {
-            name: replace(found.file, left_out=schema.reason(path, found.schema))
+            name: msgspec.structs.replace(found.file, left_out=schema.reason(path, found.schema))
             for name in look.there
             if (found := read.found.get((key, name))) is not None
         }

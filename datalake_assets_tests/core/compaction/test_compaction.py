@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date, timedelta
 
+import msgspec
 import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
@@ -153,7 +154,7 @@ def test_neighbours_are_those_in_time_also_once_some_are_merged():
 
 def test_group_is_in_the_order_of_time_then_name():
     late, early = file_of(9, MIB), file_of(1, MIB)
-    twin, timeless = replace(early, name="e"), DataFile("z", 1, MIB)
+    twin, timeless = msgspec.structs.replace(early, name="e"), DataFile("z", 1, MIB)
     assert grouped(plan_of([late, early, twin, timeless], closed=True)) == [["z", "e", "f00001", "f00009"]]
 
 
@@ -276,7 +277,7 @@ def test_estimate_of_a_plan_that_does_nothing_is_nothing():
 
 def test_force_merges_whatever_can_be_merged():
     rules = replace(PRODUCTION, force=True, min_file_age=timedelta(days=1), min_partition_age=timedelta(days=1))
-    files = [replace(file, written_at=NOW) for file in files_of(MIB, 70 * MIB, 300 * MIB)]
+    files = [msgspec.structs.replace(file, written_at=NOW) for file in files_of(MIB, 70 * MIB, 300 * MIB)]
     plan = plan_of(files, rules, last_commit=NOW)
     assert sizes_grouped(plan) == [[1, 70], [300]]
     assert plan.groups[0].reason == "2 files of 71 MiB become one: forced"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from datalake_assets.core.compaction.cost import SCANS_PER_MONTH, MonthlyCost, Rewrite, estimate_of, monthly_cost
@@ -176,7 +176,7 @@ def test_a_feed_is_late_by_its_newest_row_and_its_newest_export():
 
 def test_what_has_a_limit_and_is_not_known_is_late_unless_there_is_no_data_yet():
     feed = feed_of("users", "table", freshness={"fail_event_age": "PT6H"})
-    file = replace(files_of(80 * MIB)[0], min_time=None, max_time=None)
+    file = msgspec.structs.replace(files_of(80 * MIB)[0], min_time=None, max_time=None)
     sums = FileSums.of([file], small_below_bytes=feed.small_file_bytes)
     timeless = partition_figures(feed, "v1", sums, [commit_of(NOON)], commits=1, outlook=Outlook(1))
     assert verdict_of(feed, timeless) == (Level.ERROR, "the newest row is not known, the feed allows 6 h")
