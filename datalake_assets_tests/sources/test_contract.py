@@ -1,0 +1,74 @@
+"""The contract of sources, run by each source in each way in which it can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import ClassVar
+
+import pytest
+
+from datalake_assets.demo.ksqldb_server.generator import GeneratorConfig
+from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.settings import load_settings
+from datalake_assets.sources.base import SourceSystem
+from datalake_assets.sources.systems import connect, registered
+from datalake_assets.testing.sources import SourceContract
+from datalake_assets_tests.sources.toy import TOY
+
+
+class TestToy(SourceContract):
+    @pytest.fixture
+    def source(self) -> Iterator[SourceSystem]:
+        with registered(TOY), connect("toy", load_settings()) as source:
+            yield source
+
+    @pytest.fixture
+    def feed(self, source: SourceSystem) -> Feed:
+        return Feed(name="ticks", kind=FeedKind.STREAM, source={"type": "toy", "clock": "tower"})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    start = datetime(2025, 1, 1, tzinfo=UTC)
+    with KsqlServer(GeneratorConfig(start=start, records=300, events_per_day=100)) as server:
+        yield server.url
+
+
+class _KsqlDB(SourceContract):
+    document: ClassVar[dict[str, object]]
+    kind = FeedKind.STREAM
+
+    @pytest.fixture
+    def source(self, url: str) -> Iterator[SourceSystem]:
+        with connect("ksqldb", load_settings(ksqldb_url=url)) as source:
+            yield source
+
+    @pytest.fixture
+    def feed(self) -> Feed:
+        return Feed(name="s", kind=self.kind, source={"idle_s": 0.3, **self.document})  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def missing(self) -> Feed:
+        return Feed(name="s", kind=self.kind, source={**self.document, "object": "NOT_THERE"})  # type: ignore[arg-type]
+
+
+class TestKsqlDBPushed(_KsqlDB):
+    document: ClassVar[dict[str, object]] = {"object": "TRANSACTION_STREAM"}
+
+
+class TestKsqlDBPulledOffsets(_KsqlDB):
+    document: ClassVar[dict[str, object]] = {
+        "object": "TRANSACTION_FLATTENED",
+        "offset_columns": ("SRC_PART", "SRC_OFF"),
+    }
+
+
+class TestKsqlDBWindows(_KsqlDB):
+    document: ClassVar[dict[str, object]] = {"object": "TRANSACTION_ALERTS", "mode": "pull"}
+
+
+class TestKsqlDBTables(_KsqlDB):
+    document: ClassVar[dict[str, object]] = {"object": "MERCHANT_SUMMARY"}
+    kind = FeedKind.TABLE
