@@ -65,7 +65,8 @@ class Pending:
 
     Attributes:
         commit_id: Names the commit, through all attempts.
-        kind: ``append``, ``replace``, ``snapshot``, ``compact`` or ``delete``; in the history also ``reconcile``.
+        kind: ``append``, ``replace``, ``snapshot``, ``compact`` or ``delete``; in the history also ``reconcile``, and
+            ``copied`` where the same files were found with other ETags.
         run_id: The run that made it; empty if none.
         publish: Files to make visible.
         remove: Names of files that it replaces.
@@ -231,6 +232,7 @@ class Manifest:
         *,
         commit_id: str,
         at: datetime,
+        kind: str = "reconcile",
         run_id: str = "",
         schema: str | None = None,
         small_file_bytes: int | None = None,
@@ -241,6 +243,7 @@ class Manifest:
             files: All files of the partition.
             commit_id: Names the change in the history.
             at: When.
+            kind: ``reconcile`` or ``copied``.
             run_id: The run that saw it.
             schema: The schema of the files now; None keeps the present one.
             small_file_bytes: As in `committed`.
@@ -252,7 +255,7 @@ class Manifest:
             raise CorruptLake("manifest", "reconciled over an unfinished commit")
         before, after = set(self.files), set(files)
         added = after - before
-        named = {"commit_id": commit_id, "kind": "reconcile", "at": at, "run_id": run_id}
+        named = {"commit_id": commit_id, "kind": kind, "at": at, "run_id": run_id}
         entry = _entry(named, added, len(before - after), files, small_file_bytes)
         return replace(
             self,

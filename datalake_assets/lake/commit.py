@@ -150,13 +150,20 @@ class PartitionLog:
             logger.warning("%s was replaced, and written again by somebody else before it was deleted: it stays", key)
 
     def reconcile(
-        self, loaded: Loaded, files: Sequence[DataFile], *, run_id: str = "", schema: str | None = None
+        self,
+        loaded: Loaded,
+        files: Sequence[DataFile],
+        *,
+        kind: str = "reconcile",
+        run_id: str = "",
+        schema: str | None = None,
     ) -> Loaded:
         """Takes over what a listing found; see `Manifest.reconciled`.
 
         Args:
             loaded: The settled manifest as it was read *before* the listing: then no commit can have come between.
             files: All files of the partition.
+            kind: ``copied`` if they are the same as before but for their ETags.
             run_id: The run that saw them.
             schema: Their schema; None keeps the present one.
 
@@ -167,6 +174,7 @@ class PartitionLog:
             files,
             commit_id=self._new_id(),
             at=self._store.now(),
+            kind=kind,
             run_id=run_id,
             schema=schema,
             small_file_bytes=self._small_file_bytes,

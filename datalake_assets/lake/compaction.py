@@ -137,7 +137,7 @@ class _Compaction:
         run_id: str,
         on_progress: Callable[[CompactionProgress], None] | None,
         *,
-        guard: Guard | None,
+        guard: Guard | None = None,
     ) -> None:
         self._folder, self._key, self._request, self._run_id = folder, key, request, run_id
         self._guard, self._on_progress = guard, on_progress

@@ -15,6 +15,7 @@ from datalake_assets.errors import ObjectNotFound, PreconditionFailed, Unreadabl
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.store.base import Store
 from datalake_assets.parquet.inputs import CHANGED, InputFile
+from datalake_assets.parquet.writer import checksum_like
 
 __all__ = ["Inputs"]
 
@@ -26,6 +27,7 @@ WHOLE_LOCAL_BYTES: Final = 1 << 20
 WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
 #: Requests under way, and bytes fetched ahead of the reader.
 THREADS: Final = 32
+PROVEN_BYTES: Final = 8 << 20
 AHEAD_BYTES: Final = 32 << 20
 
 
@@ -59,6 +61,7 @@ class Inputs:
             self._whole_bytes = WHOLE_UNLESS_COPIED_BYTES if may_copy else WHOLE_BYTES
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") if is_remote else None
         self._ahead: dict[int, Future[bytes]] = {}
+        self._copyable, self._doubted = self._by_etag() if is_remote else (frozenset[str](), set[str]())
         self.files = [self._input(index, file) for index, file in enumerate(self._listed)]
 
     def close(self) -> None:
@@ -74,9 +77,36 @@ class Inputs:
             rows=file.rows,
             open=partial(self._open, index),
             checksum=file.checksum,
-            copy_source=(self._log.key_of(file.name), file.etag) if self._pool and file.etag else None,
+            copy_source=(self._log.key_of(file.name), file.etag) if file.name in self._copyable else None,
             is_encoded=file.name in self._made,
         )
+
+    def _by_etag(self) -> tuple[Collection[str], set[str]]:
+        """Files whose ranges the store may copy, by their ETag; and those with a checksum that have another by now.
+
+        In a lake that was copied, all may have another: then the files are read, and compared with their checksums.
+        """
+        large = [file for file in self._listed if file.etag and file.size_bytes > self._whole_bytes]
+        etags = {self._log.key_of(file.name): file.etag for file in large}
+        changed = set(self._store.changed(etags)) if etags else set()
+        copyable = [file.name for file in large if self._log.key_of(file.name) not in changed]
+        doubted = [file.name for file in large if self._log.key_of(file.name) in changed and file.checksum]
+        return copyable, set(doubted)
+
+    def _prove(self, file: DataFile, key: str) -> None:
+        try:
+            digest = checksum_like(file.checksum)
+        except ValueError as error:
+            raise UnreadableFile(file.name, str(error)) from error
+        try:
+            with self._store.filesystem().open_input_file(self._store.path(key)) as opened:
+                while chunk := opened.read(PROVEN_BYTES):
+                    digest.update(chunk)
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, "is gone") from error
+        if str(digest) != file.checksum:
+            raise UnreadableFile(file.name, "its bytes are not those that were committed")
+        self._doubted.discard(file.name)
 
     def _open(self, index: int) -> pa.NativeFile:
         file = self._listed[index]
@@ -117,6 +147,8 @@ class Inputs:
 
     def _in_place(self, file: DataFile) -> pa.NativeFile:
         key = self._log.key_of(file.name)
+        if file.name in self._doubted:
+            self._prove(file, key)
         if self._adopted and self._store.changed({key: file.etag}):
             raise UnreadableFile(file.name, CHANGED)
         try:

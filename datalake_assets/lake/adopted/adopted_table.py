@@ -12,6 +12,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.lake import compaction
+from datalake_assets.lake.adopted.identity import is_same_file, looks_copied
 from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
@@ -198,6 +199,7 @@ def _device(path: Path) -> int:
 
 def _verify(folder: FeedFolder, listing: Listing, keys: Iterable[str], *, deep: bool) -> Iterator[Difference]:
     unknown = {key: dict(files) for key, files in listing.partitions.items()}
+    again = _Again(folder, listing)
     for key in keys:
         log = folder.log(key)
         try:
@@ -211,15 +213,36 @@ def _verify(folder: FeedFolder, listing: Listing, keys: Iterable[str], *, deep: 
         for name in (*(each.name for each in manifest.garbage), *(each.file.name for each in pending)):
             there.pop(name, None)
         for file in manifest.files:
-            yield from _file(folder, key, file, there.pop(file.name, None), deep=deep)
+            yield from _file(again, key, file, there.pop(file.name, None), deep=deep)
     yield from _unknown(folder, listing, unknown)
 
 
-def _file(folder: FeedFolder, key: str, file: DataFile, info: ObjectInfo | None, *, deep: bool) -> Iterator[Difference]:
+class _Again:
+    """Looks again at files whose ETags are not as their manifests say."""
+
+    def __init__(self, folder: FeedFolder, listing: Listing) -> None:
+        self.folder, self._listing, self._footers = folder, listing, Footers(folder)
+        self._copied: bool | None = None
+
+    def is_same(self, key: str, file: DataFile, info: ObjectInfo) -> bool:
+        """Whether a file is the one that its manifest names, as one of a copied folder is."""
+        if self._copied is None:
+            self._copied = looks_copied(self._named())
+        found = self._footers.read([(key, info)]).found.get((key, file.name))
+        return found is not None and is_same_file(self.folder, key, file, found, copied=self._copied)
+
+    def _named(self) -> Iterator[tuple[DataFile, ObjectInfo]]:
+        for key, there in self._listing.partitions.items():
+            files = self.folder.log(key).load().manifest.files
+            yield from ((file, there[file.name]) for file in files if file.name in there)
+
+
+def _file(again: _Again, key: str, file: DataFile, info: ObjectInfo | None, *, deep: bool) -> Iterator[Difference]:
+    folder = again.folder
     name, cure = folder.log(key).key_of(file.name), f"'datalake repair {folder.feed.name}' takes that over"
     if info is None:
         yield Difference(key, "missing", name, f"others deleted it, with {file.rows} rows; {cure}")
-    elif info.etag != file.etag:
+    elif info.etag != file.etag and not again.is_same(key, file, info):
         yield Difference(key, "changed", name, f"others wrote it anew; {cure}")
     else:
         if file.left_out:

@@ -8,7 +8,7 @@ than a compaction is never taken for the truth. It is one commit per partition, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.schema import schema_from_json, schema_to_json
 from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFailed, TransientStoreError
+from datalake_assets.lake.adopted.identity import is_same_file, looks_copied
 from datalake_assets.lake.adopted.listing import (
     FolderSchema,
     Footers,
@@ -85,6 +86,11 @@ class _Look:
     there: Mapping[str, ObjectInfo]
     known: Mapping[str, DataFile]
 
+    @property
+    def named(self) -> Iterator[tuple[DataFile, ObjectInfo]]:
+        """Files of the manifest that are there by name."""
+        return ((file, self.there[file.name]) for file in self.loaded.manifest.files if file.name in self.there)
+
     @classmethod
     def of(cls, loaded: Loaded, there: Mapping[str, ObjectInfo]) -> _Look:
         """Finds those files of the manifest that are still what they were."""
@@ -103,7 +109,7 @@ class _Reconciler:
     ) -> None:
         self._folder, self._only, self._run_id = folder, only, run_id
         self._footers, self._on_progress = footers, on_progress
-        self._done = Reconciliation()
+        self._copied, self._done = False, Reconciliation()
         self.settled: dict[str, Loaded] = {}
 
     def run(self) -> Reconciliation:
@@ -140,6 +146,7 @@ class _Reconciler:
             looks = {key: replace(look, known={}) for key, look in looks.items()}
         read = self._read(looks)
         schema = self._fold(read, anew=anew)
+        self._copied = self._only is None and looks_copied(each for look in looks.values() for each in look.named)
         with ThreadPoolExecutor(THREADS) as pool:
             jobs = {key: pool.submit(self._commit, key, look, read, schema) for key, look in sorted(looks.items())}
             return {key for key, job in jobs.items() if not job.result()}
@@ -199,22 +206,19 @@ class _Reconciler:
     def _commit(self, key: str, look: _Look, read: Read, schema: FolderSchema) -> bool:
         """Takes a partition's files over; False if another process was faster."""
         log, loaded, manifest = self._folder.log(key), look.loaded, look.loaded.manifest
-        path = self._folder.partition_path(key)
-        fitted = {
-            name: msgspec.structs.replace(found.file, left_out=schema.reason(path, found.schema))
-            for name in look.there
-            if (found := read.found.get((key, name))) is not None
-        }
-        files = [look.known.get(name) or fitted.get(name) for name in sorted(look.there)]
-        now = [file for file in files if file is not None]
+        now, same = self._files(key, look, read, schema)
         if set(now) != set(manifest.files):
+            names = {file.name for file in now} ^ {file.name for file in manifest.files}
+            is_copied = not names and {file.name for file in set(now) - set(manifest.files)} <= same
             encoded = schema_to_json(schema.schema) if schema.schema is not None else None
             try:
-                loaded = log.reconcile(loaded, now, run_id=self._run_id, schema=encoded)
+                kind = "copied" if is_copied else "reconcile"
+                loaded = log.reconcile(loaded, now, kind=kind, run_id=self._run_id, schema=encoded)
             except (PreconditionFailed, AmbiguousWrite, TransientStoreError) as error:
                 logger.debug("%s is looked at again: %s", log.data_folder, error)
                 return False
-            self._count(key, manifest, loaded.manifest)
+            if not is_copied:
+                self._count(key, manifest, loaded.manifest, same)
             manifest = loaded.manifest
         self.settled[key] = loaded
         if manifest.generation:
@@ -228,12 +232,33 @@ class _Reconciler:
         ]
         return True
 
-    def _count(self, key: str, before: Manifest, after: Manifest) -> None:
+    def _files(self, key: str, look: _Look, read: Read, schema: FolderSchema) -> tuple[Sequence[DataFile], set[str]]:
+        """What the manifest should name, and those of it that are the same files as before with other ETags."""
+        path, before = self._folder.partition_path(key), {file.name: file for file in look.loaded.manifest.files}
+        files, same = [], set()
+        for name in sorted(look.there):
+            found = read.found.get((key, name))
+            if name in look.known:
+                files.append(look.known[name])
+            elif found is not None:
+                now = msgspec.structs.replace(found.file, left_out=schema.reason(path, found.schema))
+                old = before.get(name)
+                if (
+                    old is not None
+                    and old.etag != now.etag
+                    and is_same_file(self._folder, key, old, found, copied=self._copied)
+                ):
+                    now = msgspec.structs.replace(old, etag=now.etag, left_out=now.left_out)
+                    same.add(name)
+                files.append(now)
+        return files, same
+
+    def _count(self, key: str, before: Manifest, after: Manifest, same: set[str]) -> None:
         was, now = {file.name: file for file in before.files}, {file.name: file for file in after.files}
         self._done.changed.append(key)
         self._done.added += len(now.keys() - was.keys())
         self._done.removed += len(was.keys() - now.keys())
-        self._done.rewritten += sum(was[name] != file for name, file in now.items() if name in was)
+        self._done.rewritten += sum(was[name] != file for name, file in now.items() if name in was and name not in same)
 
 
 def _has_no_rows_yet(looks: Collection[_Look]) -> bool:

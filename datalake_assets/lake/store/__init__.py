@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.store.base import Store
@@ -27,7 +27,7 @@ def open_store(uri: str, *, s3_endpoint: str | None = None) -> Store:
             "a lake's URI must not carry credentials; give them by the AWS conventions (environment, profile)"
         )
     if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
-        return _local(parts.path, s3_endpoint)
+        return _local(unquote(parts.path), s3_endpoint)
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise ConfigError(f"{uri!r} cannot be a lake: give a local folder, or s3://bucket/prefix")
     from datalake_assets.lake.store.s3 import S3Store  # noqa: PLC0415  boto3 takes half a second to import

@@ -107,7 +107,7 @@ def test_readers_never_miss_a_file_while_a_summary_goes(local_store, theirs, mon
     class _DiedError(BaseException):
         """The process is gone."""
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise _DiedError
 
     with monkeypatch.context() as patch:

@@ -1,0 +1,241 @@
+"""A lake that was copied, or is opened under another address, is the same lake: nothing rests on ETags alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datalake_assets.core.batches import SourceBatch
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.errors import DatalakeError
+from datalake_assets.lake.adopted.adoption import adopt
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.tables import open_table
+from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids
+from datalake_assets_tests.lake.feeds import START, stream_feed, stream_of
+from datalake_assets_tests.lake.hive_tables import export
+
+FORCE = CompactionRequest(force=True)
+DAY = "2025-01-01"
+
+
+def large_rows(first: int, count: int = 1200) -> SourceBatch:
+    """Some 12 MB that no codec makes smaller."""
+    numbers = np.random.default_rng(first)
+    schema = pa.schema([("id", pa.int64()), ("note", pa.string()), ("rowtime", pa.timestamp("ms", "UTC"))])
+    columns = [
+        pa.array(range(first, first + count), pa.int64()),
+        pa.array([numbers.bytes(5_000).hex() for _ in range(count)]),
+        pa.array([START] * count, schema.field("rowtime").type),
+    ]
+    offsets = pa.array(range(first, first + count), pa.int64())
+    return SourceBatch(pa.record_batch(columns, schema=schema), pa.array([0] * count, pa.int32()), offsets)
+
+
+def copied(store, to):
+    """Each object of a lake, written anew: on S3 with the ETag of a single part."""
+    for info in store.list(""):
+        with store.filesystem().open_input_file(store.path(info.key)) as opened:
+            to.put(info.key, opened.read())
+    return to
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("verify", ["full", "rows"])
+def test_lake_that_was_copied_to_another_bucket_compacts_as_before(s3_store, verify):
+    feed = stream_feed(compaction={"verify": verify, "kernel": "concat"})
+    for first in (0, 2000, 4000):
+        export(HiveTable(s3_store, feed), stream_of(large_rows(first)))
+    before = HiveTable(s3_store, feed)
+    etags = {file.etag for file in before._folder.log(DAY).load().manifest.files}
+    assert all("-" in etag for etag in etags)
+    copy = copied(s3_store, open_store(f"{s3_store.uri}-copy", s3_endpoint=s3_store.s3_endpoint))
+    table = HiveTable(copy, feed)
+
+    report = table.compact(DAY, FORCE)
+
+    assert [each for each in report.skipped if each.unusable] == []
+    assert (report.files_before, report.files_after, report.rows) == (3, 1, 3600)
+    assert list(table.verify(deep=True)) == []
+    assert sorted(table.scan(columns=["id"]).read_all()["id"].to_pylist()) == [
+        *range(1200),
+        *range(2000, 3200),
+        *range(4000, 5200),
+    ]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("verify", ["full", "rows"])
+def test_file_of_a_copied_lake_with_other_bytes_is_named_by_its_checksum(s3_store, verify):
+    feed = stream_feed(compaction={"verify": verify, "kernel": "concat"})
+    for first in (0, 2000, 4000):
+        export(HiveTable(s3_store, feed), stream_of(large_rows(first)))
+    copy = copied(s3_store, open_store(f"{s3_store.uri}-copy", s3_endpoint=s3_store.s3_endpoint))
+    table = HiveTable(copy, feed)
+    bad = table._folder.log(DAY).load().manifest.files[1]
+    key = table._folder.log(DAY).key_of(bad.name)
+    body = bytearray(copy.get(key)[0])
+    body[len(body) // 2] ^= 1
+    copy.put(key, bytes(body))
+
+    report = table.compact(DAY, FORCE)
+
+    assert [each.name for each in report.skipped if each.unusable] == [bad.name]
+    assert report.rows == 2400
+
+
+@pytest.fixture
+def moved(store, folder) -> Callable[[], tuple[AdoptedFolder, object]]:
+    """Puts every file of the adopted folder anew, as a copy to another machine does."""
+
+    def move() -> None:
+        if "://" in folder.uri:
+            for info in list(folder.store.list(folder.name)):
+                body = folder.store.get(info.key)[0]
+                key = folder.store._full(info.key)
+                if "compacted" in key:  # whole, and not in parts as before
+                    folder.store.put(info.key, body)
+                    continue
+                upload = folder.store._boto.create_multipart_upload(Bucket=folder.store._bucket, Key=key)["UploadId"]
+                part = folder.store._boto.upload_part(
+                    Bucket=folder.store._bucket, Key=key, UploadId=upload, PartNumber=1, Body=body
+                )
+                folder.store._boto.complete_multipart_upload(
+                    Bucket=folder.store._bucket,
+                    Key=key,
+                    UploadId=upload,
+                    MultipartUpload={"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]},
+                )
+        else:
+            root = Path(folder.uri)
+            root.rename(root.with_name("before"))
+            shutil.copytree(root.with_name("before"), root, copy_function=shutil.copy)
+            shutil.rmtree(root.with_name("before"))
+
+    return move
+
+
+def test_adopted_folder_that_was_copied_is_known_again(store, folder, moved):
+    for day in (1, 2):
+        for number in range(4):
+            folder.write(f"day={day}/{number}.parquet", [10 * day + number])
+    adoption = adopt(store, folder.uri, "clicks")
+    table = open_table(store, adoption.feed)
+    assert table.compact("day=1", FORCE).files_after == 1
+    (before,) = table._folder.log("day=1").load().manifest.files
+    versions = table.look_again().versions
+    moved()
+
+    assert list(table.verify()) == []
+    found = adopt(store, folder.uri, "clicks").found
+
+    assert (found.added, found.rewritten, found.removed, found.changed) == (0, 0, 0, [])
+    assert found.versions == versions
+    (after,) = table._folder.log("day=1").load().manifest.files
+    assert before.checksum
+    assert (after.name, after.checksum) == (before.name, before.checksum)
+    assert after.etag != before.etag
+    assert list(table.verify(deep=True)) == []
+    folder.write("day=1/new.parquet", [14])
+    assert table.compact("day=1", FORCE).rows == 5
+    assert table.compact("day=2", FORCE).files_after == 1
+    assert ids(table) == [10, 11, 12, 13, 14, 20, 21, 22, 23]
+
+
+def test_compacted_file_that_others_wrote_anew_in_its_size_is_theirs(store, folder):
+    for number in range(4):
+        folder.write(f"{number}.parquet", [number])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    table.compact(".", FORCE)
+    (file,) = table._folder.log(".").load().manifest.files
+    body = bytearray(folder.store.get(f"clicks/{file.name}")[0])
+    body[20] ^= 1
+    folder.put(file.name, bytes(body))
+
+    assert [each.what for each in table.verify()] == ["changed"]
+    assert adopt(store, folder.uri, "clicks").found.rewritten == 1
+    (file,) = table._folder.log(".").load().manifest.files
+    assert file.checksum == ""
+
+
+def test_one_file_of_several_that_was_written_anew_in_its_size_counts_as_rewritten(store, folder):
+    for number in range(3):
+        folder.write(f"{number}.parquet", [number])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    folder.write("1.parquet", [77])
+
+    assert [each.what for each in table.verify()] == ["changed"]
+    assert adopt(store, folder.uri, "clicks").found.rewritten == 1
+    assert ids(table) == [0, 2, 77]
+
+
+# ---- one lake under several addresses
+
+
+@pytest.fixture
+def addresses(tmp_path, monkeypatch) -> dict[str, str]:
+    (tmp_path / "la ke").mkdir()
+    (tmp_path / "link").symlink_to("la ke")
+    monkeypatch.chdir(tmp_path)
+    return {
+        "path": str(tmp_path / "la ke"),
+        "link": str(tmp_path / "link"),
+        "relative": "la ke",
+        "dotted": f"{tmp_path}/la ke/../la ke",
+        "file": f"file://{tmp_path}/la%20ke",
+        "file, localhost": f"file://localhost{tmp_path}/link",
+        "trailing slash": f"{tmp_path}/la ke/",
+    }
+
+
+@pytest.mark.parametrize("how", ["path", "link", "relative", "dotted", "file", "file, localhost", "trailing slash"])
+def test_local_lake_under_another_address_is_the_same(addresses, tmp_path, how):
+    (tmp_path / "raw/clicks").mkdir(parents=True)
+    (tmp_path / "raw link").symlink_to("raw")
+    folder = AdoptedFolder(open_store(str(tmp_path / "raw")), "clicks")
+    for number in range(4):
+        folder.write(f"{number}.parquet", [number])
+    one, other = open_store(addresses["path"]), open_store(addresses[how])
+    feed = adopt(one, folder.uri, "clicks").feed
+
+    for uri in (folder.uri, f"{tmp_path}/raw link/clicks", "raw/../raw/clicks", f"file://{folder.uri}"):
+        again = adopt(other, uri, "clicks")
+        assert (again.is_new, again.feed.source.where) == (False, feed.source.where)
+        with pytest.raises(DatalakeError, match="overlaps"):
+            adopt(other, uri, "second")
+    with pytest.raises(DatalakeError, match="overlaps the lake itself"):
+        adopt(other, f"{addresses['path']}/control", "mine")
+    assert open_table(other, feed).compact(".", FORCE).files_after == 1
+    folder.write("later.parquet", [4])
+    assert open_table(one, feed).compact(".", FORCE).files_after == 1
+    assert ids(open_table(other, feed)) == [0, 1, 2, 3, 4]
+    assert list(open_table(one, feed).verify(deep=True)) == []
+    FeedRegistry(other).archive("clicks")
+    assert not (tmp_path / "raw/.datalake-owner-clicks.json").exists()
+    assert sorted(os.listdir(tmp_path / "raw")) == ["clicks"]  # noqa: PTH208  names alone
+
+
+@pytest.mark.s3
+def test_s3_lake_under_another_name_of_its_server_is_the_same(s3_store, s3_server):
+    folder = AdoptedFolder(open_store(f"{s3_store.uri}-raw", s3_endpoint=s3_store.s3_endpoint), "clicks")
+    for number in range(4):
+        folder.write(f"{number}.parquet", [number])
+    feed = adopt(s3_store, folder.uri, "clicks").feed
+    name = s3_server.endpoint.replace("127.0.0.1", "localhost")
+    assert name != s3_server.endpoint
+    other = open_store(f"{s3_store.uri}/", s3_endpoint=name)
+
+    assert adopt(other, folder.uri.replace("s3://", "s3a://"), "clicks").is_new is False
+    assert open_table(other, feed).compact(".", FORCE).files_after == 1
+    assert open_table(s3_store, feed).compact(".", FORCE).files_compacted == 0
+    assert ids(open_table(s3_store, feed)) == [0, 1, 2, 3]
+    assert FeedFolder(other, feed).log(".").load().manifest.generation == 2
