@@ -26,6 +26,8 @@ BLOCK_BYTES = 4 << 20
 GAP_BYTES = 1 << 16
 #: Of a file: the length of its footer, and the magic.
 TAIL_BYTES = 8
+#: Physical types of timestamps and of dates; 96-bit times have no statistics that count.
+_TIMES = ("INT64", "INT32")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -127,7 +129,7 @@ class OpenInput:
                 statistics = chunk.statistics
                 if statistics is not None and statistics.null_count == chunk.num_values:
                     return ()
-                if statistics is None or not statistics.has_min_max or chunk.physical_type != "INT64":
+                if statistics is None or not statistics.has_min_max or chunk.physical_type not in _TIMES:
                     return None
                 kind = self.schema.field(column).type
                 return moment_of(statistics.min_raw, kind), moment_of(statistics.max_raw, kind)

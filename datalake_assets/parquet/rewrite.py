@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
 import pyarrow as pa
-import pyarrow.types as pt
 
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
+from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, InputFile, OpenInput
@@ -68,7 +68,7 @@ class RewriteSettings:
         parquet: Codec, profile, target size and row-group size of what is encoded.
         kernel: ``auto`` copies row groups that are large enough, or as large as encoding again would make them.
         verify: Compare every byte copied and every value encoded; otherwise the numbers of rows.
-        time_column: Rows are sorted by it within a row group, if it holds timestamps.
+        time_column: Rows are sorted by it within a row group, if it holds timestamps or dates.
         sort_by: Columns that rows are sorted by within each output; everything is encoded again.
         workers: Threads that encode.
         scratch: Folder for sorting; None: the system's.
@@ -471,7 +471,7 @@ def _bounds(found: Sequence[tuple[datetime, ...] | None]) -> list[datetime] | No
 
 def _time_column(schema: pa.Schema, name: str | None) -> str | None:
     index = schema.get_field_index(name) if name else -1
-    return name if index >= 0 and pt.is_timestamp(schema.field(index).type) else None
+    return name if index >= 0 and is_time(schema.field(index).type) else None
 
 
 def _model_or_reason(shape: Shape, settings: ParquetSettings) -> tuple[Model | None, str | None]:

@@ -184,6 +184,7 @@ ZSTD_LEVEL = 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 _UNITS: Mapping[str, Callable[[int], timedelta]] = {
+    "d": lambda count: timedelta(days=count),
     "s": lambda count: timedelta(seconds=count),
     "ms": lambda count: timedelta(milliseconds=count),
     "us": lambda count: timedelta(microseconds=count),
@@ -390,21 +391,23 @@ def open_writer(
 
 
 def time_bounds(times: pa.ChunkedArray) -> tuple[datetime, ...]:
-    """The earliest and the latest of timestamps, aware UTC, to the microsecond; empty if all are null."""
+    """The earliest and the latest of timestamps or dates, as `moment_of` tells them; empty if all are null."""
     ends = pc.min_max(times)
     # as_py would import a library of time zones
     return tuple(moment_of(end.value, times.type) for end in (ends["min"], ends["max"]) if end.is_valid)
 
 
-def moment_of(count: int, kind: pa.TimestampType) -> datetime:
-    """The time that a timestamp's integer stands for, aware UTC, to the microsecond.
+def moment_of(count: int, kind: pa.DataType) -> datetime:
+    """The time that a timestamp's or a date's integer stands for, aware UTC, to the microsecond.
 
-    Timestamps go beyond Python's years, and databases say infinity so: those are its first or its last moment.
+    Days begin at midnight. Years that Python has not, and the infinities of DuckDB and PostgreSQL, are the nearest
+    time that it has.
     """
+    unit = kind.unit if pa.types.is_timestamp(kind) else "d" if pa.types.is_date32(kind) else "ms"
     try:
-        return EPOCH + _UNITS[kind.unit](count)
+        return EPOCH + _UNITS[unit](count)
     except OverflowError:
-        return FIRST if count < 0 else LAST
+        return LAST if count > 0 else FIRST
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:

@@ -100,6 +100,30 @@ def test_rows_are_sorted_by_time_within_an_encoded_row_group():
     assert read(result)["id"].to_pylist() == [*range(10), *range(100, 110)]
 
 
+def dated(*days):
+    return pa.table({"at": pa.array(days, pa.int32()).cast(pa.date32()), "id": pa.array(range(len(days)))})
+
+
+@pytest.mark.parametrize("chosen", [CONCAT, REENCODE], ids=["concat", "reencode"])
+def test_rows_are_sorted_by_dates_too(chosen):
+    result = rewritten(inputs(dated(20_000, None, 0), dated(10_000, -1)), chosen)
+    stats = result.outputs[0][1]
+    if chosen is REENCODE:
+        days = [day and day.isoformat() for day in read(result)["at"].to_pylist()]
+        assert days == ["1969-12-31", "1970-01-01", "1997-05-19", "2024-10-04", None]
+    first, last = dt.datetime(1969, 12, 31, tzinfo=dt.UTC), dt.datetime(2024, 10, 4, tzinfo=dt.UTC)
+    assert (stats.min_time, stats.max_time) == (first, last)
+
+
+@pytest.mark.parametrize("chosen", [CONCAT, REENCODE], ids=["concat", "reencode"])
+@pytest.mark.parametrize("kind", [pa.date32(), pa.timestamp("us"), pa.timestamp("ms", "UTC")])
+def test_infinite_times_are_sorted_last(chosen, kind):
+    count, width = (2**31 - 1, pa.int32()) if kind == pa.date32() else (2**63 - 1, pa.int64())
+    tables = [pa.table({"at": pa.array([count, 0], width).cast(kind)}) for _ in range(2)]
+    stats = rewritten(inputs(*tables), chosen).outputs[0][1]
+    assert (stats.min_time.year, stats.max_time.year) == (1970, 9999)
+
+
 def test_auto_copies_large_row_groups_and_encodes_small_ones_into_the_same_file():
     noise = np.random.default_rng(0).bytes(5 * MIB)
     large = events(1000, 1, blob=pa.array([noise], pa.binary()))
@@ -258,6 +282,16 @@ def test_files_without_rows_do_not_outvote_those_with_rows():
     result = rewritten(inputs(*empty, events(0, 3, k=[1, 2, 3]), events(3, 3, k=[4, 5, 6])))
     assert sorted(result.rejected) == ["f0", "f1", "f2"]
     assert read(result)["k"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("chosen", [SETTINGS, CONCAT, REENCODE], ids=["auto", "concat", "reencode"])
+def test_files_with_names_that_differ_only_in_case_are_left_alone(chosen):
+    tables = [events(0, 3), events(3, 3), events(6, 3).rename_columns(["at", "ID"]), events(9, 3, ID=[1, 2, 3])]
+    result = rewritten(inputs(*tables), chosen)
+    assert result.rejected.keys() == {"f2", "f3"}
+    assert "names 'ID' and 'id' differ only in case" in result.rejected["f2"] or chosen is CONCAT
+    assert "columns 'ID' and 'id' differ only in case" in result.rejected["f3"]
+    assert read(result)["id"].to_pylist() == list(range(6))
 
 
 def test_the_kernel_concat_names_files_of_another_schema():
