@@ -6,7 +6,8 @@ The rules live here so that a feed's first batch and its thousandth agree: names
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ __all__ = [
     "NOTES",
     "RESERVED_NAMES",
     "SOURCE_NAME",
+    "SPELLINGS",
     "SchemaPolicy",
     "annotated",
     "conform",
@@ -26,6 +28,8 @@ __all__ = [
     "schema_from_json",
     "schema_to_json",
     "source_metadata",
+    "spelled",
+    "spellings",
 ]
 
 SchemaPolicy = Literal["freeze", "evolve"]
@@ -35,6 +39,9 @@ RESERVED_NAMES: Final = frozenset({"year", "month", "day", "hour", "version"})
 
 SOURCE_NAME: Final = b"source_name"
 """Field metadata key under which the source's own name is kept, UTF-8."""
+
+SPELLINGS: Final = b"datalake.spellings"
+"""Field metadata key under which an adopted folder's schema keeps how else files spell a column's name."""
 
 NOTES: Final = ("description", "unit")
 """Field metadata keys under which a feed's notes on its columns are kept, UTF-8."""
@@ -90,6 +97,19 @@ def annotated(schema: pa.Schema, notes: Mapping[str, Mapping[str, str]]) -> pa.S
         kept |= {name.encode(): said[name].encode() for name in NOTES if said.get(name)}
         fields.append(field.with_metadata(kept or None))
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def spellings(field: pa.Field) -> tuple[str, ...]:
+    """How files spell the column's name apart from the schema: the same but for case; a file has one of them."""
+    text = (field.metadata or {}).get(SPELLINGS)
+    return tuple(json.loads(text)) if text else ()
+
+
+def spelled(field: pa.Field, others: Iterable[str]) -> pa.Field:
+    """The column, of which files may spell the name in these ways too."""
+    known = sorted({*spellings(field), *others} - {field.name})
+    kept = {key: value for key, value in (field.metadata or {}).items() if key != SPELLINGS}
+    return field.with_metadata((kept | {SPELLINGS: json.dumps(known).encode()} if known else kept) or None)
 
 
 def evolve(frozen: pa.Schema, incoming: pa.Schema, *, policy: SchemaPolicy, source: str) -> pa.Schema:

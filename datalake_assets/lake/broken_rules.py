@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_query, is_row_rule, own_query
 from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
 from datalake_assets.feed import Feed
+from datalake_assets.lake.sql_views import as_taken, hide, show
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.policies import RegexRule, Rule, SqlRule, UniqueRule
 
@@ -84,8 +85,8 @@ def _ask(connection: duckdb.DuckDBPyConnection, rule: Rule, schema: pa.Schema | 
         return
     _check_columns((rule,), schema.names)
     # on a row of nulls DuckDB compares each bound with its column's type, which it would not on none
-    nulls = [pa.nulls(1, field.type) for field in schema]
-    connection.register(DATA, pa.table(nulls, names=schema.names))
+    taken = as_taken(schema)
+    connection.register(DATA, pa.table([pa.nulls(1, field.type) for field in taken], names=taken.names))
     try:
         if is_row_rule(rule):
             connection.execute(counting_query((rule,))).fetchall()
@@ -143,7 +144,7 @@ def _counted(
 def _counts(
     connection: duckdb.DuckDBPyConnection, dataset: ds.Dataset, rules: Sequence[Rule], key: str
 ) -> list[tuple[Rule, RuleCount]]:
-    connection.register(DATA, dataset if dataset.files else dataset.schema.empty_table())
+    show(connection, DATA, dataset)
     try:
         of_rows = [rule for rule in rules if is_row_rule(rule)]
         rows, *broken = _numbers(connection, counting_query(of_rows))
@@ -151,7 +152,7 @@ def _counts(
         counts += [(rule, _own(connection, rule)) for rule in rules if isinstance(rule, UniqueRule | SqlRule)]
         return [(rule, RuleCount(key, rows, count)) for rule, count in counts]
     finally:
-        connection.unregister(DATA)
+        hide(connection, DATA)
 
 
 def _own(connection: duckdb.DuckDBPyConnection, rule: UniqueRule | SqlRule) -> int:

@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import and_
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import hive_pairs
-from datalake_assets.core.schema import schema_from_json
+from datalake_assets.core.schema import schema_from_json, spellings
 from datalake_assets.core.verdicts import Drift, PartitionFooters
 from datalake_assets.errors import CorruptLake, LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
@@ -36,7 +37,7 @@ from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
 
-__all__ = ["PartitionColumns", "committed_files", "partition_footers", "scan", "scanner_of"]
+__all__ = ["PartitionColumns", "committed_files", "partition_footers", "scan"]
 
 #: How Hive writes a null into a path.
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -148,21 +149,48 @@ def scan(
 
     def begin() -> pa.RecordBatchReader:
         snapshot = table.snapshot(partitions)
-        scanner = scanner_of(snapshot.dataset(where=where), columns=columns, where=where)
-        batches = iter(scanner.to_batches())
+        schema, batches = _batches(snapshot.dataset(where=where), columns, where)
         with _expiry_named(snapshot, has_begun=False):
             first = next(batches, None)
-        return pa.RecordBatchReader.from_batches(scanner.projected_schema, _guarded(snapshot, first, batches))
+        return pa.RecordBatchReader.from_batches(schema, _guarded(snapshot, first, batches))
 
     return retried(begin, attempts=ATTEMPTS, on=(SnapshotExpired,))
 
 
-def scanner_of(
-    dataset: ds.Dataset, *, columns: Sequence[str] | None = None, where: ds.Expression | None = None
+def _batches(
+    dataset: ds.Dataset, columns: Sequence[str] | None, where: ds.Expression | None
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Rows, columns under one name each, however files spell it."""
+    others = {other for field in dataset.schema for other in spellings(field)}
+    if not others:
+        scanner = _scanner(dataset, columns=list(columns) if columns is not None else None, where=where)
+        return scanner.projected_schema, iter(scanner.to_batches())
+    merged = {field.name: _merged(field) for field in dataset.schema if field.name not in others}
+    scanner = _scanner(dataset, columns=merged, where=None)  # a filter would see one spelling alone
+    chosen = list(merged) if columns is None else list(columns)
+    schema = pa.schema([dataset.schema.field(name).remove_metadata() for name in chosen])
+    return schema, _filtered(scanner, schema, where)
+
+
+def _merged(field: pa.Field) -> ds.Expression:
+    """A column, from whichever spelling of its name a file has."""
+    found = [ds.field(name) for name in (field.name, *spellings(field))]
+    return pc.coalesce(*found) if len(found) > 1 else found[0]
+
+
+def _filtered(scanner: ds.Scanner, schema: pa.Schema, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
+    for batch in scanner.to_batches():
+        rows = pa.Table.from_batches([batch])
+        kept = rows if where is None else rows.filter(where)
+        yield from kept.select(schema.names).cast(schema).to_batches()
+
+
+def _scanner(
+    dataset: ds.Dataset, *, columns: list[str] | Mapping[str, ds.Expression] | None, where: ds.Expression | None
 ) -> ds.Scanner:
     """A scanner of bounded memory."""
     return dataset.scanner(
-        columns=list(columns) if columns is not None else None,
+        columns=columns,
         filter=where,
         batch_readahead=BATCH_READAHEAD,
         fragment_readahead=FILE_READAHEAD,
@@ -210,11 +238,17 @@ def _dataset(
             expressions.append(expression)
     return ds.FileSystemDataset.from_paths(
         files,
-        schema=columns.schema,
+        schema=_with_spellings(columns.schema),
         format=_format(folder),
         filesystem=store.filesystem(),
         partitions=expressions,
     )
+
+
+def _with_spellings(schema: pa.Schema) -> pa.Schema:
+    """The schema with all spellings of its columns as columns of their own, since Arrow matches names exactly."""
+    others = [pa.field(other, field.type) for field in schema for other in spellings(field)]
+    return pa.schema([*schema, *others], metadata=schema.metadata) if others else schema
 
 
 def _format(folder: FeedFolder) -> ds.ParquetFileFormat:
@@ -307,7 +341,9 @@ def partition_footers(folder: FeedFolder, key: str, dataset: ds.FileSystemDatase
             drift = f"cannot be read: {' '.join(str(error).split())}"
         if drift:
             drifts.append(Drift(fragment.path.rpartition("/")[2], drift))
-    columns = sum(name not in _PATH_COLUMNS or folder.is_adopted for name in dataset.schema.names)
+    others = {other for field in dataset.schema for other in spellings(field)}
+    names = [name for name in dataset.schema.names if name not in others]
+    columns = sum(name not in _PATH_COLUMNS or folder.is_adopted for name in names)
     return PartitionFooters(key, len(dataset.files), rows, columns, tuple(drifts))
 
 
@@ -322,7 +358,9 @@ def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Sc
         for name in found.names
         if name in contract.names and name not in given and found.field(name).type != contract.field(name).type
     ]
-    missing = [name for name in contract.names if name not in found.names and name not in _PATH_COLUMNS]
+    others = {other for field in contract for other in spellings(field)}
+    unseen = [field.name for field in contract if not {field.name, *spellings(field)} & {*found.names}]
+    missing = [name for name in unseen if name not in _PATH_COLUMNS | others]
     parts = [f"has a column {name!r} that the feed hasn't" for name in extra]
     parts += [f"has no column {name!r}" for name in missing if folder.feed.schema_policy == "freeze"]
     return "; ".join([*parts, *other])

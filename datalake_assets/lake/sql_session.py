@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
 from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.lake.sql_views import is_taken, show
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.tables import open_table
@@ -118,11 +118,9 @@ def _register(connection: duckdb.DuckDBPyConnection, table: TableReader, dataset
         raise SqlRefused(f"feed {feed.name!r} has no data yet; {_cure(feed)}")
     # adopted folders have names that DuckDB would expand, and columns that it would type by itself
     by_itself = table.is_listed_plainly and not _PATTERN & set(root)
-    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and by_itself
+    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and by_itself and is_taken(dataset.schema)
     if not files or not plain:
-        connection.register(f"{feed.name} files", _with_rows(dataset))
-        source = identifier(f"{feed.name} files")
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")  # noqa: S608  both are quoted
+        show(connection, feed.name, dataset)
         return
     columns = ", ".join(map(identifier, dataset.schema.names))
     listed = ", ".join(map(literal, files))
@@ -131,10 +129,6 @@ def _register(connection: duckdb.DuckDBPyConnection, table: TableReader, dataset
     options = f"hive_partitioning = true, hive_types = {{{kinds}}}, union_by_name = {union}"
     files_read = f"read_parquet([{listed}], {options})"
     connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM {files_read}")  # noqa: S608  all are quoted
-
-
-def _with_rows(dataset: ds.Dataset) -> ds.Dataset | pa.Table:
-    return dataset if dataset.files else dataset.schema.empty_table()
 
 
 def _fetch(connection: duckdb.DuckDBPyConnection, limit: int | None) -> SqlResult:

@@ -22,6 +22,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.types as pt
 
+from datalake_assets.core.schema import SPELLINGS, spelled, spellings
 from datalake_assets.parquet.key_documents import (
     Incompatible,
     Join,
@@ -86,8 +87,12 @@ def field_metadata(older: pa.Field, newer: pa.Field, *, reading: bool = False) -
     if len(ids) > 1:
         raise Incompatible(f"column {older.name!r} has field ids {' and '.join(sorted(map(text_of, ids)))}")
     merged = {**one, **other}
+    if SPELLINGS in merged:  # of an adopted folder's schema, never of a file's
+        merged = dict(spelled(older, spellings(newer)).metadata) | {
+            key: merged[key] for key in merged if key != SPELLINGS
+        }
     for key in merged:
-        if key == FIELD_ID or is_free(key) or one.get(key) == other.get(key):
+        if key in (FIELD_ID, SPELLINGS) or is_free(key) or one.get(key) == other.get(key):
             continue
         if key == b"unit" and not (key in one and key in other):
             continue

@@ -40,6 +40,7 @@ __all__ = [
     "names_apart_by_case",
     "shape_of",
     "unify_schemas",
+    "without_views",
 ]
 
 #: Timestamp units that may be made finer, coarsest first; nanoseconds end in 2262 and are not among them.
@@ -122,14 +123,14 @@ def _both(older: pa.Schema, newer: pa.Schema, *, reading: bool) -> pa.Schema:
     for schema in (older, newer):
         if len(set(schema.names)) < len(schema.names):
             raise Incompatible("two columns share a name")
+    if not reading and older.names != newer.names and (apart := _apart_by_case([*older, *newer], "names")):
+        raise Incompatible(apart)
     return pa.schema(_fields(list(older), list(newer), reading=reading))
 
 
 def _fields(older: Sequence[pa.Field], newer: Sequence[pa.Field], *, reading: bool) -> list[pa.Field]:
     theirs = {field.name: field for field in newer}
     known = {field.name for field in older}
-    if known != theirs.keys() and (apart := _apart_by_case([*older, *newer], "names")):
-        raise Incompatible(apart)
     kept = [
         _field(field, theirs[field.name], reading=reading) if field.name in theirs else field.with_nullable(True)
         for field in older
@@ -161,6 +162,8 @@ def _type(name: str, one: pa.DataType, other: pa.DataType, *, reading: bool) -> 
 
 def _nested(name: str, one: pa.DataType, other: pa.DataType, *, reading: bool) -> pa.DataType | None:
     if pt.is_struct(one) and pt.is_struct(other):
+        if apart := _apart_by_case([*one, *other], f"fields of column {name!r}"):
+            raise Incompatible(apart)
         return pa.struct(_fields(list(one), list(other), reading=reading))
     if pt.is_map(one) and pt.is_map(other):
         keys = _type(name, one.key_type, other.key_type, reading=reading)
@@ -184,8 +187,8 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         if alike(one) and alike(other):
             return max(one, other, key=lambda kind: kind.bit_width)
     for kinds in (
-        (pa.string(), pa.string_view(), pa.large_string()),
-        (pa.binary(), pa.binary_view(), pa.large_binary()),
+        (pa.string_view(), pa.string(), pa.large_string()),
+        (pa.binary_view(), pa.binary(), pa.large_binary()),
     ):
         if {one, other} <= {*kinds}:
             return max(one, other, key=kinds.index)
@@ -274,7 +277,7 @@ def shape_of(source: OpenInput, *, copied: bool, like: Shape | None = None) -> S
     Raises:
         UnreadableFile: It cannot be in an output at all.
     """
-    schema = source.schema.remove_metadata()
+    schema = without_views(source.schema).remove_metadata()
     if apart := names_apart_by_case(schema):
         raise UnreadableFile(source.file.name, apart)
     key_values = KeyValues.of(source.key_values, schema)
@@ -295,6 +298,29 @@ def shape_of(source: OpenInput, *, copied: bool, like: Shape | None = None) -> S
         stores_arrow=ARROW_SCHEMA in source.key_values,
         lost=lost or lost_values,
     )
+
+
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain texts in place of views, of which Arrow computes next to nothing; values are the same."""
+    return pa.schema([field.with_type(_without_views(field.type)) for field in schema], metadata=schema.metadata)
+
+
+_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if kind in _VIEWS or not pt.is_nested(kind):
+        return _VIEWS.get(kind, kind)
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    plain = [field.with_type(_without_views(field.type)) for field in fields]
+    if all(one.type == other.type for one, other in zip(fields, plain, strict=True)):
+        return kind  # a type that is built anew loses names that Arrow does not show
+    if pt.is_map(kind):
+        entries = plain[0].type
+        return pa.map_(entries.field(0), entries.field(1))
+    if pt.is_struct(kind):
+        return pa.struct(plain)
+    return pa.large_list(*plain) if pt.is_large_list(kind) else pa.list_(*plain)
 
 
 def _lost_order(schema: pa.Schema) -> str | None:

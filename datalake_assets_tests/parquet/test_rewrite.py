@@ -268,6 +268,19 @@ def test_schemas_are_unified_by_name():
     assert table["later"].null_count == 6
 
 
+@pytest.mark.parametrize("by", [(), ("text",)], ids=["by time", "sorted"])
+def test_views_of_texts_are_encoded_again_and_stay_views(by):
+    inner = pa.struct([("t", pa.string_view()), ("l", pa.list_(pa.binary_view()))])
+    values = pa.array([{"t": "x", "l": [b"y", None]}, None], inner)
+    tables = [events(9 - i, 2, text=pa.array(["b", "a"], pa.string_view()), s=values) for i in (0, 5)]
+    result = rewritten(inputs(*tables), replace(REENCODE, sort_by=by))
+    table = read(result)
+    assert (result.rejected, table.schema) == ({}, tables[0].schema)
+    assert table["s"].to_pylist().count({"t": "x", "l": [b"y", None]}) == 2
+    mixed = rewritten(inputs(*tables, events(0, 1, text=["c"])), REENCODE)
+    assert (mixed.rejected, sorted(read(mixed)["text"].to_pylist())) == ({}, ["a", "a", "b", "b", "c"])
+
+
 def test_files_that_do_not_fit_the_most_are_named_with_the_reason():
     odd, usual = events(0, 3, k=["text"] * 3), [events(i, 3, k=[1, 2, 3]) for i in range(3)]
     result = rewritten(inputs(odd, *usual))

@@ -20,7 +20,7 @@ def unified(*kinds):
         (pa.null(), pa.string(), pa.string()),
         (pa.string(), pa.large_string(), pa.large_string()),
         (pa.large_binary(), pa.binary(), pa.large_binary()),
-        (pa.string(), pa.string_view(), pa.string_view()),
+        (pa.string(), pa.string_view(), pa.string()),
         (pa.binary_view(), pa.large_binary(), pa.large_binary()),
         (pa.dictionary(pa.int32(), pa.string()), pa.string(), pa.string()),
         (pa.decimal128(9, 2), pa.decimal128(18, 2), pa.decimal128(18, 2)),
@@ -108,7 +108,11 @@ LOWER, UPPER = (pa.struct([(name, pa.int8())]) for name in "xX")
     ("older", "newer", "where"),
     [
         ([("ID", pa.int64())], [("id", pa.int64())], "names 'ID' and 'id'"),
-        ([("s", pa.struct([("A", pa.int8())]))], [("s", pa.struct([("a", pa.int8())]))], "names 'A' and 'a'"),
+        (
+            [("s", pa.struct([("A", pa.int8())]))],
+            [("s", pa.struct([("a", pa.int8())]))],
+            "fields of column 's' 'A' and 'a'",
+        ),
         (
             [("l", pa.list_(pa.struct([("x", pa.int8())])))],
             [("l", pa.list_(pa.struct([("X", pa.int8())])))],

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datalake_assets.core.files import DataFile, FileKind, file_kind
 from datalake_assets.core.partitions import hive_pairs, partition_key
-from datalake_assets.core.schema import schema_to_json
+from datalake_assets.core.schema import schema_to_json, spelled
 from datalake_assets.errors import (
     ConfigError,
     DatalakeError,
@@ -39,7 +39,7 @@ from datalake_assets.parquet.adopted_footer import (
     is_parquet,
     read_adopted_footer,
 )
-from datalake_assets.parquet.schemas import Incompatible, unify_schemas
+from datalake_assets.parquet.schemas import Incompatible, unify_schemas, without_views
 
 __all__ = [
     "FolderSchema",
@@ -320,6 +320,7 @@ def fold(known: pa.Schema | None, found: Iterable[tuple[str, FoundFile]]) -> Fol
     schema, fitting, reasons = known, [], {}
     for key, kind in by_weight:
         try:
+            kind.schema = kind.schema if schema is None else _respelled(kind.schema, schema)
             schema = _joined(schema, kind.schema)
             fitting.append(kind)
         except Incompatible as error:
@@ -334,7 +335,26 @@ def _kind_key(path: str, schema: pa.Schema) -> _KindKey:
 
 
 def _without(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
-    return pa.schema([field for field in schema if field.name not in names])
+    return without_views(pa.schema([field for field in schema if field.name not in names]))
+
+
+def _respelled(schema: pa.Schema, known: pa.Schema) -> pa.Schema:
+    """The schema with its columns under the names by which they are known, where these differ only in case.
+
+    Raises:
+        Incompatible: It is not clear which column is meant.
+    """
+    fields = []
+    for field in schema:
+        alike = [name for name in known.names if name.lower() == field.name.lower()]
+        if not alike or field.name in alike:
+            fields.append(field)
+            continue
+        if len(alike) > 1 or sum(name.lower() == field.name.lower() for name in schema.names) > 1:
+            names = " or ".join(map(repr, sorted({*alike, field.name})))
+            raise Incompatible(f"column {field.name!r}: {names} differ only in case, and several are in one file")
+        fields.append(spelled(field.with_name(alike[0]), [field.name]))
+    return pa.schema(fields)
 
 
 def _joined(known: pa.Schema | None, other: pa.Schema) -> pa.Schema:

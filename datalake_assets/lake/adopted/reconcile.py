@@ -187,8 +187,8 @@ class _Reconciler:
         known = schema_from_json(before) if before and not anew else None
         found = ((self._folder.partition_path(key), each) for (key, _), each in read.found.items())
         folded = fold(known, found)
-        if folded.schema is not None and folded.schema != known:
-            widened = folded.schema
+        widened = folded.schema
+        if widened is not None and (known is None or not widened.equals(known, check_metadata=True)):
 
             def widen(state: FeedState) -> FeedState:
                 is_forgotten = not state.schema or (anew and state.schema == before)
