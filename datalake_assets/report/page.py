@@ -1,8 +1,14 @@
-"""The report as one HTML file: nothing to load, nothing to run, for the screen and for paper."""
+"""The report as one HTML file: nothing to load, nothing to run, for the screen and for paper.
+
+What it says is gathered here, how that looks is in ``templates``: light and dark, narrow and wide. A feed's section has
+its verdict, figures, plots, the partitions to look at, and what was compacted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from datalake_assets.core.compaction.cost import (
     FOOTER_BYTES,
@@ -11,21 +17,20 @@ from datalake_assets.core.compaction.cost import (
     LIST_DOLLARS,
     STORAGE_DOLLARS_PER_BYTE,
 )
-from datalake_assets.core.report.figures import Series, lake_series
-from datalake_assets.core.report.findings import FeedReport, LakeReport
+from datalake_assets.core.report.figures import PartitionFigures, PastCommit, Series, lake_series
+from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
 from datalake_assets.core.wording import (
     count_text,
     counted,
     dollars_text,
     many_text,
     moment_text,
-    scans_text,
     size_text,
+    span_text,
 )
 from datalake_assets.policies import Level
-from datalake_assets.report.html import CSS, Html, joined, tag
+from datalake_assets.report.markup import rendered
 from datalake_assets.report.plots import BARS, Plot, cost_bars, freshness_bars, history_steps, size_bars
-from datalake_assets.report.sections import badge, feed_id, feed_section, figure
 
 __all__ = ["page_html"]
 
@@ -33,24 +38,42 @@ __all__ = ["page_html"]
 SECTIONS = 60
 #: Feeds that the list shows; of those that are well, fewer.
 LISTED, LISTED_WELL = 200, 20
+#: Partitions, compactions and versions that a section shows.
+PARTITIONS, COMPACTIONS, VERSIONS = 10, 5, 10
+_HEIGHT_PX = 90
+#: A sign for each level, told apart by more than its colour, and what it means.
+_BADGES = {
+    Level.OK.value: ("✓", "all is well"),
+    Level.WARN.value: ("!", "needs attention"),
+    Level.ERROR.value: ("✕", "something is wrong"),
+}
+#: In US dollars, as they are said: per 1,000 requests, per GB and month.
+_PRICES = {
+    "listings": LIST_DOLLARS * 1000,
+    "gets": GET_DOLLARS * 1000,
+    "storage": STORAGE_DOLLARS_PER_BYTE * 1000**3,
+    "gets_per_file": GETS_PER_FILE,
+    "footer_bytes": FOOTER_BYTES,
+}
 
 
 def page_html(report: LakeReport) -> str:
     """The whole page."""
     whole, series = lake_series(report.statistics)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="generator", content="datalake report"),
-        tag("title", f"Lake report: {report.lake}"),
-        tag("style", Html(CSS)),
-    )
     in_order = sorted(zip(report.feeds, series, strict=True), key=lambda pair: _place(pair[0]))
-    ordered = [each for each, _ in in_order]
-    main = tag("main", _tiles(report), *_verdicts(ordered), *_plots(report, whole), *_sections(report, in_order))
-    body = tag("body", _header(report), main, _footer(report))
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+    return rendered(
+        "page.html.j2",
+        report=report,
+        badges=_BADGES,
+        headline=_headline(report),
+        tiles=_tiles(report),
+        verdicts=_verdicts([each for each, _ in in_order]),
+        series=whole,
+        plots=_plots(report, whole),
+        sections=[_section(each, series, until=report.at) for each, series in in_order[:SECTIONS]],
+        more_feeds=len(in_order) - SECTIONS,
+        prices=_PRICES,
+    )
 
 
 def _place(report: FeedReport) -> tuple[int, float, str]:
@@ -59,26 +82,19 @@ def _place(report: FeedReport) -> tuple[int, float, str]:
     return order.index(report.level), report.cost_after.dollars - report.cost.dollars, report.feed.path
 
 
-def _header(report: LakeReport) -> Html:
+def _headline(report: LakeReport) -> str:
     wrong = sum(each.level is not Level.OK for each in report.feeds)
-    said = (
-        "All is well." if report.partitions else "The lake has no data yet; export some with 'datalake export --all'."
-    )
     if wrong:
-        verb = "needs" if wrong == 1 else "need"
-        said = f"{wrong:,} of {counted(len(report.feeds), 'feed')} {verb} attention."
-    return tag(
-        "header",
-        tag("h1", "Lake report"),
-        tag("p", f"{report.lake}, {moment_text(report.at)} UTC", class_="quiet"),
-        tag("p", said, class_="headline"),
-    )
+        return f"{wrong:,} of {counted(len(report.feeds), 'feed')} {'needs' if wrong == 1 else 'need'} attention."
+    if not report.partitions:
+        return "The lake has no data yet; export some with 'datalake export --all'."
+    return "All is well."
 
 
-def _tiles(report: LakeReport) -> Html:
+def _tiles(report: LakeReport) -> tuple[tuple[str, str, str], ...]:
     share = f"{100 * report.small_files / report.files:.0f} % of all" if report.files else "there are none"
     saved = report.cost.dollars - report.cost_after.dollars
-    tiles = (
+    return (
         ("Small files", count_text(report.small_files), share),
         ("Files", count_text(report.files), f"{count_text(report.files_after)} after compaction"),
         ("Rows", many_text(report.rows), f"in {counted(report.partitions, 'partition')}"),
@@ -90,104 +106,165 @@ def _tiles(report: LakeReport) -> Html:
             "row" if report.quarantined == 1 else "rows",
         ),
     )
-    return tag(
-        "dl",
-        *(tag("div", tag("dt", name), tag("dd", value), tag("dd", remark)) for name, value, remark in tiles),
-        class_="tiles",
-    )
 
 
-def _verdicts(ordered: Sequence[FeedReport]) -> Iterator[Html]:
-    if not ordered:
-        return
+def _verdicts(ordered: Sequence[FeedReport]) -> dict[str, object]:
+    """The verdicts that are shown, with the anchor of the feed's section, and how many there are more."""
     wrong = [each for each in ordered if each.level is not Level.OK]
     well = [each for each in ordered if each.level is Level.OK]
     shown = [*wrong[:LISTED], *well[: max(0, LISTED_WELL - len(wrong))]]
-    yield tag("h2", "Verdicts")
     sections = {each.feed.path for each in ordered[:SECTIONS]}
-    yield tag("ul", *(_verdict(each, has_section=each.feed.path in sections) for each in shown), class_="verdicts")
     hidden_wrong = len(wrong) - min(len(wrong), LISTED)
     hidden_well = len(ordered) - len(shown) - hidden_wrong
     more = [f"{hidden_wrong:,} more that need attention"] * (hidden_wrong > 0)
     more += [f"{counted(hidden_well, 'feed')} more with nothing to do"] * (hidden_well > 0)
-    if more:
-        yield tag("p", f"And {', '.join(more)}; 'datalake report' lists all.", class_="quiet")
+    return {
+        "shown": [(each, _feed_id(each) if each.feed.path in sections else "") for each in shown],
+        "more": more,
+    }
 
 
-def _verdict(report: FeedReport, *, has_section: bool) -> Html:
-    path = report.feed.path
-    name = tag("a", path, href=f"#{feed_id(report)}") if has_section else tag("span", path)
-    return tag("li", badge(report.level), name, tag("p", report.verdict))
-
-
-def _plots(report: LakeReport, whole: Series) -> Iterator[Html]:
-    if not report.partitions:
-        return
+def _plots(report: LakeReport, whole: Series) -> dict[str, object]:
     ages = [(each.feed.name, age) for each in report.feeds for age in each.ages]
     limited = sum(age.limit is not None and age.age is not None for _, age in ages)
-    shown = f"the {BARS} latest of {limited:,}" if limited > BARS else "all that have a limit"
-    yield tag("h2", "The lake as a whole")
-    yield tag(
-        "div",
-        figure("Small files over time", _history_caption(whole), history_steps(whole, until=report.at)),
-        figure("File sizes", _KEYS, size_bars(report.sizes, report.small_sizes)),
-        _freshness(shown, freshness_bars(ages)),
-        figure(
-            "Cost per month",
-            joined([tag("span", class_="key files"), "now  ", tag("span", class_="key ok"), "after compaction"]),
-            cost_bars(report.feeds),
-        ),
-        class_="plots",
+    return {
+        "history": history_steps(whole, until=report.at),
+        "sizes": size_bars(report.sizes, report.small_sizes),
+        "freshness": freshness_bars(ages),
+        "freshness_shown": f"the {BARS} latest of {limited:,}" if limited > BARS else "all that have a limit",
+        "cost": cost_bars(report.feeds),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table: its title, with a remark, its columns and rows."""
+
+    title: str
+    remark: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A feed's section: its anchor, the feed, figures by name, plots, tables."""
+
+    id: str
+    report: FeedReport
+    figures: tuple[tuple[str, str], ...]
+    history: Plot | None
+    sizes: Plot | None
+    tables: tuple[_Table, ...]
+
+
+def _section(report: FeedReport, series: Series, *, until: datetime) -> _Section:
+    return _Section(
+        id=_feed_id(report),
+        report=report,
+        figures=tuple(_figures(report)),
+        history=history_steps(series, until=until, height_px=_HEIGHT_PX),
+        sizes=size_bars(report.statistics.sizes, report.small_sizes, height_px=_HEIGHT_PX),
+        tables=tuple(_tables(report)),
     )
 
 
-def _freshness(shown: str, plot: Plot | None) -> Html:
-    if plot is None:
-        caption = "No feed has a limit: 'freshness' in a feed's declaration sets one."
-        return figure("Freshness", caption, None)
-    caption = f"Age of the newest row or export; the mark is its limit, the end twice that. Shown: {shown}."
-    return figure("Freshness", caption, plot)
+def _feed_id(report: FeedReport) -> str:
+    return f"feed-{report.feed.path.replace('/', '-')}"
 
 
-_KEYS = joined([tag("span", class_="key small"), "small  ", tag("span", class_="key files"), "others"])
+def _figures(report: FeedReport) -> Iterator[tuple[str, str]]:
+    statistics = report.statistics
+    yield "Rows", count_text(statistics.rows)
+    yield "Partitions", count_text(len(statistics.partitions))
+    yield "Files", count_text(statistics.files)
+    yield "Small files", count_text(statistics.small_files)
+    yield "After compaction", f"{counted(report.files_after, 'file')}"
+    yield "Size", size_text(statistics.size_bytes)
+    if statistics.files:
+        yield "Average file", size_text(statistics.size_bytes / statistics.files)
+    for age in report.ages:
+        if age.at is not None or age.limit is not None:
+            yield f"Newest {age.what}", _age(age)
+    if statistics.current is not None:
+        yield "Current version", f"v{statistics.current.number}, {len(statistics.versions)} kept"
+    quarantined = statistics.quarantined
+    if quarantined.objects:
+        at_least = "" if quarantined.is_exact else "at least "
+        yield "In quarantine", f"{at_least}{counted(quarantined.total, 'row')}, {size_text(quarantined.size_bytes)}"
+    costs = [_unbroken(dollars_text(cost.dollars)) for cost in (report.cost, report.cost_after)]
+    yield "Cost per month", " → ".join(dict.fromkeys(costs))
 
 
-def _history_caption(series: Series) -> Html:
-    text = joined([tag("span", class_="key small"), "small files  ", tag("span", class_="key files"), "all files"])
-    late = series.entered_late
-    if not late:
-        return text
-    verb = "enters" if late == 1 else "enter"
-    return joined(
-        [text, f". {late:,} of {counted(series.partitions, 'partition')} {verb} with the first commit still remembered"]
+def _age(age: Age) -> str:
+    said = "not known" if age.age is None else f"{_unbroken(span_text(age.age))} ago"
+    return said if age.limit is None else f"{said}, limit {_unbroken(span_text(age.limit))}"
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _tables(report: FeedReport) -> Iterator[_Table]:
+    worst = report.worst()
+    if worst:
+        costs = {
+            one.key: now.dollars - after.dollars
+            for one, now, after in zip(report.statistics.partitions, report.costs, report.costs_after, strict=True)
+        }
+        yield _Table(
+            "Partitions to look at",
+            _more(len(worst), PARTITIONS, "datalake report --format csv has all"),
+            ("Partition", "Files", "Small", "Merged to", "Size", "Rows", "Newest row", "Saves a month"),
+            tuple(_partition(one, costs[one.key]) for one in worst[:PARTITIONS]),
+        )
+    done = sorted(
+        ((commit, one.key) for one in report.statistics.partitions for commit in one.compactions),
+        key=lambda pair: pair[0].at,
+        reverse=True,
+    )
+    if done:
+        yield _Table(
+            "Compactions",
+            _more(len(done), COMPACTIONS, "datalake report --format json has all"),
+            ("When", "Partition", "Files merged", "Into", "Rows"),
+            tuple(_compaction(*pair) for pair in done[:COMPACTIONS]),
+        )
+    versions = report.statistics.versions
+    if versions:
+        yield _Table(
+            "Versions kept",
+            _more(len(versions), VERSIONS, "datalake report --format json has all"),
+            ("Version", "As of", "Rows"),
+            tuple(
+                (f"v{each.number}", moment_text(each.as_of), count_text(each.rows))
+                for each in versions[::-1][:VERSIONS]
+            ),
+        )
+
+
+def _more(there: int, shown: int, where: str) -> str:
+    return f"the first {shown}, and {there - shown:,} more: {where}" if there > shown else ""
+
+
+def _partition(one: PartitionFigures, saved: float) -> tuple[str, ...]:
+    return (
+        one.key,
+        count_text(one.files),
+        count_text(one.small_files),
+        count_text(one.files_after),
+        size_text(one.size_bytes),
+        count_text(one.rows),
+        moment_text(one.max_time),
+        dollars_text(max(saved, 0.0)),
     )
 
 
-def _sections(report: LakeReport, in_order: Sequence[tuple[FeedReport, Series]]) -> Iterator[Html]:
-    if not in_order:
-        return
-    yield tag("h2", "Feeds")
-    for each, series in in_order[:SECTIONS]:
-        yield feed_section(each, series, until=report.at)
-    more = len(in_order) - SECTIONS
-    if more > 0:
-        yield tag("p", f"And {counted(more, 'feed')} more: 'datalake report --feed NAME' shows each.", class_="quiet")
-
-
-def _footer(report: LakeReport) -> Html:
-    get, listing = GET_DOLLARS * 1000, LIST_DOLLARS * 1000
-    storage = STORAGE_DOLLARS_PER_BYTE * 1000**3
-    prices = f"${listing:.4f} per 1,000 LIST and ${get:.4f} per 1,000 GET requests, ${storage:.3f} per GB-month"
-    notes = (
-        f"Costs are what S3 Standard in us-east-1 charges by its price list: {prices}. Each partition is assumed to be"
-        f" read as a whole {scans_text(report.scans_per_day)}, with {GETS_PER_FILE} GET requests per file and a LIST"
-        " request per 1,000 files. Writing, and transfer to other regions, are not counted.\n"
-        "After compaction: what the compaction planner would make of the files now, by each feed's policy. Each file"
-        f" less also saves {FOOTER_BYTES:,} bytes of footer.\n"
-        "Small files are those below the feed's small_file_bytes. Newest row: the latest time in the feed's time"
-        " column. Newest export: the last one, with new rows or without.\n"
-        "History: each partition remembers its last 20 commits. One that remembers all of them begins with no files;"
-        " others enter with the first commit that they remember.\n"
-        "Every partition: datalake report --format csv. All figures: datalake report --format json."
+def _compaction(commit: PastCommit, key: str) -> tuple[str, ...]:
+    return (
+        moment_text(commit.at),
+        key,
+        count_text(commit.files_removed),
+        count_text(commit.files_added),
+        count_text(commit.rows),
     )
-    return tag("footer", tag("h2", "How to read this"), *(tag("p", note) for note in notes.split("\n")))

@@ -1,7 +1,8 @@
-"""The plots of a report, as SVG: simple enough to be written by hand, and so no plotting library is loaded.
+"""The plots of a report, as SVG: simple enough to be drawn by hand, and so no plotting library is loaded.
 
-They are fluid: across, everything is in percent of the width, whatever that is, while texts keep their size. In the
-page they take its colours, dark ones too; as images of their own (`as_image`) they bring light ones.
+Where things are is worked out here, the elements are in ``templates/plots.svg.j2``. Plots are fluid: across, everything
+is in percent of the width, whatever that is, while texts keep their size. In the page they take its colours, dark ones
+too; as images of their own (`as_image`) they bring light ones.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import floor, log10
 
+from markupsafe import Markup
+
 from datalake_assets.core.report.figures import SIZE_BUCKETS, Series, bucket_bounds, bucket_label
 from datalake_assets.core.report.findings import Age, FeedReport
 from datalake_assets.core.wording import count_text, dollars_text, moment_text, short_count, size_text, span_text
 from datalake_assets.policies import Level
-from datalake_assets.report.html import Html, joined, tag
+from datalake_assets.report.markup import macro
 
 __all__ = ["BARS", "Plot", "as_image", "cost_bars", "freshness_bars", "history_steps", "size_bars"]
 
 #: Feeds that a plot shows one by one.
 BARS = 12
+_TEMPLATE = "plots.svg.j2"
 _IMAGE_PX, _MARGIN_PX = 640, 12
 #: Room for labels above and below a plot with axes, and on its left, as a share of the width.
 _ABOVE_PX, _BELOW_PX = 20, 22
@@ -41,14 +45,6 @@ _COLOURS = {
     "warn": "#c77700",
     "error": "#c43d2e",
 }
-_STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#5a6575}text.strong,text.count{fill:#1c2430}"
-    "line{stroke:#dfe4ec}line.limit{stroke:#1c2430;stroke-width:2}path{fill:none;stroke-width:2}path.area{stroke:none;fill-opacity:.25}"
-    + "".join(
-        f"rect.{name}{{fill:{colour}}}path.{name}{{stroke:{colour}}}path.area.{name}{{fill:{colour};stroke:none}}"
-        for name, colour in _COLOURS.items()
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +59,25 @@ class Plot:
 
     title: str
     height_px: int
-    body: Html
+    body: Markup
 
     @property
-    def svg(self) -> Html:
+    def svg(self) -> Markup:
         """For the page, as wide as what it is in."""
-        title = tag("title", self.title)
-        return tag("svg", title, self.body, class_="plot", role="img", width="100%", height=self.height_px)
+        return macro(_TEMPLATE, "svg", title=self.title, body=self.body, height=self.height_px)
 
 
 def as_image(plot: Plot) -> str:
     """A ``data:`` URI of the plot, with colours of its own, for Markdown."""
-    image = tag(
-        "svg",
-        tag("title", plot.title),
-        tag("style", Html(_STYLE)),
-        tag("rect", width="100%", height="100%", fill="#ffffff"),
-        tag("svg", plot.body, x=_MARGIN_PX, y=_MARGIN_PX, width=_IMAGE_PX, height=plot.height_px, overflow="visible"),
-        xmlns="http://www.w3.org/2000/svg",
-        width=_IMAGE_PX + 2 * _MARGIN_PX,
-        height=plot.height_px + 2 * _MARGIN_PX,
+    image = macro(
+        _TEMPLATE,
+        "image",
+        title=plot.title,
+        body=plot.body,
+        width=_IMAGE_PX,
+        height=plot.height_px,
+        margin=_MARGIN_PX,
+        colours=_COLOURS,
     )
     return "data:image/svg+xml;base64," + base64.b64encode(image.encode()).decode()
 
@@ -95,25 +90,25 @@ def history_steps(series: Series, *, until: datetime, height_px: int = 150) -> P
     across = _shares(series.at, until)
     down = [_heights(amounts, ticks[-1], height_px) for amounts in (series.files, series.small_files)]
     files, small = (_path(across, heights) for heights in down)
-    lines = tag(
-        "svg",
-        tag("path", class_="area small", d=f"{small}V{height_px}H{across[0]:g}Z"),
-        tag("path", class_="files", d=files, vector_effect="non-scaling-stroke"),
-        tag("path", class_="small", d=small, vector_effect="non-scaling-stroke"),
-        x=_percent(_LEFT),
-        y=_ABOVE_PX,
+    body = macro(
+        _TEMPLATE,
+        "steps",
+        scale=list(_scale(ticks, height_px)),
+        times=list(_times(series.at[0], until)),
+        area=f"{small}V{height_px}H{across[0]:g}Z",
+        files=files,
+        small=small,
+        left=_percent(_LEFT),
         width=_percent(1 - _LEFT),
+        top=_ABOVE_PX,
         height=height_px,
-        viewBox=f"0 0 {_ACROSS} {height_px}",
-        preserveAspectRatio="none",
-        overflow="visible",
+        across=_ACROSS,
     )
     title = (
         f"Files since {moment_text(series.at[0])}: {count_text(series.files[-1])} now, {count_text(max(series.files))}"
         f" at the most; small files: {count_text(series.small_files[-1])} now, {count_text(max(series.small_files))}"
         " at the most"
     )
-    body = joined([*_scale(ticks, height_px), lines, *_times(series.at[0], until, height_px)])
     return Plot(title, _ABOVE_PX + height_px + _BELOW_PX, body)
 
 
@@ -123,13 +118,13 @@ def size_bars(sizes: Sequence[int], small: Sequence[int], *, height_px: int = 15
         return None
     most = max(sizes)
     bars = [_size_bar(number, sizes[number], small[number], most, height_px) for number in range(SIZE_BUCKETS)]
-    base = tag("line", x1=0, x2="100%", y1=_ABOVE_PX + height_px, y2=_ABOVE_PX + height_px)
+    body = macro(_TEMPLATE, "buckets", bars=bars, labels=list(_size_labels()), base=_ABOVE_PX + height_px)
     often = max(range(SIZE_BUCKETS), key=sizes.__getitem__)
     title = (
         f"Files by size: {count_text(sum(sizes))} in all, {count_text(sum(small))} of them small; the most,"
         f" {count_text(most)}, have {bucket_label(often)}"
     )
-    return Plot(title, _ABOVE_PX + height_px + _BELOW_PX, joined([base, *bars, *_size_labels(height_px)]))
+    return Plot(title, _ABOVE_PX + height_px + _BELOW_PX, body)
 
 
 def freshness_bars(ages: Sequence[tuple[str, Age]]) -> Plot | None:
@@ -192,29 +187,19 @@ class _Row:
 
 def _bars(rows: Sequence[_Row], title: str) -> Plot:
     row_px = _LABEL_PX + _GAP_PX + _BAR_PX * len(rows[0].bars)
-    return Plot(title, row_px * len(rows), joined(_row(row, number * row_px) for number, row in enumerate(rows)))
-
-
-def _row(row: _Row, top: int) -> Html:
-    parts = [
-        tag("title", f"{row.name}{row.suffix}: {row.value}"),
-        tag(
-            "text",
-            f"{_short(row.name, _LABEL_LENGTH - len(row.suffix))}{row.suffix}",
-            x=0,
-            y=top + _LABEL_PX - 4,
-            class_="strong",
-        ),
-        tag("text", row.value, x="100%", y=top + _LABEL_PX - 4, text_anchor="end"),
+    drawn = [
+        {
+            "name": row.name,
+            "suffix": row.suffix,
+            "value": row.value,
+            "label": _short(row.name, _LABEL_LENGTH - len(row.suffix)),
+            "bars": [(_percent(share), colour) for share, colour in row.bars],
+            "mark": None if row.mark is None else _percent(row.mark),
+        }
+        for row in rows
     ]
-    for number, (share, colour) in enumerate(row.bars):
-        y = top + _LABEL_PX + number * _BAR_PX
-        parts.append(tag("rect", class_="grid", x=0, y=y, width="100%", height=_BAR_PX - 1, rx=2, opacity=0.5))
-        parts.append(tag("rect", class_=colour, x=0, y=y, width=_percent(share), height=_BAR_PX - 1, rx=2))
-    if row.mark is not None:
-        x, y = _percent(row.mark), top + _LABEL_PX
-        parts.append(tag("line", class_="limit", x1=x, x2=x, y1=y - 2, y2=y + _BAR_PX * len(row.bars) + 1))
-    return tag("g", *parts)
+    body = macro(_TEMPLATE, "rows", rows=drawn, row_height=row_px, label_height=_LABEL_PX, bar_height=_BAR_PX)
+    return Plot(title, row_px * len(rows), body)
 
 
 def _short(name: str, most: int) -> str:
@@ -223,46 +208,35 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[:head]}…{name[-tail:]}"
 
 
-def _size_bar(number: int, files: int, small: int, most: int, height_px: int) -> Html:
+def _size_bar(number: int, files: int, small: int, most: int, height_px: int) -> dict[str, object]:
     wide = 100 / SIZE_BUCKETS
     left, top = number * wide + wide * 0.08, float(_ABOVE_PX + height_px)
-    parts = [tag("title", f"{bucket_label(number)}: {count_text(files)} files, {count_text(small)} of them small")]
+    parts = []
     for count, colour in ((small, "small"), (files - small, "files")):
         if count:
             tall = max(2.0, height_px * count / most)
             top -= tall
-            parts.append(
-                tag(
-                    "rect",
-                    class_=colour,
-                    x=f"{left:g}%",
-                    y=f"{top:.1f}",
-                    width=f"{wide * 0.84:g}%",
-                    height=f"{tall:.1f}",
-                )
-            )
-    if files:
-        middle = f"{left + wide * 0.42:g}%"
-        parts.append(
-            tag("text", short_count(files), x=middle, y=f"{top - 4:.1f}", text_anchor="middle", class_="count")
-        )
-    return tag("g", *parts)
+            parts.append((colour, f"{top:.1f}", f"{tall:.1f}"))
+    return {
+        "title": f"{bucket_label(number)}: {count_text(files)} files, {count_text(small)} of them small",
+        "left": f"{left:g}%",
+        "middle": f"{left + wide * 0.42:g}%",
+        "width": f"{wide * 0.84:g}%",
+        "parts": parts,
+        "count": short_count(files) if files else "",
+        "count_y": f"{top - 4:.1f}",
+    }
 
 
-def _size_labels(height_px: int) -> Iterator[Html]:
-    """The sizes at which some of the buckets begin."""
-    y = _ABOVE_PX + height_px
+def _size_labels() -> Iterator[tuple[str, str]]:
+    """The sizes at which some of the buckets begin, and where."""
     for number in range(1, SIZE_BUCKETS, 4):
-        x = f"{number * 100 / SIZE_BUCKETS:g}%"
-        yield tag("line", x1=x, x2=x, y1=y, y2=y + 5)
-        yield tag("text", size_text(bucket_bounds(number)[0]), x=x, y=y + 18, text_anchor="middle")
+        yield f"{number * 100 / SIZE_BUCKETS:g}%", size_text(bucket_bounds(number)[0])
 
 
-def _scale(ticks: Sequence[float], height_px: int) -> Iterator[Html]:
+def _scale(ticks: Sequence[float], height_px: int) -> Iterator[tuple[str, str]]:
     for tick in ticks:
-        y = f"{_ABOVE_PX + height_px * (1 - tick / ticks[-1]):.1f}"
-        yield tag("line", x1=0, x2="100%", y1=y, y2=y)
-        yield tag("text", short_count(tick), x=0, y=y, dy=-4)
+        yield f"{_ABOVE_PX + height_px * (1 - tick / ticks[-1]):.1f}", short_count(tick)
 
 
 def _ticks(most: float) -> list[float]:
@@ -272,15 +246,13 @@ def _ticks(most: float) -> list[float]:
     return [step * number for number in range(max(2, -int(-most // step) + 1))]
 
 
-def _times(first: datetime, until: datetime, height_px: int) -> Iterator[Html]:
-    y = _ABOVE_PX + height_px + 17
-    middle = _percent((1 + _LEFT) / 2)
+def _times(first: datetime, until: datetime) -> Iterator[tuple[str, str, str]]:
     for time, x, anchor in (
         (first, _percent(_LEFT), "start"),
-        (first + (until - first) / 2, middle, "middle"),
+        (first + (until - first) / 2, _percent((1 + _LEFT) / 2), "middle"),
         (until, "100%", "end"),
     ):
-        yield tag("text", _moment(time, until - first), x=x, y=y, text_anchor=anchor)
+        yield x, _moment(time, until - first), anchor
 
 
 def _moment(time: datetime, span: timedelta) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 
+from markupsafe import Markup
+
 from datalake_assets.core.compaction.cost import MonthlyCost
 from datalake_assets.core.report.figures import SIZE_BUCKETS, Series
 from datalake_assets.core.report.findings import Age
 from datalake_assets.core.wording import dollars_text, short_count, span_text
 from datalake_assets.policies import Level
-from datalake_assets.report.html import Html, escaped, joined
+from datalake_assets.report.markup import escaped
 
 __all__ = ["INLINE_CHARACTERS", "cost_thumbnail", "freshness_thumbnail", "history_thumbnail", "size_thumbnail"]
 
@@ -38,10 +40,10 @@ def history_thumbnail(series: Series, *, until: datetime) -> str | None:
     ends = _text(0, 90, series.at[0].strftime(style)), _text(_WIDTH_PX, 90, until.strftime(style), end=True)
     last = f"{short_count(series.small_files[-1])} small files of {short_count(series.files[-1])}"
 
-    def drawing(steps: int) -> Html:
+    def drawing(steps: int) -> Markup:
         small, files = (_steps(series, amounts, most, until, steps) for amounts in (series.small_files, series.files))
         area = _path(f"{small}V74H0z", fill=_AMBER)
-        return joined([_text(0, 10, last), area, _path(files, fill="none", stroke=_BLUE), *ends])
+        return Markup().join([_text(0, 10, last), area, _path(files, fill="none", stroke=_BLUE), *ends])
 
     return _fitting("small files over time", drawing, 92, sizes=(72, 36, 24, 18, 12, 6, 1))
 
@@ -57,7 +59,7 @@ def size_thumbnail(sizes: Sequence[int], small: Sequence[int]) -> str | None:
     small_tall = [round(_HEIGHT_PX * count / most) for count in small]
     parts.append(_bars(small_tall, [0] * SIZE_BUCKETS, _AMBER))
     parts.append(_bars([whole - part for whole, part in zip(tall, small_tall, strict=True)], small_tall, _BLUE))
-    return _fitting("files by size in bytes", lambda _: joined(parts), 92, sizes=(1,))
+    return _fitting("files by size in bytes", lambda _: Markup().join(parts), 92, sizes=(1,))
 
 
 def freshness_thumbnail(ages: Sequence[tuple[str, Age]]) -> str | None:
@@ -67,8 +69,8 @@ def freshness_thumbnail(ages: Sequence[tuple[str, Age]]) -> str | None:
     if not limited:
         return None
 
-    def drawing(rows: int) -> Html:
-        return joined(part for number, one in enumerate(limited[:rows]) for part in _age(number * 24, *one))
+    def drawing(rows: int) -> Markup:
+        return Markup().join(part for number, one in enumerate(limited[:rows]) for part in _age(number * 24, *one))
 
     return _fitting("ages against their limits", drawing, 24, sizes=range(min(5, len(limited)), 0, -1), grows=True)
 
@@ -92,10 +94,10 @@ def cost_thumbnail(now: MonthlyCost, after: MonthlyCost) -> str | None:
             _path(f"M0 {top + 15}h{requests}v8h-{requests}z", fill=_BLUE),
             _path(f"M{requests} {top + 15}h{storage}v8h-{storage}z", fill=_GREY),
         ]
-    return _fitting("cost per month", lambda _: joined(rows), 54, sizes=(1,))
+    return _fitting("cost per month", lambda _: Markup().join(rows), 54, sizes=(1,))
 
 
-def _age(top: int, name: str, age: Age, share: float) -> Iterator[Html]:
+def _age(top: int, name: str, age: Age, share: float) -> Iterator[Markup]:
     """A bar that ends at its limit's half of the width, or beyond, with a mark at the limit."""
     wide = round(_WIDTH_PX / 2 * min(share, 2))
     said = f"{name}, {age.what}s: {span_text(age.age)} of {span_text(age.limit)}" if age.age and age.limit else name
@@ -118,7 +120,7 @@ def _steps(series: Series, amounts: Sequence[int], most: int, until: datetime, s
     return path
 
 
-def _bars(tall: Sequence[int], below: Sequence[int], colour: str) -> Html:
+def _bars(tall: Sequence[int], below: Sequence[int], colour: str) -> Markup:
     """Bars of these heights, which stand on others."""
     return _path(
         "".join(
@@ -130,20 +132,24 @@ def _bars(tall: Sequence[int], below: Sequence[int], colour: str) -> Html:
     )
 
 
-def _text(x: int, y: int, words: str, *, end: bool = False) -> Html:
-    place = f' x="{x}"' if x else ""
-    anchor = ' text-anchor="end"' if end else ""
-    return Html(f'<text{place} y="{y}"{anchor}>{escaped(words)}</text>')
+def _text(x: int, y: int, words: str, *, end: bool = False) -> Markup:
+    place = _attribute("x", str(x) if x else "")
+    anchor = _attribute("text-anchor", "end" if end else "")
+    return Markup('<text{} y="{}"{}>{}</text>').format(place, y, anchor, escaped(words))
 
 
-def _path(line: str, *, fill: str = "", stroke: str = "") -> Html:
-    filled = f' fill="{fill}"' if fill else ""
-    drawn = f' stroke="{stroke}"' if stroke else ""
-    return Html(f'<path d="{line}"{filled}{drawn}/>') if line else Html()
+def _path(line: str, *, fill: str = "", stroke: str = "") -> Markup:
+    if not line:
+        return Markup()
+    return Markup('<path d="{}"{}{}/>').format(line, _attribute("fill", fill), _attribute("stroke", stroke))
+
+
+def _attribute(name: str, value: str) -> Markup:
+    return Markup(' {}="{}"').format(name, value) if value else Markup()
 
 
 def _fitting(
-    words: str, drawing: Callable[[int], Html], height_px: int, *, sizes: Sequence[int], grows: bool = False
+    words: str, drawing: Callable[[int], Markup], height_px: int, *, sizes: Sequence[int], grows: bool = False
 ) -> str | None:
     """The Markdown of the first size whose drawing is short enough; None if none is."""
     for size in sizes:
