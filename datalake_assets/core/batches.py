@@ -87,8 +87,15 @@ class Batches(Protocol):
         Only ever true if the request accepts it (``new_epoch``).
         """
 
+    @property
+    def unfinished(self) -> str:
+        """Why the last iteration, without an error, did not come to the end of what there is; empty if it did.
+
+        Only reads that can be gone on with may end so: those of numbered rows.
+        """
+
     def __iter__(self) -> Iterator[SourceBatch]:
-        """Streams the rows; an iteration that ends without an error was complete.
+        """Streams the rows; an iteration that ends without an error was complete, unless `unfinished` says otherwise.
 
         Raises:
             SourceError: The source failed, refused, or ended without saying that it was complete.
@@ -107,6 +114,7 @@ class InMemoryBatches:
         time_column: See `Batches`.
         request: See `Batches`.
         recreated: See `Batches`.
+        unfinished: See `Batches`.
         acknowledged: Whether `acknowledge` was called.
     """
 
@@ -114,6 +122,7 @@ class InMemoryBatches:
     time_column: str | None = None
     request: ReadRequest = field(default_factory=ReadRequest)
     recreated: bool = False
+    unfinished: str = ""
     acknowledged: bool = False
 
     @property

@@ -188,7 +188,7 @@ class Export(ABC):
             schema=schema,
             requests={},
             removed=tuple(removed),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *filter(None, [self.batches.unfinished])),
         )
 
     def _writer(self, placement: Placement, schema: pa.Schema) -> RollingWriter[StagedFile]:

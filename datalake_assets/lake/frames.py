@@ -49,6 +49,7 @@ class FrameBatches:
         read: Gives the frame's own batches, whose columns are those of ``schema``, in order.
         request: See `Batches`.
         recreated: See `Batches`.
+        unfinished: See `Batches`.
     """
 
     asset: str
@@ -58,6 +59,7 @@ class FrameBatches:
     read: Callable[[], Iterable[pa.RecordBatch]]
     request: ReadRequest = field(default_factory=ReadRequest)
     recreated: bool = False
+    unfinished: str = ""
 
     def __iter__(self) -> Iterator[SourceBatch]:
         """Streams the rows.
@@ -82,11 +84,13 @@ class FramesByKey:
         frames: The frames by partition key; at least one.
         request: See `Batches`.
         recreated: See `Batches`.
+        unfinished: See `Batches`.
     """
 
     frames: Mapping[str, FrameBatches]
     request: ReadRequest = field(default_factory=ReadRequest)
     recreated: bool = False
+    unfinished: str = ""
 
     @property
     def schema(self) -> pa.Schema:

@@ -170,6 +170,7 @@ class _Waiting:
     """
 
     recreated = False
+    unfinished = ""
 
     def __init__(self, folder: FeedFolder, batches: Batches, decode: Decode | None) -> None:
         self._folder, self._batches, self._decode = folder, batches, decode

@@ -73,6 +73,14 @@ def test_offsets_hint_moves_to_the_first_row_not_read(store):
     assert table.plan().request.start_offsets == {0: 30, 3: 7}
 
 
+def test_a_read_that_did_not_catch_up_lands_what_came_and_says_so(store):
+    table = HiveTable(store, stream_feed())
+    read = stream_of(numbered(range(30)))
+    read.unfinished = "not caught up: it is a test"
+    assert export(table, read).notes == ("not caught up: it is a test",)
+    assert table.plan().request.start_offsets == {0: 30}
+
+
 def test_a_broken_read_commits_nothing_and_touches_no_metadata(store):
     table = HiveTable(store, stream_feed())
     with pytest.raises(IncompleteResponse):

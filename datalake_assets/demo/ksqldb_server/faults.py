@@ -14,6 +14,7 @@ FaultKind = Literal[
     "drop_after_rows",
     "error_after_rows",
     "garbage_row",
+    "late_rows",
     "no_final_message",
     "schema_change",
     "short_row",
@@ -22,7 +23,7 @@ FaultKind = Literal[
     "tombstone_row",
     "truncate_table_rows",
 ]
-_LASTING = frozenset({"schema_change", "slow_rows"})
+_LASTING = frozenset({"late_rows", "schema_change", "slow_rows"})
 _SCHEMA_CHANGES = ("add", "drop", "rename", "retype")
 
 
@@ -34,7 +35,8 @@ class Fault:
         kind: ``drop_after_rows`` cuts the connection, ``error_after_rows`` sends an error row after HTTP 200,
             ``garbage_row`` makes row ``value`` a line that is no JSON, ``short_row`` a row without columns,
             ``tombstone_row`` deletes its key first, ``no_final_message`` ends without one, ``truncate_table_rows``
-            sends a well-formed shorter table, ``slow_rows`` waits ``value`` milliseconds per chunk of 100 rows,
+            sends a well-formed shorter table, ``late_rows`` waits ``value`` milliseconds before the
+            first row, ``slow_rows`` as long per chunk of 100 rows,
             ``status`` answers with that HTTP status, ``schema_change`` adds, drops, renames or retypes the last
             column.
         value: A count of rows, milliseconds, a status, or ``add``, ``drop``, ``rename``, ``retype``.
@@ -76,7 +78,7 @@ class Faults:
             kind: See :class:`Fault`.
             value: See :class:`Fault`.
             source: The object that it befalls; None is any.
-            times: How many requests; None is one, and all for ``slow_rows`` and ``schema_change``.
+            times: How many requests; None is one, and all for ``late_rows``, ``slow_rows`` and ``schema_change``.
         """
         fault = Fault(kind, value, source, times if times is not None or kind in _LASTING else 1)
         self.add(fault)
@@ -120,8 +122,8 @@ class Faults:
 def parse_fault(text: str) -> Fault:
     """Read ``kind[=value][:object][:times]``, such as ``drop_after_rows=100:TRANSACTION_STREAM`` or ``status=503:*:3``.
 
-    The object ``*`` is any. Times default to one request, and to all for ``slow_rows`` and ``schema_change``; ``*``
-    times is all.
+    The object ``*`` is any. Times default to one request, and to all for faults that last (``late_rows``,
+    ``schema_change``, ``slow_rows``); ``*`` times is all.
 
     Raises:
         InvalidOption: If the text cannot be read.

@@ -44,6 +44,7 @@ class _Planned:
         drop_at: After how many the connection breaks.
         truncate_at: After how many it ends as if it were complete.
         spoils: Which row each kind of bad row is.
+        late_ms: What the first row waits for.
         delay_ms: What each chunk waits for.
         no_final_message: Whether the end says nothing.
     """
@@ -52,6 +53,7 @@ class _Planned:
     drop_at: int | None
     truncate_at: int | None
     spoils: Mapping[str, int]
+    late_ms: int | None
     delay_ms: int | None
     no_final_message: bool
 
@@ -68,6 +70,7 @@ class _Planned:
             drop_at=taken("drop_after_rows"),
             truncate_at=taken("truncate_table_rows") if query.is_table_pull else None,
             spoils={kind: at for kind, at in spoils.items() if at is not None},
+            late_ms=taken("late_rows"),
             delay_ms=taken("slow_rows"),
             no_final_message=taken("no_final_message") is not None,
         )
@@ -123,6 +126,9 @@ class ResultSender:
         await self._response.end()
 
     async def _rows(self) -> None:
+        if self._planned.late_ms is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.closed.wait(), self._planned.late_ms / 1000)
         await self._send_rows([])
         while not self.closed.is_set():
             batch = self._query.cursor.next()

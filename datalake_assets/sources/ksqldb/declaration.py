@@ -41,7 +41,7 @@ class KsqlDBSource(SystemSource):
         mode: How a stream is read; ignored for tables, which are always pulled whole.
         offset_columns: The two ordinary columns that carry source partition and offset, if the stream has them; it must
             be partitioned as its source is, or rows come out of order and the read is refused.
-        idle_s: Seconds without a new row after which a push query counts as caught up.
+        idle_s: Seconds without a new row after which a push query counts as caught up, after the first.
         rename: Column names in the lake by name at the source, where the lower-cased name cannot serve.
         properties: Query properties sent along, e.g. ``{"ksql.query.pull.table.scan.enabled": true}``.
     """

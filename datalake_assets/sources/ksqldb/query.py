@@ -23,7 +23,7 @@ from datalake_assets.sources.ksqldb.declaration import declared
 from datalake_assets.sources.ksqldb.decode.response import ResponseEnd, StreamedRowParser
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows
 
-__all__ = ["PullQuery", "Pump", "PushQuery", "Query"]
+__all__ = ["EARLIEST", "PullQuery", "Pump", "PushQuery", "Query"]
 
 #: Rows are handed on when this much has come,
 _BLOCK_BYTES = 4 << 20
@@ -120,7 +120,10 @@ class Pump:
         return True
 
 
-_COMPLETED = "Query Completed"
+#: How a bounded query ends: all was sent, or as much as its LIMIT allows.
+_COMPLETED = frozenset({"Query Completed", "Limit Reached"})
+#: The property that has a push query begin with the oldest row.
+EARLIEST = "auto.offset.reset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +225,7 @@ class PullQuery(_Running):
         for chunk in self._chunks:
             yield from self._feed(chunk)
         rows, end = self._finish()
-        if self.query.says_completed and end.final_message != _COMPLETED:
+        if self.query.says_completed and end.final_message not in _COMPLETED:
             self._incomplete("the answer ended without its completion message")
         self._complete = True
         yield rows

@@ -23,19 +23,21 @@ import pyarrow.compute as pc
 
 from datalake_assets.core.batches import ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.partitions import TimeWindow
-from datalake_assets.errors import SourceRefused, SourceUnavailable
-from datalake_assets.sources.ksqldb.client import KsqlClient
+from datalake_assets.errors import IncompleteResponse, SourceError, SourceRefused, SourceUnavailable
+from datalake_assets.sources.ksqldb.client import KsqlClient, retried
 from datalake_assets.sources.ksqldb.columns import Layout
-from datalake_assets.sources.ksqldb.declaration import declared
+from datalake_assets.sources.ksqldb.declaration import ROWTIME, declared
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder
 from datalake_assets.sources.ksqldb.decode.rows import RejectedRow as UndecodedRow
 from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, Seen
-from datalake_assets.sources.ksqldb.query import PullQuery, PushQuery, Query
+from datalake_assets.sources.ksqldb.query import EARLIEST, PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.statements import before, select
 
 __all__ = [
     "LONGEST_PUSH_S",
     "Batcher",
+    "Beginning",
+    "FirstRow",
     "OffsetReader",
     "Pace",
     "decoded_again",
@@ -190,13 +192,16 @@ class Pace:
     ends no read early.
 
     Args:
-        idle_s: Silence that counts as the end.
+        idle_s: Silence that counts as the end, once rows have come.
         long_s: Silence after which nothing will ever come.
         clock: Monotonic seconds.
+
+    Attributes:
+        long_s: See above; at least the idle time.
     """
 
     def __init__(self, idle_s: float, long_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._idle_s, self._long_s = clock, idle_s, max(idle_s, long_s)
+        self._clock, self._idle_s, self.long_s = clock, idle_s, max(idle_s, long_s)
         self._began = clock()
         self._silence_s = 0.0
 
@@ -221,7 +226,7 @@ class Pace:
     @property
     def is_quiet_for_long(self) -> bool:
         """Whether nothing came for so long that it never will."""
-        return self._silence_s >= self._long_s
+        return self._silence_s >= self.long_s
 
     @property
     def is_overdue(self) -> bool:
@@ -241,12 +246,19 @@ def older(client: KsqlClient, query: Query, ends: Mapping[int, int]) -> Seen:
     return found
 
 
-def scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
+def scan(
+    client: KsqlClient, query: Query, enough: Callable[[Seen], bool], *, first_row: FirstRow | None = None
+) -> Seen:
     """Reads source offsets from the oldest row on, until enough is known or there are no more.
 
     All source partitions are read, whichever are of interest, so that silence means the end.
+
+    Raises:
+        SourceError: The server failed, or it cannot be told whether there are no more.
     """
-    return (_push_scan if query.push else _pull_scan)(client, query, enough)
+    if query.push:
+        return _push_scan(client, query, enough, Beginning(first_row or FirstRow(client, query)))
+    return _pull_scan(client, query, enough)
 
 
 def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
@@ -259,16 +271,107 @@ def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool])
     return found
 
 
-def _push_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
+def _push_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool], beginning: Beginning) -> Seen:
     found = Seen()
     pace = Pace(declared(query.feed).idle_s, client.timeout_s)
     with PushQuery(client, _probe(query, select(_numbering(query), query.object, push=True))) as running:
-        while not (running.ended or pace.is_quiet or pace.is_overdue or enough(found)):
+        while not (pace.is_overdue or enough(found)):
             for block in pace.poll(running):
                 _note(found, running.layout, block)
                 if block.lines:
+                    beginning.is_over = True
                     pace.restart()
+            if running.ended or (pace.is_quiet and beginning.is_the_end(pace)):
+                break
+    if running.ended:
+        beginning.refuse_end()
     return found
+
+
+@dataclass(slots=True)
+class Beginning:
+    """Silence at the beginning of an endless query, which may be the end of an empty stream or a slow start.
+
+    A server may take ten seconds and more until it sends the first row. What tells the two apart is a bounded query: it
+    ends by saying that it is complete, whether there are rows or not.
+
+    Attributes:
+        first_row: That query; asked once, and only if need be.
+        is_over: Whether a row came.
+    """
+
+    first_row: FirstRow
+    is_over: bool = False
+
+    def is_the_end(self, pace: Pace) -> bool:
+        """Whether silence for the idle time means that everything came.
+
+        Raises:
+            SourceUnavailable: Nothing came for so long that nothing will, and the stream is not known to be empty.
+        """
+        if self.is_over or self.first_row.is_there is False:
+            return True
+        if pace.is_quiet_for_long:
+            known = "although there are rows" if self.first_row.is_there else _UNTOLD
+            reason = f"no row came within {pace.long_s:g} s, {known}"
+            raise SourceUnavailable(self.first_row.query.source, reason, cure=_LATE_CURE)
+        return False
+
+    def refuse_end(self) -> None:
+        """Refuses that the server ended the query before the first row, unless there is none.
+
+        Raises:
+            IncompleteResponse: There may be rows.
+        """
+        if not self.is_over and self.first_row.is_there is not False:
+            raise IncompleteResponse(self.first_row.query.source, "the server ended the query before it sent a row")
+
+
+_UNTOLD = "and the server cannot tell whether there are rows"
+_LATE_CURE = "run it again when the server is well, or raise DATALAKE_KSQLDB_TIMEOUT_S"
+
+
+@dataclass(slots=True)
+class FirstRow:
+    """Whether a stream has a row at all.
+
+    Attributes:
+        client: The server.
+        query: The endless query that waits for its first row.
+    """
+
+    client: KsqlClient
+    query: Query
+    _answer: tuple[bool | None] | None = field(default=None, init=False)
+
+    @property
+    def is_there(self) -> bool | None:
+        """The server's answer, asked for once; None where it answers bounded queries not at all, or not for sure."""
+        if self._answer is None:
+            self._answer = (self._asked() if self.client.version.ends_stream_pulls else None,)
+        return self._answer[0]
+
+    def _asked(self) -> bool | None:
+        properties = {name: value for name, value in self.query.properties.items() if name != EARLIEST}
+        one = replace(
+            self.query,
+            sql=select([ROWTIME], self.query.object, limit=1),
+            properties=properties,
+            time=None,
+            numbering=None,
+            push=False,
+            says_completed=True,
+        )
+
+        def ask() -> bool:
+            with PullQuery(self.client, one) as running:
+                return any(block.lines for block in running.blocks())
+
+        try:
+            return retried(ask)
+        except SourceError as error:
+            logger.warning("%s: cannot be asked for its first row: %s", self.query.source, error.reason)
+            return None
 
 
 def _probe(query: Query, sql: str) -> Query:
@@ -299,13 +402,19 @@ class OffsetReader:
         query: What the read itself asks.
         request: What is wanted.
         watch: Whether what comes next is still there.
+        unfinished: Why the read ended before all was read; empty if it was not so.
     """
 
     client: KsqlClient
     query: Query
     request: ReadRequest
     watch: PositionWatch
+    unfinished: str = ""
     _scanned: Seen | None = field(default=None, init=False)
+    _first_row: FirstRow = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._first_row = FirstRow(self.client, self.query)
 
     def pulled(self, running: PullQuery) -> Iterator[SourceBatch]:
         """The rows of a bounded query; an iteration that ends without an error found nothing lost.
@@ -335,10 +444,12 @@ class OffsetReader:
             SourceUnavailable: The server did not reach the position.
         """
         batcher, pace = self._batcher(running.layout), Pace(declared(self.query.feed).idle_s, self.client.timeout_s)
+        beginning = Beginning(self._first_row)
         began_ms = int(time.time() * 1000)
         while True:
             for block in pace.poll(running):
                 batch = batcher.batch(block)
+                beginning.is_over = beginning.is_over or block.lines > 0
                 if self.watch.gaps:
                     self.watch.settle(self._scan())
                 if batch is not None:
@@ -346,12 +457,14 @@ class OffsetReader:
                 if has_rows_before(block, running.layout, began_ms):
                     pace.restart()
             if running.ended:
-                logger.warning("%s: the server ended the query; what came until then is kept", self.query.source)
+                beginning.refuse_end()
+                if beginning.is_over:
+                    self._unfinished("the server ended the query")
                 return
-            if pace.is_quiet and self._caught_up(pace):
+            if pace.is_quiet and self._caught_up(pace, beginning):
                 return
             if pace.is_overdue:
-                logger.warning("%s: not caught up after %d s; the next read goes on", self.query.source, LONGEST_PUSH_S)
+                self._unfinished(f"rows still came after {LONGEST_PUSH_S:g} s")
                 return
 
     def _batcher(self, layout: Layout) -> Batcher:
@@ -364,10 +477,16 @@ class OffsetReader:
             order=OrderWatch(self.query.source),
         )
 
-    def _caught_up(self, pace: Pace) -> bool:
+    def _unfinished(self, why: str) -> None:
+        self.unfinished = (
+            f"not caught up: {why}; what came until then is landed, and the next export goes on from there"
+        )
+        logger.warning("%s: %s", self.query.source, self.unfinished)
+
+    def _caught_up(self, pace: Pace, beginning: Beginning) -> bool:
         """Whether silence means that there is nothing more, rather than that the server still skips old rows."""
         if not self.watch.silent:
-            return True
+            return beginning.is_the_end(pace)
         owed = self.watch.settle(self._scan())
         if owed and pace.is_quiet_for_long:
             reason = f"the server did not reach the position in partitions {sorted(owed)} in time"
@@ -377,5 +496,5 @@ class OffsetReader:
     def _scan(self) -> Seen:
         """What there is of the source partitions in doubt; read once."""
         if self._scanned is None:
-            self._scanned = scan(self.client, self.query, self.watch.is_settled_by)
+            self._scanned = scan(self.client, self.query, self.watch.is_settled_by, first_row=self._first_row)
         return self._scanned

@@ -37,7 +37,7 @@ from datalake_assets.sources.ksqldb.client import KsqlClient, retried, surfaced
 from datalake_assets.sources.ksqldb.columns import Layout, is_timestamp, resolve, time_source
 from datalake_assets.sources.ksqldb.declaration import ROWTIME, KsqlDBMode, KsqlDBSettings, declared
 from datalake_assets.sources.ksqldb.positions import PositionWatch, first_offsets, starts_anew
-from datalake_assets.sources.ksqldb.query import PullQuery, PushQuery, Query
+from datalake_assets.sources.ksqldb.query import EARLIEST, PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.reading import Batcher, OffsetReader, decoded_again, scan
 from datalake_assets.sources.ksqldb.statements import Description, at_or_after, described, in_window, listed, select
 
@@ -161,6 +161,7 @@ class _KsqlBatches:
         self._schema: pa.Schema | None = None
         self._held: _Read | None = None
         self._recreated = False
+        self._reader: OffsetReader | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -194,6 +195,11 @@ class _KsqlBatches:
     def recreated(self) -> bool:
         """Whether the source numbers its rows anew; looked for only if the request accepts it."""
         return self._recreated
+
+    @property
+    def unfinished(self) -> str:
+        """Why the last iteration stopped before the end of an endless query; empty if it came there."""
+        return "" if self._reader is None else self._reader.unfinished
 
     def acknowledge(self) -> None:
         """Does nothing: ksqlDB needn't know."""
@@ -274,7 +280,7 @@ class _KsqlBatches:
             push=True,
         )
         query = self._query(sql, by=by, numbering=_PSEUDO_NUMBERING, push=True)
-        reader = self._reader(query)
+        self._reader = reader = self._offset_reader(query)
         running = PushQuery(self._client, query)
         return _read(running, lambda: reader.pushed(running))
 
@@ -287,7 +293,7 @@ class _KsqlBatches:
         )
         sql = self._select(description, by, numbering=numbering)
         query = self._query(sql, by=by, numbering=numbering, says_completed=True)
-        reader = self._reader(query)
+        reader = self._offset_reader(query)
         running = PullQuery(self._client, query)
         return _read(running, lambda: reader.pulled(running))
 
@@ -310,7 +316,7 @@ class _KsqlBatches:
     def _bounds(self, numbering: tuple[str, str], *, nullable: bool) -> str:
         return at_or_after(numbering, first_offsets(self._starts), nullable=nullable)
 
-    def _reader(self, query: Query) -> OffsetReader:
+    def _offset_reader(self, query: Query) -> OffsetReader:
         starts = self._request.start_offsets
         if self._request.new_epoch and starts:
             watch = PositionWatch(self._source, starts)
@@ -331,7 +337,7 @@ class _KsqlBatches:
     ) -> Query:
         properties = dict(self._declared.properties)
         if push:
-            properties["auto.offset.reset"] = "earliest"
+            properties[EARLIEST] = "earliest"
         return Query(sql, self._source, self._feed, properties, by, numbering, push, says_completed)
 
     def _refuse_old(self, what: str) -> None:

@@ -46,7 +46,9 @@ def quoted(name: str) -> str:
     return name if name in _BARE else "`" + name.replace("`", "``") + "`"
 
 
-def select(columns: Sequence[str], source: str, *, where: Iterable[str] = (), push: bool = False) -> str:
+def select(
+    columns: Sequence[str], source: str, *, where: Iterable[str] = (), push: bool = False, limit: int | None = None
+) -> str:
     """A query.
 
     Args:
@@ -54,12 +56,14 @@ def select(columns: Sequence[str], source: str, *, where: Iterable[str] = (), pu
         source: The object's name.
         where: Conditions that must all hold; empty ones are left out.
         push: Whether it goes on with every change, rather than end.
+        limit: Rows after which it ends; None for all.
     """
     listed = ", ".join(column if column == "*" else quoted(column) for column in columns)
     conditions = " AND ".join(condition for condition in where if condition)
     filtered = f" WHERE {conditions}" if conditions else ""
     query = f"SELECT {listed} FROM {quoted(source)}{filtered}"  # noqa: S608  names are quoted, the rest is numbers
-    return f"{query}{' EMIT CHANGES' if push else ''};"
+    limited = "" if limit is None else f" LIMIT {limit}"
+    return f"{query}{' EMIT CHANGES' if push else ''}{limited};"
 
 
 def describe(name: str) -> str:

@@ -137,7 +137,8 @@ def test_doubt_is_settled_by_one_more_query(
 ) -> None:
     with topic(offsets) as server:
         assert positions(read(server, ReadRequest(start_offsets={0: 10}), offset_columns)) == new
-        assert queries(server) == 2
+        # a push query's silence from the beginning is looked into as well: is there a row at all?
+        assert queries(server) == (3 if offset_columns is PUSH and not offsets else 2)
 
 
 @either
