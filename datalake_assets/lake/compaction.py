@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -71,6 +71,7 @@ def compact(
     *,
     run_id: str = "",
     base: Loaded | None = None,
+    excluded: Mapping[str, str] | None = None,
     guard: Guard | None = None,
     on_plan: Callable[[CompactionPlan], None] | None = None,
     on_progress: Callable[[CompactionProgress], None] | None = None,
@@ -83,12 +84,14 @@ def compact(
         request: What is asked for.
         run_id: The Dagster run; empty if there is none.
         base: The settled manifest, if somebody has just read it.
+        excluded: Files that must stay as they are, by name, with the reason.
         guard: Asked before files are rewritten, and before each commit.
         on_plan: Told what will be done.
         on_progress: Told how much is done.
     """
     folder.data_store.probe()
-    return _Compaction(folder, key, request, run_id, on_progress, guard=guard).run(base, on_plan=on_plan)
+    work = _Compaction(folder, key, request, run_id, on_progress, excluded=excluded or {}, guard=guard)
+    return work.run(base, on_plan=on_plan)
 
 
 @dataclass(slots=True)
@@ -137,13 +140,14 @@ class _Compaction:
         run_id: str,
         on_progress: Callable[[CompactionProgress], None] | None,
         *,
+        excluded: Mapping[str, str],
         guard: Guard | None = None,
     ) -> None:
         self._folder, self._key, self._request, self._run_id = folder, key, request, run_id
         self._guard, self._on_progress = guard, on_progress
         self._log: PartitionLog = folder.log(key)
         self._rules = rules_of(folder.feed, request)
-        self._tally = _Tally()
+        self._tally = _Tally(excluded=dict(excluded))
         self._planned_bytes = self._done_bytes = 0
         self._stopped, self._telling = threading.Event(), threading.Lock()
 

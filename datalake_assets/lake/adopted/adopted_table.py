@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from datalake_assets.core.batches import Batches
@@ -85,6 +86,7 @@ class AdoptedTable(HiveTable):
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> CompactionPlan:
         """See `LakeTable`; of the files that were there at the last look."""
+        excluded = {**self._linked_in(key), **(excluded or {})}
         plan = super().compaction_plan(key, request, excluded=excluded)
         reason = self._summaries.refusal(key) if plan.groups else ""
         if not reason:
@@ -123,11 +125,34 @@ class AdoptedTable(HiveTable):
             request,
             run_id=run_id,
             base=base,
+            excluded=self._linked_in(key),
             guard=guard,
             on_plan=on_plan,
             on_progress=on_progress,
         )
         return replace(report, skipped=(*report.skipped, *_passed_over(found)))
+
+    def _linked_in(self, key: str) -> dict[str, str]:
+        """The files of a partition that links in the folder point to, with the reason why they must stay."""
+        above = f"{self._folder.data_folder(key)}/"
+        return {
+            target.removeprefix(above): f"the link {link!r} points to it"
+            for target, link in self._linked.items()
+            if target.startswith(above) and "/" not in target.removeprefix(above)
+        }
+
+    @cached_property
+    def _linked(self) -> dict[str, str]:
+        """By key, the files below the folder that links in it point to, with the link's name; only disks have links."""
+        store = self._folder.data_store
+        if "://" in store.uri:
+            return {}
+        root, links = Path(store.path("")).resolve(), {}
+        for info in store.list(self._folder.data_root, links=True):
+            target = Path(store.path(info.key)).resolve() if info.is_link else root
+            if target != root and target.is_relative_to(root):
+                links[target.relative_to(root).as_posix()] = info.key.rpartition("/")[2]
+        return links
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """See `LakeTable`; files that cannot be read are differences, each time."""

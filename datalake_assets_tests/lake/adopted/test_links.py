@@ -51,6 +51,8 @@ def links_in(parent: Path) -> dict[str, str]:
 
 def test_links_are_named_and_stay_and_nothing_is_merged_twice(local_store, folder, parent, elsewhere):
     clicks = parent / "clicks"
+    for number in (3, 4):
+        folder.write(f"{number}.parquet", [number])
     (clicks / "latest.parquet").symlink_to("2.parquet")
     (clicks / "absolute.parquet").symlink_to(clicks / "0.parquet")
     (clicks / "outside.parquet").symlink_to(elsewhere / "a.parquet")
@@ -66,17 +68,23 @@ def test_links_are_named_and_stay_and_nothing_is_merged_twice(local_store, folde
     named = {"absolute.parquet", "again", "broken.parquet", "day=9", "latest.parquet", "outside.parquet"}
     assert {each.name for each in adoption.found.links} == named
     assert {each.reason for each in adoption.found.links} == {LEFT_ALONE}
-    assert (adoption.found.added, ids(table)) == (3, [0, 1, 2])
+    assert (adoption.found.added, ids(table)) == (5, [0, 1, 2, 3, 4])
 
     report = table.compact(".", FORCE)
 
-    assert (report.files_before, report.files_after, report.rows) == (3, 1, 3)
+    assert (report.files_before, report.files_after, report.rows) == (5, 3, 3)
+    linked = {each.name: each.reason for each in report.skipped if each.name not in named}
+    assert linked == {
+        "0.parquet": "the link 'absolute.parquet' points to it",
+        "2.parquet": "the link 'latest.parquet' points to it",
+    }
     assert {(each.name, each.reason, each.unusable) for each in report.skipped if each.name in named} == {
         (name, LEFT_ALONE, False) for name in named
     }
     assert links_in(parent) == links
     assert sorted(path.name for path in elsewhere.rglob("*.parquet")) == ["a.parquet", "b.parquet"]
-    assert ids(table) == [0, 1, 2]
+    assert [(clicks / name).exists() for name in ("latest.parquet", "absolute.parquet")] == [True, True]
+    assert ids(table) == [0, 1, 2, 3, 4]
     assert list(table.verify(deep=True)) == []
 
 
