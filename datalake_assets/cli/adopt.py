@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.output import AdoptProgress, as_table, one_line, print_json, say, warn
+from datalake_assets.cli.output import AdoptProgress, as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
 from datalake_assets.core.wording import size_text
 
@@ -93,7 +93,7 @@ def _print(adoption: Adoption) -> None:
     say()
     shown = (feed.path, totals["partitions"], f"{totals['rows']:,}", totals["files"], totals["small_files"])
     columns = ("feed", "folders", "rows", "files", "small", "size")
-    say(as_table(columns, [(*shown, size_text(totals["size_bytes"]))]))
+    say(as_table(columns, [(*shown, size_text(totals["size_bytes"]))], width=terminal_width()))
     _print_names("files that cannot be read, and stay where they are", found.problems)
     _print_names("files that do not fit the others, and are left out of queries and compaction", found.left_out)
     _print_names("links, which are neither followed nor deleted", found.links, reasons=False)

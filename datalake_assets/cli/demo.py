@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from datalake_assets.cli.export import ExportRequest, Outcome, all_feeds, export_feeds, outcome_table
-from datalake_assets.cli.output import as_table, print_json, say, warn
+from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
 from datalake_assets.demo.demo_feeds import demo_feeds
@@ -142,7 +142,7 @@ def _conclude(session: Session, demo: DemoLake, outcomes: Sequence[Outcome], *, 
         say()
         say(_checks_summary(feeds))
         say()
-        say(console_report(lake_report(session, feeds)))
+        say(console_report(lake_report(session, feeds), width=terminal_width()))
         say()
     added = sum(outcome.new_rows for outcome in done)
     say(f"{len(done)} of {len(outcomes)} feeds exported, {added:+,} rows, in {seconds:.1f} s")
@@ -232,4 +232,4 @@ def _checks_summary(feeds: Sequence[Feed]) -> str:
         results = {name: passed for (of, name), passed in latest.items() if of == check}
         failed = sorted(name for name, passed in results.items() if not passed)
         rows.append((check, f"{len(results) - len(failed)} of {len(results)}", ", ".join(failed)))
-    return as_table(("check", "passed", "failed for"), rows) if rows else "no checks have run"
+    return as_table(("check", "passed", "failed for"), rows, width=terminal_width()) if rows else "no checks have run"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.output import ExportProgress, as_table, one_line, print_json, say, warn
+from datalake_assets.cli.output import ExportProgress, as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
@@ -287,7 +287,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
         ]
         for outcome in done
     ]
-    return as_table([*columns, "quarantined"] if quarantine else columns, rows)
+    return as_table([*columns, "quarantined"] if quarantine else columns, rows, width=terminal_width())
 
 
 def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from datalake_assets.cli.output import as_table, print_json, say, warn
+from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, json_option, pass_session
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, InvalidFeed, PreconditionFailed
@@ -77,7 +77,8 @@ def list_feeds(session: Session, *, archived: bool, as_json: bool) -> None:
     for name, reason in left_out.items():
         warn(f"left out of Dagster: {feed_key(name)}: {reason}")
     if listing.feeds:
-        say(as_table(("feed", "kind", "object", "read by", "partitions", "schedule"), map(_row, listing.feeds)))
+        columns = ("feed", "kind", "object", "read by", "partitions", "schedule")
+        say(as_table(columns, map(_row, listing.feeds), width=terminal_width()))
     else:
         kind = "archived" if archived else "active"
         say(f"no {kind} feeds in {session.store.uri}; add some with 'datalake feeds add', or see 'datalake demo'")

@@ -10,6 +10,7 @@ import datetime as dt
 import io
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -21,6 +22,7 @@ import click
 from datalake_assets.core.wording import SIZE_UNITS, size_text
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
@@ -34,6 +36,7 @@ __all__ = [
     "plain",
     "print_json",
     "say",
+    "terminal_width",
     "warn",
 ]
 
@@ -45,6 +48,10 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
+
+
+#: Blanks between the columns of a table, and the characters that a text is not folded below.
+_GAP, _LEAST_TEXT = 2, 12
 
 
 def say(line: str = "") -> None:
@@ -80,8 +87,20 @@ def plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, (dt.datetime, dt.date, dt.time)) else str(value)
 
 
-def as_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned columns with a rule below the head; numbers to the right, control characters escaped."""
+def terminal_width() -> int | None:
+    """Columns of the terminal that results go to; None if they go elsewhere, or nobody knows."""
+    return (shutil.get_terminal_size(fallback=(0, 0)).columns or None) if sys.stdout.isatty() else None
+
+
+def as_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, width: int | None = None) -> str:
+    """Aligned columns with a rule below the head; numbers to the right, control characters escaped.
+
+    Args:
+        columns: Their names.
+        rows: A value per column; None is empty.
+        width: Of the terminal: texts that are too long for it are folded, numbers never. None, or where even folded
+            texts would not fit: as wide as it gets, a line per row.
+    """
     from rich.cells import cell_len  # noqa: PLC0415  not needed for --help
 
     listed = [list(row) for row in rows]
@@ -93,16 +112,45 @@ def as_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     head = [column.translate(_CONTROL) for column in columns]
     texts = [[_cell(value) for value in row] for row in listed]
     widths = [max(cell_len(row[index]) for row in (head, *texts)) for index in range(len(columns))]
+    least = [each if to_right else min(each, _LEAST_TEXT) for each, to_right in zip(widths, right, strict=True)]
+    if width is not None and sum(least) + _GAP * (len(least) - 1) <= width:
+        return _folded(head, texts, least, right, width=width)
 
     def line(cells: Sequence[str]) -> str:
         padded = (
             " " * (width - cell_len(cell)) + cell if to_right else cell + " " * (width - cell_len(cell))
             for cell, width, to_right in zip(cells, widths, right, strict=True)
         )
-        return "  ".join(padded).rstrip()
+        return (" " * _GAP).join(padded).rstrip()
 
-    rule = "  ".join("─" * width for width in widths)
+    rule = (" " * _GAP).join("─" * width for width in widths)
     return "\n".join([line(head), rule, *(line(cells) for cells in texts)])
+
+
+def _folded(
+    head: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    least: Sequence[int],
+    right: Sequence[bool],
+    *,
+    width: int,
+) -> str:
+    """The table within a terminal's width; one that needs no folding looks as it does elsewhere."""
+    from rich.console import Console, Group  # noqa: PLC0415  only on a terminal
+    from rich.rule import Rule  # noqa: PLC0415  likewise
+    from rich.table import Table  # noqa: PLC0415  likewise
+    from rich.text import Text  # noqa: PLC0415  likewise
+
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    for name, narrowest, to_right in zip(head, least, right, strict=True):
+        justify: JustifyMethod = "right" if to_right else "left"
+        title = Group(Text(name, justify=justify), Rule(style=""))
+        table.add_column(title, justify=justify, overflow="fold", no_wrap=to_right, min_width=narrowest)
+    for cells in texts:
+        table.add_row(*map(Text, cells))
+    lines = io.StringIO()
+    Console(file=lines, width=width, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

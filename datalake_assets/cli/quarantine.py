@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.output import as_table, one_line, print_json, say, warn
+from datalake_assets.cli.output import as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import (
     LakeCommand,
     OrderedGroup,
@@ -60,7 +60,7 @@ def list_reasons(session: Session, *, as_json: bool) -> None:
         )
     elif found:
         rows = [(feed.path, f"{each.rows:,}", len(each.partitions), one_line(each.reason)) for feed, each in found]
-        say(as_table(("feed", "rows", "partitions", "reason"), rows))
+        say(as_table(("feed", "rows", "partitions", "reason"), rows, width=terminal_width()))
     else:
         say(f"{len(feeds)} feeds, nothing in quarantine")
 
@@ -88,7 +88,7 @@ def show(session: Session, *, name: str, limit: int, as_json: bool) -> None:
         say(f"nothing of {name} is in quarantine")
         return
     rows = [(row.position, path, one_line(row.reason), one_line(row.raw)[:_SHOWN]) for path, row in shown]
-    say(as_table(("position", "partition", "reason", "row"), rows))
+    say(as_table(("position", "partition", "reason", "row"), rows, width=terminal_width()))
     if len(newest) > limit:
         say(f"and {len(newest) - limit:,} more; --limit N shows them")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from datalake_assets.cli.output import as_table, say, warn
+from datalake_assets.cli.output import as_table, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
 from datalake_assets.core.wording import dollars_text, scans_text, size_text
 from datalake_assets.errors import ConfigError
@@ -87,7 +87,7 @@ def report(
         output = "json" if as_json else output
         if file is None and output == "html" and sys.stdout.isatty():
             file = PAGE
-        _write(_render(found, output), file)
+        _write(_render(found, output, width=None if file else terminal_width()), file)
 
 
 @contextmanager
@@ -137,9 +137,9 @@ def _rebuild(session: Session, found: LakeReport) -> None:
         warn(f"the summary of {each.feed.path} stays as it was: not all of its manifests can be read")
 
 
-def _render(found: LakeReport, output: str) -> str:
+def _render(found: LakeReport, output: str, *, width: int | None) -> str:
     if output == "console":
-        return console_report(found) + "\n"
+        return console_report(found, width=width) + "\n"
     from datalake_assets.report import documents, page  # noqa: PLC0415  not needed for --help
 
     if output == "html":
@@ -147,11 +147,16 @@ def _render(found: LakeReport, output: str) -> str:
     return documents.csv_text(found) if output == "csv" else documents.json_text(found)
 
 
-def console_report(found: LakeReport) -> str:
-    """A table of feeds, a verdict for each, and the partitions that compaction makes the most of."""
+def console_report(found: LakeReport, *, width: int | None = None) -> str:
+    """A table of feeds, a verdict for each, and the partitions that compaction makes the most of.
+
+    Args:
+        found: The report.
+        width: Of the terminal, see `as_table`.
+    """
     if not any(each.statistics.partitions for each in found.feeds):
         return "the lake has no data yet; export some with 'datalake export --all'"
-    parts = [_feeds(found), "\n".join(_verdicts(found)), *_worst(found)]
+    parts = [_feeds(found, width=width), "\n".join(_verdicts(found)), *_worst(found, width=width)]
     costs = (
         f"on S3, read {scans_text(found.scans_per_day)}: {dollars_text(found.cost.dollars)} a month,"
         f" after compaction {dollars_text(found.cost_after.dollars)}"
@@ -170,9 +175,9 @@ def _verdicts(found: LakeReport) -> Iterator[str]:
         yield f"{healthy:,} feed{' is' if healthy == 1 else 's are'} healthy: nothing to merge, nothing late"
 
 
-def _feeds(found: LakeReport) -> str:
+def _feeds(found: LakeReport, *, width: int | None) -> str:
     columns = ("feed", "partitions", "rows", "files", "small", "size", "newest row", "last export", "cost a month")
-    return as_table(columns, [_feed(each) for each in found.feeds])
+    return as_table(columns, [_feed(each) for each in found.feeds], width=width)
 
 
 def _feed(each: FeedReport) -> tuple[object, ...]:
@@ -191,7 +196,7 @@ def _feed(each: FeedReport) -> tuple[object, ...]:
     )
 
 
-def _worst(found: LakeReport) -> list[str]:
+def _worst(found: LakeReport, *, width: int | None) -> list[str]:
     worst = [(each.feed, partition) for each in found.feeds for partition in each.worst()]
     worst.sort(key=lambda pair: (pair[1].files_after - pair[1].files, -pair[1].small_files, pair[0].path, pair[1].key))
     if not worst:
@@ -210,6 +215,7 @@ def _worst(found: LakeReport) -> list[str]:
             )
             for feed, one in worst[:_PARTITIONS_SHOWN]
         ],
+        width=width,
     )
     more = len(worst) - _PARTITIONS_SHOWN
     return [f"{table}\nand {more:,} more; --format csv lists all" if more > 0 else table]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from datalake_assets.cli.output import as_csv, as_table, print_json, say, warn
+from datalake_assets.cli.output import as_csv, as_table, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
 
 __all__ = ["sql"]
@@ -48,6 +48,6 @@ def sql(session: Session, *, query: str, output: str, limit: int | None, as_json
     elif output == "csv":
         click.echo(as_csv(result.columns, result.rows), nl=False)
     else:
-        say(as_table(result.columns, result.rows))
+        say(as_table(result.columns, result.rows, width=terminal_width()))
         if result.truncated:
             warn(f"the first {most} rows; --limit 0 prints all")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import gc
 import io
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +159,31 @@ def test_html_is_not_printed_on_a_terminal(filled, tmp_path: Path):
     os.close(master)
     assert (done.returncode, done.stderr, said) == (0, b"", b"wrote lake_report.html\r\n")
     assert (tmp_path / "lake_report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def on_terminal(*arguments: str, width: int) -> list[str]:
+    """What a command prints on a terminal of this width."""
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-m", "datalake_assets.cli", *arguments]
+    done = subprocess.run(command, stdout=terminal, env=environment, check=True, timeout=60)
+    os.close(terminal)
+    said = os.read(master, 10_000).decode()
+    os.close(master)
+    assert done.returncode == 0
+    return said.splitlines()
+
+
+def test_tables_keep_to_the_width_of_a_terminal_and_not_in_files_and_pipes(run, filled, tmp_path: Path):
+    plain = run("report").stdout.splitlines()
+    assert 100 < len(plain[0]) < 200
+    assert on_terminal("report", width=200) == plain
+    folded = on_terminal("report", width=100)
+    assert len(folded[1]) <= 100
+    assert folded[1:2] != plain[1:2]
+    assert on_terminal("report", "--output", "table.txt", width=90) == ["wrote table.txt"]
+    assert (tmp_path / "table.txt").read_text().splitlines() == plain
 
 
 def test_html_of_an_empty_lake(run, lake):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import re
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from datalake_assets.cli.output import as_csv, as_table, one_line, plain, print_json
 
@@ -25,6 +29,49 @@ def test_as_table_aligns_by_width_on_the_screen_and_numbers_to_the_right():
 
 def test_as_table_without_rows_is_a_head():
     assert as_table(("a", "bb"), []).splitlines() == ["a  bb", "─  ──"]
+
+
+TABLES = [
+    (("name", "n", "rows"), [("日本", 1, "1,000"), ("é", 22, None), ("plain", None, "20")]),
+    (("a", "bb"), []),
+    (("[bold]x[/bold]", "y"), [("[red]not markup[/red] :smile:", 1.5), ("a\nb\x1b[2J", None)]),
+    (("text",), [("two words here",), ("",), (None,)]),
+]
+
+
+@pytest.mark.parametrize(("columns", "rows"), TABLES)
+def test_as_table_looks_the_same_on_a_terminal_that_is_wide_enough(columns, rows):
+    assert as_table(columns, rows, width=80) == as_table(columns, rows)
+
+
+def test_as_table_folds_texts_to_the_width_of_a_terminal_and_no_numbers():
+    rows = [("streams/" + "x" * 30, "1,000,000", "日本語" * 5), ("short", "1", "")]
+    assert as_table(("feed", "rows", "note"), rows, width=40).splitlines() == [
+        "feed               rows  note",
+        "────────────  ─────────  ───────────────",
+        "streams/xxxx  1,000,000  日本語日本語日",
+        "xxxxxxxxxxxx             本語日本語日本",
+        "xxxxxxxxxxxx             語",
+        "xx",
+        "short                 1",
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 10, 30])
+def test_as_table_is_as_wide_as_it_gets_where_nothing_can_be_folded(width):
+    rows = [("a name that is long", 1_000_000_000, "another text")]
+    assert as_table(("feed", "rows", "note"), rows, width=width) == as_table(("feed", "rows", "note"), rows)
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=30), st.integers(-(10**6), 10**6), st.text(max_size=30)), max_size=5),
+    st.integers(40, 90),
+)
+def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(rows, width):
+    table = as_table(("one", "n", "two"), rows, width=width)
+    plain = as_table(("one", "n", "two"), rows)
+    assert all(cell_len(line) <= width for line in table.splitlines())
+    assert sorted(re.sub(r"[\s─]", "", table)) == sorted(re.sub(r"[\s─]", "", plain))
 
 
 def test_as_table_moves_no_cursor():
