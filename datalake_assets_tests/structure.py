@@ -20,6 +20,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "datalake_assets"
 #: The embedded server is a program of its own, which a newcomer can ignore.
 APART = "datalake_assets.demo"
+#: Suites that implementations run.
+SUITES = "datalake_assets.testing"
 #: Where systems that rows come from may be named.
 SOURCES = ("datalake_assets.sources", "datalake_assets.demo", "datalake_assets.cli.serve")
 
@@ -92,10 +94,10 @@ def with_one_importer(modules: Mapping[str, Module]) -> dict[str, str]:
 
 
 def repeated_names(modules: Mapping[str, Module]) -> dict[str, list[str]]:
-    """File names that stand in several folders, ``base`` and ``__init__`` aside."""
+    """File names that stand in several folders, ``base`` and ``__init__`` aside, and suites, which mirror names."""
     by_name = defaultdict(list)
     for name, module in modules.items():
-        if module.path.name not in {"__init__.py", "__main__.py", "base.py"}:
+        if not name.startswith(SUITES) and module.path.name not in {"__init__.py", "__main__.py", "base.py"}:
             by_name[module.path.name].append(name)
     return {file: names for file, names in by_name.items() if len(names) > 1}
 

@@ -355,7 +355,7 @@ class TableReader(Protocol):
         """Whether an engine that lists the files itself reads the rows and the columns of paths as `scan` does."""
 
     def partitions(self) -> tuple[str, ...]:
-        """Keys of all partitions with data, in time or version order."""
+        """Keys of all partitions that were committed to and not removed, in time or version order."""
 
     def snapshot(self, partitions: Sequence[str] | None = None) -> TableSnapshot:
         """What is committed of some partitions; None: of all, or of the current version of a table with versions."""

@@ -5,4 +5,7 @@ They need pytest, which this package does not ask for.
 
 import pytest
 
-pytest.register_assert_rewrite("datalake_assets.testing.sources")
+# so that a failed assertion says what it saw, as in a test of one's own
+pytest.register_assert_rewrite(
+    *(f"datalake_assets.testing.{name}" for name in ("sources", "staged_files", "stores", "tables"))
+)

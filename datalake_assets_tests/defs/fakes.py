@@ -120,6 +120,7 @@ class MemoryTable:
     drifts: dict[str, tuple[Drift, ...]] = field(default_factory=dict)
     broken_rows: dict[tuple[str, str], int] = field(default_factory=dict)
     counted: list[str] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         request = ReadRequest(new_epoch=new_epoch)
@@ -155,14 +156,15 @@ class MemoryTable:
         if on_progress:
             on_progress(Progress(rows=read.num_rows, bytes_written=read.nbytes))
         before = {key: data.num_rows for key, data in self.data.items()}
-        for key, data in self._split(read, partitions).items():
-            self.data[key] = data
-        self.generation += 1
+        split = self._split(read, partitions)
+        self.generation += any(key not in self.data or not data.equals(self.data[key]) for key, data in split.items())
+        self.data |= split
         removed = ()
         if self.feed.kind is FeedKind.TABLE:
             removed = self.partitions()[: -self.keep]
             for key in removed:
                 del self.data[key]
+            self.gone |= set(removed)
         batches.acknowledge()
         return self._reported(partitions, before, read.num_rows, removed, ())
 
@@ -191,12 +193,14 @@ class MemoryTable:
         where: ds.Expression | None = None,
         partitions: Sequence[str] | None = None,
     ) -> pa.RecordBatchReader:
-        keys = partitions if partitions is not None else self.partitions()[-1:]
+        keys = self.snapshot(partitions).keys
         if columns == []:
             count = sum(self.files_hold.get(key, self.data[key].num_rows) for key in keys)
             empty = pa.table({"x": pa.nulls(count)}).select([])
             return empty.to_reader()
-        data = pa.concat_tables([SCHEMA.empty_table(), *(self.data[key] for key in keys)])
+        data = pa.concat_tables([SCHEMA.empty_table(), *(self.data[key] for key in keys if key in self.data)])
+        if where is not None:
+            data = data.filter(where)
         return (data.select(columns) if columns else data).to_reader()
 
     def compaction_plan(
@@ -250,7 +254,9 @@ class MemoryTable:
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> PartitionHealth:
         plan = self.compaction_plan(key, request, excluded=excluded)
-        files = tuple(DataFile(f"data_{each}.parquet", 1, 100) for each in range(self._files(key)))
+        rows, number = self.data[key].num_rows if key in self.data else 0, self._files(key)
+        each = [rows // number + (index < rows % number) for index in range(number)]
+        files = tuple(DataFile(f"data_{index}.parquet", held, 100 * held) for index, held in enumerate(each))
         return health_of(key, files, plan, rules_of(self.feed, request))
 
     def footers(self, key: str) -> PartitionFooters:
@@ -273,7 +279,7 @@ class MemoryTable:
         return Reconciliation()
 
     def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
-        return ()
+        return tuple(key for key in keys if key in self.gone)
 
     def repair(self, *, run_id: str = "") -> Repair:
         self.repaired += 1

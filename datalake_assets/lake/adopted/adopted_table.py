@@ -163,8 +163,8 @@ class AdoptedTable(HiveTable):
 
     def repair(self, *, run_id: str = "") -> Repair:
         """See `LakeTable`."""
+        done = repair(self._folder)  # first, or the look would finish commits that nobody counts
         found = reconcile(self._folder, run_id=run_id)
-        done = repair(self._folder)
         waiting = tuple(dict.fromkeys((*done.waiting, *(f"{self.feed.path}/{each}" for each in found.waiting))))
         return replace(done, waiting=waiting, found=found)
 

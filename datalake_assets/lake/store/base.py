@@ -1,8 +1,8 @@
 """What the lake needs of an object store: conditional writes, and files that are durable before anybody sees them.
 
-Two stores keep this contract, a local folder and S3, and one suite (`test_store_contract.py`, and for staged files
-`test_store_contract_staged.py`) holds both to it. Everything above this module is written against `Store`, so that a
-commit is the same code on a laptop and in a bucket.
+Two stores keep this contract, a local folder and S3, and one suite holds both to it: `datalake_assets.testing.stores`,
+and for staged files `datalake_assets.testing.staged_files`. Everything above this module is written against `Store`, so
+that a commit is the same code on a laptop and in a bucket.
 """
 
 from __future__ import annotations

@@ -13,15 +13,20 @@ import pyarrow.fs
 from datalake_assets.errors import PreconditionFailed
 from datalake_assets.lake.store.base import StagedFile, Store
 
+__all__ = ["DATA", "KEY", "keys", "outcomes", "staged", "visible"]
+
+#: An object and a data file, as lakes have them.
 KEY = "control/streams/payments/year=2025/manifest.json"
 DATA = "streams/payments/year=2025/month=01/data_1.parquet"
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
+    """What a listing shows."""
     return sorted(info.key for info in store.list(prefix))
 
 
 def staged(store: Store, key: str = DATA, body: bytes = b"rows") -> StagedFile:
+    """A file that is staged and whole."""
     with store.stage(key) as sink:
         sink.write(body)
         return sink.finish()

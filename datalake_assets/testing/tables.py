@@ -1,0 +1,451 @@
+"""The contract of `LakeTable`, as suites that every table runs: one for each role, and for each way to be written.
+
+A table of another format subclasses `TableCase`, which says how its rows get in, and runs the suites of what it can do:
+
+    class TestMyTable(TableReaderContract, AppendContract, CompactionContract, FilesContract):
+        @pytest.fixture
+        def case(self, tmp_path):
+            return MyCase(tmp_path)
+
+Row ``i`` has the ``id`` ``i`` and happens ``i`` hours after 2025-01-01: rows 0 to 23 are those of the first day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
+from datalake_assets.errors import ConfigError, SnapshotExpired
+from datalake_assets.lake.statistics import lake_statistics
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import LakeTable, WriteReport
+
+__all__ = [
+    "AppendContract",
+    "CompactionContract",
+    "ExportedCase",
+    "FilesContract",
+    "NotExportedContract",
+    "ReplaceContract",
+    "TableCase",
+    "TableReaderContract",
+    "VersionsContract",
+    "ids_of",
+    "rows_of",
+]
+
+START = datetime(2025, 1, 1, tzinfo=UTC)
+SCHEMA = pa.schema([("id", pa.int64()), ("rowtime", pa.timestamp("ms", "UTC"))])
+FORCE = CompactionRequest(force=True)
+#: Rows of a day.
+DAY = 24
+
+
+def rows_of(ids: Sequence[int]) -> pa.RecordBatch:
+    """Rows with these ids, at their hours."""
+    times = [START + timedelta(hours=number) for number in ids]
+    return pa.record_batch([pa.array(ids, pa.int64()), pa.array(times, SCHEMA.field(1).type)], schema=SCHEMA)
+
+
+def ids_of(table: LakeTable, *, partitions: Sequence[str] | None = None) -> list[int]:
+    """The ids in a table, in order."""
+    found: list[int] = table.scan(columns=["id"], partitions=partitions).read_all()["id"].to_pylist()
+    return sorted(found)
+
+
+def _exact_ids(case: TableCase) -> list[int]:
+    """The ids in a table whose files are being replaced: a scan that was overtaken begins again, as readers do."""
+    while True:
+        with contextlib.suppress(SnapshotExpired):
+            return ids_of(case.open())
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+class TableCase(ABC):
+    """A table under test: how it is opened and written.
+
+    Attributes:
+        absent_key: A partition key that it might have, and has not.
+    """
+
+    absent_key = "2025-03-01"
+
+    @abstractmethod
+    def open(self) -> LakeTable:
+        """The table as another process would open it."""
+
+    @abstractmethod
+    def write(self, ids: Sequence[int]) -> WriteReport | None:
+        """Puts rows in as its writer does; None where that is not us."""
+
+    def scatter(self, ids: Sequence[int], *, files: int) -> str:
+        """Puts rows of the first day in, as so many small files; returns their partition's key."""
+        step = -(-len(ids) // files)
+        for start in range(0, len(ids), step):
+            self.write(ids[start : start + step])
+        return self.open().partitions()[0]
+
+    @property
+    def data_store(self) -> Store:
+        """Where its data files are."""
+        raise NotImplementedError
+
+    @property
+    def data_root(self) -> str:
+        """The folder of its data files, in there."""
+        raise NotImplementedError
+
+    @property
+    def store(self) -> Store:
+        """The lake."""
+        raise NotImplementedError
+
+    def files(self) -> list[str]:
+        """Keys of its data files, in there."""
+        return sorted(info.key for info in self.data_store.list(self.data_root))
+
+    @contextmanager
+    def dying(self) -> Iterator[None]:
+        """The process dies in here, after a commit was decided and before anybody sees its files."""
+
+        def die(*_: object) -> None:
+            raise Died
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(self.data_store), "publish", die)
+            with pytest.raises(Died):
+                yield
+
+
+class ExportedCase(TableCase):
+    """A table that we write: of rows that a source sends.
+
+    Attributes:
+        time_column: What partitions them; None for a table with versions.
+        plans: Partition keys of a plan that covers the first two days; None: it catches up.
+    """
+
+    time_column: str | None = "rowtime"
+    plans: tuple[str, ...] | None = None
+
+    def batches(self, ids: Sequence[int], request: ReadRequest) -> Batches:
+        """What the source sends; numbered as the ids are."""
+        offsets = pa.array(ids, pa.int64())
+        batch = SourceBatch(rows_of(ids), pa.array([0] * len(ids), pa.int32()), offsets)
+        return InMemoryBatches((batch,), self.time_column, request)
+
+    def write(self, ids: Sequence[int], *, partitions: Sequence[str] | None = None) -> WriteReport:
+        """Plans and writes."""
+        table = self.open()
+        plan = table.plan(partitions if partitions is not None else self.plans)
+        batches = self.batches(ids, plan.request)
+        return table.write(batches, partitions=plan.partitions, run_id="run", allow_shrink=True)
+
+
+class TableReaderContract:
+    """What readers rely on, whoever writes."""
+
+    @pytest.fixture
+    def case(self) -> TableCase:
+        """An empty table, for each test."""
+        raise NotImplementedError
+
+    def test_nothing_is_read_of_a_table_that_nobody_wrote(self, case: TableCase) -> None:
+        table = case.open()
+        reports = [table.report(key) for key in table.partitions()]
+        assert sum(each.rows + each.files for each in reports if each is not None) == 0
+        assert table.scan().read_all().num_rows == 0
+        assert table.report(case.absent_key) is None
+
+    def test_a_scan_gives_what_was_written(self, case: TableCase) -> None:
+        case.write(range(30))
+        assert ids_of(case.open()) == list(range(30))
+
+    def test_partitions_are_in_order_and_make_up_the_whole(self, case: TableCase) -> None:
+        case.write(range(30))
+        table = case.open()
+        keys = table.partitions()
+        assert list(keys) == sorted(keys, key=lambda key: (len(key), key))
+        assert sorted(each for key in keys for each in ids_of(table, partitions=[key])) == list(range(30))
+
+    def test_a_scan_gives_the_columns_and_rows_that_were_asked_for(self, case: TableCase) -> None:
+        case.write(range(30))
+        read = case.open().scan(columns=["id"], where=ds.field("id") < 3).read_all()
+        assert read.column_names == ["id"]
+        assert sorted(read["id"].to_pylist()) == [0, 1, 2]
+
+    def test_all_that_a_snapshot_says_of_a_partition_agrees(self, case: TableCase) -> None:
+        case.write(range(30))
+        table = case.open()
+        snapshot = table.snapshot(table.partitions())
+        assert snapshot.keys == table.partitions()
+        for key in snapshot.keys:
+            report, health, footers = snapshot.report(key), snapshot.health(key, FORCE), snapshot.footers(key)
+            assert report is not None
+            rows = snapshot.only(key).dataset().count_rows()
+            assert (report.key, health.key, footers.key) == (key, key, key)
+            assert report.rows == health.rows == footers.rows == rows == len(ids_of(table, partitions=[key]))
+            assert report.files == health.files == footers.files
+            assert report.size_bytes == health.size_bytes > 0
+            assert footers.drifts == ()
+
+    def test_a_snapshot_without_keys_is_what_a_scan_reads(self, case: TableCase) -> None:
+        case.write(range(30))
+        table = case.open()
+        assert sorted(table.snapshot().dataset().to_table()["id"].to_pylist()) == ids_of(table)
+        assert not table.snapshot().has_expired()
+
+    def test_reports_of_a_write_are_what_readers_see(self, case: TableCase) -> None:
+        written = case.write(range(30))
+        if written is None:
+            return  # somebody else wrote it
+        table = case.open()
+        for each in written.partitions:
+            seen = table.report(each.key)
+            assert seen is None or (seen.rows, seen.files, seen.size_bytes) == (each.rows, each.files, each.size_bytes)
+        assert written.rows_added == sum(each.rows for each in written.partitions) == 30
+
+
+class _WriterContract:
+    """What every table that we write promises its writers."""
+
+    @pytest.fixture
+    def case(self) -> ExportedCase:
+        """An empty table, for each test."""
+        raise NotImplementedError
+
+    def test_it_is_ours(self, case: ExportedCase) -> None:
+        table = case.open()
+        assert table.is_written_by_us
+        assert table.look_again().changed == []
+
+    def test_the_same_rows_again_change_nothing(self, case: ExportedCase) -> None:
+        first = case.write(range(30))
+        before = [case.open().report(each.key) for each in first.partitions]
+        versions = [each.key for each in first.partitions] if case.time_column is None else None
+        again = case.write(range(30), partitions=case.plans or versions)
+        assert again.rows_added == 0
+        assert [case.open().report(each.key) for each in first.partitions] == before
+        assert ids_of(case.open()) == list(range(30))
+
+    def test_a_write_acknowledges_its_source_once_committed(self, case: ExportedCase) -> None:
+        table = case.open()
+        plan = table.plan(case.plans)
+        batches = case.batches(range(30), plan.request)
+        table.write(batches, partitions=plan.partitions, run_id="run")
+        assert not isinstance(batches, InMemoryBatches) or batches.acknowledged
+        assert len(ids_of(case.open())) == 30
+
+
+class AppendContract(_WriterContract):
+    """A table whose rows are appended, each once."""
+
+    def test_rows_that_come_later_join_those_that_are_there(self, case: ExportedCase) -> None:
+        case.write(range(10))
+        later = case.write(range(10, 30))
+        assert (later.rows_added, ids_of(case.open())) == (20, list(range(30)))
+
+    def test_rows_that_were_there_are_known_and_land_once(self, case: ExportedCase) -> None:
+        case.write(range(10))
+        later = case.write(range(5, 30))
+        assert (later.rows_added, later.rows_known, ids_of(case.open())) == (20, 5, list(range(30)))
+
+
+class ReplaceContract(_WriterContract):
+    """A table whose partitions are replaced as a whole."""
+
+    def test_a_replaced_partition_has_the_new_rows_only(self, case: ExportedCase) -> None:
+        case.write(range(30))
+        case.write([*range(12), *range(24, 30)])
+        assert ids_of(case.open()) == [*range(12), *range(24, 30)]
+
+
+class VersionsContract(_WriterContract):
+    """A table whose every write is a new version; its feed keeps the last two."""
+
+    def test_readers_get_the_newest_version_and_may_ask_for_the_one_before(self, case: ExportedCase) -> None:
+        case.write(range(10))
+        case.write(range(20))
+        table = case.open()
+        assert table.partitions() == ("v1", "v2")
+        assert (ids_of(table), ids_of(table, partitions=["v1"])) == (list(range(20)), list(range(10)))
+
+    def test_a_version_beyond_retention_is_removed_for_good(self, case: ExportedCase) -> None:
+        for count in (10, 11, 12):
+            case.write(range(count))
+        table = case.open()
+        assert table.partitions() == ("v2", "v3")
+        assert table.removed(["v1", "v2", "v9"]) == ("v1",)
+        assert ids_of(table) == list(range(12))
+
+
+class NotExportedContract:
+    """A table that others write, and we look after."""
+
+    @pytest.fixture
+    def case(self) -> TableCase:
+        """An empty table, for each test."""
+        raise NotImplementedError
+
+    def test_nothing_is_exported_to_it(self, case: TableCase) -> None:
+        table = case.open()
+        assert not table.is_written_by_us
+        with pytest.raises(ConfigError, match="nothing is exported"):
+            table.plan()
+        with pytest.raises(ConfigError, match="nothing is exported"):
+            table.write(InMemoryBatches((SourceBatch(rows_of([1])),)), partitions=["x"], run_id="run")
+
+    def test_another_look_takes_over_what_others_changed(self, case: TableCase) -> None:
+        case.write(range(10))
+        table = case.open()
+        table.look_again()
+        case.data_store.delete(case.files())
+        found = table.look_again()
+        assert found.removed > 0
+        assert ids_of(case.open()) == []
+
+
+class CompactionContract:
+    """What a table with many small files promises those who merge them."""
+
+    @pytest.fixture
+    def case(self) -> TableCase:
+        """An empty table, for each test."""
+        raise NotImplementedError
+
+    def test_compaction_keeps_rows_and_bounds_files(self, case: TableCase) -> None:
+        key = case.scatter(range(DAY), files=12)
+        table = case.open()
+        told: list[CompactionPlan] = []
+        planned = table.compaction_plan(key, FORCE)
+        report = table.compact(key, FORCE, on_plan=told.append)
+        assert (report.files_before, report.files_compacted, report.files_after) == (12, 12, 1)
+        assert [[file.name for file in group.files] for group in told[0].groups] == [
+            [file.name for file in group.files] for group in planned.groups
+        ]
+        now = table.report(key)
+        assert now is not None
+        assert (now.rows, now.files, now.size_bytes) == (DAY, 1, report.bytes_after)
+        assert ids_of(case.open()) == list(range(DAY))
+        assert list(table.verify(deep=True)) == []
+
+    def test_what_was_merged_is_left_alone(self, case: TableCase) -> None:
+        key = case.scatter(range(DAY), files=6)
+        case.open().compact(key, FORCE)
+        again = case.open().compact(key, FORCE)
+        assert (again.files_compacted, again.rows, again.kernel) == (0, 0, "")
+        assert not again.health.needs_compaction
+
+    def test_a_plan_changes_nothing(self, case: TableCase) -> None:
+        key = case.scatter(range(DAY), files=6)
+        before = case.open().report(key)
+        assert case.open().compaction_plan(key, FORCE).groups
+        assert case.open().report(key) == before
+
+    def test_health_that_a_compaction_reports_is_what_a_snapshot_says(self, case: TableCase) -> None:
+        key = case.scatter(range(DAY), files=6)
+        report = case.open().compact(key, FORCE)
+        assert report.health == case.open().snapshot([key]).health(key, CompactionRequest())
+
+    def test_a_snapshot_stays_as_it_was_and_says_that_it_has_expired(self, case: TableCase) -> None:
+        key = case.scatter(range(DAY), files=6)
+        snapshot = case.open().snapshot([key])
+        before = snapshot.report(key)
+        snapshot.dataset()
+        assert not snapshot.has_expired()
+        case.open().compact(key, FORCE)
+        assert snapshot.report(key) == before
+        assert snapshot.has_expired()
+        assert not case.open().snapshot([key]).has_expired()
+
+    def test_scans_are_exact_while_files_are_merged(self, case: TableCase) -> None:
+        key = case.scatter(range(DAY), files=12)
+        merging = threading.Thread(
+            target=lambda: [case.open().compact(key, CompactionRequest(force=True, max_files=3)) for _ in range(5)]
+        )
+        merging.start()
+        try:
+            seen = [_exact_ids(case)]
+            while merging.is_alive():
+                seen.append(_exact_ids(case))
+        finally:
+            merging.join()
+        assert all(each == list(range(DAY)) for each in seen)
+        assert ids_of(case.open()) == list(range(DAY))
+
+
+class FilesContract:
+    """What a table of files promises when some are lost, or a process dies."""
+
+    @pytest.fixture
+    def case(self) -> TableCase:
+        """An empty table, for each test."""
+        raise NotImplementedError
+
+    def test_nothing_differs_of_what_was_just_written(self, case: TableCase) -> None:
+        case.write(range(30))
+        assert list(case.open().verify(deep=True)) == []
+
+    def test_verify_names_a_file_that_was_removed(self, case: TableCase) -> None:
+        case.write(range(30))
+        gone = case.files()[0]
+        case.data_store.delete([gone])
+        (found,) = case.open().verify()
+        assert (found.what, found.name) == ("missing", gone)
+        assert found.key in case.open().partitions()
+
+    def test_verify_names_a_file_that_was_changed(self, case: TableCase) -> None:
+        case.write(range(30))
+        changed = case.files()[0]
+        case.data_store.put(changed, case.data_store.get(changed)[0] + b"x")
+        assert {each.name for each in case.open().verify()} == {changed}
+
+    def test_deep_verify_names_a_file_whose_bytes_differ(self, case: TableCase) -> None:
+        case.write(range(30))
+        changed = case.files()[0]
+        body = bytearray(case.data_store.get(changed)[0])
+        body[4] ^= 0xFF
+        case.data_store.put(changed, bytes(body))
+        assert {each.name for each in case.open().verify(deep=True)} == {changed}
+
+    def test_repair_finishes_what_a_dead_process_had_decided(self, case: TableCase) -> None:
+        self.begin(case)
+        with case.dying():
+            self.change(case)
+        repaired = case.open().repair()
+        assert (repaired.finished, repaired.undone, repaired.waiting) == (1, 0, ())
+        assert ids_of(case.open()) == list(range(DAY))
+        assert list(case.open().verify(deep=True)) == []
+        again = case.open().repair()
+        assert (again.finished, again.undone, again.swept) == (0, 0, 0)
+
+    def begin(self, case: TableCase) -> None:
+        """What is there before."""
+
+    def change(self, case: TableCase) -> None:
+        """A change of one commit, after which rows 0 to 23 are there."""
+        case.write(range(DAY))
+
+    def test_figures_of_a_report_are_what_a_scan_gives(self, case: TableCase) -> None:
+        case.write(range(30))
+        table = case.open()
+        (figures,) = lake_statistics(case.store, [table.feed])
+        reports = {key: table.report(key) for key in table.partitions()}
+        assert {each.key: (each.rows, each.files, each.size_bytes) for each in figures.partitions} == {
+            key: (each.rows, each.files, each.size_bytes) for key, each in reports.items() if each is not None
+        }
+        assert sum(each.rows for each in figures.partitions) == len(ids_of(table)) == 30
+        assert figures.problems == ()
