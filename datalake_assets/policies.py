@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
 
@@ -28,6 +29,7 @@ __all__ = [
     "RuleBase",
     "SqlRule",
     "UniqueRule",
+    "problem_text",
     "problems_line",
 ]
 
@@ -341,7 +343,12 @@ class Checks(Model):
 def problems_line(error: ValidationError) -> str:
     """All problems of a validation error on one line, without the values (they may be secret)."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(str(part) for part in problem['loc']) or 'document'}: {problem_text(problem)}"
         for problem in error.errors(include_url=False, include_input=False)
     )
+
+
+def problem_text(problem: Mapping[str, Any]) -> str:
+    """One problem, as pydantic or a validator of ours says it."""
+    text: str = problem["msg"].removeprefix("Value error, ")
+    return text

@@ -5,12 +5,17 @@ What a source needs to be connected to is that source's to declare; `load_settin
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from types import new_class
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
+import yaml
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,9 +25,20 @@ from pydantic_settings import (
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import declared_systems
-from datalake_assets.policies import problems_line
+from datalake_assets.policies import problem_text
 
 __all__ = ["Environment", "Settings", "load_settings", "settings_model"]
+
+_PREFIX = "DATALAKE_"
+_FILE = "datalake.yaml"
+#: Variables of this prefix that are no settings: of one command each, and of the tests.
+_OTHERS = {
+    "DATALAKE_TRACEBACK",
+    "DATALAKE_SERVE_PASSWORD",
+    "DATALAKE_SCREENSHOTS",
+    "DATALAKE_MODEL_HISTORIES",
+    "DATALAKE_FUZZ_EXAMPLES",
+}
 
 
 class Environment(StrEnum):
@@ -44,13 +60,30 @@ class Settings(BaseSettings):
         webserver_url: The Dagster web server, told to reload when feeds change.
     """
 
-    model_config = SettingsConfigDict(env_prefix="DATALAKE_", yaml_file="datalake.yaml", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file=_FILE, extra="forbid", frozen=True)
 
     lake: str = "./lake"
     env: Environment = Environment.DEVELOPMENT
     compaction_memory_mb: Annotated[int, Field(ge=64)] = 400
     s3_endpoint: str | None = None
     webserver_url: str = "http://127.0.0.1:3000"
+
+    @field_validator("*")
+    @classmethod
+    def _address_is_plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Paths may begin with ``~``, which a shell leaves alone behind ``--lake=``; URLs begin with their scheme.
+
+        A URL without one may begin with a password, and must not be repeated in a message.
+        """
+        name = info.field_name or ""
+        if not isinstance(value, str) or not value:
+            return value
+        if name.endswith(("_url", "_endpoint")) and "://" not in value:
+            msg = "write it with its scheme, like http://host:port"
+            raise ValueError(msg)
+        if (name == "lake" or name.endswith("_file")) and value.startswith("~"):
+            return _at_home(value)
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -71,6 +104,14 @@ class Settings(BaseSettings):
         return model(**{name: getattr(self, name) for name in self.model_fields_set})
 
 
+def _at_home(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        msg = "no such user's home folder; write './~…' for a folder of that name"
+        raise ValueError(msg) from None
+
+
 _OfSource = TypeVar("_OfSource", bound=Settings)
 
 
@@ -89,9 +130,48 @@ def load_settings(**overrides: str | None) -> Settings:
     """Reads the settings; arguments that are not None win over environment and file.
 
     Raises:
-        ConfigError: A setting is unknown or has an impossible value.
+        ConfigError: A setting is unknown or has an impossible value, or the file cannot be read; names the variable or
+            the file, and no value.
     """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    _refuse_unknown(os.environ)
     try:
-        return settings_model()(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # pydantic coerces
+        return settings_model()(**given)  # type: ignore[arg-type]  # pydantic coerces
     except ValidationError as error:
-        raise ConfigError(f"settings: {problems_line(error)}") from error
+        problems = error.errors(include_url=False, include_input=False)
+        raise ConfigError(
+            "; ".join(f"{_place(each['loc'], given)}: {problem_text(each)}" for each in problems)
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_FILE}: {_yaml_problem(error)}") from error
+    except OSError as error:
+        raise ConfigError(f"{_FILE}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # not UTF-8; not a mapping of settings
+        raise ConfigError(f"{_FILE}: it is not UTF-8 text with a line 'name: value' for each setting") from error
+
+
+def _refuse_unknown(environment: Iterable[str]) -> None:
+    known = {f"{_PREFIX}{name.upper()}" for name in settings_model().model_fields} | _OTHERS
+    for name in sorted(environment):
+        if name.upper().startswith(_PREFIX) and name.upper() not in known:
+            ends = {each.removeprefix(_PREFIX): each for each in known}
+            similar = difflib.get_close_matches(name.upper().removeprefix(_PREFIX), ends, n=1)
+            hint = f"did you mean {ends[similar[0]]}?" if similar else "see docs/reference/settings.md"
+            raise ConfigError(f"{name}: there is no such setting; {hint}")
+
+
+def _place(path: tuple[int | str, ...], given: Mapping[str, str]) -> str:
+    """Where a person wrote the value."""
+    name = str(path[0]) if path else ""
+    if name in given:
+        return f"--{name}"
+    variable = f"{_PREFIX}{name.upper()}"
+    if any(each.upper() == variable for each in os.environ):
+        return variable
+    return f"{_FILE}: {'.'.join(map(str, path))}" if path else _FILE
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: it is not YAML: {error.problem or 'it cannot be read'}"
+    return f"it is not YAML: {' '.join(str(error).split())}"

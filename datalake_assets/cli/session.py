@@ -172,7 +172,11 @@ _SETTINGS = "dagster.yaml"
 
 
 def _home() -> Path:
-    return Path(os.environ.get(_VARIABLE) or _DEFAULT).expanduser().absolute()
+    named = os.environ.get(_VARIABLE) or _DEFAULT
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"DAGSTER_HOME {named}: no such user's home folder; name another folder") from error
 
 
 def existing_home() -> Path | None:

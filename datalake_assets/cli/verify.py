@@ -8,6 +8,7 @@ import click
 
 from datalake_assets.cli.output import print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.errors import ConfigError
 
 __all__ = ["repair", "verify"]
 
@@ -54,7 +55,7 @@ def repair(session: Session, *, name: str | None, as_json: bool) -> None:
     """
     from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
 
-    runs = _repair_runs()
+    runs, unusable = _repair_runs()
     feeds, _ = session.feeds(name)
     done = []
     for feed in feeds:
@@ -79,20 +80,28 @@ def repair(session: Session, *, name: str | None, as_json: bool) -> None:
             or any(each.get(what) for each in done for what in ("finished", "undone", "swept", "reconciled"))
         ):
             say(f"{len(feeds)} feeds, nothing to repair")
-    if waiting:
+    if waiting or unusable:
         raise click.exceptions.Exit(1)
 
 
-def _repair_runs() -> list[str]:
-    """Fails Dagster runs whose process died; does nothing where Dagster has never run."""
+def _repair_runs() -> tuple[list[str], bool]:
+    """Fails Dagster runs whose process died; does nothing where Dagster has never run.
+
+    Returns:
+        The runs, and whether Dagster's history could not be used: that is told, and the lake is repaired all the same.
+    """
     from datalake_assets.cli.session import existing_home  # noqa: PLC0415  not needed for --help
 
     home = existing_home()
     if home is None:
-        return []
+        return [], False
     os.environ["DAGSTER_HOME"] = str(home)
     from datalake_assets.defs.feeds.runner import repair_runs  # noqa: PLC0415  likewise
     from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
 
-    with open_instance() as instance:
-        return repair_runs(instance)
+    try:
+        with open_instance() as instance:
+            return repair_runs(instance), False
+    except ConfigError as error:
+        warn(f"Error: {error}")
+        return [], True

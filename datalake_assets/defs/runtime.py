@@ -17,6 +17,7 @@ import dagster as dg
 from datalake_assets.errors import (
     AmbiguousWrite,
     CommitConflict,
+    ConfigError,
     DatalakeError,
     IncompleteResponse,
     LakeError,
@@ -69,6 +70,8 @@ def failures_named(feed: Feed | str) -> Iterator[None]:
 
 
 _LOCK = ".opening.lock"
+#: Dagster's messages list all that it would have taken.
+_LONGEST = 300
 
 
 def open_instance() -> dg.DagsterInstance:
@@ -76,15 +79,27 @@ def open_instance() -> dg.DagsterInstance:
 
     A new SQLite history creates its tables when it is opened, and two processes that do so at once fail with ``table
     alembic_version already exists``. The lock dies with its holder.
+
+    Raises:
+        ConfigError: The folder, its ``dagster.yaml`` or its history cannot be used.
     """
     home = os.environ.get("DAGSTER_HOME")
     if not home:
         return dg.DagsterInstance.get()  # says that the variable is missing
-    with (Path(home) / _LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        instance = dg.DagsterInstance.get()
-        # each makes its tables when it is first asked for
-        _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage
+    try:
+        with (Path(home) / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return _opened()
+    except Exception as error:  # YAML's, SQLAlchemy's and Dagster's own errors have nothing in common
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
+        text = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+        raise ConfigError(f"DAGSTER_HOME {home} cannot be used: {text}; mend it, or name another folder") from error
+
+
+def _opened() -> dg.DagsterInstance:
+    instance = dg.DagsterInstance.get()
+    # each makes its tables when it is first asked for
+    _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage
     return instance
 
 

@@ -160,7 +160,7 @@ def test_a_bad_setting_is_one_line(run, lake, monkeypatch):
     monkeypatch.setenv("DATALAKE_KSQLDB_TIMEOUT_S", "soon")
     result = run("feeds", "list")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: settings: ksqldb_timeout_s: Input should be a valid number")
+    assert result.stderr.startswith("Error: DATALAKE_KSQLDB_TIMEOUT_S: Input should be a valid number")
     assert len(result.stderr.splitlines()) == 1
 
 

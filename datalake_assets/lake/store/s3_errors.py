@@ -68,10 +68,18 @@ REFUSALS = {
     "InvalidToken": ("the session token is not valid", CHECK_KEYS),
     "RequestTimeTooSkewed": ("this machine's clock is wrong", "set the clock, then run it again"),
     "PermanentRedirect": ("the bucket is in another region", CHECK_REGION),
+    "TemporaryRedirect": ("the bucket is in another region", CHECK_REGION),
     "AuthorizationHeaderMalformed": ("the bucket is in another region", CHECK_REGION),
+    "IllegalLocationConstraintException": ("the bucket is in another region", CHECK_REGION),
     "InvalidBucketName": ("no such bucket can exist", "correct DATALAKE_LAKE"),
 }
-STATUSES = {"301": "PermanentRedirect", "401": "AccessDenied", "403": "AccessDenied"}  # answers without a body
+# answers without a body
+STATUSES = {
+    **dict.fromkeys(("301", "302", "307", "308"), "PermanentRedirect"),
+    **dict.fromkeys(("401", "403"), "AccessDenied"),
+}
+# what obstore says of a redirect that names no other address, as S3's do for a bucket of another region
+REDIRECTED = "redirect without LOCATION"
 
 # a CompleteMultipartUpload that will be refused each time: the staged parts are not what was recorded
 BAD_PARTS = {"EntityTooLarge", "EntityTooSmall", "InvalidPart", "InvalidPartOrder", "MalformedXML"}
@@ -90,6 +98,8 @@ class _Answer:
             code = error.response.get("Error", {}).get("Code", "")
             return cls(STATUSES.get(code, code), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         text = str(error)
+        if REDIRECTED.lower() in text.lower():
+            return cls("PermanentRedirect", 0)
         said, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code: (\d{3})", text)
         number = status[1] if status else "0"
         return cls(said[1] if said else STATUSES.get(number, ""), int(number))
