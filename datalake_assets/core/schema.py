@@ -135,6 +135,11 @@ def evolve(frozen: pa.Schema, incoming: pa.Schema, *, policy: SchemaPolicy, sour
         for field in frozen
         if field.name in incoming.names and not _same(field, incoming.field(field.name))
     ]
+    known = {field.name.lower(): field.name for field in frozen}
+    for field in added:
+        if field.name.lower() in known:
+            alike = f"{known[field.name.lower()]!r} and {field.name!r} are one name to most readers"
+            raise SchemaChanged(source, f"the schema changed: {alike}", cure="spell it as before")
     refused = policy == "freeze" or any(not field.nullable for field in removed)
     if changed or (refused and (added or removed)):
         cure = "" if policy == "freeze" and not changed else "types never change: undo it, or land it as a new feed"

@@ -66,14 +66,16 @@ def unify_schemas(schemas: Sequence[pa.Schema], *, reading: bool = False) -> pa.
 
 def names_apart_by_case(schema: pa.Schema) -> str | None:
     """Two names of one level that only their case tells apart, for a person; None if there are none."""
+    if len({name.lower() for name in schema.names}) == len(schema) and not any(map(pt.is_nested, schema.types)):
+        return None  # as of nearly all files
     return _apart_by_case(list(schema), "columns")
 
 
 def _apart_by_case(fields: Sequence[pa.Field], what: str) -> str | None:
-    counts = Counter(field.name.casefold() for field in fields)
+    counts = Counter(field.name.lower() for field in fields)
     for field in fields:
-        if counts[field.name.casefold()] > 1:
-            same = sorted({repr(each.name) for each in fields if each.name.casefold() == field.name.casefold()})
+        if counts[field.name.lower()] > 1:
+            same = sorted({repr(each.name) for each in fields if each.name.lower() == field.name.lower()})
             if len(same) > 1:
                 return f"{what} {' and '.join(same)} differ only in case, which many readers ignore"
         kind = field.type
@@ -302,6 +304,8 @@ def shape_of(source: OpenInput, *, copied: bool, like: Shape | None = None) -> S
 
 def without_views(schema: pa.Schema) -> pa.Schema:
     """The schema with plain texts in place of views, of which Arrow computes next to nothing; values are the same."""
+    if not any(kind in _VIEWS or pt.is_nested(kind) for kind in schema.types):
+        return schema
     return pa.schema([field.with_type(_without_views(field.type)) for field in schema], metadata=schema.metadata)
 
 
@@ -320,6 +324,8 @@ def _without_views(kind: pa.DataType) -> pa.DataType:
         return pa.map_(entries.field(0), entries.field(1))
     if pt.is_struct(kind):
         return pa.struct(plain)
+    if pt.is_fixed_size_list(kind):
+        return pa.list_(*plain, kind.list_size)
     return pa.large_list(*plain) if pt.is_large_list(kind) else pa.list_(*plain)
 
 

@@ -98,6 +98,13 @@ def test_evolve_refuses_any_difference_when_frozen(incoming):
         evolve(FROZEN, incoming, policy="freeze", source="s")
 
 
+@pytest.mark.parametrize("policy", ["freeze", "evolve"])
+def test_evolve_refuses_a_new_column_that_differs_only_in_case(policy):
+    incoming = FROZEN.append(pa.field(FROZEN.names[0].upper(), pa.int8()))
+    with pytest.raises(SchemaChanged, match=r"are one name to most readers; spell it as before"):
+        evolve(FROZEN, incoming, policy=policy, source="s")
+
+
 def test_evolve_appends_new_columns_as_nullable_and_keeps_vanished_ones():
     incoming = pa.schema([FROZEN.field(0), pa.field("new", pa.int8(), nullable=False)])
     assert evolve(FROZEN, incoming, policy="evolve", source="s") == FROZEN.append(pa.field("new", pa.int8()))
