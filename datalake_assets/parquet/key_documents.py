@@ -266,8 +266,15 @@ def _spark_field(one: Json, other: Json) -> Json:
     return {**one, "nullable": one.get("nullable", True) or other.get("nullable", True)}
 
 
+#: Spark's types that the Parquet schema beside them tells as well; others (intervals, lengths, collations) it does not.
+_TOLD_BY_PARQUET = re.compile(
+    r"boolean|byte|short|integer|long|float|double|string|binary|date|timestamp|timestamp_ntz|decimal\(.*\)|struct|array|map"
+)
+_TYPES_IN = ("type", "elementType", "keyType", "valueType")
+
+
 def _beyond_types(field: Json) -> str:
-    """What Spark says of a column apart from its type and whether it may be null; empty if nothing."""
+    """What Spark says of a column that the Parquet schema does not; empty if nothing."""
     if isinstance(field, list):
         return "".join(map(_beyond_types, field))
     if not isinstance(field, dict):
@@ -276,7 +283,9 @@ def _beyond_types(field: Json) -> str:
         return _rendered(field).decode()
     noted = field.get("metadata")
     inner = "".join(_beyond_types(field[part]) for part in sorted(field) if part != "metadata")
-    return (_rendered(noted).decode() if noted else "") + inner
+    kinds = [field[part] for part in _TYPES_IN if isinstance(field.get(part), str)]
+    own = "".join(kind for kind in kinds if not _TOLD_BY_PARQUET.fullmatch(kind))
+    return (_rendered(noted).decode() if noted else "") + own + inner
 
 
 def _columns(block: Json) -> dict[str, Json]:

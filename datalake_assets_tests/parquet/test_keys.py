@@ -225,6 +225,25 @@ def test_a_length_or_a_type_of_its_own_that_spark_notes_keeps_files_apart():
     assert "column 'b' has another meaning in Spark's metadata" in merged(REENCODE, short, short, long)[1]["f2"]
 
 
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("varchar(3)", "varchar(5)"),
+        ("char(3)", "string"),
+        ("string collate UNICODE", "string"),
+        ({"type": "array", "elementType": "varchar(3)", "containsNull": True}, "string"),
+        (
+            {"type": "struct", "fields": [{"name": "x", "type": "interval year", "nullable": True, "metadata": {}}]},
+            "string",
+        ),
+    ],
+)
+def test_types_of_spark_that_parquet_does_not_tell_keep_files_apart(kinds):
+    one, other = (pa.table({"b": ["x"]}).replace_schema_metadata(spark_rows(("b", kind, {}))) for kind in kinds)
+    assert list(merged(REENCODE, one, one, other)[1]) == ["f2"]
+    assert merged(REENCODE, one, one)[1] == {}
+
+
 @KERNELS
 def test_what_arrow_rs_keeps_within_arrows_schema_is_treated_alike(chosen):
     def within(texts):
