@@ -6,7 +6,7 @@ its verdict, figures, plots, the partitions to look at, and what was compacted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -218,6 +218,14 @@ def _tables(report: FeedReport) -> Iterator[_Table]:
             ("Partition", "Files", "Small", "Merged to", "Size", "Rows", "Newest row", "Saves a month"),
             tuple(_partition(one, costs[one.key]) for one in worst[:PARTITIONS]),
         )
+    notes = report.feed.columns
+    if notes:
+        yield _Table(
+            "What columns mean",
+            "",
+            ("Column", "Unit", "Meaning", "Tags"),
+            tuple((name, note.unit, note.description, _listed(note.tags)) for name, note in notes.items()),
+        )
     done = sorted(
         ((commit, one.key) for one in report.statistics.partitions for commit in one.compactions),
         key=lambda pair: pair[0].at,
@@ -241,6 +249,10 @@ def _tables(report: FeedReport) -> Iterator[_Table]:
                 for each in versions[::-1][:VERSIONS]
             ),
         )
+
+
+def _listed(tags: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {value}" if value else name for name, value in tags.items())
 
 
 def _more(there: int, shown: int, where: str) -> str:

@@ -169,3 +169,15 @@ def test_the_assumptions_are_on_the_page():
     assert (
         "$0.0050 per 1,000 LIST and $0.0004 per 1,000 GET requests, $0.023 per GB-month" in page.all("footer")[0].text
     )
+
+
+def test_section_says_what_columns_mean():
+    notes = {"amount": {"description": EVIL, "unit": "USD", "tags": {"pii": "no", "raw": ""}}, "id": {"unit": "1"}}
+    text, root = page_of(statistics_of(feed_of(columns=notes)))
+
+    (table,) = [each for each in root.all("table") if "What columns mean" in each.text]
+    rows = [[cell.text for cell in row.all("td")] for row in table.all("tr")]
+    assert [row[0] for row in rows if row] == ["amount", "id"]
+    assert rows[1][1] == "USD"
+    assert rows[1][3] == "pii: no, raw"
+    assert "<script>" not in text
