@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import stamina
 
-from datalake_assets.sources.ksqldb.client import ATTEMPTS
+from datalake_assets.sources.ksqldb.failures import ATTEMPTS
 
 
 @pytest.fixture

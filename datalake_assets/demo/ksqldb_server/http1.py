@@ -218,7 +218,7 @@ def _upgrade_settings(request: Request) -> str | None:
 
 
 async def _switch(connection: h11.Connection, writer: asyncio.StreamWriter) -> None:
-    headers = [("connection", "Upgrade"), ("upgrade", "h2c")]
+    headers = [("connection", "upgrade"), ("upgrade", "h2c")]  # as Netty writes it: some clients compare to the letter
     head = h11.InformationalResponse(status_code=101, reason=reason_of(101).encode(), headers=headers)
     writer.write(connection.send(head) or b"")
     await writer.drain()

@@ -116,8 +116,11 @@ class _Parser:
             return self._list()
         if word == "DESCRIBE":
             return self._describe()
-        near = difflib.get_close_matches(first.text.upper(), _COMMANDS, n=1, cutoff=0)
-        raise self._error(f"Unknown statement '{first.text}'\nDid you mean '{near[0] if near else 'SELECT'}'?")
+        if word in _COMMANDS:
+            raise self._error(f"{word} is not served: this server's streams and tables are generated")
+        near = difflib.get_close_matches(first.text.upper(), _COMMANDS, n=1)
+        hint = f"\nDid you mean '{near[0]}'?" if near else ""
+        raise self._error(f"Unknown statement '{first.text}'{hint}")
 
     def _select(self) -> Select:
         start = self._expect("SELECT").start

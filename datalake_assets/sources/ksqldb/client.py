@@ -1,12 +1,8 @@
-"""ksqlDB's REST interface over HTTP/1.1: requests, credentials, TLS, bounded retries; answers as raw bytes.
+"""ksqlDB's REST interface over HTTP/1.1: requests, credentials, TLS; answers as raw bytes, within limits.
 
 Answers are streamed in whatever chunks arrive: splitting lines in the HTTP library costs several times the transfer,
-and splits at characters that ksqlDB sends inside of strings.
-
-What a ksqlDB server's failures mean: which error, for whom, and whether asking again can help.
-
-ksqlDB reuses codes: a busy server answers 429, 503, a masked 500 or, before 8.0.1, a 400 that looks like bad SQL. All
-of that is told apart here, once, so that retries and messages agree.
+and splits at characters that ksqlDB sends inside of strings. No server is trusted to send little, or anything at all:
+a document has a size and a time, rows must go on coming, and what is packed is unpacked in pieces of bounded size.
 """
 
 from __future__ import annotations
@@ -17,225 +13,32 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self
 
 import httpx
-import stamina
 from pydantic import SecretStr
 
 from datalake_assets.errors import (
     ConfigError,
     DatalakeError,
     IncompleteResponse,
-    SourceError,
     SourceRefused,
     SourceUnavailable,
 )
+from datalake_assets.sources.ksqldb.failures import (
+    TransientFailure,
+    failed_answer,
+    failed_exchange,
+    one_line,
+    retried,
+)
 
-__all__ = [
-    "KsqlAnswer",
-    "KsqlClient",
-    "Properties",
-    "ServerVersion",
-    "TransientFailure",
-    "failed_answer",
-    "failed_exchange",
-    "failed_rows",
-    "one_line",
-    "retried",
-    "surfaced",
-]
-
-_T = TypeVar("_T")
-
-ATTEMPTS = 4
-RETRY_BUDGET_S = 30.0
-#: The hourly bandwidth budget of pull queries refills slowly; asking again at once is refused again.
-_LATE_S = 10.0
-#: HTTP statuses of a server, or of a proxy before it, that is busy or restarting.
-_BUSY = frozenset({429, 502, 503, 504})
-# ksqlDB, ServerUtils / PullQueryExecutor / RateLimiter: the texts that tell these cases apart
-_MASKED = "internal error when processing the query"
-_NO_HOST = "Unable to execute pull query"
-_BANDWIDTH = "bandwidth rate limit"
-_LONGEST_MESSAGE = 400
-_USERINFO = re.compile(r"//[^/\s@]*@")
-
-_CREDENTIALS = "set DATALAKE_KSQLDB_USER and DATALAKE_KSQLDB_PASSWORD"
-_URL = "correct DATALAKE_KSQLDB_URL"
-_WELL = "nothing was committed; run it again when the server is well"
-
-
-class TransientFailure(Exception):
-    """A failure that another attempt may not meet; never leaves this package.
-
-    Args:
-        error: What callers get if it stays.
-        wait_s: Seconds to wait before the next attempt; None leaves it to the back-off.
-    """
-
-    def __init__(self, error: SourceError, *, wait_s: float | None = None) -> None:
-        self.error, self.wait_s = error, wait_s
-        super().__init__(str(error))
-
-
-def _backoff(error: Exception) -> bool | float:
-    if isinstance(error, TransientFailure):
-        return True if error.wait_s is None else error.wait_s
-    return False
-
-
-def retried(call: Callable[[], _T]) -> _T:
-    """Calls until it succeeds, fails for good, or the bounded attempts are used up.
-
-    Raises:
-        SourceError: The last failure.
-    """
-    with surfaced():
-        for attempt in stamina.retry_context(on=_backoff, attempts=ATTEMPTS, timeout=RETRY_BUDGET_S):
-            with attempt:
-                return call()
-    raise AssertionError("the last attempt returns or raises")
-
-
-@contextmanager
-def surfaced() -> Iterator[None]:
-    """Raises a transient failure as the error that it stands for."""
-    try:
-        yield
-    except TransientFailure as failure:
-        raise failure.error from failure.__cause__
-
-
-def one_line(text: str) -> str:
-    """A foreign message on one line, bounded, with no credentials of an URL in it."""
-    line = _USERINFO.sub("//", " ".join(text.split()))
-    return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "…"
-
-
-def failed_answer(source: str, status: int, body: bytes) -> NoReturn:
-    """Raises what an answer other than 200 means.
-
-    Raises:
-        TransientFailure: Asking again may help.
-        SourceRefused: The server refused, or is none of ksqlDB's.
-        SourceUnavailable: It failed.
-    """
-    code, message = _error_of(body)
-    if status in _BUSY:
-        what = message or f"answered HTTP {status}"
-        raise TransientFailure(SourceUnavailable(source, f"the server is busy: {what}", cure=_WELL))
-    if status == httpx.codes.UNAUTHORIZED:
-        raise SourceRefused(source, "wrong user or password", cure=_CREDENTIALS)
-    if status == httpx.codes.FORBIDDEN:
-        reason = f"wrong user or password, or no access: {message or 'HTTP 403'}"
-        raise SourceRefused(source, reason, cure=f"{_CREDENTIALS}, or grant this user access")
-    if not code:
-        raise _not_ksqldb(source, status)
-    if status < httpx.codes.INTERNAL_SERVER_ERROR:
-        _refused(source, code, message)
-    error = SourceUnavailable(source, f"the server failed: {message}", cure=_WELL)
-    if _MASKED in message:
-        raise TransientFailure(error)
-    raise error
-
-
-def _not_ksqldb(source: str, status: int) -> SourceError:
-    if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return SourceUnavailable(source, f"answered HTTP {status}", cure=_WELL)
-    return SourceRefused(source, f"not a ksqlDB server: answered HTTP {status}", cure=_URL)
-
-
-def _refused(source: str, code: int, message: str) -> NoReturn:
-    if _NO_HOST in message:
-        raise TransientFailure(SourceUnavailable(source, message, cure=_WELL))
-    if _BANDWIDTH in message:
-        raise TransientFailure(SourceUnavailable(source, message, cure=_WELL), wait_s=_LATE_S)
-    raise SourceRefused(source, message or f"error {code}")
-
-
-def failed_rows(source: str, message: str) -> NoReturn:
-    """Raises what an error that came among the rows means: the answer is incomplete, whatever the reason.
-
-    Raises:
-        TransientFailure: Asking again from the start may help.
-        IncompleteResponse: It would not.
-    """
-    message = one_line(message)
-    error = IncompleteResponse(source, f"the server gave up while sending rows: {message}")
-    if any(text in message for text in (_MASKED, _NO_HOST, "rate limit")):
-        raise TransientFailure(error)
-    raise error
-
-
-def _error_of(body: bytes) -> tuple[int, str]:
-    """Code and message of ksqlDB's error document; ``(0, "")`` if it is none."""
-    try:
-        document = json.loads(body)
-        return int(document["error_code"]), one_line(str(document.get("message") or ""))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return 0, ""
-
-
-@contextmanager
-def failed_exchange(source: str, *, receiving: bool = False) -> Iterator[None]:
-    """Translates what httpx raises.
-
-    Args:
-        source: What is asked.
-        receiving: Whether rows were under way, so that a break leaves an incomplete answer.
-    """
-    try:
-        yield
-    except httpx.InvalidURL as error:
-        raise SourceRefused(source, "not a usable URL", cure=_URL) from error
-    except httpx.TransportError as error:
-        raise _broken(source, error, receiving=receiving) from error
-    except httpx.StreamError as error:  # closed under our feet
-        raise IncompleteResponse(source, "the answer was closed before it ended") from error
-
-
-def _broken(source: str, error: httpx.TransportError, *, receiving: bool) -> DatalakeError | TransientFailure:
-    match error:
-        case httpx.UnsupportedProtocol():
-            return SourceRefused(source, "not a usable URL", cure=_URL)
-        case httpx.ConnectTimeout():
-            return TransientFailure(SourceUnavailable(source, "no connection in time", cure=f"{_WELL}, or {_URL}"))
-        case httpx.ConnectError():
-            return _unconnected(source, error)
-        case httpx.TimeoutException():
-            cure = f"{_WELL}, or raise DATALAKE_KSQLDB_TIMEOUT_S"
-            return TransientFailure(SourceUnavailable(source, "no answer in time", cure=cure))
-        case _ if receiving:
-            return TransientFailure(IncompleteResponse(source, "the connection broke before the answer was complete"))
-        case _:
-            reason = "the connection broke before an answer came, or it is no HTTP server"
-            return TransientFailure(SourceUnavailable(source, reason, cure=f"{_WELL}, or {_URL}"))
-
-
-def _unconnected(source: str, error: httpx.ConnectError) -> DatalakeError | TransientFailure:
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = f"its TLS certificate is not trusted: {one_line(cause.verify_message)}"
-            return SourceUnavailable(source, reason, cure="set DATALAKE_KSQLDB_CA_FILE to its authority's PEM file")
-        if isinstance(cause, ssl.SSLError):
-            reason = f"no TLS connection: {one_line(cause.reason or 'handshake failed')}"
-            return SourceUnavailable(source, reason, cure=f"{_URL}: is it http, not https?")
-        if isinstance(cause, socket.gaierror):
-            return TransientFailure(SourceUnavailable(source, "no such host", cure=_URL))
-    reason = "connection refused" if "refused" in str(error).lower() else "cannot connect"
-    return TransientFailure(SourceUnavailable(source, reason, cure=f"start the server, or {_URL}"))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
+__all__ = ["KsqlAnswer", "KsqlClient", "Properties", "ServerVersion"]
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +49,12 @@ _STREAMED_ROWS = "application/vnd.ksql.v1+json"
 _CONNECT_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
 _LONGEST_ERROR_BYTES = 64 * 1024
+#: Descriptions and lists: a thousand objects take about a megabyte.
+_LONGEST_DOCUMENT_BYTES = 64 << 20
+#: What comes between two looks at the clock counts as progress if it is that much, or whole lines.
+_PROGRESS_BYTES = 1024
+#: Packed answers are unpacked in pieces of this size: a megabyte may hold a gigabyte.
+_PIECE_BYTES = 1 << 20
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -277,12 +86,143 @@ class ServerVersion:
         return version >= (standalone if version[0] == 0 else (7, 2, 0))
 
 
-class KsqlAnswer:
-    """The open answer to a query; close it, or read it to its end."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is put up with of one answer; None for anything.
 
-    def __init__(self, source: str, response: httpx.Response) -> None:
+    Attributes:
+        size_bytes: Bytes of it, unpacked.
+        total_s: Seconds until its end.
+        silence_s: Seconds of waiting without progress: blanks, and a few bytes of a line, are none.
+    """
+
+    size_bytes: int | None = None
+    total_s: float | None = None
+    silence_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Received:
+    """What came of an answer so far."""
+
+    source: str
+    limits: Limits
+    began: float = field(default_factory=time.monotonic)
+    size_bytes: int = 0
+    waited_s: float = 0.0
+    pending_bytes: int = 0
+
+    def add(self, piece: bytes) -> None:
+        """Takes note of bytes.
+
+        Raises:
+            SourceRefused: There are more than can be an answer.
+        """
+        self.size_bytes += len(piece)
+        if self.limits.size_bytes is not None and self.size_bytes > self.limits.size_bytes:
+            reason = f"its answer is longer than {self.limits.size_bytes:,} bytes"
+            raise SourceRefused(self.source, reason, cure="correct DATALAKE_KSQLDB_URL: is it a ksqlDB server?")
+        if not piece.isspace():
+            self.pending_bytes += len(piece)
+            if self.pending_bytes >= _PROGRESS_BYTES or b"\n" in piece:
+                self.waited_s, self.pending_bytes = 0.0, 0
+
+    def check_time(self) -> None:
+        """Looks at the clock.
+
+        Raises:
+            TransientFailure: The answer takes too long, or does not get on.
+        """
+        limits = self.limits
+        if limits.total_s is not None and time.monotonic() - self.began > limits.total_s:
+            raise self._late(f"no whole answer within {limits.total_s:g} s")
+        if limits.silence_s is not None and self.waited_s > limits.silence_s:
+            raise self._late(f"no rows within {limits.silence_s:g} s, although the connection is open")
+
+    def _late(self, reason: str) -> TransientFailure:
+        cure = "run it again when the server is well, or raise DATALAKE_KSQLDB_TIMEOUT_S"
+        return TransientFailure(SourceUnavailable(self.source, reason, cure=cure))
+
+
+def _received(response: httpx.Response, source: str, limits: Limits) -> Iterator[bytes]:
+    """An answer's bytes as they come, unpacked.
+
+    Raises:
+        TransientFailure: It broke off, takes too long, or does not get on.
+        SourceRefused: It is too long, or packed in a way that was not asked for.
+    """
+    unpacker, so_far = _unpacker(response, source), _Received(source, limits)
+    chunks = response.iter_raw()
+    while True:
+        asked = time.monotonic()
+        chunk = next(chunks, None)
+        so_far.waited_s += time.monotonic() - asked
+        if chunk is None:
+            break
+        for piece in (chunk,) if unpacker is None else unpacker.pieces(chunk):
+            so_far.add(piece)
+            yield piece
+        so_far.check_time()
+    if unpacker is not None and not unpacker.is_whole:
+        raise TransientFailure(IncompleteResponse(source, "the packed answer broke off"))
+
+
+def _unpacker(response: httpx.Response, source: str) -> _Unpacker | None:
+    packed = response.headers.get("content-encoding", "identity").strip().lower()
+    if packed in {"", "identity"}:
+        return None
+    if packed in {"gzip", "x-gzip", "deflate"}:
+        return _Unpacker(source)
+    reason = f"its answer is packed as {one_line(packed)!r}, which was not asked for"
+    raise SourceRefused(source, reason, cure="have the proxy before it pass answers on as they are")
+
+
+class _Unpacker:
+    """Unpacks gzip or zlib, a bounded piece at a time, however much a few bytes hold."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._zlib = self._fresh()
+
+    @staticmethod
+    def _fresh() -> zlib._Decompress:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by the header
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the packed data ended where they say that they do."""
+        return self._zlib.eof
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """The pieces that a chunk holds.
+
+        Raises:
+            SourceRefused: It is not what it says to be.
+        """
+        while chunk:
+            if self._zlib.eof:
+                self._zlib = self._fresh()
+            try:
+                piece = self._zlib.decompress(chunk, _PIECE_BYTES)
+            except zlib.error as error:
+                raise SourceRefused(self._source, "its packed answer cannot be unpacked") from error
+            chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
+            if piece:
+                yield piece
+
+
+class KsqlAnswer:
+    """The open answer to a query; close it, or read it to its end.
+
+    Args:
+        source: What it is about, for errors.
+        response: The answer.
+        silence_s: Seconds without progress after which it is given up; None for never, as with push queries.
+    """
+
+    def __init__(self, source: str, response: httpx.Response, *, silence_s: float | None = None) -> None:
         self.source = source
-        self._response = response
+        self._response, self._limits = response, Limits(silence_s=silence_s)
 
     def chunks(self) -> Iterator[bytes]:
         """Streams the raw bytes, once.
@@ -291,7 +231,7 @@ class KsqlAnswer:
             TransientFailure: The answer broke off.
         """
         with failed_exchange(self.source, receiving=True):
-            yield from self._response.iter_bytes()
+            yield from _received(self._response, self.source, self._limits)
 
     def close(self) -> None:
         """Drops the connection unless the answer was read to its end; idempotent."""
@@ -415,8 +355,8 @@ class KsqlClient:
             response = self._http.send(request, stream=True)
             if response.status_code != httpx.codes.OK:
                 with contextlib.closing(response):
-                    failed_answer(source, response.status_code, _beginning(response))
-        return KsqlAnswer(source, response)
+                    failed_answer(source, response.status_code, self._beginning(response, source))
+        return KsqlAnswer(source, response, silence_s=None if endless else self.timeout_s)
 
     def close_query(self, query_id: str) -> None:
         """Ends a running query at the server, if it can; failures are only logged."""
@@ -424,19 +364,33 @@ class KsqlClient:
             return
         try:
             with failed_exchange(self.source()):
-                self._http.post(self.url + "/close-query", json={"queryId": query_id}, timeout=_CLOSE_TIMEOUT_S)
+                body = {"queryId": query_id}
+                with self._http.stream(
+                    "POST", self.url + "/close-query", json=body, timeout=_CLOSE_TIMEOUT_S
+                ) as answer:
+                    self._beginning(answer, self.source())  # an answer that is read leaves its connection usable
         except (DatalakeError, TransientFailure) as error:
             logger.debug("could not close query %s: %s", query_id, error)
 
     def _json(self, method: str, path: str, source: str, body: object = None) -> Any:
         with failed_exchange(source), self._http.stream(method, self.url + path, json=body) as response:
             if response.status_code != httpx.codes.OK:
-                failed_answer(source, response.status_code, _beginning(response))
-            content = response.read()
+                failed_answer(source, response.status_code, self._beginning(response, source))
+            limits = Limits(_LONGEST_DOCUMENT_BYTES, total_s=self.timeout_s)
+            content = b"".join(_received(response, source, limits))
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise _stranger(source) from None
+
+    def _beginning(self, response: httpx.Response, source: str) -> bytes:
+        """As much of an answer as an error's can be."""
+        body = b""
+        for piece in _received(response, source, Limits(total_s=self.timeout_s)):
+            body += piece
+            if len(body) > _LONGEST_ERROR_BYTES:
+                break
+        return body
 
 
 def _parsed(url: str) -> httpx.URL:
@@ -456,15 +410,6 @@ def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"DATALAKE_KSQLDB_CA_FILE: {ca_file!r} is not a readable PEM file") from error
-
-
-def _beginning(response: httpx.Response) -> bytes:
-    body = b""
-    for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > _LONGEST_ERROR_BYTES:
-            break
-    return body
 
 
 def _stranger(source: str) -> SourceRefused:

@@ -24,11 +24,12 @@ import pyarrow.compute as pc
 from datalake_assets.core.batches import ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.partitions import TimeWindow
 from datalake_assets.errors import IncompleteResponse, SourceError, SourceRefused, SourceUnavailable
-from datalake_assets.sources.ksqldb.client import KsqlClient, retried
+from datalake_assets.sources.ksqldb.client import KsqlClient
 from datalake_assets.sources.ksqldb.columns import Layout
 from datalake_assets.sources.ksqldb.declaration import ROWTIME, declared
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder
 from datalake_assets.sources.ksqldb.decode.rows import RejectedRow as UndecodedRow
+from datalake_assets.sources.ksqldb.failures import retried
 from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, Seen
 from datalake_assets.sources.ksqldb.query import EARLIEST, PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.statements import before, select

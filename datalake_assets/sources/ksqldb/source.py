@@ -33,9 +33,10 @@ from datalake_assets.errors import ConfigError, SchemaChanged, SourceRefused
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject
-from datalake_assets.sources.ksqldb.client import KsqlClient, retried, surfaced
+from datalake_assets.sources.ksqldb.client import KsqlClient
 from datalake_assets.sources.ksqldb.columns import Layout, is_timestamp, resolve, time_source
 from datalake_assets.sources.ksqldb.declaration import ROWTIME, KsqlDBMode, KsqlDBSettings, declared
+from datalake_assets.sources.ksqldb.failures import retried, surfaced
 from datalake_assets.sources.ksqldb.positions import PositionWatch, first_offsets, starts_anew
 from datalake_assets.sources.ksqldb.query import EARLIEST, PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.reading import Batcher, OffsetReader, decoded_again, scan

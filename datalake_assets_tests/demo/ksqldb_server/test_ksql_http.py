@@ -296,6 +296,16 @@ def test_upgrade_with_unreadable_settings_is_dropped(raw: socket.socket) -> None
     assert until_closed(raw).startswith(b"HTTP/1.1 101 ")
 
 
+def test_upgrade_is_answered_to_the_letter_as_netty_does(raw: socket.socket) -> None:
+    """The Python client hyper compares these values without regard to what HTTP says of their case."""
+    raw.sendall(
+        b"GET /info HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: x\r\n\r\n"
+    )
+    head = until_closed(raw).partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert sorted(head[1:]) == [b"connection: upgrade", b"upgrade: h2c"]
+
+
 def test_port_that_is_taken_is_reported(server: KsqlServer) -> None:
     with pytest.raises(OSError, match="address already in use"), KsqlServer(GeneratorConfig(), port=server.port):
         pass

@@ -61,6 +61,11 @@ def test_statements_of_one_text_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
+        (
+            "CREATE STREAM s AS SELECT * FROM t;",
+            "line 1:1: Syntax Error\nCREATE is not served: this server's streams and tables are generated",
+        ),
+        ("XYZZY;", "line 1:1: Syntax Error\nUnknown statement 'XYZZY'"),
         ("SELEC * FROM s;", "line 1:1: Syntax Error\nUnknown statement 'SELEC'\nDid you mean 'SELECT'?"),
         ("SELECT * FROM s", "line 1:16: Syntax Error\nmissing ';' at '<EOF>'"),
         ("SELECT * FRM s;", "line 1:10: Syntax Error\nSyntax error at or near 'FRM' at line 1:10"),

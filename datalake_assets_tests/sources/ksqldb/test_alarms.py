@@ -17,7 +17,7 @@ import stamina
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.errors import SourceDataLost, SourceRecreated, SourceRefused, SourceUnavailable
 from datalake_assets.feed import Feed
-from datalake_assets.sources.ksqldb.client import ATTEMPTS
+from datalake_assets.sources.ksqldb.failures import ATTEMPTS
 from datalake_assets.sources.ksqldb.source import KsqlDB
 from datalake_assets_tests.sources.ksqldb.scripted_server import (
     STREAMED,

@@ -10,8 +10,8 @@ import pytest
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.core.partitions import TimeWindow
 from datalake_assets.errors import IncompleteResponse, InvalidFeed, SchemaChanged, SourceRefused
-from datalake_assets.sources.ksqldb.client import ATTEMPTS
 from datalake_assets.sources.ksqldb.columns import SOURCE_KEY
+from datalake_assets.sources.ksqldb.failures import ATTEMPTS
 from datalake_assets.sources.ksqldb.source import KsqlDB
 from datalake_assets_tests.sources.ksqldb.answers import ALL, HEADER, TABLE, feed, landed, serving, sql_of, values
 from datalake_assets_tests.sources.ksqldb.scripted_server import STREAMED, Answer, description, document, rows

@@ -13,7 +13,8 @@ import trustme
 from pydantic import SecretStr
 
 from datalake_assets.errors import ConfigError, IncompleteResponse, SourceError, SourceRefused, SourceUnavailable
-from datalake_assets.sources.ksqldb.client import KsqlClient, ServerVersion, failed_rows, retried, surfaced
+from datalake_assets.sources.ksqldb.client import KsqlClient, ServerVersion
+from datalake_assets.sources.ksqldb.failures import failed_rows, retried, surfaced
 from datalake_assets_tests.sources.ksqldb.scripted_server import Answer, always, document, error, info, scripted
 
 MASKED = (

@@ -28,7 +28,7 @@ from datalake_assets.errors import (
     SourceUnavailable,
 )
 from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.sources.ksqldb.client import ATTEMPTS
+from datalake_assets.sources.ksqldb.failures import ATTEMPTS
 from datalake_assets.sources.ksqldb.source import KsqlDB
 
 CONFIG = GeneratorConfig(records=1_200, events_per_day=100)
