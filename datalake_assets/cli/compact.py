@@ -19,6 +19,7 @@ from datalake_assets.cli.export import ExportRequest
 from datalake_assets.cli.output import CompactProgress, one_line, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, Estimate, LeftAlone
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
@@ -31,7 +32,7 @@ from datalake_assets.lake.feed_compaction import (
     most_small_files_first,
     unusable,
 )
-from datalake_assets.lake.table import CompactionProgress, CompactionReport, PartitionReport, Reconciliation
+from datalake_assets.lake.table import CompactionProgress, CompactionReport, Reconciliation
 from datalake_assets.lake.tables import open_table
 
 __all__ = [
@@ -140,7 +141,7 @@ def chosen_partitions(
     partitions: Sequence[str],
     between: str | None,
     *,
-    known: Mapping[str, PartitionReport],
+    known: Mapping[str, PartitionFacts],
 ) -> tuple[str, ...]:
     """The partitions that the options name, those with most small files first; ``known`` is what some amount to.
 

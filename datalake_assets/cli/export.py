@@ -22,6 +22,7 @@ import click
 
 from datalake_assets.cli.output import ExportProgress, as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
@@ -329,7 +330,7 @@ def _export_here(
         return Outcome(feed.name, feed.kind.value, seconds=time.monotonic() - began, error=str(error))
     if result.error is not None and _INTERRUPT in result.error:
         raise KeyboardInterrupt
-    landed = [asdict(partition) for partition in result.partitions]
+    landed = [_landed(partition) for partition in result.partitions]
     outcome = Outcome(
         feed=feed.name,
         kind=feed.kind.value,
@@ -342,6 +343,18 @@ def _export_here(
         notes=result.notes,
     )
     return outcome if outcome.error is not None else _with_totals(session.store, feed, outcome)
+
+
+def _landed(partition: PartitionFacts) -> dict[str, Any]:
+    """What ``--json`` says of a partition."""
+    return {
+        "key": partition.key,
+        "rows": partition.rows,
+        "rows_added": partition.rows_added,
+        "files": partition.files,
+        "small_files": partition.small_files,
+        "size_bytes": partition.size_bytes,
+    }
 
 
 def _with_totals(store: Store, feed: Feed, outcome: Outcome) -> Outcome:

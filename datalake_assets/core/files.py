@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
 import msgspec
 
-__all__ = ["DataFile", "FileKind", "PartitionStats", "data_file_name", "file_kind", "written_at"]
+__all__ = ["DataFile", "FileKind", "data_file_name", "file_kind", "written_at"]
 
 #: Names that `data_file_name` gave; other writers' names are not trusted to tell a time.
 _OUR_NAME = re.compile(r"(?:data|compacted|snapshot)_([0-9]{8}_[0-9]{6})_.+\.parquet")
@@ -46,27 +44,6 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
     etag: str = msgspec.field(default_factory=str)
     written_at: datetime | None = None
     left_out: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionStats:
-    """What a partition amounts to."""
-
-    files: int
-    small_files: int
-    rows: int
-    size_bytes: int
-
-    @classmethod
-    def of(cls, files: Iterable[DataFile], *, small_below_bytes: int) -> PartitionStats:
-        """Adds up ``files``; those below ``small_below_bytes`` count as small."""
-        listed = list(files)
-        return cls(
-            files=len(listed),
-            small_files=sum(file.size_bytes < small_below_bytes for file in listed),
-            rows=sum(file.rows for file in listed),
-            size_bytes=sum(file.size_bytes for file in listed),
-        )
 
 
 def data_file_name(prefix: str, at: datetime, unique: str) -> str:

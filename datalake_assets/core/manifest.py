@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from datalake_assets.core.files import DataFile, PartitionStats
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.position import Position, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
 
@@ -447,9 +447,12 @@ def _entry(
     entry = Commit(**named, rows=rows, files_added=len(added), files_removed=removed)
     if small_file_bytes is None:
         return entry
-    now = PartitionStats.of(files, small_below_bytes=small_file_bytes)
     return msgspec.structs.replace(
-        entry, files=now.files, small_files=now.small_files, size_bytes=now.size_bytes, total_rows=now.rows
+        entry,
+        files=len(files),
+        small_files=sum(file.size_bytes < small_file_bytes for file in files),
+        size_bytes=sum(file.size_bytes for file in files),
+        total_rows=sum(file.rows for file in files),
     )
 
 

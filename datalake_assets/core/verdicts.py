@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRules
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRules, outlook_of_plan
+from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, key_of, keys_in, window_of
 from datalake_assets.core.wording import files_text, size_text
@@ -28,7 +29,6 @@ __all__ = [
     "Delivery",
     "Drift",
     "PartitionFooters",
-    "PartitionHealth",
     "RowCount",
     "Verdict",
     "counts_as_fresh",
@@ -51,48 +51,6 @@ ROW_COUNT, SCHEMA, SMALL_FILES = "row_count", "schema", "small_files"
 
 #: Partitions that a verdict names one by one.
 _NAMED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionHealth:
-    """What a partition's files amount to, and what its compaction policy would do with them.
-
-    Attributes:
-        key: Partition key.
-        files: Data files.
-        rows: Their rows.
-        size_bytes: Their size.
-        small_files: Files below the feed's threshold.
-        small_bytes: Their size.
-        mergeable_files: Files that compaction would merge now.
-        mergeable_bytes: Size of the small ones among them.
-        oversize_files: Files that compaction would split.
-        oversize_bytes: Their size.
-        files_after: Files after a compaction.
-        unusable: Files that no compaction can take as they are, with the reason.
-        max_time: Latest partition time; None without one.
-        last_write: When rows last came or went; None if unknown. Compactions are no writes.
-    """
-
-    key: str
-    files: int = 0
-    rows: int = 0
-    size_bytes: int = 0
-    small_files: int = 0
-    small_bytes: int = 0
-    mergeable_files: int = 0
-    mergeable_bytes: int = 0
-    oversize_files: int = 0
-    oversize_bytes: int = 0
-    files_after: int = 0
-    unusable: tuple[tuple[str, str], ...] = ()
-    max_time: datetime | None = None
-    last_write: datetime | None = None
-
-    @property
-    def needs_compaction(self) -> bool:
-        """Whether compaction would change it."""
-        return bool(self.mergeable_files or self.oversize_files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,25 +105,20 @@ class Verdict:
         return self.level is Level.OK
 
 
-def health_of(key: str, files: Sequence[DataFile], plan: CompactionPlan, rules: CompactionRules) -> PartitionHealth:
-    """What a partition's files and its compaction plan amount to; ``last_write`` is left open."""
-    small = [file for file in files if file.size_bytes < rules.small_file_bytes]
-    merges = [file for group in plan.groups if len(group.files) > 1 for file in group.files]
-    splits = [file for group in plan.groups if len(group.files) == 1 for file in group.files]
-    return PartitionHealth(
-        key=key,
-        files=len(files),
-        rows=sum(file.rows for file in files),
-        size_bytes=sum(file.size_bytes for file in files),
-        small_files=len(small),
-        small_bytes=sum(file.size_bytes for file in small),
-        mergeable_files=len(merges),
-        mergeable_bytes=sum(file.size_bytes for file in merges if file.size_bytes < rules.small_file_bytes),
-        oversize_files=len(splits),
-        oversize_bytes=sum(file.size_bytes for file in splits),
-        files_after=plan.estimate.files_after,
-        unusable=tuple((each.name, each.reason) for each in plan.left_alone if each.unusable),
-        max_time=max((file.max_time for file in files if file.max_time), default=None),
+def health_of(
+    key: str,
+    files: Sequence[DataFile],
+    plan: CompactionPlan,
+    rules: CompactionRules,
+    *,
+    last_write: datetime | None = None,
+) -> PlannedPartition:
+    """What a partition's files and its compaction plan amount to."""
+    return PlannedPartition.from_facts(
+        PartitionFacts.of(key, files, small_below_bytes=rules.small_file_bytes),
+        outlook_of_plan(plan, small_below_bytes=rules.small_file_bytes),
+        unusable=[(each.name, each.reason) for each in plan.left_alone if each.unusable],
+        last_write=last_write,
     )
 
 
@@ -181,7 +134,7 @@ def limited(limits: Limits, figure: float, line: str) -> Verdict:
     return Verdict(level, lines=() if level is Level.OK else (line,))
 
 
-def file_size_verdict(partitions: Sequence[PartitionHealth], checks: Checks) -> Verdict:
+def file_size_verdict(partitions: Sequence[PlannedPartition], checks: Checks) -> Verdict:
     """Whether the bytes lie in files of a good size: not in small ones that could be merged, nor in oversize ones."""
     size, files = _sum(partitions, "size_bytes"), _sum(partitions, "files")
     found = [
@@ -190,13 +143,13 @@ def file_size_verdict(partitions: Sequence[PartitionHealth], checks: Checks) -> 
         for limits, share, what in (
             (
                 checks.small_bytes_percent,
-                _percent(each.mergeable_bytes, each.size_bytes),
-                f"small files that compaction would merge ({files_text(each.mergeable_files)} to merge)",
+                _percent(each.small_bytes_to_merge, each.size_bytes),
+                f"small files that compaction would merge ({files_text(each.files_to_merge)} to merge)",
             ),
             (
                 checks.oversize_bytes_percent,
-                _percent(each.oversize_bytes, each.size_bytes),
-                f"{files_text(each.oversize_files)} that compaction would split",
+                _percent(each.bytes_to_split, each.size_bytes),
+                f"{files_text(each.files_to_split)} that compaction would split",
             ),
         )
     ]
@@ -205,13 +158,13 @@ def file_size_verdict(partitions: Sequence[PartitionHealth], checks: Checks) -> 
         "size_bytes": size,
         "average_file_bytes": size / files if files else 0,
         "small_bytes_percent": _percent(_sum(partitions, "small_bytes"), size),
-        "mergeable_bytes_percent": _percent(_sum(partitions, "mergeable_bytes"), size),
-        "oversize_bytes_percent": _percent(_sum(partitions, "oversize_bytes"), size),
+        "mergeable_bytes_percent": _percent(_sum(partitions, "small_bytes_to_merge"), size),
+        "oversize_bytes_percent": _percent(_sum(partitions, "bytes_to_split"), size),
     }
     return Verdict(worst(each.level for each in found), figures, _lines(line for each in found for line in each.lines))
 
 
-def small_files_verdict(partitions: Sequence[PartitionHealth], checks: Checks) -> Verdict:
+def small_files_verdict(partitions: Sequence[PlannedPartition], checks: Checks) -> Verdict:
     """Whether no partition has more small files than its compaction policy, and the feed's limits, let it have."""
     found = [_small_files(each, checks.small_files) for each in partitions]
     figures = {
@@ -253,7 +206,7 @@ def quarantine_verdict(*, rows_read: int, rows_quarantined: int, checks: Checks,
     return Verdict(found.level, figures, found.lines)
 
 
-def _small_files(partition: PartitionHealth, limits: Limits) -> Verdict:
+def _small_files(partition: PlannedPartition, limits: Limits) -> Verdict:
     level = limits.level(partition.small_files)
     if partition.needs_compaction:
         level = worst([level, Level.WARN])
@@ -274,8 +227,8 @@ def _lines(lines: Iterable[str]) -> tuple[str, ...]:
     return (*listed[:_NAMED], f"and {more:,} more") if more > 0 else tuple(listed)
 
 
-def _sum(partitions: Iterable[PartitionHealth], name: str) -> int:
-    figure: Callable[[PartitionHealth], int] = lambda each: int(getattr(each, name))  # noqa: E731
+def _sum(partitions: Iterable[PlannedPartition], name: str) -> int:
+    figure: Callable[[PlannedPartition], int] = lambda each: int(getattr(each, name))  # noqa: E731
     return sum(map(figure, partitions))
 
 

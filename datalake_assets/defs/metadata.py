@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
 from datalake_assets.core.compaction.watch import Report
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import partition_path
 from datalake_assets.core.wording import size_text
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.feed import ColumnNote, Feed, FeedKind, FolderSource
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
-from datalake_assets.lake.table import CompactionReport, FeedTotals, PartitionReport, WriteReport
+from datalake_assets.lake.table import CompactionReport, FeedTotals, WriteReport
 from datalake_assets.settings import Environment
 
 __all__ = [
@@ -99,7 +100,7 @@ def code_version(feed: Feed) -> str:
     return _digest(json.dumps(document, sort_keys=True))
 
 
-def data_version(feed: Feed, reports: Iterable[PartitionReport]) -> dg.DataVersion:
+def data_version(feed: Feed, reports: Iterable[PartitionFacts]) -> dg.DataVersion:
     """What the data of a run's partitions is, as far as downstream assets care.
 
     A table's is its version. A stream's follows the positions: a row is in the lake iff the position says so. Without
@@ -127,7 +128,7 @@ def feed_metadata(feed: Feed, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
 
 
 def partition_metadata(
-    feed: Feed, report: PartitionReport, *, lake_uri: str, schema: pa.Schema
+    feed: Feed, report: PartitionFacts, *, lake_uri: str, schema: pa.Schema
 ) -> dict[str, dg.MetadataValue]:
     """What a partition amounts to after a write, for its materialization."""
     return {
@@ -169,7 +170,7 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
 
 
 def recommendation_metadata(
-    feed: Feed, report: PartitionReport, environment: Environment
+    feed: Feed, report: PartitionFacts, environment: Environment
 ) -> dict[str, dg.MetadataValue]:
     """At every so many commits of a partition, by the feed's policy: whether it has enough small files to merge."""
     every = feed.compaction.recommend_every
@@ -191,12 +192,12 @@ def compaction_report_metadata(report: Report) -> dict[str, dg.MetadataValue]:
     }
 
 
-def folder_metadata(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
+def folder_metadata(feed: Feed, report: PartitionFacts, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
     """What a partition of an adopted folder amounts to, for its observation."""
     return _partition_now(feed, report, lake_uri=lake_uri)
 
 
-def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
+def _partition_now(feed: Feed, report: PartitionFacts, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
     """What materializations and observations of a partition both say, so that the UI plots them as one line."""
     path = partition_path(feed, report.key)
     metadata: dict[str, dg.MetadataValue] = {
@@ -220,7 +221,7 @@ def _partition_now(feed: Feed, report: PartitionReport, *, lake_uri: str) -> dic
     return metadata
 
 
-def _position_text(report: PartitionReport) -> str:
+def _position_text(report: PartitionFacts) -> str:
     """JSON on one line: as a JSON value, the UI gives every number of each source partition a line of its own."""
     return json.dumps(dict(report.position), default=str)
 
@@ -254,7 +255,7 @@ def column_schema(feed: Feed, schema: pa.Schema) -> dg.TableSchemaMetadataValue:
     return dg.TableSchemaMetadataValue(schema=dg.TableSchema(columns=columns))
 
 
-def _content(report: PartitionReport) -> list[object]:
+def _content(report: PartitionFacts) -> list[object]:
     """What a partition's rows follow from; not when they were pulled, since the same rows may be pulled again."""
     position = {name: value for name, value in sorted(report.position.items()) if name != "as_of"}
     return [report.key, report.rows, position]

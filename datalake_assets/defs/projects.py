@@ -9,8 +9,9 @@ from typing import TypeAlias
 import dagster as dg
 
 from datalake_assets.core.compaction.watch import FeedWatch, WatchState, heard, state_from_json, state_to_json
+from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.partitions import PartitionBy, window_of
-from datalake_assets.core.verdicts import FILE_SIZE, FRESHNESS, SMALL_FILES, PartitionHealth, Verdict, freshness_verdict
+from datalake_assets.core.verdicts import FILE_SIZE, FRESHNESS, SMALL_FILES, Verdict, freshness_verdict
 from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
 from datalake_assets.defs.checks.adopted import folder_verdicts, healths_of
 from datalake_assets.defs.checks.on_write import DESCRIPTIONS, newest_commit, newest_event, size_verdicts
@@ -175,7 +176,7 @@ def _sizes(instance: dg.DagsterInstance, lake: Lake, declared: Feed, keys: Seque
         feed = _look(lake, declared)
         found = [] if feed is None else healths_of(instance, lake, feed, keys)
     seen = {each.key for each in found}
-    empty = [PartitionHealth(key) for key in keys or () if key not in seen]
+    empty = [PlannedPartition(key) for key in keys or () if key not in seen]
     return _Sizes(feed or declared, keys, (*found, *empty))
 
 
@@ -201,7 +202,7 @@ class _Sizes:
 
     feed: Feed
     keys: Sequence[str] | None
-    partitions: tuple[PartitionHealth, ...]
+    partitions: tuple[PlannedPartition, ...]
 
     def events(self, names: Sequence[str], *, by_partition: bool) -> Iterator[dg.AssetCheckEvaluation]:
         """An event for each partition, where there is more than one; and for all, where Dagster takes no result.

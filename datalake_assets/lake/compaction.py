@@ -25,9 +25,9 @@ from datalake_assets.core.compaction.plan import (
     CompactionRules,
     rules_of,
 )
+from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.verdicts import PartitionHealth
 from datalake_assets.errors import (
     CommitConflict,
     CorruptLake,
@@ -384,7 +384,7 @@ class _Compaction:
             failed=tuple(each for each in plan.left_alone if each.name in tally.failed),
         )
 
-    def _health(self, after: Manifest, plan: CompactionPlan) -> PartitionHealth:
+    def _health(self, after: Manifest, plan: CompactionPlan) -> PlannedPartition:
         """By the feed's policy, whatever was asked for this time."""
         policy = rules_of(self._folder.feed, CompactionRequest(environment=self._request.environment))
         if policy != self._rules:

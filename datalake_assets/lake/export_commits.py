@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from datalake_assets.core.batches import Batches
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of
@@ -21,7 +22,7 @@ from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement, Quarantine
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
-from datalake_assets.lake.table import PartitionReport, Progress, WriteReport
+from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.parquet.rolling import RollingWriter
 from datalake_assets.parquet.writer import FileStats, ParquetSettings
 
@@ -140,7 +141,7 @@ class Export(ABC):
 
     def commit(
         self, key: str, files: Sequence[tuple[StagedFile, DataFile]], plan: Callable[[Manifest], Planned | None]
-    ) -> PartitionReport:
+    ) -> PartitionFacts:
         """Commits one partition and reports it."""
         before: list[Manifest] = []
 
@@ -169,7 +170,7 @@ class Export(ABC):
     def result(
         self,
         landing: Landing,
-        reports: Mapping[str, PartitionReport],
+        reports: Mapping[str, PartitionFacts],
         schema: pa.Schema,
         *,
         removed: Sequence[str] = (),

@@ -10,14 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
-from datalake_assets.lake.table import (
-    CompactionProgress,
-    CompactionReport,
-    PartitionReport,
-    TableKeeper,
-    TableReader,
-)
+from datalake_assets.lake.table import CompactionProgress, CompactionReport, TableKeeper, TableReader
 from datalake_assets.policies import MIB
 from datalake_assets.settings import Settings
 
@@ -87,7 +82,7 @@ def missing_partitions(table: TableReader, keys: Iterable[str]) -> Mapping[str, 
 
 
 def most_small_files_first(
-    open_table: Callable[[], TableReader], keys: Sequence[str], *, known: Mapping[str, PartitionReport]
+    open_table: Callable[[], TableReader], keys: Sequence[str], *, known: Mapping[str, PartitionFacts]
 ) -> tuple[str, ...]:
     """The partitions in the order in which to compact them; one request for each that is not known.
 
@@ -157,7 +152,7 @@ def unusable(left_alone: Iterable[LeftAlone]) -> list[LeftAlone]:
     return [each for each in left_alone if each.unusable]
 
 
-def _report(table: TableReader, key: str) -> PartitionReport | None:
+def _report(table: TableReader, key: str) -> PartitionFacts | None:
     """None too if the manifest cannot be read: the compaction will say so, and others go first."""
     try:
         return table.report(key)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
+from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
 from datalake_assets.core.rules import RuleCount
-from datalake_assets.core.verdicts import PartitionFooters, PartitionHealth
+from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.errors import CommitConflict, ConfigError
 from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake import compaction
@@ -30,7 +31,6 @@ from datalake_assets.lake.table import (
     CompactionReport,
     Difference,
     ExportPlan,
-    PartitionReport,
     Progress,
     Reconciliation,
     Repair,
@@ -85,14 +85,14 @@ class HiveSnapshot:
         one._manifests = {key: self._manifests[key]} if key in self._manifests else {}
         return one
 
-    def report(self, key: str) -> PartitionReport | None:
+    def report(self, key: str) -> PartitionFacts | None:
         """See `TableSnapshot`."""
         (manifest,) = self._load([key])
         return self._folder.report(key, manifest) if manifest.generation else None
 
     def health(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-    ) -> PartitionHealth:
+    ) -> PlannedPartition:
         """See `TableSnapshot`."""
         (manifest,) = self._load([key])
         rules = rules_of(self.feed, request)
@@ -228,7 +228,7 @@ class HiveTable:
         """See `LakeTable`."""
         return HiveSnapshot(self._folder, partitions)
 
-    def report(self, key: str) -> PartitionReport | None:
+    def report(self, key: str) -> PartitionFacts | None:
         """See `LakeTable`."""
         return self.snapshot([key]).report(key)
 

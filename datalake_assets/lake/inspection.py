@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
@@ -26,7 +27,7 @@ from datalake_assets.feed import FeedKind
 from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
-from datalake_assets.lake.table import Difference, LakeTable, PartitionReport, Repair
+from datalake_assets.lake.table import Difference, LakeTable, Repair
 from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.writer import checksum_like
 
@@ -144,7 +145,7 @@ class _Settled:
     """
 
     key: str
-    report: PartitionReport | None = None
+    report: PartitionFacts | None = None
     manifest: Manifest | None = None
     finished: bool = False
     undone: bool = False

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.feed_state import FeedState
-from datalake_assets.core.files import PartitionStats
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, partition_by, partition_key, partition_path
 from datalake_assets.errors import ConfigError
@@ -28,7 +28,6 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store, check_key
 from datalake_assets.lake.store.swap import change_object, known_object
 from datalake_assets.lake.summary import Summary
-from datalake_assets.lake.table import PartitionReport
 
 __all__ = [
     "FeedFolder",
@@ -256,21 +255,16 @@ class FeedFolder:
                 found.add(key)
         return tuple(sorted(found, key=lambda key: (0 if self.is_adopted else len(key), key)))
 
-    def report(self, key: str, manifest: Manifest, *, before: Manifest | None = None) -> PartitionReport:
+    def report(self, key: str, manifest: Manifest, *, before: Manifest | None = None) -> PartitionFacts:
         """What a partition amounts to, and what was added since ``before`` (default: nothing)."""
-        stats = PartitionStats.of(manifest.files, small_below_bytes=self.feed.small_file_bytes)
         base = before or manifest
         known = {file.name for file in base.files}
-        return PartitionReport(
-            key=key,
+        return PartitionFacts.of(
+            key,
+            manifest.files,
+            small_below_bytes=self.feed.small_file_bytes,
+            generation=manifest.generation,
+            position=manifest.position.to_json() if manifest.position else {},
             rows_added=manifest.rows - base.rows,
             files_added=sum(file.name not in known for file in manifest.files),
-            rows=stats.rows,
-            files=stats.files,
-            small_files=stats.small_files,
-            size_bytes=stats.size_bytes,
-            min_time=min((file.min_time for file in manifest.files if file.min_time), default=None),
-            max_time=max((file.max_time for file in manifest.files if file.max_time), default=None),
-            position=manifest.position.to_json() if manifest.position else {},
-            generation=manifest.generation,
         )

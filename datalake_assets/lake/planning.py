@@ -12,9 +12,10 @@ from datalake_assets.core.compaction.plan import (
     again_at,
     plan_compaction,
 )
+from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import window_of
-from datalake_assets.core.verdicts import PartitionHealth, health_of
+from datalake_assets.core.verdicts import health_of
 from datalake_assets.lake.layout import FeedFolder
 
 __all__ = ["partition_health", "plan_of"]
@@ -33,10 +34,10 @@ def plan_of(
     return replace(plan, again_at=again_at(usable, rules, now=now, closes_at=closes_at, last_commit=last))
 
 
-def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PartitionHealth:
+def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PlannedPartition:
     """What a partition amounts to, and what its compaction policy would do by ``plan``."""
     last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
-    return replace(health_of(key, manifest.files, plan, rules), last_write=last)
+    return health_of(key, manifest.files, plan, rules, last_write=last)
 
 
 def _closes_at(folder: FeedFolder, key: str) -> datetime | None:

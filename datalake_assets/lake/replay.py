@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
@@ -31,7 +32,7 @@ from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export, Staged
 from datalake_assets.lake.landing import Fence, Mask, Quarantine, write_lines
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.table import PartitionReport, WriteReport
+from datalake_assets.lake.table import WriteReport
 
 __all__ = ["Decode", "Reason", "ReplayReport", "quarantined_rows", "reasons", "refuse_pulled", "replay"]
 
@@ -336,7 +337,7 @@ class ReplayExport(Export):
         fence = _ReplayFence(self.state.epoch, self._position_of, hint=self.state.hint, stayed=self.stayed)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         self.stayed.update(self.batches.stayed)
-        reports: dict[str, PartitionReport] = {}
+        reports: dict[str, PartitionFacts] = {}
         if staged:
             taken = {key: _runs(fence.taken[key]) for key in staged}
             begun = _begin(self.folder, fence.epoch, {key: (self._commit_ids[key], taken[key]) for key in staged})
@@ -359,7 +360,7 @@ class ReplayExport(Export):
 
     def _commit_all(
         self, staged: Staged, taken: Mapping[str, Mapping[int, Runs]], epoch: int, schema: str
-    ) -> dict[str, PartitionReport]:
+    ) -> dict[str, PartitionFacts]:
         reports = {}
         waiting = self._waiting(_joined(taken.values()))
         try:

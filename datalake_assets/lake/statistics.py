@@ -15,28 +15,25 @@ from typing import Any, TypeVar
 
 from datalake_assets.core.compaction.plan import (
     CompactionRequest,
+    outlook_of_facts,
     outlook_of_plan,
-    outlook_of_sums,
     plan_compaction,
     rules_of,
 )
+from datalake_assets.core.facts import Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.manifest import Holdings
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, key_of, partition_by, partition_key
 from datalake_assets.core.quarantined_row import QuarantinedRow
 from datalake_assets.core.report.figures import (
     FeedStatistics,
-    FileSums,
-    Outlook,
-    PartitionFigures,
     Quarantined,
-    partition_figures,
+    last_arrival,
 )
 from datalake_assets.errors import CorruptLake, ObjectNotFound
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.summary import Summary
-from datalake_assets.lake.table import PartitionReport
 
 __all__ = ["QUARANTINE_BYTES", "FeedStatistics", "lake_statistics", "rebuild_summaries"]
 
@@ -80,7 +77,7 @@ def rebuild_summaries(store: Store, statistics: Sequence[FeedStatistics]) -> tup
     for each in statistics:
         if not each.problems:
             at = each.last_run or each.last_export or store.now()
-            Summary(store, each.feed).rebuild([_report(partition) for partition in each.partitions], at=at)
+            Summary(store, each.feed).rebuild(each.partitions, at=at)
     return tuple(each for each in statistics if each.problems)
 
 
@@ -98,7 +95,7 @@ class _Gathering:
         """All of them."""
         state = self._folder.state.load() if self._feed.kind is FeedKind.TABLE else None
         found = list(self._map(self._partition, self._manifests()))
-        partitions = [each for each in found if isinstance(each, PartitionFigures)]
+        partitions = [each for each in found if isinstance(each, PlannedPartition)]
         kept = None if state is None else set(state.keys)
         return FeedStatistics(
             feed=self._feed,
@@ -127,7 +124,7 @@ class _Gathering:
         is_adopted = self._folder.is_adopted
         return sorted(found, key=lambda pair: (0 if is_adopted else len(pair[0]), pair[0]))
 
-    def _partition(self, named: tuple[str, str]) -> PartitionFigures | str | None:
+    def _partition(self, named: tuple[str, str]) -> PlannedPartition | str | None:
         """The figures; what is wrong with the manifest; or None if there is none, or nothing in it."""
         key, name = named
         try:
@@ -138,24 +135,29 @@ class _Gathering:
             return f"{key}: {error.reason}"
         if not holdings.generation:
             return None
-        sums = FileSums.of(holdings.files, small_below_bytes=self._feed.small_file_bytes)
-        outlook = self._outlook(key, holdings, sums)
-        return partition_figures(self._feed, key, sums, holdings.history, commits=holdings.generation, outlook=outlook)
+        facts = PartitionFacts.of(
+            key, holdings.files, small_below_bytes=self._feed.small_file_bytes, generation=holdings.generation
+        )
+        return PlannedPartition.from_facts(
+            facts,
+            self._outlook(holdings, facts),
+            last_export=last_arrival(holdings.history, adopted=self._feed.kind is FeedKind.FOLDER),
+            history=holdings.history,
+        )
 
-    def _outlook(self, key: str, holdings: Holdings, sums: FileSums) -> Outlook:
+    def _outlook(self, holdings: Holdings, facts: PartitionFacts) -> Outlook:
         left_out = {file.name: file.left_out for file in holdings.files if file.left_out}
-        closed = self._first_open is None or key < self._first_open
+        closed = self._first_open is None or facts.key < self._first_open
         last = holdings.history[-1].at if holdings.history else None
-        told = outlook_of_sums(
-            sums, self._rules, now=self._now, closed=closed, last_commit=last, all_usable=not left_out
+        known = outlook_of_facts(
+            facts, self._rules, now=self._now, closed=closed, last_commit=last, all_usable=not left_out
         )
-        if told is not None:
-            return told
-        return outlook_of_plan(
-            plan_compaction(
-                holdings.files, self._rules, now=self._now, closed=closed, last_commit=last, excluded=left_out
-            )
+        if known is not None:
+            return known
+        plan = plan_compaction(
+            holdings.files, self._rules, now=self._now, closed=closed, last_commit=last, excluded=left_out
         )
+        return outlook_of_plan(plan, small_below_bytes=self._feed.small_file_bytes)
 
     def _quarantined(self) -> Quarantined:
         listed = sorted(self._store.list(self._folder.quarantine), key=lambda info: info.key)
@@ -200,19 +202,3 @@ def _last_run(store: Store, feed: Feed) -> datetime | None:
     except (ObjectNotFound, ValueError, KeyError, TypeError):
         return None
     return at if at.tzinfo else None
-
-
-def _report(partition: PartitionFigures) -> PartitionReport:
-    return PartitionReport(
-        key=partition.key,
-        rows_added=0,
-        files_added=0,
-        rows=partition.rows,
-        files=partition.files,
-        small_files=partition.small_files,
-        size_bytes=partition.size_bytes,
-        min_time=partition.min_time,
-        max_time=partition.max_time,
-        position={},
-        generation=partition.commits,
-    )

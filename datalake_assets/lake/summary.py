@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import partition_path
 from datalake_assets.errors import AmbiguousWrite, PreconditionFailed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import change_object
-from datalake_assets.lake.table import FeedTotals, PartitionReport
+from datalake_assets.lake.table import FeedTotals
 
 __all__ = ["Summary"]
 
@@ -36,7 +37,7 @@ class Summary:
         self._store, self._feed = store, feed
         self.key = f"metadata/{feed.path}/_metadata.json"
 
-    def merge(self, reports: Sequence[PartitionReport], *, removed: Iterable[str], at: datetime | None) -> FeedTotals:
+    def merge(self, reports: Sequence[PartitionFacts], *, removed: Iterable[str], at: datetime | None) -> FeedTotals:
         """Takes over ``reports``; once per run. Losing every race leaves the other's summary, without an error.
 
         Args:
@@ -58,7 +59,7 @@ class Summary:
             change_object(self._store, self.key, merged, attempts=ATTEMPTS)
         return _totals(json.loads(body))
 
-    def mend(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
+    def mend(self, reports: Sequence[PartitionFacts], *, at: datetime) -> None:
         """Puts right what a crash between a commit and its summary left behind; writes only if something differs.
 
         Args:
@@ -77,14 +78,14 @@ class Summary:
         with contextlib.suppress(PreconditionFailed, AmbiguousWrite):  # a writer has just written a newer one
             change_object(self._store, self.key, mended, attempts=1)
 
-    def rebuild(self, reports: Sequence[PartitionReport], *, at: datetime) -> None:
+    def rebuild(self, reports: Sequence[PartitionFacts], *, at: datetime) -> None:
         """Writes it anew from reports of all partitions."""
         self._store.put(self.key, self._merged({}, reports, removed=(), at=at))
 
     def _merged(
         self,
         document: Mapping[str, Any],
-        reports: Sequence[PartitionReport],
+        reports: Sequence[PartitionFacts],
         *,
         removed: Iterable[str],
         at: datetime | None,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.rules import RuleCount
-from datalake_assets.core.verdicts import PartitionFooters, PartitionHealth
+from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.feed import Feed
 from datalake_assets.policies import Rule
 
@@ -26,7 +26,6 @@ __all__ = [
     "ExportPlan",
     "FeedTotals",
     "LakeTable",
-    "PartitionReport",
     "Problem",
     "Progress",
     "Reconciliation",
@@ -59,38 +58,6 @@ class Progress:
 
     rows: int
     bytes_written: int
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionReport:
-    """A partition after a write.
-
-    Attributes:
-        key: Partition key.
-        rows_added: Rows in files that this write added, less rows in files that it removed; of a table's new version,
-            less the rows of the version before.
-        files_added: Files that this write added.
-        rows: Rows now.
-        files: Files now.
-        small_files: Of these, files below the feed's ``small_file_bytes``.
-        size_bytes: Their total size.
-        min_time: Earliest partition time; None without rows or without a time column.
-        max_time: Latest partition time, likewise.
-        position: The partition's position, as JSON.
-        generation: Commits so far.
-    """
-
-    key: str
-    rows_added: int
-    files_added: int
-    rows: int
-    files: int
-    small_files: int
-    size_bytes: int
-    min_time: datetime | None
-    max_time: datetime | None
-    position: Mapping[str, Any]
-    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +95,7 @@ class WriteReport:
         totals: The feed after the write; None if nobody knows them.
     """
 
-    partitions: tuple[PartitionReport, ...]
+    partitions: tuple[PartitionFacts, ...]
     rows_read: int
     rows_quarantined: int
     rows_known: int
@@ -198,7 +165,7 @@ class Reconciliation:
         schema: The columns of all files that fit; None without any.
     """
 
-    partitions: dict[str, PartitionReport] = field(default_factory=dict)
+    partitions: dict[str, PartitionFacts] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     added: int = 0
@@ -272,8 +239,8 @@ class CompactionReport:
     compaction_time_ms: int
     small_files_remaining: int
     skipped: tuple[LeftAlone, ...]
-    partition: PartitionReport
-    health: PartitionHealth
+    partition: PartitionFacts
+    health: PlannedPartition
     failed: tuple[LeftAlone, ...] = ()
 
     @property
@@ -307,12 +274,12 @@ class TableSnapshot(Protocol):
     def only(self, key: str) -> TableSnapshot:
         """One of its partitions, as it is here."""
 
-    def report(self, key: str) -> PartitionReport | None:
+    def report(self, key: str) -> PartitionFacts | None:
         """What a partition amounts to; None if it has never had a commit."""
 
     def health(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-    ) -> PartitionHealth:
+    ) -> PlannedPartition:
         """What a partition's files amount to and what its policy would do with them.
 
         Args:
@@ -360,7 +327,7 @@ class TableReader(Protocol):
     def snapshot(self, partitions: Sequence[str] | None = None) -> TableSnapshot:
         """What is committed of some partitions; None: of all, or of the current version of a table with versions."""
 
-    def report(self, key: str) -> PartitionReport | None:
+    def report(self, key: str) -> PartitionFacts | None:
         """What a partition amounts to now; None if it has never had a commit."""
 
     def scan(

@@ -11,16 +11,9 @@ from typing import Any
 import orjson
 
 from datalake_assets.core.compaction.cost import MonthlyCost
-from datalake_assets.core.report.figures import (
-    SIZE_BUCKETS,
-    PartitionFigures,
-    PastCommit,
-    Quarantined,
-    Series,
-    bucket_bounds,
-    bucket_label,
-    lake_series,
-)
+from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition, bucket_bounds, bucket_label
+from datalake_assets.core.manifest import Commit
+from datalake_assets.core.report.figures import Quarantined, Series, lake_series
 from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
 from datalake_assets.core.wording import size_text
 
@@ -116,7 +109,7 @@ def _lines(report: FeedReport) -> Iterator[tuple[object, ...]]:
             one.size_bytes,
             _iso(one.min_time),
             _iso(one.max_time),
-            one.commits,
+            one.generation,
             _iso(one.last_export),
             "" if current is None else str(one.key == current).lower(),
             quarantined.get(one.key, 0),
@@ -168,7 +161,7 @@ def _feed(report: FeedReport, series: Series) -> dict[str, Any]:
     }
 
 
-def _partition(one: PartitionFigures, cost: MonthlyCost, after: MonthlyCost) -> dict[str, Any]:
+def _partition(one: PlannedPartition, cost: MonthlyCost, after: MonthlyCost) -> dict[str, Any]:
     return {
         "partition": one.key,
         "rows": one.rows,
@@ -178,7 +171,7 @@ def _partition(one: PartitionFigures, cost: MonthlyCost, after: MonthlyCost) -> 
         "file_sizes": one.sizes,
         "min_time": one.min_time,
         "max_time": one.max_time,
-        "commits": one.commits,
+        "commits": one.generation,
         "last_export": one.last_export,
         "compactions": [_compaction(commit) for commit in one.compactions],
         "files_after_compaction": one.files_after,
@@ -190,7 +183,7 @@ def _partition(one: PartitionFigures, cost: MonthlyCost, after: MonthlyCost) -> 
     }
 
 
-def _compaction(commit: PastCommit) -> dict[str, Any]:
+def _compaction(commit: Commit) -> dict[str, Any]:
     return {
         "at": commit.at,
         "files_removed": commit.files_removed,

@@ -17,7 +17,9 @@ from datalake_assets.core.compaction.cost import (
     LIST_DOLLARS,
     STORAGE_DOLLARS_PER_BYTE,
 )
-from datalake_assets.core.report.figures import PartitionFigures, PastCommit, Series, lake_series
+from datalake_assets.core.facts import PlannedPartition
+from datalake_assets.core.manifest import Commit
+from datalake_assets.core.report.figures import Series, lake_series
 from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
 from datalake_assets.core.wording import (
     count_text,
@@ -259,7 +261,7 @@ def _more(there: int, shown: int, where: str) -> str:
     return f"the first {shown}, and {there - shown:,} more: {where}" if there > shown else ""
 
 
-def _partition(one: PartitionFigures, saved: float) -> tuple[str, ...]:
+def _partition(one: PlannedPartition, saved: float) -> tuple[str, ...]:
     return (
         one.key,
         count_text(one.files),
@@ -272,7 +274,7 @@ def _partition(one: PartitionFigures, saved: float) -> tuple[str, ...]:
     )
 
 
-def _compaction(commit: PastCommit, key: str) -> tuple[str, ...]:
+def _compaction(commit: Commit, key: str) -> tuple[str, ...]:
     return (
         moment_text(commit.at),
         key,

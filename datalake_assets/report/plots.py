@@ -15,7 +15,8 @@ from math import floor, log10
 
 from markupsafe import Markup
 
-from datalake_assets.core.report.figures import SIZE_BUCKETS, Series, bucket_bounds, bucket_label
+from datalake_assets.core.facts import SIZE_BUCKETS, bucket_bounds, bucket_label
+from datalake_assets.core.report.figures import Series
 from datalake_assets.core.report.findings import Age, FeedReport
 from datalake_assets.core.wording import count_text, dollars_text, moment_text, short_count, size_text, span_text
 from datalake_assets.policies import Level

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, plan_compaction, rules_of
+from datalake_assets.core.facts import Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Commit
-from datalake_assets.core.report.figures import FeedStatistics, FileSums, PartitionFigures, partition_figures
-from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.core.report.figures import FeedStatistics, last_arrival
+from datalake_assets.feed import Feed, FeedKind, parse_feed
 
 NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 MIB = 1 << 20
@@ -41,16 +42,25 @@ def commit_of(at: datetime, kind: str = "append", *, state: tuple[int, int, int]
 
 def partition_of(
     feed: Feed, key: str, *sizes: int, history: tuple[Commit, ...] = (), commits: int | None = None, closed: bool = True
-) -> PartitionFigures:
+) -> PlannedPartition:
     """A partition with files of these sizes."""
     files, rules = files_of(*sizes), rules_of(feed, CompactionRequest())
-    sums = FileSums.of(files, small_below_bytes=feed.small_file_bytes)
-    outlook = outlook_of_plan(plan_compaction(files, rules, now=NOON, closed=closed))
+    outlook = outlook_of_plan(
+        plan_compaction(files, rules, now=NOON, closed=closed), small_below_bytes=feed.small_file_bytes
+    )
     history = history or tuple(commit_of(file.max_time) for file in files)
-    count = len(history) if commits is None else commits
-    return partition_figures(feed, key, sums, history, commits=count, outlook=outlook)
+    return planned(feed, key, files, history, outlook, commits=len(history) if commits is None else commits)
 
 
-def statistics_of(feed: Feed | None = None, *partitions: PartitionFigures, **more: object) -> FeedStatistics:
+def planned(
+    feed: Feed, key: str, files: tuple[DataFile, ...], history: tuple[Commit, ...], outlook: Outlook, *, commits: int
+) -> PlannedPartition:
+    """A partition with these files."""
+    facts = PartitionFacts.of(key, files, small_below_bytes=feed.small_file_bytes, generation=commits)
+    last_export = last_arrival(history, adopted=feed.kind is FeedKind.FOLDER)
+    return PlannedPartition.from_facts(facts, outlook, last_export=last_export, history=history)
+
+
+def statistics_of(feed: Feed | None = None, *partitions: PlannedPartition, **more: object) -> FeedStatistics:
     """A feed with these partitions."""
     return FeedStatistics(feed or feed_of(), partitions, **more)

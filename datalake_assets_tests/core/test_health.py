@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest, plan_compaction, rules_of
+from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.core.verdicts import (
     Delivery,
     Drift,
     PartitionFooters,
-    PartitionHealth,
     RowCount,
     counts_as_fresh,
     file_size_verdict,
@@ -34,7 +34,7 @@ HOUR = timedelta(hours=1)
 CHECKS = Checks()
 
 
-def health(*sizes_mib: float, closed: bool = False, **policy: object) -> PartitionHealth:
+def health(*sizes_mib: float, closed: bool = False, **policy: object) -> PlannedPartition:
     feed = Feed(name="s", kind=FeedKind.STREAM, source=KsqlDBSource(object="S"), compaction=CompactionPolicy(**policy))
     files = [DataFile(f"f{number}.parquet", 10, int(size * MIB)) for number, size in enumerate(sizes_mib)]
     rules = rules_of(feed, CompactionRequest())
@@ -46,7 +46,7 @@ def test_health_counts_small_files_and_those_that_the_policy_would_merge():
 
     assert (found.files, found.rows, found.size_bytes) == (4, 40, 103 * MIB)
     assert (found.small_files, found.small_bytes) == (3, 3 * MIB)
-    assert (found.mergeable_files, found.mergeable_bytes, found.files_after) == (3, 3 * MIB, 2)
+    assert (found.files_to_merge, found.small_bytes_to_merge, found.files_after) == (3, 3 * MIB, 2)
 
 
 def test_lone_small_file_is_counted_and_not_held_against_the_partition():

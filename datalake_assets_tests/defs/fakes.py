@@ -19,10 +19,11 @@ from datalake_assets.core.compaction.plan import (
     LeftAlone,
     rules_of,
 )
+from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
 from datalake_assets.core.rules import RuleCount
-from datalake_assets.core.verdicts import Drift, PartitionFooters, PartitionHealth, health_of
+from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
 from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.errors import ConfigError
@@ -33,7 +34,6 @@ from datalake_assets.lake.table import (
     Difference,
     ExportPlan,
     LakeTable,
-    PartitionReport,
     Progress,
     Reconciliation,
     Repair,
@@ -77,12 +77,12 @@ class MemorySnapshot:
     def only(self, key: str) -> "MemorySnapshot":
         return MemorySnapshot(self.table, (key,))
 
-    def report(self, key: str) -> PartitionReport | None:
+    def report(self, key: str) -> PartitionFacts | None:
         return self.table.report(key)
 
     def health(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-    ) -> PartitionHealth:
+    ) -> PlannedPartition:
         return self.table.health(key, request, excluded=excluded)
 
     def footers(self, key: str) -> PartitionFooters:
@@ -183,7 +183,7 @@ class MemoryTable:
     def partitions(self) -> tuple[str, ...]:
         return tuple(sorted(self.data, key=lambda key: (len(key), key)))
 
-    def report(self, key: str) -> PartitionReport | None:
+    def report(self, key: str) -> PartitionFacts | None:
         return self._report(key, {}) if key in self.data else None
 
     def scan(
@@ -252,7 +252,7 @@ class MemoryTable:
 
     def health(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
-    ) -> PartitionHealth:
+    ) -> PlannedPartition:
         plan = self.compaction_plan(key, request, excluded=excluded)
         rows, number = self.data[key].num_rows if key in self.data else 0, self._files(key)
         each = [rows // number + (index < rows % number) for index in range(number)]
@@ -314,11 +314,11 @@ class MemoryTable:
         held = self.data[key].num_rows if key in self.data else 0
         return self.small.get(key, int(held > 0))
 
-    def _report(self, key: str, before: dict[str, int]) -> PartitionReport:
+    def _report(self, key: str, before: dict[str, int]) -> PartitionFacts:
         data = self.data.get(key, SCHEMA.empty_table())
         times = [] if self.feed.kind is FeedKind.TABLE else data["rowtime"].to_pylist()
         added = data.num_rows - before.get(key, 0)
-        return PartitionReport(
+        return PartitionFacts(
             key=key,
             rows_added=added,
             files_added=int(added != 0),

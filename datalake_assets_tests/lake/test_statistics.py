@@ -11,8 +11,9 @@ import pytest
 
 from datalake_assets.core.batches import RejectedRow
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.report.figures import PartitionFigures, PastCommit, lake_series
+from datalake_assets.core.facts import PlannedPartition
+from datalake_assets.core.manifest import Commit, Manifest
+from datalake_assets.core.report.figures import lake_series
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake import statistics
 from datalake_assets.lake.hive import HiveTable
@@ -33,7 +34,7 @@ def manifest_of(store, feed, key) -> Manifest:
     return FeedFolder(store, feed).log(key).load().manifest
 
 
-def told(commit: PastCommit) -> tuple[object, ...]:
+def told(commit: Commit) -> tuple[object, ...]:
     return (
         commit.kind,
         commit.at,
@@ -51,10 +52,10 @@ def folder_feed(folder: AdoptedFolder) -> Feed:
     return parse_feed(json.dumps({"name": "clicks", "kind": "folder", "source": source}))
 
 
-def check_against_manifest(store, feed, one: PartitionFigures) -> None:
+def check_against_manifest(store, feed, one: PlannedPartition) -> None:
     report, manifest = HiveTable(store, feed).report(one.key), manifest_of(store, feed, one.key)
     assert report is not None
-    figures = (one.rows, one.files, one.small_files, one.size_bytes, one.min_time, one.max_time, one.commits)
+    figures = (one.rows, one.files, one.small_files, one.size_bytes, one.min_time, one.max_time, one.generation)
     assert figures == (
         report.rows,
         report.files,

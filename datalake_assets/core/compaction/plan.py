@@ -16,7 +16,7 @@ When a partition that has nothing to merge now is worth another look, though nob
 What a compaction would do with a partition, in figures: from sums where these settle it, else from a plan.
 
 A plan names files and gives reasons, and so takes a hundred times as long as what a report wants of it. Of most
-partitions sums tell the same; tests hold `outlook_of_sums` to what `plan_compaction` says.
+partitions sums tell the same; tests hold `outlook_of_facts` to what `plan_compaction` says.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from datalake_assets.core.compaction.packing import (
     tier_of,
     time_order,
 )
+from datalake_assets.core.facts import Outlook, PartitionFacts
 from datalake_assets.core.files import DataFile, written_at
-from datalake_assets.core.report.figures import FileSums, Outlook
 from datalake_assets.core.wording import files_text, size_text, span_text
 from datalake_assets.feed import Feed
 from datalake_assets.settings import Environment
@@ -49,8 +49,8 @@ __all__ = [
     "Estimate",
     "LeftAlone",
     "again_at",
+    "outlook_of_facts",
     "outlook_of_plan",
-    "outlook_of_sums",
     "plan_compaction",
     "rules_of",
 ]
@@ -414,18 +414,22 @@ def again_at(
     return min((time for time in times if time > now), default=None)
 
 
-def outlook_of_plan(plan: CompactionPlan) -> Outlook:
-    """What a plan amounts to."""
+def outlook_of_plan(plan: CompactionPlan, *, small_below_bytes: int) -> Outlook:
+    """What a plan amounts to; files below ``small_below_bytes`` count as small."""
+    merges = [file.size_bytes for group in plan.groups if len(group.files) > 1 for file in group.files]
+    splits = [file.size_bytes for group in plan.groups if len(group.files) == 1 for file in group.files]
     return Outlook(
         files_after=plan.estimate.files_after,
-        files_to_rewrite=sum(len(group.files) for group in plan.groups),
-        files_to_split=sum(len(group.files) == 1 for group in plan.groups),
+        files_to_merge=len(merges),
+        small_bytes_to_merge=sum(size for size in merges if size < small_below_bytes),
+        files_to_split=len(splits),
+        bytes_to_split=sum(splits),
         bytes_to_rewrite=plan.estimate.bytes_rewritten,
     )
 
 
-def outlook_of_sums(
-    sums: FileSums,
+def outlook_of_facts(
+    facts: PartitionFacts,
     rules: CompactionRules,
     *,
     now: datetime,
@@ -436,7 +440,7 @@ def outlook_of_sums(
     """What a plan of these files would amount to; None where only `plan_compaction` can tell.
 
     Args:
-        sums: Of the partition's files; its small files are at least those of ``rules``.
+        facts: Of the partition; its small files are at least those of ``rules``.
         rules: As for `plan_compaction`.
         now: Likewise.
         closed: Likewise.
@@ -444,24 +448,31 @@ def outlook_of_sums(
         all_usable: Whether none of the files must stay as it is.
     """
     as_few = closed or rules.force
-    if not sums.files or (last_commit is not None and rules.must_wait(last_commit, now=now)):
-        return Outlook(sums.files)
-    if sums.largest_bytes > rules.target_file_bytes:
+    if not facts.files or (last_commit is not None and rules.must_wait(last_commit, now=now)):
+        return Outlook(facts.files)
+    if facts.largest_bytes > rules.target_file_bytes:
         return None
-    fit_nowhere = sums.size_bytes > (sums.files - 1) * rules.target_file_bytes  # one file less could not hold the bytes
-    if fit_nowhere or (not as_few and sums.small_files < rules.min_files):
-        return Outlook(sums.files)
-    if as_few and all_usable and _becomes_one_file(sums, rules):
-        return Outlook(1, files_to_rewrite=sums.files, bytes_to_rewrite=sums.size_bytes)
+    fit_nowhere = (
+        facts.size_bytes > (facts.files - 1) * rules.target_file_bytes
+    )  # one file less could not hold the bytes
+    if fit_nowhere or (not as_few and facts.small_files < rules.min_files):
+        return Outlook(facts.files)
+    if as_few and all_usable and _becomes_one_file(facts, rules):
+        return Outlook(
+            files_after=1,
+            files_to_merge=facts.files,
+            small_bytes_to_merge=facts.small_bytes,
+            bytes_to_rewrite=facts.size_bytes,
+        )
     return None
 
 
-def _becomes_one_file(sums: FileSums, rules: CompactionRules) -> bool:
+def _becomes_one_file(facts: PartitionFacts, rules: CompactionRules) -> bool:
     """Of files that are all taken, in a partition that should have as few as its bytes allow."""
     return (
-        sums.size_bytes <= rules.target_file_bytes
-        and 1 < sums.files <= rules.max_files
-        and sums.size_bytes <= rules.max_bytes
+        facts.size_bytes <= rules.target_file_bytes
+        and 1 < facts.files <= rules.max_files
+        and facts.size_bytes <= rules.max_bytes
         and (rules.force or not rules.min_file_age)
-        and (rules.force or is_worth_it(Rewrite(sums.files, 1, sums.size_bytes)))
+        and (rules.force or is_worth_it(Rewrite(facts.files, 1, facts.size_bytes)))
     )

@@ -15,260 +15,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition
 from datalake_assets.core.feed_state import Version
-from datalake_assets.core.wording import size_text
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.core.manifest import Commit
+from datalake_assets.feed import Feed
 
 __all__ = [
     "POINTS",
-    "SIZE_BUCKETS",
-    "CommittedFile",
     "FeedStatistics",
-    "FileSums",
-    "Outlook",
-    "PartitionFigures",
-    "PastCommit",
     "Quarantined",
     "Series",
-    "bucket_bounds",
-    "bucket_label",
-    "bucket_of",
     "lake_series",
-    "partition_figures",
+    "last_arrival",
 ]
 
-#: Buckets of file sizes: below 64 KiB, fourteen that double from there, 1 GiB and more.
-SIZE_BUCKETS = 16
-#: 64 KiB is 2 to this.
-_FIRST_POWER = 16
-#: The bucket by the length of a size in bits; a table, since every file of a lake asks it.
-_BUCKETS = tuple(min(max(bits - _FIRST_POWER, 0), SIZE_BUCKETS - 1) for bits in range(65))
 #: Commits that bring rows; of adopted folders a reconciliation that found new files does, too.
 _ARRIVALS = frozenset({"append", "replace", "snapshot"})
 
 
-def bucket_of(size_bytes: int) -> int:
-    """The bucket of a file size, from 0 to `SIZE_BUCKETS` - 1."""
-    return _BUCKETS[size_bytes.bit_length()]
-
-
-def bucket_bounds(bucket: int) -> tuple[int, int | None]:
-    """Sizes in a bucket: from the first, below the second; the last bucket has no end."""
-    low = 1 << (bucket + _FIRST_POWER - 1) if bucket else 0
-    return low, None if bucket == SIZE_BUCKETS - 1 else 1 << (bucket + _FIRST_POWER)
-
-
-def bucket_label(bucket: int) -> str:
-    """``below 64 KiB``, ``64 KiB to 128 KiB``, ``1 GiB and more``."""
-    low, high = bucket_bounds(bucket)
-    if high is None:
-        return f"{size_text(low)} and more"
-    return f"{size_text(low)} to {size_text(high)}" if low else f"below {size_text(high)}"
-
-
-class CommittedFile(Protocol):
-    """What matters here of a data file; a `datalake_assets.core.files.DataFile` is one."""
-
-    @property
-    def rows(self) -> int:
-        """Rows."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Size."""
-
-    @property
-    def min_time(self) -> datetime | None:
-        """Earliest partition time; None without rows or without a time column."""
-
-    @property
-    def max_time(self) -> datetime | None:
-        """Latest partition time, likewise."""
-
-
-class PastCommit(Protocol):
-    """What matters here of a line of history; a `datalake_assets.core.manifest.Commit` is one."""
-
-    @property
-    def kind(self) -> str:
-        """What it did."""
-
-    @property
-    def at(self) -> datetime:
-        """When."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that it added."""
-
-    @property
-    def files_added(self) -> int:
-        """Files that it added."""
-
-    @property
-    def files_removed(self) -> int:
-        """Files that it replaced."""
-
-    @property
-    def files(self) -> int | None:
-        """Files after it, as what follows None if unknown."""
-
-    @property
-    def small_files(self) -> int | None:
-        """Of these, small ones."""
-
-    @property
-    def size_bytes(self) -> int | None:
-        """Their size."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileSums:
-    """What files amount to.
-
-    Attributes:
-        rows: Rows.
-        files: How many they are.
-        small_files: Of these, files below the feed's ``small_file_bytes``.
-        size_bytes: Their size.
-        largest_bytes: Size of the largest one; 0 without files.
-        sizes: Files by size, see `bucket_of`.
-        min_time: Earliest partition time; None without rows or without a time column.
-        max_time: Latest partition time, likewise.
-    """
-
-    rows: int
-    files: int
-    small_files: int
-    size_bytes: int
-    largest_bytes: int
-    sizes: tuple[int, ...]
-    min_time: datetime | None
-    max_time: datetime | None
-
-    @classmethod
-    def of(cls, files: Sequence[CommittedFile], *, small_below_bytes: int) -> FileSums:
-        """Adds up ``files``; those below ``small_below_bytes`` count as small."""
-        sizes = [file.size_bytes for file in files]
-        buckets = [0] * SIZE_BUCKETS
-        for size in sizes:
-            buckets[_BUCKETS[size.bit_length()]] += 1
-        return cls(
-            rows=sum([file.rows for file in files]),
-            files=len(sizes),
-            small_files=sum([size < small_below_bytes for size in sizes]),
-            size_bytes=sum(sizes),
-            largest_bytes=max(sizes, default=0),
-            sizes=tuple(buckets),
-            min_time=min([file.min_time for file in files if file.min_time], default=None),
-            max_time=max([file.max_time for file in files if file.max_time], default=None),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a compaction by the feed's policy would do with a partition now.
-
-    Attributes:
-        files_after: Files after it.
-        files_to_rewrite: Files that it would take.
-        files_to_split: Of these, files that are too large, and would become several.
-        bytes_to_rewrite: Size of the files that it would take.
-    """
-
-    files_after: int
-    files_to_rewrite: int = 0
-    files_to_split: int = 0
-    bytes_to_rewrite: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionFigures:
-    """A partition.
-
-    Attributes:
-        key: Partition key.
-        rows: Rows.
-        files: Data files.
-        small_files: Of these, files below the feed's ``small_file_bytes``.
-        size_bytes: Size of the files.
-        sizes: Files by size, see `bucket_of`.
-        min_time: Earliest partition time; None without rows or without a time column.
-        max_time: Latest partition time, likewise.
-        commits: Commits so far.
-        last_export: When rows last came in; None if that is longer ago than the history goes back.
-        files_after: Files after a compaction by the feed's policy, now.
-        files_to_rewrite: Files that it would take.
-        files_to_split: Of these, files that are too large, and would become several.
-        bytes_to_rewrite: Their size.
-        history: The last commits, oldest first.
-    """
-
-    key: str
-    rows: int
-    files: int
-    small_files: int
-    size_bytes: int
-    sizes: tuple[int, ...]
-    min_time: datetime | None
-    max_time: datetime | None
-    commits: int
-    last_export: datetime | None
-    files_after: int
-    files_to_rewrite: int
-    files_to_split: int
-    bytes_to_rewrite: int
-    history: tuple[PastCommit, ...] = ()
-
-    @property
-    def compactions(self) -> tuple[PastCommit, ...]:
-        """The compactions among the commits that are remembered, oldest first."""
-        return tuple(commit for commit in self.history if commit.kind == "compact")
-
-    @property
-    def remembers_all(self) -> bool:
-        """Whether the history goes back to the first commit."""
-        return len(self.history) >= self.commits
-
-
-def partition_figures(
-    feed: Feed, key: str, sums: FileSums, history: Sequence[PastCommit], *, commits: int, outlook: Outlook
-) -> PartitionFigures:
-    """What a partition's manifest says, in figures.
-
-    Args:
-        feed: The feed.
-        key: Partition key.
-        sums: Of the committed files.
-        history: The last commits, oldest first.
-        commits: Commits so far.
-        outlook: What a compaction would do now.
-    """
-    return PartitionFigures(
-        key=key,
-        rows=sums.rows,
-        files=sums.files,
-        small_files=sums.small_files,
-        size_bytes=sums.size_bytes,
-        sizes=sums.sizes,
-        min_time=sums.min_time,
-        max_time=sums.max_time,
-        commits=commits,
-        last_export=_last_arrival(history, adopted=feed.kind is FeedKind.FOLDER),
-        files_after=outlook.files_after,
-        files_to_rewrite=outlook.files_to_rewrite,
-        files_to_split=outlook.files_to_split,
-        bytes_to_rewrite=outlook.bytes_to_rewrite,
-        history=tuple(history),
-    )
-
-
-def _last_arrival(history: Sequence[PastCommit], *, adopted: bool) -> datetime | None:
+def last_arrival(history: Sequence[Commit], *, adopted: bool) -> datetime | None:
+    """When rows last came in; None if that is longer ago than the history goes back."""
     for commit in reversed(history):
         if commit.kind in _ARRIVALS or (adopted and commit.kind == "reconcile" and commit.files_added):
             return commit.at
@@ -313,8 +83,8 @@ class FeedStatistics:
     """
 
     feed: Feed
-    partitions: tuple[PartitionFigures, ...]
-    emptied: tuple[PartitionFigures, ...] = ()
+    partitions: tuple[PlannedPartition, ...]
+    emptied: tuple[PlannedPartition, ...] = ()
     versions: tuple[Version, ...] = ()
     current: Version | None = None
     quarantined: Quarantined = Quarantined()
@@ -407,7 +177,7 @@ def _table(steps: Iterable[_Step]) -> _Steps:
     return np.array(list(steps), dtype=np.float64).reshape(-1, 4)  # whole numbers up to 2**53 are exact
 
 
-def _steps(partition: PartitionFigures) -> Iterator[_Step]:
+def _steps(partition: PlannedPartition) -> Iterator[_Step]:
     """What each commit changed; the last one left what there is now, whatever it knew of that."""
     files = small = size_bytes = 0
     last = len(partition.history) - 1
@@ -422,11 +192,11 @@ def _steps(partition: PartitionFigures) -> Iterator[_Step]:
         files, small, size_bytes = now
 
 
-def _enters_late(partition: PartitionFigures) -> bool:
+def _enters_late(partition: PlannedPartition) -> bool:
     return not partition.remembers_all or any(commit.files is None for commit in partition.history[:-1])
 
 
-def _series(steps: _Steps, partitions: Sequence[PartitionFigures], *, points: int) -> Series:
+def _series(steps: _Steps, partitions: Sequence[PlannedPartition], *, points: int) -> Series:
     if not len(steps):
         return Series()
     listed = steps[np.argsort(steps[:, 0], kind="stable")] if len(steps) <= points else _summed_up(steps, points)

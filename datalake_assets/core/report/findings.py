@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from datalake_assets.core.compaction.cost import MonthlyCost, monthly_cost
-from datalake_assets.core.report.figures import SIZE_BUCKETS, FeedStatistics, PartitionFigures
+from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition
+from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.core.wording import counted, dollars_text, files_text, span_text
 from datalake_assets.feed import Feed
 from datalake_assets.policies import Level
@@ -122,7 +123,7 @@ class FeedReport:
             left -= small[-1]
         return tuple(small)
 
-    def worst(self) -> list[PartitionFigures]:
+    def worst(self) -> list[PlannedPartition]:
         """The partitions with more small files than one, or to compact; those first that this makes the most of."""
         small = (each for each in self.statistics.partitions if each.small_files > 1 or each.files_to_rewrite)
         return sorted(small, key=lambda each: (each.files_after - each.files, -each.small_files, each.key))

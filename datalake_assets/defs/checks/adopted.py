@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.verdicts import (
     FILE_SIZE,
     FRESHNESS,
@@ -13,7 +14,6 @@ from datalake_assets.core.verdicts import (
     SMALL_FILES,
     Drift,
     PartitionFooters,
-    PartitionHealth,
     Verdict,
     freshness_verdict,
     schema_verdict,
@@ -54,7 +54,7 @@ def folder_checks(feed: Feed) -> dg.AssetChecksDefinition:
     return evaluate
 
 
-def folder_verdicts(feed: Feed, partitions: list[PartitionHealth], *, now: datetime) -> dict[str, Verdict]:
+def folder_verdicts(feed: Feed, partitions: list[PlannedPartition], *, now: datetime) -> dict[str, Verdict]:
     """What the checks say of a folder's partitions, by name; its rules are apart."""
     footers = [
         PartitionFooters(each.key, each.files, each.rows, 0, tuple(Drift(*one) for one in each.unusable))
@@ -73,7 +73,7 @@ def size_evaluations(
     instance: dg.DagsterInstance,
     lake: Lake,
     feed: Feed,
-    compacted: Sequence[PartitionHealth],
+    compacted: Sequence[PlannedPartition],
     *,
     each_partition: bool = True,
 ) -> Iterator[dg.AssetCheckEvaluation]:
@@ -109,12 +109,12 @@ def healths_of(
     feed: Feed,
     keys: Sequence[str] | None = None,
     *,
-    known: Mapping[str, PartitionHealth] | None = None,
-) -> list[PartitionHealth]:
+    known: Mapping[str, PlannedPartition] | None = None,
+) -> list[PlannedPartition]:
     """How a feed's partitions are: one request for each that is not known, and one listing where no keys are given."""
     request = request_of(lake.settings)
 
-    def look(key: str) -> PartitionHealth:
+    def look(key: str) -> PlannedPartition:
         if known and key in known:
             return known[key]
         return health_now(instance, lake.table(feed).snapshot([key]), key, request)

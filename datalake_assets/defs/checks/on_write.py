@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.partitions import PartitionBy, version_number
 from datalake_assets.core.rules import RuleCount, rule_verdict
 from datalake_assets.core.verdicts import (
@@ -23,7 +24,6 @@ from datalake_assets.core.verdicts import (
     SMALL_FILES,
     Delivery,
     PartitionFooters,
-    PartitionHealth,
     RowCount,
     Verdict,
     counts_as_fresh,
@@ -44,7 +44,7 @@ from datalake_assets.defs.storage.asset_landing import FeedRead
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake.feed_compaction import request_of
-from datalake_assets.lake.table import PartitionReport, TableReader, TableSnapshot
+from datalake_assets.lake.table import TableReader, TableSnapshot
 
 __all__ = [
     "DESCRIPTIONS",
@@ -109,7 +109,7 @@ def newest_commit(
     return None
 
 
-def newest_event(table: TableReader, *, known: Mapping[str, PartitionReport] | None = None) -> datetime | None:
+def newest_event(table: TableReader, *, known: Mapping[str, PartitionFacts] | None = None) -> datetime | None:
     """The newest row of a stream, by its time column; None for a table, and where there is none.
 
     Args:
@@ -157,7 +157,7 @@ class Look:
     """
 
     count: RowCount
-    health: PartitionHealth
+    health: PlannedPartition
     footers: PartitionFooters | None = None
     broken: Mapping[str, RuleCount] = field(default_factory=dict)
 
@@ -169,7 +169,7 @@ class Look:
     @classmethod
     def of_nothing(cls, key: str) -> "Look":
         """Of a partition without files."""
-        return cls(RowCount(key, 0, 0), PartitionHealth(key))
+        return cls(RowCount(key, 0, 0), PlannedPartition(key))
 
 
 def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
@@ -255,14 +255,14 @@ def look_at(
 
 def health_now(
     instance: dg.DagsterInstance, snapshot: TableSnapshot, key: str, request: CompactionRequest
-) -> PartitionHealth:
+) -> PlannedPartition:
     """How a partition is; files that its last compaction could not take are nothing that another one could merge."""
     health = snapshot.health(key, request)
     unusable = unusable_files(instance, asset_key(snapshot.feed), key) if health.needs_compaction else {}
     return snapshot.health(key, request, excluded=unusable) if unusable else health
 
 
-def size_verdicts(feed: Feed, partitions: Sequence[PartitionHealth]) -> dict[str, Verdict]:
+def size_verdicts(feed: Feed, partitions: Sequence[PlannedPartition]) -> dict[str, Verdict]:
     """What `file_size` and `small_files` say of partitions."""
     return {
         FILE_SIZE: file_size_verdict(partitions, feed.checks),
@@ -270,7 +270,7 @@ def size_verdicts(feed: Feed, partitions: Sequence[PartitionHealth]) -> dict[str
     }
 
 
-def _is_changed(report: PartitionReport) -> bool:
+def _is_changed(report: PartitionFacts) -> bool:
     return bool(report.files_added or report.rows_added)
 
 
@@ -349,11 +349,11 @@ def _quarantine(read: FeedRead, lake: Lake) -> Verdict:
 
 
 def _count(
-    table: TableReader, snapshot: TableSnapshot, health: PartitionHealth
+    table: TableReader, snapshot: TableSnapshot, health: PlannedPartition
 ) -> tuple[PartitionFooters | None, RowCount]:
     """Compares what the files hold with what ``health`` saw promised; of what changed meanwhile, with what is now."""
     key, previous = health.key, _previous_rows(table, health.key)
-    promised: PartitionHealth | PartitionReport | None = health
+    promised: PlannedPartition | PartitionFacts | None = health
     footers, count = None, RowCount(key, 0, None, previous)
     for attempt in range(_ATTEMPTS):
         if attempt:

@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset, source_assets
 from datalake_assets.defs.feeds.declared import usable_feeds
 from datalake_assets.defs.feeds.folders import folder_asset
@@ -29,7 +30,6 @@ from datalake_assets.sources.systems import StandIn, no_stand_in, systems
 __all__ = [
     "ExportResult",
     "FeedRunner",
-    "PartitionResult",
     "export_feed",
     "feed_runner",
     "repair_runs",
@@ -42,18 +42,6 @@ _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset
 # Dagster ends the run for good, and then reports the interrupt as if it were the step's failure
 _INTERRUPTS = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionResult:
-    """A partition that an export materialized, as its metadata in Dagster says."""
-
-    key: str
-    rows: int
-    rows_added: int
-    files: int
-    small_files: int
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +63,7 @@ class ExportResult:
     feed: str
     run_id: str
     success: bool
-    partitions: tuple[PartitionResult, ...]
+    partitions: tuple[PartitionFacts, ...]
     rows_read: int
     rows_quarantined: int
     seconds: float
@@ -318,8 +306,8 @@ def _materializations(result: dg.JobExecutionResult, feed: Feed) -> dict[str, di
     }
 
 
-def _partition(key: str, metadata: Mapping[str, Any]) -> PartitionResult:
-    return PartitionResult(
+def _partition(key: str, metadata: Mapping[str, Any]) -> PartitionFacts:
+    return PartitionFacts(
         key=key,
         rows=metadata["dagster/partition_row_count"],
         rows_added=metadata["datalake/rows_added"],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from datalake_assets.core.batches import Batches
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.defs.metadata import (
     Metadata,
     partition_metadata,
@@ -19,7 +20,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import failures_named
 from datalake_assets.errors import SchemaChanged
 from datalake_assets.feed import Feed
-from datalake_assets.lake.table import LakeTable, PartitionReport, Progress, WriteReport
+from datalake_assets.lake.table import LakeTable, Progress, WriteReport
 from datalake_assets.settings import Environment
 from datalake_assets.sources.base import SourceSystem
 
@@ -54,17 +55,17 @@ class FeedRead:
     environment: Environment = Environment.DEVELOPMENT
 
     @property
-    def selected(self) -> tuple[PartitionReport, ...]:
+    def selected(self) -> tuple[PartitionFacts, ...]:
         """The reports of the run's own partitions."""
         return tuple(each for each in self._reports if each.key in self.partitions)
 
     @property
-    def beyond(self) -> tuple[PartitionReport, ...]:
+    def beyond(self) -> tuple[PartitionFacts, ...]:
         """The reports of other partitions that received rows."""
         return tuple(each for each in self._reports if each.key not in self.partitions)
 
     @property
-    def _reports(self) -> tuple[PartitionReport, ...]:
+    def _reports(self) -> tuple[PartitionFacts, ...]:
         return self.report.partitions if self.report else ()
 
 
@@ -77,10 +78,10 @@ class RunLog(Protocol):
     def warning(self, line: str) -> None:
         """Logs a line that a person should read."""
 
-    def landed(self, report: PartitionReport, metadata: Metadata) -> None:
+    def landed(self, report: PartitionFacts, metadata: Metadata) -> None:
         """Attaches metadata to the materialization of one of the run's partitions."""
 
-    def landed_beyond(self, report: PartitionReport, metadata: Metadata) -> None:
+    def landed_beyond(self, report: PartitionFacts, metadata: Metadata) -> None:
         """Records a materialization of a partition that the run did not select."""
 
     def finished(self, read: FeedRead, metadata: Metadata) -> None:
@@ -133,7 +134,7 @@ def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None
     )
 
 
-def _metadata_of(read: FeedRead, one: PartitionReport, report: WriteReport, lake_uri: str) -> Metadata:
+def _metadata_of(read: FeedRead, one: PartitionFacts, report: WriteReport, lake_uri: str) -> Metadata:
     return {
         **partition_metadata(read.feed, one, lake_uri=lake_uri, schema=report.schema),
         **recommendation_metadata(read.feed, one, read.environment),

@@ -14,6 +14,7 @@ import dagster as dg
 import pyarrow as pa
 
 from datalake_assets.core.batches import Batches
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.schema import RESERVED_NAMES
 from datalake_assets.core.verdicts import SCHEMA, schema_changed
 from datalake_assets.defs.check_results import check_evaluation
@@ -25,7 +26,7 @@ from datalake_assets.defs.storage.asset_landing import FeedRead, RunLog, land
 from datalake_assets.errors import ConfigError, FeedNotFound, SchemaChanged
 from datalake_assets.feed import AssetSource, Feed, FeedKind
 from datalake_assets.lake.frames import FramesByKey, frame_batches
-from datalake_assets.lake.table import LakeTable, PartitionReport
+from datalake_assets.lake.table import LakeTable
 
 __all__ = ["ParquetLakeIOManager", "Selection", "feed_of_asset", "land_output", "read_as"]
 
@@ -241,11 +242,11 @@ class _OutputLog:
     def warning(self, line: str) -> None:
         self._context.log.warning(line)
 
-    def landed(self, report: PartitionReport, metadata: Metadata) -> None:
+    def landed(self, report: PartitionFacts, metadata: Metadata) -> None:
         key = report.key if self._context.has_asset_partitions else None
         self._step.add_asset_metadata(metadata, asset_key=self._context.asset_key, partition_key=key)
 
-    def landed_beyond(self, report: PartitionReport, metadata: Metadata) -> None:
+    def landed_beyond(self, report: PartitionFacts, metadata: Metadata) -> None:
         event = dg.AssetMaterialization(self._context.asset_key, partition=report.key, metadata=metadata)
         self._context.log_event(event)
 

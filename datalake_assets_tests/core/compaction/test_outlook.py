@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from datalake_assets.core.compaction.plan import (
     CompactionRequest,
     CompactionRules,
+    outlook_of_facts,
     outlook_of_plan,
-    outlook_of_sums,
     plan_compaction,
     rules_of,
 )
+from datalake_assets.core.facts import Outlook, PartitionFacts
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.report.figures import FileSums, Outlook
 from datalake_assets_tests.core.lakes import MIB, NOON, feed_of, files_of
 
 RULES = rules_of(feed_of(), CompactionRequest())
@@ -65,14 +65,15 @@ def test_sums_tell_what_the_plan_says_or_nothing(*, files, rules, closed, minute
     last_commit = None if minutes is None else NOW - timedelta(minutes=minutes)
     excluded = {file.name: "does not fit the others" for number, file in enumerate(files) if number in stuck}
     plan = plan_compaction(files, rules, now=NOW, closed=closed, last_commit=last_commit, excluded=excluded)
-    sums = FileSums.of(files, small_below_bytes=rules.small_file_bytes + more)
-    told = outlook_of_sums(sums, rules, now=NOW, closed=closed, last_commit=last_commit, all_usable=not excluded)
-    assert told in (None, outlook_of_plan(plan))
+    small = rules.small_file_bytes + more
+    facts = PartitionFacts.of("k", files, small_below_bytes=small)
+    told = outlook_of_facts(facts, rules, now=NOW, closed=closed, last_commit=last_commit, all_usable=not excluded)
+    assert told in (None, outlook_of_plan(plan, small_below_bytes=small))
 
 
 def told(*sizes: int, rules: CompactionRules = RULES, closed: bool = True, **more: object) -> Outlook | None:
-    sums = FileSums.of(files_of(*sizes), small_below_bytes=rules.small_file_bytes)
-    return outlook_of_sums(sums, rules, now=NOW, closed=closed, **more)
+    facts = PartitionFacts.of("k", files_of(*sizes), small_below_bytes=rules.small_file_bytes)
+    return outlook_of_facts(facts, rules, now=NOW, closed=closed, **more)
 
 
 @pytest.mark.parametrize("sizes", [(), (MIB,), (128 * MIB,), (100 * MIB, 120 * MIB), (128 * MIB, 128 * MIB, MIB)])
@@ -82,7 +83,9 @@ def test_a_compacted_partition_needs_no_plan(sizes, closed):
 
 
 def test_a_closed_partition_that_fits_into_one_file_needs_no_plan():
-    assert told(MIB, 70 * MIB, 2 * MIB) == Outlook(1, files_to_rewrite=3, bytes_to_rewrite=73 * MIB)
+    assert told(MIB, 70 * MIB, 2 * MIB) == Outlook(
+        1, files_to_merge=3, small_bytes_to_merge=3 * MIB, bytes_to_rewrite=73 * MIB
+    )
 
 
 def test_an_open_partition_with_few_small_files_needs_no_plan():

@@ -8,17 +8,8 @@ import msgspec
 import pytest
 
 from datalake_assets.core.compaction.cost import SCANS_PER_MONTH, MonthlyCost, Rewrite, estimate_of, monthly_cost
-from datalake_assets.core.report.figures import (
-    SIZE_BUCKETS,
-    FileSums,
-    Outlook,
-    Quarantined,
-    bucket_bounds,
-    bucket_label,
-    bucket_of,
-    lake_series,
-    partition_figures,
-)
+from datalake_assets.core.facts import SIZE_BUCKETS, Outlook, bucket_bounds, bucket_label, bucket_of
+from datalake_assets.core.report.figures import Quarantined, lake_series
 from datalake_assets.core.report.findings import DAYS_PER_MONTH, SCANS_PER_DAY, build_report
 from datalake_assets.core.wording import (
     counted,
@@ -30,7 +21,16 @@ from datalake_assets.core.wording import (
     size_text,
 )
 from datalake_assets.policies import Level
-from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, files_of, partition_of, statistics_of
+from datalake_assets_tests.core.lakes import (
+    MIB,
+    NOON,
+    commit_of,
+    feed_of,
+    files_of,
+    partition_of,
+    planned,
+    statistics_of,
+)
 
 
 def report_of(*statistics, **options):
@@ -177,8 +177,7 @@ def test_a_feed_is_late_by_its_newest_row_and_its_newest_export():
 def test_what_has_a_limit_and_is_not_known_is_late_unless_there_is_no_data_yet():
     feed = feed_of("users", "table", freshness={"fail_event_age": "PT6H"})
     file = msgspec.structs.replace(files_of(80 * MIB)[0], min_time=None, max_time=None)
-    sums = FileSums.of([file], small_below_bytes=feed.small_file_bytes)
-    timeless = partition_figures(feed, "v1", sums, [commit_of(NOON)], commits=1, outlook=Outlook(1))
+    timeless = planned(feed, "v1", (file,), (commit_of(NOON),), Outlook(1), commits=1)
     assert verdict_of(feed, timeless) == (Level.ERROR, "the newest row is not known, the feed allows 6 h")
     assert verdict_of(feed) == (Level.OK, "no data yet")
 

@@ -6,11 +6,11 @@ import dagster as dg
 import pyarrow as pa
 
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.verdicts import PartitionFooters, RowCount
 from datalake_assets.defs.checks.on_write import look_at, newest_event
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.errors import SnapshotExpired
-from datalake_assets.lake.table import PartitionReport
 from datalake_assets.policies import Freshness
 from datalake_assets_tests.defs.fakes import MemoryLake, MemoryTable, days_ago, rows, runner, stream, table
 
@@ -65,7 +65,7 @@ class WatchedTable(MemoryTable):
 
     reports = opened = gone = 0
 
-    def report(self, key: str) -> PartitionReport | None:
+    def report(self, key: str) -> PartitionFacts | None:
         self.reports += 1
         return super().report(key)
 

@@ -1,0 +1,234 @@
+"""What a partition amounts to: facts that its files and its manifest tell, and what a compaction would make of it.
+
+Two types for it, wherever it is said: `PartitionFacts` after a write, in checks, summaries and on the command line, and
+`PlannedPartition`, which knows the plan too. What compaction would do is asked of `datalake_assets.core.compaction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import Commit
+from datalake_assets.core.wording import size_text
+
+__all__ = [
+    "SIZE_BUCKETS",
+    "Outlook",
+    "PartitionFacts",
+    "PlannedPartition",
+    "bucket_bounds",
+    "bucket_label",
+    "bucket_of",
+]
+
+#: Buckets of file sizes: below 64 KiB, fourteen that double from there, 1 GiB and more.
+SIZE_BUCKETS = 16
+#: 64 KiB is 2 to this.
+_FIRST_POWER = 16
+#: The bucket by the length of a size in bits; a table, since every file of a lake asks it.
+_BUCKETS = tuple(min(max(bits - _FIRST_POWER, 0), SIZE_BUCKETS - 1) for bits in range(65))
+
+
+def bucket_of(size_bytes: int) -> int:
+    """The bucket of a file size, from 0 to `SIZE_BUCKETS` - 1."""
+    return _BUCKETS[size_bytes.bit_length()]
+
+
+def bucket_bounds(bucket: int) -> tuple[int, int | None]:
+    """Sizes in a bucket: from the first, below the second; the last bucket has no end."""
+    low = 1 << (bucket + _FIRST_POWER - 1) if bucket else 0
+    return low, None if bucket == SIZE_BUCKETS - 1 else 1 << (bucket + _FIRST_POWER)
+
+
+def bucket_label(bucket: int) -> str:
+    """``below 64 KiB``, ``64 KiB to 128 KiB``, ``1 GiB and more``."""
+    low, high = bucket_bounds(bucket)
+    if high is None:
+        return f"{size_text(low)} and more"
+    return f"{size_text(low)} to {size_text(high)}" if low else f"below {size_text(high)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFacts:
+    """A partition, by its manifest.
+
+    Attributes:
+        key: Partition key.
+        rows: Rows.
+        files: Data files.
+        small_files: Of these, files below the feed's ``small_file_bytes``.
+        size_bytes: Size of the files.
+        small_bytes: Size of the small ones.
+        largest_bytes: Size of the largest one; 0 without files.
+        sizes: Files by size, see `bucket_of`.
+        min_time: Earliest partition time; None without rows or without a time column.
+        max_time: Latest partition time, likewise.
+        generation: Commits so far.
+        position: The partition's position, as JSON.
+        rows_added: Rows in files that a write added, less rows in files that it removed; of a table's new version, less
+            the rows of the version before.
+        files_added: Files that this write added.
+    """
+
+    key: str
+    rows: int = 0
+    files: int = 0
+    small_files: int = 0
+    size_bytes: int = 0
+    small_bytes: int = 0
+    largest_bytes: int = 0
+    sizes: tuple[int, ...] = (0,) * SIZE_BUCKETS
+    min_time: datetime | None = None
+    max_time: datetime | None = None
+    generation: int = 0
+    position: Mapping[str, Any] = field(default_factory=dict)
+    rows_added: int = 0
+    files_added: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        files: Sequence[DataFile],
+        *,
+        small_below_bytes: int,
+        generation: int = 0,
+        position: Mapping[str, Any] | None = None,
+        rows_added: int = 0,
+        files_added: int = 0,
+    ) -> PartitionFacts:
+        """Adds up ``files``; those below ``small_below_bytes`` count as small."""
+        sizes = [file.size_bytes for file in files]
+        small = [size for size in sizes if size < small_below_bytes]
+        buckets = [0] * SIZE_BUCKETS
+        for size in sizes:
+            buckets[_BUCKETS[size.bit_length()]] += 1
+        return PartitionFacts(
+            key=key,
+            rows=sum([file.rows for file in files]),
+            files=len(sizes),
+            small_files=len(small),
+            size_bytes=sum(sizes),
+            small_bytes=sum(small),
+            largest_bytes=max(sizes, default=0),
+            sizes=tuple(buckets),
+            min_time=min([file.min_time for file in files if file.min_time], default=None),
+            max_time=max([file.max_time for file in files if file.max_time], default=None),
+            generation=generation,
+            position=position or {},
+            rows_added=rows_added,
+            files_added=files_added,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a compaction by the feed's policy would do with a partition now.
+
+    Attributes:
+        files_after: Files after it.
+        files_to_merge: Files that it would merge.
+        small_bytes_to_merge: Size of the small ones among them.
+        files_to_split: Files that are too large, and would become several.
+        bytes_to_split: Their size.
+        bytes_to_rewrite: Size of all files that it would take.
+    """
+
+    files_after: int
+    files_to_merge: int = 0
+    small_bytes_to_merge: int = 0
+    files_to_split: int = 0
+    bytes_to_split: int = 0
+    bytes_to_rewrite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPartition(PartitionFacts):
+    """A partition, and what a compaction by the feed's policy would do with it now.
+
+    Attributes:
+        files_after: As what follows up to ``bytes_to_rewrite``, see `Outlook`.
+        files_to_merge: Files to merge.
+        small_bytes_to_merge: Size of the small ones among them.
+        files_to_split: Files to split.
+        bytes_to_split: Their size.
+        bytes_to_rewrite: Size of all files to rewrite.
+        unusable: Files that no compaction can take as they are, with the reason.
+        last_write: When rows last came or went, where it was asked for; None if unknown. Compactions are no writes.
+        last_export: When rows last came in, where it was asked for; None if unknown.
+        history: The last commits, oldest first, where they were asked for.
+    """
+
+    files_after: int = 0
+    files_to_merge: int = 0
+    small_bytes_to_merge: int = 0
+    files_to_split: int = 0
+    bytes_to_split: int = 0
+    bytes_to_rewrite: int = 0
+    unusable: tuple[tuple[str, str], ...] = ()
+    last_write: datetime | None = None
+    last_export: datetime | None = None
+    history: tuple[Commit, ...] = ()
+
+    @classmethod
+    def from_facts(
+        cls,
+        facts: PartitionFacts,
+        outlook: Outlook,
+        *,
+        unusable: Sequence[tuple[str, str]] = (),
+        last_write: datetime | None = None,
+        last_export: datetime | None = None,
+        history: Sequence[Commit] = (),
+    ) -> PlannedPartition:
+        """Facts with what a plan makes of them."""
+        return PlannedPartition(
+            key=facts.key,
+            rows=facts.rows,
+            files=facts.files,
+            small_files=facts.small_files,
+            size_bytes=facts.size_bytes,
+            small_bytes=facts.small_bytes,
+            largest_bytes=facts.largest_bytes,
+            sizes=facts.sizes,
+            min_time=facts.min_time,
+            max_time=facts.max_time,
+            generation=facts.generation,
+            position=facts.position,
+            rows_added=facts.rows_added,
+            files_added=facts.files_added,
+            files_after=outlook.files_after,
+            files_to_merge=outlook.files_to_merge,
+            small_bytes_to_merge=outlook.small_bytes_to_merge,
+            files_to_split=outlook.files_to_split,
+            bytes_to_split=outlook.bytes_to_split,
+            bytes_to_rewrite=outlook.bytes_to_rewrite,
+            unusable=tuple(unusable),
+            last_write=last_write,
+            last_export=last_export,
+            history=tuple(history),
+        )
+
+    @property
+    def files_to_rewrite(self) -> int:
+        """Files that a compaction would take."""
+        return self.files_to_merge + self.files_to_split
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether compaction would change it."""
+        return bool(self.files_to_rewrite)
+
+    @property
+    def compactions(self) -> tuple[Commit, ...]:
+        """The compactions among the commits that are remembered, oldest first."""
+        return tuple(commit for commit in self.history if commit.kind == "compact")
+
+    @property
+    def remembers_all(self) -> bool:
+        """Whether the history goes back to the first commit."""
+        return len(self.history) >= self.generation
