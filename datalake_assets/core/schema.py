@@ -21,6 +21,7 @@ __all__ = [
     "SPELLINGS",
     "SchemaPolicy",
     "annotated",
+    "column_named",
     "conform",
     "evolve",
     "lake_name",
@@ -97,6 +98,14 @@ def annotated(schema: pa.Schema, notes: Mapping[str, Mapping[str, str]]) -> pa.S
         kept |= {name.encode(): said[name].encode() for name in NOTES if said.get(name)}
         fields.append(field.with_metadata(kept or None))
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def column_named(names: Sequence[str], wanted: str) -> str | None:
+    """The column of that name, or the only one whose name differs from it in case alone; None if there is none."""
+    if wanted in names:
+        return wanted
+    alike = [name for name in names if name.lower() == wanted.lower()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def spellings(field: pa.Field) -> tuple[str, ...]:

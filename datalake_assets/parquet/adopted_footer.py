@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from datalake_assets.core.schema import column_named
 from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
 
@@ -104,7 +105,8 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         _check_rows(file.metadata, where)
         schema = file.schema_arrow.remove_metadata()
         table = footer_format(file.metadata.metadata or {}, schema.names)
-        times = _times(file, schema, time_column) if time_column in schema.names else (None, None)
+        named = column_named(schema.names, time_column) if time_column else None
+        times = _times(file, schema, named) if named is not None else (None, None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
     return AdoptedFooter(file.metadata.num_rows, schema, *times, table)

@@ -100,6 +100,8 @@ def join_huggingface(key: str, one: Side, other: Side) -> bytes | None:
 
 #: Of a column's entry in GeoParquet's key: what two files may have differently.
 _EXTENT = ("bbox", "geometry_types")
+#: What readers assume where it is not said.
+_ASSUMED = {"edges": "planar"}
 
 
 def join_geo(key: str, one: Side, other: Side) -> bytes | None:
@@ -123,8 +125,10 @@ def join_geo(key: str, one: Side, other: Side) -> bytes | None:
 
 
 def _check_geometry(key: str, name: str, one: Json, other: Json) -> None:
+    one, other = ({**_ASSUMED, **each} for each in (one, other))
     for part in sorted({*one, *other} - {*_EXTENT}):
-        if one.get(part) != other.get(part):
+        # a system that is null is unknown, one that is not named is longitude and latitude
+        if (part in one) is not (part in other) or one.get(part) != other.get(part):
             raise Incompatible(f"geometry column {name!r} has another {part!r} in some files (key {key!r})")
 
 
@@ -315,7 +319,7 @@ def canonical_geo(value: bytes) -> object:
     """GeoParquet's document without what may differ."""
     block = _parsed(value)
     columns = {
-        name: {part: each[part] for part in sorted(each) if part not in _EXTENT}
+        name: {part: value for part, value in sorted({**_ASSUMED, **each}.items()) if part not in _EXTENT}
         for name, each in sorted(_columns(block).items())
     }
     return {**block, "columns": columns, "version": ""}

@@ -21,6 +21,7 @@ from typing import Generic, Literal, Self, TypeVar
 
 import pyarrow as pa
 
+from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS
@@ -437,7 +438,8 @@ class _Pass(Generic[FinishedT]):
             raise CorruptLake(self._where, f"its rows cannot be encoded: {str(error).splitlines()[0]}") from error
 
     def _sort(self, files: Sequence[InputFile]) -> None:
-        absent = [name for name in self._settings.sort_by if name not in self._shape.schema.names]
+        by = _sort_columns(self._shape.schema, self._settings.sort_by)
+        absent = [name for name in by if name not in self._shape.schema.names]
         if absent:
             raise ConfigError(f"compaction.sort_by names {absent[0]!r}, which is no column")
 
@@ -452,7 +454,6 @@ class _Pass(Generic[FinishedT]):
                         yield self._conformed(table, source)
 
         piece_bytes, scratch = self._settings.parquet.row_group_bytes, self._settings.scratch
-        by = self._settings.sort_by
         for piece in sorted_pieces(tables(), self._shape.schema, by, piece_bytes=piece_bytes, scratch=scratch):
             self._buffer.append(piece)
             self._flush()
@@ -470,8 +471,13 @@ def _bounds(found: Sequence[tuple[datetime, ...] | None]) -> list[datetime] | No
 
 
 def _time_column(schema: pa.Schema, name: str | None) -> str | None:
-    index = schema.get_field_index(name) if name else -1
-    return name if index >= 0 and is_time(schema.field(index).type) else None
+    found = column_named(schema.names, name) if name else None
+    return found if found is not None and is_time(schema.field(found).type) else None
+
+
+def _sort_columns(schema: pa.Schema, names: Sequence[str]) -> tuple[str, ...]:
+    """The columns to sort by, as these files spell them; what is no column stays what it is."""
+    return tuple(column_named(schema.names, name) or name for name in names)
 
 
 def _model_or_reason(shape: Shape, settings: ParquetSettings) -> tuple[Model | None, str | None]:
@@ -487,7 +493,7 @@ def _segment_format(shape: Shape, model: Model, settings: RewriteSettings, time_
         model=model,
         settings=settings.parquet,
         time_column=time_column,
-        sorting=settings.sort_by,
+        sorting=_sort_columns(shape.schema, settings.sort_by),
         bloom_columns=shape.bloom_columns,
         verify=settings.verify,
     )

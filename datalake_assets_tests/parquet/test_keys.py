@@ -122,6 +122,7 @@ POINTS = pa.table({"g": pa.array([b"1"]), "id": [1]})
         (geo([170, 0, -170, 1]), geo([0, 0, 1, 1]), None, ["Point"]),
         (geo([0, 0, 1, 1]), geo(None, []), None, []),
         (geo([0, 0, 1, 1]), geo([0, 0, 1, 1]), [0, 0, 1, 1], ["Point"]),
+        (geo([0, 0, 1, 1]), geo([0, 0, 2, 2], edges="planar"), [0, 0, 2, 2], ["Point"]),
     ],
 )
 def test_extents_of_geometries_are_united_or_dropped(chosen, one, other, box, kinds):
@@ -132,7 +133,16 @@ def test_extents_of_geometries_are_united_or_dropped(chosen, one, other, box, ki
 
 @KERNELS
 @pytest.mark.parametrize(
-    "other", [geo(crs={"id": 3857}), geo(edges="spherical"), geo(epoch=2020.5), geo(encoding="point"), {}, {"geo": "?"}]
+    "other",
+    [
+        geo(crs={"id": 3857}),
+        geo(crs=None),
+        geo(edges="spherical"),
+        geo(epoch=2020.5),
+        geo(encoding="point"),
+        {},
+        {"geo": "?"},
+    ],
 )
 def test_geometries_of_other_systems_do_not_fit(chosen, other):
     kept, rejected = merged(chosen, *noted(POINTS, geo(), geo(), other))

@@ -373,6 +373,12 @@ def test_sorting_goes_over_all_rows_of_an_output_nulls_last():
     assert [column.column_index for column in metadata(result).row_group(0).sorting_columns] == [2, 1]
 
 
+def test_columns_to_order_by_are_found_in_another_case():
+    tables = [events(i, 2).rename_columns(["At", "ID"]) for i in (10, 0)]
+    assert read(rewritten(inputs(*tables), REENCODE))["ID"].to_pylist() == [0, 1, 10, 11]
+    assert read(rewritten(inputs(*tables), replace(REENCODE, sort_by=("id",))))["ID"].to_pylist() == [0, 1, 10, 11]
+
+
 def test_sorting_by_a_column_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match=r"compaction.sort_by names 'nope', which is no column"):
         rewritten(inputs(events(0, 3), events(3, 3)), replace(SETTINGS, sort_by=("nope",)))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, FeedNotFound
 from datalake_assets.feed import Feed, FeedKind, parse_feed
 from datalake_assets.lake.adopted.listing import Footers, list_folder
@@ -161,7 +162,8 @@ def _check_folder(
 
 
 def _check_time_column(schemas: Mapping[int, pa.Schema], name: str) -> None:
-    kinds = {each.field(name).type for each in schemas.values() if name in each.names}
+    named = ((each, column_named(each.names, name)) for each in schemas.values())
+    kinds = {each.field(found).type for each, found in named if found is not None}
     if any(is_time(kind) for kind in kinds):
         return
     if kinds:
