@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from datalake_assets.core.wording import SIZE_UNITS, size_text
+from datalake_assets.core.wording import CONTROL_ESCAPES, SIZE_UNITS, SURROGATE_ESCAPES, size_text
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -40,14 +40,7 @@ __all__ = [
     "warn",
 ]
 
-# control characters, and the two line separators that terminals and line-based tools disagree on
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
-    ord("\n"): "\\n",
-    ord("\r"): "\\r",
-    ord("\t"): "\\t",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
+_CONTROL = CONTROL_ESCAPES | SURROGATE_ESCAPES
 
 
 #: Blanks between the columns of a table, and the characters that a text is not folded below.
@@ -55,8 +48,8 @@ _GAP, _LEAST_TEXT = 2, 12
 
 
 def say(line: str = "") -> None:
-    """Prints a line of a result."""
-    click.echo(line)
+    """Prints a line of a result, or several."""
+    click.echo(line.translate(SURROGATE_ESCAPES))
 
 
 def warn(line: str) -> None:
@@ -75,12 +68,14 @@ def print_json(document: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can have it: exact numbers and times become text, bytes hexadecimal, NaN and infinity text."""
+    """The value as JSON can have it: exact numbers, times, NaN and infinity become text, bytes hexadecimal."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, str):
+        return value.translate(SURROGATE_ESCAPES)
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).hex()

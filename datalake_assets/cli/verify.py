@@ -6,7 +6,7 @@ import os
 
 import click
 
-from datalake_assets.cli.output import print_json, say, warn
+from datalake_assets.cli.output import one_line, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
 from datalake_assets.errors import ConfigError
 
@@ -32,7 +32,7 @@ def verify(session: Session, *, name: str | None, deep: bool, as_json: bool) -> 
             line = {"feed": feed.name, "partition": each.key, "what": each.what, "name": each.name}
             differences.append({**line, "detail": each.detail})
             if not as_json:
-                say(f"{feed.path} {each.key}: {each.what}: {each.name}: {each.detail}")
+                say(one_line(f"{feed.path} {each.key}: {each.what}: {each.name}: {each.detail}"))
     if as_json:
         bad = [{"file": problem.file, "reason": problem.reason} for problem in problems]
         print_json({"feeds": len(feeds), "differences": differences, "problems": bad})

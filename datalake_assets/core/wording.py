@@ -1,27 +1,52 @@
-"""Numbers as people read them: sizes, counts, prices, and the figures in the reasons of a compaction plan."""
+"""Numbers as people read them: sizes, counts, prices, and the figures in the reasons of a compaction plan; and names.
+
+A file's name is bytes to the operating system: it may hold line ends, and bytes that are no UTF-8, which Python gives
+as lone surrogates. Neither belongs into a line, a log or a JSON document.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
 __all__ = [
+    "CONTROL_ESCAPES",
     "SIZE_UNITS",
+    "SURROGATE_ESCAPES",
     "count_text",
     "counted",
     "dollars_text",
     "files_text",
     "many_text",
     "moment_text",
+    "name_text",
     "scans_text",
     "short_count",
     "size_text",
     "span_text",
 ]
 
+#: Bytes that are no UTF-8, as Python gives them (PEP 383), and what else UTF-8 cannot write.
+SURROGATE_ESCAPES = {code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)} | {
+    0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)
+}
+#: Control characters, and the two line separators that terminals and line-based tools disagree on.
+CONTROL_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    ord("\t"): "\\t",
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+_NAME_ESCAPES = SURROGATE_ESCAPES | CONTROL_ESCAPES
 _CENT = 0.01
 _KILO = 1000
 #: What `size_text` counts in.
 SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def name_text(name: str) -> str:
+    """A file's name for people, with backslash escapes for what is no text of one line."""
+    return name.translate(_NAME_ESCAPES)
 
 
 def count_text(count: float) -> str:

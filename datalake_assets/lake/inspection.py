@@ -22,6 +22,7 @@ from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
 from datalake_assets.feed import FeedKind
 from datalake_assets.lake.export_kinds import enter_version, retain
@@ -75,7 +76,8 @@ def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] 
             named.add(name)
             yield from _file(folder, key, file, objects.get(name), name, deep=deep)
     for name in sorted(set(objects) - named):
-        yield Difference(_partition_of(folder, name), "unknown file", name, "in the folder and in no manifest")
+        key = name_text(_partition_of(folder, name))
+        yield Difference(key, "unknown file", name_text(name), "in the folder and in no manifest")
 
 
 def unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:

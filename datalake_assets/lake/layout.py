@@ -21,6 +21,7 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, partition_by, partition_key, partition_path
+from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, FeedKind, FolderSource
 from datalake_assets.lake.commit import PartitionLog
@@ -131,7 +132,13 @@ def _local(path: str, written: str) -> FolderAddress:
     folder = Path(path).expanduser().resolve()
     if folder == folder.parent:
         raise ConfigError(f"{written!r} cannot be adopted: it has no place beside it; give a folder in it")
-    check_key(folder.name)
+    try:
+        check_key(str(folder).lstrip("/"))
+    except ConfigError as error:
+        text = name_text(str(folder))
+        raise ConfigError(
+            f"{text} cannot be adopted: its path is not UTF-8, or has control characters or a backslash; rename it"
+        ) from error
     return FolderAddress(str(folder.parent), folder.name)
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from datalake_assets.core.files import DataFile, FileKind, file_kind
 from datalake_assets.core.partitions import hive_pairs, partition_key
 from datalake_assets.core.schema import schema_to_json, spelled
+from datalake_assets.core.wording import name_text
 from datalake_assets.errors import (
     ConfigError,
     DatalakeError,
@@ -57,6 +58,10 @@ logger = logging.getLogger(__name__)
 THREADS = 32
 #: Footers whose reading is begun before the first of them is looked at.
 AT_ONCE = 1024
+#: S3 limit: bytes of a key (AWS, naming objects); Linux's PATH_MAX is 4096, and temporary files need some of it.
+KEY_MAX_BYTES, PATH_MAX_BYTES = 1024, 4000
+#: ``compacted_20250115_120000_0123456789abcdef.parquet``
+OUR_NAME_BYTES = 50
 #: Names of our own control objects: no folder of the same name can have a manifest beside them.
 _OURS = {"manifest.json", "feed.json"}
 
@@ -123,6 +128,7 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
     root, other_files = folder.data_root, 0
     partitions: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
     problems, links = [], []
+    long: dict[str, str | None] = {}
     for info in folder.data_store.list(root if only is None else folder.data_folder(only), links=True):
         path = info.key.removeprefix(f"{root}/")
         refuse_path(_uri(folder), path)
@@ -133,14 +139,32 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
         key = partition_key(folder.feed, above) or ""
         if only not in {None, key}:
             continue
-        wrong = _wrong_name(path)
+        if above not in long:
+            long[above] = _too_long(folder, above)
+        wrong = _wrong_name(path) or long[above]
         if info.is_link:
-            links.append(Problem(key, path, "it is a link, which is neither followed nor deleted"))
+            links.append(_problem(key, path, "it is a link, which is neither followed nor deleted"))
         elif wrong:
-            problems.append(Problem(key, path, wrong))
+            problems.append(_problem(key, path, wrong))
         else:
             partitions[key][name] = info
     return Listing(partitions, other_files, tuple(problems), tuple(links))
+
+
+def _problem(key: str, path: str, reason: str) -> Problem:
+    return Problem(name_text(key), name_text(path), reason)
+
+
+def _too_long(folder: FeedFolder, path: str) -> str | None:
+    """Why a partition of this path can have no manifest, or no file of ours."""
+    manifest, ours = f"{folder.control}/{path}/manifest.json", f"{folder.data_root}/{path}/{'x' * OUR_NAME_BYTES}"
+    for store, key in ((folder.store, manifest), (folder.data_store, ours)):
+        full, most = f"{store.path('')}/{key}", PATH_MAX_BYTES
+        if store.uri.startswith("s3://"):
+            full, most = full.partition("/")[2], KEY_MAX_BYTES
+        if len(full.encode(errors="surrogateescape")) > most:
+            return "its path is too long for a manifest, or for a merged file beside it"
+    return None
 
 
 def _wrong_name(path: str) -> str | None:
@@ -149,7 +173,7 @@ def _wrong_name(path: str) -> str | None:
     try:
         check_key(path)
     except ConfigError:
-        return "its name has control characters or a backslash"
+        return "its name is not UTF-8, or has control characters or a backslash"
     return None
 
 
@@ -209,12 +233,12 @@ class Footers:
         except (ObjectNotFound, PreconditionFailed):
             return _Gone()
         except UnreadableFile as error:
-            return Problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), error.reason)
+            return _problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), error.reason)
         except DatalakeError:
             raise
         except Exception as error:
             logger.exception("the footer of %s cannot be read", info.key)
-            return Problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), unforeseen_text(error))
+            return _problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), unforeseen_text(error))
         if footer is None:
             return None
         if footer.table is not None:

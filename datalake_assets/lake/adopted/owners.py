@@ -8,6 +8,7 @@ It names the lake by a random id, kept in the lake's ``control/lake.json``: two 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -33,10 +34,13 @@ logger = logging.getLogger(__name__)
 MARKER = ".datalake-owner-"
 LAKE_KEY = "control/lake.json"
 _FORMAT = 1
+NAME_MAX_BYTES = 255  # of one file, on disks
 
 
 def marker_key(name: str) -> str:
-    """Where the marker of a folder lies, relative to the folder's parent."""
+    """Where the marker of a folder lies, relative to the folder's parent; a name that is too long, by its digest."""
+    if len(f"{MARKER}{name}.json".encode()) > NAME_MAX_BYTES:
+        name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
     return f"{MARKER}{name}.json"
 
 

@@ -4,7 +4,7 @@ Object-store libraries neither fsync nor compare-and-swap on a local disk (obsto
 ours. Whatever is not an object of the lake lives in `<lake>/.staging/`, never in a data folder, where readers' globs
 would find it:
 
-    .staging/files/<key, '/' as ','>,<id>    staged files
+    .staging/files/<key, '/' as ','>,<id>    staged files; what is too long for a name is cut into folders
     .staging/tmp/<id>                        contents on their way to a control object; leftovers of a crash
     .staging/locks/<00..ff>                  each the lock of many keys
     .staging/held/<digest>                   files moved aside while they are deleted, if they still are what they were
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound, PreconditionFailed, UploadGone
+from datalake_assets.errors import CorruptLake, ObjectNotFound, PreconditionFailed, UploadGone
 from datalake_assets.lake.store.base import (
     STAGING,
     ObjectInfo,
@@ -96,6 +96,7 @@ def _finish(file: Path, held: Path, is_same: Callable[[os.stat_result], bool]) -
 
 
 NAME_MAX_BYTES = 255  # Linux and macOS: bytes in one file name
+ID_BYTES = 17  # of a staged file's name: the comma and the id
 FILES = f"{STAGING}/files/"
 CHUNK_BYTES = 1 << 20
 HELD = f"{STAGING}/held"
@@ -288,10 +289,7 @@ class LocalStore:
 
     def stage(self, key: str) -> _LocalWriter:
         """Begin a file in `.staging/files/`."""
-        encoded = quote(check_key(key), safe="/= ").replace("/", ",")
-        token = f"{FILES}{encoded},{uuid.uuid4().hex[:16]}"
-        if len(token) - len(FILES) > NAME_MAX_BYTES:
-            raise ConfigError(f"{key!r} is too long a key for a local lake; shorten the feed's or the folder's name")
+        token = f"{FILES}{_cut(quote(check_key(key), safe='/= ').replace('/', ','))},{uuid.uuid4().hex[:16]}"
         self._requests.add("put")
         with self._tree.translating(key):
             return _LocalWriter(self._tree, key, token)
@@ -308,7 +306,17 @@ class LocalStore:
                 raise self._gone(staged) from None
             except FileExistsError:
                 self._check_same(source, target, staged)
-            source.unlink(missing_ok=True)
+            self._unlink_staged(source)
+
+    def _unlink_staged(self, file: Path) -> None:
+        """And the folders that its name was cut into, unless others need them."""
+        file.unlink(missing_ok=True)
+        files = self._root / FILES
+        while (file := file.parent) != files and file.is_relative_to(files):
+            try:
+                file.rmdir()
+            except OSError:  # something is in it, or it is gone already
+                return
 
     def _check_same(self, source: Path, target: Path, staged: StagedFile) -> None:
         try:
@@ -351,7 +359,7 @@ class LocalStore:
         self._requests.add("delete")
         with self._tree.translating(key):
             self._tree.check_root()
-            self._staged_file(token).unlink(missing_ok=True)
+            self._unlink_staged(self._staged_file(token))
 
     def list_staged(self, prefix: str) -> Iterator[StaleUpload]:
         """Staged files, by the key in their name; their time is that of the last write."""
@@ -360,14 +368,14 @@ class LocalStore:
         with self._tree.translating(FILES):
             self._tree.check_root()
             for path, status in scan_files(str(self._root / FILES)):
-                name = path.rpartition("/")[2]
-                key = unquote(name.rpartition(",")[0].replace(",", "/"))
+                name = path.removeprefix(f"{self.uri.rstrip('/')}/{FILES}")
+                key = unquote(name.replace("/", "").rpartition(",")[0].replace(",", "/"))
                 if key.startswith(folder):
                     yield StaleUpload(key, f"{FILES}{name}", _modified_at(status))
 
     def _staged_file(self, token: str) -> Path:
         name = token.removeprefix(FILES)
-        if name == token or "/" in name or name in {"", ".", ".."}:
+        if name == token or not {"", ".", ".."}.isdisjoint(name.split("/")):
             raise CorruptLake(self._where(token), "this cannot be the name of a staged file")
         return self._root / token
 
@@ -434,6 +442,12 @@ class _LocalWriter(StagedSink):
         self._file.close()
         with self._tree.translating(self.key):
             self._path.unlink(missing_ok=True)
+
+
+def _cut(name: str) -> str:
+    """A name in pieces that file systems take, as folders; without its slashes it is the name again."""
+    most = NAME_MAX_BYTES - ID_BYTES
+    return "/".join(name[start : start + most] for start in range(0, len(name), most))
 
 
 def _digest(body: bytes) -> str:

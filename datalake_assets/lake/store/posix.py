@@ -166,10 +166,9 @@ class DurableTree:
             for file in list(self._locks.iterdir()):
                 self._drop_lock(file)
         scratch = self._locks.parent
-        with contextlib.suppress(FileNotFoundError):
-            for folder in (*scratch.iterdir(), scratch):
-                with contextlib.suppress(OSError):  # something is in it
-                    folder.rmdir()
+        for folder, _, _ in os.walk(scratch, topdown=False):
+            with contextlib.suppress(OSError):  # something is in it
+                Path(folder).rmdir()
 
     def _drop_lock(self, file: Path) -> None:
         with contextlib.suppress(FileNotFoundError, BlockingIOError):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -202,3 +206,37 @@ def test_thousands_of_files_are_read_in_seconds(store, folder):
     assert (found.added, found.footers_read, len(found.partitions)) == (2000, 2000, 40)
     rate = found.footers_read / found.footers_s
     print(f"{folder.uri}: {time.monotonic() - began:.1f} s in all, {rate:,.0f} footers a second")
+
+
+def lines_run(call: Callable[[], object]) -> int:
+    """Lines of Python that a call runs, in all of its threads: unlike seconds, the same each time."""
+    count = 0
+
+    def trace(_frame: FrameType, event: str, _argument: object):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+        threading.settrace(None)  # type: ignore[arg-type]  # as it is at first
+    return count
+
+
+def test_looks_take_twice_as_long_for_twice_the_files(local_store, tmp_path):
+    first, second = {}, {}
+    for count in (100, 200):
+        flat = tmp_path / f"raw{count}/flat"
+        flat.mkdir(parents=True)
+        for number in range(count):
+            (flat / f"{number}.parquet").write_bytes(parquet_bytes({"id": [number]}))
+        first[count] = lines_run(lambda flat=flat, count=count: adopt(local_store, str(flat), f"flat{count}"))
+        second[count] = lines_run(lambda flat=flat, count=count: adopt(local_store, str(flat), f"flat{count}"))
+
+    assert first[200] < 2.3 * first[100]
+    assert second[200] < 2.3 * second[100]
