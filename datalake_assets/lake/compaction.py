@@ -90,7 +90,7 @@ def compact(
         on_progress: Told how much is done.
     """
     folder.data_store.probe()
-    work = _Compaction(folder, key, request, run_id, on_progress, excluded=excluded or {}, guard=guard)
+    work = _Compaction(folder, key, request, run_id, on_progress, excluded=excluded, guard=guard)
     return work.run(base, on_plan=on_plan)
 
 
@@ -140,14 +140,14 @@ class _Compaction:
         run_id: str,
         on_progress: Callable[[CompactionProgress], None] | None,
         *,
-        excluded: Mapping[str, str],
+        excluded: Mapping[str, str] | None = None,
         guard: Guard | None = None,
     ) -> None:
         self._folder, self._key, self._request, self._run_id = folder, key, request, run_id
         self._guard, self._on_progress = guard, on_progress
         self._log: PartitionLog = folder.log(key)
         self._rules = rules_of(folder.feed, request)
-        self._tally = _Tally(excluded=dict(excluded))
+        self._tally = _Tally(excluded=dict(excluded or {}))
         self._planned_bytes = self._done_bytes = 0
         self._stopped, self._telling = threading.Event(), threading.Lock()
 
