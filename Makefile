@@ -17,13 +17,14 @@ BENCHMARKS ?= ingest compaction
 ROUNDS ?= 100
 # of `make chaos`
 MINUTES ?= 10
+FILES ?= 100000
 
 # without .pyc files every start of a process costs twice the CPU
 unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format crash chaos bench clean
+.PHONY: help demo dev test check format crash chaos fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -60,6 +61,9 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100) and compactions (twice as many)
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
 	@$(BIN)/python -m datalake_assets_tests.chaos --minutes $(MINUTES) $(ARGS)
+
+fuzz: $(VENV)/.dev ## merge FILES=100000 damaged Parquet files, and see that nothing is lost or falls
+	@$(BIN)/python -m datalake_assets_tests.interop.fuzz $(FILES) $(ARGS)
 
 bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name $(ARGS); done

@@ -14,6 +14,7 @@ import pyarrow.types as pt
 from datalake_assets.core.schema import column_named
 from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.decoding import check_chunks
 
 __all__ = [
     "INT96_UNIT",
@@ -102,6 +103,7 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         # a signature follows the footer of a file whose columns are encrypted; pyarrow aborts when it looks at those
         if file.metadata.serialized_size != needed - _END_BYTES:
             raise UnreadableFile(where, "it is encrypted")
+        check_chunks(file.metadata, size_bytes)
         _check_rows(file.metadata, where)
         schema = file.schema_arrow.remove_metadata()
         table = footer_format(file.metadata.metadata or {}, schema.names)
@@ -189,12 +191,7 @@ def _times(file: pq.ParquetFile, schema: pa.Schema, name: str | None) -> _Times:
 
 
 def _column(file: pq.ParquetFile, group: int, index: int) -> Any:
-    """A column chunk's metadata. pyarrow aborts the process over a damaged one, unless it looks in order to read."""
-    try:
-        file.reader.read_row_group(group, column_indices=[index])
-    except OSError as error:
-        if "File too short" not in str(error):
-            raise
+    """A column chunk's metadata."""
     column = file.metadata.row_group(group).column(index)
     if column.physical_type != file.metadata.schema.column(index).physical_type:
         raise pa.ArrowInvalid("a column chunk is not of its column's type")

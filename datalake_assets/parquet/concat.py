@@ -21,6 +21,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import field as declared
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
@@ -128,6 +129,9 @@ def moved_offset_index(data: bytes, moved: Callable[[int], int]) -> bytes:
     return b"".join(pieces)
 
 
+#: Is given bytes of a file, and where in it they begin.
+Seen = Callable[[int, bytes | memoryview], None]
+
 #: Read, hashed and written at a time: more than fits into a processor's cache takes half as long again.
 BLOCK_BYTES = 1 << 20
 #: A file's row groups are numbered by an i16 (parquet.thrift, RowGroup.ordinal).
@@ -143,12 +147,14 @@ class Concatenated:
         size_bytes: Its size.
         checksum: Of its bytes, see `checksum.py`; empty when not all of them were seen.
         row_groups: Its row groups.
+        tail: Its last bytes: the footer, its length and the magic.
     """
 
     rows: int
     size_bytes: int
     checksum: str
     row_groups: int
+    tail: bytes = declared(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +266,7 @@ class ConcatWriter:
         *,
         server_side: ServerSide | None = None,
         is_sound: bool = False,
+        seen: Seen | None = None,
     ) -> None:
         """Copies row groups with their bloom filters and page indexes; those without rows are left out.
 
@@ -271,6 +278,7 @@ class ConcatWriter:
             row_groups: Which, in the order that they shall have; None: all.
             server_side: Where the store finds the file itself; without effect if the sink cannot ask it.
             is_sound: Its pages need no walk: they were encoded, or walked, a moment ago.
+            seen: Is given all bytes that are copied and pass by here, with their offset in the file.
 
         Raises:
             ValueError: The file's schema key is another one, a row group does not exist or is named twice, there
@@ -286,7 +294,10 @@ class ConcatWriter:
             places = [place for layout in layouts for pair in layout.indexes for place in pair if place]
             indexes = read_places(footer, read_at, places)
             walk = None if is_sound else PageWalk(footer, chosen)
-            moves = self._copy(footer, read_at, _ranges(footer, chosen, blooms), server_side, walk)
+            witnesses = [each for each in (walk.feed if walk else None, seen) if each is not None]
+            moves = self._copy(footer, read_at, _ranges(footer, chosen, blooms), server_side, witnesses)
+            if walk is not None and self._passes_by(server_side):
+                walk.finish()
             rendered = [
                 self._render(footer, number, ordinal=self._row_groups + added, moves=moves, indexes=indexes, walk=walk)
                 for added, number in enumerate(chosen)
@@ -306,9 +317,10 @@ class ConcatWriter:
         self._is_open = False
         self._write_indexes()
         footer = self._footer({**self._like.key_value_metadata, **(metadata or {})})
-        self._write(footer + len(footer).to_bytes(4, "little") + MAGIC)
+        tail = footer + len(footer).to_bytes(4, "little") + MAGIC
+        self._write(tail)
         checksum = str(self._checksum) if self._saw_all else ""
-        return Concatenated(self._rows, self._size_bytes, checksum, self._row_groups)
+        return Concatenated(self._rows, self._size_bytes, checksum, self._row_groups, tail)
 
     def abandon(self) -> None:
         """Gives the file up: nothing more is written to the sink. Idempotent."""
@@ -352,33 +364,37 @@ class ConcatWriter:
         read_at: ReadAt,
         ranges: Iterable[tuple[int, int]],
         server_side: ServerSide | None,
-        walk: PageWalk | None,
+        witnesses: Sequence[Seen],
     ) -> _Moves:
-        moves, unseen = _Moves(), server_side is not None and not server_side.verify
+        moves = _Moves()
         for start, end in ranges:
             moves.add(start, end, to=self._size_bytes)
             if server_side is not None and isinstance(self._sink, RangeCopier):
-                self._ask_to_copy(self._sink, start, end, server_side, walk)
+                self._ask_to_copy(self._sink, start, end, server_side, witnesses)
                 continue
             for offset in range(start, end, self._block_bytes):
                 length = min(self._block_bytes, end - offset)
                 data = read_exactly(read_at, offset, length, where=footer.where)
-                if walk is not None:
-                    walk.feed(offset, data)
+                for each in witnesses:
+                    each(offset, data)
                 self._write(data)
-        if walk is not None and not (unseen and isinstance(self._sink, RangeCopier)):
-            walk.finish()
         return moves
 
-    def _ask_to_copy(self, sink: RangeCopier, start: int, end: int, source: ServerSide, walk: PageWalk | None) -> None:
+    def _passes_by(self, server_side: ServerSide | None) -> bool:
+        """Whether bytes come here on their way: the store may copy them by itself."""
+        return server_side is None or server_side.verify or not isinstance(self._sink, RangeCopier)
+
+    def _ask_to_copy(
+        self, sink: RangeCopier, start: int, end: int, source: ServerSide, witnesses: Sequence[Seen]
+    ) -> None:
         self._saw_all = self._saw_all and source.verify
         offset = start
 
         def seen(data: bytes) -> None:
             nonlocal offset
             self._checksum.update(data)
-            if walk is not None:
-                walk.feed(offset, data)
+            for each in witnesses:
+                each(offset, data)
             offset += len(data)
 
         with self._or_abandoned():

@@ -7,14 +7,17 @@ such row groups are begun with a few rows, and go on with as many as those let e
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
-__all__ = ["open_parquet", "tables"]
+__all__ = ["check_chunks", "open_parquet", "tables"]
 
 MIB = 1 << 20
 #: Decoded bytes of a piece.
@@ -33,17 +36,87 @@ HIDING = {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}
 
 
 def open_parquet(source: pa.NativeFile, *, pre_buffer: bool = False) -> pq.ParquetFile:
-    """A file to read the rows of: Arrow compares the checksums of its pages, and gives extension types."""
-    return pq.ParquetFile(source, pre_buffer=pre_buffer, page_checksum_verification=True, arrow_extensions_enabled=True)
+    """A file to read the rows of: Arrow compares the checksums of its pages, and gives extension types.
+
+    Raises:
+        OSError: It is no Parquet file, or its metadata is damaged.
+    """
+    parquet = pq.ParquetFile(
+        source, pre_buffer=pre_buffer, page_checksum_verification=True, arrow_extensions_enabled=True
+    )
+    check_chunks(parquet.metadata, source.size())
+    return parquet
+
+
+def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
+    """Sees to it that the metadata of all column chunks can be looked at: over a damaged one pyarrow ends the process.
+
+    Whoever reads gets an error instead. So all row groups are asked for, from a file that has no bytes: Arrow looks at
+    every chunk, in order to fetch several at once, before it finds that out.
+
+    Raises:
+        OSError: One is damaged.
+    """
+    groups, columns = list(range(metadata.num_row_groups)), list(range(metadata.num_columns))
+    if not groups or not columns:
+        return
+    empty = pq.ParquetFile(_NoBytes(size_bytes), metadata=metadata, pre_buffer=True)
+    with contextlib.suppress(_NoBytesError):
+        empty.reader.read_row_groups(groups, column_indices=columns, use_threads=False)
+
+
+class _NoBytesError(Exception):
+    """The metadata of the chunks was understood."""
+
+
+class _NoBytes(io.RawIOBase):
+    """A file of which nothing is known but its size."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__()
+        self._size_bytes, self._at = size_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + (0, self._at, self._size_bytes)[whence]
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        raise _NoBytesError(size)
 
 
 def tables(parquet: pq.ParquetFile, *, piece_bytes: int = PIECE_BYTES) -> Iterator[pa.Table]:
     """All rows in their order; what Arrow raises is passed on.
 
+    Arrow does not look whether there is a category for each number of one; a damaged dictionary would go unnoticed.
+
     Args:
         parquet: The file.
         piece_bytes: Decoded bytes of a piece, about; of a single row, as many as it has.
     """
+    categories = [field.name for field in parquet.schema_arrow if _has_dictionary(field.type)]
+    for piece in _pieces(parquet, piece_bytes):
+        for name in categories:
+            piece[name].validate(full=True)
+        yield piece
+
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_dictionary(kind.storage_type)
+    inner = [kind.field(index).type for index in range(kind.num_fields)] if pt.is_nested(kind) else []
+    return pt.is_dictionary(kind) or any(map(_has_dictionary, inner))
+
+
+def _pieces(parquet: pq.ParquetFile, piece_bytes: int) -> Iterator[pa.Table]:
     sizes = [_Size.of(parquet.metadata, number) for number in range(parquet.num_row_groups)]
     if parquet.metadata.num_rows and sum(size.bytes for size in sizes) <= piece_bytes:
         yield parquet.read(use_threads=False)

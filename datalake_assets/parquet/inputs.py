@@ -85,6 +85,7 @@ class OpenInput:
             #: As it stands in the file.
             self.footer_bytes = tail[:-TAIL_BYTES]
             self.schema: pa.Schema = self.parquet.schema_arrow
+            _check_names(self.parquet.metadata)
         told = self.parquet.metadata
         there = sum(told.row_group(index).num_rows for index in range(told.num_row_groups))
         if there != told.num_rows:
@@ -212,6 +213,16 @@ class OpenInput:
     def _plain_bytes(self) -> int:
         metadata = self.parquet.metadata
         return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+
+
+def _check_names(metadata: Any) -> None:
+    """Raises what pyarrow raises over a name that is no UTF-8, before somebody asks for it elsewhere."""
+    for index in range(metadata.num_columns):
+        _ = metadata.schema.column(index).path
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for index in range(group.num_columns):
+            _ = group.column(index).path_in_schema
 
 
 def _encoded_bytes(group: Any) -> int:

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from datalake_assets.errors import CorruptLake
-from datalake_assets.parquet.concat import MAX_ROW_GROUPS, ConcatWriter, ServerSide
+from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter, ServerSide
+from datalake_assets.parquet.evidence import Evidence, same_columns
 from datalake_assets.parquet.footer import Footer, ReadAt
 from datalake_assets.parquet.rolling import FinishedSink
 from datalake_assets.parquet.writer import FileStats, checksum_like
@@ -46,6 +50,8 @@ class _Open(Generic[FinishedT]):
     writer: ConcatWriter
     bounds: list[datetime] = field(default_factory=list)
     are_bounds_known: bool = True
+    first: pq.FileMetaData | None = None
+    copied: list[bytes] = field(default_factory=list)  # what was copied, by row group, see `Evidence`
 
 
 class Outputs(Generic[FinishedT]):
@@ -81,6 +87,7 @@ class Outputs(Generic[FinishedT]):
         read_at: ReadAt,
         row_groups: Sequence[int],
         *,
+        metadata: pq.FileMetaData,
         bounds: Sequence[datetime] | None,
         like: Footer,
         server_side: ServerSide | None = None,
@@ -92,6 +99,7 @@ class Outputs(Generic[FinishedT]):
             footer: Of the file that they are in.
             read_at: Reads it.
             row_groups: Which; no more than one file holds.
+            metadata: Of the same file, as Arrow reads it.
             bounds: Times that enclose theirs; empty if they have none, None if nobody knows.
             like: Gives an output that is begun now its schema.
             server_side: Where the store finds the file, to copy from it without us.
@@ -102,7 +110,17 @@ class Outputs(Generic[FinishedT]):
             self.roll()
         if self._open is None:
             self._open = self._begun(like)
-        self._open.writer.append(footer, read_at, row_groups, server_side=server_side, is_sound=is_sound)
+        evidence = Evidence(metadata, row_groups) if self._verify else None
+        self._open.writer.append(
+            footer,
+            read_at,
+            row_groups,
+            server_side=server_side,
+            is_sound=is_sound,
+            seen=evidence.feed if evidence is not None else None,
+        )
+        self._open.first = self._open.first or metadata
+        self._open.copied += evidence.digests() if evidence is not None else []
         if bounds is None:
             self._open.are_bounds_known = False
         else:
@@ -132,9 +150,10 @@ class Outputs(Generic[FinishedT]):
         """
         if self._open is None:
             return
-        done = self._open.writer.close(self._metadata())
-        finished = self._open.sink.finish()
-        bounds, self._open = self._open.bounds if self._open.are_bounds_known else [], None
+        opened, done = self._open, self._open.writer.close(self._metadata())
+        finished = opened.sink.finish()
+        self._open = None
+        bounds = opened.bounds if opened.are_bounds_known else []
         stats = FileStats(
             rows=done.rows,
             size_bytes=done.size_bytes,
@@ -144,7 +163,7 @@ class Outputs(Generic[FinishedT]):
         )
         self.finished.append((finished, stats))
         if self._verify and done.checksum:
-            self._compare(finished, done.checksum)
+            self._compare(finished, done, opened)
 
     def discard(self) -> None:
         """Drops everything; idempotent."""
@@ -156,14 +175,30 @@ class Outputs(Generic[FinishedT]):
             self._opener.discard(finished)
         self.finished.clear()
 
-    def _compare(self, finished: FinishedT, checksum: str) -> None:
+    def _compare(self, finished: FinishedT, done: Concatenated, opened: _Open[FinishedT]) -> None:
+        """Reads an output back: its bytes are those written, and Arrow finds in them what it found where they are from.
+
+        A store that has verified all bytes need not give them back: then Arrow reads the footer that was sent.
+        """
+        metadata, evidence = self._evidence(done)
+        if metadata.num_rows != done.rows or (opened.first and not same_columns(opened.first, metadata)):
+            raise self._corrupt()
         chunks = self._opener.read_back(finished)
         if chunks is None:
             return
-        digest = checksum_like(checksum)
+        digest, offset = checksum_like(done.checksum), 0
         for chunk in chunks:
             digest.update(chunk)
-        if str(digest) != checksum:
-            raise CorruptLake(
-                self._opener.where, "what was written does not read back as it was; nothing was committed"
-            )
+            evidence.feed(offset, chunk)
+            offset += len(chunk)
+        if str(digest) != done.checksum or evidence.digests() != opened.copied:
+            raise self._corrupt()
+
+    def _evidence(self, done: Concatenated) -> tuple[pq.FileMetaData, Evidence]:
+        try:
+            return Evidence.of_tail(done.tail)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._corrupt() from error
+
+    def _corrupt(self) -> CorruptLake:
+        return CorruptLake(self._opener.where, "what was written does not read back as it was; nothing was committed")

@@ -3,8 +3,6 @@
 Everything streams: at most a few row groups are in memory, whatever the inputs. An output is always a concatenation, of
 row groups copied from inputs and of segments encoded a moment ago. Inputs that cannot be read, or whose columns do not
 fit, are named and left out; the others go on.
-
-Which of Arrow's allocators rewriting uses.
 """
 
 from __future__ import annotations
@@ -370,8 +368,9 @@ class _Pass(Generic[FinishedT]):
         for some in self._runs(footer):
             bounds = _bounds([source.time_bounds(index, self._time_column) for index in some])
             try:
+                told, like = source.parquet.metadata, self._like or footer
                 self._outputs.append(
-                    footer, source.read_at, some, bounds=bounds, like=self._like or footer, server_side=server_side
+                    footer, source.read_at, some, metadata=told, bounds=bounds, like=like, server_side=server_side
                 )
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error
@@ -427,7 +426,13 @@ class _Pass(Generic[FinishedT]):
             if segment.footer.schema_key != self._like.schema_key:
                 raise AnotherShape
             self._outputs.append(
-                segment.footer, segment.read_at, [0], bounds=segment.bounds, like=self._like, is_sound=True
+                segment.footer,
+                segment.read_at,
+                [0],
+                metadata=segment.metadata,
+                bounds=segment.bounds,
+                like=self._like,
+                is_sound=True,
             )
             self._counts["encoded"] += 1
 

@@ -136,11 +136,13 @@ class Segment:
         buffer: The bytes of a Parquet file, with a footer that may be another.
         footer: The footer that counts.
         bounds: Earliest and latest time; empty without.
+        metadata: The footer as Arrow reads it.
     """
 
     buffer: pa.Buffer
     footer: Footer
     bounds: tuple[datetime, ...]
+    metadata: pq.FileMetaData
 
     def read_at(self, offset: int, length: int) -> memoryview:
         """So many bytes from there."""
@@ -206,8 +208,8 @@ class Encoder:
         bounds = time_bounds(ordered[form.time_column]) if form.time_column is not None else ()
         buffer = self._encoded(ordered)
         tailed = _Tailed(buffer, form.model.change)
-        self._check(buffer, tailed, ordered, hashed)
-        return Segment(buffer, tailed.parsed(), bounds)
+        metadata = self._checked(buffer, tailed, ordered, hashed)
+        return Segment(buffer, tailed.parsed(), bounds, metadata)
 
     def close(self) -> None:
         """Ends it; segments under way are the pool's."""
@@ -231,7 +233,9 @@ class Encoder:
         writer.close()
         return sink.getvalue()
 
-    def _check(self, buffer: pa.Buffer, tailed: _Tailed, expected: pa.Table, hashed: Multiset | None) -> None:
+    def _checked(
+        self, buffer: pa.Buffer, tailed: _Tailed, expected: pa.Table, hashed: Multiset | None
+    ) -> pq.FileMetaData:
         """Compares what was encoded with the rows that went in: one by one, or by hashes where they came unsorted."""
         metadata = tailed.metadata() if self._form.model.change else None
         source = pa.BufferReader(buffer)
@@ -241,9 +245,11 @@ class Encoder:
                 "compaction",
                 f"encoded {expected.num_rows} rows, which read as {parquet.metadata.num_rows}; nothing was committed",
             )
-        if not self._form.verify:
-            return
-        found = parquet.reader.read_all(use_threads=False)
+        if self._form.verify:
+            self._compare(parquet.reader.read_all(use_threads=False), expected, hashed)
+        return parquet.metadata
+
+    def _compare(self, found: pa.Table, expected: pa.Table, hashed: Multiset | None) -> None:
         if not found.schema.equals(expected.schema):
             raise CorruptLake("compaction", f"encoded {expected.schema}, which reads as {found.schema}")
         if hashed is None and same_rows(expected, found):

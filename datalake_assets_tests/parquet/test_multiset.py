@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher
+from datalake_assets_tests.parquet.parquet_files import rows
 
 N = 50
 COLUMNS = {
@@ -87,3 +88,12 @@ def test_equal_multisets_are_those_of_permuted_rows_alone(rows, data):
     )
     key = repr
     assert (multiset(table(rows)) == multiset(table(other))) == (sorted(rows, key=key) == sorted(other, key=key))
+
+
+def test_structs_in_lists_that_are_parts_of_longer_arrays_are_hashed():
+    whole = rows(0, 120)
+    some = pa.concat_tables([whole.slice(7, 50), whole.slice(70, 11)])
+    hasher = MultisetHasher(whole.schema)
+    taken = whole.take(pa.array([*range(7, 57), *range(70, 81)]))
+    assert hasher.of(some) == hasher.of(taken)
+    hasher.close()
