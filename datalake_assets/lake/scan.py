@@ -17,9 +17,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
-from operator import and_
+from itertools import groupby
+from operator import and_, itemgetter
+from typing import TypeAlias
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -36,6 +39,8 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
+from datalake_assets.parquet.decoding import is_dense, open_parquet, tables
+from datalake_assets.parquet.schemas import conform_table
 
 __all__ = ["PartitionColumns", "committed_files", "partition_footers", "scan"]
 
@@ -136,6 +141,8 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 #: Batches and files that are read ahead; bounds the memory of a scan.
 BATCH_READAHEAD, FILE_READAHEAD = 4, 2
+#: Decoded bytes of a row group from which on it is read in pieces; footers that are looked at before the first batch.
+DENSE_BYTES, AT_ONCE = 128 << 20, 32
 
 
 def scan(
@@ -149,7 +156,9 @@ def scan(
 
     def begin() -> pa.RecordBatchReader:
         snapshot = table.snapshot(partitions)
-        schema, batches = _batches(snapshot.dataset(where=where), columns, where)
+        # row groups of our own have a bounded size
+        read = _scanned if table.is_written_by_us else _carefully
+        schema, batches = _batches(snapshot.dataset(where=where), columns, where, read=read)
         with _expiry_named(snapshot, has_begun=False):
             first = next(batches, None)
         return pa.RecordBatchReader.from_batches(schema, _guarded(snapshot, first, batches))
@@ -157,19 +166,23 @@ def scan(
     return retried(begin, attempts=ATTEMPTS, on=(SnapshotExpired,))
 
 
+_Columns: TypeAlias = list[str] | Mapping[str, ds.Expression] | None
+_Read: TypeAlias = Callable[[ds.FileSystemDataset, _Columns, ds.Expression | None], Iterator[pa.RecordBatch]]
+
+
 def _batches(
-    dataset: ds.Dataset, columns: Sequence[str] | None, where: ds.Expression | None
+    dataset: ds.FileSystemDataset, columns: Sequence[str] | None, where: ds.Expression | None, *, read: _Read
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Rows, columns under one name each, however files spell it."""
     others = {other for field in dataset.schema for other in spellings(field)}
     if not others:
-        scanner = _scanner(dataset, columns=list(columns) if columns is not None else None, where=where)
-        return scanner.projected_schema, iter(scanner.to_batches())
+        named = list(columns) if columns is not None else None
+        return _scanner(dataset, columns=named, where=where).projected_schema, read(dataset, named, where)
     merged = {field.name: _merged(field) for field in dataset.schema if field.name not in others}
-    scanner = _scanner(dataset, columns=merged, where=None)  # a filter would see one spelling alone
+    batches = read(dataset, merged, None)  # a filter would see one spelling alone
     chosen = list(merged) if columns is None else list(columns)
     schema = pa.schema([dataset.schema.field(name).remove_metadata() for name in chosen])
-    return schema, _filtered(scanner, schema, where)
+    return schema, _filtered(batches, schema, where)
 
 
 def _merged(field: pa.Field) -> ds.Expression:
@@ -178,16 +191,20 @@ def _merged(field: pa.Field) -> ds.Expression:
     return pc.coalesce(*found) if len(found) > 1 else found[0]
 
 
-def _filtered(scanner: ds.Scanner, schema: pa.Schema, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
-    for batch in scanner.to_batches():
+def _filtered(
+    batches: Iterator[pa.RecordBatch], schema: pa.Schema, where: ds.Expression | None
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
         rows = pa.Table.from_batches([batch])
         kept = rows if where is None else rows.filter(where)
         yield from kept.select(schema.names).cast(schema).to_batches()
 
 
-def _scanner(
-    dataset: ds.Dataset, *, columns: list[str] | Mapping[str, ds.Expression] | None, where: ds.Expression | None
-) -> ds.Scanner:
+def _scanned(dataset: ds.FileSystemDataset, columns: _Columns, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
+    yield from _scanner(dataset, columns=columns, where=where).to_batches()
+
+
+def _scanner(dataset: ds.Dataset, *, columns: _Columns, where: ds.Expression | None) -> ds.Scanner:
     """A scanner of bounded memory."""
     return dataset.scanner(
         columns=columns,
@@ -195,6 +212,54 @@ def _scanner(
         batch_readahead=BATCH_READAHEAD,
         fragment_readahead=FILE_READAHEAD,
     )
+
+
+def _carefully(
+    dataset: ds.FileSystemDataset, columns: _Columns, where: ds.Expression | None
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a scan of files of others: Arrow's scanner decodes whole row groups, and some have no bound."""
+    fragments = list(dataset.get_fragments(filter=where))
+    with ThreadPoolExecutor(FILE_READAHEAD, thread_name_prefix="footers") as pool:
+        for start in range(0, len(fragments), AT_ONCE):
+            some = fragments[start : start + AT_ONCE]
+            seen = zip(pool.map(lambda fragment: _is_dense(dataset, fragment), some), some, strict=True)
+            for is_dense_run, run in groupby(seen, key=itemgetter(0)):
+                files = [fragment for _, fragment in run]
+                if is_dense_run:
+                    for fragment in files:
+                        yield from _in_pieces(dataset, fragment, columns, where)
+                else:
+                    plain = ds.FileSystemDataset(files, dataset.schema, dataset.format, dataset.filesystem)
+                    yield from _scanned(plain, columns, where)
+
+
+def _is_dense(dataset: ds.FileSystemDataset, fragment: ds.ParquetFileFragment) -> bool:
+    with dataset.filesystem.open_input_file(fragment.path) as opened:
+        return is_dense(open_parquet(opened, int96_unit=INT96_UNIT), limit_bytes=DENSE_BYTES)
+
+
+def _in_pieces(
+    dataset: ds.FileSystemDataset,
+    fragment: ds.ParquetFileFragment,
+    columns: _Columns,
+    where: ds.Expression | None,
+) -> Iterator[pa.RecordBatch]:
+    """The batches of one file, as the scanner of the dataset would give them."""
+    given = ds.get_partition_keys(fragment.partition_expression)
+    with dataset.filesystem.open_input_file(fragment.path) as opened:
+        pieces = tables(open_parquet(opened, int96_unit=INT96_UNIT))
+        batches = (batch for piece in pieces for batch in _with_given(piece, dataset.schema, given).to_batches())
+        scanner = ds.Scanner.from_batches(batches, schema=dataset.schema, columns=columns, filter=where)
+        yield from scanner.to_batches()
+
+
+def _with_given(table: pa.Table, schema: pa.Schema, given: Mapping[str, object]) -> pa.Table:
+    own = table.select([name for name in table.column_names if name in schema.names and name not in given])
+    for name, value in given.items():
+        if name in schema.names:
+            kind = schema.field(name).type
+            own = own.append_column(name, pa.repeat(pa.scalar(value, kind), table.num_rows))
+    return conform_table(own, schema.remove_metadata()).replace_schema_metadata(schema.metadata)
 
 
 def committed_files(
@@ -252,9 +317,13 @@ def _with_spellings(schema: pa.Schema) -> pa.Schema:
 
 
 def _format(folder: FeedFolder) -> ds.ParquetFileFormat:
-    """Others' files may have INT96 timestamps, which overflow in nanoseconds."""
-    unit = {"coerce_int96_timestamp_unit": INT96_UNIT} if folder.is_adopted else {}
-    return ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(**unit))
+    """Others' files may have INT96 timestamps, which overflow in nanoseconds, and checksums of pages."""
+    if not folder.is_adopted:
+        return ds.ParquetFileFormat()
+    return ds.ParquetFileFormat(
+        read_options=ds.ParquetReadOptions(coerce_int96_timestamp_unit=INT96_UNIT),
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True),
+    )
 
 
 def _pruned(paths: Sequence[str], columns: PartitionColumns, where: ds.Expression | None) -> set[str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-__all__ = ["check_chunks", "open_parquet", "tables"]
+__all__ = ["check_chunks", "is_dense", "open_parquet", "tables"]
 
 MIB = 1 << 20
 #: Decoded bytes of a piece.
@@ -35,14 +35,18 @@ OVERHEAD_BYTES = 5
 HIDING = {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}
 
 
-def open_parquet(source: pa.NativeFile, *, pre_buffer: bool = False) -> pq.ParquetFile:
+def open_parquet(source: pa.NativeFile, *, pre_buffer: bool = False, int96_unit: str | None = None) -> pq.ParquetFile:
     """A file to read the rows of: Arrow compares the checksums of its pages, and gives extension types.
 
     Raises:
         OSError: It is no Parquet file, or its metadata is damaged.
     """
     parquet = pq.ParquetFile(
-        source, pre_buffer=pre_buffer, page_checksum_verification=True, arrow_extensions_enabled=True
+        source,
+        pre_buffer=pre_buffer,
+        page_checksum_verification=True,
+        arrow_extensions_enabled=True,
+        coerce_int96_timestamp_unit=int96_unit,
     )
     check_chunks(parquet.metadata, source.size())
     return parquet
@@ -107,6 +111,17 @@ def tables(parquet: pq.ParquetFile, *, piece_bytes: int = PIECE_BYTES) -> Iterat
         for name in categories:
             piece[name].validate(full=True)
         yield piece
+
+
+def is_dense(parquet: pq.ParquetFile, *, limit_bytes: int) -> bool:
+    """Whether a row group may well take more than so many bytes decoded; looks at its first rows if need be."""
+    sizes = [(_Size.of(parquet.metadata, number), number) for number in range(parquet.num_row_groups)]
+    size, number = max(sizes, key=lambda each: each[0].bytes, default=(_Size(0, 0, 0), 0))
+    if size.bytes <= limit_bytes or not size.longest:
+        return size.bytes > limit_bytes
+    rows = max(1, min(CAREFUL_ROWS, PIECE_BYTES // size.longest))
+    first = next(iter(parquet.iter_batches(rows, row_groups=[number], use_threads=False)), None)
+    return first is not None and bool(first.nbytes * size.rows > limit_bytes * first.num_rows)
 
 
 def _has_dictionary(kind: pa.DataType) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import multiprocessing as mp
 import sys
 from collections import Counter
@@ -120,8 +121,15 @@ def _elements(file: pq.ParquetFile) -> list[str]:
     return [*lines, *(repr(schema.column(index)) for index in range(len(schema)))][: len(lines)]
 
 
-def _key_values(file: pq.ParquetFile) -> dict[bytes, bytes]:
-    return {key: value for key, value in (file.metadata.metadata or {}).items() if not key.startswith(b"datalake.")}
+def _key_values(file: pq.ParquetFile) -> dict[bytes, Any]:
+    """Without what is compared as types, and what pandas says of one file's row numbers (ADR 014)."""
+    found: dict[bytes, Any] = dict(file.metadata.metadata or {})
+    kept = {key: value for key, value in found.items() if not key.startswith(b"datalake.") and key != b"ARROW:schema"}
+    if b"pandas" in kept:
+        document = json.loads(kept[b"pandas"])
+        document["index_columns"] = [each for each in document["index_columns"] if not isinstance(each, dict)]
+        kept[b"pandas"] = document
+    return kept
 
 
 def _of_columns(file: pq.ParquetFile) -> list[Any]:
