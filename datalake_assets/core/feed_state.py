@@ -10,6 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
 
 from datalake_assets.core.partitions import version_key
 from datalake_assets.core.position import Holes, Runs
@@ -21,8 +24,7 @@ __all__ = ["FeedState", "Version"]
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(msgspec.Struct, frozen=True):
     """A committed version of a table: its number, when its pull began, and its rows."""
 
     number: int
@@ -135,25 +137,23 @@ class FeedState:
 
     def to_bytes(self) -> bytes:
         """The JSON document, UTF-8."""
-        document = {
-            "format": FORMAT,
-            "write_id": self.write_id,
-            "position_kind": self.position_kind,
-            "epoch": self.epoch,
-            "hint": {str(key): value for key, value in sorted(self.hint.items())},
-            "watermark": self.watermark.isoformat() if self.watermark else None,
-            "next_version": self.next_version,
-            "current_version": self.current.number if self.current else None,
-            "as_of": self.current.as_of.isoformat() if self.current else None,
-            "versions": [
-                {"number": each.number, "as_of": each.as_of.isoformat(), "rows": each.rows} for each in self.versions
-            ],
-            "removing": list(self.removing),
-            "schema": self.schema,
-        }
-        if self.rejected:
-            document["rejected"] = {str(key): each.to_json() for key, each in sorted(self.rejected.items())}
-        return json.dumps(document, indent=1).encode()
+        document = _Document(
+            format=FORMAT,
+            write_id=self.write_id,
+            position_kind=self.position_kind,
+            epoch=self.epoch,
+            hint=dict(sorted(self.hint.items())),
+            watermark=self.watermark,
+            next_version=self.next_version,
+            current_version=self.current.number if self.current else None,
+            as_of=self.current.as_of if self.current else None,
+            versions=self.versions,
+            removing=self.removing,
+            schema=self.schema,
+            rejected={key: each.to_json() for key, each in sorted(self.rejected.items())},
+        )
+        plain = msgspec.to_builtins(document, builtin_types=(datetime,))
+        return json.dumps(plain, indent=1, default=datetime.isoformat).encode()
 
     @classmethod
     def from_bytes(cls, body: bytes, *, where: str) -> FeedState:
@@ -163,22 +163,40 @@ class FeedState:
             CorruptLake: It is not a feed state.
         """
         try:
-            document = json.loads(body)
-            watermark = document["watermark"]
+            document = msgspec.json.decode(body, type=_Document)
+            if document.format != FORMAT:
+                raise CorruptLake(
+                    where, f"feed's state of format {document.format}", cure="use a newer release of this package"
+                )
             return cls(
-                position_kind=document["position_kind"],
-                epoch=document["epoch"],
-                hint={int(key): int(value) for key, value in document["hint"].items()},
-                watermark=datetime.fromisoformat(watermark) if watermark else None,
-                next_version=document["next_version"],
-                versions=tuple(
-                    Version(each["number"], datetime.fromisoformat(each["as_of"]), each["rows"])
-                    for each in document["versions"]
-                ),
-                removing=tuple(document["removing"]),
-                schema=document["schema"],
-                rejected={int(key): Holes.from_json(each) for key, each in document.get("rejected", {}).items()},
-                write_id=document["write_id"],
+                position_kind=document.position_kind,
+                epoch=document.epoch,
+                hint=document.hint,
+                watermark=document.watermark,
+                next_version=document.next_version,
+                versions=document.versions,
+                removing=document.removing,
+                schema=document.schema,
+                rejected={key: Holes.from_json(each) for key, each in document.rejected.items()},
+                write_id=document.write_id,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptLake(where, f"not a feed's state: {error!r}") from error
+        except (ValueError, TypeError) as error:
+            raise CorruptLake(where, f"not a feed's state: {error}") from error
+
+
+class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A feed's state in JSON, in this order; ``rejected`` is only there if there are some."""
+
+    format: int
+    write_id: str
+    position_kind: str | None
+    epoch: int
+    hint: dict[int, int]
+    watermark: datetime | None
+    next_version: int
+    current_version: int | None
+    as_of: datetime | None
+    versions: tuple[Version, ...]
+    removing: tuple[int, ...]
+    schema: str | None
+    rejected: dict[int, list[Any]] = msgspec.field(default_factory=dict)

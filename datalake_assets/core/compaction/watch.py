@@ -17,14 +17,18 @@ The compaction sensor's memory between two ticks, as text of bounded size: Dagst
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from datalake_assets.core.compaction.plan import CompactionPlan, LeftAlone
 
@@ -85,8 +89,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
+class Past(msgspec.Struct, frozen=True, array_like=True):
     """What is remembered of a partition.
 
     Attributes:
@@ -112,8 +115,7 @@ class Past:
     said: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Requested:
+class Requested(msgspec.Struct, frozen=True, array_like=True):
     """The one run of a feed that was asked for and has not been seen to end.
 
     Attributes:
@@ -125,8 +127,7 @@ class Requested:
     files: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class FeedWatch:
+class FeedWatch(msgspec.Struct, frozen=True, array_like=True):
     """What is remembered of a feed.
 
     Attributes:
@@ -141,8 +142,8 @@ class FeedWatch:
 
     materialized: int = 0
     observed: int = 0
-    due: Mapping[str, float] = field(default_factory=dict)
-    past: Mapping[str, Past] = field(default_factory=dict)
+    due: Mapping[str, float] = msgspec.field(default_factory=dict)
+    past: Mapping[str, Past] = msgspec.field(default_factory=dict)
     requested: Requested | None = None
     began: float = 0.0
 
@@ -303,7 +304,7 @@ def looked(watch: FeedWatch, look: Look, *, now: float) -> tuple[FeedWatch, Want
         wanted stays due until `request` takes it in.
     """
     if look.again_at is not None and look.again_at <= now:  # clocks differ: not again at once
-        look = replace(look, again_at=now + BACK_OFF_S)
+        look = dataclasses.replace(look, again_at=now + BACK_OFF_S)
     watch, flaws = _flaws_told(watch, look)
     past = watch.past.get(look.key, Past())
     if not look.digest:
@@ -421,7 +422,7 @@ class WatchState:
         turn: Ticks so far; says which feed comes first, since a tick may not get through all.
     """
 
-    feeds: Mapping[str, FeedWatch] = field(default_factory=dict)
+    feeds: Mapping[str, FeedWatch] = dataclasses.field(default_factory=dict)
     turn: int = 0
 
 
@@ -443,24 +444,24 @@ def bounded(state: WatchState, now: float) -> tuple[WatchState, int]:
     # the earliest of each feed go first, and of each feed as large a share as of all
     share = max(0, len(past) - MEMORY) / len(past) if past else 0.0
     feeds = {path: _forgetful(path, watch, late, share) for path, watch in state.feeds.items()}
-    return replace(state, feeds=feeds), len(late)
+    return WatchState(feeds, state.turn), len(late)
 
 
 def state_to_json(state: WatchState) -> str:
-    """The state as text."""
-    feeds = {path: _feed_to_json(watch) for path, watch in state.feeds.items()}
-    return json.dumps({"v": VERSION, "turn": state.turn, "feeds": feeds}, separators=(",", ":"))
+    """The state as text: ASCII, whatever the names of partitions are."""
+    feeds = {path: _with_whole_seconds(watch) for path, watch in state.feeds.items()}
+    document = {"v": VERSION, "turn": state.turn, "feeds": msgspec.to_builtins(feeds)}
+    return json.dumps(document, separators=(",", ":"))
 
 
 def state_from_json(text: str | None) -> WatchState:
     """Reads it back; begins anew with a text that cannot be read, of an older release or by somebody's hand."""
     try:
-        document = json.loads(text or "")
+        document = json.loads(text or "")  # of names that are no Unicode only `json` knows
         if document["v"] != VERSION:
             return WatchState()
-        feeds = {path: _feed_from_json(each) for path, each in document["feeds"].items()}
-        return WatchState(feeds, int(document["turn"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return WatchState(msgspec.convert(document["feeds"], dict[str, FeedWatch]), int(document["turn"]))
+    except (ValueError, KeyError, TypeError):
         return WatchState()
 
 
@@ -476,30 +477,5 @@ def _running(watch: FeedWatch) -> Mapping[str, str]:
     return watch.requested.files if watch.requested else {}
 
 
-def _feed_to_json(watch: FeedWatch) -> list[Any]:
-    run = watch.requested
-    return [
-        watch.materialized,
-        watch.observed,
-        {key: math.ceil(at) for key, at in watch.due.items()},
-        {key: list(astuple(past)) for key, past in watch.past.items()},
-        [run.run_key, dict(run.files)] if run else None,
-        watch.began,
-    ]
-
-
-def _feed_from_json(document: list[Any]) -> FeedWatch:
-    materialized, observed, due, past, run, began = document
-    return FeedWatch(
-        materialized=int(materialized),
-        observed=int(observed),
-        due={key: float(at) for key, at in due.items()},
-        past={key: _past_from_json(each) for key, each in past.items()},
-        requested=Requested(run[0], dict(run[1])) if run else None,
-        began=float(began),
-    )
-
-
-def _past_from_json(document: list[Any]) -> Past:
-    known = Past(*document)
-    return replace(known, tried=Tried(known.tried))
+def _with_whole_seconds(watch: FeedWatch) -> FeedWatch:
+    return replace(watch, due={key: math.ceil(at) for key, at in watch.due.items()})

@@ -6,10 +6,11 @@ partition that did not; the rules are `datalake_assets.core.compaction.watch`'s.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import dagster as dg
+from msgspec.structs import replace
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.compaction.watch import (
