@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from datalake_assets.core.compaction.watch import Outcome
+from datalake_assets.core.compaction.watch import RunOutcome
 from datalake_assets.defs.metadata import (
     COMPACTION_FAILURES,
     FEED_PARTITION,
@@ -52,7 +52,7 @@ class RunEnd:
         flawed: Partitions that it compacted, each with whether that left files which no rewrite can take.
     """
 
-    outcome: Outcome
+    outcome: RunOutcome
     errors: Mapping[str, str] = field(default_factory=dict)
     flawed: Mapping[str, bool] = field(default_factory=dict)
 
@@ -124,14 +124,14 @@ def end_of(instance: dg.DagsterInstance, run_key: str) -> RunEnd:
     """
     runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY: run_key}), limit=1)
     if not runs:
-        return RunEnd(Outcome.FAILED)
+        return RunEnd(RunOutcome.FAILED)
     (run,) = runs
     if not run.is_finished:
-        return RunEnd(Outcome.RUNNING)
+        return RunEnd(RunOutcome.RUNNING)
     flawed = _flaws(instance, run.run_id)
     if run.is_success:
-        return RunEnd(Outcome.SUCCEEDED, flawed=flawed)
-    return RunEnd(Outcome.FAILED, _errors(instance, run.run_id), flawed)
+        return RunEnd(RunOutcome.SUCCEEDED, flawed=flawed)
+    return RunEnd(RunOutcome.FAILED, _errors(instance, run.run_id), flawed)
 
 
 def _flaws(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, bool]:

@@ -38,14 +38,14 @@ __all__ = [
     "MEMORY",
     "WAITING",
     "FeedWatch",
-    "Look",
-    "Outcome",
     "Past",
     "Report",
     "Requested",
+    "RunOutcome",
     "Tried",
     "Wanted",
     "WatchState",
+    "WatchedPlan",
     "bounded",
     "ended",
     "heard",
@@ -81,7 +81,7 @@ class Tried(StrEnum):
     GIVEN_UP = "g"
 
 
-class Outcome(StrEnum):
+class RunOutcome(StrEnum):
     """What became of a run; one that is nowhere to be found has failed."""
 
     RUNNING = "running"
@@ -185,7 +185,7 @@ class FeedWatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class WatchedPlan:
     """A plan of a partition, as far as a watcher cares; or why there is none.
 
     Attributes:
@@ -203,7 +203,7 @@ class Look:
     error: str = ""
 
     @classmethod
-    def of(cls, key: str, plan: CompactionPlan, *, unusable: Mapping[str, str]) -> Look:
+    def of(cls, key: str, plan: CompactionPlan, *, unusable: Mapping[str, str]) -> WatchedPlan:
         """Of a plan in which the files of ``unusable`` were excluded, by name with the reason."""
         left = [each.name for each in plan.left_alone if each.name in unusable]
         return cls(
@@ -266,7 +266,7 @@ def heard(watch: FeedWatch, changed: Iterable[str], *, flawed: Mapping[str, bool
     return replace(watch, due=due, past=past)
 
 
-def ended(watch: FeedWatch, outcome: Outcome, errors: Mapping[str, str] = _NOTHING) -> FeedWatch:
+def ended(watch: FeedWatch, outcome: RunOutcome, errors: Mapping[str, str] = _NOTHING) -> FeedWatch:
     """After a look at the run that was asked for: once it has ended, its partitions are due.
 
     Args:
@@ -274,9 +274,9 @@ def ended(watch: FeedWatch, outcome: Outcome, errors: Mapping[str, str] = _NOTHI
         outcome: What became of the run.
         errors: What a run that failed said of partitions; one that says nothing was killed, and any may be the cause.
     """
-    if watch.requested is None or outcome is Outcome.RUNNING:
+    if watch.requested is None or outcome is RunOutcome.RUNNING:
         return watch
-    failed = outcome is Outcome.FAILED
+    failed = outcome is RunOutcome.FAILED
     past, due = dict(watch.past), dict(watch.due)
     for key, files in watch.requested.files.items():
         known = replace(past.get(key, Past()), files=files, tried=Tried.FAILED if failed else Tried.SUCCEEDED)
@@ -291,7 +291,7 @@ def ended(watch: FeedWatch, outcome: Outcome, errors: Mapping[str, str] = _NOTHI
     return replace(watch, past=past, due=due, requested=None)
 
 
-def looked(watch: FeedWatch, look: Look, *, now: float) -> tuple[FeedWatch, Wanted | None, tuple[Report, ...]]:
+def looked(watch: FeedWatch, look: WatchedPlan, *, now: float) -> tuple[FeedWatch, Wanted | None, tuple[Report, ...]]:
     """After a look at a partition that was due.
 
     Args:
@@ -356,7 +356,7 @@ def _size_class(watch: FeedWatch, key: str) -> int:
     return min(watch.failures(key), len(RUN_SIZES) - 1)
 
 
-def _flaws_told(watch: FeedWatch, look: Look) -> tuple[FeedWatch, tuple[Report, ...]]:
+def _flaws_told(watch: FeedWatch, look: WatchedPlan) -> tuple[FeedWatch, tuple[Report, ...]]:
     """Reports files that no rewrite can take, once for each set of them."""
     past = watch.past.get(look.key, Past())
     if look.error or not (past.flawed or look.unusable):
@@ -370,7 +370,7 @@ def _flaws_told(watch: FeedWatch, look: Look) -> tuple[FeedWatch, tuple[Report, 
     return watch, (Report(look.key, text, unusable=len(look.unusable), waiting=len(look.files)),)
 
 
-def _failed(watch: FeedWatch, look: Look, past: Past, now: float) -> tuple[FeedWatch, tuple[Report, ...]]:
+def _failed(watch: FeedWatch, look: WatchedPlan, past: Past, now: float) -> tuple[FeedWatch, tuple[Report, ...]]:
     """After a failure: another attempt after a while, or none."""
     failures = past.failures + 1
     why = look.error or past.why or "the run failed, and did not say why"
@@ -385,7 +385,7 @@ def _failed(watch: FeedWatch, look: Look, past: Past, now: float) -> tuple[FeedW
 
 
 def _given_up(
-    watch: FeedWatch, look: Look, past: Past, text: str, why: str = ""
+    watch: FeedWatch, look: WatchedPlan, past: Past, text: str, why: str = ""
 ) -> tuple[FeedWatch, tuple[Report, ...]]:
     """Leaves a partition alone until its files change, and reports that, unless the same was reported before."""
     said = _digest([why or text])

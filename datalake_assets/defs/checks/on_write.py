@@ -48,7 +48,7 @@ from datalake_assets.lake.table import TableReader, TableSnapshot
 
 __all__ = [
     "DESCRIPTIONS",
-    "Look",
+    "CheckedPartition",
     "check_specs",
     "evaluate_checks",
     "freshness_of",
@@ -146,7 +146,7 @@ _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CheckedPartition:
     """What was seen of one partition after a write.
 
     Attributes:
@@ -167,7 +167,7 @@ class Look:
         return self.count.key
 
     @classmethod
-    def of_nothing(cls, key: str) -> "Look":
+    def of_nothing(cls, key: str) -> "CheckedPartition":
         """Of a partition without files."""
         return cls(RowCount(key, 0, 0), PlannedPartition(key))
 
@@ -213,7 +213,7 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
     yield check_result(QUARANTINE, _quarantine(read, lake))
 
 
-def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequest) -> list[Look]:
+def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequest) -> list[CheckedPartition]:
     """Looks at the partitions that a write changed, and at all of the run's own: Dagster waits for their checks."""
     own = {each.key for each in read.selected} if len(read.selected) <= ALL_TOLD else set()
     reports = [each for each in (*read.selected, *read.beyond) if each.key in own or _is_changed(each)]
@@ -223,7 +223,7 @@ def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequ
     return [
         look_at(instance, read.table, snapshot.only(each.key), request, broken=broken.get(each.key, {}))
         if each.files
-        else Look.of_nothing(each.key)
+        else CheckedPartition.of_nothing(each.key)
         for each in reports
     ]
 
@@ -245,12 +245,12 @@ def look_at(
     request: CompactionRequest,
     *,
     broken: Mapping[str, RuleCount],
-) -> Look:
+) -> CheckedPartition:
     """Looks at the one partition of a snapshot, and the footers of its files; ``broken`` is known of its rows."""
     (key,) = snapshot.keys
     health = health_now(instance, snapshot, key, request)
     footers, count = _count(table, snapshot, health)
-    return Look(count, health, footers, broken)
+    return CheckedPartition(count, health, footers, broken)
 
 
 def health_now(
@@ -274,7 +274,7 @@ def _is_changed(report: PartitionFacts) -> bool:
     return bool(report.files_added or report.rows_added)
 
 
-def _verdicts(feed: Feed, looks: Sequence[Look], *, delivery: Delivery | None = None) -> dict[str, Verdict]:
+def _verdicts(feed: Feed, looks: Sequence[CheckedPartition], *, delivery: Delivery | None = None) -> dict[str, Verdict]:
     """What the checks of partitions say, by name."""
     counts, footers = [each.count for each in looks], [each.footers for each in looks if each.footers is not None]
     verdicts = {
@@ -288,7 +288,7 @@ def _verdicts(feed: Feed, looks: Sequence[Look], *, delivery: Delivery | None = 
     return verdicts
 
 
-def _results(read: FeedRead, looks: Sequence[Look]) -> dict[str, Verdict]:
+def _results(read: FeedRead, looks: Sequence[CheckedPartition]) -> dict[str, Verdict]:
     """The verdicts that Dagster files under the run's partition, or under none for a range.
 
     What is said of one partition is not held against another; but a check that blocks judges all that the run wrote.
@@ -300,7 +300,7 @@ def _results(read: FeedRead, looks: Sequence[Look]) -> dict[str, Verdict]:
     return verdicts | {name: of_all[name] for name in read.feed.checks.blocking if name in verdicts}
 
 
-def _evaluations(read: FeedRead, looks: Sequence[Look]) -> Iterator[dg.AssetCheckEvaluation]:
+def _evaluations(read: FeedRead, looks: Sequence[CheckedPartition]) -> Iterator[dg.AssetCheckEvaluation]:
     """What is worth its event, which costs more than the look: what Dagster waits for, and what is, or was, wrong."""
     is_range = len(read.partitions) > 1
     new = {each.key for each in read.beyond if each.files == each.files_added}

@@ -16,11 +16,11 @@ from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.compaction.watch import (
     MAX_PARTITIONS,
     FeedWatch,
-    Look,
-    Outcome,
     Report,
     Requested,
+    RunOutcome,
     Wanted,
+    WatchedPlan,
     WatchState,
     bounded,
     ended,
@@ -256,7 +256,7 @@ class _FeedTick:
         if run is None:
             return
         end = end_of(self.shared.instance, run.run_key)
-        if end.outcome is not Outcome.RUNNING:
+        if end.outcome is not RunOutcome.RUNNING:
             self.watch = heard(ended(self.watch, end.outcome, end.errors), (), flawed=end.flawed)
             self.shared.running -= 1
 
@@ -298,7 +298,7 @@ class _FeedTick:
             self.reports += reports
             self.wanted += [one] if one else []
 
-    def _plan(self, table: LakeTable, key: str, asked: CompactionRequest) -> Look:
+    def _plan(self, table: LakeTable, key: str, asked: CompactionRequest) -> WatchedPlan:
         known = self.watch.past.get(key)
         unusable = unusable_files(self.shared.instance, self.asset, key) if known and known.flawed else {}
         try:
@@ -306,8 +306,8 @@ class _FeedTick:
         except (*PASSING, LakeUnavailable):  # it is the lake's, not this partition's
             raise
         except DatalakeError as error:
-            return Look(key, error=str(error))
-        return Look.of(key, plan, unusable=unusable)
+            return WatchedPlan(key, error=str(error))
+        return WatchedPlan.of(key, plan, unusable=unusable)
 
 
 def _run_request(feed: Feed, made: Requested) -> dg.RunRequest:

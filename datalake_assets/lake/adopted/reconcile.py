@@ -79,7 +79,7 @@ def reconcile_partition(folder: FeedFolder, key: str, *, run_id: str = "") -> tu
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _ListedPartition:
     """One partition: its settled manifest, and the files that were there after it had been read."""
 
     loaded: Loaded
@@ -92,7 +92,7 @@ class _Look:
         return ((file, self.there[file.name]) for file in self.loaded.manifest.files if file.name in self.there)
 
     @classmethod
-    def of(cls, loaded: Loaded, there: Mapping[str, ObjectInfo]) -> _Look:
+    def of(cls, loaded: Loaded, there: Mapping[str, ObjectInfo]) -> _ListedPartition:
         """Finds those files of the manifest that are still what they were."""
         files = loaded.manifest.files
         return cls(loaded, there, {f.name: f for f in files if f.name in there and there[f.name].etag == f.etag})
@@ -137,7 +137,7 @@ class _Reconciler:
             self._done.other_files, self._done.problems = listing.other_files, list(listing.problems)
             self._done.links = list(listing.links)
         looks = {
-            key: _Look.of(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
+            key: _ListedPartition.of(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
             for key in {*loaded, *listing.partitions}
             if (wanted is None or key in wanted) and loaded.get(key, True) is not None
         }
@@ -166,7 +166,7 @@ class _Reconciler:
             self._done.waiting.append(f"{key}: {error.reason}")
             return None
 
-    def _read(self, looks: Mapping[str, _Look]) -> Read:
+    def _read(self, looks: Mapping[str, _ListedPartition]) -> Read:
         wanted = [
             (key, info) for key, look in looks.items() for name, info in look.there.items() if name not in look.known
         ]
@@ -203,7 +203,7 @@ class _Reconciler:
         self._done.schema = folded.schema
         return folded
 
-    def _commit(self, key: str, look: _Look, read: Read, schema: FolderSchema) -> bool:
+    def _commit(self, key: str, look: _ListedPartition, read: Read, schema: FolderSchema) -> bool:
         """Takes a partition's files over; False if another process was faster."""
         log, loaded, manifest = self._folder.log(key), look.loaded, look.loaded.manifest
         now, same = self._files(key, look, read, schema)
@@ -232,7 +232,9 @@ class _Reconciler:
         ]
         return True
 
-    def _files(self, key: str, look: _Look, read: Read, schema: FolderSchema) -> tuple[Sequence[DataFile], set[str]]:
+    def _files(
+        self, key: str, look: _ListedPartition, read: Read, schema: FolderSchema
+    ) -> tuple[Sequence[DataFile], set[str]]:
         """What the manifest should name, and those of it that are the same files as before with other ETags."""
         path, before = self._folder.partition_path(key), {file.name: file for file in look.loaded.manifest.files}
         files, same = [], set()
@@ -261,7 +263,7 @@ class _Reconciler:
         self._done.rewritten += sum(was[name] != file for name, file in now.items() if name in was and name not in same)
 
 
-def _has_no_rows_yet(looks: Collection[_Look]) -> bool:
+def _has_no_rows_yet(looks: Collection[_ListedPartition]) -> bool:
     """Whether rows come to files that have none: what these say of the schema counts no more, since rows decide."""
     known = [file for look in looks for file in look.known.values()]
     has_news = any(len(look.there) > len(look.known) for look in looks) or any(file.left_out for file in known)

@@ -28,6 +28,7 @@ from datalake_assets.sources.ksqldb.statements import epoch_ms
 __all__ = [
     "LAKE_TIME",
     "SOURCE_KEY",
+    "AnswerLayout",
     "Column",
     "KsqlArray",
     "KsqlDecimal",
@@ -36,7 +37,6 @@ __all__ = [
     "KsqlSchemaError",
     "KsqlStruct",
     "KsqlType",
-    "Layout",
     "is_timestamp",
     "layout_of",
     "parse_columns",
@@ -432,7 +432,7 @@ def is_timestamp(kind: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class AnswerLayout:
     """How the columns of an answer become those of the lake.
 
     Attributes:
@@ -482,7 +482,9 @@ class Layout:
         return mask
 
 
-def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, numbering: tuple[str, str] | None) -> Layout:
+def layout_of(
+    columns: Sequence[Column], feed: Feed, *, time: str | None, numbering: tuple[str, str] | None
+) -> AnswerLayout:
     """Says how the columns of an answer become those of the lake.
 
     The record's own timestamp, when it is landed, is the last column. Source partition and offset are landed only if
@@ -510,7 +512,7 @@ def layout_of(columns: Sequence[Column], feed: Feed, *, time: str | None, number
     time_column = None if position is None else shown.field(visible.index(position)).name
     if position is not None and time_column is not None:
         shown = _as_time(shown, visible.index(position), feed)
-    return Layout(
+    return AnswerLayout(
         columns=tuple(columns),
         decoded=kinds,
         schema=shown,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from datalake_assets.errors import SourceDataLost, SourceRecreated, SourceRefused
 
-__all__ = ["Extent", "OrderWatch", "PositionWatch", "Seen", "first_offsets", "starts_anew"]
+__all__ = ["Extent", "OrderWatch", "PositionWatch", "SeenOffsets", "first_offsets", "starts_anew"]
 
 _Offsets = npt.NDArray[np.int64]
 _Partitions = npt.NDArray[np.int32]
@@ -32,7 +32,7 @@ class Extent:
 
 
 @dataclass(slots=True)
-class Seen:
+class SeenOffsets:
     """Offsets that were seen, by source partition."""
 
     extents: dict[int, Extent] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class OrderWatch:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._seen = Seen()
+        self._seen = SeenOffsets()
         self._gaps: dict[int, list[tuple[_Offsets, _Offsets]]] = {}
 
     def add(self, partitions: _Partitions, offsets: _Offsets) -> None:
@@ -109,7 +109,7 @@ class PositionWatch:
     def __init__(self, source: str, starts: Mapping[int, int], *, vouched: bool = True) -> None:
         self._source = source
         self.starts = {partition: start for partition, start in starts.items() if start > 0}
-        self.seen = Seen()
+        self.seen = SeenOffsets()
         self._cleared: set[int] = set() if vouched else set(self.starts)
 
     @property
@@ -126,7 +126,7 @@ class PositionWatch:
     def _first(self, partition: int) -> int:
         return self.seen.extents[partition].lowest
 
-    def is_settled_by(self, probe: Seen) -> bool:
+    def is_settled_by(self, probe: SeenOffsets) -> bool:
         """Whether a probe that reads on would tell nothing new."""
         gaps = self.gaps
         return all(
@@ -134,7 +134,7 @@ class PositionWatch:
             for partition in self.silent | gaps
         )
 
-    def settle(self, probe: Seen) -> frozenset[int]:
+    def settle(self, probe: SeenOffsets) -> frozenset[int]:
         """Judges what is silent or begins with a gap, by what a probe found of it.
 
         Args:
@@ -175,7 +175,7 @@ def _is_conclusive(found: Extent | None, start: int, *, gap: bool) -> bool:
     return found is not None and (gap or found.lowest > start or found.highest >= start - 1)
 
 
-def starts_anew(starts: Mapping[int, int], probe: Seen) -> bool:
+def starts_anew(starts: Mapping[int, int], probe: SeenOffsets) -> bool:
     """Whether any source partition ends before its start, so that the source was recreated.
 
     Args:

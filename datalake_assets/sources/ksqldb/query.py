@@ -18,7 +18,7 @@ import pyarrow as pa
 from datalake_assets.errors import IncompleteResponse, SourceUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.sources.ksqldb.client import KsqlAnswer, KsqlClient, Properties
-from datalake_assets.sources.ksqldb.columns import Column, Layout, layout_of
+from datalake_assets.sources.ksqldb.columns import AnswerLayout, Column, layout_of
 from datalake_assets.sources.ksqldb.declaration import declared
 from datalake_assets.sources.ksqldb.decode.response import ResponseEnd, StreamedRowParser
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows
@@ -165,7 +165,7 @@ class _Running:
         query_id: The server's name of the query, if it has one.
     """
 
-    layout: Layout
+    layout: AnswerLayout
 
     def __init__(self, query: Query) -> None:
         self.query_id: str | None = None

@@ -25,12 +25,11 @@ from datalake_assets.core.batches import ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.partitions import TimeWindow
 from datalake_assets.errors import IncompleteResponse, SourceError, SourceRefused, SourceUnavailable
 from datalake_assets.sources.ksqldb.client import KsqlClient
-from datalake_assets.sources.ksqldb.columns import Layout
+from datalake_assets.sources.ksqldb.columns import AnswerLayout
 from datalake_assets.sources.ksqldb.declaration import ROWTIME, declared
-from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder
-from datalake_assets.sources.ksqldb.decode.rows import RejectedRow as UndecodedRow
+from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder, UndecodedRow
 from datalake_assets.sources.ksqldb.failures import retried
-from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, Seen
+from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, SeenOffsets
 from datalake_assets.sources.ksqldb.query import EARLIEST, PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.statements import before, select
 
@@ -63,10 +62,10 @@ class Batcher:
     """
 
     source: str
-    layout: Layout
+    layout: AnswerLayout
     starts: Mapping[int, int] = field(default_factory=dict)
     window: TimeWindow | None = None
-    seen: Seen | None = None
+    seen: SeenOffsets | None = None
     order: OrderWatch | None = None
 
     def batch(self, decoded: DecodedRows) -> SourceBatch | None:
@@ -114,7 +113,7 @@ class Batcher:
         return RejectedRow(row.raw, row.reason, f"line:{row.line}@{digest}")
 
 
-def decoded_again(source: str, layout: Layout, raws: Sequence[bytes]) -> SourceBatch:
+def decoded_again(source: str, layout: AnswerLayout, raws: Sequence[bytes]) -> SourceBatch:
     """Rows as a server sent them once, in the columns of an answer now.
 
     Args:
@@ -138,7 +137,7 @@ def decoded_again(source: str, layout: Layout, raws: Sequence[bytes]) -> SourceB
     return Batcher(source, layout).batch(rows_again) or replace(empty, source_offsets=pa.array([], pa.int64()))
 
 
-def has_rows_before(rows: DecodedRows, layout: Layout, moment_ms: int) -> bool:
+def has_rows_before(rows: DecodedRows, layout: AnswerLayout, moment_ms: int) -> bool:
     """Whether any row's own timestamp is earlier; a row that was not decoded counts as one."""
     if rows.rejected or layout.rowtime is None:
         return rows.lines > 0
@@ -235,10 +234,10 @@ class Pace:
         return self._clock() - self._began >= LONGEST_PUSH_S
 
 
-def older(client: KsqlClient, query: Query, ends: Mapping[int, int]) -> Seen:
+def older(client: KsqlClient, query: Query, ends: Mapping[int, int]) -> SeenOffsets:
     """One row or more before the end of each source partition that has any, by a bounded query."""
     numbering = _numbering(query)
-    found = Seen()
+    found = SeenOffsets()
     with PullQuery(client, _probe(query, select(numbering, query.object, where=[before(numbering, ends)]))) as running:
         for block in running.blocks():
             _note(found, running.layout, block)
@@ -248,8 +247,8 @@ def older(client: KsqlClient, query: Query, ends: Mapping[int, int]) -> Seen:
 
 
 def scan(
-    client: KsqlClient, query: Query, enough: Callable[[Seen], bool], *, first_row: FirstRow | None = None
-) -> Seen:
+    client: KsqlClient, query: Query, enough: Callable[[SeenOffsets], bool], *, first_row: FirstRow | None = None
+) -> SeenOffsets:
     """Reads source offsets from the oldest row on, until enough is known or there are no more.
 
     All source partitions are read, whichever are of interest, so that silence means the end.
@@ -262,8 +261,8 @@ def scan(
     return _pull_scan(client, query, enough)
 
 
-def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool]) -> Seen:
-    found = Seen()
+def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[SeenOffsets], bool]) -> SeenOffsets:
+    found = SeenOffsets()
     with PullQuery(client, _probe(query, select(_numbering(query), query.object))) as running:
         for block in running.blocks():
             _note(found, running.layout, block)
@@ -272,8 +271,10 @@ def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool])
     return found
 
 
-def _push_scan(client: KsqlClient, query: Query, enough: Callable[[Seen], bool], beginning: Beginning) -> Seen:
-    found = Seen()
+def _push_scan(
+    client: KsqlClient, query: Query, enough: Callable[[SeenOffsets], bool], beginning: Beginning
+) -> SeenOffsets:
+    found = SeenOffsets()
     pace = Pace(declared(query.feed).idle_s, client.timeout_s)
     with PushQuery(client, _probe(query, select(_numbering(query), query.object, push=True))) as running:
         while not (pace.is_overdue or enough(found)):
@@ -385,7 +386,7 @@ def _numbering(query: Query) -> tuple[str, str]:
     return query.numbering
 
 
-def _note(found: Seen, layout: Layout, block: DecodedRows) -> None:
+def _note(found: SeenOffsets, layout: AnswerLayout, block: DecodedRows) -> None:
     for rows in block.table.to_batches():
         if layout.numbering is not None and rows.num_rows:
             found.add(*numbers_of(rows, layout.numbering))
@@ -411,7 +412,7 @@ class OffsetReader:
     request: ReadRequest
     watch: PositionWatch
     unfinished: str = ""
-    _scanned: Seen | None = field(default=None, init=False)
+    _scanned: SeenOffsets | None = field(default=None, init=False)
     _first_row: FirstRow = field(init=False)
 
     def __post_init__(self) -> None:
@@ -468,7 +469,7 @@ class OffsetReader:
                 self._unfinished(f"rows still came after {LONGEST_PUSH_S:g} s")
                 return
 
-    def _batcher(self, layout: Layout) -> Batcher:
+    def _batcher(self, layout: AnswerLayout) -> Batcher:
         return Batcher(
             self.query.source,
             layout,
@@ -494,7 +495,7 @@ class OffsetReader:
             raise SourceUnavailable(self.query.source, reason, cure="run it again, or raise DATALAKE_KSQLDB_TIMEOUT_S")
         return False
 
-    def _scan(self) -> Seen:
+    def _scan(self) -> SeenOffsets:
         """What there is of the source partitions in doubt; read once."""
         if self._scanned is None:
             self._scanned = scan(self.client, self.query, self.watch.is_settled_by, first_row=self._first_row)

@@ -34,7 +34,7 @@ from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.ksqldb.client import KsqlClient
-from datalake_assets.sources.ksqldb.columns import Layout, is_timestamp, resolve, time_source
+from datalake_assets.sources.ksqldb.columns import AnswerLayout, is_timestamp, resolve, time_source
 from datalake_assets.sources.ksqldb.declaration import ROWTIME, KsqlDBMode, KsqlDBSettings, declared
 from datalake_assets.sources.ksqldb.failures import retried, surfaced
 from datalake_assets.sources.ksqldb.positions import PositionWatch, first_offsets, starts_anew
@@ -141,7 +141,7 @@ def connect(settings: Settings) -> KsqlDB:
 class _Read:
     """An open read: its schema is known, its rows are not read yet."""
 
-    layout: Layout
+    layout: AnswerLayout
     batches: Callable[[], Iterator[SourceBatch]]
     close: Callable[[], None]
     opened: float
@@ -173,7 +173,7 @@ class _KsqlBatches:
         return self._schema
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> AnswerLayout:
         """How the answer's columns become the lake's; asks the server, as `schema` does."""
         _ = self.schema
         if self._held is None:

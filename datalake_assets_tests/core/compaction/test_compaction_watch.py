@@ -17,12 +17,12 @@ from datalake_assets.core.compaction.watch import (
     OVERDUE_S,
     WAITING,
     FeedWatch,
-    Look,
-    Outcome,
     Past,
     Requested,
+    RunOutcome,
     Tried,
     Wanted,
+    WatchedPlan,
     WatchState,
     bounded,
     ended,
@@ -37,7 +37,7 @@ NOW = 1_000_000.0
 FILES = ("a", "b")
 
 
-def asked(watch: FeedWatch, *looks: Look, now: float = NOW) -> tuple[FeedWatch, Requested | None]:
+def asked(watch: FeedWatch, *looks: WatchedPlan, now: float = NOW) -> tuple[FeedWatch, Requested | None]:
     """After looks, and a request for what they want."""
     wanted = []
     for look in looks:
@@ -46,107 +46,107 @@ def asked(watch: FeedWatch, *looks: Look, now: float = NOW) -> tuple[FeedWatch, 
     return request(watch, wanted, feed="streams/s", now=now)
 
 
-def after_run(outcome: Outcome, *keys: str, **errors: str) -> FeedWatch:
+def after_run(outcome: RunOutcome, *keys: str, **errors: str) -> FeedWatch:
     """A feed of which a run for some partitions has ended."""
-    watch, _ = asked(heard(FeedWatch(), keys), *(Look(key, FILES) for key in keys))
+    watch, _ = asked(heard(FeedWatch(), keys), *(WatchedPlan(key, FILES) for key in keys))
     return ended(watch, outcome, errors)
 
 
 def test_partition_is_forgotten_when_there_is_nothing_to_merge():
-    watch, wanted, reports = looked(heard(FeedWatch(), ["k"]), Look("k"), now=NOW)
+    watch, wanted, reports = looked(heard(FeedWatch(), ["k"]), WatchedPlan("k"), now=NOW)
     assert (watch, wanted, reports) == (FeedWatch(), None, ())
 
 
 def test_partition_that_time_will_change_is_due_then():
-    watch, _, _ = looked(heard(FeedWatch(), ["k"]), Look("k", again_at=NOW + 5), now=NOW)
+    watch, _, _ = looked(heard(FeedWatch(), ["k"]), WatchedPlan("k", again_at=NOW + 5), now=NOW)
     assert (watch.ready(NOW + 4), watch.ready(NOW + 5)) == ([], ["k"])
 
 
 def test_time_that_is_past_by_another_clock_is_not_at_once():
-    watch, _, _ = looked(heard(FeedWatch(), ["k"]), Look("k", again_at=NOW - 5), now=NOW)
+    watch, _, _ = looked(heard(FeedWatch(), ["k"]), WatchedPlan("k", again_at=NOW - 5), now=NOW)
     assert (watch.ready(NOW), watch.ready(NOW + 60)) == ([], ["k"])
 
 
 def test_run_key_follows_from_the_feed_the_files_and_the_attempt():
     watch = heard(FeedWatch(), "kl")
     keys = [
-        asked(watch, Look("k", FILES), Look("l", FILES))[1].run_key,
-        asked(watch, Look("l", FILES), Look("k", FILES))[1].run_key,
-        asked(watch, Look("k", FILES))[1].run_key,
-        asked(watch, Look("k", (*FILES, "c")))[1].run_key,
-        request(watch, [Wanted("k", Look("k", FILES).digest)], feed="streams/t", now=NOW)[1].run_key,
+        asked(watch, WatchedPlan("k", FILES), WatchedPlan("l", FILES))[1].run_key,
+        asked(watch, WatchedPlan("l", FILES), WatchedPlan("k", FILES))[1].run_key,
+        asked(watch, WatchedPlan("k", FILES))[1].run_key,
+        asked(watch, WatchedPlan("k", (*FILES, "c")))[1].run_key,
+        request(watch, [Wanted("k", WatchedPlan("k", FILES).digest)], feed="streams/t", now=NOW)[1].run_key,
     ]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
 
 
 def test_nothing_is_ready_while_a_run_goes_on():
-    watch, made = asked(heard(FeedWatch(), "kl"), Look("k", FILES))
+    watch, made = asked(heard(FeedWatch(), "kl"), WatchedPlan("k", FILES))
     assert list(made.files) == ["k"]
     assert watch.ready(NOW) == []
-    assert ended(watch, Outcome.RUNNING) == watch
-    assert ended(watch, Outcome.SUCCEEDED).ready(NOW) == ["k", "l"]
+    assert ended(watch, RunOutcome.RUNNING) == watch
+    assert ended(watch, RunOutcome.SUCCEEDED).ready(NOW) == ["k", "l"]
 
 
 def test_files_that_a_run_left_as_they_were_are_reported_and_left_until_they_change():
-    watch, wanted, (report,) = looked(after_run(Outcome.SUCCEEDED, "k"), Look("k", FILES), now=NOW)
+    watch, wanted, (report,) = looked(after_run(RunOutcome.SUCCEEDED, "k"), WatchedPlan("k", FILES), now=NOW)
     assert (wanted, watch.ready(NOW + 10**6)) == (None, [])
     assert report.text == "a compaction that succeeded left these files as they were: a; b"
-    again, wanted, reports = looked(heard(watch, ["k"]), Look("k", FILES), now=NOW)
+    again, wanted, reports = looked(heard(watch, ["k"]), WatchedPlan("k", FILES), now=NOW)
     assert (wanted, reports, again.ready(NOW)) == (None, (), [])
-    _, wanted, reports = looked(heard(watch, ["k"]), Look("k", (*FILES, "c")), now=NOW)
+    _, wanted, reports = looked(heard(watch, ["k"]), WatchedPlan("k", (*FILES, "c")), now=NOW)
     assert (wanted.key, reports) == ("k", ())
 
 
 def test_failed_run_is_tried_again_twice_as_late_each_time():
-    watch, waits = after_run(Outcome.FAILED, "k", k="disk full"), []
+    watch, waits = after_run(RunOutcome.FAILED, "k", k="disk full"), []
     now = NOW
     for _ in range(ATTEMPTS - 1):
-        watch, wanted, reports = looked(watch, Look("k", FILES), now=now)
+        watch, wanted, reports = looked(watch, WatchedPlan("k", FILES), now=now)
         assert (wanted, reports) == (None, ())
         waits.append(watch.due["k"] - now)
         now = watch.due["k"]
-        watch, made = asked(watch, Look("k", FILES), now=now)
+        watch, made = asked(watch, WatchedPlan("k", FILES), now=now)
         assert made.run_key.endswith(f"-{len(waits) + 1}")
-        watch = ended(watch, Outcome.FAILED, {"k": "disk full"})
-    watch, wanted, (report,) = looked(watch, Look("k", FILES), now=now)
+        watch = ended(watch, RunOutcome.FAILED, {"k": "disk full"})
+    watch, wanted, (report,) = looked(watch, WatchedPlan("k", FILES), now=now)
     assert waits == [60, 120, 240, 480]
     assert (wanted, watch.due, report.failures) == (None, {}, ATTEMPTS)
     assert report.text == "5 runs failed: disk full"
 
 
 def given_up() -> FeedWatch:
-    past = Past(Look("k", FILES).digest, Tried.FAILED, ATTEMPTS - 1, why="disk full", blamed=True)
-    return looked(FeedWatch(past={"k": past}), Look("k", FILES), now=NOW)[0]
+    past = Past(WatchedPlan("k", FILES).digest, Tried.FAILED, ATTEMPTS - 1, why="disk full", blamed=True)
+    return looked(FeedWatch(past={"k": past}), WatchedPlan("k", FILES), now=NOW)[0]
 
 
 def test_partition_that_was_given_up_is_tried_for_new_files_an_hour_later_and_the_same_is_not_said_again():
     watch = heard(given_up(), ["k"])
     assert watch.ready(NOW + LONGEST_BACK_OFF_S - 1) == []
     later = NOW + LONGEST_BACK_OFF_S
-    watch, made = asked(watch, Look("k", (*FILES, "c")), now=later)
+    watch, made = asked(watch, WatchedPlan("k", (*FILES, "c")), now=later)
     assert made is not None
-    watch = ended(watch, Outcome.FAILED, {"k": "disk full"})
-    watch, wanted, reports = looked(watch, Look("k", (*FILES, "c")), now=later)
+    watch = ended(watch, RunOutcome.FAILED, {"k": "disk full"})
+    watch, wanted, reports = looked(watch, WatchedPlan("k", (*FILES, "c")), now=later)
     assert (wanted, reports, watch.due) == (None, (), {})
 
 
 def test_partition_given_up_for_another_reason_is_said_again():
-    watch, _ = asked(heard(given_up(), ["k"]), Look("k", (*FILES, "c")), now=NOW + LONGEST_BACK_OFF_S)
-    watch = ended(watch, Outcome.FAILED, {"k": "no access"})
-    _, _, (report,) = looked(watch, Look("k", (*FILES, "c")), now=NOW)
+    watch, _ = asked(heard(given_up(), ["k"]), WatchedPlan("k", (*FILES, "c")), now=NOW + LONGEST_BACK_OFF_S)
+    watch = ended(watch, RunOutcome.FAILED, {"k": "no access"})
+    _, _, (report,) = looked(watch, WatchedPlan("k", (*FILES, "c")), now=NOW)
     assert report.text == "6 runs failed: no access"
 
 
 def test_failing_partition_that_is_written_to_all_the_time_backs_off_all_the_same():
-    watch, wanted, _ = looked(after_run(Outcome.FAILED, "k", k="x"), Look("k", (*FILES, "c")), now=NOW)
+    watch, wanted, _ = looked(after_run(RunOutcome.FAILED, "k", k="x"), WatchedPlan("k", (*FILES, "c")), now=NOW)
     assert wanted is None
     assert heard(watch, ["k"]).ready(NOW + 59) == []
 
 
 def test_partition_whose_files_changed_is_not_blamed_for_another_one():
-    watch = after_run(Outcome.FAILED, "k", "l", l="disk full")
-    _, wanted, _ = looked(watch, Look("k", ("c", "d")), now=NOW)
+    watch = after_run(RunOutcome.FAILED, "k", "l", l="disk full")
+    _, wanted, _ = looked(watch, WatchedPlan("k", ("c", "d")), now=NOW)
     assert wanted.key == "k"
 
 
@@ -156,30 +156,30 @@ def test_partition_that_killed_its_run_is_found_and_the_others_get_done():
     for _ in range(200):
         wanted = []
         for key in watch.ready(now):
-            watch, one, told = looked(watch, Look(key) if key in done else Look(key, FILES), now=now)
+            watch, one, told = looked(watch, WatchedPlan(key) if key in done else WatchedPlan(key, FILES), now=now)
             wanted += [one] if one else []
             reports += told
         watch, made = request(watch, wanted, feed="f", now=now)
         if made:
             killed = "k00" in made.files
             done |= set() if killed else set(made.files)
-            watch = ended(watch, Outcome.FAILED if killed else Outcome.SUCCEEDED)
+            watch = ended(watch, RunOutcome.FAILED if killed else RunOutcome.SUCCEEDED)
         now += 60
     assert done == set(keys[1:])
     assert [each.key for each in reports] == ["k00"]
 
 
 def test_runs_for_partitions_that_never_failed_do_not_put_off_the_others_for_ever():
-    past = Past(Look("k", FILES).digest, Tried.FAILED, 1, retry_at=NOW - OVERDUE_S - 1)
+    past = Past(WatchedPlan("k", FILES).digest, Tried.FAILED, 1, retry_at=NOW - OVERDUE_S - 1)
     watch = heard(FeedWatch(past={"k": past}), ["k", *(str(each) for each in range(300))])
     first = watch.ready(NOW)[0]
-    _, made = asked(watch, *(Look(key, FILES) for key in watch.ready(NOW)))
+    _, made = asked(watch, *(WatchedPlan(key, FILES) for key in watch.ready(NOW)))
     assert (first, list(made.files)) == ("k", ["k"])
 
 
 def test_run_takes_no_more_than_it_may():
     keys = [str(each) for each in range(300)]
-    watch, made = asked(heard(FeedWatch(), keys), *(Look(key, FILES) for key in keys))
+    watch, made = asked(heard(FeedWatch(), keys), *(WatchedPlan(key, FILES) for key in keys))
     assert len(made.files) == MAX_PARTITIONS
     assert len(watch.due) == 200
 
@@ -189,21 +189,21 @@ BAD = LeftAlone("bad", "it is not a Parquet file", unusable=True)
 
 def test_unusable_files_are_reported_once_for_each_set_of_them():
     watch = heard(FeedWatch(), [], flawed={"k": True})
-    watch, _, (report,) = looked(watch, Look("k", unusable=(BAD,)), now=NOW)
+    watch, _, (report,) = looked(watch, WatchedPlan("k", unusable=(BAD,)), now=NOW)
     assert report.text == ("these files cannot be compacted, and stay as they are: bad (it is not a Parquet file)")
     assert (report.unusable, report.waiting) == (1, 0)
-    watch, _, reports = looked(heard(watch, ["k"]), Look("k", unusable=(BAD,)), now=NOW)
+    watch, _, reports = looked(heard(watch, ["k"]), WatchedPlan("k", unusable=(BAD,)), now=NOW)
     assert reports == ()
     watch, wanted, reports = looked(
-        heard(watch, ["k"]), Look("k", FILES, unusable=(BAD, replace(BAD, name="c"))), now=NOW
+        heard(watch, ["k"]), WatchedPlan("k", FILES, unusable=(BAD, replace(BAD, name="c"))), now=NOW
     )
     assert (wanted.key, reports[0].unusable) == ("k", 2)
 
 
 def test_flaw_is_forgotten_when_the_file_is_gone():
     watch = heard(FeedWatch(), [], flawed={"k": True})
-    watch, _, _ = looked(watch, Look("k", unusable=(BAD,)), now=NOW)
-    assert looked(heard(watch, ["k"]), Look("k"), now=NOW)[0] == FeedWatch()
+    watch, _, _ = looked(watch, WatchedPlan("k", unusable=(BAD,)), now=NOW)
+    assert looked(heard(watch, ["k"]), WatchedPlan("k"), now=NOW)[0] == FeedWatch()
     assert heard(watch, [], flawed={"k": False}).past["k"].flawed is False
 
 
@@ -211,7 +211,7 @@ def test_plan_that_cannot_be_made_is_tried_again_without_runs_and_then_reported(
     watch, now, told = heard(FeedWatch(), ["k"]), NOW, []
     for _ in range(20):
         for key in watch.ready(now):
-            watch, wanted, reports = looked(watch, Look(key, error="corrupt"), now=now)
+            watch, wanted, reports = looked(watch, WatchedPlan(key, error="corrupt"), now=now)
             assert wanted is None
             told += reports
         now += LONGEST_BACK_OFF_S
@@ -220,8 +220,8 @@ def test_plan_that_cannot_be_made_is_tried_again_without_runs_and_then_reported(
 
 def test_long_reports_name_some_files_and_count_the_rest():
     names = tuple(f"f{number}" for number in range(50))
-    past = Past(Look("k", names).digest, Tried.SUCCEEDED)
-    _, _, (report,) = looked(FeedWatch(past={"k": past}), Look("k", names), now=NOW)
+    past = Past(WatchedPlan("k", names).digest, Tried.SUCCEEDED)
+    _, _, (report,) = looked(FeedWatch(past={"k": past}), WatchedPlan("k", names), now=NOW)
     assert report.text.endswith("; f19; and 30 more")
     assert report.waiting == 50
 
@@ -296,7 +296,7 @@ def test_whatever_happens_no_run_is_asked_for_twice_and_all_that_can_be_merged_i
             watch = heard(watch, [key])
         wanted = []
         for key in watch.ready(now):
-            watch, one, _ = looked(watch, Look(key, there[key] if len(there[key]) > 1 else ()), now=now)
+            watch, one, _ = looked(watch, WatchedPlan(key, there[key] if len(there[key]) > 1 else ()), now=now)
             wanted += [one] if one else []
         watch, made = request(watch, wanted, feed="f", now=now)
         watch = state_from_json(state_to_json(WatchState({"f": watch}))).feeds["f"]
@@ -308,7 +308,7 @@ def test_whatever_happens_no_run_is_asked_for_twice_and_all_that_can_be_merged_i
             blamed = {key: "x" for key in watch.requested.files if key in bad or not ok}
             for key in set(watch.requested.files).difference(blamed):
                 there[key] = (f"{next(named)}",)
-            watch = ended(watch, Outcome.FAILED if blamed else Outcome.SUCCEEDED, blamed)
+            watch = ended(watch, RunOutcome.FAILED if blamed else RunOutcome.SUCCEEDED, blamed)
         now += 30 if not calm else 600
     assert len(set(run_keys)) == len(run_keys)
     assert {key for key in keys if len(there[key]) > 1} <= bad | {

@@ -24,7 +24,7 @@ from datalake_assets.sources.ksqldb.columns import Column
 from datalake_assets.sources.ksqldb.decode.flat import FlatReader, is_flat, line_ends
 from datalake_assets.sources.ksqldb.decode.typed import codec, gc_paused
 
-__all__ = ["DecodedRows", "RejectedRow", "RowDecoder"]
+__all__ = ["DecodedRows", "RowDecoder", "UndecodedRow"]
 
 _Ends: TypeAlias = npt.NDArray[np.intp]
 
@@ -40,7 +40,7 @@ _REFUSALS: Final = (msgspec.MsgspecError, ValueError, OverflowError, pa.ArrowExc
 
 
 @dataclass(frozen=True, slots=True)
-class RejectedRow:
+class UndecodedRow:
     """A row that was not decoded.
 
     Attributes:
@@ -64,7 +64,7 @@ class DecodedRows:
     """
 
     table: pa.Table
-    rejected: tuple[RejectedRow, ...] = ()
+    rejected: tuple[UndecodedRow, ...] = ()
 
     @property
     def lines(self) -> int:
@@ -173,20 +173,20 @@ class RowDecoder:
 
     def _one_by_one(self, piece: bytes, first_line: int) -> DecodedRows:
         good: list[tuple[tuple[Any, ...], bytes, int]] = []
-        rejected: list[RejectedRow] = []
+        rejected: list[UndecodedRow] = []
         for line, raw in enumerate(piece.split(b"\n")[:-1], first_line):
             text = raw.removesuffix(b",")
             try:
                 good.append((self._values(self._one.decode(text)), text, line))
             except _REFUSALS as error:
-                rejected.append(RejectedRow(text, _reason(error), line))
+                rejected.append(UndecodedRow(text, _reason(error), line))
         tables: list[pa.Table] = []
         self._corner(good, tables, rejected)
         rejected.sort(key=attrgetter("line"))
         return DecodedRows(pa.concat_tables(tables) if tables else self.schema.empty_table(), tuple(rejected))
 
     def _corner(
-        self, good: list[tuple[tuple[Any, ...], bytes, int]], tables: list[pa.Table], rejected: list[RejectedRow]
+        self, good: list[tuple[tuple[Any, ...], bytes, int]], tables: list[pa.Table], rejected: list[UndecodedRow]
     ) -> None:
         """Rows that msgspec took and Arrow may refuse, a decimal too fine for instance: halves, until it is alone."""
         if not good:
@@ -195,7 +195,7 @@ class RowDecoder:
             tables.append(self._table([values for values, _, _ in good]))
         except _REFUSALS as error:
             if len(good) == 1:
-                rejected.append(RejectedRow(good[0][1], _reason(error), good[0][2]))
+                rejected.append(UndecodedRow(good[0][1], _reason(error), good[0][2]))
                 return
             middle = len(good) // 2
             self._corner(good[:middle], tables, rejected)
