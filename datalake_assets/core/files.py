@@ -21,6 +21,8 @@ def _unknown() -> None:
 class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
     """One committed Parquet file of a partition; its JSON has these fields, in this order.
 
+    As a struct it is changed by `msgspec.structs.replace`, not by that of `dataclasses`.
+
     Attributes:
         name: File name within the partition's folder.
         rows: Number of rows.
