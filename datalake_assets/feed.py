@@ -289,7 +289,7 @@ class Feed(Model):
         if self.kind not in self.source.serves:
             msg = f"a {self.kind} cannot have a source of type {self.source.type!r}"
             raise ValueError(msg)
-        if self.kind is FeedKind.FOLDER and self.schedule is not None:
+        if self.is_adopted and self.schedule is not None:
             msg = "nothing is exported to a folder, so it has no schedule"
             raise ValueError(msg)
         if isinstance(self.source, AssetSource) and self.schedule is not None:
@@ -304,6 +304,11 @@ class Feed(Model):
             return self.source
         cure = "; materialize that, in its own project" if isinstance(self.source, AssetSource) else ""
         raise ConfigError(f"feed {self.name!r} is {self.written_by}: nothing is exported to it{cure}")
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether it is an adopted folder: others write it where it lies, and we look after it."""
+        return self.kind is FeedKind.FOLDER
 
     @property
     def is_exported(self) -> bool:

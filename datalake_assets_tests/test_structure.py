@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from datalake_assets_tests.structure import cycle, read_modules, repeated_names
@@ -18,3 +20,28 @@ def test_modules_do_not_import_each_other_in_a_circle(modules):
 
 def test_no_file_name_stands_in_two_folders(modules):
     assert repeated_names(modules) == {}
+
+
+TABLES = {"datalake_assets.lake.adopted.adopted_table", "datalake_assets.lake.asset_table", "datalake_assets.lake.hive"}
+
+
+def test_only_the_registry_of_tables_knows_which_there_are(modules):
+    """Another format is a module and a line in there; the tables themselves build on each other."""
+    importers = {name for name, module in modules.items() if module.imports & TABLES} - TABLES
+    assert importers == {"datalake_assets.lake.tables"}
+
+
+def test_whether_a_folder_was_adopted_is_asked_of_the_feed_or_the_table(modules):
+    """Whoever declares such a feed names the kind; nobody else compares kinds."""
+    naming = {name for name, module in modules.items() if "FeedKind.FOLDER" in module.path.read_text()}
+    assert naming == {"datalake_assets.feed", "datalake_assets.defs.storage.asset_feeds"}
+
+
+def test_dagster_and_the_command_line_go_by_the_table_alone(modules):
+    """Manifests and states are a table's own; another format has none. Rows in quarantine lie beside the tables."""
+    above = ("datalake_assets.cli", "datalake_assets.defs", "datalake_assets.report")
+    inner = re.compile(r"\b(FeedFolder|PartitionLog|StateLog|Manifest|HiveTable|AdoptedTable|AssetTable)\b")
+    found = {
+        name for name, module in modules.items() if name.startswith(above) and inner.search(module.path.read_text())
+    }
+    assert found == {"datalake_assets.cli.quarantine"}

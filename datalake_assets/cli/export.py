@@ -26,11 +26,11 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
-from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.lake.adopted.adopted_table import refuse_export
+from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import RegistryListing
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Progress
+from datalake_assets.lake.tables import open_table
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -214,8 +214,8 @@ def one_feed(session: Session, *, stream: str | None, table: str | None) -> Regi
     """
     name = stream or table or ""
     feed = session.registry.get(name)
-    if feed.kind is FeedKind.FOLDER:
-        raise refuse_export(feed)
+    if feed.is_adopted:
+        open_table(session.store, feed).plan()  # raises, and says what can be done
     if not feed.is_exported:
         _ = feed.exported_from  # raises, and says who writes it
     wanted = "table" if stream is None else "stream"

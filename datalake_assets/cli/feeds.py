@@ -30,9 +30,9 @@ from datalake_assets.feed import (
     partitions_problem,
 )
 from datalake_assets.lake.adopted.owners import check_ownership
-from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.base import FeedOption, SourceObject, SourceSystem, System
 from datalake_assets.sources.systems import system as system_named
 from datalake_assets.sources.systems import systems
@@ -293,7 +293,7 @@ def _typed(name: str) -> str:
 def add_document(session: Session, document: bytes, *, file: str) -> Feed:
     """Adds the feed of a JSON document."""
     feed = parse_feed(document, name=file)
-    if feed.kind is FeedKind.FOLDER:
+    if feed.is_adopted:
         raise ConfigError(f"a folder is not added but adopted: 'datalake adopt {feed.source.where} --name {feed.name}'")
     if isinstance(feed.source, AssetSource):
         raise ConfigError(f"feed {feed.name!r} is added when its asset {feed.source.asset!r} is first materialized")
@@ -450,7 +450,7 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
     refused = too_many | _left_out(session, feeds)
     results += [CheckResult(feed, reason) for feed, reason in refused.items()]
     feeds = [feed for feed in feeds if feed.name not in refused]
-    results += [_check_folder(session.store, feed) for feed in feeds if feed.kind is FeedKind.FOLDER]
+    results += [_check_folder(session.store, feed) for feed in feeds if feed.is_adopted]
     results += [CheckResult(feed.name) for feed in feeds if isinstance(feed.source, AssetSource)]
     exported = [feed for feed in feeds if feed.is_exported]
     for type_ in dict.fromkeys(feed.source.type for feed in exported):
@@ -517,11 +517,10 @@ def _refuse_misfits(store: Store, feed: Feed, *, source: SourceSystem | None = N
     """Binds what a feed says of columns to those that the lake knows of, or else the source."""
     if not feed.checks.rules and not feed.compaction.sort_by:
         return
-    from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415  pyarrow
     from datalake_assets.lake.broken_rules import refuse_misfits  # noqa: PLC0415  DuckDB
 
-    known = FeedFolder(store, feed).state.load().schema
-    if known is not None:
-        refuse_misfits(feed, schema_from_json(known))
+    known = open_table(store, feed).snapshot([]).dataset().schema
+    if known.names:
+        refuse_misfits(feed, known)
     else:
         refuse_misfits(feed, None if source is None else source.read(feed, ReadRequest()).schema)

@@ -199,14 +199,14 @@ def partition_path(feed: Feed, key: str) -> str:
     Raises:
         ConfigError: ``key`` is no key of this feed's.
     """
-    if feed.kind is FeedKind.FOLDER:
+    if feed.is_adopted:
         return "" if key == FOLDER_ITSELF else key
     return path_of(key, partition_by(feed))
 
 
 def partition_key(feed: Feed, path: str) -> str | None:
     """The inverse of `partition_path`; None if it is no such path."""
-    if feed.kind is FeedKind.FOLDER:
+    if feed.is_adopted:
         return path or FOLDER_ITSELF
     return parse_path(path, partition_by(feed))
 

@@ -103,6 +103,6 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
 
 def nightly_checks_of(feeds: Sequence[Feed]) -> list[dg.AssetChecksDefinition]:
     """The checks that no export evaluates: dear rules, and all of the adopted folders."""
-    folders = [folder_checks(feed) for feed in feeds if feed.kind is FeedKind.FOLDER and feed.asset is None]
+    folders = [folder_checks(feed) for feed in feeds if feed.is_adopted and feed.asset is None]
     dear = [rule_checks(feed) for feed in feeds if feed.is_exported and feed.checks.rules_on_schedule]
     return [*folders, *dear]

@@ -63,12 +63,12 @@ class EventReader:
     Args:
         instance: Dagster's instance.
         asset: The asset.
-        is_folder: Others write its files, so that an observation may be the only sign of a change.
+        by_others: Others write its files, so that an observation may be the only sign of a change.
         page: Events that are read at once.
     """
 
-    def __init__(self, instance: dg.DagsterInstance, asset: dg.AssetKey, *, is_folder: bool, page: int = PAGE) -> None:
-        self._instance, self._asset, self._is_folder, self._limit = instance, asset, is_folder, page
+    def __init__(self, instance: dg.DagsterInstance, asset: dg.AssetKey, *, by_others: bool, page: int = PAGE) -> None:
+        self._instance, self._asset, self._by_others, self._limit = instance, asset, by_others, page
 
     def materialized_after(self, storage_id: int) -> EventPage:
         """Materializations: every one may have brought files."""
@@ -89,7 +89,7 @@ class EventReader:
                 continue
             if FILES_COMPACTED in metadata:
                 flawed[key] = bool(_files(metadata))
-            elif self._is_folder:
+            elif self._by_others:
                 changed.append(key)
         return self._page(storage_id, records, changed, flawed)
 
@@ -97,7 +97,7 @@ class EventReader:
         return dg.AssetRecordsFilter(asset_key=self._asset, after_storage_id=storage_id or None)
 
     def _partition(self, record: dg.EventLogRecord) -> str | None:
-        return _partition_of(record) or (_WHOLE_FOLDER if self._is_folder else None)
+        return _partition_of(record) or (_WHOLE_FOLDER if self._by_others else None)
 
     def _page(
         self, storage_id: int, records: Sequence[dg.EventLogRecord], changed: Sequence[str], flawed: Mapping[str, bool]

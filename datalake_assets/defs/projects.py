@@ -120,11 +120,11 @@ def build_freshness_checks(
 
 
 def _has_times(feed: Feed) -> bool:
-    return feed.kind is FeedKind.STREAM or (feed.kind is FeedKind.FOLDER and feed.time_column is not None)
+    return feed.kind is FeedKind.STREAM or (feed.is_adopted and feed.time_column is not None)
 
 
 def _cure(feed: Feed) -> str:
-    return ", or its metadata 'datalake/time_column'" if feed.kind is FeedKind.FOLDER else ""
+    return ", or its metadata 'datalake/time_column'" if feed.is_adopted else ""
 
 
 def _file_size_checks(asset: DeclaredAsset, lake: LakeResource, *, blocking: bool) -> dg.AssetChecksDefinition:
@@ -234,7 +234,7 @@ def _freshness(instance: dg.DagsterInstance, lake: Lake, declared: Feed, *, now:
     feed = _look(lake, declared)
     if feed is None:
         return freshness_verdict(declared.freshness, commit=None, event=None, now=now)
-    if feed.kind is FeedKind.FOLDER:
+    if not lake.table(feed).is_written_by_us:
         return folder_verdicts(feed, healths_of(instance, lake, feed), now=now)[FRESHNESS]
     commit = newest_commit(instance, feed, now=now)
     return freshness_verdict(feed.freshness, commit=commit, event=_newest_event(lake, feed, now=now), now=now)
@@ -347,7 +347,7 @@ class _AssetWatcher:
     ) -> tuple[Feed | None, FeedWatch | None]:
         """The feed as it is registered, and its watch if something was heard of a folder."""
         feed = self._registered(declared)
-        if feed is None or feed.kind is not FeedKind.FOLDER or not self._is_due(instance, feed, known):
+        if feed is None or not feed.is_adopted or not self._is_due(instance, feed, known):
             return feed, None
         changed = self._changed(feed)
         keys = changed if known is not None else self.lake.table(feed).partitions()

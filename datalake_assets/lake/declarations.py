@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from datalake_assets.errors import ConfigError, FeedExists, FeedNotFound, PreconditionFailed
-from datalake_assets.feed import Feed, FeedKind, FolderSource
+from datalake_assets.feed import Feed, FolderSource
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
@@ -45,7 +45,7 @@ def registered(store: Store, declared: Feed) -> Feed | None:
     except FeedNotFound as error:
         if error.archived:
             raise
-        if declared.kind is not FeedKind.FOLDER:
+        if not declared.is_adopted:
             return None
     return declare(store, declared)
 
@@ -78,7 +78,7 @@ def _declared_fields(declared: Feed, known: Feed) -> dict[str, Any]:
 
 def _refuse_other(known: Feed, declared: Feed) -> None:
     """A folder may have been adopted by hand before an asset stood for it; nothing else changes hands."""
-    by_hand = known.kind is declared.kind is FeedKind.FOLDER and known.asset is None
+    by_hand = known.is_adopted and declared.is_adopted and known.asset is None
     if by_hand and known.source.where == declared.source.where:
         return
     if known.source.type == declared.source.type and known.asset == declared.asset:

@@ -23,7 +23,7 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, partition_by, partition_key, partition_path
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed, FeedKind, FolderSource
+from datalake_assets.feed import Feed, FolderSource
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store, check_key
@@ -204,7 +204,7 @@ class FeedFolder:
     @property
     def is_adopted(self) -> bool:
         """Whether others write to the data folder too."""
-        return self.feed.kind is FeedKind.FOLDER
+        return self.feed.is_adopted
 
     @property
     def control(self) -> str:

@@ -26,7 +26,7 @@ from datalake_assets.errors import (
     ObjectNotFound,
     PreconditionFailed,
 )
-from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
+from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.store.swap import swap_object
@@ -152,7 +152,7 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, "kind and partition_by are for life; archive the feed and add one under another name"
             )
-        if feed.kind is FeedKind.FOLDER and _adopted(feed) != _adopted(current.feed):
+        if feed.is_adopted and _adopted(feed) != _adopted(current.feed):
             raise InvalidFeed(
                 feed.name, "uri and time_column of a folder are for life; archive the feed and adopt the other folder"
             )
@@ -172,7 +172,7 @@ class FeedRegistry:
             raise FeedNotFound(name, archived=current is not None)
         feed = self._change(current, current.feed, enabled=False) if current.feed.enabled else current.feed
         self._move(feed, to_key=feed_key(name, archived=True), from_key=current.key)
-        if feed.kind is FeedKind.FOLDER:
+        if feed.is_adopted:
             _give_free(self._store, feed)
         return feed
 
@@ -191,7 +191,7 @@ class FeedRegistry:
         if not current.archived:
             raise FeedExists(name)
         feed = current.feed.model_copy(update={"enabled": True, "revision": current.feed.revision + 1})
-        if feed.kind is FeedKind.FOLDER:
+        if feed.is_adopted:
             take_ownership(self._store, feed)
         self._move(feed, to_key=feed_key(name), from_key=feed_key(name, archived=True))
         return feed

@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
 from datalake_assets.lake.sql_views import is_taken, show
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
@@ -158,7 +158,7 @@ def _refused(error: duckdb.Error) -> SqlRefused:
 
 def _cure(feed: Feed) -> str:
     """How a feed without data gets some."""
-    if feed.kind is FeedKind.FOLDER:
+    if feed.is_adopted:
         return f"look again with 'datalake repair {feed.name}'"
     if not feed.is_exported:
         return f"materialize asset {feed.asset!r}"

@@ -141,7 +141,7 @@ class _Gathering:
         return PlannedPartition.from_facts(
             facts,
             self._outlook(holdings, facts),
-            last_export=last_arrival(holdings.history, adopted=self._feed.kind is FeedKind.FOLDER),
+            last_export=last_arrival(holdings.history, adopted=self._feed.is_adopted),
             history=holdings.history,
         )
 
@@ -194,7 +194,7 @@ def _within(listed: Iterable[ObjectInfo], budget_bytes: int) -> Iterator[ObjectI
 
 def _last_run(store: Store, feed: Feed) -> datetime | None:
     """What the summary says; it is never the truth, so whatever is wrong with it is no error here."""
-    if feed.kind is FeedKind.FOLDER:  # nothing is exported to it: what its summary says is when that was made
+    if feed.is_adopted:  # nothing is exported to it: what its summary says is when that was made
         return None
     try:
         document: Mapping[str, Any] = json.loads(store.get(Summary(store, feed).key)[0])

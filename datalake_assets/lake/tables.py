@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from datalake_assets.feed import Feed, FolderSource
+from datalake_assets.feed import Feed
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.asset_table import AssetTable
 from datalake_assets.lake.hive import HiveTable
@@ -16,7 +16,7 @@ __all__ = ["open_table"]
 
 #: The first one that a feed fits is its table.
 _TABLES: Final[tuple[tuple[Callable[[Feed], bool], Callable[[Store, Feed], LakeTable]], ...]] = (
-    (lambda feed: isinstance(feed.source, FolderSource), AdoptedTable),
+    (lambda feed: feed.is_adopted, AdoptedTable),
     (lambda feed: not feed.is_exported, AssetTable),
     (lambda _: True, HiveTable),
 )

@@ -35,7 +35,7 @@ from datalake_assets.defs.compaction_events import PAGE, EventReader, end_of, un
 from datalake_assets.defs.metadata import asset_key, compaction_report_metadata, event_partition
 from datalake_assets.defs.runtime import PASSING
 from datalake_assets.errors import DatalakeError, LakeUnavailable
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.settings import Settings
@@ -263,8 +263,8 @@ class _FeedTick:
     def _read(self) -> bool:
         """Reads events as long as there is room for what they name; says whether it came to their end."""
         shared = self.shared
-        is_folder = self.feed.kind is FeedKind.FOLDER
-        reader = EventReader(shared.instance, self.asset, is_folder=is_folder, page=shared.page)
+        by_others = not shared.lake.table(self.feed).is_written_by_us
+        reader = EventReader(shared.instance, self.asset, by_others=by_others, page=shared.page)
         while self._has_room:
             page = reader.observed_after(self.watch.observed)
             self.watch = replace(heard(self.watch, page.changed, flawed=page.flawed), observed=page.last_id)

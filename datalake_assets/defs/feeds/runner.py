@@ -22,7 +22,7 @@ from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_in
 from datalake_assets.defs.storage.asset_landing import progress_told_to
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
 from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.settings import Settings
 from datalake_assets.sources.systems import StandIn, no_stand_in, systems
@@ -109,7 +109,7 @@ class FeedRunner:
             )
 
     def _asset(self, feed: Feed) -> dg.AssetsDefinition:
-        make = folder_asset if feed.kind is FeedKind.FOLDER else feed_asset
+        make = folder_asset if feed.is_adopted else feed_asset
         return make(feed, lake_uri=self.lake.uri)
 
     @property

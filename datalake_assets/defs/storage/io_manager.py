@@ -24,7 +24,7 @@ from datalake_assets.defs.runtime import failures_named
 from datalake_assets.defs.storage.asset_feeds import declared_feed, declared_name
 from datalake_assets.defs.storage.asset_landing import FeedRead, RunLog, land
 from datalake_assets.errors import ConfigError, FeedNotFound, SchemaChanged
-from datalake_assets.feed import AssetSource, Feed, FeedKind
+from datalake_assets.feed import AssetSource, Feed
 from datalake_assets.lake.frames import FramesByKey, frame_batches
 from datalake_assets.lake.table import LakeTable
 
@@ -136,7 +136,7 @@ def land_output(
         from datalake_assets.lake.declarations import declare  # noqa: PLC0415  definitions load without stores
 
         declared = declared_feed(spec)
-        if declared.kind is FeedKind.FOLDER:
+        if declared.is_adopted:
             raise ConfigError(
                 f"asset {declared.asset!r}: its metadata 'dagster/uri' says that something else writes its files, and"
                 " it returned rows; remove the metadata, or return nothing ('-> None')"

@@ -34,10 +34,10 @@ from datalake_assets.lake.table import (
     WriteReport,
 )
 
-__all__ = ["AdoptedTable", "refuse_export"]
+__all__ = ["AdoptedTable"]
 
 
-def refuse_export(feed: Feed) -> ConfigError:
+def _refuse_export(feed: Feed) -> ConfigError:
     """The error of whoever wants to export an adopted folder."""
     return ConfigError(
         f"feed {feed.name!r} is an adopted folder: nothing is exported to it;"
@@ -54,7 +54,7 @@ class AdoptedTable(HiveTable):
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:  # noqa: ARG002  the protocol's
         """Raises `ConfigError`: nothing is exported."""
-        raise refuse_export(self.feed)
+        raise _refuse_export(self.feed)
 
     def write(
         self,
@@ -66,7 +66,7 @@ class AdoptedTable(HiveTable):
         on_progress: Callable[[Progress], None] | None = None,  # noqa: ARG002
     ) -> WriteReport:
         """Raises `ConfigError`: nothing is exported."""
-        raise refuse_export(self.feed)
+        raise _refuse_export(self.feed)
 
     @property
     def is_written_by_us(self) -> bool:

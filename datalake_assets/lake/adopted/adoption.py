@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, FeedNotFound
-from datalake_assets.feed import Feed, FeedKind, parse_feed
+from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.adopted.listing import Footers, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
@@ -111,7 +111,7 @@ def _registered(registry: FeedRegistry, name: str, address: FolderAddress) -> Fe
         if error.archived:
             raise FeedExists(name, archived=True) from error
         return None
-    if feed.kind is not FeedKind.FOLDER or address_of(feed) != address:
+    if not feed.is_adopted or address_of(feed) != address:
         raise FeedExists(name)
     return feed
 
@@ -130,7 +130,7 @@ def _refuse_overlaps(lake: Store, registry: FeedRegistry, feed: Feed, address: F
     if overlap(address.uri, lake.uri):
         raise ConfigError(f"{address.uri} cannot be adopted: it overlaps the lake itself, {lake.uri}")
     for other in registry.list().feeds:
-        if other.kind is FeedKind.FOLDER and other.name != feed.name and overlap(address.uri, address_of(other).uri):
+        if other.is_adopted and other.name != feed.name and overlap(address.uri, address_of(other).uri):
             raise ConfigError(
                 f"{address.uri} cannot be adopted: it overlaps {address_of(other).uri}, which is feed {other.name!r}"
             )
