@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 FIELD_ID = b"PARQUET:field_id"
+_EXTENSION = b"ARROW:extension:"
 ARROW_SCHEMA = b"ARROW:schema"
 
 
@@ -75,7 +76,8 @@ def field_metadata(older: pa.Field, newer: pa.Field, *, reading: bool = False) -
     Args:
         older: The column in the older file.
         newer: In the newer.
-        reading: Files stay apart, and are read under one schema: what they do not agree on is left out of it.
+        reading: Files stay apart, and are read under one schema: what they do not agree on is left out of it, but for
+            extension types.
 
     Raises:
         Incompatible: They give its values different meanings.
@@ -98,7 +100,7 @@ def field_metadata(older: pa.Field, newer: pa.Field, *, reading: bool = False) -
             continue
         if pt.is_null(older.type) or pt.is_null(newer.type):  # without values there is no meaning
             continue
-        if not reading:
+        if not reading or key.startswith(_EXTENSION):  # a type, which Arrow knows or not
             raise Incompatible(
                 f"column {older.name!r} has {text_of(key)!r} {differently(one.get(key), other.get(key))}"
             )

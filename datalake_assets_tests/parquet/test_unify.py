@@ -87,7 +87,11 @@ def test_a_column_whose_values_mean_something_else_does_not_fit(key):
     for inner in (False, True):
         with pytest.raises(Incompatible, match=rf"column 'a' has '{key}' 'm' in some files and 'km' in others"):
             unify_schemas([schema("m", inner=inner), schema("km", inner=inner)])
-        assert unify_schemas([schema("m", inner=inner), schema("km", inner=inner)], reading=True).names
+        if key.startswith("ARROW:extension:"):  # as where Arrow knows the type
+            with pytest.raises(Incompatible):
+                unify_schemas([schema("m", inner=inner), schema("km", inner=inner)], reading=True)
+        else:
+            assert unify_schemas([schema("m", inner=inner), schema("km", inner=inner)], reading=True).names
 
 
 def test_a_column_that_says_more_in_some_files_does_not_fit_unless_it_is_a_note():
