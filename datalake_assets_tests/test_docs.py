@@ -50,6 +50,13 @@ def test_page_shows_commands_that_exist(page: Path):
         _resolve(app, shlex.split(command, comments=True)[1:])
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_names_modules_that_exist(page: Path):
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8"))
+    missing = [name for name in named if not any((root / name).is_file() for root in (ROOT, ROOT / "datalake_assets"))]
+    assert missing == []
+
+
 def _anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
