@@ -14,7 +14,7 @@ from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter, ServerSide
 from datalake_assets.parquet.evidence import Evidence, same_columns
 from datalake_assets.parquet.footer import Footer, ReadAt
-from datalake_assets.parquet.rolling import FinishedSink
+from datalake_assets.parquet.sinks import FinishedSink
 from datalake_assets.parquet.writer import FileStats, checksum_like
 
 __all__ = ["Opener", "Outputs"]

@@ -7,17 +7,17 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, FileStats, ParquetSettings, ParquetSink, Sink
+from datalake_assets.parquet.sinks import FinishedSink
+from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, FileStats, ParquetFileWriter, ParquetSettings
 
 __all__ = ["Bounds", "RollingWriter"]
 
 FinishedT = TypeVar("FinishedT")
-FinishedT_co = TypeVar("FinishedT_co", covariant=True)
 
 MIB = 1 << 20
 #: Row groups that wait for the encoder; one more blocks the reader.
@@ -25,16 +25,6 @@ WAITING = 1
 #: Small batches are joined this many at a time: each costs kilobytes of bookkeeping that its size does not show.
 JOINED_BATCHES = 128
 SMALL_BATCH_BYTES = 64 << 10
-
-
-class FinishedSink(Sink, Protocol[FinishedT_co]):
-    """A sink that says what became of it."""
-
-    def finish(self) -> FinishedT_co:
-        """Makes what was written durable."""
-
-    def discard(self) -> None:
-        """Drops what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +72,7 @@ class _Buffer:
 @dataclass(slots=True)
 class _OpenFile(Generic[FinishedT]):
     sink: FinishedSink[FinishedT]
-    parquet: ParquetSink
+    parquet: ParquetFileWriter
 
 
 class RollingWriter(Generic[FinishedT]):
@@ -227,7 +217,7 @@ class RollingWriter(Generic[FinishedT]):
             while len(self._files) >= self._bounds.open_files:
                 self._finish(next(iter(self._files)))
             sink = self._open_file(key)
-            parquet = ParquetSink(
+            parquet = ParquetFileWriter(
                 sink,
                 self._schema,
                 self._settings,

@@ -26,6 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from datalake_assets.parquet.sinks import Sink
+
 __all__ = [
     "ALGORITHM",
     "DISTINCT_SHARE",
@@ -33,10 +35,9 @@ __all__ = [
     "Checksum",
     "Encodings",
     "FileStats",
+    "ParquetFileWriter",
     "ParquetSettings",
-    "ParquetSink",
     "Profile",
-    "Sink",
     "checksum_like",
     "choose_encodings",
     "moment_of",
@@ -192,26 +193,6 @@ _UNITS: Mapping[str, Callable[[int], timedelta]] = {
 }
 
 
-class Sink(Protocol):
-    """What a Parquet file is written to."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether writing has ended."""
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:
-        """Appends; the bytes may change once it has returned."""
-
-    def tell(self) -> int:
-        """Bytes so far."""
-
-    def flush(self) -> None:
-        """Does what it likes."""
-
-    def close(self) -> None:
-        """Ends the writing."""
-
-
 @dataclass(frozen=True, slots=True)
 class ParquetSettings:
     """How files are written.
@@ -287,7 +268,7 @@ class _Digesting:
         return False
 
 
-class ParquetSink:
+class ParquetFileWriter:
     """One file being written; not safe to use from two threads at once.
 
     Args:

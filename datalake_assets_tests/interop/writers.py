@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datalake_assets.parquet.writer import ParquetSettings, ParquetSink
+from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings
 from datalake_assets_tests.interop.spark import conf
 from datalake_assets_tests.interop.torture import with_field_ids
 
@@ -89,7 +89,7 @@ def write_fastparquet(table: pa.Table, path: Path, times: str = "int64") -> None
 def write_ours(table: pa.Table, path: Path, profile: str = "compatible") -> None:
     """Ours."""
     with path.open("wb") as file:
-        parquet = ParquetSink(file, table.schema, ParquetSettings(profile=profile), metadata={"owner": "interop"})
+        parquet = ParquetFileWriter(file, table.schema, ParquetSettings(profile=profile), metadata={"owner": "interop"})
         parquet.write(table)
         parquet.close()
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.parquet.writer import ParquetSettings, ParquetSink, choose_encodings
+from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings, choose_encodings
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 ROWS = 30_000
@@ -40,7 +40,7 @@ TABLE = pa.table(DISTINCT)
 
 def written(table, **settings):
     sink = MemorySink()
-    parquet = ParquetSink(sink, table.schema, ParquetSettings(**settings))
+    parquet = ParquetFileWriter(sink, table.schema, ParquetSettings(**settings))
     parquet.write(table)
     parquet.close()
     return sink.finish()

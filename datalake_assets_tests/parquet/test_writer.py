@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from datalake_assets.parquet.writer import FileStats, ParquetSettings, ParquetSink
+from datalake_assets.parquet.writer import FileStats, ParquetFileWriter, ParquetSettings
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 SCHEMA = pa.schema([("at", pa.timestamp("ms", "UTC")), ("n", pa.int64())], metadata={"kept": "yes"})
@@ -20,7 +20,7 @@ def table(*times):
 
 def sink_and_file(settings=None, **options):
     sink = MemorySink()
-    return sink, ParquetSink(sink, SCHEMA, settings or ParquetSettings(), **options)
+    return sink, ParquetFileWriter(sink, SCHEMA, settings or ParquetSettings(), **options)
 
 
 def test_close_says_what_was_written():
@@ -93,7 +93,7 @@ def test_file_is_compressed_as_told(settings, codec):
 def test_times_without_zone_are_utc():
     schema = pa.schema([("at", pa.timestamp("us"))])
     sink = MemorySink()
-    file = ParquetSink(sink, schema, ParquetSettings(), time_column="at")
+    file = ParquetFileWriter(sink, schema, ParquetSettings(), time_column="at")
     file.write(pa.table({"at": pa.array([0], pa.timestamp("us"))}))
     assert file.close().min_time == dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

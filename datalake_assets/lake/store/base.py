@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from datalake_assets.errors import ConfigError, PreconditionFailed, UnsafeStore
+from datalake_assets.parquet.sinks import FinishedSink
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = [
     "STAGING",
-    "ByteLike",
     "ObjectInfo",
     "RequestClass",
     "RequestCounts",
@@ -37,7 +37,6 @@ __all__ = [
     "is_reserved",
 ]
 
-ByteLike = bytes | bytearray | memoryview
 RequestClass = Literal["put", "get", "list", "delete"]
 
 # The one folder of a lake that is ours alone: staged and temporary files, locks, probes. No listing shows it.
@@ -95,28 +94,12 @@ class StaleUpload:
     started_at: datetime
 
 
-class StagedWriter(Protocol):
+class StagedWriter(FinishedSink[StagedFile], Protocol):
     """A binary sink for `pyarrow.parquet.ParquetWriter`; nothing that it wrote is visible, whatever happens to it.
 
     Use it as a context: leaving the block without `finish` discards what was written, and so does losing the writer.
     `close` only ends the writing (libraries call it unasked): `finish` still works after it.
     """
-
-    @property
-    def closed(self) -> bool:
-        """No more writes."""
-
-    def write(self, data: ByteLike, /) -> int:
-        """Append; may block while earlier bytes are on their way."""
-
-    def tell(self) -> int:
-        """Bytes written so far."""
-
-    def flush(self) -> None:
-        """Do nothing: durability is `finish`'s."""
-
-    def close(self) -> None:
-        """End the writing; neither finishes nor discards."""
 
     def readable(self) -> bool:
         """Never."""
@@ -126,12 +109,6 @@ class StagedWriter(Protocol):
 
     def seekable(self) -> bool:
         """Never."""
-
-    def finish(self) -> StagedFile:
-        """Make everything durable, still invisible; the same answer when called again."""
-
-    def discard(self) -> None:
-        """Drop what was written; idempotent, and without effect after `finish`."""
 
     def __enter__(self) -> Self: ...
 

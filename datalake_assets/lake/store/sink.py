@@ -10,7 +10,8 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
-from datalake_assets.lake.store.base import ByteLike, StagedFile
+from datalake_assets.lake.store.base import StagedFile
+from datalake_assets.parquet.sinks import ByteLike
 
 __all__ = ["StagedSink"]
 
