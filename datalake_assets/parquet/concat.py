@@ -414,17 +414,15 @@ class ConcatWriter:
     ) -> tuple[list[bytes], list[_Indexed]]:
         """The row group's metadata, in pieces."""
         group, layout = footer.row_groups[number], footer.layouts[number]
-
-        def moved_page(offset: int) -> int:
-            if walk is not None and walk.starts and offset not in walk.starts:
-                raise UnsoundPages(footer.where, "its offset index names a page where there is none")
-            return moves.of(offset)
-
+        if walk is not None and walk.pages:
+            for place, _ in layout.indexes:
+                if place:
+                    walk.check_offset_index(indexes[place])
         pieces, cursor = [], layout.begin
         indexed = [
             _Indexed(
                 {},
-                moved_offset_index(indexes[offset], moved_page) if offset else b"",
+                moved_offset_index(indexes[offset], moves.of) if offset else b"",
                 indexes[column] if column else b"",
             )
             for offset, column in layout.indexes

@@ -13,14 +13,14 @@ Source: apache/parquet-format, src/main/thrift/parquet.thrift: PageHeader and wh
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.row_groups import Chunk
-from datalake_assets.parquet.thrift import I32, STRUCT, CompactReader, MalformedThrift
+from datalake_assets.parquet.thrift import I32, I64, STRUCT, CompactReader, MalformedThrift
 
 __all__ = ["PageWalk", "UnsoundPages", "walk_pages"]
 
@@ -72,7 +72,7 @@ class PageWalk:
         row_groups: Which of its row groups; those without rows have no pages.
 
     Attributes:
-        starts: Where the data pages that were passed begin.
+        pages: Where data pages begin and how many bytes each takes, by where the first one of their chunk begins.
 
     Raises:
         UnsoundPages: Column chunks overlap.
@@ -87,7 +87,7 @@ class PageWalk:
             if after[0].start < before[0].end:
                 raise UnsoundPages(self._where, "its column chunks overlap")
         self._next = 0
-        self.starts: set[int] = set()
+        self.pages: dict[int, dict[int, int]] = {}
 
     def feed(self, offset: int, data: bytes | memoryview) -> None:
         """Takes the bytes from ``offset`` on, which lie behind all those before.
@@ -106,7 +106,7 @@ class PageWalk:
                 if walk.position < walk.chunk.end:
                     return
                 walk.finish()
-                self.starts |= walk.starts
+                self.pages[walk.chunk.data_offset] = walk.pages
                 self._next += 1
         except MalformedThrift as error:
             raise UnsoundPages(self._where, str(error)) from error
@@ -121,6 +121,42 @@ class PageWalk:
         """
         if self._next < len(self._chunks):
             raise UnsoundPages(self._where, "its pages end early")
+
+    def check_offset_index(self, data: bytes) -> None:
+        """Sees to it that an offset index names all data pages of its column chunk, and as they are.
+
+        Raises:
+            UnsoundPages: It does not: readers that go by it would miss rows.
+        """
+        named = list(_locations(data))
+        pages = self.pages.get(named[0].start, {}) if named else {}
+        rows = [place.first_row for place in named]
+        if (
+            [(place.start, place.size_bytes) for place in named] != list(pages.items())
+            or any(before >= after for before, after in pairwise(rows))
+            or rows[:1] not in ([0], [])
+        ):
+            raise UnsoundPages(self._where, "its offset index is not that of its pages")
+
+
+class _Location(NamedTuple):
+    """Of a page, as an offset index says."""
+
+    start: int
+    size_bytes: int
+    first_row: int
+
+
+def _locations(data: bytes) -> Iterator[_Location]:
+    reader = CompactReader(data)
+    for field, kind in reader.fields():
+        if field == 1:  # page_locations
+            for _ in range(reader.structs(kind)):
+                kinds = {1: I64, 2: I32, 3: I64}
+                place = {
+                    inner: reader.integer(found, kinds[inner]) for inner, found in reader.fields() if inner in kinds
+                }
+                yield _Location(place.get(1, -1), place.get(2, -1), place.get(3, -1))
 
 
 class _Damaged(Exception):
@@ -139,7 +175,7 @@ class _ChunkWalk:
         self._plain_bytes = self._values = self._page_rows = 0
         self._has_dictionary = self._counts_rows = False
         self._first_data: int | None = None
-        self.starts: set[int] = set()
+        self.pages: dict[int, int] = {}
 
     def feed(self, data: memoryview) -> None:
         at = 0
@@ -218,7 +254,7 @@ class _ChunkWalk:
             raise MalformedThrift("a page needs a dictionary, and there is none")
         if self._first_data is None:
             self._first_data = self._page_begin
-        self.starts.add(self._page_begin)
+        self.pages[self._page_begin] = page.header_bytes + page.size_bytes
         self._values += page.values
         if page.rows is not None:
             self._counts_rows = True

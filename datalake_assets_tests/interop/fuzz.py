@@ -153,9 +153,19 @@ def decoded(body: bytes) -> list[str] | None:
 
 
 def _counted(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Times as the numbers that they are: Python's end with the year 9999."""
-    columns = [each.view(pa.int64()) if pa.types.is_timestamp(each.type) else each for each in batch.columns]
+    """Times as numbers, since Python's end with the year 9999, and texts as bytes, since some are no UTF-8 any more."""
+    columns = [_plain(each) for each in batch.columns]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        return _plain(column.dictionary_decode())
+    if pa.types.is_timestamp(column.type):
+        return column.view(pa.int64())
+    if pa.types.is_string(column.type):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(column.type) else column
 
 
 def _text(row: dict[str, Any]) -> str:

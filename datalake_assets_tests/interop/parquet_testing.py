@@ -59,9 +59,7 @@ def outcome(path: Path, kernel: Any) -> Outcome:
     if not result.outputs:
         reasons = set(result.rejected.values())
         return Outcome("left alone", reasons.pop()) if len(reasons) == 1 else Outcome("wrong", f"{result.rejected}")
-    if len(result.outputs) != 1:
-        return Outcome("wrong", f"{len(result.outputs)} files")
-    difference = _difference(path, result.outputs[0][0])
+    difference = _difference(path, [body for body, _ in result.outputs])
     return Outcome("wrong", difference) if difference else Outcome("merged", f"{result.copied} row groups copied")
 
 
@@ -88,19 +86,24 @@ def _apart(path: Path, kernel: str) -> Outcome:
     return found
 
 
-def _difference(path: Path, merged: bytes) -> str:
-    """What a merged file says otherwise than twice the file that it was made of; empty if nothing."""
-    one, both = (pq.ParquetFile(each, page_checksum_verification=True) for each in (path, io.BytesIO(merged)))
+def _difference(path: Path, merged: list[bytes]) -> str:
+    """What merged files say otherwise than twice the file that they were made of; empty if nothing."""
+    one = pq.ParquetFile(path, page_checksum_verification=True)
     rows = _values(one)
-    checks = {
-        "values": [*rows, *rows] == _values(both),
-        "types": one.schema_arrow.remove_metadata().equals(both.schema_arrow.remove_metadata(), check_metadata=True),
-        "Parquet schema": _elements(one) == _elements(both),
-        "metadata": _key_values(one) == _key_values(both),
-        # of a row group without rows there is nothing that it could be said of
-        "column metadata": not both.metadata.num_row_groups or _of_columns(one) == _of_columns(both),
-    }
-    return ", ".join(f"other {name}" for name, holds in checks.items() if not holds)
+    outputs = [pq.ParquetFile(io.BytesIO(body), page_checksum_verification=True) for body in merged]
+    found = set() if [*rows, *rows] == [row for each in outputs for row in _values(each)] else {"values"}
+    for both in outputs:
+        checks = {
+            "types": one.schema_arrow.remove_metadata().equals(
+                both.schema_arrow.remove_metadata(), check_metadata=True
+            ),
+            "Parquet schema": _elements(one) == _elements(both),
+            "metadata": _key_values(one) == _key_values(both),
+            # of a row group without rows there is nothing that it could be said of
+            "column metadata": not both.metadata.num_row_groups or _of_columns(one) == _of_columns(both),
+        }
+        found |= {name for name, holds in checks.items() if not holds}
+    return ", ".join(f"other {name}" for name in sorted(found))
 
 
 def _values(file: pq.ParquetFile) -> list[str]:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from datalake_assets.errors import PreconditionFailed
+from datalake_assets.errors import PreconditionFailed, UnreadableFile
 from datalake_assets.lake.store import open_store
 from datalake_assets.parquet.concat import ConcatWriter, RangeCopier, ServerSide
 from datalake_assets_tests.parquet.parquet_files import footer, numbers, parquet, read, reader
@@ -43,6 +43,23 @@ def test_s3_does_not_copy_what_has_changed(s3_store):
             writer.append(footer(body), reader(body), server_side=ServerSide("source.parquet", etag))
         with pytest.raises(ValueError, match="closed"):
             writer.close()
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("verify", [True, False])
+def test_pages_that_s3_copies_itself_are_walked_where_they_are_verified(s3_store, verify):
+    table = pa.table({"n": range(900_000)})
+    body = bytearray(parquet(table, use_dictionary=False, compression="none", write_page_checksum=True))
+    told = footer(body)
+    body[told.row_groups[0].end - 1] ^= 1
+    source = ServerSide("source.parquet", s3_store.put("source.parquet", bytes(body)), verify=verify)
+    with s3_store.stage("streams/s/out.parquet") as sink:
+        writer = ConcatWriter(sink, told)
+        if verify:
+            with pytest.raises(UnreadableFile, match="checksum of a page"):
+                writer.append(told, reader(body), server_side=source)
+        else:  # nothing comes here that could be looked at
+            writer.append(told, reader(body), server_side=source)
 
 
 def test_a_sink_that_cannot_copy_is_written_to(tmp_path):

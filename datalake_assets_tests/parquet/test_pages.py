@@ -85,7 +85,7 @@ def test_pages_are_walked_however_the_bytes_are_cut(cuts):
         walk.feed(at, BODY[at : min(at + cut, group.end)])
         at += cut
     walk.finish()
-    assert len(walk.starts) > len(told.layouts[0].chunks)
+    assert sum(map(len, walk.pages.values())) > len(told.layouts[0].chunks)
 
 
 def test_flipped_byte_of_a_page_with_a_checksum_is_damage_and_not_decoded():
@@ -197,19 +197,25 @@ def test_many_unsound_files_are_decoded_in_two_passes(monkeypatch):
     assert len(opened) < 3 * len(files)
 
 
-def test_offset_index_that_names_no_page_is_found():
+@pytest.mark.parametrize("field", [1, 2, 3], ids=["offset", "size", "first row"])
+def test_offset_index_that_is_not_that_of_the_pages_is_found(field):
     body = parquet(numbers(0, 3000), write_page_index=True, data_page_size=512, write_batch_size=64)
     index = footer(body).layouts[0].indexes[0][0]
     wrong = bytearray(body)
     parsed = CompactReader(body, index.offset)
-    for field, kind in parsed.fields():
-        if field == 1 and parsed.structs(kind) > 1:
-            for inner, inner_kind in parsed.fields():
-                if inner == 1:
-                    begin = parsed.position
-                    value = parsed.integer(inner_kind, I64)
-                    wrong[begin : parsed.position] = zigzag(value + 1)
-            break
+    changed_at = 0
+    for outer, kind in parsed.fields():
+        for place in range(parsed.structs(kind) if outer == 1 else 0):
+            for inner, _ in parsed.fields():
+                begin = parsed.position
+                parsed.skip(I64)
+                if inner == field and place == 1:
+                    value = CompactReader(body, begin).integer(I64, I64)
+                    length = parsed.position - begin
+                    other = zigzag(value - 1) if field < 3 else b"\x80" * (length - 1) + b"\0"  # 0, as long as before
+                    changed_at, wrong[begin : begin + length] = begin, other
+    assert changed_at
+    assert len(wrong) == len(body)
     files = [input_file("a", body), input_file("b", bytes(wrong))]
 
     result = rewritten(files, COPYING)
