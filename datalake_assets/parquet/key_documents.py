@@ -263,11 +263,21 @@ def _spark_columns(side: Side) -> dict[str, Json]:
 
 
 def _spark_field(one: Json, other: Json) -> Json:
+    """What two files say of a column: the newer one's comment stays; None if they don't agree on the rest."""
     if one is None or other is None:
         return {**(one or other), "nullable": True}
-    if {**one, "nullable": True} != {**other, "nullable": True}:
+    if _without_notes(one) != _without_notes(other):
         return None
-    return {**one, "nullable": one.get("nullable", True) or other.get("nullable", True)}
+    return {**other, "nullable": one.get("nullable", True) or other.get("nullable", True)}
+
+
+def _without_notes(field: Json) -> Json:
+    return {**field, "nullable": True, "metadata": _meaning_of(field.get("metadata"))}
+
+
+def _meaning_of(noted: Json) -> Json:
+    """Metadata of a column without what is said to people."""
+    return {key: value for key, value in noted.items() if key != "comment"} if isinstance(noted, dict) else noted
 
 
 #: Spark's types that the Parquet schema beside them tells as well; others (intervals, lengths, collations) it does not.
@@ -285,7 +295,7 @@ def _beyond_types(field: Json) -> str:
         return ""
     if field.get("type") == "udt":
         return _rendered(field).decode()
-    noted = field.get("metadata")
+    noted = _meaning_of(field.get("metadata"))
     inner = "".join(_beyond_types(field[part]) for part in sorted(field) if part != "metadata")
     kinds = [field[part] for part in _TYPES_IN if isinstance(field.get(part), str)]
     own = "".join(kind for kind in kinds if not _TOLD_BY_PARQUET.fullmatch(kind))

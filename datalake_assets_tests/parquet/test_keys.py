@@ -235,6 +235,14 @@ def test_a_length_or_a_type_of_its_own_that_spark_notes_keeps_files_apart():
     assert "column 'b' has another meaning in Spark's metadata" in merged(REENCODE, short, short, long)[1]["f2"]
 
 
+@KERNELS
+def test_a_comment_of_spark_keeps_no_files_apart_and_the_newest_stays(chosen):
+    texts = [spark_rows(("n", "long", {"comment": text})) for text in ("old", "new")]
+    kept, rejected = merged(chosen, *noted(UNDATED, *texts))
+    (field,) = json.loads(kept[b"org.apache.spark.sql.parquet.row.metadata"])["fields"]
+    assert (rejected, field["metadata"]) == ({}, {"comment": "new"})
+
+
 @pytest.mark.parametrize(
     "kinds",
     [
