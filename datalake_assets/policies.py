@@ -172,12 +172,14 @@ class RuleBase(Model):
         when: ``write``: within each export, over the partitions that it wrote, whole. ``schedule``: nightly, over the
             partitions that changed, and those that broke it the last time. Default: ``write``, for unique and sql
             ``schedule``.
+        timeout_s: Seconds that counting the rows of a partition may take; after that the check cannot be evaluated.
         description: Shown with the check.
     """
 
     name: str = ""
     limits: Limits = Limits(error=0)
     when: Literal["write", "schedule"] = "write"
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     description: str = ""
 
     @property

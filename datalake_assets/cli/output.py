@@ -5,7 +5,6 @@ How far a command is: bars on a terminal, plain lines elsewhere.
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
 import io
 import json
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from datalake_assets.core.csv_lines import csv_lines, spreadsheet_text
 from datalake_assets.core.wording import CONTROL_ESCAPES, SIZE_UNITS, SURROGATE_ESCAPES, size_text
 
 if TYPE_CHECKING:
@@ -148,13 +148,14 @@ def _folded(
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
-def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """CSV as RFC 4180 has it, but with plain line ends; NULL is an empty field, nested values are JSON."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_field(value) for value in row] for row in rows)
-    return text.getvalue()
+def as_csv(rows: Iterable[Sequence[Any]], *, raw: bool = False) -> str:
+    """CSV; NULL is an empty field, nested values are JSON.
+
+    Args:
+        rows: The rows; the first one may be the head.
+        raw: Leave text as it is, formulas of spreadsheets too; see `spreadsheet_text`.
+    """
+    return csv_lines([_field(value, raw=raw) for value in row] for row in rows)
 
 
 def _is_number(value: Any) -> bool:
@@ -176,7 +177,9 @@ def _cell(value: Any) -> str:
     return str(plain(value)).translate(_CONTROL)
 
 
-def _field(value: Any) -> Any:
+def _field(value: Any, *, raw: bool) -> Any:
+    if isinstance(value, str):
+        return value if raw else spreadsheet_text(value)
     if isinstance(value, (Mapping, list, tuple)):
         return json.dumps(plain(value), ensure_ascii=False)
     return plain(value)

@@ -59,6 +59,7 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float |
     metavar="N",
     help="How often each partition is read, for the costs.  [default: 1]",
 )
+@click.option("--raw", is_flag=True, help="CSV: leave names that a spreadsheet takes for a formula without a quote.")
 @click.option("--rebuild", is_flag=True, help="Also write every feed's _metadata.json anew.")
 @json_option
 @pass_session
@@ -69,6 +70,7 @@ def report(
     file: str | None,
     names: tuple[str, ...],
     scans_per_day: float | None,
+    raw: bool,
     rebuild: bool,
     as_json: bool,
 ) -> None:
@@ -87,7 +89,8 @@ def report(
         output = "json" if as_json else output
         if file is None and output == "html" and sys.stdout.isatty():
             file = PAGE
-        _write(_render(found, output, width=None if file else terminal_width()), file)
+        width = None if file else terminal_width()
+        _write(_render(found, output, raw=raw, width=width), file)
 
 
 @contextmanager
@@ -137,14 +140,14 @@ def _rebuild(session: Session, found: LakeReport) -> None:
         warn(f"the summary of {each.feed.path} stays as it was: not all of its manifests can be read")
 
 
-def _render(found: LakeReport, output: str, *, width: int | None) -> str:
+def _render(found: LakeReport, output: str, *, raw: bool, width: int | None) -> str:
     if output == "console":
         return console_report(found, width=width) + "\n"
     from datalake_assets.report import documents, page  # noqa: PLC0415  not needed for --help
 
     if output == "html":
         return page.page_html(found)
-    return documents.csv_text(found) if output == "csv" else documents.json_text(found)
+    return documents.csv_text(found, raw=raw) if output == "csv" else documents.json_text(found)
 
 
 def console_report(found: LakeReport, *, width: int | None = None) -> str:

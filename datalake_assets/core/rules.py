@@ -22,7 +22,7 @@ __all__ = [
     "identifier",
     "is_row_rule",
     "literal",
-    "own_query",
+    "repeats_query",
     "rule_verdict",
 ]
 
@@ -81,17 +81,15 @@ def counting_query(rules: Sequence[Rule]) -> str:
     return f"SELECT {', '.join(['count(*)', *counts])} FROM {DATA}"  # noqa: S608  names and values are quoted
 
 
-def own_query(rule: UniqueRule | SqlRule) -> str:
-    """Counts the rows that break a rule which needs a query of its own: one number."""
-    if isinstance(rule, SqlRule):
-        return f"SELECT count(*) FROM ({rule.query.rstrip().rstrip(';')}\n)"  # noqa: S608  the feed's own query
+def repeats_query(rule: UniqueRule) -> str:
+    """Counts the rows that break a rule on all rows together: one number."""
     columns = [identifier(column) for column in rule.columns]
     filled = " AND ".join(f"{column} IS NOT NULL" for column in columns)
     groups = (
         f"SELECT count(*) AS equal FROM {DATA} WHERE {filled}"  # noqa: S608  names are quoted
         f" GROUP BY {', '.join(columns)} HAVING count(*) > 1"
     )
-    return f"SELECT coalesce(sum(equal - 1), 0)::BIGINT FROM ({groups})"  # noqa: S608  likewise
+    return f"SELECT coalesce(sum(equal - 1), 0)::BIGINT FROM ({groups})"  # noqa: S608  names are quoted
 
 
 def rule_verdict(rule: Rule, counts: Sequence[RuleCount]) -> Verdict:

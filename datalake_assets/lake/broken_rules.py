@@ -5,18 +5,16 @@ Before a feed is declared, DuckDB and Arrow are asked whether they take its rule
 
 from __future__ import annotations
 
-import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
-from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_query, is_row_rule, own_query
+from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_query, is_row_rule, literal, repeats_query
 from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
 from datalake_assets.feed import Feed
+from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, SqlTimedOut, message_of, open_session
 from datalake_assets.lake.sql_views import as_taken, hide, show
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.policies import RegexRule, Rule, SqlRule, UniqueRule
@@ -25,10 +23,14 @@ __all__ = ["count_broken", "refuse_misfits"]
 
 #: Times that a partition is counted because files that were being read were replaced.
 ATTEMPTS = 5
-#: Beyond this DuckDB works on disk.
-MEMORY_LIMIT = "512MB"
+#: A check runs beside whatever else the machine does: an export, a compaction.
+LIMITS = SqlLimits(memory="512MB", threads=4)
+#: The view of the rows that a person's query returns.
+BROKEN = "broken"
 #: Seconds for which a rule's query is tried before its feed is declared.
 TRIAL_S = 1.0
+#: Seconds for counting the rows where no rule says another limit.
+TIMEOUT_S = 600.0
 
 
 def count_broken(
@@ -37,13 +39,14 @@ def count_broken(
     """Counts the rows that break rules; see `LakeTable.count_broken`."""
     per_feed = [rule for rule in rules if isinstance(rule, UniqueRule) and rule.across == "feed"]
     per_partition = [rule for rule in rules if rule not in per_feed]
-    with tempfile.TemporaryDirectory(prefix="datalake-rules-") as spill, _connect(spill) as connection:
+    # a query is part of a feed's declaration: it sees the rows, and neither files nor the network
+    with open_session(limits=LIMITS) as session:
         for key in table.snapshot().keys if keys is None else keys:
             if per_partition:
                 known = seen.only(key) if seen is not None and key in seen.keys else None
-                yield from _counted(table, connection, per_partition, key, partitions=[key], seen=known)
+                yield from _counted(table, session, per_partition, key, partitions=[key], seen=known)
         if per_feed:
-            yield from _counted(table, connection, per_feed, "", partitions=None)
+            yield from _counted(table, session, per_feed, "", partitions=None)
 
 
 def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
@@ -58,12 +61,12 @@ def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
     Raises:
         InvalidFeed: A rule or a column does not work; says which one and why.
     """
-    with _connect(None) as connection:
+    with open_session(limits=LIMITS) as session:
         for rule in feed.checks.rules:
             try:
-                _ask(connection, rule, schema)
-            except duckdb.Error as error:
-                raise InvalidFeed(feed.name, f"rule {rule.check_name!r}: {_reason(error)}") from error
+                _ask(session, rule, schema)
+            except _Unevaluated as error:
+                raise InvalidFeed(feed.name, f"rule {rule.check_name!r}: {error.reason}") from error
             except ConfigError as error:
                 raise InvalidFeed(feed.name, str(error)) from error
     if schema is None:
@@ -76,49 +79,30 @@ def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
             raise InvalidFeed(feed.name, f"compaction.sort_by: {column!r} cannot be sorted by: {reason}") from error
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, rule: Rule, schema: pa.Schema | None) -> None:
+def _ask(session: SqlSession, rule: Rule, schema: pa.Schema | None) -> None:
     if isinstance(rule, SqlRule):
-        _refuse_other_statements(connection, rule)
+        _checked(session, rule)
     if isinstance(rule, RegexRule):
-        connection.execute("SELECT regexp_full_match('', ?)", [rule.pattern]).fetchall()
+        _numbers(session, [rule], f"SELECT regexp_full_match('', {literal(rule.pattern)})::INT")
     if schema is None:
         return
     _check_columns((rule,), schema.names)
     # on a row of nulls DuckDB compares each bound with its column's type, which it would not on none
     taken = as_taken(schema)
-    connection.register(DATA, pa.table([pa.nulls(1, field.type) for field in taken], names=taken.names))
+    session.connection.register(DATA, pa.table([pa.nulls(1, field.type) for field in taken], names=taken.names))
     try:
-        if is_row_rule(rule):
-            connection.execute(counting_query((rule,))).fetchall()
-        elif isinstance(rule, UniqueRule | SqlRule):
-            connection.execute(f"EXPLAIN {own_query(rule)}").fetchall()
-            _try_briefly(connection, own_query(rule))
+        # a query that was bound is run, too: some texts are converted only then
+        _evaluate(session, [rule], timeout_s=TRIAL_S)
+    except _Unevaluated as error:
+        if not error.is_too_dear:  # one that takes its time is well
+            raise
     finally:
-        connection.unregister(DATA)
-
-
-def _try_briefly(connection: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Runs a query that was bound: some texts are converted only then. One that takes its time is well."""
-    timer = threading.Timer(TRIAL_S, connection.interrupt)
-    timer.start()
-    try:
-        connection.execute(query).fetchall()
-    except (duckdb.InterruptException, duckdb.OutOfMemoryException):
-        return
-    finally:
-        timer.cancel()
-
-
-def _connect(spill: str | None) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill or ""})
-    # a query is part of a feed's declaration: it sees the rows, and neither files nor the network
-    connection.execute("SET TimeZone = 'UTC'; SET enable_external_access = false; SET lock_configuration = true")
-    return connection
+        session.connection.unregister(DATA)
 
 
 def _counted(
     table: TableReader,
-    connection: duckdb.DuckDBPyConnection,
+    session: SqlSession,
     rules: Sequence[Rule],
     key: str,
     *,
@@ -131,50 +115,73 @@ def _counted(
         dataset = snapshot.dataset()
         _check_columns(rules, dataset.schema.names)
         try:
-            return _counts(connection, dataset, rules, key)
-        except duckdb.Error as error:
+            show(session.connection, DATA, dataset)
+            rows, broken = _evaluate(session, rules)
+        except (_Unevaluated, duckdb.Error) as error:
             if not snapshot.has_expired():
-                reason = _reason(error)
-                raise ConfigError(
-                    f"{_names(rules)} of feed {table.feed.name!r} cannot be evaluated: {reason}"
-                ) from error
+                which = _names(error.rules if isinstance(error, _Unevaluated) else rules)
+                reason = message_of(error)
+                raise ConfigError(f"{which} of feed {table.feed.name!r} cannot be evaluated: {reason}") from error
+        else:
+            return [(rule, RuleCount(key, rows, count)) for rule, count in broken]
+        finally:
+            hide(session.connection, DATA)
     raise SnapshotExpired(table.feed.path, "files were replaced each time its rules were evaluated")
 
 
-def _counts(
-    connection: duckdb.DuckDBPyConnection, dataset: ds.Dataset, rules: Sequence[Rule], key: str
-) -> list[tuple[Rule, RuleCount]]:
-    show(connection, DATA, dataset)
+class _Unevaluated(Exception):
+    """Rules that DuckDB, or the gate before it, did not evaluate.
+
+    Attributes:
+        rules: The rules.
+        reason: Why, for a person.
+        is_too_dear: Whether they took more time or memory than they may.
+    """
+
+    def __init__(self, rules: Sequence[Rule], reason: str, *, is_too_dear: bool = False) -> None:
+        self.rules, self.reason, self.is_too_dear = rules, reason, is_too_dear
+        super().__init__(reason)
+
+
+def _evaluate(
+    session: SqlSession, rules: Sequence[Rule], *, timeout_s: float | None = None
+) -> tuple[int, list[tuple[Rule, int]]]:
+    """Counts the rows, and for each rule those that break it."""
+    of_rows = [rule for rule in rules if is_row_rule(rule)]
+    rows, *counts = _numbers(session, of_rows, counting_query(of_rows), timeout_s=timeout_s)
+    broken = list(zip(of_rows, counts, strict=True))
+    for rule in rules:
+        if isinstance(rule, UniqueRule):
+            broken += zip([rule], _numbers(session, [rule], repeats_query(rule), timeout_s=timeout_s), strict=True)
+        elif isinstance(rule, SqlRule):
+            # a view takes the query as it is, with its semicolon and its comments
+            view = f"CREATE OR REPLACE TEMP VIEW {BROKEN} AS {_checked(session, rule)}"
+            query = f"SELECT count(*) FROM {BROKEN}"  # noqa: S608  our own name
+            broken += zip([rule], _numbers(session, [rule], view, query, timeout_s=timeout_s), strict=True)
+    return rows, broken
+
+
+def _checked(session: SqlSession, rule: SqlRule) -> str:
     try:
-        of_rows = [rule for rule in rules if is_row_rule(rule)]
-        rows, *broken = _numbers(connection, counting_query(of_rows))
-        counts = list(zip(of_rows, broken, strict=True))
-        counts += [(rule, _own(connection, rule)) for rule in rules if isinstance(rule, UniqueRule | SqlRule)]
-        return [(rule, RuleCount(key, rows, count)) for rule, count in counts]
-    finally:
-        hide(connection, DATA)
+        return session.check(rule.query).text
+    except SqlRefused as error:
+        raise _Unevaluated([rule], error.reason) from error
 
 
-def _own(connection: duckdb.DuckDBPyConnection, rule: UniqueRule | SqlRule) -> int:
-    if isinstance(rule, SqlRule):
-        _refuse_other_statements(connection, rule)
-    return _numbers(connection, own_query(rule))[0]
-
-
-def _refuse_other_statements(connection: duckdb.DuckDBPyConnection, rule: SqlRule) -> None:
-    statements = connection.extract_statements(rule.query)
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise ConfigError(f"rule {rule.check_name!r}: give one SELECT that returns the rows which break it")
-
-
-def _reason(error: duckdb.Error) -> str:
-    """What DuckDB says, without the place in a query that people have not written as it is."""
-    return " ".join(str(error).split("\n\nLINE ", 1)[0].split())
-
-
-def _numbers(connection: duckdb.DuckDBPyConnection, query: str) -> list[int]:
-    (found,) = connection.execute(query).fetchall()
-    return [int(number) for number in found]
+def _numbers(session: SqlSession, rules: Sequence[Rule], *statements: str, timeout_s: float | None = None) -> list[int]:
+    """The numbers that the last of some statements gives."""
+    allowed_s = max((rule.timeout_s for rule in rules), default=TIMEOUT_S)
+    try:
+        with session.limited(allowed_s if timeout_s is None else timeout_s):
+            for statement in statements:
+                found = session.connection.execute(statement).fetchall()
+    except SqlTimedOut as error:
+        cure = ", or give the rule a larger timeout_s"
+        raise _Unevaluated(rules, f"{error.reason}{cure}", is_too_dear=True) from error
+    except duckdb.Error as error:
+        is_too_dear = isinstance(error, duckdb.OutOfMemoryException)
+        raise _Unevaluated(rules, message_of(error), is_too_dear=is_too_dear) from error
+    return [int(number) for number in found[0]]
 
 
 def _check_columns(rules: Iterable[Rule], columns: Sequence[str]) -> None:

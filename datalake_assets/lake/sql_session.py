@@ -1,159 +1,257 @@
 """SQL over the feeds of a lake, run by DuckDB in this process, exact per partition.
 
 Every feed that a query names becomes a view over the files that its manifests name at that moment, so a half-written
-commit is never seen. A file that goes away before it was read makes the query run again, over the files of then.
+commit is never seen. A file that goes away before the first row was handed on makes the query run again, over the files
+of then. Rows are handed on as they are made: an answer is never in memory as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import duckdb
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 from datalake_assets.core.rules import identifier, literal
-from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
+from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
 from datalake_assets.feed import Feed
+from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, message_of, open_session
 from datalake_assets.lake.sql_views import is_taken, show
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.tables import open_table
 
-__all__ = ["SqlRefused", "SqlResult", "run_sql"]
+__all__ = ["SqlAnswer", "open_answer", "open_arrow_answer"]
 
 #: Times that a query is run because files that it was reading were replaced.
 ATTEMPTS = 5
+#: Rows that are handed on at once: as many as a vector of DuckDB has, and an Arrow batch of ours.
+ROWS, ARROW_ROWS = 2048, 1 << 13
 # what DuckDB takes for a pattern, or for a partition, rather than for a name
 _PATTERN = frozenset("*?[{=")
 _HIVE_TYPES = {"year": "INTEGER", "month": "INTEGER", "day": "INTEGER", "hour": "INTEGER", "version": "VARCHAR"}
-_READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
-class SqlRefused(ConfigError):
-    """A query that is no query, or not a valid one.
+#: What reading an answer fails with: Arrow's reader wraps DuckDB's errors.
+_ERRORS = (duckdb.Error, OSError, pa.ArrowException)
 
-    Args:
-        reason: What DuckDB says about it.
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(f"the query cannot be run: {reason}")
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
-class SqlResult:
-    """The answer to a query.
+class SqlAnswer(Generic[Batch]):
+    """The answer to a query, while it is open.
 
     Attributes:
         columns: Names of the columns.
         types: Their types, as DuckDB names them.
-        rows: The rows, as Python values.
-        truncated: Whether there were more rows than asked for.
+        schema: Their types in Arrow; None of an answer in Python values.
+        batches: The rows, to be read once: lists of tuples, or Arrow batches.
     """
 
     columns: tuple[str, ...]
     types: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    truncated: bool = False
+    schema: pa.Schema | None
+    batches: Iterator[Batch]
 
 
-def run_sql(store: Store, feeds: Sequence[Feed], query: str, *, limit: int | None = None) -> SqlResult:
-    """Answers one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN) over feeds by their names.
+@contextmanager
+def open_answer(
+    store: Store,
+    feeds: Sequence[Feed],
+    query: str,
+    *,
+    limits: SqlLimits | None = None,
+    on_begin: Callable[[Callable[[], None]], None] | None = None,
+) -> Iterator[SqlAnswer[list[tuple[Any, ...]]]]:
+    """Answers one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN, …) over feeds by their names.
 
     Streams have the columns ``year``, ``month``, … of their partitions, tables ``version`` and the rows of their
-    current version, folders what their folders' names say. Times are UTC.
+    current version, adopted folders what their folders' names say. Times are UTC.
 
     Args:
         store: The lake.
         feeds: The feeds that the query may name.
         query: The SQL.
-        limit: Rows to return at the most; None for all.
+        limits: What it may take of the machine.
+        on_begin: Told how another thread can end the query; again whenever it begins anew.
 
     Raises:
-        SqlRefused: It is no single read, or DuckDB refuses it.
-        SnapshotExpired: Its files were replaced every time.
+        SqlRefused: It is no single read, or DuckDB refuses it; also while rows are read.
+        SnapshotExpired: Its files were replaced every time, or after the first rows had been read.
     """
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        wanted = _named(connection, {feed.name: feed for feed in feeds}, query)
-        for attempt in range(ATTEMPTS):
-            tables = {feed.name: open_table(store, feed) for feed in wanted}
-            snapshots = {name: table.snapshot() for name, table in tables.items()}
-            try:
-                for name, table in tables.items():
-                    _register(connection, table, snapshots[name].dataset(), root=store.path(""))
-                return _fetch(connection.execute(query), limit)
-            except duckdb.Error as error:
-                if not _have_expired(snapshots.values()):
-                    raise _refused(error) from error
-                if attempt == ATTEMPTS - 1:
-                    raise SnapshotExpired(store.uri, "files were replaced each time the query ran") from error
-    raise AssertionError
+    with ExitStack() as stack:
+        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin), _rows)
 
 
-def _named(connection: duckdb.DuckDBPyConnection, feeds: Mapping[str, Feed], query: str) -> list[Feed]:
-    """The feeds that the query names."""
-    try:
-        statements = connection.extract_statements(query)
-        if len(statements) != 1 or statements[0].type not in _READS:
-            raise SqlRefused("give one SELECT; nothing else is run here")
-        names = {name.lower() for name in connection.get_table_names(query)}
-    except duckdb.ParserException as error:
-        raise _refused(error) from error
-    except duckdb.Error:  # some statements cannot be asked for their tables
-        return list(feeds.values())
-    return [feed for name, feed in feeds.items() if name in names]
+@contextmanager
+def open_arrow_answer(
+    store: Store,
+    feeds: Sequence[Feed],
+    query: str,
+    *,
+    limits: SqlLimits | None = None,
+    on_begin: Callable[[Callable[[], None]], None] | None = None,
+) -> Iterator[SqlAnswer[pa.RecordBatch]]:
+    """Answers like `open_answer`, in Arrow batches."""
+    with ExitStack() as stack:
+        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin), _arrow)
 
 
-def _register(connection: duckdb.DuckDBPyConnection, table: TableReader, dataset: ds.Dataset, *, root: str) -> None:
-    """Makes a feed's view: DuckDB's own reader over local files, Arrow's over all else."""
-    feed, name = table.feed, identifier(table.feed.name)
-    files: Sequence[str] = dataset.files
-    connection.execute(f"DROP VIEW IF EXISTS {name}")
-    if not dataset.schema.names:
-        raise SqlRefused(f"feed {feed.name!r} has no data yet; {_cure(feed)}")
-    # adopted folders have names that DuckDB would expand, and columns that it would type by itself
-    by_itself = table.is_listed_plainly and not _PATTERN & set(root)
-    plain = isinstance(dataset.filesystem, pafs.LocalFileSystem) and by_itself and is_taken(dataset.schema)
-    if not files or not plain:
-        show(connection, feed.name, dataset)
-        return
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of which lake."""
+
+    store: Store
+    feeds: Sequence[Feed]
+    query: str
+    limits: SqlLimits
+    on_begin: Callable[[Callable[[], None]], None] | None
+
+    def views(self, checked: CheckedQuery) -> list[_View]:
+        """The feeds that the query names, as they are committed now; where it asks for all, those that have data.
+
+        Raises:
+            SqlRefused: A feed that it names has no data.
+        """
+        views = []
+        for feed in self.feeds:
+            if checked.tables is not None and feed.name not in checked.tables:
+                continue
+            table = open_table(self.store, feed)
+            snapshot = table.snapshot()
+            dataset = snapshot.dataset()
+            if dataset.schema.names:
+                views.append(_View(table, snapshot, dataset, root=self.store.path("")))
+            elif checked.tables is not None and feed.name not in checked.defined:
+                raise SqlRefused(f"feed {feed.name!r} has no data yet; {_cure(feed)}")
+        return views
+
+
+class _View:
+    """A feed as a query sees it."""
+
+    def __init__(self, table: TableReader, snapshot: TableSnapshot, dataset: ds.Dataset, *, root: str) -> None:
+        self._feed, self._snapshot, self._dataset = table.feed, snapshot, dataset
+        # adopted folders have names that DuckDB would expand, and columns that it would type by itself
+        by_itself = table.is_listed_plainly and not _PATTERN & set(root)
+        is_local = isinstance(dataset.filesystem, pafs.LocalFileSystem)
+        is_plain = is_local and by_itself and is_taken(dataset.schema)
+        self.read_by_duckdb: Sequence[str] = dataset.files if is_plain else ()
+
+    def register(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Makes the view: DuckDB's own reader over local files, Arrow's over all else."""
+        if self.read_by_duckdb:
+            query = _files_query(self._feed, self._dataset)
+            connection.execute(f"CREATE VIEW {identifier(self._feed.name)} AS {query}")
+            return
+        show(connection, self._feed.name, self._dataset)
+
+    def has_expired(self) -> bool:
+        """Whether files of it are no longer in the manifests."""
+        try:
+            return self._snapshot.has_expired()
+        except LakeError:
+            return False
+
+
+def _files_query(feed: Feed, dataset: ds.Dataset) -> str:
     columns = ", ".join(map(identifier, dataset.schema.names))
-    listed = ", ".join(map(literal, files))
+    listed = ", ".join(map(literal, dataset.files))
     kinds = ", ".join(f"'{column}': {kind}" for column, kind in _HIVE_TYPES.items() if column in dataset.schema.names)
     union = feed.schema_policy == "evolve"
     options = f"hive_partitioning = true, hive_types = {{{kinds}}}, union_by_name = {union}"
-    files_read = f"read_parquet([{listed}], {options})"
-    connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM {files_read}")  # noqa: S608  all are quoted
+    return f"SELECT {columns} FROM read_parquet([{listed}], {options})"  # noqa: S608  all are quoted
 
 
-def _fetch(connection: duckdb.DuckDBPyConnection, limit: int | None) -> SqlResult:
+@dataclass(frozen=True, slots=True)
+class _Begun(Generic[Batch]):
+    """What running a query gives."""
+
+    columns: Sequence[str]
+    types: Sequence[str]
+    schema: pa.Schema | None
+    batches: Iterator[Batch]
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, text: str) -> _Begun[list[tuple[Any, ...]]]:
+    connection.execute(text)
     described = connection.description or []
-    rows = connection.fetchall() if limit is None else connection.fetchmany(limit + 1)
-    return SqlResult(
-        columns=tuple(column[0] for column in described),
-        types=tuple(str(column[1]) for column in described),
-        rows=tuple(rows[:limit]),
-        truncated=limit is not None and len(rows) > limit,
-    )
+    batches = iter(partial(connection.fetchmany, ROWS), [])
+    return _Begun([column[0] for column in described], [str(column[1]) for column in described], None, batches)
 
 
-def _have_expired(snapshots: Iterable[TableSnapshot]) -> bool:
-    """Whether files that the query was to read are no longer in the manifests."""
+def _arrow(connection: duckdb.DuckDBPyConnection, text: str) -> _Begun[pa.RecordBatch]:
+    relation = connection.sql(text)
+    reader = relation.to_arrow_reader(ARROW_ROWS)
+    return _Begun(relation.columns, list(map(str, relation.types)), reader.schema, reader)
+
+
+def _begun(
+    stack: ExitStack, question: _Question, run: Callable[[duckdb.DuckDBPyConnection, str], _Begun[Batch]]
+) -> SqlAnswer[Batch]:
+    """Runs a query until it has its first rows; its session stays open as long as ``stack``."""
+    with open_session(limits=question.limits) as session:
+        checked = session.check(question.query)
+    for attempt in range(ATTEMPTS):
+        views = question.views(checked)
+        with ExitStack() as opened:
+            # the files that DuckDB may read are fixed when its session begins
+            files = [file for view in views for file in view.read_by_duckdb]
+            session = opened.enter_context(open_session(readable=files, limits=question.limits))
+            if question.on_begin is not None:
+                question.on_begin(session.interrupt)
+            try:
+                begun, first = _first(session.connection, views, checked.text, run)
+            except _ERRORS as error:
+                if not any(view.has_expired() for view in views):
+                    _raise_for_missing(files)
+                    raise SqlRefused(message_of(error)) from error
+                if attempt == ATTEMPTS - 1:
+                    raise SnapshotExpired(question.store.uri, "files were replaced each time the query ran") from error
+                continue
+            stack.push(opened.pop_all())
+            batches = _guarded(question.store, views, chain(first, begun.batches))
+            return SqlAnswer(tuple(begun.columns), tuple(begun.types), begun.schema, batches)
+    raise AssertionError
+
+
+def _first(
+    connection: duckdb.DuckDBPyConnection,
+    views: Sequence[_View],
+    text: str,
+    run: Callable[[duckdb.DuckDBPyConnection, str], _Begun[Batch]],
+) -> tuple[_Begun[Batch], list[Batch]]:
+    """Runs a query, and reads its first rows if there are any."""
+    for view in views:
+        view.register(connection)
+    begun = run(connection, text)
+    return begun, list(islice(begun.batches, 1))
+
+
+def _raise_for_missing(files: Sequence[str]) -> None:
+    """DuckDB takes the name of a file that is not there for a pattern, and says that it may not look for it."""
+    for file in files:
+        if not Path(file).exists():
+            raise ObjectNotFound(file)
+
+
+def _guarded(store: Store, views: Sequence[_View], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; nothing can be run again once some have been handed on."""
     try:
-        return any(snapshot.has_expired() for snapshot in snapshots)
-    except LakeError:
-        return False
-
-
-def _refused(error: duckdb.Error) -> SqlRefused:
-    """DuckDB's message without the excerpt of the query below it."""
-    text = str(error).split("\n\nLINE ", 1)[0]
-    return SqlRefused(" ".join(text.split()))
+        yield from batches
+    except _ERRORS as error:
+        if any(view.has_expired() for view in views):
+            raise SnapshotExpired(store.uri, "a file was compacted or replaced during the query") from error
+        raise SqlRefused(message_of(error)) from error
 
 
 def _cure(feed: Feed) -> str:

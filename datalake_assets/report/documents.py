@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import orjson
 
 from datalake_assets.core.compaction.cost import MonthlyCost
+from datalake_assets.core.csv_lines import csv_lines, spreadsheet_text
 from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition, bucket_bounds, bucket_label
 from datalake_assets.core.manifest import Commit
 from datalake_assets.core.report.figures import Quarantined, Series, lake_series
@@ -56,14 +55,14 @@ CSV_COLUMNS = (
 )
 
 
-def csv_text(report: LakeReport) -> str:
-    """A line per partition, with `CSV_COLUMNS`; what isn't known is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for each in report.feeds:
-        writer.writerows(_lines(each))
-    return text.getvalue()
+def csv_text(report: LakeReport, *, raw: bool = False) -> str:
+    """A line per partition, with `CSV_COLUMNS`; what isn't known is empty.
+
+    Args:
+        report: The report.
+        raw: Leave names as they are, formulas of spreadsheets too; see `spreadsheet_text`.
+    """
+    return csv_lines([CSV_COLUMNS, *(line for each in report.feeds for line in _lines(each, raw=raw))])
 
 
 def json_text(report: LakeReport) -> str:
@@ -93,7 +92,7 @@ def json_text(report: LakeReport) -> str:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n"
 
 
-def _lines(report: FeedReport) -> Iterator[tuple[object, ...]]:
+def _lines(report: FeedReport, *, raw: bool) -> Iterator[tuple[object, ...]]:
     feed, statistics = report.feed, report.statistics
     quarantined = statistics.quarantined.rows
     current = f"v{statistics.current.number}" if statistics.current else None
@@ -102,7 +101,7 @@ def _lines(report: FeedReport) -> Iterator[tuple[object, ...]]:
         yield (
             feed.name,
             feed.kind.value,
-            one.key,
+            one.key if raw else spreadsheet_text(one.key),  # of adopted folders: as others named them
             one.rows,
             one.files,
             one.small_files,

@@ -108,7 +108,7 @@ def test_plain_keeps_big_integers():
 
 
 def test_as_csv_quotes_and_leaves_null_empty():
-    assert as_csv(("a", "b"), [("x,y", None), ('"', {"k": 1})]) == 'a,b\n"x,y",\n"""","{""k"": 1}"\n'
+    assert as_csv([("a", "b"), ("x,y", None), ('"', {"k": 1})]) == 'a,b\n"x,y",\n"""","{""k"": 1}"\n'
 
 
 def test_one_line():

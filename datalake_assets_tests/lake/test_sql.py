@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from datalake_assets.errors import SnapshotExpired
+from datalake_assets.errors import ObjectNotFound, SnapshotExpired
 from datalake_assets.lake import sql_session as sql
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.sql_session import SqlRefused, run_sql
+from datalake_assets.lake.sql_gate import SqlRefused
+from datalake_assets.lake.sql_session import open_answer, open_arrow_answer
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
+from datalake_assets_tests.lake.sql_answers import run_sql
 
 STREAM, TABLE = stream_feed(), table_feed()
 
@@ -62,13 +64,6 @@ def test_columns_are_the_schema_then_the_partition(store):
 def test_filters_by_partition_and_column(store):
     _export(store)
     assert _rows(store, "select min(id), count(*) from s where day = 2 and note <> 'n30'") == ((24, 23),)
-
-
-def test_limit_is_told(store):
-    _export(store)
-    result = run_sql(store, (STREAM,), "select id from s", limit=5)
-    assert (len(result.rows), result.truncated) == (5, True)
-    assert not run_sql(store, (STREAM,), "select 1", limit=1).truncated
 
 
 def test_unknown_files_in_the_folder_are_not_read(local_store):
@@ -126,7 +121,19 @@ def test_a_feed_without_data_says_so(local_store):
 
 
 @pytest.mark.parametrize(
-    "query", ["describe s", "summarize s", "explain select * from s", "from s", "with a as (from s) from a"]
+    "query",
+    [
+        *("describe s", "summarize s", "show s", "from s", "with a as (from s) from a", "values (1), (2)", "table s"),
+        *("explain select * from s", "explain analyze from s", "explain (format json) select * from s"),
+        *("pivot s on day using count(*)", "with p as (pivot s on day using count(*)) from p"),
+        *("pivot s on day in (1, 2) using count(*)", "from s pivot (count(*) for day in (1))"),
+        *("unpivot (select 1 as a, 2 as b) on a, b", "describe select * from s", "select unnest(range(3)) from s"),
+        *("/* first */ select 1 from s -- last", "select 1 from s;", "select 1 from main.s", "((select 1 from s))"),
+        *("with recursive n as (select 1 as i union all select i + 1 from n where i < 9) from n, s",),
+        *("select * from s, range(2), generate_series(1, 2)", "select * from s tablesample 50%", "from S"),
+        *("select columns('i.*') from s", "select * from s positional join range(3)", "from s select id limit 1"),
+        *("with insert as (select 1 as copy from s) select copy from insert", "select 'copy' as attach from s"),
+    ],
 )
 def test_other_reads_work(local_store, query):
     _export(local_store)
@@ -138,20 +145,20 @@ class _Compacted:
 
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch, *, times: int) -> None:
         self.left, self.calls = times, 0
-        original = sql._register
+        original = sql._View.register
 
-        def register(connection: Any, feed: Any, dataset: Any, *, root: str) -> None:
-            original(connection, feed, dataset, root=root)
+        def register(view: Any, connection: Any) -> None:
+            original(view, connection)
             self.calls += 1
             if self.left:
                 self.left -= 1
                 table = HiveTable(store, TABLE)
                 fresh = table.plan().partitions
                 table.write(table_of(3 + self.calls), partitions=fresh, run_id="r")
-                for file in dataset.files:
+                for file in view.read_by_duckdb:
                     Path(file).unlink()
 
-        monkeypatch.setattr(sql, "_register", register)
+        monkeypatch.setattr(sql._View, "register", register)
 
 
 def test_a_query_whose_files_were_replaced_runs_again(local_store, monkeypatch):
@@ -172,5 +179,55 @@ def test_a_file_that_is_simply_missing_is_an_error(local_store):
     _export(local_store)
     for file in Path(local_store.path("tables/t/version=v2")).iterdir():
         file.unlink()
-    with pytest.raises(SqlRefused, match="IO Error"):
+    with pytest.raises(ObjectNotFound, match=r"snapshot_.*parquet: no such object; run 'datalake verify'"):
         _rows(local_store, "select count(*) from t")
+
+
+#: An answer that fails far behind its first rows.
+_LATE = "select if(range = 3_000_000, error('too late'), range) as n from t, range(4_000_000) where id = 0"
+
+
+@pytest.mark.parametrize("open_it", [open_answer, open_arrow_answer])
+def test_an_answer_that_fails_late_is_not_begun_anew_when_its_files_were_replaced(local_store, open_it):
+    _export(local_store)
+    table = HiveTable(local_store, TABLE)
+    with open_it(local_store, [TABLE], _LATE) as answer:
+        next(answer.batches)
+        table.write(table_of(9), partitions=table.plan().partitions, run_id="r")
+        with pytest.raises(SnapshotExpired, match="a file was compacted or replaced during the query; read again"):
+            list(answer.batches)
+
+
+@pytest.mark.parametrize("open_it", [open_answer, open_arrow_answer])
+def test_an_answer_that_fails_late_says_why(local_store, open_it):
+    _export(local_store)
+    with open_it(local_store, [TABLE], _LATE) as answer, pytest.raises(SqlRefused, match="too late"):
+        list(answer.batches)
+
+
+def test_an_answer_is_streamed(local_store):
+    with open_answer(local_store, (), "select range from range(1_000_000_000_000)") as answer:
+        assert [len(next(answer.batches)) for _ in range(3)] == [sql.ROWS] * 3
+    with open_arrow_answer(local_store, (), "select range from range(1_000_000_000_000)") as arrow:
+        assert [next(arrow.batches).num_rows for _ in range(3)] == [sql.ARROW_ROWS] * 3
+
+
+def test_another_thread_can_end_a_query(local_store):
+    ends: list[Any] = []
+    with open_answer(local_store, (), "select range from range(1_000_000_000_000)", on_begin=ends.append) as answer:
+        next(answer.batches)
+        ends[0]()
+        with pytest.raises(SqlRefused, match="Interrupted"):
+            list(answer.batches)
+    ends[0]()  # too late, and no harm
+
+
+def test_a_name_that_a_query_defines_need_not_have_data(local_store):
+    assert run_sql(local_store, (STREAM,), "with s as (select 1 as n) select n from s").rows == ((1,),)
+
+
+def test_show_tables_lists_the_feeds_that_have_data(local_store):
+    assert _rows(local_store, "show tables") == ()
+    _export(local_store)
+    assert _rows(local_store, "show tables") == (("s",), ("t",))
+    assert run_sql(local_store, (STREAM, TABLE, stream_feed(name="empty")), "show tables").rows == (("s",), ("t",))

@@ -25,10 +25,10 @@ from datalake_assets.lake.adopted.reconcile import reconcile
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.sql_session import run_sql
 from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes
+from datalake_assets_tests.lake.sql_answers import run_sql
 
 FORCE = CompactionRequest(force=True)
 

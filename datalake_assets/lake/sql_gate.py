@@ -1,0 +1,263 @@
+"""What SQL that people write may do here: read what it was given, within limits, and nothing else.
+
+Commands, feeds' rules and whatever else runs somebody's SQL come through this gate. It is shut twice. DuckDB's own
+settings keep a session from files, networks, extensions and this process's variables, and cannot be changed back. And
+a query has to be one read, by DuckDB's own parser: a statement that would write is refused before it is run, also where
+an EXPLAIN ANALYZE or a common table expression wraps it, and so is a table function that is not known to be harmless
+(some read files, some take addresses in memory, and each release brings new ones).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+
+from datalake_assets.core.rules import literal
+from datalake_assets.errors import ConfigError
+
+__all__ = ["CheckedQuery", "SqlLimits", "SqlRefused", "SqlSession", "SqlTimedOut", "message_of", "open_session"]
+
+
+class SqlRefused(ConfigError):
+    """A query that is no query, or not a valid one, or that takes more than it may.
+
+    Args:
+        reason: What is wrong with it, and what to do.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the query cannot be run: {reason}")
+
+
+class SqlTimedOut(SqlRefused):
+    """A query that was ended when its time was up.
+
+    Args:
+        timeout_s: Seconds that it had.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(f"it was not done after {timeout_s:g} s, and was ended; ask for less")
+
+
+@dataclass(frozen=True, slots=True)
+class SqlLimits:
+    """What a query may take of the machine.
+
+    Attributes:
+        memory: Of memory, as DuckDB writes it: ``512MB``, or a share like ``50%``. Beyond it DuckDB works on disk. A
+            single value that a function makes may be larger, up to DuckDB's 4 GiB for a text.
+        spill_percent: Of what is free on the disk of temporary files.
+        threads: Cores; None for all.
+    """
+
+    memory: str = "50%"
+    spill_percent: int = 50
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedQuery:
+    """A query that passed the gate.
+
+    Attributes:
+        text: What is to be run: what was checked, and nothing around it.
+        tables: Names that it reads by, in lower case; None where it asks for all there are.
+        defined: Of these, names that it defines itself; they may mean tables all the same.
+    """
+
+    text: str
+    tables: frozenset[str] | None
+    defined: frozenset[str] = frozenset()
+
+
+#: Statements that only read; DESCRIBE, SUMMARIZE, SHOW, VALUES and FROM are SELECTs to DuckDB's parser.
+_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+#: Table functions that make rows of their arguments, or tell about the views of the session.
+_TABLE_FUNCTIONS = frozenset(
+    {
+        *("range", "generate_series", "repeat", "repeat_row", "unnest", "json_each", "json_tree"),
+        *("regexp_split_to_table", "histogram", "histogram_values", "test_all_types"),
+        *("duckdb_columns", "duckdb_tables", "duckdb_views", "duckdb_functions", "duckdb_types", "duckdb_keywords"),
+        *("pg_timezone_names", "icu_calendar_names", "pragma_version"),
+    }
+)
+#: What a PIVOT over values that are looked up first cannot be parsed apart for: words that have no place in one.
+_NO_PIVOT_WORDS = frozenset({"insert", "update", "delete", "merge", "copy"})
+_EXPLAIN = re.compile(r"EXPLAIN\s+(?P<options>ANALYZE\s+|\([\w\s,]*\)\s*|)(?P<query>.*)", re.IGNORECASE | re.DOTALL)
+_ONE_READ = "give one SELECT; nothing else is run here"
+#: Set before the session is locked. Each keeps it from something outside of it.
+_LOCKED = (
+    "autoinstall_known_extensions = false",
+    "autoload_known_extensions = false",
+    "allow_community_extensions = false",
+    "allow_persistent_secrets = false",
+    "secret_directory = ''",
+    "home_directory = ''",
+    "python_enable_replacements = false",
+    "python_scan_all_frames = false",
+    "enable_external_access = false",
+    "lock_configuration = true",
+)
+
+
+@contextmanager
+def open_session(*, readable: Iterable[str] = (), limits: SqlLimits) -> Iterator[SqlSession]:
+    """Opens a session that is locked already; its temporary files go with it.
+
+    Args:
+        readable: Local files that DuckDB may read itself, by absolute path.
+        limits: What a query may take.
+    """
+    with tempfile.TemporaryDirectory(prefix="datalake-sql-") as spill:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": limits.memory,
+            "temp_directory": str(Path(spill, "spill")),
+            **({} if limits.threads is None else {"threads": str(limits.threads)}),
+        }
+        with duckdb.connect(config=config) as connection:
+            files = ", ".join(map(literal, readable))
+            room = shutil.disk_usage(spill).free * limits.spill_percent // 100
+            settings = (
+                "TimeZone = 'UTC'",
+                f"max_temp_directory_size = '{room}B'",  # ignored where the connection is told of it as it begins
+                f"allowed_paths = [{files}]",
+                *_LOCKED,
+            )
+            connection.execute("; ".join(f"SET {each}" for each in settings))
+            yield SqlSession(connection)
+
+
+class SqlSession:
+    """A locked session of DuckDB.
+
+    Args:
+        connection: A connection that `open_session` has locked.
+
+    Attributes:
+        connection: For statements of our own, and for queries that passed `check`.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection = connection
+
+    def check(self, query: str) -> CheckedQuery:
+        """Lets a query through that is one read.
+
+        Raises:
+            SqlRefused: It is not, or DuckDB cannot parse it.
+        """
+        try:
+            query.encode()
+            return self._checked(query)
+        except UnicodeEncodeError as error:
+            raise SqlRefused("it is not text in UTF-8") from error
+        except duckdb.Error as error:
+            raise SqlRefused(message_of(error)) from error
+
+    def _checked(self, query: str) -> CheckedQuery:
+        kind, text = self._only_statement(query)
+        if kind == duckdb.StatementType.SELECT:
+            return self._checked_select(text)
+        explained = _EXPLAIN.fullmatch(text.strip()) if kind == duckdb.StatementType.EXPLAIN else None
+        if explained is not None:
+            # put together again: what is run is what was checked, whatever a comment hid from the pattern
+            kind, inner = self._only_statement(explained["query"])
+            if kind == duckdb.StatementType.SELECT:
+                checked = self._checked_select(inner)
+                return replace(checked, text=f"EXPLAIN {explained['options']}{checked.text}")
+        if kind == duckdb.StatementType.MULTI:
+            return self._checked_pivot(text)
+        raise SqlRefused(_ONE_READ)
+
+    def _only_statement(self, query: str) -> tuple[object, str]:
+        try:
+            (statement,) = self.connection.extract_statements(query)
+            kind = statement.type
+        except ValueError as error:  # none, or several; or of a kind that DuckDB's client has no name for
+            raise SqlRefused(_ONE_READ) from error
+        return kind, statement.query
+
+    def _checked_select(self, text: str) -> CheckedQuery:
+        """By the tree that DuckDB's parser makes of it, which DuckDB looks through: it may be deeper than ours can."""
+        found = self.connection.execute(
+            "SELECT tree->>'error_message', json_extract_string(tree, '$..type'),"
+            " json_extract_string(tree, '$..function.function_name'), json_extract_string(tree, '$..table_name'),"
+            " json_extract_string(tree, '$..cte_map.map[*].key')"
+            " FROM (SELECT json_serialize_sql(?::VARCHAR) AS tree)",
+            [text],
+        ).fetchall()
+        ((error, types, functions, tables, defined),) = found
+        if error is not None:
+            raise SqlRefused(error)
+        if any(name.endswith("_NODE") and name not in _NODES for name in types):
+            raise SqlRefused(_ONE_READ)
+        for name in functions:
+            if name.lower() not in _TABLE_FUNCTIONS:
+                raise SqlRefused(
+                    f"table function {name!r} is not offered here; a query reads feeds by their names, and nothing else"
+                )
+        if any(name.startswith('"') for name in tables):  # how SHOW TABLES and the like name what they show
+            return CheckedQuery(text, None)
+        return CheckedQuery(text, frozenset(map(str.lower, tables)), frozenset(map(str.lower, defined)))
+
+    def _checked_pivot(self, text: str) -> CheckedQuery:
+        """By its words: DuckDB takes it for several statements, and has no tree for them."""
+        words = frozenset(re.findall(r"\w+", text.lower()))
+        offered = self.connection.execute(
+            "SELECT DISTINCT lower(function_name) FROM duckdb_functions()"
+            " WHERE function_type IN ('table', 'table_macro')"
+        ).fetchall()
+        for name in {name for (name,) in offered} - _TABLE_FUNCTIONS | _NO_PIVOT_WORDS:
+            if name in words:
+                raise SqlRefused(f"a PIVOT with the word {name!r} in it is not run here; list its values with IN (…)")
+        if not words & {"pivot", "pivot_wider"}:
+            raise SqlRefused(_ONE_READ)
+        return CheckedQuery(text, words)
+
+    def interrupt(self) -> None:
+        """Ends what runs, if something does; for other threads, also when the session has ended."""
+        with suppress(duckdb.ConnectionException):
+            self.connection.interrupt()
+
+    @contextmanager
+    def limited(self, timeout_s: float) -> Iterator[None]:
+        """Ends what runs within it after some seconds.
+
+        A function that makes one large value of small ones is ended when it has made it.
+
+        Raises:
+            SqlTimedOut: The time is up.
+        """
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self.interrupt()
+
+        timer = threading.Timer(timeout_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            if not late.is_set():
+                raise
+            raise SqlTimedOut(timeout_s) from error
+        finally:
+            timer.cancel()
+
+
+def message_of(error: Exception) -> str:
+    """DuckDB's message on one line, without the excerpt of the query below it."""
+    return " ".join(str(error).split("\n\nLINE ", 1)[0].split())
