@@ -17,6 +17,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import LOCATION_NAME, repair_runs
 from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
+from datalake_assets.network import route_to
 from datalake_assets.policies import Level
 
 __all__ = [
@@ -130,7 +131,8 @@ def reload_location(webserver_url: str, location: str) -> str | None:
 
     request = {"query": _RELOAD, "variables": {"name": location}}
     try:
-        answer = httpx.post(f"{webserver_url.rstrip('/')}/graphql", json=request, timeout=_RELOAD_TIMEOUT_S)
+        url = f"{webserver_url.rstrip('/')}/graphql"
+        answer = httpx.post(url, json=request, timeout=_RELOAD_TIMEOUT_S, **route_to(url).for_httpx())
         answer.raise_for_status()
         reloaded = answer.json()["data"]["reloadRepositoryLocation"]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, cast
@@ -21,15 +24,18 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 
 from datalake_assets.errors import ConfigError, LakeUnavailable
 from datalake_assets.lake.store.base import RequestClass, RequestCounts
+from datalake_assets.network import Proxy, Route, route_to
 
 if TYPE_CHECKING:
     import pyarrow.fs
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_s3 import S3Client
+    from obstore.store import ClientConfig
 
 __all__ = ["S3Clients"]
 
+_SCHEMES = ("http", "https")
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS = 32
 READ_RETRIES = 3
@@ -58,9 +64,13 @@ class S3Clients:
             session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
             self._credentials = session.get_credentials()
             self.region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
-            config = self._config(path_style=bool(endpoint))
-            client = session.create_client("s3", endpoint_url=endpoint, region_name=self.region, config=config)
-            self.boto = cast("S3Client", client)
+            self._route = route_to(endpoint or f"https://{bucket}.s3.{self.region}.amazonaws.com")
+            self.boto = self._boto(session, endpoint)
+            profiles = None if endpoint else _not_amazons(self.boto.meta.endpoint_url)
+            if profiles is not None:
+                self.boto.close()
+                self._route = route_to(profiles)
+                self.boto = self._boto(session, endpoint)
         except (BotoCoreError, ValueError) as error:
             raise LakeUnavailable(
                 lake,
@@ -74,8 +84,21 @@ class S3Clients:
         self.obstore = self._obstore(session, bucket, prefix)
         self._arrow: tuple[ReadOnlyCredentials, pyarrow.fs.S3FileSystem] | None = None
 
-    def _config(self, *, path_style: bool) -> Config:
+    def _boto(self, session: botocore.session.Session, endpoint: str | None) -> S3Client:
+        own, proxy = session.get_config_variable("ca_bundle"), self._route.proxy
+        self._authorities = own or (str(self._route.authorities) if self._route.authorities else None)
+        client = session.create_client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=self.region,
+            config=self._config(path_style=bool(endpoint), proxies=dict.fromkeys(_SCHEMES, proxy.url) if proxy else {}),
+            verify=self._authorities,
+        )
+        return cast("S3Client", client)
+
+    def _config(self, *, path_style: bool, proxies: dict[str, str]) -> Config:
         return Config(
+            proxies=proxies,
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=self._timeout_s,
             max_pool_connections=CONNECTIONS,
@@ -88,20 +111,22 @@ class S3Clients:
     def _obstore(self, session: botocore.session.Session, bucket: str, prefix: str) -> obstore.store.S3Store:
         provider = Boto3CredentialProvider(session, ttl=CREDENTIALS_TTL)
         provider.config = {}  # it would bring a region of its own
-        return obstore.store.S3Store(
-            bucket,
-            prefix=prefix or None,
-            region=self.region,
-            credential_provider=provider,
-            client_options={
-                "timeout": f"{self._timeout_s}s",
-                "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-                "allow_http": True,
-            },
-            retry_config={"max_retries": READ_RETRIES, "retry_timeout": timedelta(seconds=2 * self._timeout_s)},
-            virtual_hosted_style_request=False,
-            config={"endpoint": self.endpoint} if self.endpoint else {},
-        )
+        with _trusting(self._authorities):
+            return obstore.store.S3Store(
+                bucket,
+                prefix=prefix or None,
+                region=self.region,
+                credential_provider=provider,
+                client_options={
+                    "timeout": f"{self._timeout_s}s",
+                    "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+                    "allow_http": True,
+                    **_proxy_options(self._route),
+                },
+                retry_config={"max_retries": READ_RETRIES, "retry_timeout": timedelta(seconds=2 * self._timeout_s)},
+                virtual_hosted_style_request=False,
+                config={"endpoint": self.endpoint} if self.endpoint else {},
+            )
 
     def count_requests(self, requests: RequestCounts) -> None:
         """Counts boto3's requests from now on, each attempt."""
@@ -123,7 +148,7 @@ class S3Clients:
         assert self._credentials is not None  # noqa: S101  for mypy: checked at construction
         frozen = self._credentials.get_frozen_credentials()
         if self._arrow is None or self._arrow[0] != frozen:
-            parts = urlsplit(self.endpoint or "https://")
+            parts, proxy = urlsplit(self.endpoint or "https://"), self._route.proxy
             filesystem = pyarrow.fs.S3FileSystem(
                 access_key=frozen.access_key,
                 secret_key=frozen.secret_key,
@@ -134,9 +159,46 @@ class S3Clients:
                 connect_timeout=CONNECT_TIMEOUT_S,
                 request_timeout=self._timeout_s,
                 retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=1 + READ_RETRIES),
+                tls_ca_file_path=self._authorities,
+                proxy_options=proxy and _arrow_proxy(proxy),
             )
             self._arrow = (frozen, filesystem)
         return self._arrow[1]
+
+
+def _arrow_proxy(proxy: Proxy) -> dict[str, str | int]:
+    credentials = {"username": proxy.user, "password": proxy.password} if proxy.user else {}
+    return {"scheme": proxy.scheme, "host": proxy.host, "port": proxy.port, **credentials}
+
+
+def _proxy_options(route: Route) -> ClientConfig:
+    """Obstore's proxy; where others need one and this server none, a proxy that is never asked, or it takes theirs."""
+    if route.proxy is not None:
+        return {"proxy_url": route.proxy.url}
+    if not route.excepted:
+        return {}
+    return {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": f"{route.host},amazonaws.com,amazonaws.com.cn"}
+
+
+_environment = threading.Lock()
+
+
+@contextmanager
+def _trusting(authorities: str | None) -> Iterator[None]:
+    """Has obstore trust these authorities: it reads them from the environment, when a store is made, and only there."""
+    if authorities is None:
+        yield
+        return
+    with _environment:
+        before = os.environ.get("SSL_CERT_FILE")
+        os.environ["SSL_CERT_FILE"] = authorities
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["SSL_CERT_FILE"]
+            else:
+                os.environ["SSL_CERT_FILE"] = before
 
 
 def _count(requests: RequestCounts, event_name: str, **_: object) -> None:

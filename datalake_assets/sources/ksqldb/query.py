@@ -121,8 +121,8 @@ class Pump:
         return True
 
 
-#: How a bounded query ends: all was sent, or as much as its LIMIT allows.
-_COMPLETED = frozenset({"Query Completed", "Limit Reached"})
+_COMPLETED = "Query Completed"
+_LIMITED = "Limit Reached"
 #: The property that has a push query begin with the oldest row.
 EARLIEST = "auto.offset.reset"
 
@@ -140,6 +140,7 @@ class Query:
         numbering: Source names of the columns that carry source partition and offset.
         push: Whether it goes on with every change.
         says_completed: Whether the answer must end with a completion message; table pulls have none.
+        limited: Whether it may end before that, since it has a LIMIT.
     """
 
     sql: str
@@ -150,6 +151,7 @@ class Query:
     numbering: tuple[str, str] | None = None
     push: bool = False
     says_completed: bool = False
+    limited: bool = False
 
     @property
     def object(self) -> str:
@@ -226,7 +228,8 @@ class PullQuery(_Running):
         for chunk in self._chunks:
             yield from self._feed(chunk)
         rows, end = self._finish()
-        if self.query.says_completed and end.final_message not in _COMPLETED:
+        complete = {_COMPLETED, _LIMITED} if self.query.limited else {_COMPLETED}
+        if self.query.says_completed and end.final_message not in complete:
             self._incomplete("the answer ended without its completion message")
         self._complete = True
         yield rows

@@ -363,6 +363,7 @@ class FirstRow:
             numbering=None,
             push=False,
             says_completed=True,
+            limited=True,
         )
 
         def ask() -> bool:

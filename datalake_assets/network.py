@@ -1,0 +1,175 @@
+"""How other machines are reached: by which proxy, and whose certificates are trusted. One way for every client.
+
+httpx, boto3, obstore and Arrow read different variables, each in its own way: one sends loopback through a proxy, one
+knows no proxy at all, one takes a private authority from a variable that another ignores. So all of them are told.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from datalake_assets.errors import ConfigError
+
+__all__ = ["AUTHORITIES", "Proxy", "Route", "route_to"]
+
+#: Variables that name a PEM file of the authorities to trust; the first that is set counts.
+AUTHORITIES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy.
+
+    Attributes:
+        url: With its credentials, so never shown.
+        scheme: ``http`` or ``https``.
+        host: Its name or address.
+        port: Its port.
+        user: For its authentication; empty for none.
+        password: Likewise, never shown.
+    """
+
+    url: str = field(repr=False)
+    scheme: str
+    host: str
+    port: int
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way to one server.
+
+    Attributes:
+        host: The server's name or address.
+        proxy: The proxy on the way; None for a direct connection.
+        excepted: Whether the environment names proxies, but not for this server.
+        authorities: PEM file of the authorities that are trusted, and no others; None for those that the client knows.
+    """
+
+    host: str
+    proxy: Proxy | None = None
+    excepted: bool = False
+    authorities: Path | None = None
+
+    def for_httpx(self, *, authorities: str | None = None) -> dict[str, Any]:
+        """Arguments of an httpx client or request; ``authorities`` are the server's own."""
+        file = authorities or self.authorities
+        trusted: ssl.SSLContext | bool = True if file is None else ssl.create_default_context(cafile=file)
+        return {"trust_env": False, "proxy": self.proxy and self.proxy.url, "verify": trusted}
+
+
+def route_to(url: str) -> Route:
+    """The way to a server, by the environment.
+
+    ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``ALL_PROXY`` name proxies by the URL's scheme, ``NO_PROXY`` the hosts that are
+    reached without one; each in upper or lower case. Loopback is always reached directly.
+
+    Args:
+        url: The server's.
+
+    Raises:
+        ConfigError: A variable has a value that cannot work.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    proxy = _proxy(parts, host)
+    named = any(_variable(f"{kind}_proxy") for kind in ("http", "https", "all"))
+    return Route(host, proxy, excepted=named and proxy is None, authorities=_authorities())
+
+
+def _authorities() -> Path | None:
+    for name in AUTHORITIES:
+        value = os.environ.get(name)
+        if value:
+            file = Path(value).expanduser()
+            try:
+                ssl.create_default_context(cafile=file)
+            except OSError as error:  # ssl.SSLError is one
+                raise ConfigError(f"{name}: {value!r} is not a readable PEM file of certificates") from error
+            return file
+    return None
+
+
+def _proxy(parts: SplitResult, host: str) -> Proxy | None:
+    named = [(name, value) for name in (f"{parts.scheme}_proxy", "all_proxy") if (value := _variable(name))]
+    if not named or _is_loopback(host) or _is_excepted(host, parts.port or _PORTS.get(parts.scheme)):
+        return None
+    return _parsed(*named[0])
+
+
+def _variable(name: str) -> str:
+    """A variable in lower case, or else in upper case; HTTP_PROXY is a request's header where REQUEST_METHOD is set."""
+    upper = "" if name == "http_proxy" and "REQUEST_METHOD" in os.environ else os.environ.get(name.upper(), "")
+    return (os.environ.get(name) or upper).strip()
+
+
+def _parsed(variable: str, value: str) -> Proxy:
+    name = variable.upper()
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if parts.scheme not in _PORTS and parts.scheme:
+        raise ConfigError(
+            f"{name}: {parts.scheme} proxies are not supported; name an http:// one, or except the host in NO_PROXY"
+        )
+    if not host:
+        raise ConfigError(f"{name} is not the URL of a proxy; write it like 'http://proxy.example.com:3128'")
+    port = port or _PORTS[parts.scheme]
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    credentials = parts.netloc.rpartition("@")[0]
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{parts.scheme}://{credentials}{'@' if credentials else ''}{shown}:{port}"
+    return Proxy(url, parts.scheme, host, port, user, password)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def _is_excepted(host: str, port: int | None) -> bool:
+    """Whether NO_PROXY names a host: ``*``, a name and all below it, an address or a network; a port may follow."""
+    return any(_matches(entry, host, port) for entry in _entries(_variable("no_proxy")))
+
+
+def _entries(text: str) -> Iterator[str]:
+    yield from (entry.strip().lower() for part in text.split(",") for entry in part.split() if entry.strip())
+
+
+def _matches(entry: str, host: str, port: int | None) -> bool:
+    if entry == "*":
+        return True
+    name, separator, number = entry.rpartition(":")
+    if separator and number.isdigit() and ":" not in name:
+        if int(number) != port:
+            return False
+        entry = name
+    address = _address(host)
+    if address is not None:
+        try:
+            return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
+        except (ValueError, TypeError):
+            return False
+    domain = entry.removeprefix("*").lstrip(".")
+    return bool(domain) and (host == domain or host.endswith(f".{domain}"))
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
