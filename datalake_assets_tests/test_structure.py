@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from datalake_assets_tests.structure import cycle, read_modules, repeated_names
+from datalake_assets_tests.structure import cycle, naming, read_modules, repeated_names
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,22 @@ def test_modules_do_not_import_each_other_in_a_circle(modules):
 
 def test_no_file_name_stands_in_two_folders(modules):
     assert repeated_names(modules) == {}
+
+
+def test_only_sources_and_the_demo_name_a_system_that_rows_come_from(modules):
+    """Another source is a folder and a line in `sources.systems`; ``serve`` runs the demo's server."""
+    assert naming(modules, "ksql") == []
+
+
+def test_only_the_list_of_sources_knows_which_there_are(modules):
+    declaration = "datalake_assets.sources.ksqldb.declaration"
+    importers = {name for name, module in modules.items() if declaration in module.imports}
+    outside = {name for name in importers if not name.startswith("datalake_assets.sources.ksqldb")}
+    assert outside == {
+        "datalake_assets.sources.systems",
+        "datalake_assets.demo.demo_feeds",
+        "datalake_assets.demo.demo_lake",
+    }
 
 
 TABLES = {"datalake_assets.lake.adopted.adopted_table", "datalake_assets.lake.asset_table", "datalake_assets.lake.hive"}

@@ -87,14 +87,20 @@ class Session:
 
     @contextmanager
     def serving(self, types: Collection[str]) -> Iterator[None]:
-        """Runs the lake's own sources of these types meanwhile, if it has any; the settings name them from then on."""
+        """Runs the lake's own sources of these types, if it has any; the settings name them meanwhile."""
         from datalake_assets.demo.demo_lake import demo_stand_in  # noqa: PLC0415  not needed for --help
 
         with demo_stand_in(self.settings, self.store, types) as settings:
-            if settings is not self.settings:
-                known = dict(self.settings)
-                self.use(**{name: value for name, value in settings if known.get(name) != value})
-            yield
+            before, used = self.settings, self._used
+            if settings is before:
+                yield
+                return
+            known = dict(before)
+            self.use(**{name: value for name, value in settings if known.get(name) != value})
+            try:
+                yield
+            finally:
+                self._settle(before, used)
 
     @contextmanager
     def source(self, type_: str) -> Iterator[SourceSystem]:
@@ -112,11 +118,12 @@ class Session:
 
     def use(self, **changes: Any) -> None:
         """Changes settings for the rest of the invocation; for servers that a command started itself."""
-        self._used |= changes
-        settings = self.settings.model_copy(update=changes)
+        self._settle(self.settings.model_copy(update=changes), {**self._used, **changes})
+
+    def _settle(self, settings: Settings, used: dict[str, Any]) -> None:
         self.__dict__.pop("store", None)
         self.__dict__.pop("registry", None)
-        self.__dict__["settings"] = settings
+        self.__dict__["settings"], self._used = settings, used
 
 
 def _log_retries() -> None:

@@ -6,6 +6,7 @@ process that reads feeds knows it, a Dagster run or a child of ``datalake export
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -23,6 +24,11 @@ __all__ = ["ENTRY_POINTS", "StandIn", "connect", "no_stand_in", "register", "reg
 _BUILT_IN = (KSQLDB,)
 #: The group of entry points by which other packages add systems.
 ENTRY_POINTS = "datalake_assets.sources"
+
+#: Types begin the names of settings, and are resource keys in Dagster.
+_TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
+#: What is not exported, and Dagster's other resources.
+_TAKEN = frozenset({"asset", "folder", "lake", "lake_io_manager"})
 
 _registered: dict[str, System] = {each.type: each for each in _BUILT_IN}
 
@@ -84,6 +90,8 @@ def _installed() -> Mapping[str, System]:
 
 
 def _refuse_clashes(added: System, known: Mapping[str, System]) -> None:
+    if not _TYPE.fullmatch(added.type) or added.type in _TAKEN:
+        raise ConfigError(f"{added.type!r} cannot be the type of a source: take a word in lower case that is not taken")
     if added.type in known:
         raise ConfigError(f"there is a source of type {added.type!r} already; give yours another type")
     shapes = {option.flag: (option.shape, option.choices) for each in known.values() for option in each.options}

@@ -9,14 +9,17 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from datalake_assets.cli.session import Session
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.demo.demo_lake import prepare_demo
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store.base import Store
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.base import FeedOption, System
 from datalake_assets.sources.systems import register, registered, systems
 from datalake_assets_tests.cli.conftest import Run, RunProcess
-from datalake_assets_tests.sources.toy import TOY
+from datalake_assets_tests.sources.toy import TOY, ToySource
 
 
 @pytest.fixture
@@ -132,6 +135,28 @@ def test_sources_that_clash_are_refused(change: dict[str, object], reason: str) 
     clashing = System(**{"model": ksqldb.model, "connect": ksqldb.connect, **change})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=reason):
         register(clashing)
+
+
+@pytest.mark.parametrize("type_", ["asset", "folder", "lake", "lake_io_manager", "Toy", "my-toy", "1", ""])
+def test_types_that_are_no_names_or_are_taken_are_refused(type_: str) -> None:
+    class Other(ToySource):
+        type: str = type_  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match="cannot be the type of a source"):
+        register(System(Other, TOY.connect))
+
+
+@pytest.mark.usefixtures("lake")
+def test_a_demo_lakes_server_is_named_only_while_it_runs(lake_store: Store) -> None:
+    prepare_demo(lake_store, 10)
+    session = Session()
+    with session.source("ksqldb"):
+        first = dict(session.settings)["ksqldb_url"]
+        assert session.environment["DATALAKE_KSQLDB_URL"] == first
+    assert dict(session.settings)["ksqldb_url"] is None
+    assert "DATALAKE_KSQLDB_URL" not in session.environment
+    with session.source("ksqldb") as again:
+        assert list(again.discover())
 
 
 @pytest.fixture
