@@ -25,11 +25,10 @@ from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
-from datalake_assets.errors import ConfigError, DatalakeError, ObjectNotFound
+from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import RegistryListing
-from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.table import Progress
+from datalake_assets.lake.table import Progress, TableReader
 from datalake_assets.lake.tables import open_table
 
 if TYPE_CHECKING:
@@ -342,7 +341,7 @@ def _export_here(
         error=result.error if result.error is not None or result.success else "the run failed",
         notes=result.notes,
     )
-    return outcome if outcome.error is not None else _with_totals(session.store, feed, outcome)
+    return outcome if outcome.error is not None else _with_totals(open_table(session.store, feed), outcome)
 
 
 def _landed(partition: PartitionFacts) -> dict[str, Any]:
@@ -357,28 +356,22 @@ def _landed(partition: PartitionFacts) -> dict[str, Any]:
     }
 
 
-def _with_totals(store: Store, feed: Feed, outcome: Outcome) -> Outcome:
-    """Adds what the feed amounts to, by its summary: one request, however many partitions."""
-    try:
-        summary = json.loads(store.get(f"metadata/{feed.path}/_metadata.json")[0])
-    except (ObjectNotFound, ValueError):
+def _with_totals(table: TableReader, outcome: Outcome) -> Outcome:
+    """Adds what the feed amounts to; of a table, its newest version."""
+    totals = table.totals()
+    if totals is None:
         return outcome
-    partitions = summary["partitions"]
-    if feed.kind == "table" and outcome.landed:
+    if table.feed.kind == "table" and outcome.landed:
         newest = outcome.landed[-1]
         return replace(
             outcome,
             rows=newest["rows"],
             files=newest["files"],
             size_bytes=newest["size_bytes"],
-            partitions=len(partitions),
+            partitions=totals.partitions,
         )
     return replace(
-        outcome,
-        rows=summary["total_records"],
-        files=sum(partition["files"] for partition in partitions),
-        size_bytes=round(summary["total_size_mb"] * 1_000_000),
-        partitions=len(partitions),
+        outcome, rows=totals.rows, files=totals.files, size_bytes=totals.size_bytes, partitions=totals.partitions
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from datalake_assets.lake.table import (
     CompactionReport,
     Difference,
     ExportPlan,
+    FeedTotals,
     Progress,
     Reconciliation,
     Repair,
@@ -42,6 +43,8 @@ from datalake_assets.policies import Rule
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
+
+    from datalake_assets.core.report.figures import FeedStatistics
 
 __all__ = ["HiveSnapshot", "HiveTable"]
 
@@ -231,6 +234,16 @@ class HiveTable:
     def report(self, key: str) -> PartitionFacts | None:
         """See `LakeTable`."""
         return self.snapshot([key]).report(key)
+
+    def totals(self) -> FeedTotals | None:
+        """See `LakeTable`."""
+        return self._folder.summary.totals()
+
+    def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:
+        """See `LakeTable`."""
+        from datalake_assets.lake.manifest_figures import manifest_figures  # noqa: PLC0415  only reports need it
+
+        return manifest_figures(self._folder, request, threads)
 
     def scan(
         self,

@@ -1,6 +1,13 @@
 """One pass over a source: every row is known already, quarantined, or staged in the file of its partition.
 
-Nothing that happens here is visible or durable for good: the commits come after, in `datalake_assets.lake.hive`.
+Nothing that happens here is visible or durable for good: the commits come after, in
+`datalake_assets.lake.export_commits`.
+
+Rows that nobody wants are kept out at three places, each for a reason of its own. The source's *query* asks for as
+little as the server can leave out, which saves work and the wire, and is a wish. The source's *reader* drops what came
+all the same: a server may compare times as texts, or begin before the offset that was asked for. *Here* the position of
+each partition decides, since nothing else is exact: a row lands if and only if its position says so, whoever read it,
+and when.
 
 Rows that could not be landed, kept as JSON lines beside the data: nothing is dropped silently.
 """

@@ -13,7 +13,7 @@ from datalake_assets.core.partitions import partition_path
 from datalake_assets.errors import AmbiguousWrite, PreconditionFailed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.store.swap import change_object
+from datalake_assets.lake.store.swap import change_object, known_object
 from datalake_assets.lake.table import FeedTotals
 
 __all__ = ["Summary"]
@@ -77,6 +77,21 @@ class Summary:
 
         with contextlib.suppress(PreconditionFailed, AmbiguousWrite):  # a writer has just written a newer one
             change_object(self._store, self.key, mended, attempts=1)
+
+    def totals(self) -> FeedTotals | None:
+        """The feed as a whole, at the last write; None if nobody wrote it, or the summary cannot be read."""
+        try:
+            return _totals(_document(known_object(self._store, self.key).body))
+        except (KeyError, TypeError):
+            return None
+
+    def last_export(self) -> datetime | None:
+        """When the feed was last exported; None if the summary doesn't say: it is never the truth."""
+        try:
+            at = datetime.fromisoformat(_document(known_object(self._store, self.key).body)["last_export"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        return at if at.tzinfo else None
 
     def rebuild(self, reports: Sequence[PartitionFacts], *, at: datetime) -> None:
         """Writes it anew from reports of all partitions."""

@@ -17,7 +17,11 @@ from datalake_assets.feed import Feed
 from datalake_assets.policies import Rule
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import pyarrow.dataset as ds  # imports pandas
+
+    from datalake_assets.core.report.figures import FeedStatistics  # only reports need it
 
 __all__ = [
     "CompactionProgress",
@@ -329,6 +333,17 @@ class TableReader(Protocol):
 
     def report(self, key: str) -> PartitionFacts | None:
         """What a partition amounts to now; None if it has never had a commit."""
+
+    def totals(self) -> FeedTotals | None:
+        """The feed as a whole, at the last write: one request, however many partitions; None if nobody knows."""
+
+    def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:
+        """All partitions, with what compaction would do and what is remembered of the past; not the quarantine.
+
+        Args:
+            request: The installation's compaction.
+            threads: What requests may be sent from; None: one by one.
+        """
 
     def scan(
         self,

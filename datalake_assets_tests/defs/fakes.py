@@ -1,6 +1,7 @@
 """A lake and a source in memory, which keep the Protocols' promises as far as Dagster can see them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from datalake_assets.core.compaction.plan import (
 from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
+from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
 from datalake_assets.defs.feeds.runner import FeedRunner
@@ -33,6 +35,7 @@ from datalake_assets.lake.table import (
     CompactionReport,
     Difference,
     ExportPlan,
+    FeedTotals,
     LakeTable,
     Progress,
     Reconciliation,
@@ -182,6 +185,12 @@ class MemoryTable:
 
     def partitions(self) -> tuple[str, ...]:
         return tuple(sorted(self.data, key=lambda key: (len(key), key)))
+
+    def totals(self) -> FeedTotals | None:
+        return None
+
+    def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:
+        return FeedStatistics(self.feed, tuple(self.health(key, request) for key in self.partitions()))
 
     def report(self, key: str) -> PartitionFacts | None:
         return self._report(key, {}) if key in self.data else None

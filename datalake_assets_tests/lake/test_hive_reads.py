@@ -28,7 +28,7 @@ def test_a_scan_prunes_partitions_before_it_reads_their_manifests(store):
 def test_a_scan_reads_again_when_a_file_was_replaced_before_its_first_batch(store, monkeypatch):
     table = HiveTable(store, stream_feed("pull"))
     export(table, stream_of(SourceBatch(rows(range(5)))), ["2025-01-01"])
-    original = scan.scanner_of
+    original = scan._scanner
     calls = []
 
     def late(dataset, **options):
@@ -37,7 +37,7 @@ def test_a_scan_reads_again_when_a_file_was_replaced_before_its_first_batch(stor
             export(table, stream_of(SourceBatch(rows(range(7)))), ["2025-01-01"])
         return original(dataset, **options)
 
-    monkeypatch.setattr("datalake_assets.lake.scan.scanner_of", late)
+    monkeypatch.setattr("datalake_assets.lake.scan._scanner", late)
     assert ids(table) == list(range(7))
     assert calls == [1]
 
@@ -45,7 +45,7 @@ def test_a_scan_reads_again_when_a_file_was_replaced_before_its_first_batch(stor
 def test_a_scan_says_so_when_a_file_goes_after_its_first_batch(store, monkeypatch):
     table = HiveTable(store, stream_feed())
     export(table, stream_of(numbered(range(48))))
-    original = scan.scanner_of
+    original = scan._scanner
 
     class Slow:
         """A scanner that reads its second file long after the first, when both are gone."""
@@ -59,7 +59,7 @@ def test_a_scan_says_so_when_a_file_goes_after_its_first_batch(store, monkeypatc
             store.delete(listed(store, "streams/s"))
             yield from self.again.to_batches()
 
-    monkeypatch.setattr("datalake_assets.lake.scan.scanner_of", Slow)
+    monkeypatch.setattr("datalake_assets.lake.scan._scanner", Slow)
     reader = table.scan()
     reader.read_next_batch()
     with pytest.raises(SnapshotExpired, match="read again"):

@@ -68,7 +68,7 @@ def test_scan_reads_again_whatever_the_error_when_its_files_were_replaced(
 ) -> None:
     partition = Partition(local_store, datetime.now(UTC))
     append(partition.table, partition, 1, "run")
-    original = scan.scanner_of
+    original = scan._scanner
 
     class Cut:
         """A scanner whose file is compacted while the server answers, which cuts the answer short."""
@@ -77,14 +77,14 @@ def test_scan_reads_again_whatever_the_error_when_its_files_were_replaced(
             self.projected_schema = original(dataset, **options).projected_schema
 
         def to_batches(self) -> Iterator[pa.RecordBatch]:
-            monkeypatch.setattr(scan, "scanner_of", original)
+            monkeypatch.setattr(scan, "_scanner", original)
             log = partition.folder.log(partition.key)
             names = tuple(file.name for file in log.load().manifest.files)
             log.commit(Change("compact", "compact", (), lambda _base: Planned(remove=names)))
             yield from ()
             raise OSError("AWS Error INTERNAL_FAILURE during GetObject operation: Failed to flush response stream")
 
-    monkeypatch.setattr(scan, "scanner_of", Cut)
+    monkeypatch.setattr(scan, "_scanner", Cut)
 
     assert partition.table.scan(partitions=[partition.key]).read_all().num_rows == 0
 
