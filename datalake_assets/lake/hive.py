@@ -85,7 +85,7 @@ class HiveSnapshot:
     def only(self, key: str) -> HiveSnapshot:
         """See `TableSnapshot`."""
         one = HiveSnapshot(self._folder, [key])
-        one._manifests = {key: self._manifests[key]} if key in self._manifests else {}
+        one._manifests, one._state = {key: self._load([key])[0]}, self._state  # read here, and so once for all
         return one
 
     def report(self, key: str) -> PartitionFacts | None:

@@ -1,12 +1,14 @@
 """The same exports on a lake of files: Dagster's numbers are the lake's, and rows land once."""
 
+from datetime import timedelta
+
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.defs.feeds.assets import ExportConfig
-from datalake_assets.policies import Retention
+from datalake_assets.policies import Checks, Freshness, NotNullRule, Retention
 from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
 from datalake_assets_tests.defs.fakes import days_ago, stream, table
 from datalake_assets_tests.defs.sent import RECENT, exporter, key
@@ -142,3 +144,16 @@ def test_days_without_rows_are_not_missing(lake, sent, instance):
     again = feeds.export(instance, "clicks", quiet=True)
     assert again.success
     assert len(materialized(instance)) == 10
+
+
+def test_checks_of_an_export_read_each_manifest_once(lake, sent, instance, counted):
+    """Rules, sizes, footers and freshness go by one look; the export itself takes two: to begin with, and to commit."""
+    rules = Checks(rules=(NotNullRule(column="id"),))
+    fresh = Freshness(max_event_age=timedelta(days=9))
+    feeds = exporter(lake, sent, stream(**RECENT, checks=rules, freshness=fresh))
+    counted.clear()
+
+    result = feeds.export(instance, "clicks", partitions=[key(2), key(1), key(0)], quiet=True)
+
+    assert (result.error, len(counted.loads)) == (None, 3)
+    assert max(counted.loads.values()) <= 3
