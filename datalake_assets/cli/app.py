@@ -64,7 +64,7 @@ _MODULES = {"repair": "verify"}
 class _App(click.Group):
     """Finds commands when they are asked for; turns every error into one line and an exit code.
 
-    Exit codes: 1, usage errors 2, Ctrl-C 130.
+    Exit codes: 1, usage errors 2, exports whose rows failed a check 3, Ctrl-C 130.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature

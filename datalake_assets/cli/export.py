@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ __all__ = [
 )
 @click.option("--allow-shrink", is_flag=True, help="Accept that the source has fewer rows than the lake.")
 @click.option("--new-epoch", is_flag=True, help="Accept that the source was created anew, or lost rows.")
+@click.option("--ignore-checks", is_flag=True, help="Exit 0 also when a check of the rows that were landed failed.")
 @json_option
 @pass_session
 def export(
@@ -77,6 +78,7 @@ def export(
     parallel: int,
     allow_shrink: bool,
     new_epoch: bool,
+    ignore_checks: bool,
     as_json: bool,
 ) -> None:
     """Land what is new at the source: of one feed, or of all.
@@ -101,8 +103,12 @@ def export(
     print_outcomes(outcomes, as_json=as_json)
     if chosen.problems or any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
+    if not ignore_checks and any(outcome.checks_failed for outcome in outcomes):
+        raise click.exceptions.Exit(CHECKS_FAILED)
 
 
+#: Exit code of an export whose rows were landed and failed a check: an error, not a warning.
+CHECKS_FAILED = 3
 #: What Dagster makes of a Ctrl-C during a run: the run fails with it, and is recorded as failed.
 _INTERRUPT = "DagsterExecutionInterruptedError"
 
@@ -169,6 +175,7 @@ class Outcome:
         run_id: The Dagster run; empty if there was none.
         error: One line; None on success.
         notes: What a person should know besides, a line each.
+        checks: The checks that the rows did not pass: ``check``, ``level``, ``partition`` and ``what`` of each.
     """
 
     feed: str
@@ -184,6 +191,19 @@ class Outcome:
     run_id: str = ""
     error: str | None = None
     notes: tuple[str, ...] = ()
+    checks: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def checks_failed(self) -> int:
+        """How many checks found an error; warnings are none."""
+        return len({check["check"] for check in self.checks if check["level"] == "error"})
+
+    @property
+    def checks_text(self) -> str:
+        """``1 failed, 2 warn``; empty if all passed."""
+        warned = len({check["check"] for check in self.checks}) - self.checks_failed
+        counts = ((self.checks_failed, "failed"), (warned, "warn"))
+        return ", ".join(f"{count} {what}" for count, what in counts if count)
 
 
 def all_feeds(session: Session) -> RegistryListing:
@@ -272,7 +292,7 @@ def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
 def outcome_table(outcomes: Sequence[Outcome]) -> str:
     """A line per feed that was exported."""
     done = [outcome for outcome in outcomes if outcome.error is None]
-    quarantine = any(outcome.quarantined for outcome in done)
+    quarantine, checks = any(outcome.quarantined for outcome in done), any(outcome.checks for outcome in done)
     columns = ["feed", "rows", "new rows", "files", "size", "partitions", "seconds"]
     rows = [
         [
@@ -284,10 +304,11 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
             outcome.partitions,
             f"{outcome.seconds:.1f}",
             *([outcome.quarantined] if quarantine else []),
+            *([outcome.checks_text] if checks else []),
         ]
         for outcome in done
     ]
-    return as_table([*columns, "quarantined"] if quarantine else columns, rows, width=terminal_width())
+    return as_table([*columns, *["quarantined"] * quarantine, *["checks"] * checks], rows, width=terminal_width())
 
 
 def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
@@ -301,6 +322,10 @@ def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
         )
     for note in outcome.notes:
         warn(f"{outcome.feed}: {note}")
+    for check in outcome.checks:
+        found = "failed" if check["level"] == "error" else "warns"
+        told = f": {check['what']}" if check["what"] else ""
+        warn(f"{outcome.feed}: check {check['check']} {found}{told}")
     return outcome
 
 
@@ -340,6 +365,7 @@ def _export_here(
         run_id=result.run_id,
         error=result.error if result.error is not None or result.success else "the run failed",
         notes=result.notes,
+        checks=[asdict(check) for check in result.checks],
     )
     return outcome if outcome.error is not None else _with_totals(open_table(session.store, feed), outcome)
 

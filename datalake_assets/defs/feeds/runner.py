@@ -24,6 +24,7 @@ from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.table import Progress, WriteReport
+from datalake_assets.policies import Level
 from datalake_assets.settings import Settings
 from datalake_assets.sources.systems import StandIn, no_stand_in, systems
 
@@ -41,7 +42,26 @@ _PARTITION = "dagster/partition"
 _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 # Dagster ends the run for good, and then reports the interrupt as if it were the step's failure
 _INTERRUPTS = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
+# what a step fails with whose blocking check did not pass
+_CHECK_FAILED = "DagsterAssetCheckFailedError"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCheck:
+    """A check that an export's rows did not pass.
+
+    Attributes:
+        check: Its name.
+        level: ``error``, or ``warn``.
+        partition: The partition that it is about; empty for all that the export wrote.
+        what: What is wrong, for a person.
+    """
+
+    check: str
+    level: str
+    partition: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +71,14 @@ class ExportResult:
     Attributes:
         feed: The feed's name.
         run_id: The Dagster run; empty if there was none, because the export could not even be planned.
-        success: Whether everything was landed.
+        success: Whether everything was landed; checks may have failed all the same.
         partitions: The partitions of the run, and others that received rows, in key order.
         rows_read: Rows that the source delivered.
         rows_quarantined: Of these, rows that could not be landed.
         seconds: Wall time.
         error: One line for a person; None on success.
         notes: What a person should know besides, a line each.
+        checks: The checks that its rows did not pass, errors first.
     """
 
     feed: str
@@ -69,6 +90,7 @@ class ExportResult:
     seconds: float
     error: str | None = None
     notes: tuple[str, ...] = ()
+    checks: tuple[FailedCheck, ...] = ()
 
     @property
     def rows_added(self) -> int:
@@ -282,17 +304,38 @@ def _own_instance(home: str) -> dg.DagsterInstance:  # noqa: ARG001  likewise
 def _result(result: dg.JobExecutionResult, feed: Feed, *, seconds: float) -> ExportResult:
     metadata = _materializations(result, feed)
     totals = next(iter(metadata.values()), {})
+    is_landed = result.success or _is_blocked(result)
     return ExportResult(
         feed=feed.name,
         run_id=result.run_id,
-        success=result.success,
+        success=is_landed,
         partitions=tuple(_partition(key, metadata[key]) for key in sorted(metadata, key=lambda key: (len(key), key))),
         rows_read=totals.get("datalake/rows_read", 0),
         rows_quarantined=totals.get("datalake/rows_quarantined", 0),
         seconds=seconds,
-        error=None if result.success else _failure(result),
+        error=None if is_landed else _failure(result),
         notes=tuple(totals.get(NOTES, ())),
+        checks=_failed_checks(result, feed),
     )
+
+
+def _is_blocked(result: dg.JobExecutionResult) -> bool:
+    """Whether a run failed by a blocking check alone: Dagster fails it after the rows were landed."""
+    failures = [event.step_failure_data for event in result.filter_events(lambda event: event.is_step_failure)]
+    return bool(failures) and all(each.error and each.error.cls_name == _CHECK_FAILED for each in failures)
+
+
+def _failed_checks(result: dg.JobExecutionResult, feed: Feed) -> tuple[FailedCheck, ...]:
+    wanted = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    evaluations = [
+        event.asset_check_evaluation_data for event in result.filter_events(lambda event: event.event_type is wanted)
+    ]
+    found = dict.fromkeys(
+        FailedCheck(each.check_name, each.severity.value.lower(), each.partition or "", each.description or "")
+        for each in evaluations
+        if each.asset_key == asset_key(feed) and not each.passed
+    )
+    return tuple(sorted(found, key=lambda each: each.level != Level.ERROR))
 
 
 def _materializations(result: dg.JobExecutionResult, feed: Feed) -> dict[str, dict[str, Any]]:
