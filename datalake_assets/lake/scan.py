@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from functools import reduce
 from itertools import groupby
 from operator import and_, itemgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -156,9 +156,7 @@ def scan(
 
     def begin() -> pa.RecordBatchReader:
         snapshot = table.snapshot(partitions)
-        # row groups of our own have a bounded size
-        read = _scanned if table.is_written_by_us else _carefully
-        schema, batches = _batches(snapshot.dataset(where=where), columns, where, read=read)
+        schema, batches = _batches(snapshot.dataset(where=where), columns, where)
         with _expiry_named(snapshot, has_begun=False):
             first = next(batches, None)
         return pa.RecordBatchReader.from_batches(schema, _guarded(snapshot, first, batches))
@@ -167,22 +165,22 @@ def scan(
 
 
 _Columns: TypeAlias = list[str] | Mapping[str, ds.Expression] | None
-_Read: TypeAlias = Callable[[ds.FileSystemDataset, _Columns, ds.Expression | None], Iterator[pa.RecordBatch]]
 
 
 def _batches(
-    dataset: ds.FileSystemDataset, columns: Sequence[str] | None, where: ds.Expression | None, *, read: _Read
+    dataset: ds.Dataset, columns: Sequence[str] | None, where: ds.Expression | None
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Rows, columns under one name each, however files spell it."""
     others = {other for field in dataset.schema for other in spellings(field)}
     if not others:
         named = list(columns) if columns is not None else None
-        return _scanner(dataset, columns=named, where=where).projected_schema, read(dataset, named, where)
+        scanner = _scanner(dataset, columns=named, where=where)
+        return scanner.projected_schema, iter(scanner.to_batches())
     merged = {field.name: _merged(field) for field in dataset.schema if field.name not in others}
-    batches = read(dataset, merged, None)  # a filter would see one spelling alone
+    scanner = _scanner(dataset, columns=merged, where=None)  # a filter would see one spelling alone
     chosen = list(merged) if columns is None else list(columns)
     schema = pa.schema([dataset.schema.field(name).remove_metadata() for name in chosen])
-    return schema, _filtered(batches, schema, where)
+    return schema, _filtered(scanner, schema, where)
 
 
 def _merged(field: pa.Field) -> ds.Expression:
@@ -191,17 +189,11 @@ def _merged(field: pa.Field) -> ds.Expression:
     return pc.coalesce(*found) if len(found) > 1 else found[0]
 
 
-def _filtered(
-    batches: Iterator[pa.RecordBatch], schema: pa.Schema, where: ds.Expression | None
-) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
+def _filtered(scanner: ds.Scanner, schema: pa.Schema, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
+    for batch in scanner.to_batches():
         rows = pa.Table.from_batches([batch])
         kept = rows if where is None else rows.filter(where)
         yield from kept.select(schema.names).cast(schema).to_batches()
-
-
-def _scanned(dataset: ds.FileSystemDataset, columns: _Columns, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
-    yield from _scanner(dataset, columns=columns, where=where).to_batches()
 
 
 def _scanner(dataset: ds.Dataset, *, columns: _Columns, where: ds.Expression | None) -> ds.Scanner:
@@ -214,23 +206,37 @@ def _scanner(dataset: ds.Dataset, *, columns: _Columns, where: ds.Expression | N
     )
 
 
-def _carefully(
-    dataset: ds.FileSystemDataset, columns: _Columns, where: ds.Expression | None
-) -> Iterator[pa.RecordBatch]:
-    """The batches of a scan of files of others: Arrow's scanner decodes whole row groups, and some have no bound."""
-    fragments = list(dataset.get_fragments(filter=where))
-    with ThreadPoolExecutor(FILE_READAHEAD, thread_name_prefix="footers") as pool:
-        for start in range(0, len(fragments), AT_ONCE):
-            some = fragments[start : start + AT_ONCE]
-            seen = zip(pool.map(lambda fragment: _is_dense(dataset, fragment), some), some, strict=True)
-            for is_dense_run, run in groupby(seen, key=itemgetter(0)):
-                files = [fragment for _, fragment in run]
-                if is_dense_run:
-                    for fragment in files:
-                        yield from _in_pieces(dataset, fragment, columns, where)
-                else:
-                    plain = ds.FileSystemDataset(files, dataset.schema, dataset.format, dataset.filesystem)
-                    yield from _scanned(plain, columns, where)
+class _BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
+    """Files of others: Arrow's scanner decodes whole row groups, and some of theirs have no bound.
+
+    DuckDB asks a dataset for its scanner, too, and so has the same bound.
+    """
+
+    def scanner(
+        self,
+        columns: _Columns = None,
+        filter: ds.Expression | None = None,  # noqa: A002  Arrow's name
+        **options: Any,
+    ) -> ds.Scanner:
+        """Of batches that are read as they are asked for."""
+        schema = super().scanner(columns=columns, filter=filter, **options).projected_schema
+        batches = self._batches(columns, filter)
+        return ds.Scanner.from_batches(batches, schema=schema, batch_readahead=1, fragment_readahead=1)
+
+    def _batches(self, columns: _Columns, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
+        fragments = list(self.get_fragments(filter=where))
+        with ThreadPoolExecutor(FILE_READAHEAD, thread_name_prefix="footers") as pool:
+            for start in range(0, len(fragments), AT_ONCE):
+                some = fragments[start : start + AT_ONCE]
+                seen = zip(pool.map(lambda fragment: _is_dense(self, fragment), some), some, strict=True)
+                for is_dense_run, run in groupby(seen, key=itemgetter(0)):
+                    files = [fragment for _, fragment in run]
+                    if is_dense_run:
+                        for fragment in files:
+                            yield from _in_pieces(self, fragment, columns, where)
+                    else:
+                        plain = ds.FileSystemDataset(files, self.schema, self.format, self.filesystem)
+                        yield from _scanner(plain, columns=columns, where=where).to_batches()
 
 
 def _is_dense(dataset: ds.FileSystemDataset, fragment: ds.ParquetFileFragment) -> bool:
@@ -249,7 +255,9 @@ def _in_pieces(
     with dataset.filesystem.open_input_file(fragment.path) as opened:
         pieces = tables(open_parquet(opened, int96_unit=INT96_UNIT))
         batches = (batch for piece in pieces for batch in _with_given(piece, dataset.schema, given).to_batches())
-        scanner = ds.Scanner.from_batches(batches, schema=dataset.schema, columns=columns, filter=where)
+        scanner = ds.Scanner.from_batches(
+            batches, schema=dataset.schema, columns=columns, filter=where, batch_readahead=1, fragment_readahead=1
+        )
         yield from scanner.to_batches()
 
 
@@ -301,13 +309,16 @@ def _dataset(
                 continue
             files.append(store.path(name))
             expressions.append(expression)
-    return ds.FileSystemDataset.from_paths(
+    dataset = ds.FileSystemDataset.from_paths(
         files,
         schema=_with_spellings(columns.schema),
         format=_format(folder),
         filesystem=store.filesystem(),
         partitions=expressions,
     )
+    if not folder.is_adopted:  # row groups of our own have a bounded size
+        return dataset
+    return _BoundedDataset(list(dataset.get_fragments()), dataset.schema, dataset.format, dataset.filesystem)
 
 
 def _with_spellings(schema: pa.Schema) -> pa.Schema:

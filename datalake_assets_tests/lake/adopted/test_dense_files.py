@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
@@ -10,13 +11,20 @@ from datalake_assets.lake import scan
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import parquet_bytes, rows
+from datalake_assets_tests.lake.sql_answers import run_sql
 
 LONG = "".join(chr(97 + place * 7 % 26) for place in range(2000))
-MIB = 1 << 20
+MIB, ROWS = 1 << 20, 300_000
 
 
 def constant(count):
-    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), pa.array([LONG])).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), pa.array([LONG]))
+
+
+def dense():
+    """Half a gigabyte in a few hundred kilobytes."""
+    columns = {"id": range(ROWS), "note": constant(ROWS)}
+    return parquet_bytes(columns, row_group_size=ROWS, store_schema=False)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +56,8 @@ def test_scan_in_pieces_gives_what_a_scan_gives(store, folder, asked, monkeypatc
 
 
 def test_batches_of_a_tiny_file_that_decodes_to_hundreds_of_megabytes_are_small(store, folder):
-    folder.put("0.parquet", parquet_bytes({"id": range(100_000), "note": constant(100_000)}, row_group_size=100_000))
-    folder.write("1.parquet", [100_000], note=["short"])
+    folder.put("0.parquet", dense())
+    folder.write("1.parquet", [ROWS], note=["short"])
     table = open_table(store, adopt(store, folder.uri, "clicks").feed)
 
     before, most, count = pa.total_allocated_bytes(), 0, 0
@@ -57,5 +65,19 @@ def test_batches_of_a_tiny_file_that_decodes_to_hundreds_of_megabytes_are_small(
         count += batch.num_rows
         most = max(most, pa.total_allocated_bytes() - before)
 
-    assert count == 100_001
-    assert most < 100 * MIB
+    assert count == ROWS + 1
+    assert most < 250 * MIB
+
+
+def test_query_and_rules_over_a_tiny_file_that_decodes_to_hundreds_of_megabytes_take_little_memory(store, folder):
+    folder.put("0.parquet", dense())
+    feed = adopt(store, folder.uri, "clicks").feed
+    with duckdb.connect() as connection:
+        connection.register("data", open_table(store, feed).snapshot().dataset())
+        before, most = pa.total_allocated_bytes(), 0
+        reader = connection.sql("select id, length(note) as long from data where id >= 10").to_arrow_reader(1000)
+        for batch in reader:
+            most = max(most, pa.total_allocated_bytes() - before)
+            assert set(batch["long"].to_pylist()) == {2000}
+    assert most < 250 * MIB
+    assert run_sql(store, [feed], "select count(*), max(id) from clicks").rows == ((ROWS, ROWS - 1),)
