@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from datalake_assets.cli.output import as_table, say, terminal_width, warn
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.cli.session import LakeCommand, Session, existing_home, json_option, pass_session
 from datalake_assets.core.wording import dollars_text, scans_text, size_text
 from datalake_assets.errors import ConfigError
 
@@ -84,6 +85,7 @@ def report(
         feeds = tuple(session.feeds(name)[0][0] for name in dict.fromkeys(names)) if names else session.feeds()[0]
         found = lake_report(session, feeds, scans_per_day=scans_per_day)
         _warn_of_problems(found)
+        _warn_of_checks(feeds)
         if rebuild:
             _rebuild(session, found)
         output = "json" if as_json else output
@@ -131,6 +133,20 @@ def _warn_of_problems(found: LakeReport) -> None:
     for each in found.statistics:
         for problem in each.problems:
             warn(f"left out {each.feed.path} {problem}")
+
+
+def _warn_of_checks(feeds: Sequence[Feed]) -> None:
+    """Tells which checks the last runs did not pass, where there is Dagster's history; ages are in the report."""
+    home = existing_home()
+    if home is None:
+        return
+    from datalake_assets.defs.check_results import latest_results  # noqa: PLC0415  Dagster, not needed for --help
+
+    os.environ["DAGSTER_HOME"] = str(home)
+    paths = {feed.name: feed.path for feed in feeds}
+    for (check, name), passed in sorted(latest_results(feeds).items()):
+        if not passed and check != "freshness":
+            warn(f"{paths[name]}: check {check} did not pass in its last run")
 
 
 def _rebuild(session: Session, found: LakeReport) -> None:

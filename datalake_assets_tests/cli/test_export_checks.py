@@ -66,3 +66,10 @@ def test_check_that_warns_is_told_and_exits_0(exported):
     assert f"{NAME}: check tiny warns: " in result.stderr
     assert "1 warn" in result.stdout or "2 warn" in result.stdout
     assert result.exit_code == 0
+
+
+def test_report_tells_a_failed_check_in_every_format(exported, run):
+    exported(limits=ERROR)
+
+    for output in ("console", "json", "csv"):
+        assert f"streams/{NAME}: check tiny did not pass in its last run\n" in run("report", "--format", output).stderr
