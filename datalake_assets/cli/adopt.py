@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datalake_assets.cli.output import AdoptProgress, as_table, one_line, print_json, say, terminal_width, warn
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session
 from datalake_assets.core.wording import size_text
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["adopt"]
 _NAMES_SHOWN = 20
 
 
-@click.command(cls=LakeCommand)
+@click.command(cls=WorkCommand)
 @click.argument("uri")
 @click.option("--name", required=True, metavar="NAME", help="Name in the lake: [a-z][a-z0-9_]*.")
 @click.option("--time-column", metavar="COL", help="Column of timestamps or dates that rows are ordered by.")

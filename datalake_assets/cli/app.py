@@ -13,6 +13,7 @@ import click
 
 from datalake_assets.cli.output import one_line
 from datalake_assets.cli.session import Session, lake_option
+from datalake_assets.cli.streams import Streams
 from datalake_assets.errors import DatalakeError
 
 __all__ = ["TRACEBACK_VARIABLE", "app", "main"]
@@ -46,7 +47,7 @@ class _Unexpected(_Failed):
 #: when it runs: ``datalake --help`` answers in a tenth of a second, while Dagster alone takes one to import.
 COMMANDS = {
     "demo": "Build a data lake from four streams and four tables of an embedded server.",
-    "feeds": "Say what is landed: list, add, check, change, archive and restore feeds.",
+    "feeds": "Say what is landed: list, add, check, change, archive, restore and remove feeds.",
     "export": "Land what is new at the source: of one feed, or of all.",
     "adopt": "Take over the folder URI of Parquet files that others write, as feed NAME.",
     "compact": "Merge the small files of a feed into few large ones with the same rows.",
@@ -138,4 +139,9 @@ def main() -> None:
         import warnings  # noqa: PLC0415  Dagster's deprecations are not for our users
 
         warnings.simplefilter("ignore")
-    app(prog_name="datalake")
+    streams = Streams()
+    try:
+        app(prog_name="datalake")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise SystemExit(streams.close(status)) from None

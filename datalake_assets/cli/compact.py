@@ -17,7 +17,7 @@ import click
 
 from datalake_assets.cli.export import ExportRequest
 from datalake_assets.cli.output import CompactProgress, one_line, print_json, say, warn
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, Estimate, LeftAlone
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.wording import size_text
@@ -54,7 +54,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-@click.command(cls=LakeCommand)
+@click.command(cls=WorkCommand)
 @click.argument("name")
 @click.option(
     "--partition",

@@ -21,7 +21,7 @@ import click
 from datalake_assets.cli.export import ExportRequest, Outcome, all_feeds, export_feeds, outcome_table
 from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
 from datalake_assets.cli.report import console_report, lake_report
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
+from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
 from datalake_assets.demo.demo_feeds import demo_feeds
 from datalake_assets.demo.demo_lake import DemoLake, prepare_demo, read_demo, source_line
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
@@ -30,7 +30,7 @@ from datalake_assets.feed import Feed
 __all__ = ["demo", "run_demo"]
 
 
-@click.command(cls=LakeCommand)
+@click.command(cls=WorkCommand)
 @click.option("--s3", "on_s3", is_flag=True, help="Keep the lake in an embedded S3 server (data in ./lake-s3).")
 @click.option(
     "--records", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Rows in each stream."

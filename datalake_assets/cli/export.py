@@ -8,6 +8,7 @@ Exports in child processes: ``datalake export`` for one feed each, at most so ma
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datalake_assets.cli.output import ExportProgress, as_table, one_line, print_json, say, terminal_width, warn
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session, prepare_home
+from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 
-@click.command(cls=LakeCommand)
+@click.command(cls=WorkCommand)
 @click.option("--all", "everything", is_flag=True, help="Export every active feed.")
 @click.option("--stream", metavar="NAME", help="Export this stream.")
 @click.option("--table", metavar="NAME", help="Export this table.")
@@ -65,6 +66,7 @@ __all__ = [
 @click.option("--allow-shrink", is_flag=True, help="Accept that the source has fewer rows than the lake.")
 @click.option("--new-epoch", is_flag=True, help="Accept that the source was created anew, or lost rows.")
 @click.option("--ignore-checks", is_flag=True, help="Exit 0 also when a check of the rows that were landed failed.")
+@click.option("--ends-with-parent", is_flag=True, hidden=True, help="End when standard input does.")
 @json_option
 @pass_session
 def export(
@@ -79,6 +81,7 @@ def export(
     allow_shrink: bool,
     new_epoch: bool,
     ignore_checks: bool,
+    ends_with_parent: bool,
     as_json: bool,
 ) -> None:
     """Land what is new at the source: of one feed, or of all.
@@ -90,6 +93,8 @@ def export(
     datalake export --all
     datalake export --stream transaction_stream --range 2025-01-01..2025-01-31
     """  # noqa: D301  click reads the \b: keep these lines
+    if ends_with_parent:
+        end_with_parent()
     if sum((everything, stream is not None, table is not None)) != 1:
         raise click.UsageError("give one of --all, --stream NAME and --table NAME")
     if partition is not None and between is not None:
@@ -427,6 +432,30 @@ def export_in_children(
             raise
 
 
+def _answered(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a child prints until it ends; its standard input stays open meanwhile."""
+    if child.stdout is None or child.stderr is None or child.stdin is None:
+        raise AssertionError
+    with child, ThreadPoolExecutor(1) as reader:
+        errors = reader.submit(child.stderr.read)
+        answer = child.stdout.read()
+        child.wait()
+        return answer, errors.result()
+
+
+def end_with_parent() -> None:
+    """Ends this process as Ctrl-C would once its standard input ends, which the parent holds; by force if it hangs."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 class _Children:
     """The child processes of one command, so that none outlives it.
 
@@ -445,15 +474,16 @@ class _Children:
     def run(self, feed: Feed) -> Outcome:
         """Exports a feed and waits for it."""
         child = subprocess.Popen(
-            [*self._command, f"--{feed.kind}", feed.name],
+            [*self._command, "--ends-with-parent", f"--{feed.kind}", feed.name],
             env=self._environment,
-            stdin=subprocess.DEVNULL,
+            # nothing comes: it ends when this process does, however that happens
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         self._running.append(child)
-        answer, errors = child.communicate()
+        answer, errors = _answered(child)
         try:
             document: dict[str, Any] = json.loads(answer)["feeds"][0]
         except (ValueError, LookupError):

@@ -8,6 +8,7 @@ Whether feeds could be exported: asked of their files and of their sources, chan
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
-from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, json_option, pass_session
+from datalake_assets.cli.session import (
+    LakeCommand,
+    OrderedGroup,
+    Session,
+    WorkCommand,
+    existing_home,
+    json_option,
+    pass_session,
+)
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, InvalidFeed, PreconditionFailed
 from datalake_assets.feed import (
@@ -56,7 +65,7 @@ __all__ = [
 
 @click.group(cls=OrderedGroup)
 def feeds() -> None:
-    """Say what is landed: list, add, check, change, archive and restore feeds."""
+    """Say what is landed: list, add, check, change, archive, restore and remove feeds."""
 
 
 @feeds.command("list", cls=LakeCommand)
@@ -119,7 +128,7 @@ def _check_document(result: CheckResult) -> dict[str, Any]:
     return {"feed": result.feed, "problem": result.problem, **counted}
 
 
-class _AddCommand(LakeCommand):
+class _AddCommand(WorkCommand):
     """Offers what every registered source declares, besides the options of all feeds."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -219,7 +228,7 @@ def add(session: Session, *, document: BinaryIO | None, as_json: bool, source: s
         say(f"{len(added)} added, {len(skipped)} skipped")
 
 
-@feeds.command(cls=LakeCommand)
+@feeds.command(cls=WorkCommand)
 @click.option(
     "--file",
     "document",
@@ -242,7 +251,7 @@ def update(session: Session, *, document: BinaryIO) -> None:
     say(f"updated {feed.path}, revision {feed.revision}")
 
 
-@feeds.command(cls=LakeCommand)
+@feeds.command(cls=WorkCommand)
 @click.argument("name")
 @pass_session
 def archive(session: Session, *, name: str) -> None:
@@ -251,12 +260,46 @@ def archive(session: Session, *, name: str) -> None:
     say(f"archived {feed.path}; its data stays, and 'datalake feeds restore {name}' brings it back")
 
 
-@feeds.command(cls=LakeCommand)
+@feeds.command(cls=WorkCommand)
 @click.argument("name")
 @pass_session
 def restore(session: Session, *, name: str) -> None:
     """Bring an archived feed back."""
     say(f"restored {session.registry.restore(name).path}")
+
+
+@feeds.command(cls=WorkCommand)
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def remove(session: Session, *, name: str, yes: bool) -> None:
+    """Delete an archived feed, with its rows and all that is known of it; its name is free again.
+
+    Of a folder that others write, the files stay. What was interrupted is finished by repeating it.
+    """
+    feed = session.registry.archived(name)
+    what = "its files stay" if feed.kind is FeedKind.FOLDER else f"all rows of {feed.path} are deleted"
+    if not yes:
+        click.confirm(f"Remove {feed.path}? {what[0].upper()}{what[1:]}, for good", abort=True, err=True)
+    deleted = session.registry.remove(name)
+    _forget_in_dagster(feed)
+    say(f"removed {feed.path}: {deleted:,} objects deleted")
+
+
+def _forget_in_dagster(feed: Feed) -> None:
+    """Takes the asset's history, and a table's versions, out of Dagster, where it keeps one."""
+    home = existing_home()
+    if home is None:
+        return
+    os.environ["DAGSTER_HOME"] = str(home)
+    try:
+        from datalake_assets.defs.feeds.assets import forget_feed  # noqa: PLC0415  Dagster takes a second to import
+        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  likewise
+
+        with open_instance() as instance:
+            forget_feed(instance, feed)
+    except Exception as error:  # noqa: BLE001  the feed is gone, whatever becomes of its history
+        warn(f"its history stays in Dagster: {type(error).__name__}: {error}")
 
 
 def _row(feed: Feed) -> tuple[str, ...]:

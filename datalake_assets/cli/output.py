@@ -64,7 +64,8 @@ def one_line(text: str) -> str:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document; values as `plain` makes them."""
-    click.echo(json.dumps(plain(document), indent=2, ensure_ascii=False))
+    is_unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    click.echo(json.dumps(plain(document), indent=2, ensure_ascii=not is_unicode))
 
 
 def plain(value: Any) -> Any:

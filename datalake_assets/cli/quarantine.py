@@ -12,6 +12,7 @@ from datalake_assets.cli.session import (
     LakeCommand,
     OrderedGroup,
     Session,
+    WorkCommand,
     home_to_tell,
     json_option,
     pass_session,
@@ -93,7 +94,7 @@ def show(session: Session, *, name: str, limit: int, as_json: bool) -> None:
         say(f"and {len(newest) - limit:,} more; --limit N shows them")
 
 
-@quarantine.command(cls=LakeCommand)
+@quarantine.command(cls=WorkCommand)
 @click.argument("name")
 @json_option
 @pass_session

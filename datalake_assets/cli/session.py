@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datalake_assets.cli.output import warn
+from datalake_assets.cli.streams import work
 from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "LakeCommand",
     "OrderedGroup",
     "Session",
+    "WorkCommand",
     "existing_home",
     "home_to_tell",
     "json_option",
@@ -168,6 +170,15 @@ class LakeCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(lake_option())
+
+
+class WorkCommand(LakeCommand):
+    """A command that changes something: what it did is done, whether or not it can be told."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        with work():
+            return super().invoke(ctx)
 
 
 json_option = click.option("as_json", "--json", is_flag=True, help="Print one JSON document and nothing else.")

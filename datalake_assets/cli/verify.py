@@ -7,7 +7,7 @@ import os
 import click
 
 from datalake_assets.cli.output import one_line, print_json, say, warn
-from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.cli.session import LakeCommand, Session, WorkCommand, json_option, pass_session
 from datalake_assets.errors import ConfigError
 
 __all__ = ["repair", "verify"]
@@ -42,7 +42,7 @@ def verify(session: Session, *, name: str | None, deep: bool, as_json: bool) -> 
         raise click.exceptions.Exit(1)
 
 
-@click.command(cls=LakeCommand)
+@click.command(cls=WorkCommand)
 @click.argument("name", required=False)
 @json_option
 @pass_session

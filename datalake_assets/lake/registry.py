@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from datalake_assets.errors import (
+    ConfigError,
     FeedExists,
     FeedNotFound,
     InvalidFeed,
@@ -28,6 +29,7 @@ from datalake_assets.errors import (
 )
 from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
+from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.store.swap import swap_object
 
@@ -195,6 +197,45 @@ class FeedRegistry:
             take_ownership(self._store, feed)
         self._move(feed, to_key=feed_key(name), from_key=feed_key(name, archived=True))
         return feed
+
+    def archived(self, name: str) -> Feed:
+        """The archived feed of this name.
+
+        Raises:
+            FeedNotFound: There is none.
+            ConfigError: It is active.
+        """
+        current = self._newest(name)
+        if current is None:
+            raise FeedNotFound(name)
+        if not current.archived:
+            raise ConfigError(f"feed {name!r} is active; archive it first: 'datalake feeds archive {name}'")
+        return current.feed
+
+    def remove(self, name: str) -> int:
+        """Deletes an archived feed and everything of it in the lake; not the files of a folder that others write.
+
+        The feed's own document goes last, so that the name is taken until nothing of it is left; repeat what was
+        interrupted.
+
+        Returns:
+            How many objects were deleted.
+
+        Raises:
+            FeedNotFound: There is no such feed.
+            ConfigError: It is active.
+        """
+        feed = self.archived(name)
+        folder = FeedFolder(self._store, feed)
+        data = () if folder.is_adopted else (folder.data_root,)
+        deleted = 0
+        # rows first: a feed that is restored after half of this misses files, and never lands rows twice
+        for prefix in (*data, folder.quarantine, f"metadata/{feed.path}", folder.control):
+            keys = [info.key for info in self._store.list(prefix)]
+            self._store.delete(keys)
+            deleted += len(keys)
+        self._store.delete([feed_key(name), feed_key(name, archived=True)])
+        return deleted + 1
 
     def digest(self) -> str:
         """Changes whenever a file of the registry does; costs one listing."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.cli.feeds import feed_name
+from datalake_assets.core.batches import RejectedRow
+from datalake_assets.feed import parse_feed
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets_tests.lake.feeds import numbered, stream_of
 
 ADD = ("feeds", "add", "--name", "orders", "--kind", "stream", "--object", "ORDERS")
 
@@ -233,3 +239,56 @@ def test_update_that_cannot_be_is_one_line(run, lake, tmp_path, changes, line):
 
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: {line}")
+
+
+def test_remove_frees_the_name_and_leaves_nothing(run, lake, lake_store, registry):
+    """What a new feed of that name lands is not held against positions of the old one."""
+    old = parse_feed(json.dumps({"name": "s", "kind": "stream", "source": {"type": "ksqldb", "object": "S"}}))
+    registry.add(old)
+    write = stream_of(numbered(range(5), rejected=[RejectedRow(b"{", "not JSON", "0:9")]))
+    HiveTable(lake_store, old).write(write, partitions=["2025-01-01"], run_id="run")
+
+    active = run("feeds", "remove", "s", "--yes")
+    assert (active.exit_code, active.stderr) == (
+        1,
+        "Error: feed 's' is active; archive it first: 'datalake feeds archive s'\n",
+    )
+    run("feeds", "archive", "s")
+    asked = run("feeds", "remove", "s", input="n\n")
+    assert (asked.exit_code, asked.stdout) == (130, "")
+    assert registry.archived("s").name == "s"
+
+    removed = run("feeds", "remove", "s", "--yes")
+    assert (removed.exit_code, removed.stderr) == (0, "")
+    assert removed.stdout.startswith("removed streams/s: ")
+    assert [path for path in lake.rglob("*") if path.is_file() and ".staging" not in path.parts] == []
+    assert run("feeds", "remove", "s", "--yes").exit_code == 1
+
+    registry.add(old)
+    write = stream_of(numbered(range(5)))
+    assert HiveTable(lake_store, old).write(write, partitions=["2025-01-01"], run_id="run").rows_added == 5
+
+
+def test_remove_of_an_adopted_folder_leaves_its_files(run, lake, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    pq.write_table(pa.table({"x": [1]}), folder / "a.parquet")
+    assert run("adopt", str(folder), "--name", "theirs").exit_code == 0
+    run("feeds", "archive", "theirs")
+
+    assert run("feeds", "remove", "theirs", "--yes").exit_code == 0
+
+    assert pq.read_table(folder / "a.parquet").num_rows == 1
+    assert not (lake / "control" / "folders").exists() or not list((lake / "control" / "folders").rglob("*.json"))
+    assert run("adopt", str(folder), "--name", "theirs").exit_code == 0
+
+
+def test_removal_that_died_is_finished_by_another(run, lake, lake_store, registry):
+    old = parse_feed(json.dumps({"name": "s", "kind": "stream", "source": {"type": "ksqldb", "object": "S"}}))
+    registry.add(old)
+    HiveTable(lake_store, old).write(stream_of(numbered(range(5))), partitions=["2025-01-01"], run_id="run")
+    registry.archive("s")
+    lake_store.delete([info.key for info in lake_store.list("streams/s")])  # as far as it came
+
+    assert run("feeds", "remove", "s", "--yes").exit_code == 0
+    assert list(lake_store.list("control/streams")) == []

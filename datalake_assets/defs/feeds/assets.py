@@ -24,6 +24,7 @@ __all__ = [
     "add_versions",
     "drop_versions",
     "feed_asset",
+    "forget_feed",
     "partitions_of",
     "source_assets",
     "writer_pool",
@@ -61,6 +62,14 @@ def drop_versions(instance: dg.DagsterInstance, read: FeedRead) -> None:
     """Makes Dagster forget the versions that retention removed during a write."""
     for key in read.report.removed if read.report else ():
         instance.delete_dynamic_partition(versions_name(read.feed), key)
+
+
+def forget_feed(instance: dg.DagsterInstance, feed: Feed) -> None:
+    """Makes Dagster forget a feed that is gone: its asset's history and its versions."""
+    for key in instance.get_dynamic_partitions(versions_name(feed)):
+        instance.delete_dynamic_partition(versions_name(feed), key)
+    if feed.asset is None:
+        instance.wipe_assets([asset_key(feed)])
 
 
 IO_MANAGER_KEY = "lake_io_manager"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from datalake_assets.defs.feeds.assets import feed_asset, partitions_of
+from datalake_assets.defs.feeds.assets import add_versions, feed_asset, forget_feed, partitions_of
 from datalake_assets.defs.feeds.runner import default_resources
 from datalake_assets.policies import Freshness
 from datalake_assets.settings import load_settings
@@ -97,3 +97,17 @@ def test_no_secret_is_in_a_resource_or_in_the_config_that_the_ui_shows(lake: Mem
     definitions = runner(lake, stream()).definitions
     config = definitions.resolve_implicit_global_asset_job_def().run_config_schema.config_type
     assert "password" not in str(set(config.fields["resources"].config_type.fields))
+
+
+def test_dagster_forgets_a_feed_that_is_gone():
+    feed = table()
+    with dg.instance_for_test() as instance:
+        add_versions(instance, feed, ["v1", "v2"])
+        instance.report_runless_asset_event(dg.AssetMaterialization(["tables", "users"], partition="v1"))
+        instance.report_runless_asset_event(dg.AssetMaterialization(["tables", "others"]))
+
+        forget_feed(instance, feed)
+
+        assert instance.get_dynamic_partitions("tables/users") == []
+        assert instance.get_latest_materialization_event(dg.AssetKey(["tables", "users"])) is None
+        assert instance.get_latest_materialization_event(dg.AssetKey(["tables", "others"])) is not None
