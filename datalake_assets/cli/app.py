@@ -47,6 +47,7 @@ class _Unexpected(_Failed):
 #: when it runs: ``datalake --help`` answers in a tenth of a second, while Dagster alone takes one to import.
 COMMANDS = {
     "demo": "Build a data lake from four streams and four tables of an embedded server.",
+    "init": "Make a new lake: a folder, or a place in a bucket that commits are safe in.",
     "feeds": "Say what is landed: list, add, check, change, archive, restore and remove feeds.",
     "export": "Land what is new at the source: of one feed, or of all.",
     "adopt": "Take over the folder URI of Parquet files that others write, as feed NAME.",

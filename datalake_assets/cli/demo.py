@@ -5,13 +5,14 @@ What `datalake demo` does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from datalake_assets.demo.demo_lake import DemoLake, prepare_demo, read_demo, so
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
 from datalake_assets.feed import Feed
 
-__all__ = ["demo", "run_demo"]
+__all__ = ["demo", "run_demo", "run_in_foreground"]
 
 
 @click.command(cls=WorkCommand)
@@ -192,23 +193,38 @@ def _serve_ui(session: Session, home: Path, port: int) -> None:
     workspace = Path("workspace.yaml")
     command += ["-w", str(workspace)] if workspace.exists() else ["-m", "datalake_assets.definitions"]
     say(f"\nDagster's web UI: {url} (Ctrl-C ends it)")
-    # a session of its own: Dagster is interrupted once, by us, and not by the terminal as well
-    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
-        try:
-            status = child.wait()
-        except KeyboardInterrupt:
-            _end(child)
-            return
+    status = run_in_foreground(command, environment)
     if status:
         raise ConfigError(f"Dagster's web UI ended with {status}; is 'datalake-assets[demo]' installed?")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.send_signal(signal.SIGINT)
+def run_in_foreground(
+    command: Sequence[str], environment: Mapping[str, str], *, grace_s: float = _UI_GRACE_S
+) -> int | None:
+    """Runs a command until it ends, or until this process is to end; then ends it, and all that it started.
+
+    Returns:
+        Its exit code; None if this process was to end.
+    """
+    # before the start: a script ignores SIGINT for what it runs in the background, and a child inherits that
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    # a session of its own: it is interrupted once, by us, and not by the terminal as well
+    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            _end(child, grace_s)
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # whatever is left of the group
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+def _end(child: subprocess.Popen[bytes], grace_s: float) -> None:
+    os.killpg(child.pid, signal.SIGINT)
     try:
-        child.wait(_UI_GRACE_S)
+        child.wait(grace_s)
     except subprocess.TimeoutExpired:
         child.kill()
 

@@ -27,7 +27,7 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
-from datalake_assets.feed import Feed
+from datalake_assets.feed import Feed, PositionKind
 from datalake_assets.lake.registry import RegistryListing
 from datalake_assets.lake.table import Progress, TableReader
 from datalake_assets.lake.tables import open_table
@@ -86,12 +86,13 @@ def export(
 ) -> None:
     """Land what is new at the source: of one feed, or of all.
 
-    Without --partition or --range a stream catches up, and a table gets its next version. What the lake has already
+    Without --partition or --range a stream catches up, and a table gets its next version; a stream that is read by
+    offsets can do nothing else, since each new row is landed whatever its day. What the lake has already
     is not landed twice, so an export can be repeated at any time.
 
     \b
     datalake export --all
-    datalake export --stream transaction_stream --range 2025-01-01..2025-01-31
+    datalake export --stream transaction_alerts --range 2025-01-01..2025-01-31
     """  # noqa: D301  click reads the \b: keep these lines
     if ends_with_parent:
         end_with_parent()
@@ -154,6 +155,21 @@ class ExportRequest:
         if end.start < start.start:
             raise ConfigError(f"--range {self.between!r} ends before it begins")
         return tuple(keys_in(TimeWindow(start.start, end.end), by))
+
+    def refuse_for_offsets(self, feed: Feed) -> None:
+        """Refuses a selection of partitions where an export lands whatever is new, in whatever partition it belongs.
+
+        Raises:
+            ConfigError: The feed is read by offsets, and partitions are named.
+        """
+        option = "--partition" if self.partition is not None else "--range"
+        if self.partition is None and self.between is None:
+            return
+        if feed.is_exported and feed.position_kind is PositionKind.OFFSETS:
+            raise ConfigError(
+                f"feed {feed.name!r} is read by offsets: an export lands every new row, whatever its day, and {option}"
+                " can select none of them; leave it out"
+            )
 
     def arguments(self) -> list[str]:
         """The options of a child process."""
@@ -258,6 +274,7 @@ def export_feeds(
     """
     for feed in feeds:
         request.partitions(feed)
+        request.refuse_for_offsets(feed)
     prepare_home()
     with session.serving({feed.source.type for feed in feeds}), ExportProgress(quiet=quiet) as progress:
         _refuse_unconfigured(session, feeds)

@@ -1,7 +1,8 @@
 """An S3 server of one's own, for trying things out and for tests: SeaweedFS's `weed mini`, bound to this machine.
 
-It checks signatures and enforces conditional writes, and what it acknowledged survives its kill -9. It does not fsync:
-it is no place for data that must survive a power cut.
+It checks signatures and enforces conditional writes, and what it acknowledged survives its kill -9. Its other parts
+answer no HTTP request without a token of the server's own; their gRPC ports are open to this machine's users. It does
+not fsync: it is no place for data that must survive a power cut.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -68,7 +70,7 @@ class S3Server:
         secret_key: str = "",
         grace_s: float = keeper.GRACE_S,
     ) -> None:
-        self._folder = Path(folder).absolute()
+        self._folder = _at_home(folder)
         self._port, self._grace_s = port, grace_s
         self.access_key = access_key or secrets.token_hex(10)
         self.secret_key = secret_key or secrets.token_hex(20)
@@ -98,11 +100,13 @@ class S3Server:
         """Start it, and return once it has stored an object.
 
         Raises:
-            ConfigError: The executable is not installed.
+            ConfigError: The executable is not installed, or the folder cannot be one.
             LakeUnavailable: It did not come up; the message ends with its own last line.
         """
         weed = _executable()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with _usable(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write_keys(self._folder)
         for attempt in range(STARTS):
             ports = _free_ports(self._port)
             self._launch(weed, ports)
@@ -144,7 +148,7 @@ class S3Server:
         sockets = _sockets(ports)
         command = [sys.executable, "-I", keeper.__file__, f"--grace-s={self._grace_s}"]
         command += [*(f"--unlink={path}" for path in sockets), "--"]
-        with self._log.open("wb") as log:
+        with _usable(self._folder), self._log.open("wb") as log:
             self._keeper = subprocess.Popen(
                 [*command, weed, *_arguments(self._folder, ports, bucket=self.bucket)],
                 env=self._server_environment(),
@@ -200,7 +204,7 @@ def serve_forever(folder: str | os.PathLike[str], *, port: int = 0) -> None:
 
     Its credentials are kept beside its data, so that those of the last time still work.
     """
-    access_key, secret_key = kept_credentials(Path(folder))
+    access_key, secret_key = kept_credentials(_at_home(folder))
     told: list[int] = []  # no Event: setting it takes a lock that the thread which is interrupted may hold
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: told.append(number))
@@ -215,14 +219,43 @@ def serve_forever(folder: str | os.PathLike[str], *, port: int = 0) -> None:
 
 def kept_credentials(folder: Path) -> tuple[str, str]:
     """Access key and secret key of the server on this folder: made up the first time, and kept beside its data."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "credentials"
-    with contextlib.suppress(FileExistsError):
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as text:
-            text.write(f"{secrets.token_hex(10)} {secrets.token_hex(20)}\n")
-    access_key, secret_key = file.read_text().split()
-    return access_key, secret_key
+    with _usable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as text:
+                text.write(f"{secrets.token_hex(10)} {secrets.token_hex(20)}\n")
+        keys = file.read_bytes().decode("ascii", errors="replace").split()
+    if len(keys) != 2:  # noqa: PLR2004  access key and secret key
+        raise ConfigError(f"{file}: it does not hold an access key and a secret key; delete it to have new ones made")
+    return keys[0], keys[1]
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Names the folder where it cannot be one."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{folder}: {reason}; name a folder that can be written") from error
+
+
+def _at_home(folder: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{folder}: no such user's home folder; name another folder") from error
+
+
+def _write_keys(folder: Path) -> None:
+    """Has volumes, and what is left of the filer, ask for a token that only the server's own parts can sign."""
+    parts = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+    text = "".join(f'[{part}]\nkey = "{secrets.token_hex(32)}"\nexpires_after_seconds = 60\n' for part in parts)
+    handle = os.open(folder / "security.toml", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
 
 
 def _executable() -> str:
@@ -281,8 +314,10 @@ def _arguments(folder: Path, ports: dict[str, int], *, bucket: str) -> list[str]
         if name != "iceberg"
     }
     return [
+        f"-config_dir={folder}",
         "-logtostderr",
         "mini",
+        "-disableHttp",  # of filer and master, which ask for no credentials; S3 is another server
         f"-dir={folder / 'data'}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",

@@ -138,3 +138,13 @@ def test_ctrl_c_ends_an_export_with_130(feeds, silent_server, arguments):
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (130, "", "Interrupted\n")
+
+
+@pytest.mark.parametrize("selection", [("--partition", "2025-01-01"), ("--range", "2025-01-01..2025-01-02")])
+def test_a_selection_that_an_export_by_offsets_cannot_make_is_refused(run, feeds, selection):
+    result = run("export", "--stream", "orders", *selection)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: feed 'orders' is read by offsets: an export lands every new row, whatever its day, and {selection[0]}"
+        " can select none of them; leave it out\n"
+    )

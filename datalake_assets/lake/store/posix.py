@@ -55,7 +55,9 @@ class DurableTree:
         """Raise `LakeUnavailable` unless the folder is there."""
         if not self.root.is_dir():
             raise LakeUnavailable(
-                str(self.root), "no such folder", cure="create it (mkdir -p), or mount its disk, then run it again"
+                str(self.root),
+                "no such folder",
+                cure="'datalake init' makes a new lake there, or mount the disk of an old one",
             )
 
     def make_folder(self, folder: Path) -> None:

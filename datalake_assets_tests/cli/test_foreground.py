@@ -1,0 +1,61 @@
+"""What ``demo --ui`` runs ends with it, and so does whatever that started, however the end comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+#: Ignores SIGINT, as does what it starts: only the end of the whole group ends them.
+STUBBORN = "trap '' INT; sh -c 'trap \"\" INT; sleep 300' & sleep 300"
+PROGRAM = f"""
+import os
+from datalake_assets.cli.demo import run_in_foreground
+print("up", flush=True)
+run_in_foreground(["sh", "-c", {STUBBORN!r}], os.environ, grace_s=1)
+"""
+
+
+def sleepers(mark: str) -> list[str]:
+    """Processes that carry a mark in their environment."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in each.read_bytes():
+                found.append(each.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "background"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_stays_when_it_is_told_to_end(number, *, ignored):
+    mark = f"FOREGROUND_TEST={os.getpid()}_{number}_{ignored}"
+    name, _, value = mark.partition("=")
+
+    def as_a_script_does() -> None:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    child = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {name: value},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=as_a_script_does,  # noqa: PLW1509  no threads here
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        deadline = time.monotonic() + 10
+        while len(sleepers(mark)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(number)
+        child.wait(15)
+    assert sleepers(mark) == []
