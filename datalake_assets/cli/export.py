@@ -281,9 +281,11 @@ def export_feeds(
         if parallel > 1 and len(feeds) > 1:
             return export_in_children(session, feeds, request, progress, parallel=parallel)
         # Dagster takes a second to import, which children and usage errors need not wait for
+        from datalake_assets.defs.feeds.runner import warm_up  # noqa: PLC0415
         from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415
 
         with open_instance() as instance:
+            warm_up(session.settings)
             return [tell(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
 
 
@@ -348,6 +350,9 @@ def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
         found = "failed" if check["level"] == "error" else "warns"
         told = f": {check['what']}" if check["what"] else ""
         warn(f"{outcome.feed}: check {check['check']} {found}{told}")
+    if outcome.quarantined:
+        rows = f"{outcome.quarantined:,} rows went to quarantine"
+        warn(f"{outcome.feed}: {rows}; 'datalake quarantine show {outcome.feed}' says why")
     return outcome
 
 
