@@ -278,7 +278,7 @@ def remove(session: Session, *, name: str, yes: bool) -> None:
     Of a folder that others write, the files stay. What was interrupted is finished by repeating it.
     """
     feed = session.registry.archived(name)
-    what = "its files stay" if feed.kind is FeedKind.FOLDER else f"all rows of {feed.path} are deleted"
+    what = "its files stay" if feed.is_adopted else f"all rows of {feed.path} are deleted"
     if not yes:
         click.confirm(f"Remove {feed.path}? {what[0].upper()}{what[1:]}, for good", abort=True, err=True)
     deleted = session.registry.remove(name)
