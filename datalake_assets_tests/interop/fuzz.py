@@ -163,6 +163,8 @@ def _plain(column: pa.Array) -> pa.Array:
         return _plain(column.dictionary_decode())
     if pa.types.is_timestamp(column.type):
         return column.view(pa.int64())
+    if pa.types.is_string_view(column.type):
+        return _plain(column.cast(pa.large_string()))
     if pa.types.is_string(column.type):
         return column.view(pa.binary())
     return column.view(pa.large_binary()) if pa.types.is_large_string(column.type) else column
