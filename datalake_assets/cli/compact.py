@@ -107,7 +107,7 @@ def compact(
     """  # noqa: D301  click reads the \b: keep these lines
     if partitions and between is not None:
         raise click.UsageError("give --partition or --range, not both")
-    from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  likewise
+    from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  not needed for --help
 
     request = request_of(session.settings, force=force, target_file_size_mb=target_file_size_mb, max_files=max_files)
     feed = session.registry.get(name)
@@ -143,7 +143,7 @@ def chosen_partitions(
     *,
     known: Mapping[str, PartitionFacts],
 ) -> tuple[str, ...]:
-    """The partitions that the options name, those with most small files first; ``known`` is what some amount to.
+    """The partitions that the options name, those with most small files first; ``known`` holds facts of some.
 
     Raises:
         ConfigError: They are none of this feed's.

@@ -133,9 +133,9 @@ def _folded(
 ) -> str:
     """The table within a terminal's width; one that needs no folding looks as it does elsewhere."""
     from rich.console import Console, Group  # noqa: PLC0415  only on a terminal
-    from rich.rule import Rule  # noqa: PLC0415  likewise
-    from rich.table import Table  # noqa: PLC0415  likewise
-    from rich.text import Text  # noqa: PLC0415  likewise
+    from rich.rule import Rule  # noqa: PLC0415  only on a terminal
+    from rich.table import Table  # noqa: PLC0415  only on a terminal
+    from rich.text import Text  # noqa: PLC0415  only on a terminal
 
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
     for name, narrowest, to_right in zip(head, least, right, strict=True):
@@ -291,7 +291,7 @@ class CompactProgress(_CommandProgress):
 
 def _bars() -> Bars:
     from rich.console import Console  # noqa: PLC0415  only on a terminal
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  likewise
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only on a terminal
 
     return Progress(
         TextColumn("{task.description}", markup=False),

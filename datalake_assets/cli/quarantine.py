@@ -40,7 +40,7 @@ def quarantine() -> None:
 def list_reasons(session: Session, *, as_json: bool) -> None:
     """Count the rows in quarantine, by feed and reason; each once, by its position in the source."""
     from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.replay import reasons  # noqa: PLC0415  likewise
+    from datalake_assets.lake.replay import reasons  # noqa: PLC0415  not needed for --help
 
     feeds, _ = session.feeds()
     found = [(feed, each) for feed in feeds for each in reasons(FeedFolder(session.store, feed))]
@@ -76,7 +76,7 @@ def list_reasons(session: Session, *, as_json: bool) -> None:
 def show(session: Session, *, name: str, limit: int, as_json: bool) -> None:
     """Show rows of NAME that are in quarantine: where they stood in the source, why they are here, and as they are."""
     from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.replay import quarantined_rows  # noqa: PLC0415  likewise
+    from datalake_assets.lake.replay import quarantined_rows  # noqa: PLC0415  not needed for --help
 
     newest = {
         row.identity: (path, row) for path, row in quarantined_rows(FeedFolder(session.store, _feed(session, name)))
@@ -128,9 +128,9 @@ def _feed(session: Session, name: str) -> Feed:
 
 def _replayed(session: Session, feed: Feed) -> ReplayReport:
     from datalake_assets.core.batches import ReadRequest  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  likewise
-    from datalake_assets.lake.replay import refuse_pulled, replay  # noqa: PLC0415  likewise
-    from datalake_assets.sources.base import DecodesAgain  # noqa: PLC0415  likewise
+    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.replay import refuse_pulled, replay  # noqa: PLC0415  not needed for --help
+    from datalake_assets.sources.base import DecodesAgain  # noqa: PLC0415  not needed for --help
 
     folder = FeedFolder(session.store, feed)
     refuse_pulled(folder)
@@ -148,7 +148,7 @@ def _tell_dagster(session: Session, feed: Feed, report: ReplayReport) -> None:
         if home_to_tell() is None:
             return
         from datalake_assets.defs.feeds.runner import report_replay  # noqa: PLC0415  Dagster takes a second to import
-        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  likewise
+        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
 
         with open_instance() as instance:
             report_replay(instance, feed, report.write, lake_uri=session.store.uri)

@@ -121,8 +121,8 @@ def _write(text: str, file: str | None) -> None:
 def lake_report(session: Session, feeds: Sequence[Feed], *, scans_per_day: float | None = None) -> LakeReport:
     """The report of some feeds of the session's lake."""
     from datalake_assets.core.report.findings import SCANS_PER_DAY, build_report  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  likewise
-    from datalake_assets.lake.statistics import lake_statistics  # noqa: PLC0415  likewise
+    from datalake_assets.lake.feed_compaction import request_of  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.statistics import lake_statistics  # noqa: PLC0415  not needed for --help
 
     statistics = lake_statistics(session.store, feeds, request_of(session.settings))
     scans = SCANS_PER_DAY if scans_per_day is None else scans_per_day

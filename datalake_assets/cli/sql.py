@@ -207,7 +207,7 @@ def _distinct(columns: Sequence[str]) -> list[str]:
 
 def _write_arrow(answer: SqlAnswer[pa.RecordBatch], output: str, most: int | None) -> None:
     import pyarrow as pa  # noqa: PLC0415  not needed for --help
-    from pyarrow import ipc  # noqa: PLC0415  likewise
+    from pyarrow import ipc  # noqa: PLC0415  not needed for --help
 
     assert answer.schema is not None  # noqa: S101  for mypy: this answer is in Arrow
     _check_types(answer, output)
@@ -227,7 +227,7 @@ def _write_arrow(answer: SqlAnswer[pa.RecordBatch], output: str, most: int | Non
 
 def _write_parquet(sink: _Sink, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     import pyarrow as pa  # noqa: PLC0415  not needed for --help
-    import pyarrow.parquet as pq  # noqa: PLC0415  likewise
+    import pyarrow.parquet as pq  # noqa: PLC0415  not needed for --help
 
     writer = pq.ParquetWriter(sink, schema, compression="zstd")
     waiting: list[pa.RecordBatch] = []

@@ -96,7 +96,7 @@ def _repair_runs() -> tuple[list[str], bool]:
     if home is None:
         return [], False
     os.environ["DAGSTER_HOME"] = str(home)
-    from datalake_assets.defs.feeds.runner import repair_runs  # noqa: PLC0415  likewise
+    from datalake_assets.defs.feeds.runner import repair_runs  # noqa: PLC0415  not needed for --help
     from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
 
     try:

@@ -1,7 +1,7 @@
-"""What a partition amounts to: facts that its files and its manifest tell, and what a compaction would make of it.
+"""The one place for figures of a partition, so that writes, checks, summaries and the command line agree on them.
 
-Two types for it, wherever it is said: `PartitionFacts` after a write, in checks, summaries and on the command line, and
-`PlannedPartition`, which knows the plan too. What compaction would do is asked of `datalake_assets.core.compaction`.
+`PartitionFacts` holds what the manifest gives; `PlannedPartition` adds what a compaction would do, which
+`datalake_assets.core.compaction` works out.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class PartitionFacts:
         size_bytes: Size of the files.
         small_bytes: Size of the small ones.
         largest_bytes: Size of the largest one; 0 without files.
-        sizes: Files by size, see `bucket_of`.
+        sizes: Number of files by size bucket (`bucket_of`).
         min_time: Earliest partition time; None without rows or without a time column.
-        max_time: Latest partition time, likewise.
+        max_time: Latest partition time; None where ``min_time`` is.
         generation: Commits so far.
         position: The partition's position, as JSON.
         rows_added: Rows in files that a write added, less rows in files that it removed; of a table's new version, less
@@ -151,7 +151,7 @@ class PlannedPartition(PartitionFacts):
     """A partition, and what a compaction by the feed's policy would do with it now.
 
     Attributes:
-        files_after: As what follows up to ``bytes_to_rewrite``, see `Outlook`.
+        files_after: Files that it would leave; this and the next five are `Outlook`'s.
         files_to_merge: Files to merge.
         small_bytes_to_merge: Size of the small ones among them.
         files_to_split: Files to split.

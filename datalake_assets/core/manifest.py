@@ -197,9 +197,8 @@ class Manifest:
         Args:
             published: The commit's files.
             at: When.
-            guarded: Others write to the folder, so what is replaced may be deleted only if it still is what it was.
-            small_file_bytes: Below this a file counts as small; None keeps the history from saying what the partition
-                amounts to.
+            guarded: The folder is adopted: what is replaced may be deleted only if it still is what it was.
+            small_file_bytes: Below this a file counts as small; None leaves the partition's figures out of the history.
         """
         pending = self._pending()
         removed = {name: Garbage(name) for name in pending.remove}
@@ -442,7 +441,7 @@ def _entry(
     files: Collection[DataFile],
     small_file_bytes: int | None,
 ) -> Commit:
-    """A line of the history; it says what the partition amounts to where it is known which files are small."""
+    """A line of the history; it has the partition's figures where it is known which files are small."""
     rows = sum(file.rows for file in added)
     entry = Commit(**named, rows=rows, files_added=len(added), files_removed=removed)
     if small_file_bytes is None:

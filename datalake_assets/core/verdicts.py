@@ -113,7 +113,7 @@ def health_of(
     *,
     last_write: datetime | None = None,
 ) -> PlannedPartition:
-    """What a partition's files and its compaction plan amount to."""
+    """The figures of a partition's files and of its compaction plan."""
     return PlannedPartition.from_facts(
         PartitionFacts.of(key, files, small_below_bytes=rules.small_file_bytes),
         outlook_of_plan(plan, small_below_bytes=rules.small_file_bytes),

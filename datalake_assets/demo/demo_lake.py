@@ -175,9 +175,9 @@ def serve_ksqldb(
         ConfigError: The port is taken, or a fault is none.
     """
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig  # noqa: PLC0415  costs numpy's import
-    from datalake_assets.demo.ksqldb_server.faults import Faults, parse_fault  # noqa: PLC0415  likewise
-    from datalake_assets.demo.ksqldb_server.ksql_errors import InvalidOption  # noqa: PLC0415  likewise
-    from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  likewise
+    from datalake_assets.demo.ksqldb_server.faults import Faults, parse_fault  # noqa: PLC0415  costs numpy's import
+    from datalake_assets.demo.ksqldb_server.ksql_errors import InvalidOption  # noqa: PLC0415  costs numpy's import
+    from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  costs numpy's import
 
     today = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     begin = start.replace(tzinfo=dt.UTC) if start else today - dt.timedelta(days=DEMO_DAYS)

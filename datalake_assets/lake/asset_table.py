@@ -55,7 +55,7 @@ class AssetTable(HiveTable):
         return SnapshotExport if self.feed.kind is FeedKind.TABLE else ReplaceExport
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
-        """See `LakeTable`; partitions need not be contiguous, and may lie in the future.
+        """Implements `LakeTable`: partitions need not be contiguous, and may lie in the future.
 
         Raises:
             ConfigError: A key is not one of this feed's, or a stream's are not given: only the asset knows.
@@ -77,7 +77,7 @@ class AssetTable(HiveTable):
         allow_shrink: bool = True,  # noqa: ARG002  what an asset returns is all there is
         on_progress: Callable[[Progress], None] | None = None,
     ) -> WriteReport:
-        """See `LakeTable`; fewer rows than before are accepted, since what an asset returns is all there is.
+        """Implements `LakeTable`: fewer rows than before are accepted, since what an asset returns is all there is.
 
         Frames by key are committed one by one: if one fails, those before it stay, and a repetition changes nothing.
 

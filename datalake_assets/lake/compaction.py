@@ -76,7 +76,7 @@ def compact(
     on_plan: Callable[[CompactionPlan], None] | None = None,
     on_progress: Callable[[CompactionProgress], None] | None = None,
 ) -> CompactionReport:
-    """Merges small files; see `LakeTable.compact`.
+    """Merges a partition's small files group by group, each in a commit of its own; does `LakeTable.compact`'s work.
 
     Args:
         folder: The feed.
@@ -86,8 +86,8 @@ def compact(
         base: The settled manifest, if somebody has just read it.
         excluded: Files that must stay as they are, by name, with the reason.
         guard: Asked before files are rewritten, and before each commit.
-        on_plan: Told what will be done.
-        on_progress: Told how much is done.
+        on_plan: Called with the plan before the work begins.
+        on_progress: Called with what is done so far.
     """
     folder.data_store.probe()
     work = _Compaction(folder, key, request, run_id, on_progress, excluded=excluded, guard=guard)

@@ -38,7 +38,7 @@ class Inputs:
         store: Where the files live.
         log: Of their partition.
         files: In the order in which they will be read.
-        adopted: Others write there too: a file counts only if it still has its ETag.
+        adopted: Other writers change the folder too: a file counts only if it still has its ETag.
         may_copy: The store may copy row groups without our reading them.
         made: Names of the files that this compaction has made itself.
     """

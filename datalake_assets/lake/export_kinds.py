@@ -40,7 +40,7 @@ class OffsetsExport(Export):
     kind, commit_kind, prefix = "offsets", "append", "data"
 
     def run(self) -> WriteReport:
-        """See `Export.run`."""
+        """Implements `Export.run`."""
         self.fence = fence = Fence(self.state.epoch, self._position_of)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         encoded = self.fix_schema(schema) if staged else None
@@ -58,7 +58,7 @@ class OffsetsExport(Export):
         return self.result(landing, reports, schema)
 
     def position_read(self, key: str) -> Mapping[str, Any]:
-        """See `Export.position_read`: after the rows staged so far."""
+        """Implements `Export.position_read`: after the rows staged so far."""
         highest = dict(self.fence.staged[key].highest)
         return OffsetsPosition().advanced(self.fence.epoch, highest).to_json()
 
@@ -91,7 +91,7 @@ class WindowExport(Export):
     kind, commit_kind, prefix = "window", "replace", "data"
 
     def run(self) -> WriteReport:
-        """See `Export.run`."""
+        """Implements `Export.run`."""
         self.as_of = self.folder.store.now()
         landing, staged, schema = self.land(self._time_placement(), fingerprint=True)
         self.fingerprints = landing.fingerprints or {}
@@ -108,7 +108,7 @@ class WindowExport(Export):
         return self.result(landing, reports, schema)
 
     def position_read(self, key: str) -> Mapping[str, Any]:
-        """See `Export.position_read`: the window, and when its pull began."""
+        """Implements `Export.position_read`: the window, and when its pull began."""
         window = window_of(key, PartitionBy(self.feed.partition_by))
         times = {"start": window.start, "end": window.end, "as_of": self.as_of}
         return {"kind": self.kind, **{name: time.isoformat() for name, time in times.items()}}
@@ -188,7 +188,7 @@ class SnapshotExport(Export):
     keeps_empty = True
 
     def run(self) -> WriteReport:
-        """See `Export.run`."""
+        """Implements `Export.run`."""
         (key,) = self.partitions
         if self.settled(key).generation:
             return self._committed_before(key)
@@ -208,7 +208,7 @@ class SnapshotExport(Export):
         return self.result(landing, {key: report}, schema, removed=retain(self.folder, run_id=self.run_id))
 
     def position_read(self, key: str) -> Mapping[str, Any]:  # noqa: ARG002  a table is pulled whole
-        """See `Export.position_read`: when the pull began."""
+        """Implements `Export.position_read`: when the pull began."""
         return {"kind": self.kind, "as_of": self.as_of.isoformat()}
 
     def _committed_before(self, key: str) -> WriteReport:

@@ -29,7 +29,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Partitions that are looked at at once.
+#: Partitions whose facts are read at once.
 THREADS = 8
 _OWN_FIGURE = re.compile(r"^is [^:]+: ")
 
@@ -89,7 +89,7 @@ def most_small_files_first(
     Args:
         open_table: Opens the feed's table; called once per partition, in several threads.
         keys: Partition keys.
-        known: What some of them amount to.
+        known: Facts of some of them; the others' are read.
     """
     if len(keys) < 2:  # noqa: PLR2004  nothing to order
         return tuple(keys)
@@ -115,8 +115,8 @@ def compact_partition(
         key: The partition.
         request: What is asked for.
         run_id: The Dagster run; empty if there is none.
-        on_plan: Told what will be done.
-        on_progress: Told how much is done.
+        on_plan: Called with the plan before the work begins.
+        on_progress: Called with what is done so far.
     """
     try:
         report = table.compact(key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
@@ -156,7 +156,7 @@ def _report(table: TableReader, key: str) -> PartitionFacts | None:
     """None too if the manifest cannot be read: the compaction will say so, and others go first."""
     try:
         return table.report(key)
-    except Exception:  # noqa: BLE001  likewise
+    except Exception:  # noqa: BLE001  this only orders partitions: what is wrong with one, its compaction reports
         return None
 
 

@@ -69,12 +69,12 @@ class HiveSnapshot:
 
     @property
     def feed(self) -> Feed:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         return self._folder.feed
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         if self._given is not None:
             return self._given
         if self.feed.kind is not FeedKind.TABLE:
@@ -83,42 +83,42 @@ class HiveSnapshot:
         return (version_key(current.number),) if current else ()
 
     def only(self, key: str) -> HiveSnapshot:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         one = HiveSnapshot(self._folder, [key])
         one._manifests, one._state = {key: self._load([key])[0]}, self._state  # read here, and so once for all
         return one
 
     def report(self, key: str) -> PartitionFacts | None:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         (manifest,) = self._load([key])
         return self._folder.report(key, manifest) if manifest.generation else None
 
     def health(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> PlannedPartition:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         (manifest,) = self._load([key])
         rules = rules_of(self.feed, request)
         plan = plan_of(self._folder, key, manifest, rules, excluded or {})
         return partition_health(key, manifest, plan, rules)
 
     def footers(self, key: str) -> PartitionFooters:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         from datalake_assets.lake.scan import partition_footers  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
 
         return partition_footers(self._folder, key, self._dataset([key]))
 
     def dataset(self, *, where: ds.Expression | None = None) -> ds.Dataset:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         return self._dataset(self.keys, where=where)
 
     def has_expired(self) -> bool:
-        """See `TableSnapshot`."""
+        """Implements `TableSnapshot`."""
         now = HiveSnapshot(self._folder, self._given)
         return not self._files <= set(now._dataset(now.keys).files)
 
     def _dataset(self, keys: Sequence[str], *, where: ds.Expression | None = None) -> ds.FileSystemDataset:
-        from datalake_assets.lake.scan import committed_files  # noqa: PLC0415  likewise
+        from datalake_assets.lake.scan import committed_files  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
 
         dataset = committed_files(self._folder, keys, self._state.schema, self._load, where=where)
         self._files.update(dataset.files)
@@ -165,7 +165,7 @@ class HiveTable:
 
     @property
     def feed(self) -> Feed:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return self._folder.feed
 
     @property
@@ -176,7 +176,7 @@ class HiveTable:
         return _EXPORTS[kind]
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         if self.feed.kind is FeedKind.TABLE:
             return ExportPlan((self._version(partitions),), ReadRequest())
         keys = tuple(partitions) if partitions else self._catch_up()
@@ -195,7 +195,7 @@ class HiveTable:
         allow_shrink: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> WriteReport:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         store = self._folder.store
         store.probe()
         before = dict(store.requests)
@@ -213,26 +213,26 @@ class HiveTable:
 
     @property
     def is_written_by_us(self) -> bool:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return True
 
     @property
     def is_listed_plainly(self) -> bool:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return True
 
     def partitions(self) -> tuple[str, ...]:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         if self.feed.kind is FeedKind.TABLE:
             return self._folder.state.load().keys
         return self._folder.partition_keys()
 
     def snapshot(self, partitions: Sequence[str] | None = None) -> HiveSnapshot:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return HiveSnapshot(self._folder, partitions)
 
     def report(self, key: str) -> PartitionFacts | None:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return self.snapshot([key]).report(key)
 
     def totals(self) -> FeedTotals | None:
@@ -252,7 +252,7 @@ class HiveTable:
         where: ds.Expression | None = None,
         partitions: Sequence[str] | None = None,
     ) -> pa.RecordBatchReader:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         from datalake_assets.lake.scan import scan  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
 
         return scan(self, columns=columns, where=where, partitions=partitions)
@@ -260,7 +260,7 @@ class HiveTable:
     def compaction_plan(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> CompactionPlan:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         manifest = self._folder.log(key).load().manifest
         return plan_of(self._folder, key, manifest, rules_of(self.feed, request), excluded or {})
 
@@ -273,13 +273,13 @@ class HiveTable:
         on_plan: Callable[[CompactionPlan], None] | None = None,
         on_progress: Callable[[CompactionProgress], None] | None = None,
     ) -> CompactionReport:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return compaction.compact(self._folder, key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
 
     def count_broken(
         self, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None
     ) -> Iterator[tuple[Rule, RuleCount]]:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         from datalake_assets.lake.broken_rules import count_broken  # noqa: PLC0415  imports DuckDB
 
         return count_broken(self, rules, keys, seen=seen)
@@ -290,21 +290,21 @@ class HiveTable:
         run_id: str = "",  # noqa: ARG002  the protocol's
         on_progress: Callable[[int, int], None] | None = None,  # noqa: ARG002
     ) -> Reconciliation:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return Reconciliation()
 
     def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         if self.feed.kind is not FeedKind.TABLE:
             return ()
         return tuple(key for key in keys if self._folder.log(key).load().manifest.deleted)
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return verify(self._folder, deep=deep, partitions=partitions)
 
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return repair(self._folder)
 
     def _window(self, keys: Sequence[str]) -> TimeWindow:

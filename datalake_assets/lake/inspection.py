@@ -1,9 +1,7 @@
-"""Verify and repair: manifests against objects, interrupted commits finished, leftovers swept.
+"""Keeps manifests and objects in agreement: finishes what was interrupted, and finds what differs.
 
-What is done to every feed at night: what was interrupted is finished, and a part of it is compared with a listing.
-
-A listing of everything would cost more than it tells, so that each night takes one slice of a feed's partitions; which
-one follows from the date alone. Nothing here deletes a data file that no manifest ever named.
+It runs every night on every feed. To list everything would cost more than it is worth, so each night takes one slice
+of a feed's partitions, which follows from the date alone. Nothing here deletes a data file that no manifest ever named.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ CHUNK_BYTES = 8 << 20
 
 
 def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] | None = None) -> Iterator[Difference]:
-    """Compares manifests with objects; see `LakeTable.verify`."""
+    """Compares a feed's manifests with its objects, one listing for all; yields what `LakeTable.verify` promises."""
     keys = folder.partition_keys() if partitions is None else tuple(partitions)
     roots = [folder.data_root] if partitions is None else [folder.data_folder(key) for key in keys]
     objects = {info.key: info for root in roots for info in folder.data_store.list(root)}
@@ -138,7 +136,7 @@ class _Settled:
 
     Attributes:
         key: The partition.
-        report: What it amounts to; None if nobody can tell yet.
+        report: Its facts; None while the store cannot say what became of a commit.
         manifest: Its manifest, if it is a version that is not in the feed's state.
         finished: Whether an interrupted commit was finished.
         undone: Whether one was undone.
@@ -156,11 +154,11 @@ class _Settled:
 
 
 def repair(folder: FeedFolder) -> Repair:
-    """Finishes or undoes what was interrupted and sweeps what it left; see `LakeTable.repair`. Idempotent."""
+    """Finishes or undoes what was interrupted and sweeps what it left, several partitions at once. Idempotent."""
     is_table = folder.feed.kind is FeedKind.TABLE
     known = set(folder.state.load().keys) if is_table else set()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="repair") as pool:
-        # manifests of a large feed do not fit into memory together: only what they amount to is kept
+        # manifests of a large feed do not fit into memory together: only their facts are kept
         jobs = pool.map(lambda key: _settle(folder, key, keep=is_table and key not in known), folder.partition_keys())
         done = {each.key: each for each in jobs}
     if is_table:
@@ -215,8 +213,6 @@ def _sweep_staged(folder: FeedFolder) -> int:
     return len(stale)
 
 
-#: Temporary files of this age belong to no living process.
-#: Partitions that are looked at at once.
 #: Of the differences that `LakeTable.verify` finds, those that repair does not mend.
 _LASTING = {"missing", "size", "unknown file", "manifest", "changed", "new file", "unreadable"}
 

@@ -1,11 +1,7 @@
-"""Where a feed's parts lie in the lake, and what its partitions amount to.
+"""The one place that knows where a feed's parts lie in the lake, so that no other module spells a path.
 
-A feed's state in the store: read, and changed by compare-and-swap until it holds.
-
-Where adopted folders lie: what can be adopted, the store beside it, and which addresses overlap.
-
-The store of an adopted folder is rooted at its *parent*, so that staged files lie beside the folder, on its device, and
-never in it.
+That holds for adopted folders too: what can be adopted, and which addresses overlap. The store of an adopted folder is
+rooted at its *parent*, so that staged files lie beside the folder, on its device, and never in it.
 """
 
 from __future__ import annotations
@@ -203,7 +199,7 @@ class FeedFolder:
 
     @property
     def is_adopted(self) -> bool:
-        """Whether others write to the data folder too."""
+        """Whether the data folder is adopted: other writers change it too."""
         return self.feed.is_adopted
 
     @property
@@ -263,7 +259,7 @@ class FeedFolder:
         return tuple(sorted(found, key=lambda key: (0 if self.is_adopted else len(key), key)))
 
     def report(self, key: str, manifest: Manifest, *, before: Manifest | None = None) -> PartitionFacts:
-        """What a partition amounts to, and what was added since ``before`` (default: nothing)."""
+        """A partition's facts, and what was added since ``before`` (default: nothing)."""
         base = before or manifest
         known = {file.name for file in base.files}
         return PartitionFacts.of(

@@ -277,7 +277,7 @@ class _Staying(Quarantine):
         rows: Iterable[RejectedRow],
         *,
         partition_path: str = UNKNOWN_PARTITION,  # noqa: ARG002  they stay where they are
-        epoch: int | None = None,  # noqa: ARG002  likewise
+        epoch: int | None = None,  # noqa: ARG002  they stay where they are
     ) -> None:
         """Counts rows by their reason now."""
         for row in rows:
@@ -303,7 +303,7 @@ class _ReplayFence(Fence):
     taken: dict[str, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
-        """See `Fence`."""
+        """Implements `Fence`."""
         partitions = np.asarray(batch.source_partitions).astype(np.int64)
         offsets = np.asarray(batch.source_offsets).astype(np.int64)
         wanted = np.zeros(len(offsets), dtype=np.bool_)
@@ -332,7 +332,7 @@ class ReplayExport(Export):
     batches: _Waiting
 
     def run(self) -> WriteReport:
-        """See `Export.run`."""
+        """Implements `Export.run`."""
         self.stayed: Counter[str] = Counter()
         fence = _ReplayFence(self.state.epoch, self._position_of, hint=self.state.hint, stayed=self.stayed)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
@@ -348,11 +348,11 @@ class ReplayExport(Export):
         return self.result(landing, reports, schema)
 
     def quarantine(self) -> Quarantine:
-        """See `Export.quarantine`."""
+        """Implements `Export.quarantine`."""
         return _Staying(self.stayed)
 
     def position_read(self, key: str) -> Mapping[str, Any]:  # noqa: ARG002  rows from all over the source
-        """See `Export.position_read`."""
+        """Implements `Export.position_read`."""
         return {"kind": self.kind, "replayed": True}
 
     def _position_of(self, key: str) -> OffsetsPosition:

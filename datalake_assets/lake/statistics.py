@@ -1,4 +1,4 @@
-"""What a lake amounts to, table by table, with what could not be landed: the figures behind ``datalake report``."""
+"""Gathers the figures behind ``datalake report``, table by table, with what could not be landed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUARANTINE_BYTES = 8 << 20
 def lake_statistics(
     store: Store, feeds: Sequence[Feed], request: CompactionRequest | None = None
 ) -> tuple[FeedStatistics, ...]:
-    """What each feed amounts to.
+    """The figures of each feed, in the order given.
 
     Takes two listings and two requests per feed, one request per partition, and up to `QUARANTINE_BYTES` of its
     quarantine.
@@ -39,7 +39,7 @@ def lake_statistics(
         request: The installation's compaction, for what it would do; default: that of a development environment.
 
     Raises:
-        LakeError: The lake cannot be read. A manifest that is damaged is told in ``problems`` instead.
+        LakeError: The lake cannot be read. A manifest that is damaged is reported in ``problems`` instead.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         threads = pool if "://" in store.uri else None  # local files are not read any faster by threads

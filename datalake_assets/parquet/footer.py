@@ -186,7 +186,7 @@ class _FooterParser:
             raise MalformedThrift("its columns may be encrypted")
 
     def _schema_key(self) -> bytes:
-        """See `Footer`. Field 2 is the schema with its root; unknown fields count, so that none is applied wrongly."""
+        """Field 2 is the schema with its root; unknown fields are counted, so that none is applied wrongly."""
         digest = hashlib.blake2b(self._elements, digest_size=16)
         others = [(number, _without_version(value)) for number, value in self._fields.items() if number != SCHEMA_FIELD]
         digest.update(repr(others).encode())

@@ -183,7 +183,7 @@ def plan_compaction(
 
     Args:
         files: All its committed files.
-        rules: See `rules_of`.
+        rules: The feed's policy, resolved by `rules_of`.
         now: The store's time.
         closed: No more rows are expected: it should end as as few files as its bytes allow.
         last_commit: When the partition last changed; None if unknown.
@@ -415,7 +415,7 @@ def again_at(
 
 
 def outlook_of_plan(plan: CompactionPlan, *, small_below_bytes: int) -> Outlook:
-    """What a plan amounts to; files below ``small_below_bytes`` count as small."""
+    """The figures of a plan; files below ``small_below_bytes`` count as small."""
     merges = [file.size_bytes for group in plan.groups if len(group.files) > 1 for file in group.files]
     splits = [file.size_bytes for group in plan.groups if len(group.files) == 1 for file in group.files]
     return Outlook(
@@ -437,14 +437,14 @@ def outlook_of_facts(
     last_commit: datetime | None = None,
     all_usable: bool = True,
 ) -> Outlook | None:
-    """What a plan of these files would amount to; None where only `plan_compaction` can tell.
+    """The figures that a plan of these files would have; None where only `plan_compaction` can work them out.
 
     Args:
         facts: Of the partition; its small files are at least those of ``rules``.
         rules: As for `plan_compaction`.
-        now: Likewise.
-        closed: Likewise.
-        last_commit: Likewise.
+        now: The store's time.
+        closed: No more rows are expected.
+        last_commit: When the partition last changed; None if unknown.
         all_usable: Whether none of the files must stay as it is.
     """
     as_few = closed or rules.force

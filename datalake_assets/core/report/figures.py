@@ -1,4 +1,4 @@
-"""What partitions and feeds amount to, by their manifests alone: the figures that reports are made of.
+"""The figures of partitions and feeds that reports are made of, from their manifests alone.
 
 Pure. `datalake_assets.lake.statistics` gathers them; `datalake_assets.core.report.findings` draws conclusions.
 
@@ -52,7 +52,7 @@ class Quarantined:
     Attributes:
         objects: Objects that hold them.
         size_bytes: Their size.
-        rows: Distinct rows among those that were counted, by partition key; ``_unknown`` where none can be told.
+        rows: Distinct rows among those that were counted, by partition key; ``_unknown`` where the key is not known.
         is_exact: Whether all were counted; otherwise there are at least so many.
     """
 
@@ -113,7 +113,7 @@ class FeedStatistics:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Files by size, see `bucket_of`."""
+        """Number of files by size bucket, as `bucket_of` cuts them."""
         return _added(partition.sizes for partition in self.partitions)
 
     @property

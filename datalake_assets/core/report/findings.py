@@ -31,7 +31,7 @@ class Age:
     Attributes:
         what: ``export`` or ``row``: the newest one.
         at: When it was; None if nobody knows.
-        age: By the store's clock; None likewise.
+        age: How long ago that is by the store's clock; None if ``at`` is.
         warn: From here on it is late; None for no limit.
         fail: From here on that is an error; None for no limit.
     """
@@ -58,9 +58,9 @@ class Age:
     @property
     def text(self) -> str:
         """``the newest row is 3 days old, the feed allows 24 h``."""
-        said = f"the newest {self.what} is {'not known' if self.age is None else f'{span_text(self.age)} old'}"
+        line = f"the newest {self.what} is {'not known' if self.age is None else f'{span_text(self.age)} old'}"
         limit = self.fail if self.level is Level.ERROR else self.limit
-        return said if limit is None else f"{said}, the feed allows {span_text(limit)}"
+        return line if limit is None else f"{line}, the feed allows {span_text(limit)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ class FeedReport:
         statistics: The figures.
         ages: Of the newest export and the newest row.
         costs: What each partition costs per month, in the order of the partitions.
-        costs_after: Likewise after a compaction.
-        cost: What all of them cost.
-        cost_after: Likewise after a compaction.
+        costs_after: What each would cost per month after a compaction, in the same order.
+        cost: What all of them cost per month.
+        cost_after: What all of them would cost per month after a compaction.
         findings: The verdict; never empty.
     """
 
@@ -116,7 +116,7 @@ class FeedReport:
 
     @property
     def small_sizes(self) -> tuple[int, ...]:
-        """Small files by size, see `datalake_assets.core.report.figures.bucket_of`."""
+        """Number of small files by size bucket, as `bucket_of` cuts them."""
         left, small = self.statistics.small_files, []
         for files in self.statistics.sizes:
             small.append(min(files, left))

@@ -256,19 +256,19 @@ class OpLog:
 
     @property
     def instance(self) -> dg.DagsterInstance:
-        """See `CompactionLog`."""
+        """Implements `CompactionLog`."""
         return self._context.instance
 
     def info(self, line: str) -> None:
-        """See `CompactionLog`."""
+        """Implements `CompactionLog`."""
         self._context.log.info(line)
 
     def warning(self, line: str) -> None:
-        """See `CompactionLog`."""
+        """Implements `CompactionLog`."""
         self._context.log.warning(line)
 
     def observed(self, event: dg.AssetObservation | dg.AssetCheckEvaluation) -> None:
-        """See `CompactionLog`."""
+        """Implements `CompactionLog`."""
         self._context.log_event(event)  # type: ignore[arg-type]  # it takes check evaluations too, pinned by a test
 
 

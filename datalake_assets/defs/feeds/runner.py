@@ -309,7 +309,7 @@ def _runner(settings: Settings, digest: str) -> FeedRunner:  # noqa: ARG001  the
 
 
 @lru_cache(maxsize=1)
-def _own_instance(home: str) -> dg.DagsterInstance:  # noqa: ARG001  likewise
+def _own_instance(home: str) -> dg.DagsterInstance:  # noqa: ARG001  the digest is part of the cache's key
     """The instance of ``DAGSTER_HOME``, kept open: opening it takes as long as half a run."""
     instance = open_instance()
     atexit.register(instance.dispose)

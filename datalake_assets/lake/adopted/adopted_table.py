@@ -38,7 +38,7 @@ __all__ = ["AdoptedTable"]
 
 
 def _refuse_export(feed: Feed) -> ConfigError:
-    """The error of whoever wants to export an adopted folder."""
+    """The error for an export to an adopted folder."""
     return ConfigError(
         f"feed {feed.name!r} is an adopted folder: nothing is exported to it;"
         f" look at it with 'datalake repair {feed.name}', or merge its files with 'datalake compact {feed.name}'"
@@ -46,7 +46,7 @@ def _refuse_export(feed: Feed) -> ConfigError:
 
 
 class AdoptedTable(HiveTable):
-    """A folder that others write, adopted; implements `LakeTable`."""
+    """An adopted folder: nothing is exported to it, and its files are listed anew before they are judged."""
 
     def __init__(self, store: Store, feed: Feed) -> None:
         super().__init__(store, feed)
@@ -70,22 +70,22 @@ class AdoptedTable(HiveTable):
 
     @property
     def is_written_by_us(self) -> bool:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return False
 
     @property
     def is_listed_plainly(self) -> bool:
-        """See `LakeTable`: engines would expand some names, and give the columns of paths types of their own."""
+        """Implements `LakeTable`: engines would expand some names, and give the columns of paths types of their own."""
         return False
 
     def look_again(self, *, run_id: str = "", on_progress: Callable[[int, int], None] | None = None) -> Reconciliation:
-        """See `LakeTable`, and `datalake_assets.lake.adopted.reconcile`."""
+        """Implements `LakeTable`: brings the manifests in step with the folder's files."""
         return reconcile(self._folder, run_id=run_id, on_progress=on_progress)
 
     def compaction_plan(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> CompactionPlan:
-        """See `LakeTable`; of the files that were there at the last look."""
+        """Implements `LakeTable`: plans with the files that were there at the last look."""
         excluded = {**self._linked_in(key), **(excluded or {})}
         plan = super().compaction_plan(key, request, excluded=excluded)
         reason = self._summaries.refusal(key) if plan.groups else ""
@@ -107,7 +107,7 @@ class AdoptedTable(HiveTable):
         on_plan: Callable[[CompactionPlan], None] | None = None,
         on_progress: Callable[[CompactionProgress], None] | None = None,
     ) -> CompactionReport:
-        """See `LakeTable`; looks at the partition's files first.
+        """Implements `LakeTable`: looks at the partition's files first.
 
         Raises:
             FolderTaken: The folder is another's by now.
@@ -155,14 +155,14 @@ class AdoptedTable(HiveTable):
         return links
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
-        """See `LakeTable`; files that cannot be read are differences, each time."""
+        """Implements `LakeTable`: files that cannot be read are differences, each time."""
         if partitions is None:
             yield from _verify(self._folder, list_folder(self._folder), self._folder.partition_keys(), deep=deep)
         for key in partitions or ():
             yield from _verify(self._folder, list_folder(self._folder, key), [key], deep=deep)
 
     def repair(self, *, run_id: str = "") -> Repair:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         done = repair(self._folder)  # first, or the look would finish commits that nobody counts
         found = reconcile(self._folder, run_id=run_id)
         waiting = tuple(dict.fromkeys((*done.waiting, *(f"{self.feed.path}/{each}" for each in found.waiting))))

@@ -405,7 +405,7 @@ class LocalStore:
         return str(self._root / check_prefix(key))
 
     def probe(self) -> None:
-        """See `Store.probe`; a local filesystem without hard links or locks is told here too."""
+        """Implements `Store.probe`: a local filesystem without hard links or locks is refused here too."""
         if self.uri in _proven:
             return
         self._tree.check_root()

@@ -392,7 +392,7 @@ class S3Store:
         return f"{self._bucket}/{self._full(check_prefix(key))}".rstrip("/")
 
     def probe(self) -> None:
-        """See `Store.probe`; the scratch object lies where no listing shows it."""
+        """Implements `Store.probe`: the scratch object lies where no listing shows it."""
         lake = (self.uri, self._clients.endpoint)
         if lake in _proven:
             return
