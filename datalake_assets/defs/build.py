@@ -48,7 +48,7 @@ def build_definitions(
     Args:
         settings: The installation.
         lake: The lake, if not the one of the settings.
-        resources: Likewise, ``lake`` and one resource per kind of source.
+        resources: ``lake`` and one resource per kind of source, if not those of the settings.
         stand_in: Brings the sources of lakes that have their own.
 
     Raises:
@@ -79,14 +79,14 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
     with known_dagster_warnings_ignored():
         checks = nightly_checks_of(feeds)
         tables = [next_version_job(runner, feed) for feed in runner.feeds.values() if feed.kind is FeedKind.TABLE]
-        dear = [evaluate_checks_job(checks)] if checks else []
+        evaluations = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
             assets=[lake_report_asset(tuple(runner.feeds.values()), lake_uri=lake.uri)],
             asset_checks=checks,
-            jobs=[*dear, export_all_job(runner), *tables, compact, maintenance],
+            jobs=[*evaluations, export_all_job(runner), *tables, compact, maintenance],
             schedules=[
                 *(feed_schedule(runner, feed) for feed in feeds if feed.schedule),
-                *map(nightly_checks, dear),
+                *map(nightly_checks, evaluations),
                 nightly_maintenance(maintenance),
             ],
             sensors=[
@@ -102,7 +102,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
 
 
 def nightly_checks_of(feeds: Sequence[Feed]) -> list[dg.AssetChecksDefinition]:
-    """The checks that no export evaluates: dear rules, and all of the adopted folders."""
+    """The checks that no export evaluates: expensive rules, and all of the adopted folders."""
     folders = [folder_checks(feed) for feed in feeds if feed.is_adopted and feed.asset is None]
-    dear = [rule_checks(feed) for feed in feeds if feed.is_exported and feed.checks.rules_on_schedule]
-    return [*folders, *dear]
+    expensive = [rule_checks(feed) for feed in feeds if feed.is_exported and feed.checks.rules_on_schedule]
+    return [*folders, *expensive]

@@ -1,4 +1,4 @@
-"""What Dagster's event log and run history tell of compactions: the sensor, checks and maintenance ask it."""
+"""Reads compactions from Dagster's event log and run history, once for the sensor, checks and maintenance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ __all__ = ["PAGE", "EventPage", "EventReader", "RunEnd", "end_of", "unusable_fil
 
 #: Events that are read at once; Dagster gives no more than 1,000.
 PAGE = 500
-#: A partition's newest observations among which its last compaction is looked for: others observe folders too.
+#: A partition's newest observations that are searched for its last compaction: others observe folders too.
 RECENT = 20
 #: The partition of an adopted folder that has no folders in it.
 _WHOLE_FOLDER = "."
@@ -48,7 +48,7 @@ class RunEnd:
 
     Attributes:
         outcome: Whether it goes on, or how it ended.
-        errors: What it said of each partition that failed; empty too if it was killed.
+        errors: Its error for each partition that failed; empty too if it was killed.
         flawed: Partitions that it compacted, each with whether that left files which no rewrite can take.
     """
 
@@ -63,7 +63,7 @@ class EventReader:
     Args:
         instance: Dagster's instance.
         asset: The asset.
-        by_others: Others write its files, so that an observation may be the only sign of a change.
+        by_others: Its files are adopted, so that an observation may be the only sign of a change.
         page: Events that are read at once.
     """
 
@@ -139,7 +139,7 @@ def _flaws(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, bool]:
     flawed = {}
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION):
         event = entry.get_dagster_event().asset_observation_data.asset_observation
-        key = _said_partition(event)
+        key = _event_partition(event)
         if key is not None and FILES_COMPACTED in event.metadata:
             flawed[key] = bool(_files(event.metadata))
     return flawed
@@ -148,21 +148,21 @@ def _flaws(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, bool]:
 def _errors(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, str]:
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         failure = entry.get_dagster_event().step_failure_data.user_failure_data
-        said = failure.metadata.get(PARTITION_ERRORS) if failure else None
-        if isinstance(said, dg.JsonMetadataValue) and isinstance(said.data, dict):
-            return {str(key): str(error) for key, error in said.data.items()}
+        value = failure.metadata.get(PARTITION_ERRORS) if failure else None
+        if isinstance(value, dg.JsonMetadataValue) and isinstance(value.data, dict):
+            return {str(key): str(error) for key, error in value.data.items()}
     return {}
 
 
 def _partition_of(record: dg.EventLogRecord) -> str | None:
     event = record.asset_materialization or record.asset_observation
-    return _said_partition(event) if event else None
+    return _event_partition(event) if event else None
 
 
-def _said_partition(event: dg.AssetMaterialization | dg.AssetObservation) -> str | None:
-    """The feed's partition; an asset without partitions says it in its metadata."""
-    said = event.metadata.get(FEED_PARTITION)
-    return event.partition or (str(said.value) if said else None)
+def _event_partition(event: dg.AssetMaterialization | dg.AssetObservation) -> str | None:
+    """The feed's partition; that of an asset without partitions is in the event's metadata."""
+    value = event.metadata.get(FEED_PARTITION)
+    return event.partition or (str(value.value) if value else None)
 
 
 def _metadata(record: dg.EventLogRecord) -> Mapping[str, dg.MetadataValue]:
@@ -170,7 +170,7 @@ def _metadata(record: dg.EventLogRecord) -> Mapping[str, dg.MetadataValue]:
 
 
 def _files(metadata: Mapping[str, dg.MetadataValue]) -> Mapping[str, str]:
-    said = metadata.get(UNUSABLE_FILES)
-    if not isinstance(said, dg.JsonMetadataValue) or not isinstance(said.data, list):
+    value = metadata.get(UNUSABLE_FILES)
+    if not isinstance(value, dg.JsonMetadataValue) or not isinstance(value.data, list):
         return {}
-    return {str(each["name"]): str(each["reason"]) for each in said.data}
+    return {str(each["name"]): str(each["reason"]) for each in value.data}

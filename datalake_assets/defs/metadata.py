@@ -52,7 +52,7 @@ Metadata = Mapping[str, dg.MetadataValue]
 FEED_PARTITION = "datalake/partition"
 #: On observations of compactions, and on no others.
 FILES_COMPACTED = "datalake/files_compacted"
-#: Likewise: the files that no rewrite can take, each with its ``name`` and the ``reason``.
+#: On observations of compactions: the files that no rewrite can take, each with its ``name`` and the ``reason``.
 UNUSABLE_FILES = "datalake/unusable_files"
 #: On observations of what cannot be compacted, and on no others.
 COMPACTION_FAILURES = "datalake/compaction_failures"
@@ -130,7 +130,7 @@ def feed_metadata(feed: Feed, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
 def partition_metadata(
     feed: Feed, report: PartitionFacts, *, lake_uri: str, schema: pa.Schema
 ) -> dict[str, dg.MetadataValue]:
-    """What a partition amounts to after a write, for its materialization."""
+    """A partition's facts after a write, for its materialization."""
     return {
         **_partition_now(feed, report, lake_uri=lake_uri),
         "dagster/column_schema": column_schema(feed, schema),
@@ -152,7 +152,7 @@ def totals_metadata(feed: Feed, totals: FeedTotals | None) -> dict[str, dg.Metad
 
 
 def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
-    """What a partition amounts to after a compaction, and what that did, for its observation."""
+    """A partition's facts after a compaction, and what that did, for its observation."""
     useless = unusable(report.skipped)
     named = [{"name": each.name, "reason": each.reason} for each in useless[:_MOST_NAMED]]
     return {
@@ -193,7 +193,7 @@ def compaction_report_metadata(report: Report) -> dict[str, dg.MetadataValue]:
 
 
 def folder_metadata(feed: Feed, report: PartitionFacts, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
-    """What a partition of an adopted folder amounts to, for its observation."""
+    """The facts of an adopted folder's partition, for its observation."""
     return _partition_now(feed, report, lake_uri=lake_uri)
 
 
@@ -227,7 +227,7 @@ def _position_text(report: PartitionFacts) -> str:
 
 
 def _folder_uri(feed: Feed, lake_uri: str) -> str:
-    """Where a feed's data are: in the lake, or where others write them."""
+    """Where a feed's data are: in the lake, or in the adopted folder."""
     return feed.source.uri if isinstance(feed.source, FolderSource) else f"{lake_uri}/{feed.path}"
 
 

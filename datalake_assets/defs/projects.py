@@ -86,17 +86,17 @@ def build_freshness_checks(
 ) -> list[dg.AssetChecksDefinition]:
     """A check ``freshness`` for each asset: are its newest row, and its newest commit, new enough?
 
-    Filling in old partitions makes no asset fresh, and neither does compaction. The newest row is told by the asset's
+    Filling in old partitions makes no asset fresh, and neither does compaction. The newest row is found by the asset's
     time column (metadata ``datalake/time_column``); an asset with partitions and without one is taken to be complete up
     to the end of its newest partition that has rows. At least one age is to be given.
 
     Args:
-        assets: See `build_file_size_checks`.
+        assets: The assets, as `build_file_size_checks` takes them.
         lake: The lake.
         max_event_age: Age of the newest row above which the check warns.
-        max_commit_age: Age of the newest commit, of the current partition or the one before it, likewise.
-        fail_event_age: Age above which the check is an error.
-        fail_commit_age: Likewise.
+        max_commit_age: Age of the newest commit, of the current partition or the one before it, above which it warns.
+        fail_event_age: Age of the newest row above which the check is an error.
+        fail_commit_age: Age of the newest commit above which the check is an error.
 
     Raises:
         ConfigError: No age was given, an asset cannot be a feed, or its rows have no times.
@@ -181,7 +181,7 @@ def _sizes(instance: dg.DagsterInstance, lake: Lake, declared: Feed, keys: Seque
 
 
 def _look(lake: Lake, declared: Feed) -> Feed | None:
-    """The feed as it is registered; None if there is nothing in it yet. A folder is looked at anew."""
+    """The feed as it is registered; None if there is nothing in it yet. A folder is listed anew."""
     from datalake_assets.lake.declarations import registered  # noqa: PLC0415  definitions load without stores
 
     feed = registered(lake.store, declared)
@@ -252,7 +252,7 @@ def _newest_event(lake: Lake, feed: Feed, *, now: datetime) -> datetime | None:
     return None
 
 
-#: Seconds after which a folder is listed again, though nobody said that it changed.
+#: Seconds after which a folder is listed again, though no event reported a change.
 LOOK_EVERY_S = 300.0
 
 _DESCRIPTION = """\
@@ -327,7 +327,7 @@ class _AssetWatcher:
     digest: str | None = None
 
     def tick(self, instance: dg.DagsterInstance, cursor: str | None, *, warn: Callable[[str], None]) -> dg.SensorResult:
-        """One tick; an asset that cannot be looked at stops no other."""
+        """One tick; an asset that cannot be read stops no other."""
         state = state_from_json(cursor)
         self._forget_if_changed()
         feeds = []
@@ -345,7 +345,7 @@ class _AssetWatcher:
     def _look(
         self, instance: dg.DagsterInstance, declared: Feed, known: FeedWatch | None
     ) -> tuple[Feed | None, FeedWatch | None]:
-        """The feed as it is registered, and its watch if something was heard of a folder."""
+        """The feed as it is registered, and its watch if an event reported a change of a folder."""
         feed = self._registered(declared)
         if feed is None or not feed.is_adopted or not self._is_due(instance, feed, known):
             return feed, None

@@ -1,8 +1,8 @@
-"""Dagster runs and the processes that they are in: tagged, ended when the process died, told where they belong.
+"""Ties each Dagster run to its process and its code location, so that a run whose process died can be ended.
 
-Dagster's default launcher cannot tell that a run's process died; run monitoring notices only runs that never started.
-Such a run would stay "started" for ever, and its feed's next run would wait for its slot. So a run says which process
-it is in, and others can tell when that is gone.
+Dagster's default launcher does not notice that a run's process died; run monitoring notices only runs that never
+started. Such a run would stay "started" for ever, and its feed's next run would wait for its slot. So a run's tags name
+its process, and others can see when that is gone.
 
 The public API (`JobDefinition.execute_in_process`, `execute_job`) creates runs that belong to no code location: the UI
 cannot run those again, and no run-failure sensor sees them. So this module, and no other, reaches below `dagster`;

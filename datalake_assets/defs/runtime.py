@@ -91,8 +91,8 @@ def open_instance() -> dg.DagsterInstance:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return _opened()
     except Exception as error:  # YAML's, SQLAlchemy's and Dagster's own errors have nothing in common
-        said = " ".join(str(getattr(error, "strerror", None) or error).split())
-        text = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+        cause = " ".join(str(getattr(error, "strerror", None) or error).split())
+        text = cause if len(cause) <= _LONGEST else f"{cause[:_LONGEST]} …"
         raise ConfigError(f"DAGSTER_HOME {home} cannot be used: {text}; mend it, or name another folder") from error
 
 

@@ -87,7 +87,7 @@ def size_evaluations(
         lake: The lake.
         feed: The feed.
         compacted: How the partitions that were compacted are now, by the feed's policy.
-        each_partition: Tell of each, too.
+        each_partition: Report each partition, too.
     """
     if not compacted:
         return

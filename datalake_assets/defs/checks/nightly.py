@@ -1,4 +1,4 @@
-"""A feed's dear rules as checks that nobody waits for: evaluated at night, and whenever a person asks.
+"""A feed's expensive rules as checks that nobody waits for: evaluated at night, and whenever a person asks.
 
 An evaluation looks at what changed since the one before, and at what broke the rule then: a partition that is bad stays
 reported until it is good. Where it left off is in its own metadata, so there is no state to lose.
@@ -30,7 +30,7 @@ EVALUATE_CHECKS = "evaluate_checks"
 _STATE = "datalake/state"
 #: Events that are fetched at once.
 _PAGE = 1_000
-#: Executions among which the last evaluation is looked for: those of runs that died left none.
+#: Executions that are searched for the last evaluation: those of runs that died left none.
 _EXECUTIONS = 20
 
 
@@ -75,7 +75,7 @@ def evaluate_checks_job(checks: Sequence[dg.AssetChecksDefinition]) -> Any:
     return dg.define_asset_job(
         EVALUATE_CHECKS,
         selection=dg.AssetSelection.checks(*checks),
-        description="Evaluates the checks that no export does: dear rules over what changed, and adopted folders.",
+        description="Evaluates the checks that no export does: expensive rules over what changed, and adopted folders.",
         executor_def=dg.in_process_executor,
     )
 
@@ -163,7 +163,7 @@ def _last(instance: dg.DagsterInstance, feed: Feed, rule: Rule) -> _Last | None:
 
 def _changes(instance: dg.DagsterInstance, feed: Feed, since: int) -> _Changes:
     """The partitions that were materialized after an event, and the newest event of all."""
-    if since < 0:  # everything is looked at; only the newest event matters
+    if since < 0:  # every partition is evaluated; only the newest event matters
         newest = instance.fetch_materializations(asset_key(feed), limit=1).records
         return _Changes(frozenset(), newest[0].storage_id if newest else 0)
     keys: set[str] = set()
@@ -185,5 +185,5 @@ def _changes_by_others(table: TableReader, since: int) -> _Changes:
 
 
 def _digest(rule: Rule) -> str:
-    """Changes when the rule does: then everything is looked at anew."""
+    """Changes when the rule does: then every partition is evaluated anew."""
     return hashlib.blake2b(json.dumps(rule.model_dump(mode="json")).encode(), digest_size=8).hexdigest()

@@ -60,7 +60,7 @@ __all__ = [
     "size_verdicts",
 ]
 
-#: Materializations that are looked at, newest first: late rows of other days come between.
+#: Materializations that are searched, newest first: late rows of other days come between.
 _LOOKED_AT = 500
 
 
@@ -114,7 +114,7 @@ def newest_event(table: TableReader, *, known: Mapping[str, PartitionFacts] | No
 
     Args:
         table: The feed's data.
-        known: What some partitions amount to: these are not asked for again.
+        known: Facts of some partitions: these are not asked for again.
     """
     if table.feed.kind is FeedKind.TABLE:
         return None
@@ -192,7 +192,7 @@ def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg
 
 
 def on_write_check_keys(feed: Feed) -> list[dg.AssetCheckKey]:
-    """The checks that belong to an export; dear rules have a schedule of their own."""
+    """The checks that belong to an export; expensive rules have a schedule of their own."""
     names = [*DESCRIPTIONS, *(rule.check_name for rule in feed.checks.rules_on_write)]
     return [dg.AssetCheckKey(asset_key(feed), name) for name in names]
 
@@ -229,7 +229,7 @@ def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequ
 
 
 def _broken(table: TableReader, snapshot: TableSnapshot) -> dict[str, dict[str, RuleCount]]:
-    """The rows that break the feed's rules, by partition; what is true of the whole feed is said of each."""
+    """The rows that break the feed's rules, by partition; what is true of the whole feed stands in each."""
     rules, keys = table.feed.checks.rules_on_write, snapshot.keys
     found: dict[str, dict[str, RuleCount]] = {key: {} for key in keys}
     for rule, count in table.count_broken(rules, keys, seen=snapshot) if rules and keys else ():
@@ -284,14 +284,14 @@ def _verdicts(feed: Feed, looks: Sequence[CheckedPartition], *, delivery: Delive
     }
     for rule in feed.checks.rules_on_write:
         found = dict.fromkeys(each.broken[rule.check_name] for each in looks if rule.check_name in each.broken)
-        verdicts[rule.check_name] = rule_verdict(rule, list(found))  # once what is said of the whole feed
+        verdicts[rule.check_name] = rule_verdict(rule, list(found))  # a finding about the whole feed counts once
     return verdicts
 
 
 def _results(read: FeedRead, looks: Sequence[CheckedPartition]) -> dict[str, Verdict]:
     """The verdicts that Dagster files under the run's partition, or under none for a range.
 
-    What is said of one partition is not held against another; but a check that blocks judges all that the run wrote.
+    A finding of one partition is not held against another; but a check that blocks judges all that the run wrote.
     """
     own = [each for each in looks if each.key in read.partitions]
     delivery = _delivery(read)
@@ -308,9 +308,9 @@ def _evaluations(read: FeedRead, looks: Sequence[CheckedPartition]) -> Iterator[
         is_own = look.key in read.partitions
         if is_own and not is_range:
             continue  # that is the run's result
-        told = len(looks) <= ALL_TOLD and (is_own or look.key not in new)
+        passes_too = len(looks) <= ALL_TOLD and (is_own or look.key not in new)
         for name, verdict in _verdicts(read.feed, [look]).items():
-            if not verdict.passed or (look.health.files and (told or name == ROW_COUNT)):
+            if not verdict.passed or (look.health.files and (passes_too or name == ROW_COUNT)):
                 yield check_evaluation(name, verdict, asset_key=asset_key(read.feed), partition=look.key)
 
 

@@ -84,7 +84,7 @@ class CompactConfig(dg.Config):
     """Which partitions are compacted, and how.
 
     Attributes:
-        feed: Name of an active feed; looked up when the run starts.
+        feed: Name of an active feed; read from the registry when the run starts.
         partitions: 1 to 100 partition keys.
         force: Merge however few and young the files are.
         target_file_size_mb: Size of the files to make, in MiB; None for the feed's.
@@ -120,11 +120,11 @@ class CompactConfig(dg.Config):
 
 
 class CompactionLog(Protocol):
-    """Where a compaction tells what it does."""
+    """Where a compaction reports what it does."""
 
     @property
     def instance(self) -> dg.DagsterInstance:
-        """Dagster's instance, which knows what earlier compactions told."""
+        """Dagster's instance, which holds what earlier compactions reported."""
 
     def info(self, line: str) -> None:
         """Logs a line."""
@@ -191,7 +191,7 @@ def compact_feed(
 
 
 def observation(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dg.AssetObservation:
-    """What Dagster is told of the compaction of a partition."""
+    """The observation by which Dagster shows the compaction of a partition."""
     return dg.AssetObservation(
         asset_key(feed),
         partition=event_partition(feed, report.key),

@@ -84,9 +84,9 @@ def compaction_sensor(
     Args:
         lake: Where the feeds' data are.
         feeds: The feeds to watch; those whose policy says so are left alone.
-        job: What compacts; see `datalake_assets.defs.compaction.job.compact_partition_job`.
+        job: The job that compacts, made by `compact_partition_job`.
         name: The sensor's.
-        key_of: The asset whose events tell of a feed.
+        key_of: Gives the asset whose events report a feed's changes.
         interval_s: Seconds between two ticks.
         default_status: Whether it runs before anybody turns it on.
     """
@@ -111,7 +111,7 @@ class CompactionWatcher:
     Args:
         lake: Where the feeds' data are.
         feeds: The feeds to watch.
-        key_of: The asset whose events tell of a feed.
+        key_of: Gives the asset whose events report a feed's changes.
         budget_s: Seconds that a tick takes at the most.
     """
 
@@ -140,7 +140,7 @@ class CompactionWatcher:
         Args:
             instance: Dagster's instance.
             cursor: What the last tick returned; anything that cannot be read counts as none.
-            warn: Told what a person should know.
+            warn: Called with a line on what a person should know.
             now: Seconds since 1970; None for this machine's clock.
         """
         now = float(round(time.time() if now is None else now))

@@ -1,6 +1,6 @@
 """Feeds as assets: one asset per feed, partitioned, each landing its feed through the lake's IO manager.
 
-A table's versions as Dagster partitions: Dagster learns of them before a run, and forgets those that are removed.
+A table's partitions are its versions: each is added to Dagster before its run, and deleted when the lake removes it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -23,7 +23,7 @@ from datalake_assets.lake.table import Reconciliation
 
 __all__ = ["folder_asset", "keep_partitions", "observations", "remarks"]
 
-#: Up to this many partitions each observation tells of all of them; above, of those that changed or are new.
+#: Up to this many partitions all of them are observed each time; above, those that changed or are new.
 ALL_TOLD = 1_000
 #: What Dagster does not take in a partition key, of what a path may contain.
 _NO_KEY = "..."
@@ -79,7 +79,7 @@ def _look(context: dg.AssetExecutionContext, feed: Feed, lake: Lake) -> dg.Obser
 
 
 def _totals(feed: Feed, found: Reconciliation) -> dict[str, dg.MetadataValue]:
-    """What the folder as a whole amounts to."""
+    """The figures of the folder as a whole."""
     reports = found.partitions.values()
     figures = {
         "dagster/row_count": sum(each.rows for each in reports),
@@ -111,9 +111,9 @@ def keep_partitions(instance: dg.DagsterInstance, feed: Feed, found: Reconciliat
 def observations(
     feed: Feed, found: Reconciliation, new: Iterable[str], *, lake_uri: str
 ) -> Iterator[dg.AssetObservation]:
-    """What each partition amounts to; its data version changes when others change its files, not when we merge them."""
-    told = set(found.partitions) if len(found.partitions) <= ALL_TOLD else {*new, *found.changed}
-    for key in sorted(told):
+    """Each partition's facts; its data version changes when its files' writer changes them, not when we merge them."""
+    observed = set(found.partitions) if len(found.partitions) <= ALL_TOLD else {*new, *found.changed}
+    for key in sorted(observed):
         report = found.partitions[key]
         if report.files and _NO_KEY not in key:
             yield dg.AssetObservation(

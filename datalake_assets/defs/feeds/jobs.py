@@ -1,6 +1,7 @@
-"""Jobs over many feeds. Feeds differ in their partitions, so no asset job can hold them all: each gets its own run.
+"""How feeds are exported without a person: a job that launches a run per feed, and a schedule per feed that wants one.
 
-One schedule per feed that asks for one: it catches up with the source, as ``datalake export`` does.
+Feeds differ in their partitions, so that no asset job can hold them all. A schedule catches up with the source, as
+``datalake export`` does.
 """
 
 from collections.abc import Sequence

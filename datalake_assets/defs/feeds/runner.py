@@ -257,7 +257,7 @@ def export_feed(
         allow_shrink: Accept that the source has fewer rows than the lake.
         new_epoch: Accept that the source was recreated or has lost rows.
         instance: Dagster's instance; default: the one of ``DAGSTER_HOME``.
-        on_progress: Told how far the write is.
+        on_progress: Called with how far the write is.
 
     Returns:
         What came of it. A `DatalakeError` of the run becomes ``error``, and never an exception.

@@ -1,8 +1,6 @@
-"""The lake as Dagster storage: feeds stream into it, downstream assets read from it.
+"""The lake as Dagster storage: feeds and other people's assets write into it, downstream assets read from it.
 
-What downstream assets take: the committed rows of a feed, in the type that a parameter is annotated with.
-
-What assets of other people's projects return, and what they take: frames into the lake, and out of it again.
+What is read are a feed's committed rows, in the type that the downstream asset's parameter is annotated with.
 """
 
 import functools
@@ -39,7 +37,7 @@ class Selection:
         partitions: Partition keys; None for all, and of a table for the current version.
         columns: Column names; None for all. Of an asset's feed these are the columns that it returned, without those
             that its partitions' folders give (``year``, ``month``, …).
-        tell: Told in one line what a person should know.
+        tell: Called with a line on what a person should know.
     """
 
     partitions: Sequence[str] | None = None
@@ -48,7 +46,7 @@ class Selection:
 
 
 def read_as(wanted: Any, table: LakeTable, selection: Selection) -> Any:
-    """Reads a feed's committed rows as the wanted type; partitions without data are left out, and told of.
+    """Reads a feed's committed rows as the wanted type; partitions without data are left out and reported.
 
     Args:
         wanted: ``pyarrow.Table``, ``pyarrow.RecordBatchReader``, ``pandas.DataFrame``, ``polars.DataFrame``, or a
@@ -124,7 +122,7 @@ def land_output(
     Args:
         lake: The lake.
         spec: The asset.
-        output: A frame, or a dict of frames by partition key; see `frame_batches`.
+        output: A frame that `frame_batches` takes, or a dict of such frames by partition key.
         run_log: Where the run tells what it does.
         partitions: The run's partitions; None if the asset has none.
         run_id: The Dagster run.
@@ -185,10 +183,10 @@ def _batches(feed: Feed, output: Any, partitions: Sequence[str] | None) -> Batch
     missing, others = sorted(set(partitions) - set(output)), sorted(set(map(str, output)) - set(partitions))
     if missing or others:
         parts = [("lacks", missing), ("has others:", others)]
-        told = " and ".join(f"{what} {', '.join(keys[:5])}" for what, keys in parts if keys)
+        fault = " and ".join(f"{what} {', '.join(keys[:5])}" for what, keys in parts if keys)
         raise ConfigError(
-            f"asset {asset!r} returned a dict that {told}; return one frame for each partition of the run, an empty one"
-            " for a partition without rows"
+            f"asset {asset!r} returned a dict that {fault}; return one frame for each partition of the run, an empty"
+            " one for a partition without rows"
         )
     return FramesByKey({key: frame_batches(output[key], asset=asset, time_column=time_column) for key in partitions})
 

@@ -53,7 +53,7 @@ _PARTITIONS = "datalake/partitions"
 _JOBS = (COMPACT_PARTITION, MAINTENANCE)
 
 _DESCRIPTION = f"""\
-What the lake amounts to: small files, sizes, freshness, quarantine and costs, of each feed and of all.
+The figures of the lake: small files, sizes, freshness, quarantine and costs, of each feed and of all.
 
 Each materialization carries the figures, which plot over time, and the plots of the report. The whole page lies in the
 lake as `{PAGE_KEY}`; `datalake report` prints the same. Refreshed after exports and compactions by
@@ -90,7 +90,7 @@ def report_lake(lake: Lake, *, warn: Callable[[str], None]) -> Metadata:
 
     Args:
         lake: The lake.
-        warn: Told what had to be left out.
+        warn: Called with a line on what had to be left out.
 
     Raises:
         dagster.Failure: The lake cannot be read, or the page cannot be written.
