@@ -7,7 +7,6 @@ such row groups are begun with a few rows, and go on with as many as those let e
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
+
+from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
+from datalake_assets.parquet.thrift import MalformedThrift
 
 __all__ = ["check_chunks", "is_dense", "open_parquet", "tables"]
 
@@ -31,12 +33,25 @@ GROWTH = 4
 VALUE_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
 #: What each value takes besides: validity, and an offset or a list's end.
 OVERHEAD_BYTES = 5
+#: A dictionary's texts are taken to be so many times as long as they are on average; at the very worst all values are
+#: its longest, and may take so many bytes.
+SKEW, WORST_BYTES = 4, 8 * PIECE_BYTES
+#: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
+_NO_BYTES = "File too short"
 #: Encodings in which a text may take fewer bytes than it has (parquet.thrift, Encoding).
 HIDING = {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}
 
 
-def open_parquet(source: pa.NativeFile, *, pre_buffer: bool = False, int96_unit: str | None = None) -> pq.ParquetFile:
+def open_parquet(
+    source: pa.NativeFile, *, pre_buffer: bool = False, int96_unit: str | None = None, is_proven: bool = False
+) -> pq.ParquetFile:
     """A file to read the rows of: Arrow compares the checksums of its pages, and gives extension types.
+
+    Args:
+        source: The file.
+        pre_buffer: Whether Arrow fetches what it needs of a row group at once.
+        int96_unit: What 96-bit timestamps are read as.
+        is_proven: Its bytes are known to be those that we wrote, so that its metadata need no check.
 
     Raises:
         OSError: It is no Parquet file, or its metadata is damaged.
@@ -48,7 +63,8 @@ def open_parquet(source: pa.NativeFile, *, pre_buffer: bool = False, int96_unit:
         arrow_extensions_enabled=True,
         coerce_int96_timestamp_unit=int96_unit,
     )
-    check_chunks(parquet.metadata, source.size())
+    if not is_proven:
+        check_chunks(parquet.metadata, source.size())
     return parquet
 
 
@@ -65,12 +81,11 @@ def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
     if not groups or not columns:
         return
     empty = pq.ParquetFile(_NoBytes(size_bytes), metadata=metadata, pre_buffer=True)
-    with contextlib.suppress(_NoBytesError):
+    try:
         empty.reader.read_row_groups(groups, column_indices=columns, use_threads=False)
-
-
-class _NoBytesError(Exception):
-    """The metadata of the chunks was understood."""
+    except OSError as error:
+        if _NO_BYTES not in str(error):
+            raise
 
 
 class _NoBytes(io.RawIOBase):
@@ -93,11 +108,13 @@ class _NoBytes(io.RawIOBase):
         self._at = offset + (0, self._at, self._size_bytes)[whence]
         return self._at
 
-    def read(self, size: int = -1, /) -> bytes:
-        raise _NoBytesError(size)
+    def read(self, size: int = -1, /) -> bytes:  # noqa: ARG002  the signature of files
+        return b""
 
 
-def tables(parquet: pq.ParquetFile, *, piece_bytes: int = PIECE_BYTES) -> Iterator[pa.Table]:
+def tables(
+    parquet: pq.ParquetFile, *, piece_bytes: int = PIECE_BYTES, source: pa.NativeFile | None = None
+) -> Iterator[pa.Table]:
     """All rows in their order; what Arrow raises is passed on.
 
     Arrow does not look whether there is a category for each number of one; a damaged dictionary would go unnoticed.
@@ -105,9 +122,10 @@ def tables(parquet: pq.ParquetFile, *, piece_bytes: int = PIECE_BYTES) -> Iterat
     Args:
         parquet: The file.
         piece_bytes: Decoded bytes of a piece, about; of a single row, as many as it has.
+        source: The file's bytes, if they are at hand: dictionaries then say how long their texts are.
     """
     categories = [field.name for field in parquet.schema_arrow if _has_dictionary(field.type)]
-    for piece in _pieces(parquet, piece_bytes):
+    for piece in _pieces(parquet, piece_bytes, source):
         for name in categories:
             piece[name].validate(full=True)
         yield piece
@@ -131,8 +149,8 @@ def _has_dictionary(kind: pa.DataType) -> bool:
     return pt.is_dictionary(kind) or any(map(_has_dictionary, inner))
 
 
-def _pieces(parquet: pq.ParquetFile, piece_bytes: int) -> Iterator[pa.Table]:
-    sizes = [_Size.of(parquet.metadata, number) for number in range(parquet.num_row_groups)]
+def _pieces(parquet: pq.ParquetFile, piece_bytes: int, source: pa.NativeFile | None) -> Iterator[pa.Table]:
+    sizes = [_Size.of(parquet.metadata, number, source) for number in range(parquet.num_row_groups)]
     if parquet.metadata.num_rows and sum(size.bytes for size in sizes) <= piece_bytes:
         yield parquet.read(use_threads=False)
         return
@@ -163,7 +181,7 @@ class _Size:
     longest: int
 
     @classmethod
-    def of(cls, metadata: pq.FileMetaData, number: int) -> _Size:
+    def of(cls, metadata: pq.FileMetaData, number: int, source: pa.NativeFile | None = None) -> _Size:
         group = metadata.row_group(number)
         plain, longest, hidden = 0, 0, 0
         for index in range(group.num_columns):
@@ -176,10 +194,30 @@ class _Size:
                 plain += values * width
             elif HIDING.isdisjoint(column.encodings):
                 plain += encoded
+            elif (told := _texts_bytes(column, values, source)) is not None:
+                plain += encoded + told
             else:
                 longest += encoded * max(1, -(-values // max(group.num_rows, 1)))
                 hidden += encoded * values
         return cls(group.num_rows, plain + hidden, longest)
+
+
+def _texts_bytes(column: Any, values: int, source: pa.NativeFile | None) -> int | None:
+    """Bytes of the texts of a column chunk by its dictionary, generously; None if that does not say enough.
+
+    Texts of a dictionary may differ in length and in how often they are used, so that much more than the mean is
+    allowed for; and where even the longest possible would take too much, nothing is taken for granted.
+    """
+    if source is None or not column.has_dictionary_page or "DELTA_BYTE_ARRAY" in column.encodings:
+        return None
+    begin = int(column.dictionary_page_offset)
+    try:
+        page = page_of(source.read_at(min(HEADER_BYTES, source.size() - begin), begin))
+    except (MalformedThrift, OSError, ValueError):
+        return None
+    if page.kind != DICTIONARY_PAGE or values * page.plain_bytes > WORST_BYTES:
+        return None
+    return SKEW * values * page.plain_bytes // max(page.values, 1)
 
 
 def _width(column: Any, kind: str) -> int | None:

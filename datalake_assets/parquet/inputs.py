@@ -75,7 +75,10 @@ class OpenInput:
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             in_memory = isinstance(self._native, pa.BufferReader)
-            self.parquet = open_parquet(self._native, pre_buffer=not in_memory)
+            is_proven = in_memory and self._digest is not None
+            if is_proven:
+                self.prove()
+            self.parquet = open_parquet(self._native, pre_buffer=not in_memory, is_proven=is_proven)
             # a signature follows the footer of a file with encrypted columns; Arrow aborts when it looks at those
             length = self.parquet.metadata.serialized_size
             begin = max(0, file.size_bytes - TAIL_BYTES - length)
@@ -169,7 +172,8 @@ class OpenInput:
         """
         rows = 0
         with _translating(self.file):
-            for table in tables(self.parquet):
+            at_hand = isinstance(self._native, (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile))
+            for table in tables(self.parquet, source=self._native if at_hand else None):
                 rows += table.num_rows
                 yield table
         if rows != self.file.rows:

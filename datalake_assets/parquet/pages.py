@@ -22,7 +22,7 @@ from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.row_groups import Chunk
 from datalake_assets.parquet.thrift import I32, I64, STRUCT, CompactReader, MalformedThrift
 
-__all__ = ["PageWalk", "UnsoundPages", "walk_pages"]
+__all__ = ["Page", "PageWalk", "UnsoundPages", "page_of", "walk_pages"]
 
 BLOCK_BYTES = 4 << 20
 #: What a header is looked for in, first; statistics can make it longer.
@@ -51,7 +51,7 @@ class UnsoundPages(Exception):
         super().__init__(f"{where}: {reason}")
 
 
-class _Page(NamedTuple):
+class Page(NamedTuple):
     """What a page's header says; ``rows`` is None where it doesn't say."""
 
     kind: int
@@ -170,7 +170,7 @@ class _ChunkWalk:
         self.chunk, self._rows = chunk, rows
         self.position = chunk.start
         self._head = b""  # of a header that is not whole yet
-        self._page: _Page | None = None
+        self._page: Page | None = None
         self._page_begin = self._left = self._crc = 0
         self._plain_bytes = self._values = self._page_rows = 0
         self._has_dictionary = self._counts_rows = False
@@ -204,7 +204,7 @@ class _ChunkWalk:
         while True:
             head = self._head + bytes(data[:size])
             try:
-                page = _page_of(head)
+                page = page_of(head)
                 break
             except MalformedThrift:
                 if size < len(data):
@@ -238,12 +238,12 @@ class _ChunkWalk:
             self._end_page(page)
         return taken
 
-    def _end_page(self, page: _Page) -> None:
+    def _end_page(self, page: Page) -> None:
         self._page = None
         if page.crc is not None and self._crc != page.crc:
             raise _Damaged("the checksum of a page is not that of its bytes")
 
-    def _check(self, page: _Page) -> None:
+    def _check(self, page: Page) -> None:
         self._plain_bytes += page.header_bytes + page.plain_bytes
         if page.kind == DICTIONARY_PAGE:
             self._check_dictionary(page)
@@ -260,7 +260,7 @@ class _ChunkWalk:
             self._counts_rows = True
             self._page_rows += page.rows
 
-    def _check_dictionary(self, page: _Page) -> None:
+    def _check_dictionary(self, page: Page) -> None:
         chunk = self.chunk
         if self._has_dictionary or self._first_data is not None or self._page_begin != chunk.start:
             raise MalformedThrift("a dictionary is not its column chunk's first page")
@@ -276,7 +276,7 @@ class _ChunkWalk:
         self._has_dictionary = True
 
 
-def _page_of(data: bytes) -> _Page:
+def page_of(data: bytes) -> Page:
     """The header that begins with these bytes."""
     reader = CompactReader(data)
     numbers: dict[int, int] = {}
@@ -300,7 +300,7 @@ def _page_of(data: bytes) -> _Page:
         raise MalformedThrift("a page's header has a negative number")
     crc = numbers[4] & 0xFFFFFFFF if 4 in numbers else None  # noqa: PLR2004  crc
     rows = inner[3] if kind == DATA_PAGE_V2 else None
-    return _Page(kind, reader.position, plain_bytes, size_bytes, crc, values, rows, encoding)
+    return Page(kind, reader.position, plain_bytes, size_bytes, crc, values, rows, encoding)
 
 
 def _numbers(reader: CompactReader, *, of_v2: bool) -> dict[int, int]:

@@ -10,11 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.decoding import PIECE_BYTES, open_parquet, tables
 
 MIB = 1 << 20
 ROWS = 30_000
 LONG = "".join(chr(97 + place * 7 % 26) for place in range(2000))
+
+
+def encoded(table, **options):
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
 
 
 def constant(text, rows=ROWS):
@@ -93,3 +99,28 @@ def test_rewriting_tiny_files_that_decode_to_gigabytes_takes_little_memory():
     done = subprocess.run([sys.executable, "-c", PEAK], input=body.getvalue(), capture_output=True, check=True)
 
     assert int(done.stdout) < 250
+
+
+def test_dictionary_at_hand_tells_how_long_its_texts_are():
+    """Small files of many different texts are read whole; few long texts that many rows share are not."""
+    short = encoded(pa.table({"s": [f"{number:020d}" for number in range(1500)]}))
+    long = encoded(pa.table({"s": pa.array(["x" * 2000] * 100_000)}))
+
+    found = [
+        [piece.num_rows for piece in tables(pq.ParquetFile(pa.BufferReader(body)), source=pa.BufferReader(body))]
+        for body in (short, long)
+    ]
+
+    assert found[0] == [1500]
+    assert len(found[1]) > 4
+    assert sum(found[1]) == 100_000
+
+
+def test_dictionary_whose_few_long_texts_hide_behind_short_ones_is_read_in_pieces():
+    texts = [f"{number}" for number in range(1000)] + ["x" * 20_000] * 50_000
+    body = encoded(pa.table({"s": texts}))
+
+    pieces = list(tables(pq.ParquetFile(pa.BufferReader(body)), source=pa.BufferReader(body)))
+
+    assert max(piece.nbytes for piece in pieces) < 3 * PIECE_BYTES
+    assert sum(piece.num_rows for piece in pieces) == len(texts)
