@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datalake_assets.defs.duckdb_views import LakeDuckDBResource
     from datalake_assets.defs.projects import build_compaction_sensor, build_file_size_checks, build_freshness_checks
     from datalake_assets.defs.resources import LakeResource
     from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 
 __all__ = [
+    "LakeDuckDBResource",
     "LakeResource",
     "ParquetLakeIOManager",
     "build_compaction_sensor",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "LakeDuckDBResource": "duckdb_views",
     "LakeResource": "resources",
     "ParquetLakeIOManager": "storage.io_manager",
     "build_compaction_sensor": "projects",

