@@ -1,4 +1,4 @@
-"""``datalake adopt``: takes over a folder of Parquet files that others write."""
+"""``datalake adopt``: takes over a folder of other writers' Parquet files, where it lies."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ class _Unexpected(_Failed):
 
     def __init__(self, error: BaseException) -> None:
         text = str(error)
-        said = f"unexpected {type(error).__name__}{': ' if text else ''}{text}"
-        super().__init__(f"{said} (a bug; see where with --traceback or {TRACEBACK_VARIABLE}=1)")
+        line = f"unexpected {type(error).__name__}{': ' if text else ''}{text}"
+        super().__init__(f"{line} (a bug; see where with --traceback or {TRACEBACK_VARIABLE}=1)")
 
 
 #: The commands in the order in which they are needed, each with its first line of help. A command's module is imported
@@ -82,7 +82,7 @@ class _App(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's signature
-        """Lists the commands by what is said of them here, so that none is imported."""
+        """Lists the commands with the help that `COMMANDS` has of them, so that none is imported."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -126,7 +126,7 @@ app.params.append(lake_option())
 
 
 def _log_to_stderr(*, verbose: bool) -> None:
-    """Sends our log to stderr, or nowhere: an error is told in one line."""
+    """Sends our log to stderr, or nowhere: an error is one line."""
     for name in ("datalake_assets", "stamina"):
         logger = logging.getLogger(name)
         logger.handlers = [logging.StreamHandler() if verbose else logging.NullHandler()]

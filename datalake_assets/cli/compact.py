@@ -1,9 +1,4 @@
-"""``datalake compact``: merges the small files of a feed's partitions.
-
-Running a compaction, and telling what came of it.
-
-``datalake compact --dry-run``: what a compaction would do.
-"""
+"""``datalake compact``: merges the small files of a feed's partitions, or with ``--dry-run`` shows what it would do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """``datalake export``: lands feeds, by the same Dagster assets that the web UI shows.
 
-Running exports: one feed after the other in this process, or several in child processes.
-
-Exports in child processes: ``datalake export`` for one feed each, at most so many at once.
+Feeds are exported one after the other in this process; with ``--parallel``, each in a child process that runs
+``datalake export`` for it, at most so many at once.
 """
 
 from __future__ import annotations
@@ -228,7 +227,7 @@ class Outcome:
 
 
 def all_feeds(session: Session) -> RegistryListing:
-    """Every active feed that is exported, streams first; files that are none are told on stderr.
+    """Every active feed that is exported, streams first; files that are not valid feeds are reported on stderr.
 
     Raises:
         ConfigError: There are no feeds.
@@ -267,10 +266,10 @@ def one_feed(session: Session, *, stream: str | None, table: str | None) -> Regi
 def export_feeds(
     session: Session, feeds: Sequence[Feed], request: ExportRequest, *, parallel: int = 1, quiet: bool = False
 ) -> list[Outcome]:
-    """Exports feeds; one feed's failure is told on stderr and in its outcome, and the others go on.
+    """Exports feeds; one feed's failure is reported on stderr and in its outcome, and the others go on.
 
     Raises:
-        DatalakeError: Nothing could be begun: no source is configured, or partitions that are none.
+        DatalakeError: Nothing could be begun: no source is configured, or a partition is not one of the feed's.
     """
     for feed in feeds:
         request.partitions(feed)
@@ -348,8 +347,8 @@ def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
         warn(f"{outcome.feed}: {note}")
     for check in outcome.checks:
         found = "failed" if check["level"] == "error" else "warns"
-        told = f": {check['what']}" if check["what"] else ""
-        warn(f"{outcome.feed}: check {check['check']} {found}{told}")
+        what = f": {check['what']}" if check["what"] else ""
+        warn(f"{outcome.feed}: check {check['check']} {found}{what}")
     if outcome.quarantined:
         rows = f"{outcome.quarantined:,} rows went to quarantine"
         warn(f"{outcome.feed}: {rows}; 'datalake quarantine show {outcome.feed}' says why")
@@ -410,7 +409,7 @@ def _landed(partition: PartitionFacts) -> dict[str, Any]:
 
 
 def _with_totals(table: TableReader, outcome: Outcome) -> Outcome:
-    """Adds what the feed amounts to; of a table, its newest version."""
+    """Adds the feed's totals; of a table, those of its newest version."""
     totals = table.totals()
     if totals is None:
         return outcome
@@ -482,7 +481,7 @@ class _Children:
     """The child processes of one command, so that none outlives it.
 
     Attributes:
-        interrupted: Whether they were told to end.
+        interrupted: Whether they were asked to end.
     """
 
     def __init__(self, session: Session, request: ExportRequest) -> None:

@@ -1,8 +1,7 @@
-"""``datalake feeds``: what is landed, as data.
+"""``datalake feeds``: lists, adds, checks and changes feeds, which are documents in the lake.
 
-Feeds from what a person typed, wrote, or what a server has.
-
-Whether feeds could be exported: asked of their files and of their sources, changing nothing.
+A feed is made from options, from a file, or from what a source offers. A check asks the feeds' files and sources
+whether they could be exported, and changes nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def feeds() -> None:
 @json_option
 @pass_session
 def list_feeds(session: Session, *, archived: bool, as_json: bool) -> None:
-    """List the feeds; files that are no feeds are told on stderr and skipped."""
+    """List the feeds; files that are not valid feeds are reported on stderr and skipped."""
     listing = session.registry.list(archived=archived)
     left_out = {} if archived else _left_out(session, listing.feeds)
     if as_json:

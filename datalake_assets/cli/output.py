@@ -1,7 +1,4 @@
-"""How results look on a terminal, in a pipe, and as JSON.
-
-How far a command is: bars on a terminal, plain lines elsewhere.
-"""
+"""How a command's results and progress look: tables and bars on a terminal, plain lines in a pipe, and JSON."""
 
 from __future__ import annotations
 
@@ -278,7 +275,7 @@ class CompactProgress(_CommandProgress):
         self._show(self._feed, state, done=bytes_done, total=bytes_planned)
 
     def tell(self, line: str) -> None:
-        """What became of a partition: told at once, or, where a bar would be in the way, when it has gone."""
+        """Prints what became of a partition: at once, or, where a bar would be in the way, when that has gone."""
         if self._bars is not None:
             self._lines.append(line)
         elif not self._quiet:

@@ -1,4 +1,4 @@
-"""``datalake report``: what the lake amounts to, and what to do about it."""
+"""``datalake report``: the figures of the lake, and what to do about them."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def console_report(found: LakeReport, *, width: int | None = None) -> str:
 
     Args:
         found: The report.
-        width: Of the terminal, see `as_table`.
+        width: Of the terminal, in columns, for `as_table`.
     """
     if not any(each.statistics.partitions for each in found.feeds):
         return "the lake has no data yet; export some with 'datalake export --all'"

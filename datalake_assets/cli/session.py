@@ -1,6 +1,6 @@
 """What every command starts from: the settings, the lake and its feeds, opened when they are first asked for.
 
-Where Dagster keeps its history: ``DAGSTER_HOME``, or ``./.dagster``, shared with ``make dev``.
+It also finds the folder of Dagster's history, ``DAGSTER_HOME`` or ``./.dagster``, which ``make dev`` uses too.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Session:
         return FeedRegistry(self.store)
 
     def feeds(self, name: str | None = None) -> tuple[tuple[Feed, ...], tuple[FeedProblem, ...]]:
-        """The feed of this name; or all active ones, streams first, and the files that are none, told on stderr."""
+        """The feed of this name, or all active ones, streams first; files that are not valid feeds go to stderr too."""
         if name is not None:
             return (self.registry.get(name),), ()
         listing = self.registry.list()

@@ -88,7 +88,7 @@ def _repair_runs() -> tuple[list[str], bool]:
     """Fails Dagster runs whose process died; does nothing where Dagster has never run.
 
     Returns:
-        The runs, and whether Dagster's history could not be used: that is told, and the lake is repaired all the same.
+        The runs, and whether Dagster's history could not be used: that is reported, and the lake is repaired anyway.
     """
     from datalake_assets.cli.session import existing_home  # noqa: PLC0415  not needed for --help
 

@@ -40,7 +40,7 @@ class SourceBatch:
     Attributes:
         rows: The rows, in the lake's columns; equal schema in all batches of a read.
         source_partitions: int32 per row, no nulls; only from sources that number their rows.
-        source_offsets: int64 per row, no nulls; likewise.
+        source_offsets: int64 per row, no nulls; given where ``source_partitions`` are.
         rejected: Rows that could not be decoded.
     """
 
@@ -111,10 +111,10 @@ class InMemoryBatches:
 
     Attributes:
         batches: The batches; at least one, for the schema.
-        time_column: See `Batches`.
-        request: See `Batches`.
-        recreated: See `Batches`.
-        unfinished: See `Batches`.
+        time_column: The column that partitions the rows; None for a table.
+        request: What was read.
+        recreated: Whether the source numbers its rows anew.
+        unfinished: Why the iteration ends before the end of what there is; empty if it does not.
         acknowledged: Whether `acknowledge` was called.
     """
 

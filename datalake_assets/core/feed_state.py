@@ -1,7 +1,7 @@
 """What a feed knows beyond its partitions: where to read on, its schema, and a table's versions.
 
 One small object per feed (``control/<kind>/<name>/feed.json``), changed by compare-and-swap. It only ever saves work or
-orders versions: whether a row is in the lake is said by the partitions' manifests alone.
+orders versions: the partitions' manifests alone decide whether a row is in the lake.
 """
 
 from __future__ import annotations

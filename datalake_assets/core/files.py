@@ -10,7 +10,7 @@ import msgspec
 
 __all__ = ["DataFile", "FileKind", "data_file_name", "file_kind", "written_at"]
 
-#: Names that `data_file_name` gave; other writers' names are not trusted to tell a time.
+#: Names that `data_file_name` gave; times in other writers' names are not trusted.
 _OUR_NAME = re.compile(r"(?:data|compacted|snapshot)_([0-9]{8}_[0-9]{6})_.+\.parquet")
 
 
@@ -28,11 +28,11 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
         rows: Number of rows.
         size_bytes: Size of the file.
         min_time: Earliest time in the feed's time column; None if it has none.
-        max_time: Latest time, likewise.
+        max_time: Latest time in that column; None if it has none.
         checksum: Digest of the file's bytes, ``xxh3-128:<hex>``, ``blake2b-16:<hex>`` in lakes of before; empty
             when unknown (an adopted file).
         etag: The store's ETag as it was when the file was published; empty when unknown.
-        written_at: When the store last saw the file change; None for files whose name tells (see `written_at`).
+        written_at: When the store last saw the file change; None for files whose name has the time.
         left_out: Why scans leave the file out, and compaction alone: its columns do not fit the others'. Empty if they
             do. This and the one before are only in the JSON if they say something.
     """

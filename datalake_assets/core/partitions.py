@@ -1,9 +1,7 @@
 """Partitions: from a time to a partition key, to its half-open window, to its Hive path, and back.
 
 Keys are Dagster's: ``2025-01`` (month), ``2025-01-15`` (day), ``2025-01-15-12:00`` (hour), ``v4`` (a table's version).
-Everything is UTC.
-
-Where a feed's partitions lie below its folder, whatever kind of feed it is.
+Everything is UTC. A partition's folder below the feed's follows from its key, whatever the kind of feed.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ __all__ = [
     "window_of",
 ]
 
-#: Where quarantined rows go when no partition can be told.
+#: Where quarantined rows go whose partition is not known.
 UNKNOWN_PARTITION = "_unknown"
 
 _PATH = re.compile(r"year=(\d{4})/month=(\d{2})(?:/day=(\d{2})(?:/hour=(\d{2}))?)?")

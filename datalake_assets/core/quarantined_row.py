@@ -51,7 +51,7 @@ class QuarantinedRow:
 
     @property
     def offset(self) -> tuple[int, int] | None:
-        """Source partition and offset; None if the source did not number the row, or its numbers cannot be told."""
+        """Source partition and offset; None if the source did not number the row, or its numbers are not known."""
         match = _NUMBERED.fullmatch(self.position)
         return None if match is None else (int(match[1]), int(match[2]))
 

@@ -1,9 +1,8 @@
 """A feed's own rules on its rows: what DuckDB is asked, and what its answer means.
 
 Rules that look at one row at a time are counted together in one pass over a partition. Those that compare rows (unique)
-or are written by people (sql) are queries of their own; grouping spills to disk, so none is bounded by memory.
-
-Names and texts as DuckDB's SQL takes them, whatever is in them.
+or are written by people (sql) are queries of their own; grouping spills to disk, so none is bounded by memory. Names
+and texts are quoted for DuckDB's SQL here, whatever is in them.
 """
 
 from __future__ import annotations

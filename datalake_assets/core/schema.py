@@ -85,7 +85,7 @@ def source_metadata(name: str) -> dict[bytes, bytes]:
 
 
 def annotated(schema: pa.Schema, notes: Mapping[str, Mapping[str, str]]) -> pa.Schema:
-    """The schema with what is said of its columns as field metadata, as pyarrow reads it back from a file.
+    """The schema with notes on its columns as field metadata, as pyarrow reads it back from a file.
 
     Args:
         schema: The columns.
@@ -94,8 +94,8 @@ def annotated(schema: pa.Schema, notes: Mapping[str, Mapping[str, str]]) -> pa.S
     fields = []
     for field in schema:
         kept = {key: value for key, value in (field.metadata or {}).items() if key.decode() not in NOTES}
-        said = notes.get(field.name, {})
-        kept |= {name.encode(): said[name].encode() for name in NOTES if said.get(name)}
+        given = notes.get(field.name, {})
+        kept |= {name.encode(): given[name].encode() for name in NOTES if given.get(name)}
         fields.append(field.with_metadata(kept or None))
     return pa.schema(fields, metadata=schema.metadata)
 

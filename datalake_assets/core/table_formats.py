@@ -71,7 +71,7 @@ _MARKS = tuple((re.compile(rf"(?:(?P<table>.*)/)?{end}"), table) for end, table 
 #: Of names that end like Parquet, those that may be a mark begin so.
 _TELLING = ("ducklake-", ".hoodie_")
 
-#: Folders that hold a mark of the folder that they lie in; the first thousand of their files are looked at.
+#: Folders that hold a mark of the folder that they lie in; the first thousand of their files are read.
 FOLDERS_ABOVE = (*_LOGS, "metadata", "schema", "snapshot", "_versions", "feeds/active", "feeds/archived")
 #: Files that are such a mark themselves.
 FILES_ABOVE = (".hoodie_partition_metadata", ".hoodie_partition_metadata.parquet", "_orc_acid_version")

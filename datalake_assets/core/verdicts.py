@@ -236,7 +236,7 @@ def _percent(part: float, whole: float) -> float:
     return round(100 * part / whole, 3) if whole else 0.0
 
 
-#: Partitions in which the newest export is looked for at the most.
+#: At most so many partitions are searched for the newest export.
 MAX_PARTITIONS = 100
 
 

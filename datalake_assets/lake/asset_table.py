@@ -82,7 +82,7 @@ class AssetTable(HiveTable):
         Frames by key are committed one by one: if one fails, those before it stay, and a repetition changes nothing.
 
         Raises:
-            ConfigError: Rows are not the partitions' own, or cannot be told apart by them.
+            ConfigError: Rows are not the partitions' own, or do not say which partition is theirs.
             SchemaChanged: The columns are not those of the runs before.
         """
         if isinstance(batches, FramesByKey):

@@ -36,7 +36,7 @@ TIMEOUT_S = 600.0
 def count_broken(
     table: TableReader, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None
 ) -> Iterator[tuple[Rule, RuleCount]]:
-    """Counts the rows that break rules; see `LakeTable.count_broken`."""
+    """Counts the rows that break rules, in a session that sees the rows and neither files nor the network."""
     per_feed = [rule for rule in rules if isinstance(rule, UniqueRule) and rule.across == "feed"]
     per_partition = [rule for rule in rules if rule not in per_feed]
     # a query is part of a feed's declaration: it sees the rows, and neither files nor the network

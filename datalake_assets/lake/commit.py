@@ -46,7 +46,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a change means on the manifest that it was planned on; see `Pending`."""
+    """What a change does to the manifest that it was planned on, beside adding files; becomes part of `Pending`."""
 
     position: Position | None = None
     remove: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Change:
 
     Attributes:
         commit_id: Unique name of the commit.
-        kind: See `Pending`.
+        kind: What the commit does to the rows: one of `Pending`'s kinds.
         files: Staged files with what is known of them.
         plan: Called with every base that the commit is tried on. Returns None if there is nothing (left) to do; raises
             `CommitConflict` or another error if the staged files cannot go onto that base.
@@ -83,7 +83,7 @@ class PartitionLog:
         data_folder: Folder of the partition's data files.
         new_id: Gives a fresh unique text at every call.
         data_store: Where the data files live, and where they are staged; None = with the manifest.
-        guarded: Others write to the data folder too: files are replaced only if they still are what was read, and
+        guarded: The data folder is adopted: files are replaced only if they still are what was read, and
             deleted only if they still are what was replaced.
         small_file_bytes: Below this a file counts as small in the history; None: the history doesn't count.
     """
@@ -118,7 +118,7 @@ class PartitionLog:
         """Finishes whatever is under way: publishes and commits, or undoes; then sweeps. Idempotent.
 
         Where another process got there first, and may be at its own commit, what that left is finished in turn; where
-        an answer was lost, what is there is looked at again.
+        an answer was lost, what is there is read again.
 
         Returns:
             The manifest with nothing pending and no garbage.
@@ -126,7 +126,7 @@ class PartitionLog:
         Raises:
             PreconditionFailed: Others got there first again and again.
             AmbiguousWrite: Answers were lost again and again.
-            TransientStoreError: The store cannot tell yet what became of a staged file: try again later.
+            TransientStoreError: The store does not know yet what became of a staged file: try again later.
         """
         for _ in range(ATTEMPTS - 1):
             try:
@@ -158,7 +158,7 @@ class PartitionLog:
         run_id: str = "",
         schema: str | None = None,
     ) -> Loaded:
-        """Takes over what a listing found; see `Manifest.reconciled`.
+        """Takes over what a listing found, in one swap of the manifest that was read before it.
 
         Args:
             loaded: The settled manifest as it was read *before* the listing: then no commit can have come between.

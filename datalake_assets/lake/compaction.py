@@ -235,14 +235,14 @@ class _Compaction:
         opener = Opener(
             open_output, store.discard_staged, store.read_staged, where=self._log.data_folder, block_bytes=block_bytes
         )
-        told = 0
+        reported_bytes = 0
 
-        def tell(done_bytes: int) -> None:
-            nonlocal told
+        def report(done_bytes: int) -> None:
+            nonlocal reported_bytes
             if self._stopped.is_set():
                 raise _Stopped
-            self._tell(done_bytes - told)
-            told = done_bytes
+            self._report_progress(done_bytes - reported_bytes)
+            reported_bytes = done_bytes
 
         def run(files: Sequence[DataFile], on_progress: Callable[[int], None]) -> Rewritten[StagedFile]:
             inputs = Inputs(
@@ -258,7 +258,7 @@ class _Compaction:
                 return rewrite(inputs.files, settings, opener, metadata=metadata, on_progress=on_progress)
 
         try:
-            return _Work(group, commit_id, run(group.files, tell))
+            return _Work(group, commit_id, run(group.files, report))
         except ObjectNotFound as error:
             logger.info("a file of %s is gone, merged by somebody else: %s", self._log.data_folder, error)
             return _Work(group, commit_id, None)
@@ -353,7 +353,7 @@ class _Compaction:
             self._discard(done)
             raise
 
-    def _tell(self, more_bytes: int) -> None:
+    def _report_progress(self, more_bytes: int) -> None:
         with self._telling:  # groups are rewritten in threads
             self._done_bytes += more_bytes
             if self._on_progress is not None:

@@ -1,11 +1,8 @@
-"""Streams: rows numbered by the source are appended, pulled windows are replaced.
+"""How each kind of export commits what it landed, so that repeating one adds no row twice.
 
-Tables: the whole table becomes a new version, and versions beyond retention are removed.
-
-Whether a pull of a table can be believed.
-
-A server may answer a failed scan of a table with a well-formed, shorter, even empty result. Nothing in the answer shows
-it, so a sudden fall of the row count is what there is to go by.
+Numbered rows of a stream are appended, and pulled windows are replaced. A table becomes a new version, and versions
+beyond retention are removed. A server may answer a failed scan of a table with a well-formed, shorter, even empty
+result. Nothing in the answer shows it, so that only a sudden fall of the row count gives it away.
 """
 
 from __future__ import annotations

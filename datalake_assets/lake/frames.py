@@ -1,6 +1,4 @@
-"""Data frames as a source: what an asset returned, read once, in batches of bounded size.
-
-How the columns of a data frame become columns of the lake: whichever library made it, the same data has one schema.
+"""Data frames as a source: what an asset returned, in batches of bounded size, under one schema whoever made it.
 
 A frame's own types say more about the library than about the data (Polars' large strings, pandas' categories, the unit
 of a timestamp), and would differ from one run to the next. So they are brought to one form, and no value is changed:
@@ -43,13 +41,13 @@ class FrameBatches:
 
     Attributes:
         asset: Key of the asset, for messages.
-        schema: See `Batches`.
-        time_column: See `Batches`.
+        schema: Schema of the rows, in the lake's column names.
+        time_column: The column that partitions the rows; None for a table.
         is_empty: Whether it is known to have no rows; libraries don't keep the types of such columns.
         read: Gives the frame's own batches, whose columns are those of ``schema``, in order.
-        request: See `Batches`.
-        recreated: See `Batches`.
-        unfinished: See `Batches`.
+        request: What is read; by default all rows.
+        recreated: Always false: frames have no offsets.
+        unfinished: Always empty: a frame is read to its end.
     """
 
     asset: str
@@ -82,9 +80,9 @@ class FramesByKey:
 
     Attributes:
         frames: The frames by partition key; at least one.
-        request: See `Batches`.
-        recreated: See `Batches`.
-        unfinished: See `Batches`.
+        request: What is read; by default all rows.
+        recreated: Always false: frames have no offsets.
+        unfinished: Always empty: a frame is read to its end.
     """
 
     frames: Mapping[str, FrameBatches]
@@ -114,7 +112,7 @@ class FramesByKey:
 def frame_schema(schema: pa.Schema, *, asset: str) -> pa.Schema:
     """The lake's schema of a frame: columns in their order, all nullable, without the frame's own metadata.
 
-    A column that has nothing but nulls keeps the type ``null``; see `typed_nulls`.
+    A column that has nothing but nulls keeps the type ``null`` until `typed_nulls` knows better.
 
     Raises:
         ConfigError: A name or a type cannot be kept; says which, and what to do.
@@ -326,8 +324,8 @@ def _from_pandas(frame: Any, asset: str) -> pa.Table:
         whole = frame.reset_index(level=named) if named else frame
         return pa.Table.from_pandas(whole, preserve_index=False)
     except (pa.ArrowException, ValueError, TypeError) as error:
-        told = "; ".join(str(part) for part in error.args) or type(error).__name__
-        reason = f"its data frame cannot be turned into Arrow: {told}"
+        cause = "; ".join(str(part) for part in error.args) or type(error).__name__
+        reason = f"its data frame cannot be turned into Arrow: {cause}"
         raise ConfigError(f"asset {asset!r}: {reason}; give each column one type and a name of its own") from error
 
 

@@ -236,11 +236,11 @@ class HiveTable:
         return self.snapshot([key]).report(key)
 
     def totals(self) -> FeedTotals | None:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         return self._folder.summary.totals()
 
     def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:
-        """See `LakeTable`."""
+        """Implements `LakeTable`."""
         from datalake_assets.lake.manifest_figures import manifest_figures  # noqa: PLC0415  only reports need it
 
         return manifest_figures(self._folder, request, threads)

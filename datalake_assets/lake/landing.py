@@ -1,15 +1,13 @@
 """One pass over a source: every row is known already, quarantined, or staged in the file of its partition.
 
-Nothing that happens here is visible or durable for good: the commits come after, in
-`datalake_assets.lake.export_commits`.
+Staged files are not visible: the commits come after, in `datalake_assets.lake.export_commits`. Quarantined rows are
+kept as JSON lines beside the data, so that no row is dropped silently.
 
 Rows that nobody wants are kept out at three places, each for a reason of its own. The source's *query* asks for as
 little as the server can leave out, which saves work and the wire, and is a wish. The source's *reader* drops what came
 all the same: a server may compare times as texts, or begin before the offset that was asked for. *Here* the position of
 each partition decides, since nothing else is exact: a row lands if and only if its position says so, whoever read it,
 and when.
-
-Rows that could not be landed, kept as JSON lines beside the data: nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -45,8 +43,8 @@ FLUSH_BYTES = 1 << 20
 class Quarantine:
     """Collects rejected rows of one write; what it was given is durable after `flush`.
 
-    One object holds many lines, see `QuarantinedRow`; its name is a digest of its content, so that a repeated write of
-    the same rows adds nothing.
+    One object holds many lines, each a `QuarantinedRow`; its name is a digest of its content, so that a repeated write
+    of the same rows adds nothing.
 
     Args:
         store: The lake.
@@ -239,7 +237,7 @@ class Landing:
         if self.fence is not None:
             wanted = self.fence.new_rows(batch, codes, names, placed)
             self.rows_known += int(placed.sum() - wanted.sum())
-        if not placed.all():  # after the fence, which takes the highest offset that it heard of for seen
+        if not placed.all():  # after the fence, which takes the highest offset that it was given for seen
             self._reject(batch, rows, np.flatnonzero(~placed))
         if self.fingerprints is not None:
             hashes = row_hashes(rows)

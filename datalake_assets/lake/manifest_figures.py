@@ -1,4 +1,4 @@
-"""What a feed amounts to by its manifests, for a report of the whole lake.
+"""The figures of a feed by its manifests, read fast enough for a report of the whole lake.
 
 Ten thousand manifests are read in a second or two, so this takes a short cut past `PartitionLog`: the keys come from
 one listing, of each manifest only what matters is decoded, and it is planned only where sums do not tell what
@@ -33,7 +33,7 @@ _R = TypeVar("_R")
 
 
 def manifest_figures(folder: FeedFolder, request: CompactionRequest, threads: Executor | None) -> FeedStatistics:
-    """The figures of a feed, but for its quarantine; see `LakeTable.figures`."""
+    """The figures of a feed, but for its quarantine, from its manifests alone."""
     return _Gathering(folder, request, threads).statistics()
 
 

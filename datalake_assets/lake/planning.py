@@ -35,7 +35,7 @@ def plan_of(
 
 
 def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PlannedPartition:
-    """What a partition amounts to, and what its compaction policy would do by ``plan``."""
+    """A partition's facts, and what its compaction policy would do by ``plan``."""
     last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
     return health_of(key, manifest.files, plan, rules, last_write=last)
 

@@ -139,12 +139,12 @@ class FeedRegistry:
         """Replaces an active feed and returns it as stored.
 
         Args:
-            feed: The feed as it is to be; its ``revision`` and ``enabled`` are not looked at.
+            feed: The feed as it is to be; its ``revision`` and ``enabled`` are ignored.
             expected_revision: The revision that the change was made on.
 
         Raises:
             FeedNotFound: There is no such active feed.
-            InvalidFeed: The change would leave the feed's data where it is no longer looked for.
+            InvalidFeed: The change would leave the feed's data where nothing searches for it.
             PreconditionFailed: Somebody else changed the feed.
         """
         current = self._get(feed.name)

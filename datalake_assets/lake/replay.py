@@ -59,7 +59,7 @@ class Reason:
     Attributes:
         reason: The reason.
         rows: Distinct rows, by their position in the source.
-        partitions: Paths of the partitions that they belong to; ``_unknown`` where that cannot be told.
+        partitions: Paths of the partitions that they belong to; ``_unknown`` where that is not known.
         example: One of them.
     """
 
@@ -166,7 +166,7 @@ class _Waiting:
 
     Attributes:
         epoch: The source's epoch now.
-        stayed: Rows that cannot even be looked at, by the reason.
+        stayed: Number of rows that cannot be decoded again or have no offset, by the reason.
         offsets: All numbered rows of the epoch, by source partition.
     """
 

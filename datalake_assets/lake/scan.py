@@ -1,15 +1,12 @@
 """Exact reads: the files that the manifests name, pruned by partition before they are opened.
 
-The columns that a partition's path gives its rows: their types, and what is true of every row below a path.
-
-Streams and tables write their paths themselves, so their types are known: ``year``, ``month``, … are int32,
-``version`` is text. Of an adopted folder they are inferred over all its paths, as Arrow and Hive do it: integers where
-each value is one, else text; ``%3A`` and the like are decoded; ``__HIVE_DEFAULT_PARTITION__`` means null.
+A partition's path gives its rows columns. Streams and tables write their paths themselves, so these columns' types are
+known: ``year``, ``month``, … are int32, ``version`` is text. Of an adopted folder they are inferred over all its paths,
+as Arrow and Hive do it: integers where each value is one, else text; ``%3A`` and the like are decoded;
+``__HIVE_DEFAULT_PARTITION__`` means null.
 
 Who gives such a column is decided for each file: its own path, if that names the column, else the file itself, else
 null.
-
-What the footers of a partition's files say: how many rows there are, and whether the columns are the feed's.
 """
 
 from __future__ import annotations
@@ -101,7 +98,7 @@ class PartitionColumns:
 def _common(own: pa.DataType | None, texts: set[str]) -> pa.DataType:
     """The type of a column that paths give, and, where ``own`` is not None, files of other paths have, too.
 
-    It is the files' own type if each path's value can be read as one; else text, if the files' values can be told as
+    It is the files' own type if each path's value can be read as one; else text, if the files' values can be written as
     text; else again the files' own.
     """
     inferred = _inferred(texts)
@@ -141,7 +138,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 #: Batches and files that are read ahead; bounds the memory of a scan.
 BATCH_READAHEAD, FILE_READAHEAD = 4, 2
-#: Decoded bytes of a row group from which on it is read in pieces; footers that are looked at before the first batch.
+#: Decoded bytes of a row group from which on it is read in pieces; footers that are read before the first batch.
 DENSE_BYTES, AT_ONCE = 128 << 20, 32
 
 
@@ -152,7 +149,7 @@ def scan(
     where: ds.Expression | None = None,
     partitions: Sequence[str] | None = None,
 ) -> pa.RecordBatchReader:
-    """Streams committed rows; see `LakeTable.scan`. Partition columns (``year``, … or ``version``) come last."""
+    """Streams committed rows. Partition columns (``year``, … or ``version``) come last."""
 
     def begin() -> pa.RecordBatchReader:
         snapshot = table.snapshot(partitions)
@@ -431,7 +428,7 @@ def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Sc
     """How a file's columns differ from the contract; an evolving feed's older files lack the newer columns."""
     found = fragment.physical_schema
     extra = [name for name in found.names if name not in contract.names]
-    # an adopted folder's path gives that, and whatever the files say is not looked at
+    # an adopted folder's path gives that, and whatever the files say is ignored
     given = {name for part in fragment.path.split("/") for name, _ in hive_pairs(part)} if folder.is_adopted else set()
     other = [
         f"{name!r} is {found.field(name).type}, not {contract.field(name).type}"

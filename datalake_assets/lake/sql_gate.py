@@ -83,7 +83,7 @@ class CheckedQuery:
 
 #: Statements that only read; DESCRIBE, SUMMARIZE, SHOW, VALUES and FROM are SELECTs to DuckDB's parser.
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
-#: Table functions that make rows of their arguments, or tell about the views of the session.
+#: Table functions that make rows of their arguments, or describe the views of the session.
 _TABLE_FUNCTIONS = frozenset(
     {
         *("range", "generate_series", "repeat", "repeat_row", "unnest", "json_each", "json_tree"),

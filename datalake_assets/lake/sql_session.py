@@ -82,7 +82,7 @@ def open_answer(
         feeds: The feeds that the query may name.
         query: The SQL.
         limits: What it may take of the machine.
-        on_begin: Told how another thread can end the query; again whenever it begins anew.
+        on_begin: Called with what ends the query from another thread; again whenever it begins anew.
 
     Raises:
         SqlRefused: It is no single read, or DuckDB refuses it; also while rows are read.

@@ -41,7 +41,7 @@ def show(connection: duckdb.DuckDBPyConnection, name: str, dataset: ds.Dataset, 
         taken = pa.schema([pa.field(_NOTHING, pa.null())])
     connection.register(_source(name), _rows(dataset, taken))
     shown = [row[0] for row in connection.execute(f"DESCRIBE {identifier(_source(name))}").fetchall()]
-    known = dict(zip(taken.names, map(identifier, shown), strict=True))  # it tells apart names that differ in case
+    known = dict(zip(taken.names, map(identifier, shown), strict=True))  # names that differ in case stay apart
     others = {other for field in dataset.schema for other in spellings(field)}
     columns = [
         _column(field, known) if field.name in known else _refusal(field, name)
@@ -81,8 +81,8 @@ def _column(field: pa.Field, known: dict[str, str]) -> str:
 
 
 def _refusal(field: pa.Field, name: str) -> str:
-    told = f"column {field.name!r} of {name} is {field.type}, which DuckDB cannot read; leave it out of the query"
-    return f"error({literal(told)}) AS {identifier(field.name)}"
+    reason = f"column {field.name!r} of {name} is {field.type}, which DuckDB cannot read; leave it out of the query"
+    return f"error({literal(reason)}) AS {identifier(field.name)}"
 
 
 def _rows(dataset: ds.Dataset, schema: pa.Schema) -> ds.Dataset | pa.Table:

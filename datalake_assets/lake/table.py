@@ -153,7 +153,7 @@ class Reconciliation:
     """What a look at an adopted folder found, and what it took over; nothing, of a table that only we write.
 
     Attributes:
-        partitions: What each partition amounts to now, by key.
+        partitions: Each partition's facts now, by key.
         changed: Keys of the partitions whose manifests changed.
         versions: By key, a text that changes when others change a partition, and not when its files are merged.
         added: Files that joined.
@@ -262,7 +262,7 @@ class CompactionProgress:
 
 
 class TableSnapshot(Protocol):
-    """Some partitions of a table, each as it was committed when it was first asked for; all that is said of it agrees.
+    """Some partitions of a table, each as it was committed when it was first asked for; all answers about it agree.
 
     An instance belongs to one thread.
     """
@@ -279,12 +279,12 @@ class TableSnapshot(Protocol):
         """One of its partitions, as it is here."""
 
     def report(self, key: str) -> PartitionFacts | None:
-        """What a partition amounts to; None if it has never had a commit."""
+        """A partition's facts; None if it has never had a commit."""
 
     def health(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> PlannedPartition:
-        """What a partition's files amount to and what its policy would do with them.
+        """A partition's facts, and what its policy would do with its files.
 
         Args:
             key: The partition.
@@ -332,7 +332,7 @@ class TableReader(Protocol):
         """What is committed of some partitions; None: of all, or of the current version of a table with versions."""
 
     def report(self, key: str) -> PartitionFacts | None:
-        """What a partition amounts to now; None if it has never had a commit."""
+        """A partition's facts now; None if it has never had a commit."""
 
     def totals(self) -> FeedTotals | None:
         """The feed as a whole, at the last write: one request, however many partitions; None if nobody knows."""
@@ -410,7 +410,7 @@ class TableWriter(Protocol):
         Raises:
             ConfigError: Nothing is exported to it.
             SourceError: Nothing was committed (an ``offsets`` feed: in no partition where it is not complete).
-            LakeError: Likewise, or what was committed stays and a repetition adds only the rest.
+            LakeError: Nothing was committed, or what was committed stays and a repetition adds only the rest.
         """
 
 
@@ -457,8 +457,8 @@ class TableKeeper(Protocol):
             key: The partition.
             request: What is asked for.
             run_id: The Dagster run; empty if there is none.
-            on_plan: Told what will be done, before anything is.
-            on_progress: Told how much is done.
+            on_plan: Called with the plan before the work begins.
+            on_progress: Called with what is done so far.
 
         Raises:
             LakeError: The store failed; what was committed stays, and a repetition does the rest.

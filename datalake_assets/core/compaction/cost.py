@@ -1,7 +1,7 @@
 """What it saves to have fewer files, and what it costs to get there, in dollars.
 
 The figures decide one thing, whether a merge is worth its while, and are shown to people. So they are coarse on
-purpose: list prices of S3 Standard in us-east-1, and habits of readers that are assumed, as said below.
+purpose: list prices of S3 Standard in us-east-1, and assumed habits of readers, which the constants below state.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ class Past(msgspec.Struct, frozen=True, array_like=True):
         why: Why the last run failed; empty if it did not say, or not because of this partition.
         blamed: The last run failed because of this partition, as far as anybody can tell.
         flawed: A compaction found files that no rewrite can take.
-        told: Digest of the unusable files that were reported.
-        said: Digest of the failure that was reported.
+        told: Digest of the unusable files that were last reported.
+        said: Digest of the failure that was last reported.
     """
 
     files: str = ""
@@ -132,12 +132,12 @@ class FeedWatch(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         materialized: Storage id of the last materialization that was read.
-        observed: Likewise of the last observation.
+        observed: Storage id of the last observation that was read.
         due: Partitions to plan, with the time from when on, in seconds since 1970; 0 is at once.
         past: What is remembered of partitions that are not as they should be.
         requested: The run that was asked for.
-        began: When this memory begins, in seconds since 1970; a part of run keys, so that one that was wiped to try
-            again what failed is not told of the old runs.
+        began: When this memory begins, in seconds since 1970; a part of run keys, so that Dagster does not take a
+            request for an old run's after somebody wiped the memory to try again what failed.
     """
 
     materialized: int = 0
@@ -229,7 +229,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a person should know of a partition; said once.
+    """What a person should know of a partition; reported once.
 
     Attributes:
         key: The partition.
@@ -247,7 +247,7 @@ class Report:
 
 
 def heard(watch: FeedWatch, changed: Iterable[str], *, flawed: Mapping[str, bool] = _NOTHING) -> FeedWatch:
-    """After events.
+    """The watch after events: their partitions are due.
 
     Args:
         watch: What was known.
@@ -267,12 +267,12 @@ def heard(watch: FeedWatch, changed: Iterable[str], *, flawed: Mapping[str, bool
 
 
 def ended(watch: FeedWatch, outcome: RunOutcome, errors: Mapping[str, str] = _NOTHING) -> FeedWatch:
-    """After a look at the run that was asked for: once it has ended, its partitions are due.
+    """The watch after a query for the run that was asked for: once that has ended, its partitions are due.
 
     Args:
         watch: What was known.
         outcome: What became of the run.
-        errors: What a run that failed said of partitions; one that says nothing was killed, and any may be the cause.
+        errors: A failed run's error for each partition; one without any was killed, and any partition may be the cause.
     """
     if watch.requested is None or outcome is RunOutcome.RUNNING:
         return watch
@@ -292,7 +292,7 @@ def ended(watch: FeedWatch, outcome: RunOutcome, errors: Mapping[str, str] = _NO
 
 
 def looked(watch: FeedWatch, look: WatchedPlan, *, now: float) -> tuple[FeedWatch, Wanted | None, tuple[Report, ...]]:
-    """After a look at a partition that was due.
+    """The watch after a due partition was planned.
 
     Args:
         watch: What was known.
@@ -305,7 +305,7 @@ def looked(watch: FeedWatch, look: WatchedPlan, *, now: float) -> tuple[FeedWatc
     """
     if look.again_at is not None and look.again_at <= now:  # clocks differ: not again at once
         look = dataclasses.replace(look, again_at=now + BACK_OFF_S)
-    watch, flaws = _flaws_told(watch, look)
+    watch, flaws = _report_flaws(watch, look)
     past = watch.past.get(look.key, Past())
     if not look.digest:
         kept = Past(flawed=past.flawed, told=past.told)
@@ -356,14 +356,14 @@ def _size_class(watch: FeedWatch, key: str) -> int:
     return min(watch.failures(key), len(RUN_SIZES) - 1)
 
 
-def _flaws_told(watch: FeedWatch, look: WatchedPlan) -> tuple[FeedWatch, tuple[Report, ...]]:
+def _report_flaws(watch: FeedWatch, look: WatchedPlan) -> tuple[FeedWatch, tuple[Report, ...]]:
     """Reports files that no rewrite can take, once for each set of them."""
     past = watch.past.get(look.key, Past())
     if look.error or not (past.flawed or look.unusable):
         return watch, ()
-    told = _digest(f"{each.name}: {each.reason}" for each in look.unusable) if look.unusable else ""
-    watch = watch.with_past(look.key, replace(past, flawed=bool(look.unusable), told=told))
-    if told in {"", past.told}:
+    digest = _digest(f"{each.name}: {each.reason}" for each in look.unusable) if look.unusable else ""
+    watch = watch.with_past(look.key, replace(past, flawed=bool(look.unusable), told=digest))
+    if digest in {"", past.told}:
         return watch, ()
     what = _listed([f"{each.name} ({each.reason})" for each in look.unusable])
     text = f"these files cannot be compacted, and stay as they are: {what}"
@@ -388,10 +388,10 @@ def _given_up(
     watch: FeedWatch, look: WatchedPlan, past: Past, text: str, why: str = ""
 ) -> tuple[FeedWatch, tuple[Report, ...]]:
     """Leaves a partition alone until its files change, and reports that, unless the same was reported before."""
-    said = _digest([why or text])
-    given_up = replace(past, files=look.digest, tried=Tried.GIVEN_UP, said=said)
+    digest = _digest([why or text])
+    given_up = replace(past, files=look.digest, tried=Tried.GIVEN_UP, said=digest)
     watch = watch.with_past(look.key, given_up).with_due(look.key, look.again_at)
-    if said == past.said:
+    if digest == past.said:
         return watch, ()
     return watch, (Report(look.key, text, waiting=len(look.files), failures=past.failures),)
 
@@ -434,7 +434,7 @@ def bounded(state: WatchState, now: float) -> tuple[WatchState, int]:
         now: Seconds since 1970.
 
     Returns:
-        The rest, and the number of partitions that were to be looked at later and now are not.
+        The rest, and the number of partitions that were to be planned later and now are not.
     """
     waiting = [(at, path, key) for path, watch in state.feeds.items() for key, at in watch.due.items() if at > now]
     past = [(path, key) for path, watch in state.feeds.items() for key in watch.past if key not in _running(watch)]

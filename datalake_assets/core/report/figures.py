@@ -2,11 +2,9 @@
 
 Pure. `datalake_assets.lake.statistics` gathers them; `datalake_assets.core.report.findings` draws conclusions.
 
-How files, small files and bytes of a lake went over time: step functions, from what the manifests remember.
-
-A manifest remembers its last commits, each with what the partition amounted to after it. A partition that remembers
-all of its commits begins with nothing; one that forgot the first ones enters with the first that it knows of. So does
-one whose first commits were made by a release that kept no such figures.
+Files, small files and bytes over time are step functions, from the last commits that each manifest remembers with the
+partition's figures after them. A partition that remembers all of its commits begins with nothing; one that forgot the
+first ones enters with the first that it knows of. So does one whose first commits are of a release without figures.
 """
 
 from __future__ import annotations

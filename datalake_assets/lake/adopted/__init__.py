@@ -1,1 +1,1 @@
-"""Folders of Parquet files that others write, kept in order where they lie."""
+"""Adopted folders: Parquet files of other writers, kept in order where they lie."""

@@ -1,7 +1,7 @@
-"""Taking over a folder of Parquet files that others write: as a feed, without touching a byte of it.
+"""Takes over a folder of other writers' Parquet files as a feed, without touching a byte of it.
 
-What is written: the owner's marker beside the folder, the feed, its manifests and its summary. In this order, so that
-an adoption that was interrupted can be repeated, and whoever comes between is refused.
+It writes the owner's marker beside the folder, the feed, its manifests and its summary, in this order, so that an
+adoption that was interrupted can be repeated, and whoever comes between is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Adoption:
 
     Attributes:
         feed: The feed, as registered.
-        is_new: Whether it was adopted just now; else it was looked at again.
+        is_new: Whether it was adopted just now; else its files were listed again.
         found: What is in the folder.
     """
 
@@ -62,7 +62,7 @@ def adopt(
         uri: The folder, as a person wrote it.
         name: The feed's name.
         time_column: The column that rows are ordered by.
-        on_progress: Told how many footers were read, of how many.
+        on_progress: Called with how many footers were read, and of how many.
 
     Raises:
         ConfigError: The folder cannot be adopted, or not under this name.

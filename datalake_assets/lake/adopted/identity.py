@@ -1,8 +1,8 @@
 """Whether a file is still the one that a manifest names, though its ETag is another.
 
 An ETag is a shortcut: while it is the same, so is the file. In a lake that was copied to another bucket or machine,
-with its folders, ETags differ, and every file is the same. What tells then is name, size and checksum. Files of other
-writers have no checksum in a manifest; for them it is size and footer, if their ETags could differ by a copy alone:
+with its folders, ETags differ, and every file is the same. Then name, size and checksum decide. Files of other writers
+have no checksum in a manifest; for them size and footer decide, if their ETags could differ by a copy alone:
 
 - S3's does if one of the two is of an upload in parts; two of whole objects are digests of their bytes.
 - On a disk it does if the time is the same, or if no file of the folder has the time and inode that it had: of a folder
@@ -25,7 +25,7 @@ __all__ = ["is_same_file", "looks_copied"]
 #: Files that all have another ETag before a folder counts as copied: a single one is rewritten often enough.
 LEAST = 2
 CHUNK_BYTES = 8 << 20
-#: See `LocalStore`.
+#: The ETags that `LocalStore` gives.
 _ON_DISK = re.compile(r"(?P<size>\d+)-(?P<time>\d+)-(?P<inode>\d+)")
 
 

@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 #: Footers that are read at once; S3 answers in tens of milliseconds.
 THREADS = 32
-#: Footers whose reading is begun before the first of them is looked at.
+#: Footers whose reading is begun before the first of them is parsed.
 AT_ONCE = 1024
 #: S3 limit: bytes of a key (AWS, naming objects); Linux's PATH_MAX is 4096, and temporary files need some of it.
 KEY_MAX_BYTES, PATH_MAX_BYTES = 1024, 4000
@@ -93,7 +93,7 @@ class FoundFile:
 
 @dataclass(slots=True)
 class Read:
-    """What the footers said.
+    """What was found in the footers.
 
     Attributes:
         found: By partition key and file name.
@@ -178,7 +178,7 @@ def _wrong_name(path: str) -> str | None:
 
 
 class Footers:
-    """Reads the footers of an adopted folder's files, each once: it remembers what those that did not change said.
+    """Reads the footers of an adopted folder's files, each once: those of files that did not change are remembered.
 
     Args:
         folder: The feed.
@@ -202,7 +202,7 @@ class Footers:
 
         Args:
             wanted: Partition keys and files.
-            on_progress: Told now and then how many were read, of how many.
+            on_progress: Called now and then with how many were read, and of how many.
 
         Raises:
             ConfigError: A file was written for a table of another format.
@@ -322,7 +322,7 @@ class _Kind:
 def fold(known: pa.Schema | None, found: Iterable[tuple[str, FoundFile]]) -> FolderSchema:
     """The schema of a folder, with the files that were found now.
 
-    A column that a file's own path gives is not looked at in that file; elsewhere it is a column like any other.
+    A column that a file's own path gives is ignored in that file; elsewhere it is a column like any other.
 
     Args:
         known: The schema so far: files that came before have the right of way.

@@ -1,4 +1,4 @@
-"""Whether an adopted folder belongs to a table of another format: looked for in it, above it, and in its files.
+"""Whether an adopted folder belongs to a table of another format, by marks in it, above it, and in its files.
 
 The log of a Delta, Iceberg or Hudi table lies at the table's root. A folder inside such a table looks like any folder
 of Parquet files, and its compaction destroys the table. So each folder from a partition up to the store's root is asked
@@ -24,14 +24,14 @@ __all__ = ["Level", "TableMarks", "levels_above", "refuse_path", "refused", "ref
 
 #: Requests under way: a mark may be missing, and then all have to be made.
 THREADS: Final = 16
-#: S3 limit: keys in one page of ListObjectsV2; more of one folder are not looked at.
+#: S3 limit: keys in one page of ListObjectsV2; further ones of a folder are not read.
 KEYS: Final = 1000
 #: Seconds for which an answer is good.
 FRESH_S: Final = 10.0
 
 
 def refused(uri: str, where: str, table: TableFormat) -> ConfigError:
-    """The error of whoever wants to have a folder that is another format's, or has to do with one.
+    """The error for a folder that is, holds, or lies in a table of another format.
 
     Args:
         uri: The adopted folder, or the one that is to be.
@@ -45,14 +45,14 @@ def refused(uri: str, where: str, table: TableFormat) -> ConfigError:
 
 
 def refused_file(uri: str, file: str, table: TableFormat) -> ConfigError:
-    """The error for a file in it whose footer tells of another format's table."""
+    """The error for a file in it whose footer has the mark of another format's table."""
     return ConfigError(
         f"{uri} holds a file of {table.value}, {file}: {table.reason}, or copy the rows into a folder of their own"
     )
 
 
 def refuse_path(uri: str, path: str) -> None:
-    """Raises `ConfigError` if a path in a folder tells of another format's table."""
+    """Raises `ConfigError` if a path in a folder has the mark of another format's table."""
     found = table_mark(path)
     if found is not None:
         table, below = found
@@ -64,7 +64,7 @@ class Level:
     """A folder on the way from a partition to the store's root.
 
     Attributes:
-        store: By which it is looked at.
+        store: The store that lists it.
         path: The folder, relative to that store's root.
         is_inside: It is the adopted folder, or lies in it.
     """
@@ -106,7 +106,7 @@ class TableMarks:
 
         Raises:
             ConfigError: Something is.
-            TransientStoreError: The store cannot tell for now.
+            TransientStoreError: The store cannot answer for now.
         """
         path = self._folder.data_root if key is None else self._folder.data_folder(key)
         own = f"{self._folder.data_store.uri.rstrip('/')}/{path}".removeprefix(self._top).strip("/")

@@ -98,7 +98,7 @@ def _check_around(lake: Store, address: FolderAddress, mine: Mapping[str, Any]) 
 
 
 def _create(store: Store, address: FolderAddress, mine: Mapping[str, Any]) -> bool:
-    """Whether it was created; what is there instead is looked at by the caller."""
+    """Whether it was created; if not, the caller reads what is there instead."""
     try:
         store.probe()
         store.create(marker_key(address.name), json.dumps(mine, indent=1).encode() + b"\n")

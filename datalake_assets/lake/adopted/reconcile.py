@@ -59,7 +59,7 @@ def reconcile(
         only: The one partition to look at; None for all.
         run_id: The run that looks.
         footers: Those that were read already.
-        on_progress: Told how many footers were read, of how many.
+        on_progress: Called with how many footers were read, and of how many.
 
     Raises:
         ConfigError: The folder became a table of a format with a log of its own.
@@ -69,7 +69,7 @@ def reconcile(
 
 
 def reconcile_partition(folder: FeedFolder, key: str, *, run_id: str = "") -> tuple[Reconciliation, Loaded | None]:
-    """Brings one partition in step; see `reconcile`.
+    """Brings one partition in step with its files, by a listing of its folder alone; idempotent.
 
     Returns:
         What was found, and the partition's settled manifest; None if nobody can settle it now.
@@ -120,7 +120,7 @@ class _Reconciler:
             lost = self._round(lost)
         done.partitions = dict(sorted(done.partitions.items()))
         done.changed.sort()
-        # a partition that was looked at twice told of its files twice
+        # a partition that took two rounds reported its files twice
         done.problems, done.left_out = list(dict.fromkeys(done.problems)), list(dict.fromkeys(done.left_out))
         done.waiting += [f"{key}: other processes keep changing it" for key in sorted(lost)]
         if done.changed:

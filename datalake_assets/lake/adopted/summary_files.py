@@ -2,7 +2,7 @@
 
 Their readers open what it names and nothing else, so that they fail once a file of it was merged. ``_common_metadata``
 has the schema alone, as a rule: it counts if it has row groups. A summary is made of the files' footers, and nobody but
-its writer can tell whether it is still wanted. So a partition below one is not compacted, until the feed says that the
+its writer knows whether it is still wanted. So a partition below one is not compacted, until the feed says that the
 summary may go: then it is removed just before the commit, and readers list the folder from then on, which is right
 before the commit and after it.
 """
@@ -93,7 +93,7 @@ class SummaryFiles:
 
 
 def _has_row_groups(store: Store, info: ObjectInfo) -> bool:
-    """True too where nobody can tell."""
+    """True too where that cannot be known."""
     try:
         tail = store.tail(info.key, TAIL_BYTES, etag=info.etag) if info.size_bytes else b""
         needed = bytes_needed(tail, info.size_bytes, where=info.key)

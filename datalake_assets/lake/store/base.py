@@ -160,7 +160,7 @@ class Store(Protocol):
         Args:
             key: The object; absent counts as changed.
             body: The new content. Make it unique (a fresh id inside): then a lost answer can be settled by `get`, and
-                an object that changed away and back is told apart.
+                an object that changed away and back is not taken for the same.
             etag: As returned by `get`, `create`, `swap` or `put`. Those of `head` and `list` are of another kind in a
                 local lake, where they must not cost the reading of data files, and never match here.
         """
@@ -181,7 +181,7 @@ class Store(Protocol):
         """Delete; absent keys are fine. Returns only once each single delete was acknowledged."""
 
     def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
-        """Delete objects that still are what they were; for files that others write too.
+        """Delete objects that still are what they were; for adopted files, which other writers change too.
 
         Args:
             etags: By key; as `head` and `list` give them. Absent keys are fine.

@@ -14,7 +14,7 @@ overwrite.
 
 Deletes of files that others may be overwriting meanwhile: POSIX has no "unlink, if it is still this file".
 
-So a file is moved aside first, which is atomic, and looked at where nobody else writes. It is deleted if it is the one
+So a file is moved aside first, which is atomic, and examined where nobody else writes. It is deleted if it is the one
 that was meant, and put back if it is not, unless its writer has put a newer one in its place already. Whoever dies in
 between leaves it under a name that follows from its key and its ETag, where the next one to delete it finds it.
 """
@@ -255,7 +255,7 @@ class LocalStore:
                 fsync_folder(self._root / folder)
 
     def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
-        """Move each aside, and delete it there if it still is what it was; see `local_deletes`."""
+        """Move each aside, and delete it there if it still is what it was; else it is moved back."""
         folders, kept = set(), []
         for key, etag in etags.items():
             self._requests.add("delete")

@@ -281,7 +281,7 @@ class S3Store:
         self._deletes.delete(self._full(key) for key in keys)
 
     def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
-        """Delete with `If-Match`; a store that ignores it is told once, and then looked at before each delete."""
+        """Delete with `If-Match`; a store that ignores it gets one warning, and each ETag is read before the delete."""
         wanted = {check_key(key): etag for key, etag in etags.items()}
         conditional = self._deletes_are_conditional()
         refused = self._deletes.delete_if(self._full_keys(wanted)) if conditional else list(self._full_keys(wanted))
@@ -376,7 +376,7 @@ class S3Store:
         """This machine's clock, put right by the server's once per store if they are further apart than `SAME_CLOCK`.
 
         A Date header is exact to a second only; without the clock of the machine, two pulls within one could not be
-        told apart by age.
+        distinguished by age.
         """
         if self._skew is None:
             skew = self._send(self._clients.server_time, key="", repeatable=True) - datetime.now(UTC)

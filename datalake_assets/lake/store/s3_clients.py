@@ -226,6 +226,6 @@ def _loader(data_path: str | None) -> Loader:
 
 
 def _not_amazons(endpoint: str) -> str | None:
-    """The endpoint, if a profile set one that all clients must be told."""
+    """The endpoint, if a profile set one that must be passed to all clients."""
     host = urlsplit(endpoint).hostname or ""
     return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else endpoint

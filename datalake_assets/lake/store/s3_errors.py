@@ -1,6 +1,6 @@
 """What an S3 failure means: was the write surely not applied, perhaps applied, or refused for good, and what to do.
 
-The question decides over rows. A client that repeats a conditional write whose answer was lost is told "412, somebody
+The question decides over rows. A client that repeats a conditional write whose answer was lost gets "412, somebody
 else won" about its own write; so only what was surely not applied is repeated, and all else is handed up in words.
 
 Sources: AWS S3 API reference, "Error responses"; the faults measured through `fault_proxy.py`.
@@ -87,7 +87,7 @@ BAD_PARTS = {"EntityTooLarge", "EntityTooSmall", "InvalidPart", "InvalidPartOrde
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """The store's own error, as far as it said one: `code` is "" when no answer came."""
+    """The store's own error, as far as it gave one: `code` is "" when no answer came."""
 
     code: str
     status: int
@@ -100,9 +100,9 @@ class _Answer:
         text = str(error)
         if REDIRECTED.lower() in text.lower():
             return cls("PermanentRedirect", 0)
-        said, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code: (\d{3})", text)
+        named, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code: (\d{3})", text)
         number = status[1] if status else "0"
-        return cls(said[1] if said else STATUSES.get(number, ""), int(number))
+        return cls(named[1] if named else STATUSES.get(number, ""), int(number))
 
 
 def may_repeat(error: BaseException, *, repeatable: bool) -> bool:

@@ -1,7 +1,4 @@
-"""The staged writer of a bucket: a multipart upload in bounded memory.
-
-The multipart uploads of one bucket, request by request: parts that are sent, and parts that S3 copies itself.
-"""
+"""Staged files of a bucket are multipart uploads: written in bounded memory, by parts sent and parts that S3 copies."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def change_object(
         store: Where it lives.
         key: The object.
         rule: Given its body, or None without one, says its new body; None changes nothing. It may be called several
-            times. See `swap_object` on bodies that are to be unique.
+            times. Bodies are to be unique, as for `swap_object`.
         attempts: How often.
 
     Returns:
