@@ -71,7 +71,7 @@ class DatalakeError(Exception):
 
 
 def unforeseen_text(error: BaseException) -> str:
-    """What is said of an error that no code foresaw, where only a part of the work is lost by it."""
+    """The line for an error that no code foresaw, where only a part of the work is lost by it."""
     text = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}{': ' if text else ''}{text} (a bug; see where with -v)"
 

@@ -169,7 +169,7 @@ class AssetSource(SourceModel):
 #: Where the systems are listed that feeds can be exported from. They stand above this module and import it, so they are
 #: found by name, when the first feed or the first setting is read: wherever that is, the list is there (ADR 016).
 _SYSTEMS = "datalake_assets.sources.systems"
-#: What rows come from that are not exported: others write them.
+#: Sources that are not exported: something else writes their files.
 _NOT_EXPORTED: Mapping[str, type[SourceModel]] = {"folder": FolderSource, "asset": AssetSource}
 
 
@@ -307,7 +307,7 @@ class Feed(Model):
 
     @property
     def is_adopted(self) -> bool:
-        """Whether it is an adopted folder: others write it where it lies, and we look after it."""
+        """Whether it is an adopted folder: other writers fill it where it lies, and we look after it."""
         return self.kind is FeedKind.FOLDER
 
     @property

@@ -1,7 +1,7 @@
 """How other machines are reached: by which proxy, and whose certificates are trusted. One way for every client.
 
 httpx, boto3, obstore and Arrow read different variables, each in its own way: one sends loopback through a proxy, one
-knows no proxy at all, one takes a private authority from a variable that another ignores. So all of them are told.
+knows no proxy at all, one takes a private authority from a variable that another ignores. So each is given its route.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Proxy:
         host: Its name or address.
         port: Its port.
         user: For its authentication; empty for none.
-        password: Likewise, never shown.
+        password: For its authentication; empty for none, and never shown.
     """
 
     url: str = field(repr=False)

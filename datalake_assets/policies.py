@@ -84,8 +84,8 @@ class Freshness(Model):
     Attributes:
         max_commit_age: Age of the newest export of the current partition (of a table: of its newest version).
         max_event_age: Age of the newest row, by the feed's time column.
-        fail_commit_age: Likewise; above it the check is an error.
-        fail_event_age: Likewise.
+        fail_commit_age: Age of that export above which the check is an error.
+        fail_event_age: Age of that row above which the check is an error.
     """
 
     max_commit_age: Duration | None = None
@@ -234,7 +234,7 @@ class RangeRule(RuleBase):
     Attributes:
         column: The column.
         min: The least value: a number, or a text such as ``2025-01-01`` for dates and times; None for none.
-        max: The greatest, likewise.
+        max: The greatest value, written as ``min`` is; None for none.
     """
 
     type: Literal["range"] = "range"
@@ -285,7 +285,7 @@ class SqlRule(RuleBase):
     when: Literal["write", "schedule"] = "schedule"
 
 
-#: The rules that a feed can have, told apart by ``type``.
+#: The rules that a feed can have, distinguished by ``type``.
 Rule = Annotated[NotNullRule | UniqueRule | RangeRule | RegexRule | SqlRule, Discriminator("type")]
 
 #: Checks that every feed has.

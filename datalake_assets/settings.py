@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         env: Sets compaction thresholds.
         compaction_memory_mb: Megabytes of decoded rows that a compaction may hold; says how much it does at once.
         s3_endpoint: URL of an S3-compatible server; unset: AWS. Credentials come by the AWS conventions only.
-        webserver_url: The Dagster web server, told to reload when feeds change.
+        webserver_url: The Dagster web server, which is asked to reload when feeds change.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file=_FILE, extra="forbid", frozen=True)

@@ -312,7 +312,7 @@ def _tell_dagster(session: Session, feed: Feed, done: Sequence[Compacted]) -> No
     try:
         if home_to_tell() is None:
             return
-        # Dagster takes a second to import: only once everything is committed, and only if there is somebody to tell
+        # Dagster takes a second to import: only once everything is committed, and only if there is a history to add to
         from datalake_assets.defs.compaction.job import report_compactions  # noqa: PLC0415
         from datalake_assets.defs.resources import Lake  # noqa: PLC0415
 

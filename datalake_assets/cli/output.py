@@ -151,7 +151,7 @@ def as_csv(rows: Iterable[Sequence[Any]], *, raw: bool = False) -> str:
 
     Args:
         rows: The rows; the first one may be the head.
-        raw: Leave text as it is, formulas of spreadsheets too; see `spreadsheet_text`.
+        raw: Leave text as it is, even what a spreadsheet would take for a formula.
     """
     return csv_lines([_field(value, raw=raw) for value in row] for row in rows)
 

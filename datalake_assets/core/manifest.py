@@ -90,7 +90,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_u
 
     Attributes:
         commit_id: As in `Pending`.
-        kind: Likewise.
+        kind: As in `Pending`.
         at: When it was committed.
         run_id: As in `Pending`.
         rows: Rows in the files that it added.
@@ -248,7 +248,7 @@ class Manifest:
             small_file_bytes: As in `committed`.
 
         Raises:
-            CorruptLake: A commit is under way, or garbage is left: a listing cannot be told apart from it.
+            CorruptLake: A commit is under way, or garbage is left: a listing would take that for the folder's files.
         """
         if self.pending is not None or self.garbage:
             raise CorruptLake("manifest", "reconciled over an unfinished commit")
@@ -397,7 +397,7 @@ class Holdings(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_bytes(cls, body: bytes, *, where: str) -> Holdings:
-        """Reads them; see `Manifest.from_bytes`.
+        """Reads what a manifest holds, and skips the rest of it.
 
         Raises:
             CorruptLake: It is not a manifest, or one of a later format.
@@ -465,7 +465,7 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of one file after an attempt to publish it; the staged file was looked for first.
+    """What was seen of one file after an attempt to publish it; the staged file was asked for first.
 
     Attributes:
         staged: The staged file is still there.

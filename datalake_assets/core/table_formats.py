@@ -126,7 +126,7 @@ _COLUMNS = (
 
 
 def footer_format(key_values: Mapping[bytes, bytes], columns: Collection[str]) -> TableFormat | None:
-    """Whose table a file was written for, by its footer's key-values and columns; None if they don't tell."""
+    """Whose table a file was written for, by its footer's key-values and columns; None if they have no mark."""
     for key in key_values:
         for beginning, table in _KEYS.items():
             if key.startswith(beginning):

@@ -119,7 +119,7 @@ def prepare_demo(store: Store, records: int) -> DemoLake:
     """Makes a lake a demo lake that serves so many rows, or raises what one serves; idempotent.
 
     Raises:
-        ConfigError: See `plan_demo`.
+        ConfigError: The lake cannot be made such a demo lake, as `plan_demo` finds.
         PreconditionFailed: Another process does the same at this moment.
     """
     current, etag = _read(store)
@@ -133,7 +133,7 @@ def prepare_demo(store: Store, records: int) -> DemoLake:
 
 @contextmanager
 def demo_stand_in(settings: Settings, store: Store, types: Collection[str]) -> Iterator[Settings]:
-    """The settings, with the URL of a demo lake's own server where they name none; see `StandIn`.
+    """The settings, with the URL of a demo lake's own server where they name none; implements `StandIn`.
 
     Args:
         settings: What is configured; if that is a server, it wins.
@@ -169,7 +169,7 @@ def serve_ksqldb(
     faults: Sequence[str],
     announce: Callable[[str], None],
 ) -> None:
-    """Runs the embedded ksqlDB server until SIGINT or SIGTERM; `announce` is told its URL.
+    """Runs the embedded ksqlDB server until SIGINT or SIGTERM; `announce` is called with its URL.
 
     Raises:
         ConfigError: The port is taken, or a fault is none.

@@ -47,7 +47,7 @@ class S3Server:
         folder: Where its data lives; it survives a restart. One server at a time.
         port: Of the S3 API; 0 = a free one.
         access_key: Of its only user; "" = random.
-        secret_key: Likewise.
+        secret_key: That user's secret; "" = random.
         grace_s: How long it may take to stop before it is killed, which loses nothing that it acknowledged.
 
     Attributes:
@@ -205,14 +205,14 @@ def serve_forever(folder: str | os.PathLike[str], *, port: int = 0) -> None:
     Its credentials are kept beside its data, so that those of the last time still work.
     """
     access_key, secret_key = kept_credentials(_at_home(folder))
-    told: list[int] = []  # no Event: setting it takes a lock that the thread which is interrupted may hold
+    signals: list[int] = []  # no Event: setting it takes a lock that the thread which is interrupted may hold
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: told.append(number))
+        signal.signal(number, lambda number, _: signals.append(number))
     with S3Server(folder, port=port, access_key=access_key, secret_key=secret_key) as server:
         for name, value in server.environment().items():
             print(f"export {name}={value}", flush=True)  # noqa: T201  this is the answer
         print(f"export DATALAKE_LAKE=s3://{server.bucket}/", flush=True)  # noqa: T201
-        while not told:
+        while not signals:
             time.sleep(POLL_S)
             server.check_running()
 

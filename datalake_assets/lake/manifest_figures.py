@@ -1,7 +1,7 @@
 """The figures of a feed by its manifests, read fast enough for a report of the whole lake.
 
 Ten thousand manifests are read in a second or two, so this takes a short cut past `PartitionLog`: the keys come from
-one listing, of each manifest only what matters is decoded, and it is planned only where sums do not tell what
+one listing, of each manifest only what matters is decoded, and a plan is made only where sums do not settle what
 compaction would do.
 """
 

@@ -45,9 +45,9 @@ class AdoptedFooter:
     Attributes:
         rows: Of the file.
         schema: Arrow's, as a scan reads it, without metadata of the schema as a whole.
-        min_time: Of the time column, by the statistics; None if they don't say.
-        max_time: Likewise.
-        table: The format whose table it was written for; None if nothing tells of one.
+        min_time: Earliest value of the time column, by the statistics; None if these do not give it.
+        max_time: Latest value of the time column, by the statistics; None if these do not give it.
+        table: The format whose table it was written for; None if nothing marks it as one's.
     """
 
     rows: int

@@ -187,7 +187,7 @@ class RangeCopier(Protocol):
             key: The object.
             start: Its first byte to copy.
             end: After the last one.
-            etag: As told by the store's `head` or `list`.
+            etag: As the store's `head` or `list` gave it.
             seen: Is given all the bytes in their order, and what the store copies is compared with them.
         """
 
@@ -284,7 +284,7 @@ class ConcatWriter:
         Raises:
             ValueError: The file's schema key is another one, a row group does not exist or is named twice, there
                 would be more than 32,767, or the writer is closed.
-            UnsoundPages: Its pages are not what its metadata says; likewise.
+            UnsoundPages: Its pages are not what its metadata says; then none of its row groups is in this one.
             UnreadableFile: The file is damaged, or shorter than its footer says; then none of its row groups is in
                 this one.
         """

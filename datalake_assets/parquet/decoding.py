@@ -1,7 +1,7 @@
 """Rows of a Parquet file, decoded in pieces whose decoded size is bounded, whatever the file's own size.
 
 A footer says how many bytes pages have before compression, not what becomes of them: a million rows of one long text
-take a dictionary of one entry. So decoded sizes are estimated where types tell, and measured where encodings hide them:
+take a dictionary of one entry. So decoded sizes follow from types where these fix them, and are measured elsewhere:
 such row groups are begun with a few rows, and go on with as many as those let expect.
 """
 
@@ -69,7 +69,7 @@ def open_parquet(
 
 
 def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
-    """Sees to it that the metadata of all column chunks can be looked at: over a damaged one pyarrow ends the process.
+    """Raises unless the metadata of all column chunks can be read: over a damaged one pyarrow ends the process.
 
     Whoever reads gets an error instead. So all row groups are asked for, from a file that has no bytes: Arrow looks at
     every chunk, in order to fetch several at once, before it finds that out.
@@ -227,7 +227,7 @@ def _width(column: Any, kind: str) -> int | None:
 def _careful(parquet: pq.ParquetFile, number: int, size: _Size, piece_bytes: int) -> Iterator[pa.RecordBatch]:
     """A row group whose rows' sizes show only when they are decoded.
 
-    Begins with so few that even the longest fit. Arrow decodes as many at a time as it was told at first, so that going
+    Begins with so few that even the longest fit. Arrow keeps the number of rows that it was opened with, so that going
     on with another number means to begin again, and to skip what is done.
     """
     rows, done = max(1, min(CAREFUL_ROWS, piece_bytes // size.longest)), 0

@@ -44,7 +44,7 @@ SCHEMA_FIELD = 2
 # fields of a SchemaElement
 _TYPE, _LENGTH, _REPETITION, _NAME, _CHILDREN, _CONVERTED, _FIELD_ID, _LOGICAL = 1, 2, 3, 4, 5, 6, 9, 10
 _INT32, _INT64, _INT96, _BYTES, _FIXED = 1, 2, 3, 6, 7
-#: Levels of the deepest schema that is looked at.
+#: Levels of the deepest schema that is parsed.
 MAX_DEPTH = 100
 
 _LOGICAL_NAMES = {
@@ -91,7 +91,7 @@ class Element:
 
     @property
     def repetition(self) -> int:
-        """Required, optional or repeated; required where it is not said."""
+        """Required, optional or repeated; required where it is not stated."""
         return self._number(_REPETITION) or 0
 
     @property
@@ -136,7 +136,7 @@ class Element:
 
     @property
     def number_of_children(self) -> int:
-        """As it is said."""
+        """The number that the element states, which the footer's list of elements need not have."""
         return self._number(_CHILDREN) or 0
 
     def _number(self, field: int) -> int | None:
@@ -148,10 +148,10 @@ def _logical(union: bytes) -> str:
     reader = CompactReader(union)
     for number, kind in reader.fields():
         name = _LOGICAL_NAMES.get(number, f"of the unknown logical type {number}")
-        told = dict(reader.fields()) if kind == STRUCT else {}  # booleans are their kinds
-        if name == "TIME" and told.get(1) == TRUE:
+        members = dict(reader.fields()) if kind == STRUCT else {}  # booleans are their kinds
+        if name == "TIME" and members.get(1) == TRUE:
             return "TIME in UTC"
-        if name == "INT" and told.get(2) != TRUE:
+        if name == "INT" and members.get(2) != TRUE:
             return "unsigned INT"
         return name
     return ""
@@ -289,8 +289,8 @@ def _agree(one: Element, other: Element, above: tuple[bytes, ...]) -> None:
     names = (*above, one.name)
     first, second = one.annotation, other.annotation
     if not one.children and first != second and {first, second} & _PUT_BACK:
-        told = [text if text not in _DISPUTED else f"{text} without a logical type" for text in (first, second)]
-        found = " and ".join(f"{text or 'not annotated'} in some" for text in told)
+        named = [text if text not in _DISPUTED else f"{text} without a logical type" for text in (first, second)]
+        found = " and ".join(f"{text or 'not annotated'} in some" for text in named)
         raise Incompatible(f"column {_dotted(names[1:])!r} is {found}; readers take them differently")
     for mine, theirs in _pairs(one, other):
         _agree(mine, theirs, names)

@@ -1,15 +1,10 @@
-"""A fingerprint of rows that does not depend on their order: equal multisets of rows have equal fingerprints.
+"""Whether two sets of rows are the same, without keeping or sorting them; guards against accidents, not adversaries.
 
-Used to see that a window pulled again holds what the lake holds, without keeping or sorting rows. Every row gets a
-64-bit hash over all its columns, vectorised; the fingerprint adds the hashes up, modulo 2**64. It guards against
-accidents (lost, doubled, changed rows), not against an adversary.
-
-A checksum of rows that does not depend on their order, fast enough to be the rule: DuckDB hashes, we add up.
-
-Equal multisets of rows have equal checksums; rows lost, doubled or changed, or values that moved to another row, show.
-It guards against accidents, not against an adversary. Where DuckDB cannot take a type, `row_hashes` does, slower.
-
-Whether two tables hold the same rows in the same order, to the last bit: much cheaper than hashing both.
+The *fingerprint* shows that a window pulled again holds what the lake holds: every row gets a 64-bit hash over all its
+columns, and the hashes are added up modulo 2**64, so that the order of rows does not matter. The *checksum* proves a
+compaction and is fast enough to be the rule: DuckDB hashes, we add up; where DuckDB cannot take a type, `row_hashes`
+does, slower. Rows lost, doubled or changed, or values that moved to another row, change both. Two tables in the same
+order are compared to the last bit instead, which is much cheaper.
 """
 
 from __future__ import annotations
@@ -37,7 +32,7 @@ _INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 def row_hashes(batch: pa.RecordBatch) -> Hashes:
-    """One hash per row over all columns; columns are told apart by name, so that their order does not matter."""
+    """One hash per row over all columns; a column's name goes into it, so that the order of columns does not matter."""
     total = np.zeros(batch.num_rows, dtype=np.uint64)
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         total += _mix(_hashes(column) ^ _salt(name))
@@ -247,7 +242,7 @@ _BITS = {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
 def same_rows(left: pa.Table, right: pa.Table) -> bool:
     """Whether all values are equal, row by row; NaNs are if their bits are, and zero is not minus zero.
 
-    False may also mean that nobody can tell this way: NaNs within nested columns, dictionaries in another order. Then
+    False may also mean that this way cannot decide: NaNs within nested columns, dictionaries in another order. Then
     the rows have to be compared by their hashes (`MultisetHasher`).
     """
     return left.schema.equals(right.schema) and all(

@@ -38,7 +38,7 @@ class InputFile:
     Attributes:
         name: For messages; unique among the inputs of a rewrite.
         size_bytes: Its size.
-        rows: Rows that it is said to have.
+        rows: Rows that its manifest states.
         open: Opens it; small files come as a buffer that was fetched whole.
         checksum: Digest of its bytes, ``<algorithm>:<hex>``; empty if nobody knows.
         copy_source: Key and ETag, where the store itself can copy ranges of it into an output.
@@ -89,12 +89,12 @@ class OpenInput:
             self.footer_bytes = tail[:-TAIL_BYTES]
             self.schema: pa.Schema = self.parquet.schema_arrow
             _check_names(self.parquet.metadata)
-        told = self.parquet.metadata
-        there = sum(told.row_group(index).num_rows for index in range(told.num_row_groups))
-        if there != told.num_rows:
-            raise UnreadableFile(file.name, f"its footer says {told.num_rows} rows, and its row groups have {there}")
-        if told.num_rows != file.rows:
-            raise UnreadableFile(file.name, f"{told.num_rows} rows, {file.rows} were expected")
+        stated = self.parquet.metadata
+        there = sum(stated.row_group(index).num_rows for index in range(stated.num_row_groups))
+        if there != stated.num_rows:
+            raise UnreadableFile(file.name, f"its footer says {stated.num_rows} rows, and its row groups have {there}")
+        if stated.num_rows != file.rows:
+            raise UnreadableFile(file.name, f"{stated.num_rows} rows, {file.rows} were expected")
 
     def close(self) -> None:
         """Closes the file."""
@@ -168,7 +168,7 @@ class OpenInput:
         """Its rows, decoded, in order, in pieces of bounded size.
 
         Raises:
-            UnreadableFile: They don't decode, or are not as many as they are said to be.
+            UnreadableFile: They don't decode, or are not as many as the manifest states.
         """
         rows = 0
         with _translating(self.file):

@@ -79,7 +79,7 @@ def same(key: str, one: Side, other: Side) -> bytes | None:
 
 
 def where_all_agree(_key: str, one: Side, other: Side) -> bytes | None:
-    """What is said of some rows is not said of the others."""
+    """The value if both files have the same one: a statement about some rows does not hold of the others."""
     return one.value if one.value == other.value else None
 
 
@@ -100,7 +100,7 @@ def join_huggingface(key: str, one: Side, other: Side) -> bytes | None:
 
 #: Of a column's entry in GeoParquet's key: what two files may have differently.
 _EXTENT = ("bbox", "geometry_types")
-#: What readers assume where it is not said.
+#: What readers assume where a document does not state it.
 _ASSUMED = {"edges": "planar"}
 
 
@@ -276,7 +276,7 @@ def _without_notes(field: Json) -> Json:
 
 
 def _meaning_of(noted: Json) -> Json:
-    """Metadata of a column without what is said to people."""
+    """Metadata of a column without the comment, which is for people."""
     return {key: value for key, value in noted.items() if key != "comment"} if isinstance(noted, dict) else noted
 
 

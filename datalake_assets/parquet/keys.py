@@ -61,7 +61,7 @@ ARROW_SCHEMA = b"ARROW:schema"
 
 # ---- columns
 
-#: What is said to people about a column: the newest file's stays.
+#: Keys of notes for people about a column: the newest file's stays.
 _NOTES = re.compile(rb"description|comment|doc|title|label|long_name|source_name")
 
 
@@ -159,7 +159,7 @@ class KeyValues:
 
     Attributes:
         values: By key, without Arrow's schema.
-        columns: Names of the columns; what is said of columns matters only where both files have them.
+        columns: Names of the columns; their metadata matters only where both files have them.
         is_dated: Some column holds dates or times, so that calendars matter.
         within: Keys that stand in Arrow's schema too, where Arrow looks for them.
         arrow: Arrow's schema as it stands in the footer; None without, or where files have others.
@@ -254,8 +254,8 @@ def file_meaning(footer: Mapping[bytes, bytes]) -> list[tuple[bytes, object]]:
     kept: list[tuple[bytes, object]] = [(b"", _calendars(footer))]
     for key, value in sorted(footer.items()):
         canonical = _CANONICAL.get(_rule(key))
-        if canonical is not None and (said := canonical(value)) != []:
-            kept.append((key, said))
+        if canonical is not None and (meaning := canonical(value)) != []:
+            kept.append((key, meaning))
     return kept
 
 

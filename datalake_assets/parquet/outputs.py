@@ -51,7 +51,7 @@ class _Open(Generic[FinishedT]):
     bounds: list[datetime] = field(default_factory=list)
     are_bounds_known: bool = True
     first: pq.FileMetaData | None = None
-    copied: list[bytes] = field(default_factory=list)  # what was copied, by row group, see `Evidence`
+    copied: list[bytes] = field(default_factory=list)  # digests of what was copied, by row group, for `Evidence`
 
 
 class Outputs(Generic[FinishedT]):

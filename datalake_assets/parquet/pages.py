@@ -25,7 +25,7 @@ from datalake_assets.parquet.thrift import I32, I64, STRUCT, CompactReader, Malf
 __all__ = ["Page", "PageWalk", "UnsoundPages", "page_of", "walk_pages"]
 
 BLOCK_BYTES = 4 << 20
-#: What a header is looked for in, first; statistics can make it longer.
+#: Bytes that are read for a header at first; statistics can make it longer.
 HEADER_BYTES = 256
 #: Arrow's own limit of a page header (arrow-cpp, kDefaultMaxPageHeaderSize).
 MAX_HEADER_BYTES = 16 << 20

@@ -126,7 +126,7 @@ def rewrite(
     Raises:
         ConfigError: A column to sort by is not there.
         CorruptLake: What was written does not read as what was read; outputs were dropped.
-        LakeError: The store failed; likewise.
+        LakeError: The store failed; outputs were dropped.
     """
     use_lean_pool()
     rejected: dict[str, str] = {}
@@ -283,7 +283,7 @@ class _Pass(Generic[FinishedT]):
         return source
 
     def _join(self, source: OpenInput) -> None:
-        """Takes over what an input says of its rows; where all were looked at, that is done."""
+        """Takes over what an input states of its rows, unless the whole shape is known already."""
         if self._shape.ours:
             return
         shape = shape_of(source, copied=self._settings.kernel == "concat", like=self._shape)
@@ -321,7 +321,7 @@ class _Pass(Generic[FinishedT]):
                 self._add(conformed)
 
     def _conformed(self, table: pa.Table, source: OpenInput) -> pa.Table:
-        """Its rows as columns of the outputs; not every millisecond can be told in microseconds."""
+        """Its rows as columns of the outputs; not every millisecond fits into microseconds."""
         try:
             return conform_table(table, self._shape.schema)
         except pa.ArrowException as error:
@@ -329,7 +329,7 @@ class _Pass(Generic[FinishedT]):
             raise UnreadableFile(source.file.name, reason) from error
 
     def _why_unsound(self, source: OpenInput, footer: Footer) -> str:
-        """Why row groups must not be copied though they are worth it; looked into before copying if ``careful``."""
+        """Why row groups must not be copied though they are worth it; proven before copying if ``careful``."""
         name = source.file.name
         if self._careful and name not in self._unsound and not source.file.is_encoded:
             try:
@@ -368,9 +368,9 @@ class _Pass(Generic[FinishedT]):
         for some in self._runs(footer):
             bounds = _bounds([source.time_bounds(index, self._time_column) for index in some])
             try:
-                told, like = source.parquet.metadata, self._like or footer
+                metadata, like = source.parquet.metadata, self._like or footer
                 self._outputs.append(
-                    footer, source.read_at, some, metadata=told, bounds=bounds, like=like, server_side=server_side
+                    footer, source.read_at, some, metadata=metadata, bounds=bounds, like=like, server_side=server_side
                 )
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error

@@ -87,7 +87,7 @@ class RollingWriter(Generic[FinishedT]):
         time_column: The column that ``partition_of`` is asked about, and that rows are sorted by.
         metadata: Gives the key-value metadata of a file's footer by partition key, when the file is finished; called
             in the encoder's thread.
-        bounds: See `Bounds`; by default also wide enough for two row groups.
+        bounds: Limits of memory and open files; by default also wide enough for two row groups.
         clock: Seconds, monotonic.
     """
 

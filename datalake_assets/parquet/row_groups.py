@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What is said of one column chunk.
+    """What the footer states of one column chunk.
 
     Attributes:
         kind: Physical type.
@@ -98,8 +98,8 @@ class Chunk(NamedTuple):
         end: After its last one.
         plain_bytes: Of its pages before compression, their headers included.
         data_offset: Of its first data page.
-        dictionary_offset: Of its dictionary; 0 where there is none, or where it is not said.
-        offsets: Of its first pages of each kind, as far as they are said.
+        dictionary_offset: Of its dictionary; 0 where there is none, or where it is not stated.
+        offsets: Of its first pages of each kind, as far as they are stated.
     """
 
     kind: int
@@ -138,8 +138,8 @@ class Layout:
     """How a row group's metadata is rewritten.
 
     Attributes:
-        begin: Of its span in the footer.
-        end: Likewise.
+        begin: Where its span in the footer begins.
+        end: Where that span ends.
         patches: In the order of the footer.
         blooms: Its bloom filters.
         indexes: Offset index and column index of each column chunk that has any.

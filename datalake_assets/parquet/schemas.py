@@ -339,7 +339,7 @@ def _lost_order(schema: pa.Schema) -> str | None:
 
 
 def _chunk_values(source: OpenInput) -> tuple[ChunkValues, str | None]:
-    """What all column chunks of a column say, and what is said of some of them alone, for a person."""
+    """The key-values that all column chunks of a column have, and, for a person, what only some of them have."""
     found: dict[str, Mapping[bytes, bytes]] = {}
     for number in range(source.row_groups):
         group = source.parquet.metadata.row_group(number)

@@ -1,9 +1,8 @@
 """Row groups encoded in memory, several at once, each checked against the rows that went in.
 
 A segment is a whole Parquet file of one row group, so that an output is always put together in one way: by copying row
-groups, whether they come from an input or were encoded a moment ago.
-
-Rows of one output sorted by columns, in memory for the keys alone: the rows themselves lie in a file meanwhile.
+groups, whether they come from an input or were encoded a moment ago. Where an output is sorted by columns, only the
+keys are kept in memory: the rows themselves lie in a file meanwhile.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ class _Tailed:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """How rows of a shape are encoded so that their file says what the inputs said.
+    """How rows of a shape are encoded so that their file states what the inputs state.
 
     Attributes:
         footer: Of a file without rows.

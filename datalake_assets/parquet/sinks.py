@@ -32,7 +32,7 @@ class Sink(Protocol):
         """Bytes written so far."""
 
     def flush(self) -> None:
-        """Need do nothing: whether bytes are durable is said by who finishes them."""
+        """Need do nothing: whoever finishes the bytes makes them durable."""
 
     def close(self) -> None:
         """Ends the writing; neither finishes nor discards."""

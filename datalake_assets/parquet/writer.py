@@ -1,14 +1,9 @@
 """One Parquet file, written well: typed encodings, sorted row groups, exact statistics and a digest of its bytes.
 
-Which Parquet encoding each column gets, from a look at its values.
-
-pyarrow's default, a dictionary for everything, spends most of its time on dictionaries that it then throws away. Here a
-column gets one only if few of its values are distinct; what the others get depends on who has to read the files.
-
-Digests of files: which one is written, and how those that were written earlier are still verified.
-
-XXH3 guards against damage, not against forgery, as does everything else in a manifest; it is about ten times as fast as
-BLAKE2b, whose cost was that of copying a file (`parquet/concat.py`).
+pyarrow's default encoding, a dictionary for everything, spends most of its time on dictionaries that it then throws
+away. Here a column gets one only if few of its values are distinct; what the others get depends on who has to read the
+files. The digest is XXH3, which guards against damage and not against forgery, as does everything else in a manifest:
+it is about ten times as fast as BLAKE2b, which files of earlier releases have and are still verified by.
 """
 
 from __future__ import annotations
@@ -53,7 +48,7 @@ Encodings: TypeAlias = tuple[list[str], dict[str, str]]
 """The columns that get a dictionary, and the encodings of others, both by Parquet column path; the rest is PLAIN."""
 
 SAMPLE_ROWS: Final = 20_000
-"""How many rows of the first row group are looked at, evenly spread over it."""
+"""How many rows of the first row group are sampled, evenly spread over it."""
 
 DISTINCT_SHARE: Final = 0.10
 """A dictionary pays below this share of distinct values: measured 11 % less time and 6 % less space than everywhere."""
@@ -200,7 +195,7 @@ class ParquetSettings:
     Attributes:
         compression: Codec of the pages.
         profile: ``compatible`` is read by every release of Spark 3, Athena and DuckDB; ``compact`` is smaller, and not
-            for Spark: see `choose_encodings`.
+            for Spark; `choose_encodings` says by which encodings.
         target_file_bytes: Size at which a file is finished and the next begun.
         row_group_bytes: Decoded size of a row group.
         compression_level: Of zstd; None: 1. Levels above take twice the time for a few per cent of size.
@@ -221,7 +216,7 @@ class FileStats:
         rows: Its rows.
         size_bytes: Its size.
         min_time: Earliest value of the time column, aware UTC; None without one.
-        max_time: Latest, likewise.
+        max_time: Latest value of the time column; None without one.
         checksum: ``xxh3-128:<hex>`` of its bytes.
     """
 
@@ -274,7 +269,7 @@ class ParquetFileWriter:
     Args:
         sink: Takes the bytes; finishing it is the caller's.
         schema: Schema of the rows; field ids and metadata are kept.
-        settings: See `ParquetSettings`.
+        settings: Codec, encodings and sizes.
         time_column: Rows are sorted by it within a row group.
         metadata: Key-value metadata of the footer.
         encodings: Of the columns; None: chosen from the first row group.

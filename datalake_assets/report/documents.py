@@ -60,7 +60,7 @@ def csv_text(report: LakeReport, *, raw: bool = False) -> str:
 
     Args:
         report: The report.
-        raw: Leave names as they are, formulas of spreadsheets too; see `spreadsheet_text`.
+        raw: Leave names as they are, even those that a spreadsheet would take for formulas.
     """
     return csv_lines([CSV_COLUMNS, *(line for each in report.feeds for line in _lines(each, raw=raw))])
 

@@ -43,13 +43,13 @@ LISTED, LISTED_WELL = 200, 20
 #: Partitions, compactions and versions that a section shows.
 PARTITIONS, COMPACTIONS, VERSIONS = 10, 5, 10
 _HEIGHT_PX = 90
-#: A sign for each level, told apart by more than its colour, and what it means.
+#: A sign for each level, so that more than its colour shows it, and what it means.
 _BADGES = {
     Level.OK.value: ("✓", "all is well"),
     Level.WARN.value: ("!", "needs attention"),
     Level.ERROR.value: ("✕", "something is wrong"),
 }
-#: In US dollars, as they are said: per 1,000 requests, per GB and month.
+#: In US dollars, in the units of AWS's price list: per 1,000 requests, per GB and month.
 _PRICES = {
     "listings": LIST_DOLLARS * 1000,
     "gets": GET_DOLLARS * 1000,
@@ -199,8 +199,8 @@ def _figures(report: FeedReport) -> Iterator[tuple[str, str]]:
 
 
 def _age(age: Age) -> str:
-    said = "not known" if age.age is None else f"{_unbroken(span_text(age.age))} ago"
-    return said if age.limit is None else f"{said}, limit {_unbroken(span_text(age.limit))}"
+    text = "not known" if age.age is None else f"{_unbroken(span_text(age.age))} ago"
+    return text if age.limit is None else f"{text}, limit {_unbroken(span_text(age.limit))}"
 
 
 def _unbroken(text: str) -> str:

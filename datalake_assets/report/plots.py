@@ -153,7 +153,7 @@ def freshness_bars(ages: Sequence[tuple[str, Age]]) -> Plot | None:
 
 
 def cost_bars(feeds: Sequence[FeedReport]) -> Plot | None:
-    """What feeds cost a month, now and after a compaction, the dearest first; None if nothing costs anything."""
+    """What feeds cost a month, now and after a compaction, most expensive first; None if nothing costs anything."""
     costs = [(each.feed.name, each.cost.dollars, each.cost_after.dollars) for each in feeds]
     costs.sort(key=lambda one: -one[1])
     shown, rest = (costs, []) if len(costs) <= BARS else (costs[: BARS - 1], costs[BARS - 1 :])
@@ -164,7 +164,7 @@ def cost_bars(feeds: Sequence[FeedReport]) -> Plot | None:
         _Row(name, "", f"{_cents(now)} → {_cents(after)}", ((now / most, "files"), (after / most, "ok")))
         for name, now, after in shown
     ]
-    if rest:  # many cheap feeds together would dwarf the dear ones, so they get no bars
+    if rest:  # many cheap feeds together would dwarf the expensive ones, so they get no bars
         now, after = sum(one[1] for one in rest), sum(one[2] for one in rest)
         rows.append(_Row(f"{len(rest)} other feeds", "", f"{_cents(now)} → {_cents(after)}", ((0, "files"), (0, "ok"))))
     now, after = sum(one[1] for one in costs), sum(one[2] for one in costs)

@@ -101,8 +101,8 @@ def cost_thumbnail(now: MonthlyCost, after: MonthlyCost) -> str | None:
 def _age(top: int, name: str, age: Age, share: float) -> Iterator[Markup]:
     """A bar that ends at its limit's half of the width, or beyond, with a mark at the limit."""
     wide = round(_WIDTH_PX / 2 * min(share, 2))
-    said = f"{name}, {age.what}s: {span_text(age.age)} of {span_text(age.limit)}" if age.age and age.limit else name
-    yield _text(0, top + 11, said)
+    label = f"{name}, {age.what}s: {span_text(age.age)} of {span_text(age.limit)}" if age.age and age.limit else name
+    yield _text(0, top + 11, label)
     yield _path(f"M0 {top + 14}h{wide}v6h-{wide}z", fill=_LEVELS[age.level])
     yield _path(f"M{_WIDTH_PX // 2} {top + 13}v8", stroke=_GREY)
 

@@ -293,7 +293,7 @@ class VersionsContract(_WriterContract):
 
 
 class NotExportedContract:
-    """A table that others write, and we look after."""
+    """A table that something else writes, and we look after."""
 
     @pytest.fixture
     def case(self) -> TableCase:
@@ -329,11 +329,11 @@ class CompactionContract:
     def test_compaction_keeps_rows_and_bounds_files(self, case: TableCase) -> None:
         key = case.scatter(range(DAY), files=12)
         table = case.open()
-        told: list[CompactionPlan] = []
+        plans: list[CompactionPlan] = []
         planned = table.compaction_plan(key, FORCE)
-        report = table.compact(key, FORCE, on_plan=told.append)
+        report = table.compact(key, FORCE, on_plan=plans.append)
         assert (report.files_before, report.files_compacted, report.files_after) == (12, 12, 1)
-        assert [[file.name for file in group.files] for group in told[0].groups] == [
+        assert [[file.name for file in group.files] for group in plans[0].groups] == [
             [file.name for file in group.files] for group in planned.groups
         ]
         now = table.report(key)

@@ -9,14 +9,10 @@ Pure: a plan follows from the files' names, sizes and times alone, whatever orde
   tiers nor ``min_files`` apply: two files that fit into one are merged, if that is worth it.
 
 Planned again on its own result, a plan is empty, unless ``max_files`` or ``max_bytes`` cut it short or it splits files.
-See ``docs/adr/008-size-tiered-compaction.md``.
+`again_at` says when time alone may give an empty plan something to merge (``docs/adr/008-size-tiered-compaction.md``).
 
-When a partition that has nothing to merge now is worth another look, though nobody writes to it meanwhile.
-
-What a compaction would do with a partition, in figures: from sums where these settle it, else from a plan.
-
-A plan names files and gives reasons, and so takes a hundred times as long as what a report wants of it. Of most
-partitions sums tell the same; tests hold `outlook_of_facts` to what `plan_compaction` says.
+A plan names files and gives reasons, and so takes a hundred times as long as the figures that a report wants of it.
+For most partitions sums settle these; tests hold `outlook_of_facts` to what `plan_compaction` finds.
 """
 
 from __future__ import annotations
@@ -80,7 +76,7 @@ class CompactionRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompactionRules:
-    """A feed's policy with everything resolved; see `CompactionPolicy`."""
+    """A feed's `CompactionPolicy` with the installation's defaults and the request filled in."""
 
     target_file_bytes: int
     small_file_bytes: int

@@ -1,11 +1,8 @@
-"""Columns of a block of generated rows: the same values as Python objects, as JSON text, and for comparing.
+"""Generated rows in blocks of columns: the same values as Python objects, as JSON text, and for comparing.
 
 A demo server has to outrun the client that it exercises, so text is made per block: values drawn from a pool are
-encoded once and picked by index, numbers are formatted in bulk.
-
-Which rows exist, when and where they arrive: pure functions of (seed, stream, index), so any process agrees.
-
-Row ``index`` of a stream arrives ``index * 86400 / events_per_day`` seconds after the start and lives in source
+encoded once and picked by index, numbers are formatted in bulk. Rows are pure functions of (seed, stream, index), so
+any process agrees: row ``index`` arrives ``index * 86400 / events_per_day`` seconds after the start and lives in source
 partition ``index % partitions`` at offset ``index // partitions``.
 """
 

@@ -1,4 +1,4 @@
-"""What the demo server can be told to do wrong, so that its clients can be seen to survive it."""
+"""Faults that the demo server commits on request, so that its clients can be seen to survive them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""HTTP/1.1 on one connection: one request after another, chunked answers, the upgrade to HTTP/2.
+"""HTTP/1.1 on one connection, with the request and answer that HTTP/2 shares.
 
-A request and its answer, whatever version of HTTP carries them.
+Requests come one after another; answers are chunked; a connection can be upgraded to HTTP/2.
 """
 
 from __future__ import annotations

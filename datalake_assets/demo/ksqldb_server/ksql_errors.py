@@ -41,7 +41,7 @@ class KsqlError(Exception):
 
 
 def bad_request(message: str) -> KsqlError:
-    """A request that is wrong before its SQL is looked at."""
+    """A request that is wrong before its SQL is parsed."""
     return KsqlError(400, 40000, message)
 
 

@@ -35,7 +35,7 @@ class KsqlServer:
         host: The address to listen on.
         port: The port; 0 takes a free one.
         auth: User and password for HTTP Basic; None lets everybody in.
-        ssl_context: Serves TLS with this context, which is told to offer HTTP/2.
+        ssl_context: Serves TLS with this context, which is changed to offer HTTP/2.
         faults: What goes wrong; may be changed while the server runs.
         clock: Seconds since the epoch, for streams that grow.
     """
@@ -104,7 +104,7 @@ class KsqlServer:
         """Serve in the foreground until SIGINT or SIGTERM; only in the main thread.
 
         Args:
-            announce: Told the URL once the server listens.
+            announce: Called with the URL once the server listens.
         """
         asyncio.run(self._serve(lambda: announce(self.url), signals=(signal.SIGINT, signal.SIGTERM)))
 

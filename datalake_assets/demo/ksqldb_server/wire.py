@@ -57,7 +57,7 @@ class RowWriter(Protocol):
 
         Args:
             query: Whose row it is.
-            values: The values that the row had; only its key is told.
+            values: The values that the row had; only its key is sent.
         """
         ...
 

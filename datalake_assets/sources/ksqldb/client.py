@@ -258,7 +258,7 @@ class KsqlClient:
     Args:
         url: ``http(s)://[user:password@]host[:port][/prefix]``; credentials in it are used, and never shown.
         user: For HTTP Basic authentication; wins over the URL's.
-        password: Likewise.
+        password: For HTTP Basic authentication; wins over the URL's.
         ca_file: PEM file of the authority that signed the server's certificate.
         timeout_s: Seconds to wait for the next bytes of an answer, and at most for a connection.
         transport: Replaces the network, in tests.

@@ -1,9 +1,8 @@
 """ksqlDB's SQL types, and the parser of the schema texts that it sends ahead of rows.
 
 ksqlDB reports a query's schema as text only (``DESCRIBE`` leaves out the key type of maps), so the text is parsed here,
-fully: a type that is not understood is refused before a row is read.
-
-From the columns of a query's answer to those of the lake: which are shown, which only number or time the rows.
+fully: a type that is not understood is refused before a row is read. The columns of a query's answer become those of
+the lake; some are not shown, and only number or time the rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a ksqlDB server's failures mean: which error, for whom, and whether asking again can help.
 
 ksqlDB reuses codes: a busy server answers 429, 503, a masked 500 or, before 8.0.1, a 400 that looks like bad SQL. All
-of that is told apart here, once, so that retries and messages agree.
+of that is distinguished here, once, so that retries and messages agree.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RETRY_BUDGET_S = 30.0
 _LATE_S = 10.0
 #: HTTP statuses of a server, or of a proxy before it, that is busy or restarting.
 _BUSY = frozenset({429, 502, 503, 504})
-# ksqlDB, ServerUtils / PullQueryExecutor / RateLimiter: the texts that tell these cases apart
+# ksqlDB, ServerUtils / PullQueryExecutor / RateLimiter: the texts that distinguish these cases
 _MASKED = "internal error when processing the query"
 _NO_HOST = "Unable to execute pull query"
 _BANDWIDTH = "bandwidth rate limit"

@@ -1,10 +1,10 @@
-"""Whether a source still holds what comes next, told from the source offsets that it delivers.
+"""Whether a source still holds what comes next, judged by the source offsets that it delivers.
 
 A gap proves nothing: compaction and transaction markers leave gaps. So a read asks for one row more than it needs, the
 last one that was landed. If that row, or the next, comes, nothing was lost in between; and it shows that the server has
 scanned up to the position, which silence alone doesn't. Only if it doesn't come, one probe settles what happened.
 
-A topic that was recreated and has grown past the old position looks like the old one; offsets cannot tell.
+A topic that was recreated and has grown past the old position looks like the old one; offsets do not show it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class PositionWatch:
     Args:
         source: What is read, for errors.
         starts: Next offset wanted by source partition; nothing is expected of partitions whose start is 0.
-        vouched: Whether the row before each start was asked for too; if not, nothing can be told.
+        vouched: Whether the row before each start was asked for too; if not, nothing can be concluded.
     """
 
     def __init__(self, source: str, starts: Mapping[int, int], *, vouched: bool = True) -> None:
@@ -127,7 +127,7 @@ class PositionWatch:
         return self.seen.extents[partition].lowest
 
     def is_settled_by(self, probe: SeenOffsets) -> bool:
-        """Whether a probe that reads on would tell nothing new."""
+        """Whether a probe that reads on would show nothing new."""
         gaps = self.gaps
         return all(
             _is_conclusive(probe.extents.get(partition), self.starts[partition], gap=partition in gaps)

@@ -1,8 +1,7 @@
 """A running query, from its header to its verified end, in blocks of decoded rows.
 
-Reads an answer that doesn't end, in a thread, so that silence can be told from rows.
-
-Neither a read timeout (it kills the connection) nor polling the socket (rows may wait in TLS's or HTTP's buffers) can.
+An answer that doesn't end is read in a thread, so that silence shows. Neither a read timeout (it kills the connection)
+nor polling the socket (rows may wait in TLS's or HTTP's buffers) can show it.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _PAUSE_S = 0.05
 _LONGEST_HOLD_S = 1.0
 #: The thread stops reading, and TCP the server, while this much waits to be taken.
 _FULL_BYTES = 2 * _BLOCK_BYTES
-#: Time for a server that was told to end the query to do so; the connection then serves again.
+#: Time for a server to end the query when asked; the connection then serves again.
 _JOIN_S = 0.5
 
 
@@ -280,7 +279,7 @@ class PushQuery(_Running):
 
         Raises:
             TransientFailure: The connection broke, or the server sent an error.
-            IncompleteResponse: Likewise.
+            IncompleteResponse: The answer ended before it said that it was complete.
         """
         held, self._blocks = self._blocks, []  # rows that came along with the header needn't wait for more
         return [*held, *self._take(min(timeout_s, _SOON_S) if held else timeout_s)]

@@ -1,10 +1,8 @@
 """Reads of a stream whose rows carry source partition and offset: push queries until caught up, and bounded pulls.
 
-Both ask for one row more than they need by source partition, see `ksqldb_positions`.
-
-Looks at which source offsets a stream has, when a read leaves that in doubt.
-
-From blocks of decoded rows to the lake's batches: positions, windows, and where rejected rows stood.
+Both ask for one row more than they need by source partition: that row shows that nothing was lost in between
+(`datalake_assets.sources.ksqldb.positions`). Where a read leaves in doubt which source offsets a stream has, a probe
+asks for them. Blocks of decoded rows become the lake's batches, with positions, windows, and where rejected rows stood.
 """
 
 from __future__ import annotations
@@ -153,7 +151,7 @@ def numbers_of(rows: pa.RecordBatch, numbering: tuple[int, int]) -> tuple[npt.ND
 
 
 def position_of(raw: bytes, columns: int) -> tuple[int, int] | None:
-    """Source partition and offset of a row that could not be decoded, if they can be told for sure.
+    """Source partition and offset of a row that could not be decoded, if they are certain.
 
     Args:
         raw: The row as the server sent it, source partition and offset last.
@@ -254,7 +252,7 @@ def scan(
     All source partitions are read, whichever are of interest, so that silence means the end.
 
     Raises:
-        SourceError: The server failed, or it cannot be told whether there are no more.
+        SourceError: The server failed, or it is not certain that there are no more.
     """
     if query.push:
         return _push_scan(client, query, enough, Beginning(first_row or FirstRow(client, query)))

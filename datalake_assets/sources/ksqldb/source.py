@@ -104,7 +104,7 @@ class KsqlDB:
             _ = batches.schema
 
     def decode(self, feed: Feed, raws: Sequence[bytes]) -> SourceBatch:
-        """Decodes rows again that went to quarantine as this server sent them, see `DecodesAgain`."""
+        """Decodes rows again that went to quarantine as this server sent them; implements `DecodesAgain`."""
         batches = _KsqlBatches(self._client, feed, ReadRequest())
         with contextlib.closing(batches):
             return decoded_again(self._client.source(declared(feed).object), batches.layout, raws)
@@ -194,7 +194,7 @@ class _KsqlBatches:
 
     @property
     def recreated(self) -> bool:
-        """Whether the source numbers its rows anew; looked for only if the request accepts it."""
+        """Whether the source numbers its rows anew; asked only if the request accepts it."""
         return self._recreated
 
     @property
@@ -219,7 +219,7 @@ class _KsqlBatches:
         """Streams the rows. Failures before the first batch are retried; later ones are the caller's.
 
         Raises:
-            SourceError: See `Batches`.
+            SourceError: The server failed, refused, or ended without saying that it was complete.
         """
         read, batches, first = retried(self._begin)
         with contextlib.closing(read), surfaced():

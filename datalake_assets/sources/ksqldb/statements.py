@@ -1,6 +1,4 @@
-"""What a ksqlDB server says of its streams and tables, and which of them can be landed.
-
-The few SQL statements that reading ksqlDB takes; pure text.
+"""The SQL that reading ksqlDB takes, and what the server's answers state of its streams and tables; pure text.
 
 Names are always quoted: ksqlDB upper-cases what is not.
 """
@@ -130,7 +128,7 @@ class Description:
     Attributes:
         name: Its name.
         kind: ``stream`` or ``table``.
-        types: SQL type by column, in order; keys of maps are not told.
+        types: SQL type by column, in order; ksqlDB leaves out the key types of maps.
         header_columns: Columns that are filled from Kafka record headers.
         window: ``TUMBLING``, ``HOPPING``, ``SESSION``, or empty.
         derived: Whether a query of the server writes it.

@@ -58,7 +58,7 @@ class ResponseEnd:
 
     Attributes:
         header: None if the response never had one.
-        final_message: ``Query Completed``, ``Limit Reached``; None if it said nothing, as table pulls do.
+        final_message: ``Query Completed``, ``Limit Reached``; None if there was none, as with table pulls.
         closed: Whether the last thing seen was the closing ``]``; the delimited format has none.
         partial: Whether bytes followed the last whole line: the response was cut. They are not a row.
         error: The first error.
@@ -131,8 +131,8 @@ _DELIMITED: Final = msgspec.json.Decoder(_DelimitedHeader)
 class StreamedRowParser:
     """Takes a response chunk by chunk, gives back its rows block by block.
 
-    The format, StreamedRow or delimited, is told by the header. Memory is bounded by a few blocks, whatever the length
-    of the response. Nothing is raised for what the server sends: see ``ResponseEnd`` and ``DecodedRows.rejected``.
+    The header shows the format, StreamedRow or delimited. Memory is bounded by a few blocks, whatever the length of the
+    response. Nothing is raised for what the server sends: it is in ``ResponseEnd`` and ``DecodedRows.rejected``.
 
     Args:
         schema_of: From the columns that the server announces to their Arrow schema, in step; called once. What it
