@@ -6,7 +6,42 @@ import re
 
 import pytest
 
-from datalake_assets_tests.structure import cycle, naming, read_modules, repeated_names
+from datalake_assets_tests.structure import cycle, naming, read_modules, repeated_names, with_one_importer
+
+#: Why a module that a single other one imports stands by itself.
+REASONS = {
+    "cli.report": "a command; the demo shows it at its end",
+    "core.compaction.packing": "which files go together, apart from when and why: table-driven tests of its own",
+    "defs.duckdb_views": "public, loaded by name: it brings DuckDB",
+    "defs.feeds.jobs": "what runs over many feeds and by the clock; the location puts it together",
+    "defs.projects": "public, loaded by name: for other people's projects",
+    "defs.upkeep.report_asset": "a subject of the location, which puts it together",
+    "defs.upkeep.sensors": "likewise: what keeps an installation in order",
+    "demo.demo_feeds": "the demo's feeds are data; nothing else of the demo changes with them",
+    "demo.keeper": "run by path in a bare interpreter",
+    "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",
+    "lake.adopted.summary_files": "what other tools' _metadata files name, and what becomes of them",
+    "lake.asset_table": "a table, likewise",
+    "lake.compaction_inputs": "files opened for a rewrite, beside the state machine of a compaction",
+    "lake.manifest_figures": "read of 10,000 manifests at a time: another way of reading than a table's",
+    "lake.replay": "how rows come back from quarantine: a protocol of its own",
+    "lake.scan": "exact reads; the tables share it",
+    "lake.sql_session": "how a query of a person is answered",
+    "lake.store.local": "a store",
+    "lake.store.posix": "what a disk promises, apart from what a store is",
+    "lake.store.s3": "a store",
+    "lake.store.s3_clients": "credentials, region and routes of three clients",
+    "lake.store.s3_uploads": "multipart uploads, which stay invisible until they are completed",
+    "parquet.evidence": "what verifies shares no code with what it verifies",
+    "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",
+    "parquet.rewrite": "files in, files out: knows of no lake",
+    "parquet.segments": "row groups encoded in memory, in threads",
+    "report.documents": "CSV and JSON, beside the page",
+    "report.thumbnails": "small pictures for Dagster's UI",
+    "sources.ksqldb.decode.flat": "the fast way for rows without nesting",
+    "sources.ksqldb.decode.response": "the framing of answers, apart from their rows",
+    "sources.ksqldb.reading": "when a read is at its end; the largest subject of the source",
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +96,9 @@ def test_dagster_and_the_command_line_go_by_the_table_alone(modules):
         name for name, module in modules.items() if name.startswith(above) and inner.search(module.path.read_text())
     }
     assert found == {"datalake_assets.cli.quarantine"}
+
+
+def test_each_module_that_only_one_other_imports_has_a_reason(modules):
+    """It would belong into that one otherwise. The embedded server is a program of its own."""
+    found = {name.removeprefix("datalake_assets.") for name in with_one_importer(modules)}
+    assert {name for name in found if not name.startswith("demo.ksqldb_server")} == REASONS.keys()
