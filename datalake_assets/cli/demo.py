@@ -1,7 +1,4 @@
-"""``datalake demo``: the main job end to end, on embedded parts.
-
-What `datalake demo` does.
-"""
+"""``datalake demo``: the main job end to end, on embedded parts."""
 
 from __future__ import annotations
 

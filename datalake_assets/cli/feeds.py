@@ -293,7 +293,7 @@ def _forget_in_dagster(feed: Feed) -> None:
     os.environ["DAGSTER_HOME"] = str(home)
     try:
         from datalake_assets.defs.feeds.assets import forget_feed  # noqa: PLC0415  Dagster takes a second to import
-        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  likewise
+        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
 
         with open_instance() as instance:
             forget_feed(instance, feed)
@@ -476,7 +476,7 @@ class CheckResult:
 
 
 def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
-    """Checks one feed, or all active ones and the files that are none.
+    """Checks one feed, or all active ones and the files that are not valid feeds.
 
     Raises:
         FeedNotFound: There is no such feed.

@@ -173,7 +173,7 @@ class LakeCommand(click.Command):
 
 
 class WorkCommand(LakeCommand):
-    """A command that changes something: what it did is done, whether or not it can be told."""
+    """A command that changes something: what it did is done, whether or not it can be reported."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""

@@ -1,6 +1,6 @@
 """Where a command's output goes, whatever that is: a locale without UTF-8, a full disk, a reader that has gone.
 
-An answer that could not be written is an error. Work that was done is done, whether or not it could be told.
+An answer that could not be written is an error. Work that was done is done, whether or not it could be reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STDIN, _STDOUT, _STDERR = range(3)
 
 
 class _Sink(io.RawIOBase):
-    """A descriptor that never fails for what cannot be told.
+    """A descriptor that never fails for what cannot be written.
 
     Attributes:
         lost: Why something could not be written; None if everything was.
@@ -70,7 +70,7 @@ class Streams:
             status: The command's exit code.
 
         Returns:
-            The exit code in the light of what could be told: 1 where an answer was all that was asked for, and is lost.
+            The exit code, given what could be written: 1 where an answer was all that was asked for, and is lost.
         """
         try:
             sys.stdout.flush()
@@ -82,11 +82,11 @@ class Streams:
         if status == 0 and not _works:
             print(f"Error: the answer could not be written: {lost.strerror}", file=sys.stderr)  # noqa: T201  for people
             return 1
-        print(f"what was done could not be told: {lost.strerror}", file=sys.stderr)  # noqa: T201  likewise
+        print(f"what was done could not be reported: {lost.strerror}", file=sys.stderr)  # noqa: T201  for people
         return status
 
 
-#: Whether the command changes something: what it did is then done, whether or not it can be told.
+#: Whether the command changes something: what it did is then done, whether or not it can be reported.
 _works: list[bool] = []
 
 

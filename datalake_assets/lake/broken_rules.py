@@ -1,6 +1,7 @@
-"""A feed's own rules, counted by DuckDB over exactly the committed files of a partition.
+"""All that DuckDB does with a feed's own rules, so that what is refused when they are declared cannot fail later.
 
-Before a feed is declared, DuckDB and Arrow are asked whether they take its rules and its columns at all.
+It counts the rows that break them, over exactly the committed files of a partition; and before a feed is declared,
+DuckDB and Arrow are asked whether they take its rules and its columns at all.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ class FeedRegistry:
         return current.feed
 
     def remove(self, name: str) -> int:
-        """Deletes an archived feed and everything of it in the lake; not the files of a folder that others write.
+        """Deletes an archived feed and everything of it in the lake; not the files of an adopted folder.
 
         The feed's own document goes last, so that the name is taken until nothing of it is left; repeat what was
         interrupted.

@@ -92,7 +92,7 @@ _TABLE_FUNCTIONS = frozenset(
         *("pg_timezone_names", "icu_calendar_names", "pragma_version"),
     }
 )
-#: What a PIVOT over values that are looked up first cannot be parsed apart for: words that have no place in one.
+#: Words that have no place in a PIVOT whose values a query finds first, since such a PIVOT is not parsed whole.
 _NO_PIVOT_WORDS = frozenset({"insert", "update", "delete", "merge", "copy"})
 _EXPLAIN = re.compile(r"EXPLAIN\s+(?P<options>ANALYZE\s+|\([\w\s,]*\)\s*|)(?P<query>.*)", re.IGNORECASE | re.DOTALL)
 _ONE_READ = "give one SELECT; nothing else is run here"
@@ -130,7 +130,7 @@ def open_session(*, readable: Iterable[str] = (), limits: SqlLimits) -> Iterator
             room = shutil.disk_usage(spill).free * limits.spill_percent // 100
             settings = (
                 "TimeZone = 'UTC'",
-                f"max_temp_directory_size = '{room}B'",  # ignored where the connection is told of it as it begins
+                f"max_temp_directory_size = '{room}B'",  # ignored where the connection gets it as it begins
                 f"allowed_paths = [{files}]",
                 *_LOCKED,
             )

@@ -6,11 +6,8 @@ files whose row groups are large enough.
 
 Offsets stand in four places: in a column chunk's metadata (pages, bloom filter, page indexes), in its row group, and in
 offset indexes. All are moved. Page indexes are kept back and written before the footer, as the format asks; bloom
-filters stay beside the row groups that they were appended with.
-
-Page indexes and bloom filters: what a column chunk has outside its pages, for a reader to skip some of them.
-
-Of these only the offset index holds offsets; a column index and a bloom filter mean the same wherever they lie.
+filters stay beside the row groups that they were appended with. A column index and a bloom filter hold no offsets, and
+mean the same wherever they lie.
 
 Source: apache/parquet-format, src/main/thrift/parquet.thrift: OffsetIndex, PageLocation, BloomFilterHeader.
 """

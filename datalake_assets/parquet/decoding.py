@@ -194,8 +194,8 @@ class _Size:
                 plain += values * width
             elif HIDING.isdisjoint(column.encodings):
                 plain += encoded
-            elif (told := _texts_bytes(column, values, source)) is not None:
-                plain += encoded + told
+            elif (texts := _texts_bytes(column, values, source)) is not None:
+                plain += encoded + texts
             else:
                 longest += encoded * max(1, -(-values // max(group.num_rows, 1)))
                 hidden += encoded * values

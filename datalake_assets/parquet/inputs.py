@@ -177,7 +177,7 @@ class OpenInput:
                 rows += table.num_rows
                 yield table
         if rows != self.file.rows:
-            raise UnreadableFile(self.file.name, f"{self.file.rows} rows are said to be there, and {rows} are")
+            raise UnreadableFile(self.file.name, f"{self.file.rows} rows should be there, and {rows} are")
 
     def prove(self) -> None:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.

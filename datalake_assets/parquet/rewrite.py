@@ -283,7 +283,7 @@ class _Pass(Generic[FinishedT]):
         return source
 
     def _join(self, source: OpenInput) -> None:
-        """Takes over what an input states of its rows, unless the whole shape is known already."""
+        """Takes over what an input states of its rows; nothing is to do where all inputs were read before."""
         if self._shape.ours:
             return
         shape = shape_of(source, copied=self._settings.kernel == "concat", like=self._shape)

@@ -64,12 +64,12 @@ def test_work_that_is_done_is_done(lake, out):
     done = shell(f"datalake {' '.join(ORDERS)} {out}")
     assert done.returncode == 0
     assert (lake / "feeds" / "active" / "orders.json").exists()
-    told = f"what was done could not be told: {FULL}\n" if out == "> /dev/full" else ""
-    assert done.stderr == told
+    reported = f"what was done could not be reported: {FULL}\n" if out == "> /dev/full" else ""
+    assert done.stderr == reported
 
 
 @pytest.mark.parametrize("out", ["2>&-", "2> /dev/full", ">&- 2>&-"])
-def test_an_error_that_cannot_be_told_is_an_error_all_the_same(lake, out):
+def test_an_error_that_cannot_be_written_is_an_error_all_the_same(lake, out):
     assert shell(f"datalake feeds show nobody {out}").returncode == 1
 
 

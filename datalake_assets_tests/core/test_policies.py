@@ -30,7 +30,7 @@ def test_rules_are_named_after_their_columns():
     assert RangeRule(name="sane", column="a", min=0).check_name == "sane"
 
 
-def test_dear_rules_are_scheduled_unless_the_feed_says_otherwise():
+def test_expensive_rules_are_scheduled_unless_the_feed_says_otherwise():
     rules = (NotNullRule(column="a"), UniqueRule(columns=("a",)), SqlRule(name="q", query="SELECT 1", when="write"))
 
     checks = Checks(rules=rules)

@@ -215,7 +215,7 @@ class _Reconciler:
                 kind = "copied" if is_copied else "reconcile"
                 loaded = log.reconcile(loaded, now, kind=kind, run_id=self._run_id, schema=encoded)
             except (PreconditionFailed, AmbiguousWrite, TransientStoreError) as error:
-                logger.debug("%s is looked at again: %s", log.data_folder, error)
+                logger.debug("%s is listed again: %s", log.data_folder, error)
                 return False
             if not is_copied:
                 self._count(key, manifest, loaded.manifest, same)

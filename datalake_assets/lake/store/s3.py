@@ -1,14 +1,13 @@
-"""A lake in a bucket.
+"""A lake in a bucket: `Store` by three clients, each for what it does best.
 
-Each library does what it does best, as measured: boto3 writes, because a commit must know exactly what became of a
-write (obstore reports a 409 as "already exists", and a lost answer like any other error) and because only boto3 hands
-out upload ids; obstore reads and lists, two to four times as fast; Arrow's own filesystem scans. boto3's own retries
-are off: they would repeat writes whose answer was lost.
+As measured: boto3 writes, because a commit must know exactly what became of a write (obstore reports a 409 as "already
+exists", and a lost answer like any other error) and because only boto3 hands out upload ids; obstore reads and lists,
+two to four times as fast; Arrow's own filesystem scans. boto3's own retries are off: they would repeat writes whose
+answer was lost.
 
 A staged file is a multipart upload that is not completed: invisible, and as durable as the bucket. The bucket's
-lifecycle rules must leave such uploads alone for days.
-
-Deletes in a bucket, by the thousand, and deletes of objects that others may be overwriting meanwhile.
+lifecycle rules must leave such uploads alone for days. Deletes go by the thousand; objects that other writers may be
+overwriting meanwhile are deleted only if they still have their ETag.
 """
 
 from __future__ import annotations

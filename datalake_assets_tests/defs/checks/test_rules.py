@@ -83,7 +83,7 @@ def test_regular_expression_is_red_for_the_text_that_does_not_match(watched, sen
     assert "rule 'regex_id'" in clicks.result.error
 
 
-def dear(watched_feed: Watched) -> dg.AssetCheckResult:
+def expensive(watched_feed: Watched) -> dg.AssetCheckResult:
     (result,) = rule_results(watched_feed.instance, watched_feed.feeds.lake.table(watched_feed.feed), {"unique_id"})
     event = dg.AssetCheckEvaluation(
         asset_key=asset_key(watched_feed.feed),
@@ -101,11 +101,11 @@ def figure(result: dg.AssetCheckResult, name: str) -> object:
     return result.metadata[f"datalake/{name}"].value
 
 
-def test_dear_rule_looks_at_what_changed_and_at_what_was_broken_before(watched, sent):
+def test_expensive_rule_looks_at_what_changed_and_at_what_was_broken_before(watched, sent):
     rule = UniqueRule(columns=("id",))
     clicks = watched(stream(**RECENT, checks=Checks(rules=(rule,))))
     clicks.export()
-    assert (dear(clicks).passed, figure(dear(clicks), "partitions")) == (True, 3)  # nothing changed: as before
+    assert (expensive(clicks).passed, figure(expensive(clicks), "partitions")) == (True, 3)  # unchanged: as before
     old = clicks.files[0]
     body = old.read_bytes()
 
@@ -113,21 +113,21 @@ def test_dear_rule_looks_at_what_changed_and_at_what_was_broken_before(watched, 
     sent.rows["clicks"] = [*sent.rows["clicks"], days_ago(2) + timedelta(hours=1), days_ago(0)]
     clicks.export()
     pq.write_table(pa.concat_tables([rows, rows]), old)
-    broken = dear(clicks)
+    broken = expensive(clicks)
     assert (broken.passed, figure(broken, "partitions"), figure(broken, "partitions_broken")) == (False, 2, 1)
 
     sent.rows["clicks"] = [*sent.rows["clicks"], days_ago(0)]
     clicks.export()
-    still = dear(clicks)
+    still = expensive(clicks)
     assert (still.passed, figure(still, "partitions")) == (False, 2)  # today's, which changed, and the broken one
 
     old.write_bytes(body)
     sent.rows["clicks"] = [*sent.rows["clicks"], days_ago(0)]
     clicks.export()
-    assert dear(clicks).passed
+    assert expensive(clicks).passed
 
 
-def test_dear_rules_are_a_step_that_can_be_asked_for_alone(watched, sent, instance):
+def test_expensive_rules_are_a_step_that_can_be_asked_for_alone(watched, sent, instance):
     feed = stream(**RECENT, checks=Checks(rules=(UniqueRule(columns=("id",)), UniqueRule(columns=("rowtime",)))))
     clicks = watched(feed)
     sent.rows["clicks"] = [days_ago(0)] * 2
