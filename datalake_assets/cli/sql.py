@@ -273,7 +273,7 @@ class _Sink(io.RawIOBase):
             self._file.flush()
 
     def writable(self) -> bool:
-        """It is."""
+        """Implements `io.IOBase`: bytes can be written to it."""
         return True
 
     def write(self, data: Any, /) -> int:

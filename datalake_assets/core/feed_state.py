@@ -67,7 +67,7 @@ class FeedState:
         return max(self.versions, key=lambda version: (version.as_of, version.number), default=None)
 
     def with_kind(self, kind: str, *, feed: str) -> FeedState:
-        """With the position kind fixed.
+        """The state with the position kind fixed.
 
         Raises:
             ConfigError: The feed has another kind already.
@@ -80,7 +80,7 @@ class FeedState:
     def with_hint(
         self, offsets: Mapping[int, int], *, epoch: int, rejected: Mapping[int, Runs] | None = None
     ) -> FeedState:
-        """With the hint moved up to ``offsets`` of ``epoch``; an older epoch's offsets change nothing.
+        """The state with the hint moved up to ``offsets`` of ``epoch``; an older epoch's offsets change nothing.
 
         Args:
             offsets: Next offset wanted by source partition.
@@ -96,27 +96,27 @@ class FeedState:
         return replace(self, hint=merged, epoch=epoch, rejected=aside)
 
     def without_rejected(self, landed: Mapping[int, Runs], *, epoch: int) -> FeedState:
-        """With rows that were landed after all."""
+        """The state without rejected rows that were landed after all."""
         if epoch != self.epoch:
             return self
         left = {partition: each.filled(landed.get(partition, ())) for partition, each in self.rejected.items()}
         return replace(self, rejected={partition: each for partition, each in left.items() if each != Holes()})
 
     def with_watermark(self, time: datetime | None) -> FeedState:
-        """With the watermark moved up to ``time``."""
+        """The state with the watermark moved up to ``time``."""
         if time is None or (self.watermark is not None and time <= self.watermark):
             return self
         return replace(self, watermark=time)
 
     def with_version(self, version: Version) -> FeedState:
-        """With a committed version; again is no change."""
+        """The state with a committed version; to add it again changes nothing."""
         if any(kept.number == version.number for kept in self.versions) or version.number in self.removing:
             return self
         kept = sorted([*self.versions, version], key=lambda each: each.number)
         return replace(self, versions=tuple(kept), next_version=max(self.next_version, version.number + 1))
 
     def retained(self, *, versions: int, max_age: timedelta | None, now: datetime) -> FeedState:
-        """With the versions beyond retention moved to ``removing``; the current one always stays."""
+        """The state with the versions beyond retention moved to ``removing``; the current one always stays."""
         by_age = sorted(self.versions, key=lambda each: (each.as_of, each.number), reverse=True)
         young = [each for each in by_age if max_age is None or now - each.as_of <= max_age] or by_age[:1]
         keep = {each.number for each in young[:versions]}
@@ -127,7 +127,7 @@ class FeedState:
         return replace(self, versions=kept, removing=self.removing + gone)
 
     def without_removed(self, number: int) -> FeedState:
-        """With a removed version's files known to be gone."""
+        """The state without a removed version, whose files are known to be gone."""
         return replace(self, removing=tuple(each for each in self.removing if each != number))
 
     @property

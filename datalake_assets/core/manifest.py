@@ -169,7 +169,7 @@ class Manifest:
         return any(commit.commit_id == commit_id for commit in self.history)
 
     def prepared(self, pending: Pending) -> Manifest:
-        """With ``pending`` under way.
+        """The manifest with ``pending`` under way.
 
         Raises:
             CommitConflict: One of its files is in already: it was committed so long ago that the history forgot it.
@@ -192,7 +192,7 @@ class Manifest:
         guarded: bool = False,
         small_file_bytes: int | None = None,
     ) -> Manifest:
-        """With the pending commit done: its files in, those that it replaces out and on the garbage list.
+        """The manifest with the pending commit done: its files in, those that it replaces on the garbage list.
 
         Args:
             published: The commit's files.
@@ -221,7 +221,7 @@ class Manifest:
         )
 
     def rolled_back(self) -> Manifest:
-        """With the pending commit undone: whatever of it became visible is garbage."""
+        """The manifest with the pending commit undone: whatever of it became visible is garbage."""
         published = tuple(Garbage(publish.file.name) for publish in self._pending().publish)
         return replace(self, pending=None, garbage=self.garbage + published)
 
@@ -236,7 +236,7 @@ class Manifest:
         schema: str | None = None,
         small_file_bytes: int | None = None,
     ) -> Manifest:
-        """With the files that are there now: others wrote, rewrote or deleted some. Nothing is deleted for it.
+        """The manifest with the files that are there now, after other writers changed some. Nothing is deleted for it.
 
         Args:
             files: All files of the partition.
@@ -266,7 +266,7 @@ class Manifest:
         )
 
     def swept(self) -> Manifest:
-        """With all garbage acknowledged as deleted."""
+        """The manifest with an empty garbage list, once the files on it are deleted."""
         return replace(self, garbage=())
 
     def stamped(self, write_id: str) -> Manifest:

@@ -105,18 +105,18 @@ class Holes:
     unsure_below: int = 0
 
     def added(self, runs: Runs) -> Holes:
-        """With more of them; the lowest are given up where they are too many."""
+        """The holes with more of them; the lowest are given up where they are too many."""
         merged = merged_runs(self.runs, runs)
         if len(merged) <= MAX_HOLES:
             return Holes(merged, self.unsure_below)
         return Holes(merged[-MAX_HOLES:], max(self.unsure_below, merged[-MAX_HOLES - 1][1] + 1))
 
     def filled(self, runs: Runs) -> Holes:
-        """With these rows there."""
+        """The holes without these rows, which are there now."""
         return Holes(_without(self.runs, runs), self.unsure_below)
 
     def between(self, floor: int, last: int) -> Holes:
-        """Those at ``floor`` or above, and not above ``last``."""
+        """The holes at ``floor`` or above, and not above ``last``."""
         runs = tuple((max(low, floor), min(high, last)) for low, high in self.runs if high >= floor and low <= last)
         return Holes(runs, min(self.unsure_below, last + 1) if self.unsure_below > floor else 0)
 

@@ -68,7 +68,7 @@ def many_text(count: int) -> str:
 
 
 def short_count(count: float) -> str:
-    """In four characters or so, for plots: ``950``, ``1.2k``, ``12k``, ``3.4M``."""
+    """Writes a count in four characters or so, for plots: ``950``, ``1.2k``, ``12k``, ``3.4M``."""
     for unit in ("", "k", "M", "G"):
         if count < _KILO:
             return f"{count:.0f}{unit}" if not unit or count >= 10 else f"{count:.1f}".removesuffix(".0") + unit  # noqa: PLR2004  two digits are enough
@@ -100,7 +100,7 @@ def files_text(count: int, kind: str = "") -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    """In powers of 1024, as the settings are: ``640 B``, ``58.6 KiB``, ``64 MiB``, ``3.1 TiB``."""
+    """Writes a size in powers of 1024, as the settings are: ``640 B``, ``58.6 KiB``, ``64 MiB``, ``3.1 TiB``."""
     size, unit = round(float(size_bytes), 1), SIZE_UNITS[0]
     for larger in SIZE_UNITS[1:]:
         if size < 1024:  # noqa: PLR2004  # the power

@@ -84,7 +84,7 @@ def _newest(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | N
 
 
 def severity_of(verdict: Verdict) -> dg.AssetCheckSeverity:
-    """Of a verdict that is not passed; only an error can block."""
+    """The severity of a verdict that is not passed; only an error can block."""
     return dg.AssetCheckSeverity.ERROR if verdict.level is Level.ERROR else dg.AssetCheckSeverity.WARN
 
 
@@ -97,7 +97,7 @@ def _description(verdict: Verdict) -> str | None:
 
 
 def latest_results(feeds: Sequence[Feed]) -> dict[tuple[str, str], bool]:
-    """By check and feed, whether the feed passed it in the latest run that materialized it."""
+    """Whether each feed passed each check in the latest run that materialized it, by check and feed."""
     latest: dict[tuple[str, str], bool] = {}
     with open_instance() as instance:
         for feed in feeds:

@@ -203,7 +203,7 @@ class _Compaction:
                 self._give_up(jobs)
 
     def _give_up(self, jobs: Iterable[Future[_Work]]) -> None:
-        """After an interruption: drops what was rewritten and not handed on."""
+        """Drops what was rewritten and not handed on when the work was interrupted."""
         for job in jobs:
             if not job.cancel() and job.exception() is None and (done := job.result().done) is not None:
                 self._discard(done)
@@ -385,7 +385,7 @@ class _Compaction:
         )
 
     def _health(self, after: Manifest, plan: CompactionPlan) -> PlannedPartition:
-        """By the feed's policy, whatever was asked for this time."""
+        """The partition's health by the feed's policy, whatever was asked for this time."""
         policy = rules_of(self._folder.feed, CompactionRequest(environment=self._request.environment))
         if policy != self._rules:
             plan = plan_of(self._folder, self._key, after, policy, self._tally.excluded)

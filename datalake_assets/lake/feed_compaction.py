@@ -68,7 +68,7 @@ def request_of(
 
 
 def missing_partitions(table: TableReader, keys: Iterable[str]) -> Mapping[str, ConfigError]:
-    """Those of the partitions named that the feed never had; one that retention has emptied is as good as any."""
+    """The named partitions that the feed never had; one that retention has emptied is as good as any."""
     known = table.partitions()
     held = f"it has {len(known):,}, from {known[0]!r} to {known[-1]!r}" if known else "it has none yet"
     missing = {}
@@ -148,12 +148,12 @@ def by_reason(left_alone: Iterable[LeftAlone]) -> Mapping[str, Sequence[str]]:
 
 
 def unusable(left_alone: Iterable[LeftAlone]) -> list[LeftAlone]:
-    """Those that no rewrite could take, because they cannot be read or fit no other: somebody should look at them."""
+    """The files that no rewrite could take, because they cannot be read or fit no other: a person should see them."""
     return [each for each in left_alone if each.unusable]
 
 
 def _report(table: TableReader, key: str) -> PartitionFacts | None:
-    """None too if the manifest cannot be read: the compaction will say so, and others go first."""
+    """The partition's facts; None too if the manifest cannot be read: its compaction reports that, and goes last."""
     try:
         return table.report(key)
     except Exception:  # noqa: BLE001  this only orders partitions: what is wrong with one, its compaction reports

@@ -97,7 +97,7 @@ class FramesByKey:
 
     @property
     def time_column(self) -> str | None:
-        """Of the first frame."""
+        """The time column of the first frame."""
         return next(iter(self.frames.values())).time_column
 
     def __iter__(self) -> Iterator[SourceBatch]:

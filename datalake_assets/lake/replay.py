@@ -182,7 +182,7 @@ class _Waiting:
 
     @cached_property
     def _own_schema(self) -> pa.Schema:
-        """Of rows that were decoded before: the lake's columns, or the source's before the first commit."""
+        """The schema of rows that were decoded before: the lake's, or the source's before the first commit."""
         return self._batches.schema if self._state.schema is None else schema_from_json(self._state.schema)
 
     @cached_property

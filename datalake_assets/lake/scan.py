@@ -89,7 +89,7 @@ class PartitionColumns:
         return reduce(and_, terms) if terms else ds.scalar(True)
 
     def _value(self, text: str, kind: pa.DataType) -> pa.Scalar | None:
-        """None for a null, and for what cannot be read as the column's type."""
+        """A path's value as the column's type; None for a null, and for what cannot be read as that type."""
         if not self._inferred:
             return pa.scalar(text if pa.types.is_string(kind) else int(text), kind)
         return None if text == NULL else _read_as(unquote(text), kind)
@@ -215,7 +215,7 @@ class _BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has 
         filter: ds.Expression | None = None,  # noqa: A002  Arrow's name
         **options: Any,
     ) -> ds.Scanner:
-        """Of batches that are read as they are asked for."""
+        """A scanner whose batches are read as they are asked for."""
         schema = super().scanner(columns=columns, filter=filter, **options).projected_schema
         batches = self._batches(columns, filter)
         return ds.Scanner.from_batches(batches, schema=schema, batch_readahead=1, fragment_readahead=1)

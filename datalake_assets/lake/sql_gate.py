@@ -189,7 +189,7 @@ class SqlSession:
         return kind, statement.query
 
     def _checked_select(self, text: str) -> CheckedQuery:
-        """By the tree that DuckDB's parser makes of it, which DuckDB looks through: it may be deeper than ours can."""
+        """Checks a SELECT by the tree that DuckDB's parser makes of it, in DuckDB: it may be too deep for Python."""
         found = self.connection.execute(
             "SELECT tree->>'error_message', json_extract_string(tree, '$..type'),"
             " json_extract_string(tree, '$..function.function_name'), json_extract_string(tree, '$..table_name'),"
@@ -212,7 +212,7 @@ class SqlSession:
         return CheckedQuery(text, frozenset(map(str.lower, tables)), frozenset(map(str.lower, defined)))
 
     def _checked_pivot(self, text: str) -> CheckedQuery:
-        """By its words: DuckDB takes it for several statements, and has no tree for them."""
+        """Checks a PIVOT by its words: DuckDB takes it for several statements, and has no tree for them."""
         words = frozenset(re.findall(r"\w+", text.lower()))
         offered = self.connection.execute(
             "SELECT DISTINCT lower(function_name) FROM duckdb_functions()"

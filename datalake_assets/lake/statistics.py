@@ -69,7 +69,7 @@ class _Quarantine:
         self._folder = FeedFolder(store, feed).quarantine
 
     def counted(self) -> Quarantined:
-        """Its rows, by partition; up to `QUARANTINE_BYTES` of them are read."""
+        """Counts the rows in quarantine by partition; up to `QUARANTINE_BYTES` of them are read."""
         listed = sorted(self._store.list(self._folder), key=lambda info: info.key)
         taken = list(_within(listed, QUARANTINE_BYTES))
         found: dict[str, set[str]] = {}

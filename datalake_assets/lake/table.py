@@ -425,7 +425,7 @@ class TableKeeper(Protocol):
         """Takes over what others changed; of a table that only we write there is nothing to see."""
 
     def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
-        """Those of these partitions that retention removed; one that was never committed is none of them."""
+        """The partitions among these that retention removed; one that was never committed does not count."""
 
     def compaction_plan(
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None

@@ -249,7 +249,7 @@ def _careful(parquet: pq.ParquetFile, number: int, size: _Size, piece_bytes: int
 
 
 def _rows_wanted(batch: pa.RecordBatch, piece_bytes: int) -> int:
-    """As many as fit into half a piece if they are like these."""
+    """How many rows fit into half a piece if they are like these."""
     decoded = 2 * max(int(batch.nbytes), 1)
     return max(1, min(CAREFUL_ROWS, int(batch.num_rows) * piece_bytes // decoded))
 

@@ -81,7 +81,7 @@ class Element:
 
     @property
     def name(self) -> bytes:
-        """As it is written."""
+        """The element's name as it is written."""
         return CompactReader(self.fields[_NAME][1]).binary(BINARY)
 
     @property
@@ -114,7 +114,7 @@ class Element:
 
     @property
     def order(self) -> str | None:
-        """By which order statistics compare its values; None where there is none."""
+        """The order by which statistics compare its values; None where there is none."""
         what = self.annotation
         if self.kind == _INT96 or what in _LOST:
             return None

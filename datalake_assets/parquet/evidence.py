@@ -50,7 +50,7 @@ class Evidence:
 
     @classmethod
     def of_tail(cls, tail: bytes) -> tuple[pq.FileMetaData, Evidence]:
-        """Of all row groups of a file that ends so."""
+        """Reads the evidence of all row groups from a file's tail."""
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + tail))
         return metadata, cls(metadata, range(metadata.num_row_groups))
 

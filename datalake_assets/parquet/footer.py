@@ -196,7 +196,7 @@ class _FooterParser:
 
 
 def _without_version(value: tuple[int, bytes]) -> tuple[int, bytes]:
-    """Of `created_by`: writers none of whose releases wrote statistics that readers distrust are one writer."""
+    """Names the writer in `created_by`; its version counts only if readers distrust statistics of some release."""
     kind, encoded = value
     trusted = TRUSTED.search(encoded) if kind == BINARY else None
     return (kind, trusted.group()) if trusted else value

@@ -165,7 +165,7 @@ class OpenInput:
         return parse_footer(self.read_at, self.file.size_bytes, where=self.file.name)
 
     def tables(self) -> Iterator[pa.Table]:
-        """Its rows, decoded, in order, in pieces of bounded size.
+        """Decodes its rows, in order, in pieces of bounded size.
 
         Raises:
             UnreadableFile: They don't decode, or are not as many as the manifest states.

@@ -112,7 +112,7 @@ def field_metadata(older: pa.Field, newer: pa.Field, *, reading: bool = False) -
 
 
 def _dropped(_key: str, _one: Side, _other: Side) -> None:
-    """It speaks of one file."""
+    """Drops the key: it speaks of one file."""
 
 
 def _oldest_version(_key: str, one: Side, other: Side) -> bytes | None:
@@ -173,7 +173,7 @@ class KeyValues:
 
     @classmethod
     def of(cls, footer: Mapping[bytes, bytes], schema: pa.Schema) -> KeyValues:
-        """Those of a file, the ones within Arrow's schema too: arrow-rs keeps all of them there."""
+        """Collects a file's key-values, also those within Arrow's schema: arrow-rs keeps all of them there."""
         within = arrow_schema(footer.get(ARROW_SCHEMA))
         inner = dict((within.metadata if within is not None else None) or {})
         values = {key: value for key, value in {**inner, **footer}.items() if key != ARROW_SCHEMA}
@@ -181,7 +181,7 @@ class KeyValues:
         return cls(values, frozenset(schema.names), is_dated, frozenset(inner), footer.get(ARROW_SCHEMA))
 
     def joined(self, other: KeyValues) -> KeyValues:
-        """Those of a file in which the rows of both stand.
+        """Joins the key-values of two files for one that holds the rows of both.
 
         Raises:
             Incompatible: They give values different meanings.
@@ -207,7 +207,7 @@ class KeyValues:
         return KeyValues(merged, self.columns | other.columns, is_dated, within, arrow)
 
     def written(self, arrow_schema_of: bytes | None) -> dict[bytes, bytes]:
-        """Those of an output: what speaks of one file alone is gone, however many there were.
+        """The key-values of an output: what speaks of one file alone is gone, however many inputs there were.
 
         Args:
             arrow_schema_of: Arrow's schema as Arrow writes it, for inputs that differ in theirs; None: none has it.
@@ -239,7 +239,7 @@ def _check_calendars(ours: Mapping[bytes, bytes], theirs: Mapping[bytes, bytes])
 
 
 def _calendars(values: Mapping[bytes, bytes]) -> str:
-    """By which calendars Spark reads dates and times, and 96-bit times (DataSourceUtils.getRebaseSpec)."""
+    """The calendars by which Spark reads dates and times, and 96-bit times (DataSourceUtils.getRebaseSpec)."""
     version, zone = values.get(_SPARK_VERSION), values.get(_SPARK_ZONE)
     is_older = [version is not None and version_of(version) < since for since in _CALENDARS.values()]
     old = [key in values or older for key, older in zip(_CALENDARS, is_older, strict=True)]

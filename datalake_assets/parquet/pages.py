@@ -140,7 +140,7 @@ class PageWalk:
 
 
 class _Location(NamedTuple):
-    """Of a page, as an offset index says."""
+    """Where a page lies, by the offset index."""
 
     start: int
     size_bytes: int

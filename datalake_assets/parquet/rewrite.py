@@ -297,7 +297,7 @@ class _Pass(Generic[FinishedT]):
                 raise AnotherShape from error
 
     def _output_key_values(self) -> dict[bytes, bytes]:
-        """Of the output that is being finished."""
+        """The key-values of the output that is being finished."""
         encoded = self._like.key_value_metadata.get(ARROW_SCHEMA) if self._like is not None else None
         return {**self._key_values.written(encoded), **self._given}
 
@@ -321,7 +321,7 @@ class _Pass(Generic[FinishedT]):
                 self._add(conformed)
 
     def _conformed(self, table: pa.Table, source: OpenInput) -> pa.Table:
-        """Its rows as columns of the outputs; not every millisecond fits into microseconds."""
+        """Casts an input's rows to the outputs' columns; not every time in milliseconds fits into microseconds."""
         try:
             return conform_table(table, self._shape.schema)
         except pa.ArrowException as error:
@@ -357,7 +357,7 @@ class _Pass(Generic[FinishedT]):
         return footer.schema_key == self._like.schema_key
 
     def _copy(self, source: OpenInput, footer: Footer) -> None:
-        """After the segments before it, so that rows keep their order; rows of half a row group may wait."""
+        """Copies row groups after the segments before them, which keeps rows' order; half a row group may wait."""
         if self._careful or not source.file.checksum:
             self._prove(source)
         if self._buffered_bytes >= self._settings.parquet.row_group_bytes // 2:
@@ -470,7 +470,7 @@ class _Pass(Generic[FinishedT]):
 
 
 def _bounds(found: Sequence[tuple[datetime, ...] | None]) -> list[datetime] | None:
-    """Of several row groups; None if nobody knows those of one of them."""
+    """The bounds of several row groups together; None if those of one are not known."""
     known = [each for each in found if each is not None]
     return [time for each in known for time in each] if len(known) == len(found) else None
 

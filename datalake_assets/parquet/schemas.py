@@ -108,7 +108,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _cast_struct(array: pa.StructArray, kind: pa.StructType) -> pa.StructArray:
-    """By name, since Arrow's own cast of structs wants all fields there."""
+    """Casts a struct field by field by name, since Arrow's own cast wants all fields there."""
     parts = []
     for field in kind:
         index = array.type.get_field_index(field.name)

@@ -68,7 +68,7 @@ class _Tailed:
         return parse_footer(self._read_at, len(self._pages) + len(self._tail), where="an encoded row group")
 
     def metadata(self) -> pq.FileMetaData:
-        """As Arrow reads it."""
+        """The segment's footer as Arrow reads it."""
         return pq.read_metadata(pa.BufferReader(MAGIC + self._tail))
 
     def _read_at(self, offset: int, length: int) -> bytes:
@@ -258,7 +258,7 @@ class Encoder:
             raise CorruptLake("compaction", f"encoded {wanted}, which reads as {read}; nothing was committed")
 
     def _hash(self, table: pa.Table) -> Multiset:
-        """Of rows whose order may differ; loads DuckDB, which few compactions need."""
+        """Hashes rows whose order may differ; loads DuckDB, which few compactions need."""
         with self._lock:
             self._hasher = self._hasher or MultisetHasher(self._form.schema)
         return self._hasher.of(table)
@@ -324,7 +324,7 @@ def _joined_keys(keys: Sequence[pa.Table], schema: pa.Schema, by: Sequence[str])
 
 
 def _gathered(batches: Sequence[pa.RecordBatch], starts: Indices, rows: Indices) -> pa.Table:
-    """Those rows, in that order. Arrow would join all batches first, which more than 2 GiB of text do not survive."""
+    """Picks rows in an order. Arrow would join all batches first, which more than 2 GiB of text do not survive."""
     sources = np.searchsorted(starts, rows, side="right") - 1
     by_source = np.argsort(sources, kind="stable")
     parts = []

@@ -387,7 +387,7 @@ def moment_of(count: int, kind: pa.DataType) -> datetime:
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
-    """By time, rows of equal time in their order; untouched where that is so already."""
+    """Sorts rows by time, those of equal time in their order; leaves them untouched where they are sorted already."""
     times = table[column].combine_chunks()
     if len(times) < 2 or pc.all(pc.greater_equal(times[1:], times[:-1]), skip_nulls=False).as_py():  # noqa: PLR2004  # one row is sorted
         return table

@@ -64,7 +64,7 @@ class Plot:
 
     @property
     def svg(self) -> Markup:
-        """For the page, as wide as what it is in."""
+        """The plot for the page, as wide as what it is in."""
         return macro(_TEMPLATE, "svg", title=self.title, body=self.body, height=self.height_px)
 
 

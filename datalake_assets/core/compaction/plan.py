@@ -464,7 +464,7 @@ def outlook_of_facts(
 
 
 def _becomes_one_file(facts: PartitionFacts, rules: CompactionRules) -> bool:
-    """Of files that are all taken, in a partition that should have as few as its bytes allow."""
+    """Whether files that are all taken become one, in a partition that should have as few as its bytes allow."""
     return (
         facts.size_bytes <= rules.target_file_bytes
         and 1 < facts.files <= rules.max_files

@@ -174,12 +174,12 @@ class FeedWatch(msgspec.Struct, frozen=True, array_like=True):
         return self.past.get(key, Past()).failures
 
     def with_due(self, key: str, at: float | None) -> FeedWatch:
-        """With a partition due at a time; None: not any more."""
+        """The watch with a partition due at a time; None makes it due no more."""
         others = {each: time for each, time in self.due.items() if each != key}
         return replace(self, due=others if at is None else {**others, key: at})
 
     def with_past(self, key: str, past: Past) -> FeedWatch:
-        """With something else remembered of a partition, as the latest."""
+        """The watch with something else remembered of a partition, as the latest."""
         others = {each: known for each, known in self.past.items() if each != key}
         return replace(self, past=others if past == Past() else {**others, key: past})
 
@@ -204,7 +204,7 @@ class WatchedPlan:
 
     @classmethod
     def of(cls, key: str, plan: CompactionPlan, *, unusable: Mapping[str, str]) -> WatchedPlan:
-        """Of a plan in which the files of ``unusable`` were excluded, by name with the reason."""
+        """What a watcher needs of a plan in which the files of ``unusable`` were excluded, by name with the reason."""
         left = [each.name for each in plan.left_alone if each.name in unusable]
         return cls(
             key,
@@ -215,7 +215,7 @@ class WatchedPlan:
 
     @property
     def digest(self) -> str:
-        """Of the set of files, or of the error."""
+        """Identifies the set of files to merge, or the error; empty if there is neither."""
         return _digest([self.error, *self.files]) if self.files or self.error else ""
 
 
@@ -344,7 +344,7 @@ def request(watch: FeedWatch, wanted: Iterable[Wanted], *, feed: str, now: float
 
 
 def _together(watch: FeedWatch, wanted: list[Wanted], now: float) -> list[Wanted]:
-    """Those of one run: a partition that failed goes with others that did, and at last alone."""
+    """The partitions of one run: one that failed goes with others that did, and at last alone."""
     if not wanted:
         return []
     first = min(wanted, key=lambda each: (not watch.overdue(each.key, now), _size_class(watch, each.key)))
@@ -371,7 +371,7 @@ def _report_flaws(watch: FeedWatch, look: WatchedPlan) -> tuple[FeedWatch, tuple
 
 
 def _failed(watch: FeedWatch, look: WatchedPlan, past: Past, now: float) -> tuple[FeedWatch, tuple[Report, ...]]:
-    """After a failure: another attempt after a while, or none."""
+    """The watch after a failure: the partition is due again after a while, or given up."""
     failures = past.failures + 1
     why = look.error or past.why or "the run failed, and did not say why"
     wait = min(BACK_OFF_S * 2 ** (failures - 1), LONGEST_BACK_OFF_S)

@@ -167,7 +167,7 @@ class LakeReport:
 
     @property
     def small_files(self) -> int:
-        """Of these, small ones."""
+        """The number of small files among them."""
         return sum(each.small_files for each in self.statistics)
 
     @property

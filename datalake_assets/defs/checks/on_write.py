@@ -168,7 +168,7 @@ class CheckedPartition:
 
     @classmethod
     def of_nothing(cls, key: str) -> "CheckedPartition":
-        """Of a partition without files."""
+        """The figures of a partition without files."""
         return cls(RowCount(key, 0, 0), PlannedPartition(key))
 
 

@@ -41,7 +41,7 @@ class Generator:
         return 0 if kept is None else max(0, self.count() - kept)
 
     def offsets(self) -> dict[int, tuple[int, int]]:
-        """Of each source partition: its oldest offset, and the one after its latest."""
+        """The oldest offset of each source partition, and the one after its latest."""
         return {
             partition: (self._offset_after(partition, self.oldest()), self._offset_after(partition, self.count()))
             for partition in range(self.config.partitions)

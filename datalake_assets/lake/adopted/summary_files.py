@@ -35,7 +35,7 @@ NAMES: Final = ("_metadata", "_common_metadata")
 
 
 class SummaryFiles:
-    """Those that may name a partition's files: in its folder, and in each above, up to the store's root.
+    """The summary files that may name a partition's files: in its folder, and in each above, up to the store's root.
 
     Args:
         folder: The feed.
@@ -75,7 +75,7 @@ class SummaryFiles:
             logger.info("removed %s/%s, which named files that are merged", level.store.uri, info.key)
 
     def _found(self, key: str) -> Iterator[tuple[Level, ObjectInfo]]:
-        """Those that name files."""
+        """The summary files that name data files."""
         for level in levels_above(self._folder, key):
             for name in NAMES:
                 try:
@@ -93,7 +93,7 @@ class SummaryFiles:
 
 
 def _has_row_groups(store: Store, info: ObjectInfo) -> bool:
-    """True too where that cannot be known."""
+    """Whether a summary has row groups; True too where that cannot be known."""
     try:
         tail = store.tail(info.key, TAIL_BYTES, etag=info.etag) if info.size_bytes else b""
         needed = bytes_needed(tail, info.size_bytes, where=info.key)

@@ -278,7 +278,7 @@ class LocalStore:
         return tuple(key for key, etag in etags.items() if self._own_identity(key) != etag)
 
     def _own_identity(self, key: str) -> str | None:
-        """Of what has the name itself: a link is another than the file that it points to."""
+        """The identity of what has the name itself: a link's differs from that of the file that it points to."""
         self._requests.add("get")
         with self._tree.translating(key):
             try:

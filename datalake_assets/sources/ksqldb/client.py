@@ -384,7 +384,7 @@ class KsqlClient:
             raise _stranger(source) from None
 
     def _beginning(self, response: httpx.Response, source: str) -> bytes:
-        """As much of an answer as an error's can be."""
+        """Reads as much of an answer as an error's can be long."""
         body = b""
         for piece in _received(response, source, Limits(total_s=self.timeout_s)):
             body += piece
