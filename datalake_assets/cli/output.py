@@ -40,8 +40,10 @@ __all__ = [
 _CONTROL = CONTROL_ESCAPES | SURROGATE_ESCAPES
 
 
-#: Blanks between the columns of a table, and the characters that a text is not folded below.
-_GAP, _LEAST_TEXT = 2, 12
+#: Blanks between the columns of a table.
+_GAP = 2
+#: Characters of the narrowest column that a text is folded into.
+_LEAST_TEXT = 12
 
 
 def say(line: str = "") -> None:

@@ -33,9 +33,11 @@ __all__ = ["sql"]
 _ROWS_SHOWN = 100
 #: Rows whose widths decide how wide a table's columns are: a longer answer is several tables.
 _TABLE_ROWS = 1000
-#: A row group of a Parquet answer has no more rows than DuckDB gives it, nor many more bytes than this.
-_GROUP_ROWS, _GROUP_BYTES = 122_880, 64 << 20
-#: How often somebody looks whether the reader of the output has gone.
+#: Rows of a row group of a Parquet answer: as many as DuckDB gives its own.
+_GROUP_ROWS = 122_880
+#: Bytes from which on such a row group is written, however few its rows.
+_GROUP_BYTES = 64 << 20
+#: Milliseconds between two checks whether the reader of the output has gone.
 _LOOK_MS = 100
 _BINARY = ("parquet", "arrow")
 #: Types that have no like in Arrow, or in Parquet: what is written for them would be something else.

@@ -128,9 +128,10 @@ _UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-#: Where Dagster's default launcher had the run's process started, and what that process says first. A run tags itself
-#: when its step begins; until then, and while it waits for its pool, this is all that is known of its process.
+#: Tag of Dagster's default launcher: the server that it had the run's process started by. A run tags itself when its
+#: step begins; until then, and while it waits for its pool, this tag and the next line are all that is known of it.
 _LAUNCHED_BY_TAG = ".dagster/grpc_info"
+#: How the first line begins that the run's process logs.
 _STARTED = "Started process for run (pid: "
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 

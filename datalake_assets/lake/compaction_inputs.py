@@ -25,9 +25,11 @@ WHOLE_BYTES: Final = 8 << 20
 WHOLE_LOCAL_BYTES: Final = 1 << 20
 #: The same where its row groups may be copied by the store, so that most of it need not be read.
 WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
-#: Requests under way, and bytes fetched ahead of the reader.
+#: Requests under way.
 THREADS: Final = 32
+#: Bytes that are read at once to compare a file with its checksum.
 PROVEN_BYTES: Final = 8 << 20
+#: Bytes that are fetched ahead of the reader.
 AHEAD_BYTES: Final = 32 << 20
 
 

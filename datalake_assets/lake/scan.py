@@ -138,8 +138,10 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 #: Batches and files that are read ahead; bounds the memory of a scan.
 BATCH_READAHEAD, FILE_READAHEAD = 4, 2
-#: Decoded bytes of a row group from which on it is read in pieces; footers that are read before the first batch.
-DENSE_BYTES, AT_ONCE = 128 << 20, 32
+#: Decoded bytes of a row group from which on it is read in pieces.
+DENSE_BYTES = 128 << 20
+#: Footers that are read before the first batch.
+AT_ONCE = 32
 
 
 def scan(

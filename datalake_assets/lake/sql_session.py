@@ -33,8 +33,10 @@ __all__ = ["SqlAnswer", "open_answer", "open_arrow_answer"]
 
 #: Times that a query is run because files that it was reading were replaced.
 ATTEMPTS = 5
-#: Rows that are handed on at once: as many as a vector of DuckDB has, and an Arrow batch of ours.
-ROWS, ARROW_ROWS = 2048, 1 << 13
+#: Python rows that are handed on at once: as many as a vector of DuckDB has.
+ROWS = 2048
+#: Rows of an Arrow batch that is handed on.
+ARROW_ROWS = 1 << 13
 # what DuckDB takes for a pattern, or for a partition, rather than for a name
 _PATTERN = frozenset("*?[{=")
 _HIVE_TYPES = {"year": "INTEGER", "month": "INTEGER", "day": "INTEGER", "hour": "INTEGER", "version": "VARCHAR"}

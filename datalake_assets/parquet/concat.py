@@ -53,8 +53,10 @@ __all__ = [
 BLOOM_HEADER_BYTES = 64
 #: Page indexes are held in memory; those of a file of a gigabyte with small pages take a few MiB.
 MAX_INDEX_BYTES = 64 << 20
-#: Places closer than this are read at once, up to so many bytes.
-GAP_BYTES, READ_BYTES = 64 << 10, 4 << 20
+#: Places closer than this are read at once.
+GAP_BYTES = 64 << 10
+#: Bytes that are read at once, at the most.
+READ_BYTES = 4 << 20
 
 
 def bloom_places(footer: Footer, read_at: ReadAt, blooms: Iterable[Place]) -> list[Place]:

@@ -24,18 +24,20 @@ __all__ = ["check_chunks", "is_dense", "open_parquet", "tables"]
 MIB = 1 << 20
 #: Decoded bytes of a piece.
 PIECE_BYTES = 32 * MIB
-#: Rows that Arrow decodes at a time, at the most; where their size is only known afterwards, so that it cannot have
-#: grown much before it is seen.
-BATCH_ROWS, CAREFUL_ROWS = 1 << 16, 1 << 12
+#: Rows that Arrow decodes at a time, at the most.
+BATCH_ROWS = 1 << 16
+#: The same where rows' size is only known afterwards: it cannot grow much before it is seen.
+CAREFUL_ROWS = 1 << 12
 #: Fewer rows at a time cost more than they are worth, unless they grow so many times.
 GROWTH = 4
-#: Bytes of a value in Arrow, where Parquet's type tells.
+#: Bytes of a value in Arrow, where Parquet's type fixes them.
 VALUE_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
 #: What each value takes besides: validity, and an offset or a list's end.
 OVERHEAD_BYTES = 5
-#: A dictionary's texts are taken to be so many times as long as they are on average; at the very worst all values are
-#: its longest, and may take so many bytes.
-SKEW, WORST_BYTES = 4, 8 * PIECE_BYTES
+#: A dictionary's texts are taken to be so many times as long as they are on average.
+SKEW = 4
+#: Bytes above which the worst case counts, in which all values are the dictionary's longest.
+WORST_BYTES = 8 * PIECE_BYTES
 #: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
 _NO_BYTES = "File too short"
 #: Encodings in which a text may take fewer bytes than it has (parquet.thrift, Encoding).

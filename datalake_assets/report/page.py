@@ -38,8 +38,10 @@ __all__ = ["page_html"]
 
 #: Feeds that get a section of their own; the others are in the list above, and in the CSV.
 SECTIONS = 60
-#: Feeds that the list shows; of those that are well, fewer.
-LISTED, LISTED_WELL = 200, 20
+#: Feeds that the list shows.
+LISTED = 200
+#: Feeds up to which the list is filled with those in which nothing is wrong.
+LISTED_WELL = 20
 #: Partitions, compactions and versions that a section shows.
 PARTITIONS, COMPACTIONS, VERSIONS = 10, 5, 10
 _HEIGHT_PX = 90

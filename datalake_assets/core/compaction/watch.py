@@ -59,8 +59,10 @@ __all__ = [
 MAX_PARTITIONS = 100
 #: Runs for the same files of a partition before it is given up.
 ATTEMPTS = 5
-#: Seconds until a partition whose run failed is tried again: twice as long each time, up to the longest.
-BACK_OFF_S, LONGEST_BACK_OFF_S = 60.0, 3600.0
+#: Seconds until a partition whose run failed is tried again; twice as long after each further failure.
+BACK_OFF_S = 60.0
+#: Seconds that this wait never exceeds.
+LONGEST_BACK_OFF_S = 3600.0
 #: Partitions of a run by the failures of each before it: one that kills the process is found, and fails alone.
 RUN_SIZES = (MAX_PARTITIONS, 10, 1)
 

@@ -58,8 +58,10 @@ logger = logging.getLogger(__name__)
 THREADS = 32
 #: Footers whose reading is begun before the first of them is parsed.
 AT_ONCE = 1024
-#: S3 limit: bytes of a key (AWS, naming objects); Linux's PATH_MAX is 4096, and temporary files need some of it.
-KEY_MAX_BYTES, PATH_MAX_BYTES = 1024, 4000
+#: S3 limit: bytes of a key (AWS, naming objects).
+KEY_MAX_BYTES = 1024
+#: Linux's PATH_MAX is 4096, and names of temporary files need some of it.
+PATH_MAX_BYTES = 4000
 #: ``compacted_20250115_120000_0123456789abcdef.parquet``
 OUR_NAME_BYTES = 50
 #: Names of our own control objects: no folder of the same name can have a manifest beside them.
