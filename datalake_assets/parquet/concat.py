@@ -145,7 +145,7 @@ class Concatenated:
     Attributes:
         rows: Its rows.
         size_bytes: Its size.
-        checksum: Of its bytes, see `checksum.py`; empty when not all of them were seen.
+        checksum: Digest of its bytes; empty when not all of them were seen.
         row_groups: Its row groups.
         tail: Its last bytes: the footer, its length and the magic.
     """
