@@ -43,6 +43,7 @@ __all__ = [
 SCHEMA_FIELD = 2
 # fields of a SchemaElement
 _TYPE, _LENGTH, _REPETITION, _NAME, _CHILDREN, _CONVERTED, _FIELD_ID, _LOGICAL = 1, 2, 3, 4, 5, 6, 9, 10
+_SCALE, _PRECISION = 7, 8
 _INT32, _INT64, _INT96, _BYTES, _FIXED = 1, 2, 3, 6, 7
 #: Levels of the deepest schema that is parsed.
 MAX_DEPTH = 100
@@ -58,12 +59,15 @@ _CONVERTED_NAMES = (
 )  # fmt: skip
 #: Converted types without a logical one that readers take differently: DuckDB and Polars see no zone, Arrow sees UTC.
 _DISPUTED = {"TIME_MILLIS", "TIME_MICROS", "TIMESTAMP_MILLIS", "TIMESTAMP_MICROS"}
+#: Timestamps without a logical type: two units become the finer one.
+_OLD_TIMESTAMPS = {"TIMESTAMP_MILLIS", "TIMESTAMP_MICROS"}
 #: What Arrow does not write as it reads it; it stays only where all files have it and it is put back.
 _PUT_BACK = {"ENUM", "BSON", "TIME in UTC", *_DISPUTED}
 #: What also has statistics, or parts, that Arrow does not know.
 _LOST = {"VARIANT", "GEOMETRY", "GEOGRAPHY", "INTERVAL"}
 
 _Fields: TypeAlias = Mapping[int, tuple[int, bytes]]
+_ZERO = (I32, zigzag(0))
 Path: TypeAlias = tuple[bytes, ...]
 
 
@@ -98,7 +102,7 @@ class Element:
     def annotation(self) -> str:
         """What the values are besides their physical type, as far as readers tell it apart; empty if nothing."""
         if _LOGICAL in self.fields:
-            return _logical(self.fields[_LOGICAL][1])
+            return _logical(self.fields[_LOGICAL][1])[0]
         converted = self._number(_CONVERTED)
         if converted is None:
             return ""
@@ -111,6 +115,19 @@ class Element:
         """Physical type, length, and by which order statistics compare."""
         length = self.fields.get(_LENGTH) if self.kind == _FIXED else None
         return self.kind, length, self.order
+
+    @property
+    def meaning(self) -> tuple[object, ...]:
+        """All that makes up the type of its values: how they are stored, and units, zones, widths and digits besides.
+
+        An annotation is the same whether a converted type alone states it or a logical type.
+        """
+        if _LOGICAL in self.fields:
+            return self.stored, *_logical(self.fields[_LOGICAL][1])
+        if self.annotation != "DECIMAL":
+            return self.stored, self.annotation, {}
+        digits = {1: self.fields.get(_SCALE, _ZERO), 2: self.fields.get(_PRECISION, _ZERO)}
+        return self.stored, "DECIMAL", digits
 
     @property
     def order(self) -> str | None:
@@ -126,7 +143,7 @@ class Element:
 
     def with_fields(self, **changed: tuple[int, bytes] | None) -> Element:
         """The same with other fields; None takes one away."""
-        ids = {"repetition": _REPETITION, "field_id": _FIELD_ID, "children": _CHILDREN}
+        ids = {"repetition": _REPETITION, "name": _NAME, "field_id": _FIELD_ID, "children": _CHILDREN}
         fields = dict(self.fields)
         for name, value in changed.items():
             fields.pop(ids[name], None)
@@ -143,18 +160,22 @@ class Element:
         return CompactReader(self.fields[field][1]).integer(I32, I32) if field in self.fields else None
 
 
-def _logical(union: bytes) -> str:
-    """What a LogicalType says."""
+def _logical(union: bytes) -> tuple[str, _Fields]:
+    """What a LogicalType says: its name, and its parameters."""
     reader = CompactReader(union)
     for number, kind in reader.fields():
         name = _LOGICAL_NAMES.get(number, f"of the unknown logical type {number}")
-        members = dict(reader.fields()) if kind == STRUCT else {}  # booleans are their kinds
-        if name == "TIME" and members.get(1) == TRUE:
-            return "TIME in UTC"
-        if name == "INT" and members.get(2) != TRUE:
-            return "unsigned INT"
-        return name
-    return ""
+        members = _fields(reader) if kind == STRUCT else {}
+        if name == "TIME" and _is_true(members, 1):
+            return "TIME in UTC", members
+        if name == "INT" and not _is_true(members, 2):
+            return "unsigned INT", members
+        return name, members
+    return "", {}
+
+
+def _is_true(fields: _Fields, number: int) -> bool:
+    return number in fields and fields[number][0] == TRUE  # booleans are their kinds
 
 
 # ---- from and to bytes
@@ -288,7 +309,8 @@ def check_agreement(one: bytes, other: bytes) -> None:
 def _agree(one: Element, other: Element, above: tuple[bytes, ...]) -> None:
     names = (*above, one.name)
     first, second = one.annotation, other.annotation
-    if not one.children and first != second and {first, second} & _PUT_BACK:
+    both = {first, second}
+    if not one.children and first != second and both & _PUT_BACK and both != _OLD_TIMESTAMPS:
         named = [text if text not in _DISPUTED else f"{text} without a logical type" for text in (first, second)]
         found = " and ".join(f"{text or 'not annotated'} in some" for text in named)
         raise Incompatible(f"column {_dotted(names[1:])!r} is {found}; readers take them differently")
@@ -362,10 +384,12 @@ def _common(model: Element, found: Sequence[Element]) -> Element:
     if all(_apart(each) == _apart(first) for each in found):
         return _nullable_like(first, model)
     if not model.children or not all(each.children for each in found):
-        is_one = all(each.stored == first.stored and each.annotation == first.annotation for each in found)
-        if not is_one or model.children or first.children or not _is_stored_alike(first, model):
-            return model
-        return _nullable_like(first, model).with_fields(field_id=model.fields.get(_FIELD_ID))
+        said = _finer(found)
+        is_one = all(each.meaning == said[0].meaning for each in said)
+        if not is_one or model.children or first.children or not _is_stored_alike(said[0], model):
+            return model.with_fields(name=first.fields[_NAME])
+        kept = _nullable_like(said[0], model)
+        return kept.with_fields(name=first.fields[_NAME], field_id=model.fields.get(_FIELD_ID))
     if any(map(_is_container, (model, *found))):
         if any(len(each.children) != len(model.children) for each in found):
             return model
@@ -377,6 +401,13 @@ def _common(model: Element, found: Sequence[Element]) -> Element:
         children=(I32, zigzag(len(children))), field_id=model.fields.get(_FIELD_ID)
     )
     return Element(header.fields, tuple(children))
+
+
+def _finer(found: Sequence[Element]) -> Sequence[Element]:
+    """Keeps of old timestamps of two units the finer ones: no logical type of Arrow's may take their place."""
+    if {each.annotation for each in found} == _OLD_TIMESTAMPS:
+        return [each for each in found if each.annotation == "TIMESTAMP_MICROS"]
+    return found
 
 
 def _apart(element: Element) -> Element:

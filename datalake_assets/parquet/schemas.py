@@ -38,6 +38,7 @@ __all__ = [
     "conform_table",
     "inspect",
     "names_apart_by_case",
+    "same_types",
     "shape_of",
     "unify_schemas",
     "without_views",
@@ -169,7 +170,8 @@ def _nested(name: str, one: pa.DataType, other: pa.DataType, *, reading: bool) -
         return pa.struct(_fields(list(one), list(other), reading=reading))
     if pt.is_map(one) and pt.is_map(other):
         keys = _type(name, one.key_type, other.key_type, reading=reading)
-        return pa.map_(keys, _field(one.item_field, other.item_field, reading=reading))
+        is_sorted = one.keys_sorted and other.keys_sorted
+        return pa.map_(keys, _field(one.item_field, other.item_field, reading=reading), keys_sorted=is_sorted)
     if _is_list(one) and _is_list(other):
         # the name of a list's element is the writer's; the older file's stays
         element = _field(one.value_field, other.value_field.with_name(one.value_field.name), reading=reading)
@@ -313,20 +315,32 @@ _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def _without_views(kind: pa.DataType) -> pa.DataType:
-    if kind in _VIEWS or not pt.is_nested(kind):
-        return _VIEWS.get(kind, kind)
+    plain = _built_anew(kind, _VIEWS)
+    return kind if plain == kind else plain  # a type that is built anew loses names that Arrow does not show
+
+
+def same_types(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether two schemas are the same but for the names that Arrow gives to the entries of maps and does not show."""
+    first, second = (
+        pa.schema([field.with_type(_built_anew(field.type, {})) for field in schema], metadata=schema.metadata)
+        for schema in (one, other)
+    )
+    return bool(first.equals(second, check_metadata=True))
+
+
+def _built_anew(kind: pa.DataType, others: Mapping[pa.DataType, pa.DataType]) -> pa.DataType:
+    """The type with other types in place of some that it consists of."""
+    if not pt.is_nested(kind):
+        return others.get(kind, kind)
     fields = [kind.field(place) for place in range(kind.num_fields)]
-    plain = [field.with_type(_without_views(field.type)) for field in fields]
-    if all(one.type == other.type for one, other in zip(fields, plain, strict=True)):
-        return kind  # a type that is built anew loses names that Arrow does not show
+    fields = [field.with_type(_built_anew(field.type, others)) for field in fields]
     if pt.is_map(kind):
-        entries = plain[0].type
-        return pa.map_(entries.field(0), entries.field(1))
+        return pa.map_(*fields[0].type, keys_sorted=kind.keys_sorted)
     if pt.is_struct(kind):
-        return pa.struct(plain)
+        return pa.struct(fields)
     if pt.is_fixed_size_list(kind):
-        return pa.list_(*plain, kind.list_size)
-    return pa.large_list(*plain) if pt.is_large_list(kind) else pa.list_(*plain)
+        return pa.list_(*fields, kind.list_size)
+    return pa.large_list(*fields) if pt.is_large_list(kind) else pa.list_(*fields)
 
 
 def _lost_order(schema: pa.Schema) -> str | None:

@@ -30,7 +30,7 @@ from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher, same_r
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
 from datalake_assets.parquet.row_groups import MAGIC
-from datalake_assets.parquet.schemas import Shape, conform_table
+from datalake_assets.parquet.schemas import Shape, conform_table, same_types
 from datalake_assets.parquet.writer import (
     SAMPLE_ROWS,
     Encodings,
@@ -122,7 +122,7 @@ def _model(shape: Shape, settings: ParquetSettings, options: Mapping[str, Any]) 
         change = partial(with_schema, schema=wanted, key_values=key_values, of_columns=shape.chunk_values or {})
     tailed = _Tailed(buffer, change)
     read = pq.ParquetFile(pa.BufferReader(buffer), metadata=tailed.metadata(), arrow_extensions_enabled=True)
-    if not read.schema_arrow.remove_metadata().equals(shape.schema, check_metadata=True):
+    if not same_types(read.schema_arrow.remove_metadata(), shape.schema):
         raise Incompatible("encoding it again would change what Arrow reads of its schema")
     return Model(tailed.parsed(), options, change)
 
