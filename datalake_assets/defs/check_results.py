@@ -31,9 +31,14 @@ def check_result(
 
 
 def check_evaluation(
-    name: str, verdict: Verdict, *, asset_key: dg.AssetKey, partition: str | None = None
+    name: str,
+    verdict: Verdict,
+    *,
+    asset_key: dg.AssetKey,
+    partition: str | None = None,
+    with_figures: bool = True,
 ) -> dg.AssetCheckEvaluation:
-    """What a run's log, a sensor or a command says of a check.
+    """What a run's log, a sensor or a command says of a check; figures as for `check_result`.
 
     With a partition only within a run: the second evaluation of one without a run breaks Dagster's SQLite storage.
     """
@@ -42,7 +47,7 @@ def check_evaluation(
         check_name=name,
         passed=verdict.passed,
         severity=severity_of(verdict),
-        metadata=_metadata(verdict),
+        metadata=_metadata(verdict) if with_figures else {},
         description=_description(verdict),
         partition=partition,
     )

@@ -25,8 +25,14 @@ from datalake_assets_tests.lake.feeds import stream_feed
 STREAMS = DEMO_FEED_NAMES[:4]
 
 
+def _unexpected(stderr: str) -> list[str]:
+    """Lines but for those of checks that warn of small files."""
+    return [line for line in stderr.splitlines() if " warns: " not in line]
+
+
 def _outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert _unexpected(done.stderr) == []
     return {outcome["feed"]: outcome for outcome in json.loads(done.stdout)["feeds"]}
 
 
@@ -34,7 +40,8 @@ def _outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any
 @pytest.mark.timeout(600)
 def test_the_demo_lands_each_row_once_however_often_it_runs(run_process, run, tmp_path):
     first = run_process("demo", "--records", "300")
-    assert (first.returncode, first.stderr) == (0, "")
+    assert first.returncode == 0
+    assert _unexpected(first.stderr) == []
     _says_what_it_did(first.stdout, lake=tmp_path / "lake")
     _suggests_what_works(first.stdout, run)
 

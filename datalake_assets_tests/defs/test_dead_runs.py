@@ -27,9 +27,9 @@ from datalake_assets.defs.runs import (
     started_at,
 )
 from datalake_assets.demo.demo_feeds import demo_feeds
-from datalake_assets.demo.demo_lake import prepare_demo
+from datalake_assets.demo.demo_lake import demo_stand_in, prepare_demo
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.settings import Settings
+from datalake_assets.settings import load_settings
 from datalake_assets_tests.defs.runs.left_runs import dead_pid, empty, launched_run, log, started_run
 
 LAUNCHED_HERE = {".dagster/grpc_info": '{"host": "localhost", "port": 4000}'}
@@ -156,7 +156,8 @@ def test_export_that_waits_for_the_slot_of_a_run_goes_on_when_that_dies(home, lo
     def export() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            results.append(export_feed(Settings(lake=local_store.uri), "merchant_summary", instance=home))
+            with demo_stand_in(load_settings(lake=local_store.uri), local_store, {"ksqldb"}) as settings:
+                results.append(export_feed(settings, "merchant_summary", instance=home))
 
     waiting = threading.Thread(target=export)
     waiting.start()

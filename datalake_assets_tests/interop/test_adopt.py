@@ -96,16 +96,21 @@ def test_damaged_files_are_named_and_stay_and_the_others_are_merged(run, theirs)
     assert {each["name"].rpartition("/")[2] for each in found} >= damaged
 
 
-def test_folder_with_fastparquets_summary_is_read_by_it_as_before(run, theirs):
+def test_folder_with_fastparquets_summary_is_read_by_it_as_before(run, lake, theirs):
     table = TABLE.select(["id", "text", "flag"])
     for part in parts(table):
         again = (theirs / "_metadata").exists()
         fastparquet.write(str(theirs), part.to_pandas(), file_scheme="hive", append=again, write_index=False)
 
     run("adopt", str(theirs), "--name", "theirs")
+    declared = lake / "feeds" / "active" / "theirs.json"
+    feed = json.loads(declared.read_text())
+    feed["compaction"] |= {"summary_files": "remove"}  # it would name files that are gone
+    declared.write_text(json.dumps(feed))
     run("compact", "theirs", "--force")
 
     assert len(data_files(theirs)) == 1
+    assert not (theirs / "_metadata").exists()
     assert differences(read_fastparquet(data_files(theirs)), rows_of_arrow(table)) == {}
 
 

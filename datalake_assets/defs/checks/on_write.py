@@ -310,8 +310,9 @@ def _evaluations(read: FeedRead, looks: Sequence[CheckedPartition]) -> Iterator[
             continue  # that is the run's result
         passes_too = len(looks) <= ALL_TOLD and (is_own or look.key not in new)
         for name, verdict in _verdicts(read.feed, [look]).items():
-            if not verdict.passed or (look.health.files and (passes_too or name == ROW_COUNT)):
-                yield check_evaluation(name, verdict, asset_key=asset_key(read.feed), partition=look.key)
+            if passes_too or name == ROW_COUNT or not verdict.passed:
+                key, has_files = asset_key(read.feed), look.health.files > 0
+                yield check_evaluation(name, verdict, asset_key=key, partition=look.key, with_figures=has_files)
 
 
 def _delivery(read: FeedRead) -> Delivery | None:

@@ -11,7 +11,15 @@ import dagster as dg
 
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.defs.checks.on_write import check_specs, evaluate_checks
-from datalake_assets.defs.metadata import asset_key, code_version, feed_metadata, source_key, versions_name
+from datalake_assets.defs.metadata import (
+    asset_key,
+    code_version,
+    column_schema,
+    feed_metadata,
+    source_key,
+    totals_metadata,
+    versions_name,
+)
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
@@ -47,14 +55,18 @@ def empty_partitions(instance: dg.DagsterInstance, read: FeedRead) -> Iterator[d
     Only of a source whose every row was read: then a partition between others that has no rows by now has none.
     """
     reports = read.report.partitions if read.report else ()
-    if not any(each.position.get("kind") == "offsets" for each in reports):
+    if read.report is None or not any(each.position.get("kind") == "offsets" for each in reports):
         return
     materialized = instance.get_materialized_partitions(asset_key(read.feed))
     known = materialized.union(each.key for each in reports)
     first, last = min(known), max(each.key for each in reports)
     between = [key for key in partitions_of(read.feed).get_partition_keys() if first < key < last and key not in known]
     for key in between[-MOST_EMPTY:]:
-        metadata = {"dagster/partition_row_count": dg.MetadataValue.int(0)}
+        metadata = {
+            **totals_metadata(read.feed, read.report.totals),
+            "dagster/column_schema": column_schema(read.feed, read.report.schema),
+            "dagster/partition_row_count": dg.MetadataValue.int(0),
+        }
         yield dg.AssetMaterialization(asset_key(read.feed), partition=key, metadata=metadata)
 
 

@@ -112,7 +112,7 @@ def test_each_materialization_tells_of_the_whole_stream_too(lake, sent, instance
     assert [each["dagster/partition_row_count"] for each in found.values()] == [1, 1, 1]
 
 
-def test_empty_partition_has_no_figures_that_a_plot_would_fall_to_and_no_checks(lake, sent, instance):
+def test_empty_partition_has_no_figures_that_a_plot_would_fall_to(lake, sent, instance):
     feeds = exporter(lake, sent, stream(**RECENT))
     sent.rows["clicks"] = [days_ago(2), days_ago(1)]
 
@@ -122,8 +122,9 @@ def test_empty_partition_has_no_figures_that_a_plot_would_fall_to_and_no_checks(
     assert (today["dagster/partition_row_count"], today["dagster/row_count"]) == (0, 2)
     assert not today.keys() & {"datalake/files", "datalake/small_files", "datalake/size_bytes"}
     checks = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-    partitions = {entry.dagster_event.asset_check_evaluation_data.partition for entry in checks}
-    assert partitions == {None, key(2), key(1)}
+    found = [entry.dagster_event.asset_check_evaluation_data for entry in checks]
+    assert {each.partition for each in found if each.metadata} == {None, key(2), key(1)}
+    assert {each.passed for each in found if each.partition == key(0)} == {True}  # without them Dagster says "Skipped"
     alone = feeds.export(instance, "clicks", partitions=[key(0)], quiet=True)
     checks = instance.all_logs(alone.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     found = [entry.dagster_event.asset_check_evaluation_data for entry in checks]
@@ -139,6 +140,8 @@ def test_days_without_rows_are_not_missing(lake, sent, instance):
     found = materialized(instance)
     assert sorted(found) == [key(days) for days in range(9, -1, -1)]
     assert [found[key(days)]["dagster/partition_row_count"] for days in (9, 8, 7, 6, 5, 0)] == [1, 0, 0, 1, 0, 0]
+    assert {each["dagster/row_count"] for each in found.values()} == {2}
+    assert all("dagster/column_schema" in each for each in found.values())
     assert {each.key for each in result.partitions} >= {key(9), key(6), key(0)}
     assert key(8) not in {each.key for each in result.partitions}
     again = feeds.export(instance, "clicks", quiet=True)

@@ -105,8 +105,8 @@ def test_bandwidth_limit_is_retried_late(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("time.sleep", waits.append)
     with scripted(always(answer)) as server, stamina.set_testing(False), pytest.raises(SourceUnavailable):
         ask(server.url)
-    assert waits
-    assert set(waits) == {10.0}
+    assert waits.count(10.0) > 1
+    assert set(waits) <= {10.0, 1}  # another thread of the process may sleep, too
 
 
 def test_unreachable_server_is_named(refused_port: int) -> None:
