@@ -124,8 +124,8 @@ class DurableTree:
     def open_in(self, file: Path, *, buffering: int = -1) -> BinaryIO:
         """Create a file, and its folder where that is not there: another process may just have tidied it away."""
         for _ in range(TIDY_ATTEMPTS):
-            self.make_folder(file.parent)
             with contextlib.suppress(FileNotFoundError):
+                self.make_folder(file.parent)
                 return file.open("xb", buffering=buffering)
         self.make_folder(file.parent)
         return file.open("xb", buffering=buffering)
@@ -156,8 +156,8 @@ class DurableTree:
 
     def _open_lock(self, file: Path) -> int:
         for _ in range(TIDY_ATTEMPTS):
-            self.make_folder(self._locks)
             with contextlib.suppress(FileNotFoundError):
+                self.make_folder(self._locks)
                 return os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
         self.make_folder(self._locks)
         return os.open(file, os.O_CREAT | os.O_RDWR, 0o666)

@@ -275,8 +275,10 @@ def test_locks_hold_while_others_tidy(local_store):
 
     with ThreadPoolExecutor(5) as pool:
         tidying = pool.submit(tidy)
-        for job in [pool.submit(work) for _ in range(4)]:
-            job.result()
-        stop.set()
+        try:
+            for job in [pool.submit(work) for _ in range(4)]:
+                job.result()
+        finally:
+            stop.set()
         tidying.result()
     assert count["n"] == 800
