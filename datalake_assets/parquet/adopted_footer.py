@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow.types as pt
 from datalake_assets.core.schema import column_named
 from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.parquet.decoding import check_chunks
+from datalake_assets.parquet.decoding import Tail, check_chunks
 
 __all__ = [
     "INT96_UNIT",
@@ -99,7 +98,7 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
     """
     needed = bytes_needed(tail, size_bytes, where=where)
     try:
-        file = pq.ParquetFile(_Tail(tail[-needed:], size_bytes), coerce_int96_timestamp_unit=INT96_UNIT)
+        file = pq.ParquetFile(Tail(tail[-needed:], size_bytes), coerce_int96_timestamp_unit=INT96_UNIT)
         # a signature follows the footer of a file whose columns are encrypted; pyarrow aborts when it looks at those
         if file.metadata.serialized_size != needed - _END_BYTES:
             raise UnreadableFile(where, "it is encrypted")
@@ -128,7 +127,7 @@ def row_groups(tail: bytes, size_bytes: int, *, where: str) -> int:
     """
     needed = bytes_needed(tail, size_bytes, where=where)
     try:
-        return int(pq.read_metadata(_Tail(tail[-needed:], size_bytes)).num_row_groups)
+        return int(pq.read_metadata(Tail(tail[-needed:], size_bytes)).num_row_groups)
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
 
@@ -136,36 +135,6 @@ def row_groups(tail: bytes, size_bytes: int, *, where: str) -> int:
 def is_time(kind: pa.DataType) -> bool:
     """Whether values of this type are moments: then rows can be ordered by them."""
     return bool(pt.is_timestamp(kind) or pt.is_date(kind))
-
-
-class _Tail(io.RawIOBase):
-    """A file of which only the end is known; what lies before it reads as too short."""
-
-    def __init__(self, tail: bytes, size_bytes: int) -> None:
-        super().__init__()
-        self._tail, self._size_bytes, self._begin, self._at = tail, size_bytes, size_bytes - len(tail), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + (0, self._at, self._size_bytes)[whence]
-        return self._at
-
-    def read(self, size: int = -1, /) -> bytes:
-        """A read that reaches into the known end gets it, after zeros."""
-        end = self._size_bytes if size < 0 else min(self._size_bytes, self._at + size)
-        if end <= self._begin:
-            return b""
-        data = bytes(max(0, self._begin - self._at)) + self._tail[max(0, self._at - self._begin) : end - self._begin]
-        self._at = end
-        return data
 
 
 def _times(file: pq.ParquetFile, schema: pa.Schema, name: str | None) -> _Times:

@@ -19,7 +19,7 @@ import pyarrow.types as pt
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
-__all__ = ["check_chunks", "is_dense", "open_parquet", "tables"]
+__all__ = ["Tail", "check_chunks", "is_dense", "open_parquet", "tables"]
 
 MIB = 1 << 20
 #: Decoded bytes of a piece.
@@ -82,7 +82,7 @@ def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
     groups, columns = list(range(metadata.num_row_groups)), list(range(metadata.num_columns))
     if not groups or not columns:
         return
-    empty = pq.ParquetFile(_NoBytes(size_bytes), metadata=metadata, pre_buffer=True)
+    empty = pq.ParquetFile(Tail(b"", size_bytes), metadata=metadata, pre_buffer=True)
     try:
         empty.reader.read_row_groups(groups, column_indices=columns, use_threads=False)
     except OSError as error:
@@ -90,28 +90,38 @@ def check_chunks(metadata: pq.FileMetaData, size_bytes: int) -> None:
             raise
 
 
-class _NoBytes(io.RawIOBase):
-    """A file of which nothing is known but its size."""
+class Tail(io.RawIOBase):
+    """A file of which only the end is known; what lies before it reads as too short."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, tail: bytes, size_bytes: int) -> None:
         super().__init__()
-        self._size_bytes, self._at = size_bytes, 0
+        self._tail, self._size_bytes, self._begin, self._at = tail, size_bytes, size_bytes - len(tail), 0
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def tell(self) -> int:
+        """Where the next read begins."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves there; gives the position."""
         self._at = offset + (0, self._at, self._size_bytes)[whence]
         return self._at
 
-    def read(self, size: int = -1, /) -> bytes:  # noqa: ARG002  the signature of files
-        return b""
+    def read(self, size: int = -1, /) -> bytes:
+        """A read that reaches into the known end gets it, after zeros."""
+        end = self._size_bytes if size < 0 else min(self._size_bytes, self._at + size)
+        if end <= self._begin:
+            return b""
+        data = bytes(max(0, self._begin - self._at)) + self._tail[max(0, self._at - self._begin) : end - self._begin]
+        self._at = end
+        return data
 
 
 def tables(
