@@ -237,12 +237,14 @@ def _check_free(port: int) -> None:
 
 def _checks_summary(feeds: Sequence[Feed]) -> str:
     """A line per check: how many feeds passed it at its latest evaluation, and which did not."""
-    from datalake_assets.defs.check_results import latest_results  # noqa: PLC0415  Dagster, which has run by now
+    from datalake_assets.defs.check_results import failed_checks  # noqa: PLC0415  Dagster, which has run by now
+    from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster, which has run by now
 
-    latest = latest_results(feeds)
+    with open_instance() as instance:
+        latest = failed_checks(instance, feeds)
     rows = []
-    for check in sorted({check for check, _ in latest}):
-        results = {name: passed for (of, name), passed in latest.items() if of == check}
-        failed = sorted(name for name, passed in results.items() if not passed)
+    for check in sorted({check for of_feed in latest.values() for check in of_feed}):
+        results = {name: of_feed[check] for name, of_feed in latest.items() if check in of_feed}
+        failed = sorted(name for name, found in results.items() if found)
         rows.append((check, f"{len(results) - len(failed)} of {len(results)}", ", ".join(failed)))
     return as_table(("check", "passed", "failed for"), rows, width=terminal_width()) if rows else "no checks have run"

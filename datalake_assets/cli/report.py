@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:
     from datalake_assets.core.report.findings import FeedReport, LakeReport
+    from datalake_assets.core.verdicts import FailedChecks
     from datalake_assets.feed import Feed
 
 __all__ = ["console_report", "lake_report", "report"]
@@ -85,7 +86,6 @@ def report(
         feeds = tuple(session.feeds(name)[0][0] for name in dict.fromkeys(names)) if names else session.feeds()[0]
         found = lake_report(session, feeds, scans_per_day=scans_per_day)
         _warn_of_problems(found)
-        _warn_of_checks(feeds)
         if rebuild:
             _rebuild(session, found)
         output = "json" if as_json else output
@@ -126,7 +126,13 @@ def lake_report(session: Session, feeds: Sequence[Feed], *, scans_per_day: float
 
     statistics = lake_statistics(session.store, feeds, request_of(session.settings))
     scans = SCANS_PER_DAY if scans_per_day is None else scans_per_day
-    return build_report(statistics, lake=session.store.uri, at=session.store.now(), scans_per_day=scans)
+    return build_report(
+        statistics,
+        lake=session.store.uri,
+        at=session.store.now(),
+        scans_per_day=scans,
+        failed_checks=_failed_checks(feeds),
+    )
 
 
 def _warn_of_problems(found: LakeReport) -> None:
@@ -135,18 +141,21 @@ def _warn_of_problems(found: LakeReport) -> None:
             warn(f"left out {each.feed.path} {problem}")
 
 
-def _warn_of_checks(feeds: Sequence[Feed]) -> None:
-    """Tells which checks the last runs did not pass, where there is Dagster's history; ages are in the report."""
+def _failed_checks(feeds: Sequence[Feed]) -> Mapping[str, FailedChecks] | None:
+    """What the feeds' rows do not pass, where there is Dagster's history; the report holds without it."""
     home = existing_home()
     if home is None:
-        return
-    from datalake_assets.defs.check_results import latest_results  # noqa: PLC0415  Dagster, not needed for --help
+        return None
+    from datalake_assets.defs.check_results import failed_checks  # noqa: PLC0415  Dagster, not needed for --help
+    from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster, not needed for --help
 
     os.environ["DAGSTER_HOME"] = str(home)
-    paths = {feed.name: feed.path for feed in feeds}
-    for (check, name), passed in sorted(latest_results(feeds).items()):
-        if not passed and check != "freshness":
-            warn(f"{paths[name]}: check {check} did not pass in its last run")
+    try:
+        with open_instance() as instance:
+            return failed_checks(instance, feeds)
+    except ConfigError as error:
+        warn(f"checks are left out: {error}")
+        return None
 
 
 def _rebuild(session: Session, found: LakeReport) -> None:

@@ -28,6 +28,8 @@ __all__ = [
     "SMALL_FILES",
     "Delivery",
     "Drift",
+    "FailedCheck",
+    "FailedChecks",
     "PartitionFooters",
     "RowCount",
     "Verdict",
@@ -103,6 +105,27 @@ class Verdict:
     def passed(self) -> bool:
         """Whether nothing is wrong."""
         return self.level is Level.OK
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCheck:
+    """A check that rows of a feed did not pass.
+
+    Attributes:
+        check: Its name.
+        level: ``error``, or ``warn``.
+        partition: The partition that it is about; empty for all that an export wrote, or all of the feed.
+        what: What is wrong, for a person.
+    """
+
+    check: str
+    level: str
+    partition: str
+    what: str
+
+
+#: By check that was ever evaluated: what did not pass; empty where all did.
+FailedChecks = Mapping[str, Sequence[FailedCheck]]
 
 
 def health_of(

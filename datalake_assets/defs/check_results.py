@@ -1,16 +1,26 @@
 """Verdicts as Dagster's check results. Figures stay numbers, and plot."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import dagster as dg
 
-from datalake_assets.core.verdicts import Verdict
-from datalake_assets.defs.runtime import open_instance
+from datalake_assets.core.verdicts import FailedCheck, FailedChecks, Verdict
+from datalake_assets.defs.metadata import asset_key
 from datalake_assets.feed import Feed
-from datalake_assets.policies import Level
+from datalake_assets.policies import BUILT_IN_CHECKS, Level
 
-__all__ = ["aimed", "check_evaluation", "check_result", "latest_results", "severity_of"]
+__all__ = [
+    "aimed",
+    "check_evaluation",
+    "check_result",
+    "failed_check",
+    "failed_checks",
+    "severity_of",
+]
+
+#: Executions of a check that are searched: the newest of each partition is among them, unless there are more.
+_EXECUTIONS = 200
 
 #: Dagster's type of a pointer to a materialization, which it names in its signatures and does not export.
 _TARGET: Any = get_args(dg.AssetCheckEvaluation.__annotations__["target_materialization_data"])[0]
@@ -101,31 +111,67 @@ def _description(verdict: Verdict) -> str | None:
     return "; ".join(verdict.lines) or None
 
 
-def latest_results(feeds: Sequence[Feed]) -> dict[tuple[str, str], bool]:
-    """Whether each feed passed each check in the latest run that materialized it, by check and feed."""
-    latest: dict[tuple[str, str], bool] = {}
-    with open_instance() as instance:
-        for feed in feeds:
-            for check, passed in _evaluations(instance, dg.AssetKey([feed.kind.folder, feed.name])).items():
-                latest[check, feed.name] = passed
-    return latest
+def failed_check(evaluation: dg.AssetCheckEvaluation) -> FailedCheck:
+    """An evaluation that did not pass, as commands and the report have it."""
+    return FailedCheck(
+        evaluation.check_name,
+        evaluation.severity.value.lower(),
+        evaluation.partition or "",
+        evaluation.description or "",
+    )
 
 
-def _evaluations(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, bool]:
-    """The latest evaluation of each check of an asset."""
-    run = _latest_run(instance, key)
-    if run is None:
-        return {}
-    logs = instance.all_logs(run, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-    found: dict[str, bool] = {}
-    for entry in logs:
-        event = entry.dagster_event
-        evaluation = event.asset_check_evaluation_data if event else None
-        if evaluation is not None and evaluation.asset_key == key:
-            found[evaluation.check_name] = found.get(evaluation.check_name, True) and evaluation.passed
-    return found
+def failed_checks(instance: dg.DagsterInstance, feeds: Iterable[Feed]) -> dict[str, FailedChecks]:
+    """What the feeds' rows do not pass now, by Dagster's history: by the feed's name, then by check."""
+    return {feed.name: dict(_failed_checks(instance, feed)) for feed in feeds}
 
 
-def _latest_run(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
-    event = instance.get_latest_materialization_event(key)
-    return event.run_id if event else None
+def _failed_checks(instance: dg.DagsterInstance, feed: Feed) -> Iterator[tuple[str, tuple[FailedCheck, ...]]]:
+    asset = asset_key(feed)
+    for name in (*BUILT_IN_CHECKS, *(rule.check_name for rule in feed.checks.rules)):
+        history = instance.event_log_storage.get_asset_check_execution_history(
+            dg.AssetCheckKey(asset, name), limit=_EXECUTIONS
+        )
+        evaluated = list(_evaluated(history))
+        if evaluated:
+            newest_run = evaluated[0][0]
+            yield (
+                name,
+                tuple(
+                    failed_check(evaluation)
+                    for run, evaluation in _newest_each(evaluated)
+                    if not evaluation.passed and (run == newest_run or _still_holds(instance, evaluation))
+                ),
+            )
+
+
+def _evaluated(history: Iterable[Any]) -> Iterator[tuple[str, dg.AssetCheckEvaluation]]:
+    """The evaluations among executions, with their runs: those of runs that died left none."""
+    for record in history:
+        event = record.event.dagster_event if record.event else None
+        if event is not None and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            yield record.run_id, event.asset_check_evaluation_data
+
+
+def _newest_each(
+    evaluated: Iterable[tuple[str, dg.AssetCheckEvaluation]],
+) -> Iterator[tuple[str, dg.AssetCheckEvaluation]]:
+    """The newest evaluation of each partition, and the newest of none."""
+    seen: set[str | None] = set()
+    for run, evaluation in evaluated:
+        if evaluation.partition not in seen:
+            seen.add(evaluation.partition)
+            yield run, evaluation
+
+
+def _still_holds(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation) -> bool:
+    """Whether what an earlier run found of a partition holds: later ones judged other partitions.
+
+    What a run found of all that it wrote stands in its partitions' evaluations. A run over many partitions leaves no
+    evaluation of one that passes, but a materialization.
+    """
+    aim = evaluation.target_materialization_data
+    if evaluation.partition is None or aim is None:
+        return False
+    newest = _newest(instance, evaluation.asset_key, evaluation.partition)
+    return newest is not None and newest.storage_id == aim.storage_id

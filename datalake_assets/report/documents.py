@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -52,6 +53,7 @@ CSV_COLUMNS = (
     "request_cost_after",
     "storage_cost_after",
     *map(_bucket_column, range(SIZE_BUCKETS)),
+    "failed_checks",
 )
 
 
@@ -121,7 +123,15 @@ def _lines(report: FeedReport, *, raw: bool) -> Iterator[tuple[object, ...]]:
             one.bytes_to_rewrite,
             *(f"{dollars:.9f}" for each in (cost, after) for dollars in (each.request_dollars, each.storage_dollars)),
             *one.sizes,
+            " ".join(
+                dict.fromkeys(each.check for each in report.failed_checks or () if each.partition in {"", one.key})
+            ),
         )
+
+
+def _checks_failed_by(report: FeedReport, key: str) -> dict[str, None]:
+    """Names of the checks that a partition, or the feed as a whole, did not pass."""
+    return dict.fromkeys(each.check for each in report.failed_checks or () if each.partition in {"", key})
 
 
 def _iso(at: datetime | None) -> str:
@@ -135,6 +145,7 @@ def _feed(report: FeedReport, series: Series) -> dict[str, Any]:
         "kind": feed.kind.value,
         "level": report.level.value,
         "verdict": [finding.text for finding in report.findings],
+        "failed_checks": None if report.failed_checks is None else [asdict(each) for each in report.failed_checks],
         "rows": statistics.rows,
         "files": statistics.files,
         "small_files": statistics.small_files,

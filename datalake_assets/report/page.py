@@ -42,8 +42,8 @@ SECTIONS = 60
 LISTED = 200
 #: Feeds up to which the list is filled with those in which nothing is wrong.
 LISTED_WELL = 20
-#: Partitions, compactions and versions that a section shows.
-PARTITIONS, COMPACTIONS, VERSIONS = 10, 5, 10
+#: Checks that did not pass, partitions, compactions and versions that a section shows.
+CHECKS_SHOWN, PARTITIONS, COMPACTIONS, VERSIONS = 10, 10, 5, 10
 _HEIGHT_PX = 90
 #: A sign for each level, so that more than its colour shows it, and what it means.
 _BADGES = {
@@ -210,6 +210,18 @@ def _unbroken(text: str) -> str:
 
 
 def _tables(report: FeedReport) -> Iterator[_Table]:
+    failed = report.failed_checks or ()
+    if failed:
+        yield _Table(
+            "Checks that did not pass",
+            _more(len(failed), CHECKS_SHOWN, "datalake report --format json has all"),
+            ("Check", "Level", "Partition", "What is wrong"),
+            tuple((each.check, each.level, each.partition or "all", each.what) for each in failed[:CHECKS_SHOWN]),
+        )
+    yield from _tables_of_figures(report)
+
+
+def _tables_of_figures(report: FeedReport) -> Iterator[_Table]:
     worst = report.worst()
     if worst:
         costs = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 
@@ -68,8 +70,33 @@ def test_check_that_warns_is_told_and_exits_0(exported):
     assert result.exit_code == 0
 
 
-def test_report_tells_a_failed_check_in_every_format(exported, run):
+def test_report_shows_a_failed_check_in_every_format(exported, run):
     exported(limits=ERROR)
 
-    for output in ("console", "json", "csv"):
-        assert f"streams/{NAME}: check tiny did not pass in its last run\n" in run("report", "--format", output).stderr
+    console = run("report").stdout
+    assert f"streams/{NAME}: check tiny failed: " in console
+    assert "healthy" not in console
+    (feed,) = json.loads(run("report", "--json").stdout)["feeds"]
+    assert feed["level"] == "error"
+    assert {(each["check"], each["level"]) for each in feed["failed_checks"]} == {("tiny", "error")}
+    lines = list(csv.DictReader(io.StringIO(run("report", "--format", "csv").stdout)))
+    assert lines
+    assert {line["failed_checks"] for line in lines} == {"tiny"}
+    page = run("report", "--format", "html").stdout
+    assert "1 of 1 feed needs attention." in page
+    assert "Checks that did not pass" in page
+    assert "rows break it" in page
+
+
+def test_report_holds_without_a_history_that_can_be_read(exported, run, monkeypatch, tmp_path):
+    exported(limits=ERROR)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "dagster.yaml").write_text("no: [such")
+    monkeypatch.setenv("DAGSTER_HOME", str(broken))
+
+    result = run("report", "--json")
+
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"checks are left out: DAGSTER_HOME {broken} cannot be used: ")
+    assert json.loads(result.stdout)["feeds"][0]["failed_checks"] is None

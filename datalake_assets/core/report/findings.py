@@ -6,13 +6,14 @@ this one model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from datalake_assets.core.compaction.cost import MonthlyCost, monthly_cost
 from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition
 from datalake_assets.core.report.figures import FeedStatistics
+from datalake_assets.core.verdicts import FILE_SIZE, FRESHNESS, SMALL_FILES, FailedCheck, FailedChecks
 from datalake_assets.core.wording import counted, dollars_text, files_text, span_text
 from datalake_assets.feed import Feed
 from datalake_assets.policies import Level
@@ -22,6 +23,8 @@ __all__ = ["DAYS_PER_MONTH", "SCANS_PER_DAY", "Age", "FeedReport", "Finding", "L
 #: Assumed, where nobody says otherwise: each partition is read once a day.
 SCANS_PER_DAY = 1.0
 DAYS_PER_MONTH = 30
+#: Partitions of which a finding says what a check found.
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class FeedReport:
         costs_after: What each would cost per month after a compaction, in the same order.
         cost: What all of them cost per month.
         cost_after: What all of them would cost per month after a compaction.
+        failed_checks: The checks that did not pass, as far as they hold now; None where nobody knows.
         findings: The verdict; never empty.
     """
 
@@ -91,6 +95,7 @@ class FeedReport:
     costs_after: tuple[MonthlyCost, ...]
     cost: MonthlyCost
     cost_after: MonthlyCost
+    failed_checks: tuple[FailedCheck, ...] | None
     findings: tuple[Finding, ...]
 
     @property
@@ -212,7 +217,12 @@ class LakeReport:
 
 
 def build_report(
-    statistics: Sequence[FeedStatistics], *, lake: str, at: datetime, scans_per_day: float = SCANS_PER_DAY
+    statistics: Sequence[FeedStatistics],
+    *,
+    lake: str,
+    at: datetime,
+    scans_per_day: float = SCANS_PER_DAY,
+    failed_checks: Mapping[str, FailedChecks] | None = None,
 ) -> LakeReport:
     """Draws conclusions.
 
@@ -221,12 +231,17 @@ def build_report(
         lake: The lake's address.
         at: The store's time; ages are counted by it.
         scans_per_day: How often each partition is read.
+        failed_checks: What did not pass when it was last evaluated, by the feed's name; None where there is no history.
     """
     scans = scans_per_day * DAYS_PER_MONTH
-    return LakeReport(lake, at, scans_per_day, tuple(_feed_report(each, at, scans) for each in statistics))
+    feeds = [
+        _feed_report(each, at, scans, None if failed_checks is None else failed_checks.get(each.feed.name, {}))
+        for each in statistics
+    ]
+    return LakeReport(lake, at, scans_per_day, tuple(feeds))
 
 
-def _feed_report(statistics: FeedStatistics, at: datetime, scans: float) -> FeedReport:
+def _feed_report(statistics: FeedStatistics, at: datetime, scans: float, evaluated: FailedChecks | None) -> FeedReport:
     partitions = statistics.partitions
     costs = tuple(monthly_cost(each.files, each.size_bytes, scans=scans) for each in partitions)
     after = tuple(
@@ -235,8 +250,24 @@ def _feed_report(statistics: FeedStatistics, at: datetime, scans: float) -> Feed
     )
     ages = _ages(statistics, at)
     cost, cost_after = sum(costs, MonthlyCost()), sum(after, MonthlyCost())
-    findings = tuple(_findings(statistics, ages, cost.dollars - cost_after.dollars))
-    return FeedReport(statistics, ages, costs, after, cost, cost_after, findings)
+    failed = None
+    if evaluated is not None:
+        failed = tuple(each for found in evaluated.values() for each in found if _is_of_now(each, statistics))
+    findings = tuple(_findings(statistics, ages, cost.dollars - cost_after.dollars, failed or ()))
+    return FeedReport(statistics, ages, costs, after, cost, cost_after, failed, findings)
+
+
+def _is_of_now(failed: FailedCheck, statistics: FeedStatistics) -> bool:
+    """Whether a check that failed is about something that is there now, and that the report does not judge itself."""
+    if failed.check == FRESHNESS:
+        return False
+    partitions = statistics.partitions
+    if statistics.current is not None:  # nobody reads the other versions of a table
+        partitions = tuple(each for each in partitions if each.key == f"v{statistics.current.number}")
+    about = [each for each in partitions if failed.partition in {"", each.key}]
+    if failed.check in {FILE_SIZE, SMALL_FILES}:  # files may have been merged since
+        return any(each.files_to_rewrite for each in about)
+    return bool(about) or not failed.partition
 
 
 def _ages(statistics: FeedStatistics, now: datetime) -> tuple[Age, ...]:
@@ -248,9 +279,11 @@ def _ages(statistics: FeedStatistics, now: datetime) -> tuple[Age, ...]:
     )
 
 
-def _findings(statistics: FeedStatistics, ages: Iterable[Age], saved: float) -> Iterator[Finding]:
+def _findings(
+    statistics: FeedStatistics, ages: Iterable[Age], saved: float, failed: Iterable[FailedCheck]
+) -> Iterator[Finding]:
     """What is wrong first, and that all is well if nothing is."""
-    found = [*_problems(statistics)]
+    found = [*_problems(statistics), *_failed(failed)]
     if statistics.partitions:  # there is nothing to be late of before the first export
         found += [Finding(each.level, each.text) for each in ages if each.level is not Level.OK]
     found += _compaction(statistics, saved)
@@ -268,6 +301,19 @@ def _problems(statistics: FeedStatistics) -> Iterator[Finding]:
     if count:
         what = f"{counted(count, 'manifest')} cannot be read: run 'datalake verify {statistics.feed.name}'"
         yield Finding(Level.ERROR, what)
+
+
+def _failed(checks: Iterable[FailedCheck]) -> Iterator[Finding]:
+    """A finding for each check, errors first."""
+    by_name: dict[str, list[FailedCheck]] = {}
+    for each in sorted(checks, key=lambda each: (each.level != Level.ERROR, each.check, each.partition)):
+        by_name.setdefault(each.check, []).append(each)
+    for name, failed in by_name.items():
+        level = Level(failed[0].level)
+        what = "; ".join(dict.fromkeys(each.what for each in failed[:_NAMED] if each.what))
+        more = f"; and {len(failed) - _NAMED:,} more partitions" if len(failed) > _NAMED else ""
+        verb = "failed" if level is Level.ERROR else "warns"
+        yield Finding(level, f"check {name} {verb}{f': {what}' if what else ''}{more}")
 
 
 def _compaction(statistics: FeedStatistics, saved: float) -> Iterator[Finding]:

@@ -13,6 +13,8 @@ from typing import Any
 import dagster as dg
 
 from datalake_assets.core.facts import PartitionFacts
+from datalake_assets.core.verdicts import FailedCheck
+from datalake_assets.defs.check_results import failed_check
 from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset, source_assets
 from datalake_assets.defs.feeds.declared import usable_feeds
 from datalake_assets.defs.feeds.folders import folder_asset
@@ -49,23 +51,6 @@ _CHECK_FAILED = "DagsterAssetCheckFailedError"
 #: Modules that are loaded when they are first needed: pyarrow's datasets bring pandas, rules bring DuckDB.
 _LOADED_LATE = ("datalake_assets.lake.tables", "datalake_assets.lake.scan", "datalake_assets.lake.broken_rules")
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-@dataclass(frozen=True, slots=True)
-class FailedCheck:
-    """A check that an export's rows did not pass.
-
-    Attributes:
-        check: Its name.
-        level: ``error``, or ``warn``.
-        partition: The partition that it is about; empty for all that the export wrote.
-        what: What is wrong, for a person.
-    """
-
-    check: str
-    level: str
-    partition: str
-    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,9 +331,7 @@ def _failed_checks(result: dg.JobExecutionResult, feed: Feed) -> tuple[FailedChe
         event.asset_check_evaluation_data for event in result.filter_events(lambda event: event.event_type is wanted)
     ]
     found = dict.fromkeys(
-        FailedCheck(each.check_name, each.severity.value.lower(), each.partition or "", each.description or "")
-        for each in evaluations
-        if each.asset_key == asset_key(feed) and not each.passed
+        failed_check(each) for each in evaluations if each.asset_key == asset_key(feed) and not each.passed
     )
     return tuple(sorted(found, key=lambda each: each.level != Level.ERROR))
 

@@ -10,6 +10,7 @@ import dagster as dg
 from datalake_assets.core.report.figures import lake_series
 from datalake_assets.core.report.findings import LakeReport, build_report
 from datalake_assets.core.wording import count_text, counted, dollars_text, moment_text, size_text
+from datalake_assets.defs.check_results import failed_checks
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import Metadata, asset_key
 from datalake_assets.defs.resources import Lake
@@ -80,16 +81,18 @@ def lake_report_asset(feeds: Sequence[Feed] = (), *, lake_uri: str) -> dg.Assets
     )
     def lake_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         tag_run(context.instance, context.run)
-        return dg.MaterializeResult(metadata=report_lake(context.resources.lake.open(), warn=context.log.warning))
+        lake = context.resources.lake.open()
+        return dg.MaterializeResult(metadata=report_lake(lake, context.instance, warn=context.log.warning))
 
     return lake_report
 
 
-def report_lake(lake: Lake, *, warn: Callable[[str], None]) -> Metadata:
+def report_lake(lake: Lake, instance: dg.DagsterInstance, *, warn: Callable[[str], None]) -> Metadata:
     """Makes the report, writes its page into the lake, and returns what the UI shows of it.
 
     Args:
         lake: The lake.
+        instance: Whose history knows which checks did not pass.
         warn: Called with a line on what had to be left out.
 
     Raises:
@@ -99,7 +102,8 @@ def report_lake(lake: Lake, *, warn: Callable[[str], None]) -> Metadata:
         listing = lake.registry.list()
         feeds = sorted(listing.feeds, key=lambda feed: feed.path)
         statistics = lake_statistics(lake.store, feeds, request_of(lake.settings))
-        report = build_report(statistics, lake=lake.uri, at=lake.store.now())
+        failed = failed_checks(instance, feeds)
+        report = build_report(statistics, lake=lake.uri, at=lake.store.now(), failed_checks=failed)
         lake.store.put(PAGE_KEY, page_html(report).encode())
     for problem in listing.problems:
         warn(f"{problem.file} is skipped: {problem.reason}")

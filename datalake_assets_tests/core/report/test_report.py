@@ -9,8 +9,10 @@ import pytest
 
 from datalake_assets.core.compaction.cost import SCANS_PER_MONTH, MonthlyCost, Rewrite, estimate_of, monthly_cost
 from datalake_assets.core.facts import SIZE_BUCKETS, Outlook, bucket_bounds, bucket_label, bucket_of
+from datalake_assets.core.feed_state import Version
 from datalake_assets.core.report.figures import Quarantined, lake_series
 from datalake_assets.core.report.findings import DAYS_PER_MONTH, SCANS_PER_DAY, build_report
+from datalake_assets.core.verdicts import FailedCheck
 from datalake_assets.core.wording import (
     counted,
     dollars_text,
@@ -297,3 +299,60 @@ def test_series_of_an_empty_lake_are_empty():
 )
 def test_numbers_are_said_for_people(text, expected):
     assert text == expected
+
+
+def failed(check: str, *, partition: str = "", level: str = "error", what: str = "") -> FailedCheck:
+    return FailedCheck(check, level, partition, what)
+
+
+def checked(feed, *partitions, checks: tuple[FailedCheck, ...] | None, **more):
+    by_check = {each.check: [one for one in checks or () if one.check == each.check] for each in checks or ()}
+    (one,) = report_of(
+        statistics_of(feed, *partitions, **more), failed_checks=None if checks is None else {feed.name: by_check}
+    ).feeds
+    return one
+
+
+def test_a_check_that_failed_is_a_finding_of_its_level_errors_first():
+    feed = feed_of()
+    checks = (failed("late", level="warn"), failed("paid", what="2025-01-15: 3 of 4 rows break it"))
+    one = checked(feed, partition_of(feed, "2025-01-15", 80 * MIB), checks=checks)
+    assert (one.level, one.verdict) == (
+        Level.ERROR,
+        "check paid failed: 2025-01-15: 3 of 4 rows break it; check late warns",
+    )
+    assert set(one.failed_checks or ()) == set(checks)
+    warned = checked(feed, partition_of(feed, "2025-01-15", 80 * MIB), checks=checks[:1])
+    assert (warned.level, warned.verdict) == (Level.WARN, "check late warns")
+
+
+def test_a_check_that_failed_for_many_partitions_is_one_finding():
+    feed, keys = feed_of(), [f"2025-01-{day:02}" for day in range(1, 6)]
+    checks = tuple(failed("paid", partition=key, what=f"{key}: bad") for key in keys)
+    one = checked(feed, *(partition_of(feed, key, 80 * MIB) for key in keys), checks=checks)
+    assert one.verdict == "check paid failed: 2025-01-01: bad; 2025-01-02: bad; 2025-01-03: bad; and 2 more partitions"
+    assert one.failed_checks == checks
+
+
+def test_a_check_of_what_nobody_reads_any_more_is_no_finding():
+    feed, users = feed_of(), feed_of("users", "table")
+    gone = checked(feed, partition_of(feed, "2025-01-15", 80 * MIB), checks=(failed("paid", partition="2025-01-01"),))
+    assert (gone.level, gone.failed_checks) == (Level.OK, ())
+    versions = [partition_of(users, version, 80 * MIB) for version in ("v4", "v5")]
+    current = Version(5, NOON, 10)
+    for version, level in (("v4", Level.OK), ("v5", Level.ERROR)):
+        one = checked(users, *versions, checks=(failed("paid", partition=version),), current=current)
+        assert one.level is level
+
+
+def test_ages_and_merged_files_are_judged_by_the_figures_of_now():
+    feed = feed_of()
+    stale = tuple(failed(check, level="warn") for check in ("freshness", "small_files", "file_size"))
+    assert checked(feed, partition_of(feed, "2025-01-15", 80 * MIB), checks=stale).level is Level.OK
+    split = checked(feed, partition_of(feed, "2025-01-15", *[MIB] * 12), checks=(failed("small_files"),))
+    assert split.verdict.startswith("check small_files failed; needs compaction: 12 small files")
+
+
+def test_a_report_without_history_knows_of_no_check():
+    assert checked(feed_of(), checks=None).failed_checks is None
+    assert checked(feed_of(), checks=()).failed_checks == ()
