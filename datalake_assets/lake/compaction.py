@@ -12,11 +12,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import msgspec
 
 from datalake_assets.core.compaction.plan import (
     CompactionGroup,
@@ -43,7 +45,7 @@ from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import CompactionProgress, CompactionReport
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
-from datalake_assets.parquet.writer import FileStats, ParquetSettings
+from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["Guard", "compact"]
 
@@ -329,7 +331,7 @@ class _Compaction:
                 raise CommitConflict(self._log.data_folder, "a file to merge was replaced meanwhile")
             return Planned(remove=tuple(inputs))
 
-        files = tuple((staged, _data_file(staged, stats, list(inputs.values()))) for staged, stats in work.done.outputs)
+        files = tuple((staged, _with_times(file, inputs.values())) for staged, file in work.done.outputs)
         try:
             change = Change(work.commit_id, "compact", files, planned, self._run_id)
             self._loaded, _ = self._log.commit(change, base=self._loaded)
@@ -410,13 +412,10 @@ def _gains_nothing(done: Rewritten[StagedFile]) -> str:
     return ""
 
 
-def _data_file(staged: StagedFile, stats: FileStats, inputs: Sequence[DataFile]) -> DataFile:
+def _with_times(file: DataFile, inputs: Collection[DataFile]) -> DataFile:
     """Where an output's statistics say nothing of its times, those of its inputs enclose them."""
-    return DataFile(
-        name=staged.key.rpartition("/")[2],
-        rows=stats.rows,
-        size_bytes=stats.size_bytes,
-        min_time=stats.min_time or min((file.min_time for file in inputs if file.min_time), default=None),
-        max_time=stats.max_time or max((file.max_time for file in inputs if file.max_time), default=None),
-        checksum=stats.checksum,
+    return msgspec.structs.replace(
+        file,
+        min_time=file.min_time or min((each.min_time for each in inputs if each.min_time), default=None),
+        max_time=file.max_time or max((each.max_time for each in inputs if each.max_time), default=None),
     )

@@ -14,7 +14,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed, UnreadableFile
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.store.base import Store
-from datalake_assets.parquet.inputs import CHANGED, InputFile
+from datalake_assets.parquet.inputs import CHANGED, Input
 from datalake_assets.parquet.writer import checksum_like
 
 __all__ = ["Inputs"]
@@ -72,16 +72,9 @@ class Inputs:
             self._pool.shutdown(cancel_futures=True)
         self._ahead.clear()
 
-    def _input(self, index: int, file: DataFile) -> InputFile:
-        return InputFile(
-            name=file.name,
-            size_bytes=file.size_bytes,
-            rows=file.rows,
-            open=partial(self._open, index),
-            checksum=file.checksum,
-            copy_source=(self._log.key_of(file.name), file.etag) if file.name in self._copyable else None,
-            is_encoded=file.name in self._made,
-        )
+    def _input(self, index: int, file: DataFile) -> Input:
+        copy_source = (self._log.key_of(file.name), file.etag) if file.name in self._copyable else None
+        return Input(file, partial(self._open, index), copy_source, is_encoded=file.name in self._made)
 
     def _by_etag(self) -> tuple[Collection[str], set[str]]:
         """Files whose ranges the store may copy, by their ETag; and those with a checksum that have another by now.

@@ -24,7 +24,7 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.parquet.rolling import RollingWriter
-from datalake_assets.parquet.writer import FileStats, ParquetSettings
+from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["Export", "Staged"]
 
@@ -125,7 +125,7 @@ class Export(ABC):
             writer.abort()
             raise
         self.quarantined = quarantine.rows
-        return landing, self._data_files(staged), schema
+        return landing, staged, schema
 
     def quarantine(self) -> Quarantine:
         """Where rows go that cannot be landed."""
@@ -228,10 +228,6 @@ class Export(ABC):
             "datalake.position": json.dumps(self.position_read(key)),
         }
 
-    @staticmethod
-    def _data_files(written: Mapping[str, Sequence[tuple[StagedFile, FileStats]]]) -> Staged:
-        return {key: [(staged, _data_file(staged, stats)) for staged, stats in files] for key, files in written.items()}
-
     def _time_placement(self) -> Placement:
         return Placement(
             time_column=self.batches.time_column,
@@ -239,14 +235,3 @@ class Export(ABC):
             earliest=self.feed.start_time,
             latest=self.folder.store.now() + AHEAD,
         )
-
-
-def _data_file(staged: StagedFile, stats: FileStats) -> DataFile:
-    return DataFile(
-        name=staged.key.rpartition("/")[2],
-        rows=stats.rows,
-        size_bytes=staged.size_bytes,
-        min_time=stats.min_time,
-        max_time=stats.max_time,
-        checksum=stats.checksum,
-    )

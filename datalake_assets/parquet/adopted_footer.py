@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.schema import column_named
 from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
@@ -42,17 +43,14 @@ class AdoptedFooter:
     """What the footer of a file in an adopted folder says.
 
     Attributes:
-        rows: Of the file.
+        file: The file, as far as it says: without a checksum, an ETag and when it was written. Its times are those of
+            the time column, by the statistics; None if these do not give them.
         schema: Arrow's, as a scan reads it, without metadata of the schema as a whole.
-        min_time: Earliest value of the time column, by the statistics; None if these do not give it.
-        max_time: Latest value of the time column, by the statistics; None if these do not give it.
         table: The format whose table it was written for; None if nothing marks it as one's.
     """
 
-    rows: int
+    file: DataFile
     schema: pa.Schema
-    min_time: datetime | None = None
-    max_time: datetime | None = None
     table: TableFormat | None = None
 
 
@@ -91,7 +89,7 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         tail: As many of the file's last bytes as `bytes_needed` says, or more.
         size_bytes: Of the whole file.
         time_column: Whose statistics are wanted.
-        where: The file, for messages.
+        where: Its path.
 
     Raises:
         UnreadableFile: The footer is damaged, or the columns are encrypted.
@@ -110,7 +108,8 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         times = _times(file, schema, named) if named is not None else (None, None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
-    return AdoptedFooter(file.metadata.num_rows, schema, *times, table)
+    stated = DataFile(where.rpartition("/")[2], file.metadata.num_rows, size_bytes, *times)
+    return AdoptedFooter(stated, schema, table)
 
 
 def _check_rows(metadata: pq.FileMetaData, where: str) -> None:

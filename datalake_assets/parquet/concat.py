@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from dataclasses import field as declared
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.pages import PageWalk, UnsoundPages
 from datalake_assets.parquet.row_groups import INDEX_FIELDS, MAGIC, Place, Role
@@ -143,16 +144,12 @@ class Concatenated:
     """What is known of a finished file.
 
     Attributes:
-        rows: Its rows.
-        size_bytes: Its size.
-        checksum: Digest of its bytes; empty when not all of them were seen.
+        file: The file, without times; without a checksum when not all of its bytes were seen.
         row_groups: Its row groups.
         tail: Its last bytes: the footer, its length and the magic.
     """
 
-    rows: int
-    size_bytes: int
-    checksum: str
+    file: DataFile
     row_groups: int
     tail: bytes = declared(repr=False)
 
@@ -311,8 +308,12 @@ class ConcatWriter:
             self._pieces += pieces
         self._version = max(self._version, footer.version)
 
-    def close(self, metadata: Mapping[bytes, bytes] | None = None) -> Concatenated:
-        """Writes the page indexes and the footer, with this key-value metadata besides or instead of that of `like`."""
+    def close(self, metadata: Mapping[bytes, bytes] | None = None, *, name: str = "") -> Concatenated:
+        """Writes the page indexes and the footer, with this key-value metadata besides or instead of that of `like`.
+
+        Returns:
+            What is known of it, under the name that it is to have.
+        """
         self._check_open()
         self._is_open = False
         self._write_indexes()
@@ -320,7 +321,8 @@ class ConcatWriter:
         tail = footer + len(footer).to_bytes(4, "little") + MAGIC
         self._write(tail)
         checksum = str(self._checksum) if self._saw_all else ""
-        return Concatenated(self._rows, self._size_bytes, checksum, self._row_groups, tail)
+        file = DataFile(name=name, rows=self._rows, size_bytes=self._size_bytes, checksum=checksum)
+        return Concatenated(file, self._row_groups, tail)
 
     def abandon(self) -> None:
         """Gives the file up: nothing more is written to the sink. Idempotent."""

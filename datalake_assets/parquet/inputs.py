@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.writer import checksum_like, moment_of
 
-__all__ = ["CHANGED", "InputFile", "OpenInput"]
+__all__ = ["CHANGED", "Input", "OpenInput"]
 
 #: Why an input is left out whose ETag is another than the manifest says.
 CHANGED = "was changed by somebody else"
@@ -32,25 +33,19 @@ _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
-class InputFile:
+class Input:
     """One file to read.
 
     Attributes:
-        name: For messages; unique among the inputs of a rewrite.
-        size_bytes: Its size.
-        rows: Rows that its manifest states.
+        file: The file, as its manifest has it; its name is unique among the inputs of a rewrite.
         open: Opens it; small files come as a buffer that was fetched whole.
-        checksum: Digest of its bytes, ``<algorithm>:<hex>``; empty if nobody knows.
         copy_source: Key and ETag, where the store itself can copy ranges of it into an output.
         is_encoded: It was encoded as wanted a moment ago: large row groups need not be encoded again, whatever the
             kernel.
     """
 
-    name: str
-    size_bytes: int
-    rows: int
+    file: DataFile
     open: Callable[[], pa.NativeFile]
-    checksum: str = ""
     copy_source: tuple[str, str] | None = None
     is_encoded: bool = False
 
@@ -59,19 +54,20 @@ class OpenInput:
     """An input while it is read; belongs to one thread.
 
     Args:
-        file: Which.
+        given: Which.
 
     Raises:
         UnreadableFile: It is no Parquet file, or not all of it is there.
     """
 
-    def __init__(self, file: InputFile) -> None:
-        self.file = file
+    def __init__(self, given: Input) -> None:
+        self.file = file = given.file
+        self.is_encoded, self._copy_source = given.is_encoded, given.copy_source
         self._digest = checksum_like(file.checksum) if file.checksum else None
         self._digested_bytes = 0  # from the start on, once each
         self._proven = False
         with _translating(file):
-            self._native = file.open()
+            self._native = given.open()
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             in_memory = isinstance(self._native, pa.BufferReader)
@@ -155,9 +151,9 @@ class OpenInput:
 
     def server_side(self, *, verify: bool) -> ServerSide | None:
         """Where the store finds the file, to copy from it; None if its bytes are at hand and were to be read anyway."""
-        if self.file.copy_source is None or (verify and isinstance(self._native, pa.BufferReader)):
+        if self._copy_source is None or (verify and isinstance(self._native, pa.BufferReader)):
             return None
-        key, etag = self.file.copy_source
+        key, etag = self._copy_source
         return ServerSide(key, etag, verify)
 
     def footer(self) -> Footer:
@@ -234,7 +230,7 @@ def _encoded_bytes(group: Any) -> int:
 
 
 @contextmanager
-def _translating(file: InputFile) -> Iterator[None]:
+def _translating(file: DataFile) -> Iterator[None]:
     """Errors of reading become ours."""
     try:
         yield

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter, ServerSide
 from datalake_assets.parquet.evidence import Evidence, same_columns
 from datalake_assets.parquet.footer import Footer, ReadAt
 from datalake_assets.parquet.sinks import FinishedSink
-from datalake_assets.parquet.writer import FileStats, checksum_like
+from datalake_assets.parquet.writer import checksum_like
 
 __all__ = ["Opener", "Outputs"]
 
@@ -74,12 +76,12 @@ class Outputs(Generic[FinishedT]):
     ) -> None:
         self._opener, self._target_bytes, self._metadata, self._verify = opener, target_bytes, metadata, verify
         self._open: _Open[FinishedT] | None = None
-        self.finished: list[tuple[FinishedT, FileStats]] = []
+        self.finished: list[tuple[FinishedT, DataFile]] = []
 
     @property
     def rows(self) -> int:
         """Rows of the finished ones."""
-        return sum(stats.rows for _, stats in self.finished)
+        return sum(file.rows for _, file in self.finished)
 
     def append(
         self,
@@ -150,19 +152,13 @@ class Outputs(Generic[FinishedT]):
         """
         if self._open is None:
             return
-        opened, done = self._open, self._open.writer.close(self._metadata())
+        opened, done = self._open, self._open.writer.close(self._metadata(), name=self._open.sink.name)
         finished = opened.sink.finish()
         self._open = None
         bounds = opened.bounds if opened.are_bounds_known else []
-        stats = FileStats(
-            rows=done.rows,
-            size_bytes=done.size_bytes,
-            min_time=min(bounds, default=None),
-            max_time=max(bounds, default=None),
-            checksum=done.checksum,
-        )
-        self.finished.append((finished, stats))
-        if self._verify and done.checksum:
+        times = {"min_time": min(bounds, default=None), "max_time": max(bounds, default=None)}
+        self.finished.append((finished, msgspec.structs.replace(done.file, **times)))
+        if self._verify and done.file.checksum:
             self._compare(finished, done, opened)
 
     def discard(self) -> None:
@@ -181,17 +177,17 @@ class Outputs(Generic[FinishedT]):
         A store that has verified all bytes need not give them back: then Arrow reads the footer that was sent.
         """
         metadata, evidence = self._evidence(done)
-        if metadata.num_rows != done.rows or (opened.first and not same_columns(opened.first, metadata)):
+        if metadata.num_rows != done.file.rows or (opened.first and not same_columns(opened.first, metadata)):
             raise self._corrupt()
         chunks = self._opener.read_back(finished)
         if chunks is None:
             return
-        digest, offset = checksum_like(done.checksum), 0
+        digest, offset = checksum_like(done.file.checksum), 0
         for chunk in chunks:
             digest.update(chunk)
             evidence.feed(offset, chunk)
             offset += len(chunk)
-        if str(digest) != done.checksum or evidence.digests() != opened.copied:
+        if str(digest) != done.file.checksum or evidence.digests() != opened.copied:
             raise self._corrupt()
 
     def _evidence(self, done: Concatenated) -> tuple[pq.FileMetaData, Evidence]:

@@ -19,18 +19,19 @@ from typing import Generic, Literal, Self, TypeVar
 
 import pyarrow as pa
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS
 from datalake_assets.parquet.footer import Footer
-from datalake_assets.parquet.inputs import CHANGED, InputFile, OpenInput
+from datalake_assets.parquet.inputs import CHANGED, Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
 from datalake_assets.parquet.outputs import Opener, Outputs
 from datalake_assets.parquet.pages import UnsoundPages, walk_pages
 from datalake_assets.parquet.schemas import AnotherShape, Shape, conform_table, inspect, shape_of
 from datalake_assets.parquet.segments import Encoder, Model, Segment, SegmentFormat, model_of, sorted_pieces
-from datalake_assets.parquet.writer import FileStats, ParquetSettings
+from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "use_lean_pool", "workers_for"]
 
@@ -95,7 +96,7 @@ class Rewritten(Generic[FinishedT]):
     """
 
     rejected: Mapping[str, str]
-    outputs: tuple[tuple[FinishedT, FileStats], ...] = ()
+    outputs: tuple[tuple[FinishedT, DataFile], ...] = ()
     rewritten: tuple[str, ...] = ()
     copied: int = 0
     encoded: int = 0
@@ -107,7 +108,7 @@ def workers_for(memory_bytes: int, row_group_bytes: int) -> int:
 
 
 def rewrite(
-    files: Sequence[InputFile],
+    inputs: Sequence[Input],
     settings: RewriteSettings,
     opener: Opener[FinishedT],
     *,
@@ -117,7 +118,7 @@ def rewrite(
     """Rewrites files, in the order given, into as few as their bytes allow.
 
     Args:
-        files: The inputs, in time order. A single one is split.
+        inputs: Files in time order. A single one is split.
         settings: How.
         opener: Where the outputs go.
         metadata: Key-values of the outputs' footers, over those of the inputs.
@@ -130,12 +131,12 @@ def rewrite(
     """
     use_lean_pool()
     rejected: dict[str, str] = {}
-    enough = min(len(files), 2)
+    enough = min(len(inputs), 2)
     shape: Shape | None = None
     unsound: dict[str, str] = {}
     looked_at_all = False
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="parquet-encoder") as pool:
-        while len(left := [file for file in files if file.name not in rejected]) >= enough:
+        while len(left := [each for each in inputs if each.file.name not in rejected]) >= enough:
             try:
                 shape = shape or _shape_of_first(left, copied=settings.kernel == "concat")
                 with _Pass(
@@ -165,8 +166,8 @@ def rewrite(
     return Rewritten(rejected=rejected)
 
 
-def _shape_of_first(files: Sequence[InputFile], *, copied: bool) -> Shape:
-    with closing(OpenInput(files[0])) as source:
+def _shape_of_first(inputs: Sequence[Input], *, copied: bool) -> Shape:
+    with closing(OpenInput(inputs[0])) as source:
         return shape_of(source, copied=copied)
 
 
@@ -231,13 +232,13 @@ class _Pass(Generic[FinishedT]):
         """Drops what was written."""
         self._outputs.discard()
 
-    def run(self, files: Sequence[InputFile], rejected: dict[str, str]) -> Rewritten[FinishedT]:
+    def run(self, inputs: Sequence[Input], rejected: dict[str, str]) -> Rewritten[FinishedT]:
         """Reads, writes and finishes; adds inputs that it could leave out without beginning again to ``rejected``."""
         if self._settings.sort_by:
-            self._sort(files)
+            self._sort(inputs)
         else:
-            self._take_all(files, rejected)
-        taken = [file for file in files if file.name not in rejected]
+            self._take_all(inputs, rejected)
+        taken = [each.file for each in inputs if each.file.name not in rejected]
         self._flush()
         self._drain(0)
         if self._like is None and self._model is not None:
@@ -254,27 +255,27 @@ class _Pass(Generic[FinishedT]):
             encoded=self._counts["encoded"],
         )
 
-    def _take_all(self, files: Sequence[InputFile], rejected: dict[str, str]) -> None:
-        for file in files:
+    def _take_all(self, inputs: Sequence[Input], rejected: dict[str, str]) -> None:
+        for each in inputs:
             self._is_in = False
             try:
-                with closing(self._opened(file)) as source:
+                with closing(self._opened(each)) as source:
                     self._take(source)
             except UnreadableFile as error:
                 if self._is_in:
                     raise
-                rejected[file.name] = error.reason
-            self._done_bytes += file.size_bytes
+                rejected[each.file.name] = error.reason
+            self._done_bytes += each.file.size_bytes
             if self._on_progress is not None:
                 self._on_progress(self._done_bytes)
 
-    def _opened(self, file: InputFile) -> OpenInput:
+    def _opened(self, given: Input) -> OpenInput:
         """An input whose rows fit into the outputs.
 
         Raises:
             AnotherShape: They do not.
         """
-        source = OpenInput(file)
+        source = OpenInput(given)
         try:
             self._join(source)
         except (AnotherShape, UnreadableFile):
@@ -331,7 +332,7 @@ class _Pass(Generic[FinishedT]):
     def _why_unsound(self, source: OpenInput, footer: Footer) -> str:
         """Why row groups must not be copied though they are worth it; proven before copying if ``careful``."""
         name = source.file.name
-        if self._careful and name not in self._unsound and not source.file.is_encoded:
+        if self._careful and name not in self._unsound and not source.is_encoded:
             try:
                 walk_pages(footer, source.read_at)
             except UnsoundPages as error:
@@ -343,7 +344,7 @@ class _Pass(Generic[FinishedT]):
         """Whether its row groups are worth keeping as they are, or can only be kept so."""
         if self._settings.kernel == "concat":
             return True
-        if self._settings.kernel == "reencode" and not source.file.is_encoded:
+        if self._settings.kernel == "reencode" and not source.is_encoded:
             return False
         if lost or not source.row_groups:
             return bool(lost)
@@ -374,7 +375,7 @@ class _Pass(Generic[FinishedT]):
                 )
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error
-            self._counts["again" if source.file.is_encoded else "copied"] += len(some)
+            self._counts["again" if source.is_encoded else "copied"] += len(some)
         self._prove(source)
 
     def _prove(self, source: OpenInput) -> None:
@@ -442,15 +443,15 @@ class _Pass(Generic[FinishedT]):
         except pa.ArrowException as error:
             raise CorruptLake(self._where, f"its rows cannot be encoded: {str(error).splitlines()[0]}") from error
 
-    def _sort(self, files: Sequence[InputFile]) -> None:
+    def _sort(self, inputs: Sequence[Input]) -> None:
         by = _sort_columns(self._shape.schema, self._settings.sort_by)
         absent = [name for name in by if name not in self._shape.schema.names]
         if absent:
             raise ConfigError(f"compaction.sort_by names {absent[0]!r}, which is no column")
 
         def tables() -> Iterator[pa.Table]:
-            for file in files:
-                with closing(self._opened(file)) as source:
+            for each in inputs:
+                with closing(self._opened(each)) as source:
                     if lost := self._loss(source):
                         raise UnreadableFile(source.file.name, lost)
                     if source.file.checksum:
@@ -463,7 +464,7 @@ class _Pass(Generic[FinishedT]):
             self._buffer.append(piece)
             self._flush()
 
-    def _count_rows(self, files: Sequence[InputFile]) -> None:
+    def _count_rows(self, files: Sequence[DataFile]) -> None:
         expected = sum(file.rows for file in files)
         if self._outputs.rows != expected:
             raise CorruptLake(self._where, f"{expected} rows were read and {self._outputs.rows} written")

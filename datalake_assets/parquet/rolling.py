@@ -12,8 +12,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.sinks import FinishedSink
-from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, FileStats, ParquetFileWriter, ParquetSettings
+from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, ParquetFileWriter, ParquetSettings
 
 __all__ = ["Bounds", "RollingWriter"]
 
@@ -110,7 +111,7 @@ class RollingWriter(Generic[FinishedT]):
         self._time_column, self._metadata, self._clock = time_column, metadata, clock
         self._buffers: dict[str, _Buffer] = {}
         self._files: OrderedDict[str, _OpenFile[FinishedT]] = OrderedDict()
-        self._finished: dict[str, list[tuple[FinishedT, FileStats]]] = {}
+        self._finished: dict[str, list[tuple[FinishedT, DataFile]]] = {}
         self._encodings: Encodings | None = None
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="parquet-encoder")
         self._jobs: deque[tuple[Future[None], int]] = deque()
@@ -132,7 +133,7 @@ class RollingWriter(Generic[FinishedT]):
                 self._flush(key)
         self._bound()
 
-    def close(self) -> Mapping[str, list[tuple[FinishedT, FileStats]]]:
+    def close(self) -> Mapping[str, list[tuple[FinishedT, DataFile]]]:
         """Finishes all files and returns them by partition key; partitions without rows have none."""
         for key in list(self._buffers):
             self._flush(key)
@@ -233,10 +234,10 @@ class RollingWriter(Generic[FinishedT]):
 
     def _finish(self, key: str) -> None:
         file = self._files[key]
-        stats = file.parquet.close(self._metadata(key) if self._metadata else None)
+        written = file.parquet.close(self._metadata(key) if self._metadata else None, name=file.sink.name)
         finished = file.sink.finish()
         del self._files[key]
-        self._finished.setdefault(key, []).append((finished, stats))
+        self._finished.setdefault(key, []).append((finished, written))
 
     def _finish_all(self) -> None:
         for key in list(self._files):

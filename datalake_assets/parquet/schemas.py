@@ -27,7 +27,7 @@ import pyarrow.types as pt
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.elements import check_agreement, encoded_schema, lost_type
-from datalake_assets.parquet.inputs import InputFile, OpenInput
+from datalake_assets.parquet.inputs import Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible, KeyValues, field_metadata
 from datalake_assets.parquet.thrift import MalformedThrift
 
@@ -376,11 +376,11 @@ class _Class:
     is_uniform: bool = True
 
 
-def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, dict[str, str]]:
+def inspect(inputs: Sequence[Input], *, exact: bool) -> tuple[Shape | None, dict[str, str]]:
     """Looks at all inputs, oldest first.
 
     Args:
-        files: The inputs.
+        inputs: The inputs.
         exact: Only files of one and the same shape fit together: none will be encoded again.
 
     Returns:
@@ -388,20 +388,20 @@ def inspect(files: Sequence[InputFile], *, exact: bool) -> tuple[Shape | None, d
     """
     classes: list[_Class] = []
     rejected: dict[str, str] = {}
-    for file in files:
+    for each in inputs:
         try:
-            source = OpenInput(file)
+            source = OpenInput(each)
             try:
                 shape = shape_of(source, copied=exact, like=classes[0].shape if classes else None)
             finally:
                 source.close()
         except UnreadableFile as error:
-            rejected[file.name] = error.reason
+            rejected[each.file.name] = error.reason
             continue
-        _place(classes, shape, file.name, exact=exact)
+        _place(classes, shape, each.file.name, exact=exact)
     if not classes:
         return None, rejected
-    with_rows = {file.name for file in files if file.rows}
+    with_rows = {each.file.name for each in inputs if each.file.rows}
     best = max(classes, key=lambda each: (len(with_rows.intersection(each.names)), len(each.names)))
     for other in classes:
         if other is not best:

@@ -41,6 +41,10 @@ class Sink(Protocol):
 class FinishedSink(Sink, Protocol[FinishedT_co]):
     """A sink that says what became of it."""
 
+    @property
+    def name(self) -> str:
+        """Of the file that it becomes, within its folder."""
+
     def finish(self) -> FinishedT_co:
         """Makes everything durable, still invisible; the same answer when called again."""
 

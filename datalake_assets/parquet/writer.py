@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.sinks import Sink
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "SAMPLE_ROWS",
     "Checksum",
     "Encodings",
-    "FileStats",
     "ParquetFileWriter",
     "ParquetSettings",
     "Profile",
@@ -208,25 +208,6 @@ class ParquetSettings:
     compression_level: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FileStats:
-    """What is known of a finished file.
-
-    Attributes:
-        rows: Its rows.
-        size_bytes: Its size.
-        min_time: Earliest value of the time column, aware UTC; None without one.
-        max_time: Latest value of the time column; None without one.
-        checksum: ``xxh3-128:<hex>`` of its bytes.
-    """
-
-    rows: int
-    size_bytes: int
-    min_time: datetime | None
-    max_time: datetime | None
-    checksum: str
-
-
 class _Digesting:
     """Passes bytes on to a sink and keeps their digest."""
 
@@ -317,13 +298,18 @@ class ParquetFileWriter:
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
         self._rows += table.num_rows
 
-    def close(self, metadata: Mapping[str, str] | None = None) -> FileStats:
-        """Writes the footer, with this metadata besides the other; a file without rows is whole too."""
+    def close(self, metadata: Mapping[str, str] | None = None, *, name: str = "") -> DataFile:
+        """Writes the footer, with this metadata besides the other; a file without rows is whole too.
+
+        Returns:
+            The file, under the name that it is to have.
+        """
         if self._writer is None:
             self._writer = self._open(self._schema.empty_table())
         self._writer.add_key_value_metadata({**self._metadata, **(metadata or {})})
         self._writer.close()
-        return FileStats(
+        return DataFile(
+            name=name,
             rows=self._rows,
             size_bytes=self._sink.tell(),
             min_time=min(self._times, default=None),

@@ -212,10 +212,10 @@ def test_compact_exits_1_when_a_file_made_it_fail_and_merges_the_others(run, cli
     for number in (3, 4):
         pq.write_table(pa.table({"id": [number]}), clicks / f"region=us/{number}.parquet")
 
-    def fail(files, *arguments, **options):
-        if "0.parquet" in [file.name for file in files]:
+    def fail(inputs, *arguments, **options):
+        if "0.parquet" in [each.file.name for each in inputs]:
             raise ZeroDivisionError("division by zero")
-        return rewrite(files, *arguments, **options)
+        return rewrite(inputs, *arguments, **options)
 
     monkeypatch.setattr(compaction, "rewrite", fail)
     run("adopt", str(clicks), "--name", "clicks")

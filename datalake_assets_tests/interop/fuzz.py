@@ -32,10 +32,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.errors import DatalakeError, UnreadableFile
 from datalake_assets.parquet.adopted_footer import bytes_needed, read_adopted_footer
 from datalake_assets.parquet.decoding import open_parquet, tables
-from datalake_assets.parquet.inputs import InputFile
+from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite
 from datalake_assets.parquet.writer import ParquetSettings
@@ -174,11 +175,11 @@ def _text(row: dict[str, Any]) -> str:
     return repr(sorted((name, repr(value)) for name, value in row.items() if value is not None))
 
 
-def _input(name: str, body: bytes, rows: int) -> InputFile:
-    return InputFile(name, len(body), rows, lambda: pa.BufferReader(body))
+def _input(name: str, body: bytes, rows: int) -> Input:
+    return Input(DataFile(name, rows, len(body)), lambda: pa.BufferReader(body))
 
 
-def _merged(files: list[InputFile], kernel: Any) -> Rewritten[bytes]:
+def _merged(files: list[Input], kernel: Any) -> Rewritten[bytes]:
     settings = RewriteSettings(ParquetSettings(row_group_bytes=4000), kernel=kernel, time_column="at", workers=1)
     opener = Opener(MemorySink, lambda _: None, lambda body: iter([body]))
     return rewrite(files, settings, opener, metadata={})
@@ -198,7 +199,7 @@ def look(bodies: list[bytes], rng: random.Random, say: Callable[[str], None]) ->
         return "refused at adoption", ""  # some that Arrow reads are, too: those of another number of rows
     say(f"merging by {kernel}")
     good = [_input("first", bodies[0], ROWS), _input("last", bodies[2], ROWS)]
-    result = _merged([good[0], _input("bad", bad, adopted.rows), good[1]], kernel)
+    result = _merged([good[0], _input("bad", bad, adopted.file.rows), good[1]], kernel)
     return _judged(result, bodies, bad, rows)
 
 

@@ -22,9 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.adopted_footer import bytes_needed, read_adopted_footer
-from datalake_assets.parquet.inputs import InputFile
+from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, rewrite
 from datalake_assets.parquet.writer import ParquetSettings
@@ -53,7 +54,7 @@ def outcome(path: Path, kernel: Any) -> Outcome:
         told = read_adopted_footer(body[-needed:], len(body), time_column=None, where=path.name)
     except UnreadableFile as error:
         return Outcome("left alone", error.reason)
-    files = [InputFile(name, len(body), told.rows, lambda: pa.BufferReader(body)) for name in "ab"]
+    files = [Input(DataFile(name, told.file.rows, len(body)), lambda: pa.BufferReader(body)) for name in "ab"]
     opener = Opener(MemorySink, lambda _: None, lambda body: iter([body]))
     result = rewrite(files, RewriteSettings(ParquetSettings(), kernel=kernel), opener, metadata={})
     if not result.outputs:

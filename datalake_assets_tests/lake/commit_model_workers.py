@@ -17,7 +17,6 @@ from datalake_assets.lake import compaction
 from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.parquet.rewrite import Rewritten
-from datalake_assets.parquet.writer import FileStats
 from datalake_assets_tests.lake.commit_ledger import FOLDER, require, rows_in
 from datalake_assets_tests.lake.simulated_store import START
 
@@ -104,8 +103,7 @@ def _commit_compaction(
     history: History, loaded: Loaded, inputs: tuple[DataFile, ...], rows: list[tuple[int, int]]
 ) -> bool:
     staged = history.stage(rows, "compact", lambda _base: None)
-    outputs = [(file, FileStats(data.rows, data.size_bytes, None, None, "")) for file, data in staged.files]
-    done = Rewritten({}, tuple(outputs), tuple(file.name for file in inputs))
+    done = Rewritten({}, staged.files, tuple(file.name for file in inputs))
     folder = FeedFolder(history.store, ORDERS, history.new_id)
     engine = compaction._Compaction(folder, FOLDER_KEY, CompactionRequest(), "", None, guard=None)
     engine._loaded = loaded  # as it was before the rewrite: often another by now

@@ -29,10 +29,10 @@ def table(store, folder):
 def failing_rewrite(monkeypatch, error: Exception, *, when) -> None:
     rewrite = compaction.rewrite
 
-    def fail(files, *arguments, **options):
-        if when([file.name for file in files]):
+    def fail(inputs, *arguments, **options):
+        if when([each.file.name for each in inputs]):
             raise error
-        return rewrite(files, *arguments, **options)
+        return rewrite(inputs, *arguments, **options)
 
     monkeypatch.setattr(compaction, "rewrite", fail)
 

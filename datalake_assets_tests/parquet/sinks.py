@@ -12,6 +12,10 @@ class MemorySink(io.BytesIO):
         super().__init__()
         self.key, self.fail_after, self.state = key, fail_after, "open"
 
+    @property
+    def name(self):
+        return self.key.rpartition("/")[2]
+
     def write(self, data):
         if self.state != "open":
             raise ValueError(f"write to a {self.state} file")

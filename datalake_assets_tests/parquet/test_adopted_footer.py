@@ -38,7 +38,7 @@ def test_footer_is_read_from_the_last_bytes_alone():
     needed = bytes_needed(body[-8:], len(body), where="x")
     assert needed < len(body) / 10
     footer = read_adopted_footer(body[-needed:], len(body), time_column=None, where="x")
-    assert (footer.rows, footer.schema) == (10_000, pa.schema([("id", pa.int64()), ("note", pa.string())]))
+    assert (footer.file.rows, footer.schema) == (10_000, pa.schema([("id", pa.int64()), ("note", pa.string())]))
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
@@ -46,14 +46,14 @@ def test_footer_is_read_from_the_last_bytes_alone():
 def test_times_come_from_the_statistics_of_all_row_groups(unit, zone):
     times = pa.array(TIMES).cast(pa.timestamp(unit, zone))
     footer = read(parquet(pa.table({"id": range(4), "at": times}), row_group_size=1), "at")
-    assert footer.min_time == dt.datetime(2025, 1, 1, 1, 2, 3, tzinfo=UTC)
-    assert footer.max_time == dt.datetime(2025, 1, 3, tzinfo=UTC)
-    assert type(footer.min_time) is dt.datetime
+    assert footer.file.min_time == dt.datetime(2025, 1, 1, 1, 2, 3, tzinfo=UTC)
+    assert footer.file.max_time == dt.datetime(2025, 1, 3, tzinfo=UTC)
+    assert type(footer.file.min_time) is dt.datetime
 
 
 def test_days_begin_at_midnight():
     footer = read(parquet(pa.table({"day": [dt.date(2025, 1, 2), dt.date(2025, 1, 1)]})), "day")
-    assert (footer.min_time, footer.max_time) == (
+    assert (footer.file.min_time, footer.file.max_time) == (
         dt.datetime(2025, 1, 1, tzinfo=UTC),
         dt.datetime(2025, 1, 2, tzinfo=UTC),
     )
@@ -73,8 +73,8 @@ def test_days_begin_at_midnight():
 )
 def test_times_are_unknown_when_statistics_do_not_say(table, options):
     footer = read(parquet(table, **options), "at")
-    assert (footer.min_time, footer.max_time) == (None, None)
-    assert footer.rows == table.num_rows
+    assert (footer.file.min_time, footer.file.max_time) == (None, None)
+    assert footer.file.rows == table.num_rows
 
 
 def test_int96_is_read_in_microseconds_which_do_not_overflow():

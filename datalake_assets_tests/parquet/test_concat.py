@@ -33,8 +33,8 @@ from datalake_assets_tests.parquet.sinks import MemorySink
 def test_close_says_what_was_written():
     done, body = concatenated(parquet(numbers(0, 100), row_group_size=40), parquet(numbers(100, 150)))
 
-    assert (done.rows, done.row_groups, done.size_bytes) == (150, 4, len(body))
-    assert done.checksum == "xxh3-128:" + xxhash.xxh3_128(body).hexdigest()
+    assert (done.file.rows, done.row_groups, done.file.size_bytes) == (150, 4, len(body))
+    assert done.file.checksum == "xxh3-128:" + xxhash.xxh3_128(body).hexdigest()
     assert read(body).equals(numbers(0, 150))
 
 
@@ -70,7 +70,7 @@ def test_row_groups_can_be_chosen_and_ordered():
     body = parquet(numbers(0, 100), row_group_size=10)
     done, out = concatenated(body, row_groups=[7, 2, 3])
 
-    assert (done.rows, done.row_groups) == (30, 3)
+    assert (done.file.rows, done.row_groups) == (30, 3)
     assert read(out)["n"].to_pylist() == [*range(70, 80), *range(20, 40)]
 
 
@@ -92,14 +92,14 @@ def test_files_without_rows_add_nothing():
     done, body = concatenated(empty, none, parquet(numbers(0, 5)), empty)
 
     assert (meta(empty).num_row_groups, meta(none).num_row_groups) == (1, 0)
-    assert (done.rows, done.row_groups) == (5, 1)
+    assert (done.file.rows, done.row_groups) == (5, 1)
     assert read(body).equals(numbers(0, 5))
 
 
 def test_nothing_but_files_without_rows_is_a_whole_file():
     done, body = concatenated(parquet(numbers(0, 0)))
 
-    assert (done.rows, done.row_groups) == (0, 0)
+    assert (done.file.rows, done.row_groups) == (0, 0)
     assert read(body).equals(numbers(0, 0))
     assert pl.read_parquet(body).shape == (0, 2)
 
@@ -150,7 +150,7 @@ def test_any_choice_of_row_groups_is_the_rows_of_those(sizes, group, block, data
     done = writer.close()
 
     assert read(sink.finish())["n"].to_pylist() == expected
-    assert done.rows == len(expected)
+    assert done.file.rows == len(expected)
 
 
 def by_duckdb(table, path, options):

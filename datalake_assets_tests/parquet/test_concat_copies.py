@@ -28,8 +28,8 @@ def test_s3_copies_row_groups_itself(s3_store, verify):
     out = s3_store.get("streams/s/out.parquet")[0]
 
     assert read(out)["n"].to_pylist() == [*range(1_500_000)] * 2
-    assert done.size_bytes == len(out) == writer.size_bytes
-    assert done.checksum == ("xxh3-128:" + xxhash.xxh3_128(out).hexdigest() if verify else "")
+    assert done.file.size_bytes == len(out) == writer.size_bytes
+    assert done.file.checksum == ("xxh3-128:" + xxhash.xxh3_128(out).hexdigest() if verify else "")
 
 
 @pytest.mark.s3
@@ -72,5 +72,5 @@ def test_a_sink_that_cannot_copy_is_written_to(tmp_path):
         done = writer.close()
         store.publish(sink.finish())
 
-    assert done.checksum
+    assert done.file.checksum
     assert read(store.get("x.parquet")[0]).equals(numbers(0, 10))

@@ -61,7 +61,7 @@ def test_a_damaged_file_leaves_the_writer_as_it_was():
     writer.append(footer(good), reader(good))
     done = writer.close()
 
-    assert done.rows == 20
+    assert done.file.rows == 20
     assert read(sink.finish())["n"].to_pylist() == [*range(10), *range(10)]
 
 

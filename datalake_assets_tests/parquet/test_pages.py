@@ -189,7 +189,7 @@ def test_many_unsound_files_are_decoded_in_two_passes(monkeypatch):
     tables = [pa.table({"s": [f"w{(i + k) % 97:06d}" for i in range(500)]}) for k in range(40)]
     files = [input_file(f"f{k}", short_chunks(table, created_by="parquet-mr")) for k, table in enumerate(tables)]
     opened = []
-    counted = [replace(each, open=lambda each=each: (opened.append(each.name), each.open())[1]) for each in files]
+    counted = [replace(each, open=lambda each=each: (opened.append(each.file.name), each.open())[1]) for each in files]
 
     result = rewritten(counted, COPYING)
 

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ConfigError, CorruptLake
 from datalake_assets.parquet import segments
-from datalake_assets.parquet.inputs import InputFile
+from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, rewrite, workers_for
 from datalake_assets.parquet.thrift import zigzag
@@ -43,7 +44,7 @@ def encoded(table, **options):
 
 def input_file(name, data, *, rows=None, checksum=""):
     rows = pq.read_metadata(io.BytesIO(data)).num_rows if rows is None else rows
-    return InputFile(name, len(data), rows, lambda: pa.BufferReader(data), checksum)
+    return Input(DataFile(name, rows, len(data), checksum=checksum), lambda: pa.BufferReader(data))
 
 
 def inputs(*tables, **options):
@@ -198,7 +199,7 @@ def test_many_bad_files_do_not_make_the_rewrite_begin_again_for_each():
     files = inputs(*(events(i, 1) for i in range(50)))
     bad = [input_file(f"bad{i}", BAD["truncated"], rows=100) for i in range(50)]
     opened = []
-    counted = [replace(file, open=lambda file=file: opened.append(file.name) or file.open()) for file in files]
+    counted = [replace(each, open=lambda each=each: opened.append(each.file.name) or each.open()) for each in files]
     result = rewritten([each for pair in zip(counted, bad, strict=True) for each in pair], REENCODE)
     assert len(result.rejected) == 50
     assert len(opened) == 51  # the first one's schema is looked at before
@@ -213,7 +214,7 @@ def test_a_file_whose_bytes_are_not_those_committed_is_named(chosen):
     assert rewritten(files, chosen).rejected == {"changed": "its bytes are not those that were committed"}
 
 
-def committed(name, data, opened=None):
+def committed(name, data, opened=None, *, checksum=None):
     """An input whose checksum is known; what is read of it is counted, and how often it is opened."""
     digest = new_checksum()
     digest.update(data)
@@ -230,7 +231,7 @@ def committed(name, data, opened=None):
         opened.append(0)
         return pa.PythonFile(Counted(data), mode="r")
 
-    return replace(input_file(name, data, checksum=str(digest)), open=source)
+    return replace(input_file(name, data, checksum=checksum or str(digest)), open=source)
 
 
 def test_a_file_that_is_copied_is_read_once_for_its_proof_too():
@@ -245,9 +246,9 @@ def test_a_file_that_is_copied_is_read_once_for_its_proof_too():
 def test_many_changed_files_do_not_make_the_rewrite_begin_again_for_each(chosen):
     opened = []
     good = [committed(f"f{i}", encoded(events(i, 1)), opened) for i in range(20)]
-    changed = [replace(committed(f"bad{i}", encoded(events(i, 1))), checksum="xxh3-128:00") for i in range(20)]
+    changed = [committed(f"bad{i}", encoded(events(i, 1)), checksum="xxh3-128:00") for i in range(20)]
     result = rewritten([each for pair in zip(good, changed, strict=True) for each in pair], chosen)
-    assert set(result.rejected) == {file.name for file in changed}
+    assert set(result.rejected) == {each.file.name for each in changed}
     assert len(opened) <= 22  # one is copied in vain, and the first one's schema is looked at before
 
 
@@ -420,7 +421,7 @@ def test_a_failing_store_leaves_nothing_behind():
 def test_progress_is_told_in_input_bytes():
     files, told = inputs(events(0, 3), events(3, 3)), []
     rewritten(files, on_progress=told.append)
-    assert told == [files[0].size_bytes, files[0].size_bytes + files[1].size_bytes]
+    assert told == [files[0].file.size_bytes, files[0].file.size_bytes + files[1].file.size_bytes]
 
 
 def test_the_memory_budget_says_how_many_encoders_there_are(monkeypatch):

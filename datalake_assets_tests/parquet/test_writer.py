@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from datalake_assets.parquet.writer import FileStats, ParquetFileWriter, ParquetSettings
+from datalake_assets.core.files import DataFile
+from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 SCHEMA = pa.schema([("at", pa.timestamp("ms", "UTC")), ("n", pa.int64())], metadata={"kept": "yes"})
@@ -27,9 +28,10 @@ def test_close_says_what_was_written():
     sink, file = sink_and_file(time_column="at")
     file.write(table(2000, 1000))
     file.write(table(500, None, 3000))
-    stats = file.close()
+    stats = file.close(name="a.parquet")
     data = sink.finish()
-    assert stats == FileStats(
+    assert stats == DataFile(
+        name="a.parquet",
         rows=5,
         size_bytes=len(data),
         min_time=dt.datetime(1970, 1, 1, 0, 0, 0, 500_000, tzinfo=dt.UTC),
@@ -70,7 +72,7 @@ def test_schema_metadata_is_kept():
 
 def test_file_without_rows_is_whole():
     sink, file = sink_and_file(time_column="at")
-    stats = file.close()
+    stats = file.close(name="a.parquet")
     assert (stats.rows, stats.min_time, stats.max_time) == (0, None, None)
     assert pq.read_table(io.BytesIO(sink.finish())).equals(SCHEMA.empty_table())
 

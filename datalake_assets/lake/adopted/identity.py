@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterable
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.lake.adopted.listing import FoundFile
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo
+from datalake_assets.parquet.adopted_footer import AdoptedFooter
 from datalake_assets.parquet.writer import checksum_like
 
 __all__ = ["is_same_file", "looks_copied"]
@@ -42,7 +42,7 @@ def looks_copied(known: Iterable[tuple[DataFile, ObjectInfo]]) -> bool:
     )
 
 
-def is_same_file(folder: FeedFolder, key: str, file: DataFile, found: FoundFile, *, copied: bool) -> bool:
+def is_same_file(folder: FeedFolder, key: str, file: DataFile, found: AdoptedFooter, *, copied: bool) -> bool:
     """Whether what is there under a file's name, with another ETag, is that file.
 
     Args:

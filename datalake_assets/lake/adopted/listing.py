@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
 import pyarrow as pa
 
 from datalake_assets.core.files import DataFile, FileKind, file_kind
@@ -45,7 +46,6 @@ from datalake_assets.parquet.schemas import Incompatible, unify_schemas, without
 __all__ = [
     "FolderSchema",
     "Footers",
-    "FoundFile",
     "Listing",
     "Read",
     "fold",
@@ -85,14 +85,6 @@ class Listing:
     links: tuple[Problem, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
-    """A file whose footer was read."""
-
-    file: DataFile
-    schema: pa.Schema
-
-
 @dataclass(slots=True)
 class Read:
     """What was found in the footers.
@@ -103,13 +95,13 @@ class Read:
         other_files: Number of files that turned out to be no data files.
     """
 
-    found: dict[tuple[str, str], FoundFile] = dataclasses.field(default_factory=dict)
+    found: dict[tuple[str, str], AdoptedFooter] = dataclasses.field(default_factory=dict)
     problems: list[Problem] = dataclasses.field(default_factory=list)
     other_files: int = 0
 
-    def add(self, key: str, outcome: FoundFile | Problem | None) -> None:
+    def add(self, key: str, outcome: AdoptedFooter | Problem | None) -> None:
         """Sorts one file in."""
-        if isinstance(outcome, FoundFile):
+        if isinstance(outcome, AdoptedFooter):
             self.found[key, outcome.file.name] = outcome
         elif isinstance(outcome, Problem):
             self.problems.append(outcome)
@@ -192,7 +184,7 @@ class Footers:
 
     def __init__(self, folder: FeedFolder) -> None:
         self._folder = folder
-        self._known: dict[str, tuple[str, FoundFile | Problem | None]] = {}
+        self._known: dict[str, tuple[str, AdoptedFooter | Problem | None]] = {}
         self._schemas: dict[bytes, pa.Schema] = {}
         self.files = 0
         self.seconds = 0.0
@@ -228,7 +220,7 @@ class Footers:
                 read.add(key, known)
         return read
 
-    def _look(self, wanted: tuple[str, ObjectInfo]) -> FoundFile | Problem | _Gone | None:
+    def _look(self, wanted: tuple[str, ObjectInfo]) -> AdoptedFooter | Problem | _Gone | None:
         key, info = wanted
         try:
             footer = _read(self._folder, info)
@@ -247,7 +239,8 @@ class Footers:
             where = f"{self._folder.data_store.uri.rstrip('/')}/{info.key}"
             raise refused_file(_uri(self._folder), where, footer.table)
         schema = self._schemas.setdefault(footer.schema.serialize().to_pybytes(), footer.schema)
-        return FoundFile(_data_file(info, footer), schema)
+        file = msgspec.structs.replace(footer.file, etag=info.etag, written_at=info.modified_at)
+        return AdoptedFooter(file, schema)
 
 
 class _Gone:
@@ -256,18 +249,6 @@ class _Gone:
 
 def _uri(folder: FeedFolder) -> str:
     return f"{folder.data_store.uri.rstrip('/')}/{folder.data_root}"
-
-
-def _data_file(info: ObjectInfo, footer: AdoptedFooter) -> DataFile:
-    return DataFile(
-        name=info.key.rpartition("/")[2],
-        rows=footer.rows,
-        size_bytes=info.size_bytes,
-        min_time=footer.min_time,
-        max_time=footer.max_time,
-        etag=info.etag,
-        written_at=info.modified_at,
-    )
 
 
 def _read(folder: FeedFolder, info: ObjectInfo) -> AdoptedFooter | None:
@@ -321,7 +302,7 @@ class _Kind:
         self.oldest = min(self.oldest, file.written_at or _LONG_AGO)
 
 
-def fold(known: pa.Schema | None, found: Iterable[tuple[str, FoundFile]]) -> FolderSchema:
+def fold(known: pa.Schema | None, found: Iterable[tuple[str, AdoptedFooter]]) -> FolderSchema:
     """The schema of a folder, with the files that were found now.
 
     A column that a file's own path gives is ignored in that file; elsewhere it is a column like any other.

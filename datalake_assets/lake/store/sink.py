@@ -40,6 +40,11 @@ class StagedSink:
         self._drop()
 
     @property
+    def name(self) -> str:
+        """Of the file, within its folder."""
+        return self.key.rpartition("/")[2]
+
+    @property
     def closed(self) -> bool:
         """No more writes."""
         return self._closed
