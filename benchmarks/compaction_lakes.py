@@ -24,6 +24,7 @@ from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.parquet.writer import new_checksum
 from datalake_assets.policies import CompactionPolicy, ParquetFormat
 from datalake_assets.settings import load_settings
@@ -44,7 +45,7 @@ U = TypeVar("U")
 
 def open_lake(uri: str) -> Store:
     """The lake; in a bucket, found by the environment."""
-    return open_store(uri, s3_endpoint=load_settings().s3_endpoint)
+    return open_store(uri, s3=S3Access(endpoint=load_settings().s3_endpoint))
 
 
 def feed_of(policy: CompactionPolicy | None = None, written: ParquetFormat | None = None) -> Feed:

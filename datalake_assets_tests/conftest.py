@@ -13,6 +13,7 @@ import pytest
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.fault_proxy import FaultProxy
 
@@ -52,7 +53,7 @@ def s3_lake(s3_server: S3Server, s3_environment: dict[str, str]) -> str:
 @pytest.fixture
 def s3_store(s3_server: S3Server, s3_lake: str) -> Store:
     """An empty lake in the bucket."""
-    return open_store(s3_lake, s3_endpoint=s3_server.endpoint)
+    return open_store(s3_lake, s3=S3Access(endpoint=s3_server.endpoint))
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

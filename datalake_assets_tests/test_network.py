@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from datalake_assets.defs.upkeep.sensors import reload_location
 from datalake_assets.errors import ConfigError, SourceError
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.store.s3_clients import S3Clients
 from datalake_assets.network import route_to
 from datalake_assets.sources.ksqldb.client import KsqlClient
@@ -151,7 +152,7 @@ def ask_ksqldb(url: str) -> None:
 
 
 def _clients(url: str) -> S3Clients:
-    return S3Clients("b", "", endpoint=url, timeout_s=3, lake="s3://b")
+    return S3Clients("b", "", s3=S3Access(endpoint=url), timeout_s=3, lake="s3://b")
 
 
 def ask_boto(url: str) -> None:

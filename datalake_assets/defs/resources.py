@@ -16,6 +16,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedRegistry, RegistryListing
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem
@@ -42,15 +43,16 @@ class Lake:
 
     Args:
         settings: Where it is.
+        s3: How S3 is reached, if not as the settings say.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, *, s3: S3Access | None = None) -> None:
+        self.settings, self._s3 = settings, s3 or S3Access(endpoint=settings.s3_endpoint)
 
     @cached_property
     def store(self) -> Store:
         """The lake's object store."""
-        return open_store(self.settings.lake, s3_endpoint=self.settings.s3_endpoint)
+        return open_store(self.settings.lake, s3=self._s3)
 
     @property
     def uri(self) -> str:

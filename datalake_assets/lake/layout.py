@@ -154,7 +154,7 @@ def folder_store(lake: Store, root: str) -> Store:
     """The store at a root beside a lake, reached as the lake is; opened once per lake."""
     known = _beside.setdefault(lake, {})
     if root not in known:
-        known[root] = open_store(root, s3_endpoint=lake.s3_endpoint)
+        known[root] = open_store(root, s3=lake.s3)
     return known[root]
 
 

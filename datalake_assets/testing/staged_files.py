@@ -34,7 +34,7 @@ class StagedFileContract:
 
     def opened_again(self, store: Store) -> Store:
         """The same store, as another process opens it."""
-        return open_store(store.uri, s3_endpoint=store.s3_endpoint)
+        return open_store(store.uri, s3=store.s3)
 
     def test_staged_file_is_invisible_until_published(self, store: Store) -> None:
         with store.stage(DATA) as sink:

@@ -26,6 +26,7 @@ import pyarrow.parquet  # noqa: F401  what the product imports when it needs it
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.store.s3_clients import S3Clients
 from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
@@ -97,7 +98,7 @@ def export(
 ) -> None:
     """One export through a store that kills this process, perhaps."""
     exported = SCENARIOS[scenario]
-    store = KillingStore(open_store(lake, s3_endpoint=endpoint), KillPoint(**point), log)
+    store = KillingStore(open_store(lake, s3=S3Access(endpoint=endpoint)), KillPoint(**point), log)
     table = HiveTable(store, exported.feed)  # type: ignore[arg-type]  # a Store by __getattr__
     plan = table.plan(partitions)
     batches = exported.batches(state, plan.request)
@@ -120,7 +121,7 @@ def append(
 
     ``acknowledged`` gets a line for each: how many rows there are.
     """
-    store: Any = KillingStore(open_store(lake, s3_endpoint=endpoint), KillPoint(**point), log)
+    store: Any = KillingStore(open_store(lake, s3=S3Access(endpoint=endpoint)), KillPoint(**point), log)
     partition = small_files.Partition(store, datetime.fromisoformat(now))
     answers = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for _ in range(limit):
@@ -148,7 +149,7 @@ def compact(
 
     ``reports`` gets a line each time: the kernel, the number of files compacted, and why others were not.
     """
-    store: Any = KillingStore(open_store(lake, s3_endpoint=endpoint), KillPoint(**point), log)
+    store: Any = KillingStore(open_store(lake, s3=S3Access(endpoint=endpoint)), KillPoint(**point), log)
     partition = small_files.Partition(store, datetime.fromisoformat(now))
     table = HiveTable(store, small_files.feed(kernel, split_above=split_above))
     answers = os.open(reports, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -170,7 +171,7 @@ def _warm() -> None:
     for scenario in SCENARIOS.values():
         scenario.truth(3)
     if "AWS_ACCESS_KEY_ID" in os.environ:
-        S3Clients("bucket", "", endpoint="http://127.0.0.1:9", timeout_s=1, lake="").boto.close()
+        S3Clients("bucket", "", s3=S3Access(endpoint="http://127.0.0.1:9"), timeout_s=1, lake="").boto.close()
 
 
 def _serve() -> None:

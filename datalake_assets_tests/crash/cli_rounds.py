@@ -25,6 +25,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.sources.ksqldb.source import KsqlDB
 from datalake_assets_tests.crash.checks import CrashError
 
@@ -62,7 +63,7 @@ class CliRounds:
         self._environment = own | (environment or {}) | {"DATALAKE_LAKE": lake, "DAGSTER_HOME": self._home.name}
         if "://" not in lake:
             Path(lake).mkdir()
-        self._store = open_store(lake, s3_endpoint=(environment or {}).get("DATALAKE_S3_ENDPOINT"))
+        self._store = open_store(lake, s3=S3Access(endpoint=(environment or {}).get("DATALAKE_S3_ENDPOINT")))
         self._feeds = [feed for feed in demo_feeds(self._start) if feed.name in feeds]
         for feed in self._feeds:
             FeedRegistry(self._store).add(feed)

@@ -14,6 +14,7 @@ from typing import Any
 
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.killing import KillPoint
 from datalake_assets_tests.crash.small_files import Partition
@@ -100,7 +101,7 @@ class CompactedLake:
         self.uri, self.endpoint, self.folder = uri, endpoint, folder
         folder.mkdir()
         self.now = datetime.now(UTC)
-        self.store: Store = open_store(uri, s3_endpoint=endpoint)
+        self.store: Store = open_store(uri, s3=S3Access(endpoint=endpoint))
         self.partition = Partition(self.store, self.now)
         self.rounds = self._tasks = 0
         self._stop, self._acknowledged, self._reports = folder / "stop", folder / "acknowledged", folder / "reports"

@@ -16,6 +16,7 @@ from datalake_assets.lake import inspection
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.crash.checks import (
     CrashError,
     check_after_crash,
@@ -43,7 +44,7 @@ class _Lake:
         if "://" not in uri:
             Path(uri).mkdir()
         self.uri, self.scenario, self.endpoint = uri, scenario, endpoint
-        self.store: Store = open_store(uri, s3_endpoint=endpoint)
+        self.store: Store = open_store(uri, s3=S3Access(endpoint=endpoint))
         self.state = 0
         self.landed = -1  # the newest state that is there for certain
 

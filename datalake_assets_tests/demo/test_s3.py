@@ -20,6 +20,7 @@ from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.errors import ConfigError, LakeUnavailable
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import S3Access
 
 pytestmark = pytest.mark.s3
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.s3
 def lake(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    return open_store(f"s3://{server.bucket}/x", s3_endpoint=server.endpoint)
+    return open_store(f"s3://{server.bucket}/x", s3=S3Access(endpoint=server.endpoint))
 
 
 def gone(pid: int) -> bool:

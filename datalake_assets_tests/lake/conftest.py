@@ -21,7 +21,7 @@ def folder(store: Store) -> AdoptedFolder:
     root = f"{store.uri.rpartition('/')[0]}/raw-{store.uri.rpartition('/')[2]}"
     if "://" not in root:
         Path(root, "clicks").mkdir(parents=True)
-    return AdoptedFolder(open_store(root, s3_endpoint=store.s3_endpoint), "clicks")
+    return AdoptedFolder(open_store(root, s3=store.s3), "clicks")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.store.s3 import S3Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.fault_proxy import FaultProxy
 
 KEY = "control/streams/payments/manifest.json"
@@ -12,7 +13,7 @@ DATA = "streams/payments/day=01/data_1.parquet"
 
 def behind(proxy: FaultProxy, lake: str, *, timeout_s: float) -> S3Store:
     bucket, _, prefix = lake.removeprefix("s3://").partition("/")
-    return S3Store(bucket, prefix, endpoint=proxy.url, timeout_s=timeout_s)
+    return S3Store(bucket, prefix, s3=S3Access(endpoint=proxy.url), timeout_s=timeout_s)
 
 
 def stage(store: Store, body: bytes = b"rows") -> StagedFile:

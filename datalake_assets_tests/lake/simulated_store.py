@@ -26,6 +26,7 @@ from datalake_assets.errors import (
     UploadGone,
 )
 from datalake_assets.lake.store.base import ObjectInfo, RequestCounts, StagedFile, StaleUpload, check_key, check_prefix
+from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS
 from datalake_assets.lake.store.sink import StagedSink
 
 __all__ = ["Faults", "Leftover", "Object", "SimulatedStore"]
@@ -122,7 +123,7 @@ class SimulatedStore:
     """
 
     uri = "simulated://lake"
-    s3_endpoint = None
+    s3 = AWS_CONVENTIONS
 
     def __init__(self, rng: random.Random, *, local: bool = False) -> None:
         self.local, self._rng, self.faults = local, rng, Faults()

@@ -19,6 +19,7 @@ from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids
 from datalake_assets_tests.lake.feeds import START, stream_feed, stream_of
@@ -58,7 +59,7 @@ def test_lake_that_was_copied_to_another_bucket_compacts_as_before(s3_store, ver
     before = HiveTable(s3_store, feed)
     etags = {file.etag for file in before._folder.log(DAY).load().manifest.files}
     assert all("-" in etag for etag in etags)
-    copy = copied(s3_store, open_store(f"{s3_store.uri}-copy", s3_endpoint=s3_store.s3_endpoint))
+    copy = copied(s3_store, open_store(f"{s3_store.uri}-copy", s3=s3_store.s3))
     table = HiveTable(copy, feed)
 
     report = table.compact(DAY, FORCE)
@@ -79,7 +80,7 @@ def test_file_of_a_copied_lake_with_other_bytes_is_named_by_its_checksum(s3_stor
     feed = stream_feed(compaction={"verify": verify, "kernel": "concat"})
     for first in (0, 2000, 4000):
         export(HiveTable(s3_store, feed), stream_of(large_rows(first)))
-    copy = copied(s3_store, open_store(f"{s3_store.uri}-copy", s3_endpoint=s3_store.s3_endpoint))
+    copy = copied(s3_store, open_store(f"{s3_store.uri}-copy", s3=s3_store.s3))
     table = HiveTable(copy, feed)
     bad = table._folder.log(DAY).load().manifest.files[1]
     key = table._folder.log(DAY).key_of(bad.name)
@@ -226,13 +227,13 @@ def test_local_lake_under_another_address_is_the_same(addresses, tmp_path, how):
 
 @pytest.mark.s3
 def test_s3_lake_under_another_name_of_its_server_is_the_same(s3_store, s3_server):
-    folder = AdoptedFolder(open_store(f"{s3_store.uri}-raw", s3_endpoint=s3_store.s3_endpoint), "clicks")
+    folder = AdoptedFolder(open_store(f"{s3_store.uri}-raw", s3=s3_store.s3), "clicks")
     for number in range(4):
         folder.write(f"{number}.parquet", [number])
     feed = adopt(s3_store, folder.uri, "clicks").feed
     name = s3_server.endpoint.replace("127.0.0.1", "localhost")
     assert name != s3_server.endpoint
-    other = open_store(f"{s3_store.uri}/", s3_endpoint=name)
+    other = open_store(f"{s3_store.uri}/", s3=S3Access(endpoint=name))
 
     assert adopt(other, folder.uri.replace("s3://", "s3a://"), "clicks").is_new is False
     assert open_table(other, feed).compact(".", FORCE).files_after == 1

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from datalake_assets.errors import ConfigError, PreconditionFailed, UnsafeStore
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.parquet.sinks import FinishedSink
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ class Store(Protocol):
         """Requests so far, by class: `put` (POST too), `get` (HEAD too), `list`, `delete`; repeated writes count."""
 
     @property
-    def s3_endpoint(self) -> str | None:
-        """Where S3 is for stores opened beside this one; None = what the AWS conventions say."""
+    def s3(self) -> S3Access:
+        """How S3 is reached by stores opened beside this one."""
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Body and ETag; for small objects. Raises `ObjectNotFound`."""

@@ -47,6 +47,7 @@ from datalake_assets.lake.store.base import (
     is_reserved,
 )
 from datalake_assets.lake.store.posix import DurableTree, fsync_folder, scan_files
+from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, S3Access
 from datalake_assets.lake.store.sink import StagedSink
 
 if TYPE_CHECKING:
@@ -112,11 +113,11 @@ class LocalStore:
 
     Args:
         root: The folder.
-        s3_endpoint: Where S3 is for stores opened beside this one.
+        s3: How S3 is reached by stores opened beside this one.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, s3_endpoint: str | None = None) -> None:
-        self.s3_endpoint = s3_endpoint
+    def __init__(self, root: str | os.PathLike[str], *, s3: S3Access = AWS_CONVENTIONS) -> None:
+        self.s3 = s3
         self._root = Path(root).expanduser().absolute()
         self._tree = DurableTree(self._root, scratch=self._root / STAGING)
         self._requests = RequestCounts()

@@ -39,6 +39,7 @@ from datalake_assets.lake.store.base import (
     check_prefix,
     is_reserved,
 )
+from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, S3Access
 from datalake_assets.lake.store.s3_clients import S3Clients
 from datalake_assets.lake.store.s3_errors import (
     READ_ERRORS,
@@ -139,17 +140,17 @@ class S3Store:
     Args:
         bucket: Must exist.
         prefix: Of all keys; "" = the bucket itself.
-        endpoint: An S3-compatible server's URL, addressed path-style; None = the AWS conventions.
+        s3: How S3 is reached; a server that it names is addressed path-style.
         timeout_s: How long the store may stay silent before its answer counts as lost.
     """
 
     def __init__(
-        self, bucket: str, prefix: str = "", *, endpoint: str | None = None, timeout_s: float = TIMEOUT_S
+        self, bucket: str, prefix: str = "", *, s3: S3Access = AWS_CONVENTIONS, timeout_s: float = TIMEOUT_S
     ) -> None:
-        self._bucket, self._prefix, self._endpoint = bucket, check_prefix(prefix), endpoint
+        self._bucket, self._prefix, self.s3 = bucket, check_prefix(prefix), s3
         self._uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._requests = RequestCounts()
-        self._clients = S3Clients(bucket, prefix, endpoint=endpoint, timeout_s=timeout_s, lake=self._uri)
+        self._clients = S3Clients(bucket, prefix, s3=s3, timeout_s=timeout_s, lake=self._uri)
         self._boto, self._obstore = self._clients.boto, self._clients.obstore
         self._clients.count_requests(self._requests)
         self._deletes = S3Deletes(self._boto, bucket, lake=self._uri, send=self._send)
@@ -170,11 +171,6 @@ class S3Store:
     def requests(self) -> RequestCounts:
         """Requests sent so far, by class; those that Arrow's filesystem makes, and obstore's retries, are not in it."""
         return self._requests
-
-    @property
-    def s3_endpoint(self) -> str | None:
-        """The server's URL, as it was given."""
-        return self._endpoint
 
     def _where(self, key: str) -> str:
         return f"{self._uri}/{key}"

@@ -1,6 +1,7 @@
 """One set of credentials, region and endpoint for the three S3 clients that a lake needs.
 
-All of it comes from botocore's session, that is from the AWS conventions; nothing is ever passed in a lake's URI.
+All of it comes from one session of botocore, that is from the AWS conventions and from what `S3Access` says instead;
+nothing is ever passed in a lake's URI.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 
 from datalake_assets.errors import ConfigError, LakeUnavailable
 from datalake_assets.lake.store.base import RequestClass, RequestCounts
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.network import Proxy, Route, route_to
 
 if TYPE_CHECKING:
@@ -49,21 +51,22 @@ class S3Clients:
     Args:
         bucket: Its name.
         prefix: What obstore's keys are relative to.
-        endpoint: An S3-compatible server's URL; None = the AWS conventions.
+        s3: How S3 is reached.
         timeout_s: How long the store may stay silent.
         lake: The lake's URI, for messages.
     """
 
-    def __init__(self, bucket: str, prefix: str, *, endpoint: str | None, timeout_s: float, lake: str) -> None:
+    def __init__(self, bucket: str, prefix: str, *, s3: S3Access, timeout_s: float, lake: str) -> None:
         self._bucket, self._timeout_s = bucket, timeout_s
-        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+        endpoint = s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
         if endpoint and (urlsplit(endpoint).username or urlsplit(endpoint).scheme not in {"http", "https"}):
             raise ConfigError("the S3 endpoint must be an http(s) URL without credentials in it")
         try:
-            session = botocore.session.Session()
-            session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+            session = _session(s3)
             self._credentials = session.get_credentials()
-            self.region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+            self.region = (
+                s3.region or os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+            )
             self._route = route_to(endpoint or f"https://{bucket}.s3.{self.region}.amazonaws.com")
             self.boto = self._boto(session, endpoint)
             profiles = None if endpoint else _not_amazons(self.boto.meta.endpoint_url)
@@ -75,11 +78,12 @@ class S3Clients:
             raise LakeUnavailable(
                 lake,
                 f"the S3 client cannot be set up ({type(error).__name__})",
-                cure="check AWS_PROFILE and the endpoint",
+                cure=f"check {f'the profile {s3.profile!r}' if s3.profile else 'AWS_PROFILE'} and the endpoint",
             ) from error
         if self._credentials is None:
             self.boto.close()
-            raise LakeUnavailable(lake, "no S3 credentials were found", cure="set AWS_ACCESS_KEY_ID or AWS_PROFILE")
+            place = f"give the profile {s3.profile!r} some" if s3.profile else "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            raise LakeUnavailable(lake, "no S3 credentials were found", cure=place)
         self.endpoint = endpoint or _not_amazons(self.boto.meta.endpoint_url)
         self.obstore = self._obstore(session, bucket, prefix)
         self._arrow: tuple[ReadOnlyCredentials, pyarrow.fs.S3FileSystem] | None = None
@@ -125,7 +129,8 @@ class S3Clients:
                 },
                 retry_config={"max_retries": READ_RETRIES, "retry_timeout": timedelta(seconds=2 * self._timeout_s)},
                 virtual_hosted_style_request=False,
-                config={"endpoint": self.endpoint} if self.endpoint else {},
+                # under both names, or that of the environment's AWS_ENDPOINT_URL_S3 wins over what is given
+                config={"endpoint": self.endpoint, "aws_endpoint_url_s3": self.endpoint} if self.endpoint else {},
             )
 
     def count_requests(self, requests: RequestCounts) -> None:
@@ -164,6 +169,14 @@ class S3Clients:
             )
             self._arrow = (frozen, filesystem)
         return self._arrow[1]
+
+
+def _session(s3: S3Access) -> botocore.session.Session:
+    session = botocore.session.Session(profile=s3.profile)
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    if s3.access_key is not None and s3.secret_key is not None:
+        session.set_credentials(s3.access_key, s3.secret_key, s3.session_token)
+    return session
 
 
 def _arrow_proxy(proxy: Proxy) -> dict[str, str | int]:

@@ -98,7 +98,7 @@ def test_folder_on_s3_is_taken_and_compacted_where_it_lies(s3_store, s3_server, 
     filesystem, path = s3_store.filesystem(), uri.removeprefix("s3://")
     for number in range(4):
         pq.write_table(pa.table({"id": [number]}), f"{path}/{number}.parquet", filesystem=filesystem)
-    lake = LakeResource(settings=Settings(lake=s3_store.uri, s3_endpoint=s3_store.s3_endpoint))
+    lake = LakeResource(settings=Settings(lake=s3_store.uri, s3_endpoint=s3_store.s3.endpoint))
     project = Project(lake, instance, Path("/nowhere"))
     project.made = (dg.AssetSpec("exports", metadata={"dagster/uri": uri}),)
 

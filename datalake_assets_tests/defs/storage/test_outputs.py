@@ -214,7 +214,7 @@ def test_column_of_nulls_has_the_type_that_it_had(run, rows):
 
 @pytest.mark.s3
 def test_assets_land_on_s3_as_they_do_in_a_folder(s3_store, instance):
-    settings = Settings(lake=s3_store.uri, s3_endpoint=s3_store.s3_endpoint)
+    settings = Settings(lake=s3_store.uri, s3_endpoint=s3_store.s3.endpoint)
     resources = {"lake": ParquetLakeIOManager(lake=LakeResource(settings=settings))}
     lake = Lake(settings)
     seen: list = []

@@ -136,7 +136,7 @@ def other_lake(store: Store) -> Store:
     uri = f"{store.uri}-other"
     if "://" not in uri:
         Path(uri).mkdir()
-    return open_store(uri, s3_endpoint=store.s3_endpoint)
+    return open_store(uri, s3=store.s3)
 
 
 def test_folder_of_another_lake_is_refused(store, other_lake, folder):
@@ -225,7 +225,7 @@ def test_two_processes_of_one_lake_adopt_once(store, folder):
 
     def attempt(_: int) -> Adoption:
         start.wait()
-        return adopt(open_store(store.uri, s3_endpoint=store.s3_endpoint), folder.uri, "clicks")
+        return adopt(open_store(store.uri, s3=store.s3), folder.uri, "clicks")
 
     with ThreadPoolExecutor(3) as pool:
         done = list(pool.map(attempt, range(3)))

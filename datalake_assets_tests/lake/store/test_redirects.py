@@ -12,6 +12,7 @@ import pytest
 from datalake_assets.errors import LakeUnavailable
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import S3Access
 
 ANSWERS = [
     (301, "PermanentRedirect"),
@@ -56,7 +57,7 @@ def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield open_store("s3://lake/x", s3_endpoint=f"http://127.0.0.1:{server.server_port}")
+        yield open_store("s3://lake/x", s3=S3Access(endpoint=f"http://127.0.0.1:{server.server_port}"))
         server.shutdown()
         thread.join()
 

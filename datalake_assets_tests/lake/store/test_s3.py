@@ -15,6 +15,7 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store import s3 as store_s3
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.store.s3 import S3Deletes, S3Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.lake.s3_faults import DATA, KEY, behind, sent, stage
 
@@ -285,7 +286,7 @@ def test_folder_marker_and_reserved_objects_do_no_harm(s3_server: S3Server, s3_s
 
 def test_store_goes_away_with_its_last_reference(s3_store: Store, s3_lake: str, s3_server: S3Server) -> None:
     """Its connections too: an unclosed one would be a warning, and so a failure."""
-    store = open_store(s3_lake, s3_endpoint=s3_server.endpoint)
+    store = open_store(s3_lake, s3=S3Access(endpoint=s3_server.endpoint))
     store.publish(stage(store))
     gone = weakref.ref(store)
 

@@ -21,6 +21,7 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store import s3 as store_s3
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3 import S3Store
+from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.lake.s3_faults import KEY, stage
 
@@ -38,7 +39,7 @@ def every_call(store: Store) -> list[Callable[[], object]]:
 
 
 def test_missing_bucket_is_told(s3_server: S3Server, s3_environment: dict[str, str]) -> None:
-    store = open_store("s3://no-such-bucket/lake", s3_endpoint=s3_server.endpoint)
+    store = open_store("s3://no-such-bucket/lake", s3=S3Access(endpoint=s3_server.endpoint))
 
     with pytest.raises(LakeUnavailable, match=r"^s3://no-such-bucket/lake: no such bucket; create the bucket"):
         list(store.list(""))
@@ -57,7 +58,7 @@ def test_wrong_credentials_are_told_and_never_shown(
     s3_server: S3Server, s3_lake: str, monkeypatch: pytest.MonkeyPatch, *, name: str, value: str, words: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    store = open_store(s3_lake, s3_endpoint=s3_server.endpoint)
+    store = open_store(s3_lake, s3=S3Access(endpoint=s3_server.endpoint))
 
     for call in every_call(store):
         with pytest.raises(LakeUnavailable, match=words) as caught:
@@ -73,19 +74,19 @@ def test_missing_credentials_are_told(s3_environment: dict[str, str], monkeypatc
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
     with pytest.raises(LakeUnavailable, match="no S3 credentials were found; set AWS_ACCESS_KEY_ID"):
-        open_store("s3://lake/x", s3_endpoint="http://127.0.0.1:1")
+        open_store("s3://lake/x", s3=S3Access(endpoint="http://127.0.0.1:1"))
 
 
 def test_unknown_profile_is_told(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
 
     with pytest.raises(LakeUnavailable, match="check AWS_PROFILE"):
-        open_store("s3://lake/x", s3_endpoint="http://127.0.0.1:1")
+        open_store("s3://lake/x", s3=S3Access(endpoint="http://127.0.0.1:1"))
 
 
 def test_unreachable_endpoint_is_transient(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_s3, "ATTEMPTS", 2)
-    store = S3Store("lake", "x", endpoint="http://127.0.0.1:1", timeout_s=1)
+    store = S3Store("lake", "x", s3=S3Access(endpoint="http://127.0.0.1:1"), timeout_s=1)
 
     for call in [*every_call(store), lambda: store.create(KEY, b"")]:
         with pytest.raises(TransientStoreError, match="cannot be reached; start it, or correct the endpoint"):
@@ -95,7 +96,7 @@ def test_unreachable_endpoint_is_transient(s3_environment: dict[str, str], monke
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "ftp://host", "http://user:hidden@host"])
 def test_bad_endpoint_is_refused_without_being_shown(s3_environment: dict[str, str], endpoint: str) -> None:
     with pytest.raises(ConfigError, match="must be an http") as caught:
-        open_store("s3://lake/x", s3_endpoint=endpoint)
+        open_store("s3://lake/x", s3=S3Access(endpoint=endpoint))
 
     assert "hidden" not in str(caught.value)
 
@@ -169,7 +170,7 @@ def careless(request: pytest.FixtureRequest) -> Iterator[ThreadingHTTPServer]:
 def test_probe_refuses_a_store_that_ignores_conditions(
     careless: ThreadingHTTPServer, s3_environment: dict[str, str]
 ) -> None:
-    store = open_store("s3://bucket/lake", s3_endpoint=f"http://127.0.0.1:{careless.server_port}")
+    store = open_store("s3://bucket/lake", s3=S3Access(endpoint=f"http://127.0.0.1:{careless.server_port}"))
 
     for _ in range(2):  # a failure is not remembered as a success
         with pytest.raises(UnsafeStore, match="overwrote an object despite"):
@@ -191,7 +192,7 @@ def test_endpoint_comes_from_the_aws_environment(
 
 
 def test_lake_can_be_a_whole_bucket(s3_server: S3Server, s3_environment: dict[str, str]) -> None:
-    store = open_store("s3://whole/", s3_endpoint=s3_server.endpoint)
+    store = open_store("s3://whole/", s3=S3Access(endpoint=s3_server.endpoint))
     store.put(KEY, b"x")
 
     assert (store.uri, store.path(""), store.path(KEY)) == ("s3://whole", "whole", f"whole/{KEY}")
