@@ -14,6 +14,7 @@ REASONS = {
     "core.compaction.packing": "which files go together, apart from when and why: table-driven tests of its own",
     "defs.duckdb_views": "public, loaded by name: it brings DuckDB",
     "defs.feeds.jobs": "what runs over many feeds and by the clock; the location puts it together",
+    "defs.s3_lake": "public, loaded by name: it brings dagster-aws",
     "defs.projects": "public, loaded by name: for other people's projects",
     "defs.upkeep.report_asset": "a subject of the location, which puts it together",
     "defs.upkeep.sensors": "likewise: what keeps an installation in order",

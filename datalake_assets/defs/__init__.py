@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from datalake_assets.defs.duckdb_views import LakeDuckDBResource
     from datalake_assets.defs.projects import build_compaction_sensor, build_file_size_checks, build_freshness_checks
     from datalake_assets.defs.resources import LakeResource
+    from datalake_assets.defs.s3_lake import S3LakeResource
     from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 
 __all__ = [
     "LakeDuckDBResource",
     "LakeResource",
     "ParquetLakeIOManager",
+    "S3LakeResource",
     "build_compaction_sensor",
     "build_file_size_checks",
     "build_freshness_checks",
@@ -27,6 +29,7 @@ _MODULES = {
     "LakeDuckDBResource": "duckdb_views",
     "LakeResource": "resources",
     "ParquetLakeIOManager": "storage.io_manager",
+    "S3LakeResource": "s3_lake",
     "build_compaction_sensor": "projects",
     "build_file_size_checks": "projects",
     "build_freshness_checks": "projects",
