@@ -20,7 +20,16 @@ from typing import NamedTuple
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.row_groups import Chunk
-from datalake_assets.parquet.thrift import I32, I64, STRUCT, CompactReader, MalformedThrift
+from datalake_assets.parquet.thrift import (
+    I32,
+    I64,
+    STRUCT,
+    CompactReader,
+    MalformedThrift,
+    leading_numbers,
+    next_field,
+    skipped,
+)
 
 __all__ = ["Page", "PageWalk", "UnsoundPages", "page_of", "walk_pages"]
 
@@ -31,6 +40,8 @@ HEADER_BYTES = 256
 MAX_HEADER_BYTES = 16 << 20
 # PageType
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
+#: Field of a page's header that holds the header of its kind.
+HEADERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
 # Encoding: PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY
 PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
 #: Bytes of a value in a dictionary, by physical type; a text is preceded by its length.
@@ -278,39 +289,38 @@ class _ChunkWalk:
 
 def page_of(data: bytes) -> Page:
     """The header that begins with these bytes."""
-    reader = CompactReader(data)
-    numbers: dict[int, int] = {}
+    numbers, field, kind_of_value, position = leading_numbers(data, 0, 4)
     inner: dict[int, int] = {}
     held = 0
-    for field, kind in reader.fields():
-        if field in (1, 2, 3, 4):
-            numbers[field] = reader.integer(kind, I32)
-        elif field in (5, 7, 8):
-            reader.expect(kind, STRUCT)
-            held, inner = field, _numbers(reader, of_v2=field == 8)  # noqa: PLR2004  data_page_header_v2
+    while field:
+        if field in (5, 7, 8):
+            CompactReader.expect(kind_of_value, STRUCT)
+            held, (inner, position) = field, _numbers(data, position, of_v2=field == 8)  # noqa: PLR2004  data_page_header_v2
+        else:
+            position = skipped(data, position, kind_of_value)
+        field, kind_of_value, position = next_field(data, position, field)
     try:
         kind, plain_bytes, size_bytes = numbers[1], numbers[2], numbers[3]
         encoding = inner[4] if kind == DATA_PAGE_V2 else inner[2]
         values = inner[1]
     except KeyError as error:
         raise MalformedThrift(f"a page's header lacks field {error}") from error
-    if {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}.get(kind, held) != held:
+    if HEADERS.get(kind, held) != held:
         raise MalformedThrift("a page's header is of another kind than its page")
-    if min(plain_bytes, size_bytes, values) < 0:
+    if plain_bytes < 0 or size_bytes < 0 or values < 0:
         raise MalformedThrift("a page's header has a negative number")
     crc = numbers[4] & 0xFFFFFFFF if 4 in numbers else None  # noqa: PLR2004  crc
     rows = inner[3] if kind == DATA_PAGE_V2 else None
-    return Page(kind, reader.position, plain_bytes, size_bytes, crc, values, rows, encoding)
+    return Page(kind, position, plain_bytes, size_bytes, crc, values, rows, encoding)
 
 
-def _numbers(reader: CompactReader, *, of_v2: bool) -> dict[int, int]:
-    """The leading numbers of the header of a page of one kind: values, encoding; of version 2 also rows."""
-    wanted = (1, 2, 3, 4) if of_v2 else (1, 2)
-    found = {}
-    for field, kind in reader.fields():
-        if field in wanted:
-            found[field] = reader.integer(kind, I32)
-    return found
+def _numbers(data: bytes, position: int, *, of_v2: bool) -> tuple[dict[int, int], int]:
+    """The numbers that a header of one kind begins with, and its end: values, encoding; of version 2 also rows."""
+    found, field, kind, position = leading_numbers(data, position, 4 if of_v2 else 2)
+    while field:
+        position = skipped(data, position, kind)
+        field, kind, position = next_field(data, position, field)
+    return found, position
 
 
 def walk_pages(footer: Footer, read_at: ReadAt, row_groups: Sequence[int] | None = None) -> None:

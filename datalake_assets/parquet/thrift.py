@@ -23,6 +23,9 @@ __all__ = [
     "CompactReader",
     "CompactWriter",
     "MalformedThrift",
+    "leading_numbers",
+    "next_field",
+    "skipped",
     "varint",
     "zigzag",
 ]
@@ -32,6 +35,7 @@ TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID =
 INTEGERS = (I32, I64, I16)
 FIXED_BYTES = {TRUE: 0, FALSE: 0, BYTE: 1, DOUBLE: 8, UUID: 16}
 VARINT_MAX_BYTES = 10  # 64 bits, seven in each byte
+SEVEN_BITS = 127  # the largest number of one byte; a byte above says that more follow
 LONG_FORM = 15  # from this many elements on, a list's count follows its header; from 16 on, a field's id does
 # The deepest value of a footer is about ten levels down; Python's own stack ends at about a thousand.
 MAX_DEPTH = 64
@@ -81,7 +85,7 @@ class CompactReader:
             last = field
             yield field, header & 15
             if self.position == begin:
-                self.position = _skip(data, begin, header & 15, 0)
+                self.position = skipped(data, begin, header & 15, 0)
 
     def integer(self, kind: int, expected: int) -> int:
         """The number here, whose field must be of the expected kind."""
@@ -113,7 +117,7 @@ class CompactReader:
 
     def skip(self, kind: int) -> None:
         """Passes over the value here."""
-        self.position = _skip(self.data, self.position, kind, 0)
+        self.position = skipped(self.data, self.position, kind, 0)
 
     @staticmethod
     def expect(kind: int, expected: int) -> None:
@@ -135,19 +139,73 @@ class CompactReader:
         return (value >> 1) ^ -(value & 1)
 
 
+def leading_numbers(data: bytes, position: int, last: int) -> tuple[dict[int, int], int, int, int]:
+    """Reads the 32-bit numbers that a struct begins with, in one loop: `CompactReader` takes several calls for each.
+
+    Args:
+        data: The bytes.
+        position: Where the struct begins.
+        last: Id of the last field that may be one of the numbers; those up to it must all be 32-bit numbers.
+
+    Returns:
+        The numbers by id; then the id and the kind of the first field behind them and where its value begins, which
+        are 0, 0 and where the struct ends if there is none.
+
+    Raises:
+        MalformedThrift: The struct is not what the protocol allows, or a field up to ``last`` is no 32-bit number.
+    """
+    found: dict[int, int] = {}
+    field = 0
+    try:
+        while True:
+            if (header := data[position]) > LONG_FORM:
+                field += header >> 4
+                position += 1
+            else:
+                field, header, position = next_field(data, position, field)
+            if not field or field > last:
+                return found, field, header & 15, position
+            if header & 15 != I32:
+                raise MalformedThrift(f"a value of kind {header & 15} instead of {I32}")
+            value = data[position]
+            position += 1
+            if value > SEVEN_BITS:
+                value, position = _varint(data, position - 1)
+            found[field] = (value >> 1) ^ -(value & 1)
+    except IndexError:
+        raise MalformedThrift("it ends early") from None
+
+
+def next_field(data: bytes, position: int, before: int) -> tuple[int, int, int]:
+    """Id and kind of the field whose header is here, and where its value begins; two zeros at the end of the struct."""
+    try:
+        header = data[position]
+        if header > LONG_FORM:
+            return before + (header >> 4), header & 15, position + 1
+    except IndexError:
+        raise MalformedThrift("it ends early") from None
+    if not header:
+        return 0, 0, position + 1
+    value, position = _varint(data, position + 1)
+    field = (value >> 1) ^ -(value & 1)
+    if field <= before:
+        raise MalformedThrift(f"field {field} after field {before}")
+    return field, header & 15, position
+
+
 def _varint(data: bytes, position: int) -> tuple[int, int]:
     """A number and the position after it."""
     try:
         value = byte = data[position]
         position += 1
-        if byte < 128:  # noqa: PLR2004  # seven bits, and no more follow
+        if byte <= SEVEN_BITS:
             return value, position
-        value &= 127
+        value &= SEVEN_BITS
         shift = 7
-        while byte > 127:  # noqa: PLR2004  # its top bit says that more follow
+        while byte > SEVEN_BITS:
             byte = data[position]
             position += 1
-            value |= (byte & 127) << shift
+            value |= (byte & SEVEN_BITS) << shift
             shift += 7
             if shift > 7 * VARINT_MAX_BYTES:
                 raise MalformedThrift("a number is too long")
@@ -158,8 +216,15 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     return value, position
 
 
-def _skip(data: bytes, position: int, kind: int, depth: int) -> int:
-    """The position after the value of this kind."""
+def skipped(data: bytes, position: int, kind: int, depth: int = 0) -> int:
+    """The position after the value of this kind.
+
+    What footers and page headers are full of is passed over by the loops of `_skip_struct` and `_skip_list` themselves:
+    a call for each number would take most of the time.
+
+    Raises:
+        MalformedThrift: The value is not what the protocol allows, or is longer than the data.
+    """
     if kind in INTEGERS:
         return _varint(data, position)[1]
     if kind == BINARY:
@@ -185,16 +250,26 @@ def _within(data: bytes, position: int, length: int) -> int:
 
 
 def _skip_struct(data: bytes, position: int, depth: int) -> int:
-    while True:
-        if position >= len(data):
-            raise MalformedThrift("it ends early")
+    size = len(data)
+    while position < size:
         header = data[position]
         position += 1
         if header == 0:
             return position
         if header <= LONG_FORM:
             position = _varint(data, position)[1]
-        position = _skip(data, position, header & 15, depth + 1)
+        kind = header & 15
+        if position < size and data[position] <= SEVEN_BITS:
+            if kind in INTEGERS:
+                position += 1
+                continue
+            if kind == BINARY:
+                position += 1 + data[position]
+                if position > size:
+                    raise MalformedThrift("a value is longer than what is left")
+                continue
+        position = skipped(data, position, kind, depth + 1)
+    raise MalformedThrift("it ends early")
 
 
 def _skip_list(data: bytes, position: int, depth: int) -> int:
@@ -206,11 +281,11 @@ def _skip_list(data: bytes, position: int, depth: int) -> int:
     if count == LONG_FORM:
         count, position = _varint(data, position)
     # An element takes a byte at least, a boolean too
-    _within(data, position, count)
-    if kind in (TRUE, FALSE):
-        return position + count
+    end = _within(data, position, count)
+    if kind in (TRUE, FALSE) or (kind in INTEGERS and data[position:end].isascii()):  # all of seven bits
+        return end
     for _ in range(count):
-        position = _skip(data, position, kind, depth + 1)
+        position = skipped(data, position, kind, depth + 1)
     return position
 
 
@@ -222,17 +297,17 @@ def _skip_map(data: bytes, position: int, depth: int) -> int:
     kinds, position = data[position], position + 1
     for _ in range(count):
         for kind in (kinds >> 4, kinds & 15):
-            position = position + 1 if kind in (TRUE, FALSE) else _skip(data, position, kind, depth + 1)
+            position = position + 1 if kind in (TRUE, FALSE) else skipped(data, position, kind, depth + 1)
     return position
 
 
 def varint(value: int) -> bytes:
     """A count or a length."""
-    if value < 128:  # noqa: PLR2004  # seven bits
+    if value <= SEVEN_BITS:
         return bytes((value,))
     out = bytearray()
-    while value > 127:  # noqa: PLR2004
-        out.append(value & 127 | 128)
+    while value > SEVEN_BITS:
+        out.append(value & SEVEN_BITS | 128)
         value >>= 7
     out.append(value)
     return bytes(out)
