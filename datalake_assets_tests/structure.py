@@ -112,8 +112,9 @@ def naming(modules: Mapping[str, Module], word: str) -> list[str]:
 
 
 def figures(modules: Mapping[str, Module]) -> dict[str, object]:
-    """What a review asks for; the demo is left out, but for ``modules_in_all``."""
-    ours = {name: module for name, module in modules.items() if not name.startswith(APART) and module.lines > 1}
+    """What a review asks for; the demo and the published suites are left out, but for ``modules_in_all``."""
+    apart = (APART, SUITES)
+    ours = {name: module for name, module in modules.items() if not name.startswith(apart) and module.lines > 1}
     lines = sorted(module.lines for module in ours.values())
     functions = [length for module in ours.values() for length in module.functions]
     single = [name for name in with_one_importer(modules) if name in ours]

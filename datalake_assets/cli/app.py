@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 
-from datalake_assets.cli.output import one_line
+from datalake_assets.cli.output import Streams, one_line
 from datalake_assets.cli.session import Session, lake_option
-from datalake_assets.cli.streams import Streams
 from datalake_assets.errors import DatalakeError
 
 __all__ = ["TRACEBACK_VARIABLE", "app", "main"]

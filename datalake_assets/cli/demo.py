@@ -237,7 +237,7 @@ def _check_free(port: int) -> None:
 
 def _checks_summary(feeds: Sequence[Feed]) -> str:
     """A line per check: how many feeds passed it at its latest evaluation, and which did not."""
-    from datalake_assets.defs.check_results import failed_checks  # noqa: PLC0415  Dagster, which has run by now
+    from datalake_assets.defs.metadata import failed_checks  # noqa: PLC0415  Dagster, which has run by now
     from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster, which has run by now
 
     with open_instance() as instance:

@@ -19,7 +19,7 @@ from datalake_assets.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from datalake_assets.core.quarantined_row import QuarantinedRow
+    from datalake_assets.core.batches import QuarantinedRow
     from datalake_assets.feed import Feed
     from datalake_assets.lake.replay import ReplayReport
 

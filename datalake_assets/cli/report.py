@@ -146,7 +146,7 @@ def _failed_checks(feeds: Sequence[Feed]) -> Mapping[str, FailedChecks] | None:
     home = existing_home()
     if home is None:
         return None
-    from datalake_assets.defs.check_results import failed_checks  # noqa: PLC0415  Dagster, not needed for --help
+    from datalake_assets.defs.metadata import failed_checks  # noqa: PLC0415  Dagster, not needed for --help
     from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster, not needed for --help
 
     os.environ["DAGSTER_HOME"] = str(home)

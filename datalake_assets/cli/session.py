@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalake_assets.cli.output import warn
-from datalake_assets.cli.streams import work
+from datalake_assets.cli.output import warn, work
 from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:

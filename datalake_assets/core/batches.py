@@ -1,19 +1,37 @@
 """What a source hands to a lake: record batches with their positions, and the rows that could not be decoded.
 
 This is the seam between reading and writing; sources and lakes know this module and not each other.
+
+Rows that could not be decoded wait in quarantine as the source sent them. Rows that could be decoded and not placed
+wait as JSON objects of the lake's columns. JSON has neither bytes nor exact decimals, neither times nor NaN: they are
+texts, and the column's type says what a text is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from datalake_assets.core.partitions import TimeWindow
 
-__all__ = ["Batches", "InMemoryBatches", "ReadRequest", "RejectedRow", "SourceBatch"]
+__all__ = [
+    "Batches",
+    "InMemoryBatches",
+    "QuarantinedRow",
+    "ReadRequest",
+    "RejectedRow",
+    "SourceBatch",
+    "row_from_text",
+    "row_to_text",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +155,134 @@ class InMemoryBatches:
     def acknowledge(self) -> None:
         """Remembers that it was called."""
         self.acknowledged = True
+
+
+_NUMBERED = re.compile(r"(\d{1,10}):(\d{1,19})")
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedRow:
+    """A line of quarantine.
+
+    Attributes:
+        raw: The row: as the source sent it, or as `row_to_text` made it.
+        reason: Why it is here.
+        position: Where it stood in the source, as far as that is known.
+        epoch: Of source offsets; None if the source does not number its rows, or an earlier release wrote the line.
+        decoded: Whether ``raw`` is `row_to_text`'s; None in lines of earlier releases, which did not say.
+    """
+
+    raw: str
+    reason: str
+    position: str
+    epoch: int | None = None
+    decoded: bool | None = None
+
+    @classmethod
+    def of(cls, row: RejectedRow, *, epoch: int | None) -> QuarantinedRow:
+        """The line for a row that was rejected."""
+        raw = row.raw.decode("utf-8", errors="backslashreplace")
+        return cls(raw, row.reason, row.position, epoch, row.decoded)
+
+    @property
+    def offset(self) -> tuple[int, int] | None:
+        """Source partition and offset; None if the source did not number the row, or its numbers are not known."""
+        match = _NUMBERED.fullmatch(self.position)
+        return None if match is None else (int(match[1]), int(match[2]))
+
+    @property
+    def identity(self) -> str:
+        """Equal for one and the same row, however often and for whatever reason it was rejected."""
+        return f"{self.epoch or 0}:{self.position}"
+
+    def to_line(self) -> bytes:
+        """One JSON object, UTF-8, without the newline."""
+        document: dict[str, Any] = {"raw": self.raw, "reason": self.reason, "position": self.position}
+        if self.epoch is not None:
+            document["epoch"] = self.epoch
+        return json.dumps({**document, "decoded": self.decoded}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+    @classmethod
+    def from_line(cls, line: bytes) -> QuarantinedRow:
+        """The inverse of `to_line`; a line that is none becomes a row whose reason says so."""
+        try:
+            row = json.loads(line)
+            return cls(str(row["raw"]), str(row["reason"]), str(row["position"]), row.get("epoch"), row.get("decoded"))
+        except (ValueError, KeyError, TypeError):
+            text = line.decode("utf-8", errors="backslashreplace")
+            return cls(text, "the line in quarantine is damaged", f"damaged:{text}")
+
+
+def row_to_text(row: Mapping[str, Any]) -> bytes:
+    """A row of Python values, as `pyarrow.RecordBatch.to_pylist` gives them, as one line of JSON."""
+    return json.dumps(_plain(row), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def row_from_text(text: bytes, schema: pa.Schema) -> dict[str, Any]:
+    """The row of a line, as `pyarrow.array` takes it, column by column.
+
+    Args:
+        text: What `row_to_text` gave.
+        schema: The columns; those that the line does not have are null.
+
+    Raises:
+        ValueError: The line is not such a row, or has values that are not of their columns' types.
+    """
+    row = json.loads(text)
+    if not isinstance(row, dict):
+        raise ValueError("the row is not a JSON object")  # noqa: TRY004  it is the text that is wrong
+    unknown = sorted(row.keys() - set(schema.names))
+    if unknown:
+        raise ValueError(f"the feed has no column {unknown[0]!r}")
+    absent = [field.name for field in schema if not field.nullable and row.get(field.name) is None]
+    if absent:
+        raise ValueError(f"column {absent[0]!r} is never null, and has no value")
+    try:
+        return {field.name: _value(row.get(field.name), field.type) for field in schema}
+    except (TypeError, ArithmeticError, pa.ArrowException) as error:
+        raise ValueError(f"a value is not of its column's type: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _value(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_value(item, kind.value_type) for item in value]
+    if pa.types.is_map(kind):
+        return [(_value(key, kind.key_type), _value(item, kind.item_type)) for key, item in value]
+    if pa.types.is_struct(kind):
+        return {field.name: _value(value.get(field.name), field.type) for field in kind}
+    for is_kind, read in _READERS:
+        if is_kind(kind):
+            return read(value, kind)
+    return value
+
+
+def _moment(value: str, kind: pa.TimestampType) -> Any:
+    """Nanoseconds are beyond Python's clock; Arrow reads them."""
+    return pa.scalar(value).cast(kind) if kind.unit == "ns" else datetime.fromisoformat(value)
+
+
+_READERS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[Any, Any], Any]], ...] = (
+    (pa.types.is_timestamp, _moment),
+    (pa.types.is_date, lambda value, _: date.fromisoformat(value)),
+    (pa.types.is_time, lambda value, _: time.fromisoformat(value)),
+    (pa.types.is_decimal, lambda value, _: Decimal(value)),
+    (pa.types.is_floating, lambda value, _: float(value)),
+    (pa.types.is_binary, lambda value, _: bytes.fromhex(value)),
+    (pa.types.is_large_binary, lambda value, _: bytes.fromhex(value)),
+)

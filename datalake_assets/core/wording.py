@@ -1,12 +1,17 @@
-"""Numbers as people read them: sizes, counts, prices, and the figures in the reasons of a compaction plan; and names.
+"""Numbers as people read them: sizes, counts, prices, and the figures in the reasons of a compaction plan; names; CSV.
 
 A file's name is bytes to the operating system: it may hold line ends, and bytes that are no UTF-8, which Python gives
-as lone surrogates. Neither belongs into a line, a log or a JSON document.
+as lone surrogates. Neither belongs into a line, a log or a JSON document. CSV is written as every reader reads it, and
+so that it runs nothing in a spreadsheet.
 """
 
 from __future__ import annotations
 
+import csv
+import re
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 __all__ = [
     "CONTROL_ESCAPES",
@@ -14,6 +19,7 @@ __all__ = [
     "SURROGATE_ESCAPES",
     "count_text",
     "counted",
+    "csv_lines",
     "dollars_text",
     "files_text",
     "many_text",
@@ -23,6 +29,7 @@ __all__ = [
     "short_count",
     "size_text",
     "span_text",
+    "spreadsheet_text",
 ]
 
 #: Bytes that are no UTF-8, as Python gives them (PEP 383), and what else UTF-8 cannot write.
@@ -116,3 +123,34 @@ def span_text(length: timedelta) -> str:
         if seconds >= 2 * unit_s:
             return f"{seconds // unit_s} {unit}"
     return f"{seconds} s"
+
+
+# how a formula begins, also after the quotes that we put before one (OWASP, "CSV Injection")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    """Lines as RFC 4180 has them, but with plain ends; None is an empty field."""
+    lines = _Lines()
+    # with this end of lines a lone carriage return is quoted too: it would end the line for some readers
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)
+    return "".join(lines.written)
+
+
+class _Lines:
+    """Takes lines from a CSV writer, and ends them plainly."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def write(self, line: str) -> None:
+        """Takes a line."""
+        self.written.append(f"{line[:-2]}\n")
+
+
+def spreadsheet_text(text: str) -> str:
+    """A text cell, with a single quote before what a spreadsheet would take for a formula.
+
+    A text that begins with such quotes itself gets one more: who takes one away has the text again.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text

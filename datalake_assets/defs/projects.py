@@ -12,12 +12,11 @@ from datalake_assets.core.compaction.watch import FeedWatch, WatchState, heard, 
 from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.core.verdicts import FILE_SIZE, FRESHNESS, SMALL_FILES, Verdict, freshness_verdict
-from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
-from datalake_assets.defs.checks.adopted import folder_verdicts, healths_of
+from datalake_assets.defs.checks.at_rest import folder_verdicts, healths_of
 from datalake_assets.defs.checks.on_write import DESCRIPTIONS, newest_commit, newest_event, size_verdicts
 from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import COMPACTION_SENSOR, INTERVAL_S, CompactionWatcher
-from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.metadata import aimed, asset_key, check_evaluation, check_result
 from datalake_assets.defs.resources import Lake, LakeResource
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.asset_feeds import AssetLike, DeclaredAsset, declared_assets
@@ -182,7 +181,7 @@ def _sizes(instance: dg.DagsterInstance, lake: Lake, declared: Feed, keys: Seque
 
 def _look(lake: Lake, declared: Feed) -> Feed | None:
     """The feed as it is registered; None if there is nothing in it yet. A folder is listed anew."""
-    from datalake_assets.lake.declarations import registered  # noqa: PLC0415  definitions load without stores
+    from datalake_assets.defs.storage.asset_feeds import registered  # noqa: PLC0415  definitions load without stores
 
     feed = registered(lake.store, declared)
     if feed is not None:
@@ -365,7 +364,7 @@ class _AssetWatcher:
         self.digest = digest
 
     def _registered(self, declared: Feed) -> Feed | None:
-        from datalake_assets.lake.declarations import registered  # noqa: PLC0415  definitions load without stores
+        from datalake_assets.defs.storage.asset_feeds import registered  # noqa: PLC0415  definitions load without stores
 
         if declared.name not in self.known:
             feed = registered(self.lake.store, declared)

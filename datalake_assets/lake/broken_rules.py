@@ -15,8 +15,17 @@ import pyarrow.compute as pc
 from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_query, is_row_rule, literal, repeats_query
 from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
 from datalake_assets.feed import Feed
-from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, SqlTimedOut, message_of, open_session
-from datalake_assets.lake.sql_views import as_taken, hide, show
+from datalake_assets.lake.sql_gate import (
+    SqlLimits,
+    SqlRefused,
+    SqlSession,
+    SqlTimedOut,
+    as_taken,
+    hide,
+    message_of,
+    open_session,
+    show,
+)
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.policies import RegexRule, Rule, SqlRule, UniqueRule
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Protocol
 
 import msgspec
@@ -25,11 +26,15 @@ from datalake_assets.core.compaction.plan import (
     CompactionPlan,
     CompactionRequest,
     CompactionRules,
+    again_at,
+    plan_compaction,
     rules_of,
 )
 from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import window_of
+from datalake_assets.core.verdicts import health_of
 from datalake_assets.errors import (
     CommitConflict,
     CorruptLake,
@@ -40,14 +45,38 @@ from datalake_assets.errors import (
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
 from datalake_assets.lake.compaction_inputs import Inputs
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.planning import partition_health, plan_of
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import CompactionProgress, CompactionReport
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import ParquetSettings
 
-__all__ = ["Guard", "compact"]
+__all__ = ["Guard", "compact", "partition_health", "plan_of"]
+
+
+def plan_of(
+    folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: Mapping[str, str]
+) -> CompactionPlan:
+    """The plan of a partition whose manifest is known; ``excluded`` are files that must stay, with the reason."""
+    now = folder.store.now()
+    excluded = {file.name: file.left_out for file in manifest.files if file.left_out} | dict(excluded)
+    last, closes_at = manifest.history[-1].at if manifest.history else None, _closes_at(folder, key)
+    closed = closes_at is None or closes_at <= now
+    plan = plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
+    usable = [file for file in manifest.files if file.name not in excluded]
+    return replace(plan, again_at=again_at(usable, rules, now=now, closes_at=closes_at, last_commit=last))
+
+
+def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PlannedPartition:
+    """A partition's facts, and what its compaction policy would do by ``plan``."""
+    last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
+    return health_of(key, manifest.files, plan, rules, last_write=last)
+
+
+def _closes_at(folder: FeedFolder, key: str) -> datetime | None:
+    """When no more rows are expected; None where none are: versions never change, of adopted folders nobody knows."""
+    by = folder.by
+    return None if by is None else window_of(key, by).end + folder.feed.lateness
 
 
 logger = logging.getLogger(__name__)

@@ -24,10 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.core.batches import Batches, RejectedRow, SourceBatch
+from datalake_assets.core.batches import Batches, QuarantinedRow, RejectedRow, SourceBatch, row_to_text
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of, path_of
 from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
-from datalake_assets.core.quarantined_row import QuarantinedRow, row_to_text
 from datalake_assets.core.schema import conform
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.table import Progress

@@ -20,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.batches import Batches, QuarantinedRow, ReadRequest, RejectedRow, SourceBatch, row_from_text
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
-from datalake_assets.core.quarantined_row import QuarantinedRow, row_from_text
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
 from datalake_assets.lake.commit import Planned

@@ -31,8 +31,7 @@ from datalake_assets.core.wording import (
     span_text,
 )
 from datalake_assets.policies import Level
-from datalake_assets.report.markup import rendered
-from datalake_assets.report.plots import BARS, Plot, cost_bars, freshness_bars, history_steps, size_bars
+from datalake_assets.report.plots import BARS, Plot, cost_bars, freshness_bars, history_steps, rendered, size_bars
 
 __all__ = ["page_html"]
 

@@ -1,8 +1,9 @@
 """The plots of a report, as SVG: simple enough to be drawn by hand, and so no plotting library is loaded.
 
-Where things are is worked out here, the elements are in ``templates/plots.svg.j2``. Plots are fluid: across, everything
-is in percent of the width, whatever that is, while texts keep their size. In the page they take its colours, dark ones
-too; as images of their own (`as_image`) they bring light ones.
+Where things are is worked out here, the elements are in ``templates/plots.svg.j2``. Templates are escaped, so that what
+people wrote cannot become part of the page. Plots are fluid: across, everything is in percent of the width, whatever
+that is, while texts keep their size. In the page they take its colours, dark ones too; as images of their own
+(`as_image`) they bring light ones.
 """
 
 from __future__ import annotations
@@ -11,18 +12,84 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from math import floor, log10
+from typing import Any
 
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from datalake_assets.core.facts import SIZE_BUCKETS, bucket_bounds, bucket_label
 from datalake_assets.core.report.figures import Series
 from datalake_assets.core.report.findings import Age, FeedReport
-from datalake_assets.core.wording import count_text, dollars_text, moment_text, short_count, size_text, span_text
+from datalake_assets.core.wording import (
+    count_text,
+    counted,
+    dollars_text,
+    many_text,
+    moment_text,
+    scans_text,
+    short_count,
+    size_text,
+    span_text,
+)
 from datalake_assets.policies import Level
-from datalake_assets.report.markup import macro
 
-__all__ = ["BARS", "Plot", "as_image", "cost_bars", "freshness_bars", "history_steps", "size_bars"]
+__all__ = [
+    "BARS",
+    "Plot",
+    "as_image",
+    "cost_bars",
+    "escaped",
+    "freshness_bars",
+    "history_steps",
+    "macro",
+    "rendered",
+    "size_bars",
+]
+
+#: Characters that no HTML or XML document may contain, as they are shown.
+_FORBIDDEN = dict.fromkeys(
+    (*range(9), 11, 12, *range(14, 32), 0x7F, *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "\N{REPLACEMENT CHARACTER}"
+)
+
+
+def escaped(content: object) -> Markup:
+    """The content as markup: text is escaped, markup stays as it is, None is nothing."""
+    return escape(_shown(content))
+
+
+def macro(template: str, name: str, /, **values: Any) -> Markup:
+    """What a macro of a template makes of some values."""
+    return Markup(getattr(_environment().get_template(template).module, name)(**values))  # noqa: S704  it is escaped
+
+
+def rendered(template: str, /, **values: Any) -> str:
+    """A template, filled in."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("datalake_assets.report"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    shown_as = (count_text, counted, dollars_text, many_text, moment_text, scans_text, size_text)
+    made.filters.update({each.__name__: each for each in shown_as})
+    return made
+
+
+def _shown(content: object) -> object:
+    if isinstance(content, Markup):
+        return content
+    return "" if content is None else str(content).translate(_FORBIDDEN)
+
 
 #: Feeds that a plot shows one by one.
 BARS = 12

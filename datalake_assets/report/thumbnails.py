@@ -20,7 +20,7 @@ from datalake_assets.core.report.figures import Series
 from datalake_assets.core.report.findings import Age
 from datalake_assets.core.wording import dollars_text, short_count, span_text
 from datalake_assets.policies import Level
-from datalake_assets.report.markup import escaped
+from datalake_assets.report.plots import escaped
 
 __all__ = ["INLINE_CHARACTERS", "cost_thumbnail", "freshness_thumbnail", "history_thumbnail", "size_thumbnail"]
 

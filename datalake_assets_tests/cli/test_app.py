@@ -11,8 +11,8 @@ import click
 import pytest
 
 from datalake_assets.cli.app import COMMANDS, app
-from datalake_assets.cli.reference import REFERENCE, commands, reference
 from datalake_assets.errors import LakeError
+from datalake_assets_tests.cli_reference import REFERENCE, commands, reference
 
 # what takes long to import, and is no use for help
 HEAVY = ("dagster", "pyarrow", "duckdb", "boto3", "botocore", "pandas", "numpy", "pydantic", "httpx", "rich")
@@ -46,7 +46,7 @@ def test_help_is_documented(name):
 
 
 def test_reference_is_what_the_commands_say():
-    assert REFERENCE.read_text(encoding="utf-8") == reference(), "run: python -m datalake_assets.cli.reference"
+    assert REFERENCE.read_text(encoding="utf-8") == reference(), "run: python -m datalake_assets_tests.cli_reference"
 
 
 def test_every_option_is_explained():

@@ -85,7 +85,7 @@ def test_work_goes_on_when_its_reader_has_gone(lake):
 def test_a_closed_descriptor_is_given_to_no_file(lake):
     """Else the next file that is opened is standard error, and remarks are written into it."""
     script = (
-        "import os, sys; from datalake_assets.cli.streams import Streams; Streams();"
+        "import os, sys; from datalake_assets.cli.output import Streams; Streams();"
         "sys.exit(0 if os.open('x', os.O_CREAT) > 2 else 1)"
     )
     done = subprocess.run(["/bin/sh", "-c", f'{sys.executable} -c "{script}" <&- >&- 2>&-'], check=False)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalake_assets.core.csv_lines import csv_lines, spreadsheet_text
+from datalake_assets.core.wording import csv_lines, spreadsheet_text
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 

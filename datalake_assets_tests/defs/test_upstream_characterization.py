@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from datalake_assets.defs.check_results import aimed
+from datalake_assets.defs.metadata import aimed
 from datalake_assets.defs.runs import run_job_here
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 

@@ -25,9 +25,16 @@ from datalake_assets.errors import (
     TransientStoreError,
     UploadGone,
 )
-from datalake_assets.lake.store.base import ObjectInfo, RequestCounts, StagedFile, StaleUpload, check_key, check_prefix
+from datalake_assets.lake.store.base import (
+    ObjectInfo,
+    RequestCounts,
+    StagedFile,
+    StagedSink,
+    StaleUpload,
+    check_key,
+    check_prefix,
+)
 from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS
-from datalake_assets.lake.store.sink import StagedSink
 
 __all__ = ["Faults", "Leftover", "Object", "SimulatedStore"]
 

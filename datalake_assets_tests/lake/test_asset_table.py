@@ -8,10 +8,10 @@ from itertools import repeat
 import pyarrow as pa
 import pytest
 
+from datalake_assets.defs.storage.asset_feeds import declare, registered
 from datalake_assets.errors import ConfigError, FeedNotFound, IncompleteResponse
 from datalake_assets.feed import AssetSource, Feed, FeedKind
 from datalake_assets.lake.asset_table import AssetTable
-from datalake_assets.lake.declarations import declare, registered
 from datalake_assets.lake.frames import FramesByKey, frame_batches
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table

@@ -14,9 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.batches import (
+    InMemoryBatches,
+    ReadRequest,
+    RejectedRow,
+    SourceBatch,
+    row_from_text,
+    row_to_text,
+)
 from datalake_assets.core.position import Holes, OffsetsPosition, position_from_json
-from datalake_assets.core.quarantined_row import row_from_text, row_to_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.lake.sql_views import hide, is_taken, show
+from datalake_assets.lake.sql_gate import hide, is_taken, show
 
 WIDE = pa.decimal256(60, 2)
 DECIMALS = [Decimal("1.50"), None]

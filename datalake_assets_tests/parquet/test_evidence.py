@@ -7,7 +7,7 @@ import pytest
 
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet import concat
-from datalake_assets.parquet.evidence import Evidence
+from datalake_assets.parquet.outputs import Evidence
 from datalake_assets_tests.parquet.parquet_files import EXTRAS, concatenated, edited, footer, meta, parquet, rows
 from datalake_assets_tests.parquet.test_rewrite import CONCAT, REENCODE, input_file, rewritten
 

@@ -10,7 +10,7 @@ import pytest
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from datalake_assets.report.markup import escaped, macro, rendered
+from datalake_assets.report.plots import escaped, macro, rendered
 
 PROJECT = Path(__file__).parents[2]
 EVIL = "</title><script>\"'&\x00\x1b\ufffe"

@@ -1,7 +1,7 @@
 """The checks that an export evaluates itself, over the partitions that it wrote: cheap, and no steps of their own.
 
-Rules that cost more are in `datalake_assets.defs.checks.nightly`, the checks of adopted folders in
-`datalake_assets.defs.checks.adopted`. What a check means is in `datalake_assets.core.verdicts`. How fresh a feed is
+Rules that cost more are in `datalake_assets.defs.checks.at_rest`, the checks of adopted folders in
+`datalake_assets.defs.checks.at_rest`. What a check means is in `datalake_assets.core.verdicts`. How fresh a feed is
 follows from its newest export in Dagster's event log and its newest row in its manifests.
 """
 
@@ -35,9 +35,8 @@ from datalake_assets.core.verdicts import (
     schema_verdict,
     small_files_verdict,
 )
-from datalake_assets.defs.check_results import aimed, check_evaluation, check_result
 from datalake_assets.defs.compaction_events import unusable_files
-from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.metadata import aimed, asset_key, check_evaluation, check_result
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.asset_landing import FeedRead

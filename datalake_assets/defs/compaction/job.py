@@ -15,10 +15,10 @@ from pydantic import Field
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.core.wording import size_text
-from datalake_assets.defs.check_results import aimed
-from datalake_assets.defs.checks.adopted import size_evaluations
+from datalake_assets.defs.checks.at_rest import size_evaluations
 from datalake_assets.defs.metadata import (
     PARTITION_ERRORS,
+    aimed,
     asset_key,
     compaction_metadata,
     event_partition,

@@ -14,11 +14,16 @@ import dagster as dg
 
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.verdicts import FailedCheck
-from datalake_assets.defs.check_results import failed_check
-from datalake_assets.defs.feeds.assets import IO_MANAGER_KEY, ExportConfig, add_versions, feed_asset, source_assets
-from datalake_assets.defs.feeds.declared import usable_feeds
+from datalake_assets.defs.feeds.assets import (
+    IO_MANAGER_KEY,
+    ExportConfig,
+    add_versions,
+    feed_asset,
+    source_assets,
+    usable_feeds,
+)
 from datalake_assets.defs.feeds.folders import folder_asset
-from datalake_assets.defs.metadata import NOTES, asset_key, partition_metadata
+from datalake_assets.defs.metadata import NOTES, asset_key, failed_check, partition_metadata
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance

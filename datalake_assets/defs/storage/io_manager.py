@@ -15,8 +15,7 @@ from datalake_assets.core.batches import Batches
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.schema import RESERVED_NAMES
 from datalake_assets.core.verdicts import SCHEMA, schema_changed
-from datalake_assets.defs.check_results import check_evaluation
-from datalake_assets.defs.metadata import Metadata, asset_key, data_version
+from datalake_assets.defs.metadata import Metadata, asset_key, check_evaluation, data_version
 from datalake_assets.defs.resources import Lake, LakeResource
 from datalake_assets.defs.runtime import failures_named
 from datalake_assets.defs.storage.asset_feeds import declared_feed, declared_name
@@ -131,7 +130,7 @@ def land_output(
         dagster.Failure: The output cannot be landed; nothing of the partition at fault was committed.
     """
     with failures_named(f"asset {spec.key.to_user_string()}"):
-        from datalake_assets.lake.declarations import declare  # noqa: PLC0415  definitions load without stores
+        from datalake_assets.defs.storage.asset_feeds import declare  # noqa: PLC0415  definitions load without stores
 
         declared = declared_feed(spec)
         if declared.is_adopted:

@@ -9,10 +9,9 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from datalake_assets.core.verdicts import FRESHNESS
-from datalake_assets.defs.check_results import check_evaluation
 from datalake_assets.defs.checks.on_write import freshness_of
 from datalake_assets.defs.compaction.job import FEED_TAG
-from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.metadata import asset_key, check_evaluation
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import LOCATION_NAME, repair_runs
 from datalake_assets.errors import DatalakeError

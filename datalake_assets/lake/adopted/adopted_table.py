@@ -13,12 +13,10 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.lake import compaction
-from datalake_assets.lake.adopted.identity import is_same_file, looks_copied
 from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
-from datalake_assets.lake.adopted.marks import TableMarks
+from datalake_assets.lake.adopted.marks import SummaryFiles, TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
-from datalake_assets.lake.adopted.reconcile import reconcile, reconcile_partition
-from datalake_assets.lake.adopted.summary_files import SummaryFiles
+from datalake_assets.lake.adopted.reconcile import is_same_file, looks_copied, reconcile, reconcile_partition
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.inspection import content, repair, unfinished
 from datalake_assets.lake.layout import FeedFolder

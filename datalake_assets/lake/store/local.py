@@ -40,6 +40,7 @@ from datalake_assets.lake.store.base import (
     ObjectInfo,
     RequestCounts,
     StagedFile,
+    StagedSink,
     StaleUpload,
     check_conditional_writes,
     check_key,
@@ -48,7 +49,6 @@ from datalake_assets.lake.store.base import (
 )
 from datalake_assets.lake.store.posix import DurableTree, fsync_folder, scan_files
 from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, S3Access
-from datalake_assets.lake.store.sink import StagedSink
 
 if TYPE_CHECKING:
     import pyarrow.fs

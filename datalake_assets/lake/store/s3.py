@@ -40,10 +40,10 @@ from datalake_assets.lake.store.base import (
     is_reserved,
 )
 from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, S3Access
-from datalake_assets.lake.store.s3_clients import S3Clients
-from datalake_assets.lake.store.s3_errors import (
+from datalake_assets.lake.store.s3_clients import (
     READ_ERRORS,
     WRITE_ERRORS,
+    S3Clients,
     Send,
     delete_refused,
     may_repeat,

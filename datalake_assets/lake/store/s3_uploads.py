@@ -13,9 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from datalake_assets.errors import TransientStoreError, UploadGone
-from datalake_assets.lake.store.base import StagedFile
-from datalake_assets.lake.store.s3_errors import Send
-from datalake_assets.lake.store.sink import StagedSink
+from datalake_assets.lake.store.base import StagedFile, StagedSink
+from datalake_assets.lake.store.s3_clients import Send
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

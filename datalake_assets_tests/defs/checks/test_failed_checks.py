@@ -1,7 +1,7 @@
 """What Dagster's history says that feeds' rows do not pass now: over several runs, of ranges and of partitions."""
 
 from datalake_assets.core.batches import RejectedRow
-from datalake_assets.defs.check_results import failed_checks
+from datalake_assets.defs.metadata import failed_checks
 from datalake_assets.policies import BUILT_IN_CHECKS, Checks, Limits, SqlRule
 from datalake_assets_tests.defs.checks.watched import PULLED
 from datalake_assets_tests.defs.fakes import days_ago, stream

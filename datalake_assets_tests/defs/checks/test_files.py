@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.checks.nightly import EVALUATE_CHECKS
+from datalake_assets.defs.checks.at_rest import EVALUATE_CHECKS
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.defs.checks.nightly import rule_checks, rule_results
+from datalake_assets.defs.checks.at_rest import rule_checks, rule_results
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.policies import Checks, Limits, NotNullRule, RangeRule, RegexRule, SqlRule, UniqueRule

@@ -3,8 +3,7 @@
 import dagster as dg
 import pytest
 
-from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.feeds.jobs import EXPORT_ALL, PARENT_TAG
+from datalake_assets.defs.build import EXPORT_ALL, PARENT_TAG, build_definitions
 from datalake_assets.errors import SourceUnavailable
 from datalake_assets_tests.defs.fakes import MemoryLake, days_ago, resources, stream, table
 

@@ -1,4 +1,4 @@
-"""``python -m datalake_assets.cli.reference``: writes ``docs/reference/cli.md`` from the commands' own help.
+"""``python -m datalake_assets_tests.cli_reference``: writes ``docs/reference/cli.md`` from the commands' own help.
 
 A test compares the file with what this module makes of the commands, so that neither changes without the other.
 """
@@ -14,12 +14,12 @@ from datalake_assets.cli.app import app
 
 __all__ = ["REFERENCE", "commands", "reference"]
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
 _WIDTH = 110
 _HEAD = """\
 # The command line
 
-<!-- made by `python -m datalake_assets.cli.reference`; change the commands, not this file -->
+<!-- made by `python -m datalake_assets_tests.cli_reference`; change the commands, not this file -->
 
 Settings come from the environment (`DATALAKE_*`) or `datalake.yaml`; `--lake` goes before or after the command's name.
 
@@ -47,7 +47,7 @@ def _below(context: click.Context) -> Iterator[tuple[str, click.Context]]:
     if isinstance(group, click.Group):
         for name in group.list_commands(context):
             command = group.get_command(context, name)
-            assert command is not None  # noqa: S101  for mypy: it is listed
+            assert command is not None
             yield from _below(click.Context(command, info_name=name, parent=context, terminal_width=_WIDTH))
 
 
