@@ -5,7 +5,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
+import pytest
+
 from datalake_assets.cli.session import prepare_home
+
+
+def test_run_prints_what_a_person_reads_and_keeps_all_events(
+    home: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The terminal of `make dev` is that of its runs."""
+
+    @dg.asset
+    def orders(context: dg.AssetExecutionContext) -> None:
+        context.log.info("landed 3 rows")
+
+    run = dg.materialize([orders], instance=home)
+
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "INFO" in line
+    assert line.endswith("landed 3 rows")
+    kept = {each.dagster_event.event_type_value for each in home.all_logs(run.run_id) if each.is_dagster_event}
+    assert {"RUN_START", "STEP_START", "ASSET_MATERIALIZATION", "RUN_SUCCESS"} <= kept
 
 
 def test_processes_that_open_a_new_history_at_once_all_can(tmp_path: Path, monkeypatch) -> None:
