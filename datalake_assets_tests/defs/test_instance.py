@@ -26,7 +26,7 @@ def test_run_prints_what_a_person_reads_and_keeps_all_events(
     assert "INFO" in line
     assert line.endswith("landed 3 rows")
     kept = {each.dagster_event.event_type_value for each in home.all_logs(run.run_id) if each.is_dagster_event}
-    assert {"RUN_START", "STEP_START", "ASSET_MATERIALIZATION", "RUN_SUCCESS"} <= kept
+    assert {"STEP_START", "ASSET_MATERIALIZATION", "STEP_SUCCESS"} <= kept
 
 
 def test_processes_that_open_a_new_history_at_once_all_can(tmp_path: Path, monkeypatch) -> None:
