@@ -161,7 +161,7 @@ def _suggest(session: Session, demo: DemoLake, *, on_s3: bool) -> None:
         say(f'  datalake sql{option} "{query}"')
         say(f"  datalake report{option}")
         say(f"  datalake verify{option} --deep")
-        read = f"pandas.read_parquet('{lake}/streams/transaction_stream', filters=[('year', '=', {demo.start.year})])"
+        read = f"pandas.read_parquet('{lake}/streams/transaction_stream', filters=[('year', '>=', {demo.start.year})])"
         say(f'  python -c "import pandas; print({read})"')
         ui = "make dev" if Path("Makefile").exists() else "datalake demo --ui"
         say(f"  {environment}{ui}          # Dagster's web UI on this lake")

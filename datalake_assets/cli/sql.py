@@ -69,7 +69,7 @@ def sql(session: Session, *, query: str, output: str, limit: int | None, raw: bo
     A query reads the feeds and nothing else: no files, no network.
 
     \b
-    datalake sql "select day, count(*) from transaction_stream group by day order by day"
+    datalake sql "select year, month, day, count(*) as records from transaction_stream group by all order by all"
     datalake sql --format parquet "select * from merchant_summary" > merchants.parquet
     """  # noqa: D301  click reads the \b: keep these lines
     from datalake_assets.lake import sql_session  # noqa: PLC0415  DuckDB and pyarrow are not needed for --help

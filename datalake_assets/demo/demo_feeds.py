@@ -22,6 +22,8 @@ __all__ = ["DEMO_FEED_NAMES", "demo_feeds"]
 
 #: The embedded server answers at once; waiting longer for stragglers only makes the demo slow.
 _IDLE_S = 0.5
+#: The latest event comes 30 hours after it happened (the generator's MAX_LATE_MS); a day is pulled again until then.
+_LATENESS = dt.timedelta(hours=30)
 _OWNERS = ("team:payments",)
 _FRESH = Freshness(max_commit_age=dt.timedelta(hours=24))
 
@@ -138,6 +140,7 @@ def _feed(
         kind=kind,
         source=KsqlDBSource(object=name.upper(), mode=mode, offset_columns=offset_columns, idle_s=_IDLE_S),
         start=start,
+        lateness=_LATENESS,
         freshness=_FRESH,
         checks=Checks(rules=_RULES.get(name, ())),
         owners=_OWNERS,

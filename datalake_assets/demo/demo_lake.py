@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound
 from datalake_assets.lake.store.base import Store
@@ -39,10 +40,28 @@ __all__ = [
 
 DEMO_KEY = "control/demo.json"
 DEMO_SEED = 7
-#: A demo begins this many days before the day of its first run, so that it has partitions to show.
+#: A demo begins up to this many days before the day of its first run, so that it has partitions to show.
 DEMO_DAYS = 29
-#: Enough that the usual few thousand records spread over the days as a small shop's would.
-MIN_EVENTS_PER_DAY = 250
+#: As many as a small shop's: fewer records make fewer days.
+EVENTS_PER_DAY = 250
+#: The rows that are asked for last arrive within this time, whatever their number.
+LEAST_SPAN = dt.timedelta(seconds=1)
+
+
+class DemoPace(BaseModel):
+    """How fast a demo lake's rows arrive from one of them on.
+
+    Attributes:
+        index: The first row.
+        since: When it arrives.
+        events_per_day: Rows per day in each stream.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: Annotated[int, Field(ge=0)]
+    since: AwareDatetime
+    events_per_day: Annotated[int, Field(ge=1)]
 
 
 class DemoLake(BaseModel):
@@ -53,6 +72,7 @@ class DemoLake(BaseModel):
         start: Day of the first row, UTC.
         events_per_day: Rows per day in each stream.
         records: Rows in each stream; None lets them grow with the clock.
+        paces: How fast the rows arrive that were asked for later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,49 +81,62 @@ class DemoLake(BaseModel):
     start: dt.date
     events_per_day: Annotated[int, Field(ge=1)]
     records: Annotated[int, Field(ge=1)] | None = None
+    paces: tuple[DemoPace, ...] = ()
 
     @property
     def start_time(self) -> dt.datetime:
         """Midnight UTC of ``start``."""
         return dt.datetime.combine(self.start, dt.time(), dt.UTC)
 
-    def capacity(self, now: dt.datetime) -> int:
-        """How many records have happened by ``now``: more would lie in the future."""
-        return int((now - self.start_time) / dt.timedelta(days=1) * self.events_per_day)
+    def end_time(self) -> dt.datetime:
+        """When the next row after the last would arrive; nothing is served of a later time."""
+        last = (
+            self.paces[-1]
+            if self.paces
+            else DemoPace(index=0, since=self.start_time, events_per_day=self.events_per_day)
+        )
+        return last.since + dt.timedelta(days=((self.records or 0) - last.index) / last.events_per_day)
 
     def generator(self) -> GeneratorConfig:
         """The embedded server's configuration."""
-        from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig  # noqa: PLC0415  numpy
+        from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig, Pace  # noqa: PLC0415  numpy
 
         return GeneratorConfig(
-            seed=self.seed, start=self.start_time, events_per_day=self.events_per_day, records=self.records
+            seed=self.seed,
+            start=self.start_time,
+            events_per_day=self.events_per_day,
+            records=self.records,
+            paces=tuple(Pace(each.index, each.since, each.events_per_day) for each in self.paces),
         )
 
 
 def plan_demo(current: DemoLake | None, records: int, *, now: dt.datetime) -> DemoLake:
-    """What a demo lake is to serve so that every stream has at least ``records`` rows.
+    """What a demo lake is to serve so that every stream has ``records`` rows, the last of them a few minutes old.
+
+    Rows that are added arrive between the end of those that are there and now, so that none has to change.
 
     Args:
         current: What it serves now; None for a new lake.
         records: Rows wanted in each stream. Streams never shrink: fewer than now leaves it as it is.
         now: Aware UTC.
-
-    Raises:
-        ConfigError: So many records have not happened yet at this lake's pace.
     """
     if current is None:
-        start = now.date() - dt.timedelta(days=DEMO_DAYS)
-        events_per_day = max(MIN_EVENTS_PER_DAY, -(-2 * records // DEMO_DAYS))
-        return DemoLake(start=start, events_per_day=events_per_day, records=records)
+        days = min(max(1, records // EVENTS_PER_DAY), DEMO_DAYS)
+        start = now.date() - dt.timedelta(days=days)
+        elapsed = now - dt.datetime.combine(start, dt.time(), dt.UTC)
+        return DemoLake(start=start, events_per_day=_pace(records, elapsed), records=records)
     if current.records is None or records <= current.records:
         return current
-    if records > current.capacity(now):
-        raise ConfigError(
-            f"--records {records} does not fit into this demo lake: it began on {current.start} with "
-            f"{current.events_per_day} records a day, which makes at most {current.capacity(now)} by now; "
-            "take fewer, or another --lake"
-        )
-    return current.model_copy(update={"records": records})
+    end = current.end_time()
+    pace = DemoPace(
+        index=current.records, since=end, events_per_day=_pace(records - current.records, max(now - end, LEAST_SPAN))
+    )
+    return current.model_copy(update={"records": records, "paces": (*current.paces, pace)})
+
+
+def _pace(records: int, time: dt.timedelta) -> int:
+    """The least number of rows a day with which so many arrive within this time."""
+    return math.ceil(records * (dt.timedelta(days=1) / time))
 
 
 def read_demo(store: Store) -> DemoLake | None:
@@ -119,7 +152,6 @@ def prepare_demo(store: Store, records: int) -> DemoLake:
     """Makes a lake a demo lake that serves so many rows, or raises what one serves; idempotent.
 
     Raises:
-        ConfigError: The lake cannot be made such a demo lake, as `plan_demo` finds.
         PreconditionFailed: Another process does the same at this moment.
     """
     current, etag = _read(store)

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 
 import datalake_assets
-from datalake_assets.demo.demo_lake import prepare_demo
+from datalake_assets.demo.demo_lake import DEMO_DAYS, DEMO_KEY, DemoLake, read_demo
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.browser.graphql import GraphQL, eventually
@@ -23,7 +24,7 @@ from datalake_assets_tests.browser.graphql import GraphQL, eventually
 __all__ = ["DemoUI", "free_port", "kill_all", "own_environment", "running_ui"]
 
 ROOT = Path(datalake_assets.__file__).parent.parent
-#: Four days of a demo lake's streams: two whole ones, and one that goes on growing.
+#: Three days of a demo lake's streams, the last of which goes on growing; long ago, so that the clock has no say.
 RECORDS = 600
 _COMMAND_S = 120
 
@@ -59,8 +60,8 @@ class DemoUI:
         return run_command(self.environment, *arguments)
 
     def serve_records(self, records: int) -> None:
-        """Has the source serve so many rows in each stream, if there are fewer."""
-        prepare_demo(self.store, records)
+        """Has the source serve so many rows in each stream, at the pace of those that are there."""
+        _serve(self.store, records)
 
 
 @contextmanager
@@ -73,6 +74,8 @@ def running_ui(folder: Path) -> Iterator[DemoUI]:
     url = f"http://127.0.0.1:{free_port()}"
     environment = own_environment(folder) | {"DATALAKE_WEBSERVER_URL": url}
     ui = DemoUI(url, folder / "lake", environment, folder / "terminal.txt")
+    ui.lake.mkdir()
+    _serve(ui.store, RECORDS)
     ui.datalake("demo", "--records", str(RECORDS), "--json")
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", url[17:]]
     command += ["--log-level", "warning"]
@@ -89,6 +92,12 @@ def running_ui(folder: Path) -> Iterator[DemoUI]:
             yield ui
         finally:
             kill_all(process)
+
+
+def _serve(store: Store, records: int) -> None:
+    start = store.now().date() - timedelta(days=DEMO_DAYS)
+    demo = read_demo(store) or DemoLake(start=start, events_per_day=250, records=records)
+    store.put(DEMO_KEY, demo.model_copy(update={"records": records}).model_dump_json().encode())
 
 
 def own_environment(folder: Path) -> dict[str, str]:

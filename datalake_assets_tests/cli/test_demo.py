@@ -112,16 +112,6 @@ def test_the_demo_leaves_other_lakes_alone(run, registry, lake):
     assert not (lake / "control").exists()
 
 
-def test_the_demo_says_when_records_do_not_fit(run, lake):
-    (lake / "control").mkdir()
-    document = {"seed": 7, "start": "2020-01-01", "events_per_day": 1, "records": 10}
-    (lake / "control/demo.json").write_text(json.dumps(document))
-    result = run("demo", "--records", "1000000")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: --records 1000000 does not fit into this demo lake: it began on 2020-01-01")
-    assert not (lake / "feeds").exists()
-
-
 def test_a_demo_lake_that_cannot_be_made_is_one_line(run, tmp_path):
     (tmp_path / "file").write_text("")
     result = run("demo", "--lake", "file/lake")

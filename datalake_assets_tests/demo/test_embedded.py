@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, demo_feeds
 from datalake_assets.demo.demo_lake import DEMO_KEY, DemoLake, demo_stand_in, plan_demo, prepare_demo, read_demo
+from datalake_assets.demo.ksqldb_server.blocks import MAX_LATE_MS
 from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, PreconditionFailed
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.systems import connect
@@ -18,12 +21,17 @@ START = dt.date(2025, 1, 31)
 
 
 @pytest.mark.parametrize(
-    ("records", "events_per_day"), [(1, 250), (1000, 250), (3625, 250), (3626, 251), (1_000_000, 68966)]
+    ("records", "days", "events_per_day"),
+    [(1, 1, 1), (300, 1, 198), (1000, 4, 222), (7250, 29, 246), (1_000_000, 29, 33875)],
 )
-def test_a_new_demo_leaves_room_to_double(records, events_per_day):
+def test_a_new_demo_ends_now_with_so_many_records(records, days, events_per_day):
     demo = plan_demo(None, records, now=NOW)
-    assert demo == DemoLake(start=START, events_per_day=events_per_day, records=records)
-    assert demo.capacity(NOW) >= 2 * records
+    start = NOW.date() - dt.timedelta(days=days)
+    assert demo == DemoLake(start=start, events_per_day=events_per_day, records=records)
+    arrivals = demo.generator().arrival_ms(np.arange(records)) / 1000
+    assert (
+        NOW.timestamp() - 86_400 / events_per_day * 3 - 3600 < arrivals[-1] + 86_400 / events_per_day <= NOW.timestamp()
+    )
 
 
 @pytest.mark.parametrize(("now", "wanted"), [(1000, 1000), (1000, 999), (None, 5)])
@@ -32,26 +40,38 @@ def test_a_demo_never_shrinks(now, wanted):
     assert plan_demo(demo, wanted, now=NOW) == demo
 
 
-def test_a_larger_demo_changes_only_its_records():
-    demo = DemoLake(seed=3, start=START, events_per_day=250, records=1000)
-    assert plan_demo(demo, 2000, now=NOW) == demo.model_copy(update={"records": 2000})
+@pytest.mark.parametrize("again", [dt.timedelta(), dt.timedelta(milliseconds=300), dt.timedelta(hours=40)])
+def test_a_demo_that_grows_keeps_its_rows_and_ends_now(again):
+    demos = [DemoLake(seed=3, start=START, events_per_day=250, records=1000)]
+    for number, records in enumerate((1500, 1501, 9000)):
+        demos.append(plan_demo(demos[-1], records, now=NOW + number * again))
+    arrivals = [demo.generator().arrival_ms(np.arange(demo.records)) for demo in demos]
+
+    for before, after in pairwise(arrivals):
+        assert after[: len(before)].tolist() == before.tolist(), "rows that are there never change"
+        assert (np.diff(after) >= 0).all(), "rows come in the order of their offsets"
+    end = int((NOW + 2 * again).timestamp() * 1000)
+    assert end - 300_000 < arrivals[-1][-1] < end + 3000
 
 
-def test_a_demo_that_does_not_fit_says_so():
-    demo = DemoLake(start=START, events_per_day=250, records=1000)
-    with pytest.raises(
-        ConfigError,
-        match=r"^--records 7381 does not fit into this demo lake: it began on 2025-01-31 with 250 records a day, "
-        r"which makes at most 7380 by now; take fewer, or another --lake$",
-    ):
-        plan_demo(demo, 7381, now=NOW)
-    assert plan_demo(demo, 7380, now=NOW).records == 7380
+def test_a_demo_feed_waits_for_the_latest_events():
+    assert {feed.lateness for feed in demo_feeds(START)} == {dt.timedelta(milliseconds=MAX_LATE_MS)}
+
+
+def test_row_that_arrives_at_a_time_is_found_at_every_pace():
+    demo = plan_demo(DemoLake(start=START, events_per_day=250, records=1000), 1700, now=NOW)
+    config = plan_demo(demo, 2100, now=NOW + dt.timedelta(hours=5)).generator()
+    arrivals = config.arrival_ms(np.arange(2100))
+
+    for ms in (0, config.start_ms, *(arrivals[[1, 999, 1000, 1001, 1699, 1700, 2099]] + [[-1], [0], [1]]).ravel()):
+        assert config.first_index_at(int(ms)) == np.searchsorted(arrivals, ms) or ms > arrivals[-1]
 
 
 def test_prepare_demo_writes_a_readable_document_once(store):
     demo = prepare_demo(store, 1000)
     document, etag = store.get(DEMO_KEY)
-    assert json.loads(document) == {"seed": 7, "start": str(demo.start), "events_per_day": 250, "records": 1000}
+    told = {"start": str(demo.start), "events_per_day": demo.events_per_day, "records": 1000}
+    assert json.loads(document) == {"seed": 7, **told, "paces": []}
     assert prepare_demo(store, 1000) == read_demo(store) == demo
     assert store.get(DEMO_KEY)[1] == etag
     assert prepare_demo(store, 2000).records == 2000

@@ -2,7 +2,8 @@
 
 A demo server has to outrun the client that it exercises, so text is made per block: values drawn from a pool are
 encoded once and picked by index, numbers are formatted in bulk. Rows are pure functions of (seed, stream, index), so
-any process agrees: row ``index`` arrives ``index * 86400 / events_per_day`` seconds after the start and lives in source
+any process agrees: row ``index`` arrives ``index * 86400 / events_per_day`` seconds after the start (or after that of a
+later pace) and lives in source
 partition ``index % partitions`` at offset ``index // partitions``.
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "Longs",
     "Millis",
     "Numbered",
+    "Pace",
     "Pool",
     "Pooled",
     "Rows",
@@ -302,12 +304,28 @@ DAY_MS = 86_400_000
 _HOUR_MS = 3_600_000
 # the latest event arrives 30 hours after it happened, so that some fall in an earlier day
 MAX_LATE_MS = 30 * _HOUR_MS
+_NO_END = 1 << 62
 _DEFAULT_START = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 # constants of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _U27, _U30, _U31 = np.uint64(27), np.uint64(30), np.uint64(31)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast rows arrive from one of them on, until the next pace begins.
+
+    Attributes:
+        index: The first row of this pace.
+        since: When it arrives; aware.
+        events_per_day: Rows per day in each stream.
+    """
+
+    index: int
+    since: dt.datetime
+    events_per_day: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +337,7 @@ class GeneratorConfig:
         start: When the first row arrives: an aware UTC midnight.
         events_per_day: Rows per day in each stream.
         records: Exactly so many rows in each stream, whatever the time; None lets the streams grow with the clock.
+        paces: Later paces in the order of their rows and times; streams that have some have ``records``, too.
         retention_rows: Only so many of the latest rows of each stream are still there; None keeps all.
         partitions: Source partitions of each stream.
     """
@@ -329,6 +348,7 @@ class GeneratorConfig:
     records: int | None = None
     retention_rows: int | None = None
     partitions: int = 4
+    paces: tuple[Pace, ...] = ()
 
     def __post_init__(self) -> None:
         if self.start.utcoffset() != dt.timedelta(0) or self.start.time() != dt.time(0):
@@ -357,8 +377,26 @@ class GeneratorConfig:
 
     def first_index_at(self, ms: int) -> int:
         """The first index that arrives at or after this time."""
-        elapsed_ms = max(0, ms - self.start_ms)
-        return -(-elapsed_ms * self.events_per_day // DAY_MS)
+        found = 0
+        for index, since_ms, events_per_day, end in self.segments():
+            found = min(index - (-max(0, ms - since_ms) * events_per_day // DAY_MS), end)
+            if found < end:
+                break
+        return found
+
+    def arrival_ms(self, index: Longs) -> Longs:
+        """When rows arrive, in milliseconds since the epoch."""
+        arrival = np.zeros_like(index)
+        for first, since_ms, events_per_day, _ in self.segments():
+            arrival = np.where(index >= first, since_ms + (index - first) * DAY_MS // events_per_day, arrival)
+        return arrival
+
+    def segments(self) -> Iterable[tuple[int, int, int, int]]:
+        """Of each pace its first row, when that arrives in milliseconds, rows a day, and the first row of the next."""
+        paces = (Pace(0, self.start, self.events_per_day), *self.paces)
+        ends = (*(each.index for each in self.paces), _NO_END)
+        for pace, end in zip(paces, ends, strict=True):
+            yield pace.index, (pace.since - _EPOCH) // dt.timedelta(milliseconds=1), pace.events_per_day, end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -398,7 +436,7 @@ class Rows:
 
     def arrival_ms(self) -> Longs:
         """When each row arrived, in milliseconds since the epoch."""
-        return self.config.start_ms + self.index * DAY_MS // self.config.events_per_day
+        return self.config.arrival_ms(self.index)
 
     def rowtime_ms(self) -> Longs:
         """When each event happened: mostly seconds before it arrived, some hours, a few more than a day."""
