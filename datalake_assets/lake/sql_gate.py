@@ -278,6 +278,7 @@ class SqlSession:
             raise SqlTimedOut(timeout_s) from error
         finally:
             timer.cancel()
+            timer.join()  # a process that ends meanwhile would report the session as leaked, by the page
 
 
 def message_of(error: Exception) -> str:

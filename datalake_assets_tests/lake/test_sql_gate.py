@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -287,3 +288,16 @@ def test_temporary_files_go_with_their_session(tmp_path, monkeypatch):
         assert session.connection.execute(query).fetchall() == [(5_000_000,)]
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+def test_limit_leaves_no_thread_that_holds_the_session():
+    """Such a thread outlives the interpreter's modules, and DuckDB then prints a page of leaks at a process's end."""
+    left = set()
+    before = set(threading.enumerate())
+    with open_session(limits=SqlLimits()) as session:
+        for _ in range(300):
+            with session.limited(3600):
+                pass
+            left |= set(threading.enumerate()) - before
+
+    assert left == set()
