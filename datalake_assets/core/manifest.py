@@ -18,8 +18,8 @@ who change a partition, `Holdings` for those who read thousands of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Any, TypeVar
@@ -70,6 +70,7 @@ class Pending:
         run_id: The run that made it; empty if none.
         publish: Files to make visible.
         remove: Names of files that it replaces.
+        checksums: Of these, by name, where they were read for it; as in `Garbage`.
         position: The position after it; None keeps the present one.
         schema: The schema after it (`datalake_assets.core.schema`); None keeps the present one.
         deleted: Whether the partition is gone after it.
@@ -83,6 +84,7 @@ class Pending:
     position: Position | None = None
     schema: str | None = None
     deleted: bool = False
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
 
 class Commit(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
@@ -115,16 +117,20 @@ class Commit(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_u
     total_rows: int | None = None
 
 
-class Garbage(msgspec.Struct, frozen=True):
+class Garbage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A file that no longer belongs to the partition and may still be there.
 
     Attributes:
         name: Its name.
         etag: In an adopted folder: it is deleted only while it has this ETag; empty = whatever it is.
+        size_bytes: In a copied folder ETags differ, and it is deleted if it has this size; None if unknown.
+        checksum: And this checksum, of all of it or of its end (`datalake_assets.lake.file_identity`).
     """
 
     name: str
     etag: str = ""
+    size_bytes: int | None = None
+    checksum: str = ""
 
 
 #: Version of the manifest's JSON layout.
@@ -204,7 +210,10 @@ class Manifest:
         removed = {name: Garbage(name) for name in pending.remove}
         kept = tuple(file for file in self.files if file.name not in removed)
         if guarded:
-            removed |= {file.name: Garbage(file.name, file.etag) for file in self.files if file.name in removed}
+            known = {file.name: pending.checksums.get(file.name, file.checksum) for file in self.files}
+            removed |= {
+                f.name: Garbage(f.name, f.etag, f.size_bytes, known[f.name]) for f in self.files if f.name in removed
+            }
         files = kept + tuple(published)
         named = {"commit_id": pending.commit_id, "kind": pending.kind, "at": at, "run_id": pending.run_id}
         entry = _entry(named, published, len(pending.remove), files, small_file_bytes)
@@ -324,7 +333,7 @@ class Manifest:
             raise CorruptLake(where, f"not a manifest: {error!r}") from error
 
 
-class _PendingDocument(msgspec.Struct, frozen=True):
+class _PendingDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     """A `Pending` in JSON."""
 
     commit_id: str
@@ -335,21 +344,13 @@ class _PendingDocument(msgspec.Struct, frozen=True):
     position: dict[str, Any] | None
     schema: str | None
     deleted: bool
+    checksums: dict[str, str] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(cls, pending: Pending) -> _PendingDocument:
         """The JSON of a prepared commit."""
-        position = pending.position.to_json() if pending.position else None
-        return cls(
-            commit_id=pending.commit_id,
-            kind=pending.kind,
-            run_id=pending.run_id,
-            publish=pending.publish,
-            remove=pending.remove,
-            position=position,
-            schema=pending.schema,
-            deleted=pending.deleted,
-        )
+        fields: dict[str, Any] = {name: getattr(pending, name) for name in cls.__struct_fields__}
+        return cls(**fields | {"position": pending.position.to_json() if pending.position else None})
 
     def pending(self) -> Pending:
         """The prepared commit."""
@@ -362,6 +363,7 @@ class _PendingDocument(msgspec.Struct, frozen=True):
             position=position_from_json(self.position),
             schema=self.schema,
             deleted=self.deleted,
+            checksums=self.checksums,
         )
 
 

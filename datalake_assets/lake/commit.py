@@ -8,8 +8,8 @@ that a process may die between any two of them. Every rule here was found necess
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -21,11 +21,13 @@ from datalake_assets.errors import (
     CommitConflict,
     CorruptLake,
     LakeError,
+    ObjectNotFound,
     PreconditionFailed,
     TransientStoreError,
     UploadGone,
 )
-from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.lake.file_identity import differ_by_copy, has_checksum
+from datalake_assets.lake.store.base import ObjectInfo, StagedFile, Store
 from datalake_assets.lake.store.swap import known_object, swap_object
 
 __all__ = ["Change", "Loaded", "PartitionLog", "Planned"]
@@ -52,6 +54,7 @@ class Planned:
     remove: tuple[str, ...] = ()
     schema: str | None = None
     deleted: bool = False
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +147,30 @@ class PartitionLog:
         return loaded
 
     def _sweep(self, garbage: Sequence[Garbage]) -> None:
-        guarded = {self.key_of(each.name): each.etag for each in garbage if each.etag}
+        guarded = {self.key_of(each.name): each for each in garbage if each.etag}
         self._data.delete(self.key_of(each.name) for each in garbage if not each.etag)
-        for key in self._data.delete_if(guarded) if guarded else ():
+        if not guarded:
+            return
+        others = self._data.delete_if({key: each.etag for key, each in guarded.items()})
+        copies = self._copies({key: guarded[key] for key in others})
+        kept = self._data.delete_if(copies) if copies else ()
+        for key in sorted({*others} - {*copies}.difference(kept)):
             logger.warning("%s was replaced, and written again by somebody else before it was deleted: it stays", key)
+
+    def _copies(self, garbage: Mapping[str, Garbage]) -> dict[str, str]:
+        """The present ETags of those files that are what was replaced, and have another ETag since they were copied."""
+        seen = ((key, each, self._data.head(key)) for key, each in garbage.items())
+        return {key: info.etag for key, each, info in seen if info is not None and self._is_copy(each, info)}
+
+    def _is_copy(self, garbage: Garbage, info: ObjectInfo) -> bool:
+        if garbage.size_bytes not in {None, info.size_bytes}:
+            return False
+        if not garbage.checksum:  # of a manifest of before: only a local ETag tells size and time
+            return "://" not in self._data.uri and differ_by_copy(garbage.etag, info.etag)
+        try:
+            return has_checksum(self._data, info.key, garbage.checksum, etag=info.etag)
+        except (ObjectNotFound, PreconditionFailed):
+            return False
 
     def reconcile(
         self,
@@ -327,6 +350,7 @@ def _pending(change: Change, planned: Planned) -> Pending:
         position=planned.position,
         schema=planned.schema,
         deleted=planned.deleted,
+        checksums=planned.checksums,
     )
 
 

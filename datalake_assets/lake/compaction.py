@@ -154,6 +154,7 @@ class _Work:
     commit_id: str
     done: Rewritten[StagedFile] | None
     failed: frozenset[str] = frozenset()
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Stopped(Exception):
@@ -275,6 +276,8 @@ class _Compaction:
             self._report_progress(done_bytes - reported_bytes)
             reported_bytes = done_bytes
 
+        checksums: dict[str, str] = {}
+
         def run(files: Sequence[DataFile], on_progress: Callable[[int], None]) -> Rewritten[StagedFile]:
             inputs = Inputs(
                 store,
@@ -286,10 +289,12 @@ class _Compaction:
             )
             with closing(inputs):
                 metadata = self._footer(commit_id, manifest)
-                return rewrite(inputs.files, settings, opener, metadata=metadata, on_progress=on_progress)
+                done = rewrite(inputs.files, settings, opener, metadata=metadata, on_progress=on_progress)
+            checksums.update(inputs.checksums)
+            return done
 
         try:
-            return _Work(group, commit_id, run(group.files, report))
+            return _Work(group, commit_id, run(group.files, report), checksums=checksums)
         except ObjectNotFound as error:
             logger.info("a file of %s is gone, merged by somebody else: %s", self._log.data_folder, error)
             return _Work(group, commit_id, None)
@@ -358,7 +363,8 @@ class _Compaction:
             there = {file.name: file for file in base.files}
             if any(there.get(name) != file for name, file in inputs.items()):
                 raise CommitConflict(self._log.data_folder, "a file to merge was replaced meanwhile")
-            return Planned(remove=tuple(inputs))
+            checksums = {name: checksum for name, checksum in work.checksums.items() if name in inputs}
+            return Planned(remove=tuple(inputs), checksums=checksums)
 
         files = tuple((staged, _with_times(file, inputs.values())) for staged, file in work.done.outputs)
         try:

@@ -13,9 +13,9 @@ import pyarrow as pa
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed, UnreadableFile
 from datalake_assets.lake.commit import PartitionLog
+from datalake_assets.lake.file_identity import checksum_of, end_checksum, stored_checksum
 from datalake_assets.lake.store.base import Store
 from datalake_assets.parquet.inputs import CHANGED, Input
-from datalake_assets.parquet.writer import checksum_like
 
 __all__ = ["Inputs"]
 
@@ -27,8 +27,6 @@ WHOLE_LOCAL_BYTES: Final = 1 << 20
 WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
 #: Requests under way.
 THREADS: Final = 32
-#: Bytes that are read at once to compare a file with its checksum.
-PROVEN_BYTES: Final = 8 << 20
 #: Bytes that are fetched ahead of the reader.
 AHEAD_BYTES: Final = 32 << 20
 
@@ -43,6 +41,11 @@ class Inputs:
         adopted: Other writers change the folder too: a file counts only if it still has its ETag.
         may_copy: The store may copy row groups without our reading them.
         made: Names of the files that this compaction has made itself.
+
+    Attributes:
+        files: The inputs.
+        checksums: By name, of the files of an adopted folder that were read: what they are known by once they are
+            replaced, and have not been deleted yet.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Inputs:
     ) -> None:
         self._store, self._log, self._listed = store, log, list(files)
         self._adopted, self._made = adopted, made
+        self.checksums: dict[str, str] = {}
         is_remote = "://" in store.uri
         self._whole_bytes = WHOLE_LOCAL_BYTES
         if is_remote:
@@ -90,16 +94,12 @@ class Inputs:
 
     def _prove(self, file: DataFile, key: str) -> None:
         try:
-            digest = checksum_like(file.checksum)
+            checksum = stored_checksum(self._store, key, like=file.checksum)
         except ValueError as error:
             raise UnreadableFile(file.name, str(error)) from error
-        try:
-            with self._store.filesystem().open_input_file(self._store.path(key)) as opened:
-                while chunk := opened.read(PROVEN_BYTES):
-                    digest.update(chunk)
         except FileNotFoundError as error:
             raise ObjectNotFound(key, "is gone") from error
-        if str(digest) != file.checksum:
+        if checksum != file.checksum:
             raise UnreadableFile(file.name, "its bytes are not those that were committed")
         self._doubted.discard(file.name)
 
@@ -136,17 +136,36 @@ class Inputs:
 
     def _unchanged(self, file: DataFile, key: str) -> bytes:
         try:
-            return self._store.tail(key, file.size_bytes, etag=file.etag)
+            body = self._store.tail(key, file.size_bytes, etag=file.etag)
         except PreconditionFailed as error:
             raise UnreadableFile(file.name, CHANGED) from error
+        if not file.checksum:
+            self.checksums[file.name] = checksum_of(body)
+        return body
 
     def _in_place(self, file: DataFile) -> pa.NativeFile:
         key = self._log.key_of(file.name)
         if file.name in self._doubted:
             self._prove(file, key)
-        if self._adopted and self._store.changed({key: file.etag}):
-            raise UnreadableFile(file.name, CHANGED)
+        if self._adopted:
+            self._check_unchanged(file, key)
         try:
             return self._store.filesystem().open_input_file(self._store.path(key))
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, "is gone") from error
+
+    def _check_unchanged(self, file: DataFile, key: str) -> None:
+        """Also remembers the checksum: of all of a file that lies here, of the end of one that is far away."""
+        if self._store.changed({key: file.etag}):
+            raise UnreadableFile(file.name, CHANGED)
+        if file.checksum or file.name in self.checksums:
+            return
+        try:
+            if self._pool is None:
+                self.checksums[file.name] = stored_checksum(self._store, key)
+            else:
+                self.checksums[file.name] = end_checksum(self._store, key, etag=file.etag)
+        except PreconditionFailed as error:
+            raise UnreadableFile(file.name, CHANGED) from error
         except FileNotFoundError as error:
             raise ObjectNotFound(key, "is gone") from error

@@ -58,7 +58,9 @@ manifests = st.builds(
     position=st.none() | positions,
     schema=st.none() | st.text(),
     pending=st.none() | pendings,
-    garbage=st.lists(st.builds(Garbage, st.text(), st.text()), max_size=2).map(tuple),
+    garbage=st.lists(st.builds(Garbage, st.text(), st.text(min_size=1), st.integers(0, 9), st.text()), max_size=2).map(
+        tuple
+    ),
     history=st.lists(
         st.builds(Commit, st.text(), st.text(), times, st.text(), counts, counts, counts, *[st.none() | counts] * 4),
         max_size=2,
@@ -189,14 +191,17 @@ def test_rolled_back_lists_all_its_files_as_garbage():
     assert undone.swept() == base
 
 
-def test_garbage_of_others_names_the_etag_and_ours_is_plain_text():
+def test_garbage_of_others_names_what_the_file_is_known_by_and_ours_is_plain_text():
     base = Manifest(files=(A, msgspec.structs.replace(B, etag="e")), generation=1)
-    pending = pending_of(C, remove=("b.parquet",))
+    pending = replace(pending_of(C, remove=("b.parquet",)), checksums={"b.parquet": "xxh3-128:0b"})
     ours = base.prepared(pending).committed([C], at=NOON)
-    guarded = base.prepared(pending).committed([C], at=NOON, guarded=True)
+    prepared = Manifest.from_bytes(base.prepared(pending).to_bytes(), where="here")
+    guarded = prepared.committed([C], at=NOON, guarded=True)
     assert json.loads(ours.to_bytes())["garbage"] == ["b.parquet"]
-    assert json.loads(guarded.to_bytes())["garbage"] == [{"name": "b.parquet", "etag": "e"}]
-    assert guarded.garbage == (Garbage("b.parquet", "e"),)
+    assert json.loads(guarded.to_bytes())["garbage"] == [
+        {"name": "b.parquet", "etag": "e", "size_bytes": 20, "checksum": "xxh3-128:0b"}
+    ]
+    assert Manifest.from_bytes(guarded.to_bytes(), where="here").garbage == guarded.garbage
 
 
 def test_reconciled_takes_over_what_is_there_and_deletes_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -13,15 +14,17 @@ import pytest
 
 from datalake_assets.core.batches import SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.manifest import Garbage
 from datalake_assets.errors import DatalakeError
 from datalake_assets.lake.adopted.adoption import adopt
+from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store import local, open_store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.tables import open_table
-from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids
+from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids, parquet_bytes
 from datalake_assets_tests.lake.feeds import START, stream_feed, stream_of
 from datalake_assets_tests.lake.hive_tables import export
 
@@ -240,3 +243,156 @@ def test_s3_lake_under_another_name_of_its_server_is_the_same(s3_store, s3_serve
     assert open_table(s3_store, feed).compact(".", FORCE).files_compacted == 0
     assert ids(open_table(s3_store, feed)) == [0, 1, 2, 3]
     assert FeedFolder(other, feed).log(".").load().manifest.generation == 2
+
+
+# ---- copied while replaced files are still to be deleted
+
+
+def killed_before_the_deletes(table, key: str, monkeypatch) -> None:
+    """Compacts a partition, and dies between commit and sweep."""
+    with monkeypatch.context() as patch:
+        patch.setattr(PartitionLog, "_sweep", killed)
+        with pytest.raises(Killed):
+            table.compact(key, FORCE)
+    assert table._folder.log(key).load().manifest.garbage
+
+
+def beside(path: Path):
+    """A folder and a lake, on a disk."""
+    for name in ("lake", "raw/clicks"):
+        (path / name).mkdir(parents=True)
+    return AdoptedFolder(open_store(str(path / "raw")), "clicks"), open_store(str(path / "lake"))
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def wide(first: int, count: int) -> bytes:
+    """A file that no codec makes smaller than 100 bytes a row."""
+    numbers = np.random.default_rng(first)
+    return parquet_bytes({"id": range(first, first + count), "note": [numbers.bytes(100) for _ in range(count)]})
+
+
+@pytest.mark.parametrize("count", [3, 100_000])
+def test_replaced_files_of_a_copied_folder_are_deleted(store, folder, moved, monkeypatch, count):
+    for number in range(3):
+        folder.put(f"day=1/{number}.PARQUET", wide(number * count, count))
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    killed_before_the_deletes(table, "day=1", monkeypatch)
+    moved()
+    assert ids(table) == [*range(3 * count)]
+
+    table.look_again()
+
+    assert ids(table) == [*range(3 * count)]
+    assert len(folder.files()) == 1
+    assert list(table.verify(deep=True)) == []
+
+
+@pytest.mark.parametrize("again", ["compact", "repair"])
+def test_replaced_files_of_a_copied_folder_are_deleted_by_whoever_comes(store, folder, moved, monkeypatch, again):
+    for number in range(3):
+        folder.write(f"{number}.parquet", [number])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    killed_before_the_deletes(table, ".", monkeypatch)
+    moved()
+
+    {"compact": lambda: table.compact(".", FORCE), "repair": table.repair}[again]()
+
+    assert ids(table) == [0, 1, 2]
+    assert len(folder.files()) == 1
+
+
+@pytest.mark.parametrize("count", [3, 100_000])
+def test_replaced_file_of_a_copied_folder_that_others_wrote_again_stays(store, folder, moved, monkeypatch, count):
+    for number in range(3):
+        folder.put(f"{number}.parquet", wide(number * count, count))
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    killed_before_the_deletes(table, ".", monkeypatch)
+    moved()
+    old, theirs = wide(count, count), wide(9 * count, count)
+    folder.put("1.parquet", theirs)
+    assert old != theirs
+
+    table.look_again()
+
+    assert folder.store.get("clicks/1.parquet")[0] == theirs
+    assert ids(table) == [*range(3 * count), *range(9 * count, 10 * count)]
+    assert len(folder.files()) == 2
+
+
+def test_replaced_file_of_a_copied_folder_with_one_other_byte_stays(store, folder, moved, monkeypatch):
+    for number in range(3):
+        folder.write(f"{number}.parquet", [number])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    killed_before_the_deletes(table, ".", monkeypatch)
+    moved()
+    body = bytearray(folder.store.get("clicks/1.parquet")[0])
+    body[4] ^= 1
+    folder.put("1.parquet", bytes(body))
+
+    table.look_again()
+
+    assert folder.store.get("clicks/1.parquet")[0] == bytes(body)
+    assert len(folder.files()) == 2
+
+
+def test_file_that_was_moved_aside_when_its_folder_was_copied_is_deleted(tmp_path, monkeypatch):
+    """A copy of the parent has it in ``.staging/held``, from where it is put back before it is known again."""
+    folder, store = beside(tmp_path)
+    for number in range(3):
+        folder.write(f"{number}.parquet", [number])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_finish", lambda _file, held, _is_same: not held.exists() or killed())
+        with pytest.raises(Killed):
+            table.compact(".", FORCE)
+    assert [*(tmp_path / "raw/.staging/held").iterdir()]
+    (tmp_path / "raw").rename(tmp_path / "before")
+    shutil.copytree(tmp_path / "before", tmp_path / "raw", copy_function=shutil.copy)
+
+    table.look_again()
+
+    assert ids(table) == [0, 1, 2]
+    assert len(folder.files()) == 1
+
+
+def test_prepared_commit_of_a_copied_folder_is_finished_and_swept(store, folder, moved, monkeypatch):
+    for number in range(3):
+        folder.write(f"{number}.parquet", [number])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder.store), "sync", killed)
+        with pytest.raises(Killed):
+            table.compact(".", FORCE)
+    assert table._folder.log(".").load().manifest.pending
+    moved()
+
+    table.look_again()
+
+    assert ids(table) == [0, 1, 2]
+    assert len(folder.files()) == 1
+
+
+def test_garbage_of_an_older_manifest_is_deleted_if_its_copy_kept_size_and_time(tmp_path, monkeypatch):
+    folder, store = beside(tmp_path)
+    for number in range(3):
+        folder.write(f"{number}.parquet", [number])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    killed_before_the_deletes(table, ".", monkeypatch)
+    log = table._folder.log(".")
+    manifest = log.load().manifest
+    plain = tuple(Garbage(each.name, each.etag) for each in manifest.garbage)
+    store.put(log.manifest_key, dataclasses.replace(manifest, garbage=plain).to_bytes())
+    (tmp_path / "raw").rename(tmp_path / "before")
+    shutil.copytree(tmp_path / "before", tmp_path / "raw")  # with times, as 'cp -a' and rsync do
+
+    table.look_again()
+
+    assert ids(table) == [0, 1, 2]
+    assert len(folder.files()) == 1

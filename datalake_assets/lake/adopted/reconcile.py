@@ -16,7 +16,6 @@ have no checksum in a manifest; for them size and footer decide, if their ETags 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.schema import schema_from_json, schema_to_json
-from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFailed, TransientStoreError
+from datalake_assets.errors import AmbiguousWrite, CorruptLake, ObjectNotFound, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.adopted.listing import (
     FolderSchema,
     Footers,
@@ -36,21 +35,18 @@ from datalake_assets.lake.adopted.listing import (
     list_folder,
 )
 from datalake_assets.lake.commit import Loaded
+from datalake_assets.lake.file_identity import differ_by_copy, has_checksum, is_on_disk
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import Problem, Reconciliation
 from datalake_assets.parquet.adopted_footer import AdoptedFooter
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
-from datalake_assets.parquet.writer import checksum_like
 
 __all__ = ["is_same_file", "looks_copied", "reconcile", "reconcile_partition"]
 
 #: Files that all have another ETag before a folder counts as copied: a single one is rewritten often enough.
 LEAST = 2
-CHUNK_BYTES = 8 << 20
-#: The ETags that `LocalStore` gives.
-_ON_DISK = re.compile(r"(?P<size>\d+)-(?P<time>\d+)-(?P<inode>\d+)")
 
 
 def looks_copied(known: Iterable[tuple[DataFile, ObjectInfo]]) -> bool:
@@ -61,8 +57,7 @@ def looks_copied(known: Iterable[tuple[DataFile, ObjectInfo]]) -> bool:
     """
     listed = list(known)
     return len(listed) >= LEAST and all(
-        info.etag != file.etag and info.size_bytes == file.size_bytes and _ON_DISK.fullmatch(info.etag)
-        for file, info in listed
+        info.etag != file.etag and info.size_bytes == file.size_bytes and is_on_disk(info.etag) for file, info in listed
     )
 
 
@@ -80,28 +75,12 @@ def is_same_file(folder: FeedFolder, key: str, file: DataFile, found: AdoptedFoo
     if (now.size_bytes, now.rows) != (file.size_bytes, file.rows):
         return False
     if file.checksum:
-        return _has_checksum(folder, folder.log(key).key_of(file.name), file.checksum)
-    may_be_copy = copied or _differ_by_copy(file.etag, now.etag)
+        try:
+            return has_checksum(folder.data_store, folder.log(key).key_of(file.name), file.checksum, etag=now.etag)
+        except (ObjectNotFound, PreconditionFailed):  # the next look decides
+            return False
+    may_be_copy = copied or differ_by_copy(file.etag, now.etag)
     return may_be_copy and (now.min_time, now.max_time) == (file.min_time, file.max_time)
-
-
-def _differ_by_copy(one: str, other: str) -> bool:
-    here, there = _ON_DISK.fullmatch(one), _ON_DISK.fullmatch(other)
-    if here is not None and there is not None:
-        return here["time"] == there["time"]
-    return "-" in one or "-" in other
-
-
-def _has_checksum(folder: FeedFolder, name: str, wanted: str) -> bool:
-    store = folder.data_store
-    try:
-        digest = checksum_like(wanted)
-        with store.filesystem().open_input_file(store.path(name)) as opened:
-            while chunk := opened.read(CHUNK_BYTES):
-                digest.update(chunk)
-    except (OSError, ValueError):  # gone by now, or a checksum of a later release: the next look decides
-        return False
-    return str(digest) == wanted
 
 
 logger = logging.getLogger(__name__)

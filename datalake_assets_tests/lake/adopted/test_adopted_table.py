@@ -23,6 +23,7 @@ from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.adopted.reconcile import reconcile
 from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.file_identity import checksum_of
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.statistics import lake_statistics
@@ -137,8 +138,9 @@ def interrupted(table, folder, monkeypatch):
 
 def test_garbage_of_a_crash_remembers_what_was_compacted(interrupted, folder):
     there = folder.files()
+    bodies = {f"{number}.parquet": folder.store.get(f"clicks/day=1/{number}.parquet")[0] for number in range(4)}
     assert set(manifest(interrupted).garbage) == {
-        Garbage(f"{number}.parquet", there[f"day=1/{number}.parquet"]) for number in range(4)
+        Garbage(name, there[f"day=1/{name}"], len(body), checksum_of(body)) for name, body in bodies.items()
     }
     assert ids(interrupted) == [0, 1, 2, 3]
     assert differences(interrupted) == [("garbage", "manifest.json")]

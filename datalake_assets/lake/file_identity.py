@@ -1,0 +1,99 @@
+"""Whether a stored file is the one that is meant, when its ETag cannot tell: by size and checksum.
+
+An ETag is a shortcut that another bucket or machine does not keep. A file that was read whole is known by the checksum
+of its bytes; one in a bucket that is too large for that by the checksum of its end, which says where everything in it
+lies and between which bounds its values are.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from datalake_assets.lake.store.base import Store
+from datalake_assets.parquet.writer import checksum_like, new_checksum
+
+__all__ = ["checksum_of", "differ_by_copy", "end_checksum", "has_checksum", "is_on_disk", "stored_checksum"]
+
+#: Bytes that are hashed at a time.
+CHUNK_BYTES: Final = 8 << 20
+#: Bytes at the end of a file that stand for all of it: they hold the footers of most files whole.
+END_BYTES: Final = 64 * 1024
+#: Begins the checksum of a file's end.
+_END = "end-"
+#: The ETags that `LocalStore` gives.
+_ON_DISK = re.compile(r"(?P<size>\d+)-(?P<time>\d+)-(?P<inode>\d+)")
+
+
+def checksum_of(body: bytes) -> str:
+    """The checksum of a file whose bytes are at hand."""
+    digest = new_checksum()
+    digest.update(body)
+    return str(digest)
+
+
+def stored_checksum(store: Store, key: str, *, like: str = "") -> str:
+    """The checksum of a file's bytes, which are read for it.
+
+    Args:
+        store: Where it is.
+        key: The file.
+        like: A checksum of the kind that is wanted; empty for the kind that new files get.
+
+    Raises:
+        OSError: It cannot be read, or is gone.
+        ValueError: The kind is not known.
+    """
+    digest = checksum_like(like) if like else new_checksum()
+    with store.filesystem().open_input_file(store.path(key)) as opened:
+        while chunk := opened.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return str(digest)
+
+
+def end_checksum(store: Store, key: str, *, etag: str) -> str:
+    """The checksum of a file's last 64 KiB, if it still has this ETag; for what would take too long to read.
+
+    Raises:
+        ObjectNotFound: It is gone.
+        PreconditionFailed: It is another now.
+    """
+    return f"{_END}{checksum_of(store.tail(key, END_BYTES, etag=etag))}"
+
+
+def has_checksum(store: Store, key: str, wanted: str, *, etag: str) -> bool:
+    """Whether a file has a checksum that `checksum_of`, `stored_checksum` or `end_checksum` gave.
+
+    Args:
+        store: Where it is.
+        key: The file.
+        wanted: The checksum.
+        etag: Of the file as it is now.
+
+    Raises:
+        ObjectNotFound: It is gone.
+        PreconditionFailed: It is another by now.
+    """
+    if wanted.startswith(_END):
+        return end_checksum(store, key, etag=etag) == wanted
+    try:
+        return stored_checksum(store, key, like=wanted) == wanted
+    except (OSError, ValueError):  # gone by now, or a checksum of a later release: the next look decides
+        return False
+
+
+def differ_by_copy(one: str, other: str) -> bool:
+    """Whether two ETags of one name may be of the same bytes, copied.
+
+    S3's may if one of the two is of an upload in parts; two of whole objects are digests of their bytes. On a disk they
+    may if size and time are the same.
+    """
+    here, there = _ON_DISK.fullmatch(one), _ON_DISK.fullmatch(other)
+    if here is not None and there is not None:
+        return here.group("size", "time") == there.group("size", "time")
+    return "-" in one or "-" in other
+
+
+def is_on_disk(etag: str) -> bool:
+    """Whether an ETag is one of `LocalStore`."""
+    return _ON_DISK.fullmatch(etag) is not None
