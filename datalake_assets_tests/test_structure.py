@@ -22,6 +22,7 @@ REASONS = {
     "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",
     "lake.asset_table": "a table, likewise",
     "lake.compaction_inputs": "files opened for a rewrite, beside the state machine of a compaction",
+    "lake.manifest_figures": "read of 10,000 manifests at a time: another way of reading than a table's",
     "lake.replay": "how rows come back from quarantine: a protocol of its own",
     "lake.scan": "exact reads; the tables share it",
     "lake.sql_session": "how a query of a person is answered",

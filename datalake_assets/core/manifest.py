@@ -210,10 +210,10 @@ class Manifest:
         removed = {name: Garbage(name) for name in pending.remove}
         kept = tuple(file for file in self.files if file.name not in removed)
         if guarded:
-            known = {file.name: pending.checksums.get(file.name, file.checksum) for file in self.files}
-            removed |= {
-                f.name: Garbage(f.name, f.etag, f.size_bytes, known[f.name]) for f in self.files if f.name in removed
-            }
+            for file in self.files:
+                if file.name in removed:
+                    checksum = pending.checksums.get(file.name, file.checksum)
+                    removed[file.name] = Garbage(file.name, file.etag, file.size_bytes, checksum)
         files = kept + tuple(published)
         named = {"commit_id": pending.commit_id, "kind": pending.kind, "at": at, "run_id": pending.run_id}
         entry = _entry(named, published, len(pending.remove), files, small_file_bytes)

@@ -46,6 +46,8 @@ __all__ = [
     "refused_feeds",
 ]
 
+logger = logging.getLogger(__name__)
+
 EXPORT_ALL = "export_all"
 #: On the runs that a run started: the id of that run.
 PARENT_TAG = "datalake/started_by"
@@ -146,9 +148,6 @@ def next_run(runner: FeedRunner, instance: dg.DagsterInstance, feed: Feed) -> dg
     return dg.RunRequest(
         asset_selection=[asset_key(feed)], asset_check_keys=on_write_check_keys(feed), tags=partition_tags(keys)
     )
-
-
-logger = logging.getLogger(__name__)
 
 
 def build_definitions(

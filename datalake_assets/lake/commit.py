@@ -21,7 +21,6 @@ from datalake_assets.errors import (
     CommitConflict,
     CorruptLake,
     LakeError,
-    ObjectNotFound,
     PreconditionFailed,
     TransientStoreError,
     UploadGone,
@@ -167,10 +166,7 @@ class PartitionLog:
             return False
         if not garbage.checksum:  # of a manifest of before: only a local ETag tells size and time
             return "://" not in self._data.uri and differ_by_copy(garbage.etag, info.etag)
-        try:
-            return has_checksum(self._data, info.key, garbage.checksum, etag=info.etag)
-        except (ObjectNotFound, PreconditionFailed):
-            return False
+        return has_checksum(self._data, info.key, garbage.checksum, etag=info.etag)
 
     def reconcile(
         self,

@@ -53,6 +53,8 @@ from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["Guard", "compact", "partition_health", "plan_of"]
 
+logger = logging.getLogger(__name__)
+
 
 def plan_of(
     folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: Mapping[str, str]
@@ -78,8 +80,6 @@ def _closes_at(folder: FeedFolder, key: str) -> datetime | None:
     by = folder.by
     return None if by is None else window_of(key, by).end + folder.feed.lateness
 
-
-logger = logging.getLogger(__name__)
 
 #: Plans made in a row; each finds less than the one before.
 PASSES = 5

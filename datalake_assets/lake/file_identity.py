@@ -8,12 +8,24 @@ lies and between which bounds its values are.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from datalake_assets.errors import ObjectNotFound, PreconditionFailed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.parquet.writer import checksum_like, new_checksum
 
-__all__ = ["checksum_of", "differ_by_copy", "end_checksum", "has_checksum", "is_on_disk", "stored_checksum"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "checksum_of",
+    "differ_by_copy",
+    "end_checksum",
+    "has_checksum",
+    "is_on_disk",
+    "read_checksum",
+    "stored_checksum",
+]
 
 #: Bytes that are hashed at a time.
 CHUNK_BYTES: Final = 8 << 20
@@ -44,10 +56,15 @@ def stored_checksum(store: Store, key: str, *, like: str = "") -> str:
         OSError: It cannot be read, or is gone.
         ValueError: The kind is not known.
     """
-    digest = checksum_like(like) if like else new_checksum()
     with store.filesystem().open_input_file(store.path(key)) as opened:
-        while chunk := opened.read(CHUNK_BYTES):
-            digest.update(chunk)
+        return read_checksum(opened, like=like)
+
+
+def read_checksum(opened: pa.NativeFile, *, like: str = "") -> str:
+    """The checksum of what is left of an open file; ``like`` and errors are those of `stored_checksum`."""
+    digest = checksum_like(like) if like else new_checksum()
+    while chunk := opened.read(CHUNK_BYTES):
+        digest.update(chunk)
     return str(digest)
 
 
@@ -69,16 +86,13 @@ def has_checksum(store: Store, key: str, wanted: str, *, etag: str) -> bool:
         key: The file.
         wanted: The checksum.
         etag: Of the file as it is now.
-
-    Raises:
-        ObjectNotFound: It is gone.
-        PreconditionFailed: It is another by now.
     """
-    if wanted.startswith(_END):
-        return end_checksum(store, key, etag=etag) == wanted
     try:
+        if wanted.startswith(_END):
+            return end_checksum(store, key, etag=etag) == wanted
         return stored_checksum(store, key, like=wanted) == wanted
-    except (OSError, ValueError):  # gone by now, or a checksum of a later release: the next look decides
+    # gone or another by now, or a checksum of a later release: the next look decides
+    except (ObjectNotFound, PreconditionFailed, OSError, ValueError):
         return False
 
 

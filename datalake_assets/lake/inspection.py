@@ -24,11 +24,11 @@ from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
 from datalake_assets.feed import FeedKind
 from datalake_assets.lake.export_kinds import enter_version, retain
+from datalake_assets.lake.file_identity import read_checksum
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
 from datalake_assets.lake.table import Difference, LakeTable, Repair
 from datalake_assets.parquet.decoding import open_parquet, tables
-from datalake_assets.parquet.writer import checksum_like
 
 __all__ = [
     "STALE",
@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 STALE = timedelta(days=1)
 #: Manifests that are read and settled at once; S3 answers in tens of milliseconds.
 THREADS = 8
-#: Bytes hashed at a time.
-CHUNK_BYTES = 8 << 20
 
 
 def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] | None = None) -> Iterator[Difference]:
@@ -116,13 +114,11 @@ def _digest(key: str, file: DataFile, name: str, opened: pa.NativeFile) -> Itera
     if not file.checksum:
         return
     try:
-        checksum = checksum_like(file.checksum)
+        checksum = read_checksum(opened, like=file.checksum)
     except ValueError as error:
         yield Difference(key, "checksum", name, str(error))
         return
-    while chunk := opened.read(CHUNK_BYTES):
-        checksum.update(chunk)
-    if str(checksum) != file.checksum:
+    if checksum != file.checksum:
         yield Difference(key, "checksum", name, "the bytes are not those that were committed")
 
 

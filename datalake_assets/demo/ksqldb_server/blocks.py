@@ -3,8 +3,7 @@
 A demo server has to outrun the client that it exercises, so text is made per block: values drawn from a pool are
 encoded once and picked by index, numbers are formatted in bulk. Rows are pure functions of (seed, stream, index), so
 any process agrees: row ``index`` arrives ``index * 86400 / events_per_day`` seconds after the start (or after that of a
-later pace) and lives in source
-partition ``index % partitions`` at offset ``index // partitions``.
+later pace) and lives in source partition ``index % partitions`` at offset ``index // partitions``.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ from datalake_assets.parquet.adopted_footer import TAIL_BYTES, bytes_needed, row
 
 __all__ = ["Level", "SummaryFiles", "TableMarks", "levels_above", "refuse_path", "refused", "refused_file"]
 
+logger = logging.getLogger(__name__)
+
 #: Requests under way: a mark may be missing, and then all have to be made.
 THREADS: Final = 16
 #: S3 limit: keys in one page of ListObjectsV2; further ones of a folder are not read.
@@ -174,8 +176,6 @@ def _upwards(path: str) -> list[str]:
     parts = [part for part in path.split("/") if part]
     return ["/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
 
-
-logger = logging.getLogger(__name__)
 
 #: parquet-mr: ParquetFileWriter.PARQUET_METADATA_FILE and PARQUET_COMMON_METADATA_FILE.
 NAMES: Final = ("_metadata", "_common_metadata")

@@ -26,7 +26,7 @@ from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.schema import schema_from_json, schema_to_json
-from datalake_assets.errors import AmbiguousWrite, CorruptLake, ObjectNotFound, PreconditionFailed, TransientStoreError
+from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFailed, TransientStoreError
 from datalake_assets.lake.adopted.listing import (
     FolderSchema,
     Footers,
@@ -44,6 +44,8 @@ from datalake_assets.parquet.adopted_footer import AdoptedFooter
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 
 __all__ = ["is_same_file", "looks_copied", "reconcile", "reconcile_partition"]
+
+logger = logging.getLogger(__name__)
 
 #: Files that all have another ETag before a folder counts as copied: a single one is rewritten often enough.
 LEAST = 2
@@ -75,15 +77,10 @@ def is_same_file(folder: FeedFolder, key: str, file: DataFile, found: AdoptedFoo
     if (now.size_bytes, now.rows) != (file.size_bytes, file.rows):
         return False
     if file.checksum:
-        try:
-            return has_checksum(folder.data_store, folder.log(key).key_of(file.name), file.checksum, etag=now.etag)
-        except (ObjectNotFound, PreconditionFailed):  # the next look decides
-            return False
+        return has_checksum(folder.data_store, folder.log(key).key_of(file.name), file.checksum, etag=now.etag)
     may_be_copy = copied or differ_by_copy(file.etag, now.etag)
     return may_be_copy and (now.min_time, now.max_time) == (file.min_time, file.max_time)
 
-
-logger = logging.getLogger(__name__)
 
 #: Manifests that are read or written at once.
 THREADS = 16
