@@ -303,6 +303,7 @@ def page_of(data: bytes) -> Page:
         kind, plain_bytes, size_bytes = numbers[1], numbers[2], numbers[3]
         encoding = inner[4] if kind == DATA_PAGE_V2 else inner[2]
         values = inner[1]
+        rows = inner[3] if kind == DATA_PAGE_V2 else None
     except KeyError as error:
         raise MalformedThrift(f"a page's header lacks field {error}") from error
     if HEADERS.get(kind, held) != held:
@@ -310,7 +311,6 @@ def page_of(data: bytes) -> Page:
     if plain_bytes < 0 or size_bytes < 0 or values < 0:
         raise MalformedThrift("a page's header has a negative number")
     crc = numbers[4] & 0xFFFFFFFF if 4 in numbers else None  # noqa: PLR2004  crc
-    rows = inner[3] if kind == DATA_PAGE_V2 else None
     return Page(kind, position, plain_bytes, size_bytes, crc, values, rows, encoding)
 
 

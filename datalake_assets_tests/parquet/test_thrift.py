@@ -177,6 +177,20 @@ def test_page_is_what_its_header_says(kind, sizes, crc, inner, others):
             page_of(data[:cut])
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "inner", "lacks"),
+    [
+        (0, 5, {2: 0}, 1),
+        (0, 5, {1: 3}, 2),
+        (2, 7, {1: 3}, 2),
+        *((3, 8, {n: 1 for n in (1, 3, 4) if n != m}, m) for m in (1, 3, 4)),
+    ],
+)
+def test_page_whose_header_lacks_a_number_is_refused(kind, field, inner, lacks):
+    with pytest.raises(MalformedThrift, match=f"^a page's header lacks field {lacks}$"):
+        page_of(header({1: kind, 2: 9, 3: 9}, field, inner))
+
+
 @given(data=st.binary(max_size=60))
 def test_reader_and_skipping_agree_on_any_struct(data):
     """The reader is stricter at one point: ids of fields must rise."""
