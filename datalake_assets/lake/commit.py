@@ -25,7 +25,7 @@ from datalake_assets.errors import (
     TransientStoreError,
     UploadGone,
 )
-from datalake_assets.lake.file_identity import differ_by_copy, has_checksum
+from datalake_assets.lake.file_identity import covers_all, differ_by_copy, has_checksum
 from datalake_assets.lake.store.base import ObjectInfo, StagedFile, Store
 from datalake_assets.lake.store.swap import known_object, swap_object
 
@@ -141,31 +141,40 @@ class PartitionLog:
         if loaded.manifest.pending is not None:
             loaded = self._finish(loaded, loaded.manifest.pending)
         if loaded.manifest.garbage:
-            self._sweep(loaded.manifest.garbage)
+            self._sweep(loaded.manifest)
             loaded = self._swap(loaded, loaded.manifest.swept())
         return loaded
 
-    def _sweep(self, garbage: Sequence[Garbage]) -> None:
-        guarded = {self.key_of(each.name): each for each in garbage if each.etag}
-        self._data.delete(self.key_of(each.name) for each in garbage if not each.etag)
+    def _sweep(self, manifest: Manifest) -> None:
+        guarded = {self.key_of(each.name): each for each in manifest.garbage if each.etag}
+        self._data.delete(self.key_of(each.name) for each in manifest.garbage if not each.etag)
         if not guarded:
             return
         others = self._data.delete_if({key: each.etag for key, each in guarded.items()})
-        copies = self._copies({key: guarded[key] for key in others})
+        copies = self._copies({key: guarded[key] for key in others}, manifest) if others else {}
         kept = self._data.delete_if(copies) if copies else ()
         for key in sorted({*others} - {*copies}.difference(kept)):
             logger.warning("%s was replaced, and written again by somebody else before it was deleted: it stays", key)
 
-    def _copies(self, garbage: Mapping[str, Garbage]) -> dict[str, str]:
+    def _copies(self, garbage: Mapping[str, Garbage], manifest: Manifest) -> dict[str, str]:
         """The present ETags of those files that are what was replaced, and have another ETag since they were copied."""
-        seen = ((key, each, self._data.head(key)) for key, each in garbage.items())
-        return {key: info.etag for key, each, info in seen if info is not None and self._is_copy(each, info)}
+        found = {key: info for key in garbage if (info := self._data.head(key)) is not None}
+        vague = any(not covers_all(garbage[key].checksum) for key in found)
+        copied = vague and self._was_copied(manifest)
+        return {key: info.etag for key, info in found.items() if self._is_copy(garbage[key], info, copied=copied)}
 
-    def _is_copy(self, garbage: Garbage, info: ObjectInfo) -> bool:
+    def _was_copied(self, manifest: Manifest) -> bool:
+        """Whether a file that we made has another ETag by now: nobody else writes under its name."""
+        made = ((file.etag, self._data.head(self.key_of(file.name))) for file in manifest.files if file.checksum)
+        return any(info is not None and info.etag != etag for etag, info in made)
+
+    def _is_copy(self, garbage: Garbage, info: ObjectInfo, *, copied: bool) -> bool:
         if garbage.size_bytes not in {None, info.size_bytes}:
             return False
+        if not covers_all(garbage.checksum) and not (copied and differ_by_copy(garbage.etag, info.etag)):
+            return False
         if not garbage.checksum:  # of a manifest of before: only a local ETag tells size and time
-            return "://" not in self._data.uri and differ_by_copy(garbage.etag, info.etag)
+            return "://" not in self._data.uri
         return has_checksum(self._data, info.key, garbage.checksum, etag=info.etag)
 
     def reconcile(

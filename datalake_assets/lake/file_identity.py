@@ -2,7 +2,8 @@
 
 An ETag is a shortcut that another bucket or machine does not keep. A file that was read whole is known by the checksum
 of its bytes; one in a bucket that is too large for that by the checksum of its end, which says where everything in it
-lies and between which bounds its values are.
+lies and between which bounds its values are. The latter counts only in a folder that was copied, and where a copy
+alone could have changed the ETag.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "checksum_of",
+    "covers_all",
     "differ_by_copy",
     "end_checksum",
     "has_checksum",
@@ -94,6 +96,11 @@ def has_checksum(store: Store, key: str, wanted: str, *, etag: str) -> bool:
     # gone or another by now, or a checksum of a later release: the next look decides
     except (ObjectNotFound, PreconditionFailed, OSError, ValueError):
         return False
+
+
+def covers_all(checksum: str) -> bool:
+    """Whether a checksum is one of all bytes: not of a file's end, and not missing."""
+    return bool(checksum) and not checksum.startswith(_END)
 
 
 def differ_by_copy(one: str, other: str) -> bool:
