@@ -28,6 +28,7 @@ Settings come from the environment (`DATALAKE_*`) or `datalake.yaml`; `--lake` g
 | 0 | done |
 | 1 | failed, or `verify`, `check` and `repair` found something: one line on stderr per error |
 | 2 | the command was written wrongly |
+| 3 | `export`: rows were landed, and a check of severity ERROR failed for them; not with `--ignore-checks` |
 | 130 | Ctrl-C |
 
 `--json` prints one JSON document on stdout and nothing else. Unexpected errors are one line too; `--traceback`, or
