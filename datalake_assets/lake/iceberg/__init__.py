@@ -1,0 +1,1 @@
+"""Iceberg tables: what is committed to them, how they are rewritten, what expires. Only here is pyiceberg imported."""
