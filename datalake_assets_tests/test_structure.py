@@ -25,6 +25,7 @@ REASONS = {
     "lake.manifest_figures": "read of 10,000 manifests at a time: another way of reading than a table's",
     "lake.replay": "how rows come back from quarantine: a protocol of its own",
     "lake.scan": "exact reads; the tables share it",
+    "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
     "lake.sql_session": "how a query of a person is answered",
     "lake.store.local": "a store",
     "lake.store.posix": "what a disk promises, apart from what a store is",
@@ -85,14 +86,37 @@ def test_whether_a_folder_was_adopted_is_asked_of_the_feed_or_the_table(modules)
     assert naming == {"datalake_assets.feed", "datalake_assets.defs.storage.asset_feeds"}
 
 
-def test_dagster_and_the_command_line_go_by_the_table_alone(modules):
-    """Manifests and states are a table's own; another format has none. Rows in quarantine lie beside the tables."""
-    above = ("datalake_assets.cli", "datalake_assets.defs", "datalake_assets.report")
-    inner = re.compile(r"\b(FeedFolder|PartitionLog|StateLog|Manifest|HiveTable|AdoptedTable|AssetTable)\b")
-    found = {
-        name for name, module in modules.items() if name.startswith(above) and inner.search(module.path.read_text())
-    }
-    assert found == {"datalake_assets.cli.quarantine"}
+#: What a table of files is made of: whatever else names one of these cannot work with another format.
+FILES_TABLE = re.compile(
+    r"\b(FeedFolder|PartitionLog|StateLog|FeedState|Manifest|Holdings|HiveTable|HiveSnapshot|AdoptedTable|AssetTable)\b"
+)
+#: The tables of files themselves; everybody else asks them by their roles.
+OF_FILES = (
+    "datalake_assets.core.feed_state",
+    "datalake_assets.core.manifest",
+    "datalake_assets.lake.adopted.",
+    "datalake_assets.lake.asset_table",
+    "datalake_assets.lake.commit",
+    "datalake_assets.lake.compaction",
+    "datalake_assets.lake.compaction_inputs",
+    "datalake_assets.lake.export_commits",
+    "datalake_assets.lake.export_kinds",
+    "datalake_assets.lake.hive",
+    "datalake_assets.lake.inspection",
+    "datalake_assets.lake.layout",
+    "datalake_assets.lake.manifest_figures",
+    "datalake_assets.lake.replay",
+    "datalake_assets.lake.scan",
+    "datalake_assets.lake.tables",
+)
+
+
+def test_nobody_goes_below_the_table(modules):
+    """Manifests and states are a table's own; another format has none."""
+    found = {name for name, module in modules.items() if FILES_TABLE.search(module.path.read_text())}
+    assert {
+        name for name in found if not f"{name}.".startswith(tuple(f"{each.rstrip('.')}." for each in OF_FILES))
+    } == set()
 
 
 def test_each_module_that_only_one_other_imports_has_a_reason(modules):

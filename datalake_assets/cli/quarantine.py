@@ -20,8 +20,8 @@ from datalake_assets.cli.session import (
 
 if TYPE_CHECKING:
     from datalake_assets.core.batches import QuarantinedRow
+    from datalake_assets.core.facts import WriteReport
     from datalake_assets.feed import Feed
-    from datalake_assets.lake.replay import ReplayReport
 
 __all__ = ["quarantine"]
 
@@ -39,11 +39,11 @@ def quarantine() -> None:
 @pass_session
 def list_reasons(session: Session, *, as_json: bool) -> None:
     """Count the rows in quarantine, by feed and reason; each once, by its position in the source."""
-    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.replay import reasons  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.quarantined_rows import reasons  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
 
     feeds, _ = session.feeds()
-    found = [(feed, each) for feed in feeds for each in reasons(FeedFolder(session.store, feed))]
+    found = [(feed, each) for feed in feeds for each in reasons(open_table(session.store, feed).quarantined())]
     if as_json:
         print_json(
             {
@@ -75,12 +75,10 @@ def list_reasons(session: Session, *, as_json: bool) -> None:
 @pass_session
 def show(session: Session, *, name: str, limit: int, as_json: bool) -> None:
     """Show rows of NAME that are in quarantine: where they stood in the source, why they are here, and as they are."""
-    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.replay import quarantined_rows  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
 
-    newest = {
-        row.identity: (path, row) for path, row in quarantined_rows(FeedFolder(session.store, _feed(session, name)))
-    }
+    table = open_table(session.store, _feed(session, name))
+    newest = {row.identity: (path, row) for path, row in table.quarantined()}
     shown = list(newest.values())[:limit]
     if as_json:
         print_json({"feed": name, "rows": len(newest), "shown": [_record(path, row) for path, row in shown]})
@@ -106,13 +104,15 @@ def replay(session: Session, *, name: str, as_json: bool) -> None:
     """
     report = _replayed(session, _feed(session, name))
     if as_json:
-        print_json({"feed": name, "landed": report.landed, "stayed": report.stayed, "partitions": _partitions(report)})
+        print_json(
+            {"feed": name, "landed": report.rows_added, "stayed": report.stayed, "partitions": _partitions(report)}
+        )
     else:
-        for each in report.write.partitions:
+        for each in report.partitions:
             say(f"{name} {each.key}: {each.rows_added:+,} rows")
         say(
-            f"{report.landed:,} rows landed"
-            if report.landed or report.stayed
+            f"{report.rows_added:,} rows landed"
+            if report.rows_added or report.stayed
             else f"nothing of {name} is in quarantine"
         )
         for reason, rows in sorted(report.stayed.items(), key=lambda pair: -pair[1]):
@@ -126,23 +126,22 @@ def _feed(session: Session, name: str) -> Feed:
     return feed
 
 
-def _replayed(session: Session, feed: Feed) -> ReplayReport:
+def _replayed(session: Session, feed: Feed) -> WriteReport:
     from datalake_assets.core.batches import ReadRequest  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.replay import refuse_pulled, replay  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
     from datalake_assets.sources.base import DecodesAgain  # noqa: PLC0415  not needed for --help
 
-    folder = FeedFolder(session.store, feed)
-    refuse_pulled(folder)
+    table = open_table(session.store, feed)
+    table.check_replay()
     with session.source(feed.source.type) as source:
         decode = partial(source.decode, feed) if isinstance(source, DecodesAgain) else None
-        report = replay(folder, source.read(feed, ReadRequest()), decode)
-    if report.write.partitions:
+        report = table.replay(source.read(feed, ReadRequest()), decode)
+    if report.partitions:
         _tell_dagster(session, feed, report)
     return report
 
 
-def _tell_dagster(session: Session, feed: Feed, report: ReplayReport) -> None:
+def _tell_dagster(session: Session, feed: Feed, report: WriteReport) -> None:
     """Tells Dagster what was landed, if it keeps a history; the rows are committed, whatever becomes of this."""
     try:
         if home_to_tell() is None:
@@ -151,15 +150,13 @@ def _tell_dagster(session: Session, feed: Feed, report: ReplayReport) -> None:
         from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
 
         with open_instance() as instance:
-            report_replay(instance, feed, report.write, lake_uri=session.store.uri)
+            report_replay(instance, feed, report, lake_uri=session.store.uri)
     except Exception as error:  # noqa: BLE001  a history that cannot be written is no reason to fail
         warn(f"not shown in Dagster: {type(error).__name__}: {error}")
 
 
-def _partitions(report: ReplayReport) -> list[dict[str, Any]]:
-    return [
-        {"partition": each.key, "rows_added": each.rows_added, "rows": each.rows} for each in report.write.partitions
-    ]
+def _partitions(report: WriteReport) -> list[dict[str, Any]]:
+    return [{"partition": each.key, "rows_added": each.rows_added, "rows": each.rows} for each in report.partitions]
 
 
 def _record(path: str, row: QuarantinedRow) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -24,6 +24,7 @@ from datalake_assets.core.partitions import TimeWindow
 
 __all__ = [
     "Batches",
+    "Decode",
     "InMemoryBatches",
     "QuarantinedRow",
     "ReadRequest",
@@ -156,6 +157,9 @@ class InMemoryBatches:
         """Remembers that it was called."""
         self.acknowledged = True
 
+
+#: Decodes rows again, as their source sent them; keeps their source partitions and offsets.
+Decode = Callable[[Sequence[bytes]], SourceBatch]
 
 _NUMBERED = re.compile(r"(\d{1,10}):(\d{1,19})")
 

@@ -1,7 +1,7 @@
-"""The one place for figures of a partition, so that writes, checks, summaries and the command line agree on them.
+"""The one place for figures of partitions, so that writes, checks, summaries and the command line agree on them.
 
 `PartitionFacts` holds what the manifest gives; `PlannedPartition` adds what a compaction would do, which
-`datalake_assets.core.compaction` works out.
+`datalake_assets.core.compaction` works out. `WriteReport` and `FeedTotals` say what a write did, and to what.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
+
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Commit
 from datalake_assets.core.wording import size_text
 
 __all__ = [
     "SIZE_BUCKETS",
+    "FeedTotals",
     "Outlook",
     "PartitionFacts",
     "PlannedPartition",
+    "WriteReport",
     "bucket_bounds",
     "bucket_label",
     "bucket_of",
@@ -232,3 +236,56 @@ class PlannedPartition(PartitionFacts):
     def remembers_all(self) -> bool:
         """Whether the history goes back to the first commit."""
         return len(self.history) >= self.generation
+
+
+@dataclass(frozen=True, slots=True)
+class FeedTotals:
+    """A feed as a whole, by its summary.
+
+    Attributes:
+        partitions: Partitions with files.
+        rows: Their rows.
+        files: Their files.
+        small_files: Of these, files below the feed's ``small_file_bytes``.
+        size_bytes: Their size.
+    """
+
+    partitions: int
+    rows: int
+    files: int
+    small_files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReport:
+    """What one write did.
+
+    Attributes:
+        partitions: Every partition that was selected or received rows, in key order.
+        rows_read: Rows that the source delivered.
+        rows_quarantined: Of these, rows that could not be decoded or placed.
+        rows_known: Of these, rows that the lake had already.
+        schema: Schema of the feed now.
+        requests: Store requests by class.
+        removed: Partition keys that retention removed.
+        notes: Lines for the run's log: what a person should know.
+        totals: The feed after the write; None if nobody knows them.
+        stayed: Of a replay: rows that are still in quarantine, by the reason why they were not landed.
+    """
+
+    partitions: tuple[PartitionFacts, ...]
+    rows_read: int
+    rows_quarantined: int
+    rows_known: int
+    schema: pa.Schema
+    requests: Mapping[str, int]
+    removed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    totals: FeedTotals | None = None
+    stayed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def rows_added(self) -> int:
+        """Rows that this write added to the lake, net."""
+        return sum(partition.rows_added for partition in self.partitions)

@@ -19,8 +19,9 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of
 from datalake_assets.core.schema import annotated, evolve, schema_from_json, schema_to_json
 from datalake_assets.lake.commit import Change, Loaded, Planned
-from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement, Quarantine
+from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.parquet.rolling import RollingWriter
@@ -129,7 +130,7 @@ class Export(ABC):
 
     def quarantine(self) -> Quarantine:
         """Where rows go that cannot be landed."""
-        return Quarantine(self.folder.store, self.folder.quarantine)
+        return Quarantine(self.folder.store, self.feed)
 
     def schema(self) -> pa.Schema:
         """The feed's schema from now on."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
 from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.feed_state import FeedState
@@ -24,6 +24,8 @@ from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.quarantined_rows import quarantined_rows
+from datalake_assets.lake.replay import refuse_pulled, replay
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import (
@@ -211,6 +213,14 @@ class HiveTable:
         requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}
         return replace(report, requests=requests, totals=totals)
 
+    def check_replay(self) -> None:
+        """Implements `LakeTable`."""
+        refuse_pulled(self._folder)
+
+    def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+        """Implements `LakeTable`."""
+        return replay(self._folder, batches, decode, run_id=run_id)
+
     @property
     def is_written_by_us(self) -> bool:
         """Implements `LakeTable`."""
@@ -244,6 +254,10 @@ class HiveTable:
         from datalake_assets.lake.manifest_figures import manifest_figures  # noqa: PLC0415  only reports need it
 
         return manifest_figures(self._folder, request, threads)
+
+    def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
+        """Implements `LakeTable`."""
+        return quarantined_rows(self._folder.store, self.feed)
 
     def scan(
         self,
@@ -306,6 +320,15 @@ class HiveTable:
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`."""
         return repair(self._folder)
+
+    def rebuild_summary(self, figures: FeedStatistics) -> None:
+        """Implements `LakeTable`."""
+        at = figures.last_run or figures.last_export or self._folder.store.now()
+        self._folder.summary.rebuild(figures.partitions, at=at)
+
+    def purge(self) -> int:
+        """Implements `LakeTable`."""
+        return self._folder.delete_all()
 
     def _window(self, keys: Sequence[str]) -> TimeWindow:
         by = self._folder.by

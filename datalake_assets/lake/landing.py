@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -28,61 +28,13 @@ from datalake_assets.core.batches import Batches, QuarantinedRow, RejectedRow, S
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of, path_of
 from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
 from datalake_assets.core.schema import conform
-from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.lake.quarantined_rows import Quarantine
+from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import Progress
 from datalake_assets.parquet.fingerprint import row_hashes
 from datalake_assets.parquet.rolling import RollingWriter
 
-__all__ = ["Fence", "Landing", "Offsets", "Placement", "Quarantine", "write_lines"]
-
-#: Bytes of lines held before they are written.
-FLUSH_BYTES = 1 << 20
-
-
-class Quarantine:
-    """Collects rejected rows of one write; what it was given is durable after `flush`.
-
-    One object holds many lines, each a `QuarantinedRow`; its name is a digest of its content, so that a repeated write
-    of the same rows adds nothing.
-
-    Args:
-        store: The lake.
-        folder: ``quarantine/<kind>/<name>``.
-    """
-
-    def __init__(self, store: Store, folder: str) -> None:
-        self._store, self._folder = store, folder
-        self._lines: dict[str, list[bytes]] = defaultdict(list)
-        self._held_bytes = 0
-        self.rows = 0
-
-    def add(
-        self, rows: Iterable[RejectedRow], *, partition_path: str = UNKNOWN_PARTITION, epoch: int | None = None
-    ) -> None:
-        """Takes rows whose partition is known by its Hive path, or isn't known."""
-        for row in rows:
-            line = QuarantinedRow.of(row, epoch=epoch).to_line()
-            self._lines[partition_path].append(line)
-            self._held_bytes += len(line)
-            self.rows += 1
-        if self._held_bytes >= FLUSH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is held; call it before the commit that passes over the rows."""
-        for path, lines in self._lines.items():
-            write_lines(self._store, f"{self._folder}/{path}", lines)
-        self._lines.clear()
-        self._held_bytes = 0
-
-
-def write_lines(store: Store, folder: str, lines: Iterable[bytes]) -> str:
-    """Writes lines of quarantine as one object, and returns its key."""
-    body = b"\n".join(lines) + b"\n"
-    key = f"{folder}/{hashlib.blake2b(body, digest_size=12).hexdigest()}.jsonl"
-    store.put(key, body)
-    return key
-
+__all__ = ["Fence", "Landing", "Offsets", "Placement"]
 
 #: A partition time further ahead than this is a broken clock, not an event.
 AHEAD = timedelta(days=1)

@@ -29,7 +29,6 @@ from datalake_assets.errors import (
 )
 from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
-from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.store.swap import swap_object
 
@@ -225,15 +224,10 @@ class FeedRegistry:
             FeedNotFound: There is no such feed.
             ConfigError: It is active.
         """
+        from datalake_assets.lake.tables import open_table  # noqa: PLC0415  a list of feeds needs no tables
+
         feed = self.archived(name)
-        folder = FeedFolder(self._store, feed)
-        data = () if folder.is_adopted else (folder.data_root,)
-        deleted = 0
-        # rows first: a feed that is restored after half of this misses files, and never lands rows twice
-        for prefix in (*data, folder.quarantine, f"metadata/{feed.path}", folder.control):
-            keys = [info.key for info in self._store.list(prefix)]
-            self._store.delete(keys)
-            deleted += len(keys)
+        deleted = open_table(self._store, feed).purge()
         self._store.delete([feed_key(name), feed_key(name, archived=True)])
         return deleted + 1
 

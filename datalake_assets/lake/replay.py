@@ -1,4 +1,4 @@
-"""Rows in quarantine: what there is and why, and how they are landed once the feed, or its source, was mended.
+"""How rows in quarantine are landed once the feed, or its source, was mended.
 
 A replay decodes rows again under the feed as it is now, and lands those that fit. What makes it exact are the holes in
 the partitions' positions: a row that a commit passed over is one, and a replay fills it in the same compare-and-swap
@@ -8,6 +8,7 @@ to land is written down before, so that a crash in between leaves lines that the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,23 +21,31 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from datalake_assets.core.batches import Batches, QuarantinedRow, ReadRequest, RejectedRow, SourceBatch, row_from_text
-from datalake_assets.core.facts import PartitionFacts
+from datalake_assets.core.batches import (
+    Batches,
+    Decode,
+    QuarantinedRow,
+    ReadRequest,
+    RejectedRow,
+    SourceBatch,
+    row_from_text,
+)
+from datalake_assets.core.facts import PartitionFacts, WriteReport
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
+from datalake_assets.feed import PositionKind
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export, Staged
-from datalake_assets.lake.landing import Fence, Mask, Quarantine, write_lines
+from datalake_assets.lake.landing import Fence, Mask
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.table import WriteReport
+from datalake_assets.lake.quarantined_rows import Quarantine, quarantine_objects, write_lines
+from datalake_assets.lake.store.swap import retried
 
-__all__ = ["Decode", "Reason", "ReplayReport", "quarantined_rows", "reasons", "refuse_pulled", "replay"]
+__all__ = ["refuse_pulled", "replay"]
 
-#: Decodes rows again, as their source sent them; keeps their source partitions and offsets.
-Decode = Callable[[Sequence[bytes]], SourceBatch]
 #: Times that a replay begins anew because somebody else landed some of its rows.
 ATTEMPTS = 5
 #: Rows that are decoded at once.
@@ -51,108 +60,29 @@ THERE = "it is in the lake already, or was passed over by an earlier release"
 NO_ANSWER = "its source cannot decode rows again"
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Rows that are in quarantine for one reason.
-
-    Attributes:
-        reason: The reason.
-        rows: Distinct rows, by their position in the source.
-        partitions: Paths of the partitions that they belong to; ``_unknown`` where that is not known.
-        example: One of them.
-    """
-
-    reason: str
-    rows: int
-    partitions: tuple[str, ...]
-    example: QuarantinedRow
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayReport:
-    """What a replay did.
-
-    Attributes:
-        write: The partitions that received rows.
-        stayed: Rows that are still in quarantine, by the reason why they were not landed.
-    """
-
-    write: WriteReport
-    stayed: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def landed(self) -> int:
-        """Rows landed."""
-        return self.write.rows_added
-
-
-def quarantined_rows(folder: FeedFolder) -> Iterator[tuple[str, QuarantinedRow]]:
-    """All lines of a feed's quarantine, with the path of their partition; one row may have several."""
-    for _, path, rows in _objects(folder):
-        for row in rows:
-            yield path, row
-
-
-def reasons(folder: FeedFolder) -> list[Reason]:
-    """Why there are rows in quarantine, the most frequent reason first; a row counts once, by its newest line."""
-    newest: dict[str, tuple[str, QuarantinedRow]] = {}
-    for path, row in quarantined_rows(folder):
-        newest[row.identity] = (path, row)
-    grouped: dict[str, list[tuple[str, QuarantinedRow]]] = defaultdict(list)
-    for path, row in newest.values():
-        grouped[row.reason].append((path, row))
-    found = [
-        Reason(reason, len(rows), tuple(sorted({path for path, _ in rows})), rows[0][1])
-        for reason, rows in grouped.items()
-    ]
-    return sorted(found, key=lambda each: (-each.rows, each.reason))
-
-
-def replay(folder: FeedFolder, batches: Batches, decode: Decode | None, *, run_id: str = "") -> ReplayReport:
-    """Lands the rows in quarantine that fit the feed as it is now, each exactly once.
-
-    Args:
-        folder: The feed's corner of the lake.
-        batches: A read of the source; asked for its columns where the lake does not know them, and not iterated.
-        decode: Decodes rows that the source's own decoder refused; None leaves them.
-        run_id: Written into the history.
-
-    Raises:
-        ConfigError: The feed's rows are not numbered by their source.
-        SourceError: The source's columns are needed, and it failed.
-        LakeError: The store failed; what was committed stays, and a repetition does the rest.
-    """
+def replay(folder: FeedFolder, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+    """Does what `TableWriter.replay` promises, for the feed of a folder."""
     refuse_pulled(folder)
     folder.store.probe()
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return _replay_once(folder, batches, decode, run_id)
-        except CommitConflict:
-            continue
-    return _replay_once(folder, batches, decode, run_id)
+    return retried(lambda: _replay_once(folder, batches, decode, run_id), attempts=ATTEMPTS, on=(CommitConflict,))
 
 
-def _replay_once(folder: FeedFolder, batches: Batches, decode: Decode | None, run_id: str) -> ReplayReport:
+def _replay_once(folder: FeedFolder, batches: Batches, decode: Decode | None, run_id: str) -> WriteReport:
     _finish_replays(folder)
     waiting = _Waiting(folder, batches, decode)
     export = ReplayExport(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
     report = export.run()
     if report.partitions:
         folder.summary.merge(report.partitions, removed=(), at=folder.store.now())
-    return ReplayReport(report, dict(export.stayed))
+    return dataclasses.replace(report, stayed=dict(export.stayed))
 
 
 def refuse_pulled(folder: FeedFolder) -> None:
-    """Refuses feeds whose rows come anew with each pull, or are not ours to read.
-
-    Raises:
-        ConfigError: It is such a feed; says how its rows come.
-    """
+    """Does what `TableWriter.check_replay` promises."""
     feed = folder.feed
-    kind = folder.state.load().position_kind
     if not feed.is_exported:
         raise ConfigError(f"feed {feed.name!r} is {feed.written_by}: whoever writes it has to write those rows again")
-    if kind not in {None, "offsets"} or feed.kind == "table":
+    if feed.position_kind is not PositionKind.OFFSETS:
         again = f"--table {feed.name}" if feed.kind == "table" else f"--stream {feed.name} --range A..B"
         raise ConfigError(
             f"feed {feed.name!r} is pulled whole, each time with the rows that did not fit before:"
@@ -203,12 +133,17 @@ class _Waiting:
         """Does nothing."""
 
     def _has_undecoded(self) -> bool:
-        return any(not _is_decoded(row) for _, row in quarantined_rows(self._folder) if self._why_not(row) is None)
+        return any(
+            not _is_decoded(row) and self._why_not(row) is None for _, _, rows in self._objects() for row in rows
+        )
+
+    def _objects(self) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
+        return quarantine_objects(self._folder.store, self._folder.feed)
 
     def __iter__(self) -> Iterator[SourceBatch]:
         """Streams the rows, each once."""
         taken: set[str] = set()
-        for _, _, rows in _objects(self._folder):
+        for _, _, rows in self._objects():
             fresh = []
             for row in rows:
                 if row.identity not in taken:
@@ -407,21 +342,6 @@ def _expanded(runs: Runs) -> npt.NDArray[np.int64]:
     return np.concatenate(ranges) if ranges else np.empty(0, dtype=np.int64)
 
 
-def _objects(folder: FeedFolder) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
-    """Key, partition path and rows of every object, oldest first."""
-    root = f"{folder.quarantine}/"
-    listed = sorted(folder.store.list(folder.quarantine), key=lambda info: (info.modified_at, info.key))
-    for info in listed:
-        if not info.key.endswith(".jsonl"):
-            continue
-        try:
-            body = folder.store.get(info.key)[0]
-        except ObjectNotFound:  # another replay has just been
-            continue
-        path = info.key.removeprefix(root).rpartition("/")[0]
-        yield info.key, path, [QuarantinedRow.from_line(line) for line in body.split(b"\n") if line]
-
-
 def _replays(folder: FeedFolder) -> str:
     return f"{folder.control}/replays"
 
@@ -471,7 +391,7 @@ def _joined(taken: Iterable[Mapping[int, Runs]]) -> dict[int, Runs]:
 
 def _take_out(folder: FeedFolder, epoch: int, landed: Mapping[int, Runs]) -> None:
     """Writes objects anew without the lines of these rows; the new one first, so that no other line is ever lost."""
-    for key, _, rows in _objects(folder):
+    for key, _, rows in quarantine_objects(folder.store, folder.feed):
         kept = [row for row in rows if not _is_gone(row, epoch, landed)]
         if len(kept) == len(rows):
             continue

@@ -12,9 +12,8 @@ from datalake_assets.core.partitions import UNKNOWN_PARTITION, partition_key
 from datalake_assets.core.report.figures import FeedStatistics, Quarantined
 from datalake_assets.errors import ObjectNotFound
 from datalake_assets.feed import Feed
-from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.store.base import ObjectInfo, Store
-from datalake_assets.lake.summary import Summary
 from datalake_assets.lake.tables import open_table
 
 __all__ = ["QUARANTINE_BYTES", "FeedStatistics", "lake_statistics", "rebuild_summaries"]
@@ -49,15 +48,14 @@ def lake_statistics(
 
 
 def rebuild_summaries(store: Store, statistics: Sequence[FeedStatistics]) -> tuple[FeedStatistics, ...]:
-    """Writes every feed's ``_metadata.json`` anew; not those of feeds with manifests that cannot be read.
+    """Writes every feed's summary anew; not those of feeds with manifests that cannot be read.
 
     Returns:
         The feeds that were left out.
     """
     for each in statistics:
         if not each.problems:
-            at = each.last_run or each.last_export or store.now()
-            Summary(store, each.feed).rebuild(each.partitions, at=at)
+            open_table(store, each.feed).rebuild_summary(each)
     return tuple(each for each in statistics if each.problems)
 
 
@@ -66,7 +64,7 @@ class _Quarantine:
 
     def __init__(self, store: Store, feed: Feed, threads: Executor | None) -> None:
         self._store, self._feed, self._threads = store, feed, threads
-        self._folder = FeedFolder(store, feed).quarantine
+        self._folder = quarantine_folder(feed)
 
     def counted(self) -> Quarantined:
         """Counts the rows in quarantine by partition; up to `QUARANTINE_BYTES` of them are read."""

@@ -35,7 +35,8 @@ class Summary:
 
     def __init__(self, store: Store, feed: Feed) -> None:
         self._store, self._feed = store, feed
-        self.key = f"metadata/{feed.path}/_metadata.json"
+        self.folder = f"metadata/{feed.path}"
+        self.key = f"{self.folder}/_metadata.json"
 
     def merge(self, reports: Sequence[PartitionFacts], *, removed: Iterable[str], at: datetime | None) -> FeedTotals:
         """Takes over ``reports``; once per run. Losing every race leaves the other's summary, without an error.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
-from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
-from datalake_assets.core.facts import PartitionFacts, PlannedPartition
+from datalake_assets.core.facts import FeedTotals, PartitionFacts, PlannedPartition, WriteReport
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.feed import Feed
@@ -62,57 +62,6 @@ class Progress:
 
     rows: int
     bytes_written: int
-
-
-@dataclass(frozen=True, slots=True)
-class FeedTotals:
-    """A feed as a whole, by its summary.
-
-    Attributes:
-        partitions: Partitions with files.
-        rows: Their rows.
-        files: Their files.
-        small_files: Of these, files below the feed's ``small_file_bytes``.
-        size_bytes: Their size.
-    """
-
-    partitions: int
-    rows: int
-    files: int
-    small_files: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class WriteReport:
-    """What one write did.
-
-    Attributes:
-        partitions: Every partition that was selected or received rows, in key order.
-        rows_read: Rows that the source delivered.
-        rows_quarantined: Of these, rows that could not be decoded or placed.
-        rows_known: Of these, rows that the lake had already.
-        schema: Schema of the feed now.
-        requests: Store requests by class.
-        removed: Partition keys that retention removed.
-        notes: Lines for the run's log: what a person should know.
-        totals: The feed after the write; None if nobody knows them.
-    """
-
-    partitions: tuple[PartitionFacts, ...]
-    rows_read: int
-    rows_quarantined: int
-    rows_known: int
-    schema: pa.Schema
-    requests: Mapping[str, int]
-    removed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    totals: FeedTotals | None = None
-
-    @property
-    def rows_added(self) -> int:
-        """Rows that this write added to the lake, net."""
-        return sum(partition.rows_added for partition in self.partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +294,9 @@ class TableReader(Protocol):
             threads: What requests may be sent from; None: one by one.
         """
 
+    def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
+        """Rows that could not be landed, with their partition's path, oldest first; one row may come repeatedly."""
+
     def scan(
         self,
         *,
@@ -413,6 +365,27 @@ class TableWriter(Protocol):
             LakeError: Nothing was committed, or what was committed stays and a repetition adds only the rest.
         """
 
+    def check_replay(self) -> None:
+        """Refuses feeds whose rows in quarantine can't be landed later: they come anew with each pull, or aren't ours.
+
+        Raises:
+            ConfigError: It is such a feed; says how its rows come.
+        """
+
+    def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+        """Lands the rows in quarantine that fit the feed as it is now, each exactly once, and takes them out.
+
+        Args:
+            batches: A read of the source; asked for its columns where the table does not know them, and not iterated.
+            decode: Decodes rows that the source's own decoder refused; None leaves them.
+            run_id: Written into the history.
+
+        Raises:
+            ConfigError: As `check_replay`.
+            SourceError: The source's columns are needed, and it failed.
+            LakeError: The store failed; what was committed stays, and a repetition does the rest.
+        """
+
 
 class TableKeeper(Protocol):
     """A table for those who look after it."""
@@ -476,6 +449,16 @@ class TableKeeper(Protocol):
 
     def repair(self, *, run_id: str = "") -> Repair:
         """Finishes or undoes interrupted commits, sweeps what they left, and takes over what others changed."""
+
+    def rebuild_summary(self, figures: FeedStatistics) -> None:
+        """Writes anew what `TableReader.totals` and people read, from the `TableReader.figures` of all partitions."""
+
+    def purge(self) -> int:
+        """Deletes everything of it in the lake, rows first, and nothing that others wrote; repeat it if interrupted.
+
+        Returns:
+            How many objects were deleted.
+        """
 
 
 class LakeTable(TableReader, TableWriter, TableKeeper, Protocol):

@@ -17,13 +17,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
 from datalake_assets.errors import ConfigError, SnapshotExpired
 from datalake_assets.lake.statistics import lake_statistics
@@ -41,6 +42,7 @@ __all__ = [
     "TableReaderContract",
     "VersionsContract",
     "ids_of",
+    "numbered_rows",
     "rows_of",
 ]
 
@@ -57,6 +59,16 @@ def rows_of(ids: Sequence[int]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(ids, pa.int64()), pa.array(times, SCHEMA.field(1).type)], schema=SCHEMA)
 
 
+def numbered_rows(ids: Sequence[int], *, rejected: Sequence[int] = ()) -> SourceBatch:
+    """Rows as a source sends them that numbers them as the ids are; some it could not decode."""
+    return SourceBatch(
+        rows_of(ids),
+        pa.array([0] * len(ids), pa.int32()),
+        pa.array(ids, pa.int64()),
+        tuple(RejectedRow(str(number).encode(), "not a row", f"0:{number}") for number in rejected),
+    )
+
+
 def ids_of(table: LakeTable, *, partitions: Sequence[str] | None = None) -> list[int]:
     """The ids in a table, in order."""
     found: list[int] = table.scan(columns=["id"], partitions=partitions).read_all()["id"].to_pylist()
@@ -68,6 +80,12 @@ def _exact_ids(case: TableCase) -> list[int]:
     while True:
         with contextlib.suppress(SnapshotExpired):
             return ids_of(case.open())
+
+
+def _write(case: ExportedCase, *sent: SourceBatch) -> WriteReport:
+    table = case.open()
+    plan = table.plan(case.plans)
+    return table.write(InMemoryBatches(sent, case.time_column, plan.request), partitions=plan.partitions, run_id="run")
 
 
 class Died(BaseException):
@@ -143,9 +161,7 @@ class ExportedCase(TableCase):
 
     def batches(self, ids: Sequence[int], request: ReadRequest) -> Batches:
         """What the source sends; numbered as the ids are."""
-        offsets = pa.array(ids, pa.int64())
-        batch = SourceBatch(rows_of(ids), pa.array([0] * len(ids), pa.int32()), offsets)
-        return InMemoryBatches((batch,), self.time_column, request)
+        return InMemoryBatches((numbered_rows(ids),), self.time_column, request)
 
     def write(self, ids: Sequence[int], *, partitions: Sequence[str] | None = None) -> WriteReport:
         """Plans and writes."""
@@ -218,6 +234,14 @@ class TableReaderContract:
             assert seen is None or (seen.rows, seen.files, seen.size_bytes) == (each.rows, each.files, each.size_bytes)
         assert written.rows_added == sum(each.rows for each in written.partitions) == 30
 
+    def test_a_purged_table_has_neither_rows_nor_memory(self, case: TableCase) -> None:
+        case.write(range(30))
+        assert case.open().purge() > 0
+        table = case.open()
+        assert table.partitions() == ()
+        assert list(table.quarantined()) == []
+        assert table.purge() == 0
+
 
 class _WriterContract:
     """What every table that we write promises its writers."""
@@ -241,6 +265,10 @@ class _WriterContract:
         assert [case.open().report(each.key) for each in first.partitions] == before
         assert ids_of(case.open()) == list(range(30))
 
+    def test_nothing_is_in_quarantine_of_rows_that_fit(self, case: ExportedCase) -> None:
+        case.write(range(30))
+        assert list(case.open().quarantined()) == []
+
     def test_a_write_acknowledges_its_source_once_committed(self, case: ExportedCase) -> None:
         table = case.open()
         plan = table.plan(case.plans)
@@ -263,8 +291,58 @@ class AppendContract(_WriterContract):
         later = case.write(range(5, 30))
         assert (later.rows_added, later.rows_known, ids_of(case.open())) == (20, 5, list(range(30)))
 
+    def test_rows_that_could_not_be_decoded_wait_and_are_landed_once(self, case: ExportedCase) -> None:
+        written = _write(case, numbered_rows([*range(3), *range(4, 30)], rejected=[3]))
+        assert (written.rows_read, written.rows_added, written.rows_quarantined) == (30, 29, 1)
+        ((_, waiting),) = case.open().quarantined()
+        assert (waiting.raw, waiting.reason, waiting.offset) == ("3", "not a row", (0, 3))
 
-class ReplaceContract(_WriterContract):
+        def decode(raws: Sequence[bytes]) -> SourceBatch:
+            return numbered_rows([int(raw) for raw in raws])
+
+        table = case.open()
+        table.check_replay()
+        landed = table.replay(case.batches([], ReadRequest()), decode)
+        assert (landed.rows_added, dict(landed.stayed)) == (1, {})
+        seen = {each.key: case.open().report(each.key) for each in landed.partitions}
+        assert [each and each.rows for each in seen.values()] == [each.rows for each in landed.partitions]
+        assert ids_of(case.open()) == list(range(30))
+        assert list(case.open().quarantined()) == []
+        again = case.open().replay(case.batches([], ReadRequest()), decode)
+        assert (again.rows_added, again.partitions, dict(again.stayed)) == (0, (), {})
+
+    def test_rows_that_still_cannot_be_decoded_stay_with_the_reason(self, case: ExportedCase) -> None:
+        _write(case, numbered_rows([*range(3), *range(5, 30)], rejected=[3, 4]))
+
+        def decode(raws: Sequence[bytes]) -> SourceBatch:
+            return numbered_rows([3], rejected=[4]) if raws else numbered_rows([])
+
+        landed = case.open().replay(case.batches([], ReadRequest()), decode)
+        assert (landed.rows_added, dict(landed.stayed)) == (1, {"not a row": 1})
+        assert [row.position for _, row in case.open().quarantined()] == ["0:4"]
+        nothing = case.open().replay(case.batches([], ReadRequest()), None)
+        assert (nothing.rows_added, sum(nothing.stayed.values())) == (0, 1)
+        assert ids_of(case.open()) == [*range(4), *range(5, 30)]
+
+    def test_a_replayed_row_is_known_to_a_read_from_the_beginning(self, case: ExportedCase) -> None:
+        _write(case, numbered_rows([*range(3), *range(4, 30)], rejected=[3]))
+        case.open().replay(case.batches([], ReadRequest()), lambda raws: numbered_rows([int(raw) for raw in raws]))
+        again = case.write(range(30))
+        assert (again.rows_added, again.rows_known, ids_of(case.open())) == (0, 30, list(range(30)))
+
+
+class _PulledContract(_WriterContract):
+    """A table whose rows come anew with each pull, those that did not fit before among them."""
+
+    def test_its_quarantine_is_not_replayed(self, case: ExportedCase) -> None:
+        case.write(range(30))
+        for replay in (case.open().check_replay, lambda: case.open().replay(case.batches([], ReadRequest()), None)):
+            with pytest.raises(ConfigError, match=case.open().feed.name):
+                replay()
+        assert ids_of(case.open()) == list(range(30))
+
+
+class ReplaceContract(_PulledContract):
     """A table whose partitions are replaced as a whole."""
 
     def test_a_replaced_partition_has_the_new_rows_only(self, case: ExportedCase) -> None:
@@ -273,7 +351,7 @@ class ReplaceContract(_WriterContract):
         assert ids_of(case.open()) == [*range(12), *range(24, 30)]
 
 
-class VersionsContract(_WriterContract):
+class VersionsContract(_PulledContract):
     """A table whose every write is a new version; its feed keeps the last two."""
 
     def test_readers_get_the_newest_version_and_may_ask_for_the_one_before(self, case: ExportedCase) -> None:
@@ -307,6 +385,16 @@ class NotExportedContract:
             table.plan()
         with pytest.raises(ConfigError, match="nothing is exported"):
             table.write(InMemoryBatches((SourceBatch(rows_of([1])),)), partitions=["x"], run_id="run")
+
+    def test_nothing_is_put_aside_or_landed_later(self, case: TableCase) -> None:
+        case.write(range(10))
+        table = case.open()
+        assert list(table.quarantined()) == []
+        with pytest.raises(ConfigError, match=table.feed.name):
+            table.check_replay()
+        with pytest.raises(ConfigError, match=table.feed.name):
+            table.replay(InMemoryBatches((numbered_rows([11]),)), None)
+        assert ids_of(case.open()) == list(range(10))
 
     def test_another_look_takes_over_what_others_changed(self, case: TableCase) -> None:
         case.write(range(10))
@@ -449,3 +537,32 @@ class FilesContract:
         }
         assert sum(each.rows for each in figures.partitions) == len(ids_of(table)) == 30
         assert figures.problems == ()
+
+    def test_purging_spares_the_files_of_others_and_no_other(self, case: TableCase) -> None:
+        case.write(range(30))
+        before, is_ours = case.files(), case.open().is_written_by_us or case.data_store is case.store
+        case.open().purge()
+        assert case.files() == ([] if is_ours else before)
+
+    def test_a_summary_is_rebuilt_from_figures(self, case: TableCase) -> None:
+        case.write(range(30))
+        table = case.open()
+        figures = table.figures(CompactionRequest())
+        first = figures.partitions[0]
+        table.rebuild_summary(replace(figures, partitions=(first,)))
+        part = case.open().totals()
+        assert part is not None
+        assert (part.partitions, part.rows, part.files, part.size_bytes) == (
+            1,
+            first.rows,
+            first.files,
+            first.size_bytes,
+        )
+        table.rebuild_summary(figures)
+        whole, reports = case.open().totals(), [table.report(key) for key in table.partitions()]
+        assert whole is not None
+        assert (whole.partitions, whole.rows) == (len(figures.partitions), 30)
+        assert (whole.files, whole.size_bytes) == (
+            sum(each.files for each in reports if each),
+            sum(each.size_bytes for each in reports if each),
+        )

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import PrivateAttr
 
-from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.core.batches import Batches, Decode, InMemoryBatches, QuarantinedRow, ReadRequest, SourceBatch
 from datalake_assets.core.compaction.plan import (
     CompactionGroup,
     CompactionPlan,
@@ -22,7 +22,14 @@ from datalake_assets.core.compaction.plan import (
 )
 from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.partitions import PartitionBy, key_of, version_key, version_number, window_of
+from datalake_assets.core.partitions import (
+    UNKNOWN_PARTITION,
+    PartitionBy,
+    key_of,
+    version_key,
+    version_number,
+    window_of,
+)
 from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
@@ -115,7 +122,7 @@ class MemoryTable:
     keep: int = 2
     repaired: int = 0
     written: list[str] = field(default_factory=list)
-    quarantined: int = 0
+    put_aside: list[QuarantinedRow] = field(default_factory=list)
     small: dict[str, int] = field(default_factory=dict)
     left: dict[str, tuple[LeftAlone, ...]] = field(default_factory=dict)
     broken: dict[str, BaseException] = field(default_factory=dict)
@@ -155,7 +162,10 @@ class MemoryTable:
         if self.feed.kind is FeedKind.TABLE and partitions[0] in self.data:
             note = f"version {partitions[0]} was committed before and is kept as it is"
             return self._reported(partitions, {}, 0, (), (note,))
-        read = pa.Table.from_batches([batch.rows for batch in batches], SCHEMA)
+        sent = list(batches)
+        rejected = [row for batch in sent for row in batch.rejected]
+        self.put_aside += [QuarantinedRow.of(row, epoch=None) for row in rejected]
+        read = pa.Table.from_batches([batch.rows for batch in sent], SCHEMA)
         if on_progress:
             on_progress(Progress(rows=read.num_rows, bytes_written=read.nbytes))
         before = {key: data.num_rows for key, data in self.data.items()}
@@ -169,7 +179,14 @@ class MemoryTable:
                 del self.data[key]
             self.gone |= set(removed)
         batches.acknowledge()
-        return self._reported(partitions, before, read.num_rows, removed, ())
+        return self._reported(partitions, before, read.num_rows, removed, (), quarantined=len(rejected))
+
+    def check_replay(self) -> None:
+        raise ConfigError(f"feed {self.feed.name!r} is pulled whole")
+
+    def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+        self.check_replay()
+        raise AssertionError
 
     @property
     def is_written_by_us(self) -> bool:
@@ -191,6 +208,9 @@ class MemoryTable:
 
     def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:
         return FeedStatistics(self.feed, tuple(self.health(key, request) for key in self.partitions()))
+
+    def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
+        return ((UNKNOWN_PARTITION, row) for row in self.put_aside)
 
     def report(self, key: str) -> PartitionFacts | None:
         return self._report(key, {}) if key in self.data else None
@@ -294,6 +314,13 @@ class MemoryTable:
         self.repaired += 1
         return Repair(finished=1)
 
+    def rebuild_summary(self, figures: FeedStatistics) -> None: ...
+
+    def purge(self) -> int:
+        deleted = len(self.data)
+        self.data.clear()
+        return deleted
+
     def _split(self, read: pa.Table, partitions: Sequence[str]) -> dict[str, pa.Table]:
         if self.feed.kind is FeedKind.TABLE:
             return {partitions[0]: read}
@@ -308,6 +335,8 @@ class MemoryTable:
         rows_read: int,
         removed: Sequence[str],
         notes: Sequence[str],
+        *,
+        quarantined: int = 0,
     ) -> WriteReport:
         now = {key: data.num_rows for key, data in self.data.items()}
         changed = {key for key in now if before and now[key] != before.get(key, 0)} or (set() if notes else set(now))
@@ -316,7 +345,14 @@ class MemoryTable:
         reports = tuple(self._report(key, known) for key in keys)
         requests = {"put": 5, "get": 2, "list": 1, "delete": 0}
         return WriteReport(
-            reports, rows_read, self.quarantined, 0, SCHEMA, requests, removed=tuple(removed), notes=tuple(notes)
+            reports,
+            rows_read + quarantined,
+            quarantined,
+            0,
+            SCHEMA,
+            requests,
+            removed=tuple(removed),
+            notes=tuple(notes),
         )
 
     def _files(self, key: str) -> int:

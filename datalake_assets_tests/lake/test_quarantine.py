@@ -27,7 +27,8 @@ from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.replay import NOT_NUMBERED, NOT_PASSED, OTHER_EPOCH, quarantined_rows, reasons, replay
+from datalake_assets.lake.quarantined_rows import reasons
+from datalake_assets.lake.replay import NOT_NUMBERED, NOT_PASSED, OTHER_EPOCH
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of, table_feed
 from datalake_assets_tests.lake.hive_tables import export, ids
@@ -39,8 +40,8 @@ def lines_of(store: Store, feed: Feed) -> list[dict[str, Any]]:
 
 
 def replayed(store: Store, feed: Feed, decode: Any = None) -> tuple[int, dict[str, int]]:
-    done = replay(FeedFolder(store, feed), stream_of(numbered([])), decode)
-    return done.landed, dict(done.stayed)
+    done = HiveTable(store, feed).replay(stream_of(numbered([])), decode)
+    return done.rows_added, dict(done.stayed)
 
 
 def decoded(raws: Sequence[bytes]) -> SourceBatch:
@@ -159,10 +160,8 @@ def test_rows_whose_numbers_are_unknown_stay(local_store: Store):
 
 @pytest.mark.parametrize("feed", [stream_feed("pull"), table_feed()], ids=["pull", "table"])
 def test_feeds_that_are_pulled_whole_say_how_their_rows_come(local_store: Store, feed: Feed):
-    folder = FeedFolder(local_store, feed)
-    folder.state.change(lambda now: dataclasses.replace(now, position_kind="window"))
     with pytest.raises(ConfigError, match="'datalake export --"):
-        replay(folder, stream_of(numbered([])), None)
+        HiveTable(local_store, feed).replay(stream_of(numbered([])), None)
 
 
 def test_lines_of_earlier_releases_are_landed(local_store: Store):
@@ -187,7 +186,7 @@ def test_reasons_count_a_row_once(local_store: Store):
     again = [RejectedRow(b"[3]", "another reason", "0:3")]
     export(table, stream_of(numbered([], rejected=again)))
 
-    found = {each.reason: each.rows for each in reasons(FeedFolder(local_store, feed))}
+    found = {each.reason: each.rows for each in reasons(table.quarantined())}
 
     assert sum(found.values()) == 3
     assert len(lines_of(local_store, feed)) == 4
@@ -344,7 +343,7 @@ def test_every_row_is_landed_once_whatever_dies_between_exports_and_replays(loca
         table.write(topic.read(plan.request), partitions=plan.partitions, run_id="run")
 
     def replay_all(feed: Feed) -> dict[str, int]:
-        return dict(replay(FeedFolder(store, feed), topic.read(ReadRequest()), topic.decode).stayed)  # type: ignore[arg-type]
+        return dict(HiveTable(store, feed).replay(topic.read(ReadRequest()), topic.decode).stayed)  # type: ignore[arg-type]
 
     def landed() -> Counter[int]:
         store.left = -1
@@ -385,5 +384,5 @@ def test_position_with_holes_survives_its_json():
 def test_rows_of_a_feed_are_listed_with_their_partition(local_store: Store):
     feed = stream_feed(start="2025-01-02")
     export(HiveTable(local_store, feed), stream_of(numbered(range(25), rejected=undecodable(25))))
-    found = Counter(path for path, _ in quarantined_rows(FeedFolder(local_store, feed)))
+    found = Counter(path for path, _ in HiveTable(local_store, feed).quarantined())
     assert found == {"year=2025/month=01/day=01": 24, "_unknown": 1}

@@ -1,0 +1,122 @@
+"""Rows that could not be landed, and wait beside the tables: the same JSON lines, whatever table they belong to.
+
+One object holds many lines, each a `QuarantinedRow`; its name is a digest of its content, so that a repeated write of
+the same rows adds nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from datalake_assets.core.batches import QuarantinedRow, RejectedRow
+from datalake_assets.core.partitions import UNKNOWN_PARTITION
+from datalake_assets.errors import ObjectNotFound
+from datalake_assets.feed import Feed
+from datalake_assets.lake.layout import quarantine_folder
+from datalake_assets.lake.store.base import Store
+
+__all__ = ["Quarantine", "Reason", "quarantine_objects", "quarantined_rows", "reasons", "write_lines"]
+
+#: Bytes of lines held before they are written.
+FLUSH_BYTES = 1 << 20
+
+
+class Quarantine:
+    """Collects rejected rows of one write; what it was given is durable after `flush`.
+
+    Args:
+        store: The lake.
+        feed: Whose rows they are.
+    """
+
+    def __init__(self, store: Store, feed: Feed) -> None:
+        self._store, self._folder = store, quarantine_folder(feed)
+        self._lines: dict[str, list[bytes]] = defaultdict(list)
+        self._held_bytes = 0
+        self.rows = 0
+
+    def add(
+        self, rows: Iterable[RejectedRow], *, partition_path: str = UNKNOWN_PARTITION, epoch: int | None = None
+    ) -> None:
+        """Takes rows whose partition is known by its Hive path, or isn't known."""
+        for row in rows:
+            line = QuarantinedRow.of(row, epoch=epoch).to_line()
+            self._lines[partition_path].append(line)
+            self._held_bytes += len(line)
+            self.rows += 1
+        if self._held_bytes >= FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held; call it before the commit that passes over the rows."""
+        for path, lines in self._lines.items():
+            write_lines(self._store, f"{self._folder}/{path}", lines)
+        self._lines.clear()
+        self._held_bytes = 0
+
+
+def write_lines(store: Store, folder: str, lines: Iterable[bytes]) -> str:
+    """Writes lines of quarantine as one object, and returns its key."""
+    body = b"\n".join(lines) + b"\n"
+    key = f"{folder}/{hashlib.blake2b(body, digest_size=12).hexdigest()}.jsonl"
+    store.put(key, body)
+    return key
+
+
+def quarantine_objects(store: Store, feed: Feed) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
+    """Key, partition path and rows of every object, oldest first."""
+    folder = quarantine_folder(feed)
+    listed = sorted(store.list(folder), key=lambda info: (info.modified_at, info.key))
+    for info in listed:
+        if not info.key.endswith(".jsonl"):
+            continue
+        try:
+            body = store.get(info.key)[0]
+        except ObjectNotFound:  # another replay has just been
+            continue
+        path = info.key.removeprefix(f"{folder}/").rpartition("/")[0]
+        yield info.key, path, [QuarantinedRow.from_line(line) for line in body.split(b"\n") if line]
+
+
+def quarantined_rows(store: Store, feed: Feed) -> Iterator[tuple[str, QuarantinedRow]]:
+    """All lines of a feed's quarantine, with the path of their partition, oldest first; one row may have several."""
+    for _, path, rows in quarantine_objects(store, feed):
+        for row in rows:
+            yield path, row
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Rows that are in quarantine for one reason.
+
+    Attributes:
+        reason: The reason.
+        rows: Distinct rows, by their position in the source.
+        partitions: Paths of the partitions that they belong to; ``_unknown`` where that is not known.
+        example: One of them.
+    """
+
+    reason: str
+    rows: int
+    partitions: tuple[str, ...]
+    example: QuarantinedRow
+
+
+def reasons(rows: Iterable[tuple[str, QuarantinedRow]]) -> list[Reason]:
+    """Why rows are in quarantine, the most frequent reason first; a row counts once, by its newest line.
+
+    Args:
+        rows: As `TableReader.quarantined` gives them.
+    """
+    newest = {row.identity: (path, row) for path, row in rows}
+    grouped: dict[str, list[tuple[str, QuarantinedRow]]] = defaultdict(list)
+    for path, row in newest.values():
+        grouped[row.reason].append((path, row))
+    found = [
+        Reason(reason, len(rows), tuple(sorted({path for path, _ in rows})), rows[0][1])
+        for reason, rows in grouped.items()
+    ]
+    return sorted(found, key=lambda each: (-each.rows, each.reason))
