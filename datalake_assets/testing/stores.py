@@ -132,6 +132,16 @@ class StoreContract:
         assert keys(store, "a") == ["a/2", "a/b/1"]
         assert keys(store, "none") == []
 
+    def test_beginning_gives_names_of_one_folder_that_begin_so(self, store: Store) -> None:
+        for key in ("a/_x_1", "a/_x_2", "a/x", "a/b/_x_3", "a/_x_/4", "_x_5", "_y"):
+            store.put(key, b"x")
+
+        assert [store.head("a/_x_1")] == [info for info in store.beginning("a/_x_") if info.key == "a/_x_1"]
+        assert sorted(info.key for info in store.beginning("a/_x_")) == ["a/_x_1", "a/_x_2"]
+        assert [info.key for info in store.beginning("_x_")] == ["_x_5"]
+        assert list(store.beginning("none/_x_")) == []
+        assert list(store.beginning("a/x/_x_")) == []
+
     def test_list_shows_more_than_one_page(self, store: Store) -> None:
         names = [f"many/{number % 7}/{number:04}" for number in range(1003)]
         with ThreadPoolExecutor(16) as threads:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from datalake_assets.core.table_formats import FILES_ABOVE, FOLDERS_ABOVE, TableFormat, table_mark
+from datalake_assets.core.table_formats import BEGINNINGS_ABOVE, FILES_ABOVE, FOLDERS_ABOVE, TableFormat, table_mark
 from datalake_assets.errors import (
     CommitConflict,
     ConfigError,
@@ -138,7 +138,7 @@ class TableMarks:
         self._seen |= dict.fromkeys(due, now)
 
     def _look(self, levels: list[Level]) -> None:
-        looks = [(level, name) for level in levels for name in (*FOLDERS_ABOVE, *FILES_ABOVE)]
+        looks = [(level, name) for level in levels for name in (*FOLDERS_ABOVE, *FILES_ABOVE, *BEGINNINGS_ABOVE)]
         with ThreadPoolExecutor(THREADS, thread_name_prefix="marks") as pool:
             for (level, _), mark in zip(looks, pool.map(lambda look: _mark(*look), looks), strict=True):
                 if mark is not None:
@@ -157,6 +157,8 @@ def _marks(level: Level, name: str) -> Iterator[TableFormat]:
     if name in FILES_ABOVE:
         there = level.store.head(key)
         paths = [there.key] if there is not None else []
+    elif name in BEGINNINGS_ABOVE:
+        paths = [info.key for info in level.store.beginning(key)]
     else:
         paths = [info.key for info in islice(level.store.list(key), KEYS)]
     for path in paths:

@@ -15,7 +15,7 @@ import contextlib
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -182,6 +182,12 @@ class Store(Protocol):
             prefix: The folder.
             links: Give links for what they are, whatever they point to, and nothing that lies behind one. Otherwise
                 links to files count as files, and others are passed over. Only a local folder has links.
+        """
+
+    def beginning(self, key: str) -> Sequence[ObjectInfo]:
+        """Objects in one folder whose names begin as the key's last segment does; those deeper below don't count.
+
+        Of many, no more than one page of a listing has: 1,000.
         """
 
     def delete(self, keys: Iterable[str]) -> None:

@@ -27,9 +27,10 @@ import os
 import stat
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -47,7 +48,7 @@ from datalake_assets.lake.store.base import (
     check_prefix,
     is_reserved,
 )
-from datalake_assets.lake.store.posix import DurableTree, fsync_folder, scan_files
+from datalake_assets.lake.store.posix import DurableTree, files_beginning, fsync_folder, scan_files
 from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, S3Access
 
 if TYPE_CHECKING:
@@ -230,6 +231,17 @@ class LocalStore:
                 key = path.removeprefix(root)
                 if not is_reserved(key):
                     yield _info(key, status)
+
+    def beginning(self, key: str) -> Sequence[ObjectInfo]:
+        """Implements `Store.beginning`."""
+        self._requests.add("list")
+        folder, _, name = check_key(key).rpartition("/")
+        with self._tree.translating(key):
+            self._tree.check_root()
+            return [
+                _info(f"{folder}/{entry.name}".lstrip("/"), status)
+                for entry, status in islice(files_beginning(self._root / folder, name), 1000)
+            ]
 
     def _is_behind_link(self, path: Path) -> bool:
         """Whether a link lies between the root and a path, which may be one itself."""

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from datalake_assets.errors import AmbiguousWrite, LakeError, LakeUnavailable, TransientStoreError
 
-__all__ = ["DurableTree", "fsync_folder", "scan_files"]
+__all__ = ["DurableTree", "files_beginning", "fsync_folder", "scan_files"]
 
 LOCK_TIMEOUT_S = 30.0  # a holder keeps a lock for a few fsyncs; longer means that it is stopped
 LOCK_POLL_S = 0.002
@@ -250,3 +250,13 @@ def scan_files(folder: str, *, links: bool = False) -> Iterator[tuple[str, os.st
             with contextlib.suppress(FileNotFoundError):
                 if entry.is_file(follow_symlinks=not links) or (links and entry.is_symlink()):
                     yield entry.path, entry.stat(follow_symlinks=not links)
+
+
+def files_beginning(folder: Path, beginning: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """Regular files, and links to such, in one folder whose names begin so; none without the folder."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(beginning):
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.is_file():
+                        yield entry, entry.stat()

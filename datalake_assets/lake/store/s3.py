@@ -16,7 +16,7 @@ import logging
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -268,6 +268,15 @@ class S3Store:
         except READ_ERRORS as error:
             raise read_failed(error, where=self._where(prefix), lake=self.uri) from error
 
+    def beginning(self, key: str) -> Sequence[ObjectInfo]:
+        """Implements `Store.beginning` with one request."""
+        bucket, full = self._bucket, self._full(check_key(key))
+        self._requests.add("list")
+        answer = self._send(
+            lambda: self._boto.list_objects_v2(Bucket=bucket, Prefix=full, Delimiter="/"), key=key, repeatable=True
+        )
+        return [_listed(each, len(self._full(""))) for each in answer.get("Contents", ())]
+
     def delete(self, keys: Iterable[str]) -> None:
         """Delete by the thousand; an error for a single key, inside an answer of 200, counts."""
         self._delete([check_key(key) for key in keys])
@@ -402,6 +411,13 @@ class S3Store:
 def _close(client: Any, uploads: ThreadPoolExecutor) -> None:
     uploads.shutdown(wait=False)
     client.close()
+
+
+def _listed(entry: Any, strip: int) -> ObjectInfo:
+    """An object as boto3 lists it."""
+    return ObjectInfo(
+        entry["Key"][strip:], entry["Size"], unquoted(entry["ETag"]), entry["LastModified"].astimezone(UTC)
+    )
 
 
 def _info(meta: Any) -> ObjectInfo:

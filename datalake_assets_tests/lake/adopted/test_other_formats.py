@@ -6,7 +6,7 @@ Delta and Iceberg tables are written by their own libraries, the others by hand 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
 import deltalake
@@ -16,6 +16,7 @@ import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.table_formats import table_mark
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.adopted import marks
 from datalake_assets.lake.adopted.adoption import adopt
@@ -89,6 +90,38 @@ def ducklake(at: Path) -> None:
     write(at / f"main/t/ducklake-{UUID}.parquet")
 
 
+def databricks(at: Path) -> None:
+    """Two files of a write that was committed, one of a write that never was."""
+    for day in ("day=1", "day=2"):
+        mark(at / day / "_started_4711")
+        mark(at / day / "_committed_4711")
+        mark(at / day / "_started_4712")
+        for number in (0, 1):
+            write(at / day / f"part-0000{number}-tid-4711-{UUID}-{number}-c000.snappy.parquet")
+        write(at / day / f"part-00002-tid-4712-{UUID}-2-c000.snappy.parquet")
+
+
+def impala(at: Path) -> None:
+    mark(at / "_impala_insert_staging/af4b_0/.af4b_0_dir/day=1/af4b.0.parq")
+    for number in (0, 1):
+        write(at / f"day=1/af4{number}-c0_1_data.0.parq")
+
+
+def bucketed(at: Path) -> None:
+    for number in (0, 1):
+        write(at / f"day=1/part-0000{number}-{UUID}_0000{number}.c000.snappy.parquet")
+
+
+def bucketed_by_trino(at: Path) -> None:
+    for number in (0, 1):
+        write(at / f"day=1/00000{number}_0_20240131_101112_00042_abc9z")
+
+
+def hdfs_sink(at: Path) -> None:
+    for number in (0, 1):
+        write(at / f"partition={number}/clicks+{number}+0000000000+0000000004.parquet")
+
+
 def another_lake(at: Path) -> None:
     mark(at / "feeds/active/s.json")
     mark(at / "control/streams/s/year=2025/month=01/manifest.json")
@@ -104,6 +137,11 @@ FORMATS: dict[str, Callable[[Path], None]] = {
     "a Paimon table": paimon,
     "a Lance dataset": lance,
     "a DuckLake table": ducklake,
+    "a folder of transactional writes of Databricks": databricks,
+    "a table into which Impala inserts": impala,
+    "a bucketed table": bucketed,
+    "a bucketed table (of Trino)": bucketed_by_trino,
+    "a folder of Kafka Connect's HDFS sink": hdfs_sink,
     "a lake of this package": another_lake,
 }
 
@@ -122,7 +160,7 @@ def folders_with_files(paths) -> set[str]:
     return {
         str(above)
         for path in paths
-        if path.endswith((".parquet", "000000_0"))
+        if path.endswith((".parquet", ".parq", "000000_0", "_abc9z"))
         for above in PurePosixPath(path).parents
         if str(above) != "."
     }
@@ -145,14 +183,24 @@ def laid_out(folder, tmp_path):
     return lay_out
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def on_stores(cases: Collection[str], *on_s3: str) -> list[object]:
+    """All cases on a disk, and on S3 those that differ in what is asked of the store."""
+    s3 = [pytest.param("s3", case, marks=pytest.mark.s3) for case in cases if case in on_s3]
+    return [*(("local", case) for case in cases), *s3]
+
+
+@pytest.mark.parametrize(
+    ("store", "name"),
+    on_stores(FORMATS, "an Iceberg table", "a folder of transactional writes of Databricks"),
+    indirect=["store"],
+)
 def test_folder_anywhere_inside_or_around_a_table_is_refused_and_untouched(store, folder, laid_out, name):
     before = laid_out(FORMATS[name])
 
     tried = sorted(folders_with_files(before))
     for path in tried:
         line = refused(lambda path=path: adopt(store, f"{folder.store.uri}/{path}", "clicks"))
-        assert name in line, path
+        assert name.partition(" (")[0] in line, path
         assert line.startswith(f"{folder.store.uri}/{path} ")
     assert "db" in tried
     assert len(tried) >= 4
@@ -162,13 +210,19 @@ def test_folder_anywhere_inside_or_around_a_table_is_refused_and_untouched(store
 
 
 def test_files_that_were_moved_out_of_a_table_are_known_by_their_footers(store, folder, tmp_path):
-    for name, metadata in (("iceberg", {"iceberg.schema": "{}"}), ("hudi", {"org.apache.hudi.bloomfilter": "x"})):
+    cases = {
+        "iceberg": ("an Iceberg", {"iceberg.schema": "{}"}),
+        "hudi": ("a Hudi", {"org.apache.hudi.bloomfilter": "x"}),
+        "influx": ("a table of InfluxDB", {"IOX:metadata": "x"}),
+        "greptime": ("a table of GreptimeDB", {"greptime:metadata": "x"}),
+    }
+    for name, (whose, metadata) in cases.items():
         write(tmp_path / "a.parquet", **metadata)
         folder.put(f"{name}/plain.parquet", (tmp_path / "a.parquet").read_bytes())
 
         line = refused(lambda name=name: adopt(store, f"{folder.uri}/{name}", "clicks"))
         assert line == (
-            f"{folder.uri}/{name} holds a file of {'an Iceberg' if name == 'iceberg' else 'a Hudi'} table,"
+            f"{folder.uri}/{name} holds a file of {whose if ' of ' in whose else f'{whose} table'},"
             f" {folder.uri}/{name}/plain.parquet: its log says which files count, and compaction would corrupt it; use"
             " that format's own tools, or copy the rows into a folder of their own"
         )
@@ -181,22 +235,61 @@ def adopted(store, folder):
     return open_table(store, adopt(store, folder.uri, "clicks").feed)
 
 
+MARKS = {
+    "_delta_log/0.json": "a Delta table",
+    "clicks/_symlink_format_manifest/day=1/manifest": "a Delta table",
+    f"clicks/deletion_vector_{UUID}.bin": "a Delta table",
+    "clicks/metadata/v1.metadata.json": "an Iceberg table",
+    f"clicks/a/day=1/00000-0-{UUID}-00001-deletes.puffin": "an Iceberg table",
+    "clicks/a/.hoodie/hoodie.properties": "a Hudi table",
+    "clicks/a/day=1/.hoodie_partition_metadata": "a Hudi table",
+    "_spark_metadata/0": "a Spark streaming sink",
+    "clicks/a/_started_12": "a folder of transactional writes of Databricks",
+    "_committed_8913": "a folder of transactional writes of Databricks",
+    "clicks/a/day=1/_committed_vacuum12": "a folder of transactional writes of Databricks",
+    "clicks/a/day=1/_metadata_acid": "a transactional table of Hive",
+    "clicks/_orc_acid_version": "a transactional table of Hive",
+    "clicks/schema/schema-0": "a Paimon table",
+    "snapshot/LATEST": "a Paimon table",
+    "_latest.manifest": "a Lance dataset",
+    f"clicks/_transactions/0-{UUID}.txn": "a Lance dataset",
+    "clicks/a/_versions/d18446744073709551614.manifest": "a Lance dataset",
+    "clicks/_impala_insert_staging/4e_0/x.parq": "a table into which Impala inserts",
+    f"clicks/a/day=1/part-00003-{UUID}_00003.c000.zstd.parquet": "a bucketed table",
+}
+
+
 @pytest.mark.parametrize(
-    "path",
-    [
-        "{above}_delta_log/0.json",
-        "clicks/metadata/v1.metadata.json",
-        "clicks/a/.hoodie/hoodie.properties",
-        "clicks/a/day=1/.hoodie_partition_metadata",
-    ],
+    ("store", "path"),
+    on_stores(MARKS, "_delta_log/0.json", "_committed_8913", "clicks/_orc_acid_version", "snapshot/LATEST"),
+    indirect=["store"],
 )
 def test_folder_that_was_made_a_table_since_is_not_compacted(adopted, folder, path):
-    folder.store.put(path.format(above=""), b"{}")
+    folder.store.put(path, b"{}")
     before = everything(folder)
 
-    with pytest.raises(ConfigError, match=r" (is|lies in|holds) an? (Delta|Iceberg|Hudi) table"):
+    with pytest.raises(ConfigError, match=rf" (is|lies in|holds) {MARKS[path]}"):
         adopted.compact("a/day=1", CompactionRequest(force=True))
     assert everything(folder) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"part-00000-{UUID}-c000.snappy.parquet",
+        f"part-00000-tid-8913-{UUID}-1-c000.snappy.parquet",
+        "000000_0",
+        "000000_0_copy_1",
+        "clicks+0+0000000000.snappy.parquet",
+        f"20240131_101112_00042_abc9z_{UUID}",
+        "_committed_by_bob",
+        "_started_",
+        "metadata/notes.json",
+        "a.manifest",
+    ],
+)
+def test_name_that_is_only_like_a_mark_is_none(name):
+    assert table_mark(f"day=1/{name}") is None
 
 
 def test_folder_that_is_made_a_table_during_a_rewrite_is_not_compacted(adopted, folder, monkeypatch):
@@ -238,7 +331,11 @@ def test_looks_above_are_bounded_and_not_repeated_at_once(adopted, folder, store
         patch.setattr(marks, "_mark", counting)
         look.check("a/day=1")
         levels = len(f"{folder.uri}/a/day=1".removeprefix("s3://").split("/"))  # the root is one, too
-        assert len(counted) == len(set(counted)) == levels * (len(marks.FOLDERS_ABOVE) + len(marks.FILES_ABOVE))
+        assert (
+            len(counted)
+            == len(set(counted))
+            == levels * len((*marks.FOLDERS_ABOVE, *marks.FILES_ABOVE, *marks.BEGINNINGS_ABOVE))
+        )
         look.check("a/day=1")
         assert len(counted) == len(set(counted))
 
