@@ -47,6 +47,7 @@ from datalake_assets.lake.compaction_inputs import Inputs
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import CompactionProgress, CompactionReport
+from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import ParquetSettings
@@ -254,6 +255,7 @@ class _Compaction:
             time_column=feed.row_time,
             sort_by=feed.compaction.sort_by,
             workers=workers,
+            row_bytes=self._request.memory_bytes // ROW_GROUPS_HELD,
         )
 
     def _rewrite(self, group: CompactionGroup, manifest: Manifest, settings: RewriteSettings) -> _Work:

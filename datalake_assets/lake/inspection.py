@@ -28,6 +28,7 @@ from datalake_assets.lake.file_identity import read_checksum
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
 from datalake_assets.lake.table import Difference, LakeTable, Repair
+from datalake_assets.parquet.decodable import ROW_BYTES, too_large
 from datalake_assets.parquet.decoding import open_parquet, tables
 
 __all__ = [
@@ -102,7 +103,11 @@ def content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator
         yield from _digest(key, file, name, opened)
         opened.seek(0)
         try:
-            rows = sum(piece.num_rows for piece in tables(open_parquet(opened)))
+            parquet = open_parquet(opened)
+            if reason := too_large(parquet, opened, row_bytes=ROW_BYTES):
+                yield Difference(key, "rows", name, f"not decoded: {reason}")
+                return
+            rows = sum(piece.num_rows for piece in tables(parquet))
         except (pa.ArrowException, OSError, ValueError) as error:
             yield Difference(key, "rows", name, f"cannot be read: {error}")
             return

@@ -13,6 +13,7 @@ import pyarrow as pa
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ServerSide
+from datalake_assets.parquet.decodable import ROW_BYTES, too_large, unproven
 from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.writer import checksum_like, moment_of
@@ -55,13 +56,15 @@ class OpenInput:
 
     Args:
         given: Which.
+        row_bytes: Decoded bytes of a row at the most.
 
     Raises:
         UnreadableFile: It is no Parquet file, or not all of it is there.
     """
 
-    def __init__(self, given: Input) -> None:
+    def __init__(self, given: Input, *, row_bytes: int = ROW_BYTES) -> None:
         self.file = file = given.file
+        self._row_bytes, self._is_decodable = row_bytes, False
         self.is_encoded, self._copy_source = given.is_encoded, given.copy_source
         self._digest = checksum_like(file.checksum) if file.checksum else None
         self._digested_bytes = 0  # from the start on, once each
@@ -164,16 +167,27 @@ class OpenInput:
         """Decodes its rows, in order, in pieces of bounded size.
 
         Raises:
-            UnreadableFile: They don't decode, or are not as many as the manifest states.
+            UnreadableFile: They don't decode, or must not be decoded, or are not as many as the manifest states.
         """
         rows = 0
         with _translating(self.file):
+            self._check_decodable()
             at_hand = isinstance(self._native, (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile))
             for table in tables(self.parquet, source=self._native if at_hand else None):
                 rows += table.num_rows
                 yield table
         if rows != self.file.rows:
             raise UnreadableFile(self.file.name, f"{self.file.rows} rows should be there, and {rows} are")
+
+    def _check_decodable(self) -> None:
+        if self._is_decodable:
+            return
+        reason = too_large(self.parquet, self._native, row_bytes=self._row_bytes) or unproven(
+            self.parquet, self._native
+        )
+        if reason:
+            raise UnreadableFile(self.file.name, reason)
+        self._is_decodable = True
 
     def prove(self) -> None:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.

@@ -24,6 +24,7 @@ from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS
+from datalake_assets.parquet.decodable import ROW_BYTES, ROW_GROUPS_HELD
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
@@ -51,13 +52,10 @@ def use_lean_pool() -> None:
 FinishedT = TypeVar("FinishedT")
 Kernel = Literal["auto", "concat", "reencode"]
 
-MIB = 1 << 20
 #: Mean size of row groups from which on copying them costs readers nothing measurable (`benchmarks compaction`).
-COPY_BYTES = 4 * MIB
+COPY_BYTES = 4 << 20
 #: Smaller ones are copied too if they are about as large as ours would be: uncompressed, of `row_group_bytes`.
 AS_LARGE = 0.25
-#: Decoded row groups that one encoder may hold: what goes in, what is sorted, what is read back.
-ROW_GROUPS_HELD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,7 @@ class RewriteSettings:
         sort_by: Columns that rows are sorted by within each output; everything is encoded again.
         workers: Threads that encode.
         scratch: Folder for sorting; None: the system's.
+        row_bytes: Decoded bytes of a row at the most: a file with a larger one is left out.
     """
 
     parquet: ParquetSettings
@@ -81,6 +80,7 @@ class RewriteSettings:
     sort_by: tuple[str, ...] = ()
     workers: int = 2
     scratch: str | None = None
+    row_bytes: int = ROW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +275,7 @@ class _Pass(Generic[FinishedT]):
         Raises:
             AnotherShape: They do not.
         """
-        source = OpenInput(given)
+        source = OpenInput(given, row_bytes=self._settings.row_bytes)
         try:
             self._join(source)
         except (AnotherShape, UnreadableFile):

@@ -17,6 +17,7 @@ from datalake_assets.errors import (
     UnreadableFile,
 )
 from datalake_assets.lake import compaction_inputs as inputs_module
+from datalake_assets.lake import inspection
 from datalake_assets.lake.adopted import adopted_table
 from datalake_assets.lake.adopted import reconcile as reconcile_module
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable
@@ -298,6 +299,29 @@ def test_deep_verify_reads_what_the_footer_does_not_show(table, folder):
 
     assert differences(table) == []
     assert differences(table, deep=True) == [("rows", "damaged.parquet")]
+
+
+def test_rows_that_take_more_than_a_third_of_the_memory_are_named_and_stay(table, folder):
+    folder.write("day=1/large.parquet", [9, 10], text=["x" * 400_000, ""])
+    table.look_again()
+
+    report = table.compact("day=1", CompactionRequest(force=True, memory_bytes=1_000_000))
+
+    reasons = {each.name: each.reason for each in report.skipped}
+    assert "a row takes 390.6 KiB decoded, most of it in column 'text'" in reasons["large.parquet"]
+    assert "large.parquet" in {file.name for file in manifest(table).files}
+    assert sorted(ids(table)) == [0, 1, 2, 3, 9, 10]
+
+
+def test_deep_verify_does_not_decode_rows_that_are_too_large(table, folder, monkeypatch):
+    monkeypatch.setattr(inspection, "ROW_BYTES", 300_000)
+    folder.write("day=1/large.parquet", [9, 10], text=["x" * 400_000, ""])
+    table.look_again()
+
+    (found,) = table.verify(deep=True)
+
+    assert (found.what, found.name.rpartition("/")[2]) == ("rows", "large.parquet")
+    assert found.detail.startswith("not decoded: a row takes 390.6 KiB decoded")
 
 
 def test_statistics_and_summary_know_the_folder(table, store):

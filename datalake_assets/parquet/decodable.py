@@ -1,0 +1,496 @@
+"""What must not be decoded, found beforehand: rows that are too large to hold, and values that nothing proves.
+
+Whoever decodes a row holds all of it, however few rows are asked for at a time, and Arrow ends the process, or the
+system does, where memory doesn't suffice. How large a row gets is not in the footer: a list of a million texts takes a
+few hundred bytes where they are one entry of a dictionary. So footers tell which row groups are above suspicion, then
+the headers of pages, and of the few that are left, pages are unpacked one by one and the sizes of their rows added up
+from levels, lengths and dictionary indices.
+
+Nothing here says that a file is sound: what cannot be made out is left to Arrow, which says what is wrong with it.
+
+Source: apache/parquet-format: README.md (Nested Encoding, Data Pages), Encodings.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datalake_assets.core.wording import count_text, size_text
+from datalake_assets.parquet.pages import (
+    DATA_PAGE,
+    DATA_PAGE_V2,
+    DICTIONARY_PAGE,
+    HEADER_BYTES,
+    HEADERS,
+    MAX_HEADER_BYTES,
+    PLAIN_DICTIONARY,
+    RLE_DICTIONARY,
+    Page,
+    page_of,
+)
+from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, MalformedThrift
+
+__all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "unproven"]
+
+_Numbers: TypeAlias = npt.NDArray[np.int64]
+
+#: Decoded row groups that whoever rewrites may hold: what goes in, what is sorted, what is read back.
+ROW_GROUPS_HELD = 3
+#: Decoded bytes of a row, at the most, where nobody says how much memory there is: a compaction's default for all.
+ROW_BYTES = (384 << 20) // ROW_GROUPS_HELD
+#: Read at a time on the way from one page's header to the next.
+BLOCK_BYTES = 4 << 20
+# Encoding
+PLAIN, BIT_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY = 0, 4, 6, 7
+DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
+#: Bytes of a value in Arrow, where Parquet's type fixes them.
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
+#: What each text takes besides, an offset and validity; and each value of a fixed width.
+OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES = 5, 1
+#: Values of a bit-packed run come eight at a time.
+GROUP_VALUES = 8
+LENGTH_BYTES = 4
+# Fields of a header that say how its page begins: encodings of the levels (version 1); their lengths, and whether what
+# follows is compressed (version 2)
+DEFINITION_ENCODING, REPETITION_ENCODING = 3, 4
+DEFINITION_BYTES, REPETITION_BYTES, IS_COMPRESSED = 5, 6, 7
+_UNREADABLE = (MalformedThrift, pa.ArrowException, OSError, ValueError, IndexError, ZeroDivisionError)
+
+
+def too_large(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int) -> str:
+    """Why a file's rows are too large to decode, for a person; empty if they are not.
+
+    Reads nothing where the footer leaves no doubt.
+
+    Args:
+        parquet: The file, opened.
+        source: Its bytes.
+        row_bytes: Decoded bytes of a row at the most; a page may take `ROW_GROUPS_HELD` times as many.
+    """
+    for chunks in _row_groups(parquet, source):
+        with contextlib.suppress(*_UNREADABLE):
+            if reason := _too_large(chunks, row_bytes):
+                return reason
+    return ""
+
+
+def unproven(parquet: pq.ParquetFile, source: pa.NativeFile) -> str:
+    """Why nothing proves which values a file has, for a person; empty if something does.
+
+    Args:
+        parquet: The file, opened.
+        source: Its bytes; only chunks whose dictionary the footer does not state are read.
+    """
+    for chunks in _row_groups(parquet, source):
+        for chunk in chunks:
+            with contextlib.suppress(*_UNREADABLE):
+                if reason := _unproven(chunk):
+                    return reason
+    return ""
+
+
+def _row_groups(parquet: pq.ParquetFile, source: pa.NativeFile) -> Iterator[list[_Chunk]]:
+    metadata = parquet.metadata
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = range(group.num_columns)
+        yield [_Chunk.of(group.column(index), metadata.schema.column(index), source) for index in columns]
+
+
+def _too_large(chunks: list[_Chunk], row_bytes: int) -> str:
+    """Why a row group's rows cannot be held; empty if they can."""
+    held = row_bytes * ROW_GROUPS_HELD
+    for chunk in chunks:
+        if chunk.encoded_bytes > held:
+            largest = max((found.page.plain_bytes for found in chunk.pages()), default=0)
+            if largest > held:
+                return (
+                    f"a page of column {chunk.path!r} takes {size_text(largest)} decoded; {size_text(held)} may be"
+                    " held, by compaction_memory_mb"
+                )
+    if sum(chunk.most_by_footer() for chunk in chunks) <= row_bytes:
+        return ""
+    if sum(chunk.most_by_headers() for chunk in chunks) <= row_bytes:
+        return ""
+    suspects = [chunk for chunk in chunks if chunk.most_by_headers() * len(chunks) > row_bytes]
+    sizes = {chunk.path: chunk.row_sizes() for chunk in suspects}
+    of_rows = np.zeros(max(map(len, sizes.values())), np.int64)
+    for of_chunk in sizes.values():
+        of_rows[: len(of_chunk)] += of_chunk
+    place = int(of_rows.argmax())
+    if of_rows[place] <= row_bytes:
+        return ""
+    largest_path = max(sizes, key=lambda path: int(sizes[path][place : place + 1].sum()))
+    return (
+        f"a row takes {size_text(int(of_rows[place]))} decoded, most of it in column {largest_path!r};"
+        f" {size_text(row_bytes)} may be held, a third of compaction_memory_mb"
+    )
+
+
+class _Blocks:
+    """A file's bytes on the way from header to header: far apart they are fetched alone, close together at once."""
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        self._source, self._size_bytes = source, source.size()
+        self._begin, self._block = 0, memoryview(b"")
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """So many bytes from there, or as many as there are."""
+        if not 0 <= offset <= self._size_bytes:
+            raise MalformedThrift("a page lies outside the file")
+        if not self._begin <= offset <= offset + length <= self._begin + len(self._block):
+            wanted = min(max(length, BLOCK_BYTES), self._size_bytes - offset)
+            self._begin, self._block = offset, memoryview(self._source.read_at(wanted, offset))
+        return self._block[offset - self._begin : offset - self._begin + length]
+
+
+class _Found(NamedTuple):
+    """A page, its header, and where what follows the header begins."""
+
+    page: Page
+    header: bytes
+    begin: int
+
+
+class _Unpacked(NamedTuple):
+    """A page's levels and what follows them: ``repetition`` is empty where values are not repeated."""
+
+    repetition: _Numbers
+    is_value: npt.NDArray[np.bool_]
+    values: memoryview
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A column chunk and what was found out about it."""
+
+    path: str
+    kind: str
+    width: int | None
+    codec: str
+    encodings: frozenset[str]
+    values: int
+    encoded_bytes: int
+    start: int
+    names_dictionary: bool
+    levels: tuple[int, int]  # the largest repetition and definition levels
+    blocks: _Blocks
+    _most: int | None = None
+    _entries: _Numbers | None = None  # lengths of the dictionary's entries
+
+    @classmethod
+    def of(cls, chunk: Any, column: Any, source: pa.NativeFile) -> _Chunk:
+        dictionary, data = chunk.dictionary_page_offset, int(chunk.data_page_offset)
+        kind = chunk.physical_type
+        return cls(
+            path=chunk.path_in_schema,
+            kind=kind,
+            width=int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind),
+            codec=chunk.compression,
+            encodings=frozenset(chunk.encodings),
+            values=max(int(chunk.num_values), 0),
+            encoded_bytes=max(int(chunk.total_uncompressed_size), int(chunk.total_compressed_size), 0),
+            start=dictionary if dictionary and dictionary < data else data,
+            names_dictionary=bool(dictionary),
+            levels=(int(column.max_repetition_level), int(column.max_definition_level)),
+            blocks=_Blocks(source),
+        )
+
+    @property
+    def is_repeated(self) -> bool:
+        return self.levels[0] > 0
+
+    def most_by_footer(self) -> int:
+        """Bytes of a row in this column at the most, as far as the footer tells."""
+        times = self.values if self.is_repeated else 1
+        if self.width is not None:
+            return times * (self.width + FIXED_OVERHEAD_BYTES)
+        hides = self.is_repeated and not {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}.isdisjoint(
+            self.encodings
+        )
+        return self.encoded_bytes * (times if hides else 1) + times * OVERHEAD_BYTES
+
+    def most_by_headers(self) -> int:
+        """The same by the headers of pages and by the dictionary."""
+        if self._most is None:
+            self._most = min(self.most_by_footer(), self._looked_for_most())
+        return self._most
+
+    def _looked_for_most(self) -> int:
+        if self.width is not None:
+            return self.most_by_footer()
+        longest = most = 0
+        for page, header, begin in self.pages():
+            if page.kind == DICTIONARY_PAGE:
+                self._entries = _plain_lengths(self._unpacked_bytes(page, header, begin), page.values)
+                longest = int(self._entries.max(initial=0))
+                continue
+            times = page.values if self.is_repeated else 1
+            of_page = longest if page.encoding in DICTIONARY_ENCODINGS else page.plain_bytes
+            if self.is_repeated and page.encoding in (PLAIN, DELTA_LENGTH_BYTE_ARRAY):
+                most += page.plain_bytes  # a row may go on in the next page
+            elif self.is_repeated:
+                most += times * of_page
+            else:
+                most = max(most, of_page)
+        return most
+
+    def pages(self) -> Iterator[_Found]:
+        """Its pages in their order; ends with the last value."""
+        at, left = self.start, self.values
+        while left > 0:
+            length = HEADER_BYTES
+            while True:
+                header = bytes(self.blocks.read(at, length))
+                try:
+                    page = page_of(header)
+                    break
+                except MalformedThrift:
+                    if len(header) < length or length > MAX_HEADER_BYTES:
+                        raise
+                    length *= 16
+            yield _Found(page, header[: page.header_bytes], at + page.header_bytes)
+            at += page.header_bytes + page.size_bytes
+            left -= page.values if page.kind in (DATA_PAGE, DATA_PAGE_V2) else 0
+
+    def row_sizes(self) -> _Numbers:
+        """Decoded bytes of each row in this column."""
+        sizes: list[_Numbers] = []
+        overhead = OVERHEAD_BYTES if self.width is None else FIXED_OVERHEAD_BYTES
+        for found in self.pages():
+            if found.page.kind == DICTIONARY_PAGE:
+                if self.width is None:
+                    self._entries = _plain_lengths(self._unpacked_bytes(*found), found.page.values)
+                continue
+            unpacked = self.unpacked(found)
+            of_values = np.full(len(unpacked.is_value), overhead, np.int64)
+            of_values[unpacked.is_value] += self._lengths(found.page, unpacked)
+            begins = np.flatnonzero(unpacked.repetition == 0) if self.is_repeated else np.arange(len(of_values))
+            if sizes and (not len(begins) or begins[0]):  # the row before goes on
+                sizes[-1][-1] += of_values[: begins[0] if len(begins) else None].sum()
+            if len(begins):
+                sizes.append(np.add.reduceat(of_values, begins))
+        return np.concatenate(sizes) if sizes else np.zeros(0, np.int64)
+
+    def _lengths(self, page: Page, unpacked: _Unpacked) -> _Numbers | int:
+        """Bytes of each value in Arrow."""
+        if self.width is not None:
+            return self.width
+        count = int(unpacked.is_value.sum())
+        if page.encoding in DICTIONARY_ENCODINGS and self._entries is not None:
+            return self._entries[_hybrid(unpacked.values[1:], unpacked.values[0], count)] if count else 0
+        if page.encoding == PLAIN:
+            return _plain_lengths(unpacked.values, count)
+        if page.encoding == DELTA_LENGTH_BYTE_ARRAY:
+            return _delta(unpacked.values)[0]
+        if page.encoding == DELTA_BYTE_ARRAY:
+            prefixes, end = _delta(unpacked.values)
+            return prefixes + _delta(unpacked.values[end:])[0]
+        raise MalformedThrift(f"encoding {page.encoding} is not known")
+
+    def unpacked(self, found: _Found) -> _Unpacked:
+        """A data page's levels, and the bytes of its values."""
+        count = found.page.values
+        if count > MAX_VALUES:
+            raise MalformedThrift("a page has too many values to look at them")
+        *encoded, values = self.parts(found)
+        read = [
+            _hybrid(data, most.bit_length(), count) if most else np.zeros(count, np.int64)
+            for most, data in zip(self.levels, encoded, strict=True)
+        ]
+        return _Unpacked(read[0], read[1] == self.levels[1], values)
+
+    def parts(self, found: _Found) -> tuple[memoryview, memoryview, memoryview]:
+        """A data page's encoded repetition levels, definition levels and values."""
+        page, header, begin = found
+        numbers = _header_numbers(header, HEADERS[page.kind])
+        body, at, ends = self._unpacked_bytes(page, header, begin), 0, []
+        of_v1, of_v2 = (REPETITION_ENCODING, DEFINITION_ENCODING), (REPETITION_BYTES, DEFINITION_BYTES)
+        for most, encoding, length in zip(self.levels, of_v1, of_v2, strict=True):
+            if page.kind == DATA_PAGE_V2:
+                size = numbers.get(length, 0)
+            elif not most:
+                size = 0
+            elif numbers.get(encoding) == BIT_PACKED:
+                raise MalformedThrift("levels in the encoding of old are not looked at")
+            else:
+                size, at = int.from_bytes(body[at : at + LENGTH_BYTES], "little"), at + LENGTH_BYTES
+            ends.append((at, at + size))
+            at += size
+        (first, middle), (again, end) = ends
+        return body[first:middle], body[again:end], body[at:]
+
+    def _unpacked_bytes(self, page: Page, header: bytes, begin: int) -> memoryview:
+        """What a page holds, no longer compressed."""
+        body = self.blocks.read(begin, page.size_bytes)
+        if len(body) < page.size_bytes:
+            raise MalformedThrift("a page ends early")
+        plain, numbers = b"", {}
+        if page.kind == DATA_PAGE_V2:
+            numbers = _header_numbers(header, HEADERS[DATA_PAGE_V2])
+            levels = numbers.get(REPETITION_BYTES, 0) + numbers.get(DEFINITION_BYTES, 0)
+            plain, body = bytes(body[:levels]), body[levels:]
+        if self.codec == "UNCOMPRESSED" or not numbers.get(IS_COMPRESSED, 1) or not len(body):
+            return memoryview(plain + bytes(body))
+        return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), self.codec))
+
+
+#: Values of a page above which it is not looked at: Arrow's own limit of memory is not far.
+MAX_VALUES = 1 << 24
+
+
+def _unproven(chunk: _Chunk) -> str:
+    """Why nothing proves which values a column chunk has; empty if something does.
+
+    A dictionary that the metadata does not state is taken to be whatever page comes first, which goes well as long as
+    the indices tell: they would point beyond the end of another one. Indices of no bits tell nothing. Where they are
+    bit-packed besides, not even their number shows in a byte: Arrow takes them for the first entry, and a reader that
+    counts bytes falls (apache/arrow issue 43605). parquet-mr, which named no dictionaries before 1.12, writes no more
+    than eight values so, and repeats one in a run from there on.
+    """
+    if chunk.names_dictionary or chunk.encodings.isdisjoint({"PLAIN_DICTIONARY", "RLE_DICTIONARY"}):
+        return ""
+    entries, tells, is_packed = 0, False, False
+    for found in chunk.pages():
+        if found.page.kind == DICTIONARY_PAGE:
+            entries = found.page.values
+        elif found.page.encoding in DICTIONARY_ENCODINGS:
+            *_, values = chunk.parts(found)
+            tells = tells or any(values[:1])
+            is_packed = is_packed or (bytes(values[:1]) == b"\0" and _packs_many(values[1:]))
+    unstated = (
+        f"nothing proves the values of column {chunk.path!r}: the footer states no dictionary, and they are given as"
+    )
+    if is_packed:
+        return f"{unstated} bit-packed indices of no bits"
+    if entries > 1 and not tells:
+        return f"{unstated} indices of no bits into {count_text(entries)} entries"
+    return ""
+
+
+def _packs_many(data: memoryview) -> bool:
+    """Whether runs of no bits are bit-packed, more than one group of eight values at a time."""
+    at = 0
+    while at < len(data):
+        run, at = _varint(data, at)
+        if run & 1 and run >> 1 > 1:
+            return True
+    return False
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128 or shift > 63:  # noqa: PLR2004  seven bits in each byte, 64 in all
+            return value, at
+
+
+def _hybrid(data: memoryview, width: int, count: int) -> _Numbers:
+    """So many numbers of a run-length and bit-packed stream (Encodings.md, RLE = 3)."""
+    found, at, left = [], 0, count
+    if width > 32:  # noqa: PLR2004  the format's limit of indices
+        raise MalformedThrift("indices of more than 32 bits")
+    bytes_each = -(-width // 8)
+    while left > 0:
+        run, at = _varint(data, at)
+        if run & 1:
+            size = (run >> 1) * width
+            numbers = _bits(data[at : at + size], width, min((run >> 1) * GROUP_VALUES, left))
+            at += size
+        else:
+            value = int.from_bytes(data[at : at + bytes_each], "little")
+            numbers = np.full(min(run >> 1, left), value, np.int64)
+            at += bytes_each
+        if not len(numbers):
+            raise MalformedThrift("a run of nothing")
+        found.append(numbers)
+        left -= len(numbers)
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _bits(data: memoryview, width: int, count: int) -> _Numbers:
+    """Numbers of so many bits each, the lowest first."""
+    if not width:
+        return np.zeros(count, np.int64)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    whole = min(count, len(bits) // width)
+    return bits[: whole * width].reshape(whole, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
+
+
+def _delta(data: memoryview) -> tuple[_Numbers, int]:
+    """Numbers of a DELTA_BINARY_PACKED stream, and where it ends (Encodings.md)."""
+    at, header = 0, []
+    for _ in range(4):
+        value, at = _varint(data, at)
+        header.append(value)
+    block, miniblocks, count, first = header
+    per_miniblock = block // miniblocks
+    deltas, left = [np.array([_signed(first)], np.int64)], count - 1
+    while left > 0:
+        least, at = _varint(data, at)
+        widths, at = data[at : at + miniblocks], at + miniblocks
+        for width in widths:
+            if left <= 0:
+                break
+            size = per_miniblock * width // 8
+            numbers = _bits(data[at : at + size], width, min(per_miniblock, left)) + _signed(least)
+            if not len(numbers):
+                raise MalformedThrift("a block ends early")
+            deltas.append(numbers)
+            at, left = at + size, left - len(numbers)
+    return np.cumsum(np.concatenate(deltas))[:count], at
+
+
+def _signed(value: int) -> int:
+    return (value >> 1) ^ -(value & 1)
+
+
+def _plain_lengths(data: memoryview, count: int) -> _Numbers:
+    """Lengths of texts that each follow theirs."""
+    lengths = np.zeros(min(count, len(data) // LENGTH_BYTES), np.int64)
+    at = 0
+    for number in range(len(lengths)):
+        length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
+        lengths[number] = length
+        at += LENGTH_BYTES + length
+    return lengths
+
+
+def _header_numbers(header: bytes, field: int) -> dict[int, int]:
+    """The numbers and flags of the header of a page's kind, by id."""
+    numbers, reader = {}, CompactReader(header)
+    for outer, outer_kind in reader.fields():
+        if outer == field and outer_kind == STRUCT:
+            for inner, kind in reader.fields():
+                if kind == I32:
+                    numbers[inner] = reader.integer(kind, I32)
+                elif inner == IS_COMPRESSED:
+                    numbers[inner] = int(kind == TRUE)
+    return numbers
+
+
+def _decompressed(data: memoryview, size_bytes: int, codec: str) -> bytes:
+    if codec != "LZ4":
+        name = {"LZ4_RAW": "lz4_raw"}.get(codec, codec.lower())
+        return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec=name))
+    # Hadoop's frames: the sizes of a block, plain and compressed, most significant byte first, before it; or none
+    out, at = b"", 0
+    while at + 8 <= len(data):
+        plain, packed = (int.from_bytes(data[at + place : at + place + 4], "big") for place in (0, 4))
+        if at + 8 + packed > len(data) or len(out) + plain > size_bytes:
+            return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec="lz4_raw"))
+        out += bytes(pa.decompress(pa.py_buffer(data[at + 8 : at + 8 + packed]), plain, codec="lz4_raw"))
+        at += 8 + packed
+    return out
