@@ -142,6 +142,7 @@ class TableChange:
         set_properties: Of the table, changed in the same commit.
         removed_properties: Likewise.
         merge_manifests: Merge small manifests, so that there are never many, unless the table forbids it.
+        snapshot_id: The number of the snapshot, for those who have to know it before; by default a new one.
     """
 
     operation: Operation
@@ -152,6 +153,7 @@ class TableChange:
     set_properties: Mapping[str, str] = field(default_factory=dict)
     removed_properties: Collection[str] = ()
     merge_manifests: bool = True
+    snapshot_id: int | None = None
 
 
 def commit_change(
@@ -294,7 +296,7 @@ class _Builder:
         self._table, self._metadata, self._change, self._manifests = table, table.metadata, change, manifests
         self._schema, self._specs = table.metadata.schema(), table.metadata.specs()
         self._base = table.metadata.snapshot_by_name(branch)
-        self._id = table.metadata.new_snapshot_id()
+        self._id = change.snapshot_id or table.metadata.new_snapshot_id()
         self._commit_uuid, self._numbers = uuid.uuid4(), count()
         codec = table.metadata.properties.get(
             TableProperties.WRITE_AVRO_COMPRESSION, TableProperties.WRITE_AVRO_COMPRESSION_DEFAULT
