@@ -10,7 +10,6 @@ import datetime as dt
 import errno
 import io
 import json
-import math
 import os
 import shutil
 import sys
@@ -27,6 +26,7 @@ from datalake_assets.core.wording import (
     SIZE_UNITS,
     SURROGATE_ESCAPES,
     csv_lines,
+    plain,
     size_text,
     spreadsheet_text,
 )
@@ -44,7 +44,6 @@ __all__ = [
     "as_csv",
     "as_table",
     "one_line",
-    "plain",
     "print_json",
     "say",
     "terminal_width",
@@ -181,21 +180,6 @@ def print_json(document: Any) -> None:
     """Prints one JSON document; values as `plain` makes them."""
     is_unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     click.echo(json.dumps(plain(document), indent=2, ensure_ascii=not is_unicode))
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can have it: exact numbers, times, NaN and infinity become text, bytes hexadecimal."""
-    if isinstance(value, Mapping):
-        return {plain(str(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, str):
-        return value.translate(SURROGATE_ESCAPES)
-    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value).hex()
-    return value.isoformat() if isinstance(value, (dt.datetime, dt.date, dt.time)) else str(value)
 
 
 def terminal_width() -> int | None:

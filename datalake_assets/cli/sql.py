@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import click
 
-from datalake_assets.cli.output import as_csv, as_table, plain, say, terminal_width, warn
+from datalake_assets.cli.output import as_csv, as_table, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, Session, json_option, pass_session
+from datalake_assets.core.wording import plain
 from datalake_assets.errors import ConfigError, DatalakeError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: sizes, counts, prices, and the figures in the reasons of a compaction plan; names; CSV.
+"""Numbers as people read them: sizes, counts, prices, figures in the reasons of a compaction plan; names; CSV and JSON.
 
 A file's name is bytes to the operating system: it may hold line ends, and bytes that are no UTF-8, which Python gives
 as lone surrogates. Neither belongs into a line, a log or a JSON document. CSV is written as every reader reads it, and
@@ -8,9 +8,10 @@ so that it runs nothing in a spreadsheet.
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "many_text",
     "moment_text",
     "name_text",
+    "plain",
     "scans_text",
     "short_count",
     "size_text",
@@ -154,3 +156,23 @@ def spreadsheet_text(text: str) -> str:
     A text that begins with such quotes itself gets one more: who takes one away has the text again.
     """
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+def plain(value: Any, *, binary: Callable[[bytes], str] = bytes.hex) -> Any:
+    """The value as JSON can have it: exact numbers, times, NaN and infinity become text.
+
+    Args:
+        value: Whatever a library gives.
+        binary: Makes a text of bytes; default: hexadecimal.
+    """
+    if isinstance(value, Mapping):
+        return {plain(str(key)): plain(item, binary=binary) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, binary=binary) for item in value]
+    if isinstance(value, str):
+        return value.translate(SURROGATE_ESCAPES)
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return binary(bytes(value))
+    return value.isoformat() if isinstance(value, (datetime, date, time)) else str(value)

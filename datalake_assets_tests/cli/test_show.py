@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from datalake_assets.cli.output import as_csv, as_table, one_line, plain, print_json
+from datalake_assets.cli.output import as_csv, as_table, one_line, print_json
+from datalake_assets.core.wording import plain
 
 
 def test_as_table_aligns_by_width_on_the_screen_and_numbers_to_the_right():
