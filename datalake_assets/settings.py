@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         compaction_memory_mb: Megabytes of decoded rows that a compaction may hold; says how much it does at once.
         s3_endpoint: URL of an S3-compatible server; unset: AWS. Credentials come by the AWS conventions only.
         webserver_url: The Dagster web server, which is asked to reload when feeds change.
+        ops_tokens_file: Who may use the write API over HTTP: a JSON object of a token, or a list of tokens, by tenant.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file=_FILE, extra="forbid", frozen=True)
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     compaction_memory_mb: Annotated[int, Field(ge=64)] = 400
     s3_endpoint: str | None = None
     webserver_url: str = "http://127.0.0.1:3000"
+    ops_tokens_file: str | None = None
 
     @field_validator("*")
     @classmethod

@@ -53,10 +53,11 @@ COMMANDS = {
     "compact": "Merge the small files of a feed into few large ones with the same rows.",
     "report": "Report small files, sizes, freshness, quarantine and costs, from the manifests.",
     "sql": "Answer a SELECT over the feeds, by DuckDB, exactly as committed.",
+    "ops": "Answer one request of the write API, a JSON document on standard input.",
     "quarantine": "Look at rows that could not be landed, and land them once the feed was mended.",
     "verify": "Compare manifests with objects, of NAME or of all feeds.",
     "repair": "Finish or undo interrupted commits, sweep leftovers, free stuck pool slots.",
-    "serve": "Run an embedded server on this machine until Ctrl-C.",
+    "serve": "Run an embedded server, or the write API, on this machine until Ctrl-C.",
 }
 #: Commands that share a module with another one.
 _MODULES = {"repair": "verify"}

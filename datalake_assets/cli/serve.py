@@ -1,4 +1,4 @@
-"""``datalake serve``: the embedded servers in the foreground."""
+"""``datalake serve``: the embedded servers, and the write API, in the foreground."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import click
 
 from datalake_assets.cli.output import say
-from datalake_assets.cli.session import OrderedGroup
+from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, pass_session
 from datalake_assets.demo.demo_lake import serve_ksqldb
+from datalake_assets.errors import ConfigError
 
 __all__ = ["serve"]
 
 
 @click.group(cls=OrderedGroup)
 def serve() -> None:
-    """Run an embedded server on this machine until Ctrl-C."""
+    """Run an embedded server, or the write API, on this machine until Ctrl-C."""
 
 
 @serve.command()
@@ -47,4 +48,26 @@ def s3(*, folder: str, port: int) -> None:
     from datalake_assets.demo.s3_server import serve_forever  # noqa: PLC0415  not needed for --help
 
     serve_forever(folder, port=port)
+    say("stopped")
+
+
+@serve.command(cls=LakeCommand)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="Port; 0: a free one.")
+@pass_session
+def ops(session: Session, *, host: str, port: int) -> None:
+    """Serve the write API over HTTP, to tenants whose tokens DATALAKE_OPS_TOKENS_FILE has.
+
+    It speaks plain HTTP: beyond this machine, put a proxy with TLS before it.
+    """
+    try:
+        from datalake_assets.operations import Operations  # noqa: PLC0415  likewise
+        from datalake_assets.operations.http_api import Tokens, serve_http  # noqa: PLC0415  not needed for --help
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed; pip install 'datalake-assets[demo,iceberg]'") from error
+    if session.settings.ops_tokens_file is None:
+        raise ConfigError("DATALAKE_OPS_TOKENS_FILE names no file of tokens, so nobody could ask for anything")
+    tokens = Tokens.read(session.settings.ops_tokens_file)
+    with Operations.of(session.settings) as operations:
+        serve_http(operations, tokens, host=host, port=port, announce=lambda url: say(f"serving at {url}"))
     say("stopped")

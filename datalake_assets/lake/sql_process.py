@@ -1,0 +1,345 @@
+"""SQL of people who must not harm each other: each query in a process of its own, with bounds that nothing gets past.
+
+The gate (`sql_gate`) says what a query may do; what it takes is DuckDB's to count, and DuckDB does not count a value
+that a function is just making, nor does an interrupt end one. So a query that is served to many runs in a process that
+has only so much memory, and is killed when its time is up.
+
+Starting an interpreter with DuckDB and Arrow takes a second or two, forking one a hundredth: a waiting process, which
+runs no query itself and starts no threads, forks one for each. It ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from datalake_assets.core.wording import plain
+from datalake_assets.errors import DatalakeError
+
+__all__ = ["SqlFailed", "SqlJob", "SqlProcesses", "SqlRows"]
+
+#: Of memory that a query may take besides what an idle process has; DuckDB spills to disk before.
+MEMORY_BYTES = 1 << 30
+#: Of one row group at least, and of the answer, on top of what DuckDB is given.
+DUCKDB_MEMORY = "256MB"
+THREADS = 2
+_SPILL_PERCENT = 5
+#: Seconds after the time limit until the process is killed: an interrupt ends most queries at once.
+_GRACE_S = 1.0
+#: Longest answer of a process; the limits of a job are below it.
+_MOST_BYTES = 64 << 20
+_LENGTH = struct.Struct(">Q")
+
+
+class SqlFailed(DatalakeError):
+    """A query that was not answered.
+
+    Args:
+        kind: ``refused``, ``late``, ``large``, ``busy``, or ``expired``: a file of its snapshot is gone.
+        reason: For the person who asked.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind, self.reason = kind, reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class SqlJob:
+    """A query over one table.
+
+    Attributes:
+        query: The SQL.
+        table: The name of the table in it.
+        schema: Arrow's IPC message of the table's schema, in base64.
+        files: Local Parquet files, by absolute path, that are the table.
+        max_rows: Of the answer.
+        max_bytes: Of the rows of the answer, as JSON.
+        timeout_s: Seconds that it may take.
+    """
+
+    query: str
+    table: str
+    schema: str
+    files: Sequence[str]
+    max_rows: int
+    max_bytes: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SqlRows:
+    """The answer to a query.
+
+    Attributes:
+        columns: Names of the columns.
+        types: Their types, as DuckDB names them.
+        rows: Values as JSON has them: exact numbers and times are texts, bytes base64.
+        truncated: Whether there are more rows than were asked for, or than fit.
+    """
+
+    columns: list[str]
+    types: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+
+
+class SqlProcesses:
+    """Runs queries in processes; safe to use from several threads.
+
+    Args:
+        most: Queries that run at the same time; others wait.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self._free = threading.BoundedSemaphore(most)
+        self._waiting: list[subprocess.Popen[bytes]] = []
+        self._end = weakref.finalize(self, _end_all, self._waiting)
+
+    def answer(self, job: SqlJob) -> SqlRows:
+        """Runs a query.
+
+        Raises:
+            SqlFailed: It was refused or ended.
+        """
+        if not self._free.acquire(timeout=job.timeout_s):
+            raise SqlFailed("busy", "too many queries run just now")
+        try:
+            answer = self._exchanged(job)
+        finally:
+            self._free.release()
+        if "kind" in answer:
+            raise SqlFailed(answer["kind"], answer["reason"])
+        return SqlRows(**answer)
+
+    def _exchanged(self, job: SqlJob) -> dict[str, Any]:
+        """The answer of a process that waits; of a new one if that has ended meanwhile."""
+        for _ in range(2):
+            try:
+                process = self._waiting.pop()
+            except IndexError:
+                process = _started()
+            answer = _exchange(process, job)
+            if answer is not None:
+                self._waiting.append(process)
+                return answer
+            _end_all([process])
+            self.close()
+        return _failure("busy", "the processes of queries end at once")
+
+    def close(self) -> None:
+        """Ends the processes that wait; the next query starts another."""
+        _end_all(self._waiting)
+
+
+def _end_all(processes: list[subprocess.Popen[bytes]]) -> None:
+    while processes:
+        process = processes.pop()
+        process.kill()
+        process.communicate()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """A waiting process. It gets this one's import path, and nothing else that is secret."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TMPDIR", "TZ") if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=kept | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def _exchange(process: subprocess.Popen[bytes], job: SqlJob) -> dict[str, Any] | None:
+    """Sends a job and reads its answer; None if the process has ended."""
+    assert process.stdin is not None  # noqa: S101  for mypy: it has pipes
+    assert process.stdout is not None  # noqa: S101  likewise
+    try:
+        _send(process.stdin, asdict(job))
+        return _receive(process.stdout)
+    except (OSError, ValueError):
+        return None
+
+
+def _send(file: BinaryIO | Any, document: dict[str, Any]) -> None:
+    text = json.dumps(document).encode()
+    file.write(_LENGTH.pack(len(text)) + text)
+    file.flush()
+
+
+def _receive(file: BinaryIO | Any) -> dict[str, Any] | None:
+    head = file.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    found: dict[str, Any] = json.loads(file.read(_LENGTH.unpack(head)[0]))
+    return found
+
+
+def main() -> None:
+    """Waits for jobs on standard input, and forks a process for each; ends with its parent."""
+    import duckdb  # noqa: F401, PLC0415  what every query needs is loaded once
+    import pyarrow.dataset  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: F401, PLC0415
+
+    from datalake_assets.lake import sql_gate  # noqa: F401, PLC0415
+
+    while (document := _receive(sys.stdin.buffer)) is not None:
+        with tempfile.TemporaryDirectory(prefix="datalake-query-") as folder:  # a killed query leaves its files
+            answer = _forked(SqlJob(**document), folder)
+        _send(sys.stdout.buffer, answer)
+
+
+def _forked(job: SqlJob, folder: str) -> dict[str, Any]:
+    """Runs a query in a process of its own, and kills it when its time is up."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        _child(job, folder, write_end)
+    os.close(write_end)
+    try:
+        text, is_late = _read_until(read_end, time.monotonic() + job.timeout_s + _GRACE_S)
+    finally:
+        os.close(read_end)
+        os.kill(pid, signal.SIGKILL)  # it has ended, or is to
+        os.waitpid(pid, 0)
+    if is_late:
+        return _failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less")
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return _failure("large", "it takes more memory than a query may; ask for less")
+    return found
+
+
+def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
+    """What is written until the other end closes, and whether that was too late."""
+    parts: list[bytes] = []
+    while sum(map(len, parts)) <= _MOST_BYTES:
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return b"", True
+        part = os.read(descriptor, 1 << 20)
+        if not part:
+            return b"".join(parts), False
+        parts.append(part)
+    return b"", False
+
+
+def _child(job: SqlJob, folder: str, write_end: int) -> None:
+    """In the process of a query: never returns."""
+    try:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        tempfile.tempdir = folder
+        _bound(job.timeout_s)
+        answer = _answer(job)
+        with os.fdopen(write_end, "wb") as file:
+            file.write(json.dumps(answer).encode())
+    except BaseException:  # noqa: BLE001  whatever it is, the parent must not run on in two processes
+        os._exit(1)
+    os._exit(0)
+
+
+def _bound(timeout_s: float) -> None:
+    """Bounds what this process may take."""
+    memory = MEMORY_BYTES + _data_bytes()
+    seconds = int(timeout_s + 2 * _GRACE_S) * THREADS + 1
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _data_bytes() -> int:
+    """What an idle process has, mostly room that allocators keep; elsewhere than on Linux a guess."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
+    except OSError:
+        return 2 << 30
+
+
+def _failure(kind: str, reason: str) -> dict[str, Any]:
+    return {"kind": kind, "reason": reason}
+
+
+def _answer(job: SqlJob) -> dict[str, Any]:
+    import duckdb  # noqa: PLC0415  loaded before
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.dataset as ds  # noqa: PLC0415
+
+    from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
+    from datalake_assets.lake.sql_gate import (  # noqa: PLC0415
+        SqlLimits,
+        SqlRefused,
+        SqlTimedOut,
+        message_of,
+        open_session,
+        show,
+    )
+
+    pa.set_cpu_count(THREADS)
+    limits = SqlLimits(memory=DUCKDB_MEMORY, spill_percent=_SPILL_PERCENT, threads=THREADS)
+    try:
+        with open_session(limits=limits) as session:
+            checked = session.check(job.query)
+            schema = schema_from_json(job.schema)
+            dataset = ds.dataset(list(job.files), schema=schema, format="parquet", filesystem=pa.fs.LocalFileSystem())
+            show(session.connection, job.table, dataset)
+            with session.limited(job.timeout_s):
+                return _fetched(session.connection.execute(checked.text), job)
+    except SqlTimedOut as error:
+        return _failure("late", error.reason)
+    except SqlRefused as error:
+        return _failure("refused", error.reason)
+    except duckdb.OutOfMemoryException:
+        return _failure("large", "it takes more memory than a query may; ask for less")
+    except (duckdb.Error, OSError, pa.ArrowException) as error:
+        if not all(Path(file).exists() for file in job.files):
+            return _failure("expired", "a file of the snapshot was removed meanwhile")
+        return _failure("refused", _without_paths(message_of(error), job.files))
+
+
+def _without_paths(reason: str, files: Sequence[str]) -> str:
+    """The reason without where the lake lies."""
+    for folder in sorted({str(Path(file).parent) for file in files}, key=len, reverse=True):
+        reason = reason.replace(f"{folder}/", "")
+    return reason
+
+
+def _fetched(connection: Any, job: SqlJob) -> dict[str, Any]:
+    """The rows of an answer, as many as may be."""
+    described = connection.description or []
+    rows: list[list[Any]] = []
+    left, truncated = job.max_bytes, False
+    while not truncated and (batch := connection.fetchmany(256)):
+        for row in batch:
+            values = [plain(value, binary=lambda data: base64.b64encode(data).decode()) for value in row]
+            left -= len(json.dumps(values, ensure_ascii=False).encode())
+            if left < 0 or len(rows) == job.max_rows:
+                truncated = True
+                break
+            rows.append(values)
+    names, types = [column[0] for column in described], [str(column[1]) for column in described]
+    return {"columns": names, "types": types, "rows": rows, "truncated": truncated}
+
+
+if __name__ == "__main__":
+    main()

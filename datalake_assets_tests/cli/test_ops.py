@@ -1,0 +1,33 @@
+"""``datalake ops``: one request in, one answer out."""
+
+from __future__ import annotations
+
+import json
+
+REQUEST = {"tenant_id": "acme", "namespace": "sales", "table": "orders"}
+
+
+def test_ops_answers_a_request_with_a_document(run, lake):
+    request = json.dumps({"operation": "CREATE_TABLE", **REQUEST, "schema": [{"name": "id", "type": "long"}]})
+
+    result = run("ops", input=request)
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["created"]
+
+
+def test_ops_exits_with_1_when_the_request_fails_and_says_why_in_the_document(run, lake):
+    result = run("ops", input=json.dumps({"operation": "DESCRIBE", **REQUEST}))
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["code"] == "TABLE_NOT_FOUND"
+    assert result.stderr == ""
+
+
+def test_ops_refuses_a_lake_in_a_bucket_with_one_line(run):
+    result = run("ops", "--lake", "s3://bucket/lake", input="{}")
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: s3://bucket/lake: the write API keeps its tables in a local folder; set DATALAKE_LAKE to one\n"
+    )

@@ -1,0 +1,172 @@
+"""The write API over HTTP, by a real server and a real client."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+
+import httpx
+import pytest
+import uvicorn
+
+from datalake_assets.errors import ConfigError
+from datalake_assets.operations import MAX_REQUEST_BYTES, Code, Operations
+from datalake_assets.operations.http_api import STATUS, Tokens, http_app
+from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA
+
+TOKENS = {"acme": ["a" * 32, "b" * 40], "rival": ["r" * 32]}
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    return tmp_path_factory.mktemp("lake")
+
+
+@pytest.fixture(scope="module")
+def url(lake):
+    """A server over an empty lake."""
+    with Operations(str(lake)) as operations:
+        config = uvicorn.Config(http_app(operations, Tokens(TOKENS)), port=0, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            thread.join(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def post(url):
+    with httpx.Client(base_url=url, timeout=30) as client:
+
+        def send(document, token=TOKENS["acme"][0], **options):
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            body = document if isinstance(document, bytes) else json.dumps(document).encode()
+            return client.post("/v1/operations", content=body, headers=headers, **options)
+
+        yield send
+
+
+@pytest.mark.parametrize("token", [None, "x" * 32, "a" * 31, "a" * 33, "A" * 32])
+def test_request_without_a_known_token_is_refused_before_it_is_read(post, token):
+    response = post(b"no JSON", token)
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json()["error"]["code"] == "UNAUTHORIZED"
+
+
+@pytest.mark.parametrize("token", TOKENS["acme"])
+def test_each_token_of_a_tenant_is_taken(post, token):
+    assert post({"operation": "LIST", "tenant_id": "acme"}, token).json()["ok"]
+
+
+def test_token_of_one_tenant_reaches_nothing_of_another(post, lake):
+    theirs = {**ORDERS, "tenant_id": "rival"}
+    assert post({"operation": "CREATE_TABLE", **theirs, "schema": SCHEMA}, TOKENS["rival"][0]).status_code == 200
+
+    for request in (
+        {"operation": "DESCRIBE", **theirs},
+        {"operation": "WRITE", **theirs, "records": [{"id": 1}]},
+        {"operation": "LIST", "tenant_id": "rival"},
+        {"operation": "CREATE_TABLE", **theirs, "table": "more", "schema": SCHEMA},
+    ):
+        response = post(request)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "FORBIDDEN")
+    assert len(list(lake.rglob("*.metadata.json"))) == 1
+
+
+def test_request_is_done_and_its_failures_have_a_status(post):
+    table = {**ORDERS, "table": "statuses"}
+    create = {"operation": "CREATE_TABLE", **table, "schema": SCHEMA}
+    write = {"operation": "WRITE", **table, "records": [{"id": 1}], "idempotency_key": "a"}
+
+    assert post(create).json()["created"]
+    assert post(create).status_code == 409
+    assert post(write).json() == post(write).json()
+    assert post({**write, "records": [{"id": "1"}]}).status_code == 422
+    assert post({**write, "table": "nowhere"}).status_code == 404
+    assert post(b"{").status_code == 400
+    assert post({"operation": "QUERY", **table, "sql": "SELECT id FROM statuses"}).json()["rows"] == [[1]]
+
+
+def test_every_failure_has_a_status():
+    assert STATUS.keys() == set(Code)
+
+
+def test_body_that_is_too_large_is_refused_without_being_kept(post):
+    def parts():
+        for _ in range(MAX_REQUEST_BYTES // (1 << 20) + 2):
+            yield b" " * (1 << 20)
+
+    assert post(b"x" * (MAX_REQUEST_BYTES + 1)).status_code == 413
+    with httpx.Client() as client:
+        stream = client.post(
+            str(post(b"{}").url), content=parts(), headers={"Authorization": f"Bearer {TOKENS['acme'][0]}"}
+        )
+    assert stream.status_code == 413
+
+
+def test_description_names_every_operation_and_loads_nothing_from_elsewhere(url):
+    document = httpx.get(f"{url}/openapi.json").json()
+    page = httpx.get(url).text
+
+    body = document["paths"]["/v1/operations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert list(body["discriminator"]["mapping"]) == ["CREATE_TABLE", "WRITE", "QUERY", "DESCRIBE", "LIST", "HEALTH"]
+    for name in body["discriminator"]["mapping"]:
+        assert f"<code>{name}</code>" in page
+    assert "http" not in page
+
+
+def test_every_field_of_the_description_is_described(url):
+    schemas = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]
+    undescribed = [
+        f"{model}.{name}"
+        for model, schema in schemas.items()
+        if model.endswith("Answer") or "operation" in schema.get("properties", {})
+        for name, field in schema["properties"].items()
+        if name != "operation" and "description" not in field
+    ]
+    assert undescribed == []
+
+
+def test_health_needs_no_token(url):
+    assert httpx.get(f"{url}/health").json()["status"] == "healthy"
+
+
+def test_no_token_and_no_record_is_logged(post, caplog):
+    caplog.set_level(logging.DEBUG, "datalake_assets")
+    caplog.set_level(logging.DEBUG, "uvicorn")
+
+    post({"operation": "WRITE", **ORDERS, "records": [{"id": "private"}]})
+    post(b"{}", "f" * 32)
+
+    assert "a" * 32 not in caplog.text
+    assert "f" * 32 not in caplog.text
+    assert "private" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not a JSON document"),
+        ("[]", "not an object"),
+        ('{"acme": 1}', "not an object"),
+        ('{"acme": "short-secret"}', "not 32 or more"),
+        ('{"Acme": "' + "s" * 32 + '"}', "cannot be a tenant"),
+        ('{"acme": "' + "s" * 32 + '", "rival": "' + "s" * 32 + '"}', "have the same token"),
+        ('{"acme": []}', "no token for any tenant"),
+    ],
+)
+def test_file_of_tokens_that_is_wrong_is_refused_without_repeating_a_token(tmp_path, text, reason):
+    file = tmp_path / "tokens.json"
+    file.write_text(text)
+
+    with pytest.raises(ConfigError, match=reason) as raised:
+        Tokens.read(str(file))
+
+    assert "short-secret" not in str(raised.value)
+    assert "s" * 32 not in str(raised.value)

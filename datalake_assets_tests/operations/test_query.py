@@ -1,0 +1,189 @@
+"""What a query sees, and what it cannot: other tables, files, this process, more than its share of the machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from datalake_assets.operations import Operations
+from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, files_below
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A lake with a table of two writes, and another tenant's; its process for queries is started once."""
+    lake = tmp_path_factory.mktemp("lake")
+    with Operations(str(lake)) as operations:
+
+        def ask(operation, **fields):
+            return operations.answer({"operation": operation, **fields}).to_json()
+
+        for tenant in ("acme", "rival"):
+            ask("CREATE_TABLE", **{**ORDERS, "tenant_id": tenant}, schema=SCHEMA)
+        ask("CREATE_TABLE", **{**ORDERS, "table": "others"}, schema=SCHEMA)
+        ask("WRITE", **{**ORDERS, "tenant_id": "rival"}, records=[{"id": 666, "note": "secret"}])
+        first = ask("WRITE", **ORDERS, records=[{"id": 1, "note": "a"}])
+        ask("WRITE", **ORDERS, records=[{"id": 2}, {"id": 3, "note": "c"}])
+        yield ask, first, lake
+
+
+@pytest.fixture
+def query(served):
+    ask = served[0]
+
+    def answer(sql, **fields):
+        return ask("QUERY", **ORDERS, sql=sql, **fields)
+
+    return answer
+
+
+def test_query_answers_with_columns_and_rows(query):
+    answer = query("SELECT id, note, id / 2 AS half FROM orders ORDER BY id")
+
+    assert [(each["name"], each["type"]) for each in answer["columns"]] == [
+        ("id", "BIGINT"),
+        ("note", "VARCHAR"),
+        ("half", "DOUBLE"),
+    ]
+    assert answer["rows"] == [[1, "a", 0.5], [2, None, 1.0], [3, "c", 1.5]]
+    assert (answer["row_count"], answer["truncated"]) == (3, False)
+
+
+def test_query_joins_a_table_with_itself(query):
+    assert query("SELECT count(*) FROM orders a, orders b WHERE a.id <= b.id")["rows"] == [[6]]
+
+
+def test_query_reads_an_older_snapshot_by_its_number(query, served):
+    answer = query("SELECT count(*) FROM orders", snapshot_id=served[1]["snapshot_id"])
+
+    assert answer["rows"] == [[1]]
+    assert answer["snapshot_id"] == served[1]["snapshot_id"]
+
+
+def test_query_reads_the_snapshot_of_a_moment(query, served):
+    snapshots = served[0]("DESCRIBE", **ORDERS)["snapshots"]
+
+    answers = [query("SELECT count(*) FROM orders", as_of=each["at"]) for each in snapshots]
+
+    assert [each["rows"] for each in answers] == [[[3]], [[1]]]
+
+
+@pytest.mark.parametrize("which", [{"snapshot_id": 7}, {"as_of": "2001-01-01T00:00:00+01:00"}])
+def test_query_of_a_snapshot_that_is_not_there_is_refused(query, which):
+    assert query("SELECT 1", **which)["error"]["code"] == "SNAPSHOT_NOT_FOUND"
+
+
+def test_query_of_an_empty_table_has_its_columns_and_no_rows(served):
+    answer = served[0]("QUERY", **{**ORDERS, "table": "others"}, sql="SELECT * FROM others")
+
+    assert [each["name"] for each in answer["columns"]] == ["id", "note"]
+    assert answer["rows"] == []
+
+
+def test_query_gives_so_many_rows_and_says_that_there_are_more(query):
+    assert query("SELECT id FROM orders ORDER BY id", max_rows=2) | {"snapshot_id": 0} == {
+        "ok": True,
+        "operation": "QUERY",
+        "columns": [{"name": "id", "type": "BIGINT"}],
+        "rows": [[1], [2]],
+        "row_count": 2,
+        "truncated": True,
+        "snapshot_id": 0,
+    }
+
+
+def test_query_gives_no_more_bytes_than_an_answer_may_have(query):
+    answer = query("SELECT repeat('ä', 500000) FROM range(20)")
+
+    assert answer["truncated"]
+    assert 1 <= answer["row_count"] < 10
+
+
+def test_query_makes_texts_of_what_json_has_not(query):
+    sql = "SELECT 1.50::DECIMAL(9, 2), '\\x00\\xFF'::BLOB, DATE '2026-01-31', 'nan'::DOUBLE, 1e20::HUGEINT"
+
+    assert query(sql)["rows"] == [["1.50", "AP8=", "2026-01-31", "nan", 10**20]]
+
+
+REFUSED = [
+    *("INSERT INTO orders VALUES (9, 'x')", "DELETE FROM orders", "DROP VIEW orders", "CREATE TABLE t AS SELECT 1"),
+    *("COPY orders TO '/tmp/stolen.csv'", "ATTACH '/tmp/x.db'", "SET memory_limit = '10GB'", "PRAGMA database_list"),
+    *("SELECT * FROM read_text('/etc/passwd')", "SELECT * FROM '/etc/passwd'", "SELECT * FROM glob('/*')"),
+    *("SELECT * FROM rival.orders", "SELECT * FROM acme.sales.orders", "SELECT * FROM others", "SELECT 1; SELECT 2"),
+    *("EXPLAIN ANALYZE COPY orders TO '/tmp/x'", "SELECT * FROM duckdb_secrets()", "SELECT * FROM read_parquet('*')"),
+    *(
+        "LOAD httpfs",
+        "SELECT getenv('HOME')",
+        "",
+        "--",
+        "\0",
+        "SELECT * FROM iceberg_scan('/')",
+        "CALL pragma_version()",
+    ),
+]
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_query_that_is_more_than_one_read_of_the_table_is_refused(query, served, sql):
+    lake = served[2]
+    before = files_below(lake)
+
+    answer = query(sql)
+
+    assert answer["error"]["code"] in {"QUERY_REFUSED", "INVALID_REQUEST"}
+    assert str(lake) not in str(answer)
+    assert "666" not in str(answer["error"])
+    assert files_below(lake) == before
+    assert not Path("/tmp/stolen.csv").exists()
+
+
+def test_query_sees_no_secret_of_the_environment(lake, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
+    with Operations(str(lake)) as operations:
+        operations.answer({"operation": "CREATE_TABLE", **ORDERS, "schema": SCHEMA})
+        assert operations.answer({"operation": "QUERY", **ORDERS, "sql": "SELECT 1"}).ok
+        (process,) = operations._processes._waiting
+
+        assert b"do-not-tell" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+
+
+def test_query_is_ended_when_its_time_is_up(query):
+    began = time.monotonic()
+
+    answer = query("SELECT count(*) FROM range(1000000000000) a WHERE sin(a.range) > 2", timeout_s=1)
+
+    assert answer["error"]["code"] == "QUERY_TIMED_OUT"
+    assert time.monotonic() - began < 5
+
+
+def test_query_that_makes_a_huge_value_fails_alone(query):
+    answer = query("SELECT repeat('x', 3000000000) || id FROM orders")
+
+    assert answer["error"]["code"] == "LIMIT_EXCEEDED"
+    assert query("SELECT 1")["rows"] == [[1]]
+
+
+def test_query_leaves_no_process_and_no_file(lake, tmp_path, monkeypatch):
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    monkeypatch.setenv("TMPDIR", str(spill))
+    with Operations(str(lake)) as operations:
+        operations.answer({"operation": "CREATE_TABLE", **ORDERS, "schema": SCHEMA})
+        operations.answer({"operation": "QUERY", **ORDERS, "sql": "SELECT 1"})
+        (process,) = operations._processes._waiting
+        assert list(spill.iterdir()) == []
+
+    assert process.returncode is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def test_query_begins_anew_when_its_process_was_killed(query, served):
+    assert query("SELECT 1")["ok"]
+    operations = served[0].__closure__[0].cell_contents
+    operations._processes._waiting[0].kill()
+
+    assert query("SELECT 1")["rows"] == [[1]]
