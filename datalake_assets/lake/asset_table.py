@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from datalake_assets.core.batches import Batches, ReadRequest
+from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import ConfigError, SchemaChanged
@@ -86,10 +87,12 @@ class AssetTable(HiveTable):
             SchemaChanged: The columns are not those of the runs before.
         """
         if isinstance(batches, FramesByKey):
-            reports = [
-                self.write(frame, partitions=[key], run_id=run_id, on_progress=on_progress)
-                for key, frame in batches.frames.items()
-            ]
+            reports: list[WriteReport] = []
+            written: dict[str, Manifest] = {}
+            for key, frame in batches.frames.items():
+                reports.append(self.write(frame, partitions=[key], run_id=run_id, on_progress=on_progress))
+                written |= self._written
+            self._written = written
             return _together(reports)
         if len(partitions) > 1 and batches.time_column is None:
             raise ConfigError(

@@ -151,7 +151,8 @@ class Export(ABC):
             return plan(base)
 
         change = Change(self._commit_ids[key], self.commit_kind, tuple(files), planned, self.run_id)
-        self._logs[key] = loaded = self.folder.log(key).commit(change)[0]
+        # what was read at first sight need not be read again: the swap says whether it is another by now
+        self._logs[key] = loaded = self.folder.log(key).commit(change, base=self._logs.get(key))[0]
         return self.folder.report(key, loaded.manifest, before=before[0] if before else None)
 
     def fix_schema(self, schema: pa.Schema) -> str:

@@ -20,7 +20,8 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, version_key, version_number, window_of
 from datalake_assets.core.position import Holes, OffsetsPosition, Runs, SnapshotPosition, WindowPosition
 from datalake_assets.core.schema import schema_from_json
-from datalake_assets.errors import CommitConflict, IncompleteResponse, SourceShrank
+from datalake_assets.errors import CommitConflict, ConfigError, IncompleteResponse, SourceShrank
+from datalake_assets.feed import Feed
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.export_commits import Export, Staged
 from datalake_assets.lake.landing import Fence, Landing
@@ -28,7 +29,16 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import WriteReport
 
-__all__ = ["OffsetsExport", "SnapshotExport", "WindowExport", "agree", "enter_version", "retain", "suspicious"]
+__all__ = [
+    "OffsetsExport",
+    "SnapshotExport",
+    "WindowExport",
+    "agree",
+    "enter_version",
+    "removed_by_retention",
+    "retain",
+    "suspicious",
+]
 
 
 class OffsetsExport(Export):
@@ -211,6 +221,8 @@ class SnapshotExport(Export):
     def _committed_before(self, key: str) -> WriteReport:
         """A past version cannot be pulled again: its rows stay as they are."""
         manifest = self.settled(key)
+        if manifest.deleted:
+            raise removed_by_retention(self.feed, key)
         enter_version(self.folder, key, manifest)  # a crash may have kept it from the state
         schema = schema_from_json(manifest.schema) if manifest.schema else self.batches.schema
         self.notes.append(f"version {key} was committed before and is kept as it is")
@@ -236,6 +248,11 @@ class SnapshotExport(Export):
             raise SourceShrank(self.source, f"{seen}; an answer was cut short")
         self.notes.append(f"rows fell from {previous} to {again}; a second pull confirmed it")
         return landing, staged, schema
+
+
+def removed_by_retention(feed: Feed, key: str) -> ConfigError:
+    """The error for an export of a version that is gone."""
+    return ConfigError(f"{key} of table {feed.name!r} was removed by retention")
 
 
 def enter_version(folder: FeedFolder, key: str, manifest: Manifest) -> None:

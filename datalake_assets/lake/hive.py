@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
@@ -21,7 +22,7 @@ from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake import compaction
 from datalake_assets.lake.compaction import partition_health, plan_of
 from datalake_assets.lake.export_commits import Export
-from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport
+from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport, removed_by_retention
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.quarantined_rows import quarantined_rows
@@ -61,12 +62,19 @@ class HiveSnapshot:
     Args:
         folder: The feed's corner of the lake.
         partitions: Their keys; None: all, or the current version of a table with versions.
+        known: Manifests that were read, or written, a moment ago.
     """
 
-    def __init__(self, folder: FeedFolder, partitions: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        folder: FeedFolder,
+        partitions: Sequence[str] | None,
+        *,
+        known: Mapping[str, Manifest] = MappingProxyType({}),
+    ) -> None:
         self._folder = folder
         self._given = None if partitions is None else tuple(partitions)
-        self._manifests: dict[str, Manifest] = {}
+        self._manifests = dict(known)
         self._files: set[str] = set()
 
     @property
@@ -86,8 +94,8 @@ class HiveSnapshot:
 
     def only(self, key: str) -> HiveSnapshot:
         """Implements `TableSnapshot`."""
-        one = HiveSnapshot(self._folder, [key])
-        one._manifests, one._state = {key: self._load([key])[0]}, self._state  # read here, and so once for all
+        one = HiveSnapshot(self._folder, [key], known={key: self._load([key])[0]})
+        one._state = self._state  # read here, and so once for all
         return one
 
     def report(self, key: str) -> PartitionFacts | None:
@@ -164,6 +172,7 @@ class HiveTable:
 
     def __init__(self, store: Store, feed: Feed) -> None:
         self._folder = FeedFolder(store, feed)
+        self._written: dict[str, Manifest] = {}
 
     @property
     def feed(self) -> Feed:
@@ -203,15 +212,22 @@ class HiveTable:
         before = dict(store.requests)
 
         def run() -> WriteReport:
-            return self._export(
+            export = self._export(
                 self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=on_progress
-            ).run()
+            )
+            report = export.run()
+            self._written = {each.key: export.settled(each.key) for each in report.partitions}
+            return report
 
         report = retried(run, attempts=ATTEMPTS, on=(CommitConflict,))
         batches.acknowledge()
         totals = self._folder.summary.merge(report.partitions, removed=report.removed, at=store.now())
         requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}
         return replace(report, requests=requests, totals=totals)
+
+    def written(self, partitions: Sequence[str]) -> HiveSnapshot:
+        """Implements `LakeTable`."""
+        return HiveSnapshot(self._folder, partitions, known=self._written)
 
     def check_replay(self) -> None:
         """Implements `LakeTable`."""
@@ -372,6 +388,8 @@ class HiveTable:
         if wanted > state.next_version:
             raise ConfigError(f"the next version of table {self.feed.name!r} is {version_key(state.next_version)}")
         known = {version.number for version in state.versions}
-        if wanted not in known and self._folder.log(version_key(wanted)).load().manifest.deleted:
-            raise ConfigError(f"{version_key(wanted)} of table {self.feed.name!r} was removed by retention")
+        # a version above the current one is hardly ever gone; an export of it sees if it is, before it reads anything
+        is_old = state.current is not None and wanted < state.current.number
+        if is_old and wanted not in known and self._folder.log(version_key(wanted)).load().manifest.deleted:
+            raise removed_by_retention(self.feed, version_key(wanted))
         return version_key(wanted)

@@ -365,6 +365,12 @@ class TableWriter(Protocol):
             LakeError: Nothing was committed, or what was committed stays and a repetition adds only the rest.
         """
 
+    def written(self, partitions: Sequence[str]) -> TableSnapshot:
+        """Some partitions as the last `write` of this instance left them, as far as it saw them: nothing is read again.
+
+        To be used at once, as every snapshot.
+        """
+
     def check_replay(self) -> None:
         """Refuses feeds whose rows in quarantine can't be landed later: they come anew with each pull, or aren't ours.
 

@@ -269,6 +269,21 @@ class _WriterContract:
         case.write(range(30))
         assert list(case.open().quarantined()) == []
 
+    def test_what_was_written_is_seen_as_it_was_committed(self, case: ExportedCase) -> None:
+        table = case.open()
+        plan = table.plan(case.plans)
+        report = table.write(case.batches(range(30), plan.request), partitions=plan.partitions, run_id="run")
+        landed = [each for each in report.partitions if each.files]
+        seen = table.written([each.key for each in landed])
+        assert seen.keys == tuple(each.key for each in landed)
+        for each in landed:
+            facts, footers = seen.report(each.key), seen.footers(each.key)
+            assert facts is not None
+            assert (facts.rows, facts.files, facts.size_bytes) == (each.rows, each.files, each.size_bytes)
+            assert (footers.rows, footers.drifts) == (each.rows, ())
+            assert facts == case.open().report(each.key)
+        assert sorted(seen.dataset().to_table()["id"].to_pylist()) == list(range(30))
+
     def test_a_write_acknowledges_its_source_once_committed(self, case: ExportedCase) -> None:
         table = case.open()
         plan = table.plan(case.plans)

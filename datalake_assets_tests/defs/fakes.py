@@ -121,7 +121,7 @@ class MemoryTable:
     generation: int = 0
     keep: int = 2
     repaired: int = 0
-    written: list[str] = field(default_factory=list)
+    run_ids: list[str] = field(default_factory=list)
     put_aside: list[QuarantinedRow] = field(default_factory=list)
     small: dict[str, int] = field(default_factory=dict)
     left: dict[str, tuple[LeftAlone, ...]] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class MemoryTable:
         allow_shrink: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> WriteReport:
-        self.written.append(run_id)
+        self.run_ids.append(run_id)
         if self.feed.kind is FeedKind.TABLE and partitions[0] in self.data:
             note = f"version {partitions[0]} was committed before and is kept as it is"
             return self._reported(partitions, {}, 0, (), (note,))
@@ -180,6 +180,9 @@ class MemoryTable:
             self.gone |= set(removed)
         batches.acknowledge()
         return self._reported(partitions, before, read.num_rows, removed, (), quarantined=len(rejected))
+
+    def written(self, partitions: Sequence[str]) -> MemorySnapshot:
+        return self.snapshot(partitions)
 
     def check_replay(self) -> None:
         raise ConfigError(f"feed {self.feed.name!r} is pulled whole")

@@ -252,6 +252,26 @@ def test_seven_versions_are_kept_and_numbers_never_reused(store):
         table.plan(["v12"])
 
 
+def test_a_removed_version_above_the_current_one_is_not_exported_again(local_store):
+    """It was pulled before the one that is current, and committed after it; retention went by the pulls."""
+    feed = table_feed(retention={"versions": 1})
+    table = HiveTable(local_store, feed)
+    first, second = table.plan(), table.plan()
+
+    class Late(InMemoryBatches):
+        """While it is read, the other version is pulled and committed."""
+
+        def __iter__(self) -> Iterator[SourceBatch]:
+            yield from self.batches
+            export(HiveTable(local_store, feed), table_of(4), list(first.partitions))
+
+    late = Late((SourceBatch(rows(range(5))),))
+    assert table.write(late, partitions=second.partitions, run_id="run").removed == ("v2",)
+    with pytest.raises(ConfigError, match="v2 of table 't' was removed by retention"):
+        export(HiveTable(local_store, feed), table_of(6), ["v2"])
+    assert ids(table) == list(range(4))
+
+
 def test_an_empty_table_is_a_version_that_readers_can_open(store):
     table = HiveTable(store, table_feed())
     report = export(table, table_of(0))

@@ -216,8 +216,8 @@ def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequ
     """Looks at the partitions that a write changed, and at all of the run's own: Dagster waits for their checks."""
     own = {each.key for each in read.selected} if len(read.selected) <= ALL_TOLD else set()
     reports = [each for each in (*read.selected, *read.beyond) if each.key in own or _is_changed(each)]
-    # each manifest is read once: for rules, sizes and footers alike
-    snapshot = read.table.snapshot([each.key for each in reports if each.files])
+    # the write has seen each manifest: none is read again, for rules, sizes or footers
+    snapshot = read.table.written([each.key for each in reports if each.files])
     broken = _broken(read.table, snapshot)
     return [
         look_at(instance, read.table, snapshot.only(each.key), request, broken=broken.get(each.key, {}))

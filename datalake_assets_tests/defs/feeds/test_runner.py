@@ -55,7 +55,7 @@ def test_export_of_a_range_is_one_run_with_metadata_per_partition(lake: MemoryLa
     run = instance.get_run_by_id(result.run_id)
     assert run.tags["dagster/asset_partition_range_start"] == key(3)
     assert run.tags["dagster/asset_partition_range_end"] == key(1)
-    assert len(lake.memory(stream()).written) == 1
+    assert len(lake.memory(stream()).run_ids) == 1
 
 
 def test_export_records_partitions_that_received_rows_without_being_selected(lake: MemoryLake, instance):

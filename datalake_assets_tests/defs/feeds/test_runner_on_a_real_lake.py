@@ -160,3 +160,19 @@ def test_checks_of_an_export_read_each_manifest_once(lake, sent, instance, count
 
     assert (result.error, len(counted.loads)) == (None, 3)
     assert max(counted.loads.values()) <= 3
+
+
+@pytest.mark.parametrize(
+    "feed",
+    [stream(**RECENT), stream(**PULL), table(retention=Retention(versions=2))],
+    ids=["offsets", "pull", "table"],
+)
+def test_an_export_reads_each_manifest_once_its_checks_among_it(lake, sent, instance, counted, feed):
+    feeds = exporter(lake, sent, feed)
+    for row in (sent.rows[feed.name][-1], None):
+        counted.clear()
+        result = feeds.export(instance, feed.name, quiet=True)
+        assert result.error is None
+        assert result.rows_added
+        assert set(counted.loads.values()) == {1}, counted.loads
+        sent.rows[feed.name] = [*sent.rows[feed.name], row]
