@@ -25,7 +25,7 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.store.s3_access import S3Access
-from datalake_assets.parquet.writer import new_checksum
+from datalake_assets.parquet.sinks import new_checksum
 from datalake_assets.policies import CompactionPolicy, ParquetFormat
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource

@@ -24,7 +24,6 @@ REASONS = {
     "lake.compaction_inputs": "files opened for a rewrite, beside the state machine of a compaction",
     "lake.iceberg.record_tables": "tables of the write API, apart from feeds: the other side of pyiceberg's border",
     "lake.iceberg.transactions": "one commit to any Iceberg table",
-    "lake.manifest_figures": "read of 10,000 manifests at a time: another way of reading than a table's",
     "lake.replay": "how rows come back from quarantine: a protocol of its own",
     "lake.scan": "exact reads; the tables share it",
     "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import Commit
+from datalake_assets.core.manifest import PastCommit
 from datalake_assets.core.wording import size_text
 
 __all__ = [
@@ -176,7 +176,7 @@ class PlannedPartition(PartitionFacts):
     unusable: tuple[tuple[str, str], ...] = ()
     last_write: datetime | None = None
     last_export: datetime | None = None
-    history: tuple[Commit, ...] = ()
+    history: tuple[PastCommit, ...] = ()
 
     @classmethod
     def from_facts(
@@ -187,7 +187,7 @@ class PlannedPartition(PartitionFacts):
         unusable: Sequence[tuple[str, str]] = (),
         last_write: datetime | None = None,
         last_export: datetime | None = None,
-        history: Sequence[Commit] = (),
+        history: Sequence[PastCommit] = (),
     ) -> PlannedPartition:
         """Facts with what a plan makes of them."""
         return PlannedPartition(
@@ -228,7 +228,7 @@ class PlannedPartition(PartitionFacts):
         return bool(self.files_to_rewrite)
 
     @property
-    def compactions(self) -> tuple[Commit, ...]:
+    def compactions(self) -> tuple[PastCommit, ...]:
         """The compactions among the commits that are remembered, oldest first."""
         return tuple(commit for commit in self.history if commit.kind == "compact")
 

@@ -38,6 +38,7 @@ __all__ = [
     "Garbage",
     "Holdings",
     "Manifest",
+    "PastCommit",
     "Pending",
     "Publish",
     "Seen",
@@ -115,6 +116,19 @@ class Commit(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_u
     small_files: int | None = None
     size_bytes: int | None = None
     total_rows: int | None = None
+
+
+class PastCommit(msgspec.Struct, frozen=True, gc=False):
+    """What matters of a `Commit` to a report, which has a hundred thousand of them; its names would weigh most."""
+
+    kind: str
+    at: datetime
+    rows: int
+    files_added: int
+    files_removed: int
+    files: int | None = None
+    small_files: int | None = None
+    size_bytes: int | None = None
 
 
 class Garbage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -354,17 +368,8 @@ class _PendingDocument(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def pending(self) -> Pending:
         """The prepared commit."""
-        return Pending(
-            commit_id=self.commit_id,
-            kind=self.kind,
-            run_id=self.run_id,
-            publish=self.publish,
-            remove=self.remove,
-            position=position_from_json(self.position),
-            schema=self.schema,
-            deleted=self.deleted,
-            checksums=self.checksums,
-        )
+        fields: dict[str, Any] = {name: getattr(self, name) for name in self.__struct_fields__}
+        return Pending(**fields | {"position": position_from_json(self.position)})
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -395,7 +400,7 @@ class Holdings(msgspec.Struct, frozen=True, gc=False):
     format: int
     generation: int
     files: tuple[DataFile, ...]
-    history: tuple[Commit, ...]
+    history: tuple[PastCommit, ...]
 
     @classmethod
     def from_bytes(cls, body: bytes, *, where: str) -> Holdings:

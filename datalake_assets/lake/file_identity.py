@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed
 from datalake_assets.lake.store.base import Store
-from datalake_assets.parquet.writer import checksum_like, new_checksum
+from datalake_assets.parquet.sinks import checksum_like, new_checksum
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,7 @@ from datalake_assets.errors import ObjectNotFound
 from datalake_assets.feed import Feed
 from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.store.base import ObjectInfo, Store
-from datalake_assets.lake.tables import open_table
+from datalake_assets.lake.tables import feed_figures, open_table
 
 __all__ = ["QUARANTINE_BYTES", "FeedStatistics", "lake_statistics", "rebuild_summaries"]
 
@@ -43,7 +43,7 @@ def lake_statistics(
     with ThreadPoolExecutor(THREADS) as pool:
         threads = pool if "://" in store.uri else None  # local files are not read any faster by threads
         asked = request or CompactionRequest()
-        figures = [(feed, open_table(store, feed).figures(asked, threads=threads)) for feed in feeds]
+        figures = [(feed, feed_figures(store, feed, asked, threads=threads)) for feed in feeds]
         return tuple(replace(each, quarantined=_Quarantine(store, feed, threads).counted()) for feed, each in figures)
 
 

@@ -25,7 +25,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.pages import PageWalk, UnsoundPages
 from datalake_assets.parquet.row_groups import INDEX_FIELDS, MAGIC, Place, Role
-from datalake_assets.parquet.sinks import Sink
+from datalake_assets.parquet.sinks import Sink, new_checksum
 from datalake_assets.parquet.thrift import (
     BINARY,
     I32,
@@ -37,7 +37,6 @@ from datalake_assets.parquet.thrift import (
     MalformedThrift,
     zigzag,
 )
-from datalake_assets.parquet.writer import new_checksum
 
 __all__ = [
     "MAX_ROW_GROUPS",

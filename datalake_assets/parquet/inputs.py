@@ -16,7 +16,8 @@ from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decodable import ROW_BYTES, too_large, unproven
 from datalake_assets.parquet.decoding import open_parquet, tables
 from datalake_assets.parquet.footer import Footer, parse_footer
-from datalake_assets.parquet.writer import checksum_like, moment_of
+from datalake_assets.parquet.sinks import checksum_like
+from datalake_assets.parquet.writer import moment_of
 
 __all__ = ["CHANGED", "Input", "OpenInput"]
 

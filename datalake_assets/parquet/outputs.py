@@ -21,8 +21,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS, Concatenated, ConcatWriter, ServerSide
 from datalake_assets.parquet.footer import Footer, ReadAt
-from datalake_assets.parquet.sinks import FinishedSink
-from datalake_assets.parquet.writer import checksum_like
+from datalake_assets.parquet.sinks import FinishedSink, checksum_like
 
 __all__ = ["Evidence", "Opener", "Outputs", "same_columns"]
 

@@ -1,13 +1,19 @@
 """What the bytes of a file go to: `Sink` for who writes them, `FinishedSink` for who decides what becomes of them.
 
-A store's `StagedWriter` is a `FinishedSink` that ends in a staged file.
+A store's `StagedWriter` is a `FinishedSink` that ends in a staged file. `Checksum` is what stays known of the bytes;
+who only compares checksums need not load what writes Parquet.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
-__all__ = ["ByteLike", "FinishedSink", "Sink"]
+import xxhash
+
+__all__ = ["ALGORITHM", "ByteLike", "Checksum", "FinishedSink", "Sink", "checksum_like", "new_checksum"]
 
 ByteLike = bytes | bytearray | memoryview
 
@@ -50,3 +56,46 @@ class FinishedSink(Sink, Protocol[FinishedT_co]):
 
     def discard(self) -> None:
         """Drops what was written; idempotent, and without effect after `finish`."""
+
+
+#: Of everything written from now on; format 1 of the lake began with ``blake2b-16``.
+ALGORITHM = "xxh3-128"
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+_DIGESTS: dict[str, Callable[[], _Digest]] = {
+    "xxh3-128": xxhash.xxh3_128,
+    "blake2b-16": partial(hashlib.blake2b, digest_size=16),
+}
+
+
+class Checksum:
+    """A digest being computed; its text is ``<algorithm>:<hex>``.
+
+    Args:
+        algorithm: One of those that are known; otherwise `ValueError`.
+    """
+
+    def __init__(self, algorithm: str) -> None:
+        if algorithm not in _DIGESTS:
+            raise ValueError(f"unknown digest {algorithm!r}; update datalake_assets")
+        self.algorithm, self._digest = algorithm, _DIGESTS[algorithm]()
+        self.update = self._digest.update
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self._digest.hexdigest()}"
+
+
+def new_checksum() -> Checksum:
+    """The checksum of a file being written."""
+    return Checksum(ALGORITHM)
+
+
+def checksum_like(text: str) -> Checksum:
+    """A fresh checksum of the kind of this one, to be compared with it; `ValueError` when the kind is not known."""
+    return Checksum(text.partition(":")[0])

@@ -8,35 +8,28 @@ it is about ten times as fast as BLAKE2b, which files of earlier releases have a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.parquet.sinks import Sink
+from datalake_assets.parquet.sinks import Sink, new_checksum
 
 __all__ = [
-    "ALGORITHM",
     "DISTINCT_SHARE",
     "SAMPLE_ROWS",
-    "Checksum",
     "Encodings",
     "ParquetFileWriter",
     "ParquetSettings",
     "Profile",
-    "checksum_like",
     "choose_encodings",
     "moment_of",
-    "new_checksum",
     "open_writer",
     "sorted_by",
     "time_bounds",
@@ -128,49 +121,6 @@ def _compact_encoding(kind: pa.DataType) -> str | None:
         return "BYTE_STREAM_SPLIT"
     texts = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
     return "DELTA_BYTE_ARRAY" if any(is_text(kind) for is_text in texts) else None
-
-
-#: Of everything written from now on; format 1 of the lake began with ``blake2b-16``.
-ALGORITHM = "xxh3-128"
-
-
-class _Digest(Protocol):
-    def update(self, data: bytes | memoryview, /) -> None: ...
-
-    def hexdigest(self) -> str: ...
-
-
-_DIGESTS: dict[str, Callable[[], _Digest]] = {
-    "xxh3-128": xxhash.xxh3_128,
-    "blake2b-16": partial(hashlib.blake2b, digest_size=16),
-}
-
-
-class Checksum:
-    """A digest being computed; its text is ``<algorithm>:<hex>``.
-
-    Args:
-        algorithm: One of those that are known; otherwise `ValueError`.
-    """
-
-    def __init__(self, algorithm: str) -> None:
-        if algorithm not in _DIGESTS:
-            raise ValueError(f"unknown digest {algorithm!r}; update datalake_assets")
-        self.algorithm, self._digest = algorithm, _DIGESTS[algorithm]()
-        self.update = self._digest.update
-
-    def __str__(self) -> str:
-        return f"{self.algorithm}:{self._digest.hexdigest()}"
-
-
-def new_checksum() -> Checksum:
-    """The checksum of a file being written."""
-    return Checksum(ALGORITHM)
-
-
-def checksum_like(text: str) -> Checksum:
-    """A fresh checksum of the kind of this one, to be compared with it; `ValueError` when the kind is not known."""
-    return Checksum(text.partition(":")[0])
 
 
 MIB = 1 << 20

@@ -11,7 +11,7 @@ import orjson
 
 from datalake_assets.core.compaction.cost import MonthlyCost
 from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition, bucket_bounds, bucket_label
-from datalake_assets.core.manifest import Commit
+from datalake_assets.core.manifest import PastCommit
 from datalake_assets.core.report.figures import Quarantined, Series, lake_series
 from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
 from datalake_assets.core.wording import csv_lines, size_text, spreadsheet_text
@@ -192,7 +192,7 @@ def _partition(one: PlannedPartition, cost: MonthlyCost, after: MonthlyCost) -> 
     }
 
 
-def _compaction(commit: Commit) -> dict[str, Any]:
+def _compaction(commit: PastCommit) -> dict[str, Any]:
     return {
         "at": commit.at,
         "files_removed": commit.files_removed,

@@ -18,7 +18,7 @@ from datalake_assets.core.compaction.cost import (
     STORAGE_DOLLARS_PER_BYTE,
 )
 from datalake_assets.core.facts import PlannedPartition
-from datalake_assets.core.manifest import Commit
+from datalake_assets.core.manifest import PastCommit
 from datalake_assets.core.report.figures import Series, lake_series
 from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
 from datalake_assets.core.wording import (
@@ -287,7 +287,7 @@ def _partition(one: PlannedPartition, saved: float) -> tuple[str, ...]:
     )
 
 
-def _compaction(commit: Commit, key: str) -> tuple[str, ...]:
+def _compaction(commit: PastCommit, key: str) -> tuple[str, ...]:
     return (
         moment_text(commit.at),
         key,

@@ -10,7 +10,7 @@ import msgspec
 from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, plan_compaction, rules_of
 from datalake_assets.core.facts import Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import Commit
+from datalake_assets.core.manifest import PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
 from datalake_assets.feed import Feed, FeedKind, parse_feed
 
@@ -33,15 +33,22 @@ def files_of(*sizes: int, at: datetime = NOON) -> tuple[DataFile, ...]:
     )
 
 
-def commit_of(at: datetime, kind: str = "append", *, state: tuple[int, int, int] | None = None, **more: int) -> Commit:
+def commit_of(
+    at: datetime, kind: str = "append", *, state: tuple[int, int, int] | None = None, **more: int
+) -> PastCommit:
     """A commit; ``state`` are the files, small files and bytes after it."""
-    plain = Commit("c", kind, at, "", 10, 1, 0)
+    plain = PastCommit(kind, at, 10, 1, 0)
     known = dict(zip(("files", "small_files", "size_bytes"), state, strict=True)) if state else {}
     return msgspec.structs.replace(plain, **known, **more)
 
 
 def partition_of(
-    feed: Feed, key: str, *sizes: int, history: tuple[Commit, ...] = (), commits: int | None = None, closed: bool = True
+    feed: Feed,
+    key: str,
+    *sizes: int,
+    history: tuple[PastCommit, ...] = (),
+    commits: int | None = None,
+    closed: bool = True,
 ) -> PlannedPartition:
     """A partition with files of these sizes."""
     files, rules = files_of(*sizes), rules_of(feed, CompactionRequest())
@@ -53,7 +60,13 @@ def partition_of(
 
 
 def planned(
-    feed: Feed, key: str, files: tuple[DataFile, ...], history: tuple[Commit, ...], outlook: Outlook, *, commits: int
+    feed: Feed,
+    key: str,
+    files: tuple[DataFile, ...],
+    history: tuple[PastCommit, ...],
+    outlook: Outlook,
+    *,
+    commits: int,
 ) -> PlannedPartition:
     """A partition with these files."""
     facts = PartitionFacts.of(key, files, small_below_bytes=feed.small_file_bytes, generation=commits)

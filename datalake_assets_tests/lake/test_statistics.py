@@ -12,7 +12,7 @@ import pytest
 from datalake_assets.core.batches import RejectedRow
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import PlannedPartition
-from datalake_assets.core.manifest import Commit, Manifest
+from datalake_assets.core.manifest import Commit, Manifest, PastCommit
 from datalake_assets.core.report.figures import lake_series
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake import statistics
@@ -34,7 +34,7 @@ def manifest_of(store, feed, key) -> Manifest:
     return FeedFolder(store, feed).log(key).load().manifest
 
 
-def told(commit: Commit) -> tuple[object, ...]:
+def told(commit: Commit | PastCommit) -> tuple[object, ...]:
     return (
         commit.kind,
         commit.at,

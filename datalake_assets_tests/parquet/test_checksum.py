@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import xxhash
 
-from datalake_assets.parquet.writer import checksum_like, new_checksum
+from datalake_assets.parquet.sinks import checksum_like, new_checksum
 
 
 def test_new_checksum_is_xxh3():

@@ -21,8 +21,9 @@ from datalake_assets.parquet import segments
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, rewrite, workers_for
+from datalake_assets.parquet.sinks import new_checksum
 from datalake_assets.parquet.thrift import zigzag
-from datalake_assets.parquet.writer import ParquetSettings, new_checksum
+from datalake_assets.parquet.writer import ParquetSettings
 from datalake_assets_tests.parquet.parquet_files import edited
 from datalake_assets_tests.parquet.sinks import MemorySink
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition
 from datalake_assets.core.feed_state import Version
-from datalake_assets.core.manifest import Commit
+from datalake_assets.core.manifest import PastCommit
 from datalake_assets.feed import Feed
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 _ARRIVALS = frozenset({"append", "replace", "snapshot"})
 
 
-def last_arrival(history: Sequence[Commit], *, adopted: bool) -> datetime | None:
+def last_arrival(history: Sequence[PastCommit], *, adopted: bool) -> datetime | None:
     """When rows last came in; None if that is longer ago than the history goes back."""
     for commit in reversed(history):
         if commit.kind in _ARRIVALS or (adopted and commit.kind == "reconcile" and commit.files_added):
