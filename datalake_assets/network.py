@@ -6,6 +6,7 @@ knows no proxy at all, one takes a private authority from a variable that anothe
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import ssl
@@ -51,18 +52,25 @@ class Route:
 
     Attributes:
         host: The server's name or address.
+        secure: Whether the connection to it is TLS.
         proxy: The proxy on the way; None for a direct connection.
         excepted: Whether the environment names proxies, but not for this server.
         authorities: PEM file of the authorities that are trusted, and no others; None for those that the client knows.
     """
 
     host: str
+    secure: bool
     proxy: Proxy | None = None
     excepted: bool = False
     authorities: Path | None = None
 
     def for_httpx(self, *, authorities: str | None = None) -> dict[str, Any]:
-        """Arguments of an httpx client or request; ``authorities`` are the server's own."""
+        """Arguments of an httpx client or request; ``authorities`` are the server's own.
+
+        They are loaded for TLS alone: it takes some 30 ms each time.
+        """
+        if not self.secure and not (self.proxy and self.proxy.scheme == "https"):
+            return {"trust_env": False, "proxy": self.proxy and self.proxy.url, "verify": False}
         file = authorities or self.authorities
         trusted: ssl.SSLContext | bool = True if file is None else ssl.create_default_context(cafile=file)
         return {"trust_env": False, "proxy": self.proxy and self.proxy.url, "verify": trusted}
@@ -84,7 +92,8 @@ def route_to(url: str) -> Route:
     host = (parts.hostname or "").rstrip(".")
     proxy = _proxy(parts, host)
     named = any(_variable(f"{kind}_proxy") for kind in ("http", "https", "all"))
-    return Route(host, proxy, excepted=named and proxy is None, authorities=_authorities())
+    secure = parts.scheme == "https"
+    return Route(host, secure=secure, proxy=proxy, excepted=named and proxy is None, authorities=_authorities())
 
 
 def _authorities() -> Path | None:
@@ -93,11 +102,18 @@ def _authorities() -> Path | None:
         if value:
             file = Path(value).expanduser()
             try:
-                ssl.create_default_context(cafile=file)
+                status = file.stat()
+                _check_authorities(file, status.st_mtime_ns, status.st_size)
             except OSError as error:  # ssl.SSLError is one
                 raise ConfigError(f"{name}: {value!r} is not a readable PEM file of certificates") from error
             return file
     return None
+
+
+@functools.lru_cache(maxsize=8)
+def _check_authorities(file: Path, _modified_ns: int, _size_bytes: int) -> None:
+    """Raises what is wrong with a file, which is read once while it stays as it is: each S3 client asks."""
+    ssl.create_default_context(cafile=file)
 
 
 def _proxy(parts: SplitResult, host: str) -> Proxy | None:

@@ -101,6 +101,25 @@ def test_what_cannot_work_names_the_variable(
         route_to("http://ksql.test")
 
 
+def test_authorities_are_loaded_once_and_for_tls_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each S3 store and each client asks; loading a system's takes some 30 ms."""
+    file = tmp_path / "own.pem"
+    file.write_bytes(trustme.CA().cert_pem.bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    loaded, load = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda **named: loaded.append(named) or load(**named))
+
+    for _ in range(3):
+        assert route_to("http://ksql.test").for_httpx()["verify"] is False
+    assert loaded == [{"cafile": file}]
+    assert isinstance(route_to("https://ksql.test").for_httpx()["verify"], ssl.SSLContext)
+    monkeypatch.setenv("HTTP_PROXY", "https://proxy.test:3128")
+    assert isinstance(route_to("http://ksql.test").for_httpx()["verify"], ssl.SSLContext)
+    file.write_text("damaged")
+    with pytest.raises(ConfigError, match="not a readable PEM file"):
+        route_to("http://ksql.test")
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 10

@@ -404,12 +404,9 @@ def _parsed(url: str) -> httpx.URL:
 
 
 def _route(url: httpx.URL, ca_file: str | None) -> dict[str, Any]:
-    """How the server is reached; the authorities are loaded only for TLS, which takes 0.1 s."""
-    route = route_to(str(url))
-    if url.scheme != "https":
-        return {**route.for_httpx(), "verify": False}
+    """How the server is reached."""
     try:
-        return route.for_httpx(authorities=ca_file)
+        return route_to(str(url)).for_httpx(authorities=ca_file)
     except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"DATALAKE_KSQLDB_CA_FILE: {ca_file!r} is not a readable PEM file") from error
 
