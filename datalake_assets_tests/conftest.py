@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.lake.store import open_store
@@ -35,6 +37,27 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Lets the interpreter take them down at its end; nanobind reports by the page what is left of DuckDB."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting() -> Iterator[None]:
+    """What took a tenth of the suite's time, and changes nothing that a test in this process can see.
+
+    No test cuts the power, so that what is handed to the disk need not arrive (`lake/store/test_local.py` records what
+    is). And Alembic reads each of Dagster's migrations once, not for each database that an instance begins with.
+    """
+    read, scripts = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def read_once(config: Config) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place not in scripts:
+            scripts[place] = read(config)
+        return scripts[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        patch.setattr(ScriptDirectory, "from_config", read_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -38,12 +38,12 @@ def test_no_port_answers_without_credentials(tmp_path, monkeypatch):
         return arguments(folder, chosen, bucket=bucket)
 
     monkeypatch.setattr(s3_server, "_arguments", noted)
-    with S3Server(tmp_path, grace_s=1):
+    with S3Server(tmp_path, grace_s=1), httpx.Client() as client:
         paths = ("/buckets/", "/buckets/lake/", "/buckets/lake/.ready", "/dir/assign", "/submit", "/1,01a2b3c4d5")
         for name in ("master", "filer", "volume", "s3", "iceberg"):
             for path in paths:
                 with contextlib.suppress(httpx.TransportError):
                     for method in ("GET", "PUT", "DELETE", "POST"):
-                        answer = httpx.request(method, f"http://127.0.0.1:{ports[name]}{path}", content=b"x")
+                        answer = client.request(method, f"http://127.0.0.1:{ports[name]}{path}", content=b"x")
                         assert answer.status_code >= 400 or not answer.content, (name, method, path, answer.text[:80])
         assert (tmp_path / "security.toml").stat().st_mode & 0o077 == 0
