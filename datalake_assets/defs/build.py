@@ -14,7 +14,13 @@ from datalake_assets.defs.checks.at_rest import evaluate_checks_job, folder_chec
 from datalake_assets.defs.checks.on_write import on_write_check_keys
 from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import compaction_sensor
-from datalake_assets.defs.feeds.assets import ExportConfig, RefusedFeed, usable_feeds
+from datalake_assets.defs.feeds.assets import (
+    ExportConfig,
+    RefusedFeed,
+    left_out_definitions,
+    left_out_keys,
+    usable_feeds,
+)
 from datalake_assets.defs.feeds.runner import ExportResult, FeedRunner, default_resources, partition_tags
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
@@ -29,7 +35,7 @@ from datalake_assets.defs.upkeep.sensors import (
     interrupted_commit_sensor,
 )
 from datalake_assets.feed import Feed, FeedKind
-from datalake_assets.lake.registry import feed_key
+from datalake_assets.lake.registry import FeedProblem, feed_key
 from datalake_assets.settings import Settings
 from datalake_assets.sources.systems import StandIn, no_stand_in
 
@@ -159,8 +165,9 @@ def build_definitions(
 ) -> dg.Definitions:
     """Everything that the code location offers.
 
-    A feed file that is not valid is skipped, and a feed that Dagster refuses is left out, with a warning in the log. A
-    lake that has no feeds yet gives a location without assets, which fills as feeds are added.
+    A feed file that is not valid is skipped, and a feed that Dagster refuses is left out, with a warning in the log; an
+    asset that nothing can run stands in its place, and says why. A lake that has no feeds yet gives a location without
+    assets, which fills as feeds are added.
 
     Args:
         settings: The installation.
@@ -178,19 +185,37 @@ def build_definitions(
     for problem in listing.problems:
         logger.warning("%s is skipped: %s", problem.file, problem.reason)
     used = resources or default_resources(settings, stand_in=stand_in)
-    usable = usable_feeds(listing.feeds, lambda feeds: _definitions(feeds, lake, used, digest=digest))
+    usable = usable_feeds(listing.feeds, lambda feeds: _definitions(feeds, lake, used))
     for each in usable.refused:
         logger.warning("%s is left out: %s", feed_key(each.feed.name), each.reason)
-    return usable.definitions
+    # the asset of a feed that another project's asset writes is that project's to show
+    refused = [each.problem for each in usable.refused if each.feed.asset is None]
+    return _with_left_out(usable.definitions, (*listing.problems, *refused), lake, digest=digest)
+
+
+def _with_left_out(
+    definitions: dg.Definitions, problems: Sequence[FeedProblem], lake: Lake, *, digest: str
+) -> dg.Definitions:
+    """The definitions with what stands for the feeds that are none of them, and what reports and mends that."""
+    known = {spec.key for spec in definitions.resolve_all_asset_specs()} if problems else set()
+    left_out = {key: problem for key, problem in left_out_keys(problems).items() if key not in known}
+    stand_ins = left_out_definitions(left_out, lake_uri=lake.uri)
+    try:
+        dg.Definitions.validate_loadable(stand_ins)
+    except Exception:
+        logger.warning("feeds that are left out are not shown as assets", exc_info=True)
+        stand_ins, left_out = dg.Definitions(), {}
+    watch = feed_registry_sensor(lake, loaded=digest, left_out=left_out)
+    return dg.Definitions.merge(definitions, stand_ins, dg.Definitions(sensors=[watch]))
 
 
 def refused_feeds(settings: Settings, feeds: Sequence[Feed]) -> tuple[RefusedFeed, ...]:
     """The feeds that a code location would leave out, and why: of what is about to be declared, or is there already."""
     lake, resources = Lake(settings), default_resources(settings)
-    return usable_feeds(feeds, lambda some: _definitions(some, lake, resources, digest="")).refused
+    return usable_feeds(feeds, lambda some: _definitions(some, lake, resources)).refused
 
 
-def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any], *, digest: str) -> dg.Definitions:
+def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]) -> dg.Definitions:
     runner = FeedRunner(feeds, lake, resources)
     compact, maintenance = compact_partition_job(lake, feeds), maintenance_job(lake)
     with known_dagster_warnings_ignored():
@@ -207,7 +232,6 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 nightly_maintenance(maintenance),
             ],
             sensors=[
-                feed_registry_sensor(lake, loaded=digest),
                 compaction_sensor(lake, tuple(runner.feeds.values()), job=compact),
                 dead_run_sensor(),
                 interrupted_commit_sensor(runner.feeds, lake),

@@ -12,6 +12,7 @@ other one: whoever merely finds both leaves both, for the delete of the process 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from datalake_assets.errors import (
     ObjectNotFound,
     PreconditionFailed,
 )
-from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
+from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.store.swap import swap_object
@@ -51,10 +52,17 @@ class FeedProblem:
     Attributes:
         file: Its key in the lake.
         reason: Why it was skipped, on one line.
+        kind: The kind of feed that it says it is, if it says one.
     """
 
     file: str
     reason: str
+    kind: FeedKind | None = None
+
+    @property
+    def name(self) -> str:
+        """The feed's name by the file's."""
+        return _name_of(self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +269,7 @@ class FeedRegistry:
             document, etag = self._store.get(key)
         except ObjectNotFound:
             return None
-        name = key.removeprefix(_ACTIVE).removeprefix(_ARCHIVED).removesuffix(".json")
+        name = _name_of(key)
         feed = parse_feed(document, name=name)
         if feed.name != name:
             raise InvalidFeed(name, f"its file is named {name!r} but the feed {feed.name!r}; rename one of them")
@@ -276,7 +284,14 @@ class FeedRegistry:
         try:
             return self._read(key)
         except InvalidFeed as error:
-            return FeedProblem(key, error.reason)
+            return FeedProblem(key, error.reason, self._kind_said_by(key))
+
+    def _kind_said_by(self, key: str) -> FeedKind | None:
+        """What a document that is no valid feed says of its kind; by that its asset had its key while it was valid."""
+        try:
+            return FeedKind(json.loads(self._store.get(key)[0])["kind"])
+        except (LakeError, ValueError, TypeError, KeyError, RecursionError):
+            return None
 
     def _change(self, current: _Copy, feed: Feed, *, enabled: bool) -> Feed:
         changed = feed.model_copy(update={"enabled": enabled, "revision": current.feed.revision + 1})
@@ -310,6 +325,10 @@ class FeedRegistry:
             swap_object(self._store, key, body, etag=etag)
         except PreconditionFailed as error:
             raise _changed(key) from error
+
+
+def _name_of(key: str) -> str:
+    return key.removeprefix(_ACTIVE).removeprefix(_ARCHIVED).removesuffix(".json")
 
 
 def _give_free(store: Store, feed: Feed) -> None:

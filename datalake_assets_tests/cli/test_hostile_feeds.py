@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pytest
 
@@ -168,12 +169,47 @@ def test_written_by_hand_it_takes_no_other_feed_down(run, registry, caplog, fiel
         found = assets(Path("lake"))
 
     assert "streams/good" in found
+    left_out = {key for key, spec in found.items() if "datalake/left_out" in spec.tags}
     if (field, value) in NO_FEED:
-        assert "streams/bad" not in found
+        said = {"folder": "folders/bad"}.get(value, "feeds/bad") if field == "kind" else "streams/bad"
+        assert left_out == {said}
         assert any("bad.json" in line for line in caplog.messages)
         listed = json.loads(run("feeds", "list", "--json").stdout)
         assert [problem["file"] for problem in listed["problems"]] == ["feeds/active/bad.json"]
         assert "good" in {feed["name"] for feed in listed["feeds"]}
+    else:
+        assert left_out == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "key"),
+    [
+        ("streams/good.json", "{", "feeds/streams_good"),
+        ("Bäd näme!.json", '{"kind": "table"}', "tables/B_d_n_me_"),
+        (".json", "", "feeds/_"),
+        ("x" * 200 + ".json", "[" * 100_000, "feeds/" + "x" * 128),
+        ("dagster.json", '{"kind": ["stream"]}', "feeds/dagster"),
+        ("a__b.json", '{"name": "![x](http://127.0.0.1:9/x.png)", "kind": "folder", "\\u0000": 1}', "folders/a__b"),
+        ("lake_report.json", "\ud800", "feeds/lake_report"),
+    ],
+)
+def test_file_of_any_name_and_content_is_shown_as_left_out(registry, file, text, key):
+    registry.add(parse_feed(json.dumps(GOOD)))
+    path = Path("lake/feeds/active", file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, errors="surrogatepass")
+
+    found = assets(Path("lake"))
+
+    assert {"streams/good", "lake_report", key} <= set(found)
+    assert file in found[key].metadata["datalake/file"].text
+
+
+def test_names_that_become_one_are_shown_both(registry):
+    registry.add(parse_feed(json.dumps(GOOD)))
+    for name in ("a!", "a?", "a_"):
+        Path(f"lake/feeds/active/{name}.json").write_text("{")
+    assert {"feeds/a_", "feeds/a__", "feeds/a___"} <= set(assets(Path("lake")))
 
 
 def test_members_that_are_there_twice_are_refused(run, tmp_path):
@@ -235,7 +271,7 @@ def test_update_refuses_what_add_refuses(run, lake, registry, tmp_path):
     assert registry.get("bad").schedule is None
 
 
-def assets(lake: Path) -> set[str]:
+def assets(lake: Path) -> dict[str, dg.AssetSpec]:
     definitions = build_definitions(Settings(lake=str(lake)))
     definitions.get_repository_def()
-    return {spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()}
+    return {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}

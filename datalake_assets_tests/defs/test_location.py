@@ -56,11 +56,48 @@ def test_bad_feed_file_is_skipped_with_a_warning(lake: MemoryLake, caplog: pytes
         definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
 
     assert {spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()} == {
+        "feeds/bad",
         "ksqldb/CLICKS",
         "lake_report",
         "streams/clicks",
     }
     assert caplog.messages[0].startswith("feeds/active/bad.json is skipped: kind: Field required")
+
+
+def test_feed_that_is_left_out_says_why_until_it_is_mended(lake: MemoryLake, instance: dg.DagsterInstance):
+    for feed in (stream(), stream().model_copy(update={"name": "bad", "owners": ("nobody",)})):
+        lake.registry.add(feed)
+
+    left_out = build_definitions(lake.settings, lake=lake, resources=resources(lake))
+    sensor = left_out.resolve_sensor_def("feed_registry_sensor")
+    first = reported(sensor, instance, None)
+    (spec,) = [each for each in left_out.resolve_all_asset_specs() if each.group_name == "left_out"]
+    graph = left_out.resolve_asset_graph()
+
+    reason = "Dagster refuses it: Invalid owner 'nobody'"
+    assert spec.key == dg.AssetKey(["streams", "bad"])
+    assert spec.metadata["datalake/left_out"].text.startswith(reason)
+    assert f"\n\n    {reason}" in str(spec.description)
+    assert not graph.get(spec.key).is_executable
+    assert [(each.asset_key, each.passed, each.description[: len(reason)]) for each in first.asset_events] == [
+        (spec.key, False, reason)
+    ]
+    assert graph.get_check_keys_for_assets({spec.key}) == {dg.AssetCheckKey(spec.key, "declaration")}
+    again = reported(sensor, instance, first.cursor)
+    assert (again.asset_events, again.cursor) == ([], first.cursor)
+
+    lake.registry.update(stream().model_copy(update={"name": "bad"}), expected_revision=1)
+    mended = build_definitions(lake.settings, lake=lake, resources=resources(lake))
+    (bad,) = [each for each in mended.resolve_all_asset_specs() if each.key == spec.key]
+
+    assert bad.group_name == "streams"
+    assert "declaration" not in {key.name for key in mended.resolve_asset_graph().get_check_keys_for_assets({bad.key})}
+    assert reported(mended.resolve_sensor_def("feed_registry_sensor"), instance, first.cursor).cursor == " -"
+
+
+def reported(sensor: dg.SensorDefinition, instance: dg.DagsterInstance, cursor: str | None):
+    with dg.build_sensor_context(instance=instance, cursor=cursor, sensor_name=sensor.name) as context:
+        return sensor.evaluate_tick(context)
 
 
 def test_lineage_leads_from_the_source_to_the_report(lake: MemoryLake):

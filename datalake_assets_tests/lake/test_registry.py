@@ -167,6 +167,7 @@ def test_list_ignores_files_that_are_no_json_and_reports_folders(store, registry
         FeedProblem(
             "feeds/active/old/orders.json",
             "its file is named 'old/orders' but the feed 'orders'; rename one of them",
+            _feed().kind,
         ),
     )
 

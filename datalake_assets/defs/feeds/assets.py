@@ -4,10 +4,12 @@ A table's partitions are its versions: each is added to Dagster before its run, 
 
 A feed's document says owners, tags, groups, cron lines and names of checks. What Dagster accepts of them is Dagster's
 to say, and it says it when definitions are built and resolved, of all of them at once. Where that fails, each feed is
-built by itself, and those that it refuses are left out and named, so that they harm no other (`usable_feeds`).
+built by itself, and those that it refuses are left out and named, so that they harm no other (`usable_feeds`). In
+their place stand assets that nothing can run, which say why (`left_out_definitions`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,9 +33,11 @@ from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_
 from datalake_assets.defs.storage.asset_landing import FeedRead, read_feed
 from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import MAX_PARTITIONS, Feed, FeedKind, partitions_problem
+from datalake_assets.lake.registry import FeedProblem, feed_key
 
 __all__ = [
     "IO_MANAGER_KEY",
+    "LEFT_OUT_CHECK",
     "ExportConfig",
     "RefusedFeed",
     "UsableFeeds",
@@ -41,6 +45,9 @@ __all__ = [
     "drop_versions",
     "feed_asset",
     "forget_feed",
+    "left_out_definitions",
+    "left_out_evaluation",
+    "left_out_keys",
     "partitions_of",
     "source_assets",
     "usable_feeds",
@@ -216,6 +223,11 @@ class RefusedFeed:
     feed: Feed
     reason: str
 
+    @property
+    def problem(self) -> FeedProblem:
+        """The same, of the feed's file."""
+        return FeedProblem(feed_key(self.feed.name), self.reason, self.feed.kind)
+
 
 @dataclass(frozen=True, slots=True)
 class UsableFeeds:
@@ -302,3 +314,73 @@ def _first_sentence(error: BaseException) -> str:
 
 #: Dagster's messages may list whole documents.
 _LONGEST = 400
+
+
+#: The check of an asset that stands for a feed which was left out; it never passes, and goes with the asset.
+LEFT_OUT_CHECK = "declaration"
+_LEFT_OUT = "left_out"
+#: Names that Dagster takes are made of these.
+_ODD = re.compile(r"[^A-Za-z0-9_]")
+_LONGEST_NAME, _LONGEST_REASON = 128, 2_000
+
+
+def left_out_keys(problems: Iterable[FeedProblem]) -> dict[dg.AssetKey, FeedProblem]:
+    """The assets that stand for feeds that were left out: each has the key that the feed's own asset would have."""
+    keys: dict[dg.AssetKey, FeedProblem] = {}
+    for problem in problems:
+        folder = problem.kind.folder if problem.kind else "feeds"
+        name = _ODD.sub("_", problem.name)[:_LONGEST_NAME] or "_"
+        key = dg.AssetKey([folder, name])
+        while key in keys:  # two odd names may become one
+            name += "_"
+            key = dg.AssetKey([folder, name])
+        keys[key] = problem
+    return keys
+
+
+def left_out_definitions(problems: Mapping[dg.AssetKey, FeedProblem], *, lake_uri: str) -> dg.Definitions:
+    """Assets that nothing can run, in a group of their own, which say why their feeds were left out.
+
+    All that Dagster judges of them is ours, and only the text of the reason is the feed's: a stand-in cannot be refused
+    for what its feed was refused for.
+    """
+    specs = [_stand_in(key, problem, lake_uri=lake_uri) for key, problem in problems.items()]
+    return dg.Definitions(assets=specs, asset_checks=[_left_out_check(key, each) for key, each in problems.items()])
+
+
+def _stand_in(key: dg.AssetKey, problem: FeedProblem, *, lake_uri: str) -> dg.AssetSpec:
+    reason = _shown(problem.reason)
+    file = _shown(f"{lake_uri}/{problem.file}")
+    return dg.AssetSpec(
+        key,
+        kinds={_LEFT_OUT},
+        tags={"datalake/left_out": ""},
+        group_name=_LEFT_OUT,
+        # indented by four, so that Markdown takes no part of it for a link or a picture
+        description=f"This feed is left out: it cannot be loaded as it is declared.\n\n    {reason}\n\n{_MEND}",
+        metadata={"datalake/left_out": dg.MetadataValue.text(reason), "datalake/file": dg.MetadataValue.text(file)},
+    )
+
+
+_MEND = "Correct its declaration; `datalake feeds check` says whether it is well. All other feeds go on meanwhile."
+
+
+def _left_out_check(key: dg.AssetKey, problem: FeedProblem) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=key, name=LEFT_OUT_CHECK, description="Fails while the feed cannot be loaded as declared.")
+    def declaration() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False, description=_shown(problem.reason))
+
+    return declaration
+
+
+def left_out_evaluation(key: dg.AssetKey, problem: FeedProblem) -> dg.AssetCheckEvaluation:
+    """What a sensor says of the check of a feed that was left out; nobody would evaluate it by hand."""
+    return dg.AssetCheckEvaluation(
+        asset_key=key, check_name=LEFT_OUT_CHECK, passed=False, metadata={}, description=_shown(problem.reason)
+    )
+
+
+def _shown(text: str) -> str:
+    """On one line, not too long, and of characters that can be stored."""
+    line = " ".join(text.encode(errors="replace").decode().replace("\0", " ").split())
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} …"

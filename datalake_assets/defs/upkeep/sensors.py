@@ -1,8 +1,10 @@
 """Sensors that keep the installation in order: new feeds appear, dead runs end, interrupted commits are finished."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,11 +13,13 @@ import dagster as dg
 from datalake_assets.core.verdicts import FRESHNESS
 from datalake_assets.defs.checks.on_write import freshness_of
 from datalake_assets.defs.compaction.job import FEED_TAG
+from datalake_assets.defs.feeds.assets import left_out_evaluation
 from datalake_assets.defs.metadata import asset_key, check_evaluation
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import LOCATION_NAME, repair_runs
 from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
+from datalake_assets.lake.registry import FeedProblem
 from datalake_assets.network import route_to
 from datalake_assets.policies import Level
 
@@ -45,24 +49,31 @@ mutation Reload($name: String!) {
 """
 
 
-def feed_registry_sensor(lake: Lake, *, loaded: str) -> dg.SensorDefinition:
+def feed_registry_sensor(
+    lake: Lake, *, loaded: str, left_out: Mapping[dg.AssetKey, FeedProblem] = MappingProxyType({})
+) -> dg.SensorDefinition:
     """Has the web server reload this code location once the registry is no longer as it was loaded.
+
+    It also fails the checks of the assets that stand for feeds which were left out: once for each reason.
 
     Args:
         lake: Whose registry is watched.
         loaded: Digest of the registry that the definitions were made from.
+        left_out: The feeds that are no part of the definitions, by the assets that stand for them.
     """
 
     @dg.sensor(
         name="feed_registry_sensor",
         minimum_interval_seconds=REGISTRY_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reloads this code location when feeds were added, changed or archived.",
+        description="Reloads this code location when feeds were added, changed or archived; reports those left out.",
     )
     def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         origin = context.code_location_origin
         location = origin.location_name if origin else LOCATION_NAME
-        return _watch_registry(lake, loaded, asked_for=context.cursor, location=location)
+        asked_for, _, reported = (context.cursor or "").partition(" ")
+        watched = _watch_registry(lake, loaded, asked_for=asked_for or None, location=location)
+        return _with_failures(watched, left_out, reported=reported)
 
     return watch
 
@@ -170,6 +181,21 @@ def _watch_registry(lake: Lake, loaded: str, *, asked_for: str | None, location:
     if problem:
         return dg.SensorResult(skip_reason=problem, cursor=asked_for)
     return dg.SensorResult(skip_reason="feeds changed; the code location was reloaded", cursor=digest)
+
+
+def _with_failures(
+    watched: dg.SensorResult, left_out: Mapping[dg.AssetKey, FeedProblem], *, reported: str
+) -> dg.SensorResult:
+    """Adds a failed check of each feed that was left out, unless the same was reported before."""
+    failed = [left_out_evaluation(key, problem) for key, problem in left_out.items()]
+    known = "".join(f"{each.asset_key.to_user_string()} {each.description}\n" for each in failed)
+    # Dagster keeps an old cursor in place of an empty one
+    now = hashlib.blake2b(known.encode(), digest_size=16).hexdigest() if failed else reported and "-"
+    return dg.SensorResult(
+        skip_reason=watched.skip_reason,
+        cursor=f"{watched.cursor or ''} {now}".rstrip(),
+        asset_events=failed if now != reported else [],
+    )
 
 
 def _changes(
