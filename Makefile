@@ -18,6 +18,7 @@ ROUNDS ?= 100
 # of `make chaos`
 MINUTES ?= 10
 FILES ?= 100000
+REQUESTS ?= 5000
 
 # without .pyc files every start of a process costs twice the CPU
 unexport PYTHONDONTWRITEBYTECODE
@@ -62,8 +63,9 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100) and compactions (twice as many)
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
 	@$(BIN)/python -m datalake_assets_tests.chaos --minutes $(MINUTES) $(ARGS)
 
-fuzz: $(VENV)/.dev ## merge FILES=100000 damaged Parquet files, and see that nothing is lost or falls
+fuzz: $(VENV)/.dev ## merge FILES=100000 damaged Parquet files, ask REQUESTS=5000 malformed requests: nothing is lost or falls
 	@$(BIN)/python -m datalake_assets_tests.interop.fuzz $(FILES) $(ARGS)
+	@$(BIN)/python -m datalake_assets_tests.operations.fuzz $(REQUESTS)
 
 bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name $(ARGS); done

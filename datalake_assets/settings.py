@@ -15,7 +15,7 @@ from types import new_class
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -59,6 +59,7 @@ class Settings(BaseSettings):
         s3_endpoint: URL of an S3-compatible server; unset: AWS. Credentials come by the AWS conventions only.
         webserver_url: The Dagster web server, which is asked to reload when feeds change.
         ops_tokens_file: Who may use the write API over HTTP: a JSON object of a token, or a list of tokens, by tenant.
+        ops_tokens: The same object itself, where there is no file.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file=_FILE, extra="forbid", frozen=True)
@@ -69,6 +70,7 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = None
     webserver_url: str = "http://127.0.0.1:3000"
     ops_tokens_file: str | None = None
+    ops_tokens: SecretStr | None = None
 
     @field_validator("*")
     @classmethod

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datalake_assets.operations.http_api import STATUS
+from datalake_assets.operations.access import STATUS
 from datalake_assets.operations.openapi import PATH, openapi_document, request_models
 from datalake_assets.operations.requests import MAX_DEPTH, MAX_REQUEST_BYTES
 

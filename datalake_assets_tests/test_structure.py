@@ -34,7 +34,6 @@ REASONS = {
     "lake.store.s3": "a store",
     "lake.store.s3_uploads": "multipart uploads, which stay invisible until they are completed",
     "operations.http_api": "one of the ways to the dispatcher: brings Starlette",
-    "operations.openapi": "the models told to people and programs",
     "operations.validation": "records held against columns: pure, with table-driven tests",
     "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",
     "parquet.rewrite": "files in, files out: knows of no lake",

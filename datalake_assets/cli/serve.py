@@ -62,12 +62,11 @@ def ops(session: Session, *, host: str, port: int) -> None:
     """
     try:
         from datalake_assets.operations import Operations  # noqa: PLC0415  likewise
-        from datalake_assets.operations.http_api import Tokens, serve_http  # noqa: PLC0415  not needed for --help
+        from datalake_assets.operations.access import Tokens  # noqa: PLC0415  not needed for --help
+        from datalake_assets.operations.http_api import serve_http  # noqa: PLC0415  not needed for --help
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'datalake-assets[demo,iceberg]'") from error
-    if session.settings.ops_tokens_file is None:
-        raise ConfigError("DATALAKE_OPS_TOKENS_FILE names no file of tokens, so nobody could ask for anything")
-    tokens = Tokens.read(session.settings.ops_tokens_file)
+    tokens = Tokens.of(session.settings)
     with Operations.of(session.settings) as operations:
         serve_http(operations, tokens, host=host, port=port, announce=lambda url: say(f"serving at {url}"))
     say("stopped")

@@ -12,7 +12,8 @@ import uvicorn
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.operations import MAX_REQUEST_BYTES, Code, Operations
-from datalake_assets.operations.http_api import STATUS, Tokens, http_app
+from datalake_assets.operations.access import STATUS, Tokens
+from datalake_assets.operations.http_api import http_app
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA
 
 TOKENS = {"acme": ["a" * 32, "b" * 40], "rival": ["r" * 32]}
