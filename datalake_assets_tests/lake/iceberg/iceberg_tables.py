@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.manifest import (
+    DataFile,
+    DataFileContent,
+    FileFormat,
+    ManifestContent,
+    ManifestEntry,
+    ManifestWriterV2,
+    write_manifest_list,
+)
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation, Snapshot, Summary
+from pyiceberg.table.update import AddSnapshotUpdate, SetSnapshotRefUpdate
 from pyiceberg.transforms import DayTransform
+from pyiceberg.typedef import Record
 from pyiceberg.types import LongType, NestedField, StringType, TimestamptzType
+
+from datalake_assets.core.compaction.plan import CompactionRules
+from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 
 SCHEMA = Schema(
     NestedField(1, "id", LongType(), required=True),
@@ -81,3 +99,116 @@ def version_3(catalog: SqlCatalog) -> Table:
     newer = path.with_name("v3.metadata.json")
     newer.write_text(json.dumps(metadata))
     return catalog.register_table("n.v3", f"file://{newer}")
+
+
+def rules(**changed: object) -> CompactionRules:
+    """Rules that merge whatever can be merged."""
+    base = CompactionRules(
+        target_file_bytes=128 << 20,
+        small_file_bytes=64 << 20,
+        min_files=2,
+        max_files=100_000,
+        max_bytes=1 << 40,
+        fan_in=8,
+        split_above_bytes=0,
+        min_file_age=timedelta(0),
+        min_partition_age=timedelta(0),
+        force=True,
+    )
+    return replace(base, **changed)  # type: ignore[arg-type]
+
+
+def compact(table: Table, *, row_group_bytes: int = 16 << 20, **changed: object) -> IcebergCompaction:
+    """Compacts with `rules`."""
+    chosen = rules(**changed)
+    settings = rewrite_settings(table, chosen, row_group_bytes=row_group_bytes)
+    return compact_table(table, chosen, settings, now=datetime.now(UTC))
+
+
+def delete_rows(
+    table: Table,
+    *,
+    positions: Sequence[tuple[str, int]] = (),
+    equal: pa.Table | None = None,
+    partition: DataFile | None = None,
+) -> None:
+    """Commits a delete file, as merge-on-read engines do.
+
+    Args:
+        table: The table.
+        positions: Paths and positions of rows.
+        equal: Rows that name others by their values; columns have field ids.
+        partition: A file of the partition that the deletes are for; None for a table without partitions.
+    """
+    rows_of = equal if equal is not None else _position_rows(positions)
+    path = f"{table.location()}/data/delete-{uuid.uuid4()}.parquet"
+    sink = table.io.new_output(path).create()
+    pq.write_table(rows_of, sink)
+    sink.close()
+    content = DataFileContent.EQUALITY_DELETES if equal is not None else DataFileContent.POSITION_DELETES
+    equality_ids = [int(field.metadata[b"PARQUET:field_id"]) for field in rows_of.schema] if equal is not None else None
+    bounds = {} if equal is not None else {PATH_ID: min(positions)[0].encode()}
+    file = DataFile.from_args(
+        content=content,
+        file_path=path,
+        file_format=FileFormat.PARQUET,
+        partition=partition.partition if partition is not None else Record(),
+        record_count=rows_of.num_rows,
+        file_size_in_bytes=len(table.io.new_input(path)),
+        lower_bounds=bounds,
+        upper_bounds={} if equal is not None else {PATH_ID: max(positions)[0].encode()},
+        equality_ids=equality_ids,
+    )
+    file.spec_id = partition.spec_id if partition is not None else table.spec().spec_id
+    _commit_delete_file(table, file)
+
+
+PATH_ID, POS_ID = 2147483546, 2147483545
+
+
+def _position_rows(positions: Sequence[tuple[str, int]]) -> pa.Table:
+    schema = pa.schema(
+        [
+            pa.field("file_path", pa.string(), nullable=False, metadata={"PARQUET:field_id": str(PATH_ID)}),
+            pa.field("pos", pa.int64(), nullable=False, metadata={"PARQUET:field_id": str(POS_ID)}),
+        ]
+    )
+    paths, numbers = zip(*sorted(positions), strict=True)
+    return pa.table({"file_path": list(paths), "pos": list(numbers)}, schema=schema)
+
+
+class _DeleteManifests(ManifestWriterV2):
+    def content(self) -> ManifestContent:
+        return ManifestContent.DELETES
+
+    @property
+    def _meta(self) -> dict[str, str]:
+        return {**super()._meta, "content": "deletes"}
+
+
+def _commit_delete_file(table: Table, file: DataFile) -> None:
+    """A snapshot with one more delete file, put together by hand."""
+    table.refresh()
+    metadata, base = table.metadata, table.current_snapshot()
+    assert base is not None
+    new_id, number, unique = metadata.new_snapshot_id(), metadata.next_sequence_number(), uuid.uuid4()
+    output = table.io.new_output(f"{table.location()}/metadata/{unique}-m0.avro")
+    with _DeleteManifests(metadata.specs()[file.spec_id], metadata.schema(), output, new_id, "gzip") as writer:
+        writer.add(ManifestEntry.from_args(status=1, sequence_number=None, data_file=file))
+    path = f"{table.location()}/metadata/snap-{new_id}-0-{unique}.avro"
+    with write_manifest_list(2, table.io.new_output(path), new_id, base.snapshot_id, number, "gzip") as listing:
+        listing.add_manifests([writer.to_manifest_file(), *base.manifests(table.io)])
+    before = dict(base.summary.additional_properties) if base.summary else {}
+    totals = {key: value for key, value in before.items() if key.startswith("total-")}
+    totals["total-delete-files"] = str(int(totals.get("total-delete-files", 0)) + 1)
+    snapshot = Snapshot(
+        snapshot_id=new_id,
+        parent_snapshot_id=base.snapshot_id,
+        sequence_number=number,
+        manifest_list=path,
+        summary=Summary(Operation.DELETE, **totals),
+        schema_id=metadata.current_schema_id,
+    )
+    head = SetSnapshotRefUpdate(ref_name="main", type="branch", snapshot_id=new_id, parent_snapshot_id=base.snapshot_id)
+    response = table.catalog.commit_table(table, (), (AddSnapshotUpdate(snapshot=snapshot), head))
+    table.metadata, table.metadata_location = response.metadata, response.metadata_location
