@@ -14,9 +14,10 @@ Source: apache/parquet-format: README.md (Nested Encoding, Data Pages), Encoding
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.core.wording import count_text, size_text
+from datalake_assets.parquet.bit_streams import (
+    LENGTH_BYTES,
+    Numbers,
+    delta_numbers,
+    hybrid_numbers,
+    leading_number,
+    text_lengths,
+)
 from datalake_assets.parquet.pages import (
     DATA_PAGE,
     DATA_PAGE_V2,
@@ -36,11 +45,10 @@ from datalake_assets.parquet.pages import (
     Page,
     page_of,
 )
+from datalake_assets.parquet.row_groups import MAGIC
 from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, MalformedThrift
 
 __all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "unproven"]
-
-_Numbers: TypeAlias = npt.NDArray[np.int64]
 
 #: Decoded row groups that whoever rewrites may hold: what goes in, what is sorted, what is read back.
 ROW_GROUPS_HELD = 3
@@ -48,6 +56,11 @@ ROW_GROUPS_HELD = 3
 ROW_BYTES = (384 << 20) // ROW_GROUPS_HELD
 #: Read at a time on the way from one page's header to the next.
 BLOCK_BYTES = 4 << 20
+_END_BYTES = 4 + len(MAGIC)  # the footer's length and the magic
+# Fields on the way to a codec: of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData
+ROW_GROUPS, COLUMNS, META_DATA, CODEC = 4, 1, 3, 4
+#: CompressionCodec, in Arrow's names; "lz4" is Hadoop's.
+CODECS = ("uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4_raw")
 # Encoding
 PLAIN, BIT_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY = 0, 4, 6, 7
 DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
@@ -55,9 +68,6 @@ DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
 #: What each text takes besides, an offset and validity; and each value of a fixed width.
 OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES = 5, 1
-#: Values of a bit-packed run come eight at a time.
-GROUP_VALUES = 8
-LENGTH_BYTES = 4
 # Fields of a header that say how its page begins: encodings of the levels (version 1); their lengths, and whether what
 # follows is compressed (version 2)
 DEFINITION_ENCODING, REPETITION_ENCODING = 3, 4
@@ -98,11 +108,55 @@ def unproven(parquet: pq.ParquetFile, source: pa.NativeFile) -> str:
 
 
 def _row_groups(parquet: pq.ParquetFile, source: pa.NativeFile) -> Iterator[list[_Chunk]]:
-    metadata = parquet.metadata
+    metadata, codecs = parquet.metadata, _Codecs(source)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        columns = range(group.num_columns)
-        yield [_Chunk.of(group.column(index), metadata.schema.column(index), source) for index in columns]
+        yield [
+            _Chunk.of(group.column(index), metadata.schema.column(index), source, partial(codecs.of, number, index))
+            for index in range(group.num_columns)
+        ]
+
+
+class _Codecs:
+    """The codecs of a file's column chunks as its footer has them: asked for an unknown one, Arrow ends the process."""
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        self._source = source
+        self._numbers: list[list[int]] | None = None
+
+    def of(self, group: int, column: int) -> str:
+        """The name of a codec as Arrow knows it.
+
+        Raises:
+            MalformedThrift: There is none.
+        """
+        if self._numbers is None:
+            size_bytes = self._source.size()
+            end = self._source.read_at(_END_BYTES, size_bytes - _END_BYTES)
+            length = int.from_bytes(end[: _END_BYTES - len(MAGIC)], "little")
+            self._numbers = list(_codec_numbers(self._source.read_at(length, size_bytes - _END_BYTES - length)))
+        number = self._numbers[group][column]
+        if number not in range(len(CODECS)):
+            raise MalformedThrift(f"codec {number} is not known")
+        return CODECS[number]
+
+
+def _codec_numbers(footer: bytes) -> Iterator[list[int]]:
+    reader = CompactReader(footer)
+    for field, kind in reader.fields():
+        if field == ROW_GROUPS:
+            for _ in range(reader.structs(kind)):
+                yield [
+                    number
+                    for columns, of_columns in reader.fields()
+                    if columns == COLUMNS
+                    for _ in range(reader.structs(of_columns))
+                    for metadata, _ in reader.fields()
+                    if metadata == META_DATA
+                    for codec, of_codec in reader.fields()
+                    if codec == CODEC
+                    for number in [reader.integer(of_codec, I32)]
+                ]
 
 
 def _too_large(chunks: list[_Chunk], row_bytes: int) -> str:
@@ -163,7 +217,7 @@ class _Found(NamedTuple):
 class _Unpacked(NamedTuple):
     """A page's levels and what follows them: ``repetition`` is empty where values are not repeated."""
 
-    repetition: _Numbers
+    repetition: Numbers
     is_value: npt.NDArray[np.bool_]
     values: memoryview
 
@@ -175,7 +229,7 @@ class _Chunk:
     path: str
     kind: str
     width: int | None
-    codec: str
+    codec: Callable[[], str]
     encodings: frozenset[str]
     values: int
     encoded_bytes: int
@@ -184,17 +238,17 @@ class _Chunk:
     levels: tuple[int, int]  # the largest repetition and definition levels
     blocks: _Blocks
     _most: int | None = None
-    _entries: _Numbers | None = None  # lengths of the dictionary's entries
+    _entries: Numbers | None = None  # lengths of the dictionary's entries
 
     @classmethod
-    def of(cls, chunk: Any, column: Any, source: pa.NativeFile) -> _Chunk:
+    def of(cls, chunk: Any, column: Any, source: pa.NativeFile, codec: Callable[[], str]) -> _Chunk:
         dictionary, data = chunk.dictionary_page_offset, int(chunk.data_page_offset)
         kind = chunk.physical_type
         return cls(
             path=chunk.path_in_schema,
             kind=kind,
             width=int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind),
-            codec=chunk.compression,
+            codec=codec,
             encodings=frozenset(chunk.encodings),
             values=max(int(chunk.num_values), 0),
             encoded_bytes=max(int(chunk.total_uncompressed_size), int(chunk.total_compressed_size), 0),
@@ -230,7 +284,7 @@ class _Chunk:
         longest = most = 0
         for page, header, begin in self.pages():
             if page.kind == DICTIONARY_PAGE:
-                self._entries = _plain_lengths(self._unpacked_bytes(page, header, begin), page.values)
+                self._entries = text_lengths(self._unpacked_bytes(page, header, begin), page.values)
                 longest = int(self._entries.max(initial=0))
                 continue
             times = page.values if self.is_repeated else 1
@@ -261,14 +315,14 @@ class _Chunk:
             at += page.header_bytes + page.size_bytes
             left -= page.values if page.kind in (DATA_PAGE, DATA_PAGE_V2) else 0
 
-    def row_sizes(self) -> _Numbers:
+    def row_sizes(self) -> Numbers:
         """Decoded bytes of each row in this column."""
-        sizes: list[_Numbers] = []
+        sizes: list[Numbers] = []
         overhead = OVERHEAD_BYTES if self.width is None else FIXED_OVERHEAD_BYTES
         for found in self.pages():
             if found.page.kind == DICTIONARY_PAGE:
                 if self.width is None:
-                    self._entries = _plain_lengths(self._unpacked_bytes(*found), found.page.values)
+                    self._entries = text_lengths(self._unpacked_bytes(*found), found.page.values)
                 continue
             unpacked = self.unpacked(found)
             of_values = np.full(len(unpacked.is_value), overhead, np.int64)
@@ -280,20 +334,20 @@ class _Chunk:
                 sizes.append(np.add.reduceat(of_values, begins))
         return np.concatenate(sizes) if sizes else np.zeros(0, np.int64)
 
-    def _lengths(self, page: Page, unpacked: _Unpacked) -> _Numbers | int:
+    def _lengths(self, page: Page, unpacked: _Unpacked) -> Numbers | int:
         """Bytes of each value in Arrow."""
         if self.width is not None:
             return self.width
         count = int(unpacked.is_value.sum())
         if page.encoding in DICTIONARY_ENCODINGS and self._entries is not None:
-            return self._entries[_hybrid(unpacked.values[1:], unpacked.values[0], count)] if count else 0
+            return self._entries[hybrid_numbers(unpacked.values[1:], unpacked.values[0], count)] if count else 0
         if page.encoding == PLAIN:
-            return _plain_lengths(unpacked.values, count)
+            return text_lengths(unpacked.values, count)
         if page.encoding == DELTA_LENGTH_BYTE_ARRAY:
-            return _delta(unpacked.values)[0]
+            return delta_numbers(unpacked.values)[0]
         if page.encoding == DELTA_BYTE_ARRAY:
-            prefixes, end = _delta(unpacked.values)
-            return prefixes + _delta(unpacked.values[end:])[0]
+            prefixes, end = delta_numbers(unpacked.values)
+            return prefixes + delta_numbers(unpacked.values[end:])[0]
         raise MalformedThrift(f"encoding {page.encoding} is not known")
 
     def unpacked(self, found: _Found) -> _Unpacked:
@@ -303,7 +357,7 @@ class _Chunk:
             raise MalformedThrift("a page has too many values to look at them")
         *encoded, values = self.parts(found)
         read = [
-            _hybrid(data, most.bit_length(), count) if most else np.zeros(count, np.int64)
+            hybrid_numbers(data, most.bit_length(), count) if most else np.zeros(count, np.int64)
             for most, data in zip(self.levels, encoded, strict=True)
         ]
         return _Unpacked(read[0], read[1] == self.levels[1], values)
@@ -338,9 +392,10 @@ class _Chunk:
             numbers = _header_numbers(header, HEADERS[DATA_PAGE_V2])
             levels = numbers.get(REPETITION_BYTES, 0) + numbers.get(DEFINITION_BYTES, 0)
             plain, body = bytes(body[:levels]), body[levels:]
-        if self.codec == "UNCOMPRESSED" or not numbers.get(IS_COMPRESSED, 1) or not len(body):
+        codec = self.codec()
+        if codec == "uncompressed" or not numbers.get(IS_COMPRESSED, 1) or not len(body):
             return memoryview(plain + bytes(body))
-        return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), self.codec))
+        return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), codec))
 
 
 #: Values of a page above which it is not looked at: Arrow's own limit of memory is not far.
@@ -380,92 +435,10 @@ def _packs_many(data: memoryview) -> bool:
     """Whether runs of no bits are bit-packed, more than one group of eight values at a time."""
     at = 0
     while at < len(data):
-        run, at = _varint(data, at)
+        run, at = leading_number(data, at)
         if run & 1 and run >> 1 > 1:
             return True
     return False
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128 or shift > 63:  # noqa: PLR2004  seven bits in each byte, 64 in all
-            return value, at
-
-
-def _hybrid(data: memoryview, width: int, count: int) -> _Numbers:
-    """So many numbers of a run-length and bit-packed stream (Encodings.md, RLE = 3)."""
-    found, at, left = [], 0, count
-    if width > 32:  # noqa: PLR2004  the format's limit of indices
-        raise MalformedThrift("indices of more than 32 bits")
-    bytes_each = -(-width // 8)
-    while left > 0:
-        run, at = _varint(data, at)
-        if run & 1:
-            size = (run >> 1) * width
-            numbers = _bits(data[at : at + size], width, min((run >> 1) * GROUP_VALUES, left))
-            at += size
-        else:
-            value = int.from_bytes(data[at : at + bytes_each], "little")
-            numbers = np.full(min(run >> 1, left), value, np.int64)
-            at += bytes_each
-        if not len(numbers):
-            raise MalformedThrift("a run of nothing")
-        found.append(numbers)
-        left -= len(numbers)
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
-def _bits(data: memoryview, width: int, count: int) -> _Numbers:
-    """Numbers of so many bits each, the lowest first."""
-    if not width:
-        return np.zeros(count, np.int64)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    whole = min(count, len(bits) // width)
-    return bits[: whole * width].reshape(whole, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
-
-
-def _delta(data: memoryview) -> tuple[_Numbers, int]:
-    """Numbers of a DELTA_BINARY_PACKED stream, and where it ends (Encodings.md)."""
-    at, header = 0, []
-    for _ in range(4):
-        value, at = _varint(data, at)
-        header.append(value)
-    block, miniblocks, count, first = header
-    per_miniblock = block // miniblocks
-    deltas, left = [np.array([_signed(first)], np.int64)], count - 1
-    while left > 0:
-        least, at = _varint(data, at)
-        widths, at = data[at : at + miniblocks], at + miniblocks
-        for width in widths:
-            if left <= 0:
-                break
-            size = per_miniblock * width // 8
-            numbers = _bits(data[at : at + size], width, min(per_miniblock, left)) + _signed(least)
-            if not len(numbers):
-                raise MalformedThrift("a block ends early")
-            deltas.append(numbers)
-            at, left = at + size, left - len(numbers)
-    return np.cumsum(np.concatenate(deltas))[:count], at
-
-
-def _signed(value: int) -> int:
-    return (value >> 1) ^ -(value & 1)
-
-
-def _plain_lengths(data: memoryview, count: int) -> _Numbers:
-    """Lengths of texts that each follow theirs."""
-    lengths = np.zeros(min(count, len(data) // LENGTH_BYTES), np.int64)
-    at = 0
-    for number in range(len(lengths)):
-        length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
-        lengths[number] = length
-        at += LENGTH_BYTES + length
-    return lengths
 
 
 def _header_numbers(header: bytes, field: int) -> dict[int, int]:
@@ -482,9 +455,8 @@ def _header_numbers(header: bytes, field: int) -> dict[int, int]:
 
 
 def _decompressed(data: memoryview, size_bytes: int, codec: str) -> bytes:
-    if codec != "LZ4":
-        name = {"LZ4_RAW": "lz4_raw"}.get(codec, codec.lower())
-        return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec=name))
+    if codec != "lz4":
+        return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec=codec))
     # Hadoop's frames: the sizes of a block, plain and compressed, most significant byte first, before it; or none
     out, at = b"", 0
     while at + 8 <= len(data):

@@ -14,7 +14,7 @@ import pytest
 
 from datalake_assets.parquet.decodable import ROW_BYTES, too_large, unproven
 from datalake_assets.parquet.pages import page_of
-from datalake_assets.parquet.thrift import I64, varint, zigzag
+from datalake_assets.parquet.thrift import I32, I64, varint, zigzag
 from datalake_assets_tests.parquet.parquet_files import edited, footer, parquet
 from datalake_assets_tests.parquet.test_rewrite import CONCAT, REENCODE, SETTINGS, input_file, read, rewritten
 
@@ -165,6 +165,18 @@ def test_file_with_a_row_too_large_is_named_and_the_others_are_merged(chosen):
     assert list(result.rejected) == ["large"]
     assert "a row takes 195" in result.rejected["large"]
     assert read(result)["s"].to_pylist() == ["x"] * 20
+
+
+def test_codec_that_nobody_knows_leaves_its_file_alone_and_the_process_alive():
+    """Whoever asks pyarrow for it ends the process."""
+    good = parquet(pa.table({"c": ["v0"] * 5}), compression="none", store_schema=False)
+    unstated = indexed(b"\0" + packed(5), 1, states_dictionary=False)
+    wrong = edited(unstated, column=lambda fields: fields | {4: (I32, zigzag(10))})
+
+    result = rewritten([input_file("a", good), input_file("bad", wrong), input_file("c", good)], REENCODE)
+
+    assert list(result.rejected) == ["bad"]
+    assert "compression codec" in result.rejected["bad"]
 
 
 def indexed(indices, entries, *, states_dictionary, version="1.0", count=40):
