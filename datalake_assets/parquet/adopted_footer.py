@@ -15,6 +15,7 @@ from datalake_assets.core.schema import column_named
 from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.decoding import Tail, check_chunks
+from datalake_assets.parquet.footer import footer_fault
 
 __all__ = [
     "INT96_UNIT",
@@ -107,7 +108,8 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         named = column_named(schema.names, time_column) if time_column else None
         times = _times(file, schema, named) if named is not None else (None, None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UnreadableFile(where, f"its footer is damaged: {_brief(error)}") from error
+        reason = footer_fault(tail[-needed:-_END_BYTES], size_bytes) or f"its footer is damaged: {_brief(error)}"
+        raise UnreadableFile(where, reason) from error
     stated = DataFile(where.rpartition("/")[2], file.metadata.num_rows, size_bytes, *times)
     return AdoptedFooter(stated, schema, table)
 

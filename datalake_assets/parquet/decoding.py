@@ -19,7 +19,7 @@ import pyarrow.types as pt
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
-__all__ = ["Tail", "check_chunks", "is_dense", "open_parquet", "tables"]
+__all__ = ["Tail", "check_chunks", "failing_column", "is_dense", "open_parquet", "tables"]
 
 MIB = 1 << 20
 #: Decoded bytes of a piece.
@@ -141,6 +141,20 @@ def tables(
         for name in categories:
             piece[name].validate(full=True)
         yield piece
+
+
+def failing_column(parquet: pq.ParquetFile) -> str:
+    """The first column that does not decode by itself, since Arrow does not say which; empty if all do."""
+    sizes = [_Size.of(parquet.metadata, number) for number in range(parquet.num_row_groups)]
+    largest = max((max(size.longest, size.bytes // max(size.rows, 1)) for size in sizes), default=0)
+    rows = max(1, min(CAREFUL_ROWS, PIECE_BYTES // max(largest, 1)))
+    for field in parquet.schema_arrow:
+        try:
+            for batch in parquet.iter_batches(rows, columns=[field.name], use_threads=False):
+                batch.validate(full=_has_dictionary(field.type))
+        except (pa.ArrowException, OSError, ValueError):
+            return str(field.name)
+    return ""
 
 
 def is_dense(parquet: pq.ParquetFile, *, limit_bytes: int) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.field_names import FILE_METADATA, fault
 from datalake_assets.parquet.keys import ARROW_SCHEMA, arrow_meaning, file_meaning
 from datalake_assets.parquet.row_groups import (
     EXTENSION,
@@ -24,9 +25,9 @@ from datalake_assets.parquet.row_groups import (
     parse_row_group,
     parse_schema,
 )
-from datalake_assets.parquet.thrift import BINARY, I32, I64, CompactReader, MalformedThrift
+from datalake_assets.parquet.thrift import BINARY, I32, I64, CompactReader, MalformedThrift, UndecodableThrift
 
-__all__ = ["Footer", "ReadAt", "RowGroup", "parse_footer", "read_exactly"]
+__all__ = ["Footer", "ReadAt", "RowGroup", "footer_fault", "parse_footer", "read_exactly"]
 
 #: (offset, length) -> exactly those bytes; they may be overwritten by the next call.
 ReadAt = Callable[[int, int], bytes | memoryview]
@@ -60,6 +61,7 @@ class Footer:
         where: What was read, for messages.
         version: Of the format.
         data: The encoded footer.
+        columns: Their paths, in the order of column chunks.
         layouts: How the row groups' metadata is rewritten, in their order.
         fields: The other fields that go into a footer for the same schema: kind and encoded value by id.
     """
@@ -72,6 +74,7 @@ class Footer:
     where: str = field(repr=False)
     version: int = field(repr=False)
     data: bytes = field(repr=False)
+    columns: tuple[str, ...] = field(repr=False)
     layouts: tuple[Layout, ...] = field(repr=False)
     fields: Mapping[int, tuple[int, bytes]] = field(repr=False)
 
@@ -93,12 +96,31 @@ def parse_footer(read_at: ReadAt, size_bytes: int, *, where: str) -> Footer:
         UnreadableFile: It is not a Parquet file that can be read: truncated, damaged, encrypted, or something else.
     """
     data = _read_footer(read_at, size_bytes, where)
+    return _parsed(data, size_bytes, where)
+
+
+def footer_fault(data: bytes, size_bytes: int) -> str:
+    """What is wrong with an encoded footer, for a person; empty if nothing is found.
+
+    Args:
+        data: The footer.
+        size_bytes: Of the whole file.
+    """
+    try:
+        _parsed(data, size_bytes, "")
+    except UnreadableFile as error:
+        return error.reason
+    return ""
+
+
+def _parsed(data: bytes, size_bytes: int, where: str) -> Footer:
     try:
         return _FooterParser(data, size_bytes, where).parse()
+    except (UndecodableThrift, KeyError) as error:
+        reason = fault(data, FILE_METADATA) or f"it cannot be decoded: {error}"
+        raise UnreadableFile(where, f"its footer is damaged: {reason}") from error
     except MalformedThrift as error:
         raise UnreadableFile(where, f"its footer is damaged: {error}") from error
-    except KeyError as error:
-        raise UnreadableFile(where, f"its footer is damaged: field {error} is missing") from error
 
 
 def read_exactly(read_at: ReadAt, offset: int, length: int, *, where: str) -> bytes | memoryview:
@@ -150,12 +172,13 @@ class _FooterParser:
                     reader.skip(kind)
                 self._fields[number] = (kind, reader.data[begin : reader.position])
         if reader.position != len(reader.data):
-            raise MalformedThrift("more follows its end")
+            raise MalformedThrift("bytes follow its end")
         rows = self._numbers[3]
         if self._groups is None or SCHEMA_FIELD not in self._fields:
-            raise MalformedThrift("it names no row groups, or no schema")
-        if sum(group.rows for group, _ in self._groups) != rows:
-            raise MalformedThrift("its rows are not those of its row groups")
+            raise MalformedThrift("it has no row groups, or no schema")
+        there = sum(group.rows for group, _ in self._groups)
+        if there != rows:
+            raise MalformedThrift(f"it says {rows} rows, and its row groups {there}")
         return Footer(
             rows=rows,
             size_bytes=self._size_bytes,
@@ -165,6 +188,7 @@ class _FooterParser:
             where=self._where,
             version=self._numbers[1],
             data=reader.data,
+            columns=tuple(leaf.path for leaf in self._leaves),
             layouts=tuple(layout for _, layout in self._groups),
             fields=self._fields,
         )
@@ -176,14 +200,21 @@ class _FooterParser:
         elif number == SCHEMA_FIELD:
             self._leaves, self._elements = parse_schema(reader, kind)
         elif number == 4:  # noqa: PLR2004  # row_groups
-            groups = range(reader.structs(kind))
-            self._groups = [parse_row_group(reader, self._leaves, limit=self._limit) for _ in groups]
+            self._groups = [self._row_group(number) for number in range(reader.structs(kind))]
         elif number == 5:  # noqa: PLR2004  # key_value_metadata
             self._key_values = dict(_key_value(reader) for _ in range(reader.structs(kind)))
         elif number == 6:  # noqa: PLR2004  # created_by
             reader.binary(kind)
         elif number in (8, 9):
             raise MalformedThrift("its columns may be encrypted")
+
+    def _row_group(self, number: int) -> tuple[RowGroup, Layout]:
+        try:
+            return parse_row_group(self._reader, self._leaves, limit=self._limit)
+        except UndecodableThrift:
+            raise
+        except MalformedThrift as error:
+            raise MalformedThrift(f"row group {number}: {error}") from error
 
     def _schema_key(self) -> bytes:
         """Field 2 is the schema with its root; unknown fields are counted, so that none is applied wrongly."""

@@ -14,8 +14,8 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decodable import ROW_BYTES, too_large, unproven
-from datalake_assets.parquet.decoding import open_parquet, tables
-from datalake_assets.parquet.footer import Footer, parse_footer
+from datalake_assets.parquet.decoding import failing_column, open_parquet, tables
+from datalake_assets.parquet.footer import Footer, footer_fault, parse_footer
 from datalake_assets.parquet.sinks import checksum_like
 from datalake_assets.parquet.writer import moment_of
 
@@ -78,7 +78,9 @@ class OpenInput:
             is_proven = in_memory and self._digest is not None
             if is_proven:
                 self.prove()
+        with _translating(file, self._with_fault):
             self.parquet = open_parquet(self._native, pre_buffer=not in_memory, is_proven=is_proven)
+        with _translating(file):
             # a signature follows the footer of a file with encrypted columns; Arrow aborts when it looks at those
             length = self.parquet.metadata.serialized_size
             begin = max(0, file.size_bytes - TAIL_BYTES - length)
@@ -171,22 +173,32 @@ class OpenInput:
             UnreadableFile: They don't decode, or must not be decoded, or are not as many as the manifest states.
         """
         rows = 0
-        with _translating(self.file):
+        at_hand = isinstance(self._native, (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile))
+        with _translating(self.file, self._with_column if at_hand else str):
             self._check_decodable()
-            at_hand = isinstance(self._native, (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile))
             for table in tables(self.parquet, source=self._native if at_hand else None):
                 rows += table.num_rows
                 yield table
         if rows != self.file.rows:
             raise UnreadableFile(self.file.name, f"{self.file.rows} rows should be there, and {rows} are")
 
+    def _with_column(self, reason: str) -> str:
+        column = failing_column(self.parquet)
+        return f"its column {column!r} {reason}" if column else reason
+
+    def _with_fault(self, reason: str) -> str:
+        """Why a file cannot be opened, in the names of its footer's fields if it is the footer."""
+        size_bytes = self._native.size()
+        length = int.from_bytes(self._native.read_at(TAIL_BYTES, max(0, size_bytes - TAIL_BYTES))[:-4], "little")
+        if TAIL_BYTES + length > size_bytes:
+            return reason
+        return footer_fault(self._native.read_at(length, size_bytes - TAIL_BYTES - length), size_bytes) or reason
+
     def _check_decodable(self) -> None:
         if self._is_decodable:
             return
-        reason = too_large(self.parquet, self._native, row_bytes=self._row_bytes) or unproven(
-            self.parquet, self._native
-        )
-        if reason:
+        large = too_large(self.parquet, self._native, row_bytes=self._row_bytes)
+        if reason := large or unproven(self.parquet, self._native):
             raise UnreadableFile(self.file.name, reason)
         self._is_decodable = True
 
@@ -245,11 +257,11 @@ def _encoded_bytes(group: Any) -> int:
 
 
 @contextmanager
-def _translating(file: DataFile) -> Iterator[None]:
-    """Errors of reading become ours."""
+def _translating(file: DataFile, explained: Callable[[str], str] = str) -> Iterator[None]:
+    """Errors of reading become ours; ``explained`` may say more than Arrow does."""
     try:
         yield
     except FileNotFoundError:
         raise
     except _READ_ERRORS as error:
-        raise UnreadableFile(file.name, f"cannot be read: {str(error).splitlines()[0]}") from error
+        raise UnreadableFile(file.name, explained(f"cannot be read: {str(error).splitlines()[0]}")) from error

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.field_names import PAGE_HEADER, fault
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.row_groups import Chunk
 from datalake_assets.parquet.thrift import (
@@ -26,6 +27,7 @@ from datalake_assets.parquet.thrift import (
     STRUCT,
     CompactReader,
     MalformedThrift,
+    UndecodableThrift,
     leading_numbers,
     next_field,
     skipped,
@@ -44,6 +46,10 @@ DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 HEADERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
 # Encoding: PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY
 PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
+ENCODINGS = (
+    "PLAIN", "GROUP_VAR_INT", "PLAIN_DICTIONARY", "RLE", "BIT_PACKED", "DELTA_BINARY_PACKED",
+    "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT",
+)  # fmt: skip
 #: Bytes of a value in a dictionary, by physical type; a text is preceded by its length.
 VALUE_BYTES = {1: 4, 2: 8, 3: 12, 4: 4, 5: 8}
 BYTE_ARRAY, LENGTH_BYTES = 6, 4
@@ -91,12 +97,15 @@ class PageWalk:
 
     def __init__(self, footer: Footer, row_groups: Sequence[int]) -> None:
         self._where = footer.where
-        groups = [(footer.row_groups[number].rows, footer.layouts[number].chunks) for number in row_groups]
-        ordered = sorted(((chunk, rows) for rows, chunks in groups for chunk in chunks), key=lambda each: each[0].start)
-        self._chunks = [_ChunkWalk(chunk, rows) for chunk, rows in ordered]
-        for before, after in pairwise(ordered):
-            if after[0].start < before[0].end:
-                raise UnsoundPages(self._where, "its column chunks overlap")
+        walks = [
+            _ChunkWalk(chunk, footer.row_groups[number].rows, f"column {path!r} of row group {number}")
+            for number in row_groups
+            for chunk, path in zip(footer.layouts[number].chunks, footer.columns, strict=True)
+        ]
+        self._chunks = sorted(walks, key=lambda walk: walk.chunk.start)
+        for before, after in pairwise(self._chunks):
+            if after.chunk.start < before.chunk.end:
+                raise UnsoundPages(self._where, f"{after.name}: it begins before the end of {before.name}")
         self._next = 0
         self.pages: dict[int, dict[int, int]] = {}
 
@@ -109,20 +118,20 @@ class PageWalk:
         """
         view = memoryview(data)
         end = offset + len(view)
-        try:
-            while self._next < len(self._chunks) and self._chunks[self._next].chunk.start < end:
-                walk = self._chunks[self._next]
-                begin = max(walk.position, offset)
+        while self._next < len(self._chunks) and self._chunks[self._next].chunk.start < end:
+            walk = self._chunks[self._next]
+            begin = max(walk.position, offset)
+            try:
                 walk.feed(view[begin - offset : min(walk.chunk.end, end) - offset])
                 if walk.position < walk.chunk.end:
                     return
                 walk.finish()
-                self.pages[walk.chunk.data_offset] = walk.pages
-                self._next += 1
-        except MalformedThrift as error:
-            raise UnsoundPages(self._where, str(error)) from error
-        except _Damaged as error:
-            raise UnreadableFile(self._where, str(error)) from error
+            except MalformedThrift as error:
+                raise UnsoundPages(self._where, f"{walk.name}: {error}") from error
+            except _Damaged as error:
+                raise UnreadableFile(self._where, f"{walk.name}: {error}") from error
+            self.pages[walk.chunk.data_offset] = walk.pages
+            self._next += 1
 
     def finish(self) -> None:
         """Sees to it that all chunks were walked.
@@ -131,7 +140,7 @@ class PageWalk:
             UnsoundPages: They were not.
         """
         if self._next < len(self._chunks):
-            raise UnsoundPages(self._where, "its pages end early")
+            raise UnsoundPages(self._where, f"{self._chunks[self._next].name}: its pages end early")
 
     def check_offset_index(self, data: bytes) -> None:
         """Sees to it that an offset index names all data pages of its column chunk, and as they are.
@@ -147,7 +156,8 @@ class PageWalk:
             or any(before >= after for before, after in pairwise(rows))
             or rows[:1] not in ([0], [])
         ):
-            raise UnsoundPages(self._where, "its offset index is not that of its pages")
+            names = [walk.name for walk in self._chunks if named and walk.chunk.data_offset == named[0].start]
+            raise UnsoundPages(self._where, ": ".join([*names[:1], "its offset index is not that of its pages"]))
 
 
 class _Location(NamedTuple):
@@ -177,8 +187,8 @@ class _Damaged(Exception):
 class _ChunkWalk:
     """The walk over one column chunk, fed in pieces."""
 
-    def __init__(self, chunk: Chunk, rows: int) -> None:
-        self.chunk, self._rows = chunk, rows
+    def __init__(self, chunk: Chunk, rows: int, name: str) -> None:
+        self.chunk, self._rows, self.name = chunk, rows, name
         self.position = chunk.start
         self._head = b""  # of a header that is not whole yet
         self._page: Page | None = None
@@ -217,11 +227,12 @@ class _ChunkWalk:
             try:
                 page = page_of(head)
                 break
-            except MalformedThrift:
+            except UndecodableThrift as error:
                 if size < len(data):
                     size *= 16
                 elif len(data) >= left or len(head) > MAX_HEADER_BYTES:
-                    raise
+                    reason = fault(head, PAGE_HEADER, owner="a page's header") or f"a page's header: {error}"
+                    raise MalformedThrift(reason) from error
                 else:
                     self._head = head
                     self.position += len(data)
@@ -260,7 +271,7 @@ class _ChunkWalk:
             self._check_dictionary(page)
             return
         if page.kind not in (DATA_PAGE, DATA_PAGE_V2):
-            raise MalformedThrift(f"a page is of a kind {page.kind} that is not known")
+            raise MalformedThrift(f"a page is of the type {page.kind}, which is not known")
         if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY) and not self._has_dictionary:
             raise MalformedThrift("a page needs a dictionary, and there is none")
         if self._first_data is None:
@@ -274,16 +285,18 @@ class _ChunkWalk:
     def _check_dictionary(self, page: Page) -> None:
         chunk = self.chunk
         if self._has_dictionary or self._first_data is not None or self._page_begin != chunk.start:
-            raise MalformedThrift("a dictionary is not its column chunk's first page")
+            raise MalformedThrift("its dictionary is not its first page, or not the only one")
+        if not chunk.dictionary_offset:
+            raise MalformedThrift("it begins with a dictionary, and its metadata states none")
         if chunk.dictionary_offset != self._page_begin:
             raise MalformedThrift("its dictionary is not where its metadata says")
         if page.encoding not in (PLAIN, PLAIN_DICTIONARY):
-            raise MalformedThrift(f"a dictionary has the encoding {page.encoding}")
+            raise MalformedThrift(f"its dictionary has the encoding {_encoding_name(page.encoding)}, and not PLAIN")
         width = VALUE_BYTES.get(chunk.kind)
         if width is not None and page.values * width != page.plain_bytes:
-            raise MalformedThrift(f"a dictionary of {page.values} values takes {page.plain_bytes} bytes")
+            raise MalformedThrift(f"its dictionary of {page.values} values takes {page.plain_bytes} bytes")
         if chunk.kind == BYTE_ARRAY and page.values * LENGTH_BYTES > page.plain_bytes:
-            raise MalformedThrift(f"a dictionary of {page.values} values takes {page.plain_bytes} bytes")
+            raise MalformedThrift(f"its dictionary of {page.values} values takes {page.plain_bytes} bytes")
         self._has_dictionary = True
 
 
@@ -305,13 +318,22 @@ def page_of(data: bytes) -> Page:
         values = inner[1]
         rows = inner[3] if kind == DATA_PAGE_V2 else None
     except KeyError as error:
-        raise MalformedThrift(f"a page's header lacks field {error}") from error
+        reason = (
+            fault(data, PAGE_HEADER, owner="a page's header") or f"a page's header lacks what type {numbers[1]} has"
+        )
+        raise MalformedThrift(reason) from error
     if HEADERS.get(kind, held) != held:
-        raise MalformedThrift("a page's header is of another kind than its page")
-    if plain_bytes < 0 or size_bytes < 0 or values < 0:
-        raise MalformedThrift("a page's header has a negative number")
+        raise MalformedThrift(f"a page is of the type {kind}, and its header of another")
+    names = ("uncompressed_page_size", "compressed_page_size", "num_values")
+    for name, number in zip(names, (plain_bytes, size_bytes, values), strict=True):
+        if number < 0:
+            raise MalformedThrift(f"{name} of a page's header is {number}")
     crc = numbers[4] & 0xFFFFFFFF if 4 in numbers else None  # noqa: PLR2004  crc
     return Page(kind, position, plain_bytes, size_bytes, crc, values, rows, encoding)
+
+
+def _encoding_name(number: int) -> str:
+    return ENCODINGS[number] if number in range(len(ENCODINGS)) else str(number)
 
 
 def _numbers(data: bytes, position: int, *, of_v2: bool) -> tuple[dict[int, int], int]:

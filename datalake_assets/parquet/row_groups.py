@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from datalake_assets.parquet.thrift import I16, I32, I64, STRUCT, CompactReader, MalformedThrift
+from datalake_assets.parquet.thrift import I16, I32, I64, STRUCT, CompactReader, MalformedThrift, UndecodableThrift
 
 __all__ = [
     "EXTENSION",
@@ -32,6 +32,8 @@ __all__ = [
 
 MAGIC = b"PAR1"
 REPEATED = 2  # FieldRepetitionType
+#: Type
+TYPES = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 #: Id of the field that every struct reserves for extensions, which readers may ignore. The one that is known of holds
 #: a second footer, with offsets of its own: no copy may carry it (parquet-format, BinaryProtocolExtensions.md).
 EXTENSION = 32767
@@ -81,10 +83,10 @@ class Place(NamedTuple):
     length: int
 
     @classmethod
-    def within(cls, offset: int, length: int, *, limit: int) -> Place:
-        """The range, if it lies between the magic and the footer."""
+    def within(cls, offset: int, length: int, *, limit: int, what: str) -> Place:
+        """The range, if it lies between the magic and the footer; ``what`` lies there."""
         if offset < len(MAGIC) or length < 0 or offset + max(length, 1) > limit:
-            raise MalformedThrift("an offset lies outside the file")
+            raise MalformedThrift(f"its {what}, {length} bytes from byte {offset} on, lies outside the file")
         return cls(offset, length)
 
 
@@ -155,10 +157,11 @@ class Layout:
 
 
 class Leaf(NamedTuple):
-    """A column of the schema: its physical type, and whether it has one value in each row."""
+    """A column of the schema: its physical type, whether it has one value in each row, and its path."""
 
     kind: int
     is_flat: bool
+    path: str
 
 
 def parse_schema(reader: CompactReader, kind: int) -> tuple[list[Leaf], bytes]:
@@ -166,38 +169,54 @@ def parse_schema(reader: CompactReader, kind: int) -> tuple[list[Leaf], bytes]:
     count = reader.structs(kind)
     if not count:
         raise MalformedThrift("it has no schema")
-    _, _, children = _element(reader)
+    *_, children = _element(reader)
     begin, leaves = reader.position, []
-    open_groups = [[children, True]]
+    open_groups = [_Group(children, is_flat=True, path="")]
     for _ in range(count - 1):
-        while open_groups and not open_groups[-1][0]:
+        while open_groups and not open_groups[-1].left:
             open_groups.pop()
         if not open_groups:
             raise MalformedThrift("its schema has elements that belong nowhere")
-        open_groups[-1][0] -= 1
-        physical, repetition, children = _element(reader)
-        is_flat = bool(open_groups[-1][1] and repetition != REPEATED)
+        above = open_groups[-1]
+        above.left -= 1
+        name, physical, repetition, children = _element(reader)
+        path, is_flat = f"{above.path}{name}", above.is_flat and repetition != REPEATED
         if children:
-            open_groups.append([children, is_flat])
+            open_groups.append(_Group(children, is_flat, f"{path}."))
         elif physical is not None:
-            leaves.append(Leaf(physical, is_flat))
-    if any(remaining for remaining, _ in open_groups):
-        raise MalformedThrift("its schema lacks elements")
+            if physical not in range(len(TYPES)):
+                raise MalformedThrift(f"column {path!r} has the type {physical}, which is not known")
+            leaves.append(Leaf(physical, is_flat, path))
+    if left := sum(group.left for group in open_groups):
+        raise MalformedThrift(f"its schema lacks {left} elements that are counted in it")
     return leaves, reader.data[begin : reader.position]
 
 
-def _element(reader: CompactReader) -> tuple[int | None, int, int]:
-    """Physical type, repetition and number of children."""
+@dataclass(slots=True)
+class _Group:
+    """A group of the schema, some of whose elements are still to come; ``path`` ends with a dot, but for the root's."""
+
+    left: int
+    is_flat: bool
+    path: str
+
+
+def _element(reader: CompactReader) -> tuple[str, int | None, int, int]:
+    """Name, physical type, repetition and number of children."""
     numbers = {}
-    named = False
+    name: bytes | None = None
     for field, kind in reader.fields():
         if field in (1, 3, 5):
             numbers[field] = reader.integer(kind, I32)
-        named = named or field == 4  # noqa: PLR2004  # name
+        elif field == 4:  # noqa: PLR2004  # name
+            name = reader.binary(kind)
     children = numbers.get(5, 0)
-    if not named or children < 0:
-        raise MalformedThrift("its schema is damaged")
-    return numbers.get(1), numbers.get(3, 0), children
+    if name is None:
+        raise MalformedThrift("an element of its schema has no name")
+    text = name.decode(errors="backslashreplace")
+    if children < 0:
+        raise MalformedThrift(f"its schema says that {text!r} has {children} elements")
+    return text, numbers.get(1), numbers.get(3, 0), children
 
 
 def parse_row_group(reader: CompactReader, leaves: list[Leaf], *, limit: int) -> tuple[RowGroup, Layout]:
@@ -224,16 +243,16 @@ class _RowGroupParser:
         numbers: dict[int, int] = {}
         for field, kind in reader.fields():
             if field == 1:
-                chunks = [self._chunk() for _ in range(reader.structs(kind))]
+                chunks = [self._chunk_of(leaves, index) for index in range(reader.structs(kind))]
             elif field in GROUP_NUMBERS:
                 numbers[field] = self._number(field, kind, GROUP_NUMBERS, GROUP_ROLES)
             elif field == EXTENSION:
                 self._drop(kind)
         rows = numbers[3]
         if chunks is None or rows < 0:
-            raise MalformedThrift("a row group is damaged")
+            raise MalformedThrift(f"it has {rows} rows" if chunks is not None else "it has no columns")
         _check_chunks(chunks, leaves, rows)
-        _check_places(chunks if rows else (), self._limit)  # without rows, Arrow leaves offsets of 0
+        _check_places(chunks if rows else (), leaves, self._limit)  # without rows, Arrow leaves offsets of 0
         start = min((chunk.start for chunk in chunks), default=0) if rows else 0
         end = max((chunk.end for chunk in chunks), default=0) if rows else 0
         layout = Layout(
@@ -264,6 +283,15 @@ class _RowGroupParser:
             raise MalformedThrift("an extension is not the last field")
         self._patches.append(Patch(begin, reader.position, Role.DROP, 0))
 
+    def _chunk_of(self, leaves: list[Leaf], index: int) -> Chunk:
+        try:
+            return self._chunk()
+        except UndecodableThrift:
+            raise
+        except MalformedThrift as error:
+            name = repr(leaves[index].path) if index < len(leaves) else f"{index}"
+            raise MalformedThrift(f"column {name}: {error}") from error
+
     def _chunk(self) -> Chunk:
         reader = self._reader
         chunk: Chunk | None = None
@@ -277,20 +305,20 @@ class _RowGroupParser:
             elif field == 1:
                 raise MalformedThrift("its rows lie in other files")
             elif field in (8, 9):
-                raise MalformedThrift("a column is encrypted")
+                raise MalformedThrift("it is encrypted")
             elif field == EXTENSION:
                 self._drop(kind)
         if chunk is None:
-            raise MalformedThrift("a column chunk has no metadata")
+            raise MalformedThrift("it has no metadata")
         self._note_indexes(numbers)
         return chunk
 
     def _note_indexes(self, numbers: dict[int, int]) -> None:
         offset_index, column_index = (
-            Place.within(numbers[offset], numbers[length], limit=self._limit)
+            Place.within(numbers.get(offset, 0), numbers.get(length, -1), limit=self._limit, what=what)
             if numbers.keys() & {offset, length}
             else None
-            for offset, length in ((4, 5), (6, 7))
+            for offset, length, what in ((4, 5, "offset index"), (6, 7, "column index"))
         )
         if offset_index or column_index:
             self._indexes.append((offset_index, column_index))
@@ -304,7 +332,7 @@ class _RowGroupParser:
             elif field == EXTENSION:
                 self._drop(kind)
         if numbers.get(14):
-            self._blooms.append(Place.within(numbers[14], numbers.get(15, 0), limit=self._limit))
+            self._blooms.append(Place.within(numbers[14], numbers.get(15, 0), limit=self._limit, what="bloom filter"))
         dictionary, start = numbers.get(11, 0), numbers[9]
         start = dictionary if 0 < dictionary < start else start
         offsets = tuple(numbers[field] for field in OFFSETS_OF_PAGES if numbers.get(field))
@@ -316,17 +344,20 @@ class _RowGroupParser:
 def _check_chunks(chunks: list[Chunk], leaves: list[Leaf], rows: int) -> None:
     """Refuses what contradicts the schema or the count of rows."""
     if len(chunks) != len(leaves):
-        raise MalformedThrift(f"a row group has {len(chunks)} column chunks for {len(leaves)} columns")
+        raise MalformedThrift(f"it has {len(chunks)} column chunks for {len(leaves)} columns")
     for chunk, leaf in zip(chunks, leaves, strict=True):
         if chunk.kind != leaf.kind:
-            raise MalformedThrift("a column chunk is not of its column's type")
+            kinds = [TYPES[kind] if kind in range(len(TYPES)) else f"type {kind}" for kind in (chunk.kind, leaf.kind)]
+            raise MalformedThrift(f"column {leaf.path!r} is {kinds[0]}, and {kinds[1]} by the schema")
         if chunk.values < 0 or (leaf.is_flat and chunk.values != rows):
-            raise MalformedThrift("a column chunk has not as many values as its row group has rows")
+            raise MalformedThrift(f"column {leaf.path!r} has {chunk.values} values for {rows} rows")
 
 
-def _check_places(chunks: Iterable[Chunk], limit: int) -> None:
-    for chunk in chunks:
+def _check_places(chunks: Iterable[Chunk], leaves: list[Leaf], limit: int) -> None:
+    for chunk, leaf in zip(chunks, leaves, strict=False):
+        place = f"bytes {chunk.start} to {chunk.end}"
         if not len(MAGIC) <= chunk.start < chunk.end <= limit:
-            raise MalformedThrift("a column chunk lies outside the file")
-        if any(not chunk.start <= offset < chunk.end for offset in chunk.offsets):
-            raise MalformedThrift("a page lies outside its column chunk")
+            raise MalformedThrift(f"column {leaf.path!r} lies at {place}, and the data at {len(MAGIC)} to {limit}")
+        for offset in chunk.offsets:
+            if not chunk.start <= offset < chunk.end:
+                raise MalformedThrift(f"a page of column {leaf.path!r} is at byte {offset}, and the column at {place}")

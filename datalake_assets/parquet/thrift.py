@@ -15,14 +15,21 @@ from collections.abc import Iterator
 
 __all__ = [
     "BINARY",
+    "BYTE",
+    "DOUBLE",
+    "FALSE",
     "I16",
     "I32",
     "I64",
     "LIST",
+    "MAP",
+    "SET",
     "STRUCT",
+    "TRUE",
     "CompactReader",
     "CompactWriter",
     "MalformedThrift",
+    "UndecodableThrift",
     "leading_numbers",
     "next_field",
     "skipped",
@@ -42,7 +49,14 @@ MAX_DEPTH = 64
 
 
 class MalformedThrift(ValueError):
-    """The bytes are not what the compact protocol allows, or not what is expected at this place."""
+    """What is encoded is not what is expected, or contradicts itself."""
+
+
+class UndecodableThrift(MalformedThrift):
+    """The bytes are not what the compact protocol allows, or a value is of another kind than is expected there.
+
+    Says nothing of the place: `field_names.fault` does.
+    """
 
 
 class CompactReader:
@@ -70,7 +84,7 @@ class CompactReader:
         while True:
             begin = self.position
             if begin >= size:
-                raise MalformedThrift("it ends early")
+                raise UndecodableThrift("it ends early")
             header = data[begin]
             self.position = begin = begin + 1
             if header > LONG_FORM:
@@ -81,7 +95,7 @@ class CompactReader:
             else:
                 return
             if field <= last:
-                raise MalformedThrift(f"field {field} after field {last}")
+                raise UndecodableThrift(f"field {field} after field {last}")
             last = field
             yield field, header & 15
             if self.position == begin:
@@ -98,7 +112,7 @@ class CompactReader:
         length = self._varint()
         end = self.position + length
         if end > len(self.data):
-            raise MalformedThrift("a text is longer than what is left")
+            raise UndecodableThrift("a text is longer than what is left")
         begin, self.position = self.position, end
         return self.data[begin:end]
 
@@ -110,9 +124,9 @@ class CompactReader:
         if count == LONG_FORM:
             count = self._varint()
         if count and header & 15 != STRUCT:
-            raise MalformedThrift("a list of something else than structs")
+            raise UndecodableThrift("a list of something else than structs")
         if count > len(self.data) - self.position:
-            raise MalformedThrift("a list is longer than what is left")
+            raise UndecodableThrift("a list is longer than what is left")
         return count
 
     def skip(self, kind: int) -> None:
@@ -123,7 +137,7 @@ class CompactReader:
     def expect(kind: int, expected: int) -> None:
         """Refuses a value of another kind."""
         if kind != expected:
-            raise MalformedThrift(f"a value of kind {kind} instead of {expected}")
+            raise UndecodableThrift(f"a value of kind {kind} instead of {expected}")
 
     def _byte(self) -> int:
         position = self.position
@@ -166,14 +180,14 @@ def leading_numbers(data: bytes, position: int, last: int) -> tuple[dict[int, in
             if not field or field > last:
                 return found, field, header & 15, position
             if header & 15 != I32:
-                raise MalformedThrift(f"a value of kind {header & 15} instead of {I32}")
+                raise UndecodableThrift(f"a value of kind {header & 15} instead of {I32}")
             value = data[position]
             position += 1
             if value > SEVEN_BITS:
                 value, position = _varint(data, position - 1)
             found[field] = (value >> 1) ^ -(value & 1)
     except IndexError:
-        raise MalformedThrift("it ends early") from None
+        raise UndecodableThrift("it ends early") from None
 
 
 def next_field(data: bytes, position: int, before: int) -> tuple[int, int, int]:
@@ -183,13 +197,13 @@ def next_field(data: bytes, position: int, before: int) -> tuple[int, int, int]:
         if header > LONG_FORM:
             return before + (header >> 4), header & 15, position + 1
     except IndexError:
-        raise MalformedThrift("it ends early") from None
+        raise UndecodableThrift("it ends early") from None
     if not header:
         return 0, 0, position + 1
     value, position = _varint(data, position + 1)
     field = (value >> 1) ^ -(value & 1)
     if field <= before:
-        raise MalformedThrift(f"field {field} after field {before}")
+        raise UndecodableThrift(f"field {field} after field {before}")
     return field, header & 15, position
 
 
@@ -208,11 +222,11 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
             value |= (byte & SEVEN_BITS) << shift
             shift += 7
             if shift > 7 * VARINT_MAX_BYTES:
-                raise MalformedThrift("a number is too long")
+                raise UndecodableThrift("a number is too long")
     except IndexError:
-        raise MalformedThrift("it ends early") from None
+        raise UndecodableThrift("it ends early") from None
     if value >> 64:
-        raise MalformedThrift("a number is too large")
+        raise UndecodableThrift("a number is too large")
     return value, position
 
 
@@ -233,19 +247,19 @@ def skipped(data: bytes, position: int, kind: int, depth: int = 0) -> int:
     if kind in FIXED_BYTES:
         return _within(data, position, FIXED_BYTES[kind])
     if depth > MAX_DEPTH:
-        raise MalformedThrift("it is nested too deeply")
+        raise UndecodableThrift("it is nested too deeply")
     if kind == STRUCT:
         return _skip_struct(data, position, depth)
     if kind in (LIST, SET):
         return _skip_list(data, position, depth)
     if kind == MAP:
         return _skip_map(data, position, depth)
-    raise MalformedThrift(f"there is no kind {kind}")
+    raise UndecodableThrift(f"there is no kind {kind}")
 
 
 def _within(data: bytes, position: int, length: int) -> int:
     if length > len(data) - position:
-        raise MalformedThrift("a value is longer than what is left")
+        raise UndecodableThrift("a value is longer than what is left")
     return position + length
 
 
@@ -266,15 +280,15 @@ def _skip_struct(data: bytes, position: int, depth: int) -> int:
             if kind == BINARY:
                 position += 1 + data[position]
                 if position > size:
-                    raise MalformedThrift("a value is longer than what is left")
+                    raise UndecodableThrift("a value is longer than what is left")
                 continue
         position = skipped(data, position, kind, depth + 1)
-    raise MalformedThrift("it ends early")
+    raise UndecodableThrift("it ends early")
 
 
 def _skip_list(data: bytes, position: int, depth: int) -> int:
     if position >= len(data):
-        raise MalformedThrift("it ends early")
+        raise UndecodableThrift("it ends early")
     header = data[position]
     count, kind = header >> 4, header & 15
     position += 1

@@ -70,7 +70,7 @@ def test_chunks_that_overlap_are_found():
     first, second = told.layouts[0].chunks
     layout = replace(told.layouts[0], chunks=(first, second._replace(start=first.start)))
 
-    with pytest.raises(UnsoundPages, match="column chunks overlap"):
+    with pytest.raises(UnsoundPages, match="column 'text' of row group 0: it begins before the end of column 'n'"):
         PageWalk(replace(told, layouts=(layout,)), [0])
 
 
@@ -158,8 +158,8 @@ def test_file_whose_pages_do_not_add_up_is_named_where_only_copying_is_wanted():
     result = rewritten([good[0], bad, good[1]], CONCAT)
 
     assert result.rejected == {
-        "bad": "its pages are not what its metadata says (its dictionary is not where its metadata says),"
-        " and the kernel 'concat' copies row groups only"
+        "bad": "its pages are not what its metadata says (column 's' of row group 0: it begins with a dictionary, and"
+        " its metadata states none), and the kernel 'concat' copies row groups only"
     }
     assert result.rewritten == ("ga", "gb")
 
