@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ FORCE = CompactionRequest(force=True)
 DAY = "2025-01-01"
 
 
+@lru_cache(maxsize=3)
 def large_rows(first: int, count: int = 1200) -> SourceBatch:
     """Some 12 MB that no codec makes smaller."""
     numbers = np.random.default_rng(first)
@@ -271,10 +273,11 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+@lru_cache(maxsize=4)
 def wide(first: int, count: int) -> bytes:
     """A file that no codec makes smaller than 100 bytes a row."""
-    numbers = np.random.default_rng(first)
-    return parquet_bytes({"id": range(first, first + count), "note": [numbers.bytes(100) for _ in range(count)]})
+    notes = np.random.default_rng(first).bytes(100 * count)
+    return parquet_bytes({"id": range(first, first + count), "note": np.frombuffer(notes, "V100").tolist()})
 
 
 @pytest.mark.parametrize("count", [3, 100_000])

@@ -27,7 +27,7 @@ def test_s3_copies_row_groups_itself(s3_store, verify):
         s3_store.publish(sink.finish())
     out = s3_store.get("streams/s/out.parquet")[0]
 
-    assert read(out)["n"].to_pylist() == [*range(1_500_000)] * 2
+    assert read(out).combine_chunks() == pa.concat_tables([table, table]).combine_chunks()
     assert done.file.size_bytes == len(out) == writer.size_bytes
     assert done.file.checksum == ("xxh3-128:" + xxhash.xxh3_128(out).hexdigest() if verify else "")
 

@@ -67,7 +67,7 @@ def rows(table: LakeTable, **options: object) -> list[dict[str, object]]:
 
 def ids(table: LakeTable, **options: object) -> list[object]:
     """The column ``id`` of its rows, in order."""
-    return sorted(row["id"] for row in rows(table, columns=["id"], **options))
+    return sorted(table.scan(columns=["id"], **options).read_all()["id"].to_pylist())
 
 
 def kinds(store: Store, adoption: Adoption, key: str) -> list[tuple[str, int, int]]:
