@@ -54,11 +54,12 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
 
-crash: $(VENV)/.dev ## kill exports (ROUNDS=100) and compactions (twice as many) on disk and on S3, and count the rows
+crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many) and upkeep of Iceberg tables, and count the rows
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store s3
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store s3
+	@$(BIN)/python -m datalake_assets_tests.crash --what iceberg --rounds $(ROUNDS) --store local
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
 	@$(BIN)/python -m datalake_assets_tests.chaos --minutes $(MINUTES) $(ARGS)

@@ -11,22 +11,27 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
-from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.child import ICEBERG, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
+from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
 from datalake_assets_tests.crash.rounds import Rounds
 
 #: Kills of each protocol step in a full run of 100 rounds.
 ENOUGH = 5
 FULL = 100
+KINDS: dict[str, Any] = {"export": Rounds, "compact": CompactRounds, "iceberg": IcebergRounds}
 
 
 def main() -> None:
     """Runs the rounds and prints what was hit."""
-    parser = argparse.ArgumentParser(description="Kills exports or compactions and counts every row.")
-    parser.add_argument("--what", choices=["export", "compact"], default="export")
+    parser = argparse.ArgumentParser(
+        description="Kills exports, compactions or upkeep of Iceberg tables, and counts rows."
+    )
+    parser.add_argument("--what", choices=[*KINDS], default="export")
     parser.add_argument("--rounds", type=int, default=FULL)
     parser.add_argument("--store", choices=["local", "s3"], default="local")
     parser.add_argument("--seed", type=int, default=0)
@@ -41,9 +46,8 @@ def main() -> None:
             server = stack.enter_context(S3Server(Path(folder) / "s3", grace_s=1))
             lakes, environment = f"s3://{server.bucket}/crash", server.environment()
             os.environ.update(environment)
-        forker = stack.enter_context(Forker(dict(os.environ)))
-        kind = Rounds if chosen.what == "export" else CompactRounds
-        rounds = kind(lakes, forker, endpoint=environment.get("DATALAKE_S3_ENDPOINT"), seed=chosen.seed)
+        forker = stack.enter_context(Forker(dict(os.environ) | ({ICEBERG: "1"} if chosen.what == "iceberg" else {})))
+        rounds = KINDS[chosen.what](lakes, forker, endpoint=environment.get("DATALAKE_S3_ENDPOINT"), seed=chosen.seed)
         stack.callback(rounds.close)
         rounds.prepare()
         commands = chosen.rounds // 10 if chosen.what == "export" else 0  # a tenth through the command line

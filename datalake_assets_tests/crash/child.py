@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["Forker"]
+__all__ = ["ICEBERG", "Forker"]
 
 
 class Forker:
@@ -163,11 +164,18 @@ def compact(
             time.sleep(0.02)  # until there is more
 
 
-TASKS = {task.__name__: task for task in (export, append, compact)}
+TASKS: dict[str, Callable[..., None]] = {task.__name__: task for task in (export, append, compact)}
+#: Set in the environment of a `Forker` whose children work on Iceberg tables, which take half a second to import.
+ICEBERG = "CRASH_ICEBERG"
 
 
 def _warm() -> None:
     """What would otherwise be done in each child; nothing here may start a thread."""
+    if ICEBERG in os.environ:
+        from datalake_assets_tests.crash.iceberg_upkeep import keep_up  # noqa: PLC0415
+
+        TASKS[keep_up.__name__] = keep_up
+        return
     for scenario in SCENARIOS.values():
         scenario.truth(3)
     if "AWS_ACCESS_KEY_ID" in os.environ:

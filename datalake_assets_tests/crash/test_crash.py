@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from datalake_assets.demo.s3_server import S3Server
-from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.child import ICEBERG, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
+from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
 from datalake_assets_tests.crash.rounds import Rounds
 
 
@@ -74,3 +75,12 @@ def test_killed_compaction_loses_and_doubles_nothing_on_s3(
         for _ in range(2):
             rounds.round()
     assert rounds.hits
+
+
+@pytest.mark.slow
+def test_killed_upkeep_of_an_iceberg_table_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {ICEBERG: "1"}) as forker:
+        rounds = IcebergRounds(str(tmp_path), forker, seed=6)
+        for _ in range(5):
+            rounds.round()
+    assert rounds.hits.total() > 2

@@ -64,6 +64,8 @@ NEWEST_FORMAT = 2
 MERGE_MANIFESTS = 32
 #: A manifest of more files is left as it is: a reader that wants few of them skips it, or reads it in good time.
 MERGE_UP_TO_FILES = 4096
+#: Files that a manifest has which is written anew.
+ENTRIES_PER_MANIFEST = 4096
 #: Entries of manifests that are kept at hand; a kilobyte or two each.
 CACHED_ENTRIES = 50_000
 _TOTALS = (
@@ -142,6 +144,7 @@ class TableChange:
         set_properties: Of the table, changed in the same commit.
         removed_properties: Likewise.
         merge_manifests: Merge small manifests, so that there are never many, unless the table forbids it.
+        cluster_manifests: Write all manifests anew, so that each has files of few partitions.
         snapshot_id: The number of the snapshot, for those who have to know it before; by default a new one.
     """
 
@@ -153,6 +156,7 @@ class TableChange:
     set_properties: Mapping[str, str] = field(default_factory=dict)
     removed_properties: Collection[str] = ()
     merge_manifests: bool = True
+    cluster_manifests: bool = False
     snapshot_id: int | None = None
 
 
@@ -307,7 +311,8 @@ class _Builder:
     def snapshot(self) -> Snapshot:
         """Writes what the snapshot names, and gives the snapshot."""
         untouched, rewritten, gone = self._kept()
-        listed = [*self._added(), *self._deleted(gone), *rewritten, *self._merged(untouched)]
+        settled = self._clustered(untouched) if self._change.cluster_manifests else self._merged(untouched)
+        listed = [*self._added(), *self._deleted(gone), *rewritten, *settled]
         sequence_number = self._metadata.next_sequence_number()
         parent_id = self._base.snapshot_id if self._base is not None else None
         path = self._metadata_path(f"snap-{self._id}-0-{self._commit_uuid}.avro")
@@ -417,6 +422,17 @@ class _Builder:
             else:
                 entries = (entry for manifest in manifests for entry in self._manifests.entries(manifest))
                 yield self._existing(manifests[0], entries)
+
+    def _clustered(self, kept: Sequence[ManifestFile]) -> Iterator[ManifestFile]:
+        """All entries by partition, in manifests of one size."""
+        alike: dict[tuple[int, ManifestContent], list[ManifestFile]] = defaultdict(list)
+        for manifest in kept:
+            alike[manifest.partition_spec_id, manifest.content].append(manifest)
+        for manifests in alike.values():
+            entries = [entry for manifest in manifests for entry in self._manifests.entries(manifest)]
+            entries.sort(key=lambda entry: (repr(entry.data_file.partition), entry.sequence_number or 0))
+            for start in range(0, len(entries), ENTRIES_PER_MANIFEST):
+                yield self._existing(manifests[0], entries[start : start + ENTRIES_PER_MANIFEST])
 
     def _summary(self, gone: Sequence[tuple[ManifestFile, ManifestEntry]]) -> Summary:
         limit = self._metadata.properties.get(

@@ -31,6 +31,7 @@ from pyiceberg.table.update import AddSnapshotUpdate, SetSnapshotRefUpdate
 from pyiceberg.transforms import DayTransform
 from pyiceberg.typedef import Record
 from pyiceberg.types import LongType, NestedField, StringType, TimestamptzType
+from sqlalchemy import event
 
 from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
@@ -54,8 +55,10 @@ FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 
 @contextmanager
 def sqlite_catalog(folder: Path) -> Iterator[SqlCatalog]:
-    """A catalog in a folder; opened as often as wanted, by several processes too."""
+    """A catalog in a folder; opened as often as wanted, by several processes too. Nobody waits for the disk."""
     catalog = SqlCatalog("lake", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/warehouse")
+    catalog.engine.dispose()
+    event.listen(catalog.engine, "connect", lambda connection, _: connection.execute("pragma synchronous = off"))
     try:
         catalog.create_namespace_if_not_exists("n")
         yield catalog
