@@ -78,7 +78,7 @@ def sql(session: Session, *, query: str, output: str, limit: int | None, raw: bo
     output = "json" if as_json else output
     most = limit if limit is not None else (_ROWS_SHOWN if output == "table" else 0)
     feeds = session.feeds()[0]
-    with _Reader() as reader:
+    with _Reader() as reader, sql_session.memory_errors_named():
         if output in _BINARY:
             _refuse_terminal(output)
             with sql_session.open_arrow_answer(session.store, feeds, query, on_begin=reader.watch) as arrow:

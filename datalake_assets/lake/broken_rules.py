@@ -7,6 +7,7 @@ DuckDB and Arrow are asked whether they take its rules and its columns at all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import duckdb
 import pyarrow as pa
@@ -181,8 +182,13 @@ def _checked(session: SqlSession, rule: SqlRule) -> str:
 def _numbers(session: SqlSession, rules: Sequence[Rule], *statements: str, timeout_s: float | None = None) -> list[int]:
     """The numbers that the last of some statements gives."""
     allowed_s = max((rule.timeout_s for rule in rules), default=TIMEOUT_S)
+    # our own queries make no large values, and may read what a process with other threads has no memory left for
+    is_bounded = any(isinstance(rule, SqlRule) for rule in rules)
     try:
-        with session.limited(allowed_s if timeout_s is None else timeout_s):
+        with (
+            session.bounded() if is_bounded else nullcontext(),
+            session.limited(allowed_s if timeout_s is None else timeout_s),
+        ):
             for statement in statements:
                 found = session.connection.execute(statement).fetchall()
     except SqlTimedOut as error:

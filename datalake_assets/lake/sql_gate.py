@@ -6,6 +6,9 @@ a query has to be one read, by DuckDB's own parser: a statement that would write
 an EXPLAIN ANALYZE or a common table expression wraps it, and so is a table function that is not known to be harmless
 (some read files, some take addresses in memory, and each release brings new ones).
 
+Memory is DuckDB's to count but for what a function makes of a value, or of a batch of them: that has no limit but the
+process's own, which is lowered while somebody's query runs. What would go beyond it fails, and DuckDB says so.
+
 Of files that Arrow reads, DuckDB sees each column under one name, or the reason why it cannot be read. A column of a
 type that DuckDB does not take would make every query of its feed fail, those that do not name it too. So it is read as
 a type that holds the same values where there is one, and otherwise stands in the view as an error, which only a query
@@ -14,7 +17,9 @@ that touches it meets.
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import shutil
 import tempfile
 import threading
@@ -77,13 +82,15 @@ class SqlLimits:
     """What a query may take of the machine.
 
     Attributes:
-        memory: Of memory, as DuckDB writes it: ``512MB``, or a share like ``50%``. Beyond it DuckDB works on disk. A
-            single value that a function makes may be larger, up to DuckDB's 4 GiB for a text.
+        memory: Of memory, as DuckDB writes it: ``512MB``, or a share like ``50%``. Beyond it DuckDB works on disk.
+        uncounted_percent: Of the machine's memory, what may come on top that DuckDB does not count: values that
+            functions make, and batches that Arrow reads. At least 1 GiB.
         spill_percent: Of what is free on the disk of temporary files.
         threads: Cores; None for all.
     """
 
     memory: str = "50%"
+    uncounted_percent: int = 25
     spill_percent: int = 50
     threads: int | None = None
 
@@ -143,21 +150,77 @@ def open_session(*, readable: Iterable[str] = (), limits: SqlLimits) -> Iterator
     """
     with tempfile.TemporaryDirectory(prefix="datalake-sql-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": limits.memory,
             "temp_directory": str(Path(spill, "spill")),
             **({} if limits.threads is None else {"threads": str(limits.threads)}),
         }
         with duckdb.connect(config=config) as connection:
             files = ", ".join(map(literal, readable))
             room = shutil.disk_usage(spill).free * limits.spill_percent // 100
+            uncounted = _memory_limit(connection) * limits.uncounted_percent // _OWN_PERCENT
             settings = (
                 "TimeZone = 'UTC'",
+                f"memory_limit = {literal(limits.memory)}",
                 f"max_temp_directory_size = '{room}B'",  # ignored where the connection gets it as it begins
                 f"allowed_paths = [{files}]",
                 *_LOCKED,
             )
             connection.execute("; ".join(f"SET {each}" for each in settings))
-            yield SqlSession(connection)
+            yield SqlSession(connection, _memory_limit(connection) + max(uncounted, LEAST_UNCOUNTED))
+
+
+#: What Arrow needs to read some row groups at once, and DuckDB beside what it counts.
+LEAST_UNCOUNTED = 1 << 30
+#: Of the memory of the machine, or the container, that DuckDB allows itself (DuckDB documentation, "memory_limit").
+_OWN_PERCENT = 80
+_UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def _memory_limit(connection: duckdb.DuckDBPyConnection) -> int:
+    ((text,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    number, unit = text.split()
+    return int(float(number) * _UNITS[unit])
+
+
+class _ProcessMemory:
+    """The limit of this process's memory, lowered while there are queries of people, and put back after the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._queries = threading.Lock(), 0
+        self._before = resource.RLIM_INFINITY
+
+    @contextmanager
+    def limited(self, more_bytes: int) -> Iterator[None]:
+        """Fails allocations that would add so much to what the process has now; nothing where Linux's /proc is not."""
+        with self._lock:
+            now, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            used = _used_bytes()
+            if used is None:
+                most = now
+            elif not self._queries:
+                self._before, most = now, used + more_bytes if now < 0 else min(now, used + more_bytes)
+            else:
+                most = max(now, used + more_bytes) if self._before < 0 else now
+            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+            self._queries += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._queries -= 1
+                if not self._queries and used is not None:
+                    resource.setrlimit(resource.RLIMIT_DATA, (self._before, hard))
+
+
+_process_memory = _ProcessMemory()
+
+
+def _used_bytes() -> int | None:
+    """What the process has of the memory that RLIMIT_DATA is about: private and writable (man 5 proc, statm)."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[5]
+    except OSError:
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 class SqlSession:
@@ -165,13 +228,15 @@ class SqlSession:
 
     Args:
         connection: A connection that `open_session` has locked.
+        memory_bytes: What a query may add to the memory of this process.
 
     Attributes:
         connection: For statements of our own, and for queries that passed `check`.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, memory_bytes: int) -> None:
         self.connection = connection
+        self._memory_bytes = memory_bytes
 
     def check(self, query: str) -> CheckedQuery:
         """Lets a query through that is one read.
@@ -253,6 +318,12 @@ class SqlSession:
             self.connection.interrupt()
 
     @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Fails what runs within it, in this process, and would take more memory than it may."""
+        with _process_memory.limited(self._memory_bytes):
+            yield
+
+    @contextmanager
     def limited(self, timeout_s: float) -> Iterator[None]:
         """Ends what runs within it after some seconds.
 
@@ -282,8 +353,14 @@ class SqlSession:
 
 
 def message_of(error: Exception) -> str:
-    """DuckDB's message on one line, without the excerpt of the query below it."""
-    return " ".join(str(error).split("\n\nLINE ", 1)[0].split())
+    """DuckDB's message on one line, without the excerpt of the query below it, and without settings that are locked."""
+    text = " ".join(_BELOW.split(str(error), maxsplit=1)[0].split())
+    if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
+        return f"it takes more memory than it may ({text or 'no memory left'}); ask for less"
+    return text
+
+
+_BELOW = re.compile(r"\n\nLINE |\s+Possible solutions:")
 
 
 #: Digits of DuckDB's widest decimals (DuckDB documentation, "Numeric Types").

@@ -28,7 +28,7 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.tables import open_table
 
-__all__ = ["SqlAnswer", "open_answer", "open_arrow_answer"]
+__all__ = ["SqlAnswer", "memory_errors_named", "open_answer", "open_arrow_answer"]
 
 #: Times that a query is run because files that it was reading were replaced.
 ATTEMPTS = 5
@@ -42,7 +42,7 @@ _HIVE_TYPES = {"year": "INTEGER", "month": "INTEGER", "day": "INTEGER", "hour": 
 
 
 #: What reading an answer fails with: Arrow's reader wraps DuckDB's errors.
-_ERRORS = (duckdb.Error, OSError, pa.ArrowException)
+_ERRORS = (duckdb.Error, OSError, MemoryError, pa.ArrowException)
 
 Batch = TypeVar("Batch")
 
@@ -105,6 +105,19 @@ def open_arrow_answer(
     """Answers like `open_answer`, in Arrow batches."""
     with ExitStack() as stack:
         yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin), _arrow)
+
+
+@contextmanager
+def memory_errors_named() -> Iterator[None]:
+    """Names the want of memory of whoever writes an answer: it has to do with what the query may take of the process.
+
+    Raises:
+        SqlRefused: There was none left.
+    """
+    try:
+        yield
+    except MemoryError as error:  # Arrow's is one, too
+        raise SqlRefused(message_of(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +221,7 @@ def _begun(
             # the files that DuckDB may read are fixed when its session begins
             files = [file for view in views for file in view.read_by_duckdb]
             session = opened.enter_context(open_session(readable=files, limits=question.limits))
+            opened.enter_context(session.bounded())
             if question.on_begin is not None:
                 question.on_begin(session.interrupt)
             try:

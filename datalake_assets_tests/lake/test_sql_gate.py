@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import threading
 import time
 from pathlib import Path
@@ -13,8 +14,10 @@ import psutil
 import pytest
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.lake.broken_rules import count_broken
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlTimedOut, open_session
+from datalake_assets.lake.sql_session import open_answer
 from datalake_assets.lake.store import open_store
 from datalake_assets.policies import SqlRule
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
@@ -279,6 +282,58 @@ def test_a_rule_that_never_ends_says_what_to_do(lake):
         "rule 'endless' of feed 's' cannot be evaluated: it was not done after 0.5 s, and was ended;"
         " ask for less, or give the rule a larger timeout_s"
     )
+
+
+TIGHT = SqlLimits(memory="64MB", uncounted_percent=0, threads=2)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select length(repeat('x', 2_000_000_000))",
+        "select list_sum(range(300_000_000))",
+        "select len(list_resize([1], 300_000_000, 0))",
+        "select len(repeat([1], 300_000_000))",
+        "select max(length(repeat('x', 100_000_000 + i::int))) from range(9) t(i)",
+    ],
+)
+def test_value_that_a_function_makes_is_bounded(query, monkeypatch):
+    """DuckDB does not count it."""
+    monkeypatch.setattr("datalake_assets.lake.sql_gate.LEAST_UNCOUNTED", 1 << 28)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    used = psutil.Process().memory_info().rss
+    with open_session(limits=TIGHT) as session:
+        with pytest.raises(duckdb.OutOfMemoryException), session.bounded():
+            session.connection.execute(session.check(query).text).fetchall()
+        assert psutil.Process().memory_info().rss - used < 400e6
+        assert session.connection.execute("select 42").fetchall() == [(42,)]
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_rule_whose_value_is_too_large_is_named(lake, monkeypatch):
+    monkeypatch.setattr("datalake_assets.lake.broken_rules.LIMITS", TIGHT)
+    rule = SqlRule(name="large", query="select * from data where length(repeat('x', 2_000_000_000)) < 1")
+    with pytest.raises(ConfigError, match="'large' of feed 's' cannot be evaluated: it takes more memory than it may"):
+        list(count_broken(HiveTable(lake, stream_feed()), [rule], ["2025-01-01"]))
+
+
+def test_query_whose_value_is_too_large_is_refused(lake):
+    with (
+        pytest.raises(SqlRefused) as refused,
+        open_answer(lake, [], "select repeat('x', 2_000_000_000)", limits=TIGHT),
+    ):
+        pass
+    assert str(refused.value).startswith("the query cannot be run: it takes more memory than it may (")
+    assert "SET" not in str(refused.value)
+
+
+def test_queries_at_once_are_bounded_until_the_last_has_ended():
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with open_session(limits=TIGHT) as one, open_session(limits=TIGHT) as two, one.bounded():
+        with two.bounded():
+            assert resource.getrlimit(resource.RLIMIT_DATA) != before
+        assert resource.getrlimit(resource.RLIMIT_DATA) != before
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_temporary_files_go_with_their_session(tmp_path, monkeypatch):
