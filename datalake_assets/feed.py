@@ -236,7 +236,7 @@ class Feed(Model):
             one. Of a folder, the column that its rows are ordered by; default: none.
         start: First day that a stream can have rows on; earlier rows are quarantined.
         lateness: How far behind the newest row late rows may come (pulled windows are read that far back again).
-        format: How data files are written.
+        format: What it is kept as, ``parquet`` or ``iceberg``, and how data files are written.
         schema_policy: ``freeze`` stops the feed when its source's columns change; ``evolve`` appends new ones.
         retention: Versions of a table that are kept.
         freshness: Ages at which the ``freshness`` check warns and fails.
@@ -295,6 +295,9 @@ class Feed(Model):
         if isinstance(self.source, AssetSource) and self.schedule is not None:
             msg = "an asset is run by its own project, so its feed has no schedule"
             raise ValueError(msg)
+        if self.is_iceberg and not self.is_exported:
+            msg = f"it is {self.written_by}, and only feeds that are exported can be kept as Iceberg tables"
+            raise ValueError(msg)
         return self
 
     @property
@@ -309,6 +312,11 @@ class Feed(Model):
     def is_adopted(self) -> bool:
         """Whether it is an adopted folder: other writers fill it where it lies, and we look after it."""
         return self.kind is FeedKind.FOLDER
+
+    @property
+    def is_iceberg(self) -> bool:
+        """Whether it is kept as an Apache Iceberg table."""
+        return self.format.type == "iceberg"
 
     @property
     def is_exported(self) -> bool:

@@ -49,9 +49,10 @@ MOST = 10**12
 
 
 class ParquetFormat(Model):
-    """How data files are written.
+    """What a feed is kept as, and how its data files are written.
 
     Attributes:
+        type: ``parquet``: plain files in folders in Hive layout. ``iceberg``: an Apache Iceberg table of such files.
         compression: Codec of the pages.
         profile: ``compatible`` is read by every current Athena, Spark 3 and DuckDB; ``compact`` is smaller, and not for
             Spark.
@@ -59,11 +60,17 @@ class ParquetFormat(Model):
         row_group_bytes: Decoded size of a row group.
     """
 
-    type: Literal["parquet"] = "parquet"
+    type: Literal["parquet", "iceberg"] = "parquet"
     compression: Literal["snappy", "zstd"] = "snappy"
     profile: Literal["compatible", "compact"] = "compatible"
     target_file_size_bytes: Annotated[int, Field(ge=1 * MIB, le=4096 * MIB)] = 128 * MIB
     row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 16 * MIB
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named_by_its_type(cls, document: Any) -> Any:
+        """``"iceberg"`` is all that most feeds have to say."""
+        return {"type": document} if isinstance(document, str) else document
 
 
 class Retention(Model):

@@ -6,6 +6,7 @@ What a source needs to be connected to is that source's to declare; `load_settin
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -60,6 +61,13 @@ class Settings(BaseSettings):
         webserver_url: The Dagster web server, which is asked to reload when feeds change.
         ops_tokens_file: Who may use the write API over HTTP: a JSON object of a token, or a list of tokens, by tenant.
         ops_tokens: The same object itself, where there is no file.
+        iceberg_catalog: The catalog that knows the feeds which are Iceberg tables: the URL of a REST catalog, ``glue``
+            for AWS Glue, or a database's URL; unset: a SQLite file in the lake, which has to be a local folder.
+        iceberg_warehouse: What that catalog calls the place of its tables, like ``s3://warehouse``.
+        iceberg_namespace: The namespace of the lake's tables in it; unset: ``streams`` and ``tables``. Lakes that share
+            a catalog need one each.
+        iceberg_credential: ``id:secret`` of a client of a REST catalog.
+        iceberg_properties: More properties of the catalog by pyiceberg's names, as the text of a JSON object of texts.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file=_FILE, extra="forbid", frozen=True)
@@ -71,6 +79,23 @@ class Settings(BaseSettings):
     webserver_url: str = "http://127.0.0.1:3000"
     ops_tokens_file: str | None = None
     ops_tokens: SecretStr | None = None
+    iceberg_catalog: str = ""
+    iceberg_warehouse: str = ""
+    iceberg_namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
+    iceberg_credential: SecretStr | None = None
+    iceberg_properties: SecretStr | None = None
+
+    @field_validator("iceberg_properties")
+    @classmethod
+    def _properties_are_texts(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            found = json.loads(value.get_secret_value()) if value is not None else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+            msg = 'write a JSON object of texts, like {"rest.sigv4-enabled": "true"}'
+            raise ValueError(msg)
+        return value
 
     @field_validator("*")
     @classmethod
@@ -84,6 +109,9 @@ class Settings(BaseSettings):
             return value
         if name.endswith(("_url", "_endpoint")) and "://" not in value:
             msg = "write it with its scheme, like http://host:port"
+            raise ValueError(msg)
+        if name == "iceberg_catalog" and ("@" in value or not (value == "glue" or "://" in value)):
+            msg = "write a URL without a user and a password, or 'glue'"
             raise ValueError(msg)
         if (name == "lake" or name.endswith("_file")) and value.startswith("~"):
             return _at_home(value)

@@ -23,8 +23,10 @@ REASONS = {
     "lake.asset_table": "a table, likewise",
     "lake.compaction_inputs": "files opened for a rewrite, beside the state machine of a compaction",
     "lake.iceberg.data_files": "what a manifest says of a Parquet file, whoever wrote it",
+    "lake.iceberg.iceberg_folder": "where a table's parts lie; the commits know it by a protocol alone",
     "lake.iceberg.iceberg_planning": "which files are rewritten, apart from how",
     "lake.iceberg.iceberg_rewriting": "files in, files out: commits nothing",
+    "lake.iceberg.iceberg_table": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.present_rows": "rows as the table has them: schemas and deletes of before, apart from rewriting",
     "lake.iceberg.record_tables": "tables of the write API, apart from feeds: the other side of pyiceberg's border",
     "lake.replay": "how rows come back from quarantine: a protocol of its own",
@@ -78,7 +80,12 @@ def test_only_the_list_of_sources_knows_which_there_are(modules):
     }
 
 
-TABLES = {"datalake_assets.lake.adopted.adopted_table", "datalake_assets.lake.asset_table", "datalake_assets.lake.hive"}
+TABLES = {
+    "datalake_assets.lake.adopted.adopted_table",
+    "datalake_assets.lake.asset_table",
+    "datalake_assets.lake.hive",
+    "datalake_assets.lake.iceberg.iceberg_table",
+}
 
 
 def test_only_the_registry_of_tables_knows_which_there_are(modules):
@@ -109,6 +116,10 @@ OF_FILES = (
     "datalake_assets.lake.export_commits",
     "datalake_assets.lake.export_kinds",
     "datalake_assets.lake.hive",
+    "datalake_assets.lake.iceberg.iceberg_commits",
+    "datalake_assets.lake.iceberg.iceberg_folder",
+    "datalake_assets.lake.iceberg.iceberg_table",
+    "datalake_assets.lake.iceberg.iceberg_views",
     "datalake_assets.lake.inspection",
     "datalake_assets.lake.layout",
     "datalake_assets.lake.manifest_figures",

@@ -187,7 +187,9 @@ def _parameter(option: FeedOption) -> str:
 @click.option("--partition-by", type=click.Choice(["month", "day", "hour"]), help="Partitions.  [default: day]")
 @click.option("--time-column", metavar="COL", help="Lake column that partitions.  [default: the record's timestamp]")
 @click.option("--start", metavar="DATE", help="First day with rows, like 2025-01-15.  [default: 2025-01-01]")
-@click.option("--format", "format_type", type=click.Choice(["parquet"]), help="Table format.  [default: parquet]")
+@click.option(
+    "--format", "format_type", type=click.Choice(["parquet", "iceberg"]), help="Table format.  [default: parquet]"
+)
 @click.option("--compression", type=click.Choice(["snappy", "zstd"]), help="Codec.  [default: snappy]")
 @click.option(
     "--schema-policy", type=click.Choice(["freeze", "evolve"]), help="When columns change.  [default: freeze]"
@@ -543,6 +545,8 @@ def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) ->
     problem = too_many or _left_out(session, (feed,)).get(feed.name)
     if problem is not None:
         raise InvalidFeed(feed.name, problem)
+    if feed.is_iceberg:
+        open_table(session.store, feed).partitions()  # asks its catalog, which has to know the lake
     _refuse_misfits(session.store, feed)
 
 

@@ -67,9 +67,10 @@ class Session:
     def store(self) -> Store:
         """The lake's objects."""
         from datalake_assets.lake.store import open_store  # noqa: PLC0415  not needed for --help
-        from datalake_assets.lake.store.s3_access import S3Access  # noqa: PLC0415  likewise
+        from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access  # noqa: PLC0415  likewise
 
-        return open_store(self.settings.lake, s3=S3Access(endpoint=self.settings.s3_endpoint))
+        s3, catalog = S3Access(endpoint=self.settings.s3_endpoint), CatalogAccess.of(self.settings)
+        return open_store(self.settings.lake, s3=s3, catalog=catalog)
 
     @cached_property
     def registry(self) -> FeedRegistry:

@@ -16,7 +16,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedRegistry, RegistryListing
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem
@@ -52,7 +52,7 @@ class Lake:
     @cached_property
     def store(self) -> Store:
         """The lake's object store."""
-        return open_store(self.settings.lake, s3=self._s3)
+        return open_store(self.settings.lake, s3=self._s3, catalog=CatalogAccess.of(self.settings))
 
     @property
     def uri(self) -> str:

@@ -121,7 +121,7 @@ def compact(
         on_plan: Called with the plan before the work begins.
         on_progress: Called with what is done so far.
     """
-    folder.data_store.probe()
+    folder.probe()
     work = _Compaction(folder, key, request, run_id, on_progress, excluded=excluded, guard=guard)
     return work.run(base, on_plan=on_plan)
 
@@ -285,7 +285,7 @@ class _Compaction:
                 store,
                 self._log,
                 files,
-                adopted=store is not self._folder.store,
+                adopted=self._folder.is_adopted,
                 may_copy=settings.kernel != "reencode" and not settings.verify and not settings.sort_by,
                 made=self._tally.made,
             )

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 MANY = 10
 
 Staged = Mapping[str, Sequence[tuple[StagedFile, DataFile]]]
+#: A partition's staged files, and what its commit is to do on whatever base it is tried.
+Wanted = tuple[Sequence[tuple[StagedFile, DataFile]], Callable[[Manifest], Planned | None]]
 
 
 class Export(ABC):
@@ -65,7 +67,7 @@ class Export(ABC):
         allow_shrink: bool,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.folder, self.feed, self.batches, self.partitions = folder, folder.feed, batches, partitions
+        self.folder, self.feed, self.batches, self.partitions = folder.pinned(), folder.feed, batches, partitions
         self.run_id, self.allow_shrink, self._on_progress = run_id, allow_shrink, on_progress
         self.state = folder.state.load().with_kind(self.kind, feed=self.feed.name)
         self.notes: list[str] = []
@@ -106,7 +108,8 @@ class Export(ABC):
     ) -> tuple[Landing, Staged, pa.Schema]:
         """One pass: every row known, quarantined or staged."""
         schema = self.schema()
-        writer = self._writer(placement, schema)
+        written = self.folder.prepared(schema, time_column=placement.time_column)
+        writer = self._writer(placement, written)
         quarantine = self.quarantine()
         landing = Landing(
             placement,
@@ -140,20 +143,33 @@ class Export(ABC):
             schema = evolve(known, incoming, policy=self.feed.schema_policy, source=self.source)
         return annotated(schema, {name: note.model_dump() for name, note in self.feed.columns.items()})
 
+    def commit_all(self, wanted: Mapping[str, Wanted], *, into: dict[str, PartitionFacts]) -> None:
+        """Commits partitions, and reports each once it is committed."""
+        before: dict[str, Manifest] = {}
+
+        def remembering(key: str, plan: Callable[[Manifest], Planned | None]) -> Callable[[Manifest], Planned | None]:
+            def planned(base: Manifest) -> Planned | None:
+                before[key] = base
+                return plan(base)
+
+            return planned
+
+        changes = {
+            key: Change(self._commit_ids[key], self.commit_kind, tuple(files), remembering(key, plan), self.run_id)
+            for key, (files, plan) in wanted.items()
+        }
+        # what was read at first sight need not be read again: the swap says whether it is another by now
+        for key, loaded in self.folder.commit(changes, bases=dict(self._logs)):
+            self._logs[key] = loaded
+            into[key] = self.folder.report(key, loaded.manifest, before=before.get(key))
+
     def commit(
         self, key: str, files: Sequence[tuple[StagedFile, DataFile]], plan: Callable[[Manifest], Planned | None]
     ) -> PartitionFacts:
         """Commits one partition and reports it."""
-        before: list[Manifest] = []
-
-        def planned(base: Manifest) -> Planned | None:
-            before[:] = [base]
-            return plan(base)
-
-        change = Change(self._commit_ids[key], self.commit_kind, tuple(files), planned, self.run_id)
-        # what was read at first sight need not be read again: the swap says whether it is another by now
-        self._logs[key] = loaded = self.folder.log(key).commit(change, base=self._logs.get(key))[0]
-        return self.folder.report(key, loaded.manifest, before=before[0] if before else None)
+        reports: dict[str, PartitionFacts] = {}
+        self.commit_all({key: (files, plan)}, into=reports)
+        return reports[key]
 
     def fix_schema(self, schema: pa.Schema) -> str:
         """Fixes kind and schema in the feed's state before the first commit that relies on them."""
@@ -167,7 +183,7 @@ class Export(ABC):
         """Gives up staged files."""
         for files in staged.values():
             for file, _ in files:
-                self.folder.store.discard_staged(file)
+                self.folder.data_store.discard_staged(file)
 
     def result(
         self,
@@ -206,7 +222,7 @@ class Export(ABC):
 
         def open_file(key: str) -> StagedWriter:
             name = data_file_name(self.prefix, at, self.folder.new_id())
-            return self.folder.store.stage(f"{self.folder.data_folder(key)}/{name}")
+            return self.folder.data_store.stage(f"{self.folder.data_folder(key)}/{name}")
 
         def partition_of(times: pa.Array) -> pa.DictionaryArray:
             return keys_of(times, placement.by)
@@ -215,7 +231,7 @@ class Export(ABC):
             schema,
             settings,
             open_file=open_file,
-            discard=self.folder.store.discard_staged,
+            discard=self.folder.data_store.discard_staged,
             partition_of=partition_of if placement.time_column else placement.key,
             time_column=placement.time_column,
             metadata=self._footer,

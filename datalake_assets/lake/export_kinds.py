@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.feed_state import Version
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
@@ -53,10 +54,10 @@ class OffsetsExport(Export):
         encoded = self.fix_schema(schema) if staged else None
         rejected = fence.rejected_runs
         passed = self._passed(fence, rejected)
-        reports = {}
+        reports: dict[str, PartitionFacts] = {}
+        wanted = {key: (staged[key], self._plan(key, fence, encoded, passed)) for key in sorted(staged)}
         try:
-            for key in sorted(staged):
-                reports[key] = self.commit(key, staged[key], self._plan(key, fence, encoded, passed))
+            self.commit_all(wanted, into=reports)
         except CommitConflict:
             self.discard({key: files for key, files in staged.items() if key not in reports})
             raise
@@ -80,7 +81,7 @@ class OffsetsExport(Export):
     def _plan(
         self, key: str, fence: Fence, schema: str | None, passed: Mapping[int, Holes]
     ) -> Callable[[Manifest], Planned]:
-        bounds = fence.staged[key]
+        bounds = fence.together() if self.folder.commits_at_once else fence.staged[key]
 
         def plan(base: Manifest) -> Planned:
             position = _offsets(base)
@@ -105,11 +106,14 @@ class WindowExport(Export):
         self._refuse_others(staged)
         self._refuse_shrinking(staged)
         encoded = self.fix_schema(schema) if staged else None
-        reports = {}
-        for key in self.partitions:
-            files = staged.get(key, ())
-            if files or self.settled(key).files:
-                reports[key] = self.commit(key, files, self._plan(key, files, encoded))
+        reports: dict[str, PartitionFacts] = {}
+        files = {key: staged.get(key, ()) for key in self.partitions}
+        wanted = {
+            key: (each, self._plan(key, each, encoded))
+            for key, each in files.items()
+            if each or self.settled(key).files
+        }
+        self.commit_all(wanted, into=reports)
         newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
         self.folder.state.change(lambda now: now.with_watermark(newest))
         return self.result(landing, reports, schema)

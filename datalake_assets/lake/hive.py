@@ -88,9 +88,12 @@ class HiveSnapshot:
         if self._given is not None:
             return self._given
         if self.feed.kind is not FeedKind.TABLE:
-            return self._folder.partition_keys()
+            return self._all_keys()
         current = self._state.current
         return (version_key(current.number),) if current else ()
+
+    def _all_keys(self) -> tuple[str, ...]:
+        return self._folder.partition_keys()
 
     def only(self, key: str) -> HiveSnapshot:
         """Implements `TableSnapshot`."""
@@ -171,7 +174,7 @@ class HiveTable:
     """
 
     def __init__(self, store: Store, feed: Feed) -> None:
-        self._folder = FeedFolder(store, feed)
+        self._folder: FeedFolder = FeedFolder(store, feed)
         self._written: dict[str, Manifest] = {}
 
     @property

@@ -36,8 +36,10 @@ __all__ = [
     "content",
     "differences",
     "in_need",
+    "mend_versions",
     "repair",
     "slice_of",
+    "sweep_staged",
     "sweep_temporary",
     "unfinished",
     "verify",
@@ -163,7 +165,10 @@ def repair(folder: FeedFolder) -> Repair:
         jobs = pool.map(lambda key: _settle(folder, key, keep=is_table and key not in known), folder.partition_keys())
         done = {each.key: each for each in jobs}
     if is_table:
-        _mend_versions(folder, done)
+        found = {key: each.manifest for key, each in done.items() if each.manifest is not None}
+        for key in mend_versions(folder, found):
+            if key in done:
+                done[key] = replace(done[key], report=None)
     waiting = tuple(each.waiting for each in done.values() if each.waiting)
     if not waiting:
         reports = [each.report for each in done.values() if each.report is not None]
@@ -171,7 +176,7 @@ def repair(folder: FeedFolder) -> Repair:
     return Repair(
         finished=sum(each.finished for each in done.values()),
         undone=sum(each.undone for each in done.values()),
-        swept=sum(each.swept for each in done.values()) + _sweep_staged(folder),
+        swept=sum(each.swept for each in done.values()) + sweep_staged(folder),
         waiting=waiting,
     )
 
@@ -195,17 +200,19 @@ def _settle(folder: FeedFolder, key: str, *, keep: bool) -> _Settled:
     )
 
 
-def _mend_versions(folder: FeedFolder, done: dict[str, _Settled]) -> None:
-    """Enters versions that were committed and not entered into the state, and applies retention to all."""
-    for each in done.values():
-        if each.manifest is not None:
-            enter_version(folder, each.key, each.manifest)
-    for key in retain(folder):
-        if key in done:
-            done[key] = replace(done[key], report=None)
+def mend_versions(folder: FeedFolder, manifests: Mapping[str, Manifest]) -> list[str]:
+    """Enters versions that were committed and not entered into the state, and applies retention to all.
+
+    Returns:
+        The removed partition keys.
+    """
+    for key, manifest in manifests.items():
+        enter_version(folder, key, manifest)
+    return retain(folder)
 
 
-def _sweep_staged(folder: FeedFolder) -> int:
+def sweep_staged(folder: FeedFolder) -> int:
+    """Deletes staged files that are too old to belong to a live writer; returns their number."""
     store = folder.data_store
     now = store.now()
     stale = [upload for upload in store.list_staged(folder.data_root) if now - upload.started_at > STALE]

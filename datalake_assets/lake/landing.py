@@ -84,6 +84,13 @@ class Fence:
             self.rejected[partition].append(offset)
             self.seen[partition] = max(offset, self.seen.get(partition, offset))
 
+    def together(self) -> Offsets:
+        """What was let in, wherever it goes."""
+        joined = Offsets()
+        for each in self.staged.values():
+            joined.add({partition: (low, each.highest[partition]) for partition, low in each.lowest.items()})
+        return joined
+
     @property
     def rejected_runs(self) -> dict[int, Runs]:
         """The rejected rows, by source partition."""

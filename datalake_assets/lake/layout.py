@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from datalake_assets.core.facts import PartitionFacts
@@ -20,11 +21,14 @@ from datalake_assets.core.partitions import PartitionBy, partition_by, partition
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, FolderSource
-from datalake_assets.lake.commit import PartitionLog
+from datalake_assets.lake.commit import Change, Loaded, PartitionLog
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store, check_key
 from datalake_assets.lake.store.swap import change_object, known_object
 from datalake_assets.lake.summary import Summary
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "FeedFolder",
@@ -248,6 +252,10 @@ class FeedFolder:
         """Folder of a partition's data files, in the data store."""
         return f"{self.data_root}/{self.partition_path(key)}".rstrip("/")
 
+    def file_key(self, key: str, name: str) -> str:
+        """Key of a data file of a partition, in the data store, by its name in the manifest."""
+        return f"{self.data_folder(key)}/{name}"
+
     def partition_path(self, key: str) -> str:
         """A partition's path below the data root; "" for an adopted folder itself."""
         return partition_path(self.feed, key)
@@ -264,6 +272,38 @@ class FeedFolder:
             guarded=self.is_adopted,
             small_file_bytes=self.feed.small_file_bytes,
         )
+
+    @property
+    def commits_at_once(self) -> bool:
+        """Whether one commit takes in all partitions, which then share one position in their source."""
+        return False
+
+    def probe(self) -> None:
+        """Proves that the store which commits rely on enforces conditional writes."""
+        self.data_store.probe()
+
+    def pinned(self) -> FeedFolder:
+        """The same, for one write: what is read of it is read once."""
+        return self
+
+    def prepared(self, schema: pa.Schema, *, time_column: str | None) -> pa.Schema:  # noqa: ARG002  others need it
+        """The schema of data files, once all is made ready for rows of a feed's schema."""
+        return schema
+
+    def commit(
+        self, changes: Mapping[str, Change], *, bases: Mapping[str, Loaded] | None = None
+    ) -> Iterator[tuple[str, Loaded]]:
+        """Commits changes by partition; yields each one's manifest once it is committed.
+
+        Args:
+            changes: What is to be.
+            bases: Settled manifests as they were last seen, which saves reading them.
+
+        Raises:
+            CommitConflict: A change cannot be made any more; staged files of the others are the caller's.
+        """
+        for key, change in changes.items():
+            yield key, self.log(key).commit(change, base=(bases or {}).get(key))[0]
 
     def partition_keys(self) -> tuple[str, ...]:
         """Keys of all partitions that have a manifest, in time or version order; one listing."""

@@ -161,6 +161,14 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, "kind and partition_by are for life; archive the feed and add one under another name"
             )
+        if feed.is_iceberg is not current.feed.is_iceberg:
+            raise InvalidFeed(
+                feed.name, "the type of its format is for life; archive the feed and add one under another name"
+            )
+        if feed.is_iceberg and feed.row_time != current.feed.row_time:
+            raise InvalidFeed(
+                feed.name, "the time_column of an Iceberg table is for life; archive the feed and add another"
+            )
         if feed.is_adopted and _adopted(feed) != _adopted(current.feed):
             raise InvalidFeed(
                 feed.name, "uri and time_column of a folder are for life; archive the feed and adopt the other folder"

@@ -295,11 +295,13 @@ class ReplayExport(Export):
     def _commit_all(
         self, staged: Staged, taken: Mapping[str, Mapping[int, Runs]], epoch: int, schema: str
     ) -> dict[str, PartitionFacts]:
-        reports = {}
-        waiting = self._waiting(_joined(taken.values()))
+        reports: dict[str, PartitionFacts] = {}
+        together = _joined(taken.values())
+        waiting = self._waiting(together)
+        landed = dict.fromkeys(staged, together) if self.folder.commits_at_once else taken
+        wanted = {key: (staged[key], self._plan(key, epoch, landed[key], waiting, schema)) for key in sorted(staged)}
         try:
-            for key in sorted(staged):
-                reports[key] = self.commit(key, staged[key], self._plan(key, epoch, taken[key], waiting, schema))
+            self.commit_all(wanted, into=reports)
         except CommitConflict:
             self.discard({key: files for key, files in staged.items() if key not in reports})
             raise

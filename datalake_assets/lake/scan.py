@@ -302,7 +302,7 @@ def _dataset(
     for key, manifest in manifests:
         expression = columns.expression(folder.partition_path(key))
         for file in manifest.files:
-            name = f"{folder.data_folder(key)}/{file.name}"
+            name = folder.file_key(key, file.name)
             if file.left_out or (there is not None and name not in there):
                 logger.info("%s is left out of a scan: %s", name, file.left_out or "it is gone")
                 continue

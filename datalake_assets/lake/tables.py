@@ -8,6 +8,7 @@ from typing import Final
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.report.figures import FeedStatistics
+from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.manifest_figures import manifest_figures
@@ -35,10 +36,23 @@ def _exported(store: Store, feed: Feed) -> LakeTable:
     return HiveTable(store, feed)
 
 
+def _iceberg_table(store: Store, feed: Feed) -> LakeTable:
+    """A table whose package takes a second to import, and need not be installed."""
+    try:
+        from datalake_assets.lake.iceberg.iceberg_table import IcebergTable  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"feed {feed.name!r} is an Iceberg table, which takes a package that is not installed ({error.name}):"
+            " pip install 'datalake-assets[iceberg]'"
+        ) from error
+    return IcebergTable(store, feed)
+
+
 #: The first one that a feed fits is its table.
 _TABLES: Final[tuple[tuple[Callable[[Feed], bool], Callable[[Store, Feed], LakeTable]], ...]] = (
     (lambda feed: feed.is_adopted, _adopted),
     (lambda feed: not feed.is_exported, _assets),
+    (lambda feed: feed.is_iceberg, _iceberg_table),
     (lambda _: True, _exported),
 )
 #: Those whose figures follow from manifests alone.

@@ -19,7 +19,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import cast
+from typing import Literal, cast
 
 from pyiceberg.avro.codecs import AvroCompressionCodec
 from pyiceberg.exceptions import CommitFailedException, ValidationException
@@ -146,6 +146,7 @@ class TableChange:
         merge_manifests: Merge small manifests, so that there are never many, unless the table forbids it.
         cluster_manifests: Write all manifests anew, so that each has files of few partitions.
         snapshot_id: The number of the snapshot, for those who have to know it before; by default a new one.
+        tag: A tag that the snapshot gets in the same commit, and that keeps it; empty for none.
     """
 
     operation: Operation
@@ -158,6 +159,7 @@ class TableChange:
     merge_manifests: bool = True
     cluster_manifests: bool = False
     snapshot_id: int | None = None
+    tag: str = ""
 
 
 def commit_change(
@@ -191,6 +193,8 @@ def commit_change(
         updates.append(RemovePropertiesUpdate(removals=list(change.removed_properties)))
     updates.append(AddSnapshotUpdate(snapshot=snapshot))
     updates.append(_new_head(metadata.refs.get(branch), branch, snapshot.snapshot_id))
+    if change.tag:
+        updates.append(_new_ref(change.tag, "tag", snapshot.snapshot_id))
     requirement = AssertRefSnapshotId(ref=branch, snapshot_id=snapshot.parent_snapshot_id)
 
     def is_there() -> bool:
@@ -290,6 +294,17 @@ def _new_head(ref: SnapshotRef | None, branch: str, snapshot_id: int) -> SetSnap
         max_ref_age_ms=ref.max_ref_age_ms if ref else None,
         max_snapshot_age_ms=ref.max_snapshot_age_ms if ref else None,
         min_snapshots_to_keep=ref.min_snapshots_to_keep if ref else None,
+    )
+
+
+def _new_ref(name: str, kind: Literal["tag", "branch"], snapshot_id: int) -> SetSnapshotRefUpdate:
+    return SetSnapshotRefUpdate(
+        ref_name=name,
+        type=kind,
+        snapshot_id=snapshot_id,
+        max_ref_age_ms=None,
+        max_snapshot_age_ms=None,
+        min_snapshots_to_keep=None,
     )
 
 

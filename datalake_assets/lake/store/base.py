@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from datalake_assets.errors import ConfigError, PreconditionFailed, UnsafeStore
-from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 from datalake_assets.parquet.sinks import ByteLike, FinishedSink
 
 if TYPE_CHECKING:
@@ -143,6 +143,10 @@ class Store(Protocol):
     @property
     def s3(self) -> S3Access:
         """How S3 is reached by stores opened beside this one."""
+
+    @property
+    def catalog(self) -> CatalogAccess:
+        """Which catalog knows the lake's Iceberg tables."""
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Body and ETag; for small objects. Raises `ObjectNotFound`."""

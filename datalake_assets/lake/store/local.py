@@ -49,7 +49,7 @@ from datalake_assets.lake.store.base import (
     is_reserved,
 )
 from datalake_assets.lake.store.posix import DurableTree, files_beginning, fsync_folder, scan_files
-from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, S3Access
+from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, BESIDE, CatalogAccess, S3Access
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -115,10 +115,17 @@ class LocalStore:
     Args:
         root: The folder.
         s3: How S3 is reached by stores opened beside this one.
+        catalog: Which catalog knows the lake's Iceberg tables.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, s3: S3Access = AWS_CONVENTIONS) -> None:
-        self.s3 = s3
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        s3: S3Access = AWS_CONVENTIONS,
+        catalog: CatalogAccess = BESIDE,
+    ) -> None:
+        self.s3, self.catalog = s3, catalog
         self._root = Path(root).expanduser().absolute()
         self._tree = DurableTree(self._root, scratch=self._root / STAGING)
         self._requests = RequestCounts()

@@ -39,7 +39,7 @@ from datalake_assets.lake.store.base import (
     check_prefix,
     is_reserved,
 )
-from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, S3Access
+from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, BESIDE, CatalogAccess, S3Access
 from datalake_assets.lake.store.s3_clients import (
     READ_ERRORS,
     WRITE_ERRORS,
@@ -141,13 +141,20 @@ class S3Store:
         bucket: Must exist.
         prefix: Of all keys; "" = the bucket itself.
         s3: How S3 is reached; a server that it names is addressed path-style.
+        catalog: Which catalog knows the lake's Iceberg tables.
         timeout_s: How long the store may stay silent before its answer counts as lost.
     """
 
     def __init__(
-        self, bucket: str, prefix: str = "", *, s3: S3Access = AWS_CONVENTIONS, timeout_s: float = TIMEOUT_S
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        s3: S3Access = AWS_CONVENTIONS,
+        catalog: CatalogAccess = BESIDE,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._bucket, self._prefix, self.s3 = bucket, check_prefix(prefix), s3
+        self._bucket, self._prefix, self.s3, self.catalog = bucket, check_prefix(prefix), s3, catalog
         self._uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._requests = RequestCounts()
         self._clients = S3Clients(bucket, prefix, s3=s3, timeout_s=timeout_s, lake=self._uri)

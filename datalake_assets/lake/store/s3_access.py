@@ -1,12 +1,18 @@
-"""How S3 is reached: one value, which all clients of all stores beside one another are made from."""
+"""How what a lake needs is reached: S3, and an Iceberg catalog; values that all clients of a lake are made from."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from datalake_assets.errors import ConfigError
 
-__all__ = ["AWS_CONVENTIONS", "S3Access"]
+if TYPE_CHECKING:
+    from datalake_assets.settings import Settings
+
+__all__ = ["AWS_CONVENTIONS", "BESIDE", "CatalogAccess", "S3Access"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +44,39 @@ class S3Access:
 
 
 AWS_CONVENTIONS = S3Access()
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogAccess:
+    """Which catalog knows the lake's Iceberg tables.
+
+    Attributes:
+        uri: ``http://…`` or ``https://…``: a REST catalog; ``glue``: AWS Glue; ``sqlite:///…`` or another database's
+            URL: a table in there; empty: a SQLite file in the lake, which has to be a local folder.
+        warehouse: What the catalog calls the place of its tables; empty: it has one of its own, or the lake is it.
+        namespace: The namespace of the lake's tables; empty: ``streams`` and ``tables``.
+        credential: ``id:secret`` of a client of a REST catalog, never shown.
+        properties: What else pyiceberg is to know, by its own names; never shown.
+    """
+
+    uri: str = ""
+    warehouse: str = ""
+    namespace: str = ""
+    credential: str | None = field(default=None, repr=False)
+    properties: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, settings: Settings) -> CatalogAccess:
+        """The catalog of an installation."""
+        secret, more = settings.iceberg_credential, settings.iceberg_properties
+        return cls(
+            uri=settings.iceberg_catalog,
+            warehouse=settings.iceberg_warehouse,
+            namespace=settings.iceberg_namespace,
+            credential=secret.get_secret_value() if secret is not None else None,
+            properties=json.loads(more.get_secret_value()) if more is not None else {},
+        )
+
+
+#: A SQLite file in the lake.
+BESIDE = CatalogAccess()

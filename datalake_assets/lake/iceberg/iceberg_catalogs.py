@@ -1,0 +1,206 @@
+"""Which catalog knows a lake's Iceberg tables, and what goes wrong on the way there; all that speaks to catalogs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests.exceptions
+import sqlalchemy.exc
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import (
+    AuthorizationExpiredError,
+    BadRequestError,
+    CommitFailedException,
+    ForbiddenError,
+    NamespaceAlreadyExistsError,
+    NoSuchNamespaceError,
+    NoSuchTableError,
+    OAuthError,
+    RESTError,
+    UnauthorizedError,
+)
+from pyiceberg.partitioning import PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+
+from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
+from datalake_assets.feed import Feed
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import S3Access
+
+__all__ = ["create_table", "drop_table", "identifier_of", "load_table", "location_of", "talking"]
+
+#: The name of the catalog: of a SQL catalog also the one that its rows have, which other engines have to know.
+NAME = "datalake"
+#: The default catalog, in the lake.
+FILE = "control/iceberg_catalog.db"
+#: Seconds that a writer waits for another's transaction in the SQLite file.
+BUSY_S = 30
+#: The table property that says whose it is.
+OWNER = "datalake.lake"
+
+_catalogs: weakref.WeakKeyDictionary[Store, Catalog] = weakref.WeakKeyDictionary()
+_opening = threading.Lock()
+
+
+def identifier_of(store: Store, feed: Feed) -> tuple[str, str]:
+    """Namespace and name of a feed's table."""
+    return store.catalog.namespace or feed.kind.folder, feed.name
+
+
+def location_of(store: Store, feed: Feed) -> str:
+    """Where a feed's table lies, if its catalog does not say where.
+
+    Raises:
+        ConfigError: The lake's path cannot be part of a URI.
+    """
+    if "://" in store.uri:
+        return f"{store.uri}/{feed.path}"
+    if urlsplit(f"file://{store.uri}").path != store.uri or "%" in store.uri:
+        raise ConfigError(f"{store.uri}: an Iceberg table's address is a URI: use a lake without '?', '#' and '%'")
+    return f"file://{store.uri}/{feed.path}"
+
+
+def load_table(store: Store, feed: Feed) -> Table | None:
+    """The table as it is now; None if it has never been written.
+
+    Raises:
+        ConfigError: The catalog cannot be this lake's, or the table is another lake's.
+        LakeUnavailable: The catalog refuses.
+        TransientStoreError: The catalog does not answer.
+    """
+    with talking(store):
+        try:
+            table = _catalog(store).load_table(identifier_of(store, feed))
+        except (NoSuchTableError, NoSuchNamespaceError):
+            return None
+    owner = table.properties.get(OWNER)
+    if owner != store.uri:
+        name = ".".join(identifier_of(store, feed))
+        raise ConfigError(
+            f"Iceberg table {name} is {f'of the lake {owner}' if owner else 'no feed of ours'}, not of {store.uri}:"
+            " set DATALAKE_ICEBERG_NAMESPACE to one of this lake's own"
+        )
+    return table
+
+
+def create_table(store: Store, feed: Feed, schema: Schema, *, spec: PartitionSpec, properties: dict[str, str]) -> Table:
+    """Creates the table, unless somebody just has, and returns it as it is now."""
+    identifier, catalog = identifier_of(store, feed), _catalog(store)
+    location = None if _chooses_location(store) else location_of(store, feed)
+    with talking(store):
+        with contextlib.suppress(NamespaceAlreadyExistsError):
+            catalog.create_namespace_if_not_exists(identifier[0])
+        catalog.create_table_if_not_exists(
+            identifier, schema, location=location, partition_spec=spec, properties=properties | {OWNER: store.uri}
+        )
+    table = load_table(store, feed)
+    if table is None:
+        raise TransientStoreError(".".join(identifier), "the catalog does not show the table that it has just created")
+    return table
+
+
+def drop_table(store: Store, feed: Feed) -> None:
+    """Takes the table out of the catalog; its files stay."""
+    with talking(store), contextlib.suppress(NoSuchTableError, NoSuchNamespaceError):
+        _catalog(store).drop_table(identifier_of(store, feed))
+
+
+def _chooses_location(store: Store) -> bool:
+    """REST catalogs place tables in their warehouse."""
+    return urlsplit(store.catalog.uri).scheme in {"http", "https"}
+
+
+@contextlib.contextmanager
+def talking(store: Store) -> Iterator[None]:
+    """Translates what a catalog raises; what says that a commit was refused passes.
+
+    Raises:
+        LakeUnavailable: A person must mend something.
+        TransientStoreError: Nobody knows; it may be well later.
+    """
+    where = _address(store)
+    try:
+        yield
+    except CommitFailedException:
+        raise
+    except (UnauthorizedError, ForbiddenError, OAuthError, AuthorizationExpiredError, BadRequestError) as error:
+        cure = "mend DATALAKE_ICEBERG_CATALOG and its credentials, then run it again"
+        raise LakeUnavailable(where, f"the catalog refused: {_line(error)}", cure=cure) from error
+    except sqlalchemy.exc.OperationalError as error:
+        raise TransientStoreError(where, f"the catalog's database failed: {_line(error.orig)}") from error
+    except (RESTError, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise TransientStoreError(where, f"the catalog failed: {_line(error)}") from error
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _address(store: Store) -> str:
+    """The catalog, fit for messages."""
+    parts = urlsplit(store.catalog.uri)
+    if not store.catalog.uri:
+        return f"{store.uri}/{FILE}"
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else store.catalog.uri
+
+
+def _catalog(store: Store) -> Catalog:
+    with _opening:
+        if store not in _catalogs:
+            _catalogs[store] = _open(store)
+        return _catalogs[store]
+
+
+def _open(store: Store) -> Catalog:
+    properties = _properties(store)
+    if not store.catalog.uri:
+        Path(store.path(FILE)).parent.mkdir(parents=True, exist_ok=True)
+    with talking(store):
+        try:
+            return load_catalog(NAME, **properties)
+        except sqlalchemy.exc.OperationalError:  # another process was making the database's tables, too
+            return load_catalog(NAME, **properties)
+
+
+def _properties(store: Store) -> dict[str, str]:
+    access = store.catalog
+    properties = {**_s3_properties(store.s3), **access.properties}
+    if access.warehouse:
+        properties["warehouse"] = access.warehouse
+    scheme = urlsplit(access.uri).scheme
+    if scheme in {"http", "https"}:
+        properties |= {"type": "rest", "uri": access.uri}
+        if access.credential:
+            # the specification's own place of tokens; pyiceberg will not guess it for ever
+            tokens = f"{access.uri.rstrip('/')}/v1/oauth/tokens"
+            properties = {"oauth2-server-uri": tokens, "credential": access.credential} | properties
+    elif access.uri == "glue":
+        properties |= {"type": "glue"}
+    elif access.uri:
+        properties |= {"type": "sql", "uri": access.uri}
+    elif "://" in store.uri:
+        raise ConfigError(
+            f"{store.uri}: a lake in S3 has no place for a catalog's SQLite file, which Iceberg tables have by default:"
+            " set DATALAKE_ICEBERG_CATALOG to a REST catalog's URL, or to 'glue'"
+        )
+    else:
+        properties |= {"type": "sql", "uri": f"sqlite:///{store.path(FILE)}?timeout={BUSY_S}"}
+    return properties
+
+
+def _s3_properties(s3: S3Access) -> dict[str, str]:
+    known = {
+        "s3.endpoint": s3.endpoint,
+        "s3.region": s3.region,
+        "s3.profile-name": s3.profile,
+        "s3.access-key-id": s3.access_key,
+        "s3.secret-access-key": s3.secret_key,
+        "s3.session-token": s3.session_token,
+    }
+    return {name: value for name, value in known.items() if value is not None}

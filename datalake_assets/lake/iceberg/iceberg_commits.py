@@ -1,0 +1,485 @@
+"""How a write becomes one snapshot of an Iceberg table, exactly once, whoever else commits meanwhile.
+
+The data files are written first, then one commit in the catalog makes all of them visible. Between the two, an object
+in the lake (``control/<feed>/commits/<id>.json``) lists the files, so that those of a process that died are found and
+deleted, and nobody has to guess by their age.
+
+A process that is only slow must not lose its files under its hands. Whoever undoes a commit therefore first marks that
+object, then commits an empty snapshot, and only then looks whether the commit was made after all. A catalog accepts a
+commit only on the snapshot that it was built on: what was built before the empty snapshot is refused, and what is built
+after it has seen the mark, since a writer loads the table first and looks for the mark second (ADR 022).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+import pyarrow.parquet as pq
+from pyiceberg.manifest import DataFile as IcebergFile
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate
+
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import PartitionBy, version_number
+from datalake_assets.core.position import OffsetsPosition, Position, SnapshotPosition, WindowPosition
+from datalake_assets.errors import (
+    AmbiguousWrite,
+    CommitConflict,
+    CorruptLake,
+    LakeError,
+    ObjectNotFound,
+    PreconditionFailed,
+    TransientStoreError,
+    UploadGone,
+)
+from datalake_assets.feed import Feed
+from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.iceberg.iceberg_catalogs import talking
+from datalake_assets.lake.iceberg.iceberg_schemas import iceberg_file, value_of_key
+from datalake_assets.lake.iceberg.iceberg_views import (
+    COMMIT,
+    KIND,
+    PARTITIONS,
+    POSITION,
+    REMOVED,
+    RUN,
+    WINDOWS,
+    TableView,
+)
+from datalake_assets.lake.iceberg.transactions import Manifests, TableChange, commit_change, commit_updates
+from datalake_assets.lake.store.base import StagedFile, Store
+
+__all__ = ["TablePlace", "commit_together", "undo_interrupted", "unfinished_commits"]
+
+logger = logging.getLogger(__name__)
+
+#: Attempts at one commit; each lost one means that another writer got further.
+ATTEMPTS: Final = 20
+#: Requests under way at once.
+THREADS: Final = 8
+#: Positions of pulled partitions that are kept; one that is forgotten is pulled and replaced again, by equal rows.
+MAX_WINDOWS: Final = 1000
+
+UNDONE: Final = "a repair took this commit for one that was interrupted"
+_OPERATIONS: Final = {
+    "append": Operation.APPEND,
+    "replay": Operation.APPEND,
+    "replace": Operation.OVERWRITE,
+    "snapshot": Operation.OVERWRITE,
+    "compact": Operation.REPLACE,
+}
+
+
+class TablePlace(Protocol):
+    """Where a table and its files lie, as far as commits need it."""
+
+    @property
+    def store(self) -> Store:
+        """The lake."""
+
+    @property
+    def data_store(self) -> Store:
+        """Where the data files lie."""
+
+    @property
+    def feed(self) -> Feed:
+        """The feed whose rows these are."""
+
+    @property
+    def by(self) -> PartitionBy | None:
+        """Length of the partitions; None for versions."""
+
+    @property
+    def commits(self) -> str:
+        """Folder of what is known of commits under way, in the lake."""
+
+    @property
+    def new_id(self) -> Callable[[], str]:
+        """Gives a fresh unique text at every call."""
+
+    def view(self) -> TableView:
+        """The table as it is now."""
+
+    def view_of(self, table: Table | None) -> TableView:
+        """A table as it was loaded."""
+
+    def reader(self, table: Table) -> Manifests:
+        """Reads the table's manifests."""
+
+    def uri_of(self, key: str, table: Table) -> str:
+        """The URI of a data file, by its key."""
+
+    def path_below(self, key: str) -> str:
+        """The path of a data file below the table's location, by its key."""
+
+    def expire_versions(self, view: TableView) -> TableView:
+        """Lets go of the snapshots of versions that no tag keeps any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one commit is made of, by partition."""
+
+    changes: Mapping[str, Change]
+
+    @property
+    def first(self) -> Change:
+        """The one that names the commit."""
+        return next(iter(self.changes.values()))
+
+    @property
+    def staged(self) -> list[StagedFile]:
+        """All files."""
+        return [staged for change in self.changes.values() for staged, _ in change.files]
+
+
+def commit_together(folder: TablePlace, changes: Mapping[str, Change]) -> TableView:
+    """Commits all changes as one snapshot; returns the table after it.
+
+    Raises:
+        CommitConflict: Another writer got there first, and a change cannot be made on what it left.
+        LakeError: The store or the catalog failed. What may have been committed stays; a repair settles it.
+    """
+    work = _Work(changes)
+    view = folder.view()
+    try:
+        planned = _planned(work, view)
+    except BaseException:
+        _discard(folder.data_store, work.staged)
+        raise
+    if not planned:
+        _discard(folder.data_store, work.staged)
+        return view
+    if work.first.kind == "delete":
+        return _remove_version(folder, next(iter(planned)), view)
+    record = _Record.begin(folder, work)
+    try:
+        _publish(folder.data_store, work.staged)
+    except LakeError:
+        record.give_up(folder, work)
+        raise
+    return _attempts(folder, work, record, view, planned)
+
+
+def _attempts(
+    folder: TablePlace, work: _Work, record: _Record, view: TableView, planned: Mapping[str, Planned]
+) -> TableView:
+    try:
+        footers = _footers(folder.data_store, work.staged)
+    except OSError as error:
+        if not record.is_condemned(folder):
+            raise
+        record.give_up(folder, work)
+        raise CommitConflict(folder.feed.path, UNDONE) from error
+    for attempt in range(ATTEMPTS):
+        table = _table(view)
+        try:
+            with talking(folder.store):
+                commit_change(table, _change(folder, work, planned, view, footers), manifests=folder.reader(table))
+        except CommitConflict as error:
+            logger.debug("commit %s tried again: %s", work.first.commit_id, error)
+            if attempt == ATTEMPTS - 1:
+                record.give_up(folder, work)
+                raise
+        else:
+            break
+        view = folder.view()
+        if view.is_committed(work.first.commit_id):
+            table = _table(view)
+            break
+        planned = _replanned(folder, work, record, view)
+        if not planned:
+            return view
+    record.end(folder)
+    after = folder.view_of(table)
+    logger.info("committed %s of %s: %d files", work.first.kind, folder.feed.path, len(work.staged))
+    return after
+
+
+def _replanned(folder: TablePlace, work: _Work, record: _Record, view: TableView) -> Mapping[str, Planned]:
+    """The plan on another base; without one, or with an error, the files are of no use."""
+    planned: Mapping[str, Planned] = {}
+    try:
+        if record.is_condemned(folder):
+            raise CommitConflict(folder.feed.path, UNDONE)
+        planned = _planned(work, view)
+    finally:
+        if not planned:
+            record.give_up(folder, work)
+    return planned
+
+
+def _planned(work: _Work, view: TableView) -> dict[str, Planned]:
+    found = {}
+    for key, change in work.changes.items():
+        planned = change.plan(view.manifest(key))
+        if planned is not None:
+            found[key] = planned
+    return found
+
+
+def _table(view: TableView) -> Table:
+    if view.table is None:
+        raise CorruptLake("catalog", "the Iceberg table was dropped while it was being written")
+    return view.table
+
+
+def _change(
+    folder: TablePlace,
+    work: _Work,
+    planned: Mapping[str, Planned],
+    view: TableView,
+    footers: Mapping[str, pq.FileMetaData],
+) -> TableChange:
+    """The snapshot that a plan makes of a table."""
+    change, properties = work.first, _properties(view, planned)
+    said = {COMMIT: change.commit_id, KIND: change.kind, RUN: change.run_id}
+    if POSITION in properties:
+        said[POSITION] = properties[POSITION]
+    done = {key: _done(folder, view.manifest(key), work.changes[key], each) for key, each in planned.items()}
+    said[PARTITIONS] = json.dumps(done, separators=(",", ":"))
+    removed = view.head_paths() if change.kind == "snapshot" else _removed(view, planned)
+    operation = _OPERATIONS[change.kind]
+    return TableChange(
+        operation=Operation.APPEND if operation is Operation.OVERWRITE and not removed else operation,
+        added=[
+            _line(folder, key, staged, footers[staged.key], _table(view))
+            for key in planned
+            for staged, _ in work.changes[key].files
+        ],
+        removed=removed,
+        summary=said,
+        set_properties=properties,
+        tag=next(iter(planned)) if change.kind == "snapshot" else "",
+    )
+
+
+def _removed(view: TableView, planned: Mapping[str, Planned]) -> list[str]:
+    found = []
+    for key, each in planned.items():
+        paths = view.paths(key) if each.remove else {}
+        found += [paths[name] for name in each.remove]
+    return found
+
+
+def _line(folder: TablePlace, key: str, staged: StagedFile, footer: pq.FileMetaData, table: Table) -> IcebergFile:
+    partition = [] if folder.by is None else [value_of_key(key, folder.by)]
+    path = folder.uri_of(staged.key, table)
+    return iceberg_file(path, footer, staged.size_bytes, partition=partition, metadata=table.metadata)
+
+
+def _done(folder: TablePlace, base: Manifest, change: Change, planned: Planned) -> dict[str, str | int]:
+    """What a commit does to a partition, and how it is after it: the fields of a history's line."""
+    added = [file for _, file in change.files]
+    gone = set(planned.remove)
+    after = [file for file in base.files if file.name not in gone] + added
+    small_below = folder.feed.small_file_bytes
+    return {
+        "commit_id": change.commit_id,
+        "rows": sum(file.rows for file in added),
+        "files_added": len(added),
+        "files_removed": len(gone),
+        "files": len(after),
+        "small_files": sum(file.size_bytes < small_below for file in after),
+        "size_bytes": sum(file.size_bytes for file in after),
+        "total_rows": sum(file.rows for file in after),
+    }
+
+
+def _properties(view: TableView, planned: Mapping[str, Planned]) -> dict[str, str]:
+    """The table's properties that say how much of the source there is after a commit."""
+    positions = {key: each.position for key, each in planned.items() if each.position is not None}
+    windows = {key: each.to_json() for key, each in positions.items() if isinstance(each, WindowPosition)}
+    if windows:
+        known = view.windows() | windows
+        newest = sorted(known, key=lambda key: (known[key]["as_of"], key))[-MAX_WINDOWS:]
+        return {WINDOWS: json.dumps({key: known[key] for key in sorted(newest)}, separators=(",", ":"))}
+    shared = _shared(list(positions.values()))
+    return {} if shared is None else {POSITION: json.dumps(shared.to_json(), separators=(",", ":"))}
+
+
+def _shared(positions: Sequence[Position]) -> OffsetsPosition | SnapshotPosition | None:
+    """The position of all partitions of one commit, which each of them was planned with."""
+    first = positions[0] if positions else None
+    if any(each != first for each in positions):
+        raise CorruptLake("position", "the partitions of one commit were planned with several positions")
+    return first if isinstance(first, OffsetsPosition | SnapshotPosition) else None
+
+
+def _remove_version(folder: TablePlace, key: str, view: TableView) -> TableView:
+    """Takes a version's tag away, with the mark that it was removed; its files go when its snapshots do."""
+    number = version_number(key)
+    for _ in range(ATTEMPTS):
+        table = _table(view)
+        removed = json.dumps(sorted({*view.removed_versions(), number}))
+        updates: list[Any] = [SetPropertiesUpdate(updates={REMOVED: removed})]
+        if number in view.versions:
+            updates.append(RemoveSnapshotRefUpdate(ref_name=key))
+        with contextlib.suppress(CommitConflict), talking(folder.store):
+            commit_updates(table, updates, (), is_there=lambda: False)
+            break
+        view = folder.view()
+        if view.manifest(key).deleted:
+            break
+    return folder.expire_versions(folder.view())
+
+
+def _publish(store: Store, staged: Sequence[StagedFile]) -> None:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="publish") as pool:
+        list(pool.map(lambda each: _publish_one(store, each), staged))
+    store.sync(each.key for each in staged)
+
+
+def _publish_one(store: Store, staged: StagedFile) -> None:
+    try:
+        store.publish(staged)
+    except (UploadGone, AmbiguousWrite, TransientStoreError):
+        info = store.head(staged.key)
+        if info is None or info.size_bytes != staged.size_bytes:
+            raise
+
+
+def _footers(store: Store, staged: Sequence[StagedFile]) -> dict[str, pq.FileMetaData]:
+    files = store.filesystem()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
+        read = pool.map(lambda each: pq.read_metadata(store.path(each.key), filesystem=files), staged)
+        return dict(zip([each.key for each in staged], read, strict=True))
+
+
+def _discard(store: Store, staged: Sequence[StagedFile]) -> None:
+    """Gives files up, published or not; failures are left to the sweep by age."""
+    for each in staged:
+        with contextlib.suppress(LakeError):
+            store.discard_staged(each)
+
+
+class _RecordDocument(msgspec.Struct, frozen=True):
+    """A commit that may be under way, in JSON.
+
+    Attributes:
+        commit_id: The commit.
+        files: Its files: key, size, token and parts of each, as they were staged.
+        condemned: Whether somebody is undoing it.
+    """
+
+    commit_id: str
+    files: tuple[tuple[str, int, str, tuple[str, ...]], ...]
+    condemned: bool = False
+
+    @property
+    def staged(self) -> list[StagedFile]:
+        """Its files."""
+        return [StagedFile(key, size, token, parts) for key, size, token, parts in self.files]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The object that lists the files of a commit that may be under way."""
+
+    key: str
+
+    @classmethod
+    def begin(cls, folder: TablePlace, work: _Work) -> _Record:
+        """Writes it, before any file is visible."""
+        files = tuple((each.key, each.size_bytes, each.token, tuple(each.parts)) for each in work.staged)
+        record = cls(f"{folder.commits}/{work.first.commit_id}.json")
+        folder.store.create(record.key, msgspec.json.encode(_RecordDocument(work.first.commit_id, files)))
+        return record
+
+    def is_condemned(self, folder: TablePlace) -> bool:
+        """Whether somebody undoes the commit, or has undone it."""
+        try:
+            return _decoded(folder.store.get(self.key)[0], self.key).condemned
+        except ObjectNotFound:
+            return True
+
+    def end(self, folder: TablePlace) -> None:
+        """Forgets it: all is done."""
+        with contextlib.suppress(LakeError):  # a repair does it then
+            folder.store.delete([self.key])
+
+    def give_up(self, folder: TablePlace, work: _Work) -> None:
+        """Deletes the files of a commit that was certainly not made."""
+        _discard(folder.data_store, work.staged)
+        with contextlib.suppress(LakeError):  # a repair does it then
+            folder.data_store.delete(each.key for each in work.staged)
+            folder.store.delete([self.key])
+
+
+def _decoded(body: bytes, where: str) -> _RecordDocument:
+    try:
+        return msgspec.json.decode(body, type=_RecordDocument)
+    except msgspec.MsgspecError as error:
+        raise CorruptLake(where, f"not a list of a commit's files: {error}") from error
+
+
+def unfinished_commits(folder: TablePlace) -> Iterator[tuple[str, _RecordDocument]]:
+    """The commits that are under way, or were interrupted: the key of the object of each, and what it says."""
+    for info in folder.store.list(folder.commits):
+        with contextlib.suppress(ObjectNotFound):  # it has just ended
+            yield info.key, _decoded(folder.store.get(info.key)[0], info.key)
+
+
+def undo_interrupted(folder: TablePlace) -> tuple[int, int]:
+    """Settles commits that were interrupted: those that were made lost nothing but their end, others are undone.
+
+    Returns:
+        How many had been made, and how many were undone.
+    """
+    made = undone = 0
+    for key, _ in list(unfinished_commits(folder)):
+        document = _condemned(folder, key)
+        if document is None:
+            continue
+        if _was_made(folder, document):
+            made += 1
+        else:
+            _discard(folder.data_store, document.staged)
+            folder.data_store.delete(each.key for each in document.staged)
+            undone += 1
+            logger.warning("commit %s of %s was undone", document.commit_id, folder.feed.path)
+        folder.store.delete([key])
+    return made, undone
+
+
+def _condemned(folder: TablePlace, key: str) -> _RecordDocument | None:
+    """The record, marked, so that its writer does not go on; None if it has ended meanwhile."""
+    try:
+        body, etag = folder.store.get(key)
+        document = _decoded(body, key)
+        if not document.condemned:
+            document = msgspec.structs.replace(document, condemned=True)
+            folder.store.swap(key, msgspec.json.encode(document), etag=etag)
+    except (ObjectNotFound, PreconditionFailed):
+        return None
+    return document
+
+
+def _was_made(folder: TablePlace, document: _RecordDocument) -> bool:
+    """Whether a commit is in the table; if it is not, it cannot get there any more."""
+    for _ in range(ATTEMPTS):
+        view = folder.view()
+        if view.table is None:
+            return False
+        if _is_there(folder, view, document):
+            return True
+        change = TableChange(Operation.APPEND, summary={KIND: "fence", COMMIT: folder.new_id()})
+        with contextlib.suppress(CommitConflict), talking(folder.store):
+            commit_change(view.table, change, manifests=folder.reader(view.table))
+            return _is_there(folder, folder.view(), document)
+    raise TransientStoreError(folder.feed.path, "other writers kept committing while one was being undone")
+
+
+def _is_there(folder: TablePlace, view: TableView, document: _RecordDocument) -> bool:
+    if view.is_committed(document.commit_id):
+        return True
+    named = view.named_files()  # the snapshot may have expired, and its files live on in later ones
+    return any(folder.path_below(each.key) in named for each in document.staged)

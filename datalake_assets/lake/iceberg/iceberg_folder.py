@@ -1,0 +1,272 @@
+"""Where the parts of a feed lie that is kept as an Iceberg table: rows below the table's location, the rest as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io.pyarrow import pyarrow_to_schema
+from pyiceberg.partitioning import PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.table.update import RemoveSnapshotsUpdate
+
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.errors import CommitConflict, ConfigError, TransientStoreError
+from datalake_assets.lake.commit import Change, Loaded, PartitionLog
+from datalake_assets.lake.iceberg.iceberg_catalogs import create_table, drop_table, load_table, location_of, talking
+from datalake_assets.lake.iceberg.iceberg_commits import commit_together
+from datalake_assets.lake.iceberg.iceberg_schemas import fresh_ids, partition_field, with_field_ids
+from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path
+from datalake_assets.lake.iceberg.transactions import Manifests, commit_updates, delete_quietly
+from datalake_assets.lake.layout import FeedFolder, folder_store
+from datalake_assets.lake.store.base import Store
+
+__all__ = ["IcebergFolder"]
+
+#: Folder of the data files below a table's location, as Iceberg's own writers have it.
+DATA = "data"
+#: Attempts at adding columns; each lost one means that another writer got there first.
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class IcebergFolder(FeedFolder):
+    """One feed's corner of a lake, whose rows are an Iceberg table; one commit takes in all partitions.
+
+    Attributes:
+        cell: What is known of the table by now.
+    """
+
+    cell: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def commits_at_once(self) -> bool:
+        """Implements `FeedFolder`: a snapshot has all."""
+        return True
+
+    @property
+    def commits(self) -> str:
+        """Folder of what is known of commits under way."""
+        return f"{self.control}/commits"
+
+    @property
+    def data_store(self) -> Store:
+        """Implements `FeedFolder`: a catalog may keep its tables elsewhere."""
+        return self._place()[0]
+
+    @property
+    def data_root(self) -> str:
+        """Implements `FeedFolder`."""
+        return f"{self._place()[1]}/{DATA}"
+
+    def data_folder(self, key: str) -> str:
+        """Implements `FeedFolder`."""
+        return f"{self._place()[1]}/{self._below(key)}"
+
+    def file_key(self, key: str, name: str) -> str:
+        """Implements `FeedFolder`."""
+        return f"{self._place()[1]}/{data_path(name, self._below(key))}"
+
+    def path_below(self, key: str) -> str:
+        """The path below the table's location of a file, by its key in the data store."""
+        return key.removeprefix(f"{self._place()[1]}/")
+
+    def uri_of(self, key: str, table: Table) -> str:
+        """The URI of a file, by its key in the data store."""
+        return f"{table.location().rstrip('/')}/{self.path_below(key)}"
+
+    def log(self, key: str) -> PartitionLog:
+        """Implements `FeedFolder`."""
+        return _IcebergLog(self, key)
+
+    def partition_keys(self) -> tuple[str, ...]:
+        """Implements `FeedFolder`."""
+        return self.view().partitions()
+
+    def probe(self) -> None:
+        """Implements `FeedFolder`: what decides is the catalog, and the lake's lists of commits under way."""
+        self.store.probe()
+
+    def pinned(self) -> IcebergFolder:
+        """Implements `FeedFolder`."""
+        return replace(self, cell={**self.cell, "view": self.view()})
+
+    def view(self) -> TableView:
+        """The table as it is now."""
+        return self.view_of(load_table(self.store, self.feed))
+
+    def view_of(self, table: Table | None) -> TableView:
+        """A table as it was loaded."""
+        return TableView(table, self.by, self._below, None if table is None else self.reader(table))
+
+    def reader(self, table: Table) -> Manifests:
+        """Reads the table's manifests; each one once."""
+        reader: Manifests = self.cell.setdefault("reader", Manifests(table.io))
+        return reader
+
+    def commit(
+        self,
+        changes: Mapping[str, Change],
+        *,
+        bases: Mapping[str, Loaded] | None = None,  # noqa: ARG002  the catalog says what they are by now
+    ) -> Iterator[tuple[str, Loaded]]:
+        """Implements `FeedFolder`: all changes, or none."""
+        if not changes:
+            return
+        after = commit_together(self, changes)
+        for key in changes:
+            yield key, Loaded(None, after.manifest(key))
+
+    def delete_all(self) -> int:
+        """Implements `FeedFolder`: the catalog forgets the table first, so that nobody reads half of it."""
+        table = load_table(self.store, self.feed)
+        store, root = self._place()
+        drop_table(self.store, self.feed)
+        keys = [info.key for info in store.list(root)] if table is not None else []
+        store.delete(keys)
+        return len(keys) + FeedFolder.delete_all(self)
+
+    def prepared(self, schema: pa.Schema, *, time_column: str | None) -> pa.Schema:
+        """Implements `FeedFolder`: the table is there and has these columns; files get their ids."""
+        for _ in range(ATTEMPTS):
+            table = load_table(self.store, self.feed) or self._create(schema, time_column)
+            self._check_spec(table, time_column)
+            new = [column for column in schema if column.name not in table.schema().column_names]
+            if not new:
+                return with_field_ids(schema, table.schema())
+            try:
+                with talking(self.store), table.update_schema() as update:
+                    update.union_by_name(pa.schema([column.with_metadata(None) for column in new]))
+            except CommitFailedException:
+                continue
+        raise TransientStoreError(self.feed.path, "other writers kept changing the Iceberg table's columns")
+
+    def expire_versions(self, view: TableView) -> TableView:
+        """Lets go of the snapshots of versions that no tag keeps any more, and deletes the files that only they had."""
+        table, kept = view.table, view.versions
+        if table is None or not kept:
+            return view
+        newest = kept[max(kept)].sequence_number or 0
+        stays = {each.snapshot_id for each in kept.values()}
+        gone = [
+            each for each in table.snapshots() if each.snapshot_id not in stays and (each.sequence_number or 0) < newest
+        ]
+        if not gone:
+            return view
+        before = view.paths_of(gone)
+        updates = tuple(RemoveSnapshotsUpdate(snapshot_ids=[each.snapshot_id]) for each in gone)
+        numbers = {each.snapshot_id for each in gone}
+
+        def is_there() -> bool:
+            return numbers.isdisjoint(each.snapshot_id for each in table.snapshots())
+
+        try:
+            with talking(self.store):
+                commit_updates(table, updates, (), is_there=is_there)
+        except CommitConflict:  # the next one removed, or a repair, does it
+            return self.view()
+        after = self.view_of(table)
+        delete_quietly(table.io, sorted(before - after.paths_of(table.snapshots())))
+        return after
+
+    def _below(self, key: str) -> str:
+        """Folder of a partition's own files, below the table's location."""
+        return f"{DATA}/{self.partition_path(key)}".rstrip("/")
+
+    def _place(self) -> tuple[Store, str]:
+        """The store that the table lies in, and the key of its location there."""
+        if "place" not in self.cell:
+            beside = not self.store.catalog.uri
+            table = None if beside else load_table(self.store, self.feed)
+            location = location_of(self.store, self.feed) if table is None else table.location()
+            place = self._located(location)
+            if table is None and not beside:
+                return place  # where it will be, the catalog says once it is there
+            self.cell["place"] = place
+        known: tuple[Store, str] = self.cell["place"]
+        return known
+
+    def _located(self, location: str) -> tuple[Store, str]:
+        parts = urlsplit(location)
+        plain = location if parts.scheme not in {"", "file"} else parts.path
+        own = f"{self.store.uri.rstrip('/')}/"
+        if plain.startswith(own):
+            return self.store, plain.removeprefix(own).rstrip("/")
+        if parts.scheme in {"s3", "s3a", "s3n"}:
+            return folder_store(self.store, f"s3://{parts.netloc}"), parts.path.strip("/")
+        if parts.scheme not in {"", "file"}:
+            raise ConfigError(f"the Iceberg table of feed {self.feed.name!r} lies at {location}: neither local nor S3")
+        above, _, name = plain.rstrip("/").rpartition("/")
+        return folder_store(self.store, above or "/"), name
+
+    def _check_spec(self, table: Table, time_column: str | None) -> None:
+        fields = table.spec().fields
+        wanted = [] if self.by is None or time_column is None else [time_column]
+        if [table.schema().find_column_name(each.source_id) for each in fields] != wanted:
+            raise ConfigError(
+                f"the Iceberg table of feed {self.feed.name!r} is partitioned by {table.spec()}, not by {wanted}:"
+                " another engine changed it, or the feed's time column is another now"
+            )
+
+    def _create(self, schema: pa.Schema, time_column: str | None) -> Table:
+        own: Schema = pyarrow_to_schema(fresh_ids(schema))
+        spec = PartitionSpec() if self.by is None or time_column is None else partition_field(own, time_column, self.by)
+        written = self.feed.format
+        properties = {
+            "format-version": "2",
+            # a commit that is tried again on another base would double rows: ours are planned anew (ADR 022)
+            "commit.retry.num-retries": "0",
+            "write.parquet.compression-codec": written.compression,
+            "write.target-file-size-bytes": str(written.target_file_size_bytes),
+            "write.metadata.delete-after-commit.enabled": "true",
+            "write.metadata.previous-versions-max": "100",
+        }
+        return create_table(self.store, self.feed, own, spec=spec, properties=properties)
+
+
+class _IcebergLog(PartitionLog):
+    """A partition of an Iceberg table, as the state machine of a partition sees it; the catalog is its truth."""
+
+    def __init__(self, folder: IcebergFolder, key: str) -> None:
+        super().__init__(
+            folder.store,
+            f"{folder.control}/commits",
+            folder.data_folder(key),
+            folder.new_id,
+            data_store=folder.data_store,
+        )
+        self._folder, self._key = folder, key
+
+    def key_of(self, name: str) -> str:
+        """Implements `PartitionLog`."""
+        return self._folder.file_key(self._key, name)
+
+    def load(self) -> Loaded:
+        """Implements `PartitionLog`."""
+        view: TableView = self._folder.cell.get("view") or self._folder.view()
+        return Loaded(None, view.manifest(self._key))
+
+    def settle(self, loaded: Loaded) -> Loaded:
+        """Implements `PartitionLog`: there is nothing to settle in a snapshot."""
+        return loaded
+
+    def commit(self, change: Change, *, base: Loaded | None = None) -> tuple[Loaded, bool]:  # noqa: ARG002
+        """Implements `PartitionLog`."""
+        planned: list[bool] = []
+
+        def plan(on: Manifest) -> Any:
+            found = change.plan(on)
+            planned[:] = [found is not None]
+            return found
+
+        ((_, loaded),) = self._folder.commit({self._key: replace(change, plan=plan)})
+        return loaded, planned[-1:] == [True]
+
+    def reconcile(self, *_: Any, **__: Any) -> NoReturn:
+        """Never: nobody else writes it unseen."""
+        raise NotImplementedError

@@ -1,0 +1,348 @@
+"""From a feed's columns, partitions and files to an Iceberg table's, and back.
+
+Iceberg has fewer types than Arrow. A column of a type that it lacks gets the next one that holds all of its values;
+where there is none, the feed is refused. Nothing is ever rounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.conversions import from_bytes
+from pyiceberg.io.pyarrow import (
+    compute_statistics_plan,
+    data_file_statistics_from_parquet_metadata,
+    parquet_path_to_id_mapping,
+)
+from pyiceberg.manifest import DataFile as IcebergFile
+from pyiceberg.manifest import DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.transforms import DayTransform, HourTransform, MonthTransform, Transform
+from pyiceberg.typedef import Record
+from pyiceberg.types import DateType, ListType, MapType, PrimitiveType, StructType
+
+from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, row_to_text
+from datalake_assets.core.partitions import PartitionBy, key_of, window_of
+from datalake_assets.errors import ConfigError, SchemaChanged
+from datalake_assets.parquet.writer import moment_of
+
+__all__ = [
+    "StorableBatches",
+    "fresh_ids",
+    "iceberg_file",
+    "key_of_value",
+    "partition_field",
+    "storable",
+    "time_bounds_of",
+    "value_of_key",
+    "with_field_ids",
+]
+
+_TRANSFORMS: Final[dict[PartitionBy, Transform[Any, int]]] = {
+    PartitionBy.MONTH: MonthTransform(),
+    PartitionBy.DAY: DayTransform(),
+    PartitionBy.HOUR: HourTransform(),
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Digits of a decimal in Iceberg.
+_DIGITS = 38
+
+_WIDER: Final[tuple[tuple[Callable[[pa.DataType], bool], pa.DataType], ...]] = (
+    (pa.types.is_int8, pa.int32()),
+    (pa.types.is_int16, pa.int32()),
+    (pa.types.is_uint8, pa.int32()),
+    (pa.types.is_uint16, pa.int32()),
+    (pa.types.is_uint32, pa.int64()),
+    (pa.types.is_uint64, pa.decimal128(20, 0)),
+    (pa.types.is_float16, pa.float32()),
+    (pa.types.is_time32, pa.time64("us")),
+    (pa.types.is_date64, pa.date32()),
+    (pa.types.is_large_string, pa.string()),
+    (pa.types.is_string_view, pa.string()),
+    (pa.types.is_large_binary, pa.binary()),
+    (pa.types.is_binary_view, pa.binary()),
+)
+_KEPT = (
+    pa.types.is_boolean,
+    pa.types.is_int32,
+    pa.types.is_int64,
+    pa.types.is_float32,
+    pa.types.is_float64,
+    pa.types.is_date32,
+    pa.types.is_string,
+    pa.types.is_binary,
+    pa.types.is_fixed_size_binary,
+)
+
+
+def storable(schema: pa.Schema, *, source: str) -> pa.Schema:
+    """The schema in types that Iceberg has.
+
+    Raises:
+        SchemaChanged: A column's values fit into no type of Iceberg's.
+    """
+    fields = []
+    for field in schema:
+        kind = _storable(field.type)
+        if kind is None:
+            cure = "Iceberg has no type for it: land it as another, or keep the feed as 'parquet'"
+            raise SchemaChanged(source, f"column {field.name!r} is {field.type}", cure=cure)
+        fields.append(field.with_type(kind))
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def _storable(kind: pa.DataType) -> pa.DataType | None:
+    if any(is_kept(kind) for is_kept in _KEPT):
+        return kind
+    for is_narrow, wider in _WIDER:
+        if is_narrow(kind):
+            return wider
+    if pa.types.is_timestamp(kind) or pa.types.is_time64(kind):
+        exact = pa.timestamp("us", "UTC" if kind.tz else None) if pa.types.is_timestamp(kind) else kind
+        return None if kind.unit == "ns" else exact
+    if pa.types.is_decimal(kind):
+        return pa.decimal128(kind.precision, kind.scale) if kind.precision <= _DIGITS and kind.scale >= 0 else None
+    if pa.types.is_dictionary(kind):
+        return _storable(kind.value_type)
+    return _storable_nested(kind)
+
+
+def _storable_nested(kind: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_map(kind):
+        key, item = _storable(kind.key_type), _storable(kind.item_type)
+        return None if key is None or item is None else pa.map_(key, kind.item_field.with_type(item))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        value = _storable(kind.value_type)
+        return None if value is None else pa.list_(kind.value_field.with_type(value))
+    if pa.types.is_struct(kind) and kind.num_fields:
+        kinds = [_storable(each.type) for each in kind]
+        if all(each is not None for each in kinds):
+            return pa.struct([each.with_type(of) for each, of in zip(kind, kinds, strict=True)])
+    return None
+
+
+class StorableBatches:
+    """A source's batches in types that Iceberg has; rows whose values do not fit are rejected.
+
+    Args:
+        batches: The source's.
+        source: What is read, for messages.
+    """
+
+    def __init__(self, batches: Batches, source: str) -> None:
+        self._batches, self._source = batches, source
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Implements `Batches`."""
+        return storable(self._batches.schema, source=self._source)
+
+    @property
+    def time_column(self) -> str | None:
+        """Implements `Batches`."""
+        return self._batches.time_column
+
+    @property
+    def request(self) -> ReadRequest:
+        """Implements `Batches`."""
+        return self._batches.request
+
+    @property
+    def recreated(self) -> bool:
+        """Implements `Batches`."""
+        return self._batches.recreated
+
+    @property
+    def unfinished(self) -> str:
+        """Implements `Batches`."""
+        return self._batches.unfinished
+
+    def acknowledge(self) -> None:
+        """Implements `Batches`."""
+        self._batches.acknowledge()
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Implements `Batches`."""
+        for batch in self._batches:
+            yield self.stored(batch)
+
+    def stored(self, batch: SourceBatch) -> SourceBatch:
+        """A batch, likewise."""
+        schema = storable(batch.rows.schema, source=self._source)
+        if schema.equals(batch.rows.schema):
+            return batch
+        try:
+            return _with_rows(batch, _cast(batch.rows, schema))
+        except pa.ArrowInvalid:
+            pass
+        kept, rejected = [], []
+        for number in range(batch.rows.num_rows):
+            try:
+                _cast(batch.rows.slice(number, 1), schema)
+                kept.append(number)
+            except pa.ArrowInvalid as error:
+                rejected.append(_rejected(batch, number, " ".join(str(error).split())))
+        which = pa.array(kept, pa.int64())
+        good = SourceBatch(
+            batch.rows.take(which),
+            None if batch.source_partitions is None else batch.source_partitions.take(which),
+            None if batch.source_offsets is None else batch.source_offsets.take(which),
+            (*batch.rejected, *rejected),
+        )
+        return _with_rows(good, _cast(good.rows, schema))
+
+
+def _with_rows(batch: SourceBatch, rows: pa.RecordBatch) -> SourceBatch:
+    return SourceBatch(rows, batch.source_partitions, batch.source_offsets, batch.rejected)
+
+
+def _cast(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [column.cast(field.type) for column, field in zip(rows.columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _rejected(batch: SourceBatch, number: int, reason: str) -> RejectedRow:
+    row = batch.rows.slice(number, 1)
+    raw = row_to_text({name: _plain(column) for name, column in zip(row.schema.names, row.columns, strict=True)})
+    position = f"row:{hashlib.blake2b(raw, digest_size=12).hexdigest()}"
+    if batch.source_partitions is not None and batch.source_offsets is not None:
+        position = f"{batch.source_partitions[number].as_py()}:{batch.source_offsets[number].as_py()}"
+    return RejectedRow(raw, f"Iceberg cannot hold a value: {reason}", position, decoded=True)
+
+
+def _plain(column: pa.Array) -> Any:
+    """The only value of a column; a time that Python cannot hold is a number."""
+    try:
+        return column.to_pylist()[0]
+    except (OverflowError, ValueError):
+        return column.view(pa.int64()).to_pylist()[0]
+
+
+def fresh_ids(schema: pa.Schema) -> pa.Schema:
+    """The schema with ids for a table that is to be made."""
+    numbers = count(1)
+    return pa.schema([_fresh(field, numbers) for field in schema])
+
+
+def _fresh(field: pa.Field, numbers: Iterator[int]) -> pa.Field:
+    number, kind = next(numbers), field.type
+    if pa.types.is_struct(kind):
+        kind = pa.struct([_fresh(each, numbers) for each in kind])
+    elif pa.types.is_list(kind):
+        kind = pa.list_(_fresh(kind.value_field, numbers))
+    elif pa.types.is_map(kind):
+        kind = pa.map_(_fresh(kind.key_field, numbers), _fresh(kind.item_field, numbers))
+    return field.with_type(kind).with_metadata({b"PARQUET:field_id": str(number).encode()})
+
+
+def with_field_ids(schema: pa.Schema, table: Schema) -> pa.Schema:
+    """The feed's schema with the ids by which Iceberg's readers find columns in files.
+
+    Raises:
+        ConfigError: The table lacks a column, since another engine changed it.
+    """
+    return pa.schema([_with_ids(field, table.as_struct()) for field in schema], metadata=schema.metadata)
+
+
+def _with_ids(field: pa.Field, within: StructType) -> pa.Field:
+    own = next((each for each in within.fields if each.name == field.name), None)
+    if own is None:
+        raise ConfigError(f"the Iceberg table has no column {field.name!r} any more; another engine changed it")
+    return _numbered(field, own.field_id, own.field_type)
+
+
+def _numbered(field: pa.Field, number: int, kind: Any) -> pa.Field:
+    arrow = field.type
+    if isinstance(kind, StructType):
+        arrow = pa.struct([_with_ids(each, kind) for each in field.type])
+    elif isinstance(kind, ListType):
+        arrow = pa.list_(_numbered(field.type.value_field, kind.element_id, kind.element_type))
+    elif isinstance(kind, MapType):
+        arrow = pa.map_(
+            _numbered(field.type.key_field, kind.key_id, kind.key_type),
+            _numbered(field.type.item_field, kind.value_id, kind.value_type),
+        )
+    return field.with_type(arrow).with_metadata({**(field.metadata or {}), b"PARQUET:field_id": str(number).encode()})
+
+
+def partition_field(schema: Schema, column: str, by: PartitionBy) -> PartitionSpec:
+    """The partitions of a stream's table: its time column, by hour, day or month."""
+    source = schema.find_field(column)
+    if by is PartitionBy.HOUR and isinstance(source.field_type, DateType):
+        raise ConfigError(f"column {column!r} is a date, which has no hours: partition the feed by day or month")
+    field = PartitionField(
+        source_id=source.field_id, field_id=1000, transform=_TRANSFORMS[by], name=f"{column}_{by.value}"
+    )
+    return PartitionSpec(field)
+
+
+def value_of_key(key: str, by: PartitionBy) -> int:
+    """What Iceberg calls the partition of a key: hours, days or months since 1970."""
+    start = window_of(key, by).start
+    if by is PartitionBy.MONTH:
+        return (start.year - _EPOCH.year) * 12 + start.month - 1
+    return (start - _EPOCH) // (timedelta(days=1) if by is PartitionBy.DAY else timedelta(hours=1))
+
+
+def key_of_value(value: int, by: PartitionBy) -> str:
+    """The inverse of `value_of_key`."""
+    if by is PartitionBy.MONTH:
+        return key_of(datetime(_EPOCH.year + value // 12, value % 12 + 1, 1, tzinfo=UTC), by)
+    return key_of(_EPOCH + value * (timedelta(days=1) if by is PartitionBy.DAY else timedelta(hours=1)), by)
+
+
+def iceberg_file(
+    path: str, footer: pq.FileMetaData, size_bytes: int, *, partition: Sequence[int], metadata: TableMetadata
+) -> IcebergFile:
+    """An Iceberg table's line for a file, with the statistics of its footer.
+
+    Args:
+        path: The file's URI.
+        footer: Its own.
+        size_bytes: Its size.
+        partition: Values of its partition, as the table's spec has them.
+        metadata: The table's.
+    """
+    schema = metadata.schema()
+    statistics = data_file_statistics_from_parquet_metadata(
+        parquet_metadata=footer,
+        stats_columns=compute_statistics_plan(schema, metadata.properties),
+        parquet_column_mapping=parquet_path_to_id_mapping(schema),
+    )
+    return IcebergFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=path,
+        file_format=FileFormat.PARQUET,
+        partition=Record(*partition),
+        file_size_in_bytes=size_bytes,
+        sort_order_id=None,
+        spec_id=metadata.default_spec_id,
+        equality_ids=None,
+        key_metadata=None,
+        **statistics.to_serialized_dict(),
+    )
+
+
+def time_bounds_of(file: IcebergFile, metadata: TableMetadata) -> tuple[datetime | None, datetime | None]:
+    """The earliest and the latest time in the column that partitions a table; None where it is not partitioned."""
+    fields = metadata.spec().fields
+    if not fields:
+        return None, None
+    number = fields[0].source_id
+    kind = metadata.schema().find_type(number)
+    return _moment(file.lower_bounds, number, kind), _moment(file.upper_bounds, number, kind)
+
+
+def _moment(bounds: dict[int, bytes] | None, number: int, kind: Any) -> datetime | None:
+    if not bounds or number not in bounds or not isinstance(kind, PrimitiveType):
+        return None
+    arrow = pa.date32() if isinstance(kind, DateType) else pa.timestamp("us")
+    return moment_of(int(from_bytes(kind, bounds[number])), arrow)

@@ -1,0 +1,204 @@
+"""Feeds as Apache Iceberg tables: the same rows, exact for every engine's readers, and each write one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+
+from datalake_assets.core.batches import Batches, Decode, SourceBatch
+from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, rules_of
+from datalake_assets.core.facts import PlannedPartition
+from datalake_assets.core.manifest import Manifest, PastCommit
+from datalake_assets.core.report.figures import FeedStatistics, last_arrival
+from datalake_assets.core.wording import name_text
+from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.lake.compaction import plan_of
+from datalake_assets.lake.hive import HiveSnapshot, HiveTable
+from datalake_assets.lake.iceberg.iceberg_commits import undo_interrupted, unfinished_commits
+from datalake_assets.lake.iceberg.iceberg_folder import IcebergFolder
+from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
+from datalake_assets.lake.iceberg.iceberg_views import TableView
+from datalake_assets.lake.inspection import content, mend_versions, sweep_staged
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
+
+__all__ = ["IcebergTable"]
+
+
+class IcebergSnapshot(HiveSnapshot):
+    """Some partitions of an Iceberg table, all of one snapshot of it; implements `TableSnapshot`."""
+
+    _folder: IcebergFolder
+
+    def __init__(self, folder: IcebergFolder, partitions: Sequence[str] | None, view: TableView | None = None) -> None:
+        super().__init__(folder, partitions)
+        self._view = view
+
+    def only(self, key: str) -> IcebergSnapshot:
+        """Implements `TableSnapshot`."""
+        return IcebergSnapshot(self._folder, [key], self._seen)
+
+    @property
+    def _seen(self) -> TableView:
+        if self._view is None:
+            self._view = self._folder.view()
+        return self._view
+
+    def _all_keys(self) -> tuple[str, ...]:
+        return self._seen.partitions()
+
+    def _load(self, keys: Sequence[str]) -> list[Manifest]:
+        return [self._seen.manifest(key) for key in keys]
+
+    def has_expired(self) -> bool:
+        """Implements `TableSnapshot`."""
+        now = IcebergSnapshot(self._folder, self._given)
+        return not self._files <= set(now.dataset().files)
+
+
+class IcebergTable(HiveTable):
+    """A feed's data as an Apache Iceberg table; implements `LakeTable`.
+
+    Args:
+        store: The lake.
+        feed: The feed.
+    """
+
+    _folder: IcebergFolder
+
+    def __init__(self, store: Store, feed: Feed) -> None:
+        super().__init__(store, feed)
+        self._folder = IcebergFolder(store, feed)
+
+    @property
+    def is_listed_plainly(self) -> bool:
+        """Implements `LakeTable`: files of past snapshots lie among the present ones."""
+        return False
+
+    def snapshot(self, partitions: Sequence[str] | None = None) -> IcebergSnapshot:
+        """Implements `LakeTable`."""
+        return IcebergSnapshot(self._folder, partitions)
+
+    def written(self, partitions: Sequence[str]) -> IcebergSnapshot:
+        """Implements `LakeTable`."""
+        return self.snapshot(partitions)
+
+    def write(
+        self,
+        batches: Batches,
+        *,
+        partitions: Sequence[str],
+        run_id: str,
+        allow_shrink: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> WriteReport:
+        """Implements `LakeTable`."""
+        return super().write(
+            self._storable(batches),
+            partitions=partitions,
+            run_id=run_id,
+            allow_shrink=allow_shrink,
+            on_progress=on_progress,
+        )
+
+    def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+        """Implements `LakeTable`."""
+        stored = self._storable(batches)
+
+        def decoded(raws: Sequence[bytes]) -> SourceBatch:
+            if decode is None:
+                raise AssertionError
+            return stored.stored(decode(raws))
+
+        return super().replay(stored, None if decode is None else decoded, run_id=run_id)
+
+    def _storable(self, batches: Batches) -> StorableBatches:
+        return StorableBatches(batches, f"feed {self.feed.name!r}")
+
+    def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:  # noqa: ARG002
+        """Implements `LakeTable`: the catalog tells all at once."""
+        view = self._folder.view()
+        state = self._folder.state.load()
+        found = [self._planned(key, view.manifest(key), request) for key in view.partitions()]
+        is_table = self.feed.kind is FeedKind.TABLE
+        kept = set(state.keys) if is_table else None
+        return FeedStatistics(
+            feed=self.feed,
+            partitions=tuple(each for each in found if each.files and (kept is None or each.key in kept)),
+            emptied=tuple(each for each in found if not each.files),
+            versions=state.versions if is_table else (),
+            current=state.current if is_table else None,
+            last_run=self._folder.summary.last_export(),
+        )
+
+    def _planned(self, key: str, manifest: Manifest, request: CompactionRequest) -> PlannedPartition:
+        plan = plan_of(self._folder, key, manifest, rules_of(self.feed, request), {})
+        history = [
+            PastCommit(
+                each.kind,
+                each.at,
+                each.rows,
+                each.files_added,
+                each.files_removed,
+                each.files,
+                each.small_files,
+                each.size_bytes,
+            )
+            for each in manifest.history
+        ]
+        return PlannedPartition.from_facts(
+            self._folder.report(key, manifest),
+            outlook_of_plan(plan, small_below_bytes=self.feed.small_file_bytes),
+            last_export=last_arrival(history, adopted=False),
+            history=history,
+        )
+
+    def removed(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Implements `LakeTable`."""
+        if self.feed.kind is not FeedKind.TABLE:
+            return ()
+        view = self._folder.view()
+        return tuple(key for key in keys if view.manifest(key).deleted)
+
+    def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
+        """Implements `LakeTable`."""
+        folder, view = self._folder, self._folder.view()
+        keys = view.partitions() if partitions is None else tuple(partitions)
+        roots = [folder.data_root] if partitions is None else [folder.data_folder(key) for key in keys]
+        objects = {info.key: info for root in roots for info in folder.data_store.list(root)}
+        named: set[str] = set()
+        for at, record in unfinished_commits(folder):
+            named.update(each.key for each in record.staged)
+            detail = f"commit {record.commit_id} was interrupted; 'datalake repair' undoes it"
+            yield Difference("", "pending", at, detail)
+        for key in keys:
+            for file in view.manifest(key).files:
+                name = folder.file_key(key, file.name)
+                named.add(name)
+                info = objects.get(name)
+                if info is None:
+                    yield Difference(key, "missing", name, f"{file.rows} rows, {file.size_bytes} bytes")
+                elif info.size_bytes != file.size_bytes:
+                    yield Difference(key, "size", name, f"{info.size_bytes} bytes, the table says {file.size_bytes}")
+                elif deep:
+                    yield from content(folder, key, file, name)
+        past = set(view.named_files())
+        for name in sorted(set(objects) - named):
+            if folder.path_below(name) not in past:
+                yield Difference(
+                    name_text(name.removeprefix(f"{folder.data_root}/").rpartition("/")[0]),
+                    "unknown file",
+                    name_text(name),
+                    "in the table's folder and in no snapshot",
+                )
+
+    def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
+        """Implements `LakeTable`."""
+        folder = self._folder
+        made, undone = undo_interrupted(folder)
+        if self.feed.kind is FeedKind.TABLE:
+            mend_versions(folder, {key: folder.log(key).load().manifest for key in folder.partition_keys()})
+        view = folder.view()
+        reports = [folder.report(key, view.manifest(key)) for key in view.partitions()]
+        folder.summary.mend(reports, at=folder.store.now())
+        return Repair(finished=made, undone=undone, swept=sweep_staged(folder))

@@ -1,0 +1,301 @@
+"""An Iceberg table at one moment, told as manifests of partitions, which everything above knows how to read.
+
+Iceberg's own metadata is the truth: which files there are, and when they came. What Iceberg has no place for stands in
+the table's properties and in the summaries of its snapshots, under names that begin with ``datalake.``: the position,
+which commit a snapshot is, and what it did to each partition.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any, Final
+
+from pyiceberg.manifest import DataFile as IcebergFile
+from pyiceberg.manifest import ManifestContent, ManifestEntry
+from pyiceberg.table import Table
+from pyiceberg.table.refs import SnapshotRefType
+from pyiceberg.table.snapshots import Snapshot, ancestors_of
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import HISTORY, Commit, Manifest
+from datalake_assets.core.partitions import PartitionBy, version_key, version_number
+from datalake_assets.core.position import OffsetsPosition, Position, position_from_json
+from datalake_assets.errors import ConfigError
+from datalake_assets.lake.iceberg.iceberg_schemas import key_of_value, time_bounds_of
+from datalake_assets.lake.iceberg.transactions import Manifests
+
+__all__ = [
+    "COMMIT",
+    "KIND",
+    "PARTITIONS",
+    "POSITION",
+    "REMOVED",
+    "RUN",
+    "WINDOWS",
+    "TableView",
+    "data_path",
+    "path_in_table",
+]
+
+#: Of a snapshot: the commit that made it.
+COMMIT: Final = "datalake.commit"
+#: Of a snapshot: what it did, one of `Manifest`'s kinds of commits.
+KIND: Final = "datalake.kind"
+#: Of a snapshot: the Dagster run that made it.
+RUN: Final = "datalake.run"
+#: Of a snapshot: what it did to each partition, as JSON.
+PARTITIONS: Final = "datalake.partitions"
+#: Of a snapshot and of the table: how much of its source there is.
+POSITION: Final = "datalake.position"
+#: Of the table: the positions of partitions that were pulled as a whole, as JSON by key.
+WINDOWS: Final = "datalake.windows"
+#: Of the table: numbers of versions that retention removed, as JSON.
+REMOVED: Final = "datalake.removed-versions"
+
+_BY: Final = {by.value: by for by in PartitionBy}
+#: Gives the folder of a partition's own files, below the table's location.
+FolderOf = Callable[[str], str]
+
+
+def path_in_table(table: Table, uri: str) -> str:
+    """A file's path below the table's location.
+
+    Raises:
+        ConfigError: It lies elsewhere.
+    """
+    root = _plain(table.location()).rstrip("/") + "/"
+    path = _plain(uri)
+    if not path.startswith(root):
+        raise ConfigError(
+            f"{uri} belongs to the Iceberg table at {table.location()} and lies elsewhere; rewrite it there"
+        )
+    return path.removeprefix(root)
+
+
+def _plain(uri: str) -> str:
+    """Spark says s3a, and file:/ with one slash."""
+    scheme, separator, rest = uri.partition(":")
+    if not separator or "/" in scheme:
+        return uri
+    return f"s3://{rest.lstrip('/')}" if scheme in {"s3", "s3a", "s3n"} else f"/{rest.lstrip('/')}"
+
+
+def data_path(name: str, folder: str) -> str:
+    """The path of a data file below the table's location, by its name in a manifest: a plain one is of its folder."""
+    return name if "/" in name else f"{folder}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A data file of a snapshot, and the number of the commit that brought it."""
+
+    file: IcebergFile
+    sequence_number: int
+
+
+class TableView:
+    """A table at one moment; None: one that was never written.
+
+    Args:
+        table: As it was loaded.
+        by: Length of its partitions; None for a table with versions.
+        folder_of: Gives the folder of a partition's own files, below the table's location.
+        reader: Reads its manifests.
+    """
+
+    def __init__(
+        self, table: Table | None, by: PartitionBy | None, folder_of: FolderOf, reader: Manifests | None
+    ) -> None:
+        self.table, self._by, self._folder_of, self._reader = table, by, folder_of, reader
+        self._lines: dict[int, dict[str, list[_Line]]] = {}
+
+    def partitions(self) -> tuple[str, ...]:
+        """Partitions with files, or versions; in order."""
+        if self.table is None:
+            return ()
+        if self._by is None:
+            return tuple(version_key(number) for number in sorted(self.versions))
+        return tuple(sorted({*self._files(self.table.current_snapshot()), *self._history, *self.windows()}))
+
+    @cached_property
+    def versions(self) -> Mapping[int, Snapshot]:
+        """The snapshots of a table's versions, by number: those that a tag keeps."""
+        found = {}
+        for name, ref in self.table.metadata.refs.items() if self.table is not None else ():
+            if ref.snapshot_ref_type is SnapshotRefType.TAG and name.removeprefix("v").isdecimal():
+                snapshot = self.table.metadata.snapshot_by_id(ref.snapshot_id) if self.table is not None else None
+                if snapshot is not None:
+                    found[version_number(name)] = snapshot
+        return found
+
+    def manifest(self, key: str) -> Manifest:
+        """What a partition holds."""
+        if self.table is None:
+            return Manifest()
+        snapshot = self._snapshot(key)
+        lines = self._files(snapshot).get(key if self._by is not None else "", []) if snapshot is not None else []
+        history = self._history.get(key, [])
+        numbers = [line.sequence_number for line in lines] + [number for number, _ in history]
+        return Manifest(
+            generation=max(numbers, default=0),
+            files=tuple(self._data_file(key, line) for line in lines),
+            position=self._position(key),
+            history=tuple(commit for _, commit in history)[-HISTORY:],
+            deleted=key in self._removed,
+        )
+
+    def paths(self, key: str) -> dict[str, str]:
+        """The URIs of a partition's files, by their names in its manifest."""
+        snapshot = self._snapshot(key)
+        lines = self._files(snapshot).get(key if self._by is not None else "", []) if snapshot is not None else []
+        return {self._name(key, line.file): line.file.file_path for line in lines}
+
+    def is_committed(self, commit_id: str) -> bool:
+        """Whether a snapshot that is still there was made by a commit."""
+        snapshots = self.table.snapshots() if self.table is not None else []
+        return any(_said(snapshot).get(COMMIT) == commit_id for snapshot in snapshots)
+
+    def named_files(self) -> dict[str, int]:
+        """The data files of every snapshot that is still there, by their paths below the table's location; sizes."""
+        found = {}
+        for snapshot in self.table.snapshots() if self.table is not None else []:
+            for entry in self._entries(snapshot):
+                if self.table is not None:
+                    found[path_in_table(self.table, entry.data_file.file_path)] = entry.data_file.file_size_in_bytes
+        return found
+
+    def paths_of(self, snapshots: Iterable[Snapshot]) -> set[str]:
+        """The URIs of all files that snapshots name: manifest lists, manifests and data files."""
+        found = set()
+        for snapshot in snapshots:
+            found.add(snapshot.manifest_list)
+            found |= {manifest.manifest_path for manifest in self._reader.of(snapshot)} if self._reader else set()
+            found |= {entry.data_file.file_path for entry in self._entries(snapshot)}
+        return found
+
+    def head_paths(self) -> list[str]:
+        """The URIs of all data files of the newest snapshot."""
+        head = self.table.current_snapshot() if self.table is not None else None
+        return [line.file.file_path for lines in self._files(head).values() for line in lines]
+
+    def windows(self) -> dict[str, Any]:
+        """The positions of partitions that were pulled as a whole, as JSON by key."""
+        return dict(json.loads(self._properties.get(WINDOWS, "{}")))
+
+    def removed_versions(self) -> list[int]:
+        """Numbers of versions that retention removed."""
+        return [int(number) for number in json.loads(self._properties.get(REMOVED, "[]"))]
+
+    @property
+    def _properties(self) -> Mapping[str, str]:
+        return self.table.properties if self.table is not None else {}
+
+    @cached_property
+    def _removed(self) -> set[str]:
+        return {version_key(number) for number in self.removed_versions()}
+
+    def _snapshot(self, key: str) -> Snapshot | None:
+        """The snapshot that a partition is read from; of the newest version the head, which may have been compacted."""
+        if self.table is None:
+            return None
+        if self._by is not None:
+            return self.table.current_snapshot()
+        number = version_number(key)
+        newest = max(self.versions, default=0)
+        return self.table.current_snapshot() if number == newest else self.versions.get(number)
+
+    def _position(self, key: str) -> Position | None:
+        if self._by is None:
+            tagged = self.versions.get(version_number(key))
+            return position_from_json(json.loads(_said(tagged).get(POSITION, "null")))
+        if WINDOWS in self._properties:
+            return position_from_json(self.windows().get(key))
+        position = position_from_json(json.loads(self._properties.get(POSITION, "null")))
+        return position if isinstance(position, OffsetsPosition) else None
+
+    @cached_property
+    def _history(self) -> dict[str, list[tuple[int, Commit]]]:
+        """The commits of each partition that the snapshots still tell of, oldest first, with their numbers."""
+        found: dict[str, list[tuple[int, Commit]]] = defaultdict(list)
+        head = self.table.current_snapshot() if self.table is not None else None
+        lineage = list(ancestors_of(head, self.table.metadata)) if head is not None and self.table is not None else []
+        for snapshot in reversed(lineage):
+            said = _said(snapshot)
+            for key, done in json.loads(said.get(PARTITIONS, "{}")).items():
+                commit = Commit(
+                    kind=said.get(KIND, ""),
+                    at=_time_of(snapshot),
+                    run_id=said.get(RUN, ""),
+                    **done,
+                )
+                found[key].append((snapshot.sequence_number or 0, commit))
+        return found
+
+    def _files(self, snapshot: Snapshot | None) -> dict[str, list[_Line]]:
+        """The data files of a snapshot by partition; those of an unpartitioned table under ""."""
+        if snapshot is None:
+            return {}
+        if snapshot.snapshot_id not in self._lines:
+            found: dict[str, list[_Line]] = defaultdict(list)
+            for entry in self._entries(snapshot):
+                found[self._key_of(entry.data_file)].append(_Line(entry.data_file, entry.sequence_number or 0))
+            for lines in found.values():
+                lines.sort(key=lambda line: (line.sequence_number, line.file.file_path))
+            self._lines[snapshot.snapshot_id] = found
+        return self._lines[snapshot.snapshot_id]
+
+    def _entries(self, snapshot: Snapshot) -> Iterator[ManifestEntry]:
+        if self.table is None or self._reader is None:
+            return
+        for manifest in self._reader.of(snapshot):
+            if manifest.content is not ManifestContent.DATA:
+                name = ".".join(self.table.name())
+                raise ConfigError(
+                    f"Iceberg table {name}: another engine deleted rows by delete files, which only it can apply: have"
+                    " it rewrite the data files that they are for"
+                )
+            yield from self._reader.entries(manifest)
+
+    def _key_of(self, file: IcebergFile) -> str:
+        if self._by is None:
+            return ""
+        table = self.table
+        spec = table.specs()[file.spec_id] if table is not None else None
+        by = _BY.get(str(spec.fields[0].transform)) if spec is not None and spec.fields else None
+        if by is not self._by:
+            raise ConfigError(
+                f"{file.file_path}: its partition is not one by {self._by.value}; another engine wrote it"
+            )
+        return key_of_value(file.partition[0], self._by)
+
+    def _data_file(self, key: str, line: _Line) -> DataFile:
+        file, table = line.file, self.table
+        low, high = time_bounds_of(file, table.metadata) if table is not None else (None, None)
+        return DataFile(
+            name=self._name(key, file),
+            rows=file.record_count,
+            size_bytes=file.file_size_in_bytes,
+            min_time=low,
+            max_time=high,
+        )
+
+    def _name(self, key: str, file: IcebergFile) -> str:
+        if self.table is None:
+            return file.file_path
+        path = path_in_table(self.table, file.file_path)
+        folder, _, name = path.rpartition("/")
+        return name if folder == self._folder_of(key) else path
+
+
+def _said(snapshot: Snapshot | None) -> Mapping[str, str]:
+    summary = snapshot.summary if snapshot is not None else None
+    return summary.additional_properties if summary is not None else {}
+
+
+def _time_of(snapshot: Snapshot) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=snapshot.timestamp_ms)
