@@ -208,6 +208,41 @@ ChunkValues = Mapping[str, Mapping[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
+class _Known:
+    """What followed from a footer's schema and key-values: small files have the same, and finding out costs as much.
+
+    Attributes:
+        arrow: The schema as Arrow reads it.
+        footer: The key-values.
+        schema: Of the rows in an output.
+        key_values: What an output says of them.
+        lost_order: What encoding again would lose, if it is an order of categories.
+    """
+
+    arrow: pa.Schema
+    footer: Mapping[bytes, bytes]
+    schema: pa.Schema
+    key_values: KeyValues
+    lost_order: str | None
+
+    @classmethod
+    def of(cls, arrow: pa.Schema, footer: Mapping[bytes, bytes], name: str) -> _Known:
+        """Finds it out.
+
+        Raises:
+            UnreadableFile: The file of this name cannot be in an output at all.
+        """
+        schema = without_views(arrow).remove_metadata()
+        if apart := names_apart_by_case(schema):
+            raise UnreadableFile(name, apart)
+        return cls(arrow, footer, schema, KeyValues.of(footer, schema), _lost_order(schema))
+
+    def fits(self, arrow: pa.Schema, footer: Mapping[bytes, bytes]) -> bool:
+        """Whether it follows from these, too."""
+        return bool(self.arrow.equals(arrow, check_metadata=True)) and self.footer == footer
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """What row groups of one output share.
 
@@ -221,6 +256,7 @@ class Shape:
         lost: What encoding again would lose of the inputs, for a person; None if nothing.
         ours: Copied row groups must have the schema that those get which are encoded; otherwise the first copied one's
             will do.
+        known: What followed from the footer of the file that it is the shape of, or of the first of several.
     """
 
     schema: pa.Schema
@@ -231,6 +267,7 @@ class Shape:
     stores_arrow: bool = True
     lost: str | None = None
     ours: bool = False
+    known: _Known | None = dataclasses.field(default=None, compare=False)
 
     def fits(self, other: Shape) -> bool:
         """Whether rows of that shape need neither cast nor metadata of their own, those of the footer aside."""
@@ -281,26 +318,26 @@ def shape_of(source: OpenInput, *, copied: bool, like: Shape | None = None) -> S
     Raises:
         UnreadableFile: It cannot be in an output at all.
     """
-    schema = without_views(source.schema).remove_metadata()
-    if apart := names_apart_by_case(schema):
-        raise UnreadableFile(source.file.name, apart)
-    key_values = KeyValues.of(source.key_values, schema)
+    key_values, known = source.key_values, like.known if like else None
+    if known is None or not known.fits(source.schema, key_values):
+        known = _Known.of(source.schema, key_values, source.file.name)
     if copied:
-        return Shape(schema, key_values)
+        return Shape(known.schema, known.key_values, known=known)
     try:
         encoded = encoded_schema(source.footer_bytes, like.parquet[0] if like and like.parquet else b"")
-        lost = lost_type(encoded) or _lost_order(schema)
+        lost = lost_type(encoded) or known.lost_order
     except MalformedThrift as error:
         raise UnreadableFile(source.file.name, f"its footer is damaged: {error}") from error
     chunk_values, lost_values = _chunk_values(source)
     return Shape(
-        schema,
-        key_values,
+        known.schema,
+        known.key_values,
         parquet=(encoded,),
         bloom_columns=source.bloom_columns(),
         chunk_values=chunk_values,
-        stores_arrow=ARROW_SCHEMA in source.key_values,
+        stores_arrow=ARROW_SCHEMA in key_values,
         lost=lost or lost_values,
+        known=known,
     )
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from datalake_assets.parquet.schemas import Incompatible, conform_table, names_apart_by_case, unify_schemas
+from datalake_assets.parquet.inputs import OpenInput
+from datalake_assets.parquet.schemas import Incompatible, conform_table, names_apart_by_case, shape_of, unify_schemas
+from datalake_assets_tests.parquet.test_rewrite import inputs
 
 
 def unified(*kinds):
@@ -153,3 +155,30 @@ def test_rows_are_conformed_by_name_without_loss():
         {"s": None, "n": None, "a": 2},
         {"s": {"x": 2, "y": "why"}, "n": "text", "a": 3},
     ]
+
+
+PLAIN = pa.table({"c": pa.array(["a", "b"]).dictionary_encode()})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PLAIN,
+        PLAIN.replace_schema_metadata({"k": "v"}),
+        PLAIN.cast(pa.schema([pa.field("c", PLAIN["c"].type, metadata={"unit": "m"})])),
+        PLAIN.cast(pa.schema([pa.field("c", PLAIN["c"].type, nullable=False)])),
+        pa.table({"c": pa.DictionaryArray.from_arrays(pa.array([0]), pa.array(["a"]), ordered=True)}),
+        pa.table({"c": pa.array(["a"])}),
+        pa.table({"C": PLAIN["c"]}),
+    ],
+    ids=["the same", "key-values", "a field's metadata", "not null", "ordered", "text", "name"],
+)
+def test_shape_of_a_file_is_its_own_whatever_the_file_before(other):
+    before, source = (OpenInput(each) for each in inputs(PLAIN, other))
+    like = shape_of(before, copied=False)
+
+    shape = shape_of(source, copied=False, like=like)
+
+    assert shape == shape_of(source, copied=False)
+    assert shape.schema.equals(shape_of(source, copied=False).schema, check_metadata=True)
+    assert (shape.known is like.known) == (other is PLAIN)
