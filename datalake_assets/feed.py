@@ -47,6 +47,7 @@ __all__ = [
     "PositionKind",
     "SourceModel",
     "SystemSource",
+    "ages_problem",
     "declared_systems",
     "parse_feed",
     "partitions_problem",
@@ -377,6 +378,14 @@ def partitions_problem(feed: Feed, now: datetime, *, most: int = MAX_PARTITIONS)
         f"start: partitions by {feed.partition_by} since {feed.start} are {count:,}, above {most:,};"
         " take a later start, or longer partitions"
     )
+
+
+def ages_problem(feed: Feed) -> str | None:
+    """Why a feed can never be fresh; None if it can. No part of its own validation, which such ones formerly passed."""
+    ages = (feed.freshness.max_event_age, feed.freshness.fail_event_age)
+    if feed.kind is not FeedKind.TABLE or ages == (None, None):
+        return None
+    return "freshness: rows of a table have no time; limit the age of its newest version, max_commit_age"
 
 
 def parse_feed(document: str | bytes, *, name: str = "?") -> Feed:

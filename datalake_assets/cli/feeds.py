@@ -34,6 +34,7 @@ from datalake_assets.feed import (
     FeedKind,
     FolderSource,
     SystemSource,
+    ages_problem,
     parse_feed,
     partitions_problem,
 )
@@ -542,7 +543,7 @@ def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) ->
         InvalidFeed: One of them does not; says which field and why.
     """
     too_many = None if as_before else partitions_problem(feed, datetime.now(UTC))
-    problem = too_many or _left_out(session, (feed,)).get(feed.name)
+    problem = too_many or ages_problem(feed) or _left_out(session, (feed,)).get(feed.name)
     if problem is not None:
         raise InvalidFeed(feed.name, problem)
     if feed.is_iceberg:

@@ -22,16 +22,29 @@ def serve() -> None:
 @serve.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8088, show_default=True, help="Port; 0: a free one.")
 @click.option("--records", type=click.IntRange(min=1), metavar="N", help="Rows per stream.  [default: growing]")
-@click.option("--events-per-day", type=click.IntRange(min=1), default=250, show_default=True, help="Rows per day.")
+@click.option(
+    "--events-per-day",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows per day.  [default: 250; with --records alone, as many as end now]",
+)
 @click.option("--seed", type=int, default=7, show_default=True, help="Another seed gives other rows.")
-@click.option("--start", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="First day.  [default: 29 days ago]")
+@click.option(
+    "--start",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="DATE",
+    help="First day.  [default: 29 days ago; with --records, so that the last row is of now]",
+)
 @click.option("--user", help="Ask for HTTP Basic credentials.")
 @click.option("--password", envvar="DATALAKE_SERVE_PASSWORD", show_envvar=True, help="Their password.")
 @click.option(
     "--fault", "faults", multiple=True, metavar="KIND=VALUE", help="Do something wrong, such as drop_after_rows=100."
 )
 def ksqldb(**options: Any) -> None:
-    """Serve generated streams and tables as a ksqlDB server does."""
+    """Serve generated streams and tables as a ksqlDB server does.
+
+    The same rows come again where --start, --events-per-day and --seed are the same.
+    """
     if (options["user"] is None) != (options["password"] is None):
         raise click.UsageError("give --user and --password together")
     serve_ksqldb(**options, announce=lambda url: say(f"export DATALAKE_KSQLDB_URL={url}"))

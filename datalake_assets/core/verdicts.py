@@ -266,6 +266,9 @@ MAX_PARTITIONS = 100
 def freshness_verdict(policy: Freshness, *, commit: datetime | None, event: datetime | None, now: datetime) -> Verdict:
     """Compares ages with a policy; without one the ages are reported and nothing is wrong.
 
+    A feed that is exported every hour may have no row of this year, and one with rows of today may wait for its next
+    export since yesterday: if either is too old, the verdict says both.
+
     Args:
         policy: What the feed allows.
         commit: Its newest export; None if there was none.
@@ -288,8 +291,10 @@ def freshness_verdict(policy: Freshness, *, commit: datetime | None, event: date
                     levels.append(level)
         exceeded = [limit for limit in (fail, warn) if limit is not None and (age is None or age > limit)]
         if exceeded:
-            lines.append(f"the newest {name} is {_readable(age)} old, the feed allows {_readable(exceeded[0])}")
-    return Verdict(worst(levels), figures, tuple(lines))
+            lines.append(f"the newest {name} is {_readable(age)}, the feed allows {_span(exceeded[0])}")
+        elif age is not None:
+            lines.append(f"the newest {name} is {_readable(age)}")
+    return Verdict(worst(levels), figures, tuple(lines) if levels else ())
 
 
 def counts_as_fresh(by: PartitionBy, key: str, *, at: datetime) -> bool:
@@ -315,7 +320,11 @@ def _hours(age: timedelta) -> float:
 
 
 def _readable(age: timedelta | None) -> str:
-    return "infinitely" if age is None else str(timedelta(seconds=round(age.total_seconds())))
+    return "not known" if age is None else f"{_span(age)} old"
+
+
+def _span(age: timedelta) -> str:
+    return str(timedelta(seconds=round(age.total_seconds())))
 
 
 @dataclass(frozen=True, slots=True)

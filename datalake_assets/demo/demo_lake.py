@@ -35,6 +35,7 @@ __all__ = [
     "prepare_demo",
     "read_demo",
     "serve_ksqldb",
+    "served_from",
     "source_line",
 ]
 
@@ -46,6 +47,9 @@ DEMO_DAYS = 29
 EVENTS_PER_DAY = 250
 #: The rows that are asked for last arrive within this time, whatever their number.
 LEAST_SPAN = dt.timedelta(seconds=1)
+
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class DemoPace(BaseModel):
@@ -189,11 +193,34 @@ def source_line(settings: Settings) -> str:
     return f"ksqlDB  {settings.of(KsqlDBSettings).ksqldb_url}"
 
 
+def served_from(
+    records: int | None, events_per_day: int | None, start: dt.datetime | None, *, now: dt.datetime
+) -> tuple[dt.datetime, int]:
+    """When the rows of a server in the foreground begin, and how many there are a day.
+
+    Rows of a certain number end now, as a demo's do: a feed of theirs would be late from its first export on. Rows
+    that grow with the clock began some weeks ago.
+
+    Raises:
+        ConfigError: They would have begun before every clock's epoch.
+    """
+    if start is None and records is not None and events_per_day is None:
+        demo = plan_demo(None, records, now=now)
+        return demo.start_time, demo.events_per_day
+    pace = EVENTS_PER_DAY if events_per_day is None else events_per_day
+    if start is not None or records is None:
+        today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return start or today - dt.timedelta(days=DEMO_DAYS), pace
+    if records / pace > (now - _EPOCH) / dt.timedelta(days=1):
+        raise ConfigError(f"{records:,} rows, {pace:,} a day, would begin before 1970; give more --events-per-day")
+    return now - dt.timedelta(days=records / pace), pace
+
+
 def serve_ksqldb(
     *,
     port: int,
     records: int | None,
-    events_per_day: int,
+    events_per_day: int | None,
     seed: int,
     start: dt.datetime | None,
     user: str | None,
@@ -204,18 +231,18 @@ def serve_ksqldb(
     """Runs the embedded ksqlDB server until SIGINT or SIGTERM; `announce` is called with its URL.
 
     Raises:
-        ConfigError: The port is taken, or a fault is none.
+        ConfigError: The port is taken, a fault is none, or the rows would begin before there was a clock.
     """
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig  # noqa: PLC0415  costs numpy's import
     from datalake_assets.demo.ksqldb_server.faults import Faults, parse_fault  # noqa: PLC0415  costs numpy's import
     from datalake_assets.demo.ksqldb_server.ksql_errors import InvalidOption  # noqa: PLC0415  costs numpy's import
     from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  costs numpy's import
 
-    today = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    begin = start.replace(tzinfo=dt.UTC) if start else today - dt.timedelta(days=DEMO_DAYS)
+    first = start.replace(tzinfo=dt.UTC) if start else None
+    begin, pace = served_from(records, events_per_day, first, now=dt.datetime.now(dt.UTC))
     try:
         server = KsqlServer(
-            GeneratorConfig(seed=seed, start=begin, events_per_day=events_per_day, records=records),
+            GeneratorConfig(seed=seed, start=begin, events_per_day=pace, records=records),
             port=port,
             auth=None if user is None or password is None else (user, password),
             faults=Faults([parse_fault(fault) for fault in faults]),

@@ -262,6 +262,14 @@ def test_check_names_what_dagster_refuses(run, lake, registry, monkeypatch):
     assert found["problem"].startswith('Dagster refuses it: "a b" is not a valid asset group name')
 
 
+def test_age_of_rows_of_a_table_is_refused(run, lake, tmp_path):
+    table = {**BAD, "kind": "table", "partition_by": "day", "freshness": {"max_event_age": "P1D"}}
+    (tmp_path / "feed.json").write_text(json.dumps(table))
+    result = run("feeds", "add", "--file", "feed.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: feed 'bad' is invalid: freshness: rows of a table have no time; limit the")
+
+
 def test_update_refuses_what_add_refuses(run, lake, registry, tmp_path):
     registry.add(parse_feed(json.dumps(BAD)))
     (tmp_path / "feed.json").write_text(json.dumps(document("schedule", "daily") | {"revision": 1}))

@@ -140,14 +140,21 @@ def test_quarantine_judges_the_share_of_rows(read, quarantined, level):
             NOW,
             NOW - 3 * HOUR,
             Level.ERROR,
-            ("the newest event is 3:00:00 old, the feed allows 2:00:00",),
+            ("the newest commit is 0:00:00 old", "the newest event is 3:00:00 old, the feed allows 2:00:00"),
         ),
         (
             Freshness(max_event_age=HOUR),
             NOW,
             None,
             Level.WARN,
-            ("the newest event is infinitely old, the feed allows 1:00:00",),
+            ("the newest commit is 0:00:00 old", "the newest event is not known, the feed allows 1:00:00"),
+        ),
+        (
+            Freshness(max_commit_age=HOUR, max_event_age=24 * HOUR),
+            NOW - 2 * HOUR,
+            NOW - 3 * HOUR,
+            Level.WARN,
+            ("the newest commit is 2:00:00 old, the feed allows 1:00:00", "the newest event is 3:00:00 old"),
         ),
     ],
 )

@@ -9,10 +9,20 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from datalake_assets.core.verdicts import freshness_verdict
 from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, demo_feeds
-from datalake_assets.demo.demo_lake import DEMO_KEY, DemoLake, demo_stand_in, plan_demo, prepare_demo, read_demo
+from datalake_assets.demo.demo_lake import (
+    DEMO_KEY,
+    DemoLake,
+    demo_stand_in,
+    plan_demo,
+    prepare_demo,
+    read_demo,
+    served_from,
+)
 from datalake_assets.demo.ksqldb_server.blocks import MAX_LATE_MS
 from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, PreconditionFailed
+from datalake_assets.feed import FeedKind
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.systems import connect
 
@@ -140,3 +150,39 @@ def test_the_demo_has_four_streams_and_four_tables_with_all_that_the_ui_shows():
     assert tuple(feed.name for feed in feeds) == DEMO_FEED_NAMES
     assert [feed.kind.value for feed in feeds] == ["stream"] * 4 + ["table"] * 4
     assert all(feed.description and feed.owners and feed.tags and feed.group and feed.start == START for feed in feeds)
+
+
+@pytest.mark.parametrize("records", [1, 7, 250, 10_000, 10**9])
+@pytest.mark.parametrize("per_day", [None, 1_000_000])
+def test_served_rows_of_a_certain_number_end_now(records, per_day):
+    begin, pace = served_from(records, per_day, None, now=NOW)
+    end = begin + dt.timedelta(days=records / pace)
+    assert dt.timedelta(0) <= NOW - end <= (NOW - begin) / pace + dt.timedelta(microseconds=2)
+    assert pace == per_day or NOW - begin < dt.timedelta(days=31)
+
+
+@pytest.mark.parametrize(
+    ("records", "per_day", "start", "served"),
+    [
+        (None, None, None, (dt.datetime(2025, 1, 31, tzinfo=dt.UTC), 250)),
+        (None, 9, None, (dt.datetime(2025, 1, 31, tzinfo=dt.UTC), 9)),
+        (600, None, NOW, (NOW, 250)),
+        (600, 7, NOW, (NOW, 7)),
+    ],
+)
+def test_served_rows_begin_where_they_are_told_to(records, per_day, start, served):
+    assert served_from(records, per_day, start, now=NOW) == served
+
+
+def test_served_rows_do_not_begin_before_the_epoch():
+    with pytest.raises(ConfigError, match=r"1,000,000 rows, 1 a day, would begin before 1970; give more"):
+        served_from(1_000_000, 1, None, now=NOW)
+
+
+def test_demo_that_is_exported_again_long_after_is_stale_by_its_rows():
+    (fresh,) = {feed.freshness for feed in demo_feeds(START) if feed.kind is FeedKind.STREAM}
+    verdict = freshness_verdict(fresh, commit=NOW, event=NOW - dt.timedelta(days=60), now=NOW)
+    assert verdict.lines == (
+        "the newest commit is 0:00:00 old",
+        "the newest event is 60 days, 0:00:00 old, the feed allows 3 days, 0:00:00",
+    )
