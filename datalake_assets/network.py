@@ -134,6 +134,7 @@ def _parsed(variable: str, value: str) -> Proxy:
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as the resolver does
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in _PORTS and parts.scheme:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cache
@@ -168,6 +169,7 @@ def load_settings(**overrides: str | None) -> Settings:
     given = {name: value for name, value in overrides.items() if value is not None}
     _refuse_unknown(os.environ)
     try:
+        _refuse_ambiguous(Path(_FILE))
         return settings_model()(**given)  # type: ignore[arg-type]  # pydantic coerces
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
@@ -190,6 +192,19 @@ def _refuse_unknown(environment: Iterable[str]) -> None:
             similar = difflib.get_close_matches(name.upper().removeprefix(_PREFIX), ends, n=1)
             hint = f"did you mean {ends[similar[0]]}?" if similar else "see docs/reference/settings.md"
             raise ConfigError(f"{name}: there is no such setting; {hint}")
+
+
+def _refuse_ambiguous(file: Path) -> None:
+    """A file that would be passed over, or a setting that is there twice: the command would work on another lake."""
+    if not os.path.lexists(file):
+        return
+    if not file.is_file():
+        raise ConfigError(f"{file}: it is not a file, or a link to none; put settings there, or remove it")
+    root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    names = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{file}: {', '.join(map(repr, repeated))} is there twice")
 
 
 def _place(path: tuple[int | str, ...], given: Mapping[str, str]) -> str:

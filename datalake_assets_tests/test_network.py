@@ -88,6 +88,7 @@ def test_a_proxys_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None
         ({"ALL_PROXY": "socks5://proxy.test:1080"}, "ALL_PROXY: socks5 proxies are not supported; name an http:// one"),
         ({"HTTP_PROXY": "http://"}, "HTTP_PROXY is not the URL of a proxy"),
         ({"HTTP_PROXY": "http://proxy.test:none"}, "HTTP_PROXY is not the URL of a proxy"),
+        ({"HTTP_PROXY": "http://proxy..test:1"}, "HTTP_PROXY is not the URL of a proxy"),
         ({"AWS_CA_BUNDLE": "/nowhere.pem"}, "AWS_CA_BUNDLE: '/nowhere.pem' is not a readable PEM file"),
         ({"SSL_CERT_FILE": __file__}, "SSL_CERT_FILE: .* is not a readable PEM file"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def test_a_variable_that_is_wrong_is_named(run, monkeypatch, name, value, line):
         (b"lake: &x [*x]\n", None),
         (b"!!python/object:os.system x", None),
         (b"? [a]\n: b\n", None),
+        (b"lake: ./a\nlake: ./lake\n", "datalake.yaml: 'lake' is there twice"),
+        (b"[" * 3000, None),
     ],
 )
 def test_a_file_that_is_wrong_is_named(run, tmp_path, text, line):
@@ -88,11 +91,15 @@ def test_a_file_that_is_wrong_is_named(run, tmp_path, text, line):
     assert line is None or result.stderr == f"Error: {line}\n"
 
 
-def test_a_file_that_is_a_folder_is_named(run, tmp_path):
-    (tmp_path / "datalake.yaml").mkdir()
-    result = run("feeds", "list", "--lake", "lake")
-    assert result.exit_code == 1
-    assert "unexpected" not in result.stderr
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone"), lambda path: path.symlink_to(path)]
+)
+def test_a_file_that_is_none_is_not_passed_over(run, lake, tmp_path, make):
+    make(tmp_path / "datalake.yaml")
+    assert lake.exists()
+    result = run("feeds", "list")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: datalake.yaml: it is not a file")
 
 
 @pytest.mark.parametrize("empty", [b"", b"# nothing\n", b"---\n"])

@@ -145,7 +145,7 @@ def reload_location(webserver_url: str, location: str) -> str | None:
         answer = httpx.post(url, json=request, timeout=_RELOAD_TIMEOUT_S, **route_to(url).for_httpx())
         answer.raise_for_status()
         reloaded = answer.json()["data"]["reloadRepositoryLocation"]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         return f"no reload by the web server at {urlsplit(webserver_url).netloc}: {type(error).__name__}"
     # a location that fails to load is reported inside a successful answer
     loaded: dict[str, Any] = reloaded.get("locationOrLoadError") or reloaded

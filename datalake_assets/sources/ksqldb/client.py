@@ -396,6 +396,7 @@ class KsqlClient:
 def _parsed(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
+        parsed.raw_host.decode().encode("idna")  # as the resolver does: it may have labels that are none
     except (httpx.InvalidURL, ValueError, TypeError):
         parsed = httpx.URL("")
     if parsed.scheme not in {"http", "https"} or not parsed.host:

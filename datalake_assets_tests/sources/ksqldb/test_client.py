@@ -128,7 +128,11 @@ def test_silent_server_times_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8088", "ftp://host", "http://", "http://a:b c", 'http://u:pa"ss@', "//x"]
+    "url",
+    [
+        *("", "localhost:8088", "ftp://host", "http://", "http://a:b c", 'http://u:pa"ss@', "//x"),
+        *("http://a..b", "http://.:1", f"https://{'a' * 64}.example.com"),
+    ],
 )
 def test_url_that_cannot_work_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="is not the URL of a ksqlDB server"):
