@@ -47,6 +47,8 @@ ROWS = 120
 CHILDREN = max(1, (os.cpu_count() or 2) - 1)
 #: Seconds after which a child that says nothing counts as one that hangs.
 PATIENCE_S = 60
+#: Files after which a line says how far it is: whoever ends a campaign early knows what was tried.
+PROGRESS_FILES = 1000
 
 
 def _table(start: int) -> pa.Table:
@@ -302,6 +304,8 @@ def main() -> int:
         if finding:
             findings += 1
             print(f"FINDING {seed}-{number} {writer}: {outcome}: {finding}", flush=True)
+        if (done := counts.total()) % PROGRESS_FILES == 0:
+            print(f"{done} of {files} after {time.monotonic() - began:.0f} s, {findings} findings", flush=True)
     print(f"{files} mutated files of {len(made)} writers in {time.monotonic() - began:.0f} s, {findings} findings")
     for outcome, count in counts.most_common():
         print(f"{count:8} {outcome}")
