@@ -40,7 +40,6 @@ REASONS = {
     "lake.store.s3_uploads": "multipart uploads, which stay invisible until they are completed",
     "operations.http_api": "one of the ways to the dispatcher: brings Starlette",
     "operations.validation": "records held against columns: pure, with table-driven tests",
-    "parquet.bit_streams": "encodings of numbers: knows of no files, as what asks for them knows of no bits",
     "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",
     "parquet.segments": "row groups encoded in memory, in threads",
     "report.documents": "CSV and JSON, beside the page",

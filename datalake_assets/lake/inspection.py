@@ -109,7 +109,7 @@ def content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator
             if reason := too_large(parquet, opened, row_bytes=ROW_BYTES):
                 yield Difference(key, "rows", name, f"not decoded: {reason}")
                 return
-            rows = sum(piece.num_rows for piece in tables(parquet))
+            rows = sum(piece.num_rows for piece in tables(parquet, source=opened))
         except (pa.ArrowException, OSError, ValueError) as error:
             yield Difference(key, "rows", name, f"cannot be read: {error}")
             return

@@ -240,7 +240,7 @@ class _BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has 
 
 def _is_dense(dataset: ds.FileSystemDataset, fragment: ds.ParquetFileFragment) -> bool:
     with dataset.filesystem.open_input_file(fragment.path) as opened:
-        return is_dense(open_parquet(opened, int96_unit=INT96_UNIT), limit_bytes=DENSE_BYTES)
+        return is_dense(open_parquet(opened, int96_unit=INT96_UNIT), opened, limit_bytes=DENSE_BYTES)
 
 
 def _in_pieces(
@@ -252,7 +252,7 @@ def _in_pieces(
     """The batches of one file, as the scanner of the dataset would give them."""
     given = ds.get_partition_keys(fragment.partition_expression)
     with dataset.filesystem.open_input_file(fragment.path) as opened:
-        pieces = tables(open_parquet(opened, int96_unit=INT96_UNIT))
+        pieces = tables(open_parquet(opened, int96_unit=INT96_UNIT), source=opened)
         batches = (batch for piece in pieces for batch in _with_given(piece, dataset.schema, given).to_batches())
         scanner = ds.Scanner.from_batches(
             batches, schema=dataset.schema, columns=columns, filter=where, batch_readahead=1, fragment_readahead=1

@@ -3,50 +3,23 @@
 Whoever decodes a row holds all of it, however few rows are asked for at a time, and Arrow ends the process, or the
 system does, where memory doesn't suffice. How large a row gets is not in the footer: a list of a million texts takes a
 few hundred bytes where they are one entry of a dictionary. So footers tell which row groups are above suspicion, then
-the headers of pages, and of the few that are left, pages are unpacked one by one and the sizes of their rows added up
-from levels, lengths and dictionary indices.
+the headers of pages, and of the few that are left, the sizes of their rows are added up (`chunk_pages.py`).
 
 Nothing here says that a file is sound: what cannot be made out is left to Arrow, which says what is wrong with it.
-
-Source: apache/parquet-format: README.md (Nested Encoding, Data Pages), Encodings.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.core.wording import count_text, size_text
-from datalake_assets.parquet.bit_streams import (
-    LENGTH_BYTES,
-    Numbers,
-    delta_numbers,
-    hybrid_numbers,
-    leading_number,
-    text_lengths,
-)
-from datalake_assets.parquet.pages import (
-    DATA_PAGE,
-    DATA_PAGE_V2,
-    DICTIONARY_PAGE,
-    HEADER_BYTES,
-    HEADERS,
-    MAX_HEADER_BYTES,
-    PLAIN_DICTIONARY,
-    RLE_DICTIONARY,
-    Page,
-    page_of,
-)
-from datalake_assets.parquet.row_groups import MAGIC
-from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, MalformedThrift
+from datalake_assets.parquet.bit_streams import leading_number
+from datalake_assets.parquet.chunk_pages import DICTIONARY_ENCODINGS, UNREADABLE, Chunk, Chunks
+from datalake_assets.parquet.pages import DICTIONARY_PAGE
 
 __all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "unproven"]
 
@@ -54,25 +27,6 @@ __all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "unproven"]
 ROW_GROUPS_HELD = 3
 #: Decoded bytes of a row, at the most, where nobody says how much memory there is: a compaction's default for all.
 ROW_BYTES = (384 << 20) // ROW_GROUPS_HELD
-#: Read at a time on the way from one page's header to the next.
-BLOCK_BYTES = 4 << 20
-_END_BYTES = 4 + len(MAGIC)  # the footer's length and the magic
-# Fields on the way to a codec: of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData
-ROW_GROUPS, COLUMNS, META_DATA, CODEC = 4, 1, 3, 4
-#: CompressionCodec, in Arrow's names; "lz4" is Hadoop's.
-CODECS = ("uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4_raw")
-# Encoding
-PLAIN, BIT_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY = 0, 4, 6, 7
-DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
-#: Bytes of a value in Arrow, where Parquet's type fixes them.
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
-#: What each text takes besides, an offset and validity; and each value of a fixed width.
-OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES = 5, 1
-# Fields of a header that say how its page begins: encodings of the levels (version 1); their lengths, and whether what
-# follows is compressed (version 2)
-DEFINITION_ENCODING, REPETITION_ENCODING = 3, 4
-DEFINITION_BYTES, REPETITION_BYTES, IS_COMPRESSED = 5, 6, 7
-_UNREADABLE = (MalformedThrift, pa.ArrowException, OSError, ValueError, IndexError, ZeroDivisionError)
 
 
 def too_large(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int) -> str:
@@ -85,8 +39,8 @@ def too_large(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int)
         source: Its bytes.
         row_bytes: Decoded bytes of a row at the most; a page may take `ROW_GROUPS_HELD` times as many.
     """
-    for chunks in _row_groups(parquet, source):
-        with contextlib.suppress(*_UNREADABLE):
+    for chunks in Chunks(parquet, source):
+        with contextlib.suppress(*UNREADABLE):
             if reason := _too_large(chunks, row_bytes):
                 return reason
     return ""
@@ -99,67 +53,15 @@ def unproven(parquet: pq.ParquetFile, source: pa.NativeFile) -> str:
         parquet: The file, opened.
         source: Its bytes; only chunks whose dictionary the footer does not state are read.
     """
-    for chunks in _row_groups(parquet, source):
+    for chunks in Chunks(parquet, source):
         for chunk in chunks:
-            with contextlib.suppress(*_UNREADABLE):
+            with contextlib.suppress(*UNREADABLE):
                 if reason := _unproven(chunk):
                     return reason
     return ""
 
 
-def _row_groups(parquet: pq.ParquetFile, source: pa.NativeFile) -> Iterator[list[_Chunk]]:
-    metadata, codecs = parquet.metadata, _Codecs(source)
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        yield [
-            _Chunk.of(group.column(index), metadata.schema.column(index), source, partial(codecs.of, number, index))
-            for index in range(group.num_columns)
-        ]
-
-
-class _Codecs:
-    """The codecs of a file's column chunks as its footer has them: asked for an unknown one, Arrow ends the process."""
-
-    def __init__(self, source: pa.NativeFile) -> None:
-        self._source = source
-        self._numbers: list[list[int]] | None = None
-
-    def of(self, group: int, column: int) -> str:
-        """The name of a codec as Arrow knows it.
-
-        Raises:
-            MalformedThrift: There is none.
-        """
-        if self._numbers is None:
-            size_bytes = self._source.size()
-            end = self._source.read_at(_END_BYTES, size_bytes - _END_BYTES)
-            length = int.from_bytes(end[: _END_BYTES - len(MAGIC)], "little")
-            self._numbers = list(_codec_numbers(self._source.read_at(length, size_bytes - _END_BYTES - length)))
-        number = self._numbers[group][column]
-        if number not in range(len(CODECS)):
-            raise MalformedThrift(f"codec {number} is not known")
-        return CODECS[number]
-
-
-def _codec_numbers(footer: bytes) -> Iterator[list[int]]:
-    reader = CompactReader(footer)
-    for field, kind in reader.fields():
-        if field == ROW_GROUPS:
-            for _ in range(reader.structs(kind)):
-                yield [
-                    number
-                    for columns, of_columns in reader.fields()
-                    if columns == COLUMNS
-                    for _ in range(reader.structs(of_columns))
-                    for metadata, _ in reader.fields()
-                    if metadata == META_DATA
-                    for codec, of_codec in reader.fields()
-                    if codec == CODEC
-                    for number in [reader.integer(of_codec, I32)]
-                ]
-
-
-def _too_large(chunks: list[_Chunk], row_bytes: int) -> str:
+def _too_large(chunks: list[Chunk], row_bytes: int) -> str:
     """Why a row group's rows cannot be held; empty if they can."""
     held = row_bytes * ROW_GROUPS_HELD
     for chunk in chunks:
@@ -189,220 +91,7 @@ def _too_large(chunks: list[_Chunk], row_bytes: int) -> str:
     )
 
 
-class _Blocks:
-    """A file's bytes on the way from header to header: far apart they are fetched alone, close together at once."""
-
-    def __init__(self, source: pa.NativeFile) -> None:
-        self._source, self._size_bytes = source, source.size()
-        self._begin, self._block = 0, memoryview(b"")
-
-    def read(self, offset: int, length: int) -> memoryview:
-        """So many bytes from there, or as many as there are."""
-        if not 0 <= offset <= self._size_bytes:
-            raise MalformedThrift("a page lies outside the file")
-        if not self._begin <= offset <= offset + length <= self._begin + len(self._block):
-            wanted = min(max(length, BLOCK_BYTES), self._size_bytes - offset)
-            self._begin, self._block = offset, memoryview(self._source.read_at(wanted, offset))
-        return self._block[offset - self._begin : offset - self._begin + length]
-
-
-class _Found(NamedTuple):
-    """A page, its header, and where what follows the header begins."""
-
-    page: Page
-    header: bytes
-    begin: int
-
-
-class _Unpacked(NamedTuple):
-    """A page's levels and what follows them: ``repetition`` is empty where values are not repeated."""
-
-    repetition: Numbers
-    is_value: npt.NDArray[np.bool_]
-    values: memoryview
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """A column chunk and what was found out about it."""
-
-    path: str
-    kind: str
-    width: int | None
-    codec: Callable[[], str]
-    encodings: frozenset[str]
-    values: int
-    encoded_bytes: int
-    start: int
-    names_dictionary: bool
-    levels: tuple[int, int]  # the largest repetition and definition levels
-    blocks: _Blocks
-    _most: int | None = None
-    _entries: Numbers | None = None  # lengths of the dictionary's entries
-
-    @classmethod
-    def of(cls, chunk: Any, column: Any, source: pa.NativeFile, codec: Callable[[], str]) -> _Chunk:
-        dictionary, data = chunk.dictionary_page_offset, int(chunk.data_page_offset)
-        kind = chunk.physical_type
-        return cls(
-            path=chunk.path_in_schema,
-            kind=kind,
-            width=int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind),
-            codec=codec,
-            encodings=frozenset(chunk.encodings),
-            values=max(int(chunk.num_values), 0),
-            encoded_bytes=max(int(chunk.total_uncompressed_size), int(chunk.total_compressed_size), 0),
-            start=dictionary if dictionary and dictionary < data else data,
-            names_dictionary=bool(dictionary),
-            levels=(int(column.max_repetition_level), int(column.max_definition_level)),
-            blocks=_Blocks(source),
-        )
-
-    @property
-    def is_repeated(self) -> bool:
-        return self.levels[0] > 0
-
-    def most_by_footer(self) -> int:
-        """Bytes of a row in this column at the most, as far as the footer tells."""
-        times = self.values if self.is_repeated else 1
-        if self.width is not None:
-            return times * (self.width + FIXED_OVERHEAD_BYTES)
-        hides = self.is_repeated and not {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}.isdisjoint(
-            self.encodings
-        )
-        return self.encoded_bytes * (times if hides else 1) + times * OVERHEAD_BYTES
-
-    def most_by_headers(self) -> int:
-        """The same by the headers of pages and by the dictionary."""
-        if self._most is None:
-            self._most = min(self.most_by_footer(), self._looked_for_most())
-        return self._most
-
-    def _looked_for_most(self) -> int:
-        if self.width is not None:
-            return self.most_by_footer()
-        longest = most = 0
-        for page, header, begin in self.pages():
-            if page.kind == DICTIONARY_PAGE:
-                self._entries = text_lengths(self._unpacked_bytes(page, header, begin), page.values)
-                longest = int(self._entries.max(initial=0))
-                continue
-            times = page.values if self.is_repeated else 1
-            of_page = longest if page.encoding in DICTIONARY_ENCODINGS else page.plain_bytes
-            if self.is_repeated and page.encoding in (PLAIN, DELTA_LENGTH_BYTE_ARRAY):
-                most += page.plain_bytes  # a row may go on in the next page
-            elif self.is_repeated:
-                most += times * of_page
-            else:
-                most = max(most, of_page)
-        return most
-
-    def pages(self) -> Iterator[_Found]:
-        """Its pages in their order; ends with the last value."""
-        at, left = self.start, self.values
-        while left > 0:
-            length = HEADER_BYTES
-            while True:
-                header = bytes(self.blocks.read(at, length))
-                try:
-                    page = page_of(header)
-                    break
-                except MalformedThrift:
-                    if len(header) < length or length > MAX_HEADER_BYTES:
-                        raise
-                    length *= 16
-            yield _Found(page, header[: page.header_bytes], at + page.header_bytes)
-            at += page.header_bytes + page.size_bytes
-            left -= page.values if page.kind in (DATA_PAGE, DATA_PAGE_V2) else 0
-
-    def row_sizes(self) -> Numbers:
-        """Decoded bytes of each row in this column."""
-        sizes: list[Numbers] = []
-        overhead = OVERHEAD_BYTES if self.width is None else FIXED_OVERHEAD_BYTES
-        for found in self.pages():
-            if found.page.kind == DICTIONARY_PAGE:
-                if self.width is None:
-                    self._entries = text_lengths(self._unpacked_bytes(*found), found.page.values)
-                continue
-            unpacked = self.unpacked(found)
-            of_values = np.full(len(unpacked.is_value), overhead, np.int64)
-            of_values[unpacked.is_value] += self._lengths(found.page, unpacked)
-            begins = np.flatnonzero(unpacked.repetition == 0) if self.is_repeated else np.arange(len(of_values))
-            if sizes and (not len(begins) or begins[0]):  # the row before goes on
-                sizes[-1][-1] += of_values[: begins[0] if len(begins) else None].sum()
-            if len(begins):
-                sizes.append(np.add.reduceat(of_values, begins))
-        return np.concatenate(sizes) if sizes else np.zeros(0, np.int64)
-
-    def _lengths(self, page: Page, unpacked: _Unpacked) -> Numbers | int:
-        """Bytes of each value in Arrow."""
-        if self.width is not None:
-            return self.width
-        count = int(unpacked.is_value.sum())
-        if page.encoding in DICTIONARY_ENCODINGS and self._entries is not None:
-            return self._entries[hybrid_numbers(unpacked.values[1:], unpacked.values[0], count)] if count else 0
-        if page.encoding == PLAIN:
-            return text_lengths(unpacked.values, count)
-        if page.encoding == DELTA_LENGTH_BYTE_ARRAY:
-            return delta_numbers(unpacked.values)[0]
-        if page.encoding == DELTA_BYTE_ARRAY:
-            prefixes, end = delta_numbers(unpacked.values)
-            return prefixes + delta_numbers(unpacked.values[end:])[0]
-        raise MalformedThrift(f"encoding {page.encoding} is not known")
-
-    def unpacked(self, found: _Found) -> _Unpacked:
-        """A data page's levels, and the bytes of its values."""
-        count = found.page.values
-        if count > MAX_VALUES:
-            raise MalformedThrift("a page has too many values to look at them")
-        *encoded, values = self.parts(found)
-        read = [
-            hybrid_numbers(data, most.bit_length(), count) if most else np.zeros(count, np.int64)
-            for most, data in zip(self.levels, encoded, strict=True)
-        ]
-        return _Unpacked(read[0], read[1] == self.levels[1], values)
-
-    def parts(self, found: _Found) -> tuple[memoryview, memoryview, memoryview]:
-        """A data page's encoded repetition levels, definition levels and values."""
-        page, header, begin = found
-        numbers = _header_numbers(header, HEADERS[page.kind])
-        body, at, ends = self._unpacked_bytes(page, header, begin), 0, []
-        of_v1, of_v2 = (REPETITION_ENCODING, DEFINITION_ENCODING), (REPETITION_BYTES, DEFINITION_BYTES)
-        for most, encoding, length in zip(self.levels, of_v1, of_v2, strict=True):
-            if page.kind == DATA_PAGE_V2:
-                size = numbers.get(length, 0)
-            elif not most:
-                size = 0
-            elif numbers.get(encoding) == BIT_PACKED:
-                raise MalformedThrift("levels in the encoding of old are not looked at")
-            else:
-                size, at = int.from_bytes(body[at : at + LENGTH_BYTES], "little"), at + LENGTH_BYTES
-            ends.append((at, at + size))
-            at += size
-        (first, middle), (again, end) = ends
-        return body[first:middle], body[again:end], body[at:]
-
-    def _unpacked_bytes(self, page: Page, header: bytes, begin: int) -> memoryview:
-        """What a page holds, no longer compressed."""
-        body = self.blocks.read(begin, page.size_bytes)
-        if len(body) < page.size_bytes:
-            raise MalformedThrift("a page ends early")
-        plain, numbers = b"", {}
-        if page.kind == DATA_PAGE_V2:
-            numbers = _header_numbers(header, HEADERS[DATA_PAGE_V2])
-            levels = numbers.get(REPETITION_BYTES, 0) + numbers.get(DEFINITION_BYTES, 0)
-            plain, body = bytes(body[:levels]), body[levels:]
-        codec = self.codec()
-        if codec == "uncompressed" or not numbers.get(IS_COMPRESSED, 1) or not len(body):
-            return memoryview(plain + bytes(body))
-        return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), codec))
-
-
-#: Values of a page above which it is not looked at: Arrow's own limit of memory is not far.
-MAX_VALUES = 1 << 24
-
-
-def _unproven(chunk: _Chunk) -> str:
+def _unproven(chunk: Chunk) -> str:
     """Why nothing proves which values a column chunk has; empty if something does.
 
     A dictionary that the metadata does not state is taken to be whatever page comes first, which goes well as long as
@@ -439,30 +128,3 @@ def _packs_many(data: memoryview) -> bool:
         if run & 1 and run >> 1 > 1:
             return True
     return False
-
-
-def _header_numbers(header: bytes, field: int) -> dict[int, int]:
-    """The numbers and flags of the header of a page's kind, by id."""
-    numbers, reader = {}, CompactReader(header)
-    for outer, outer_kind in reader.fields():
-        if outer == field and outer_kind == STRUCT:
-            for inner, kind in reader.fields():
-                if kind == I32:
-                    numbers[inner] = reader.integer(kind, I32)
-                elif inner == IS_COMPRESSED:
-                    numbers[inner] = int(kind == TRUE)
-    return numbers
-
-
-def _decompressed(data: memoryview, size_bytes: int, codec: str) -> bytes:
-    if codec != "lz4":
-        return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec=codec))
-    # Hadoop's frames: the sizes of a block, plain and compressed, most significant byte first, before it; or none
-    out, at = b"", 0
-    while at + 8 <= len(data):
-        plain, packed = (int.from_bytes(data[at + place : at + place + 4], "big") for place in (0, 4))
-        if at + 8 + packed > len(data) or len(out) + plain > size_bytes:
-            return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec="lz4_raw"))
-        out += bytes(pa.decompress(pa.py_buffer(data[at + 8 : at + 8 + packed]), plain, codec="lz4_raw"))
-        at += 8 + packed
-    return out

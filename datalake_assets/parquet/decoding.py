@@ -1,8 +1,9 @@
 """Rows of a Parquet file, decoded in pieces whose decoded size is bounded, whatever the file's own size.
 
 A footer says how many bytes pages have before compression, not what becomes of them: a million rows of one long text
-take a dictionary of one entry. So decoded sizes follow from types where these fix them, and are measured elsewhere:
-such row groups are begun with a few rows, and go on with as many as those let expect.
+take a dictionary of one entry. So decoded sizes follow from types where these fix them, and from pages elsewhere: how
+long the texts of their dictionaries are, and which rows have the long ones. Where pages cannot be made out, row groups
+are begun with a few rows, and go on with as many as those let expect.
 """
 
 from __future__ import annotations
@@ -12,10 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from datalake_assets.parquet.bit_streams import Numbers
+from datalake_assets.parquet.chunk_pages import (
+    FIXED_OVERHEAD_BYTES,
+    OVERHEAD_BYTES,
+    UNREADABLE,
+    WIDTHS,
+    Chunk,
+    Chunks,
+)
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
@@ -30,14 +41,16 @@ BATCH_ROWS = 1 << 16
 CAREFUL_ROWS = 1 << 12
 #: Fewer rows at a time cost more than they are worth, unless they grow so many times.
 GROWTH = 4
-#: Bytes of a value in Arrow, where Parquet's type fixes them.
-VALUE_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
-#: What each value takes besides: validity, and an offset or a list's end.
-OVERHEAD_BYTES = 5
+#: The same where sizes are looked up beforehand: each number divides the one before.
+STEPS = (1 << 16, 1 << 12, 1 << 8, 1 << 4, 1)
+#: Texts of a dictionary up to this length are all taken to be as long as the longest: they fit, whichever they are.
+SHORT_BYTES = 256
 #: A dictionary's texts are taken to be so many times as long as they are on average.
 SKEW = 4
 #: Bytes above which the worst case counts, in which all values are the dictionary's longest.
 WORST_BYTES = 8 * PIECE_BYTES
+#: Files whose bytes are in memory, or mapped to it.
+_AT_HAND = (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile)
 #: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
 _NO_BYTES = "File too short"
 #: Encodings in which a text may take fewer bytes than it has (parquet.thrift, Encoding).
@@ -134,7 +147,8 @@ def tables(
     Args:
         parquet: The file.
         piece_bytes: Decoded bytes of a piece, about; of a single row, as many as it has.
-        source: The file's bytes, if they are at hand: dictionaries then say how long their texts are.
+        source: The file's bytes: pages then say how large rows get, wherever the footer leaves doubt; otherwise sizes
+            are measured while rows are decoded, and texts that are short at first may be long all at once.
     """
     categories = [field.name for field in parquet.schema_arrow if _has_dictionary(field.type)]
     for piece in _pieces(parquet, piece_bytes, source):
@@ -157,15 +171,37 @@ def failing_column(parquet: pq.ParquetFile) -> str:
     return ""
 
 
-def is_dense(parquet: pq.ParquetFile, *, limit_bytes: int) -> bool:
-    """Whether a row group may well take more than so many bytes decoded; looks at its first rows if need be."""
-    sizes = [(_Size.of(parquet.metadata, number), number) for number in range(parquet.num_row_groups)]
-    size, number = max(sizes, key=lambda each: each[0].bytes, default=(_Size(0, 0, 0), 0))
-    if size.bytes <= limit_bytes or not size.longest:
-        return size.bytes > limit_bytes
-    rows = max(1, min(CAREFUL_ROWS, PIECE_BYTES // size.longest))
-    first = next(iter(parquet.iter_batches(rows, row_groups=[number], use_threads=False)), None)
-    return first is not None and bool(first.nbytes * size.rows > limit_bytes * first.num_rows)
+def is_dense(parquet: pq.ParquetFile, source: pa.NativeFile, *, limit_bytes: int) -> bool:
+    """Whether a row group takes more than so many bytes decoded; looks at the pages where the footer does not tell.
+
+    Its first rows would not do: texts may be short at first, and long later.
+    """
+    chunks = Chunks(parquet, source)
+    for number in range(parquet.num_row_groups):
+        size = _Size.of(parquet.metadata, number)
+        if size.bytes <= limit_bytes:
+            continue
+        try:
+            if not size.longest or _decoded_bytes(chunks.of(number), limit_bytes) > limit_bytes:
+                return True
+        except UNREADABLE:
+            return True
+    return False
+
+
+def _decoded_bytes(chunks: list[Chunk], limit_bytes: int) -> int:
+    """What a row group takes decoded; that of a column is looked up only if it might be a good part of the limit."""
+    total = 0
+    for chunk in chunks:
+        if chunk.width is not None:
+            total += chunk.values * (chunk.width + FIXED_OVERHEAD_BYTES)
+            continue
+        of_texts = limit_bytes if chunk.hides_by_prefixes else chunk.values * chunk.longest_entry()
+        if of_texts * len(chunks) > limit_bytes:
+            total += int(chunk.row_sizes(even_bytes=limit_bytes).sum())
+        else:
+            total += chunk.encoded_bytes + of_texts + chunk.values * OVERHEAD_BYTES
+    return total
 
 
 def _has_dictionary(kind: pa.DataType) -> bool:
@@ -176,19 +212,87 @@ def _has_dictionary(kind: pa.DataType) -> bool:
 
 
 def _pieces(parquet: pq.ParquetFile, piece_bytes: int, source: pa.NativeFile | None) -> Iterator[pa.Table]:
-    sizes = [_Size.of(parquet.metadata, number, source) for number in range(parquet.num_row_groups)]
+    at_hand = source if isinstance(source, _AT_HAND) else None  # elsewhere each look costs a request
+    sizes = [_Size.of(parquet.metadata, number, at_hand) for number in range(parquet.num_row_groups)]
     if parquet.metadata.num_rows and sum(size.bytes for size in sizes) <= piece_bytes:
         yield parquet.read(use_threads=False)
         return
+    chunks = None if source is None else Chunks(parquet, source)
     for number, size in enumerate(sizes):
+        plan = _plan(chunks.of(number), size.rows, piece_bytes // 2) if chunks and size.bytes > piece_bytes else []
         if size.bytes <= piece_bytes:
             yield parquet.read_row_group(number, use_threads=False)
+        elif plan:
+            yield from _joined(_planned(parquet, number, plan), piece_bytes)
         elif size.longest:
             yield from _joined(_careful(parquet, number, size, piece_bytes), piece_bytes)
         else:
             rows = max(1, min(BATCH_ROWS, size.rows * piece_bytes // size.bytes))
             batches = parquet.iter_batches(rows, row_groups=[number], use_threads=False)
             yield from _joined(batches, piece_bytes)
+
+
+def _plan(chunks: list[Chunk], rows: int, budget_bytes: int) -> list[tuple[int, int]]:
+    """How many rows to decode at a time, and up to which row, so that each time they take two budgets at the most.
+
+    Numbers fall from step to step: each step begins again at the first row, and passes over rows that it takes more
+    often than the step before, so that it never holds more of them. Empty if pages do not tell.
+    """
+    try:
+        of_each, of_rows = _row_sizes(chunks, rows, budget_bytes)
+    except UNREADABLE:
+        return []
+    plan, done = [], 0
+    for batch_rows in STEPS:
+        until = rows if batch_rows == 1 or batch_rows * of_each <= budget_bytes else 0
+        if until and of_rows is not None and batch_rows > 1:
+            starts = np.arange(0, rows, batch_rows)
+            over = np.flatnonzero(np.add.reduceat(of_rows, starts) + batch_rows * of_each > budget_bytes)
+            until = int(starts[over[0]]) if len(over) else rows
+        if until > done:
+            plan.append((batch_rows, until))
+            done = until
+    return plan
+
+
+def _row_sizes(chunks: list[Chunk], rows: int, spare_bytes: int) -> tuple[int, Numbers | None]:
+    """Decoded bytes that every row takes at the most, and those that each one takes besides; None if none does.
+
+    Chunks that are small all in all are left out, as long as they take no more than ``spare_bytes`` together.
+    """
+    of_each, of_rows = 0, None
+    for chunk in sorted(chunks, key=lambda each: each.encoded_bytes):
+        if chunk.width is not None and not chunk.is_repeated:
+            of_each += chunk.width + FIXED_OVERHEAD_BYTES
+            continue
+        if chunk.width is None:
+            longest = spare_bytes if chunk.hides_by_prefixes else chunk.longest_entry()
+            most = chunk.encoded_bytes + (0 if not chunk.is_repeated else chunk.values * (longest + OVERHEAD_BYTES))
+        else:
+            longest, most = 0, chunk.values * (chunk.width + FIXED_OVERHEAD_BYTES)
+        if most <= spare_bytes and longest <= SHORT_BYTES:
+            spare_bytes -= most
+            of_each += 0 if chunk.is_repeated else longest + OVERHEAD_BYTES
+            continue
+        sizes = chunk.row_sizes(even_bytes=spare_bytes // 4)
+        if len(sizes) != rows:
+            raise MalformedThrift("a column has another number of rows")
+        of_rows = sizes if of_rows is None else of_rows + sizes
+    return of_each, of_rows
+
+
+def _planned(parquet: pq.ParquetFile, number: int, plan: list[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
+    """A row group by its plan."""
+    done = 0
+    for rows, until in plan:
+        at = 0
+        for batch in parquet.iter_batches(rows, row_groups=[number], use_threads=False):
+            begin, at = at, at + batch.num_rows
+            if at > done:
+                yield batch.slice(max(0, done - begin))
+                done = at
+            if at >= until:
+                break
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +351,7 @@ def _texts_bytes(column: Any, values: int, source: pa.NativeFile | None) -> int 
 
 
 def _width(column: Any, kind: str) -> int | None:
-    return int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else VALUE_BYTES.get(kind)
+    return int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind)
 
 
 def _careful(parquet: pq.ParquetFile, number: int, size: _Size, piece_bytes: int) -> Iterator[pa.RecordBatch]:

@@ -176,7 +176,7 @@ class OpenInput:
         at_hand = isinstance(self._native, (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile))
         with _translating(self.file, self._with_column if at_hand else str):
             self._check_decodable()
-            for table in tables(self.parquet, source=self._native if at_hand else None):
+            for table in tables(self.parquet, source=self._native):
                 rows += table.num_rows
                 yield table
         if rows != self.file.rows:

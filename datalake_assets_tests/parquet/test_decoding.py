@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.parquet.decoding import PIECE_BYTES, open_parquet, tables
+from datalake_assets.parquet.decoding import PIECE_BYTES, is_dense, open_parquet, tables
 
 MIB = 1 << 20
 ROWS = 30_000
@@ -37,6 +37,22 @@ def late(rows=ROWS):
     return pa.array(["x"] * (rows // 2) + [LONG] * (rows - rows // 2))
 
 
+def late_megabytes():
+    return pa.array(["x"] * 6000 + ["y" * MIB, "z" * MIB] * 10 + ["x"] * 6000)
+
+
+def late_lists():
+    return pa.array([["x"]] * 6000 + [[LONG] * 500, None] * 20)
+
+
+def late_maps():
+    return pa.array([[("k", "v")]] * 6000 + [[("k", LONG)] * 500, []] * 20, pa.map_(pa.string(), pa.string()))
+
+
+def late_numbers():
+    return pa.array([[1]] * 6000 + [[0] * 200_000] * 20, pa.list_(pa.int64()))
+
+
 @pytest.mark.parametrize(
     ("column", "options"),
     [
@@ -49,6 +65,18 @@ def late(rows=ROWS):
         pytest.param(constant(LONG.encode()).cast(pa.binary()), {}, id="binary"),
         pytest.param(lists(), {}, id="nested"),
         pytest.param(late(), {}, id="long ones late"),
+        pytest.param(late(), {"use_dictionary": False}, id="long ones late, plain"),
+        pytest.param(
+            late(), {"use_dictionary": False, "column_encoding": {"c": "DELTA_BYTE_ARRAY"}}, id="long ones late, delta"
+        ),
+        pytest.param(late()[::-1], {}, id="short ones late"),
+        pytest.param(late_megabytes(), {}, id="megabytes late"),
+        pytest.param(late_megabytes(), {"use_dictionary": False}, id="megabytes late, plain"),
+        pytest.param(late_megabytes().cast(pa.large_binary()), {"data_page_version": "2.0"}, id="binary late"),
+        pytest.param(late_lists(), {}, id="long lists late"),
+        pytest.param(late_lists(), {"use_dictionary": False}, id="long lists late, plain"),
+        pytest.param(late_maps(), {"compression": "zstd"}, id="long maps late"),
+        pytest.param(late_numbers(), {}, id="many numbers late"),
         pytest.param(pa.array([False] * 9_000_000), {}, id="booleans"),
         pytest.param(pa.array([b"0123456789abcdef"] * 400_000, pa.binary(16)), {}, id="fixed"),
     ],
@@ -59,10 +87,10 @@ def test_pieces_are_bounded_by_decoded_size_whatever_the_encoding(column, option
     pq.write_table(table, body, row_group_size=len(table), **options)
     parquet = open_parquet(pa.BufferReader(body.getvalue()))
 
-    pieces = list(tables(parquet, piece_bytes=4 * MIB))
+    pieces = list(tables(parquet, piece_bytes=4 * MIB, source=pa.BufferReader(body.getvalue())))
 
     assert pa.concat_tables(pieces).equals(table.cast(parquet.schema_arrow))
-    assert max(piece.nbytes for piece in pieces) <= 5 * MIB + 4096 * 2000 * ("x" in column.to_pylist()[:1])
+    assert max(piece.nbytes for piece in pieces) <= 5 * MIB
 
 
 def test_small_files_are_decoded_at_once():
@@ -124,3 +152,19 @@ def test_dictionary_whose_few_long_texts_hide_behind_short_ones_is_read_in_piece
 
     assert max(piece.nbytes for piece in pieces) < 3 * PIECE_BYTES
     assert sum(piece.num_rows for piece in pieces) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("column", "dense"),
+    [
+        pytest.param(pa.array(["x"] * 100_000 + ["y" * 5000]), False, id="one long text"),
+        pytest.param(pa.array(["x"] * 100_000 + ["y" * 5000] * 3000), True, id="many, late"),
+        pytest.param(pa.array([["x"]] * 100_000 + [["y" * 5000] * 3000]), True, id="many in one row"),
+        pytest.param(pa.array([[]] * 100_000 + [["y" * 5000]]), False, id="one list"),
+        pytest.param(pa.array(range(100_000)), False, id="numbers"),
+    ],
+)
+def test_files_are_read_in_pieces_only_where_their_rows_take_more_than_the_limit(column, dense):
+    """Reading in pieces costs scans the choice of columns."""
+    source = pa.BufferReader(encoded(pa.table({"c": column}), row_group_size=len(column)))
+    assert is_dense(pq.ParquetFile(source), source, limit_bytes=8 * MIB) == dense

@@ -69,6 +69,31 @@ def test_batches_of_a_tiny_file_that_decodes_to_hundreds_of_megabytes_are_small(
     assert most < 250 * MIB
 
 
+def late(long):
+    """Half a gigabyte behind rows that are short: the first ones say nothing of it."""
+    places = pa.array([0] * 50_000 + [1] * 250_000, pa.int8())
+    short = pa.array([long[:1]], pa.array([long]).type)
+    return pa.DictionaryArray.from_arrays(places, pa.concat_arrays([short, pa.array([long])]))
+
+
+def late_lists():
+    return pa.ListArray.from_arrays(pa.array(range(300_001), pa.int32()), late(LONG.encode()))
+
+
+@pytest.mark.parametrize("column", [late(LONG), late_lists()], ids=["texts", "lists of binary"])
+def test_batches_of_a_file_whose_long_values_come_late_are_small(store, folder, column):
+    folder.put("0.parquet", parquet_bytes({"id": range(ROWS), "note": column}, row_group_size=ROWS, store_schema=False))
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for batch in table.scan():
+        count += batch.num_rows
+        most = max(most, pa.total_allocated_bytes() - before)
+
+    assert count == ROWS
+    assert most < 250 * MIB
+
+
 def test_query_and_rules_over_a_tiny_file_that_decodes_to_hundreds_of_megabytes_take_little_memory(store, folder):
     folder.put("0.parquet", dense())
     feed = adopt(store, folder.uri, "clicks").feed
