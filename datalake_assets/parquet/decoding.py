@@ -341,6 +341,8 @@ def _texts_bytes(column: Any, values: int, source: pa.NativeFile | None) -> int 
     if source is None or not column.has_dictionary_page or "DELTA_BYTE_ARRAY" in column.encodings:
         return None
     begin = int(column.dictionary_page_offset)
+    if not 0 <= begin < source.size():  # Arrow asks Python for a negative number of bytes otherwise: a SystemError
+        return None
     try:
         page = page_of(source.read_at(min(HEADER_BYTES, source.size() - begin), begin))
     except (MalformedThrift, OSError, ValueError):

@@ -179,6 +179,20 @@ def test_codec_that_nobody_knows_leaves_its_file_alone_and_the_process_alive():
     assert "compression codec" in result.rejected["bad"]
 
 
+@KERNELS
+@pytest.mark.parametrize("field", [9, 11], ids=["data", "dictionary"])
+@pytest.mark.parametrize("offset", [1 << 40, -1, 0], ids=str)
+def test_pages_that_lie_outside_the_file_leave_it_alone_or_are_read_where_they_are(field, offset, chosen):
+    table = pa.table({"c": [f"v{number % 3}" for number in range(50)]})
+    good = parquet(table, compression="none")
+    wrong = edited(good, column=lambda fields: fields | {field: (I64, zigzag(offset))})
+
+    result = rewritten([input_file("a", good), input_file("bad", wrong, rows=50), input_file("c", good)], chosen)
+
+    assert set(result.rejected) <= {"bad"}
+    assert read(result)["c"].to_pylist() == table["c"].to_pylist() * (2 if result.rejected else 3)
+
+
 def indexed(indices, entries, *, states_dictionary, version="1.0", count=40):
     """A column of a dictionary whose page has these indices instead of its own."""
     table = pa.table({"c": pa.array([f"v{number % entries}" for number in range(count)])})
