@@ -38,6 +38,7 @@ REASONS = {
     "lake.store.posix": "what a disk promises, apart from what a store is",
     "lake.store.s3": "a store",
     "lake.store.s3_uploads": "multipart uploads, which stay invisible until they are completed",
+    "operations.admission": "whether a document is a request; no tables, no files",
     "operations.http_api": "one of the ways to the dispatcher: brings Starlette",
     "operations.validation": "records held against columns: pure, with table-driven tests",
     "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",

@@ -41,6 +41,8 @@ THREADS = 2
 _SPILL_PERCENT = 5
 #: Seconds after the time limit until the process is killed: an interrupt ends most queries at once.
 _GRACE_S = 1.0
+#: Characters of a reason that are told.
+_REASON = 1000
 #: Longest answer of a process; the limits of a job are below it.
 _MOST_BYTES = 64 << 20
 _LENGTH = struct.Struct(">Q")
@@ -277,7 +279,8 @@ def _data_bytes() -> int:
 
 
 def _failure(kind: str, reason: str) -> dict[str, Any]:
-    return {"kind": kind, "reason": reason}
+    """A reason may hold what a query made: ``error(repeat('x', 1e8))``."""
+    return {"kind": kind, "reason": reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"}
 
 
 def _answer(job: SqlJob) -> dict[str, Any]:
@@ -327,8 +330,12 @@ def _without_paths(reason: str, files: Sequence[str]) -> str:
 def _fetched(connection: Any, job: SqlJob) -> dict[str, Any]:
     """The rows of an answer, as many as may be."""
     described = connection.description or []
+    names, types = [str(column[0]) for column in described], [str(column[1]) for column in described]
+    left = job.max_bytes - len(json.dumps([names, types]).encode())
+    if left < 0:
+        return _failure("large", "its columns alone are more than an answer may have; ask for fewer")
     rows: list[list[Any]] = []
-    left, truncated = job.max_bytes, False
+    truncated = False
     while not truncated and (batch := connection.fetchmany(256)):
         for row in batch:
             values = [plain(value, binary=lambda data: base64.b64encode(data).decode()) for value in row]
@@ -337,7 +344,6 @@ def _fetched(connection: Any, job: SqlJob) -> dict[str, Any]:
                 truncated = True
                 break
             rows.append(values)
-    names, types = [column[0] for column in described], [str(column[1]) for column in described]
     return {"columns": names, "types": types, "rows": rows, "truncated": truncated}
 
 

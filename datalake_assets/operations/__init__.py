@@ -5,7 +5,8 @@ One dispatcher (`Operations`) takes every request, wherever it comes from: Pytho
 
 from __future__ import annotations
 
+from datalake_assets.operations.answers import Code
 from datalake_assets.operations.dispatcher import Operations
-from datalake_assets.operations.requests import MAX_REQUEST_BYTES, Code
+from datalake_assets.operations.requests import MAX_REQUEST_BYTES
 
 __all__ = ["MAX_REQUEST_BYTES", "Code", "Operations"]

@@ -8,70 +8,74 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date
-from datetime import time as time_of_day
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
 
 from datalake_assets.core.compaction.plan import MIN_FILES
 from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, DatalakeError
+from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction
+from datalake_assets.lake.iceberg.iceberg_expiry import Expiry
+from datalake_assets.lake.iceberg.record_appends import KeyReused, SmallFilesProfile, TooManyPartitions, WriteKey
 from datalake_assets.lake.iceberg.record_tables import (
-    KeyReused,
+    NoSuchPartitionField,
     Reading,
     RecordColumn,
     RecordPartition,
     RecordTable,
-    SmallFilesProfile,
     SnapshotNotFound,
     TableExists,
     TableNotFound,
     TenantTables,
-    TooManyPartitions,
     UnreadableTable,
-    WriteKey,
+    tenants_of,
 )
 from datalake_assets.lake.sql_process import SqlFailed, SqlJob, SqlProcesses
-from datalake_assets.operations.requests import (
-    MAX_DEPTH,
-    MAX_REQUEST_BYTES,
+from datalake_assets.operations.admission import RequestRefused, checked_request
+from datalake_assets.operations.answers import (
     Answer,
     Code,
-    ColumnSpec,
-    CreateTable,
+    CompactAnswer,
+    CompactStats,
     CreateTableAnswer,
-    Describe,
     DescribeAnswer,
     Failure,
     FailureAnswer,
-    Health,
     HealthAnswer,
     ListAnswer,
-    ListTables,
     PartitionField,
-    PartitionSpec,
-    Query,
     QueryAnswer,
     QueryColumn,
-    Request,
     SnapshotFacts,
     TableName,
-    Write,
     WriteAnswer,
 )
+from datalake_assets.operations.requests import (
+    ColumnSpec,
+    Compact,
+    CreateTable,
+    Describe,
+    Health,
+    ListTables,
+    PartitionSpec,
+    Query,
+    Request,
+    Write,
+)
 from datalake_assets.operations.validation import records_table
-from datalake_assets.policies import MIB, problem_text
+from datalake_assets.policies import MIB
 from datalake_assets.settings import Environment, Settings
 
-__all__ = ["Operations", "RequestRefused"]
+__all__ = ["Operations"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,28 +85,10 @@ SMALL_FILE_BYTES = 64 * MIB
 RECOMMEND_EVERY = {Environment.DEVELOPMENT: 5, Environment.STAGING: 75, Environment.PRODUCTION: 100}
 #: Of the rows of an answer, as JSON; AWS Lambda sends no answer beyond 6 MB.
 MAX_ANSWER_BYTES = 5 * 1024 * 1024
+#: Compactions at the same time.
+COMPACTIONS = 2
 #: Snapshots that DESCRIBE names.
 _SNAPSHOTS = 20
-#: Problems of a request that are named.
-_PROBLEMS = 20
-_NAME_SHOWN = 64
-_REQUESTS: TypeAdapter[Request] = TypeAdapter(Request)
-_VALUES = (str, int, float, bool, bytes, type(None), date, time_of_day, Decimal, uuid.UUID)
-
-
-class RequestRefused(DatalakeError):
-    """A request that is not done, for a reason that its caller can act on.
-
-    Args:
-        code: What went wrong.
-        message: For people.
-        retryable: Whether the same request may succeed later.
-        details: What the code is about.
-    """
-
-    def __init__(self, code: Code, message: str, *, retryable: bool = False, **details: Any) -> None:
-        self.failure = Failure(code=code, message=message, retryable=retryable, details=details)
-        super().__init__(message)
 
 
 class Operations:
@@ -123,10 +109,12 @@ class Operations:
         self._environment = environment
         self._profile = SmallFilesProfile(RECOMMEND_EVERY[environment], MIN_FILES[environment], SMALL_FILE_BYTES)
         self._processes = SqlProcesses()
+        self._compacting = threading.BoundedSemaphore(COMPACTIONS)
         self._does: dict[type, Callable[[Any], Answer]] = {
             CreateTable: self._create_table,
             Write: self._write,
             Query: self._query,
+            Compact: self._compact,
             Describe: self._describe,
             ListTables: self._list,
             Health: self._health,
@@ -162,7 +150,7 @@ class Operations:
         """
         began, what, outcome = time.monotonic(), "a request", "ok"
         try:
-            checked = _checked(request)
+            checked = checked_request(request)
             what = f"{checked.operation} of {checked.tenant_id or 'no tenant'}"
             _check_tenant(checked, tenant_id)
             return self._does[type(checked)](checked)
@@ -243,6 +231,71 @@ class Operations:
             snapshot_id=reading.snapshot_id,
         )
 
+    def _compact(self, request: Compact) -> CompactAnswer:
+        began, now = time.monotonic(), datetime.now(UTC)
+        with self._turn(), self._tenant(request.tenant_id) as tenant:
+            table = tenant.load(request.namespace, request.table)
+            enough = request.force or table.totals(SMALL_FILE_BYTES).mergeable_files >= self._profile.at_least
+            done = table.compact(
+                now=now,
+                target_bytes=request.target_file_size_mb * MIB,
+                small_below_bytes=SMALL_FILE_BYTES,
+                max_files=request.max_files if enough else 0,
+                only=request.partition_filter,
+            )
+            expiry = Expiry()
+            if request.expire_snapshots:
+                expiry = table.expire(older_than=now - timedelta(hours=request.snapshot_retention_hours), now=now)
+        reason = None
+        if not done.files_compacted:
+            few = f"fewer than {self._profile.at_least} small files can be merged; 'force' merges them"
+            reason = "there is nothing to merge" if enough else few
+        return CompactAnswer(
+            compacted=bool(done.files_compacted),
+            reason=reason,
+            snapshot_id=table.snapshot_id,
+            failed=len(done.failed),
+            stats=_stats(done, expiry, time.monotonic() - began),
+        )
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of the few compactions that may run at a time: each takes memory, and cores."""
+        if not self._compacting.acquire(blocking=False):
+            raise RequestRefused(Code.UNAVAILABLE, "enough compactions run just now; ask again later", retryable=True)
+        try:
+            yield
+        finally:
+            self._compacting.release()
+
+    def compact_all(self, *, may_go_on: Callable[[], bool] = lambda: True) -> dict[str, Any]:
+        """Compacts the tables of all tenants that need it, and expires snapshots of more than a week.
+
+        Args:
+            may_go_on: Asked before each table.
+
+        Returns:
+            How many tables there were and were compacted, which ones failed with which code, and how many were left
+            for the next time.
+        """
+        compacted, left, failed = 0, 0, []
+        names = [(tenant, *name) for tenant in tenants_of(self._lake) for name in self._names(tenant)]
+        for tenant_id, namespace, table in names:
+            if not may_go_on():
+                left += 1
+                continue
+            named = {"tenant_id": tenant_id, "namespace": namespace, "table": table}
+            answer = self.answer({"operation": "COMPACT", "expire_snapshots": True, **named})
+            if isinstance(answer, FailureAnswer):
+                failed.append({**named, "code": str(answer.error.code)})
+            elif isinstance(answer, CompactAnswer):
+                compacted += answer.compacted
+        return {"tables": len(names), "compacted": compacted, "failed": failed, "left": left}
+
+    def _names(self, tenant_id: str) -> list[tuple[str, str]]:
+        with self._tenant(tenant_id) as tenant:
+            return tenant.names()
+
     def _describe(self, request: Describe) -> DescribeAnswer:
         with self._tenant(request.tenant_id) as tenant:
             table = tenant.load(request.namespace, request.table)
@@ -284,6 +337,22 @@ def _check_tenant(request: Request, tenant_id: str | None) -> None:
         raise RequestRefused(Code.FORBIDDEN, "the request names another tenant than its token does")
 
 
+def _stats(done: IcebergCompaction, expiry: Expiry, seconds: float) -> CompactStats:
+    return CompactStats(
+        files_before=done.files_before,
+        files_after=done.files_after,
+        files_compacted=done.files_compacted,
+        files_written=done.files_written,
+        files_removed=len(expiry.files),
+        bytes_before=done.bytes_before,
+        bytes_after=done.bytes_after,
+        bytes_saved=done.bytes_read - done.bytes_written,
+        snapshots_expired=len(expiry.snapshots),
+        compaction_time_ms=round(seconds * 1000),
+        small_files_remaining=done.small_files_remaining,
+    )
+
+
 def _transform(field: PartitionSpec) -> str:
     return field.transform if field.parameter is None else f"{field.transform}[{field.parameter}]"
 
@@ -304,7 +373,7 @@ def _partitioning(table: RecordTable) -> list[PartitionField]:
     for each in table.partitions:
         transform, _, parameter = each.transform.removesuffix("]").partition("[")
         number = int(parameter) if parameter else None
-        fields.append(PartitionField(column=each.column, transform=transform, parameter=number))
+        fields.append(PartitionField(name=each.name, column=each.column, transform=transform, parameter=number))
     return fields
 
 
@@ -312,82 +381,6 @@ def _digest(request: Write) -> str:
     """Of the records, whatever the order of their fields."""
     text = orjson.dumps(request.records, option=orjson.OPT_SORT_KEYS, default=str)
     return hashlib.sha256(text).hexdigest()[:32]
-
-
-def _checked(request: bytes | str | Mapping[str, Any]) -> Request:
-    """The request, if it is one.
-
-    Raises:
-        RequestRefused: It is too large, too deep, no JSON, or not what any operation takes.
-    """
-    document = _parsed(request) if isinstance(request, bytes | str) else request
-    _measure(document)
-    try:
-        return _REQUESTS.validate_python(document)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-    named = [{"field": _place(each["loc"]), "problem": _reason(each)} for each in problems[:_PROBLEMS]]
-    first = named[0]
-    message = f"{first['field'] or 'the request'}: {first['problem']}"
-    raise RequestRefused(Code.INVALID_REQUEST, message, problems=named, problems_count=len(problems))
-
-
-def _parsed(request: bytes | str) -> Any:
-    if len(request) > MAX_REQUEST_BYTES:
-        raise _too_large()
-    try:
-        return orjson.loads(request)
-    except ValueError:
-        reason = "the request is not one JSON document in UTF-8 (numbers are finite, and nothing is nested too deeply)"
-        raise RequestRefused(Code.INVALID_REQUEST, reason) from None
-
-
-def _too_large() -> RequestRefused:
-    message = f"the request is larger than {MAX_REQUEST_BYTES} bytes; write fewer records at a time"
-    return RequestRefused(Code.LIMIT_EXCEEDED, message, limit_bytes=MAX_REQUEST_BYTES)
-
-
-def _measure(document: Any) -> None:
-    """Walks through a request once, whatever its shape.
-
-    Raises:
-        RequestRefused: It is too large, too deep, or has something in it that JSON has not.
-    """
-    left = MAX_REQUEST_BYTES
-    stack: list[tuple[Any, int]] = [(document, 1)]
-    while stack:
-        value, depth = stack.pop()
-        left -= len(value) + 1 if isinstance(value, str | bytes | list | tuple | Mapping) else 1
-        if left < 0:
-            raise _too_large()
-        if depth > MAX_DEPTH:
-            message = f"lists and objects lie in each other more than {MAX_DEPTH} deep"
-            raise RequestRefused(Code.LIMIT_EXCEEDED, message, limit_depth=MAX_DEPTH)
-        if isinstance(value, Mapping):
-            if not all(isinstance(key, str) for key in value):
-                raise RequestRefused(Code.INVALID_REQUEST, "the keys of objects are texts")
-            stack += ((key, depth) for key in value)
-            stack += ((each, depth + 1) for each in value.values())
-        elif isinstance(value, list | tuple):
-            stack += ((each, depth + 1) for each in value)
-        elif not isinstance(value, _VALUES):
-            raise RequestRefused(Code.INVALID_REQUEST, f"a value of Python's type {type(value).__name__} is not taken")
-
-
-def _place(path: Sequence[int | str]) -> str:
-    """Where a problem is, without the name of the operation, which pydantic begins with."""
-    text = ".".join(map(str, path[1:])).encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= _NAME_SHOWN else f"{text[:_NAME_SHOWN]}…"
-
-
-def _reason(problem: Mapping[str, Any]) -> str:
-    if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        return f"'operation' is one of {', '.join(OPERATIONS)}"
-    return problem_text(problem)
-
-
-#: The names of the operations.
-OPERATIONS = ("CREATE_TABLE", "WRITE", "QUERY", "DESCRIBE", "LIST", "HEALTH")
 
 
 def _failure(error: Exception) -> Failure:
@@ -419,6 +412,7 @@ _CODES: tuple[tuple[type[DatalakeError], Code, bool], ...] = (
     (SnapshotNotFound, Code.SNAPSHOT_NOT_FOUND, False),
     (UnreadableTable, Code.TABLE_UNREADABLE, False),
     (KeyReused, Code.KEY_REUSED, False),
+    (NoSuchPartitionField, Code.INVALID_REQUEST, False),
     (TooManyPartitions, Code.LIMIT_EXCEEDED, False),
     (CommitConflict, Code.CONFLICT, True),
     (AmbiguousWrite, Code.OUTCOME_UNKNOWN, False),

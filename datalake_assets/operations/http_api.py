@@ -19,9 +19,10 @@ from starlette.routing import Route
 
 from datalake_assets.errors import LakeUnavailable
 from datalake_assets.operations.access import TOO_LARGE, UNAUTHORIZED, Tokens, status_of
+from datalake_assets.operations.answers import Answer, FailureAnswer
 from datalake_assets.operations.dispatcher import Operations
 from datalake_assets.operations.openapi import PATH, openapi_document, openapi_page
-from datalake_assets.operations.requests import MAX_REQUEST_BYTES, Answer, FailureAnswer
+from datalake_assets.operations.requests import MAX_REQUEST_BYTES
 
 __all__ = ["http_app", "serve_http"]
 

@@ -1,6 +1,7 @@
 """The write API as an AWS Lambda function behind an API Gateway: ``datalake_assets.operations.lambda_handler.handler``.
 
-Events of REST APIs and of HTTP APIs (payload formats 1.0 and 2.0) are answered as the HTTP server answers them.
+Events of REST APIs and of HTTP APIs (payload formats 1.0 and 2.0) are answered as the HTTP server answers them. A
+schedule's events compact the tables of all tenants.
 Settings come from the function's environment.
 """
 
@@ -14,14 +15,21 @@ from functools import cache
 from typing import Any
 
 from datalake_assets.operations.access import TOO_LARGE, UNAUTHORIZED, Tokens, status_of
+from datalake_assets.operations.answers import Answer, Code, Failure, FailureAnswer
 from datalake_assets.operations.dispatcher import Operations
 from datalake_assets.operations.openapi import PATH, openapi_document
-from datalake_assets.operations.requests import MAX_REQUEST_BYTES, Answer, Code, Failure, FailureAnswer
+from datalake_assets.operations.requests import MAX_REQUEST_BYTES
 from datalake_assets.settings import load_settings
 
 __all__ = ["handler"]
 
 _NO_PATH = FailureAnswer(error=Failure(code=Code.INVALID_REQUEST, message=f"post requests to {PATH}"))
+
+
+#: Sources of scheduled events: rules of EventBridge, and its Scheduler.
+_SCHEDULES = frozenset({"aws.events", "aws.scheduler"})
+#: Milliseconds that a function must have left for another table to be begun.
+LEAST_MS = 60_000
 
 
 @cache
@@ -34,18 +42,20 @@ def _tokens() -> Tokens:
     return Tokens.of(load_settings())
 
 
-def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001  Lambda's signature
+def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Answers one event.
 
     Args:
-        event: What API Gateway sends for a request.
-        context: Lambda's; not needed.
+        event: What API Gateway sends for a request; or a schedule's, which compacts what needs it, of all tenants.
+        context: Lambda's.
 
     Raises:
         ValueError: The event is none of these; Lambda reports it as the function's error.
     """
+    if event.get("source") in _SCHEDULES and "requestContext" not in event:
+        return _operations().compact_all(may_go_on=lambda: _left_ms(context) > LEAST_MS)
     if "requestContext" not in event:
-        raise ValueError("this function takes events of an API Gateway, in payload format 1.0 or 2.0")
+        raise ValueError("this function takes events of an API Gateway, in payload format 1.0 or 2.0, or of a schedule")
     method, path = _line(event)
     if method == "GET" and path.endswith("/openapi.json"):
         return _response(200, openapi_document())
@@ -58,6 +68,10 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:  # noq
         return _answered(UNAUTHORIZED)
     body = _body(event)
     return _answered(TOO_LARGE if body is None else _operations().answer(body, tenant_id=tenant))
+
+
+def _left_ms(context: Any) -> int:
+    return int(context.get_remaining_time_in_millis())
 
 
 def _line(event: Mapping[str, Any]) -> tuple[str, str]:

@@ -13,23 +13,22 @@ from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from datalake_assets.operations.requests import (
+from datalake_assets.operations.answers import (
     Answer,
-    ColumnSpec,
+    CompactStats,
     Failure,
     FailureAnswer,
     PartitionField,
-    PartitionSpec,
     QueryColumn,
-    Request,
     SnapshotFacts,
     TableName,
 )
+from datalake_assets.operations.requests import ColumnSpec, PartitionSpec, Request
 
 __all__ = ["PATH", "attributes_of", "openapi_document", "openapi_page", "request_models"]
 
 #: Models that are parts of others.
-_PARTS = (ColumnSpec, PartitionSpec, PartitionField, TableName, QueryColumn, SnapshotFacts, Failure)
+_PARTS = (ColumnSpec, CompactStats, PartitionSpec, PartitionField, TableName, QueryColumn, SnapshotFacts, Failure)
 #: Where every request is posted.
 PATH = "/v1/operations"
 _REFERENCE = "#/components/schemas/{model}"

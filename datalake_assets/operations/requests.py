@@ -1,4 +1,4 @@
-"""What the write API is asked and answers: one model per operation, told apart by ``operation``.
+"""What the write API is asked: one model per operation, told apart by ``operation``.
 
 The models are the contract: HTTP's OpenAPI document, the reference and the dispatcher are made from them. Names are
 held to one pattern here, so that no path, no name of the catalog and no SQL is ever built from anything else.
@@ -7,9 +7,7 @@ held to one pattern here, so that no path, no name of the catalog and no SQL is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -20,29 +18,16 @@ __all__ = [
     "MAX_REQUEST_BYTES",
     "MAX_ROWS",
     "NAME_PATTERN",
-    "Answer",
-    "Code",
     "ColumnSpec",
+    "Compact",
     "CreateTable",
-    "CreateTableAnswer",
     "Describe",
-    "DescribeAnswer",
-    "Failure",
-    "FailureAnswer",
     "Health",
-    "HealthAnswer",
-    "ListAnswer",
     "ListTables",
-    "PartitionField",
     "PartitionSpec",
     "Query",
-    "QueryAnswer",
-    "QueryColumn",
     "Request",
-    "SnapshotFacts",
-    "TableName",
     "Write",
-    "WriteAnswer",
 ]
 
 #: Of a whole request; AWS Lambda takes no more (AWS Lambda quotas: 6 MB a synchronous request).
@@ -265,6 +250,30 @@ class Query(_OfTable):
         return self
 
 
+class Compact(_OfTable):
+    """Merges the small files of a table into few large ones with the same rows, while writes and queries go on.
+
+    Attributes:
+        force: Merge whatever can be merged; otherwise only if so many small files can be merged that a write would
+            recommend it.
+        target_file_size_mb: Size of a file that is aimed at, in MiB.
+        max_files: Files to merge at the most.
+        partition_filter: Only partitions whose fields have these values, as they stand in the paths of files, such as
+            ``at_day`` of ``2026-01-31``. DESCRIBE names the fields.
+        expire_snapshots: Afterwards delete old snapshots, and the files that only they have; they cannot be queried any
+            more. The current snapshot stays, and what a tag names.
+        snapshot_retention_hours: Age up to which snapshots stay.
+    """
+
+    operation: Literal["COMPACT"]
+    force: bool = False
+    target_file_size_mb: Annotated[int, Field(ge=1, le=1024)] = 128
+    max_files: Annotated[int, Field(ge=2, le=100_000)] = 10_000
+    partition_filter: Annotated[dict[Name, Annotated[str, Field(max_length=1000)]], Field(max_length=_FIELDS)] = {}
+    expire_snapshots: bool = False
+    snapshot_retention_hours: Annotated[int, Field(ge=1, le=876_000)] = 168
+
+
 class Describe(_OfTable):
     """Describes a table: columns, partitioning, amounts, and its newest snapshots."""
 
@@ -297,238 +306,6 @@ class Health(_Model):
     tenant_id: Name | None = None
 
 
-Request = Annotated[CreateTable | Write | Query | Describe | ListTables | Health, Field(discriminator="operation")]
-
-
-class Answer(BaseModel):
-    """What every answer says.
-
-    Attributes:
-        ok: Whether it was done.
-    """
-
-    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
-
-    ok: Literal[True] = True
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON document says it; what there is nothing to say of is left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-class TableName(BaseModel):
-    """A table.
-
-    Attributes:
-        namespace: Its namespace.
-        table: Its name.
-    """
-
-    namespace: str
-    table: str
-
-
-class PartitionField(BaseModel):
-    """A field that a table is partitioned by.
-
-    Attributes:
-        column: The column that it is made of.
-        transform: How.
-        parameter: The number of buckets, or the width of a truncated value.
-    """
-
-    column: str
-    transform: str
-    parameter: int | None = None
-
-
-class CreateTableAnswer(Answer):
-    """The table that there is now.
-
-    Attributes:
-        created: False if it was there before.
-        schema: Its columns.
-        partitioning: What it is partitioned by.
-    """
-
-    operation: Literal["CREATE_TABLE"] = "CREATE_TABLE"
-    created: bool
-    columns: list[ColumnSpec] = Field(alias="schema")
-    partitioning: list[PartitionField]
-
-
-class WriteAnswer(Answer):
-    """What a write did.
-
-    Attributes:
-        records_written: Records that it appended.
-        snapshot_id: The snapshot that it made.
-        compaction_recommended: Only of every so many writes of a table: whether its small files should be compacted.
-        small_files_count: With it: files below the small-file size.
-    """
-
-    operation: Literal["WRITE"] = "WRITE"
-    records_written: int
-    snapshot_id: int
-    compaction_recommended: bool | None = None
-    small_files_count: int | None = None
-
-
-class QueryColumn(BaseModel):
-    """A column of an answer.
-
-    Attributes:
-        name: Its name.
-        type: Its type, as DuckDB names it.
-    """
-
-    name: str
-    type: str
-
-
-class QueryAnswer(Answer):
-    """The answer to a query.
-
-    Attributes:
-        columns: Its columns.
-        rows: Its rows, each a list of values in the order of the columns. Exact numbers, dates and times are texts, as
-            records have them; binary values base64.
-        row_count: How many rows there are here.
-        truncated: Whether there are more: than ``max_rows``, or than an answer may be large.
-        snapshot_id: The snapshot that was read; none of a table that nothing was written to.
-    """
-
-    operation: Literal["QUERY"] = "QUERY"
-    columns: list[QueryColumn]
-    rows: list[list[Any]]
-    row_count: int
-    truncated: bool
-    snapshot_id: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON document says it; nulls in rows stay."""
-        return super().to_json() | {"rows": self.rows}
-
-
-class SnapshotFacts(BaseModel):
-    """A state that a table was in.
-
-    Attributes:
-        snapshot_id: Its number.
-        at: When it was made.
-        operation: ``append``, ``replace`` (the same rows in other files), or what else was done.
-        records: Rows that the table had then.
-    """
-
-    snapshot_id: int
-    at: datetime
-    operation: str
-    records: int
-
-
-class DescribeAnswer(Answer):
-    """A table.
-
-    Attributes:
-        schema: Its columns.
-        partitioning: What it is partitioned by.
-        snapshot_id: Its current snapshot; none if nothing was written yet.
-        records: Rows.
-        files: Data files.
-        size_bytes: Their size.
-        small_files_count: Those below the small-file size.
-        snapshots: The newest snapshots, newest first.
-    """
-
-    operation: Literal["DESCRIBE"] = "DESCRIBE"
-    columns: list[ColumnSpec] = Field(alias="schema")
-    partitioning: list[PartitionField]
-    snapshot_id: int | None
-    records: int
-    files: int
-    size_bytes: int
-    small_files_count: int
-    snapshots: list[SnapshotFacts]
-
-
-class ListAnswer(Answer):
-    """Tables, in the order of their names.
-
-    Attributes:
-        tables: The tables.
-        next: What to give as ``after`` for those that follow; none at the end.
-    """
-
-    operation: Literal["LIST"] = "LIST"
-    tables: list[TableName]
-    next: str | None = None
-
-
-class HealthAnswer(Answer):
-    """Operations can be served.
-
-    Attributes:
-        status: Always ``healthy``: what cannot be served is a failure.
-        version: Of this package.
-        environment: Which profile decides when compaction is recommended.
-    """
-
-    operation: Literal["HEALTH"] = "HEALTH"
-    status: Literal["healthy"] = "healthy"
-    version: str
-    environment: str
-
-
-class Code(StrEnum):
-    """What went wrong, for programs."""
-
-    INVALID_REQUEST = "INVALID_REQUEST"
-    INVALID_RECORDS = "INVALID_RECORDS"
-    LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
-    UNAUTHORIZED = "UNAUTHORIZED"
-    FORBIDDEN = "FORBIDDEN"
-    TABLE_NOT_FOUND = "TABLE_NOT_FOUND"
-    TABLE_EXISTS = "TABLE_EXISTS"
-    SNAPSHOT_NOT_FOUND = "SNAPSHOT_NOT_FOUND"
-    TABLE_UNREADABLE = "TABLE_UNREADABLE"
-    QUERY_REFUSED = "QUERY_REFUSED"
-    QUERY_TIMED_OUT = "QUERY_TIMED_OUT"
-    KEY_REUSED = "KEY_REUSED"
-    CONFLICT = "CONFLICT"
-    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
-    UNAVAILABLE = "UNAVAILABLE"
-    INTERNAL = "INTERNAL"
-
-
-class Failure(BaseModel):
-    """Why something was not done.
-
-    Attributes:
-        code: For programs.
-        message: For people, on one line.
-        retryable: Whether the same request may succeed later.
-        details: What the code is about: ``problems`` of a request or of records, a limit, a reference for the log.
-    """
-
-    code: Code
-    message: str
-    retryable: bool = False
-    details: Mapping[str, Any] = {}
-
-
-class FailureAnswer(BaseModel):
-    """What every failed request is answered with.
-
-    Attributes:
-        ok: False.
-        error: Why.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    ok: Literal[False] = False
-    error: Failure
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON document says it."""
-        return self.model_dump(mode="json")
+Request = Annotated[
+    CreateTable | Write | Query | Compact | Describe | ListTables | Health, Field(discriminator="operation")
+]

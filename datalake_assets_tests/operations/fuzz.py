@@ -142,6 +142,7 @@ def requests_of(lake: Path) -> dict[str, dict[str, Any]]:
         "CREATE_TABLE": {**ORDERS, "table": "made", "schema": SCHEMA, "partitioning": [{"column": "id"}]},
         "WRITE": {**ORDERS, "records": [record, record], "idempotency_key": "a"},
         "QUERY": {**ORDERS, "sql": "SELECT id FROM orders", "max_rows": 5},
+        "COMPACT": {**ORDERS, "target_file_size_mb": 64, "max_files": 10, "partition_filter": {"nowhere": "1"}},
         "DESCRIBE": {**ORDERS},
         "LIST": {"tenant_id": "acme", "namespace": "sales", "limit": 10},
     }
@@ -156,7 +157,7 @@ def _wrong_value(request: dict[str, Any], chance: random.Random, _: Path) -> Any
     field = chance.choice(
         [each for each in request if each not in {"operation", "note", "namespace", "idempotency_key"}]
     )
-    fits = {"partitioning": [[]], "if_not_exists": [True, False]}.get(field, [])
+    fits = {"partitioning": [[]], "partition_filter": [{}], "if_not_exists": [True, False]}.get(field, [])
     value = chance.choice([each for each in VALUES if each not in fits and not _could_be(field, each)])
     return {**request, field: value}
 
@@ -165,7 +166,14 @@ def _could_be(field: str, value: Any) -> bool:
     """Whether a value would be a valid one of an optional or a free field."""
     is_small = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000
     is_name = isinstance(value, str) and re.fullmatch("[a-z][a-z0-9_]{0,127}", value) is not None
-    fits = {"limit": is_small, "max_rows": is_small, "table": is_name, "tenant_id": is_name}
+    fits = {
+        "limit": is_small,
+        "max_rows": is_small,
+        "target_file_size_mb": is_small,
+        "max_files": is_small,
+        "table": is_name,
+        "tenant_id": is_name,
+    }
     return fits.get(field, field == "sql" and isinstance(value, str) and value != "")
 
 

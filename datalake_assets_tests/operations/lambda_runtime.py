@@ -22,7 +22,7 @@ from typing import Any, Self
 import boto3
 from botocore.config import Config
 
-_TIMEOUT_S = 60
+_TIMEOUT_S = 120
 
 
 @dataclass

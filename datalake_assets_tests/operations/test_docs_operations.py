@@ -55,9 +55,10 @@ def test_how_to_works_over_http_with_curl(lake, monkeypatch):
         assert server.stdout.read() == "stopped\n"
 
     answers = [json.loads(line) for line in printed.replace("}{", "}\n{").splitlines()]
-    assert [each["ok"] for each in answers] == [True] * 7
+    assert [each["ok"] for each in answers] == [True] * 8
     assert answers[5]["compaction_recommended"]
-    assert answers[6]["rows"] == [["/", 15]]
+    assert answers[6]["stats"]["files_after"] == 1
+    assert answers[7]["rows"] == [["/", 15]]
     assert (lake.parent / "tokens.json").stat().st_mode & 0o077 == 0
 
 

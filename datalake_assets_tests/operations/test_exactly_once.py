@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 
-from datalake_assets.lake.iceberg import record_tables
+from datalake_assets.lake.iceberg import record_appends
 from datalake_assets_tests.operations.conftest import ORDERS, files_below
 
 
@@ -59,7 +59,7 @@ def test_key_is_remembered_when_its_snapshot_has_expired(ask, orders, stored, st
 
 
 def test_table_remembers_so_many_keys_and_no_more(ask, orders, stored, monkeypatch):
-    monkeypatch.setattr(record_tables, "REMEMBERED", 3)
+    monkeypatch.setattr(record_appends, "REMEMBERED", 3)
 
     for each in range(5):
         ask("WRITE", **orders, records=[{"id": each}], idempotency_key=f"key-{each}")

@@ -116,7 +116,15 @@ def test_description_names_every_operation_and_loads_nothing_from_elsewhere(url)
     page = httpx.get(url).text
 
     body = document["paths"]["/v1/operations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert list(body["discriminator"]["mapping"]) == ["CREATE_TABLE", "WRITE", "QUERY", "DESCRIBE", "LIST", "HEALTH"]
+    assert list(body["discriminator"]["mapping"]) == [
+        "CREATE_TABLE",
+        "WRITE",
+        "QUERY",
+        "COMPACT",
+        "DESCRIBE",
+        "LIST",
+        "HEALTH",
+    ]
     for name in body["discriminator"]["mapping"]:
         assert f"<code>{name}</code>" in page
     assert "http" not in page

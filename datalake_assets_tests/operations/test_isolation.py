@@ -65,3 +65,14 @@ def test_asking_for_a_tenant_that_there_is_not_leaves_nothing(ask, lake):
     assert ask("LIST", tenant_id="nobody")["tables"] == []
     assert ask("HEALTH", tenant_id="nobody")["ok"]
     assert list(lake.iterdir()) == []
+
+
+def test_damaged_catalog_of_one_tenant_is_unavailable_and_harms_no_other(ask, rival, lake):
+    ask("CREATE_TABLE", **{**rival, "tenant_id": "acme"}, schema=SCHEMA)
+    (lake / "tenants" / "rival" / "catalog.sqlite").write_bytes(b"not a database" * 100)
+
+    broken = ask("DESCRIBE", **rival)
+
+    assert (broken["error"]["code"], broken["error"]["retryable"]) == ("UNAVAILABLE", True)
+    assert str(lake) not in str(broken)
+    assert ask("DESCRIBE", **{**rival, "tenant_id": "acme"})["ok"]

@@ -88,6 +88,20 @@ def test_response_has_the_status_of_its_answer(function, event, changes, documen
     assert isinstance(json.loads(response["body"]), dict)
 
 
+def test_schedule_compacts_the_tables_of_all_tenants(function):
+    table = {**ORDERS, "namespace": "nightly"}
+    function.invoke(version_1({"operation": "CREATE_TABLE", **table, "schema": SCHEMA}))
+    for number in range(3):
+        function.invoke(version_1({"operation": "WRITE", **table, "records": [{"id": number}]}))
+
+    report, failed = function.invoke({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
+
+    assert not failed
+    assert (report["compacted"], report["failed"]) == (1, [])
+    described, _ = function.invoke(version_1({"operation": "DESCRIBE", **table}))
+    assert json.loads(described["body"])["files"] == 1
+
+
 def test_event_of_another_kind_is_an_error_of_the_function(function):
     answer, failed = function.invoke({"Records": []})
 

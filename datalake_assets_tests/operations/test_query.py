@@ -102,6 +102,13 @@ def test_query_gives_no_more_bytes_than_an_answer_may_have(query):
     assert 1 <= answer["row_count"] < 10
 
 
+def test_query_that_fails_with_a_long_text_is_answered_with_a_short_one(query):
+    answer = query("SELECT error(repeat('x', 10000000))")
+
+    assert answer["error"]["code"] == "QUERY_REFUSED"
+    assert len(answer["error"]["message"]) < 1100
+
+
 def test_query_makes_texts_of_what_json_has_not(query):
     sql = "SELECT 1.50::DECIMAL(9, 2), '\\x00\\xFF'::BLOB, DATE '2026-01-31', 'nan'::DOUBLE, 1e20::HUGEINT"
 

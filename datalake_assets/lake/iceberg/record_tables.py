@@ -2,76 +2,65 @@
 
 A tenant's catalog is a file of its own, and so nothing that is asked of it can answer with another tenant's tables. Its
 tables are ordinary Iceberg tables, which any engine reads that is given the catalog.
-
-An append is done once per key: the key, what was written and what was answered lie in the same commit as the rows, in
-the snapshot's summary and, of the newest `REMEMBERED` keys, in a property of the table, which outlives snapshots.
-Whoever loses the commit to another writer loads the table again and looks for the key before trying again. That holds
-of a lost answer too: a commit that lands late finds another base than its own, and fails.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+from urllib.parse import unquote_plus
 
 import pyarrow as pa
-import stamina
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.io.pyarrow import _dataframe_to_data_files
-from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
-from pyiceberg.table.snapshots import Operation
 from pyiceberg.transforms import parse_transform
 from pyiceberg.types import IcebergType, ListType, NestedField
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, LakeUnavailable
-from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly
+from datalake_assets.core.compaction.plan import CompactionRules
+from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable
+from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
+from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots
+from datalake_assets.lake.iceberg.record_appends import (
+    Appended,
+    FileTotals,
+    RecordAppend,
+    SmallFilesProfile,
+    WriteKey,
+    data_files,
+    file_totals,
+    translated,
+)
 
 __all__ = [
-    "Appended",
-    "FileTotals",
-    "KeyReused",
+    "NoSuchPartitionField",
     "Reading",
     "RecordColumn",
     "RecordPartition",
     "RecordSnapshot",
     "RecordTable",
-    "SmallFilesProfile",
     "SnapshotNotFound",
     "TableExists",
     "TableNotFound",
     "TenantTables",
-    "TooManyPartitions",
     "UnreadableTable",
-    "WriteKey",
+    "tenants_of",
 ]
 
 TENANTS = "tenants"
-#: Keys that a table remembers whatever becomes of its snapshots; a hundred bytes each, in every metadata file.
-REMEMBERED = 200
-#: Partitions that one append may write files to.
-MAX_PARTITIONS = 200
-#: Attempts to commit: of several writers one always wins, so that each gets its turn.
-ATTEMPTS = 40
-_WAIT_S, _LONGEST_WAIT_S, _TIMEOUT_S = 0.01, 1.0, 60.0
 _CATALOG = "catalog.sqlite"
-_PREFIX = "datalake.write-"
-_WRITES, _KEYS, _ANSWER = f"{_PREFIX}count", f"{_PREFIX}keys", f"{_PREFIX}answer"
 #: Number of a spec's first field (Iceberg specification, "Partition Evolution").
 FIRST_FIELD = 1000
+#: Of files that one compaction merges.
+MAX_BYTES = 64 << 30
 _PROPERTIES = {
     "format-version": "2",
     "write.parquet.compression-codec": "zstd",
@@ -98,24 +87,18 @@ class SnapshotNotFound(LakeError):
     default_cure = "DESCRIBE names the newest ones; older ones expire"
 
 
+class NoSuchPartitionField(ConfigError):
+    """A table is not partitioned by a field of that name."""
+
+    def __init__(self, table: str, reason: str) -> None:
+        self.table, self.reason = table, reason
+        super().__init__(f"{table}: {reason}; DESCRIBE names the fields")
+
+
 class UnreadableTable(LakeError):
     """The table is in a form that is not read here."""
 
     default_cure = "read it with that engine, or have it rewrite the table's files"
-
-
-class KeyReused(LakeError):
-    """An idempotency key was used before, for other records."""
-
-    default_cure = "give each write a key of its own"
-
-
-class TooManyPartitions(ConfigError):
-    """An append whose rows belong to more partitions than one may touch."""
-
-    def __init__(self, partitions: int) -> None:
-        self.partitions, self.most = partitions, MAX_PARTITIONS
-        super().__init__(f"the records belong to {partitions} partitions; write to at most {MAX_PARTITIONS} at a time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +113,14 @@ class RecordColumn:
 
 @dataclass(frozen=True, slots=True)
 class RecordPartition:
-    """A partition field: the column that it is made of, and Iceberg's transform, such as ``day`` or ``bucket[16]``."""
+    """A partition field: the column that it is made of, and Iceberg's transform, such as ``day`` or ``bucket[16]``.
+
+    Its name follows from these when a table is created.
+    """
 
     column: str
     transform: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +131,6 @@ class RecordSnapshot:
     at: datetime
     operation: str
     rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class FileTotals:
-    """Of a snapshot's data files: rows, files, bytes, files below a size, and of these those that can be merged.
-
-    Files can be merged with others of their partition.
-    """
-
-    rows: int = 0
-    files: int = 0
-    size_bytes: int = 0
-    small_files: int = 0
-    mergeable_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,53 +148,9 @@ class Reading:
     files: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WriteKey:
-    """An idempotency key, and a digest of what is written under it."""
-
-    key: str
-    content: str
-
-    @property
-    def texts(self) -> tuple[str, str]:
-        """Key and digest as tables remember them; the key of one length, and telling nobody anything."""
-        return hashlib.sha256(self.key.encode()).hexdigest()[:32], self.content
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What an append did, as its first attempt told it: rows, and of every so many appends what small files there are.
-
-    Attributes:
-        snapshot_id: The snapshot.
-        rows: Rows appended.
-        small_files: Files below the small-file size; None where it was not the turn to look.
-        recommended: Whether enough of them can be merged; None likewise.
-    """
-
-    snapshot_id: int
-    rows: int
-    small_files: int | None = None
-    recommended: bool | None = None
-
-    def to_json(self) -> list[int | bool | None]:
-        """As tables remember it."""
-        return [self.snapshot_id, self.rows, self.small_files, self.recommended]
-
-
-@dataclass(frozen=True, slots=True)
-class SmallFilesProfile:
-    """When an append says whether small files should be merged.
-
-    Attributes:
-        every: At every so many appends of a table.
-        at_least: If so many files can be merged.
-        below_bytes: Size of a small file.
-    """
-
-    every: int
-    at_least: int
-    below_bytes: int
+def tenants_of(lake: str) -> list[str]:
+    """The tenants that have a catalog, sorted."""
+    return sorted(each.parent.name for each in Path(lake, TENANTS).glob(f"*/{_CATALOG}"))
 
 
 class TenantTables:
@@ -269,7 +198,7 @@ class TenantTables:
         schema = _schema(columns)
         if any(each == (namespace, name) for each in self.names(namespace)):  # before anything is written
             raise TableExists(f"{namespace}.{name}", "there is such a table")
-        with _translated():
+        with translated():
             with suppress(NamespaceAlreadyExistsError):
                 self._catalog.create_namespace((namespace,))
             try:
@@ -290,7 +219,7 @@ class TenantTables:
         Raises:
             TableNotFound: There is none.
         """
-        with suppress(NoSuchTableError), _translated():
+        with suppress(NoSuchTableError), translated():
             if self._catalog is not None:
                 return RecordTable(self._catalog.load_table((namespace, name)))
         raise TableNotFound(f"{namespace}.{name}", "there is no such table")
@@ -299,19 +228,10 @@ class TenantTables:
         """Namespaces and names of all tables, or of those of a namespace, sorted."""
         if self._catalog is None:
             return []
-        with _translated():
+        with translated():
             every = [each for (each, *_) in self._catalog.list_namespaces()] if namespace is None else [namespace]
             known = [each for each in every if self._catalog.namespace_exists((each,))]
             return sorted((each, name) for each in known for (*_, name) in self._catalog.list_tables((each,)))
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Foreign errors as ours; their texts name files and statements, and stay behind."""
-    try:
-        yield
-    except (OSError, SQLAlchemyError) as error:
-        raise LakeUnavailable(TENANTS, f"the tenant's tables cannot be reached ({type(error).__name__})") from error
 
 
 class RecordTable:
@@ -342,7 +262,7 @@ class RecordTable:
         """What the table is partitioned by."""
         schema = self._table.schema()
         return [
-            RecordPartition(schema.find_field(each.source_id).name, str(each.transform))
+            RecordPartition(schema.find_field(each.source_id).name, str(each.transform), each.name)
             for each in self._table.spec().fields
         ]
 
@@ -372,8 +292,8 @@ class RecordTable:
 
     def totals(self, small_below_bytes: int) -> FileTotals:
         """Amounts of the current snapshot."""
-        with _translated():
-            return _totals(_files(self._table), small_below_bytes)
+        with translated():
+            return file_totals(data_files(self._table), small_below_bytes)
 
     def reading(self, *, snapshot_id: int | None = None, as_of: datetime | None = None) -> Reading:
         """What a reader of a snapshot needs: the current one, one by its number, or that of a moment.
@@ -391,7 +311,7 @@ class RecordTable:
             if snapshot_id is None and as_of is None:
                 return Reading(None, self.arrow_schema, ())
             raise SnapshotNotFound(self.name, "there is no such snapshot")
-        with _translated():
+        with translated():
             tasks = list(self._table.scan(snapshot_id=found.snapshot_id).plan_files())
         if any(task.delete_files for task in tasks) or len(self._table.schemas()) > 1:
             raise UnreadableTable(self.name, "another engine has deleted rows or changed columns")
@@ -411,166 +331,71 @@ class RecordTable:
             CommitConflict: Other writers came first every time; nothing was written.
             AmbiguousWrite: It may have been written: only a repetition with the same key is safe.
         """
-        appending = _Appending(self._table, rows, key, profile)
-        waiting = stamina.retry_context(
-            on=(CommitConflict, AmbiguousWrite),
-            attempts=ATTEMPTS,
-            timeout=_TIMEOUT_S,
-            wait_initial=_WAIT_S,
-            wait_max=_LONGEST_WAIT_S,
-            wait_jitter=_WAIT_S * 5,
-        )
-        try:
-            for attempt in waiting:
-                with attempt:
-                    return appending.attempt(again=attempt.num > 1)
-        except (CommitConflict, KeyReused):
-            appending.discard()
-            raise
-        raise AssertionError
+        return RecordAppend(self._table, rows, key, profile).run()
 
+    def compact(
+        self, *, now: datetime, target_bytes: int, small_below_bytes: int, max_files: int, only: Mapping[str, str]
+    ) -> IcebergCompaction:
+        """Merges all that can be merged, a partition at a time; writers and readers go on meanwhile.
 
-class _Appending:
-    """One append, over all its attempts: its files are written once, and its snapshot has one number."""
-
-    def __init__(self, table: Table, rows: pa.Table, key: WriteKey | None, profile: SmallFilesProfile) -> None:
-        self._table, self._rows, self._key, self._profile = table, rows, key, profile
-        self._snapshot_id = table.metadata.new_snapshot_id()
-        self._files: list[DataFile] = []
-        self._may_land_late = False
-
-    def attempt(self, *, again: bool) -> Appended:
-        """Finds what was done before, or commits.
+        Args:
+            now: The time.
+            target_bytes: Size of a file that is aimed at.
+            small_below_bytes: Files below it are small.
+            max_files: Files to merge at the most.
+            only: Values of partition fields, of partitions to look at; empty for all.
 
         Raises:
-            KeyReused: The key was used for other rows.
-            CommitConflict: Another writer came first.
-            AmbiguousWrite: Nobody knows whether it was committed.
+            NoSuchPartitionField: The table has no such field.
+            CommitConflict: Others committed without pause.
+            AmbiguousWrite: The catalog's answer was lost; the rows are the same in either case.
         """
-        with _translated():
-            if again:
-                self._table.refresh()
-            done = self._done()
-            if done is not None:
-                return done
-            if not self._files:
-                _check_spread(self._table, self._rows)
-                self._files = _written(self._table, self._rows)
-            number = int(self._table.properties.get(_WRITES, 0)) + 1
-            answer = self._answer(number)
-            change = TableChange(
-                Operation.APPEND,
-                added=self._files,
-                snapshot_id=self._snapshot_id,
-                summary={} if self._key is None else {_ANSWER: _json([*self._key.texts, answer.to_json()])},
-                set_properties={_WRITES: str(number), **self._remembered(answer)},
+        unknown = only.keys() - {each.name for each in self.partitions}
+        if unknown:
+            raise NoSuchPartitionField(self.name, f"it is not partitioned by {min(unknown)!r}")
+        rules = CompactionRules(
+            target_file_bytes=target_bytes,
+            small_file_bytes=small_below_bytes if small_below_bytes < target_bytes else target_bytes // 2,
+            min_files=2,
+            max_files=max_files,
+            max_bytes=MAX_BYTES,
+            fan_in=2,
+            split_above_bytes=0,
+            min_file_age=timedelta(0),
+            min_partition_age=timedelta(0),
+            force=True,
+        )
+
+        def is_wanted(partition: str) -> bool:
+            parts = (part.partition("=") for part in partition.split("/"))
+            values = {unquote_plus(name): unquote_plus(value) for name, _, value in parts}
+            return all(values.get(field) == value for field, value in only.items())
+
+        with translated():
+            return compact_table(
+                self._table,
+                rules,
+                rewrite_settings(self._table, rules),
+                now=now,
+                is_closed=lambda _: True,
+                only=is_wanted,
             )
-            try:
-                commit_change(self._table, change)
-            except AmbiguousWrite:
-                self._may_land_late = True
-                raise
-        return answer
 
-    def discard(self) -> None:
-        """Deletes files that no snapshot names; if one may land late that does, they are left for orphan removal."""
-        if not self._may_land_late:
-            delete_quietly(self._table.io, [file.file_path for file in self._files])
-        self._files = []
+    def expire(self, *, older_than: datetime, now: datetime) -> Expiry:
+        """Deletes snapshots of before a moment, and the files that only they name; the current one stays.
 
-    def _answer(self, number: int) -> Appended:
-        answer = Appended(self._snapshot_id, self._rows.num_rows)
-        if number % self._profile.every:
-            return answer
-        totals = _totals([*_files(self._table), *self._files], self._profile.below_bytes)
-        recommended = totals.mergeable_files >= self._profile.at_least
-        return replace(answer, small_files=totals.small_files, recommended=recommended)
+        Keys of writes that only such snapshots remember are forgotten: those beyond the newest `REMEMBERED`.
 
-    def _remembered(self, answer: Appended) -> dict[str, str]:
-        """The property of the newest keys with this one in it."""
-        if self._key is None:
-            return {}
-        before = _loaded(self._table.properties.get(_KEYS))
-        return {_KEYS: _json([*before, [*self._key.texts, answer.to_json()]][-REMEMBERED:])}
-
-    def _done(self) -> Appended | None:
-        """What an earlier attempt, or a write with this key, did; files that are not in the table are deleted."""
-        if self._key is None:
-            known = self._table.metadata.snapshot_by_id(self._snapshot_id)
-            return None if known is None else self._answer_again()
-        found = self._known_answer(*self._key.texts)
-        if found is not None and found.snapshot_id != self._snapshot_id:
-            self.discard()
-        return found
-
-    def _answer_again(self) -> Appended:
-        """The answer of an attempt that was committed though nobody said so."""
-        return self._answer(int(self._table.properties.get(_WRITES, 0)))
-
-    def _known_answer(self, hashed: str, content: str) -> Appended | None:
-        summaries = (each.summary for each in reversed(self._table.snapshots()) if each.summary is not None)
-        stated = (_loaded(each[_ANSWER]) for each in summaries if each[_ANSWER])
-        for key, written, answer in chain(reversed(_loaded(self._table.properties.get(_KEYS))), stated):
-            if key == hashed:
-                if written != content:
-                    raise KeyReused(".".join(self._table.name()), "this idempotency key was used for another write")
-                return Appended(*answer)
-        return None
-
-
-def _written(table: Table, rows: pa.Table) -> list[DataFile]:
-    """Writes rows to data files that no snapshot names yet."""
-    files = list(_dataframe_to_data_files(table.metadata, rows, table.io))
-    for file in files:
-        file.spec_id = table.metadata.default_spec_id
-    return files
+        Raises:
+            CommitConflict: Somebody else committed meanwhile; nothing was changed.
+            AmbiguousWrite: The catalog's answer was lost; no file was deleted.
+        """
+        with translated():
+            return expire_snapshots(self._table, older_than=older_than, now=now)
 
 
 def _local(location: str) -> str:
     return location.removeprefix("file://")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _loaded(text: str | None) -> list[Any]:
-    found: list[Any] = json.loads(text) if text else []
-    return found
-
-
-def _files(table: Table) -> list[DataFile]:
-    return [task.file for task in table.scan().plan_files()] if table.current_snapshot() is not None else []
-
-
-def _totals(files: Sequence[DataFile], small_below_bytes: int) -> FileTotals:
-    small = [file for file in files if file.file_size_in_bytes < small_below_bytes]
-    together = Counter((file.spec_id, file.partition) for file in small)
-    return FileTotals(
-        rows=sum(file.record_count for file in files),
-        files=len(files),
-        size_bytes=sum(file.file_size_in_bytes for file in files),
-        small_files=len(small),
-        mergeable_files=sum(count for count in together.values() if count > 1),
-    )
-
-
-def _check_spread(table: Table, rows: pa.Table) -> None:
-    """Refuses rows of too many partitions, before any file is written.
-
-    Raises:
-        TooManyPartitions: They are.
-    """
-    if table.spec().is_unpartitioned():
-        return
-    schema = table.schema()
-    keys = {}
-    for number, field in enumerate(table.spec().fields):
-        source = schema.find_field(field.source_id)
-        keys[str(number)] = field.transform.pyarrow_transform(source.field_type)(rows[source.name])
-    partitions = pa.table(keys).group_by(list(keys)).aggregate([]).num_rows
-    if partitions > MAX_PARTITIONS:
-        raise TooManyPartitions(partitions)
 
 
 def _schema(columns: Sequence[RecordColumn]) -> Schema:

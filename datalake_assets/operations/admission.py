@@ -1,0 +1,117 @@
+"""Whether a document is a request at all: its size, its depth, and every field of it, before anything is done."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import date
+from datetime import time as time_of_day
+from decimal import Decimal
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from datalake_assets.errors import DatalakeError
+from datalake_assets.operations.answers import Code, Failure
+from datalake_assets.operations.requests import MAX_DEPTH, MAX_REQUEST_BYTES, Request
+from datalake_assets.policies import problem_text
+
+__all__ = ["OPERATIONS", "RequestRefused", "checked_request"]
+
+#: Problems of a request that are named.
+_PROBLEMS = 20
+_NAME_SHOWN = 64
+_REQUESTS: TypeAdapter[Request] = TypeAdapter(Request)
+_VALUES = (str, int, float, bool, bytes, type(None), date, time_of_day, Decimal, uuid.UUID)
+
+
+class RequestRefused(DatalakeError):
+    """A request that is not done, for a reason that its caller can act on.
+
+    Args:
+        code: What went wrong.
+        message: For people.
+        retryable: Whether the same request may succeed later.
+        details: What the code is about.
+    """
+
+    def __init__(self, code: Code, message: str, *, retryable: bool = False, **details: Any) -> None:
+        self.failure = Failure(code=code, message=message, retryable=retryable, details=details)
+        super().__init__(message)
+
+
+def checked_request(request: bytes | str | Mapping[str, Any]) -> Request:
+    """The request, if it is one.
+
+    Raises:
+        RequestRefused: It is too large, too deep, no JSON, or not what any operation takes.
+    """
+    document = _parsed(request) if isinstance(request, bytes | str) else request
+    _measure(document)
+    try:
+        return _REQUESTS.validate_python(document)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    named = [{"field": _place(each["loc"]), "problem": _reason(each)} for each in problems[:_PROBLEMS]]
+    first = named[0]
+    message = f"{first['field'] or 'the request'}: {first['problem']}"
+    raise RequestRefused(Code.INVALID_REQUEST, message, problems=named, problems_count=len(problems))
+
+
+def _parsed(request: bytes | str) -> Any:
+    if len(request) > MAX_REQUEST_BYTES:
+        raise _too_large()
+    try:
+        return orjson.loads(request)
+    except ValueError:
+        reason = "the request is not one JSON document in UTF-8 (numbers are finite, and nothing is nested too deeply)"
+        raise RequestRefused(Code.INVALID_REQUEST, reason) from None
+
+
+def _too_large() -> RequestRefused:
+    message = f"the request is larger than {MAX_REQUEST_BYTES} bytes; write fewer records at a time"
+    return RequestRefused(Code.LIMIT_EXCEEDED, message, limit_bytes=MAX_REQUEST_BYTES)
+
+
+def _measure(document: Any) -> None:
+    """Walks through a request once, whatever its shape.
+
+    Raises:
+        RequestRefused: It is too large, too deep, or has something in it that JSON has not.
+    """
+    left = MAX_REQUEST_BYTES
+    stack: list[tuple[Any, int]] = [(document, 1)]
+    while stack:
+        value, depth = stack.pop()
+        left -= len(value) + 1 if isinstance(value, str | bytes | list | tuple | Mapping) else 1
+        if left < 0:
+            raise _too_large()
+        if depth > MAX_DEPTH:
+            message = f"lists and objects lie in each other more than {MAX_DEPTH} deep"
+            raise RequestRefused(Code.LIMIT_EXCEEDED, message, limit_depth=MAX_DEPTH)
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise RequestRefused(Code.INVALID_REQUEST, "the keys of objects are texts")
+            stack += ((key, depth) for key in value)
+            stack += ((each, depth + 1) for each in value.values())
+        elif isinstance(value, list | tuple):
+            stack += ((each, depth + 1) for each in value)
+        elif not isinstance(value, _VALUES):
+            raise RequestRefused(Code.INVALID_REQUEST, f"a value of Python's type {type(value).__name__} is not taken")
+
+
+def _place(path: Sequence[int | str]) -> str:
+    """Where a problem is, without the name of the operation, which pydantic begins with."""
+    text = ".".join(map(str, path[1:])).encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= _NAME_SHOWN else f"{text[:_NAME_SHOWN]}…"
+
+
+def _reason(problem: Mapping[str, Any]) -> str:
+    if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        return f"'operation' is one of {', '.join(OPERATIONS)}"
+    return problem_text(problem)
+
+
+#: The names of the operations.
+OPERATIONS = ("CREATE_TABLE", "WRITE", "QUERY", "COMPACT", "DESCRIBE", "LIST", "HEALTH")

@@ -1,0 +1,188 @@
+"""COMPACT merges files and changes no row, whatever writers do meanwhile."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+from pyiceberg.io.pyarrow import _dataframe_to_data_files
+
+from datalake_assets_tests.operations.conftest import ORDERS
+
+DAYS = [{"name": "id", "type": "long"}, {"name": "at", "type": "timestamp"}]
+
+
+def later(length):
+    return datetime.now(UTC) + length
+
+
+def write(ask, numbers):
+    for number in numbers:
+        assert ask("WRITE", **ORDERS, records=[{"id": number}])["ok"]
+
+
+def test_compact_makes_one_file_of_many_with_the_same_rows(ask, orders, stored, stored_ids):
+    write(ask, range(6))
+    before = ask("DESCRIBE", **orders)
+
+    answer = ask("COMPACT", **orders)
+
+    assert answer["compacted"]
+    stats = answer["stats"]
+    assert (stats["files_before"], stats["files_after"], stats["files_compacted"], stats["files_written"]) == (
+        6,
+        1,
+        6,
+        1,
+    )
+    assert stats["bytes_before"] == before["size_bytes"]
+    assert stats["bytes_saved"] == stats["bytes_before"] - stats["bytes_after"]
+    assert stats["small_files_remaining"] == 1
+    assert stats["compaction_time_ms"] > 0
+    assert stored_ids() == list(range(6))
+    assert stored().current_snapshot().snapshot_id == answer["snapshot_id"]
+    assert stored().current_snapshot().summary.operation.value == "replace"
+
+
+def test_compact_leaves_older_snapshots_to_be_queried(ask, orders):
+    write(ask, range(5))
+    before = ask("DESCRIBE", **orders)["snapshot_id"]
+    ask("COMPACT", **orders)
+
+    answer = ask("QUERY", **orders, sql="SELECT count(*) FROM orders", snapshot_id=before)
+
+    assert answer["rows"] == [[5]]
+
+
+def test_compact_does_nothing_with_too_few_small_files_unless_it_is_forced(ask, orders):
+    write(ask, range(2))
+
+    left = ask("COMPACT", **orders)
+    forced = ask("COMPACT", **orders, force=True)
+    again = ask("COMPACT", **orders, force=True)
+
+    assert (left["compacted"], left["stats"]["files_after"]) == (False, 2)
+    assert "fewer than 3 small files" in left["reason"]
+    assert (forced["compacted"], forced["stats"]["files_after"]) == (True, 1)
+    assert (again["compacted"], again["reason"]) == (False, "there is nothing to merge")
+
+
+def test_compact_of_a_table_that_nothing_was_written_to_has_nothing_to_merge(ask, orders):
+    answer = ask("COMPACT", **orders, force=True)
+
+    assert (answer["compacted"], answer["stats"]["files_before"]) == (False, 0)
+
+
+def test_compact_takes_only_the_partitions_that_are_asked_for(ask, stored):
+    ask("CREATE_TABLE", **ORDERS, schema=DAYS, partitioning=[{"column": "at", "transform": "day"}])
+    for _ in range(3):
+        ask("WRITE", **ORDERS, records=[{"id": day, "at": f"2026-01-0{day}T00:00:00"} for day in (1, 2)])
+
+    answer = ask("COMPACT", **ORDERS, partition_filter={"at_day": "2026-01-02"})
+
+    assert answer["stats"]["files_compacted"] == 3
+    files = [task.file.partition[0] for task in stored().scan().plan_files()]
+    assert sorted(files) == [20454, 20454, 20454, 20455]
+
+
+def test_compact_refuses_a_field_that_the_table_is_not_partitioned_by(ask, orders):
+    answer = ask("COMPACT", **orders, partition_filter={"at_day": "2026-01-02"})
+
+    assert answer["error"]["code"] == "INVALID_REQUEST"
+    assert "at_day" in answer["error"]["message"]
+
+
+def test_compact_merges_so_many_files_and_no_more(ask, orders):
+    write(ask, range(6))
+
+    answer = ask("COMPACT", **orders, max_files=4)
+
+    assert answer["stats"]["files_compacted"] == 4
+    assert answer["stats"]["files_after"] == 3
+
+
+def test_compact_expires_old_snapshots_with_their_files_and_nothing_else(ask, orders, lake, stored_ids, monkeypatch):
+    write(ask, range(5))
+    before = ask("DESCRIBE", **orders)["snapshot_id"]
+    young = ask("COMPACT", **orders, expire_snapshots=True)
+    hours = timedelta(hours=169)
+    monkeypatch.setattr("datalake_assets.operations.dispatcher.datetime", SimpleNamespace(now=lambda _: later(hours)))
+
+    answer = ask("COMPACT", **orders, expire_snapshots=True)
+
+    assert young["stats"]["snapshots_expired"] == 0
+    assert answer["stats"]["snapshots_expired"] == 5
+    gone = ask("QUERY", **orders, sql="SELECT 1", snapshot_id=before)
+    assert gone["error"]["code"] == "SNAPSHOT_NOT_FOUND"
+    assert stored_ids() == list(range(5))
+    assert len(list(lake.rglob("*.parquet"))) == 1
+    assert answer["stats"]["files_removed"] >= 5
+
+
+def test_compaction_beyond_those_that_may_run_at_once_is_told_to_come_later(operations, ask, orders):
+    with operations._turn(), operations._turn():
+        answer = ask("COMPACT", **orders)
+
+    assert (answer["error"]["code"], answer["error"]["retryable"]) == ("UNAVAILABLE", True)
+    assert ask("COMPACT", **orders)["ok"]
+
+
+def test_key_is_remembered_over_a_compaction(ask, orders, stored_ids):
+    first = ask("WRITE", **orders, records=[{"id": 1}], idempotency_key="a")
+    write(ask, [2])
+    ask("COMPACT", **orders, force=True)
+
+    assert ask("WRITE", **orders, records=[{"id": 1}], idempotency_key="a") == first
+    assert stored_ids() == [1, 2]
+
+
+def test_writers_and_a_compactor_at_once_keep_every_row_once(operations, orders, stored_ids):
+    numbers = count()
+
+    def write_some(_):
+        for number in [next(numbers) for _ in range(6)]:
+            assert operations.answer({"operation": "WRITE", **orders, "records": [{"id": number}]}).ok
+
+    with ThreadPoolExecutor(5) as pool:
+        writers = [pool.submit(write_some, number) for number in range(4)]
+        compacted = 0
+        while not all(writer.done() for writer in writers):
+            answer = operations.answer({"operation": "COMPACT", **orders}).to_json()
+            assert answer["ok"], answer
+            compacted += answer["stats"]["files_compacted"]
+        for writer in writers:
+            writer.result()
+
+    assert stored_ids() == list(range(24))
+    assert compacted > 0
+
+
+def test_all_tenants_tables_that_need_it_are_compacted_at_night(operations, ask):
+    for tenant in ("acme", "rival"):
+        table = {**ORDERS, "tenant_id": tenant}
+        ask("CREATE_TABLE", **table, schema=[{"name": "id", "type": "long"}])
+        for number in range(4 if tenant == "acme" else 2):
+            ask("WRITE", **table, records=[{"id": number}])
+
+    assert operations.compact_all() == {"tables": 2, "compacted": 1, "failed": [], "left": 0}
+    assert operations.compact_all(may_go_on=lambda: False)["left"] == 2
+    assert ask("DESCRIBE", **ORDERS)["files"] == 1
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_upstream_writes_a_data_file_per_partition_without_the_id_of_its_spec(ask, stored, partitioned):
+    """pyiceberg, private: `_dataframe_to_data_files` writes what an append commits; we add the spec's id ourselves.
+
+    If this fails, ``RecordAppend`` in ``lake/iceberg/record_appends.py`` writes nothing, or files of no partition.
+    """
+    ask("CREATE_TABLE", **ORDERS, schema=DAYS[:1], partitioning=[{"column": "id"}] if partitioned else [])
+    table = stored()
+
+    files = list(_dataframe_to_data_files(table.metadata, pa.table({"id": [1, 2, 2]}), table.io))
+
+    assert sorted(file.record_count for file in files) == ([1, 2] if partitioned else [3])
+    assert not any(hasattr(file, "_spec_id") for file in files)
