@@ -18,12 +18,12 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import stamina
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
 from sqlalchemy.exc import SQLAlchemyError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, LakeUnavailable
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly
@@ -45,7 +45,8 @@ __all__ = [
 REMEMBERED = 200
 #: Partitions that one append may write files to.
 MAX_PARTITIONS = 200
-#: Attempts to commit: of several writers one always wins, so that each gets its turn.
+#: Attempts to commit: of several writers one always wins, so that each gets its turn. Losing is no news: tenacity tells
+#: nobody, where stamina would.
 ATTEMPTS = 40
 _WAIT_S, _LONGEST_WAIT_S, _TIMEOUT_S = 0.01, 1.0, 60.0
 _PREFIX = "datalake.write-"
@@ -163,18 +164,16 @@ class RecordAppend:
             CommitConflict: Other writers came first every time; nothing was written.
             AmbiguousWrite: It may have been written: only a repetition with the same key is safe.
         """
-        waiting = stamina.retry_context(
-            on=(CommitConflict, AmbiguousWrite),
-            attempts=ATTEMPTS,
-            timeout=_TIMEOUT_S,
-            wait_initial=_WAIT_S,
-            wait_max=_LONGEST_WAIT_S,
-            wait_jitter=_WAIT_S * 5,
+        waiting = Retrying(
+            retry=retry_if_exception_type((CommitConflict, AmbiguousWrite)),
+            stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(_TIMEOUT_S),
+            wait=wait_random_exponential(multiplier=_WAIT_S, max=_LONGEST_WAIT_S),
+            reraise=True,
         )
         try:
             for attempt in waiting:
                 with attempt:
-                    return self._attempt(again=attempt.num > 1)
+                    return self._attempt(again=attempt.retry_state.attempt_number > 1)
         except (CommitConflict, KeyReused):
             self._discard()
             raise
