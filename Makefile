@@ -59,6 +59,7 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many) an
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store s3
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store s3
+	@$(BIN)/python -m datalake_assets_tests.operations.traffic --seconds $$((2 * $(ROUNDS)))
 	@$(BIN)/python -m datalake_assets_tests.crash --what iceberg --rounds $(ROUNDS) --store local
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
