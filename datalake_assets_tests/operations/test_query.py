@@ -163,7 +163,7 @@ def test_query_is_ended_when_its_time_is_up(query):
     answer = query("SELECT count(*) FROM range(1000000000000) a WHERE sin(a.range) > 2", timeout_s=1)
 
     assert answer["error"]["code"] == "QUERY_TIMED_OUT"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_query_that_makes_a_huge_value_fails_alone(query):
