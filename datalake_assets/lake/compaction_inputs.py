@@ -78,7 +78,10 @@ class Inputs:
 
     def _input(self, index: int, file: DataFile) -> Input:
         copy_source = (self._log.key_of(file.name), file.etag) if file.name in self._copyable else None
-        return Input(file, partial(self._open, index), copy_source, is_encoded=file.name in self._made)
+        opener, on_checksum = partial(self._open, index), None
+        if self._adopted and self._pool is None and file.size_bytes > self._whole_bytes:
+            on_checksum = partial(self.checksums.__setitem__, file.name)
+        return Input(file, opener, copy_source, is_encoded=file.name in self._made, on_checksum=on_checksum)
 
     def _by_etag(self) -> tuple[Collection[str], set[str]]:
         """Files whose ranges the store may copy, by their ETag; and those with a checksum that have another by now.
@@ -155,16 +158,13 @@ class Inputs:
             raise ObjectNotFound(key, "is gone") from error
 
     def _check_unchanged(self, file: DataFile, key: str) -> None:
-        """Also remembers the checksum: of all of a file that lies here, of the end of one that is far away."""
+        """Also remembers the checksum of the end of a file that is far away; one that lies here is read whole later."""
         if self._store.changed({key: file.etag}):
             raise UnreadableFile(file.name, CHANGED)
-        if file.checksum or file.name in self.checksums:
+        if file.checksum or self._pool is None or file.name in self.checksums:
             return
         try:
-            if self._pool is None:
-                self.checksums[file.name] = stored_checksum(self._store, key)
-            else:
-                self.checksums[file.name] = end_checksum(self._store, key, etag=file.etag)
+            self.checksums[file.name] = end_checksum(self._store, key, etag=file.etag)
         except PreconditionFailed as error:
             raise UnreadableFile(file.name, CHANGED) from error
         except FileNotFoundError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decodable import ROW_BYTES, too_large, unproven
 from datalake_assets.parquet.decoding import failing_column, open_parquet, tables
 from datalake_assets.parquet.footer import Footer, footer_fault, parse_footer
-from datalake_assets.parquet.sinks import checksum_like
+from datalake_assets.parquet.sinks import checksum_like, new_checksum
 from datalake_assets.parquet.writer import moment_of
 
 __all__ = ["CHANGED", "Input", "OpenInput"]
@@ -44,12 +44,14 @@ class Input:
         copy_source: Key and ETag, where the store itself can copy ranges of it into an output.
         is_encoded: It was encoded as wanted a moment ago: large row groups need not be encoded again, whatever the
             kernel.
+        on_checksum: Told the checksum of a file without one, once all of it was read.
     """
 
     file: DataFile
     open: Callable[[], pa.NativeFile]
     copy_source: tuple[str, str] | None = None
     is_encoded: bool = False
+    on_checksum: Callable[[str], None] | None = None
 
 
 class OpenInput:
@@ -67,15 +69,17 @@ class OpenInput:
         self.file = file = given.file
         self._row_bytes, self._is_decodable = row_bytes, False
         self.is_encoded, self._copy_source = given.is_encoded, given.copy_source
-        self._digest = checksum_like(file.checksum) if file.checksum else None
+        self._on_checksum = None if file.checksum else given.on_checksum
+        self._digest = checksum_like(file.checksum) if file.checksum else self._on_checksum and new_checksum()
         self._digested_bytes = 0  # from the start on, once each
+        self._is_decoded = False
         self._proven = False
         with _translating(file):
             self._native = given.open()
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             in_memory = isinstance(self._native, pa.BufferReader)
-            is_proven = in_memory and self._digest is not None
+            is_proven = in_memory and bool(file.checksum)
             if is_proven:
                 self.prove()
         with _translating(file, self._with_fault):
@@ -100,6 +104,11 @@ class OpenInput:
 
     def close(self) -> None:
         """Closes the file."""
+        if self._on_checksum is not None and (self._is_decoded or self._digested_bytes):
+            with suppress(*_READ_ERRORS):  # then nobody knows it, as before
+                self._digest_rest()
+                if self._digested_bytes == self.file.size_bytes:
+                    self._on_checksum(str(self._digest))
         self.parquet.close()
         self._native.close()
 
@@ -181,6 +190,7 @@ class OpenInput:
                 yield table
         if rows != self.file.rows:
             raise UnreadableFile(self.file.name, f"{self.file.rows} rows should be there, and {rows} are")
+        self._is_decoded = True
 
     def _with_column(self, reason: str) -> str:
         column = failing_column(self.parquet)
@@ -213,16 +223,19 @@ class OpenInput:
         """
         if self._proven:
             return
-        if self._digest is not None:
+        if self.file.checksum:
             with _translating(self.file):
-                for offset in range(self._digested_bytes, self.file.size_bytes, BLOCK_BYTES):
-                    self._read_at(offset, min(BLOCK_BYTES, self.file.size_bytes - offset))
+                self._digest_rest()
             if str(self._digest) != self.file.checksum:
                 raise UnreadableFile(self.file.name, "its bytes are not those that were committed")
         else:
             for _ in self.tables():
                 pass
         self._proven = True
+
+    def _digest_rest(self) -> None:
+        for offset in range(self._digested_bytes, self.file.size_bytes, BLOCK_BYTES):
+            self._read_at(offset, min(BLOCK_BYTES, self.file.size_bytes - offset))
 
     @property
     def key_values(self) -> dict[bytes, bytes]:

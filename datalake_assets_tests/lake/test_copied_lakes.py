@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from datalake_assets.core.batches import SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.manifest import Garbage
 from datalake_assets.errors import DatalakeError
+from datalake_assets.lake import compaction_inputs
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
@@ -25,6 +27,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import local, open_store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.tables import open_table
+from datalake_assets.policies import CompactionPolicy
 from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids, parquet_bytes
 from datalake_assets_tests.lake.feeds import START, stream_feed, stream_of
 from datalake_assets_tests.lake.hive_tables import export
@@ -278,6 +281,25 @@ def wide(first: int, count: int) -> bytes:
     """A file that no codec makes smaller than 100 bytes a row."""
     notes = np.random.default_rng(first).bytes(100 * count)
     return parquet_bytes({"id": range(first, first + count), "note": np.frombuffer(notes, "V100").tolist()})
+
+
+@pytest.mark.parametrize("kernel", ["concat", "reencode"])
+def test_large_files_are_known_by_the_bytes_that_were_merged(tmp_path, monkeypatch, kernel):
+    """They are not read once more for it."""
+    folder, store = beside(tmp_path)
+    for number in range(3):
+        folder.put(f"{number}.parquet", wide(number * 100_000, 100_000))
+    bodies = {name: folder.store.get(f"clicks/{name}")[0] for name in folder.files()}
+    feed = adopt(store, folder.uri, "clicks").feed
+    table = open_table(store, feed.model_copy(update={"compaction": CompactionPolicy(kernel=kernel)}))
+    monkeypatch.setattr(compaction_inputs, "stored_checksum", killed)
+
+    killed_before_the_deletes(table, ".", monkeypatch)
+
+    garbage = table._folder.log(".").load().manifest.garbage
+    assert {each.name: each.checksum for each in garbage} == {
+        name: f"xxh3-128:{xxhash.xxh3_128(body).hexdigest()}" for name, body in bodies.items()
+    }
 
 
 @pytest.mark.parametrize("count", [3, 100_000])
