@@ -143,14 +143,10 @@ def ours_by_numbers(folder: Path) -> Used:
 
 def _ours(folder: Path, *, verify: bool) -> Used:
     compaction = import_module("datalake_assets.lake.iceberg.iceberg_compaction")
-    plan = import_module("datalake_assets.core.compaction.plan")
-    rules = plan.CompactionRules(
-        target_file_bytes=128 * MIB, small_file_bytes=64 * MIB, min_files=2, max_files=100_000, max_bytes=1 << 40,
-        fan_in=8, split_above_bytes=0, min_file_age=timedelta(0), min_partition_age=timedelta(0), force=True,
-    )  # fmt: skip
     with _catalog(folder) as catalog:
         table = catalog.load_table("n.t")
         watch = Stopwatch()
+        rules = compaction.table_rules(table, force=True, target_file_bytes=128 * MIB)
         settings = compaction.rewrite_settings(table, rules, verify=verify)
         compaction.compact_table(table, rules, settings, now=datetime.now(UTC))
         return watch.stop()

@@ -33,6 +33,7 @@ from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     Difference,
+    Expired,
     ExportPlan,
     FeedTotals,
     Progress,
@@ -339,6 +340,10 @@ class HiveTable:
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`."""
         return repair(self._folder)
+
+    def expire(self) -> Expired:
+        """Implements `LakeTable`: what was replaced is gone already."""
+        return Expired()
 
     def rebuild_summary(self, figures: FeedStatistics) -> None:
         """Implements `LakeTable`."""

@@ -27,6 +27,7 @@ __all__ = [
     "CompactionProgress",
     "CompactionReport",
     "Difference",
+    "Expired",
     "ExportPlan",
     "FeedTotals",
     "LakeTable",
@@ -156,6 +157,21 @@ class Repair:
     def reconciled(self) -> int:
         """Partitions whose files others had changed."""
         return len(self.found.changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What a table let go of.
+
+    Attributes:
+        snapshots: Past states that nobody can read any more.
+        files: Files that only those had, deleted.
+        orphans: Files that nothing named, deleted.
+    """
+
+    snapshots: int = 0
+    files: int = 0
+    orphans: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +471,13 @@ class TableKeeper(Protocol):
 
     def repair(self, *, run_id: str = "") -> Repair:
         """Finishes or undoes interrupted commits, sweeps what they left, and takes over what others changed."""
+
+    def expire(self) -> Expired:
+        """Lets go of past states that are older than the table keeps them, and of their files; rows stay.
+
+        Raises:
+            LakeError: The store or the catalog failed; a repetition does the rest.
+        """
 
     def rebuild_summary(self, figures: FeedStatistics) -> None:
         """Writes anew what `TableReader.totals` and people read, from the `TableReader.figures` of all partitions."""

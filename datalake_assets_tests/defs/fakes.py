@@ -41,6 +41,7 @@ from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     Difference,
+    Expired,
     ExportPlan,
     FeedTotals,
     LakeTable,
@@ -121,6 +122,7 @@ class MemoryTable:
     generation: int = 0
     keep: int = 2
     repaired: int = 0
+    expired: int = 0
     run_ids: list[str] = field(default_factory=list)
     put_aside: list[QuarantinedRow] = field(default_factory=list)
     small: dict[str, int] = field(default_factory=dict)
@@ -316,6 +318,10 @@ class MemoryTable:
     def repair(self, *, run_id: str = "") -> Repair:
         self.repaired += 1
         return Repair(finished=1)
+
+    def expire(self) -> Expired:
+        self.expired += 1
+        return Expired(snapshots=3, files=5, orphans=1)
 
     def rebuild_summary(self, figures: FeedStatistics) -> None: ...
 

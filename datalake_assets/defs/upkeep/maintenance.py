@@ -51,9 +51,10 @@ NAMED = 100
 
 _DESCRIPTION = """\
 Keeps the lake in order, feed by feed; one that fails stops no other. It finishes interrupted commits, sweeps what they
-left, applies retention, takes over what others changed in adopted folders, compacts what is closed or was skipped, and
-compares a slice of each feed's partitions with a listing, another one each night. It deletes no file that no manifest
-ever named.
+left, applies retention, lets old snapshots of Iceberg tables expire, takes over what others changed in adopted folders,
+compacts what is closed or was skipped, and compares a slice of each feed's partitions with a listing, another one each
+night. It deletes no file that no manifest ever named, but for those in an Iceberg table's own folders that are three
+days old.
 """
 
 
@@ -182,6 +183,7 @@ class Maintenance:
     def _in_order(self, feed: Feed, config: MaintenanceConfig, today: date) -> Maintained:
         done = Maintained(feed.path)
         self._attempt(done, partial(self._repair, done, feed))
+        self._attempt(done, partial(self._expire, feed))
         self._attempt(done, partial(self._compare, done, feed, config.verify_partitions, today))
         self._log.info(
             f"{feed.path}: {done.repair.finished:,} commits finished, {done.repair.undone:,} undone,"
@@ -209,6 +211,15 @@ class Maintenance:
             self._tell_of_others(feed, done.repair.found)
         for line in done.repair.waiting:
             self._log.warning(f"waiting: {line}")
+
+    def _expire(self, feed: Feed) -> None:
+        """Lets go of past states; what they had is not among the files that are compared afterwards."""
+        gone = self._lake.table(feed).expire()
+        if gone.snapshots or gone.orphans:
+            self._log.info(
+                f"{feed.path}: {gone.snapshots:,} snapshots expired, {gone.files:,} files of theirs and"
+                f" {gone.orphans:,} that nothing named were deleted"
+            )
 
     def _tell_of_others(self, feed: Feed, found: Reconciliation) -> None:
         """Tells Dagster what others changed in an adopted folder, as a click on "Observe" would."""

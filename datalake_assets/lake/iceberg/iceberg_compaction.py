@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from pyiceberg.table import Table
@@ -31,16 +31,52 @@ from datalake_assets.lake.iceberg.transactions import (
 from datalake_assets.parquet.rewrite import RewriteSettings
 from datalake_assets.parquet.writer import ParquetSettings
 
-__all__ = ["IcebergCompaction", "compact_table", "rewrite_settings"]
+__all__ = ["IcebergCompaction", "compact_table", "rewrite_settings", "table_rules"]
 
 logger = logging.getLogger(__name__)
 
+#: Size of files where a table says nothing.
+TARGET_FILE_BYTES = 128 << 20
 #: Groups that one snapshot replaces; what was done before an interruption is kept.
 GROUPS_PER_COMMIT = 10
 #: Snapshots that a commit is built on before it gives up; each loss means that somebody else made progress.
 ATTEMPTS = 20
 #: Times that what a compaction leaves is planned again: outputs of moved partitions, groups that were dropped.
 PASSES = 4
+
+
+def table_rules(
+    table: Table,
+    *,
+    force: bool = False,
+    target_file_bytes: int | None = None,
+    min_files: int = 5,
+    max_files: int = 100_000,
+    max_bytes: int = 1 << 40,
+) -> CompactionRules:
+    """Rules for a table that is no feed.
+
+    Args:
+        table: The table; its ``write.target-file-size-bytes`` is the target, or 128 MiB if it says nothing.
+        force: Merge whatever can be merged.
+        target_file_bytes: In place of the table's.
+        min_files: Small files that a partition must have, or delete files that apply, before it is rewritten.
+        max_files: Files that one run takes.
+        max_bytes: Bytes that one run takes.
+    """
+    target = target_file_bytes or int(table.properties.get("write.target-file-size-bytes", TARGET_FILE_BYTES))
+    return CompactionRules(
+        target_file_bytes=target,
+        small_file_bytes=target // 2,
+        min_files=min_files,
+        max_files=max_files,
+        max_bytes=max_bytes,
+        fan_in=8,
+        split_above_bytes=0,
+        min_file_age=timedelta(0),
+        min_partition_age=timedelta(0),
+        force=force,
+    )
 
 
 def rewrite_settings(

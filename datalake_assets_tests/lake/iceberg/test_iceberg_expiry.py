@@ -60,6 +60,17 @@ def test_after_an_expiry_old_files_are_gone_and_nothing_else(catalog):
     assert named_files(again) <= files_on_disk(again)
 
 
+def test_files_that_another_manifest_names_by_now_stay(catalog):
+    """Old manifests go with their snapshots, and the files that were in them live on in a merged one."""
+    table = filled(catalog, appends=5, commit__manifest_merge__enabled="false")
+    paths = data_paths(table)
+    assert rewrite_manifests(table) == (5, 1)
+    expired = expire_snapshots(table, older_than=SOON)
+    assert len([path for path in expired.files if path.endswith("-m0.avro")]) == 5
+    assert not set(paths) & set(expired.files)
+    assert ids(catalog.load_table("n.t")) == list(range(20))
+
+
 def test_a_dry_run_tells_the_same_and_changes_nothing(catalog):
     table = filled(catalog)
     compact(table)
