@@ -288,9 +288,9 @@ class Manifest:
             deleted=False,
         )
 
-    def swept(self) -> Manifest:
-        """The manifest with an empty garbage list, once the files on it are deleted."""
-        return replace(self, garbage=())
+    def swept(self, kept: Collection[str] = ()) -> Manifest:
+        """The manifest once the files on its garbage list are deleted, but for those of the names that are ``kept``."""
+        return replace(self, garbage=tuple(each for each in self.garbage if each.name in kept))
 
     def stamped(self, write_id: str) -> Manifest:
         """Ready to be written, once, under a fresh id."""

@@ -8,7 +8,7 @@ that a process may die between any two of them. Every rule here was found necess
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Decision, Garbage, Manifest, Pending, Publish, Seen, decide
 from datalake_assets.core.position import Position
+from datalake_assets.core.wording import name_text
 from datalake_assets.errors import (
     AmbiguousWrite,
     CommitConflict,
@@ -25,7 +26,7 @@ from datalake_assets.errors import (
     TransientStoreError,
     UploadGone,
 )
-from datalake_assets.lake.file_identity import covers_all, differ_by_copy, has_checksum
+from datalake_assets.lake.file_identity import Leftover, covers_all, leftover_of
 from datalake_assets.lake.store.base import ObjectInfo, StagedFile, Store
 from datalake_assets.lake.store.swap import known_object, swap_object
 
@@ -87,6 +88,8 @@ class PartitionLog:
         data_store: Where the data files live, and where they are staged; None = with the manifest.
         guarded: The data folder is adopted: files are replaced only if they still are what was read, and
             deleted only if they still are what was replaced.
+        claim: Called before a commit is prepared, or one that was found is finished; raises if somebody else may be
+            changing the folder. None: nobody else has a manifest of it.
         small_file_bytes: Below this a file counts as small in the history; None: the history doesn't count.
     """
 
@@ -99,8 +102,10 @@ class PartitionLog:
         *,
         data_store: Store | None = None,
         guarded: bool = False,
+        claim: Callable[[], None] | None = None,
         small_file_bytes: int | None = None,
     ) -> None:
+        self._claim = claim
         self._store, self.manifest_key, self.data_folder, self._new_id = store, manifest_key, data_folder, new_id
         self._data = store if data_store is None else data_store
         self._guarded, self._small_file_bytes = guarded, small_file_bytes
@@ -126,6 +131,7 @@ class PartitionLog:
             The manifest with nothing pending and no garbage.
 
         Raises:
+            CorruptLake: A file that was to be deleted has another ETag, and nobody can say whether it is the same.
             PreconditionFailed: Others got there first again and again.
             AmbiguousWrite: Answers were lost again and again.
             TransientStoreError: The store does not know yet what became of a staged file: try again later.
@@ -137,45 +143,45 @@ class PartitionLog:
                 loaded = self.load()
         return self._settle(loaded)
 
-    def _settle(self, loaded: Loaded) -> Loaded:
+    def _settle(self, loaded: Loaded, *, claimed: bool = False) -> Loaded:
         if loaded.manifest.pending is not None:
+            if self._claim is not None and not claimed:
+                self._claim()
             loaded = self._finish(loaded, loaded.manifest.pending)
         if loaded.manifest.garbage:
-            self._sweep(loaded.manifest)
-            loaded = self._swap(loaded, loaded.manifest.swept())
+            unknown = self._sweep(loaded.manifest)
+            if unknown != {each.name for each in loaded.manifest.garbage}:
+                loaded = self._swap(loaded, loaded.manifest.swept(unknown))
+            if unknown:
+                raise _undecided(self.data_folder, unknown)
         return loaded
 
-    def _sweep(self, manifest: Manifest) -> None:
+    def _sweep(self, manifest: Manifest) -> set[str]:
+        """Deletes garbage; returns the names of those of which nobody can say whether they are what was replaced."""
         guarded = {self.key_of(each.name): each for each in manifest.garbage if each.etag}
         self._data.delete(self.key_of(each.name) for each in manifest.garbage if not each.etag)
-        if not guarded:
-            return
-        others = self._data.delete_if({key: each.etag for key, each in guarded.items()})
-        copies = self._copies({key: guarded[key] for key in others}, manifest) if others else {}
-        kept = self._data.delete_if(copies) if copies else ()
-        for key in sorted({*others} - {*copies}.difference(kept)):
+        others = self._data.delete_if({key: each.etag for key, each in guarded.items()}) if guarded else ()
+        if not others:
+            return set()
+        found = self._leftovers({key: guarded[key] for key in others}, manifest)
+        copies = {info.key: info.etag for info, what in found if what is Leftover.COPY}
+        kept = {*self._data.delete_if(copies)} if copies else set()
+        for key in sorted({info.key for info, what in found if what is Leftover.OTHER}):
             logger.warning("%s was replaced, and written again by somebody else before it was deleted: it stays", key)
+        unknown = {info.key for info, what in found if what is Leftover.UNKNOWN} | kept
+        return {guarded[key].name for key in unknown}
 
-    def _copies(self, garbage: Mapping[str, Garbage], manifest: Manifest) -> dict[str, str]:
-        """The present ETags of those files that are what was replaced, and have another ETag since they were copied."""
-        found = {key: info for key in garbage if (info := self._data.head(key)) is not None}
-        vague = any(not covers_all(garbage[key].checksum) for key in found)
+    def _leftovers(self, garbage: Mapping[str, Garbage], manifest: Manifest) -> list[tuple[ObjectInfo, Leftover]]:
+        """What is there under the names of replaced files, with other ETags; as in a folder that was copied."""
+        found = [info for key in garbage if (info := self._data.head(key)) is not None]
+        vague = any(not covers_all(garbage[info.key].checksum) for info in found)
         copied = vague and self._was_copied(manifest)
-        return {key: info.etag for key, info in found.items() if self._is_copy(garbage[key], info, copied=copied)}
+        return [(info, leftover_of(self._data, garbage[info.key], info, copied=copied)) for info in found]
 
     def _was_copied(self, manifest: Manifest) -> bool:
         """Whether a file that we made has another ETag by now: nobody else writes under its name."""
         made = ((file.etag, self._data.head(self.key_of(file.name))) for file in manifest.files if file.checksum)
         return any(info is not None and info.etag != etag for etag, info in made)
-
-    def _is_copy(self, garbage: Garbage, info: ObjectInfo, *, copied: bool) -> bool:
-        if garbage.size_bytes not in {None, info.size_bytes}:
-            return False
-        if not covers_all(garbage.checksum) and not (copied and differ_by_copy(garbage.etag, info.etag)):
-            return False
-        if not garbage.checksum:  # of a manifest of before: only a local ETag tells size and time
-            return "://" not in self._data.uri
-        return has_checksum(self._data, info.key, garbage.checksum, etag=info.etag)
 
     def reconcile(
         self,
@@ -255,7 +261,7 @@ class PartitionLog:
         if planned is None:
             return loaded, False
         loaded = self._swap(loaded, loaded.manifest.prepared(_pending(change, planned)))
-        loaded = self._settle(loaded)
+        loaded = self._settle(loaded, claimed=True)
         if not loaded.manifest.committed_already(change.commit_id):
             raise CommitConflict(self.data_folder, "staged files were gone before they could be published")
         logger.info(
@@ -275,6 +281,8 @@ class PartitionLog:
             wanted = change.plan(base)
             if self._guarded and wanted is not None:
                 self._check_unchanged(base, wanted)
+                if self._claim is not None:
+                    self._claim()
             planned = wanted
         finally:
             if planned is None:
@@ -343,6 +351,17 @@ class PartitionLog:
         stamped = manifest.stamped(self._new_id())
         etag = swap_object(self._store, self.manifest_key, stamped.to_bytes(), etag=loaded.etag)
         return Loaded(etag, stamped)
+
+
+def _undecided(folder: str, names: Collection[str]) -> CorruptLake:
+    first = f"{folder}/{name_text(min(names))}"
+    named = first if len(names) == 1 else f"{first} and {len(names) - 1:,} more"
+    return CorruptLake(
+        folder,
+        f"{named} had been merged and was to be deleted, and is another by its ETag now: nobody can say whether it is a"
+        " copy, whose rows the merged file has, or a new file. Delete it if it is a copy, rename it if it is new",
+        cure="then run it again",
+    )
 
 
 def _pending(change: Change, planned: Planned) -> Pending:

@@ -9,22 +9,26 @@ alone could have changed the ETag.
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from datalake_assets.core.manifest import Garbage
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed
-from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.parquet.sinks import checksum_like, new_checksum
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "Leftover",
     "checksum_of",
     "covers_all",
     "differ_by_copy",
     "end_checksum",
     "has_checksum",
     "is_on_disk",
+    "leftover_of",
     "read_checksum",
     "stored_checksum",
 ]
@@ -35,6 +39,8 @@ CHUNK_BYTES: Final = 8 << 20
 END_BYTES: Final = 64 * 1024
 #: Begins the checksum of a file's end.
 _END = "end-"
+#: It is gone or another by now, cannot be read at the moment, or the checksum is one of a later release.
+_UNDECIDED = (ObjectNotFound, PreconditionFailed, OSError, ValueError)
 #: The ETags that `LocalStore` gives.
 _ON_DISK = re.compile(r"(?P<size>\d+)-(?P<time>\d+)-(?P<inode>\d+)")
 
@@ -90,12 +96,13 @@ def has_checksum(store: Store, key: str, wanted: str, *, etag: str) -> bool:
         etag: Of the file as it is now.
     """
     try:
-        if wanted.startswith(_END):
-            return end_checksum(store, key, etag=etag) == wanted
-        return stored_checksum(store, key, like=wanted) == wanted
-    # gone or another by now, or a checksum of a later release: the next look decides
-    except (ObjectNotFound, PreconditionFailed, OSError, ValueError):
+        return _checksum_there(store, key, wanted, etag=etag) == wanted
+    except _UNDECIDED:  # the next look decides
         return False
+
+
+def _checksum_there(store: Store, key: str, like: str, *, etag: str) -> str:
+    return end_checksum(store, key, etag=etag) if like.startswith(_END) else stored_checksum(store, key, like=like)
 
 
 def covers_all(checksum: str) -> bool:
@@ -113,6 +120,43 @@ def differ_by_copy(one: str, other: str) -> bool:
     if here is not None and there is not None:
         return here.group("size", "time") == there.group("size", "time")
     return "-" in one or "-" in other
+
+
+class Leftover(Enum):
+    """What lies under the name of a file that was replaced and is to be deleted, with another ETag than it had."""
+
+    COPY = "that file, copied"
+    OTHER = "another file, written by somebody else"
+    UNKNOWN = "nobody can say which"
+
+
+def leftover_of(store: Store, garbage: Garbage, info: ObjectInfo, *, copied: bool) -> Leftover:
+    """What a file is that goes by the name of a replaced one.
+
+    Manifests of the first release have no more than its ETag. On a disk that has size and time; in a bucket it says
+    nothing, as copying in other parts or under another key changes it. Of a large file in a bucket, size and end may
+    be the same, and a value in between have been mended.
+
+    Args:
+        store: Where it is.
+        garbage: What was replaced.
+        info: What is there.
+        copied: The folder was copied since.
+    """
+    here = _ON_DISK.fullmatch(garbage.etag)
+    size_bytes = int(here["size"]) if here and garbage.size_bytes is None else garbage.size_bytes
+    if size_bytes not in {None, info.size_bytes}:
+        return Leftover.OTHER
+    may_be_copy = copied and differ_by_copy(garbage.etag, info.etag)
+    if not garbage.checksum:
+        return Leftover.COPY if may_be_copy and is_on_disk(info.etag) else Leftover.UNKNOWN
+    try:
+        is_same = _checksum_there(store, info.key, garbage.checksum, etag=info.etag) == garbage.checksum
+    except _UNDECIDED:
+        return Leftover.UNKNOWN
+    if not is_same:
+        return Leftover.OTHER
+    return Leftover.COPY if covers_all(garbage.checksum) or may_be_copy else Leftover.UNKNOWN
 
 
 def is_on_disk(etag: str) -> bool:

@@ -188,7 +188,7 @@ def _settle(folder: FeedFolder, key: str, *, keep: bool) -> _Settled:
         pending, garbage = loaded.manifest.pending, loaded.manifest.garbage
         settled = loaded.manifest if pending is None and not garbage else log.settle(loaded).manifest
     except (TransientStoreError, PreconditionFailed, CorruptLake) as error:
-        return _Settled(key, waiting=f"{folder.feed.path}/{folder.partition_path(key)}: {error.reason}")
+        return _Settled(key, waiting=f"{folder.feed.path}/{folder.partition_path(key) or key}: {error.reason}")
     finished = pending is not None and settled.committed_already(pending.commit_id)
     return _Settled(
         key,

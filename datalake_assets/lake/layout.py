@@ -6,10 +6,12 @@ rooted at its *parent*, so that staged files lie beside the folder, on its devic
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -21,6 +23,7 @@ from datalake_assets.core.partitions import PartitionBy, partition_by, partition
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, FolderSource
+from datalake_assets.lake.adopted.claims import RECORD, Claim
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store, check_key
@@ -31,11 +34,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "MARKER",
     "FeedFolder",
     "FolderAddress",
     "StateLog",
     "address_of",
     "folder_store",
+    "marker_key",
     "new_id",
     "overlap",
     "parse_address",
@@ -163,6 +168,18 @@ def folder_store(lake: Store, root: str) -> Store:
     return known[root]
 
 
+#: Begins the name of an owner's marker.
+MARKER = ".datalake-owner-"
+NAME_MAX_BYTES = 255  # of one file, on disks
+
+
+def marker_key(name: str) -> str:
+    """Where the marker of a folder lies, relative to the folder's parent; a name that is too long, by its digest."""
+    if len(f"{MARKER}{name}.json".encode()) > NAME_MAX_BYTES:
+        name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    return f"{MARKER}{name}.json"
+
+
 def overlap(one: str, other: str) -> bool:
     """Whether one of two URIs is the other, or lies in it. Local paths are compared with their links resolved."""
     first, second = f"{_plain(one)}/", f"{_plain(other)}/"
@@ -233,6 +250,21 @@ class FeedFolder:
         return StateLog(self.store, f"{self.control}/feed.json", self.new_id)
 
     @property
+    def claim(self) -> Claim:
+        """The lake's claim to an adopted folder."""
+        address = address_of(self.feed)
+        return Claim(
+            lake=self.store,
+            record=f"{self.control}/{RECORD}",
+            beside=self.data_store,
+            marker=marker_key(address.name),
+            uri=address.uri,
+            feed=self.feed.name,
+            new_id=self.new_id,
+            open_lake=partial(folder_store, self.store),
+        )
+
+    @property
     def summary(self) -> Summary:
         """The feed's ``_metadata.json``."""
         return Summary(self.store, self.feed)
@@ -270,6 +302,7 @@ class FeedFolder:
             self.new_id,
             data_store=self.data_store,
             guarded=self.is_adopted,
+            claim=self.claim.renew if self.is_adopted else None,
             small_file_bytes=self.feed.small_file_bytes,
         )
 

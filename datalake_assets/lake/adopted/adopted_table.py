@@ -181,6 +181,7 @@ class _Guard:
         self.marks.check(self.key)
 
     def before_rewrite(self) -> None:
+        self.folder.claim.renew()  # before much is read in vain
         self.summaries.check(self.key)
 
     def before_commit(self) -> None:

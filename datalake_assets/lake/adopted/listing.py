@@ -65,7 +65,7 @@ PATH_MAX_BYTES = 4000
 #: ``compacted_20250115_120000_0123456789abcdef.parquet``
 OUR_NAME_BYTES = 50
 #: Names of our own control objects: no folder of the same name can have a manifest beside them.
-_OURS = {"manifest.json", "feed.json"}
+_OURS = {"manifest.json", "feed.json", "owner.json"}
 
 
 @dataclass(frozen=True, slots=True)

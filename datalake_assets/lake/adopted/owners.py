@@ -3,12 +3,12 @@
 ``<parent>/.datalake-owner-<folder>.json`` is created only if nothing is there. It lies beside the folder, not in it:
 readers of the folder never meet it, and those of the parent pass it over, for it is hidden and not named like Parquet.
 It names the lake by a random id, kept in the lake's ``control/lake.json``: two machines may have lakes of one path.
+Which of several copies of one lake it belongs to, `datalake_assets.lake.adopted.claims` knows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -23,25 +23,25 @@ from datalake_assets.errors import (
     PreconditionFailed,
 )
 from datalake_assets.feed import Feed
-from datalake_assets.lake.layout import FolderAddress, address_of, folder_store, new_id
+from datalake_assets.lake.adopted.claims import Claim, marker_document
+from datalake_assets.lake.layout import (
+    MARKER,
+    FeedFolder,
+    FolderAddress,
+    address_of,
+    folder_store,
+    marker_key,
+    new_id,
+)
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import change_object
 
-__all__ = ["MARKER", "check_ownership", "lake_id", "marker_key", "release_ownership", "take_ownership"]
+__all__ = ["check_ownership", "lake_id", "release_ownership", "take_ownership"]
 
 logger = logging.getLogger(__name__)
 
-MARKER = ".datalake-owner-"
 LAKE_KEY = "control/lake.json"
 _FORMAT = 1
-NAME_MAX_BYTES = 255  # of one file, on disks
-
-
-def marker_key(name: str) -> str:
-    """Where the marker of a folder lies, relative to the folder's parent; a name that is too long, by its digest."""
-    if len(f"{MARKER}{name}.json".encode()) > NAME_MAX_BYTES:
-        name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-    return f"{MARKER}{name}.json"
 
 
 def lake_id(lake: Store) -> str:
@@ -70,19 +70,20 @@ def take_ownership(lake: Store, feed: Feed) -> bool:
         FolderTaken: It is another's, or a folder above or below it is.
         LakeError: The marker cannot be written beside it.
     """
-    address = address_of(feed)
-    store = folder_store(lake, address.root)
+    address, claim = address_of(feed), FeedFolder(lake, feed).claim
+    store = claim.beside
     mine = {"format": _FORMAT, "lake_id": lake_id(lake), "lake": lake.uri, "feed": feed.name}
-    _check(_owner(store, address), mine, address)
-    _check_around(lake, address, mine)  # before anything is written, which might be into another's folder
-    created = _create(store, address, mine)
-    _check(_owner(store, address), mine, address)
+    _check(_owner(store, address), mine, claim)
+    _check_around(lake, address)  # before anything is written, which might be into another's folder
+    created = _owner(store, address) is None and _create(store, address, mine, claim)
+    _check(_owner(store, address), mine, claim)
     try:
         # and once more: of two who take overlapping folders at once, at least one sees the other
-        _check_around(lake, address, mine)
+        _check_around(lake, address)
     except FolderTaken:
         if created:
             _remove(store, address)
+            lake.delete([claim.record])
         raise
     return created
 
@@ -92,16 +93,18 @@ def _remove(store: Store, address: FolderAddress) -> None:
     store.tidy()
 
 
-def _check_around(lake: Store, address: FolderAddress, mine: Mapping[str, Any]) -> None:
+def _check_around(lake: Store, address: FolderAddress) -> None:
     for other, owner in _around(lake, address):
-        _check(owner, {**mine, "feed": None}, other)
+        if owner is not None:
+            raise _taken(owner, other)
 
 
-def _create(store: Store, address: FolderAddress, mine: Mapping[str, Any]) -> bool:
+def _create(store: Store, address: FolderAddress, mine: Mapping[str, Any], claim: Claim) -> bool:
     """Whether it was created; if not, the caller reads what is there instead."""
+    body = marker_document({**mine, "claim": claim.proposed(None)})
     try:
         store.probe()
-        store.create(marker_key(address.name), json.dumps(mine, indent=1).encode() + b"\n")
+        store.create(marker_key(address.name), body)
     except (PreconditionFailed, AmbiguousWrite) as error:
         logger.debug("%s may have an owner: %s", address.uri, error)
         return False
@@ -120,16 +123,17 @@ def check_ownership(lake: Store, feed: Feed) -> None:
     if owner is None:
         cure = f"adopt it again with 'datalake adopt {address.uri} --name {feed.name}'"
         raise FolderTaken(address.uri, "its owner's marker is gone", cure=cure)
-    _check(owner, {"lake_id": lake_id(lake), "feed": feed.name}, address)
+    _check(owner, {"lake_id": lake_id(lake), "feed": feed.name}, FeedFolder(lake, feed).claim)
 
 
 def release_ownership(lake: Store, feed: Feed) -> None:
     """Gives a folder free if it is this lake's and this feed's; idempotent."""
-    address = address_of(feed)
-    store = folder_store(lake, address.root)
-    owner = _owner(store, address)
-    if owner is not None and (owner.get("lake_id"), owner.get("feed")) == (lake_id(lake), feed.name):
-        _remove(store, address)
+    address, claim = address_of(feed), FeedFolder(lake, feed).claim
+    owner = _owner(claim.beside, address)
+    if owner is None or (owner.get("lake_id"), owner.get("feed")) != (lake_id(lake), feed.name):
+        return
+    claim.check(owner)
+    _remove(claim.beside, address)
 
 
 def _owner(store: Store, address: FolderAddress) -> Mapping[str, Any] | None:
@@ -151,13 +155,21 @@ def _read(store: Store, key: str) -> Mapping[str, Any] | None:
     return found
 
 
-def _check(owner: Mapping[str, Any] | None, mine: Mapping[str, Any], address: FolderAddress) -> None:
-    if owner is None or (owner.get("lake_id"), owner.get("feed")) == (mine["lake_id"], mine["feed"]):
+def _check(owner: Mapping[str, Any] | None, mine: Mapping[str, Any], claim: Claim) -> None:
+    """Raises `FolderTaken` if a marker names another lake, another feed, or another copy of this lake."""
+    if owner is None:
         return
+    if (owner.get("lake_id"), owner.get("feed")) != (mine["lake_id"], mine["feed"]):
+        root, _, name = claim.uri.rpartition("/")
+        raise _taken(owner, FolderAddress(root or "/", name))
+    claim.check(owner)
+
+
+def _taken(owner: Mapping[str, Any], address: FolderAddress) -> FolderTaken:
     whose = f"feed {owner.get('feed')!r} of the lake {owner.get('lake')}"
     marker = f"{address.root.rstrip('/')}/{marker_key(address.name)}"
     cure = f"archive that feed first; if it is no more, delete {marker}"
-    raise FolderTaken(address.uri, f"it is kept in order by {whose}", cure=cure)
+    return FolderTaken(address.uri, f"it is kept in order by {whose}", cure=cure)
 
 
 def _around(lake: Store, address: FolderAddress) -> Iterator[tuple[FolderAddress, Mapping[str, Any] | None]]:

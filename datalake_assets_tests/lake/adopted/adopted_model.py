@@ -21,6 +21,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CommitConflict, ObjectNotFound, PreconditionFailed
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
+from datalake_assets.lake.file_identity import checksum_of
 from datalake_assets_tests.lake.commit_ledger import FOLDER, MANIFEST, Ledger, require, rows_in
 from datalake_assets_tests.lake.commit_model import READS, History, check_inputs, sweep
 from datalake_assets_tests.lake.simulated_store import Faults
@@ -165,9 +166,12 @@ def compact(history: AdoptedHistory) -> None:
     inputs = history.rng.sample(files, history.rng.randrange(2, len(files) + 1))
     names = {file.name for file in inputs}
     rows: list[tuple[int, int]] = []
+    checksums: dict[str, str] = {}
     try:
         for file in inputs:
-            rows += rows_in(history.store.tail(f"{FOLDER}/{file.name}", 100_000, etag=file.etag))
+            body = history.store.tail(f"{FOLDER}/{file.name}", 100_000, etag=file.etag)
+            rows += rows_in(body)
+            checksums[file.name] = checksum_of(body)
     except (ObjectNotFound, PreconditionFailed):
         return
 
@@ -176,7 +180,7 @@ def compact(history: AdoptedHistory) -> None:
         now = {file.name: file.etag for file in base.files}
         if any(now[file.name] != file.etag for file in inputs):
             raise CommitConflict(FOLDER, "an input of the compaction is another by now")
-        return Planned(remove=tuple(sorted(names)))
+        return Planned(remove=tuple(sorted(names)), checksums=checksums)
 
     change: Change = history.stage(rows, "compact", plan)
     history.commit(change)

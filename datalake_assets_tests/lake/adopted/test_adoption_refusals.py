@@ -18,6 +18,7 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import NOON, AdoptedFolder, ids, kinds, parquet_bytes, refused
 
@@ -240,7 +241,8 @@ def test_marker_is_no_data_and_names_the_owner(store, folder):
     marker = json.loads(folder.store.get(".datalake-owner-clicks.json")[0])
     lake_id = json.loads(store.get("control/lake.json")[0])["id"]
 
-    assert marker == {"format": 1, "lake_id": lake_id, "lake": store.uri, "feed": "clicks"}
+    (_, claim) = json.loads(store.get("control/folders/clicks/owner.json")[0])["claims"]
+    assert marker == {"format": 1, "lake_id": lake_id, "lake": store.uri, "feed": "clicks", "claim": claim}
     assert not [key for key in folder.files() if "datalake" in key]
 
 
@@ -249,12 +251,16 @@ def test_folder_without_write_access_beside_it_is_refused(local_store, tmp_path,
     (tmp_path / "clicks").mkdir()
     folder.write("a.parquet", [1])
 
-    def denied(*_: object) -> str:
-        raise LakeUnavailable("x", "no permission")
+    create = LocalStore.create
 
-    monkeypatch.setattr("datalake_assets.lake.store.local.LocalStore.create", denied)
+    def denied(self: LocalStore, key: str, body: bytes) -> str:
+        if key.startswith(".datalake-owner-"):
+            raise LakeUnavailable("x", "no permission")
+        return create(self, key, body)
+
+    monkeypatch.setattr(LocalStore, "create", denied)
     with pytest.raises(LakeUnavailable) as caught:
-        owners._create(folder.store, owners.FolderAddress(str(tmp_path), "clicks"), {})
+        adopt(local_store, folder.uri, "clicks")
     assert str(caught.value) == (
         f"{tmp_path}/clicks: its owner's marker cannot be written beside it: no permission; give this user write"
         f" access to {tmp_path}, where files are staged too"
