@@ -8,11 +8,11 @@ import click
 
 from datalake_assets.cli.output import AdoptProgress, as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session
-from datalake_assets.core.wording import size_text
+from datalake_assets.core.wording import files_text, size_text
 
 if TYPE_CHECKING:
     from datalake_assets.lake.adopted.adoption import Adoption
-    from datalake_assets.lake.table import Problem
+    from datalake_assets.lake.table import PagesCompared, Problem
 
 __all__ = ["adopt"]
 
@@ -61,7 +61,8 @@ def _document(adoption: Adoption) -> dict[str, Any]:
         "added": found.added,
         "rewritten": found.rewritten,
         "removed": found.removed,
-        "damaged": [{"name": each.name, "reason": each.reason} for each in _by_name(found.problems)],
+        "damaged": [{"name": each.name, "reason": each.reason} for each in _by_name([*found.problems, *found.damaged])],
+        "pages": _pages(found.pages),
         "links": [{"name": each.name, "reason": each.reason} for each in _by_name(found.links)],
         "left_out": [{"name": each.name, "reason": each.reason} for each in _by_name(found.left_out)],
         "other_files": found.other_files,
@@ -69,6 +70,24 @@ def _document(adoption: Adoption) -> dict[str, Any]:
         "seconds": round(found.footers_s, 3),
         "waiting": list(found.waiting),
     }
+
+
+def _pages(pages: PagesCompared | None) -> dict[str, int]:
+    names = {"files_compared": "files", "files_without_checksums": "without", "files_not_compared": "not_compared"}
+    return {name: getattr(pages, field, 0) for name, field in {**names, "bytes_read": "read_bytes"}.items()}
+
+
+def pages_line(feed: str, pages: PagesCompared) -> str:
+    """How far pages were compared with their checksums; empty if there was nothing to look at."""
+    parts = [
+        f"all of {files_text(pages.files)}" if pages.files else "",
+        f"{files_text(pages.without)} without any" if pages.without else "",
+        f"{files_text(pages.not_compared)} not, or not to the end: 'datalake verify {feed} --deep' reads everything"
+        if pages.not_compared
+        else "",
+    ]
+    said = "; ".join(filter(None, parts))
+    return f"pages compared with their checksums ({size_text(pages.read_bytes)} read): {said}" if said else ""
 
 
 def _totals(adoption: Adoption) -> dict[str, int]:
@@ -90,11 +109,14 @@ def _print(adoption: Adoption) -> None:
     if found.footers_read:
         rate = found.footers_read / max(found.footers_s, 0.001)
         say(f"footers read: {found.footers_read:,} in {found.footers_s:.1f} s ({rate:,.0f} a second)")
+    if found.pages is not None and (line := pages_line(feed.name, found.pages)):
+        say(line)
     say()
     shown = (feed.path, totals["partitions"], f"{totals['rows']:,}", totals["files"], totals["small_files"])
     columns = ("feed", "folders", "rows", "files", "small", "size")
     say(as_table(columns, [(*shown, size_text(totals["size_bytes"]))], width=terminal_width()))
     _print_names("files that cannot be read, and stay where they are", found.problems)
+    _print_names("files with damaged pages, left out of compaction; queries that read these pages fail", found.damaged)
     _print_names("files that do not fit the others, and are left out of queries and compaction", found.left_out)
     _print_names("links, which are neither followed nor deleted", found.links, reasons=False)
     if found.other_files:

@@ -34,7 +34,8 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
         etag: The store's ETag as it was when the file was published; empty when unknown.
         written_at: When the store last saw the file change; None for files whose name has the time.
         left_out: Why scans leave the file out, and compaction alone: its columns do not fit the others'. Empty if they
-            do. This and the one before are only in the JSON if they say something.
+            do. This, the one before and the one after are only in the JSON if they say something.
+        damaged: Why compaction leaves the file alone, which scans read: a page's checksum is not that of its bytes.
     """
 
     name: str
@@ -46,6 +47,12 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
     etag: str = msgspec.field(default_factory=str)
     written_at: datetime | None = None
     left_out: str = ""
+    damaged: str = ""
+
+    @property
+    def kept_as_is(self) -> str:
+        """Why compaction leaves the file alone; empty if it need not."""
+        return self.left_out or self.damaged
 
 
 def data_file_name(prefix: str, at: datetime, unique: str) -> str:

@@ -102,15 +102,15 @@ class _Gathering:
         )
 
     def _outlook(self, holdings: Holdings, facts: PartitionFacts) -> Outlook:
-        left_out = {file.name: file.left_out for file in holdings.files if file.left_out}
+        kept = {file.name: file.kept_as_is for file in holdings.files if file.kept_as_is}
         closed = self._first_open is None or facts.key < self._first_open
         last = holdings.history[-1].at if holdings.history else None
         known = outlook_of_facts(
-            facts, self._rules, now=self._now, closed=closed, last_commit=last, all_usable=not left_out
+            facts, self._rules, now=self._now, closed=closed, last_commit=last, all_usable=not kept
         )
         if known is not None:
             return known
         plan = plan_compaction(
-            holdings.files, self._rules, now=self._now, closed=closed, last_commit=last, excluded=left_out
+            holdings.files, self._rules, now=self._now, closed=closed, last_commit=last, excluded=kept
         )
         return outlook_of_plan(plan, small_below_bytes=self._feed.small_file_bytes)

@@ -31,6 +31,7 @@ __all__ = [
     "ExportPlan",
     "FeedTotals",
     "LakeTable",
+    "PagesCompared",
     "Problem",
     "Progress",
     "Reconciliation",
@@ -72,7 +73,7 @@ class Difference:
     Attributes:
         key: Partition key.
         what: ``missing``, ``size``, ``checksum``, ``rows``, ``unknown file``, ``pending``, ``garbage``, ``manifest``;
-            of an adopted folder also ``changed``, ``new file``, ``unreadable``, ``schema``.
+            of an adopted folder also ``changed``, ``new file``, ``unreadable``, ``schema``, ``damaged``.
         name: The file, or the manifest's key.
         detail: For a person.
     """
@@ -99,6 +100,24 @@ class Problem:
 
 
 @dataclass(slots=True)
+class PagesCompared:
+    """How many files' pages were compared with their checksums.
+
+    Attributes:
+        files: Files of which all pages that have checksums were compared.
+        without: Files that seem to have none.
+        not_compared: Files that were not compared, or not to their end: enough had been read, or time had run out, or
+            pages cannot be walked.
+        read_bytes: Bytes that were read for it.
+    """
+
+    files: int = 0
+    without: int = 0
+    not_compared: int = 0
+    read_bytes: int = 0
+
+
+@dataclass(slots=True)
 class Reconciliation:
     """What a look at an adopted folder found, and what it took over; nothing, of a table that only we write.
 
@@ -112,6 +131,8 @@ class Reconciliation:
         problems: Data files that cannot be read, left in place and in no manifest.
         links: Links, which are left alone.
         left_out: Files that can be read and do not fit the others.
+        damaged: Files of which a page's checksum is not that of its bytes; compaction leaves them alone.
+        pages: How far the files' pages were compared with their checksums; None if nobody asked for it.
         other_files: Files that are no data files.
         waiting: Partitions that nobody can decide on yet, with the reason.
         footers_read: Footers that were read.
@@ -128,6 +149,8 @@ class Reconciliation:
     problems: list[Problem] = field(default_factory=list)
     links: list[Problem] = field(default_factory=list)
     left_out: list[Problem] = field(default_factory=list)
+    damaged: list[Problem] = field(default_factory=list)
+    pages: PagesCompared | None = None
     other_files: int = 0
     waiting: list[str] = field(default_factory=list)
     footers_read: int = 0

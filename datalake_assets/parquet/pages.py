@@ -33,7 +33,7 @@ from datalake_assets.parquet.thrift import (
     skipped,
 )
 
-__all__ = ["Page", "PageWalk", "UnsoundPages", "page_of", "walk_pages"]
+__all__ = ["Page", "PageWalk", "UnsoundPages", "has_checksums", "page_of", "walk_pages"]
 
 BLOCK_BYTES = 4 << 20
 #: Bytes that are read for a header at first; statistics can make it longer.
@@ -363,6 +363,24 @@ def walk_pages(footer: Footer, read_at: ReadAt, row_groups: Sequence[int] | None
         for offset in range(start, end, BLOCK_BYTES):
             walk.feed(offset, read_exactly(read_at, offset, min(BLOCK_BYTES, end - offset), where=footer.where))
     walk.finish()
+
+
+def has_checksums(footer: Footer, read_at: ReadAt) -> bool:
+    """Whether pages of a file have checksums: writers give them to all or to none, and files are merged from several.
+
+    The first pages of three row groups are looked at, so that a file of a thousand does not take a thousand reads.
+    """
+    groups = enumerate(zip(footer.row_groups, footer.layouts, strict=True))
+    chosen = [number for number, (group, layout) in groups if group.rows and layout.chunks]
+    for number in dict.fromkeys([*chosen[:1], *chosen[len(chosen) // 2 :][:1], *chosen[-1:]]):
+        chunk = footer.layouts[number].chunks[0]
+        length = min(HEADER_BYTES, chunk.end - chunk.start)
+        try:
+            if page_of(bytes(read_at(chunk.start, length))).crc is not None:
+                return True
+        except MalformedThrift:  # longer than that: the walk reads on
+            return True
+    return False
 
 
 def _all(footer: Footer, row_groups: Sequence[int] | None) -> Iterable[int]:

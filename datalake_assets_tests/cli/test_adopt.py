@@ -51,6 +51,7 @@ def test_adopt_tells_what_is_there_and_what_to_do_next(run, clicks):
     assert (result.exit_code, result.stderr) == (0, "")
     assert told[0] == f"adopted {clicks} as folders/clicks"
     assert re.fullmatch(r"footers read: 5 in \d+\.\d s \([\d,]+ a second\)", told[1])
+    assert re.fullmatch(r"pages compared with their checksums \([\d.]+ KiB read\): 4 files without any", told.pop(2))
     assert told[2] == "feed  folders  rows  files  small  size"
     assert re.fullmatch(r"folders/clicks  3  7  4  4  \d\.\d KiB", told[4])
     assert told[5:] == [
@@ -80,6 +81,7 @@ def test_adopt_as_json(run, clicks):
 
     assert document.pop("seconds") >= 0
     assert document.pop("size_bytes") > 0
+    assert document["pages"].pop("bytes_read") > 0
     assert document == {
         "feed": "clicks",
         "uri": str(clicks),
@@ -92,12 +94,33 @@ def test_adopt_as_json(run, clicks):
         "rewritten": 0,
         "removed": 0,
         "damaged": [{"name": "bad.parquet", "reason": "it is not a Parquet file, or was truncated"}],
+        "pages": {"files_compared": 0, "files_without_checksums": 4, "files_not_compared": 0},
         "links": [],
         "left_out": [{"name": "odd.parquet", "reason": "column 'id' is int64 in some files and string in others"}],
         "other_files": 1,
         "footers_read": 5,
         "waiting": [],
     }
+
+
+def test_adopt_names_damaged_pages_and_how_far_it_looked(run, clicks):
+    path = clicks / "region=eu/0.parquet"
+    pq.write_table(pa.table({"id": [0, 10]}), path, write_page_checksum=True)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    body = bytearray(path.read_bytes())
+    body[chunk.dictionary_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(body)
+
+    told = lines(run("adopt", str(clicks), "--name", "clicks").stdout)
+
+    assert told[8:10] == [
+        "files with damaged pages, left out of compaction; queries that read these pages fail: 1",
+        "  region=eu/0.parquet: the checksum of a page is not that of its bytes",
+    ]
+    assert "1 file; 3 files without any" in told[2]
+    document = json.loads(run("adopt", str(clicks), "--name", "clicks", "--json").stdout)
+    assert [each["name"] for each in document["damaged"]] == ["bad.parquet", "region=eu/0.parquet"]
+    assert document["pages"]["files_compared"] == 0
 
 
 def test_relative_folder_is_meant_from_here(run, clicks):

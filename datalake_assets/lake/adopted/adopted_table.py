@@ -271,6 +271,8 @@ def _file(again: _Again, key: str, file: DataFile, info: ObjectInfo | None, *, d
     else:
         if file.left_out:
             yield Difference(key, "schema", name, f"it is left out of scans and compaction: {file.left_out}")
+        if file.damaged and not deep:
+            yield Difference(key, "damaged", name, f"it is left out of compaction: {file.damaged}")
         if deep:
             yield from content(folder, key, file, name)
 

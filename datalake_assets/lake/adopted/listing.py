@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 import msgspec
 import pyarrow as pa
@@ -33,7 +34,7 @@ from datalake_assets.errors import (
 from datalake_assets.lake.adopted.marks import refuse_path, refused_file
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
-from datalake_assets.lake.table import Problem
+from datalake_assets.lake.table import PagesCompared, Problem
 from datalake_assets.parquet.adopted_footer import (
     TAIL_BYTES,
     AdoptedFooter,
@@ -171,19 +172,29 @@ def _wrong_name(path: str) -> str | None:
     return None
 
 
+class PageLook(Protocol):
+    """Looks at the pages of files, as far as it can."""
+
+    compared: PagesCompared
+
+    def damaged(self, files: Sequence[ObjectInfo]) -> Mapping[str, str]:
+        """By key, why files are damaged."""
+
+
 class Footers:
     """Reads the footers of an adopted folder's files, each once: those of files that did not change are remembered.
 
     Args:
         folder: The feed.
+        pages: Looks at the pages of these files, too.
 
     Attributes:
         files: Footers that were read.
         seconds: How long that took.
     """
 
-    def __init__(self, folder: FeedFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: FeedFolder, *, pages: PageLook | None = None) -> None:
+        self._folder, self._pages = folder, pages
         self._known: dict[str, tuple[str, AdoptedFooter | Problem | None]] = {}
         self._schemas: dict[bytes, pa.Schema] = {}
         self.files = 0
@@ -213,12 +224,27 @@ class Footers:
                         on_progress(number, len(unread))
         self.files += len(unread)
         self.seconds += time.monotonic() - began
+        if self._pages is not None:
+            self._look_at_pages(self._pages, [info for _, info in unread])
         read = Read()
         for key, info in wanted:
             etag, known = self._known.get(info.key, ("", None))
             if etag == info.etag:
                 read.add(key, known)
         return read
+
+    @property
+    def compared(self) -> PagesCompared | None:
+        """How far pages were compared."""
+        return self._pages.compared if self._pages is not None else None
+
+    def _look_at_pages(self, pages: PageLook, infos: Sequence[ObjectInfo]) -> None:
+        readable = [info for info in infos if isinstance(self._known.get(info.key, ("", None))[1], AdoptedFooter)]
+        for key, reason in pages.damaged(readable).items():
+            etag, footer = self._known[key]
+            assert isinstance(footer, AdoptedFooter)  # noqa: S101  for mypy: these were asked for
+            file = msgspec.structs.replace(footer.file, damaged=reason)
+            self._known[key] = etag, dataclasses.replace(footer, file=file)
 
     def _look(self, wanted: tuple[str, ObjectInfo]) -> AdoptedFooter | Problem | _Gone | None:
         key, info = wanted

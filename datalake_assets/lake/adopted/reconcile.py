@@ -166,6 +166,7 @@ class _Reconciler:
         done.changed.sort()
         # a partition that took two rounds reported its files twice
         done.problems, done.left_out = list(dict.fromkeys(done.problems)), list(dict.fromkeys(done.left_out))
+        done.damaged, done.pages = list(dict.fromkeys(done.damaged)), self._footers.compared
         done.waiting += [f"{key}: other processes keep changing it" for key in sorted(lost)]
         if done.changed:
             reports = [done.partitions[key] for key in done.changed]
@@ -269,11 +270,13 @@ class _Reconciler:
             self._done.partitions[key] = self._folder.report(key, manifest)
             theirs = [commit.commit_id for commit in manifest.history if commit.kind == "reconcile"]
             self._done.versions[key] = theirs[-1] if theirs else "unknown"
-        self._done.left_out += [
-            Problem(key, f"{self._folder.partition_path(key)}/{file.name}".lstrip("/"), file.left_out)
-            for file in manifest.files
-            if file.left_out
-        ]
+        path = self._folder.partition_path(key)
+        for file in manifest.files:
+            name = f"{path}/{file.name}".lstrip("/")
+            if file.left_out:
+                self._done.left_out.append(Problem(key, name, file.left_out))
+            if file.damaged:
+                self._done.damaged.append(Problem(key, name, file.damaged))
         return True
 
     def _files(
