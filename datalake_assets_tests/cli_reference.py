@@ -26,7 +26,7 @@ Settings come from the environment (`DATALAKE_*`) or `datalake.yaml`; `--lake` g
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | failed, or `verify`, `check` and `repair` found something: one line on stderr per error |
+| 1 | failed, or not all that was due was done, or `verify`, `check` and `repair` found something; named on stderr |
 | 2 | the command was written wrongly |
 | 3 | `export`: rows were landed, and a check of severity ERROR failed for them; not with `--ignore-checks` |
 | 130 | Ctrl-C |

@@ -20,14 +20,16 @@ from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import (
     Compacted,
+    Rehearses,
     by_reason,
     compact_partition,
     kernel_of,
     missing_partitions,
     most_small_files_first,
+    rehearsed,
     unusable,
 )
-from datalake_assets.lake.table import CompactionProgress, CompactionReport, Reconciliation
+from datalake_assets.lake.table import CompactionProgress, CompactionReport, LakeTable, Problem
 from datalake_assets.lake.tables import open_table
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "plan_lines",
     "show_plans",
     "total_line",
+    "warn_of_problems",
     "warn_of_unusable",
 ]
 
@@ -106,10 +109,20 @@ def compact(
 
     request = request_of(session.settings, force=force, target_file_size_mb=target_file_size_mb, max_files=max_files)
     feed = session.registry.get(name)
-    seen = Reconciliation() if dry_run else open_table(session.store, feed).look_again()
-    keys = chosen_partitions(session, feed, partitions, between, known=seen.partitions)
-    run = show_plans if dry_run else compact_feed
-    if not run(session, feed, keys, request, as_json=as_json, verbose=verbose or session.verbose):
+    table, is_all = open_table(session.store, feed), not partitions and between is None
+    if dry_run:
+        keys = chosen_partitions(session, feed, partitions, between, known={}, table=table)
+        problems = table.rehearsed_problems() if isinstance(table, Rehearses) and is_all else ()
+        done = show_plans(
+            session, feed, keys, request, as_json=as_json, verbose=verbose or session.verbose, table=table
+        )
+        warn_of_problems(feed, keys, problems)
+    else:
+        seen = table.look_again()
+        keys = chosen_partitions(session, feed, partitions, between, known=seen.partitions)
+        done = compact_feed(session, feed, keys, request, as_json=as_json, verbose=verbose or session.verbose)
+        done = not (is_all and warn_of_problems(feed, keys, seen.problems)) and done
+    if not done:
         raise click.exceptions.Exit(1)
 
 
@@ -137,20 +150,32 @@ def chosen_partitions(
     between: str | None,
     *,
     known: Mapping[str, PartitionFacts],
+    table: LakeTable | None = None,
 ) -> tuple[str, ...]:
     """The partitions that the options name, those with most small files first; ``known`` holds facts of some.
+
+    Args:
+        session: Of the command.
+        feed: The feed.
+        partitions: Keys.
+        between: The first and the last one.
+        known: Facts of some.
+        table: The one whose compaction is rehearsed; None: opened, and asked for what it holds.
 
     Raises:
         ConfigError: They are none of this feed's.
     """
-    table = open_table(session.store, feed)
+    present = table.rehearsed_partitions() if isinstance(table, Rehearses) else None
+    table = table or open_table(session.store, feed)
     if partitions:
-        for error in missing_partitions(table, partitions).values():
-            raise error
+        for key, error in missing_partitions(table, partitions).items():
+            if key not in (present or ()):
+                raise error
         keys = tuple(dict.fromkeys(partitions))
     else:
         named = ExportRequest(between=between).partitions(feed)
-        keys = tuple(key for key in table.partitions() if named is None or key in named)
+        every = table.partitions() if present is None else present
+        keys = tuple(key for key in every if named is None or key in named)
         if not keys and between is not None:
             raise ConfigError(f"feed {feed.name!r} has no partitions in {between}")
     return most_small_files_first(lambda: open_table(session.store, feed), keys, known=known)
@@ -162,7 +187,7 @@ def compact_feed(
     """Compacts partitions, tells what came of each, and tells Dagster, where it keeps a history.
 
     Returns:
-        Whether no partition failed.
+        Whether all that was due was done.
     """
     done: list[Compacted] = []
     try:
@@ -173,19 +198,25 @@ def compact_feed(
         print_json(document(feed, done))
     else:
         _print_totals(feed, done, verbose=verbose)
-    return not any(each.error for each in done)
+    blocked = sum(len(each.report.blocked) for each in done if each.report is not None)
+    if blocked:
+        be = "was due and was not merged: it is" if blocked == 1 else "were due and were not merged: they are"
+        warn(f"Error: {feed.path}: {_count(blocked, 'file')} {be} named above")
+    return not blocked and not any(each.error for each in done)
 
 
 def document(feed: Feed, done: Sequence[Compacted]) -> dict[str, Any]:
-    """What ``--json`` prints; ``failed`` is there only if a partition failed."""
+    """What ``--json`` prints; ``failed`` and ``blocked`` are there only if something that was due was not done."""
     reports = [each.report for each in done if each.report is not None]
     failed = [{"partition": each.key, "error": str(each.error)} for each in done if each.error is not None]
+    blocked = [{"partition": one.key, **each} for one in reports for each in left_alone_records(one.blocked)]
     return {
         "feed": feed.name,
         "partitions": [_record(report) for report in reports],
         **_totals(reports),
         "skipped": [{"partition": one.key, **each} for one in reports for each in left_alone_records(one.skipped)],
         **({"failed": failed} if failed else {}),
+        **({"blocked": blocked} if blocked else {}),
     }
 
 
@@ -243,6 +274,16 @@ def warn_of_unusable(feed: Feed, key: str, left_alone: Iterable[LeftAlone]) -> N
         warn(f"{feed.path} {key}: {each.name}: {each.reason}")
     if len(found) > _WARNINGS:
         warn(f"{feed.path} {key}: and {len(found) - _WARNINGS:,} files more, which --json names")
+
+
+def warn_of_problems(feed: Feed, keys: Sequence[str], problems: Sequence[Problem]) -> bool:
+    """Names the data files that are in no partition that is looked at, since they cannot be read; whether there are."""
+    found = [each for each in problems if each.key not in keys]
+    for each in found[:_WARNINGS]:
+        warn(f"{feed.path} {each.key}: {each.name.rpartition('/')[2]}: cannot be read: {each.reason}")
+    if len(found) > _WARNINGS:
+        warn(f"{feed.path}: and {len(found) - _WARNINGS:,} files more, which 'datalake verify {feed.name}' names")
+    return bool(found)
 
 
 def _compact(
@@ -329,23 +370,35 @@ _CENT = 0.01
 #: Nobody decides by less.
 _LEAST_DOLLARS = 0.0001
 
+#: Bytes of files whose merge a dry run tries, in all partitions together: seconds.
+REHEARSED_BYTES = 256 << 20
+
 Plans = Sequence[tuple[str, CompactionPlan]]
 
 
 def show_plans(
-    session: Session, feed: Feed, keys: Sequence[str], request: CompactionRequest, *, as_json: bool, verbose: bool
+    session: Session,
+    feed: Feed,
+    keys: Sequence[str],
+    request: CompactionRequest,
+    *,
+    as_json: bool,
+    verbose: bool,
+    table: LakeTable | None = None,
 ) -> bool:
     """Plans partitions and prints the plans; changes nothing.
 
     Returns:
         Whether every partition could be planned.
     """
-    table = open_table(session.store, feed)
+    table = table or open_table(session.store, feed)
     plans: list[tuple[str, CompactionPlan]] = []
-    failed = False
+    failed, tried_bytes, untried_bytes = False, 0, 0
     for key in keys:
         try:
-            plan = table.compaction_plan(key, request)
+            seen = rehearsed(table, key, request, most_bytes=REHEARSED_BYTES - tried_bytes)
+            plan = seen.plan
+            tried_bytes, untried_bytes = tried_bytes + seen.tried_bytes, untried_bytes + seen.untried_bytes
         except DatalakeError as error:
             failed = True
             warn(f"Error: {feed.path} {key}: {error}")
@@ -358,10 +411,13 @@ def show_plans(
         plans.append((key, plan))
         warn_of_unusable(feed, key, plan.left_alone)
     if as_json:
-        print_json(plan_document(feed, plans))
+        print_json({**plan_document(feed, plans), "tried_bytes": tried_bytes, "untried_bytes": untried_bytes})
     elif plans or not failed:
         for line in plan_lines(feed, plans, verbose=verbose):
             say(line)
+        if untried_bytes:
+            more = f"what of {size_text(untried_bytes)} more cannot be merged, the run will tell"
+            say(f"merges of {size_text(tried_bytes)} were tried; {more}")
     return not failed
 
 

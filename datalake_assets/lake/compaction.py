@@ -48,11 +48,12 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import CompactionProgress, CompactionReport
 from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
+from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import ParquetSettings
 
-__all__ = ["Guard", "compact", "partition_health", "plan_of"]
+__all__ = ["Compaction", "Guard", "compact", "gains_nothing", "partition_health", "plan_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def compact(
         on_progress: Called with what is done so far.
     """
     folder.probe()
-    work = _Compaction(folder, key, request, run_id, on_progress, excluded=excluded, guard=guard)
+    work = Compaction(folder, key, request, run_id, on_progress, excluded=excluded, guard=guard)
     return work.run(base, on_plan=on_plan)
 
 
@@ -162,8 +163,8 @@ class _Stopped(Exception):
     """The compaction was interrupted while a group was being rewritten; its outputs are dropped."""
 
 
-class _Compaction:
-    """The compaction of one partition."""
+class Compaction:
+    """The compaction of one partition; arguments as for `compact`."""
 
     def __init__(
         self,
@@ -180,7 +181,8 @@ class _Compaction:
         self._guard, self._on_progress = guard, on_progress
         self._log: PartitionLog = folder.log(key)
         self._rules = rules_of(folder.feed, request)
-        self._tally = _Tally(excluded=dict(excluded or {}))
+        self._kept = dict(excluded or {})
+        self._tally = _Tally(excluded=dict(self._kept))
         self._planned_bytes = self._done_bytes = 0
         self._stopped, self._telling = threading.Event(), threading.Lock()
 
@@ -259,16 +261,7 @@ class _Compaction:
         )
 
     def _rewrite(self, group: CompactionGroup, manifest: Manifest, settings: RewriteSettings) -> _Work:
-        store, commit_id = self._folder.data_store, self._folder.new_id()
-        at = self._folder.store.now()
-
-        def open_output() -> StagedWriter:
-            return store.stage(self._log.key_of(data_file_name("compacted", at, self._folder.new_id())))
-
-        block_bytes = (8 if "://" in store.uri else 1) << 20
-        opener = Opener(
-            open_output, store.discard_staged, store.read_staged, where=self._log.data_folder, block_bytes=block_bytes
-        )
+        store, commit_id, opener = self._folder.data_store, self._folder.new_id(), self._opener()
         reported_bytes = 0
 
         def report(done_bytes: int) -> None:
@@ -291,7 +284,7 @@ class _Compaction:
             )
             with closing(inputs):
                 metadata = self._footer(commit_id, manifest)
-                done = rewrite(inputs.files, settings, opener, metadata=metadata, on_progress=on_progress)
+                done = rewrite(self._given(inputs), settings, opener, metadata=metadata, on_progress=on_progress)
             checksums.update(inputs.checksums)
             return done
 
@@ -306,6 +299,21 @@ class _Compaction:
             logger.exception("a merge in %s failed; its files are tried one by one", self._log.data_folder)
             culprits = self._culprits(group, run, error)
             return _Work(group, commit_id, Rewritten(rejected=culprits), frozenset(culprits))
+
+    def _opener(self) -> Opener[StagedFile]:
+        """Where outputs go."""
+        store, at = self._folder.data_store, self._folder.store.now()
+
+        def open_output() -> StagedWriter:
+            return store.stage(self._log.key_of(data_file_name("compacted", at, self._folder.new_id())))
+
+        block_bytes = (8 if "://" in store.uri else 1) << 20
+        return Opener(
+            open_output, store.discard_staged, store.read_staged, where=self._log.data_folder, block_bytes=block_bytes
+        )
+
+    def _given(self, inputs: Inputs) -> Sequence[Input]:
+        return inputs.files
 
     def _culprits(
         self,
@@ -354,7 +362,7 @@ class _Compaction:
         self._tally.failed |= work.failed
         if not work.done.outputs:
             return
-        if reason := _gains_nothing(work.done):
+        if reason := gains_nothing(work.done):
             self._discard(work.done)
             self._tally.excluded |= dict.fromkeys(work.done.rewritten, reason)
             return
@@ -421,7 +429,18 @@ class _Compaction:
             partition=partition,
             health=self._health(after, plan),
             failed=tuple(each for each in plan.left_alone if each.name in tally.failed),
+            blocked=tuple(each for each in plan.left_alone if each.name in self._blocked(before)),
         )
+
+    def _blocked(self, before: Manifest) -> set[str]:
+        """The files that were due and could not be merged: tried in vain, or marked, and due but for that."""
+        tried = self._tally.excluded.keys() - self._kept.keys()
+        marked = {file.name for file in before.files if file.kept_as_is}
+        if not marked:
+            return set(tried)
+        files = tuple(msgspec.structs.replace(file, left_out="", damaged="") for file in before.files)
+        plan = plan_of(self._folder, self._key, replace(before, files=files), self._rules, self._kept)
+        return tried | (marked & {file.name for group in plan.groups for file in group.files})
 
     def _health(self, after: Manifest, plan: CompactionPlan) -> PlannedPartition:
         """The partition's health by the feed's policy, whatever was asked for this time."""
@@ -440,7 +459,7 @@ def _failure_text(error: Exception) -> str:
     return str(error) if isinstance(error, DatalakeError) else unforeseen_text(error)
 
 
-def _gains_nothing(done: Rewritten[StagedFile]) -> str:
+def gains_nothing(done: Rewritten[StagedFile]) -> str:
     """Why what was written is of no use."""
     if len(done.rewritten) == len(done.outputs) == 1:
         return "cannot be split: a row group is as large as the target"

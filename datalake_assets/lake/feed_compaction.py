@@ -8,21 +8,32 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
-from datalake_assets.lake.table import CompactionProgress, CompactionReport, TableKeeper, TableReader
+from datalake_assets.lake.table import (
+    CompactionProgress,
+    CompactionReport,
+    LakeTable,
+    Problem,
+    TableKeeper,
+    TableReader,
+)
 from datalake_assets.policies import MIB
 from datalake_assets.settings import Settings
 
 __all__ = [
     "Compacted",
+    "Rehearsed",
+    "Rehearses",
     "by_reason",
     "compact_partition",
     "kernel_of",
     "missing_partitions",
     "most_small_files_first",
+    "rehearsed",
     "request_of",
     "unusable",
 ]
@@ -52,6 +63,41 @@ class Compacted:
     def changed(self) -> bool:
         """Whether files were rewritten."""
         return self.report is not None and self.report.files_compacted > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """What a rehearsal of a compaction came to.
+
+    Attributes:
+        plan: What would be merged and left alone.
+        tried_bytes: Bytes of the files whose merge was tried.
+        untried_bytes: Bytes of those whose merge was not, since enough was read.
+    """
+
+    plan: CompactionPlan
+    tried_bytes: int = 0
+    untried_bytes: int = 0
+
+
+@runtime_checkable
+class Rehearses(Protocol):
+    """A table that can say more than a plan of what a compaction would do: it tries, and keeps nothing."""
+
+    def rehearsed_partitions(self) -> tuple[str, ...]:
+        """The partitions that a compaction would find now."""
+
+    def rehearsed_problems(self) -> Sequence[Problem]:
+        """Data files that are in no partition's manifest, since they cannot be read or named."""
+
+    def rehearse(self, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:
+        """Plans the compaction of a partition as it is now, and tries to merge what the plan names; changes nothing.
+
+        Args:
+            key: The partition.
+            request: What is asked for.
+            most_bytes: Bytes of files that are tried at the most.
+        """
 
 
 def request_of(
@@ -126,6 +172,13 @@ def compact_partition(
         logger.exception("compaction of %s %s failed", table.feed.path, key)
         return Compacted(key, error=DatalakeError(unforeseen_text(error)))
     return Compacted(key, report, _failure(report.failed) if report.failed else None)
+
+
+def rehearsed(table: LakeTable, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:
+    """What a compaction of a partition would do; by its plan alone, of a table that cannot try."""
+    if isinstance(table, Rehearses):
+        return table.rehearse(key, request, most_bytes=most_bytes)
+    return Rehearsed(table.compaction_plan(key, request))
 
 
 def kernel_of(reports: Iterable[CompactionReport]) -> str:

@@ -36,6 +36,7 @@ from datalake_assets.lake.table import (
     Expired,
     ExportPlan,
     FeedTotals,
+    Problem,
     Progress,
     Reconciliation,
     Repair,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
     from datalake_assets.core.report.figures import FeedStatistics
+    from datalake_assets.lake.feed_compaction import Rehearsed
 
 __all__ = ["HiveSnapshot", "HiveTable"]
 
@@ -297,6 +299,21 @@ class HiveTable:
         """Implements `LakeTable`."""
         manifest = self._folder.log(key).load().manifest
         return plan_of(self._folder, key, manifest, rules_of(self.feed, request), excluded or {})
+
+    def rehearsed_partitions(self) -> tuple[str, ...]:
+        """Implements `Rehearses`."""
+        return self.partitions()
+
+    def rehearsed_problems(self) -> Sequence[Problem]:
+        """Implements `Rehearses`: nobody else writes into its folders."""
+        return ()
+
+    def rehearse(self, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:
+        """Implements `Rehearses`."""
+        from datalake_assets.lake.compaction_rehearsal import rehearse  # noqa: PLC0415  exports merge nothing
+
+        manifest = self._folder.log(key).load().manifest
+        return rehearse(self._folder, key, request, manifest=manifest, most_bytes=most_bytes)
 
     def compact(
         self,

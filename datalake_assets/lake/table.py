@@ -217,6 +217,7 @@ class CompactionReport:
         partition: The partition now.
         health: How it is now by the feed's policy, whatever was asked for.
         failed: Of those left alone, files at which the merge failed for a reason that nobody foresaw.
+        blocked: Of those left alone, files that were due and could not be merged.
     """
 
     key: str
@@ -234,6 +235,7 @@ class CompactionReport:
     partition: PartitionFacts
     health: PlannedPartition
     failed: tuple[LeftAlone, ...] = ()
+    blocked: tuple[LeftAlone, ...] = ()
 
     @property
     def bytes_saved(self) -> int:

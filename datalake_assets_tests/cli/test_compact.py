@@ -260,7 +260,7 @@ def test_dry_run_as_json_has_every_plan_complete(run, clicks):
 
     document = json.loads(run("compact", "clicks", "--dry-run", "--json").stdout)
 
-    assert list(document) == ["feed", "partitions", "estimate"]
+    assert list(document) == ["feed", "partitions", "estimate", "tried_bytes", "untried_bytes"]
     (worst, plan, nothing) = document["partitions"]
     assert list(plan) == ["partition", "groups", "left_alone", "estimate"]
     assert len(worst["groups"][0]["files"]) == 1000

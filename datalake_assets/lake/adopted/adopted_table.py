@@ -8,15 +8,26 @@ from functools import cached_property
 from pathlib import Path
 
 from datalake_assets.core.batches import Batches
+from datalake_assets.core.compaction.cost import estimate_of
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.lake import compaction
 from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
 from datalake_assets.lake.adopted.marks import SummaryFiles, TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
-from datalake_assets.lake.adopted.reconcile import is_same_file, looks_copied, reconcile, reconcile_partition
+from datalake_assets.lake.adopted.reconcile import (
+    foresee,
+    is_same_file,
+    looks_copied,
+    reconcile,
+    reconcile_partition,
+)
+from datalake_assets.lake.compaction_rehearsal import rehearse
+from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.inspection import content, repair, unfinished
 from datalake_assets.lake.layout import FeedFolder
@@ -26,6 +37,7 @@ from datalake_assets.lake.table import (
     CompactionReport,
     Difference,
     ExportPlan,
+    Problem,
     Progress,
     Reconciliation,
     Repair,
@@ -85,16 +97,44 @@ class AdoptedTable(HiveTable):
     ) -> CompactionPlan:
         """Implements `LakeTable`: plans with the files that were there at the last look."""
         excluded = {**self._linked_in(key), **(excluded or {})}
-        plan = super().compaction_plan(key, request, excluded=excluded)
+        return self._kept_by_summaries(key, super().compaction_plan(key, request, excluded=excluded))
+
+    def rehearsed_partitions(self) -> tuple[str, ...]:
+        """Implements `Rehearses`: folders that no manifest knows yet are among them."""
+        _, manifests = self._foreseen
+        return tuple(sorted({key for key, each in manifests.items() if each.files or each.generation}))
+
+    def rehearse(self, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:
+        """Implements `Rehearses`: with the files that are there now."""
+        _Guard(self._folder, key, self._marks, self._summaries).check_still_ours()
+        found, manifests = self._foreseen
+        done = rehearse(
+            self._folder,
+            key,
+            request,
+            manifest=manifests.get(key, Manifest()),
+            most_bytes=most_bytes,
+            excluded=self._linked_in(key),
+        )
+        plan = self._kept_by_summaries(key, done.plan)
+        return replace(done, plan=replace(plan, left_alone=(*plan.left_alone, *_passed_over(found, key))))
+
+    def rehearsed_problems(self) -> Sequence[Problem]:
+        """Implements `Rehearses`."""
+        return self._foreseen[0].problems
+
+    @cached_property
+    def _foreseen(self) -> tuple[Reconciliation, Mapping[str, Manifest]]:
+        return foresee(self._folder)
+
+    def _kept_by_summaries(self, key: str, plan: CompactionPlan) -> CompactionPlan:
+        """The plan without what summary files forbid to merge."""
         reason = self._summaries.refusal(key) if plan.groups else ""
         if not reason:
             return plan
-        merged = {file.name: reason for group in plan.groups for file in group.files}
-        useless = {each.name for each in plan.left_alone if each.unusable}
-        kept = {each.name: each.reason for each in plan.left_alone} | merged
-        plan = super().compaction_plan(key, request, excluded=kept)
-        left = tuple(replace(each, unusable=each.name in useless) for each in plan.left_alone)
-        return replace(plan, left_alone=left)
+        estimate = estimate_of([], files=plan.estimate.files_before)
+        merged = tuple(LeftAlone(file.name, reason) for group in plan.groups for file in group.files)
+        return replace(plan, groups=(), left_alone=(*plan.left_alone, *merged), estimate=estimate)
 
     def compact(
         self,
@@ -128,7 +168,9 @@ class AdoptedTable(HiveTable):
             on_plan=on_plan,
             on_progress=on_progress,
         )
-        return replace(report, skipped=(*report.skipped, *_passed_over(found)))
+        passed = (*_passed_over(found, key),)
+        unread = tuple(each for each in passed if each.unusable)
+        return replace(report, skipped=(*report.skipped, *passed), blocked=(*report.blocked, *unread))
 
     def _linked_in(self, key: str) -> dict[str, str]:
         """The files of a partition that links in the folder point to, with the reason why they must stay."""
@@ -189,12 +231,14 @@ class _Guard:
         self.summaries.remove(self.key)
 
 
-def _passed_over(found: Reconciliation) -> Iterator[LeftAlone]:
+def _passed_over(found: Reconciliation, key: str) -> Iterator[LeftAlone]:
     """The files of a partition that are in no manifest, though they look like data."""
     for each in found.problems:
-        yield LeftAlone(each.name.rpartition("/")[2], f"cannot be read: {each.reason}", unusable=True)
+        if each.key == name_text(key):
+            yield LeftAlone(each.name.rpartition("/")[2], f"cannot be read: {each.reason}", unusable=True)
     for each in found.links:
-        yield LeftAlone(each.name.rpartition("/")[2], each.reason)
+        if each.key == name_text(key):
+            yield LeftAlone(each.name.rpartition("/")[2], each.reason)
 
 
 def check_staging(folder: FeedFolder, key: str) -> None:

@@ -43,7 +43,7 @@ from datalake_assets.lake.table import Problem, Reconciliation
 from datalake_assets.parquet.adopted_footer import AdoptedFooter
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 
-__all__ = ["is_same_file", "looks_copied", "reconcile", "reconcile_partition"]
+__all__ = ["foresee", "is_same_file", "looks_copied", "reconcile", "reconcile_partition"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,14 @@ def reconcile_partition(folder: FeedFolder, key: str, *, run_id: str = "") -> tu
     return reconciler.run(), reconciler.settled.get(key)
 
 
+def foresee(folder: FeedFolder) -> tuple[Reconciliation, Mapping[str, Manifest]]:
+    """What a look at a folder would find and take over, and the manifests after it; changes nothing.
+
+    Commits that are under way count as what they have done so far.
+    """
+    return _Reconciler(folder, None, "", Footers(folder), None).foresee()
+
+
 @dataclass(frozen=True, slots=True)
 class _ListedPartition:
     """One partition: its settled manifest, and the files that were there after it had been read."""
@@ -195,6 +203,30 @@ class _Reconciler:
         with ThreadPoolExecutor(THREADS) as pool:
             jobs = {key: pool.submit(self._commit, key, look, read, schema) for key, look in sorted(looks.items())}
             return {key for key, job in jobs.items() if not job.result()}
+
+    def foresee(self) -> tuple[Reconciliation, Mapping[str, Manifest]]:
+        """A round without its changes."""
+        loaded = {key: self._folder.log(key).load() for key in self._folder.partition_keys()}
+        listing = list_folder(self._folder)
+        self._done.problems, self._done.links = list(listing.problems), list(listing.links)
+        looks = {}
+        for key in {*loaded, *listing.partitions}:
+            manifest = loaded[key].manifest if key in loaded else Manifest()
+            pending = manifest.pending.publish if manifest.pending else ()
+            under_way = {*(each.name for each in manifest.garbage), *(each.file.name for each in pending)}
+            there = {name: info for name, info in listing.partitions.get(key, {}).items() if name not in under_way}
+            looks[key] = _ListedPartition.of(Loaded(None, manifest), there)
+        read = self._read(looks)
+        anew = _has_no_rows_yet(looks.values())
+        before = self._folder.state.load().schema
+        found = ((self._folder.partition_path(key), each) for (key, _), each in read.found.items())
+        schema = fold(schema_from_json(before) if before and not anew else None, found)
+        self._copied = looks_copied(each for look in looks.values() for each in look.named)
+        manifests = {
+            key: replace(look.loaded.manifest, files=tuple(self._files(key, look, read, schema)[0]), pending=None)
+            for key, look in looks.items()
+        }
+        return self._done, manifests
 
     def _load(self, wanted: set[str] | None) -> dict[str, Loaded | None]:
         """The settled manifests; None for those that nobody can settle now."""
