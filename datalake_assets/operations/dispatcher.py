@@ -22,7 +22,7 @@ import orjson
 
 from datalake_assets.core.compaction.plan import MIN_FILES
 from datalake_assets.core.schema import schema_to_json
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, DatalakeError
+from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, DatalakeError, LakeError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry
 from datalake_assets.lake.iceberg.record_appends import KeyReused, SmallFilesProfile, TooManyPartitions, WriteKey
@@ -85,6 +85,8 @@ SMALL_FILE_BYTES = 64 * MIB
 RECOMMEND_EVERY = {Environment.DEVELOPMENT: 5, Environment.STAGING: 75, Environment.PRODUCTION: 100}
 #: Of the rows of an answer, as JSON; AWS Lambda sends no answer beyond 6 MB.
 MAX_ANSWER_BYTES = 5 * 1024 * 1024
+#: Age of files that no commit names, and no commit under way can name any more.
+ORPHAN_AGE = timedelta(days=3)
 #: Compactions at the same time.
 COMPACTIONS = 2
 #: Snapshots that DESCRIBE names.
@@ -271,14 +273,16 @@ class Operations:
     def compact_all(self, *, may_go_on: Callable[[], bool] = lambda: True) -> dict[str, Any]:
         """Compacts the tables of all tenants that need it, and expires snapshots of more than a week.
 
+        Files that no commit names are deleted after some days. For a schedule; not for tenants to ask.
+
         Args:
             may_go_on: Asked before each table.
 
         Returns:
-            How many tables there were and were compacted, which ones failed with which code, and how many were left
-            for the next time.
+            How many tables there were and were compacted, how many files were orphans, which tables failed with which
+            code, and how many were left for the next time.
         """
-        compacted, left, failed = 0, 0, []
+        compacted, orphans, left, failed = 0, 0, 0, []
         names = [(tenant, *name) for tenant in tenants_of(self._lake) for name in self._names(tenant)]
         for tenant_id, namespace, table in names:
             if not may_go_on():
@@ -286,11 +290,20 @@ class Operations:
                 continue
             named = {"tenant_id": tenant_id, "namespace": namespace, "table": table}
             answer = self.answer({"operation": "COMPACT", "expire_snapshots": True, **named})
-            if isinstance(answer, FailureAnswer):
-                failed.append({**named, "code": str(answer.error.code)})
-            elif isinstance(answer, CompactAnswer):
-                compacted += answer.compacted
-        return {"tables": len(names), "compacted": compacted, "failed": failed, "left": left}
+            compacted += isinstance(answer, CompactAnswer) and answer.compacted
+            failure = answer.error if isinstance(answer, FailureAnswer) else None
+            try:
+                orphans += 0 if failure else self._remove_orphans(tenant_id, namespace, table)
+            except LakeError as error:
+                failure = _failure(error)
+            if failure is not None:
+                failed.append({**named, "code": str(failure.code)})
+        return {"tables": len(names), "compacted": compacted, "orphans": orphans, "failed": failed, "left": left}
+
+    def _remove_orphans(self, tenant_id: str, namespace: str, table: str) -> int:
+        now = datetime.now(UTC)
+        with self._tenant(tenant_id) as tenant:
+            return tenant.load(namespace, table).remove_orphans(older_than=now - ORPHAN_AGE, now=now)
 
     def _names(self, tenant_id: str) -> list[tuple[str, str]]:
         with self._tenant(tenant_id) as tenant:

@@ -24,6 +24,28 @@ def test_ops_exits_with_1_when_the_request_fails_and_says_why_in_the_document(ru
     assert result.stderr == ""
 
 
+def test_ops_compacts_the_tables_of_all_tenants(run, lake):
+    run("ops", input=json.dumps({"operation": "CREATE_TABLE", **REQUEST, "schema": [{"name": "id", "type": "long"}]}))
+    for number in range(3):
+        run("ops", input=json.dumps({"operation": "WRITE", **REQUEST, "records": [{"id": number}]}))
+
+    result = run("ops", "--compact-all")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"tables": 1, "compacted": 1, "orphans": 0, "failed": [], "left": 0}
+
+
+def test_ops_exits_with_1_when_a_table_could_not_be_compacted_and_names_it(run, lake):
+    run("ops", input=json.dumps({"operation": "CREATE_TABLE", **REQUEST, "schema": [{"name": "id", "type": "long"}]}))
+    for file in lake.rglob("*.metadata.json"):
+        file.unlink()
+
+    result = run("ops", "--compact-all")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["failed"] == [{**REQUEST, "code": "UNAVAILABLE"}]
+
+
 def test_ops_refuses_a_lake_in_a_bucket_with_one_line(run):
     result = run("ops", "--lake", "s3://bucket/lake", input="{}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -168,9 +169,23 @@ def test_all_tenants_tables_that_need_it_are_compacted_at_night(operations, ask)
         for number in range(4 if tenant == "acme" else 2):
             ask("WRITE", **table, records=[{"id": number}])
 
-    assert operations.compact_all() == {"tables": 2, "compacted": 1, "failed": [], "left": 0}
+    assert operations.compact_all() == {"tables": 2, "compacted": 1, "orphans": 0, "failed": [], "left": 0}
     assert operations.compact_all(may_go_on=lambda: False)["left"] == 2
     assert ask("DESCRIBE", **ORDERS)["files"] == 1
+
+
+def test_files_that_a_dead_writer_left_are_deleted_at_night_after_some_days(operations, orders, ask, lake, stored_ids):
+    write(ask, [1])
+    (kept,) = lake.rglob("*.parquet")
+    old, young = (kept.with_name(f"{name}.parquet") for name in ("old", "young"))
+    for orphan, days in ((old, 4), (young, 2)):
+        orphan.write_bytes(b"left behind")
+        moment = later(timedelta(days=-days)).timestamp()
+        os.utime(orphan, (moment, moment))
+
+    assert operations.compact_all()["orphans"] == 1
+    assert (old.exists(), young.exists(), kept.exists()) == (False, True, True)
+    assert stored_ids() == [1]
 
 
 @pytest.mark.parametrize("partitioned", [False, True])

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
-from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots
+from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
 from datalake_assets.lake.iceberg.record_appends import (
     Appended,
     FileTotals,
@@ -392,6 +392,15 @@ class RecordTable:
         """
         with translated():
             return expire_snapshots(self._table, older_than=older_than, now=now)
+
+    def remove_orphans(self, *, older_than: datetime, now: datetime) -> int:
+        """Deletes files that writers left behind who died before their commit; how many there were.
+
+        Raises:
+            CorruptLake: The table names files that are not there, or another lies in its folder; nothing was deleted.
+        """
+        with translated():
+            return len(remove_orphans(self._table, older_than=older_than, now=now).removed)
 
 
 def _local(location: str) -> str:
