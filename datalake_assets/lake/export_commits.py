@@ -72,6 +72,7 @@ class Export(ABC):
         self.state = folder.state.load().with_kind(self.kind, feed=self.feed.name)
         self.notes: list[str] = []
         self._logs: dict[str, Loaded] = {}
+        self._is_listed = False
         self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)
 
     @abstractmethod
@@ -93,7 +94,8 @@ class Export(ABC):
 
     def settled(self, key: str) -> Manifest:
         """A partition's manifest as it was at first sight, what was interrupted finished; or after our own commit."""
-        if key not in self._logs and len(self.partitions) > MANY:
+        if key not in self._logs and len(self.partitions) > MANY and not self._is_listed:
+            self._is_listed = True
             present = set(self.folder.partition_keys())  # one listing instead of a request for each absent manifest
             self._logs = {
                 each: Loaded(None, Manifest()) for each in self.partitions if each not in present

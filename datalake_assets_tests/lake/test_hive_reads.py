@@ -25,6 +25,19 @@ def test_a_scan_prunes_partitions_before_it_reads_their_manifests(store):
     assert store.requests["get"] - before <= 3  # the state and one of ten manifests
 
 
+def test_partitions_are_listed_once_however_many_are_exported_again(local_store):
+    """They were listed once for each that was there before."""
+    days = [f"2025-01-{day:02}" for day in range(1, 31)]
+    table = HiveTable(local_store, stream_feed("pull"))
+    export(table, stream_of(SourceBatch(rows(range(15 * 24)))), days)  # the second half has no rows
+    before = local_store.requests["list"]
+
+    export(table, stream_of(SourceBatch(rows(range(30 * 24)))), days)
+
+    assert local_store.requests["list"] - before == 1
+    assert ids(table) == [*range(30 * 24)]
+
+
 def test_a_scan_reads_again_when_a_file_was_replaced_before_its_first_batch(store, monkeypatch):
     table = HiveTable(store, stream_feed("pull"))
     export(table, stream_of(SourceBatch(rows(range(5)))), ["2025-01-01"])
