@@ -358,7 +358,7 @@ def update_document(session: Session, document: bytes, *, file: str) -> Feed:
     """
     feed = parse_feed(document, name=file)
     # partitions that grew too many over the years must not keep anybody from changing an owner
-    refuse_unusable(session, feed, as_before=session.registry.get(feed.name).start == feed.start)
+    refuse_unusable(session, feed, as_before=session.registry.start_of(feed.name) == feed.start)
     try:
         return session.registry.update(feed, expected_revision=feed.revision)
     except PreconditionFailed as error:

@@ -17,7 +17,8 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
+from typing import Any
 
 from datalake_assets.errors import (
     ConfigError,
@@ -143,7 +144,7 @@ class FeedRegistry:
         )
 
     def update(self, feed: Feed, *, expected_revision: int) -> Feed:
-        """Replaces an active feed and returns it as stored.
+        """Replaces an active feed and returns it as stored; also one whose document has become invalid.
 
         Args:
             feed: The feed as it is to be; its ``revision`` and ``enabled`` are ignored.
@@ -154,7 +155,10 @@ class FeedRegistry:
             InvalidFeed: The change would leave the feed's data where nothing searches for it.
             PreconditionFailed: Somebody else changed the feed.
         """
-        current = self._get(feed.name)
+        try:
+            current = self._get(feed.name)
+        except InvalidFeed as error:
+            return self._mend(feed, error.reason, expected_revision=expected_revision)
         if current.feed.revision != expected_revision:
             raise _changed(current.key)
         if (feed.kind, feed.partition_by) != (current.feed.kind, current.feed.partition_by):
@@ -174,6 +178,33 @@ class FeedRegistry:
                 feed.name, "uri and time_column of a folder are for life; archive the feed and adopt the other folder"
             )
         return self._change(current, feed, enabled=True)
+
+    def _mend(self, feed: Feed, reason: str, *, expected_revision: int) -> Feed:
+        """Replaces a document that is no valid feed, but says what is for life, as the new one does."""
+        key = feed_key(feed.name)
+        try:
+            document, etag = self._store.get(key)
+            was = json.loads(document)
+            now = feed.model_dump(mode="json")
+            is_same = _for_life(feed, was) == _for_life(feed, now) and was["revision"] == expected_revision
+        except (ObjectNotFound, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            is_same = False
+        if not is_same or not was.get("enabled", True):
+            raise InvalidFeed(feed.name, f"{reason}; correct {key} by hand")
+        changed = feed.model_copy(update={"enabled": True, "revision": expected_revision + 1})
+        self._write(key, changed, etag=etag)
+        return changed
+
+    def start_of(self, name: str) -> date | None:
+        """The first day of an active feed; None if that cannot be read.
+
+        Raises:
+            FeedNotFound: There is none, or it is archived.
+        """
+        try:
+            return self.get(name).start
+        except InvalidFeed:
+            return None
 
     def archive(self, name: str) -> Feed:
         """Takes a feed out of the graph and returns it as stored; its data stays. Finishes an interrupted archiving.
@@ -293,6 +324,10 @@ class FeedRegistry:
             return self._read(key)
         except InvalidFeed as error:
             return FeedProblem(key, error.reason, self._kind_said_by(key))
+        except ConfigError:
+            if NAME_PATTERN.fullmatch(_name_of(key)):
+                raise
+            return FeedProblem(key, "no feed can have this name; rename the file, or remove it")
 
     def _kind_said_by(self, key: str) -> FeedKind | None:
         """What a document that is no valid feed says of its kind; by that its asset had its key while it was valid."""
@@ -345,6 +380,12 @@ def _give_free(store: Store, feed: Feed) -> None:
         release_ownership(store, feed)
     except LakeError as error:
         logger.warning("the owner's marker of %s stays: %s", feed.source.where, error)
+
+
+def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
+    """What an update cannot change, of a JSON document of a feed."""
+    folder = (document["source"]["uri"], document.get("time_column")) if feed.is_adopted else ()
+    return (document["name"], document["kind"], document.get("partition_by", "day"), *folder)
 
 
 def _adopted(feed: Feed) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,23 @@ def test_file_of_any_name_and_content_is_shown_as_left_out(registry, file, text,
 
     assert {"streams/good", "lake_report", key} <= set(found)
     assert file in found[key].metadata["datalake/file"].text
+
+
+@pytest.mark.parametrize("name", [b"\xff.json", b"two\nlines.json", b"a\\b.json", b"loop.json"])
+def test_file_that_no_store_can_have_takes_no_other_feed_down(run, lake, registry, name):
+    registry.add(parse_feed(json.dumps(GOOD)))
+    path = os.fsencode(lake / "feeds/active") + b"/" + name
+    if name == b"loop.json":
+        os.symlink(name, path)  # noqa: PTH211  a path that is no text
+    else:
+        Path(os.fsdecode(path)).write_text("{}")
+
+    result = run("feeds", "list", "--json")
+
+    document = json.loads(result.stdout)
+    assert (result.exit_code, [feed["name"] for feed in document["feeds"]]) == (0, ["good"])
+    assert len(document["problems"]) == (name != b"loop.json")
+    assert "streams/good" in assets(lake)
 
 
 def test_names_that_become_one_are_shown_both(registry):

@@ -208,6 +208,38 @@ def test_update_refuses_what_would_orphan_the_data(registry, change):
         registry.update(changed, expected_revision=1)
 
 
+def test_update_mends_a_document_that_has_become_invalid(store, registry):
+    added = registry.add(_feed())
+    document = json.loads(store.get("feeds/active/orders.json")[0])
+    store.put("feeds/active/orders.json", json.dumps(document | {"colour": 1}).encode())
+
+    with pytest.raises(InvalidFeed, match=r"correct feeds/active/orders\.json by hand"):
+        registry.update(added, expected_revision=7)
+    mended = registry.update(added.model_copy(update={"group": "sales"}), expected_revision=1)
+
+    assert (mended.revision, registry.get("orders")) == (2, mended)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"name": "orders", "kind": "table", "revision": 1}',
+        b'{"name": "orders", "kind": "stream", "partition_by": "month", "revision": 1}',
+        b'{"name": "orders", "kind": "stream", "revision": 1, "enabled": false, "colour": 1}',
+        b'{"name": "other", "kind": "stream", "revision": 1}',
+    ],
+)
+def test_update_does_not_guess_what_an_invalid_document_was(store, registry, document):
+    feed = _feed()
+    store.put("feeds/active/orders.json", document)
+    with pytest.raises(InvalidFeed, match="by hand"):
+        registry.update(feed, expected_revision=1)
+    assert store.get("feeds/active/orders.json")[0] == document
+
+
 def test_update_of_an_archived_feed_is_refused(registry):
     added = registry.add(_feed())
     registry.archive("orders")

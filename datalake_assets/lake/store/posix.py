@@ -247,9 +247,19 @@ def scan_files(folder: str, *, links: bool = False) -> Iterator[tuple[str, os.st
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=not links) or (links and entry.is_symlink()):
-                    yield entry.path, entry.stat(follow_symlinks=not links)
+            try:
+                if not (entry.is_file(follow_symlinks=not links) or (links and entry.is_symlink())):
+                    continue
+                status = entry.stat(follow_symlinks=not links)
+            except OSError as error:
+                if error.errno in _NO_FILE:
+                    continue
+                raise
+            yield entry.path, status
+
+
+#: What the status of a name fails with that has no file: it vanished, or is a link to nothing or to itself.
+_NO_FILE = (errno.ENOENT, errno.ELOOP)
 
 
 def files_beginning(folder: Path, beginning: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
