@@ -144,6 +144,42 @@ def test_csv_text_is_no_formula_and_can_be_had_again(run, text):
     assert raw["c"] == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("timestamp_ns '2020-01-01 00:00:00.123456789'", "2020-01-01 00:00:00.123456789"),
+        ("time_ns '10:00:00.123456789'", "10:00:00.123456789"),
+        ("interval '1 month 2 days'", "1 month 2 days"),
+        ("time '24:00:00'", "24:00:00"),
+        ("['2020-01-01 00:00:00.000000001'::timestamp_ns]", ["2020-01-01 00:00:00.000000001"]),
+        ("{'INTERVAL': interval 1 year, 'a\"b': 1}", {"INTERVAL": "1 year", 'a"b': 1}),
+        ("map {date '2020-01-01': interval 13 month}", {"2020-01-01": "1 year 1 month"}),
+        ("'INTERVAL'::enum('INTERVAL')", "INTERVAL"),
+        ("date '2020-01-01'", "2020-01-01"),
+        ("timestamptz '2020-01-01 00:00:00.000001+00'", "2020-01-01T00:00:00.000001+00:00"),
+    ],
+)
+def test_values_that_python_does_not_have_are_exact(run, value, text):
+    result = run("sql", "--format", "json", f"select {value} as v, 1 as v, date '2020-01-01' as d -- ;")
+    assert json.loads(result.stdout) == [{"v": text, "v_1": 1, "d": "2020-01-01"}]
+
+
+@pytest.mark.parametrize("value", ["'infinity'::date", "'-infinity'::timestamp", "'infinity'::timestamptz"])
+def test_infinity_is_no_day_of_the_year_9999(run, value):
+    result = run("sql", "--format", "csv", f"select 1 as n, {value} as d")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "column 'd' has infinity, which is no time here; cast it to VARCHAR" in result.stderr
+    assert run("sql", "--format", "csv", f"select ({value})::varchar as d").stdout.endswith("infinity\n")
+
+
+def test_order_of_a_query_with_times_is_kept(run):
+    query = (
+        "select range as n, timestamp_ns '2020-01-01' + to_microseconds(range) as t from range(9000) order by n desc"
+    )
+    rows = rows_of("csv", run("sql", "--format", "csv", query).stdout_bytes)
+    assert [int(row["n"]) for row in rows] == list(range(8999, -1, -1))
+
+
 def test_a_csv_head_is_no_formula_either(run):
     assert run("sql", "--format", "csv", 'select 1 as "=cmd()"').stdout == "'=cmd()\n1\n"
 
