@@ -13,7 +13,7 @@ import pyarrow as pa
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ServerSide
-from datalake_assets.parquet.decodable import ROW_BYTES, too_large, unproven
+from datalake_assets.parquet.decodable import ROW_BYTES, undecodable
 from datalake_assets.parquet.decoding import failing_column, open_parquet, tables
 from datalake_assets.parquet.footer import Footer, footer_fault, parse_footer
 from datalake_assets.parquet.sinks import checksum_like, new_checksum
@@ -207,8 +207,7 @@ class OpenInput:
     def _check_decodable(self) -> None:
         if self._is_decodable:
             return
-        large = too_large(self.parquet, self._native, row_bytes=self._row_bytes)
-        if reason := large or unproven(self.parquet, self._native):
+        if reason := undecodable(self.parquet, self._native, row_bytes=self._row_bytes):
             raise UnreadableFile(self.file.name, reason)
         self._is_decodable = True
 
