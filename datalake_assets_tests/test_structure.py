@@ -10,6 +10,7 @@ from datalake_assets_tests.structure import cycle, naming, read_modules, repeate
 
 #: Why a module that a single other one imports stands by itself.
 REASONS = {
+    "cli.feed_options": "which options sources offer, and the feed that they describe",
     "cli.report": "a command; the demo shows it at its end",
     "core.compaction.packing": "which files go together, apart from when and why: table-driven tests of its own",
     "defs.duckdb_views": "public, loaded by name: it brings DuckDB",

@@ -6,16 +6,24 @@ whether they could be exported, and changes nothing.
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
+from datalake_assets.cli.feed_options import (
+    STREAMS_ONLY,
+    AddCommand,
+    describe,
+    discovery_parameter,
+    feed_name,
+    parameter,
+    refuse,
+    typed,
+)
 from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import (
     LakeCommand,
@@ -39,15 +47,11 @@ from datalake_assets.feed import (
     partitions_problem,
 )
 from datalake_assets.lake.adopted.owners import check_ownership
-from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
-from datalake_assets.sources.base import FeedOption, SourceObject, SourceSystem, System
+from datalake_assets.sources.base import SourceObject, SourceSystem, System
 from datalake_assets.sources.systems import system as system_named
 from datalake_assets.sources.systems import systems
-
-if TYPE_CHECKING:
-    from datalake_assets.feed import Feed
 
 __all__ = [
     "CheckResult",
@@ -55,10 +59,7 @@ __all__ = [
     "add_discovered",
     "add_document",
     "check_feeds",
-    "describe",
-    "feed_name",
     "feeds",
-    "refuse",
     "update_document",
 ]
 
@@ -73,18 +74,17 @@ def feeds() -> None:
 @json_option
 @pass_session
 def list_feeds(session: Session, *, archived: bool, as_json: bool) -> None:
-    """List the feeds; files that are not valid feeds are reported on stderr and skipped."""
+    """List the feeds; files that are not valid feeds are reported on stderr and skipped.
+
+    Whether Dagster and the sources take them is what 'datalake feeds check' asks.
+    """
     listing = session.registry.list(archived=archived)
-    left_out = {} if archived else _left_out(session, listing.feeds)
     if as_json:
         problems = [{"file": problem.file, "reason": problem.reason} for problem in listing.problems]
-        problems += [{"file": feed_key(name), "reason": reason} for name, reason in left_out.items()]
         print_json({"feeds": [feed.model_dump(mode="json") for feed in listing.feeds], "problems": problems})
         return
     for problem in listing.problems:
         warn(f"skipped {problem.file}: {problem.reason}")
-    for name, reason in left_out.items():
-        warn(f"left out of Dagster: {feed_key(name)}: {reason}")
     if listing.feeds:
         columns = ("feed", "kind", "object", "read by", "partitions", "schedule")
         say(as_table(columns, map(_row, listing.feeds), width=terminal_width()))
@@ -128,60 +128,7 @@ def _check_document(result: CheckResult) -> dict[str, Any]:
     return {"feed": result.feed, "problem": result.problem, **counted}
 
 
-class _AddCommand(WorkCommand):
-    """Offers what every registered source declares, besides the options of all feeds."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The parameters, those of the sources first."""
-        return [*_source_parameters(), *super().get_params(ctx)]
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the options, and for each source those that it takes."""
-        shared = [*_source_choices(), *super().get_params(ctx)]
-        with formatter.section("Options"):
-            formatter.write_dl([record for each in shared if (record := each.get_help_record(ctx)) is not None])
-        for type_, system in systems().items():
-            offered = [_source_option(option) for option in system.options]
-            with formatter.section(f"Options of source {type_}"):
-                formatter.write_dl([record for each in offered if (record := each.get_help_record(ctx)) is not None])
-
-
-def _source_parameters() -> list[click.Parameter]:
-    offered = {option.flag: _source_option(option) for system in systems().values() for option in system.options}
-    return [*_source_choices(), *offered.values()]
-
-
-def _source_choices() -> list[click.Option]:
-    """Which source: the one to take a feed's rows from, or the one to list."""
-    known = systems()
-    listed = [(type_, system.discovery) for type_, system in known.items() if system.discovery]
-    source = click.Choice(list(known))
-    return [
-        *(click.Option([f"--from-{type_}", _from(type_)], is_flag=True, help=text) for type_, text in listed),
-        click.Option(["--source"], type=source, default=next(iter(known)), show_default=True, help="Kind of source."),
-    ]
-
-
-def _from(type_: str) -> str:
-    return f"from_{type_.replace('-', '_')}"
-
-
-def _source_option(option: FeedOption) -> click.Option:
-    return click.Option(
-        [option.flag, _parameter(option)],
-        type=click.Choice(list(option.choices)) if option.choices else str,
-        multiple=option.shape == "pairs",
-        metavar=option.metavar,
-        help=option.help,
-    )
-
-
-def _parameter(option: FeedOption) -> str:
-    """The name under which click hands on what was typed."""
-    return "source_" + option.flag.lstrip("-").replace("-", "_")
-
-
-@feeds.command(cls=_AddCommand)
+@feeds.command(cls=AddCommand)
 @click.option("--file", "document", type=click.File("rb"), metavar="FEED.json", help="Add this document; '-' is stdin.")
 @click.option("--name", help="Name in the lake: [a-z][a-z0-9_]*.")
 @click.option("--kind", type=click.Choice(["stream", "table"]), help="Rows are appended, or landed as snapshots.")
@@ -209,7 +156,7 @@ def add(session: Session, *, document: BinaryIO | None, as_json: bool, source: s
     datalake feeds add --name orders --kind stream --object ORDERS
     datalake feeds add --file orders.json
     """  # noqa: D301  click reads the \b: keep these lines
-    listed = [type_ for type_ in systems() if options.pop(_from(type_), False)]
+    listed = [type_ for type_ in systems() if options.pop(discovery_parameter(type_), False)]
     options = {name: value for name, value in options.items() if value not in (None, ())}
     skipped: list[dict[str, str]] = []
     if document is not None:
@@ -313,28 +260,6 @@ def _row(feed: Feed) -> tuple[str, ...]:
     return (feed.name, feed.kind.value, source.where, by, parts, schedule)
 
 
-_OPTION_NAMES = {"format_type": "--format", "owners": "--owner", "tags": "--tag"}
-#: Options that mean nothing to a table.
-_STREAMS_ONLY = ("partition_by", "time_column")
-_LONGEST_NAME = 128
-
-
-def refuse(options: Mapping[str, Any], mode: str, *, listed: Sequence[str] = ()) -> None:
-    """Refuses options that a way of adding does not take.
-
-    Raises:
-        click.UsageError: There is one.
-    """
-    given = [_typed(name) for name in options] + [f"--from-{type_}" for type_ in listed]
-    if given:
-        raise click.UsageError(f"{mode} cannot be combined with {', '.join(sorted(given))}")
-
-
-def _typed(name: str) -> str:
-    """An option as it is typed."""
-    return _OPTION_NAMES.get(name, "--" + name.removeprefix("source_").replace("_", "-"))
-
-
 def add_document(session: Session, document: bytes, *, file: str) -> Feed:
     """Adds the feed of a JSON document."""
     feed = parse_feed(document, name=file)
@@ -371,8 +296,8 @@ def update_document(session: Session, document: bytes, *, file: str) -> Feed:
 
 def add_described(session: Session, system: System, options: Mapping[str, Any]) -> Feed:
     """Adds the feed that options describe."""
-    needed = ["name", "kind", *(_parameter(option) for option in system.options if option.required)]
-    missing = [_typed(name) for name in needed if name not in options]
+    needed = ["name", "kind", *(parameter(option) for option in system.options if option.required)]
+    missing = [typed(name) for name in needed if name not in options]
     if missing:
         others = " or ".join(["--file", *(f"--from-{each.type}" for each in systems().values() if each.discovery)])
         raise click.UsageError(f"missing {', '.join(missing)} (or give {others})")
@@ -386,7 +311,7 @@ def add_discovered(
     if len(listed) > 1:
         raise click.UsageError(f"give one of {', '.join(f'--from-{type_}' for type_ in listed)}")
     system = system_named(listed[0])
-    named = [_parameter(option) for option in system.options if option.field == system.object_field]
+    named = [parameter(option) for option in system.options if option.field == system.object_field]
     refuse({name: options[name] for name in ("name", "kind", *named) if name in options}, f"--from-{system.type}")
     added, skipped = [], []
     with session.source(system.type) as source:
@@ -404,63 +329,10 @@ def add_discovered(
 def _add_object(session: Session, system: System, found: SourceObject, options: Mapping[str, Any]) -> Feed:
     if found.note:
         raise InvalidFeed(feed_name(found.name), found.note)
-    streams_only = {*_STREAMS_ONLY, *(_parameter(option) for option in system.options if option.streams_only)}
+    streams_only = {*STREAMS_ONLY, *(parameter(option) for option in system.options if option.streams_only)}
     kept = {name: value for name, value in options.items() if found.kind == "stream" or name not in streams_only}
     described = {**kept, "name": feed_name(found.name), "kind": found.kind}
     return _register(session, describe(system, described, **{system.object_field: found.name}))
-
-
-def feed_name(object_name: str) -> str:
-    """A feed's name for an object at a source: lower case, and ``_`` for what the lake does not allow."""
-    name = re.sub(r"[^a-z0-9_]", "_", object_name.lower())
-    return (name if name[:1].isalpha() else f"feed_{name.lstrip('_')}")[:_LONGEST_NAME]
-
-
-def describe(system: System, options: Mapping[str, Any], **fields: Any) -> Feed:
-    """The feed that options describe.
-
-    Args:
-        system: What it is exported from.
-        options: What was typed.
-        fields: Of the source's model, besides.
-
-    Raises:
-        InvalidFeed: They are not a feed.
-        click.UsageError: A pair is not written as one, or the source does not take an option.
-    """
-    source = {"type": system.type, **_source_fields(system, options), **fields}
-    document: dict[str, Any] = {"source": source, "tags": _pairs(options.get("tags", ()), "--tag")}
-    plain = ("name", "kind", "partition_by", "time_column", "start", "schema_policy", "schedule", "owners", "group")
-    document |= {name: options[name] for name in (*plain, "description") if name in options}
-    written = {"type": options.get("format_type"), "compression": options.get("compression")}
-    document["format"] = {name: value for name, value in written.items() if value is not None}
-    return parse_feed(json.dumps(document), name=str(options["name"]))
-
-
-def _source_fields(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
-    taken = {_parameter(option): option for option in system.options}
-    others = sorted(_typed(name) for name in options if name.startswith("source_") and name not in taken)
-    if others:
-        takes = ", ".join(option.flag for option in system.options) or "no options of its own"
-        raise click.UsageError(f"source {system.type} does not take {', '.join(others)}; it takes {takes}")
-    fields = {}
-    for name, option in taken.items():
-        if name in options:
-            try:
-                fields[option.field] = option.parsed(options[name])
-            except ValueError as error:
-                raise click.UsageError(f"{option.flag} {error}") from error
-    return fields
-
-
-def _pairs(texts: Iterable[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise click.UsageError(f"{option} {text!r} is not written as KEY=VALUE")
-        pairs[name] = value
-    return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,9 +362,7 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
         listing = session.registry.list()
         feeds = list(listing.feeds)
         results = [CheckResult(problem.file, problem.reason) for problem in listing.problems]
-    now = datetime.now(UTC)
-    too_many = {feed.name: reason for feed in feeds if (reason := partitions_problem(feed, now)) is not None}
-    refused = too_many | _left_out(session, feeds)
+    refused = _refused_by_dagster(session, feeds)
     results += [CheckResult(feed, reason) for feed, reason in refused.items()]
     feeds = [feed for feed in feeds if feed.name not in refused]
     results += [_check_folder(session.store, feed) for feed in feeds if feed.is_adopted]
@@ -542,8 +412,7 @@ def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) ->
     Raises:
         InvalidFeed: One of them does not; says which field and why.
     """
-    too_many = None if as_before else partitions_problem(feed, datetime.now(UTC))
-    problem = too_many or ages_problem(feed) or _left_out(session, (feed,)).get(feed.name)
+    problem = ages_problem(feed) or _refused_by_dagster(session, (feed,), as_before=as_before).get(feed.name)
     if problem is not None:
         raise InvalidFeed(feed.name, problem)
     if feed.is_iceberg:
@@ -551,13 +420,16 @@ def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) ->
     _refuse_misfits(session.store, feed)
 
 
-def _left_out(session: Session, feeds: Sequence[Feed]) -> dict[str, str]:
-    """Why feeds are no part of the code location, by name."""
+def _refused_by_dagster(session: Session, feeds: Sequence[Feed], *, as_before: bool = False) -> dict[str, str]:
+    """Why feeds are no part of the code location, by name; partitions that are as before may be too many."""
     if not feeds:
         return {}
     from datalake_assets.defs.build import refused_feeds  # noqa: PLC0415  Dagster takes a second to import
 
-    return {each.feed.name: each.reason for each in refused_feeds(session.settings, feeds)}
+    now, counted = datetime.now(UTC), () if as_before else feeds
+    too_many = {feed.name: reason for feed in counted if (reason := partitions_problem(feed, now)) is not None}
+    refused = refused_feeds(session.settings, [feed for feed in feeds if feed.name not in too_many])
+    return too_many | {each.feed.name: each.reason for each in refused}
 
 
 def _refuse_misfits(store: Store, feed: Feed, *, source: SourceSystem | None = None) -> None:

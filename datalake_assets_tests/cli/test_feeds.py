@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.cli.feeds import feed_name
+from datalake_assets.cli.feed_options import feed_name
 from datalake_assets.core.batches import RejectedRow
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake.hive import HiveTable

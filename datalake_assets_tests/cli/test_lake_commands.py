@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,30 @@ def test_an_unknown_feed_is_named(run, lake, command):
     result = run(*command.split(), "nope")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: feed 'nope' does not exist; see 'datalake feeds list'\n"
+
+
+def test_commands_that_need_nothing_of_dagster_do_not_wait_for_its_import(filled, tmp_path):
+    """It takes seconds; there is no history of its own here yet that these could read or add to."""
+    lines = [
+        ["feeds", "list"],
+        ["feeds", "list", "--json"],
+        ["feeds", "show", "s"],
+        ["report"],
+        ["report", "--format", "html", "--output", "report.html"],
+        ["sql", "select count(*) from s"],
+        ["verify"],
+        ["repair"],
+        ["quarantine", "list"],
+        ["quarantine", "show", "s"],
+        ["compact", "s", "--dry-run"],
+    ]
+    program = f"""
+import sys
+from datalake_assets.cli.app import app
+for line in {lines!r}:
+    app(line, standalone_mode=False)
+    if "dagster" in sys.modules:
+        sys.exit(f"{{line}} imported Dagster")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
