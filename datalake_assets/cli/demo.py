@@ -11,15 +11,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from datalake_assets.cli.export import ExportRequest, Outcome, all_feeds, export_feeds, outcome_table
+from datalake_assets.cli.export import ExportRequest, all_feeds, export_feeds, result_document, result_table
 from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
+from datalake_assets.core.facts import ExportResult
 from datalake_assets.demo.demo_feeds import demo_feeds
 from datalake_assets.demo.demo_lake import DemoLake, prepare_demo, read_demo, source_line
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
@@ -69,14 +69,14 @@ def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None
         with session.serving({feed.source.type for feed in feeds}):
             if not as_json:
                 _introduce(session, demo, records, own=session.settings is not configured)
-            outcomes = export_feeds(session, feeds, ExportRequest(), quiet=as_json)
+            results = export_feeds(session, feeds, ExportRequest(), quiet=as_json)
             if as_json:
-                print_json({"lake": session.store.uri, "feeds": [asdict(outcome) for outcome in outcomes]})
+                print_json({"lake": session.store.uri, "feeds": [result_document(result) for result in results]})
             else:
-                _conclude(session, demo, outcomes, on_s3=on_s3, seconds=time.monotonic() - began)
+                _conclude(session, demo, results, on_s3=on_s3, seconds=time.monotonic() - began)
             if ui_port is not None:
                 _serve_ui(session, home, ui_port)
-    return all(outcome.error is None for outcome in outcomes)
+    return all(result.success for result in results)
 
 
 @contextmanager
@@ -130,20 +130,21 @@ def _introduce(session: Session, demo: DemoLake, records: int, *, own: bool) -> 
     say()
 
 
-def _conclude(session: Session, demo: DemoLake, outcomes: Sequence[Outcome], *, on_s3: bool, seconds: float) -> None:
-
-    done = [outcome for outcome in outcomes if outcome.error is None]
+def _conclude(
+    session: Session, demo: DemoLake, results: Sequence[ExportResult], *, on_s3: bool, seconds: float
+) -> None:
+    done = [result for result in results if result.success]
     feeds = session.feeds()[0]
     say()
     if done:
-        say(outcome_table(outcomes))
+        say(result_table(results))
         say()
         say(_checks_summary(feeds))
         say()
         say(console_report(lake_report(session, feeds), width=terminal_width()))
         say()
-    added = sum(outcome.new_rows for outcome in done)
-    say(f"{len(done)} of {len(outcomes)} feeds exported, {added:+,} rows, in {seconds:.1f} s")
+    added = sum(result.rows_added for result in done)
+    say(f"{len(done)} of {len(results)} feeds exported, {added:+,} rows, in {seconds:.1f} s")
     if done:
         _suggest(session, demo, on_s3=on_s3)
 

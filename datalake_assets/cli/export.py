@@ -15,20 +15,20 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from datalake_assets.cli.output import ExportProgress, as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
-from datalake_assets.core.facts import PartitionFacts
+from datalake_assets.core.facts import ExportResult, FailedCheck, PartitionFacts
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed, PositionKind
 from datalake_assets.lake.registry import RegistryListing
-from datalake_assets.lake.table import Progress, TableReader
+from datalake_assets.lake.table import Progress
 from datalake_assets.lake.tables import open_table
 
 if TYPE_CHECKING:
@@ -36,15 +36,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExportRequest",
-    "Outcome",
     "all_feeds",
     "export",
     "export_feeds",
     "export_in_children",
     "one_feed",
-    "outcome_table",
-    "print_outcomes",
-    "tell",
+    "print_results",
+    "result_document",
+    "result_table",
 ]
 
 
@@ -104,11 +103,11 @@ def export(
 
     request = ExportRequest(partition, between, allow_shrink=allow_shrink, new_epoch=new_epoch)
     chosen = all_feeds(session) if everything else one_feed(session, stream=stream, table=table)
-    outcomes = export_feeds(session, chosen.feeds, request, parallel=parallel, quiet=as_json)
-    print_outcomes(outcomes, as_json=as_json)
-    if chosen.problems or any(outcome.error for outcome in outcomes):
+    results = export_feeds(session, chosen.feeds, request, parallel=parallel, quiet=as_json)
+    print_results(results, as_json=as_json)
+    if chosen.problems or not all(result.success for result in results):
         raise click.exceptions.Exit(1)
-    if not ignore_checks and any(outcome.checks_failed for outcome in outcomes):
+    if not ignore_checks and any(map(_checks_failed, results)):
         raise click.exceptions.Exit(CHECKS_FAILED)
 
 
@@ -177,55 +176,6 @@ class ExportRequest:
         return [f"{name}={value}" for name, value in named if value] + [name for name, given in chosen if given]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an export of one feed came to.
-
-    Attributes:
-        feed: Its name.
-        kind: ``stream`` or ``table``.
-        rows: Rows in the lake now; of a table, those of its newest version.
-        new_rows: Rows that were added, net; of a table, against the version before.
-        quarantined: Rows that were read and could not be landed.
-        files: Data files of those rows.
-        size_bytes: Their size.
-        partitions: Partitions with data; of a table, versions.
-        landed: The partitions that the run is about, and others that received rows.
-        seconds: Wall time.
-        run_id: The Dagster run; empty if there was none.
-        error: One line; None on success.
-        notes: What a person should know besides, a line each.
-        checks: The checks that the rows did not pass: ``check``, ``level``, ``partition`` and ``what`` of each.
-    """
-
-    feed: str
-    kind: str
-    rows: int = 0
-    new_rows: int = 0
-    quarantined: int = 0
-    files: int = 0
-    size_bytes: int = 0
-    partitions: int = 0
-    landed: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    run_id: str = ""
-    error: str | None = None
-    notes: tuple[str, ...] = ()
-    checks: Sequence[Mapping[str, str]] = ()
-
-    @property
-    def checks_failed(self) -> int:
-        """How many checks found an error; warnings are none."""
-        return len({check["check"] for check in self.checks if check["level"] == "error"})
-
-    @property
-    def checks_text(self) -> str:
-        """``1 failed, 2 warn``; empty if all passed."""
-        warned = len({check["check"] for check in self.checks}) - self.checks_failed
-        counts = ((self.checks_failed, "failed"), (warned, "warn"))
-        return ", ".join(f"{count} {what}" for count, what in counts if count)
-
-
 def all_feeds(session: Session) -> RegistryListing:
     """Every active feed that is exported, streams first; files that are not valid feeds are reported on stderr.
 
@@ -265,8 +215,8 @@ def one_feed(session: Session, *, stream: str | None, table: str | None) -> Regi
 
 def export_feeds(
     session: Session, feeds: Sequence[Feed], request: ExportRequest, *, parallel: int = 1, quiet: bool = False
-) -> list[Outcome]:
-    """Exports feeds; one feed's failure is reported on stderr and in its outcome, and the others go on.
+) -> list[ExportResult]:
+    """Exports feeds; one feed's failure is reported on stderr and in its result, and the others go on.
 
     Raises:
         DatalakeError: Nothing could be begun: no source is configured, or a partition is not one of the feed's.
@@ -285,7 +235,7 @@ def export_feeds(
 
         with open_instance() as instance:
             warm_up(session.settings)
-            return [tell(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
+            return [_ended(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
 
 
 def _refuse_unconfigured(session: Session, feeds: Sequence[Feed]) -> None:
@@ -304,60 +254,111 @@ def _refuse_unconfigured(session: Session, feeds: Sequence[Feed]) -> None:
         raise errors[0]
 
 
-def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+def print_results(results: Sequence[ExportResult], *, as_json: bool) -> None:
     """Prints the table, or the document, of an export."""
     if as_json:
-        print_json({"feeds": [asdict(outcome) for outcome in outcomes]})
-    elif any(outcome.error is None for outcome in outcomes):
-        say("\n" + outcome_table(outcomes))
+        print_json({"feeds": [result_document(result) for result in results]})
+    elif any(result.success for result in results):
+        say("\n" + result_table(results))
 
 
-def outcome_table(outcomes: Sequence[Outcome]) -> str:
+def result_document(result: ExportResult) -> dict[str, Any]:
+    """What ``--json`` says of an export: ``rows``, ``files`` and ``size_bytes`` are what readers of the feed get."""
+    now = result.readable
+    return {
+        "feed": result.feed,
+        "kind": result.kind,
+        "rows": now.rows,
+        "new_rows": result.rows_added,
+        "rows_read": result.rows_read,
+        "quarantined": result.rows_quarantined,
+        "files": now.files,
+        "size_bytes": now.size_bytes,
+        "partitions": now.partitions,
+        "landed": [{name: getattr(each, name) for name in _LANDED} for each in result.partitions],
+        "seconds": round(result.seconds, 3),
+        "run_id": result.run_id,
+        "error": result.error,
+        "notes": result.notes,
+        "checks": [asdict(check) for check in result.checks],
+    }
+
+
+#: What a document says of a partition.
+_LANDED = ("key", "rows", "rows_added", "files", "small_files", "size_bytes")
+
+
+def _result(document: Mapping[str, Any]) -> ExportResult:
+    """The inverse of `result_document`, but for the feed's totals."""
+    return ExportResult(
+        feed=document["feed"],
+        kind=document["kind"],
+        run_id=document["run_id"],
+        partitions=tuple(PartitionFacts(**each) for each in document["landed"]),
+        rows_read=document["rows_read"],
+        rows_quarantined=document["quarantined"],
+        seconds=document["seconds"],
+        error=document["error"],
+        notes=tuple(document["notes"]),
+        checks=tuple(FailedCheck(**each) for each in document["checks"]),
+    )
+
+
+def result_table(results: Sequence[ExportResult]) -> str:
     """A line per feed that was exported."""
-    done = [outcome for outcome in outcomes if outcome.error is None]
-    quarantine, checks = any(outcome.quarantined for outcome in done), any(outcome.checks for outcome in done)
+    done = [result for result in results if result.success]
+    quarantine, checks = any(result.rows_quarantined for result in done), any(result.checks for result in done)
     columns = ["feed", "rows", "new rows", "files", "size", "partitions", "seconds"]
     rows = [
         [
-            f"{outcome.kind}s/{outcome.feed}",
-            f"{outcome.rows:,}",
-            f"{outcome.new_rows:,}",
-            outcome.files,
-            size_text(outcome.size_bytes),
-            outcome.partitions,
-            f"{outcome.seconds:.1f}",
-            *([outcome.quarantined] if quarantine else []),
-            *([outcome.checks_text] if checks else []),
+            f"{result.kind}s/{result.feed}",
+            f"{result.readable.rows:,}",
+            f"{result.rows_added:,}",
+            result.readable.files,
+            size_text(result.readable.size_bytes),
+            result.readable.partitions,
+            f"{result.seconds:.1f}",
+            *([result.rows_quarantined] if quarantine else []),
+            *([_checks_text(result)] if checks else []),
         ]
-        for outcome in done
+        for result in done
     ]
     return as_table([*columns, *["quarantined"] * quarantine, *["checks"] * checks], rows, width=terminal_width())
 
 
-def tell(progress: ExportProgress, outcome: Outcome) -> Outcome:
-    """Tells that a feed's export has ended, and why if it failed."""
-    progress.finish(outcome.feed, rows=outcome.new_rows, seconds=outcome.seconds, failed=outcome.error is not None)
-    if outcome.error is not None:
-        warn(
-            f"Error: {outcome.feed}: {outcome.error}"
-            if outcome.feed not in outcome.error
-            else f"Error: {outcome.error}"
-        )
-    for note in outcome.notes:
-        warn(f"{outcome.feed}: {note}")
-    for check in outcome.checks:
-        found = "failed" if check["level"] == "error" else "warns"
-        what = f": {check['what']}" if check["what"] else ""
-        warn(f"{outcome.feed}: check {check['check']} {found}{what}")
-    if outcome.quarantined:
-        rows = f"{outcome.quarantined:,} rows went to quarantine"
-        warn(f"{outcome.feed}: {rows}; 'datalake quarantine show {outcome.feed}' says why")
-    return outcome
+def _checks_failed(result: ExportResult) -> int:
+    """How many checks found an error; warnings are none."""
+    return len({check.check for check in result.checks if check.level == "error"})
+
+
+def _checks_text(result: ExportResult) -> str:
+    """``1 failed, 2 warn``; empty if all passed."""
+    failed = _checks_failed(result)
+    warned = len({check.check for check in result.checks}) - failed
+    return ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (warned, "warn")) if count)
+
+
+def _ended(progress: ExportProgress, result: ExportResult) -> ExportResult:
+    """Shows that a feed's export has ended, and why if it failed."""
+    name = result.feed
+    progress.finish(name, rows=result.rows_added, seconds=result.seconds, failed=not result.success)
+    if result.error is not None:
+        warn(f"Error: {result.error}" if name in result.error else f"Error: {name}: {result.error}")
+    for note in result.notes:
+        warn(f"{name}: {note}")
+    for check in result.checks:
+        found = "failed" if check.level == "error" else "warns"
+        what = f": {check.what}" if check.what else ""
+        warn(f"{name}: check {check.check} {found}{what}")
+    if result.rows_quarantined:
+        rows = f"{result.rows_quarantined:,} rows went to quarantine"
+        warn(f"{name}: {rows}; 'datalake quarantine show {name}' says why")
+    return result
 
 
 def _export_here(
     session: Session, feed: Feed, request: ExportRequest, progress: ExportProgress, instance: DagsterInstance
-) -> Outcome:
+) -> ExportResult:
     from datalake_assets.defs.feeds.runner import export_feed  # noqa: PLC0415  Dagster takes a second
 
     progress.begin(feed.name)
@@ -377,54 +378,14 @@ def _export_here(
             on_progress=advance,
         )
     except DatalakeError as error:
-        return Outcome(feed.name, feed.kind.value, seconds=time.monotonic() - began, error=str(error))
+        return ExportResult(feed.name, feed.kind.value, seconds=time.monotonic() - began, error=str(error))
     if result.error is not None and _INTERRUPT in result.error:
         raise KeyboardInterrupt
-    landed = [_landed(partition) for partition in result.partitions]
-    outcome = Outcome(
-        feed=feed.name,
-        kind=feed.kind.value,
-        new_rows=result.rows_added,
-        quarantined=result.rows_quarantined,
-        landed=landed,
-        seconds=round(result.seconds, 3),
-        run_id=result.run_id,
-        error=result.error if result.error is not None or result.success else "the run failed",
-        notes=result.notes,
-        checks=[asdict(check) for check in result.checks],
-    )
-    return outcome if outcome.error is not None else _with_totals(open_table(session.store, feed), outcome)
+    return _with_totals(session, feed, result)
 
 
-def _landed(partition: PartitionFacts) -> dict[str, Any]:
-    """What ``--json`` says of a partition."""
-    return {
-        "key": partition.key,
-        "rows": partition.rows,
-        "rows_added": partition.rows_added,
-        "files": partition.files,
-        "small_files": partition.small_files,
-        "size_bytes": partition.size_bytes,
-    }
-
-
-def _with_totals(table: TableReader, outcome: Outcome) -> Outcome:
-    """Adds the feed's totals; of a table, those of its newest version."""
-    totals = table.totals()
-    if totals is None:
-        return outcome
-    if table.feed.kind == "table" and outcome.landed:
-        newest = outcome.landed[-1]
-        return replace(
-            outcome,
-            rows=newest["rows"],
-            files=newest["files"],
-            size_bytes=newest["size_bytes"],
-            partitions=totals.partitions,
-        )
-    return replace(
-        outcome, rows=totals.rows, files=totals.files, size_bytes=totals.size_bytes, partitions=totals.partitions
-    )
+def _with_totals(session: Session, feed: Feed, result: ExportResult) -> ExportResult:
+    return replace(result, totals=open_table(session.store, feed).totals()) if result.success else result
 
 
 #: Time for a child to end its run after Ctrl-C.
@@ -433,16 +394,16 @@ _GRACE_S = 20.0
 
 def export_in_children(
     session: Session, feeds: Sequence[Feed], request: ExportRequest, progress: ExportProgress, *, parallel: int
-) -> list[Outcome]:
-    """Exports each feed in a process of its own; their outcomes, in the order of ``feeds``."""
+) -> list[ExportResult]:
+    """Exports each feed in a process of its own; their results, in the order of ``feeds``."""
     children = _Children(session, request)
     lock = threading.Lock()
 
-    def run(feed: Feed) -> Outcome:
+    def run(feed: Feed) -> ExportResult:
         progress.begin(feed.name)
-        outcome = children.run(feed)
+        result = children.run(feed)
         with lock:
-            return outcome if children.interrupted else tell(progress, outcome)
+            return result if children.interrupted else _ended(progress, _with_totals(session, feed, result))
 
     with ThreadPoolExecutor(parallel) as pool:
         try:
@@ -492,7 +453,7 @@ class _Children:
         self.interrupted = False
         self._running: list[subprocess.Popen[str]] = []
 
-    def run(self, feed: Feed) -> Outcome:
+    def run(self, feed: Feed) -> ExportResult:
         """Exports a feed and waits for it."""
         child = subprocess.Popen(
             [*self._command, "--ends-with-parent", f"--{feed.kind}", feed.name],
@@ -510,8 +471,8 @@ class _Children:
         except (ValueError, LookupError):
             lines = [line for line in errors.splitlines() if line.strip()]
             last = one_line(lines[-1]).removeprefix("Error: ") if lines else "it said nothing"
-            return Outcome(feed.name, feed.kind.value, error=f"its process ended with {child.returncode}: {last}")
-        return Outcome(**document)
+            return ExportResult(feed.name, feed.kind.value, error=f"its process ended with {child.returncode}: {last}")
+        return _result(document)
 
     def interrupt(self) -> None:
         """Ends the children that still run as Ctrl-C would, and kills those that stay."""

@@ -19,6 +19,8 @@ from datalake_assets.core.wording import size_text
 
 __all__ = [
     "SIZE_BUCKETS",
+    "ExportResult",
+    "FailedCheck",
     "FeedTotals",
     "Outlook",
     "PartitionFacts",
@@ -289,3 +291,70 @@ class WriteReport:
     def rows_added(self) -> int:
         """Rows that this write added to the lake, net."""
         return sum(partition.rows_added for partition in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCheck:
+    """A check that rows of a feed did not pass.
+
+    Attributes:
+        check: Its name.
+        level: ``error``, or ``warn``.
+        partition: The partition that it is about; empty for all that an export wrote, or all of the feed.
+        what: What is wrong, for a person.
+    """
+
+    check: str
+    level: str
+    partition: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export of a feed came to.
+
+    Attributes:
+        feed: The feed's name.
+        kind: Its kind.
+        run_id: The Dagster run; empty if there was none, because the export could not even be planned.
+        partitions: The partitions of the run, and others that received rows, in key order.
+        rows_read: Rows that the source delivered.
+        rows_quarantined: Of these, rows that could not be landed.
+        seconds: Wall time.
+        error: One line for a person; None on success: everything was landed, though checks may have failed.
+        notes: What a person should know besides, a line each.
+        checks: The checks that its rows did not pass, errors first.
+        totals: The feed after it, where they were asked for and somebody knows them.
+    """
+
+    feed: str
+    kind: str
+    run_id: str = ""
+    partitions: tuple[PartitionFacts, ...] = ()
+    rows_read: int = 0
+    rows_quarantined: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    checks: tuple[FailedCheck, ...] = ()
+    totals: FeedTotals | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether everything was landed."""
+        return self.error is None
+
+    @property
+    def rows_added(self) -> int:
+        """Rows that the export added to the lake, net; of a table, against the version before."""
+        return sum(partition.rows_added for partition in self.partitions)
+
+    @property
+    def readable(self) -> FeedTotals:
+        """What readers of the feed get now: all of it, or of a table its newest version; zeros if nobody knows."""
+        totals = self.totals or FeedTotals(0, 0, 0, 0, 0)
+        if self.kind != "table" or not self.partitions or self.totals is None:
+            return totals
+        newest = self.partitions[-1]
+        return FeedTotals(totals.partitions, newest.rows, newest.files, newest.small_files, newest.size_bytes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRules, outlook_of_plan
-from datalake_assets.core.facts import PartitionFacts, PlannedPartition
+from datalake_assets.core.facts import FailedCheck, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, key_of, keys_in, window_of
 from datalake_assets.core.wording import files_text, size_text
@@ -28,7 +28,6 @@ __all__ = [
     "SMALL_FILES",
     "Delivery",
     "Drift",
-    "FailedCheck",
     "FailedChecks",
     "PartitionFooters",
     "RowCount",
@@ -105,23 +104,6 @@ class Verdict:
     def passed(self) -> bool:
         """Whether nothing is wrong."""
         return self.level is Level.OK
-
-
-@dataclass(frozen=True, slots=True)
-class FailedCheck:
-    """A check that rows of a feed did not pass.
-
-    Attributes:
-        check: Its name.
-        level: ``error``, or ``warn``.
-        partition: The partition that it is about; empty for all that an export wrote, or all of the feed.
-        what: What is wrong, for a person.
-    """
-
-    check: str
-    level: str
-    partition: str
-    what: str
 
 
 #: By check that was ever evaluated: what did not pass; empty where all did.

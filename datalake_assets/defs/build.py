@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from datalake_assets.core.facts import ExportResult
 from datalake_assets.defs.checks.at_rest import evaluate_checks_job, folder_checks, nightly_checks, rule_checks
 from datalake_assets.defs.checks.on_write import on_write_check_keys
 from datalake_assets.defs.compaction.job import compact_partition_job
@@ -21,7 +22,7 @@ from datalake_assets.defs.feeds.assets import (
     left_out_keys,
     usable_feeds,
 )
-from datalake_assets.defs.feeds.runner import ExportResult, FeedRunner, default_resources, partition_tags
+from datalake_assets.defs.feeds.runner import FeedRunner, default_resources, partition_tags
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run

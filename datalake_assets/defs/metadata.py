@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
 from datalake_assets.core.compaction.watch import Report
-from datalake_assets.core.facts import PartitionFacts
+from datalake_assets.core.facts import FailedCheck, PartitionFacts
 from datalake_assets.core.partitions import partition_path
-from datalake_assets.core.verdicts import FailedCheck, FailedChecks, Verdict
+from datalake_assets.core.verdicts import FailedChecks, Verdict
 from datalake_assets.core.wording import size_text
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.feed import ColumnNote, Feed, FeedKind, FolderSource

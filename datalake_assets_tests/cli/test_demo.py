@@ -15,7 +15,8 @@ import duckdb
 import pandas as pd
 import pytest
 
-from datalake_assets.cli.export import Outcome, outcome_table
+from datalake_assets.cli.export import result_table
+from datalake_assets.core.facts import ExportResult, FeedTotals, PartitionFacts
 from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES
 from datalake_assets.demo.demo_lake import read_demo
 from datalake_assets.demo.ksqldb_server.generator import Generator
@@ -185,13 +186,12 @@ def test_serve_ksqldb_names_a_fault_that_is_none(run):
 
 
 def test_quarantined_rows_are_shown_and_failures_left_out():
-    outcomes = [
-        Outcome(
-            "s", "stream", rows=1234, new_rows=1000, quarantined=3, files=2, size_bytes=1500, partitions=2, seconds=1
-        ),
-        Outcome("t", "table", error="broke"),
+    landed, totals = (PartitionFacts("2025-01-01", rows_added=1000),), FeedTotals(2, 1234, 2, 0, 1500)
+    results = [
+        ExportResult("s", "stream", partitions=landed, rows_quarantined=3, seconds=1, totals=totals),
+        ExportResult("t", "table", error="broke"),
     ]
-    assert outcome_table(outcomes).splitlines() == [
+    assert result_table(results).splitlines() == [
         "feed        rows  new rows  files     size  partitions  seconds  quarantined",
         "─────────  ─────  ────────  ─────  ───────  ──────────  ───────  ───────────",
         "streams/s  1,234     1,000      2  1.5 KiB           2      1.0            3",

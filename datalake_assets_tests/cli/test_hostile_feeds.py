@@ -268,8 +268,10 @@ def test_export_of_a_feed_that_was_left_out_says_why_and_others_go_on(run_proces
 
     result = run_process("export", "--all", "--json", DATALAKE_KSQLDB_URL="http://127.0.0.1:9")
 
-    errors = {feed["feed"]: feed["error"] for feed in json.loads(result.stdout)["feeds"]}
+    found = json.loads(result.stdout)["feeds"]
+    errors = {feed["feed"]: feed["error"] for feed in found}
     assert result.returncode == 1
+    assert {feed["feed"]: feed["kind"] for feed in found} == {"bad": "stream", "good": "stream"}
     assert errors["bad"].startswith("feed 'bad' is invalid: Dagster refuses it: Invalid owner 'nobody'")
     assert "127.0.0.1:9" in errors["good"]
 

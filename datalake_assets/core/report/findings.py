@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from datalake_assets.core.compaction.cost import MonthlyCost, monthly_cost
-from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition
+from datalake_assets.core.facts import SIZE_BUCKETS, FailedCheck, PlannedPartition
 from datalake_assets.core.report.figures import FeedStatistics
-from datalake_assets.core.verdicts import FILE_SIZE, FRESHNESS, SMALL_FILES, FailedCheck, FailedChecks
+from datalake_assets.core.verdicts import FILE_SIZE, FRESHNESS, SMALL_FILES, FailedChecks
 from datalake_assets.core.wording import counted, dollars_text, files_text, span_text
 from datalake_assets.feed import Feed
 from datalake_assets.policies import Level

@@ -4,7 +4,6 @@ import atexit
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module
 from types import MappingProxyType
@@ -12,11 +11,11 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.core.facts import PartitionFacts
-from datalake_assets.core.verdicts import FailedCheck
+from datalake_assets.core.facts import ExportResult, FailedCheck, PartitionFacts, WriteReport
 from datalake_assets.defs.feeds.assets import (
     IO_MANAGER_KEY,
     ExportConfig,
+    RefusedFeed,
     add_versions,
     feed_asset,
     source_assets,
@@ -31,13 +30,12 @@ from datalake_assets.defs.storage.asset_landing import progress_told_to
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
-from datalake_assets.lake.table import Progress, WriteReport
+from datalake_assets.lake.table import Progress
 from datalake_assets.policies import Level
 from datalake_assets.settings import Settings
 from datalake_assets.sources.systems import StandIn, no_stand_in, systems
 
 __all__ = [
-    "ExportResult",
     "FeedRunner",
     "export_feed",
     "feed_runner",
@@ -58,40 +56,6 @@ _LOADED_LATE = ("datalake_assets.lake.tables", "datalake_assets.lake.scan", "dat
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-@dataclass(frozen=True, slots=True)
-class ExportResult:
-    """What an export of a feed came to.
-
-    Attributes:
-        feed: The feed's name.
-        run_id: The Dagster run; empty if there was none, because the export could not even be planned.
-        success: Whether everything was landed; checks may have failed all the same.
-        partitions: The partitions of the run, and others that received rows, in key order.
-        rows_read: Rows that the source delivered.
-        rows_quarantined: Of these, rows that could not be landed.
-        seconds: Wall time.
-        error: One line for a person; None on success.
-        notes: What a person should know besides, a line each.
-        checks: The checks that its rows did not pass, errors first.
-    """
-
-    feed: str
-    run_id: str
-    success: bool
-    partitions: tuple[PartitionFacts, ...]
-    rows_read: int
-    rows_quarantined: int
-    seconds: float
-    error: str | None = None
-    notes: tuple[str, ...] = ()
-    checks: tuple[FailedCheck, ...] = ()
-
-    @property
-    def rows_added(self) -> int:
-        """Rows that the export added to the lake, net."""
-        return sum(partition.rows_added for partition in self.partitions)
-
-
 class FeedRunner:
     """The feeds of a lake as Dagster assets, ready to run in this process.
 
@@ -99,7 +63,7 @@ class FeedRunner:
         feeds: The feeds; those whose asset is in somebody's own project are left out, since that project shows it.
         lake: The lake.
         resources: Dagster's resources: ``lake``, and one per kind of source.
-        refused: Why other feeds are none of them, by name.
+        refused: Other feeds, which Dagster does not take, by name.
     """
 
     def __init__(
@@ -108,7 +72,7 @@ class FeedRunner:
         lake: Lake,
         resources: Mapping[str, Any],
         *,
-        refused: Mapping[str, str] = MappingProxyType({}),
+        refused: Mapping[str, RefusedFeed] = MappingProxyType({}),
     ) -> None:
         self.feeds = {feed.name: feed for feed in feeds if feed.asset is None}
         self.lake, self._refused = lake, refused
@@ -172,7 +136,7 @@ class FeedRunner:
         try:
             keys = self.plan(instance, name, partitions)
         except DatalakeError as error:
-            return ExportResult(name, "", False, (), 0, 0, time.monotonic() - began, str(error))
+            return ExportResult(name, self._kind(name), seconds=time.monotonic() - began, error=str(error))
         feed = self.feeds[name]
         with known_dagster_warnings_ignored():
             result = run_job_here(
@@ -193,9 +157,13 @@ class FeedRunner:
         with known_dagster_warnings_ignored():
             return self.definitions.resolve_implicit_global_asset_job_def()
 
+    def _kind(self, name: str) -> str:
+        known = self._refused[name].feed if name in self._refused else self.feeds.get(name)
+        return known.kind.value if known else ""
+
     def _feed(self, name: str) -> Feed:
         if name in self._refused:
-            raise InvalidFeed(name, self._refused[name])
+            raise InvalidFeed(name, self._refused[name].reason)
         if name not in self.feeds:
             raise FeedNotFound(name)
         return self.feeds[name]
@@ -292,7 +260,7 @@ def _runner(settings: Settings, digest: str) -> FeedRunner:  # noqa: ARG001  the
     lake, resources = Lake(settings), default_resources(settings)
     feeds = lake.registry.list().feeds
     refused = {
-        each.feed.name: each.reason
+        each.feed.name: each
         for each in usable_feeds(feeds, lambda some: FeedRunner(some, lake, resources).definitions).refused
     }
     return FeedRunner([feed for feed in feeds if feed.name not in refused], lake, resources, refused=refused)
@@ -312,8 +280,8 @@ def _result(result: dg.JobExecutionResult, feed: Feed, *, seconds: float) -> Exp
     is_landed = result.success or _is_blocked(result)
     return ExportResult(
         feed=feed.name,
+        kind=feed.kind.value,
         run_id=result.run_id,
-        success=is_landed,
         partitions=tuple(_partition(key, metadata[key]) for key in sorted(metadata, key=lambda key: (len(key), key))),
         rows_read=totals.get("datalake/rows_read", 0),
         rows_quarantined=totals.get("datalake/rows_quarantined", 0),
