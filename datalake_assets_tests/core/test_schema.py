@@ -12,7 +12,8 @@ from datalake_assets.core.schema import (
     schema_to_json,
 )
 from datalake_assets.errors import InvalidFeed, SchemaChanged
-from datalake_assets.sources.ksqldb.columns import arrow_schema, parse_columns
+from datalake_assets.sources.ksqldb.columns import arrow_schema
+from datalake_assets.sources.ksqldb.sql_types import parse_columns
 
 
 def schema_of(text, rename=None):

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from hypothesis import strategies as st
 
-from datalake_assets.sources.ksqldb.columns import KsqlArray, KsqlDecimal, KsqlMap, KsqlScalar, KsqlStruct
+from datalake_assets.sources.ksqldb.sql_types import KsqlArray, KsqlDecimal, KsqlMap, KsqlScalar, KsqlStruct
 
 UTC = ZoneInfo("UTC")
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=UTC)

@@ -17,11 +17,12 @@ import pyarrow as pa
 from datalake_assets.errors import IncompleteResponse, SourceUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.sources.ksqldb.client import KsqlAnswer, KsqlClient, Properties
-from datalake_assets.sources.ksqldb.columns import AnswerLayout, Column, layout_of
+from datalake_assets.sources.ksqldb.columns import AnswerLayout, layout_of
 from datalake_assets.sources.ksqldb.declaration import declared
 from datalake_assets.sources.ksqldb.decode.response import ResponseEnd, StreamedRowParser
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows
 from datalake_assets.sources.ksqldb.failures import TransientFailure, failed_rows
+from datalake_assets.sources.ksqldb.sql_types import Column
 
 __all__ = ["EARLIEST", "PullQuery", "Pump", "PushQuery", "Query"]
 

@@ -173,9 +173,7 @@ def _combined(table: pa.Table) -> pa.RecordBatch:
     batches = table.combine_chunks().to_batches()
     if len(batches) == 1:
         return batches[0]
-    if not batches:
-        return pa.RecordBatch.from_pylist([], schema=table.schema)
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    return pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 #: A read of a stream that never pauses ends after this long, wherever it is; the next one goes on.

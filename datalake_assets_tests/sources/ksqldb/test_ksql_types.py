@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalake_assets.sources.ksqldb.columns import (
+from datalake_assets.sources.ksqldb.sql_types import (
     Column,
     KsqlArray,
     KsqlDecimal,

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from datalake_assets.sources.ksqldb.columns import Column, KsqlDecimal, KsqlScalar
 from datalake_assets.sources.ksqldb.decode.typed import utc_from_naive, whole_years
+from datalake_assets.sources.ksqldb.sql_types import Column, KsqlDecimal, KsqlScalar
 
 __all__ = ["FlatReader", "binary_from_base64", "is_flat", "line_ends"]
 

@@ -19,8 +19,8 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import pyarrow as pa
 
-from datalake_assets.sources.ksqldb.columns import Column, parse_columns, parse_delimited_columns
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder
+from datalake_assets.sources.ksqldb.sql_types import Column, parse_columns, parse_delimited_columns
 
 __all__ = ["ResponseEnd", "ResponseError", "ResponseHeader", "StreamedRowParser"]
 

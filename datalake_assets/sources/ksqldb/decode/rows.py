@@ -20,9 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.sources.ksqldb.columns import Column
 from datalake_assets.sources.ksqldb.decode.flat import FlatReader, is_flat, line_ends
 from datalake_assets.sources.ksqldb.decode.typed import codec, gc_paused
+from datalake_assets.sources.ksqldb.sql_types import Column
 
 __all__ = ["DecodedRows", "RowDecoder", "UndecodedRow"]
 

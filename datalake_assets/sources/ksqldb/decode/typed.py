@@ -24,7 +24,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.sources.ksqldb.columns import KsqlArray, KsqlDecimal, KsqlMap, KsqlScalar, KsqlStruct, KsqlType
+from datalake_assets.sources.ksqldb.sql_types import KsqlArray, KsqlDecimal, KsqlMap, KsqlScalar, KsqlStruct, KsqlType
 
 __all__ = ["Codec", "codec", "gc_paused", "times_from_text", "utc_from_naive", "whole_years"]
 

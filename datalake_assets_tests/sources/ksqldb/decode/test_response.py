@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalake_assets.sources.ksqldb.columns import Column, KsqlScalar, arrow_schema
+from datalake_assets.sources.ksqldb.columns import arrow_schema
 from datalake_assets.sources.ksqldb.decode.response import ResponseError, StreamedRowParser
+from datalake_assets.sources.ksqldb.sql_types import Column, KsqlScalar
 from datalake_assets_tests.parquet import exact
 from datalake_assets_tests.sources.ksqldb.decode.test_rows import expected, fast_from, fuzz, responses
 

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datalake_assets.sources.ksqldb.columns import Column, arrow_schema, parse_columns
+from datalake_assets.sources.ksqldb.columns import arrow_schema
 from datalake_assets.sources.ksqldb.decode import rows as rows_module
 from datalake_assets.sources.ksqldb.decode.rows import RowDecoder
 from datalake_assets.sources.ksqldb.decode.typed import gc_paused
+from datalake_assets.sources.ksqldb.sql_types import Column, parse_columns
 from datalake_assets_tests.parquet import exact
 from datalake_assets_tests.parquet.exact import UTC
 
