@@ -18,7 +18,6 @@ REASONS = {
     "defs.projects": "public, loaded by name: for other people's projects",
     "defs.upkeep.report_asset": "a subject of the location, which puts it together",
     "defs.upkeep.sensors": "likewise: what keeps an installation in order",
-    "demo.demo_feeds": "the demo's feeds are data; nothing else of the demo changes with them",
     "demo.keeper": "run by path in a bare interpreter",
     "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",
     "lake.asset_table": "a table, likewise",
@@ -31,9 +30,9 @@ REASONS = {
     "lake.iceberg.record_tables": "tables of the write API, apart from feeds: the other side of pyiceberg's border",
     "lake.replay": "how rows come back from quarantine: a protocol of its own",
     "lake.scan": "exact reads; the tables share it",
-    "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
     "lake.sql_process": "a query in a process of its own; run by name",
     "lake.sql_session": "how a query of a person is answered",
+    "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
     "lake.store.local": "a store",
     "lake.store.posix": "what a disk promises, apart from what a store is",
     "lake.store.s3": "a store",
@@ -48,6 +47,7 @@ REASONS = {
     "sources.ksqldb.decode.flat": "the fast way for rows without nesting",
     "sources.ksqldb.decode.response": "the framing of answers, apart from their rows",
     "sources.ksqldb.reading": "when a read is at its end; the largest subject of the source",
+    "testing.stores": "a suite that every store runs; that of staged files looks at a store as it does",
 }
 
 
@@ -75,7 +75,6 @@ def test_only_the_list_of_sources_knows_which_there_are(modules):
     outside = {name for name in importers if not name.startswith("datalake_assets.sources.ksqldb")}
     assert outside == {
         "datalake_assets.sources.systems",
-        "datalake_assets.demo.demo_feeds",
         "datalake_assets.demo.demo_lake",
     }
 

@@ -20,8 +20,7 @@ from datalake_assets.cli.output import as_table, print_json, say, terminal_width
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
 from datalake_assets.core.facts import ExportResult
-from datalake_assets.demo.demo_feeds import demo_feeds
-from datalake_assets.demo.demo_lake import DemoLake, prepare_demo, read_demo, source_line
+from datalake_assets.demo.demo_lake import DemoLake, demo_feeds, prepare_demo, read_demo, source_line
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
 from datalake_assets.feed import Feed
 

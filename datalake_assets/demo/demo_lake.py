@@ -1,8 +1,9 @@
-"""Which ksqlDB server a lake reads: the configured one, or, for a demo lake alone, a server inside this process.
+"""The demo lake: its feeds, and which server it reads: the configured one, or one inside this process.
 
 A demo lake carries ``control/demo.json``, which says what its server serves. Every process that exports such a lake
 (a command, a Dagster run) starts a server of its own from it, and since the rows are a pure function of that document,
-all of them serve the same rows.
+all of them serve the same rows. The feeds are what a payments company would land from its ksqlDB, one of each way to
+read a stream.
 """
 
 from __future__ import annotations
@@ -26,10 +27,26 @@ from datalake_assets.sources.ksqldb.declaration import KSQLDB, KsqlDBSettings
 if TYPE_CHECKING:
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
 
+from datalake_assets.feed import ColumnNote, Feed, FeedKind
+from datalake_assets.policies import (
+    Checks,
+    Freshness,
+    Limits,
+    NotNullRule,
+    RangeRule,
+    RegexRule,
+    Rule,
+    SqlRule,
+    UniqueRule,
+)
+from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
+
 __all__ = [
+    "DEMO_FEED_NAMES",
     "DEMO_KEY",
     "DEMO_SEED",
     "DemoLake",
+    "demo_feeds",
     "demo_stand_in",
     "plan_demo",
     "prepare_demo",
@@ -38,6 +55,7 @@ __all__ = [
     "served_from",
     "source_line",
 ]
+
 
 DEMO_KEY = "control/demo.json"
 DEMO_SEED = 7
@@ -266,3 +284,136 @@ def _read(store: Store) -> tuple[DemoLake | None, str]:
         raise CorruptLake(
             f"{store.uri}/{DEMO_KEY}", "it does not say what the demo serves", cure="mend it, or delete it"
         ) from error
+
+
+#: The embedded server answers at once; waiting longer for stragglers only makes the demo slow.
+_IDLE_S = 0.5
+#: The latest event comes 30 hours after it happened (the generator's MAX_LATE_MS); a day is pulled again until then.
+_LATENESS = dt.timedelta(hours=30)
+_OWNERS = ("team:payments",)
+_FRESH = Freshness(max_commit_age=dt.timedelta(hours=24))
+#: The demo's rows end when it is made: one that is exported again long after has no new ones, and is stale.
+_FRESH_ROWS = _FRESH.model_copy(update={"max_event_age": dt.timedelta(days=3)})
+
+_STREAMS: tuple[tuple[str, str, str, KsqlDBMode, tuple[str, str] | None], ...] = (
+    (
+        "transaction_stream",
+        "payments",
+        "Every card payment as it arrives, its merchant nested. Read by a push query, resumed by offset.",
+        KsqlDBMode.OFFSETS,
+        None,
+    ),
+    (
+        "transaction_flattened",
+        "payments",
+        (
+            "The same payments with the merchant's fields as columns. A derived stream that carries the source's "
+            "partition and offset, read by bounded pull queries."
+        ),
+        KsqlDBMode.OFFSETS,
+        ("SRC_PART", "SRC_OFF"),
+    ),
+    (
+        "transaction_alerts",
+        "risk",
+        "Payments that a fraud rule objected to. Read by pull queries; a day is replaced as a whole.",
+        KsqlDBMode.PULL,
+        None,
+    ),
+    (
+        "user_events",
+        "users",
+        "Log-ins, devices and consent: every kind of nested column. Read by a push query, resumed by offset.",
+        KsqlDBMode.OFFSETS,
+        None,
+    ),
+)
+_TABLES: tuple[tuple[str, str, str], ...] = (
+    ("user_transaction_summary", "users", "Number and volume of payments per user."),
+    ("merchant_summary", "payments", "Number and volume of payments per merchant."),
+    ("account_balances", "payments", "The balance of every account."),
+    ("fraud_scores", "risk", "The latest fraud score of every user."),
+)
+
+#: What the rows of some feeds have to meet: a rule of each kind. A few payments are sent twice, as it happens.
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "transaction_stream": (
+        NotNullRule(column="user_id", description="Every payment is somebody's."),
+        RegexRule(column="currency", pattern="[A-Z]{3}", description="Currencies are ISO 4217 codes."),
+        UniqueRule(
+            columns=("transaction_id",),
+            limits=Limits(warn=1, error=5),
+            description="Payments are sent once; a percent of repetitions a day is known and put up with.",
+        ),
+    ),
+    "transaction_alerts": (
+        RangeRule(column="score", min=0, max=1, description="Scores are probabilities."),
+        SqlRule(
+            name="alert_after_payment",
+            query="SELECT * FROM data WHERE detected_at > rowtime + INTERVAL 1 DAY",
+            description="An alert is about a payment of the same day.",
+        ),
+    ),
+}
+
+_AMOUNT = ColumnNote(description="What was paid.", unit="of `currency`")
+_USER = ColumnNote(description="Who paid.", tags={"pii": "indirect"})
+#: What some columns mean, as the UI shows it.
+_COLUMNS: dict[str, dict[str, ColumnNote]] = {
+    "transaction_stream": {
+        "transaction_id": ColumnNote(description="The payment; a few are sent twice."),
+        "user_id": _USER,
+        "amount": _AMOUNT,
+        "currency": ColumnNote(description="An ISO 4217 code."),
+        "risk_score": ColumnNote(description="How likely the payment is fraud.", unit="probability"),
+        "event_time": ColumnNote(description="When the card was used; `rowtime` is when the payment arrived."),
+    },
+    "transaction_alerts": {
+        "user_id": _USER,
+        "score": ColumnNote(description="How sure the rule is.", unit="probability"),
+        "detected_at": ColumnNote(description="When the rule objected."),
+    },
+    "account_balances": {"balance": ColumnNote(description="What the account holds.", unit="USD")},
+}
+
+DEMO_FEED_NAMES = tuple(name for name, *_ in (*_STREAMS, *_TABLES))
+
+
+def demo_feeds(start: dt.date) -> tuple[Feed, ...]:
+    """The eight feeds of a demo lake.
+
+    Args:
+        start: The first day that its streams have rows on.
+    """
+    streams = (
+        _feed(name, FeedKind.STREAM, group, description, start, mode=mode, offset_columns=offsets)
+        for name, group, description, mode, offsets in _STREAMS
+    )
+    tables = (_feed(name, FeedKind.TABLE, group, description, start) for name, group, description in _TABLES)
+    return (*streams, *tables)
+
+
+def _feed(
+    name: str,
+    kind: FeedKind,
+    group: str,
+    description: str,
+    start: dt.date,
+    *,
+    mode: KsqlDBMode = KsqlDBMode.OFFSETS,
+    offset_columns: tuple[str, str] | None = None,
+) -> Feed:
+    return Feed(
+        name=name,
+        kind=kind,
+        source=KsqlDBSource(object=name.upper(), mode=mode, offset_columns=offset_columns, idle_s=_IDLE_S),
+        start=start,
+        lateness=_LATENESS,
+        freshness=_FRESH if kind is FeedKind.TABLE else _FRESH_ROWS,
+        checks=Checks(rules=_RULES.get(name, ())),
+        owners=_OWNERS,
+        tags={"demo": "", "domain": group},
+        group=group,
+        description=description,
+        columns=_COLUMNS.get(name, {}),
+    )

@@ -221,6 +221,13 @@ def _tables(report: FeedReport) -> Iterator[_Table]:
 
 
 def _tables_of_figures(report: FeedReport) -> Iterator[_Table]:
+    yield from _worst_partitions(report)
+    yield from _column_notes(report)
+    yield from _past_compactions(report)
+    yield from _kept_versions(report)
+
+
+def _worst_partitions(report: FeedReport) -> Iterator[_Table]:
     worst = report.worst()
     if worst:
         costs = {
@@ -233,6 +240,9 @@ def _tables_of_figures(report: FeedReport) -> Iterator[_Table]:
             ("Partition", "Files", "Small", "Merged to", "Size", "Rows", "Newest row", "Saves a month"),
             tuple(_partition(one, costs[one.key]) for one in worst[:PARTITIONS]),
         )
+
+
+def _column_notes(report: FeedReport) -> Iterator[_Table]:
     notes = report.feed.columns
     if notes:
         yield _Table(
@@ -241,6 +251,9 @@ def _tables_of_figures(report: FeedReport) -> Iterator[_Table]:
             ("Column", "Unit", "Meaning", "Tags"),
             tuple((name, note.unit, note.description, _listed(note.tags)) for name, note in notes.items()),
         )
+
+
+def _past_compactions(report: FeedReport) -> Iterator[_Table]:
     done = sorted(
         ((commit, one.key) for one in report.statistics.partitions for commit in one.compactions),
         key=lambda pair: pair[0].at,
@@ -253,6 +266,9 @@ def _tables_of_figures(report: FeedReport) -> Iterator[_Table]:
             ("When", "Partition", "Files merged", "Into", "Rows"),
             tuple(_compaction(*pair) for pair in done[:COMPACTIONS]),
         )
+
+
+def _kept_versions(report: FeedReport) -> Iterator[_Table]:
     versions = report.statistics.versions
     if versions:
         yield _Table(

@@ -16,7 +16,7 @@ import pytest
 from datalake_assets.errors import UploadGone
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import StagedFile, Store
-from datalake_assets.testing.store_views import DATA, outcomes, staged, visible
+from datalake_assets.testing.stores import DATA, outcomes, staged, visible
 
 __all__ = ["StagedFileContract"]
 

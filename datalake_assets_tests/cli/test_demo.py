@@ -17,8 +17,7 @@ import pytest
 
 from datalake_assets.cli.export import result_table
 from datalake_assets.core.facts import ExportResult, FeedTotals, PartitionFacts
-from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES
-from datalake_assets.demo.demo_lake import read_demo
+from datalake_assets.demo.demo_lake import DEMO_FEED_NAMES, read_demo
 from datalake_assets.demo.ksqldb_server.generator import Generator
 from datalake_assets.lake.store import open_store
 from datalake_assets_tests.lake.feeds import stream_feed

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from datalake_assets.core.verdicts import freshness_verdict
-from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, demo_feeds
 from datalake_assets.demo.demo_lake import (
+    DEMO_FEED_NAMES,
     DEMO_KEY,
     DemoLake,
+    demo_feeds,
     demo_stand_in,
     plan_demo,
     prepare_demo,

@@ -39,7 +39,7 @@ from datalake_assets.defs.compaction_events import unusable_files
 from datalake_assets.defs.metadata import aimed, asset_key, check_evaluation, check_result
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
-from datalake_assets.defs.storage.asset_landing import FeedRead
+from datalake_assets.defs.storage.io_manager import FeedRead
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake.feed_compaction import request_of

@@ -26,8 +26,7 @@ from datalake_assets.defs.metadata import NOTES, asset_key, failed_check, partit
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
-from datalake_assets.defs.storage.asset_landing import progress_told_to
-from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
+from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progress_told_to
 from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.table import Progress

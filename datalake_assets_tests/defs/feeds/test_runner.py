@@ -10,7 +10,7 @@ import pytest
 from datalake_assets.defs.feeds.assets import ExportConfig
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.runs import HOST_TAG, PID_TAG, STARTED_TAG, started_at
-from datalake_assets.defs.storage.asset_landing import progress_told_to
+from datalake_assets.defs.storage.io_manager import progress_told_to
 from datalake_assets.errors import FeedNotFound, SourceUnavailable
 from datalake_assets.lake.table import Progress
 from datalake_assets_tests.defs.fakes import MemoryLake, days_ago, runner, stream, table
