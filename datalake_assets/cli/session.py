@@ -164,6 +164,11 @@ class OrderedGroup(click.Group):
         """The names of the commands."""
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's signature
+        """Lists the commands, each with its first sentence whole."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(limit=500)) for name, each in self.commands.items()])
+
 
 class LakeCommand(click.Command):
     """A command that touches a lake."""

@@ -82,6 +82,12 @@ print(*(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
     assert done.stderr.split() == []
 
 
+@pytest.mark.parametrize("group", ["feeds", "quarantine", "serve"])
+def test_help_of_a_group_says_whole_sentences(run, group):
+    lines = run(group, "--help").stdout.splitlines()
+    assert [line for line in lines if line.endswith("...") and not line.startswith("Usage:")] == []
+
+
 def test_version(run):
     assert run("--version").output == "datalake, version 0.1.0\n"
 
