@@ -43,6 +43,7 @@ from datalake_assets.defs.storage.io_manager import FeedRead
 from datalake_assets.errors import SnapshotExpired
 from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake.feed_compaction import request_of
+from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.table import TableReader, TableSnapshot
 
 __all__ = [
@@ -344,7 +345,7 @@ def _quarantine(read: FeedRead, lake: Lake) -> Verdict:
         rows_read=report.rows_read if report else 0,
         rows_quarantined=report.rows_quarantined if report else 0,
         checks=read.feed.checks,
-        where=f"{lake.uri}/quarantine/{read.feed.path}",
+        where=f"{lake.uri}/{quarantine_folder(read.feed)}",
     )
 
 
