@@ -47,6 +47,7 @@ REASONS = {
     "sources.ksqldb.decode.flat": "the fast way for rows without nesting",
     "sources.ksqldb.decode.response": "the framing of answers, apart from their rows",
     "sources.ksqldb.reading": "when a read is at its end; the largest subject of the source",
+    "testing.table_cases": "what whoever runs the suites of tables writes for his own",
     "testing.stores": "a suite that every store runs; that of staged files looks at a store as it does",
 }
 
