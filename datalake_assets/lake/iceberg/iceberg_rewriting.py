@@ -112,6 +112,9 @@ class Rewriting:
             present = PresentRows(self._metadata, self._io, fetching, files)
             if files[0].file.spec_id == self._metadata.default_spec_id:
                 done = self._in_place(files, fetching, present, on_progress)
+                if done.rejected.keys() - present.rejected.keys():  # of several writers: then all are made alike
+                    delete_quietly(self._io, [file.file_path for file in done.outputs])
+                    done = self._in_place(files, fetching, present, on_progress, all_alike=True)
             else:
                 done = self._moved(files, present, on_progress)
         for path in self._scratch.iterdir():
@@ -124,12 +127,14 @@ class Rewriting:
         fetching: Fetching,
         present: PresentRows,
         on_progress: Callable[[int], None] | None,
+        *,
+        all_alike: bool = False,
     ) -> RewrittenFiles:
         """Inputs as they are, and scratch files of runs of those that have to be brought into shape."""
         inputs: list[Input] = []
         members: dict[str, tuple[LiveFile, ...]] = {}
         usable = [file for file in files if file.path not in present.rejected]
-        for as_it_is, run in groupby(usable, present.is_as_it_should_be):
+        for as_it_is, run in groupby(usable, lambda file: not all_alike and present.is_as_it_should_be(file)):
             if as_it_is:
                 for file in run:
                     inputs.append(Input(_as_input(file.file), partial(fetching.open, file.path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -83,6 +84,12 @@ def ids(table: Table, snapshot_id: int | None = None) -> list[int]:
     """What is in the table, sorted, as pyiceberg reads it."""
     found = table.scan(selected_fields=("id",), snapshot_id=snapshot_id).to_arrow()
     return sorted(found["id"].to_pylist())
+
+
+def content(table: Table, snapshot_id: int | None = None) -> Counter[tuple[object, ...]]:
+    """All rows with all their values, as pyiceberg reads them."""
+    found = table.scan(snapshot_id=snapshot_id).to_arrow()
+    return Counter(tuple(row.values()) for row in found.to_pylist())
 
 
 def files_on_disk(table: Table) -> set[Path]:

@@ -13,12 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.partitioning import PartitionField, PartitionSpec
-from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
-from pyiceberg.transforms import BucketTransform, IdentityTransform, MonthTransform
-from pyiceberg.types import IntegerType, LongType, NestedField, StringType
 
 from datalake_assets.errors import AmbiguousWrite, LakeError
 from datalake_assets.lake.iceberg import iceberg_compaction
@@ -29,6 +25,7 @@ from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     FIRST,
     UNPARTITIONED,
     compact,
+    content,
     create,
     data_paths,
     delete_rows,
@@ -45,12 +42,6 @@ def filled(catalog: SqlCatalog, appends: int = 6, count: int = 4, **given: objec
     for number in range(appends):
         table.append(rows(number * count, count))
     return table
-
-
-def content(table: Table, snapshot_id: int | None = None) -> Counter[tuple[object, ...]]:
-    """All rows with all their values, as pyiceberg reads them."""
-    found = table.scan(snapshot_id=snapshot_id).to_arrow()
-    return Counter(tuple(row.values()) for row in found.to_pylist())
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act) -> None:
@@ -330,61 +321,7 @@ def test_a_file_of_which_all_rows_are_deleted_leaves(catalog):
     assert ids(catalog.load_table("n.t")) == []
 
 
-# tables that have changed
-
-
-def test_columns_are_brought_to_the_present_schema(catalog):
-    schema = Schema(
-        NestedField(1, "id", IntegerType(), required=False),
-        NestedField(2, "old", StringType(), required=False),
-        NestedField(3, "gone", LongType(), required=False),
-    )
-    table = catalog.create_table("n.t", schema)
-    table.append(pa.table({"id": pa.array([1, 2], pa.int32()), "old": ["a", "b"], "gone": [7, 8]}))
-    with table.update_schema() as update:
-        update.update_column("id", LongType())
-        update.rename_column("old", "new")
-        update.delete_column("gone")
-        update.add_column("gone", StringType())  # another column under the name of before
-    with table.update_schema() as update:
-        update.move_first("new")
-    table.append(pa.table({"new": ["c"], "id": [1 << 40], "gone": ["x"]}))
-    before = content(table)
-    compact(table)
-    again = catalog.load_table("n.t")
-    assert content(again) == before == Counter({("a", 1, None): 1, ("b", 2, None): 1, ("c", 1 << 40, "x"): 1})
-    assert len(data_paths(again)) == 1
-
-
-def test_files_of_an_old_partition_spec_are_moved_to_the_current_one(catalog):
-    table = create(catalog, spec=PartitionSpec(PartitionField(2, 1000, MonthTransform(), "ts_month")))
-    for number in range(3):
-        table.append(rows(number * 10, 10, days=3))
-    with table.update_spec() as update:
-        update.remove_field("ts_month")
-        update.add_field("id", BucketTransform(2), "id_bucket")
-    table.append(rows(100, 10, days=3))
-    before = content(table)
-    compact(table)
-    again = catalog.load_table("n.t")
-    assert content(again) == before
-    files = [task.file for task in again.scan().plan_files()]
-    assert {file.spec_id for file in files} == {again.spec().spec_id}
-    assert len(files) == 2
-    for number in (0, 13, 105):  # each row is in the partition that readers look for it in
-        assert again.scan(row_filter=f"id = {number}").to_arrow().num_rows == 1
-
-
-def test_a_table_by_identity_keeps_its_partitions_with_nulls(catalog):
-    table = create(catalog, spec=PartitionSpec(PartitionField(3, 1000, IdentityTransform(), "name")))
-    given = rows(0, 4)
-    names = pa.array(["a/b", None, "a/b", "ü=1"], pa.large_string())
-    for _ in range(3):
-        table.append(given.set_column(2, ARROW.field("name"), names))
-    before = content(table)
-    compact(table)
-    assert content(catalog.load_table("n.t")) == before
-    assert len(data_paths(table)) == 3
+# tables and files that are refused, or nothing
 
 
 def test_format_version_3_is_refused_by_name(catalog):

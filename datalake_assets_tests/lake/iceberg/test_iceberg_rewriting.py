@@ -1,0 +1,192 @@
+"""Files of Iceberg tables that are not as the table is now: older schemas and specs, other writers, any type."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.transforms import BucketTransform, IdentityTransform, MonthTransform
+from pyiceberg.typedef import Record
+from pyiceberg.types import (
+    BinaryType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    FixedType,
+    FloatType,
+    IntegerType,
+    ListType,
+    LongType,
+    MapType,
+    NestedField,
+    StringType,
+    StructType,
+    TimestampType,
+    TimeType,
+    UUIDType,
+)
+
+from datalake_assets.lake.iceberg.data_files import data_file_of
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
+from datalake_assets_tests.lake.iceberg.iceberg_tables import (
+    ARROW,
+    UNPARTITIONED,
+    compact,
+    content,
+    create,
+    data_paths,
+    ids,
+    rows,
+)
+
+
+def test_columns_are_brought_to_the_present_schema(catalog):
+    schema = Schema(
+        NestedField(1, "id", IntegerType(), required=False),
+        NestedField(2, "old", StringType(), required=False),
+        NestedField(3, "gone", LongType(), required=False),
+    )
+    table = catalog.create_table("n.t", schema)
+    table.append(pa.table({"id": pa.array([1, 2], pa.int32()), "old": ["a", "b"], "gone": [7, 8]}))
+    with table.update_schema() as update:
+        update.update_column("id", LongType())
+        update.rename_column("old", "new")
+        update.delete_column("gone")
+        update.add_column("gone", StringType())  # another column under the name of before
+    with table.update_schema() as update:
+        update.move_first("new")
+    table.append(pa.table({"new": ["c"], "id": [1 << 40], "gone": ["x"]}))
+    before = content(table)
+    compact(table)
+    again = catalog.load_table("n.t")
+    assert content(again) == before == Counter({("a", 1, None): 1, ("b", 2, None): 1, ("c", 1 << 40, "x"): 1})
+    assert len(data_paths(again)) == 1
+
+
+def foreign(table: Table, given: pa.Table, **said: str) -> None:
+    """Appends a file as another writer leaves it: without Arrow's schema, with key-values of its own."""
+    path = f"{table.location()}/data/{said['by']}-{len(data_paths(table))}.parquet"
+    place = Path(path.removeprefix("file://"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    key_values = {f"iceberg.{key}": value for key, value in said.items()}
+    rows_of = given.cast(schema_to_pyarrow(table.schema())).replace_schema_metadata(key_values)
+    pq.write_table(rows_of, place, store_schema=False)
+    file = data_file_of(
+        path,
+        pq.read_metadata(place),
+        place.stat().st_size,
+        schema=table.schema(),
+        properties={},
+        spec_id=table.spec().spec_id,
+        partition=Record(),
+    )
+    commit_change(table, TableChange(Operation.APPEND, [file]))
+
+
+EVERY_TYPE = Schema(
+    NestedField(1, "i", IntegerType(), required=False),
+    NestedField(2, "price", DecimalType(12, 3), required=False),
+    NestedField(3, "key", UUIDType(), required=False),
+    NestedField(4, "code", FixedType(3), required=False),
+    NestedField(5, "at", TimeType(), required=False),
+    NestedField(6, "day", DateType(), required=False),
+    NestedField(7, "moment", TimestampType(), required=False),
+    NestedField(8, "part", StructType(NestedField(9, "a", LongType(), required=False)), required=False),
+    NestedField(10, "texts", ListType(11, StringType(), element_required=False), required=False),
+    NestedField(12, "parts", MapType(13, StringType(), 14, DoubleType(), value_required=False), required=False),
+    NestedField(15, "raw", BinaryType(), required=False),
+    NestedField(16, "ratio", FloatType(), required=False),
+)
+
+
+def of_every_type(table: Table, number: int) -> pa.Table:
+    """Two rows, the second one of nulls."""
+    one = {
+        "i": number,
+        "price": Decimal(number) / 8,
+        "key": UUID(int=number).bytes,
+        "code": b"abc",
+        "at": time(1, 2, number),
+        "day": date(2026, 1, number + 1),
+        "moment": datetime(2026, 1, 1, number),  # noqa: DTZ001  the column has no zone
+        "part": {"a": number},
+        "texts": ["a", None],
+        "parts": {"k": 1.5},
+        "raw": b"\x00",
+        "ratio": float("inf"),
+    }
+    return pa.Table.from_pylist([one, dict.fromkeys(one)], schema=schema_to_pyarrow(table.schema()))
+
+
+def test_files_of_several_writers_become_one(catalog):
+    table = catalog.create_table("n.t", EVERY_TYPE)
+    for number in range(3):
+        table.append(of_every_type(table, number))
+        foreign(table, of_every_type(table, number + 3), by="spark", schema=str(number))
+    before = sorted(map(repr, table.scan().to_arrow().to_pylist()))
+    report = compact(table)
+    again = catalog.load_table("n.t")
+    assert report.failed == {}
+    assert len(data_paths(again)) == 1
+    assert sorted(map(repr, again.scan().to_arrow().to_pylist())) == before
+
+
+def test_files_of_another_writer_alone_become_one(catalog):
+    table = create(catalog, spec=UNPARTITIONED)
+    for number in range(3):
+        foreign(table, rows(number * 4, 4), by="spark")
+    compact(table)
+    assert (ids(catalog.load_table("n.t")), len(data_paths(table))) == (list(range(12)), 1)
+
+
+def test_files_without_field_ids_are_found_by_their_names(catalog, tmp_path):
+    table = create(catalog, spec=UNPARTITIONED)
+    for number in range(2):
+        pq.write_table(rows(number * 4, 4), tmp_path / f"{number}.parquet")
+        table.add_files([f"file://{tmp_path}/{number}.parquet"])
+    table.append(rows(8, 4))
+    compact(table)
+    assert (ids(catalog.load_table("n.t")), len(data_paths(table))) == (list(range(12)), 1)
+    schema = pq.read_schema(data_paths(table)[0].removeprefix("file://"))
+    assert [field.metadata[b"PARQUET:field_id"] for field in schema] == [b"1", b"2", b"3"]
+
+
+def test_files_of_an_old_partition_spec_are_moved_to_the_current_one(catalog):
+    table = create(catalog, spec=PartitionSpec(PartitionField(2, 1000, MonthTransform(), "ts_month")))
+    for number in range(3):
+        table.append(rows(number * 10, 10, days=3))
+    with table.update_spec() as update:
+        update.remove_field("ts_month")
+        update.add_field("id", BucketTransform(2), "id_bucket")
+    table.append(rows(100, 10, days=3))
+    before = content(table)
+    compact(table)
+    again = catalog.load_table("n.t")
+    assert content(again) == before
+    files = [task.file for task in again.scan().plan_files()]
+    assert {file.spec_id for file in files} == {again.spec().spec_id}
+    assert len(files) == 2
+    for number in (0, 13, 105):  # each row is in the partition that readers look for it in
+        assert again.scan(row_filter=f"id = {number}").to_arrow().num_rows == 1
+
+
+def test_a_table_by_identity_keeps_its_partitions_with_nulls(catalog):
+    table = create(catalog, spec=PartitionSpec(PartitionField(3, 1000, IdentityTransform(), "name")))
+    given = rows(0, 4)
+    names = pa.array(["a/b", None, "a/b", "ü=1"], pa.large_string())
+    for _ in range(3):
+        table.append(given.set_column(2, ARROW.field("name"), names))
+    before = content(table)
+    compact(table)
+    assert content(catalog.load_table("n.t")) == before
+    assert len(data_paths(table)) == 3
