@@ -21,7 +21,6 @@ REASONS = {
     "demo.keeper": "run by path in a bare interpreter",
     "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",
     "lake.asset_table": "a table, likewise",
-    "lake.iceberg.data_files": "what a manifest says of a Parquet file, whoever wrote it",
     "lake.iceberg.iceberg_folder": "where a table's parts lie; the commits know it by a protocol alone",
     "lake.iceberg.iceberg_planning": "which files are rewritten, apart from how",
     "lake.iceberg.iceberg_rewriting": "files in, files out: commits nothing",

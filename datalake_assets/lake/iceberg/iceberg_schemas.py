@@ -15,13 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.conversions import from_bytes
-from pyiceberg.io.pyarrow import (
-    compute_statistics_plan,
-    data_file_statistics_from_parquet_metadata,
-    parquet_path_to_id_mapping,
-)
 from pyiceberg.manifest import DataFile as IcebergFile
-from pyiceberg.manifest import DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table.metadata import TableMetadata
@@ -32,6 +26,7 @@ from pyiceberg.types import DateType, ListType, MapType, PrimitiveType, StructTy
 from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, row_to_text
 from datalake_assets.core.partitions import PartitionBy, key_of, window_of
 from datalake_assets.errors import ConfigError, SchemaChanged
+from datalake_assets.lake.iceberg.data_files import data_file_of
 from datalake_assets.parquet.writer import moment_of
 
 __all__ = [
@@ -311,23 +306,14 @@ def iceberg_file(
         partition: Values of its partition, as the table's spec has them.
         metadata: The table's.
     """
-    schema = metadata.schema()
-    statistics = data_file_statistics_from_parquet_metadata(
-        parquet_metadata=footer,
-        stats_columns=compute_statistics_plan(schema, metadata.properties),
-        parquet_column_mapping=parquet_path_to_id_mapping(schema),
-    )
-    return IcebergFile.from_args(
-        content=DataFileContent.DATA,
-        file_path=path,
-        file_format=FileFormat.PARQUET,
-        partition=Record(*partition),
-        file_size_in_bytes=size_bytes,
-        sort_order_id=None,
+    return data_file_of(
+        path,
+        footer,
+        size_bytes,
+        schema=metadata.schema(),
+        properties=metadata.properties,
         spec_id=metadata.default_spec_id,
-        equality_ids=None,
-        key_metadata=None,
-        **statistics.to_serialized_dict(),
+        partition=Record(*partition),
     )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from datetime import UTC, datetime, timedelta
+
+from pyiceberg.table import TableProperties
 
 from datalake_assets.core.batches import Batches, Decode, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, rules_of
@@ -11,18 +15,26 @@ from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.manifest import Manifest, PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
 from datalake_assets.core.wording import name_text
+from datalake_assets.errors import CommitConflict
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.compaction import plan_of
 from datalake_assets.lake.hive import HiveSnapshot, HiveTable
+from datalake_assets.lake.iceberg.iceberg_catalogs import load_table, talking
 from datalake_assets.lake.iceberg.iceberg_commits import undo_interrupted, unfinished_commits
+from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans, rewrite_manifests
 from datalake_assets.lake.iceberg.iceberg_folder import IcebergFolder
 from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
 from datalake_assets.lake.iceberg.iceberg_views import TableView
 from datalake_assets.lake.inspection import content, mend_versions, sweep_staged
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
+from datalake_assets.lake.table import Difference, Expired, Progress, Repair, WriteReport
 
 __all__ = ["IcebergTable"]
+
+#: How long snapshots stay where the table does not say: a week.
+SNAPSHOTS_MS = 168 * 3_600_000
+#: How old a file is that nothing names before it is deleted; Iceberg's own default.
+ORPHANS_AFTER = timedelta(days=3)
 
 
 class IcebergSnapshot(HiveSnapshot):
@@ -191,6 +203,21 @@ class IcebergTable(HiveTable):
                     name_text(name),
                     "in the table's folder and in no snapshot",
                 )
+
+    def expire(self) -> Expired:
+        """Implements `LakeTable`; how long snapshots stay, the table's own properties say (``history.expire.…``)."""
+        table = load_table(self._folder.store, self.feed)
+        if table is None:
+            return Expired()
+        now = datetime.now(UTC)
+        age = timedelta(milliseconds=float(table.properties.get(TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS)))
+        keep_last = int(table.properties.get(TableProperties.MIN_SNAPSHOTS_TO_KEEP, "1"))
+        with talking(self._folder.store):
+            gone = expire_snapshots(table, older_than=now - age, keep_last=keep_last, now=now)
+            with contextlib.suppress(CommitConflict):  # the next night does it
+                rewrite_manifests(table)
+            orphans = remove_orphans(table, older_than=now - ORPHANS_AFTER, now=now)
+        return Expired(len(gone.snapshots), len(gone.files), len(orphans.removed))
 
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`."""

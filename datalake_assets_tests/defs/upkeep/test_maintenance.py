@@ -18,10 +18,14 @@ from datalake_assets.defs.upkeep.maintenance import MAINTAIN_OP, MAINTENANCE, NI
 from datalake_assets.feed import Feed
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.iceberg import iceberg_table
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import Settings
-from datalake_assets_tests.lake.feeds import stream_feed, table_feed, table_of
+from datalake_assets.testing.tables import ids_of
+from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
+from datalake_assets_tests.lake.iceberg.iceberg_feeds import seen_by_others
 from datalake_assets_tests.lake.many_files import DAYS, append, ids_in
 
 
@@ -227,3 +231,17 @@ def test_schedule_asks_for_a_run_each_night(local_store, instance):
     data = schedule.evaluate_tick(dg.build_schedule_context(instance=instance))
     assert len(data.run_requests) == 1
     assert dg.validate_run_config(definitions.resolve_job_def(MAINTENANCE), data.run_requests[0].run_config)
+
+
+def test_snapshots_of_an_iceberg_table_expire_and_its_rows_stay(job, instance, local_store, monkeypatch):
+    monkeypatch.setattr(iceberg_table, "SNAPSHOTS_MS", -3_600_000)
+    feed = FeedRegistry(local_store).add(stream_feed(format="iceberg"))
+    table = open_table(local_store, feed)
+    for start in range(0, 30, 10):
+        batches = stream_of(numbered(range(start, start + 10)))
+        table.write(batches, partitions=table.plan().partitions, run_id="run")
+    result = run(job, instance, compact=False)
+    assert (result.success, row(result, feed)["result"]) == (True, "ok")
+    with seen_by_others(local_store) as seen:
+        assert len(seen.snapshots()) == 1
+    assert ids_of(table) == list(range(30))

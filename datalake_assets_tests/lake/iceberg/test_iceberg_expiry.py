@@ -10,9 +10,15 @@ import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
 
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, CorruptLake, LakeError
-from datalake_assets.lake.iceberg import iceberg_expiry
+from datalake_assets.lake.iceberg import iceberg_expiry, iceberg_table
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans, rewrite_manifests
+from datalake_assets.lake.table import Expired, LakeTable
+from datalake_assets.lake.tables import open_table
+from datalake_assets.testing.tables import ids_of
+from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
+from datalake_assets_tests.lake.iceberg.iceberg_feeds import seen_by_others
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     UNPARTITIONED,
     compact,
@@ -259,6 +265,53 @@ def test_a_table_in_another_s_folder_is_not_taken_for_orphans(catalog):
     with pytest.raises(CorruptLake, match="another table lies in its folder"):
         remove_orphans(table, older_than=SOON, now=LATER)
     assert ids(inner) == [0, 1]
+
+
+# feeds
+
+
+def written(local_store, *spans: range) -> LakeTable:
+    table = open_table(local_store, stream_feed(format="iceberg"))
+    for span in spans:
+        table.write(stream_of(numbered(span)), partitions=table.plan().partitions, run_id="run")
+    return table
+
+
+def test_a_feed_s_snapshots_expire_after_a_week_and_its_rows_stay(local_store, monkeypatch):
+    table = written(local_store, range(10), range(10, 20), range(20, 30))
+    for key in table.partitions():
+        table.compact(key, CompactionRequest(force=True))
+    assert table.expire() == Expired()
+    monkeypatch.setattr(iceberg_table, "SNAPSHOTS_MS", -3_600_000)
+    gone = table.expire()
+    assert gone.snapshots > 2
+    assert gone.files > 6
+    assert ids_of(table) == list(range(30))
+    assert list(open_table(local_store, table.feed).verify(deep=True)) == []
+    later = table.write(stream_of(numbered(range(25, 35))), partitions=table.plan().partitions, run_id="run")
+    assert (later.rows_added, later.rows_known) == (5, 5)  # the position outlives the snapshots that told it
+
+
+def test_the_table_s_own_property_says_how_long_snapshots_stay(local_store, monkeypatch):
+    table = written(local_store, range(5), range(5, 10))
+    monkeypatch.setattr(iceberg_table, "SNAPSHOTS_MS", -3_600_000)
+    with seen_by_others(local_store) as theirs, theirs.transaction() as change:
+        change.set_properties({"history.expire.min-snapshots-to-keep": "2"})
+    assert table.expire().snapshots == 0
+
+
+def test_versions_that_are_kept_stay_readable(local_store, monkeypatch):
+    monkeypatch.setattr(iceberg_table, "SNAPSHOTS_MS", -3_600_000)
+    table = open_table(local_store, table_feed(retention={"versions": 3}, format="iceberg"))
+    for number in range(1, 4):
+        table.write(table_of(number), partitions=table.plan().partitions, run_id="run")
+    table.expire()
+    found = {key: table.snapshot([key]).dataset().count_rows() for key in table.partitions()}
+    assert found == {"v1": 1, "v2": 2, "v3": 3}
+
+
+def test_a_feed_that_was_never_written_has_nothing_to_expire(local_store):
+    assert open_table(local_store, stream_feed(format="iceberg")).expire() == Expired()
 
 
 # manifests
