@@ -21,6 +21,7 @@ from datalake_assets.lake.compaction import plan_of
 from datalake_assets.lake.hive import HiveSnapshot, HiveTable
 from datalake_assets.lake.iceberg.iceberg_catalogs import load_table, talking
 from datalake_assets.lake.iceberg.iceberg_commits import undo_interrupted, unfinished_commits
+from datalake_assets.lake.iceberg.iceberg_compaction import compact_table, rewrite_settings, table_rules
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans, rewrite_manifests
 from datalake_assets.lake.iceberg.iceberg_folder import IcebergFolder
 from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
@@ -204,6 +205,15 @@ class IcebergTable(HiveTable):
                     "in the table's folder and in no snapshot",
                 )
 
+    def _apply_deletes(self) -> None:
+        """Writes the files anew that another engine deleted rows of: nobody else could read the feed before."""
+        view = self._folder.view()
+        if view.table is not None and view.has_deletes():
+            rules = table_rules(view.table, force=True)
+            settings = rewrite_settings(view.table, rules, row_group_bytes=self.feed.format.row_group_bytes)
+            with talking(self._folder.store):
+                compact_table(view.table, rules, settings, now=datetime.now(UTC))
+
     def expire(self) -> Expired:
         """Implements `LakeTable`; how long snapshots stay, the table's own properties say (``history.expire.…``)."""
         table = load_table(self._folder.store, self.feed)
@@ -222,6 +232,7 @@ class IcebergTable(HiveTable):
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`."""
         folder = self._folder
+        self._apply_deletes()
         made, undone = undo_interrupted(folder)
         if self.feed.kind is FeedKind.TABLE:
             mend_versions(folder, {key: folder.log(key).load().manifest for key in folder.partition_keys()})

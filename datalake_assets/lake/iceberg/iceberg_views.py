@@ -161,10 +161,10 @@ class TableView:
         return any(_said(snapshot).get(COMMIT) == commit_id for snapshot in snapshots)
 
     def named_files(self) -> dict[str, int]:
-        """The data files of every snapshot that is still there, by their paths below the table's location; sizes."""
+        """Sizes of all data and delete files that snapshots name, by their paths below the table's location."""
         found = {}
         for snapshot in self.table.snapshots() if self.table is not None else []:
-            for entry in self._entries(snapshot):
+            for entry in self._entries(snapshot, deletes_too=True):
                 if self.table is not None:
                     found[path_in_table(self.table, entry.data_file.file_path)] = entry.data_file.file_size_in_bytes
         return found
@@ -175,7 +175,7 @@ class TableView:
         for snapshot in snapshots:
             found.add(snapshot.manifest_list)
             found |= {manifest.manifest_path for manifest in self._reader.of(snapshot)} if self._reader else set()
-            found |= {entry.data_file.file_path for entry in self._entries(snapshot)}
+            found |= {entry.data_file.file_path for entry in self._entries(snapshot, deletes_too=True)}
         return found
 
     def head_paths(self) -> list[str]:
@@ -249,15 +249,20 @@ class TableView:
             self._lines[snapshot.snapshot_id] = found
         return self._lines[snapshot.snapshot_id]
 
-    def _entries(self, snapshot: Snapshot) -> Iterator[ManifestEntry]:
+    def has_deletes(self) -> bool:
+        """Whether the newest snapshot has files that say which rows are gone."""
+        head = self.table.current_snapshot() if self.table is not None else None
+        listed = self._reader.of(head) if self._reader is not None else []
+        return any(manifest.content is not ManifestContent.DATA for manifest in listed)
+
+    def _entries(self, snapshot: Snapshot, *, deletes_too: bool = False) -> Iterator[ManifestEntry]:
         if self.table is None or self._reader is None:
             return
         for manifest in self._reader.of(snapshot):
-            if manifest.content is not ManifestContent.DATA:
+            if manifest.content is not ManifestContent.DATA and not deletes_too:
                 name = ".".join(self.table.name())
                 raise ConfigError(
-                    f"Iceberg table {name}: another engine deleted rows by delete files, which only it can apply: have"
-                    " it rewrite the data files that they are for"
+                    f"Iceberg table {name}: another engine deleted rows by delete files; 'datalake repair' applies them"
                 )
             yield from self._reader.entries(manifest)
 

@@ -310,6 +310,21 @@ def test_versions_that_are_kept_stay_readable(local_store, monkeypatch):
     assert found == {"v1": 1, "v2": 2, "v3": 3}
 
 
+def test_rows_that_another_engine_deleted_are_taken_out_by_a_repair(local_store):
+    table = written(local_store, range(10), range(10, 20))
+    with seen_by_others(local_store) as theirs:
+        file = next(task.file for task in theirs.scan("id = 3").plan_files())
+        delete_rows(theirs, positions=[(file.file_path, 3)], partition=file)
+        left = ids(theirs)
+    with pytest.raises(ConfigError, match="'datalake repair' applies them"):
+        table.partitions()
+    table.repair()
+    assert ids_of(table) == left == [number for number in range(20) if number != 3]
+    assert list(table.verify(deep=True)) == []
+    again = table.write(stream_of(numbered(range(20))), partitions=table.plan().partitions, run_id="run")
+    assert (again.rows_added, again.rows_known) == (0, 20)
+
+
 def test_a_feed_that_was_never_written_has_nothing_to_expire(local_store):
     assert open_table(local_store, stream_feed(format="iceberg")).expire() == Expired()
 
