@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
 from datalake_assets.cli.output import one_line, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, WorkCommand, json_option, pass_session
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.feed import Feed
 
 __all__ = ["repair", "verify"]
 
@@ -21,25 +24,53 @@ __all__ = ["repair", "verify"]
 def verify(session: Session, *, name: str | None, deep: bool, as_json: bool) -> None:
     """Compare manifests with objects, of NAME or of all feeds.
 
-    Prints a line per difference and exits with 1 if there is any.
+    Prints a line per difference and exits with 1 if there is any, or if a feed cannot be compared; the others are.
     """
     from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
 
     feeds, problems = session.feeds(name)
-    differences = []
+    differences, errors = [], _FeedErrors(is_one=name is not None)
     for feed in feeds:
-        for each in open_table(session.store, feed).verify(deep=deep):
-            line = {"feed": feed.name, "partition": each.key, "what": each.what, "name": each.name}
-            differences.append({**line, "detail": each.detail})
-            if not as_json:
-                say(one_line(f"{feed.path} {each.key}: {each.what}: {each.name}: {each.detail}"))
+        with errors.named(feed):
+            for each in open_table(session.store, feed).verify(deep=deep):
+                line = {"feed": feed.name, "partition": each.key, "what": each.what, "name": each.name}
+                differences.append({**line, "detail": each.detail})
+                if not as_json:
+                    say(one_line(f"{feed.path} {each.key}: {each.what}: {each.name}: {each.detail}"))
     if as_json:
         bad = [{"file": problem.file, "reason": problem.reason} for problem in problems]
-        print_json({"feeds": len(feeds), "differences": differences, "problems": bad})
+        compared = len(feeds) - len(errors.found)
+        print_json({"feeds": compared, "differences": differences, "problems": bad, "errors": errors.found})
     elif not differences:
-        say(f"{len(feeds)} feeds, no differences")
-    if differences or problems:
+        say(f"{len(feeds) - len(errors.found)} feeds, no differences")
+    if differences or problems or errors.found:
         raise click.exceptions.Exit(1)
+
+
+class _FeedErrors:
+    """What went wrong with feeds of which one must not keep the others from their turn.
+
+    Args:
+        is_one: The command is about one feed, whose error is the command's.
+
+    Attributes:
+        found: The feeds, and why each could not be looked at.
+    """
+
+    def __init__(self, *, is_one: bool) -> None:
+        self._is_one = is_one
+        self.found: list[dict[str, str]] = []
+
+    @contextmanager
+    def named(self, feed: Feed) -> Iterator[None]:
+        """Says and keeps the error of a feed."""
+        try:
+            yield
+        except DatalakeError as error:
+            if self._is_one:
+                raise
+            warn(f"Error: {feed.path}: {error}")
+            self.found.append({"feed": feed.name, "error": str(error)})
 
 
 @click.command(cls=WorkCommand)
@@ -51,26 +82,28 @@ def repair(session: Session, *, name: str | None, as_json: bool) -> None:
 
     Of adopted folders, also take over what they changed.
 
-    Exits with 1 if something must wait, because another writer may still be at it.
+    Exits with 1 if something must wait, because another writer may still be at it, or a feed cannot be repaired; the
+    others are.
     """
     from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
 
     runs, unusable = _repair_runs()
     feeds, _ = session.feeds(name)
-    done = []
+    done, errors = [], _FeedErrors(is_one=name is not None)
     for feed in feeds:
-        result = open_table(session.store, feed).repair()
-        counts = {"finished": result.finished, "undone": result.undone, "swept": result.swept}
-        if feed.kind == "folder":
-            counts["reconciled"] = result.reconciled
-        done.append({"feed": feed.name, **counts, "waiting": list(result.waiting)})
-        for line in result.waiting:
-            warn(f"waiting: {line}")
-        if not as_json and any(counts.values()):
-            say(f"{feed.path}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        with errors.named(feed):
+            result = open_table(session.store, feed).repair()
+            counts = {"finished": result.finished, "undone": result.undone, "swept": result.swept}
+            if feed.kind == "folder":
+                counts["reconciled"] = result.reconciled
+            done.append({"feed": feed.name, **counts, "waiting": list(result.waiting)})
+            for line in result.waiting:
+                warn(f"waiting: {line}")
+            if not as_json and any(counts.values()):
+                say(f"{feed.path}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     waiting = any(each["waiting"] for each in done)
     if as_json:
-        print_json({"feeds": done, "dead_runs": runs})
+        print_json({"feeds": done, "dead_runs": runs, "errors": errors.found})
     else:
         for run in runs:
             say(f"run {run}: its process is gone; marked as failed")
@@ -79,8 +112,8 @@ def repair(session: Session, *, name: str | None, as_json: bool) -> None:
             or runs
             or any(each.get(what) for each in done for what in ("finished", "undone", "swept", "reconciled"))
         ):
-            say(f"{len(feeds)} feeds, nothing to repair")
-    if waiting or unusable:
+            say(f"{len(done)} feeds, nothing to repair")
+    if waiting or unusable or errors.found:
         raise click.exceptions.Exit(1)
 
 

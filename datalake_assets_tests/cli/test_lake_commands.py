@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from datalake_assets.feed import parse_feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
@@ -125,7 +126,28 @@ def test_verify_of_a_sound_lake(run, filled):
     for arguments in ((), ("--deep",)):
         result = run("verify", *arguments)
         assert (result.exit_code, result.stdout, result.stderr) == (0, "2 feeds, no differences\n", "")
-    assert json.loads(run("verify", "--json").stdout) == {"feeds": 2, "differences": [], "problems": []}
+    assert json.loads(run("verify", "--json").stdout) == {
+        "feeds": 2,
+        "differences": [],
+        "problems": [],
+        "errors": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "done"), [("verify", "2 feeds, no differences"), ("repair", "2 feeds, nothing to")]
+)
+def test_feed_that_cannot_be_looked_at_keeps_no_other_from_its_turn(run, filled, lake, command, done):
+    gone = {"name": "a", "kind": "folder", "source": {"type": "folder", "uri": str(lake.parent / "unmounted/a")}}
+    FeedRegistry(filled).add(parse_feed(json.dumps(gone)))
+
+    result, as_json = run(command), run(command, "--json")
+
+    assert (result.exit_code, as_json.exit_code) == (1, 1)
+    assert done in result.stdout
+    assert result.stderr.startswith("Error: folders/a: ")
+    assert [each["feed"] for each in json.loads(as_json.stdout)["errors"]] == ["a"]
+    assert run(command, "a").stderr.startswith("Error: ")
 
 
 def test_verify_names_each_difference(run, filled, lake):
@@ -164,6 +186,7 @@ def test_repair_of_a_sound_lake_does_nothing(run, filled):
     assert json.loads(run("repair", "s", "--json").stdout) == {
         "feeds": [{"feed": "s", "finished": 0, "undone": 0, "swept": 0, "waiting": []}],
         "dead_runs": [],
+        "errors": [],
     }
 
 
