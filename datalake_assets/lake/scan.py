@@ -224,10 +224,12 @@ class _BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has 
 
     def _batches(self, columns: _Columns, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
         fragments = list(self.get_fragments(filter=where))
+        # a filter reads columns of its own
+        read = columns if isinstance(columns, list) and where is None else None
         with ThreadPoolExecutor(FILE_READAHEAD, thread_name_prefix="footers") as pool:
             for start in range(0, len(fragments), AT_ONCE):
                 some = fragments[start : start + AT_ONCE]
-                seen = zip(pool.map(lambda fragment: _is_dense(self, fragment), some), some, strict=True)
+                seen = zip(pool.map(lambda fragment: _is_dense(self, fragment, read), some), some, strict=True)
                 for is_dense_run, run in groupby(seen, key=itemgetter(0)):
                     files = [fragment for _, fragment in run]
                     if is_dense_run:
@@ -238,9 +240,9 @@ class _BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has 
                         yield from _scanner(plain, columns=columns, where=where).to_batches()
 
 
-def _is_dense(dataset: ds.FileSystemDataset, fragment: ds.ParquetFileFragment) -> bool:
+def _is_dense(dataset: ds.FileSystemDataset, fragment: ds.ParquetFileFragment, columns: Sequence[str] | None) -> bool:
     with dataset.filesystem.open_input_file(fragment.path) as opened:
-        return is_dense(open_parquet(opened, int96_unit=INT96_UNIT), opened, limit_bytes=DENSE_BYTES)
+        return is_dense(open_parquet(opened, int96_unit=INT96_UNIT), opened, limit_bytes=DENSE_BYTES, columns=columns)
 
 
 def _in_pieces(

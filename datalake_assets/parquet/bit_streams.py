@@ -7,6 +7,7 @@ Source: apache/parquet-format, Encodings.md.
 
 from __future__ import annotations
 
+import struct
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ Numbers: TypeAlias = npt.NDArray[np.int64]
 GROUP_VALUES = 8
 #: Of a text, before it.
 LENGTH_BYTES = 4
+_LENGTH = struct.Struct("<I")
 
 
 def leading_number(data: memoryview, at: int) -> tuple[int, int]:
@@ -98,10 +100,11 @@ def _signed(value: int) -> int:
 
 def text_lengths(data: memoryview, count: int) -> Numbers:
     """Lengths of texts that each follow theirs."""
-    lengths = np.zeros(min(count, len(data) // LENGTH_BYTES), np.int64)
-    at = 0
-    for number in range(len(lengths)):
-        length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
-        lengths[number] = length
+    lengths, at, end = [], 0, len(data) - LENGTH_BYTES
+    unpack = _LENGTH.unpack_from
+    while count > 0 and at <= end:
+        (length,) = unpack(data, at)
+        lengths.append(length)
         at += LENGTH_BYTES + length
-    return lengths
+        count -= 1
+    return np.array(lengths, np.int64)

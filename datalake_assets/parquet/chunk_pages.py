@@ -189,6 +189,7 @@ class Chunk:
     blocks: _Blocks
     _most: int | None = None
     _entries: Numbers | None = None  # lengths of the dictionary's entries
+    _longest: int | None = None
 
     @classmethod
     def of(cls, chunk: Any, column: Any, source: pa.NativeFile, codec: Callable[[], str]) -> Chunk:
@@ -239,10 +240,11 @@ class Chunk:
         if self.width is not None:
             return self.most_by_footer()
         longest = most = 0
-        for page, header, begin in self.pages():
+        for found in self.pages():
+            page = found.page
             if page.kind == DICTIONARY_PAGE:
-                self._entries = text_lengths(self._unpacked_bytes(page, header, begin), page.values)
-                longest = int(self._entries.max(initial=0))
+                self._enter(found)
+                longest = self.longest_entry()
                 continue
             times = page.values if self.is_repeated else 1
             of_page = longest if page.encoding in DICTIONARY_ENCODINGS else page.plain_bytes
@@ -274,43 +276,61 @@ class Chunk:
 
     def longest_entry(self) -> int:
         """Bytes of the longest text of its dictionary; 0 if it has none."""
-        if self._entries is None and not self.encodings.isdisjoint({"PLAIN_DICTIONARY", "RLE_DICTIONARY"}):
-            found = next(self.pages(), None)
-            if found is not None and found.page.kind == DICTIONARY_PAGE:
-                self._entries = text_lengths(self._unpacked_bytes(*found), found.page.values)
-        return 0 if self._entries is None else int(self._entries.max(initial=0))
+        if self._longest is None:
+            self._longest = 0
+            if not self.encodings.isdisjoint({"PLAIN_DICTIONARY", "RLE_DICTIONARY"}):
+                found = next(self.pages(), None)
+                if found is not None and found.page.kind == DICTIONARY_PAGE:
+                    self._enter(found)
+        return self._longest
 
-    def row_sizes(self, *, even_bytes: int = 0) -> Numbers:
+    def _enter(self, dictionary: Found) -> None:
+        if self._entries is None and self.width is None:
+            self._entries = text_lengths(self._unpacked_bytes(*dictionary), dictionary.page.values)
+            self._longest = int(self._entries.max(initial=0))
+
+    def row_sizes(self, *, even_bytes: int = 0, short_bytes: int = 0) -> Numbers:
         """Decoded bytes of each row in this column.
 
         Args:
-            even_bytes: Pages of no more are taken to have texts of one length, where none is repeated or hidden.
+            even_bytes: Texts of a page of no more than so many bytes are taken to be of one length, if none is hidden.
+            short_bytes: Texts of a dictionary are taken to be as long as its longest one, if that has no more.
         """
         sizes: list[Numbers] = []
         overhead = OVERHEAD_BYTES if self.width is None else FIXED_OVERHEAD_BYTES
         for found in self.pages():
-            if found.page.kind == DICTIONARY_PAGE:
-                if self.width is None:
-                    self._entries = text_lengths(self._unpacked_bytes(*found), found.page.values)
+            page = found.page
+            if page.kind == DICTIONARY_PAGE:
+                self._enter(found)
                 continue
-            if found.page.plain_bytes <= even_bytes and found.page.encoding == PLAIN and not self.is_repeated:
-                mean = found.page.plain_bytes // max(found.page.values, 1) + overhead
-                sizes.append(np.full(min(found.page.values, MAX_VALUES), mean, np.int64))
+            length = self._length_of_all(page, even_bytes, short_bytes)
+            if length is not None and not self.is_repeated:
+                sizes.append(np.full(min(page.values, MAX_VALUES), length + overhead, np.int64))
                 continue
             unpacked = self.unpacked(found)
             of_values = np.full(len(unpacked.is_value), overhead, np.int64)
-            of_values[unpacked.is_value] += self._lengths(found.page, unpacked)
-            begins = np.flatnonzero(unpacked.repetition == 0) if self.is_repeated else np.arange(len(of_values))
+            of_values[unpacked.is_value] += self._lengths(page, unpacked) if length is None else length
+            if not self.is_repeated:
+                sizes.append(of_values)
+                continue
+            begins = np.flatnonzero(unpacked.repetition == 0)
             if sizes and (not len(begins) or begins[0]):  # the row before goes on
                 sizes[-1][-1] += of_values[: begins[0] if len(begins) else None].sum()
             if len(begins):
                 sizes.append(np.add.reduceat(of_values, begins))
         return np.concatenate(sizes) if sizes else np.zeros(0, np.int64)
 
-    def _lengths(self, page: Page, unpacked: _Unpacked) -> Numbers | int:
-        """Bytes of each value in Arrow."""
+    def _length_of_all(self, page: Page, even_bytes: int, short_bytes: int) -> int | None:
+        """What all values of a page may be taken to have; None if that would be too far off."""
         if self.width is not None:
             return self.width
+        if page.encoding in DICTIONARY_ENCODINGS:
+            return self._longest if self._longest is not None and self._longest <= short_bytes else None
+        is_even = page.encoding in (PLAIN, DELTA_LENGTH_BYTE_ARRAY) and page.plain_bytes <= even_bytes
+        return page.plain_bytes // max(page.values, 1) if is_even else None
+
+    def _lengths(self, page: Page, unpacked: _Unpacked) -> Numbers | int:
+        """Bytes of each value in Arrow."""
         count = int(unpacked.is_value.sum())
         if page.encoding in DICTIONARY_ENCODINGS and self._entries is not None:
             return self._entries[hybrid_numbers(unpacked.values[1:], unpacked.values[0], count)] if count else 0

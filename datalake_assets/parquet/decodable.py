@@ -88,9 +88,10 @@ def _too_large(chunks: list[Chunk], row_bytes: int) -> str:
                 )
     if sum(chunk.most_by_footer() for chunk in chunks) <= row_bytes:
         return ""
-    if sum(chunk.most_by_headers() for chunk in chunks) <= row_bytes:
+    suspects = [chunk for chunk in chunks if chunk.most_by_footer() * len(chunks) > row_bytes]
+    suspects = [chunk for chunk in suspects if chunk.most_by_headers() * len(chunks) > row_bytes]
+    if not suspects:
         return ""
-    suspects = [chunk for chunk in chunks if chunk.most_by_headers() * len(chunks) > row_bytes]
     sizes = {chunk.path: chunk.row_sizes() for chunk in suspects}
     of_rows = np.zeros(max(map(len, sizes.values())), np.int64)
     for of_chunk in sizes.values():

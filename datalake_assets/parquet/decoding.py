@@ -9,7 +9,7 @@ are begun with a few rows, and go on with as many as those let expect.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,11 @@ CAREFUL_ROWS = 1 << 12
 #: Fewer rows at a time cost more than they are worth, unless they grow so many times.
 GROWTH = 4
 #: The same where sizes are looked up beforehand: each number divides the one before.
-STEPS = (1 << 16, 1 << 12, 1 << 8, 1 << 4, 1)
+STEPS = tuple(1 << bits for bits in range(16, -1, -2))
+#: A step must come so many times as far as the step before, since all rows up to there are decoded again.
+GAIN = 2
 #: Texts of a dictionary up to this length are all taken to be as long as the longest: they fit, whichever they are.
-SHORT_BYTES = 256
+SHORT_BYTES = 2048
 #: A dictionary's texts are taken to be so many times as long as they are on average.
 SKEW = 4
 #: Bytes above which the worst case counts, in which all values are the dictionary's longest.
@@ -171,22 +173,35 @@ def failing_column(parquet: pq.ParquetFile) -> str:
     return ""
 
 
-def is_dense(parquet: pq.ParquetFile, source: pa.NativeFile, *, limit_bytes: int) -> bool:
+def is_dense(
+    parquet: pq.ParquetFile, source: pa.NativeFile, *, limit_bytes: int, columns: Collection[str] | None = None
+) -> bool:
     """Whether a row group takes more than so many bytes decoded; looks at the pages where the footer does not tell.
 
     Its first rows would not do: texts may be short at first, and long later.
+
+    Args:
+        parquet: The file.
+        source: Its bytes.
+        limit_bytes: How many.
+        columns: Those that are to be decoded; None: all.
     """
     chunks = Chunks(parquet, source)
     for number in range(parquet.num_row_groups):
         size = _Size.of(parquet.metadata, number)
         if size.bytes <= limit_bytes:
             continue
+        wanted = [chunk for chunk in chunks.of(number) if columns is None or _is_of(chunk.path, columns)]
         try:
-            if not size.longest or _decoded_bytes(chunks.of(number), limit_bytes) > limit_bytes:
+            if _decoded_bytes(wanted, limit_bytes) > limit_bytes:
                 return True
         except UNREADABLE:
             return True
     return False
+
+
+def _is_of(path: str, columns: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
 def _decoded_bytes(chunks: list[Chunk], limit_bytes: int) -> int:
@@ -233,7 +248,7 @@ def _pieces(parquet: pq.ParquetFile, piece_bytes: int, source: pa.NativeFile | N
 
 
 def _plan(chunks: list[Chunk], rows: int, budget_bytes: int) -> list[tuple[int, int]]:
-    """How many rows to decode at a time, and up to which row, so that each time they take two budgets at the most.
+    """How many rows to decode at a time, and up to which row, so that they take two budgets beside the largest one.
 
     Numbers fall from step to step: each step begins again at the first row, and passes over rows that it takes more
     often than the step before, so that it never holds more of them. Empty if pages do not tell.
@@ -247,11 +262,14 @@ def _plan(chunks: list[Chunk], rows: int, budget_bytes: int) -> list[tuple[int, 
         until = rows if batch_rows == 1 or batch_rows * of_each <= budget_bytes else 0
         if until and of_rows is not None and batch_rows > 1:
             starts = np.arange(0, rows, batch_rows)
-            over = np.flatnonzero(np.add.reduceat(of_rows, starts) + batch_rows * of_each > budget_bytes)
+            beside_largest = np.add.reduceat(of_rows, starts) - np.maximum.reduceat(of_rows, starts)
+            over = np.flatnonzero(beside_largest + batch_rows * of_each > budget_bytes)
             until = int(starts[over[0]]) if len(over) else rows
-        if until > done:
+        if until == rows or until >= GAIN * done > 0 or (until and not done):
             plan.append((batch_rows, until))
             done = until
+        if done == rows:
+            break
     return plan
 
 
@@ -260,7 +278,7 @@ def _row_sizes(chunks: list[Chunk], rows: int, spare_bytes: int) -> tuple[int, N
 
     Chunks that are small all in all are left out, as long as they take no more than ``spare_bytes`` together.
     """
-    of_each, of_rows = 0, None
+    of_each, of_rows, even_bytes = 0, None, spare_bytes // 8
     for chunk in sorted(chunks, key=lambda each: each.encoded_bytes):
         if chunk.width is not None and not chunk.is_repeated:
             of_each += chunk.width + FIXED_OVERHEAD_BYTES
@@ -274,7 +292,7 @@ def _row_sizes(chunks: list[Chunk], rows: int, spare_bytes: int) -> tuple[int, N
             spare_bytes -= most
             of_each += 0 if chunk.is_repeated else longest + OVERHEAD_BYTES
             continue
-        sizes = chunk.row_sizes(even_bytes=spare_bytes // 4)
+        sizes = chunk.row_sizes(even_bytes=even_bytes, short_bytes=SHORT_BYTES)
         if len(sizes) != rows:
             raise MalformedThrift("a column has another number of rows")
         of_rows = sizes if of_rows is None else of_rows + sizes

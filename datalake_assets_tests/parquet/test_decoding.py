@@ -166,5 +166,8 @@ def test_dictionary_whose_few_long_texts_hide_behind_short_ones_is_read_in_piece
 )
 def test_files_are_read_in_pieces_only_where_their_rows_take_more_than_the_limit(column, dense):
     """Reading in pieces costs scans the choice of columns."""
-    source = pa.BufferReader(encoded(pa.table({"c": column}), row_group_size=len(column)))
-    assert is_dense(pq.ParquetFile(source), source, limit_bytes=8 * MIB) == dense
+    source = pa.BufferReader(encoded(pa.table({"c.d": column, "e": range(len(column))}), row_group_size=len(column)))
+    parquet = pq.ParquetFile(source)
+    assert is_dense(parquet, source, limit_bytes=8 * MIB) == dense
+    assert is_dense(parquet, source, limit_bytes=8 * MIB, columns=["c.d"]) == dense
+    assert not is_dense(parquet, source, limit_bytes=8 * MIB, columns=["e", "d"])
