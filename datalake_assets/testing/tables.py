@@ -22,6 +22,7 @@ import pytest
 from datalake_assets.core.batches import InMemoryBatches, ReadRequest, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
 from datalake_assets.errors import ConfigError
+from datalake_assets.lake.feed_compaction import Rehearses
 from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.testing.table_cases import (
     DAY,
@@ -337,6 +338,20 @@ class CompactionContract:
         before = case.open().report(key)
         assert case.open().compaction_plan(key, FORCE).groups
         assert case.open().report(key) == before
+
+    def test_a_rehearsal_foresees_the_compaction_and_changes_nothing(self, case: TableCase) -> None:
+        key = case.scatter(range(DAY), files=6)
+        table = case.open()
+        if not isinstance(table, Rehearses):
+            pytest.skip("it goes by its plan")
+        before = table.report(key)
+        assert key in table.rehearsed_partitions()
+        done = table.rehearse(key, FORCE, most_bytes=1 << 30)
+        assert case.open().report(key) == before
+        report = case.open().compact(key, FORCE)
+        assert sum(len(group.files) for group in done.plan.groups) == report.files_compacted
+        assert [each.name for each in done.plan.left_alone] == [each.name for each in report.skipped]
+        assert (done.untried_bytes, report.blocked) == (0, ())
 
     def test_health_that_a_compaction_reports_is_what_a_snapshot_says(self, case: TableCase) -> None:
         key = case.scatter(range(DAY), files=6)
