@@ -61,6 +61,7 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many) an
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store s3
 	@$(BIN)/python -m datalake_assets_tests.operations.traffic --seconds $$((2 * $(ROUNDS)))
 	@$(BIN)/python -m datalake_assets_tests.crash --what iceberg --rounds $(ROUNDS) --store local
+	@$(BIN)/python -m datalake_assets_tests.crash.iceberg_exports "$$(mktemp -d)" $(ROUNDS) 1
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
 	@$(BIN)/python -m datalake_assets_tests.chaos --minutes $(MINUTES) $(ARGS)

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "ingest": "a million stream rows into day partitions, beside the pandas way",
     "compaction": "small files into few, beside DuckDB, Polars, Daft, delta-rs and pyarrow; on S3; 10 GB with --large",
     "iceberg": "small files of an Iceberg table into few, beside pyiceberg and delta-rs",
+    "iceberg_append": "an append to an Iceberg feed whose table has 10 to 1,000 snapshots",
     "end_to_end": "the demo's feeds through Dagster in one process",
     "report": "`datalake report` on 10,000 partitions, in every format",
     "sensor": "a tick of the compaction sensor in lakes of 10k, 100k and 1M files",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,11 @@ def test_killed_upkeep_of_an_iceberg_table_loses_and_doubles_nothing(tmp_path: P
         for _ in range(5):
             rounds.round()
     assert rounds.hits.total() > 2
+
+
+@pytest.mark.slow
+def test_killed_export_to_iceberg_tables_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "datalake_assets_tests.crash.iceberg_exports", str(tmp_path), "3", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import requests.exceptions
 import sqlalchemy.exc
+from pydantic import BaseModel
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
     BadRequestError,
@@ -26,14 +30,17 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
+from pyiceberg.table import CommitTableResponse, Table
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot, SnapshotLogEntry
+from pyiceberg.table.update import TableRequirement, TableUpdate
 
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
 
-__all__ = ["create_table", "drop_table", "identifier_of", "load_table", "location_of", "talking"]
+__all__ = ["chooses_location", "create_table", "drop_table", "identifier_of", "load_table", "location_of", "talking"]
 
 #: The name of the catalog: of a SQL catalog also the one that its rows have, which other engines have to know.
 NAME = "datalake"
@@ -41,11 +48,80 @@ NAME = "datalake"
 FILE = "control/iceberg_catalog.db"
 #: Seconds that a writer waits for another's transaction in the SQLite file.
 BUSY_S = 30
+#: Tables whose metadata is kept at hand; a kilobyte for each snapshot.
+REMEMBERED = 8
 #: The table property that says whose it is.
 OWNER = "datalake.lake"
 
+_M = TypeVar("_M", bound=BaseModel)
 _catalogs: weakref.WeakKeyDictionary[Store, Catalog] = weakref.WeakKeyDictionary()
 _opening = threading.Lock()
+
+
+class _Shared:
+    """Never changes, so that a copy of what it is part of has it, too."""
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self
+
+
+class _SharedSnapshot(_Shared, Snapshot):
+    """A snapshot of metadata that was read."""
+
+
+class _SharedEntry(_Shared, SnapshotLogEntry):
+    """A line of a snapshot log that was read."""
+
+
+class RememberingCatalog(SqlCatalog):
+    """A catalog in a database, which does not read a table's metadata again while that is the same file.
+
+    Metadata tells of every snapshot, and a commit reads and copies it: an append to a table of a thousand snapshots
+    would take ten times as long as one to a new table. A metadata file never changes, so what was read last is kept;
+    snapshots never change, so a copy shares them.
+    """
+
+    def __init__(self, name: str, **properties: str) -> None:
+        super().__init__(name, **properties)
+        self._read: OrderedDict[str, TableMetadata] = OrderedDict()
+
+    def commit_table(
+        self, table: Table, requirements: tuple[TableRequirement, ...], updates: tuple[TableUpdate, ...]
+    ) -> CommitTableResponse:
+        """Commits, and remembers what became of the metadata."""
+        response = super().commit_table(table, requirements, updates)
+        self._remember(response.metadata_location, response.metadata)
+        return response
+
+    def _convert_orm_to_iceberg(self, orm_table: IcebergTables) -> Table:
+        location = orm_table.metadata_location
+        metadata = self._read.get(location or "")
+        if location is None or metadata is None:
+            table: Table = super()._convert_orm_to_iceberg(orm_table)
+            table.metadata = self._remember(table.metadata_location, table.metadata)
+            return table
+        return Table(
+            identifier=(*self.identifier_to_tuple(orm_table.table_namespace), orm_table.table_name),
+            metadata=metadata,
+            metadata_location=location,
+            io=self._load_file_io(metadata.properties, location),
+            catalog=self,
+        )
+
+    def _remember(self, location: str, metadata: TableMetadata) -> TableMetadata:
+        update = {
+            "snapshots": [_shared(_SharedSnapshot, each) for each in metadata.snapshots],
+            "snapshot_log": [_shared(_SharedEntry, each) for each in metadata.snapshot_log],
+        }
+        kept: TableMetadata = metadata.model_copy(update=update)
+        self._read[location] = kept
+        while len(self._read) > REMEMBERED:
+            self._read.popitem(last=False)
+        return kept
+
+
+def _shared(kind: type[_M], model: _M) -> _M:
+    return model if isinstance(model, kind) else kind.model_construct(**dict(model))
 
 
 def identifier_of(store: Store, feed: Feed) -> tuple[str, str]:
@@ -92,7 +168,7 @@ def load_table(store: Store, feed: Feed) -> Table | None:
 def create_table(store: Store, feed: Feed, schema: Schema, *, spec: PartitionSpec, properties: dict[str, str]) -> Table:
     """Creates the table, unless somebody just has, and returns it as it is now."""
     identifier, catalog = identifier_of(store, feed), _catalog(store)
-    location = None if _chooses_location(store) else location_of(store, feed)
+    location = None if chooses_location(store) else location_of(store, feed)
     with talking(store):
         with contextlib.suppress(NamespaceAlreadyExistsError):
             catalog.create_namespace_if_not_exists(identifier[0])
@@ -111,8 +187,8 @@ def drop_table(store: Store, feed: Feed) -> None:
         _catalog(store).drop_table(identifier_of(store, feed))
 
 
-def _chooses_location(store: Store) -> bool:
-    """REST catalogs place tables in their warehouse."""
+def chooses_location(store: Store) -> bool:
+    """Whether the catalog says where tables lie, and perhaps how their files are reached: REST catalogs do."""
     return urlsplit(store.catalog.uri).scheme in {"http", "https"}
 
 
@@ -162,10 +238,12 @@ def _open(store: Store) -> Catalog:
     if not store.catalog.uri:
         Path(store.path(FILE)).parent.mkdir(parents=True, exist_ok=True)
     with talking(store):
+        if properties["type"] != "sql":
+            return load_catalog(NAME, **properties)
         try:
-            return load_catalog(NAME, **properties)
+            return RememberingCatalog(NAME, **properties)
         except sqlalchemy.exc.OperationalError:  # another process was making the database's tables, too
-            return load_catalog(NAME, **properties)
+            return RememberingCatalog(NAME, **properties)
 
 
 def _properties(store: Store) -> dict[str, str]:

@@ -108,6 +108,9 @@ class TablePlace(Protocol):
     def view(self) -> TableView:
         """The table as it is now."""
 
+    def seen(self) -> TableView:
+        """The table as it was when this write began, if one has: its commit says whether it is another by now."""
+
     def view_of(self, table: Table | None) -> TableView:
         """A table as it was loaded."""
 
@@ -149,7 +152,7 @@ def commit_together(folder: TablePlace, changes: Mapping[str, Change]) -> TableV
         LakeError: The store or the catalog failed. What may have been committed stays; a repair settles it.
     """
     work = _Work(changes)
-    view = folder.view()
+    view = folder.seen()
     try:
         planned = _planned(work, view)
     except BaseException:
@@ -159,7 +162,7 @@ def commit_together(folder: TablePlace, changes: Mapping[str, Change]) -> TableV
         _discard(folder.data_store, work.staged)
         return view
     if work.first.kind == "delete":
-        return _remove_version(folder, next(iter(planned)), view)
+        return _remove_version(folder, next(iter(planned)), folder.view())
     record = _Record.begin(folder, work)
     try:
         _publish(folder.data_store, work.staged)
@@ -319,8 +322,7 @@ def _remove_version(folder: TablePlace, key: str, view: TableView) -> TableView:
     number = version_number(key)
     for _ in range(ATTEMPTS):
         table = _table(view)
-        removed = json.dumps(sorted({*view.removed_versions(), number}))
-        updates: list[Any] = [SetPropertiesUpdate(updates={REMOVED: removed})]
+        updates: list[Any] = [SetPropertiesUpdate(updates={f"{REMOVED}{key}": ""})]
         if number in view.versions:
             updates.append(RemoveSnapshotRefUpdate(ref_name=key))
         with contextlib.suppress(CommitConflict), talking(folder.store):

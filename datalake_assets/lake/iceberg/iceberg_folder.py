@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -18,7 +20,14 @@ from pyiceberg.table.update import RemoveSnapshotsUpdate
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CommitConflict, ConfigError, TransientStoreError
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
-from datalake_assets.lake.iceberg.iceberg_catalogs import create_table, drop_table, load_table, location_of, talking
+from datalake_assets.lake.iceberg.iceberg_catalogs import (
+    chooses_location,
+    create_table,
+    drop_table,
+    load_table,
+    location_of,
+    talking,
+)
 from datalake_assets.lake.iceberg.iceberg_commits import commit_together
 from datalake_assets.lake.iceberg.iceberg_schemas import fresh_ids, partition_field, with_field_ids
 from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path
@@ -30,6 +39,8 @@ __all__ = ["IcebergFolder"]
 
 #: Folder of the data files below a table's location, as Iceberg's own writers have it.
 DATA = "data"
+#: The readers of each thread, since what they keep is changed without a lock.
+_readers = threading.local()
 #: Attempts at adding columns; each lost one means that another writer got there first.
 ATTEMPTS = 5
 
@@ -94,19 +105,31 @@ class IcebergFolder(FeedFolder):
 
     def pinned(self) -> IcebergFolder:
         """Implements `FeedFolder`."""
-        return replace(self, cell={**self.cell, "view": self.view()})
+        view = self.view()  # first, since it brings the reader
+        return replace(self, cell={**self.cell, "view": view})
 
     def view(self) -> TableView:
         """The table as it is now."""
         return self.view_of(load_table(self.store, self.feed))
+
+    def seen(self) -> TableView:
+        """The table as it was when this write began; as it is now, if none has."""
+        view: TableView = self.cell.get("view") or self.view()
+        return view
 
     def view_of(self, table: Table | None) -> TableView:
         """A table as it was loaded."""
         return TableView(table, self.by, self._below, None if table is None else self.reader(table))
 
     def reader(self, table: Table) -> Manifests:
-        """Reads the table's manifests; each one once."""
-        reader: Manifests = self.cell.setdefault("reader", Manifests(table.io))
+        """Reads the table's manifests; each one once, by whatever instance of this thread."""
+        known: dict[str, Any] = self.cell
+        if not chooses_location(self.store):  # else access to the files may be lent, and end
+            by_store: weakref.WeakKeyDictionary[Store, dict[str, Any]]
+            by_store = _readers.__dict__.setdefault("by_store", weakref.WeakKeyDictionary())
+            tables = by_store.setdefault(self.store, {})
+            known = tables.setdefault(str(table.metadata.table_uuid), {})
+        reader: Manifests = known.setdefault("reader", Manifests(table.io))
         return reader
 
     def commit(
@@ -133,8 +156,11 @@ class IcebergFolder(FeedFolder):
 
     def prepared(self, schema: pa.Schema, *, time_column: str | None) -> pa.Schema:
         """Implements `FeedFolder`: the table is there and has these columns; files get their ids."""
-        for _ in range(ATTEMPTS):
-            table = load_table(self.store, self.feed) or self._create(schema, time_column)
+        for attempt in range(ATTEMPTS):
+            table = load_table(self.store, self.feed) if attempt else self.seen().table
+            if table is None:
+                table = self._create(schema, time_column)
+                self.cell["view"] = self.view_of(table)
             self._check_spec(table, time_column)
             new = [column for column in schema if column.name not in table.schema().column_names]
             if not new:
@@ -142,6 +168,7 @@ class IcebergFolder(FeedFolder):
             try:
                 with talking(self.store), table.update_schema() as update:
                     update.union_by_name(pa.schema([column.with_metadata(None) for column in new]))
+                self.cell["view"] = self.view_of(table)
             except CommitFailedException:
                 continue
         raise TransientStoreError(self.feed.path, "other writers kept changing the Iceberg table's columns")
@@ -248,8 +275,7 @@ class _IcebergLog(PartitionLog):
 
     def load(self) -> Loaded:
         """Implements `PartitionLog`."""
-        view: TableView = self._folder.cell.get("view") or self._folder.view()
-        return Loaded(None, view.manifest(self._key))
+        return Loaded(None, self._folder.seen().manifest(self._key))
 
     def settle(self, loaded: Loaded) -> Loaded:
         """Implements `PartitionLog`: there is nothing to settle in a snapshot."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import islice
 from typing import Any, Final
 
 from pyiceberg.manifest import DataFile as IcebergFile
@@ -54,9 +55,11 @@ PARTITIONS: Final = "datalake.partitions"
 POSITION: Final = "datalake.position"
 #: Of the table: the positions of partitions that were pulled as a whole, as JSON by key.
 WINDOWS: Final = "datalake.windows"
-#: Of the table: numbers of versions that retention removed, as JSON.
-REMOVED: Final = "datalake.removed-versions"
+#: Of the table, followed by a version: retention removed that. One property each, since others may remove others.
+REMOVED: Final = "datalake.removed."
 
+#: Snapshots whose summaries are read for the history of partitions, the newest; a table may have thousands.
+LINEAGE: Final = 100
 _BY: Final = {by.value: by for by in PartitionBy}
 #: Gives the folder of a partition's own files, below the table's location.
 FolderOf = Callable[[str], str]
@@ -146,7 +149,7 @@ class TableView:
             files=tuple(self._data_file(key, line) for line in lines),
             position=self._position(key),
             history=tuple(commit for _, commit in history)[-HISTORY:],
-            deleted=key in self._removed,
+            deleted=f"{REMOVED}{key}" in self._properties,
         )
 
     def paths(self, key: str) -> dict[str, str]:
@@ -187,17 +190,9 @@ class TableView:
         """The positions of partitions that were pulled as a whole, as JSON by key."""
         return dict(json.loads(self._properties.get(WINDOWS, "{}")))
 
-    def removed_versions(self) -> list[int]:
-        """Numbers of versions that retention removed."""
-        return [int(number) for number in json.loads(self._properties.get(REMOVED, "[]"))]
-
     @property
     def _properties(self) -> Mapping[str, str]:
         return self.table.properties if self.table is not None else {}
-
-    @cached_property
-    def _removed(self) -> set[str]:
-        return {version_key(number) for number in self.removed_versions()}
 
     def _snapshot(self, key: str) -> Snapshot | None:
         """The snapshot that a partition is read from; of the newest version the head, which may have been compacted."""
@@ -223,8 +218,8 @@ class TableView:
         """The commits of each partition that the snapshots still tell of, oldest first, with their numbers."""
         found: dict[str, list[tuple[int, Commit]]] = defaultdict(list)
         head = self.table.current_snapshot() if self.table is not None else None
-        lineage = list(ancestors_of(head, self.table.metadata)) if head is not None and self.table is not None else []
-        for snapshot in reversed(lineage):
+        lineage = ancestors_of(head, self.table.metadata) if head is not None and self.table is not None else ()
+        for snapshot in reversed(list(islice(lineage, LINEAGE))):
             said = _said(snapshot)
             for key, done in json.loads(said.get(PARTITIONS, "{}")).items():
                 commit = Commit(

@@ -6,10 +6,14 @@ import json
 import sys
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from inspect import getsource, signature
 
 import pyarrow as pa
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.expressions import GreaterThanOrEqual
+from pyiceberg.serializers import FromInputFile
+from pyiceberg.table.snapshots import Snapshot, SnapshotLogEntry
 
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
@@ -292,3 +296,47 @@ def test_what_a_feed_is_kept_as_is_for_life(local_store, feed):
     added = registry.add(feed)
     with pytest.raises(InvalidFeed, match="type of its format is for life"):
         registry.update(stream_feed(), expected_revision=added.revision)
+
+
+def test_metadata_is_read_once_and_shared_by_its_copies(local_store, feed, monkeypatch):
+    """What an append costs does not grow with the snapshots; `python -m benchmarks iceberg_append` prints it."""
+    for number in range(3):
+        write(local_store, feed, numbered([number]))
+    read = []
+    parse = FromInputFile.table_metadata
+    monkeypatch.setattr(FromInputFile, "table_metadata", lambda file: read.append(file) or parse(file))
+    write(local_store, feed, numbered([3]))
+    assert read == []
+    metadata = open_table(local_store, feed)._folder.view().table.metadata
+    copied = metadata.model_copy(deep=True)
+    assert [id(each) for each in copied.snapshots] == [id(each) for each in metadata.snapshots]
+    assert len({each.snapshot_id for each in metadata.snapshots}) == 4
+
+
+def test_a_commit_of_another_process_is_seen_all_the_same(local_store, feed):
+    write(local_store, feed, numbered([1]))
+    with seen_by_others(local_store) as table:
+        table.append(pa.Table.from_batches([rows([900])]).cast(_in_microseconds()))
+    assert ids_of(open_table(local_store, feed)) == [1, 900]
+
+
+def test_upstream_a_sql_catalog_makes_its_tables_in_one_place():
+    """`RememberingCatalog` stands in there; if it moves, metadata is read and copied at every append again."""
+    assert list(signature(SqlCatalog._convert_orm_to_iceberg).parameters) == ["self", "orm_table"]
+    assert "_convert_orm_to_iceberg(" in getsource(SqlCatalog.load_table)
+
+
+def test_upstream_snapshots_never_change():
+    """Copies of metadata share them."""
+    assert Snapshot.model_config["frozen"]
+    assert SnapshotLogEntry.model_config["frozen"]
+
+
+def test_removals_of_two_versions_at_once_are_both_remembered(local_store):
+    feed = table_feed(retention={"versions": 4}, format="iceberg")
+    for count in (3, 4, 5, 6):
+        table = open_table(local_store, feed)
+        table.write(table_of(count), partitions=table.plan().partitions, run_id="run")
+    less = open_table(local_store, table_feed(retention={"versions": 1}, format="iceberg"))
+    less.write(table_of(7), partitions=less.plan().partitions, run_id="run")
+    assert less.removed(["v1", "v2", "v3", "v4", "v5"]) == ("v1", "v2", "v3", "v4")
