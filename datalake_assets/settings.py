@@ -108,6 +108,9 @@ class Settings(BaseSettings):
         name = info.field_name or ""
         if not isinstance(value, str) or not value:
             return value
+        if "\0" in value:
+            msg = "it has a null character in it"
+            raise ValueError(msg)
         if name.endswith(("_url", "_endpoint")) and "://" not in value:
             msg = "write it with its scheme, like http://host:port"
             raise ValueError(msg)

@@ -91,7 +91,7 @@ def open_instance() -> dg.DagsterInstance:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return _opened()
     except Exception as error:  # YAML's, SQLAlchemy's and Dagster's own errors have nothing in common
-        cause = " ".join(str(getattr(error, "strerror", None) or error).split())
+        cause = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         text = cause if len(cause) <= _LONGEST else f"{cause[:_LONGEST]} …"
         raise ConfigError(f"DAGSTER_HOME {home} cannot be used: {text}; mend it, or name another folder") from error
 

@@ -80,6 +80,8 @@ def test_a_variable_that_is_wrong_is_named(run, monkeypatch, name, value, line):
         (b"? [a]\n: b\n", None),
         (b"lake: ./a\nlake: ./lake\n", "datalake.yaml: 'lake' is there twice"),
         (b"[" * 3000, None),
+        (b'lake: "a\\0b"\n', "datalake.yaml: lake: it has a null character in it"),
+        (b'ops_tokens_file: "a\\0b"\n', "datalake.yaml: ops_tokens_file: it has a null character in it"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(run, tmp_path, text, line):
