@@ -158,7 +158,7 @@ def test_usage_errors_are_exit_code_2(run, arguments, message):
 @pytest.mark.parametrize("command", ["feeds list", "report", "verify", "export --all", "feeds archive x"])
 def test_a_missing_lake_is_one_line(run, tmp_path, command):
     result = run("--lake", str(tmp_path / "none"), *command.split())
-    cure = "'datalake init' makes a new lake there, or mount the disk of an old one"
+    cure = "mount its disk, or correct the address; 'datalake init' makes a new lake there"
     line = f"Error: {tmp_path}/none: no such folder; {cure}\n"
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", line)
 

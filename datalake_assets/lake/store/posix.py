@@ -57,7 +57,7 @@ class DurableTree:
             raise LakeUnavailable(
                 str(self.root),
                 "no such folder",
-                cure="'datalake init' makes a new lake there, or mount the disk of an old one",
+                cure="mount its disk, or correct the address; 'datalake init' makes a new lake there",
             )
 
     def make_folder(self, folder: Path) -> None:
