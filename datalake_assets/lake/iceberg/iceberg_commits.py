@@ -57,7 +57,7 @@ from datalake_assets.lake.iceberg.iceberg_views import (
 from datalake_assets.lake.iceberg.transactions import Manifests, TableChange, commit_change, commit_updates
 from datalake_assets.lake.store.base import StagedFile, Store
 
-__all__ = ["TablePlace", "commit_together", "undo_interrupted", "unfinished_commits"]
+__all__ = ["TablePlace", "commit_together", "leaving", "undo_interrupted", "unfinished_commits"]
 
 logger = logging.getLogger(__name__)
 
@@ -359,8 +359,9 @@ def _footers(store: Store, staged: Sequence[StagedFile]) -> dict[str, pq.FileMet
 def _discard(store: Store, staged: Sequence[StagedFile]) -> None:
     """Gives files up, published or not; failures are left to the sweep by age."""
     for each in staged:
-        with contextlib.suppress(LakeError):
-            store.discard_staged(each)
+        if each.token:
+            with contextlib.suppress(LakeError):
+                store.discard_staged(each)
 
 
 class _RecordDocument(msgspec.Struct, frozen=True):
@@ -414,6 +415,17 @@ class _Record:
         with contextlib.suppress(LakeError):  # a repair does it then
             folder.data_store.delete(each.key for each in work.staged)
             folder.store.delete([self.key])
+
+
+@contextlib.contextmanager
+def leaving(folder: TablePlace, keys: Sequence[str]) -> Iterator[None]:
+    """Lists files that no snapshot will name in a moment, so that a repair deletes them if this process dies first."""
+    name = folder.new_id()
+    at = f"{folder.commits}/{name}.json"
+    document = _RecordDocument(name, tuple((key, 0, "", ()) for key in keys))
+    folder.store.create(at, msgspec.json.encode(document))
+    yield
+    folder.store.delete([at])
 
 
 def _decoded(body: bytes, where: str) -> _RecordDocument:

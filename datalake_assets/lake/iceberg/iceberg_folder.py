@@ -28,9 +28,9 @@ from datalake_assets.lake.iceberg.iceberg_catalogs import (
     location_of,
     talking,
 )
-from datalake_assets.lake.iceberg.iceberg_commits import commit_together
+from datalake_assets.lake.iceberg.iceberg_commits import commit_together, leaving
 from datalake_assets.lake.iceberg.iceberg_schemas import fresh_ids, partition_field, with_field_ids
-from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path
+from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path, path_in_table
 from datalake_assets.lake.iceberg.transactions import Manifests, commit_updates, delete_quietly
 from datalake_assets.lake.layout import FeedFolder, folder_store
 from datalake_assets.lake.store.base import Store
@@ -185,7 +185,9 @@ class IcebergFolder(FeedFolder):
         ]
         if not gone:
             return view
-        before = view.paths_of(gone)
+        only_there = view.paths_of(gone) - view.paths_of(each for each in table.snapshots() if each not in gone)
+        names = [path_in_table(table, uri) for uri in sorted(only_there)]
+        rows = [f"{self._place()[1]}/{name}" for name in names if name.startswith(f"{DATA}/")]
         updates = tuple(RemoveSnapshotsUpdate(snapshot_ids=[each.snapshot_id]) for each in gone)
         numbers = {each.snapshot_id for each in gone}
 
@@ -193,13 +195,13 @@ class IcebergFolder(FeedFolder):
             return numbers.isdisjoint(each.snapshot_id for each in table.snapshots())
 
         try:
-            with talking(self.store):
-                commit_updates(table, updates, (), is_there=is_there)
-        except CommitConflict:  # the next one removed, or a repair, does it
+            with leaving(self, rows):
+                with talking(self.store):
+                    commit_updates(table, updates, (), is_there=is_there)
+                delete_quietly(table.io, sorted(only_there))
+        except CommitConflict:  # the next one removed does it; a repair forgets the list
             return self.view()
-        after = self.view_of(table)
-        delete_quietly(table.io, sorted(before - after.paths_of(table.snapshots())))
-        return after
+        return self.view_of(table)
 
     def _below(self, key: str) -> str:
         """Folder of a partition's own files, below the table's location."""

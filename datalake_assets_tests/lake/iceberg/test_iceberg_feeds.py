@@ -19,7 +19,7 @@ from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.errors import CommitConflict, ConfigError, InvalidFeed, SchemaChanged
 from datalake_assets.feed import AssetSource, Feed, FeedKind
-from datalake_assets.lake.iceberg import iceberg_commits
+from datalake_assets.lake.iceberg import iceberg_commits, iceberg_folder
 from datalake_assets.lake.iceberg.iceberg_schemas import key_of_value, value_of_key
 from datalake_assets.lake.iceberg.iceberg_views import POSITION
 from datalake_assets.lake.registry import FeedRegistry
@@ -340,3 +340,20 @@ def test_removals_of_two_versions_at_once_are_both_remembered(local_store):
     less = open_table(local_store, table_feed(retention={"versions": 1}, format="iceberg"))
     less.write(table_of(7), partitions=less.plan().partitions, run_id="run")
     assert less.removed(["v1", "v2", "v3", "v4", "v5"]) == ("v1", "v2", "v3", "v4")
+
+
+def test_files_of_a_removed_version_go_though_their_process_died(local_store, monkeypatch):
+    feed = table_feed(retention={"versions": 1}, format="iceberg")
+
+    def write_version(count: int) -> None:
+        table = open_table(local_store, feed)
+        table.write(table_of(count), partitions=table.plan().partitions, run_id="run")
+
+    write_version(3)
+    monkeypatch.setattr(iceberg_folder, "delete_quietly", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_version(4)
+    monkeypatch.undo()
+    table = open_table(local_store, feed)
+    table.repair()
+    assert (table.partitions(), ids_of(table), list(table.verify(deep=True))) == (("v2",), [0, 1, 2, 3], [])
