@@ -116,6 +116,7 @@ class TableView:
     ) -> None:
         self.table, self._by, self._folder_of, self._reader = table, by, folder_of, reader
         self._lines: dict[int, dict[str, list[_Line]]] = {}
+        self._keys: dict[tuple[int, str], str] = {}
 
     def partitions(self) -> tuple[str, ...]:
         """Partitions with files, or versions; in order."""
@@ -238,7 +239,7 @@ class TableView:
         if snapshot.snapshot_id not in self._lines:
             found: dict[str, list[_Line]] = defaultdict(list)
             for entry in self._entries(snapshot):
-                found[self._key_of(entry.data_file)].append(_Line(entry.data_file, entry.sequence_number or 0))
+                found[self._known_key(entry.data_file)].append(_Line(entry.data_file, entry.sequence_number or 0))
             for lines in found.values():
                 lines.sort(key=lambda line: (line.sequence_number, line.file.file_path))
             self._lines[snapshot.snapshot_id] = found
@@ -260,6 +261,13 @@ class TableView:
                     f"Iceberg table {name}: another engine deleted rows by delete files; 'datalake repair' applies them"
                 )
             yield from self._reader.entries(manifest)
+
+    def _known_key(self, file: IcebergFile) -> str:
+        """The key of a file's partition; files of one partition are many."""
+        at = (file.spec_id, repr(file.partition))
+        if at not in self._keys:
+            self._keys[at] = self._key_of(file)
+        return self._keys[at]
 
     def _key_of(self, file: IcebergFile) -> str:
         if self._by is None:
