@@ -81,10 +81,12 @@ def sql(session: Session, *, query: str, output: str, limit: int | None, raw: bo
     with _Reader() as reader, sql_session.memory_errors_named():
         if output in _BINARY:
             _refuse_terminal(output)
-            with sql_session.open_arrow_answer(session.store, feeds, query, on_begin=reader.watch) as arrow:
+            with sql_session.open_arrow_answer(
+                session.store, feeds, query, on_begin=reader.watch, on_left_out=warn
+            ) as arrow:
                 _write_arrow(arrow, output, most or None)
             return
-        with sql_session.open_answer(session.store, feeds, query, on_begin=reader.watch) as answer:
+        with sql_session.open_answer(session.store, feeds, query, on_begin=reader.watch, on_left_out=warn) as answer:
             rows = _Limited(answer.batches, most or None)
             _write_text(answer.columns, rows, output, raw=raw)
             if rows.truncated:

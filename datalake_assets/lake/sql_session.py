@@ -7,6 +7,7 @@ of then. Rows are handed on as they are made: an answer is never in memory as a 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,8 @@ from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.tables import open_table
 
 __all__ = ["SqlAnswer", "memory_errors_named", "open_answer", "open_arrow_answer"]
+
+logger = logging.getLogger(__name__)
 
 #: Times that a query is run because files that it was reading were replaced.
 ATTEMPTS = 5
@@ -73,6 +76,7 @@ def open_answer(
     *,
     limits: SqlLimits | None = None,
     on_begin: Callable[[Callable[[], None]], None] | None = None,
+    on_left_out: Callable[[str], None] = logger.warning,
 ) -> Iterator[SqlAnswer[list[tuple[Any, ...]]]]:
     """Answers one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN, …) over feeds by their names.
 
@@ -85,13 +89,14 @@ def open_answer(
         query: The SQL.
         limits: What it may take of the machine.
         on_begin: Called with what ends the query from another thread; again whenever it begins anew.
+        on_left_out: Called with a line for each feed that cannot be read, where the query asks for all.
 
     Raises:
         SqlRefused: It is no single read, or DuckDB refuses it; also while rows are read.
         SnapshotExpired: Its files were replaced every time, or after the first rows had been read.
     """
     with ExitStack() as stack:
-        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin), _rows)
+        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out), _rows)
 
 
 @contextmanager
@@ -102,10 +107,11 @@ def open_arrow_answer(
     *,
     limits: SqlLimits | None = None,
     on_begin: Callable[[Callable[[], None]], None] | None = None,
+    on_left_out: Callable[[str], None] = logger.warning,
 ) -> Iterator[SqlAnswer[pa.RecordBatch]]:
     """Answers like `open_answer`, in Arrow batches."""
     with ExitStack() as stack:
-        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin), _arrow)
+        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out), _arrow)
 
 
 @contextmanager
@@ -130,9 +136,12 @@ class _Question:
     query: str
     limits: SqlLimits
     on_begin: Callable[[Callable[[], None]], None] | None
+    on_left_out: Callable[[str], None]
 
     def views(self, checked: CheckedQuery) -> list[_View]:
         """The feeds that the query names, as they are committed now; where it asks for all, those that have data.
+
+        Where it asks for all, one that cannot be read, such as a folder whose disk is not mounted, hides no other.
 
         Raises:
             SqlRefused: A feed that it names has no data.
@@ -141,9 +150,15 @@ class _Question:
         for feed in self.feeds:
             if checked.tables is not None and feed.name not in checked.tables:
                 continue
-            table = open_table(self.store, feed)
-            snapshot = table.snapshot()
-            dataset = snapshot.dataset()
+            try:
+                table = open_table(self.store, feed)
+                snapshot = table.snapshot()
+                dataset = snapshot.dataset()
+            except LakeError as error:
+                if checked.tables is not None:
+                    raise
+                self.on_left_out(f"{feed.path} is left out: {error}")
+                continue
             if dataset.schema.names:
                 views.append(_View(table, snapshot, dataset, root=self.store.path("")))
             elif checked.tables is not None and feed.name not in checked.defined:
@@ -224,6 +239,7 @@ def _exact(connection: duckdb.DuckDBPyConnection, text: str) -> str:
     answer = connection.sql(text)  # which only binds it
     columns = [_exact_column(*each) for each in enumerate(zip(answer.columns, map(str, answer.types), strict=True), 1)]
     if not any(columns):
+        connection.execute(f"DROP VIEW {_ANSWER}")  # which SHOW TABLES would show
         return text
     names = map(identifier, answer.columns)
     listed = (f"{each or f'#{n}'} AS {name}" for n, (each, name) in enumerate(zip(columns, names, strict=True), 1))

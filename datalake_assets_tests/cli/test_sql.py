@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datalake_assets.feed import parse_feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 
@@ -178,6 +179,15 @@ def test_order_of_a_query_with_times_is_kept(run):
     )
     rows = rows_of("csv", run("sql", "--format", "csv", query).stdout_bytes)
     assert [int(row["n"]) for row in rows] == list(range(8999, -1, -1))
+
+
+def test_feed_that_cannot_be_read_hides_no_other(run, registry, tmp_path):
+    gone = {"name": "a", "kind": "folder", "source": {"type": "folder", "uri": str(tmp_path / "unmounted/a")}}
+    registry.add(parse_feed(json.dumps(gone)))
+    result = run("sql", "--format", "csv", "show tables")
+    assert (result.exit_code, result.stdout) == (0, "name\ns\n")
+    assert "folders/a is left out: " in result.stderr
+    assert run("sql", "select * from a").exit_code == 1
 
 
 def test_a_csv_head_is_no_formula_either(run):
