@@ -26,7 +26,6 @@ REASONS = {
     "lake.iceberg.iceberg_rewriting": "files in, files out: commits nothing",
     "lake.iceberg.iceberg_table": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.present_rows": "rows as the table has them: schemas and deletes of before, apart from rewriting",
-    "lake.iceberg.durable_files": "what a disk promises of Iceberg's files; catalogs load it by name",
     "lake.iceberg.record_tables": "tables of the write API, apart from feeds: the other side of pyiceberg's border",
     "lake.replay": "how rows come back from quarantine: a protocol of its own",
     "lake.scan": "exact reads; the tables share it",

@@ -2,7 +2,7 @@
 
 pyiceberg writes without fsync: after a power cut the catalog, which SQLite had made durable, could name a metadata file
 that is empty. Here each file is synced as it is closed, and its folder after it, up to the first that was there before.
-A catalog is told of this class by its property ``py-io-impl``.
+A catalog is told of this class by its properties, `DURABLE_FILES`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 
 from datalake_assets.lake.store.posix import fsync_folder
 
-__all__ = ["DurableFileIO"]
+__all__ = ["DURABLE_FILES", "DurableFileIO"]
 
 
 class DurableFileIO(PyArrowFileIO):
@@ -64,3 +64,7 @@ class _DurableStream(io.BufferedWriter):
         finally:
             super().close()
         fsync_folder(self._folder)
+
+
+#: Properties of a catalog whose tables lie in local folders.
+DURABLE_FILES = {"py-io-impl": f"{DurableFileIO.__module__}.{DurableFileIO.__qualname__}"}

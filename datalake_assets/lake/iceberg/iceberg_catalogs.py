@@ -37,6 +37,7 @@ from pyiceberg.table.update import TableRequirement, TableUpdate
 
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed import Feed
+from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
 
@@ -248,7 +249,8 @@ def _open(store: Store) -> Catalog:
 
 def _properties(store: Store) -> dict[str, str]:
     access = store.catalog
-    properties = {**_s3_properties(store.s3), **access.properties}
+    durable = {} if "://" in store.uri else DURABLE_FILES
+    properties = {**durable, **_s3_properties(store.s3), **access.properties}
     if access.warehouse:
         properties["warehouse"] = access.warehouse
     scheme = urlsplit(access.uri).scheme

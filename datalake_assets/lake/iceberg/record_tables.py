@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable
-from datalake_assets.lake.iceberg.durable_files import DurableFileIO
+from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
 from datalake_assets.lake.iceberg.record_appends import (
@@ -58,7 +58,6 @@ __all__ = [
 
 TENANTS = "tenants"
 _CATALOG = "catalog.sqlite"
-_DURABLE = f"{DurableFileIO.__module__}.{DurableFileIO.__qualname__}"
 #: Number of a spec's first field (Iceberg specification, "Partition Evolution").
 FIRST_FIELD = 1000
 #: Of files that one compaction merges.
@@ -179,7 +178,7 @@ class TenantTables:
                 self._root.mkdir(parents=True, exist_ok=True)
             if self._may_create or file.exists():
                 address = URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
-                properties = {"uri": address, "warehouse": str(self._root), "py-io-impl": _DURABLE}
+                properties = {"uri": address, "warehouse": str(self._root), **DURABLE_FILES}
                 self._catalog = SqlCatalog("datalake", **properties)
         except (OSError, SQLAlchemyError) as error:
             raise LakeUnavailable(TENANTS, f"the tenant's catalog cannot be opened ({type(error).__name__})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -33,6 +35,7 @@ from pyiceberg.transforms import DayTransform
 from pyiceberg.typedef import Record
 from pyiceberg.types import LongType, NestedField, StringType, TimestamptzType
 from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
@@ -222,3 +225,40 @@ def _commit_delete_file(table: Table, file: DataFile) -> None:
     head = SetSnapshotRefUpdate(ref_name="main", type="branch", snapshot_id=new_id, parent_snapshot_id=base.snapshot_id)
     response = table.catalog.commit_table(table, (), (AddSnapshotUpdate(snapshot=snapshot), head))
     table.metadata, table.metadata_location = response.metadata, response.metadata_location
+
+
+@contextmanager
+def recorded_syncs() -> Iterator[list[int]]:
+    """Inodes in the order in which they were synced, with 0 for each transaction of a catalog."""
+    done: list[int] = []
+    sync = os.fsync
+
+    def recorded(handle: int) -> None:
+        sync(handle)
+        done.append(os.fstat(handle).st_ino)
+
+    def committed(_: object) -> None:
+        done.append(0)
+
+    event.listen(Engine, "commit", committed)
+    try:
+        with mock.patch.object(os, "fsync", recorded):
+            yield done
+    finally:
+        event.remove(Engine, "commit", committed)
+
+
+def check_synced_before_commit(table: Table, synced: Sequence[int]) -> None:
+    """Checks that each file that the current snapshot names was synced, and then its folder, before the last commit.
+
+    No kill of a process can show it.
+    """
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    manifests = snapshot.manifests(table.io)
+    named = [snapshot.manifest_list, *(each.manifest_path for each in manifests), table.metadata_location]
+    named += [task.file.file_path for task in table.scan().plan_files()]
+    before = synced[: len(synced) - list(reversed(synced)).index(0)]
+    for path in (Path(urlsplit(each).path) for each in named):
+        assert path.stat().st_ino in before, path
+        assert path.parent.stat().st_ino in before[before.index(path.stat().st_ino) :], path

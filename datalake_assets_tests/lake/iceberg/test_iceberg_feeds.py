@@ -26,9 +26,10 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.s3_access import CatalogAccess
 from datalake_assets.lake.tables import open_table
-from datalake_assets.testing.tables import ids_of
+from datalake_assets.testing.tables import FORCE, ids_of
 from datalake_assets_tests.lake.feeds import SCHEMA, numbered, rows, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.iceberg.iceberg_feeds import ids_seen, seen_by_others
+from datalake_assets_tests.lake.iceberg.iceberg_tables import check_synced_before_commit, recorded_syncs
 
 
 @pytest.fixture
@@ -52,6 +53,19 @@ def test_other_engines_read_whole_writes_by_day(local_store, feed):
         first = table.snapshots()[0].snapshot_id
     assert ids_seen(local_store) == list(range(60))
     assert ids_seen(local_store, snapshot_id=first) == list(range(30))
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_each_file_that_a_commit_names_was_synced_with_its_folder_before(local_store, feed, compacted):
+    with recorded_syncs() as synced:
+        for first in range(0, 30, 10):
+            write(local_store, feed, numbered(range(first, first + 10)))
+        if compacted:
+            table = open_table(local_store, feed)
+            for key in sorted(table.partitions()):
+                table.compact(key, FORCE)
+    with seen_by_others(local_store) as table:
+        check_synced_before_commit(table, synced)
 
 
 def test_position_stands_in_the_snapshot_and_in_the_table(local_store, feed):
