@@ -105,7 +105,7 @@ def _commit_compaction(
     staged = history.stage(rows, "compact", lambda _base: None)
     done = Rewritten({}, staged.files, tuple(file.name for file in inputs))
     folder = FeedFolder(history.store, ORDERS, history.new_id)
-    engine = compaction._Compaction(folder, FOLDER_KEY, CompactionRequest(), "", None, guard=None)
+    engine = compaction.Compaction(folder, FOLDER_KEY, CompactionRequest(), "", None, guard=None)
     engine._loaded = loaded  # as it was before the rewrite: often another by now
     engine._commit(compaction._Work(CompactionGroup(inputs, ""), staged.commit_id, done))
     committed = engine._tally.files_compacted > 0

@@ -107,24 +107,24 @@ def position_as_read(patch):
 
 def inputs_deleted_before_the_commit(patch):
     """A compactor deletes its inputs itself, as soon as their rows are staged."""
-    commit_work = compaction._Compaction._commit
+    commit_work = compaction.Compaction._commit
 
     def delete_and_commit(self, work):
         self._folder.data_store.delete(self._log.key_of(file.name) for file in work.group.files)
         commit_work(self, work)
 
-    patch.setattr(compaction._Compaction, "_commit", delete_and_commit)
+    patch.setattr(compaction.Compaction, "_commit", delete_and_commit)
 
 
 def inputs_deleted_after_the_commit(patch):
     """A compactor deletes its inputs itself, whatever became of its commit."""
-    commit_work = compaction._Compaction._commit
+    commit_work = compaction.Compaction._commit
 
     def commit_and_delete(self, work):
         commit_work(self, work)
         self._folder.data_store.delete(self._log.key_of(file.name) for file in work.group.files)
 
-    patch.setattr(compaction._Compaction, "_commit", commit_and_delete)
+    patch.setattr(compaction.Compaction, "_commit", commit_and_delete)
 
 
 def _plan_instead(patch, plan):

@@ -172,9 +172,9 @@ def test_a_file_that_is_gone_before_it_is_read_is_somebody_elses_success(store, 
     table = with_files(store, 6)
     stale = table._folder.log(DAY).load()
     HiveTable(store, table.feed).compact(DAY, FORCE)
-    settled = compaction._Compaction._settled
+    settled = compaction.Compaction._settled
     manifests = iter([stale])
-    monkeypatch.setattr(compaction._Compaction, "_settled", lambda self: next(manifests, None) or settled(self))
+    monkeypatch.setattr(compaction.Compaction, "_settled", lambda self: next(manifests, None) or settled(self))
     report = table.compact(DAY, FORCE)
     assert report.files_compacted == 0
     assert ids(table) == list(range(ROWS))
