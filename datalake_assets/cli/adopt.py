@@ -11,8 +11,8 @@ from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_
 from datalake_assets.core.wording import files_text, size_text
 
 if TYPE_CHECKING:
+    from datalake_assets.core.facts import PagesCompared, Problem
     from datalake_assets.lake.adopted.adoption import Adoption
-    from datalake_assets.lake.table import PagesCompared, Problem
 
 __all__ = ["adopt"]
 

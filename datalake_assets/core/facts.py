@@ -1,7 +1,8 @@
 """The one place for figures of partitions, so that writes, checks, summaries and the command line agree on them.
 
 `PartitionFacts` holds what the manifest gives; `PlannedPartition` adds what a compaction would do, which
-`datalake_assets.core.compaction` works out. `WriteReport` and `FeedTotals` say what a write did, and to what.
+`datalake_assets.core.compaction` works out. `WriteReport` and `FeedTotals` say what a write did, and to what;
+`Problem`, `PagesCompared` and `Expired` what a look at a table found, and what it let go of.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from datalake_assets.core.wording import size_text
 
 __all__ = [
     "SIZE_BUCKETS",
+    "Expired",
     "ExportResult",
     "FailedCheck",
     "FeedTotals",
     "Outlook",
+    "PagesCompared",
     "PartitionFacts",
     "PlannedPartition",
+    "Problem",
     "WriteReport",
     "bucket_bounds",
     "bucket_label",
@@ -358,3 +362,51 @@ class ExportResult:
             return totals
         newest = self.partitions[-1]
         return FeedTotals(totals.partitions, newest.rows, newest.files, newest.small_files, newest.size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that is left in place and in no manifest.
+
+    Attributes:
+        key: The partition.
+        name: The file, relative to the adopted folder.
+        reason: What is wrong with it.
+    """
+
+    key: str
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class PagesCompared:
+    """How many files' pages were compared with their checksums.
+
+    Attributes:
+        files: Files of which all pages that have checksums were compared.
+        without: Files that seem to have none.
+        not_compared: Files that were not compared, or not to their end: enough had been read, or time had run out, or
+            pages cannot be walked.
+        read_bytes: Bytes that were read for it.
+    """
+
+    files: int = 0
+    without: int = 0
+    not_compared: int = 0
+    read_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What a table let go of.
+
+    Attributes:
+        snapshots: Past states that nobody can read any more.
+        files: Files that only those had, deleted.
+        orphans: Files that nothing named, deleted.
+    """
+
+    snapshots: int = 0
+    files: int = 0
+    orphans: int = 0

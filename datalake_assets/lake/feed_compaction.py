@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
-from datalake_assets.core.facts import PartitionFacts
+from datalake_assets.core.facts import PartitionFacts, Problem
 from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     LakeTable,
-    Problem,
     TableKeeper,
     TableReader,
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
-from datalake_assets.core.facts import PartitionFacts, PlannedPartition
+from datalake_assets.core.facts import Expired, PartitionFacts, PlannedPartition, Problem
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
@@ -33,10 +33,8 @@ from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     Difference,
-    Expired,
     ExportPlan,
     FeedTotals,
-    Problem,
     Progress,
     Reconciliation,
     Repair,

@@ -10,7 +10,15 @@ import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
-from datalake_assets.core.facts import FeedTotals, PartitionFacts, PlannedPartition, WriteReport
+from datalake_assets.core.facts import (
+    Expired,
+    FeedTotals,
+    PagesCompared,
+    PartitionFacts,
+    PlannedPartition,
+    Problem,
+    WriteReport,
+)
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.feed import Feed
@@ -27,12 +35,9 @@ __all__ = [
     "CompactionProgress",
     "CompactionReport",
     "Difference",
-    "Expired",
     "ExportPlan",
     "FeedTotals",
     "LakeTable",
-    "PagesCompared",
-    "Problem",
     "Progress",
     "Reconciliation",
     "Repair",
@@ -82,39 +87,6 @@ class Difference:
     what: str
     name: str
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A file that is left in place and in no manifest.
-
-    Attributes:
-        key: The partition.
-        name: The file, relative to the adopted folder.
-        reason: What is wrong with it.
-    """
-
-    key: str
-    name: str
-    reason: str
-
-
-@dataclass(slots=True)
-class PagesCompared:
-    """How many files' pages were compared with their checksums.
-
-    Attributes:
-        files: Files of which all pages that have checksums were compared.
-        without: Files that seem to have none.
-        not_compared: Files that were not compared, or not to their end: enough had been read, or time had run out, or
-            pages cannot be walked.
-        read_bytes: Bytes that were read for it.
-    """
-
-    files: int = 0
-    without: int = 0
-    not_compared: int = 0
-    read_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -180,21 +152,6 @@ class Repair:
     def reconciled(self) -> int:
         """Partitions whose files others had changed."""
         return len(self.found.changed)
-
-
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """What a table let go of.
-
-    Attributes:
-        snapshots: Past states that nobody can read any more.
-        files: Files that only those had, deleted.
-        orphans: Files that nothing named, deleted.
-    """
-
-    snapshots: int = 0
-    files: int = 0
-    orphans: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,19 +136,11 @@ def rewrite(
     unsound: dict[str, str] = {}
     looked_at_all = False
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="parquet-encoder") as pool:
+        task = _Task(settings, pool, opener, metadata, on_progress)
         while len(left := [each for each in inputs if each.file.name not in rejected]) >= enough:
             try:
                 shape = shape or _shape_of_first(left, copied=settings.kernel == "concat")
-                with _Pass(
-                    shape,
-                    settings,
-                    pool,
-                    opener,
-                    metadata=metadata,
-                    on_progress=on_progress,
-                    unsound=unsound,
-                    careful=bool(unsound or rejected),
-                ) as attempt:
+                with _Pass(task, shape, unsound=unsound, careful=bool(unsound or rejected)) as attempt:
                     done = attempt.run(left, rejected)
                     if len(done.rewritten) >= enough:
                         return done
@@ -171,6 +163,17 @@ def _shape_of_first(inputs: Sequence[Input], *, copied: bool) -> Shape:
         return shape_of(source, copied=copied)
 
 
+@dataclass(frozen=True, slots=True)
+class _Task(Generic[FinishedT]):
+    """What all passes have in common: what `rewrite` was given, and threads that encode."""
+
+    settings: RewriteSettings
+    pool: ThreadPoolExecutor
+    opener: Opener[FinishedT]
+    metadata: Mapping[str, str]
+    on_progress: Callable[[int], None] | None
+
+
 class _Pass(Generic[FinishedT]):
     """One pass over the inputs; as a context it drops what it wrote when it fails.
 
@@ -178,30 +181,20 @@ class _Pass(Generic[FinishedT]):
     reading them twice, and has to be begun again if the proof or the walk fails.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        settings: RewriteSettings,
-        pool: ThreadPoolExecutor,
-        opener: Opener[FinishedT],
-        *,
-        metadata: Mapping[str, str],
-        on_progress: Callable[[int], None] | None,
-        unsound: dict[str, str],
-        careful: bool,
-    ) -> None:
-        self._shape, self._settings, self._on_progress, self._careful = shape, settings, on_progress, careful
+    def __init__(self, task: _Task[FinishedT], shape: Shape, *, unsound: dict[str, str], careful: bool) -> None:
+        settings = task.settings
+        self._shape, self._settings, self._on_progress, self._careful = shape, settings, task.on_progress, careful
         self._unsound = unsound  # why files are decoded that might be copied otherwise
-        self._where = opener.where
+        self._where = task.opener.where
         self._key_values = shape.key_values
-        self._given = {key.encode(): value.encode() for key, value in metadata.items()}
+        self._given = {key.encode(): value.encode() for key, value in task.metadata.items()}
         self._time_column = _time_column(shape.schema, settings.time_column)
         self._model, self._unfit = _model_or_reason(shape, settings.parquet)
         self._encoder = None
         if self._model is not None:
-            self._encoder = Encoder(pool, _segment_format(shape, self._model, settings, self._time_column))
+            self._encoder = Encoder(task.pool, _segment_format(shape, self._model, settings, self._time_column))
         self._outputs = Outputs(
-            opener,
+            task.opener,
             target_bytes=settings.parquet.target_file_bytes,
             metadata=self._output_key_values,
             verify=settings.verify,

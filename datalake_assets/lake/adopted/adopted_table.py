@@ -10,6 +10,7 @@ from pathlib import Path
 from datalake_assets.core.batches import Batches
 from datalake_assets.core.compaction.cost import estimate_of
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.facts import Problem
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.wording import name_text
@@ -37,7 +38,6 @@ from datalake_assets.lake.table import (
     CompactionReport,
     Difference,
     ExportPlan,
-    Problem,
     Progress,
     Reconciliation,
     Repair,

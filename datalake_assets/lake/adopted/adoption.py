@@ -21,6 +21,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from datalake_assets.core.facts import PagesCompared
 from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, FeedNotFound, LakeError, UnreadableFile
 from datalake_assets.feed import Feed, parse_feed
@@ -31,7 +32,7 @@ from datalake_assets.lake.adopted.reconcile import reconcile
 from datalake_assets.lake.layout import FeedFolder, FolderAddress, address_of, overlap, parse_address
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import ObjectInfo, Store
-from datalake_assets.lake.table import PagesCompared, Reconciliation
+from datalake_assets.lake.table import Reconciliation
 from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.footer import parse_footer
 from datalake_assets.parquet.pages import UnsoundPages, has_checksums, walk_pages

@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 import pyarrow as pa
 
+from datalake_assets.core.facts import PagesCompared, Problem
 from datalake_assets.core.files import DataFile, FileKind, file_kind
 from datalake_assets.core.partitions import hive_pairs, partition_key
 from datalake_assets.core.schema import schema_to_json, spelled
@@ -34,7 +35,6 @@ from datalake_assets.errors import (
 from datalake_assets.lake.adopted.marks import refuse_path, refused_file
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
-from datalake_assets.lake.table import PagesCompared, Problem
 from datalake_assets.parquet.adopted_footer import (
     TAIL_BYTES,
     AdoptedFooter,

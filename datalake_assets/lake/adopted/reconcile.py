@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from datalake_assets.core.facts import Problem
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
@@ -39,7 +40,7 @@ from datalake_assets.lake.file_identity import differ_by_copy, has_checksum, is_
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo
 from datalake_assets.lake.store.swap import retried
-from datalake_assets.lake.table import Problem, Reconciliation
+from datalake_assets.lake.table import Reconciliation
 from datalake_assets.parquet.adopted_footer import AdoptedFooter
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas
 

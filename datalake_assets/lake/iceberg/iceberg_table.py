@@ -11,7 +11,7 @@ from pyiceberg.table import TableProperties
 
 from datalake_assets.core.batches import Batches, Decode, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, rules_of
-from datalake_assets.core.facts import PlannedPartition
+from datalake_assets.core.facts import Expired, PlannedPartition
 from datalake_assets.core.manifest import Manifest, PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
 from datalake_assets.core.wording import name_text
@@ -28,7 +28,7 @@ from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
 from datalake_assets.lake.iceberg.iceberg_views import TableView
 from datalake_assets.lake.inspection import content, mend_versions, sweep_staged
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.table import Difference, Expired, Progress, Repair, WriteReport
+from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
 
 __all__ = ["IcebergTable"]
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.facts import PagesCompared
 from datalake_assets.lake.adopted.adoption import FirstPageLook, adopt
 from datalake_assets.lake.store import open_store
-from datalake_assets.lake.table import PagesCompared
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids
 

@@ -11,10 +11,11 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
 
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.facts import Expired
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, CorruptLake, LakeError
 from datalake_assets.lake.iceberg import iceberg_expiry, iceberg_table
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans, rewrite_manifests
-from datalake_assets.lake.table import Expired, LakeTable
+from datalake_assets.lake.table import LakeTable
 from datalake_assets.lake.tables import open_table
 from datalake_assets.testing.tables import ids_of
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
