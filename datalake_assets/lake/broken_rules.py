@@ -123,7 +123,10 @@ def _counted(
     """Counts once more whenever files were replaced meanwhile."""
     for _ in range(ATTEMPTS):
         snapshot, seen = seen or table.snapshot(partitions), None
-        dataset = snapshot.dataset()
+        try:
+            dataset = snapshot.dataset()
+        except SnapshotExpired:
+            continue
         _check_columns(rules, dataset.schema.names)
         try:
             show(session.connection, DATA, dataset)

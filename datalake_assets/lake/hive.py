@@ -17,7 +17,7 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters
-from datalake_assets.errors import CommitConflict, ConfigError
+from datalake_assets.errors import CommitConflict, ConfigError, SnapshotExpired
 from datalake_assets.feed import Feed, FeedKind, PositionKind
 from datalake_assets.lake import compaction
 from datalake_assets.lake.compaction import partition_health, plan_of
@@ -55,6 +55,10 @@ __all__ = ["HiveSnapshot", "HiveTable"]
 
 #: Manifests that are read at once.
 THREADS = 16
+
+
+#: Times that manifests are read because files that they name had been merged before these were looked for.
+LOOKS = 5
 
 
 class HiveSnapshot:
@@ -129,12 +133,25 @@ class HiveSnapshot:
     def has_expired(self) -> bool:
         """Implements `TableSnapshot`."""
         now = HiveSnapshot(self._folder, self._given)
-        return not self._files <= set(now._dataset(now.keys).files)
+        try:
+            return not self._files <= set(now._dataset(now.keys).files)
+        except SnapshotExpired:
+            return True
 
     def _dataset(self, keys: Sequence[str], *, where: ds.Expression | None = None) -> ds.FileSystemDataset:
         from datalake_assets.lake.scan import committed_files  # noqa: PLC0415  pyarrow.dataset imports pandas, exports need neither
 
-        dataset = committed_files(self._folder, keys, self._state.schema, self._load, where=where)
+        unread = [key for key in keys if key not in self._manifests]
+
+        def begin() -> ds.FileSystemDataset:
+            try:
+                return committed_files(self._folder, keys, self._state.schema, self._load, where=where)
+            except SnapshotExpired:
+                for key in unread:  # nothing was said of these yet
+                    self._manifests.pop(key, None)
+                raise
+
+        dataset = retried(begin, attempts=LOOKS if unread else 1, on=(SnapshotExpired,))
         self._files.update(dataset.files)
         return dataset
 

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import hive_pairs
 from datalake_assets.core.schema import schema_from_json, spellings
@@ -287,6 +288,9 @@ def committed_files(
         schema: The feed's, encoded; None before its first commit.
         manifests: Gives those of some of the partitions.
         where: Partitions that cannot match it are left out without asking for their manifests.
+
+    Raises:
+        SnapshotExpired: A manifest names other files by now, and those that it named are gone.
     """
     paths = [folder.partition_path(key) for key in keys]
     columns = PartitionColumns(schema_from_json(schema) if schema else pa.schema([]), paths, inferred=folder.is_adopted)
@@ -300,16 +304,19 @@ def _dataset(
 ) -> ds.FileSystemDataset:
     store = folder.data_store
     there = {info.key for info in store.list(folder.data_root)} if folder.is_adopted else None
-    files, expressions = [], []
+    files, expressions, gone = [], [], []
     for key, manifest in manifests:
         expression = columns.expression(folder.partition_path(key))
         for file in manifest.files:
             name = folder.file_key(key, file.name)
-            if file.left_out or (there is not None and name not in there):
-                logger.info("%s is left out of a scan: %s", name, file.left_out or "it is gone")
-                continue
-            files.append(store.path(name))
-            expressions.append(expression)
+            if file.left_out:
+                logger.info("%s is left out of a scan: %s", name, file.left_out)
+            elif there is not None and name not in there:
+                gone.append((key, file))
+            else:
+                files.append(store.path(name))
+                expressions.append(expression)
+    _check_removed_by_others(folder, gone)
     dataset = ds.FileSystemDataset.from_paths(
         files,
         schema=_with_spellings(columns.schema),
@@ -320,6 +327,24 @@ def _dataset(
     if not folder.is_adopted:  # row groups of our own have a bounded size
         return dataset
     return _BoundedDataset(list(dataset.get_fragments()), dataset.schema, dataset.format, dataset.filesystem)
+
+
+def _check_removed_by_others(folder: FeedFolder, gone: Sequence[tuple[str, DataFile]]) -> None:
+    """Tells files that others removed, which a scan leaves out, from those merged since the manifest was read.
+
+    Args:
+        folder: An adopted folder.
+        gone: By partition, files of its manifest that a listing after it did not find.
+
+    Raises:
+        SnapshotExpired: The manifest does not name one of them any more: its rows are in other files.
+    """
+    for key, files in groupby(gone, key=itemgetter(0)):
+        now = {file.name for file in folder.log(key).load().manifest.files}
+        for _, file in files:
+            if file.name not in now:
+                raise SnapshotExpired(folder.feed.path, "a file was compacted or replaced before it was read")
+            logger.info("%s is left out of a scan: it is gone", folder.file_key(key, file.name))
 
 
 def _with_spellings(schema: pa.Schema) -> pa.Schema:

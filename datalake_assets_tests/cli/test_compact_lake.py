@@ -103,9 +103,10 @@ def test_a_file_that_cannot_be_read_is_named_and_left_where_it_is(run, feed, lak
 
     result = run("compact", "s", "--partition", DAYS[0])
 
-    assert result.exit_code == 0
-    assert result.stderr.startswith(f"streams/s 2025-01-01: {bad.name}: ")
-    assert len(result.stderr.splitlines()) == 1
+    assert result.exit_code == 1
+    named, left = result.stderr.splitlines()
+    assert named.startswith(f"streams/s 2025-01-01: {bad.name}: ")
+    assert left == "Error: streams/s: 1 file was due and was not merged: it is named above"
     assert "files 17 -> 2," in result.stdout
     assert bad in _files(lake, 1)
 

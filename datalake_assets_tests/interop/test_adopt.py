@@ -82,7 +82,7 @@ def test_damaged_files_are_named_and_stay_and_the_others_are_merged(run, theirs)
     (inner / "good.parquet").write_bytes(good(3 * ROWS))
 
     adopted = run("adopt", str(theirs), "--name", "theirs")
-    compacted = run("compact", "theirs", "--force")
+    compacted = run("compact", "theirs", "--force", exit_code=1)
 
     in_pages = {f"{name.replace(' ', '-')}.parquet" for name in IN_PAGES}
     damaged = {name for name in bodies if name.endswith(".parquet") and not name.startswith((".", "_"))}

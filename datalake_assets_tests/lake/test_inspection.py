@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.parquet import writer as checksum
+from datalake_assets.parquet import sinks as checksum
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 
 

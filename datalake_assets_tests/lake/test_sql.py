@@ -130,7 +130,7 @@ def test_a_feed_without_data_says_so(local_store):
         *("unpivot (select 1 as a, 2 as b) on a, b", "describe select * from s", "select unnest(range(3)) from s"),
         *("/* first */ select 1 from s -- last", "select 1 from s;", "select 1 from main.s", "((select 1 from s))"),
         *("with recursive n as (select 1 as i union all select i + 1 from n where i < 9) from n, s",),
-        *("select * from s, range(2), generate_series(1, 2)", "select * from s tablesample 50%", "from S"),
+        *("select * from s, range(2), generate_series(1, 2)", "select * from s tablesample 100%", "from S"),
         *("select columns('i.*') from s", "select * from s positional join range(3)", "from s select id limit 1"),
         *("with insert as (select 1 as copy from s) select copy from insert", "select 'copy' as attach from s"),
     ],

@@ -308,6 +308,7 @@ class _Again:
 def _file(again: _Again, key: str, file: DataFile, info: ObjectInfo | None, *, deep: bool) -> Iterator[Difference]:
     folder = again.folder
     name, cure = folder.log(key).key_of(file.name), f"'datalake repair {folder.feed.name}' takes that over"
+    info = info or folder.data_store.head(name)  # it may have been merged since the listing
     if info is None:
         yield Difference(key, "missing", name, f"others deleted it, with {file.rows} rows; {cure}")
     elif info.etag != file.etag and not again.is_same(key, file, info):

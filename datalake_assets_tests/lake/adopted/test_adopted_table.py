@@ -13,6 +13,7 @@ from datalake_assets.errors import (
     ConfigError,
     FolderTaken,
     LakeUnavailable,
+    SnapshotExpired,
     TransientStoreError,
     UnreadableFile,
 )
@@ -195,6 +196,49 @@ def test_partition_that_was_compacted_during_the_listing_is_looked_at_again(tabl
     assert (found.changed, found.waiting) == ([], [])
     assert ids(table) == [0, 1, 2, 3]
     assert len(manifest(table).files) == 1
+
+
+@pytest.fixture
+def merged_meanwhile(table, monkeypatch):
+    """Has the partition compacted between the reading of its manifest and the listing of its folder, once."""
+    data_store, listing = table._folder.data_store, type(table._folder.data_store).list
+    pending = [lambda: AdoptedTable(table._folder.store, table.feed).compact("day=1", FORCE)]
+
+    def list_later(store, prefix, **options):
+        if store is data_store and pending:
+            pending.pop()()
+        return listing(store, prefix, **options)
+
+    monkeypatch.setattr(type(data_store), "list", list_later)
+    return pending
+
+
+def test_rows_that_are_merged_before_they_are_looked_for_are_read_all_the_same(table, merged_meanwhile):
+    assert ids(table) == [0, 1, 2, 3]
+    assert not merged_meanwhile
+
+
+def test_snapshot_of_files_that_were_merged_before_they_are_looked_for_has_expired(table, merged_meanwhile):
+    snapshot = table.snapshot()
+    assert snapshot.report("day=1").files == 4
+
+    with pytest.raises(SnapshotExpired):
+        snapshot.dataset()
+
+    assert not merged_meanwhile
+    assert ids(table) == [0, 1, 2, 3]
+
+
+def test_a_merge_after_the_listing_is_no_difference(table, monkeypatch):
+    listed = adopted_table.list_folder
+
+    def merged_then(folder, only=None):
+        found = listed(folder, only)
+        table.compact("day=1", FORCE)
+        return found
+
+    monkeypatch.setattr(adopted_table, "list_folder", merged_then)
+    assert "missing" not in {what for what, _ in differences(table)}
 
 
 def test_partition_that_nobody_can_settle_now_waits_and_the_others_go_on(table, folder, monkeypatch):
