@@ -207,7 +207,7 @@ def test_an_answer_ends_when_its_reader_does(output):
         process.stdout.close()
         began = time.monotonic()
         process.wait(timeout=30)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         assert peak < 500e6
         assert process.stderr.read() == b""
 
