@@ -85,6 +85,30 @@ def test_commit_whose_answer_was_lost_is_done_once(ask, orders, stored_ids, monk
     assert stored_ids() == [1]
 
 
+@pytest.mark.parametrize("key", [{}, {"idempotency_key": "a"}])
+def test_commit_whose_answer_was_lost_with_the_catalog_is_not_known_to_be_done(
+    ask, orders, stored_ids, monkeypatch, key
+):
+    commit = SqlCatalog.commit_table
+
+    def unreachable(*_):
+        raise ConnectionError("the catalog is gone")
+
+    def lose(self, *arguments):
+        commit(self, *arguments)
+        patched.setattr(SqlCatalog, "load_table", unreachable)
+        unreachable()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record_appends, "ATTEMPTS", 3)
+        patched.setattr(SqlCatalog, "commit_table", lose)
+        error = ask("WRITE", **orders, records=[{"id": 1}], **key)["error"]
+
+    assert (error["code"], error["retryable"]) == ("OUTCOME_UNKNOWN", False)
+    assert "without one, look first whether they are there" in error["message"]
+    assert stored_ids() == [1]
+
+
 def test_commit_that_did_not_happen_is_done_again_without_another_file(ask, orders, stored_ids, lake, monkeypatch):
     commit = SqlCatalog.commit_table
     calls = []

@@ -180,6 +180,19 @@ class RecordAppend:
         raise AssertionError
 
     def _attempt(self, *, again: bool) -> Appended:
+        """One attempt; after a lost answer, whoever cannot look for what was written does not know."""
+        try:
+            return self._tried(again=again)
+        except (AmbiguousWrite, LakeUnavailable) as error:
+            if not self._may_land_late:
+                raise
+            raise AmbiguousWrite(
+                ".".join(self._table.name()),
+                "it is not known whether the records were written",
+                cure="send it again with the same idempotency_key; without one, look first whether they are there",
+            ) from error
+
+    def _tried(self, *, again: bool) -> Appended:
         """Finds what was done before, or commits."""
         with translated():
             if again:
