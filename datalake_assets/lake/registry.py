@@ -384,8 +384,12 @@ def _give_free(store: Store, feed: Feed) -> None:
 
 def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
     """What an update cannot change, of a JSON document of a feed."""
-    folder = (document["source"]["uri"], document.get("time_column")) if feed.is_adopted else ()
-    return (document["name"], document["kind"], document.get("partition_by", "day"), *folder)
+    source, time_column = document["source"], document.get("time_column")
+    kept: tuple[object, ...] = (source["uri"], time_column) if feed.is_adopted else ()
+    form = document.get("format", {}).get("type", "parquet")
+    if form == "iceberg":  # without a column of its own, it is the source that says when a row was
+        kept = (time_column,) if time_column else (source["type"], source.get("rename", {}))
+    return (document["name"], document["kind"], document.get("partition_by", "day"), form, *kept)
 
 
 def _adopted(feed: Feed) -> tuple[str, str | None]:

@@ -240,6 +240,20 @@ def test_update_does_not_guess_what_an_invalid_document_was(store, registry, doc
     assert store.get("feeds/active/orders.json")[0] == document
 
 
+@pytest.mark.parametrize("change", [{"format": {"type": "parquet"}}, {"time_column": "other"}, {"time_column": None}])
+def test_update_of_an_invalid_document_keeps_what_is_for_life_of_an_iceberg_feed(store, registry, change):
+    added = registry.add(
+        Feed.model_validate(_feed().model_dump() | {"format": {"type": "iceberg"}, "time_column": "at"})
+    )
+    document = json.dumps(json.loads(store.get("feeds/active/orders.json")[0]) | {"colour": 1}).encode()
+    store.put("feeds/active/orders.json", document)
+
+    with pytest.raises(InvalidFeed, match="by hand"):
+        registry.update(Feed.model_validate(added.model_dump() | change), expected_revision=1)
+    assert store.get("feeds/active/orders.json")[0] == document
+    assert registry.update(added, expected_revision=1).revision == 2
+
+
 def test_update_of_an_archived_feed_is_refused(registry):
     added = registry.add(_feed())
     registry.archive("orders")
