@@ -26,7 +26,10 @@ The write API takes one JSON document per request and answers with one. It is se
 How to use it: [Write records from a program](../how-to/operations.md).
 
 A request has at most {MAX_REQUEST_BYTES:,} bytes, and lists and objects in each other up to {MAX_DEPTH} deep. Unknown
-fields are refused, and nothing is converted: `"1"` is no number, `1` is not `true`.
+fields and fields that are there twice are refused, and nothing is converted: `"1"` is no number, `1` is not `true`.
+
+Integers are read whole, whatever their length, and are refused where their column would change them. A number with a
+point or an exponent is read as the nearest double; a `float` column takes it if 32 bits keep its digits, as of `0.1`.
 """
 _ROOT = "#/components/schemas/"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -49,6 +50,8 @@ def checked_request(request: bytes | str | Mapping[str, Any]) -> Request:
     """
     document = _parsed(request) if isinstance(request, bytes | str) else request
     _measure(document)
+    if isinstance(request, bytes | str):
+        document = _exactly_parsed(request)
     try:
         return _REQUESTS.validate_python(document)
     except ValidationError as error:
@@ -67,6 +70,26 @@ def _parsed(request: bytes | str) -> Any:
     except ValueError:
         reason = "the request is not one JSON document in UTF-8 (numbers are finite, and nothing is nested too deeply)"
         raise RequestRefused(Code.INVALID_REQUEST, reason) from None
+
+
+def _exactly_parsed(request: bytes | str) -> Any:
+    """A document that was measured, with its integers whole: orjson makes floats of those beyond 64 bits.
+
+    Raises:
+        RequestRefused: An object has a field twice, so that one of its values would be lost.
+    """
+    try:
+        return json.loads(request, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        reason = "an integer has thousands of digits, or something is nested too deeply"
+        raise RequestRefused(Code.INVALID_REQUEST, reason) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RequestRefused(Code.INVALID_REQUEST, "an object has a field twice")
+    return found
 
 
 def _too_large() -> RequestRefused:

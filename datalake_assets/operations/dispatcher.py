@@ -7,6 +7,7 @@ happens is logged here with its trace, and answered with a reference to that lin
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 import time
@@ -17,8 +18,6 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
-
-import orjson
 
 from datalake_assets.core.compaction.plan import MIN_FILES
 from datalake_assets.core.schema import schema_to_json
@@ -392,8 +391,8 @@ def _partitioning(table: RecordTable) -> list[PartitionField]:
 
 def _digest(request: Write) -> str:
     """Of the records, whatever the order of their fields."""
-    text = orjson.dumps(request.records, option=orjson.OPT_SORT_KEYS, default=str)
-    return hashlib.sha256(text).hexdigest()[:32]
+    text = json.dumps(request.records, sort_keys=True, default=str)  # orjson has no integers beyond 64 bits
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _failure(error: Exception) -> Failure:

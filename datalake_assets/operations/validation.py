@@ -17,6 +17,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Context, Decimal
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
@@ -25,7 +26,7 @@ __all__ = ["MAX_PROBLEMS", "Problem", "records_table"]
 #: Problems that are named; the others are counted.
 MAX_PROBLEMS = 100
 _NAME_SHOWN = 64
-_FLOAT32_MOST = 3.4028234663852886e38  # IEEE 754 binary32
+_FLOAT_MOST = float(np.finfo(np.float32).max)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TIME = re.compile(r"\d\d:\d\d:\d\d(\.\d{1,6})?", re.ASCII)
 _TIMESTAMP = re.compile(rf"{_DATE.pattern}[T ]{_TIME.pattern}", re.ASCII)
@@ -138,7 +139,9 @@ def _integer(bits: int) -> Convert:
     return convert
 
 
-def _float(most: float) -> Convert:
+def _float(kind: pa.DataType) -> Convert:
+    is_single = pt.is_float32(kind)
+
     def convert(value: Any) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise _Unfit("give a number")
@@ -146,13 +149,21 @@ def _float(most: float) -> Convert:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number) or abs(number) > most:
+        if not math.isfinite(number) or (is_single and abs(number) > _FLOAT_MOST):
             raise _Unfit("it is not finite, or too large for its column")
         if isinstance(value, int) and int(number) != value:
             raise _Unfit("it has more digits than a floating point number keeps; use a decimal or a long")
+        if is_single and not _is_single(number, exactly=isinstance(value, int)):
+            raise _Unfit("it has more digits than a float keeps; use a double")
         return number
 
     return convert
+
+
+def _is_single(number: float, *, exactly: bool) -> bool:
+    """Whether 32 bits hold a number: itself, or one that is written with the same digits, as 0.1 is."""
+    single = np.float32(number)
+    return float(single) == number or (not exactly and float(str(single)) == number)
 
 
 def _decimal(precision: int, scale: int) -> Convert:
@@ -263,7 +274,7 @@ _OF_KINDS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], Co
     (pt.is_boolean, lambda _: _boolean),
     (pt.is_integer, lambda kind: _integer(kind.bit_width)),
     (pt.is_decimal, lambda kind: _decimal(kind.precision, kind.scale)),
-    (pt.is_floating, lambda kind: _float(_FLOAT32_MOST if pt.is_float32(kind) else math.inf)),
+    (pt.is_floating, _float),
     (pt.is_timestamp, lambda kind: _timestamp_tz if kind.tz else _timestamp),
     (lambda kind: pt.is_string(kind) or pt.is_large_string(kind), lambda _: _string),
     (lambda kind: isinstance(kind, pa.UuidType), lambda _: _uuid),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from datalake_assets.errors import ConfigError
@@ -121,6 +123,47 @@ def test_write_keeps_every_type_exactly(ask, stored):
     whole, empty = stored().scan().to_arrow().to_pylist()
     assert whole == {names[kind]: expected for kind, (_, expected) in EVERY_TYPE.items()}
     assert set(empty.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("float", "16777217"),
+        ("float", "16777217.0"),
+        ("float", "1e-46"),
+        ("float", "3.14159265358979"),
+        ("list<float>", "[16777217]"),
+        ("double", "123456789012345678901"),
+        ("double", '1, "v": 2'),
+    ],
+)
+def test_write_refuses_a_number_that_its_column_would_change(operations, ask, lake, kind, value):
+    ask("CREATE_TABLE", **ORDERS, schema=[{"name": "v", "type": kind}])
+    before = files_below(lake)
+    head = json.dumps({"operation": "WRITE", **ORDERS}).removesuffix("}")
+
+    answer = operations.answer(f'{head}, "records": [{{"v": {value}}}]}}').to_json()
+
+    assert code(answer) in {"INVALID_RECORDS", "INVALID_REQUEST"}
+    assert files_below(lake) == before
+
+
+def test_write_keeps_the_digits_of_floats_and_of_integers_beyond_64_bits(operations, ask, stored):
+    schema = [
+        {"name": "f", "type": "list<float>"},
+        {"name": "d", "type": "double"},
+        {"name": "c", "type": "decimal(38, 0)"},
+    ]
+    ask("CREATE_TABLE", **ORDERS, schema=schema)
+    records = [{"f": [0.1, 16777216, 1e-45, 3.4028234663852886e38], "d": 10**22, "c": 10**25 + 1}]
+    request = {"operation": "WRITE", **ORDERS, "records": records, "idempotency_key": "a"}
+
+    first, again = operations.answer(request).to_json(), operations.answer(json.dumps(request)).to_json()
+
+    assert first == again
+    (row,) = stored().scan().to_arrow().to_pylist()
+    assert [float(str(np.float32(each))) for each in row["f"]] == [0.1, 16777216.0, 1e-45, 3.4028235e38]
+    assert (row["d"], row["c"]) == (1e22, Decimal(10**25 + 1))
 
 
 def test_write_names_each_bad_value_and_writes_nothing(ask, orders, lake):
