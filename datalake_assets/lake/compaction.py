@@ -64,6 +64,8 @@ def plan_of(
     """The plan of a partition whose manifest is known; ``excluded`` are files that must stay, with the reason."""
     now = folder.store.now()
     excluded = {file.name: file.kept_as_is for file in manifest.files if file.kept_as_is} | dict(excluded)
+    if manifest.files and (reason := folder.why_final(key)):
+        excluded = dict.fromkeys((file.name for file in manifest.files), reason) | excluded
     last, closes_at = manifest.history[-1].at if manifest.history else None, _closes_at(folder, key)
     closed = closes_at is None or closes_at <= now
     plan = plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)

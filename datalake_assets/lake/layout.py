@@ -311,6 +311,10 @@ class FeedFolder:
         """Whether one commit takes in all partitions, which then share one position in their source."""
         return False
 
+    def why_final(self, key: str) -> str:  # noqa: ARG002  others need it
+        """Why no file of a partition can be merged any more; empty if they can."""
+        return ""
+
     def probe(self) -> None:
         """Proves that the store which commits rely on enforces conditional writes."""
         self.data_store.probe()

@@ -21,7 +21,7 @@ from typing import Any
 from pyiceberg.catalog.sql import SqlCatalog
 
 from datalake_assets.feed import Feed
-from datalake_assets.lake.iceberg import iceberg_commits, iceberg_folder, iceberg_table
+from datalake_assets.lake.iceberg import commit_records, iceberg_commits, iceberg_folder, iceberg_table
 from datalake_assets.lake.layout import StateLog
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.local import LocalStore
@@ -36,11 +36,11 @@ __all__ = ["POINTS"]
 #: Where a process dies: what is called, in which place.
 POINTS: dict[str, tuple[Any, str]] = {
     "create table": (iceberg_folder, "create_table"),
-    "record": (iceberg_commits._Record, "begin"),
+    "record": (commit_records.CommitRecord, "begin"),
     "publish": (LocalStore, "publish"),
     "commit": (iceberg_commits, "commit_change"),
     "catalog": (SqlCatalog, "commit_table"),
-    "record's end": (iceberg_commits._Record, "end"),
+    "record's end": (commit_records.CommitRecord, "end"),
     "remove version": (iceberg_commits, "_remove_version"),
     "expire": (iceberg_folder, "delete_quietly"),
     "feed state": (StateLog, "change"),

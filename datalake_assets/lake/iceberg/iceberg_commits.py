@@ -15,12 +15,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import msgspec
 import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.table import Table
@@ -28,20 +27,26 @@ from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate
 
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import PartitionBy, version_number
+from datalake_assets.core.partitions import version_number
 from datalake_assets.core.position import OffsetsPosition, Position, SnapshotPosition, WindowPosition
 from datalake_assets.errors import (
     AmbiguousWrite,
     CommitConflict,
+    ConfigError,
     CorruptLake,
     LakeError,
-    ObjectNotFound,
-    PreconditionFailed,
     TransientStoreError,
     UploadGone,
 )
-from datalake_assets.feed import Feed
 from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.iceberg.commit_records import (
+    CommitDocument,
+    CommitRecord,
+    TablePlace,
+    condemned,
+    discard,
+    unfinished_commits,
+)
 from datalake_assets.lake.iceberg.iceberg_catalogs import talking
 from datalake_assets.lake.iceberg.iceberg_schemas import iceberg_file, value_of_key
 from datalake_assets.lake.iceberg.iceberg_views import (
@@ -54,10 +59,10 @@ from datalake_assets.lake.iceberg.iceberg_views import (
     WINDOWS,
     TableView,
 )
-from datalake_assets.lake.iceberg.transactions import Manifests, TableChange, commit_change, commit_updates
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, commit_updates
 from datalake_assets.lake.store.base import StagedFile, Store
 
-__all__ = ["TablePlace", "commit_together", "leaving", "undo_interrupted", "unfinished_commits"]
+__all__ = ["commit_together", "undo_interrupted"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,55 +83,6 @@ _OPERATIONS: Final = {
 }
 
 
-class TablePlace(Protocol):
-    """Where a table and its files lie, as far as commits need it."""
-
-    @property
-    def store(self) -> Store:
-        """The lake."""
-
-    @property
-    def data_store(self) -> Store:
-        """Where the data files lie."""
-
-    @property
-    def feed(self) -> Feed:
-        """The feed whose rows these are."""
-
-    @property
-    def by(self) -> PartitionBy | None:
-        """Length of the partitions; None for versions."""
-
-    @property
-    def commits(self) -> str:
-        """Folder of what is known of commits under way, in the lake."""
-
-    @property
-    def new_id(self) -> Callable[[], str]:
-        """Gives a fresh unique text at every call."""
-
-    def view(self) -> TableView:
-        """The table as it is now."""
-
-    def seen(self) -> TableView:
-        """The table as it was when this write began, if one has: its commit says whether it is another by now."""
-
-    def view_of(self, table: Table | None) -> TableView:
-        """A table as it was loaded."""
-
-    def reader(self, table: Table) -> Manifests:
-        """Reads the table's manifests."""
-
-    def uri_of(self, key: str, table: Table) -> str:
-        """The URI of a data file, by its key."""
-
-    def path_below(self, key: str) -> str:
-        """The path of a data file below the table's location, by its key."""
-
-    def expire_versions(self, view: TableView) -> TableView:
-        """Lets go of the snapshots of versions that no tag keeps any more."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What one commit is made of, by partition."""
@@ -143,6 +99,10 @@ class _Work:
         """All files."""
         return [staged for change in self.changes.values() for staged, _ in change.files]
 
+    def staged_but(self, planned: Mapping[str, Planned]) -> list[StagedFile]:
+        """The files of partitions that need not change after all."""
+        return [staged for key, change in self.changes.items() if key not in planned for staged, _ in change.files]
+
 
 def commit_together(folder: TablePlace, changes: Mapping[str, Change]) -> TableView:
     """Commits all changes as one snapshot; returns the table after it.
@@ -154,43 +114,47 @@ def commit_together(folder: TablePlace, changes: Mapping[str, Change]) -> TableV
     work = _Work(changes)
     view = folder.seen()
     try:
+        if work.first.kind in {"append", "replay"}:
+            view.check_not_rolled_back()
         planned = _planned(work, view)
     except BaseException:
-        _discard(folder.data_store, work.staged)
+        discard(folder.data_store, work.staged)
         raise
     if not planned:
-        _discard(folder.data_store, work.staged)
+        discard(folder.data_store, work.staged)
         return view
     if work.first.kind == "delete":
         return _remove_version(folder, next(iter(planned)), folder.view())
-    record = _Record.begin(folder, work)
+    record = CommitRecord.begin(folder, work.first.commit_id, work.staged)
     try:
         _publish(folder.data_store, work.staged)
     except LakeError:
-        record.give_up(folder, work)
+        record.give_up(folder, work.staged)
         raise
     return _attempts(folder, work, record, view, planned)
 
 
 def _attempts(
-    folder: TablePlace, work: _Work, record: _Record, view: TableView, planned: Mapping[str, Planned]
+    folder: TablePlace, work: _Work, record: CommitRecord, view: TableView, planned: Mapping[str, Planned]
 ) -> TableView:
     try:
         footers = _footers(folder.data_store, work.staged)
     except OSError as error:
         if not record.is_condemned(folder):
             raise
-        record.give_up(folder, work)
+        record.give_up(folder, work.staged)
         raise CommitConflict(folder.feed.path, UNDONE) from error
     for attempt in range(ATTEMPTS):
         table = _table(view)
+        with record.given_up_on_errors(folder, work.staged):
+            change = _change(folder, work, planned, view, footers)
         try:
             with talking(folder.store):
-                commit_change(table, _change(folder, work, planned, view, footers), manifests=folder.reader(table))
+                commit_change(table, change, manifests=folder.reader(table))
         except CommitConflict as error:
             logger.debug("commit %s tried again: %s", work.first.commit_id, error)
             if attempt == ATTEMPTS - 1:
-                record.give_up(folder, work)
+                record.give_up(folder, work.staged)
                 raise
         else:
             break
@@ -201,13 +165,13 @@ def _attempts(
         planned = _replanned(folder, work, record, view)
         if not planned:
             return view
-    record.end(folder)
+    record.end(folder, unused=work.staged_but(planned))
     after = folder.view_of(table)
     logger.info("committed %s of %s: %d files", work.first.kind, folder.feed.path, len(work.staged))
     return after
 
 
-def _replanned(folder: TablePlace, work: _Work, record: _Record, view: TableView) -> Mapping[str, Planned]:
+def _replanned(folder: TablePlace, work: _Work, record: CommitRecord, view: TableView) -> Mapping[str, Planned]:
     """The plan on another base; without one, or with an error, the files are of no use."""
     planned: Mapping[str, Planned] = {}
     try:
@@ -216,7 +180,7 @@ def _replanned(folder: TablePlace, work: _Work, record: _Record, view: TableView
         planned = _planned(work, view)
     finally:
         if not planned:
-            record.give_up(folder, work)
+            record.give_up(folder, work.staged)
     return planned
 
 
@@ -262,7 +226,15 @@ def _change(
         summary=said,
         set_properties=properties,
         tag=next(iter(planned)) if change.kind == "snapshot" else "",
+        moves_branch=not _is_late(planned, view),
     )
+
+
+def _is_late(planned: Mapping[str, Planned], view: TableView) -> bool:
+    """Whether this is a version whose pull began before that of another one that is there already."""
+    newest = view.newest_as_of()
+    pulled = [each.position.as_of for each in planned.values() if isinstance(each.position, SnapshotPosition)]
+    return newest is not None and any(each < newest for each in pulled)
 
 
 def _removed(view: TableView, planned: Mapping[str, Planned]) -> list[str]:
@@ -276,6 +248,11 @@ def _removed(view: TableView, planned: Mapping[str, Planned]) -> list[str]:
 def _line(folder: TablePlace, key: str, staged: StagedFile, footer: pq.FileMetaData, table: Table) -> IcebergFile:
     partition = [] if folder.by is None else [value_of_key(key, folder.by)]
     path = folder.uri_of(staged.key, table)
+    ids = {field.name: field.field_id for field in table.schema().fields}
+    for field in footer.schema.to_arrow_schema():
+        own = (field.metadata or {}).get(b"PARQUET:field_id")
+        if field.name not in ids or (own is not None and int(own) != ids[field.name]):
+            raise ConfigError(f"{path}: column {field.name!r} is not the table's: another engine changed that")
     return iceberg_file(path, footer, staged.size_bytes, partition=partition, metadata=table.metadata)
 
 
@@ -356,92 +333,6 @@ def _footers(store: Store, staged: Sequence[StagedFile]) -> dict[str, pq.FileMet
         return dict(zip([each.key for each in staged], read, strict=True))
 
 
-def _discard(store: Store, staged: Sequence[StagedFile]) -> None:
-    """Gives files up, published or not; failures are left to the sweep by age."""
-    for each in staged:
-        if each.token:
-            with contextlib.suppress(LakeError):
-                store.discard_staged(each)
-
-
-class _RecordDocument(msgspec.Struct, frozen=True):
-    """A commit that may be under way, in JSON.
-
-    Attributes:
-        commit_id: The commit.
-        files: Its files: key, size, token and parts of each, as they were staged.
-        condemned: Whether somebody is undoing it.
-    """
-
-    commit_id: str
-    files: tuple[tuple[str, int, str, tuple[str, ...]], ...]
-    condemned: bool = False
-
-    @property
-    def staged(self) -> list[StagedFile]:
-        """Its files."""
-        return [StagedFile(key, size, token, parts) for key, size, token, parts in self.files]
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """The object that lists the files of a commit that may be under way."""
-
-    key: str
-
-    @classmethod
-    def begin(cls, folder: TablePlace, work: _Work) -> _Record:
-        """Writes it, before any file is visible."""
-        files = tuple((each.key, each.size_bytes, each.token, tuple(each.parts)) for each in work.staged)
-        record = cls(f"{folder.commits}/{work.first.commit_id}.json")
-        folder.store.create(record.key, msgspec.json.encode(_RecordDocument(work.first.commit_id, files)))
-        return record
-
-    def is_condemned(self, folder: TablePlace) -> bool:
-        """Whether somebody undoes the commit, or has undone it."""
-        try:
-            return _decoded(folder.store.get(self.key)[0], self.key).condemned
-        except ObjectNotFound:
-            return True
-
-    def end(self, folder: TablePlace) -> None:
-        """Forgets it: all is done."""
-        with contextlib.suppress(LakeError):  # a repair does it then
-            folder.store.delete([self.key])
-
-    def give_up(self, folder: TablePlace, work: _Work) -> None:
-        """Deletes the files of a commit that was certainly not made."""
-        _discard(folder.data_store, work.staged)
-        with contextlib.suppress(LakeError):  # a repair does it then
-            folder.data_store.delete(each.key for each in work.staged)
-            folder.store.delete([self.key])
-
-
-@contextlib.contextmanager
-def leaving(folder: TablePlace, keys: Sequence[str]) -> Iterator[None]:
-    """Lists files that no snapshot will name in a moment, so that a repair deletes them if this process dies first."""
-    name = folder.new_id()
-    at = f"{folder.commits}/{name}.json"
-    document = _RecordDocument(name, tuple((key, 0, "", ()) for key in keys))
-    folder.store.create(at, msgspec.json.encode(document))
-    yield
-    folder.store.delete([at])
-
-
-def _decoded(body: bytes, where: str) -> _RecordDocument:
-    try:
-        return msgspec.json.decode(body, type=_RecordDocument)
-    except msgspec.MsgspecError as error:
-        raise CorruptLake(where, f"not a list of a commit's files: {error}") from error
-
-
-def unfinished_commits(folder: TablePlace) -> Iterator[tuple[str, _RecordDocument]]:
-    """The commits that are under way, or were interrupted: the key of the object of each, and what it says."""
-    for info in folder.store.list(folder.commits):
-        with contextlib.suppress(ObjectNotFound):  # it has just ended
-            yield info.key, _decoded(folder.store.get(info.key)[0], info.key)
-
-
 def undo_interrupted(folder: TablePlace) -> tuple[int, int]:
     """Settles commits that were interrupted: those that were made lost nothing but their end, others are undone.
 
@@ -450,13 +341,13 @@ def undo_interrupted(folder: TablePlace) -> tuple[int, int]:
     """
     made = undone = 0
     for key, _ in list(unfinished_commits(folder)):
-        document = _condemned(folder, key)
+        document = condemned(folder, key)
         if document is None:
             continue
         if _was_made(folder, document):
             made += 1
         else:
-            _discard(folder.data_store, document.staged)
+            discard(folder.data_store, document.staged)
             folder.data_store.delete(each.key for each in document.staged)
             undone += 1
             logger.warning("commit %s of %s was undone", document.commit_id, folder.feed.path)
@@ -464,25 +355,15 @@ def undo_interrupted(folder: TablePlace) -> tuple[int, int]:
     return made, undone
 
 
-def _condemned(folder: TablePlace, key: str) -> _RecordDocument | None:
-    """The record, marked, so that its writer does not go on; None if it has ended meanwhile."""
-    try:
-        body, etag = folder.store.get(key)
-        document = _decoded(body, key)
-        if not document.condemned:
-            document = msgspec.structs.replace(document, condemned=True)
-            folder.store.swap(key, msgspec.json.encode(document), etag=etag)
-    except (ObjectNotFound, PreconditionFailed):
-        return None
-    return document
-
-
-def _was_made(folder: TablePlace, document: _RecordDocument) -> bool:
+def _was_made(folder: TablePlace, document: CommitDocument) -> bool:
     """Whether a commit is in the table; if it is not, it cannot get there any more."""
     for _ in range(ATTEMPTS):
         view = folder.view()
         if view.table is None:
-            return False
+            raise ConfigError(
+                f"the catalog has no table of feed {folder.feed.name!r}, and a commit to it is not settled:"
+                " is DATALAKE_ICEBERG_CATALOG, or its namespace, the one that it was written with?"
+            )
         if _is_there(folder, view, document):
             return True
         change = TableChange(Operation.APPEND, summary={KIND: "fence", COMMIT: folder.new_id()})
@@ -492,7 +373,7 @@ def _was_made(folder: TablePlace, document: _RecordDocument) -> bool:
     raise TransientStoreError(folder.feed.path, "other writers kept committing while one was being undone")
 
 
-def _is_there(folder: TablePlace, view: TableView, document: _RecordDocument) -> bool:
+def _is_there(folder: TablePlace, view: TableView, document: CommitDocument) -> bool:
     if view.is_committed(document.commit_id):
         return True
     named = view.named_files()  # the snapshot may have expired, and its files live on in later ones

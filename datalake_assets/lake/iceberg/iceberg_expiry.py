@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -261,7 +261,14 @@ class Orphans:
         return sum(each.size_bytes for each in self.removed)
 
 
-def remove_orphans(table: Table, *, older_than: datetime, now: datetime, dry_run: bool = False) -> Orphans:
+def remove_orphans(
+    table: Table,
+    *,
+    older_than: datetime,
+    now: datetime,
+    dry_run: bool = False,
+    under_way: Callable[[], Iterable[str]] = tuple,
+) -> Orphans:
     """Deletes files in the table's folders that neither a retained snapshot nor the log of metadata files names.
 
     The folders are listed first, and what is named is read afterwards, so that what is committed meanwhile is named.
@@ -271,6 +278,8 @@ def remove_orphans(table: Table, *, older_than: datetime, now: datetime, dry_run
         older_than: Files that were changed since stay; at least a day before ``now``.
         now: The time.
         dry_run: Only tell.
+        under_way: Gives files of commits that are under way, whatever their age; asked for after the listing, so that
+            it knows all that the listing has.
 
     Raises:
         ConfigError: Files that are a day old or younger were to go.
@@ -284,6 +293,7 @@ def remove_orphans(table: Table, *, older_than: datetime, now: datetime, dry_run
     _check_gc(table)
     before = _named(table)
     listed = {_key(path): (path, size, changed) for path, size, changed in _listing(table)}
+    spared = {_key(path) for path in under_way()}
     table.refresh()
     named = _named(table)
     own = _Folders(table)
@@ -291,7 +301,9 @@ def remove_orphans(table: Table, *, older_than: datetime, now: datetime, dry_run
     if unseen:
         reason = f"{unseen[0]} and {len(unseen) - 1} more files are named, and not listed; nothing was deleted"
         raise CorruptLake(table_text(table), reason)
-    unnamed = [each for key, each in listed.items() if key not in named and key.endswith(_SUFFIXES)]
+    unnamed = [
+        each for key, each in listed.items() if key not in named and key not in spared and key.endswith(_SUFFIXES)
+    ]
     _check_no_other_table(table, [path for path, _, _ in unnamed])
     old = sorted((path, size) for path, size, changed in unnamed if changed < older_than)
     if not dry_run:

@@ -15,11 +15,14 @@ from pyiceberg.io.pyarrow import pyarrow_to_schema
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
-from pyiceberg.table.update import RemoveSnapshotsUpdate
+from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
+from pyiceberg.table.snapshots import ancestors_of
+from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate
 
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CommitConflict, ConfigError, TransientStoreError
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
+from datalake_assets.lake.iceberg.commit_records import leaving
 from datalake_assets.lake.iceberg.iceberg_catalogs import (
     chooses_location,
     create_table,
@@ -28,7 +31,7 @@ from datalake_assets.lake.iceberg.iceberg_catalogs import (
     location_of,
     talking,
 )
-from datalake_assets.lake.iceberg.iceberg_commits import commit_together, leaving
+from datalake_assets.lake.iceberg.iceberg_commits import commit_together
 from datalake_assets.lake.iceberg.iceberg_schemas import fresh_ids, partition_field, with_field_ids
 from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path, path_in_table
 from datalake_assets.lake.iceberg.transactions import Manifests, commit_updates, delete_quietly
@@ -99,6 +102,12 @@ class IcebergFolder(FeedFolder):
         """Implements `FeedFolder`."""
         return self.view().partitions()
 
+    def why_final(self, key: str) -> str:
+        """Implements `FeedFolder`: a merge is a snapshot on the newest, and what is not of that stays as it is."""
+        if self.by is not None or self.seen().is_read_from_head(key):
+            return ""
+        return "is of a version that is not the newest"
+
     def probe(self) -> None:
         """Implements `FeedFolder`: what decides is the catalog, and the lake's lists of commits under way."""
         self.store.probe()
@@ -165,6 +174,12 @@ class IcebergFolder(FeedFolder):
             new = [column for column in schema if column.name not in table.schema().column_names]
             if not new:
                 return with_field_ids(schema, table.schema())
+            former = {name for each in table.schemas().values() for name in each.column_names}
+            if lost := [column.name for column in new if column.name in former]:
+                raise ConfigError(
+                    f"the Iceberg table of feed {self.feed.name!r} has no column {lost[0]!r} any more:"
+                    " another engine renamed or dropped it; give it its name again"
+                )
             try:
                 with talking(self.store), table.update_schema() as update:
                     update.union_by_name(pa.schema([column.with_metadata(None) for column in new]))
@@ -179,7 +194,13 @@ class IcebergFolder(FeedFolder):
         if table is None or not kept:
             return view
         newest = kept[max(kept)].sequence_number or 0
-        stays = {each.snapshot_id for each in kept.values()}
+        refs = table.metadata.refs  # the tags of versions, and whatever others keep
+        stays = {each.snapshot_id for each in refs.values()} | {
+            each.snapshot_id
+            for ref in refs.values()
+            for each in ancestors_of(table.metadata.snapshot_by_id(ref.snapshot_id), table.metadata)
+            if ref.snapshot_ref_type is SnapshotRefType.BRANCH and ref is not refs.get(MAIN_BRANCH)
+        }
         gone = [
             each for each in table.snapshots() if each.snapshot_id not in stays and (each.sequence_number or 0) < newest
         ]
@@ -190,6 +211,7 @@ class IcebergFolder(FeedFolder):
         rows = [f"{self._place()[1]}/{name}" for name in names if name.startswith(f"{DATA}/")]
         updates = tuple(RemoveSnapshotsUpdate(snapshot_ids=[each.snapshot_id]) for each in gone)
         numbers = {each.snapshot_id for each in gone}
+        unmoved = tuple(AssertRefSnapshotId(ref=name, snapshot_id=ref.snapshot_id) for name, ref in refs.items())
 
         def is_there() -> bool:
             return numbers.isdisjoint(each.snapshot_id for each in table.snapshots())
@@ -197,7 +219,7 @@ class IcebergFolder(FeedFolder):
         try:
             with leaving(self, rows):
                 with talking(self.store):
-                    commit_updates(table, updates, (), is_there=is_there)
+                    commit_updates(table, updates, unmoved, is_there=is_there)
                 delete_quietly(table.io, sorted(only_there))
         except CommitConflict:  # the next one removed does it; a repair forgets the list
             return self.view()

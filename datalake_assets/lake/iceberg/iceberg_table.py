@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 
-from pyiceberg.table import TableProperties
+from pyiceberg.table import Table, TableProperties
+from pyiceberg.table.snapshots import Operation
 
 from datalake_assets.core.batches import Batches, Decode, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, rules_of
@@ -19,13 +20,16 @@ from datalake_assets.errors import CommitConflict
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.compaction import plan_of
 from datalake_assets.lake.hive import HiveSnapshot, HiveTable
+from datalake_assets.lake.iceberg.commit_records import unfinished_commits
 from datalake_assets.lake.iceberg.iceberg_catalogs import load_table, talking
-from datalake_assets.lake.iceberg.iceberg_commits import undo_interrupted, unfinished_commits
+from datalake_assets.lake.iceberg.iceberg_commits import undo_interrupted
 from datalake_assets.lake.iceberg.iceberg_compaction import compact_table, rewrite_settings, table_rules
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans, rewrite_manifests
 from datalake_assets.lake.iceberg.iceberg_folder import IcebergFolder
 from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
 from datalake_assets.lake.iceberg.iceberg_views import TableView
+from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets.lake.inspection import content, mend_versions, sweep_staged
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
@@ -213,21 +217,37 @@ class IcebergTable(HiveTable):
             settings = rewrite_settings(view.table, rules, row_group_bytes=self.feed.format.row_group_bytes)
             with talking(self._folder.store):
                 compact_table(view.table, rules, settings, now=datetime.now(UTC))
+                self._remove_unneeded_deletes(view.table)
+
+    def _remove_unneeded_deletes(self, table: Table) -> None:
+        """Takes delete files out that apply to no file any more, as engines leave behind that compact."""
+        head = SnapshotFiles(table.metadata, self._folder.reader(table), table.current_snapshot())
+        needed = {each.path for file in head.data.values() for each in file.deletes}
+        gone = {each.path for each in head.deletes} - needed
+        if gone:
+            commit_change(table, TableChange(Operation.REPLACE, removed=gone), manifests=self._folder.reader(table))
 
     def expire(self) -> Expired:
         """Implements `LakeTable`; how long snapshots stay, the table's own properties say (``history.expire.…``)."""
         table = load_table(self._folder.store, self.feed)
         if table is None:
             return Expired()
-        now = datetime.now(UTC)
+        now = self._folder.store.now()
         age = timedelta(milliseconds=float(table.properties.get(TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS)))
         keep_last = int(table.properties.get(TableProperties.MIN_SNAPSHOTS_TO_KEEP, "1"))
         with talking(self._folder.store):
             gone = expire_snapshots(table, older_than=now - age, keep_last=keep_last, now=now)
             with contextlib.suppress(CommitConflict):  # the next night does it
                 rewrite_manifests(table)
-            orphans = remove_orphans(table, older_than=now - ORPHANS_AFTER, now=now)
+            orphans = remove_orphans(table, older_than=now - ORPHANS_AFTER, now=now, under_way=self._files_under_way)
         return Expired(len(gone.snapshots), len(gone.files), len(orphans.removed))
+
+    def _files_under_way(self) -> list[str]:
+        """Files that a commit may be about to name, which a record lists before they can be seen."""
+        folder, table = self._folder, load_table(self._folder.store, self.feed)
+        if table is None:
+            return []
+        return [folder.uri_of(each.key, table) for _, record in unfinished_commits(folder) for each in record.staged]
 
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`."""

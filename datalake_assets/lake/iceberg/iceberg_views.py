@@ -25,7 +25,7 @@ from pyiceberg.table.snapshots import Snapshot, ancestors_of
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import HISTORY, Commit, Manifest
 from datalake_assets.core.partitions import PartitionBy, version_key, version_number
-from datalake_assets.core.position import OffsetsPosition, Position, position_from_json
+from datalake_assets.core.position import OffsetsPosition, Position, SnapshotPosition, position_from_json
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.iceberg.iceberg_schemas import key_of_value, time_bounds_of
 from datalake_assets.lake.iceberg.transactions import Manifests
@@ -196,14 +196,59 @@ class TableView:
         return self.table.properties if self.table is not None else {}
 
     def _snapshot(self, key: str) -> Snapshot | None:
-        """The snapshot that a partition is read from; of the newest version the head, which may have been compacted."""
+        """The snapshot that a partition is read from.
+
+        Of a version it is the one with its tag, or the head, if that was made of it: by a compaction, or an append of
+        others. Versions may be committed in another order than their numbers have.
+        """
         if self.table is None:
             return None
+        head = self.table.current_snapshot()
         if self._by is not None:
-            return self.table.current_snapshot()
-        number = version_number(key)
-        newest = max(self.versions, default=0)
-        return self.table.current_snapshot() if number == newest else self.versions.get(number)
+            return head
+        tagged = self.versions.get(version_number(key))
+        return head if self._is_made_of(tagged, head) else tagged
+
+    def _is_made_of(self, tagged: Snapshot | None, head: Snapshot | None) -> bool:
+        if tagged is None or head is None or self.table is None:
+            return False
+        for each in ancestors_of(head, self.table.metadata):
+            if each.snapshot_id == tagged.snapshot_id:
+                return True
+            if _said(each).get(KIND) == "snapshot":
+                return False
+        return False
+
+    def is_read_from_head(self, key: str) -> bool:
+        """Whether what a partition holds is in the newest snapshot."""
+        head = self.table.current_snapshot() if self.table is not None else None
+        return head is not None and self._snapshot(key) is head
+
+    def check_not_rolled_back(self) -> None:
+        """Refuses to go on where another engine took the table back: the position is that of rows which are gone.
+
+        Raises:
+            ConfigError: The newest snapshot that states a position states another than the table.
+        """
+        head = self.table.current_snapshot() if self.table is not None else None
+        stated = self._properties.get(POSITION)
+        if head is None or stated is None or self.table is None:
+            return
+        for each in islice(ancestors_of(head, self.table.metadata), LINEAGE):
+            said = _said(each).get(POSITION)
+            if said is not None and said != stated:
+                raise ConfigError(
+                    f"Iceberg table {'.'.join(self.table.name())} was rolled back by another engine: rows of later"
+                    " snapshots are missing, and would not be read again; make the newest snapshot of before the"
+                    " current one, or remove the feed and add it anew"
+                )
+            if said is not None:
+                return
+
+    def newest_as_of(self) -> datetime | None:
+        """When the pull of the newest version began; None without versions."""
+        found = [self._position(version_key(number)) for number in self.versions]
+        return max((each.as_of for each in found if isinstance(each, SnapshotPosition)), default=None)
 
     def _position(self, key: str) -> Position | None:
         if self._by is None:
@@ -220,7 +265,8 @@ class TableView:
         found: dict[str, list[tuple[int, Commit]]] = defaultdict(list)
         head = self.table.current_snapshot() if self.table is not None else None
         lineage = ancestors_of(head, self.table.metadata) if head is not None and self.table is not None else ()
-        for snapshot in reversed(list(islice(lineage, LINEAGE))):
+        told = {each.snapshot_id: each for each in (*islice(lineage, LINEAGE), *self.versions.values())}
+        for snapshot in sorted(told.values(), key=lambda each: each.sequence_number or 0):
             said = _said(snapshot)
             for key, done in json.loads(said.get(PARTITIONS, "{}")).items():
                 commit = Commit(

@@ -147,6 +147,7 @@ class TableChange:
         cluster_manifests: Write all manifests anew, so that each has files of few partitions.
         snapshot_id: The number of the snapshot, for those who have to know it before; by default a new one.
         tag: A tag that the snapshot gets in the same commit, and that keeps it; empty for none.
+        moves_branch: Whether the snapshot becomes the branch's newest; else it needs a tag.
     """
 
     operation: Operation
@@ -160,6 +161,7 @@ class TableChange:
     cluster_manifests: bool = False
     snapshot_id: int | None = None
     tag: str = ""
+    moves_branch: bool = True
 
 
 def commit_change(
@@ -192,7 +194,8 @@ def commit_change(
     if change.removed_properties:
         updates.append(RemovePropertiesUpdate(removals=list(change.removed_properties)))
     updates.append(AddSnapshotUpdate(snapshot=snapshot))
-    updates.append(_new_head(metadata.refs.get(branch), branch, snapshot.snapshot_id))
+    if change.moves_branch:
+        updates.append(_new_head(metadata.refs.get(branch), branch, snapshot.snapshot_id))
     if change.tag:
         updates.append(_new_ref(change.tag, "tag", snapshot.snapshot_id))
     requirement = AssertRefSnapshotId(ref=branch, snapshot_id=snapshot.parent_snapshot_id)

@@ -20,6 +20,7 @@ from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, wi
 from datalake_assets.errors import CommitConflict, ConfigError, InvalidFeed, SchemaChanged
 from datalake_assets.feed import AssetSource, Feed, FeedKind
 from datalake_assets.lake.iceberg import iceberg_commits, iceberg_folder
+from datalake_assets.lake.iceberg.commit_records import CommitRecord
 from datalake_assets.lake.iceberg.iceberg_schemas import key_of_value, value_of_key
 from datalake_assets.lake.iceberg.iceberg_views import POSITION
 from datalake_assets.lake.registry import FeedRegistry
@@ -144,7 +145,7 @@ def test_repair_beside_a_live_writer_loses_nothing_of_it(local_store, feed, monk
 
 
 def test_repair_keeps_a_commit_whose_writer_died_after_it(local_store, feed, monkeypatch):
-    monkeypatch.setattr(iceberg_commits._Record, "end", lambda *_: None)
+    monkeypatch.setattr(CommitRecord, "end", lambda *_, **__: None)
     write(local_store, feed, numbered(range(5)))
     monkeypatch.undo()
     table = open_table(local_store, feed)
