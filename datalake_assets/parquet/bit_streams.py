@@ -15,10 +15,20 @@ import numpy.typing as npt
 
 from datalake_assets.parquet.thrift import MalformedThrift
 
-__all__ = ["LENGTH_BYTES", "Numbers", "delta_numbers", "hybrid_numbers", "leading_number", "text_lengths"]
+__all__ = [
+    "LENGTH_BYTES",
+    "MAX_VALUES",
+    "Numbers",
+    "delta_numbers",
+    "hybrid_numbers",
+    "leading_number",
+    "text_lengths",
+]
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
+#: Values of a page above which it is not looked at: Arrow's own limit of memory is not far.
+MAX_VALUES = 1 << 24
 #: Values of a bit-packed run come eight at a time.
 GROUP_VALUES = 8
 #: Of a text, before it.
@@ -77,6 +87,8 @@ def delta_numbers(data: memoryview) -> tuple[Numbers, int]:
         value, at = leading_number(data, at)
         header.append(value)
     block, miniblocks, count, first = header
+    if max(block, count) > MAX_VALUES:
+        raise MalformedThrift("a page has too many values to look at them")
     per_miniblock = block // miniblocks
     deltas, left = [np.array([_signed(first)], np.int64)], count - 1
     while left > 0:

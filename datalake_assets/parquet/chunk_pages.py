@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from datalake_assets.parquet.bit_streams import (
     LENGTH_BYTES,
+    MAX_VALUES,
     Numbers,
     delta_numbers,
     hybrid_numbers,
@@ -69,9 +70,7 @@ OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES = 5, 1
 DEFINITION_ENCODING, REPETITION_ENCODING = 3, 4
 DEFINITION_BYTES, REPETITION_BYTES, IS_COMPRESSED = 5, 6, 7
 #: What reading raises: what cannot be made out here is left to Arrow.
-UNREADABLE = (MalformedThrift, pa.ArrowException, OSError, ValueError, IndexError, ZeroDivisionError)
-#: Values of a page above which it is not looked at: Arrow's own limit of memory is not far.
-MAX_VALUES = 1 << 24
+UNREADABLE = (MalformedThrift, pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
 
 
 class Chunks:
@@ -83,7 +82,7 @@ class Chunks:
     """
 
     def __init__(self, parquet: pq.ParquetFile, source: pa.NativeFile) -> None:
-        self._metadata, self._source, self._codecs = parquet.metadata, source, _Codecs(source)
+        self._metadata, self._blocks, self._codecs = parquet.metadata, _Blocks(source), _Codecs(source)
 
     def __iter__(self) -> Iterator[list[Chunk]]:
         return (self.of(number) for number in range(self._metadata.num_row_groups))
@@ -92,7 +91,7 @@ class Chunks:
         """Those of a row group."""
         group, schema = self._metadata.row_group(number), self._metadata.schema
         return [
-            Chunk.of(group.column(index), schema.column(index), self._source, partial(self._codecs.of, number, index))
+            Chunk.of(group.column(index), schema.column(index), self._blocks, partial(self._codecs.of, number, index))
             for index in range(group.num_columns)
         ]
 
@@ -146,12 +145,12 @@ class _Blocks:
         self._source, self._size_bytes = source, source.size()
         self._begin, self._block = 0, memoryview(b"")
 
-    def read(self, offset: int, length: int) -> memoryview:
-        """So many bytes from there, or as many as there are."""
+    def read(self, offset: int, length: int, *, until: int) -> memoryview:
+        """So many bytes from there, or as many as there are; fetches more, but nothing after ``until``."""
         if not 0 <= offset <= self._size_bytes:
             raise MalformedThrift("a page lies outside the file")
         if not self._begin <= offset <= offset + length <= self._begin + len(self._block):
-            wanted = min(max(length, BLOCK_BYTES), self._size_bytes - offset)
+            wanted = min(max(length, min(BLOCK_BYTES, until - offset)), self._size_bytes - offset)
             self._begin, self._block = offset, memoryview(self._source.read_at(wanted, offset))
         return self._block[offset - self._begin : offset - self._begin + length]
 
@@ -184,6 +183,7 @@ class Chunk:
     values: int
     encoded_bytes: int
     start: int
+    end: int
     names_dictionary: bool
     levels: tuple[int, int]  # the largest repetition and definition levels
     blocks: _Blocks
@@ -192,10 +192,11 @@ class Chunk:
     _longest: int | None = None
 
     @classmethod
-    def of(cls, chunk: Any, column: Any, source: pa.NativeFile, codec: Callable[[], str]) -> Chunk:
+    def of(cls, chunk: Any, column: Any, blocks: _Blocks, codec: Callable[[], str]) -> Chunk:
         """The chunk by Arrow's metadata of it and of its column."""
         dictionary, data = chunk.dictionary_page_offset, int(chunk.data_page_offset)
         kind = chunk.physical_type
+        start = dictionary if dictionary and dictionary < data else data
         return cls(
             path=chunk.path_in_schema,
             kind=kind,
@@ -204,10 +205,11 @@ class Chunk:
             encodings=frozenset(chunk.encodings),
             values=max(int(chunk.num_values), 0),
             encoded_bytes=max(int(chunk.total_uncompressed_size), int(chunk.total_compressed_size), 0),
-            start=dictionary if dictionary and dictionary < data else data,
+            start=start,
+            end=start + max(int(chunk.total_compressed_size), 0),
             names_dictionary=bool(dictionary),
             levels=(int(column.max_repetition_level), int(column.max_definition_level)),
-            blocks=_Blocks(source),
+            blocks=blocks,
         )
 
     @property
@@ -262,7 +264,7 @@ class Chunk:
         while left > 0:
             length = HEADER_BYTES
             while True:
-                header = bytes(self.blocks.read(at, length))
+                header = bytes(self.blocks.read(at, length, until=self.end))
                 try:
                     page = page_of(header)
                     break
@@ -377,7 +379,7 @@ class Chunk:
 
     def _unpacked_bytes(self, page: Page, header: bytes, begin: int) -> memoryview:
         """What a page holds, no longer compressed."""
-        body = self.blocks.read(begin, page.size_bytes)
+        body = self.blocks.read(begin, page.size_bytes, until=self.end)
         if len(body) < page.size_bytes or page.plain_bytes > self.encoded_bytes + MAX_HEADER_BYTES:
             raise MalformedThrift("a page is not as long as it says")
         plain, numbers = b"", {}

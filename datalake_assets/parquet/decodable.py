@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.core.wording import count_text, size_text
-from datalake_assets.parquet.bit_streams import leading_number
+from datalake_assets.parquet.bit_streams import MAX_VALUES, leading_number
 from datalake_assets.parquet.chunk_pages import DICTIONARY_ENCODINGS, UNREADABLE, Chunk, Chunks
 from datalake_assets.parquet.pages import DICTIONARY_PAGE
 
@@ -92,6 +92,12 @@ def _too_large(chunks: list[Chunk], row_bytes: int) -> str:
     suspects = [chunk for chunk in suspects if chunk.most_by_headers() * len(chunks) > row_bytes]
     if not suspects:
         return ""
+    for chunk in suspects:
+        if any(found.page.values > MAX_VALUES for found in chunk.pages()):
+            return (
+                f"a page of column {chunk.path!r} has more than {MAX_VALUES:,} values, too many to say whether its rows"
+                " can be held"
+            )
     sizes = {chunk.path: chunk.row_sizes() for chunk in suspects}
     of_rows = np.zeros(max(map(len, sizes.values())), np.int64)
     for of_chunk in sizes.values():

@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datalake_assets.parquet import decodable
+from datalake_assets.parquet.bit_streams import delta_numbers
+from datalake_assets.parquet.chunk_pages import UNREADABLE, Chunks
 from datalake_assets.parquet.decodable import ROW_BYTES, too_large, undecodable, unproven
 from datalake_assets.parquet.pages import page_of
 from datalake_assets.parquet.thrift import I32, I64, varint, zigzag
@@ -101,13 +104,14 @@ class Counted:
     """Bytes of a file that tell how many of them were read."""
 
     def __init__(self, body):
-        self.reads, self._body = 0, body
+        self.reads, self.read_bytes, self._body = 0, 0, body
 
     def size(self):
         return len(self._body)
 
     def read_at(self, length, offset):
         self.reads += 1
+        self.read_bytes += length
         return self._body[offset : offset + length]
 
 
@@ -120,6 +124,41 @@ def test_files_above_suspicion_are_not_read_beforehand():
     assert too_large(parsed, counted, row_bytes=ROW_BYTES) == unproven(parsed, counted) == ""
     assert undecodable(parsed, counted, row_bytes=ROW_BYTES) == ""
     assert counted.reads == 0
+
+
+def test_pages_of_many_columns_are_read_once():
+    """Each column looked ahead for itself, over all that follow it."""
+    table = pa.table({f"c{number}": [f"text {row % 200}" for row in range(1000)] for number in range(100)})
+    body = parquet(table, compression="none", store_schema=False)
+    counted = Counted(body)
+
+    for chunks in Chunks(pq.ParquetFile(pa.BufferReader(body)), counted):
+        assert [sum(found.page.values for found in chunk.pages()) for chunk in chunks] == [1200] * 100
+
+    assert counted.read_bytes <= len(body)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(varint(128) + varint(4) + varint(2) + varint((1 << 70) - 2), id="first value beyond 64 bits"),
+        pytest.param(varint(128) + varint(4) + varint(1 << 33) + varint(0), id="many values"),
+        pytest.param(varint(1 << 33) + varint(1) + varint(1 << 33) + varint(0), id="large block"),
+    ],
+)
+def test_delta_header_of_impossible_numbers_is_unreadable(header):
+    with pytest.raises(UNREADABLE):
+        delta_numbers(memoryview(header + bytes(8)))
+
+
+def test_row_with_a_page_of_too_many_values_is_refused(monkeypatch):
+    monkeypatch.setattr(decodable, "MAX_VALUES", 4999, raising=False)  # to write more than 2^24 takes seconds
+    column = pa.array([[LONG] * 5000])
+    reason = (
+        "a page of column 'c.list.element' has more than 4,999 values, too many to say whether its rows can be held"
+    )
+    assert too_large_at(parquet(pa.table({"c": column})), 1 << 20) == reason
+    assert too_large_at(parquet(pa.table({"c": column[:0]})), 1 << 20) == ""
 
 
 PEAK = """
