@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,12 @@ import click
 
 from datalake_assets.cli.output import one_line, print_json, say, warn
 from datalake_assets.cli.session import LakeCommand, Session, WorkCommand, json_option, pass_session
-from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
 
 __all__ = ["repair", "verify"]
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(cls=LakeCommand)
@@ -69,8 +72,18 @@ class _FeedErrors:
         except DatalakeError as error:
             if self._is_one:
                 raise
-            warn(f"Error: {feed.path}: {error}")
-            self.found.append({"feed": feed.name, "error": str(error)})
+            self._add(feed, str(error))
+        except BrokenPipeError:  # nobody reads the answer any more
+            raise
+        except Exception as error:
+            if self._is_one:
+                raise
+            logger.exception("%s cannot be looked at", feed.path)
+            self._add(feed, unforeseen_text(error))
+
+    def _add(self, feed: Feed, error: str) -> None:
+        warn(f"Error: {feed.path}: {error}")
+        self.found.append({"feed": feed.name, "error": error})
 
 
 @click.command(cls=WorkCommand)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,48 @@ def test_nothing_due_is_exit_code_0_with_a_sentence(run: Run, clicks: AdoptedFol
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith("folders/clicks: nothing to compact in 2 partitions; ")
+
+
+def test_partition_with_an_unreadable_manifest_keeps_no_other_from_its_turn(
+    run: Run, clicks: AdoptedFolder, lake: Path
+):
+    for day in (1, 2):
+        for number in range(3):
+            clicks.write(f"day={day}/{number}.parquet", [number])
+    run("adopt", clicks.uri, "--name", "clicks")
+    (lake / "control/folders/clicks/day=2/manifest.json").write_text('{"bro')
+    clicks.write("day=1/0.parquet", [7])
+
+    dry, compared = run("compact", "clicks", "--dry-run", "--force"), run("verify", "clicks")
+
+    reason = "control/folders/clicks/day=2/manifest.json: not a manifest"
+    assert (dry.exit_code, compared.exit_code) == (1, 1)
+    assert "day=1" in dry.stdout
+    assert f"Error: folders/clicks day=2: {reason}" in dry.stderr
+    assert "folders/clicks day=1: changed: clicks/day=1/0.parquet" in compared.stdout
+    assert (
+        "folders/clicks day=2: manifest: control/folders/clicks/day=2/manifest.json: not a manifest" in compared.stdout
+    )
+
+
+def test_verify_names_a_file_that_cannot_be_decoded_and_goes_on(run: Run, clicks: AdoptedFolder, tmp_path: Path):
+    texts = [f"some text number {number:07d}" for number in range(60_000)]
+    options = {"use_dictionary": False, "column_encoding": {"a": "DELTA_BYTE_ARRAY"}, "compression": "none"}
+    body = parquet_bytes({"a": texts}, store_schema=False, data_page_size=400_000, **options)
+    count = re.search(rb"\x80\x01\x04[\x80-\xff]*[\x00-\x7f]", body)  # in the header of the prefixes
+    assert count is not None
+    clicks.put("bad.parquet", body[: count.end()] + b"\xff" * 9 + b"\x7f" + body[count.end() + 10 :])
+    (tmp_path / "raw/other").mkdir()
+    other = AdoptedFolder(clicks.store, "other")
+    for number in range(2):
+        other.write(f"{number}.parquet", [number])
+    for folder in (clicks, other):
+        run("adopt", folder.uri, "--name", folder.name)
+    other.delete("0.parquet")
+
+    result = run("verify", "--deep")
+
+    assert result.exit_code == 1
+    first, second = result.stdout.splitlines()
+    assert first.startswith("folders/clicks .: rows: clicks/bad.parquet: cannot be read: ")
+    assert second.startswith("folders/other .: missing: other/0.parquet: ")

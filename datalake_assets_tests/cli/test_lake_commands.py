@@ -150,6 +150,23 @@ def test_feed_that_cannot_be_looked_at_keeps_no_other_from_its_turn(run, filled,
     assert run(command, "a").stderr.startswith("Error: ")
 
 
+def test_feed_whose_look_meets_a_bug_keeps_no_other_from_its_turn(run, filled, monkeypatch):
+    honest = HiveTable.verify
+
+    def verify(self: HiveTable, **options: object) -> object:
+        return honest(self, **options) if self.feed.name == "t" else iter([1 // 0])
+
+    monkeypatch.setattr(HiveTable, "verify", verify)
+
+    result = run("verify")
+
+    assert (result.exit_code, result.stdout) == (1, "1 feeds, no differences\n")
+    line = (
+        "Error: streams/s: unexpected ZeroDivisionError: integer division or modulo by zero (a bug; see where with -v)"
+    )
+    assert line in result.stderr.splitlines()
+
+
 def test_verify_names_each_difference(run, filled, lake):
     missing, damaged = _data_files(lake)
     missing.unlink()

@@ -100,9 +100,10 @@ class AdoptedTable(HiveTable):
         return self._kept_by_summaries(key, super().compaction_plan(key, request, excluded=excluded))
 
     def rehearsed_partitions(self) -> tuple[str, ...]:
-        """Implements `Rehearses`: folders that no manifest knows yet are among them."""
+        """Implements `Rehearses`: folders without a manifest, or with an unreadable one, are among them."""
         _, manifests = self._foreseen
-        return tuple(sorted({key for key, each in manifests.items() if each.files or each.generation}))
+        unreadable = set(self._folder.partition_keys()) - manifests.keys()
+        return tuple(sorted({key for key, each in manifests.items() if each.files or each.generation} | unreadable))
 
     def rehearse(self, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:
         """Implements `Rehearses`: with the files that are there now."""
@@ -112,7 +113,7 @@ class AdoptedTable(HiveTable):
             self._folder,
             key,
             request,
-            manifest=manifests.get(key, Manifest()),
+            manifest=manifests.get(key) or self._folder.log(key).load().manifest,
             most_bytes=most_bytes,
             excluded=self._linked_in(key),
         )
@@ -301,7 +302,10 @@ class _Again:
 
     def _named(self) -> Iterator[tuple[DataFile, ObjectInfo]]:
         for key, there in self._listing.partitions.items():
-            files = self.folder.log(key).load().manifest.files
+            try:
+                files = self.folder.log(key).load().manifest.files
+            except CorruptLake:  # that is a difference of its own
+                continue
             yield from ((file, there[file.name]) for file in files if file.name in there)
 
 

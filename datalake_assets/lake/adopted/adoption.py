@@ -129,6 +129,7 @@ class FirstPageLook:
 
     Attributes:
         compared: What was done so far.
+        reached: Keys of the files of which it is known whether they are damaged, as far as checksums tell.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class FirstPageLook:
     ) -> None:
         self._store, self._left_bytes, self._left_s, self._clock = store, most_bytes, most_s, clock
         self._lock, self._end = threading.Lock(), 0.0
-        self.compared = PagesCompared()
+        self.compared, self.reached = PagesCompared(), set[str]()
 
     def damaged(self, files: Sequence[ObjectInfo]) -> Mapping[str, str]:
         """Implements `PageLook`; what changes meanwhile is left to the next look."""
@@ -159,18 +160,18 @@ class FirstPageLook:
             return self._compare(info)
         except UnreadableFile as error:
             if self._store.changed({info.key: info.etag}):
-                self._count("not_compared")
+                self._count("not_compared", info)
                 return ""
-            self._count("files")
+            self._count("files", info)
             return error.reason
         # its compaction finds out what is wrong, and a request that failed says nothing of the file
         except (UnsoundPages, MalformedThrift, LakeError, OSError):
-            self._count("not_compared")
+            self._count("not_compared", info)
             return ""
 
     def _compare(self, info: ObjectInfo) -> str:
         if self._is_enough():
-            self._count("not_compared")
+            self._count("not_compared", info)
             return ""
         with self._opened(info) as native:
 
@@ -183,14 +184,14 @@ class FirstPageLook:
             except UnreadableFile as error:  # of which `read_adopted_footer` can make something
                 raise UnsoundPages(info.key, error.reason) from error
             if not has_checksums(footer, read_at):
-                self._count("without")
+                self._count("without", info)
                 return ""
             for number in range(len(footer.row_groups)):
                 if self._is_enough():
-                    self._count("not_compared")
+                    self._count("not_compared", info)
                     return ""
                 walk_pages(footer, read_at, [number])
-        self._count("files")
+        self._count("files", info)
         return ""
 
     def _opened(self, info: ObjectInfo) -> pa.NativeFile:
@@ -206,8 +207,10 @@ class FirstPageLook:
             self._left_bytes -= size_bytes
             self.compared.read_bytes += size_bytes
 
-    def _count(self, what: Literal["files", "without", "not_compared"]) -> None:
+    def _count(self, what: Literal["files", "without", "not_compared"], info: ObjectInfo) -> None:
         with self._lock:
+            if what != "not_compared":
+                self.reached.add(info.key)
             setattr(self.compared, what, getattr(self.compared, what) + 1)
 
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -176,6 +177,7 @@ class PageLook(Protocol):
     """Looks at the pages of files, as far as it can."""
 
     compared: PagesCompared
+    reached: set[str]
 
     def damaged(self, files: Sequence[ObjectInfo]) -> Mapping[str, str]:
         """By key, why files are damaged."""
@@ -237,6 +239,11 @@ class Footers:
     def compared(self) -> PagesCompared | None:
         """How far pages were compared."""
         return self._pages.compared if self._pages is not None else None
+
+    @property
+    def pages_compared(self) -> AbstractSet[str]:
+        """Keys of the files whose pages were looked at to the end."""
+        return self._pages.reached if self._pages is not None else frozenset()
 
     def _look_at_pages(self, pages: PageLook, infos: Sequence[ObjectInfo]) -> None:
         readable = [info for info in infos if isinstance(self._known.get(info.key, ("", None))[1], AdoptedFooter)]

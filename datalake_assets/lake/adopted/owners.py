@@ -132,7 +132,7 @@ def release_ownership(lake: Store, feed: Feed) -> None:
     owner = _owner(claim.beside, address)
     if owner is None or (owner.get("lake_id"), owner.get("feed")) != (lake_id(lake), feed.name):
         return
-    claim.check(owner)
+    claim.renew()
     _remove(claim.beside, address)
 
 

@@ -126,7 +126,7 @@ def reconcile_partition(folder: FeedFolder, key: str, *, run_id: str = "") -> tu
 def foresee(folder: FeedFolder) -> tuple[Reconciliation, Mapping[str, Manifest]]:
     """What a look at a folder would find and take over, and the manifests after it; changes nothing.
 
-    Commits that are under way count as what they have done so far.
+    Commits that are under way count as what they have done so far. A partition whose manifest cannot be read waits.
     """
     return _Reconciler(folder, None, "", Footers(folder), None).foresee()
 
@@ -145,10 +145,15 @@ class _ListedPartition:
         return ((file, self.there[file.name]) for file in self.loaded.manifest.files if file.name in self.there)
 
     @classmethod
-    def of(cls, loaded: Loaded, there: Mapping[str, ObjectInfo]) -> _ListedPartition:
+    def of(cls, loaded: Loaded, there: Mapping[str, ObjectInfo], *, pages_compared: bool = False) -> _ListedPartition:
         """Finds those files of the manifest that are still what they were."""
-        files = loaded.manifest.files
-        return cls(loaded, there, {f.name: f for f in files if f.name in there and there[f.name].etag == f.etag})
+        # a file that was mended may have the ETag of the damaged one
+        files = [file for file in loaded.manifest.files if not (pages_compared and file.damaged)]
+        return cls(
+            loaded,
+            there,
+            {file.name: file for file in files if file.name in there and there[file.name].etag == file.etag},
+        )
 
 
 class _Reconciler:
@@ -191,7 +196,11 @@ class _Reconciler:
             self._done.other_files, self._done.problems = listing.other_files, list(listing.problems)
             self._done.links = list(listing.links)
         looks = {
-            key: _ListedPartition.of(loaded.get(key) or Loaded(None, Manifest()), listing.partitions.get(key, {}))
+            key: _ListedPartition.of(
+                loaded.get(key) or Loaded(None, Manifest()),
+                listing.partitions.get(key, {}),
+                pages_compared=self._footers.compared is not None,
+            )
             for key in {*loaded, *listing.partitions}
             if (wanted is None or key in wanted) and loaded.get(key, True) is not None
         }
@@ -207,11 +216,17 @@ class _Reconciler:
 
     def foresee(self) -> tuple[Reconciliation, Mapping[str, Manifest]]:
         """A round without its changes."""
-        loaded = {key: self._folder.log(key).load() for key in self._folder.partition_keys()}
+        loaded, unreadable = {}, set()
+        for key in self._folder.partition_keys():
+            try:
+                loaded[key] = self._folder.log(key).load()
+            except CorruptLake as error:
+                self._done.waiting.append(f"{key}: {error.reason}")
+                unreadable.add(key)
         listing = list_folder(self._folder)
         self._done.problems, self._done.links = list(listing.problems), list(listing.links)
         looks = {}
-        for key in {*loaded, *listing.partitions}:
+        for key in {*loaded, *listing.partitions} - unreadable:
             manifest = loaded[key].manifest if key in loaded else Manifest()
             pending = manifest.pending.publish if manifest.pending else ()
             under_way = {*(each.name for each in manifest.garbage), *(each.file.name for each in pending)}
@@ -317,7 +332,7 @@ class _Reconciler:
     ) -> tuple[Sequence[DataFile], set[str]]:
         """What the manifest should name, and those of it that are the same files as before with other ETags."""
         path, before = self._folder.partition_path(key), {file.name: file for file in look.loaded.manifest.files}
-        files, same = [], set()
+        log, files, same = self._folder.log(key), [], set()
         for name in sorted(look.there):
             found = read.found.get((key, name))
             if name in look.known:
@@ -325,13 +340,14 @@ class _Reconciler:
             elif found is not None:
                 now = msgspec.structs.replace(found.file, left_out=schema.reason(path, found.schema))
                 old = before.get(name)
-                if (
-                    old is not None
-                    and old.etag != now.etag
-                    and is_same_file(self._folder, key, old, found, copied=self._copied)
+                if old is not None and (
+                    old.etag == now.etag or is_same_file(self._folder, key, old, found, copied=self._copied)
                 ):
-                    now = msgspec.structs.replace(old, etag=now.etag, left_out=now.left_out)
-                    same.add(name)
+                    is_compared = log.key_of(name) in self._footers.pages_compared
+                    damaged = now.damaged if is_compared else old.damaged
+                    now = msgspec.structs.replace(old, etag=now.etag, left_out=now.left_out, damaged=damaged)
+                    if damaged == old.damaged:
+                        same.add(name)
                 files.append(now)
         return files, same
 

@@ -72,6 +72,16 @@ def test_copy_is_refused_while_the_lake_that_was_copied_is_there(store, folder, 
         assert ids(open_table(lake, feed)) == [0, 1, 2, 3]
 
 
+def test_archiving_the_feed_in_a_refused_copy_leaves_the_folder_to_the_original(store, folder, feed):
+    copy = copy_of(store, "copy")
+    assert "another copy of this lake" in refused(lambda: compact(copy, feed))
+
+    FeedRegistry(copy).archive("clicks")  # as the message says
+
+    assert compact(store, feed).files_after == 1
+    assert ids(open_table(store, feed)) == [0, 1, 2, 3]
+
+
 def hidden(store) -> None:
     """Lets a local lake be where nobody can see it, as on another machine."""
     Path(store.uri).rename(f"{store.uri}-hidden")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
+import shutil
 from dataclasses import replace
 
 import duckdb
@@ -15,6 +17,9 @@ import pytest
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import PagesCompared
 from datalake_assets.lake.adopted.adoption import FirstPageLook, adopt
+from datalake_assets.lake.adopted.listing import Footers
+from datalake_assets.lake.adopted.reconcile import reconcile
+from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids
@@ -149,6 +154,45 @@ def test_row_groups_of_a_large_file_are_compared_one_by_one(folder_on_disk):
 
     assert (look.compared.files, look.compared.not_compared) == (0, 1)
     assert len(body) // 4 <= look.compared.read_bytes < len(body) // 2
+
+
+@pytest.fixture
+def rotten(local_store, folder_on_disk, tmp_path):
+    """The feed of a folder of which a file got another bit and kept its time, and the path of that file."""
+    whole = put_all(folder_on_disk, 3, 1000)[1]
+    path = tmp_path / "raw/clicks/1.parquet"
+    shutil.copy2(path, tmp_path / "backup")
+    path.write_bytes(damaged(path.read_bytes()))
+    shutil.copystat(tmp_path / "backup", path)
+    found = adopt(local_store, folder_on_disk.uri, "clicks")
+    assert [each.name for each in found.found.damaged] == ["1.parquet"]
+    assert folder_on_disk.store.head("clicks/1.parquet").etag == whole.etag
+    return found.feed, path
+
+
+@pytest.mark.parametrize("restore", [shutil.copy2, os.replace], ids=["into its place", "under its name"])
+def test_file_that_was_restored_with_its_time_is_damaged_no_more(
+    local_store, folder_on_disk, rotten, tmp_path, restore
+):
+    feed, path = rotten
+    restore(tmp_path / "backup", path)
+
+    found = adopt(local_store, folder_on_disk.uri, "clicks").found
+
+    assert (found.damaged, found.pages.files) == ([], 1)
+    assert list(open_table(local_store, feed).verify(deep=True)) == []
+    assert open_table(local_store, feed).compact(".", FORCE).rows == 3000
+
+
+def test_file_that_a_look_did_not_reach_stays_damaged(local_store, folder_on_disk, rotten):
+    folder = FeedFolder(local_store, rotten[0])
+    look = FirstPageLook(folder.data_store, most_bytes=0)
+
+    found = reconcile(folder, footers=Footers(folder, pages=look))
+
+    assert look.compared.not_compared == 1
+    assert [each.name for each in found.damaged] == ["1.parquet"]
+    assert found.changed == []
 
 
 def test_file_that_is_written_anew_meanwhile_is_not_called_damaged(folder_on_disk):
