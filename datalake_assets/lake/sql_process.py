@@ -41,6 +41,8 @@ THREADS = 2
 _SPILL_PERCENT = 5
 #: Seconds after the time limit until the process is killed: an interrupt ends most queries at once.
 _GRACE_S = 1.0
+#: Seconds that a query waits for its turn; whoever waits keeps a thread.
+_WAIT_S = 2.0
 #: Characters of a reason that are told.
 _REASON = 1000
 #: Longest answer of a process; the limits of a job are below it.
@@ -105,7 +107,7 @@ class SqlProcesses:
     """Runs queries in processes; safe to use from several threads.
 
     Args:
-        most: Queries that run at the same time; others wait.
+        most: Queries that run at the same time; others wait for a moment.
     """
 
     def __init__(self, most: int = 4) -> None:
@@ -119,7 +121,7 @@ class SqlProcesses:
         Raises:
             SqlFailed: It was refused or ended.
         """
-        if not self._free.acquire(timeout=job.timeout_s):
+        if not self._free.acquire(timeout=min(job.timeout_s, _WAIT_S)):
             raise SqlFailed("busy", "too many queries run just now")
         try:
             answer = self._exchanged(job)
@@ -199,7 +201,7 @@ def main() -> None:
     import pyarrow.dataset  # noqa: PLC0415
     import pyarrow.parquet  # noqa: F401, PLC0415
 
-    from datalake_assets.lake import sql_gate  # noqa: F401, PLC0415
+    from datalake_assets.lake import exact_answers, sql_gate  # noqa: F401, PLC0415
 
     while (document := _receive(sys.stdin.buffer)) is not None:
         with tempfile.TemporaryDirectory(prefix="datalake-query-") as folder:  # a killed query leaves its files
@@ -264,9 +266,10 @@ def _bound(timeout_s: float) -> None:
     """Bounds what this process may take."""
     memory = MEMORY_BYTES + _data_bytes()
     seconds = int(timeout_s + 2 * _GRACE_S) * THREADS + 1
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(kind)
+        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)  # nobody may raise it again
+        resource.setrlimit(kind, (lower, lower))
 
 
 def _data_bytes() -> int:
@@ -289,6 +292,7 @@ def _answer(job: SqlJob) -> dict[str, Any]:
     import pyarrow.dataset as ds  # noqa: PLC0415
 
     from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
+    from datalake_assets.lake.exact_answers import exact_query  # noqa: PLC0415
     from datalake_assets.lake.sql_gate import (  # noqa: PLC0415
         SqlLimits,
         SqlRefused,
@@ -305,9 +309,11 @@ def _answer(job: SqlJob) -> dict[str, Any]:
             checked = session.check(job.query)
             schema = schema_from_json(job.schema)
             dataset = ds.dataset(list(job.files), schema=schema, format="parquet", filesystem=pa.fs.LocalFileSystem())
-            show(session.connection, job.table, dataset)
+            # a name of DuckDB's own views is free for a temporary one
+            show(session.connection, job.table, dataset, is_temporary=True)
             with session.limited(job.timeout_s):
-                return _fetched(session.connection.execute(checked.text), job)
+                exact = exact_query(session.connection, checked.text)
+                return _fetched(session.connection.execute(exact), job)
     except SqlTimedOut as error:
         return _failure("late", error.reason)
     except SqlRefused as error:

@@ -8,7 +8,6 @@ of then. Rows are handed on as they are made: an answer is never in memory as a 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import pyarrow.fs as pafs
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
 from datalake_assets.feed import Feed
+from datalake_assets.lake.exact_answers import exact_query
 from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, is_taken, message_of, open_session, show
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
@@ -212,48 +212,11 @@ class _Begun(Generic[Batch]):
     batches: Iterator[Batch]
 
 
-#: What answers are selected from whose values Python would change; no feed has a blank in its name.
-_ANSWER = identifier("the answer")
-#: Types of DuckDB's that have values which Python's do not: nanoseconds, and months beside days. Names are quoted.
-_INEXACT = re.compile(r"""("(?:[^"]|"")*"|'(?:[^']|'')*')|\b(?:TIMESTAMP_NS|TIME_NS|INTERVAL)\b""")
-#: Types whose infinity Python's do not have: it would become the year 9999, or 1.
-_ENDLESS = frozenset({"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE"})
-
-
 def _rows(connection: duckdb.DuckDBPyConnection, text: str) -> _Begun[list[tuple[Any, ...]]]:
-    connection.execute(_exact(connection, text))
+    connection.execute(exact_query(connection, text))
     described = connection.description or []
     batches = iter(partial(connection.fetchmany, ROWS), [])
     return _Begun([column[0] for column in described], [str(column[1]) for column in described], None, batches)
-
-
-def _exact(connection: duckdb.DuckDBPyConnection, text: str) -> str:
-    """The query, or one over it that gives as text, or refuses, what Python has no values for."""
-    try:
-        # a view takes the query as it is, with its semicolon and its comments
-        connection.execute(f"CREATE OR REPLACE TEMP VIEW {_ANSWER} AS {text}")
-    except (
-        duckdb.Error
-    ):  # it is no SELECT, but describes or explains one; or what is wrong with it is said when it is run
-        return text
-    answer = connection.sql(text)  # which only binds it
-    columns = [_exact_column(*each) for each in enumerate(zip(answer.columns, map(str, answer.types), strict=True), 1)]
-    if not any(columns):
-        connection.execute(f"DROP VIEW {_ANSWER}")  # which SHOW TABLES would show
-        return text
-    names = map(identifier, answer.columns)
-    listed = (f"{each or f'#{n}'} AS {name}" for n, (each, name) in enumerate(zip(columns, names, strict=True), 1))
-    return f"SELECT {', '.join(listed)} FROM {_ANSWER}"  # noqa: S608  all are quoted
-
-
-def _exact_column(position: int, column: tuple[str, str]) -> str:
-    """What is selected in place of a column; empty if Python has all of its values."""
-    name, kind = column
-    if kind in _ENDLESS:
-        reason = f"column {name!r} has infinity, which is no time here; cast it to VARCHAR"
-        return f"CASE WHEN isinf(#{position}) THEN error({literal(reason)}) ELSE #{position} END"
-    as_text = _INEXACT.sub(lambda found: found[1] or "VARCHAR", kind)
-    return f"#{position}::{as_text}" if as_text != kind else ""
 
 
 def _arrow(connection: duckdb.DuckDBPyConnection, text: str) -> _Begun[pa.RecordBatch]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from datalake_assets.lake import sql_process
 from datalake_assets.operations import Operations
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, files_below
 
@@ -113,6 +116,46 @@ def test_query_makes_texts_of_what_json_has_not(query):
     sql = "SELECT 1.50::DECIMAL(9, 2), '\\x00\\xFF'::BLOB, DATE '2026-01-31', 'nan'::DOUBLE, 1e20::HUGEINT"
 
     assert query(sql)["rows"] == [["1.50", "AP8=", "2026-01-31", "nan", 10**20]]
+
+
+def test_query_gives_times_exactly_or_refuses_them(query):
+    sql = "SELECT INTERVAL 1 MONTH, TIMESTAMP_NS '2026-01-01 00:00:00.123456789', [DATE '2026-01-31']"
+
+    assert query(sql)["rows"] == [["1 month", "2026-01-01 00:00:00.123456789", ["2026-01-31"]]]
+    for value in ("'infinity'::DATE", "['-infinity'::TIMESTAMP]"):
+        error = query(f"SELECT {value} AS d")["error"]
+        assert error["code"] == "QUERY_REFUSED"
+        assert "column 'd' has infinity" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["duckdb_tables", "sqlite_master", "pg_class"])
+def test_query_of_a_table_named_like_one_of_duckdbs_sees_its_rows(served, name):
+    ask = served[0]
+    table = {**ORDERS, "namespace": "odd", "table": name}
+    ask("CREATE_TABLE", **table, schema=SCHEMA)
+    ask("WRITE", **table, records=[{"id": 7}])
+
+    assert ask("QUERY", **table, sql=f"FROM {name}")["rows"] == [[7, None]]
+
+
+def test_query_waits_for_its_turn_for_a_moment_only(monkeypatch):
+    monkeypatch.setattr(sql_process, "_WAIT_S", 0.01)
+    processes = sql_process.SqlProcesses(most=0)
+    job = sql_process.SqlJob("SELECT 1", "t", "", (), max_rows=1, max_bytes=1000, timeout_s=60)
+
+    with pytest.raises(sql_process.SqlFailed, match="too many queries run just now"):
+        processes.answer(job)
+
+
+def test_bound_of_a_query_is_no_higher_than_the_one_of_the_machine():
+    code = (
+        "import resource\n"
+        "from datalake_assets.lake.sql_process import _bound\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (1 << 29, 1 << 29))\n"
+        "_bound(1)\n"
+        "print(resource.getrlimit(resource.RLIMIT_DATA) == (1 << 29, 1 << 29))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 REFUSED = [
