@@ -16,7 +16,7 @@ from datalake_assets.operations.answers import Answer, Code, Failure, FailureAns
 from datalake_assets.operations.requests import MAX_REQUEST_BYTES, NAME_PATTERN
 from datalake_assets.settings import Settings
 
-__all__ = ["STATUS", "TOO_LARGE", "UNAUTHORIZED", "Tokens", "status_of"]
+__all__ = ["BUSY", "STATUS", "TOO_LARGE", "UNAUTHORIZED", "Tokens", "status_of"]
 
 #: HTTP's status of a failure. What may have been done is none of those that clients repeat by themselves.
 STATUS = {
@@ -41,6 +41,11 @@ STATUS = {
 LEAST_TOKEN = 32
 UNAUTHORIZED = FailureAnswer(
     error=Failure(code=Code.UNAUTHORIZED, message="give a tenant's token as 'Authorization: Bearer TOKEN'")
+)
+BUSY = FailureAnswer(
+    error=Failure(
+        code=Code.UNAVAILABLE, message="enough requests of this tenant run just now; ask again later", retryable=True
+    )
 )
 TOO_LARGE = FailureAnswer(
     error=Failure(

@@ -6,6 +6,7 @@ Neither a request's body nor its head is ever logged.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from datalake_assets.errors import LakeUnavailable
-from datalake_assets.operations.access import TOO_LARGE, UNAUTHORIZED, Tokens, status_of
+from datalake_assets.operations.access import BUSY, TOO_LARGE, UNAUTHORIZED, Tokens, status_of
 from datalake_assets.operations.answers import Answer, FailureAnswer
 from datalake_assets.operations.dispatcher import Operations
 from datalake_assets.operations.openapi import PATH, openapi_document, openapi_page
@@ -28,6 +30,8 @@ __all__ = ["http_app", "serve_http"]
 
 #: Requests at the same time; beyond it they are told to come later.
 _CONCURRENT = 64
+#: Of these, one tenant's: forty threads do the work (AnyIO documentation, "Working with threads").
+_PER_TENANT = 8
 
 
 def http_app(operations: Operations, tokens: Tokens) -> Starlette:
@@ -37,15 +41,24 @@ def http_app(operations: Operations, tokens: Tokens) -> Starlette:
         operations: Does the operations.
         tokens: Who may ask.
     """
+    under_way: Counter[str] = Counter()
 
     async def do(request: HttpRequest) -> Response:
         tenant = tokens.tenant_of(request.headers.get("authorization", ""))
         if tenant is None:
             return _response(UNAUTHORIZED)
-        body = await _body(request)
-        if body is None:
-            return _response(TOO_LARGE)
-        return _response(await run_in_threadpool(operations.answer, body, tenant_id=tenant))
+        if under_way[tenant] >= _PER_TENANT:
+            return _response(BUSY)
+        under_way[tenant] += 1
+        try:
+            body = await _body(request)
+            if body is None:
+                return _response(TOO_LARGE)
+            return _response(await run_in_threadpool(operations.answer, body, tenant_id=tenant))
+        except ClientDisconnect:  # nobody gets the answer
+            return Response(status_code=400)
+        finally:
+            under_way[tenant] -= 1
 
     async def health(_: HttpRequest) -> Response:
         return _response(await run_in_threadpool(operations.answer, {"operation": "HEALTH"}))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -109,6 +112,21 @@ def test_body_that_is_too_large_is_refused_without_being_kept(post):
             str(post(b"{}").url), content=parts(), headers={"Authorization": f"Bearer {TOKENS['acme'][0]}"}
         )
     assert stream.status_code == 413
+
+
+def test_tenant_has_so_many_requests_under_way_and_no_more(url, post):
+    head = f"POST /v1/operations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKENS['acme'][0]}\r\n"
+    address = urlsplit(url)
+    with ExitStack() as opened:
+        for _ in range(8):  # whose bodies do not come
+            connection = opened.enter_context(socket.create_connection((address.hostname, address.port)))
+            connection.sendall(f"{head}Content-Length: 100\r\nExpect: 100-continue\r\n\r\n".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # now it is being read
+        busy = post({"operation": "HEALTH"})
+        assert (busy.status_code, busy.json()["error"]["code"]) == (503, "UNAVAILABLE")
+        assert post({"operation": "HEALTH"}, token=TOKENS["rival"][0]).status_code == 200
+    while post({"operation": "HEALTH"}).status_code == 503:  # until the server has seen them leave
+        pass
 
 
 def test_description_names_every_operation_and_loads_nothing_from_elsewhere(url):
