@@ -21,10 +21,16 @@ from typing import Any, Self
 
 from datalake_assets.core.compaction.plan import MIN_FILES
 from datalake_assets.core.schema import schema_to_json
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, DatalakeError, LakeError
+from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, DatalakeError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry
-from datalake_assets.lake.iceberg.record_appends import KeyReused, SmallFilesProfile, TooManyPartitions, WriteKey
+from datalake_assets.lake.iceberg.record_appends import (
+    KeyReused,
+    PartitionTooLong,
+    SmallFilesProfile,
+    TooManyPartitions,
+    WriteKey,
+)
 from datalake_assets.lake.iceberg.record_tables import (
     NoSuchPartitionField,
     Reading,
@@ -170,7 +176,7 @@ class Operations:
 
     def _create_table(self, request: CreateTable) -> CreateTableAnswer:
         columns = [RecordColumn(each.name, each.type, each.required, each.doc) for each in request.columns]
-        partitions = [RecordPartition(each.column, _transform(each)) for each in request.partitioning]
+        partitions = [RecordPartition(each.column, _transform(each), each.field_name) for each in request.partitioning]
         with self._tenant(request.tenant_id, may_create=True) as tenant:
             try:
                 made = tenant.create(request.namespace, request.table, columns=columns, partitions=partitions)
@@ -278,11 +284,11 @@ class Operations:
             may_go_on: Asked before each table.
 
         Returns:
-            How many tables there were and were compacted, how many files were orphans, which tables failed with which
-            code, and how many were left for the next time.
+            How many tables there were and were compacted, how many files were orphans, which tables, or tenants, failed
+            with which code, and how many were left for the next time.
         """
-        compacted, orphans, left, failed = 0, 0, 0, []
-        names = [(tenant, *name) for tenant in tenants_of(self._lake) for name in self._names(tenant)]
+        compacted, orphans, left = 0, 0, 0
+        names, failed = self._names_of_all()
         for tenant_id, namespace, table in names:
             if not may_go_on():
                 left += 1
@@ -293,7 +299,7 @@ class Operations:
             failure = answer.error if isinstance(answer, FailureAnswer) else None
             try:
                 orphans += 0 if failure else self._remove_orphans(tenant_id, namespace, table)
-            except LakeError as error:
+            except DatalakeError as error:
                 failure = _failure(error)
             if failure is not None:
                 failed.append({**named, "code": str(failure.code)})
@@ -304,9 +310,16 @@ class Operations:
         with self._tenant(tenant_id) as tenant:
             return tenant.load(namespace, table).remove_orphans(older_than=now - ORPHAN_AGE, now=now)
 
-    def _names(self, tenant_id: str) -> list[tuple[str, str]]:
-        with self._tenant(tenant_id) as tenant:
-            return tenant.names()
+    def _names_of_all(self) -> tuple[list[tuple[str, str, str]], list[dict[str, str]]]:
+        """Tenant, namespace and name of each table; and the tenants whose catalogs cannot be read, with the codes."""
+        names, failed = [], []
+        for tenant_id in tenants_of(self._lake):
+            try:
+                with self._tenant(tenant_id) as tenant:
+                    names += [(tenant_id, *name) for name in tenant.names()]
+            except DatalakeError as error:
+                failed.append({"tenant_id": tenant_id, "code": str(_failure(error).code)})
+        return names, failed
 
     def _describe(self, request: Describe) -> DescribeAnswer:
         with self._tenant(request.tenant_id) as tenant:
@@ -426,6 +439,7 @@ _CODES: tuple[tuple[type[DatalakeError], Code, bool], ...] = (
     (KeyReused, Code.KEY_REUSED, False),
     (NoSuchPartitionField, Code.INVALID_REQUEST, False),
     (TooManyPartitions, Code.LIMIT_EXCEEDED, False),
+    (PartitionTooLong, Code.LIMIT_EXCEEDED, False),
     (CommitConflict, Code.CONFLICT, True),
     (AmbiguousWrite, Code.OUTCOME_UNKNOWN, False),
 )

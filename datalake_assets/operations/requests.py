@@ -55,7 +55,7 @@ _COLUMNS, _FIELDS = 500, 8
 #: Digits of the widest decimal (Iceberg specification, "Primitive Types").
 _DIGITS = 38
 _TIME_TYPES = frozenset({"date", "timestamp", "timestamptz"})
-_NOT_BUCKETED = frozenset({"boolean", "float", "double"})
+_NOT_BUCKETED = frozenset({"boolean", "float", "double", "time"})
 _WITH_TIME_OF_DAY = frozenset({"timestamp", "timestamptz"})
 _TRUNCATED = frozenset({"int", "long", "string"})
 
@@ -131,11 +131,16 @@ class PartitionSpec(_Model):
             raise ValueError(msg)
         return self
 
+    @property
+    def field_name(self) -> str:
+        """The name of the field, and of its folders."""
+        return self.column if self.transform == "identity" else f"{self.column}_{self.transform}"
+
     def problem(self, column: ColumnSpec) -> str | None:
         """Why this column cannot be partitioned so; None if it can."""
         kind = column.type.split("(")[0]
         fits = {
-            "identity": not kind.startswith("list"),
+            "identity": not kind.startswith("list") and kind != "uuid",
             "bucket": not kind.startswith("list") and kind not in _NOT_BUCKETED,
             "truncate": kind in _TRUNCATED,
             "hour": kind in _WITH_TIME_OF_DAY,
@@ -192,6 +197,9 @@ class CreateTable(_OfTable):
             problem = field.problem(columns[field.column])
             if problem is not None:
                 raise ValueError(problem)
+            if field.field_name != field.column and field.field_name in columns:
+                msg = f"partition field {field.field_name!r} would have the name of a column"
+                raise ValueError(msg)
         if len({(field.column, field.transform) for field in self.partitioning}) < len(self.partitioning):
             msg = "two partition fields are the same"
             raise ValueError(msg)

@@ -174,6 +174,20 @@ def test_all_tenants_tables_that_need_it_are_compacted_at_night(operations, ask)
     assert ask("DESCRIBE", **ORDERS)["files"] == 1
 
 
+def test_tenant_whose_catalog_is_torn_keeps_nobody_from_being_compacted(operations, ask, lake):
+    for tenant in ("acme", "rival"):
+        table = {**ORDERS, "tenant_id": tenant}
+        ask("CREATE_TABLE", **table, schema=[{"name": "id", "type": "long"}])
+        for number in range(3):
+            ask("WRITE", **table, records=[{"id": number}])
+    (lake / "tenants" / "acme" / "catalog.sqlite").write_bytes(b"no database" * 1000)
+
+    done = operations.compact_all()
+
+    assert (done["tables"], done["compacted"]) == (1, 1)
+    assert done["failed"] == [{"tenant_id": "acme", "code": "UNAVAILABLE"}]
+
+
 def test_files_that_a_dead_writer_left_are_deleted_at_night_after_some_days(operations, orders, ask, lake, stored_ids):
     write(ask, [1])
     (kept,) = lake.rglob("*.parquet")

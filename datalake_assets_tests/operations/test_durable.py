@@ -7,6 +7,7 @@ from pyiceberg.io import load_file_io
 
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets_tests.lake.iceberg.iceberg_tables import check_synced_before_commit, recorded_syncs
+from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA
 
 
 @pytest.mark.parametrize("operation", ["WRITE", "COMPACT"])
@@ -17,6 +18,13 @@ def test_each_file_that_a_commit_names_was_synced_with_its_folder_before(ask, or
         if operation == "COMPACT":
             ask("COMPACT", **orders)
     check_synced_before_commit(stored(), synced)
+
+
+def test_folder_of_a_new_tenant_is_on_the_disk_before_its_catalog(ask, lake):
+    with recorded_syncs() as synced:
+        ask("CREATE_TABLE", **ORDERS, schema=SCHEMA)
+    before = synced[: synced.index(0)]
+    assert {lake.stat().st_ino, (lake / "tenants").stat().st_ino} <= set(before)
 
 
 def test_file_that_is_there_is_not_overwritten_unasked(tmp_path):

@@ -90,6 +90,24 @@ def test_request_that_is_not_valid_is_refused_by_its_field(ask, lake, changed, f
     assert files_below(lake) == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "reason"),
+    [
+        ("uuid", {}, "has no transform 'identity'"),
+        ("time", {"transform": "bucket", "parameter": 4}, "has no transform 'bucket'"),
+        ("timestamp", {"transform": "day"}, "partition field 'v_day' would have the name of a column"),
+    ],
+)
+def test_create_table_refuses_what_could_not_be_written_to(ask, lake, kind, field, reason):
+    schema = [{"name": "v", "type": kind}, {"name": "v_day", "type": "string"}]
+
+    answer = ask("CREATE_TABLE", **ORDERS, schema=schema, partitioning=[{"column": "v", **field}])
+
+    assert code(answer) == "INVALID_REQUEST"
+    assert reason in answer["error"]["message"]
+    assert files_below(lake) == {}
+
+
 EVERY_TYPE = {
     "boolean": (True, True),
     "int": (-(2**31), -(2**31)),
@@ -207,6 +225,18 @@ def test_write_to_too_many_partitions_is_refused_before_it_writes(ask, lake):
 
     assert code(answer) == "LIMIT_EXCEEDED"
     assert files_below(lake) == before
+
+
+def test_write_to_a_partition_whose_folder_could_not_be_named_is_refused_without_its_value(ask, lake, caplog):
+    ask("CREATE_TABLE", **ORDERS, schema=[{"name": "s", "type": "string"}], partitioning=[{"column": "s"}])
+    before = files_below(lake)
+
+    for value in ("x" * 254, "é" * 43):  # with 's=' before it, and each byte of é as three characters
+        answer = ask("WRITE", **ORDERS, records=[{"s": value}])
+        assert code(answer) == "LIMIT_EXCEEDED"
+        assert value not in caplog.text + str(answer)
+    assert files_below(lake) == before
+    assert ask("WRITE", **ORDERS, records=[{"s": "x" * 253}])["ok"]
 
 
 def test_fifth_write_recommends_compaction_in_development(ask, orders):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
+from urllib.parse import quote_plus
 
 import pyarrow as pa
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
@@ -32,6 +33,7 @@ __all__ = [
     "Appended",
     "FileTotals",
     "KeyReused",
+    "PartitionTooLong",
     "RecordAppend",
     "SmallFilesProfile",
     "TooManyPartitions",
@@ -45,6 +47,7 @@ __all__ = [
 REMEMBERED = 200
 #: Partitions that one append may write files to.
 MAX_PARTITIONS = 200
+_LONGEST_NAME = 255  # bytes of a file's name (Linux, limits.h, NAME_MAX)
 #: Attempts to commit: of several writers one always wins, so that each gets its turn. Losing is no news: tenacity tells
 #: nobody, where stamina would.
 ATTEMPTS = 40
@@ -130,6 +133,14 @@ class TooManyPartitions(ConfigError):
         super().__init__(f"the records belong to {partitions} partitions; write to at most {MAX_PARTITIONS} at a time")
 
 
+class PartitionTooLong(ConfigError):
+    """A value that a table is partitioned by is too long for the name of its folder."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        super().__init__(f"a value of partition field {field!r} is too long for a folder's name; truncate or bucket it")
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Foreign errors as ours; their texts name files and statements, and stay behind."""
@@ -161,6 +172,7 @@ class RecordAppend:
         Raises:
             KeyReused: The key was used for other rows.
             TooManyPartitions: The rows are spread too widely.
+            PartitionTooLong: A value is too long to partition by.
             CommitConflict: Other writers came first every time; nothing was written.
             AmbiguousWrite: It may have been written: only a repetition with the same key is safe.
         """
@@ -305,6 +317,7 @@ def _check_spread(table: Table, rows: pa.Table) -> None:
 
     Raises:
         TooManyPartitions: They are.
+        PartitionTooLong: No folder can be named for one of them.
     """
     if table.spec().is_unpartitioned():
         return
@@ -313,6 +326,13 @@ def _check_spread(table: Table, rows: pa.Table) -> None:
     for number, field in enumerate(table.spec().fields):
         source = schema.find_field(field.source_id)
         keys[str(number)] = field.transform.pyarrow_transform(source.field_type)(rows[source.name])
-    partitions = pa.table(keys).group_by(list(keys)).aggregate([]).num_rows
-    if partitions > MAX_PARTITIONS:
-        raise TooManyPartitions(partitions)
+    partitions = pa.table(keys).group_by(list(keys)).aggregate([])
+    if partitions.num_rows > MAX_PARTITIONS:
+        raise TooManyPartitions(partitions.num_rows)
+    for number, field in enumerate(table.spec().fields):
+        source_type = schema.find_field(field.source_id).field_type
+        for value in partitions[str(number)].to_pylist():
+            if isinstance(value, str | bytes):
+                text = field.transform.to_human_string(source_type, value)
+                if len(f"{quote_plus(field.name)}={quote_plus(text)}") > _LONGEST_NAME:
+                    raise PartitionTooLong(field.name)

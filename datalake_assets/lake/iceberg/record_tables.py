@@ -40,6 +40,7 @@ from datalake_assets.lake.iceberg.record_appends import (
     file_totals,
     translated,
 )
+from datalake_assets.lake.store.posix import fsync_folder
 
 __all__ = [
     "NoSuchPartitionField",
@@ -116,12 +117,12 @@ class RecordColumn:
 class RecordPartition:
     """A partition field: the column that it is made of, and Iceberg's transform, such as ``day`` or ``bucket[16]``.
 
-    Its name follows from these when a table is created.
+    Its name is that of a folder, and differs from those of all other fields and columns, but for its own column's.
     """
 
     column: str
     transform: str
-    name: str = ""
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,8 @@ class TenantTables:
         try:
             if self._may_create:
                 self._root.mkdir(parents=True, exist_ok=True)
+                fsync_folder(self._root.parent)
+                fsync_folder(self._root.parent.parent)
             if self._may_create or file.exists():
                 address = URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
                 properties = {"uri": address, "warehouse": str(self._root), **DURABLE_FILES}
@@ -431,7 +434,7 @@ def _type_text(kind: IcebergType) -> str:
 def _spec(schema: Schema, partitions: Sequence[RecordPartition]) -> PartitionSpec:
     fields = []
     for number, each in enumerate(partitions):
-        name = each.column if each.transform == "identity" else f"{each.column}_{each.transform.split('[')[0]}"
         transform = parse_transform(each.transform)
-        fields.append(PartitionField(schema.find_field(each.column).field_id, FIRST_FIELD + number, transform, name))
+        source = schema.find_field(each.column).field_id
+        fields.append(PartitionField(source, FIRST_FIELD + number, transform, each.name))
     return PartitionSpec(*fields)
