@@ -120,7 +120,7 @@ def test_adopt_names_damaged_pages_and_how_far_it_looked(run, clicks):
     assert "1 file; 3 files without any" in told[2]
     document = json.loads(run("adopt", str(clicks), "--name", "clicks", "--json").stdout)
     assert [each["name"] for each in document["damaged"]] == ["bad.parquet", "region=eu/0.parquet"]
-    assert document["pages"]["files_compared"] == 0
+    assert document["pages"]["files_compared"] == 1  # what was damaged may have been mended since
 
 
 def test_relative_folder_is_meant_from_here(run, clicks):
