@@ -279,7 +279,7 @@ def _properties(view: TableView, planned: Mapping[str, Planned]) -> dict[str, st
     positions = {key: each.position for key, each in planned.items() if each.position is not None}
     windows = {key: each.to_json() for key, each in positions.items() if isinstance(each, WindowPosition)}
     if windows:
-        known = view.windows() | windows
+        known = {**view.windows, **windows}
         newest = sorted(known, key=lambda key: (known[key]["as_of"], key))[-MAX_WINDOWS:]
         return {WINDOWS: json.dumps({key: known[key] for key in sorted(newest)}, separators=(",", ":"))}
     shared = _shared(list(positions.values()))

@@ -134,9 +134,9 @@ class IcebergTable(HiveTable):
 
     def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:  # noqa: ARG002
         """Implements `LakeTable`: the catalog tells all at once."""
-        view = self._folder.view()
-        state = self._folder.state.load()
-        found = [self._planned(key, view.manifest(key), request) for key in view.partitions()]
+        folder = self._folder.pinned()
+        view, state = folder.seen(), folder.state.load()
+        found = [self._planned(folder, key, view.manifest(key), request) for key in view.partitions()]
         is_table = self.feed.kind is FeedKind.TABLE
         kept = set(state.keys) if is_table else None
         return FeedStatistics(
@@ -145,11 +145,13 @@ class IcebergTable(HiveTable):
             emptied=tuple(each for each in found if not each.files),
             versions=state.versions if is_table else (),
             current=state.current if is_table else None,
-            last_run=self._folder.summary.last_export(),
+            last_run=folder.summary.last_export(),
         )
 
-    def _planned(self, key: str, manifest: Manifest, request: CompactionRequest) -> PlannedPartition:
-        plan = plan_of(self._folder, key, manifest, rules_of(self.feed, request), {})
+    def _planned(
+        self, folder: IcebergFolder, key: str, manifest: Manifest, request: CompactionRequest
+    ) -> PlannedPartition:
+        plan = plan_of(folder, key, manifest, rules_of(self.feed, request), {})
         history = [
             PastCommit(
                 each.kind,
@@ -164,7 +166,7 @@ class IcebergTable(HiveTable):
             for each in manifest.history
         ]
         return PlannedPartition.from_facts(
-            self._folder.report(key, manifest),
+            folder.report(key, manifest),
             outlook_of_plan(plan, small_below_bytes=self.feed.small_file_bytes),
             last_export=last_arrival(history, adopted=False),
             history=history,
@@ -254,9 +256,10 @@ class IcebergTable(HiveTable):
         folder = self._folder
         self._apply_deletes()
         made, undone = undo_interrupted(folder)
-        if self.feed.kind is FeedKind.TABLE:
-            mend_versions(folder, {key: folder.log(key).load().manifest for key in folder.partition_keys()})
         view = folder.view()
+        if self.feed.kind is FeedKind.TABLE:
+            mend_versions(folder, {key: view.manifest(key) for key in view.partitions()})
+            view = folder.view()
         reports = [folder.report(key, view.manifest(key)) for key in view.partitions()]
         folder.summary.mend(reports, at=folder.store.now())
         return Repair(finished=made, undone=undone, swept=sweep_staged(folder))

@@ -124,7 +124,7 @@ class TableView:
             return ()
         if self._by is None:
             return tuple(version_key(number) for number in sorted(self.versions))
-        return tuple(sorted({*self._files(self.table.current_snapshot()), *self._history, *self.windows()}))
+        return tuple(sorted({*self._files(self.table.current_snapshot()), *self._history, *self.windows}))
 
     @cached_property
     def versions(self) -> Mapping[int, Snapshot]:
@@ -187,7 +187,8 @@ class TableView:
         head = self.table.current_snapshot() if self.table is not None else None
         return [line.file.file_path for lines in self._files(head).values() for line in lines]
 
-    def windows(self) -> dict[str, Any]:
+    @cached_property
+    def windows(self) -> Mapping[str, Any]:
         """The positions of partitions that were pulled as a whole, as JSON by key."""
         return dict(json.loads(self._properties.get(WINDOWS, "{}")))
 
@@ -255,7 +256,7 @@ class TableView:
             tagged = self.versions.get(version_number(key))
             return position_from_json(json.loads(_said(tagged).get(POSITION, "null")))
         if WINDOWS in self._properties:
-            return position_from_json(self.windows().get(key))
+            return position_from_json(self.windows.get(key))
         position = position_from_json(json.loads(self._properties.get(POSITION, "null")))
         return position if isinstance(position, OffsetsPosition) else None
 
