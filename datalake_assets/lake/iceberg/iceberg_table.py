@@ -201,7 +201,7 @@ class IcebergTable(HiveTable):
                     yield Difference(key, "size", name, f"{info.size_bytes} bytes, the table says {file.size_bytes}")
                 elif deep:
                     yield from content(folder, key, file, name)
-        past = set(view.named_files())
+        past = view.named_files()
         for name in sorted(set(objects) - named):
             if folder.path_below(name) not in past:
                 yield Difference(

@@ -124,15 +124,17 @@ class TableView:
             return ()
         if self._by is None:
             return tuple(version_key(number) for number in sorted(self.versions))
-        return tuple(sorted({*self._files(self.table.current_snapshot()), *self._history, *self.windows}))
+        return tuple(sorted({*self._files(self._head), *self._history, *self.windows}))
 
     @cached_property
     def versions(self) -> Mapping[int, Snapshot]:
         """The snapshots of a table's versions, by number: those that a tag keeps."""
-        found = {}
-        for name, ref in self.table.metadata.refs.items() if self.table is not None else ():
+        if self.table is None:
+            return {}
+        found, metadata = {}, self.table.metadata
+        for name, ref in metadata.refs.items():
             if ref.snapshot_ref_type is SnapshotRefType.TAG and name.removeprefix("v").isdecimal():
-                snapshot = self.table.metadata.snapshot_by_id(ref.snapshot_id) if self.table is not None else None
+                snapshot = metadata.snapshot_by_id(ref.snapshot_id)
                 if snapshot is not None:
                     found[version_number(name)] = snapshot
         return found
@@ -141,8 +143,7 @@ class TableView:
         """What a partition holds."""
         if self.table is None:
             return Manifest()
-        snapshot = self._snapshot(key)
-        lines = self._files(snapshot).get(key if self._by is not None else "", []) if snapshot is not None else []
+        lines = self._lines_of(key)
         history = self._history.get(key, [])
         numbers = [line.sequence_number for line in lines] + [number for number, _ in history]
         return Manifest(
@@ -155,22 +156,21 @@ class TableView:
 
     def paths(self, key: str) -> dict[str, str]:
         """The URIs of a partition's files, by their names in its manifest."""
-        snapshot = self._snapshot(key)
-        lines = self._files(snapshot).get(key if self._by is not None else "", []) if snapshot is not None else []
-        return {self._name(key, line.file): line.file.file_path for line in lines}
+        return {self._name(key, line.file): line.file.file_path for line in self._lines_of(key)}
 
     def is_committed(self, commit_id: str) -> bool:
         """Whether a snapshot that is still there was made by a commit."""
         snapshots = self.table.snapshots() if self.table is not None else []
         return any(_said(snapshot).get(COMMIT) == commit_id for snapshot in snapshots)
 
-    def named_files(self) -> dict[str, int]:
-        """Sizes of all data and delete files that snapshots name, by their paths below the table's location."""
-        found = {}
-        for snapshot in self.table.snapshots() if self.table is not None else []:
+    def named_files(self) -> set[str]:
+        """The paths, below the table's location, of all data and delete files that snapshots name."""
+        if self.table is None:
+            return set()
+        found = set()
+        for snapshot in self.table.snapshots():
             for entry in self._entries(snapshot, deletes_too=True):
-                if self.table is not None:
-                    found[path_in_table(self.table, entry.data_file.file_path)] = entry.data_file.file_size_in_bytes
+                found.add(path_in_table(self.table, entry.data_file.file_path))
         return found
 
     def paths_of(self, snapshots: Iterable[Snapshot]) -> set[str]:
@@ -184,8 +184,7 @@ class TableView:
 
     def head_paths(self) -> list[str]:
         """The URIs of all data files of the newest snapshot."""
-        head = self.table.current_snapshot() if self.table is not None else None
-        return [line.file.file_path for lines in self._files(head).values() for line in lines]
+        return [line.file.file_path for lines in self._files(self._head).values() for line in lines]
 
     @cached_property
     def windows(self) -> Mapping[str, Any]:
@@ -196,24 +195,31 @@ class TableView:
     def _properties(self) -> Mapping[str, str]:
         return self.table.properties if self.table is not None else {}
 
+    @property
+    def _head(self) -> Snapshot | None:
+        return self.table.current_snapshot() if self.table is not None else None
+
+    def _lineage(self) -> Iterable[Snapshot]:
+        """The newest snapshot and those that it was built on, newest first."""
+        return ancestors_of(self._head, self.table.metadata) if self.table is not None else ()
+
+    def _lines_of(self, key: str) -> list[_Line]:
+        """The data files of a partition, in the snapshot that it is read from."""
+        return self._files(self._snapshot(key)).get(key if self._by is not None else "", [])
+
     def _snapshot(self, key: str) -> Snapshot | None:
         """The snapshot that a partition is read from.
 
         Of a version it is the one with its tag, or the head, if that was made of it: by a compaction, or an append of
         others. Versions may be committed in another order than their numbers have.
         """
-        if self.table is None:
-            return None
-        head = self.table.current_snapshot()
         if self._by is not None:
-            return head
+            return self._head
         tagged = self.versions.get(version_number(key))
-        return head if self._is_made_of(tagged, head) else tagged
+        return self._head if tagged is not None and self._is_head_made_of(tagged) else tagged
 
-    def _is_made_of(self, tagged: Snapshot | None, head: Snapshot | None) -> bool:
-        if tagged is None or head is None or self.table is None:
-            return False
-        for each in ancestors_of(head, self.table.metadata):
+    def _is_head_made_of(self, tagged: Snapshot) -> bool:
+        for each in self._lineage():
             if each.snapshot_id == tagged.snapshot_id:
                 return True
             if _said(each).get(KIND) == "snapshot":
@@ -222,7 +228,7 @@ class TableView:
 
     def is_read_from_head(self, key: str) -> bool:
         """Whether what a partition holds is in the newest snapshot."""
-        head = self.table.current_snapshot() if self.table is not None else None
+        head = self._head
         return head is not None and self._snapshot(key) is head
 
     def check_not_rolled_back(self) -> None:
@@ -231,11 +237,10 @@ class TableView:
         Raises:
             ConfigError: The newest snapshot that states a position states another than the table.
         """
-        head = self.table.current_snapshot() if self.table is not None else None
         stated = self._properties.get(POSITION)
-        if head is None or stated is None or self.table is None:
+        if self.table is None or stated is None:
             return
-        for each in islice(ancestors_of(head, self.table.metadata), LINEAGE):
+        for each in islice(self._lineage(), LINEAGE):
             said = _said(each).get(POSITION)
             if said is not None and said != stated:
                 raise ConfigError(
@@ -264,9 +269,7 @@ class TableView:
     def _history(self) -> dict[str, list[tuple[int, Commit]]]:
         """The commits of each partition that the snapshots still tell of, oldest first, with their numbers."""
         found: dict[str, list[tuple[int, Commit]]] = defaultdict(list)
-        head = self.table.current_snapshot() if self.table is not None else None
-        lineage = ancestors_of(head, self.table.metadata) if head is not None and self.table is not None else ()
-        told = {each.snapshot_id: each for each in (*islice(lineage, LINEAGE), *self.versions.values())}
+        told = {each.snapshot_id: each for each in (*islice(self._lineage(), LINEAGE), *self.versions.values())}
         for snapshot in sorted(told.values(), key=lambda each: each.sequence_number or 0):
             said = _said(snapshot)
             for key, done in json.loads(said.get(PARTITIONS, "{}")).items():
@@ -294,8 +297,7 @@ class TableView:
 
     def has_deletes(self) -> bool:
         """Whether the newest snapshot has files that say which rows are gone."""
-        head = self.table.current_snapshot() if self.table is not None else None
-        listed = self._reader.of(head) if self._reader is not None else []
+        listed = self._reader.of(self._head) if self._reader is not None else []
         return any(manifest.content is not ManifestContent.DATA for manifest in listed)
 
     def _entries(self, snapshot: Snapshot, *, deletes_too: bool = False) -> Iterator[ManifestEntry]:
