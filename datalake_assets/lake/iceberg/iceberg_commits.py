@@ -25,6 +25,7 @@ from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate
+from pyiceberg.typedef import Record
 
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import version_number
@@ -47,8 +48,9 @@ from datalake_assets.lake.iceberg.commit_records import (
     discard,
     unfinished_commits,
 )
+from datalake_assets.lake.iceberg.data_files import data_file_of
 from datalake_assets.lake.iceberg.iceberg_catalogs import talking
-from datalake_assets.lake.iceberg.iceberg_schemas import iceberg_file, value_of_key
+from datalake_assets.lake.iceberg.iceberg_schemas import value_of_key
 from datalake_assets.lake.iceberg.iceberg_views import (
     COMMIT,
     KIND,
@@ -253,7 +255,15 @@ def _line(folder: TablePlace, key: str, staged: StagedFile, footer: pq.FileMetaD
         own = (field.metadata or {}).get(b"PARQUET:field_id")
         if field.name not in ids or (own is not None and int(own) != ids[field.name]):
             raise ConfigError(f"{path}: column {field.name!r} is not the table's: another engine changed that")
-    return iceberg_file(path, footer, staged.size_bytes, partition=partition, metadata=table.metadata)
+    return data_file_of(
+        path,
+        footer,
+        staged.size_bytes,
+        schema=table.schema(),
+        properties=table.properties,
+        spec_id=table.metadata.default_spec_id,
+        partition=Record(*partition),
+    )
 
 
 def _done(folder: TablePlace, base: Manifest, change: Change, planned: Planned) -> dict[str, str | int]:

@@ -160,10 +160,7 @@ def compact_table(
     now: datetime,
     is_closed: IsClosed = never_closed,
     only: Callable[[str], bool] = lambda _: True,
-    summary: Mapping[str, str] | None = None,
     groups_per_commit: int = GROUPS_PER_COMMIT,
-    on_plan: Callable[[TablePlan], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> IcebergCompaction:
     """Compacts a table; ``table`` knows its newest snapshot afterwards.
 
@@ -174,18 +171,14 @@ def compact_table(
         now: The time.
         is_closed: As for `plan_table`.
         only: As for `plan_table`.
-        summary: Said in the snapshots.
         groups_per_commit: Groups that one snapshot replaces.
-        on_plan: Told the first plan.
-        on_progress: Told bytes done and bytes planned.
 
     Raises:
         CommitConflict: Others committed without pause.
         AmbiguousWrite: The catalog's answer was lost; what was written is left for the removal of orphans.
         LakeError: The format is too new, or the store failed.
     """
-    work = _Compaction(table, rules, settings, now, summary=summary or {}, groups_per_commit=groups_per_commit)
-    return work.run(is_closed, only, on_plan, on_progress)
+    return _Compaction(table, rules, settings, now, groups_per_commit=groups_per_commit).run(is_closed, only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,27 +199,17 @@ class _Compaction:
         settings: RewriteSettings,
         now: datetime,
         *,
-        summary: Mapping[str, str],
         groups_per_commit: int,
     ) -> None:
         self._table, self._rules, self._settings, self._now = table, rules, settings, now
-        self._summary, self._groups_per_commit = summary, groups_per_commit
+        self._groups_per_commit = groups_per_commit
         self._manifests = Manifests(table.io)
         self._report = IcebergCompaction()
         self._excluded: dict[str, str] = {}
         self._mine: set[str] = set()  # what is appended meanwhile is the next run's: else this one might never end
-        self._planned_bytes = self._done_bytes = 0
-        self._on_progress: Callable[[int, int], None] | None = None
 
-    def run(
-        self,
-        is_closed: IsClosed,
-        only: Callable[[str], bool],
-        on_plan: Callable[[TablePlan], None] | None,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> IcebergCompaction:
+    def run(self, is_closed: IsClosed, only: Callable[[str], bool]) -> IcebergCompaction:
         """Plans, rewrites and commits until a plan is empty or the run's limits are reached."""
-        self._on_progress = on_progress
         self._table.refresh()
         first: TablePlan | None = None
         for _ in range(PASSES):
@@ -234,11 +217,8 @@ class _Compaction:
             if first is None:
                 first = plan
                 self._mine |= plan.paths
-                if on_plan is not None:
-                    on_plan(plan)
             if not plan.groups or self._left().max_files <= 0:
                 break
-            self._planned_bytes += sum(group.size_bytes for group in plan.groups)
             self._do(plan)
             self._table.refresh()
         after = self._plan(self._rules, is_closed, only)
@@ -303,7 +283,6 @@ class _Compaction:
             self._exclude(dict.fromkeys(_culprits(group, error), error.reason))
             return None
         self._exclude(done.rejected)
-        self._tell(group.size_bytes)
         result = _Done(group, done)
         if reason := _gains_nothing(done):
             self._discard(result)
@@ -317,11 +296,6 @@ class _Compaction:
 
     def _discard(self, done: _Done) -> None:
         delete_quietly(self._table.io, [file.file_path for file in done.files.outputs])
-
-    def _tell(self, more_bytes: int) -> None:
-        self._done_bytes += more_bytes
-        if self._on_progress is not None:
-            self._on_progress(min(self._done_bytes, self._planned_bytes), self._planned_bytes)
 
     def _commit(self, waiting: list[_Done], sequence_number: int) -> None:
         """Commits what was rewritten, as far as it still holds; empties the list.
@@ -373,11 +347,7 @@ class _Compaction:
         paths = {file.path for file in inputs}
         unneeded = head.unneeded_deletes(paths, (each for file in inputs for each in file.deletes))
         change = TableChange(
-            Operation.REPLACE,
-            added=outputs,
-            removed=paths | unneeded,
-            sequence_number=sequence_number,
-            summary=self._summary,
+            Operation.REPLACE, added=outputs, removed=paths | unneeded, sequence_number=sequence_number
         )
         snapshot = commit_change(self._table, change, manifests=self._manifests)
         self._mine |= {file.file_path for file in outputs}

@@ -80,20 +80,18 @@ class Rewriting:
     Args:
         table: As it was when the groups were planned.
         settings: Of the rewriter.
-        scratch: Folder for scratch files; None: the system's.
     """
 
-    def __init__(self, table: Table, settings: RewriteSettings, *, scratch: str | None = None) -> None:
+    def __init__(self, table: Table, settings: RewriteSettings) -> None:
         self._table, self._io, self._settings = table, table.io, settings
         self._metadata = table.metadata
         self._schema, self._spec = table.metadata.schema(), table.metadata.spec()
         self._arrow = schema_to_pyarrow(self._schema, include_field_ids=True)
         self._id, self._numbers = uuid.uuid4(), count()
-        self._scratch_parent = scratch
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        folder = self._stack.enter_context(TemporaryDirectory(prefix="iceberg-", dir=self._scratch_parent))
+        folder = self._stack.enter_context(TemporaryDirectory(prefix="iceberg-"))
         self._scratch = Path(folder)
         return self
 
@@ -102,7 +100,7 @@ class Rewriting:
     ) -> None:
         self._stack.close()
 
-    def run(self, files: Sequence[LiveFile], *, on_progress: Callable[[int], None] | None = None) -> RewrittenFiles:
+    def run(self, files: Sequence[LiveFile]) -> RewrittenFiles:
         """Rewrites files of one partition, in the order given, under the table's current partition spec.
 
         Raises:
@@ -111,12 +109,12 @@ class Rewriting:
         with Fetching(self._io, [file.file for file in files]) as fetching:
             present = PresentRows(self._metadata, self._io, fetching, files)
             if files[0].file.spec_id == self._metadata.default_spec_id:
-                done = self._in_place(files, fetching, present, on_progress)
+                done = self._in_place(files, fetching, present)
                 if done.rejected.keys() - present.rejected.keys():  # of several writers: then all are made alike
                     delete_quietly(self._io, [file.file_path for file in done.outputs])
-                    done = self._in_place(files, fetching, present, on_progress, all_alike=True)
+                    done = self._in_place(files, fetching, present, all_alike=True)
             else:
-                done = self._moved(files, present, on_progress)
+                done = self._moved(files, present)
         for path in self._scratch.iterdir():
             path.unlink()
         return done
@@ -126,7 +124,6 @@ class Rewriting:
         files: Sequence[LiveFile],
         fetching: Fetching,
         present: PresentRows,
-        on_progress: Callable[[int], None] | None,
         *,
         all_alike: bool = False,
     ) -> RewrittenFiles:
@@ -145,7 +142,7 @@ class Rewriting:
                 inputs.append(scratch.as_input())
                 members[scratch.name] = together
         partition = files[0].file.partition
-        done = self._rewritten(inputs, partition, on_progress)
+        done = self._rewritten(inputs, partition)
         return self._checked(done, members, present, partition)
 
     def _written(self, files: Sequence[LiveFile], present: PresentRows) -> _Scratch:
@@ -157,9 +154,7 @@ class Rewriting:
                     scratch.add(piece)
         return scratch
 
-    def _moved(
-        self, files: Sequence[LiveFile], present: PresentRows, on_progress: Callable[[int], None] | None
-    ) -> RewrittenFiles:
+    def _moved(self, files: Sequence[LiveFile], present: PresentRows) -> RewrittenFiles:
         """Files of an old partition spec, spread over the partitions of the current one."""
         spread = _Spread(self._metadata, lambda: _Scratch(self._new_scratch(), {}, self._settings))
         try:
@@ -173,7 +168,7 @@ class Rewriting:
         outputs: list[IcebergFile] = []
         try:
             for partition, written in spread.files():
-                done = self._rewritten([each.as_input() for each in written], partition, on_progress)
+                done = self._rewritten([each.as_input() for each in written], partition)
                 outputs += self._outputs(done, partition)
                 self._demand(not done.rejected, f"a scratch file was refused: {done.rejected}")
                 total = replace(total, copied=total.copied + done.copied, encoded=total.encoded + done.encoded)
@@ -184,9 +179,7 @@ class Rewriting:
             raise
         return replace(total, outputs=tuple(outputs), inputs=taken, rows_deleted=present.rows_deleted)
 
-    def _rewritten(
-        self, inputs: Sequence[Input], partition: Record, on_progress: Callable[[int], None] | None
-    ) -> Rewritten[str]:
+    def _rewritten(self, inputs: Sequence[Input], partition: Record) -> Rewritten[str]:
         inputs = [each for each in inputs if each.file.rows]
         if not inputs:
             return Rewritten(rejected={})
@@ -197,7 +190,7 @@ class Rewriting:
             where=table_text(self._table),
             block_bytes=BLOCK_BYTES,
         )
-        return rewrite(inputs, self._settings, opener, metadata={}, on_progress=on_progress)
+        return rewrite(inputs, self._settings, opener, metadata={})
 
     def _checked(
         self,

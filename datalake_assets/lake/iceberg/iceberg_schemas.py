@@ -7,32 +7,28 @@ where there is none, the feed is refused. Nothing is ever rounded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyiceberg.conversions import from_bytes
 from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.transforms import DayTransform, HourTransform, MonthTransform, Transform
-from pyiceberg.typedef import Record
 from pyiceberg.types import DateType, ListType, MapType, PrimitiveType, StructType
 
 from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, row_to_text
 from datalake_assets.core.partitions import PartitionBy, key_of, window_of
 from datalake_assets.errors import ConfigError, SchemaChanged
-from datalake_assets.lake.iceberg.data_files import data_file_of
 from datalake_assets.parquet.writer import moment_of
 
 __all__ = [
     "StorableBatches",
     "fresh_ids",
-    "iceberg_file",
     "key_of_value",
     "partition_field",
     "storable",
@@ -292,29 +288,6 @@ def key_of_value(value: int, by: PartitionBy) -> str:
     if by is PartitionBy.MONTH:
         return key_of(datetime(_EPOCH.year + value // 12, value % 12 + 1, 1, tzinfo=UTC), by)
     return key_of(_EPOCH + value * (timedelta(days=1) if by is PartitionBy.DAY else timedelta(hours=1)), by)
-
-
-def iceberg_file(
-    path: str, footer: pq.FileMetaData, size_bytes: int, *, partition: Sequence[int], metadata: TableMetadata
-) -> IcebergFile:
-    """An Iceberg table's line for a file, with the statistics of its footer.
-
-    Args:
-        path: The file's URI.
-        footer: Its own.
-        size_bytes: Its size.
-        partition: Values of its partition, as the table's spec has them.
-        metadata: The table's.
-    """
-    return data_file_of(
-        path,
-        footer,
-        size_bytes,
-        schema=metadata.schema(),
-        properties=metadata.properties,
-        spec_id=metadata.default_spec_id,
-        partition=Record(*partition),
-    )
 
 
 def time_bounds_of(file: IcebergFile, metadata: TableMetadata) -> tuple[datetime | None, datetime | None]:

@@ -19,7 +19,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal, cast
+from typing import cast
 
 from pyiceberg.avro.codecs import AvroCompressionCodec
 from pyiceberg.exceptions import CommitFailedException, ValidationException
@@ -143,7 +143,6 @@ class TableChange:
         summary: Said in the snapshot besides the numbers.
         set_properties: Of the table, changed in the same commit.
         removed_properties: Likewise.
-        merge_manifests: Merge small manifests, so that there are never many, unless the table forbids it.
         cluster_manifests: Write all manifests anew, so that each has files of few partitions.
         snapshot_id: The number of the snapshot, for those who have to know it before; by default a new one.
         tag: A tag that the snapshot gets in the same commit, and that keeps it; empty for none.
@@ -157,7 +156,6 @@ class TableChange:
     summary: Mapping[str, str] = field(default_factory=dict)
     set_properties: Mapping[str, str] = field(default_factory=dict)
     removed_properties: Collection[str] = ()
-    merge_manifests: bool = True
     cluster_manifests: bool = False
     snapshot_id: int | None = None
     tag: str = ""
@@ -197,7 +195,7 @@ def commit_change(
     if change.moves_branch:
         updates.append(_new_head(metadata.refs.get(branch), branch, snapshot.snapshot_id))
     if change.tag:
-        updates.append(_new_ref(change.tag, "tag", snapshot.snapshot_id))
+        updates.append(_new_tag(change.tag, snapshot.snapshot_id))
     requirement = AssertRefSnapshotId(ref=branch, snapshot_id=snapshot.parent_snapshot_id)
 
     def is_there() -> bool:
@@ -300,10 +298,10 @@ def _new_head(ref: SnapshotRef | None, branch: str, snapshot_id: int) -> SetSnap
     )
 
 
-def _new_ref(name: str, kind: Literal["tag", "branch"], snapshot_id: int) -> SetSnapshotRefUpdate:
+def _new_tag(name: str, snapshot_id: int) -> SetSnapshotRefUpdate:
     return SetSnapshotRefUpdate(
         ref_name=name,
-        type=kind,
+        type="tag",
         snapshot_id=snapshot_id,
         max_ref_age_ms=None,
         max_snapshot_age_ms=None,
@@ -428,7 +426,7 @@ class _Builder:
     def _merged(self, kept: Sequence[ManifestFile]) -> Iterator[ManifestFile]:
         """The manifests, those of one size merged where there are many, so that each entry is written again seldom."""
         stated = self._metadata.properties.get(TableProperties.MANIFEST_MERGE_ENABLED, "true")
-        if not self._change.merge_manifests or stated.lower() == "false":
+        if stated.lower() == "false":
             yield from kept
             return
         alike: dict[tuple[int, ManifestContent, int], list[ManifestFile]] = defaultdict(list)
