@@ -35,6 +35,7 @@ __all__ = [
     "STALE",
     "content",
     "differences",
+    "file_differences",
     "in_need",
     "mend_versions",
     "repair",
@@ -42,6 +43,7 @@ __all__ = [
     "sweep_staged",
     "sweep_temporary",
     "unfinished",
+    "unknown_file",
     "verify",
 ]
 
@@ -73,10 +75,9 @@ def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] 
         for file in manifest.files:
             name = log.key_of(file.name)
             named.add(name)
-            yield from _file(folder, key, file, objects.get(name), name, deep=deep)
+            yield from file_differences(folder, key, file, objects.get(name), name, deep=deep)
     for name in sorted(set(objects) - named):
-        key = name_text(_partition_of(folder, name))
-        yield Difference(key, "unknown file", name_text(name), "in the folder and in no manifest")
+        yield unknown_file(folder, name, "in the folder and in no manifest")
 
 
 def unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:
@@ -88,13 +89,31 @@ def unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:
         yield Difference(key, "garbage", name, f"{len(manifest.garbage)} replaced files are still to be deleted")
 
 
-def _file(
-    folder: FeedFolder, key: str, file: DataFile, info: ObjectInfo | None, name: str, *, deep: bool
+def file_differences(
+    folder: FeedFolder,
+    key: str,
+    file: DataFile,
+    info: ObjectInfo | None,
+    name: str,
+    *,
+    deep: bool,
+    stated_by: str = "the manifest",
 ) -> Iterator[Difference]:
+    """How a file differs from what is stated of it.
+
+    Args:
+        folder: The feed's corner of the lake.
+        key: The partition.
+        file: What is stated.
+        info: What a listing has under its key; None if it is not there.
+        name: Its key in the data store.
+        deep: Read it whole if its size is right.
+        stated_by: Who states it, for messages about the size.
+    """
     if info is None:
         yield Difference(key, "missing", name, f"{file.rows} rows, {file.size_bytes} bytes")
     elif info.size_bytes != file.size_bytes:
-        yield Difference(key, "size", name, f"{info.size_bytes} bytes, the manifest says {file.size_bytes}")
+        yield Difference(key, "size", name, f"{info.size_bytes} bytes, {stated_by} says {file.size_bytes}")
     elif deep:
         yield from content(folder, key, file, name)
 
@@ -129,8 +148,10 @@ def _digest(key: str, file: DataFile, name: str, opened: pa.NativeFile) -> Itera
         yield Difference(key, "checksum", name, "the bytes are not those that were committed")
 
 
-def _partition_of(folder: FeedFolder, name: str) -> str:
-    return name.removeprefix(f"{folder.data_root}/").rpartition("/")[0]
+def unknown_file(folder: FeedFolder, name: str, detail: str) -> Difference:
+    """A file below the data root that nothing names, by its key in the data store."""
+    below = name.removeprefix(f"{folder.data_root}/").rpartition("/")[0]
+    return Difference(name_text(below), "unknown file", name_text(name), detail)
 
 
 @dataclass(frozen=True, slots=True)

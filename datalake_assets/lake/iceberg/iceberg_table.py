@@ -15,7 +15,6 @@ from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_p
 from datalake_assets.core.facts import Expired, PlannedPartition
 from datalake_assets.core.manifest import Manifest, PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
-from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CommitConflict
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.compaction import plan_of
@@ -30,7 +29,7 @@ from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
 from datalake_assets.lake.iceberg.iceberg_views import TableView
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
-from datalake_assets.lake.inspection import content, mend_versions, sweep_staged
+from datalake_assets.lake.inspection import file_differences, mend_versions, sweep_staged, unknown_file
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
 
@@ -195,21 +194,11 @@ class IcebergTable(HiveTable):
                 name = folder.file_key(key, file.name)
                 named.add(name)
                 info = objects.get(name)
-                if info is None:
-                    yield Difference(key, "missing", name, f"{file.rows} rows, {file.size_bytes} bytes")
-                elif info.size_bytes != file.size_bytes:
-                    yield Difference(key, "size", name, f"{info.size_bytes} bytes, the table says {file.size_bytes}")
-                elif deep:
-                    yield from content(folder, key, file, name)
+                yield from file_differences(folder, key, file, info, name, deep=deep, stated_by="the table")
         past = view.named_files()
         for name in sorted(set(objects) - named):
             if folder.path_below(name) not in past:
-                yield Difference(
-                    name_text(name.removeprefix(f"{folder.data_root}/").rpartition("/")[0]),
-                    "unknown file",
-                    name_text(name),
-                    "in the table's folder and in no snapshot",
-                )
+                yield unknown_file(folder, name, "in the table's folder and in no snapshot")
 
     def _apply_deletes(self) -> None:
         """Writes the files anew that another engine deleted rows of: nobody else could read the feed before."""
