@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from datalake_assets.operations.access import STATUS
-from datalake_assets.operations.openapi import PATH, openapi_document, request_models
-from datalake_assets.operations.requests import MAX_DEPTH, MAX_REQUEST_BYTES
+from datalake_assets.operations.openapi import PATH, openapi_document
+from datalake_assets.operations.requests import MAX_DEPTH, MAX_REQUEST_BYTES, request_models
 
 __all__ = ["REFERENCE", "reference"]
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.feed import NAME_PATTERN
 from datalake_assets.operations.answers import Answer, Code, Failure, FailureAnswer
-from datalake_assets.operations.requests import MAX_REQUEST_BYTES, NAME_PATTERN
+from datalake_assets.operations.requests import MAX_REQUEST_BYTES
 from datalake_assets.settings import Settings
 
 __all__ = ["BUSY", "STATUS", "TOO_LARGE", "UNAUTHORIZED", "Tokens", "status_of"]

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from datalake_assets.errors import DatalakeError
 from datalake_assets.operations.answers import Code, Failure
-from datalake_assets.operations.requests import MAX_DEPTH, MAX_REQUEST_BYTES, Request
+from datalake_assets.operations.requests import MAX_DEPTH, MAX_REQUEST_BYTES, Request, operation_of, request_models
 from datalake_assets.policies import problem_text
 
-__all__ = ["OPERATIONS", "RequestRefused", "checked_request"]
+__all__ = ["RequestRefused", "checked_request"]
 
 #: Problems of a request that are named.
 _PROBLEMS = 20
@@ -132,9 +132,5 @@ def _place(path: Sequence[int | str]) -> str:
 
 def _reason(problem: Mapping[str, Any]) -> str:
     if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        return f"'operation' is one of {', '.join(OPERATIONS)}"
+        return f"'operation' is one of {', '.join(map(operation_of, request_models()))}"
     return problem_text(problem)
-
-
-#: The names of the operations.
-OPERATIONS = ("CREATE_TABLE", "WRITE", "QUERY", "COMPACT", "DESCRIBE", "LIST", "HEALTH")

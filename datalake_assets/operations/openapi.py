@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from typing import Any, get_args
+from typing import Any
 
 from markupsafe import Markup, escape
 from pydantic import BaseModel
@@ -23,21 +23,15 @@ from datalake_assets.operations.answers import (
     SnapshotFacts,
     TableName,
 )
-from datalake_assets.operations.requests import ColumnSpec, PartitionSpec, Request
+from datalake_assets.operations.requests import ColumnSpec, PartitionSpec, operation_of, request_models
 
-__all__ = ["PATH", "attributes_of", "openapi_document", "openapi_page", "request_models"]
+__all__ = ["PATH", "attributes_of", "openapi_document", "openapi_page"]
 
 #: Models that are parts of others.
 _PARTS = (ColumnSpec, CompactStats, PartitionSpec, PartitionField, TableName, QueryColumn, SnapshotFacts, Failure)
 #: Where every request is posted.
 PATH = "/v1/operations"
 _REFERENCE = "#/components/schemas/{model}"
-
-
-def request_models() -> tuple[type[BaseModel], ...]:
-    """The requests, one model per operation."""
-    union, _ = get_args(Request)
-    return get_args(union)
 
 
 def answer_models() -> tuple[type[BaseModel], ...]:
@@ -69,7 +63,7 @@ def openapi_document() -> Mapping[str, Any]:
     described: list[type[BaseModel]] = [*every, *_PARTS]
     for model in described:
         _describe(schemas[model.__name__], model)
-    mapping = {_operation(model): _REFERENCE.format(model=model.__name__) for model in requests}
+    mapping = {operation_of(model): _REFERENCE.format(model=model.__name__) for model in requests}
     request = {"oneOf": _references(requests), "discriminator": {"propertyName": "operation", "mapping": mapping}}
     failure = {"description": "It was not done.", "content": _json(_references([FailureAnswer])[0])}
     done = {"description": "It was done.", "content": _json({"oneOf": _references(answers)})}
@@ -85,11 +79,6 @@ def openapi_document() -> Mapping[str, Any]:
         "paths": {PATH: {"post": post}},
         "components": {"schemas": schemas, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     }
-
-
-def _operation(model: type[BaseModel]) -> str:
-    (name,) = get_args(model.model_fields["operation"].annotation)
-    return str(name)
 
 
 def _references(models: Any) -> list[dict[str, str]]:
@@ -120,7 +109,7 @@ def openapi_page() -> str:
     schemas = document["components"]["schemas"]
     sections = [
         Markup("<h2><code>{}</code></h2><p>{}</p>{}{}").format(
-            _operation(model),
+            operation_of(model),
             _summary(model),
             _fields("request", schemas[model.__name__]),
             _fields("answer", schemas[answer.__name__]),
@@ -131,8 +120,8 @@ def openapi_page() -> str:
 
 
 def _answers_in_order() -> list[type[BaseModel]]:
-    by_operation = {_operation(model): model for model in answer_models()}
-    return [by_operation[_operation(model)] for model in request_models()]
+    by_operation = {operation_of(model): model for model in answer_models()}
+    return [by_operation[operation_of(model)] for model in request_models()]
 
 
 def _fields(title: str, schema: Mapping[str, Any]) -> Markup:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from datalake_assets.feed import NAME_PATTERN
 
 __all__ = [
     "MAX_DEPTH",
     "MAX_RECORDS",
     "MAX_REQUEST_BYTES",
     "MAX_ROWS",
-    "NAME_PATTERN",
     "ColumnSpec",
     "Compact",
     "CreateTable",
@@ -28,6 +29,8 @@ __all__ = [
     "Query",
     "Request",
     "Write",
+    "operation_of",
+    "request_models",
 ]
 
 #: Of a whole request; AWS Lambda takes no more (AWS Lambda quotas: 6 MB a synchronous request).
@@ -37,8 +40,6 @@ MAX_DEPTH = 32
 #: Of one WRITE, and of the answer to one QUERY.
 MAX_RECORDS = MAX_ROWS = 10_000
 
-#: Names of tenants, namespaces, tables and columns.
-NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,127}")
 #: A tenant, a namespace, a table or a column: a lower-case letter, then at most 127 letters, digits or underscores.
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 #: Printable ASCII without blanks: what survives every header, log and terminal.
@@ -299,7 +300,7 @@ class ListTables(_OfTenant):
 
     operation: Literal["LIST"]
     namespace: Name | None = None
-    after: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,127}\.[a-z][a-z0-9_]{0,127}$")] | None = None
+    after: Annotated[str, Field(pattern=rf"^{NAME_PATTERN.pattern}\.{NAME_PATTERN.pattern}$")] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
@@ -317,3 +318,15 @@ class Health(_Model):
 Request = Annotated[
     CreateTable | Write | Query | Compact | Describe | ListTables | Health, Field(discriminator="operation")
 ]
+
+
+def request_models() -> tuple[type[BaseModel], ...]:
+    """The requests, one model per operation."""
+    union, _ = get_args(Request)
+    return get_args(union)
+
+
+def operation_of(model: type[BaseModel]) -> str:
+    """The name of the operation that a model is about: of a request, or of its answer."""
+    (name,) = get_args(model.model_fields["operation"].annotation)
+    return str(name)
