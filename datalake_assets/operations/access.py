@@ -13,8 +13,7 @@ from pathlib import Path
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import NAME_PATTERN
-from datalake_assets.operations.answers import Answer, Code, Failure, FailureAnswer
-from datalake_assets.operations.requests import MAX_REQUEST_BYTES
+from datalake_assets.operations.answers import REQUEST_TOO_LARGE, Answer, Code, Failure, FailureAnswer
 from datalake_assets.settings import Settings
 
 __all__ = ["BUSY", "STATUS", "TOO_LARGE", "UNAUTHORIZED", "Tokens", "status_of"]
@@ -48,13 +47,7 @@ BUSY = FailureAnswer(
         code=Code.UNAVAILABLE, message="enough requests of this tenant run just now; ask again later", retryable=True
     )
 )
-TOO_LARGE = FailureAnswer(
-    error=Failure(
-        code=Code.LIMIT_EXCEEDED,
-        message=f"the request is larger than {MAX_REQUEST_BYTES} bytes; write fewer records at a time",
-        details={"limit_bytes": MAX_REQUEST_BYTES},
-    )
-)
+TOO_LARGE = FailureAnswer(error=REQUEST_TOO_LARGE)
 
 
 class Tokens:

@@ -14,7 +14,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from datalake_assets.errors import DatalakeError
-from datalake_assets.operations.answers import Code, Failure
+from datalake_assets.operations.answers import REQUEST_TOO_LARGE, Code, Failure, shown_name
 from datalake_assets.operations.requests import MAX_DEPTH, MAX_REQUEST_BYTES, Request, operation_of, request_models
 from datalake_assets.policies import problem_text
 
@@ -22,7 +22,6 @@ __all__ = ["RequestRefused", "checked_request"]
 
 #: Problems of a request that are named.
 _PROBLEMS = 20
-_NAME_SHOWN = 64
 _REQUESTS: TypeAdapter[Request] = TypeAdapter(Request)
 _VALUES = (str, int, float, bool, bytes, type(None), date, time_of_day, Decimal, uuid.UUID)
 
@@ -93,8 +92,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _too_large() -> RequestRefused:
-    message = f"the request is larger than {MAX_REQUEST_BYTES} bytes; write fewer records at a time"
-    return RequestRefused(Code.LIMIT_EXCEEDED, message, limit_bytes=MAX_REQUEST_BYTES)
+    return RequestRefused(REQUEST_TOO_LARGE.code, REQUEST_TOO_LARGE.message, **REQUEST_TOO_LARGE.details)
 
 
 def _measure(document: Any) -> None:
@@ -126,8 +124,7 @@ def _measure(document: Any) -> None:
 
 def _place(path: Sequence[int | str]) -> str:
     """Where a problem is, without the name of the operation, which pydantic begins with."""
-    text = ".".join(map(str, path[1:])).encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= _NAME_SHOWN else f"{text[:_NAME_SHOWN]}…"
+    return shown_name(".".join(map(str, path[1:])))
 
 
 def _reason(problem: Mapping[str, Any]) -> str:

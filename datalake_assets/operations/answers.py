@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from datalake_assets.operations.requests import ColumnSpec
+from datalake_assets.operations.requests import MAX_REQUEST_BYTES, ColumnSpec
 
 __all__ = [
+    "REQUEST_TOO_LARGE",
     "Answer",
     "Code",
     "CompactAnswer",
@@ -28,7 +29,11 @@ __all__ = [
     "SnapshotFacts",
     "TableName",
     "WriteAnswer",
+    "shown_name",
 ]
+
+#: Characters of a name of the caller's own that an answer repeats.
+_NAME_SHOWN = 64
 
 
 class Answer(BaseModel):
@@ -314,3 +319,17 @@ class FailureAnswer(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """As a JSON document says it."""
         return self.model_dump(mode="json")
+
+
+#: Why a request of too many bytes was not done.
+REQUEST_TOO_LARGE = Failure(
+    code=Code.LIMIT_EXCEEDED,
+    message=f"the request is larger than {MAX_REQUEST_BYTES} bytes; write fewer records at a time",
+    details={"limit_bytes": MAX_REQUEST_BYTES},
+)
+
+
+def shown_name(name: str) -> str:
+    """A name of the caller's own as answers repeat it: ASCII, and its beginning if it is long."""
+    plain = name.encode("ascii", "backslashreplace").decode()
+    return plain if len(plain) <= _NAME_SHOWN else f"{plain[:_NAME_SHOWN]}…"

@@ -21,11 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
+from datalake_assets.operations.answers import shown_name
+
 __all__ = ["MAX_PROBLEMS", "Problem", "records_table"]
 
 #: Problems that are named; the others are counted.
 MAX_PROBLEMS = 100
-_NAME_SHOWN = 64
 _FLOAT_MOST = float(np.finfo(np.float32).max)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TIME = re.compile(r"\d\d:\d\d:\d\d(\.\d{1,6})?", re.ASCII)
@@ -78,7 +79,7 @@ def records_table(
                 bad.append((field.name, str(error)))
         found += len(bad)
         named = bad[: max(0, MAX_PROBLEMS - len(problems))]
-        problems += [Problem(index, _shown(name), reason) for name, reason in named]
+        problems += [Problem(index, shown_name(name), reason) for name, reason in named]
     if found:
         return None, problems, found
     arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
@@ -95,11 +96,6 @@ def _required(value: Any, field: pa.Field) -> Any:
     if not field.nullable:
         raise _Unfit("it is required, and missing or null")
     return value
-
-
-def _shown(name: str) -> str:
-    plain = name.encode("ascii", "backslashreplace").decode()
-    return plain if len(plain) <= _NAME_SHOWN else f"{plain[:_NAME_SHOWN]}…"
 
 
 def _convert(kind: pa.DataType) -> Convert:
