@@ -175,15 +175,25 @@ def _exchange(process: subprocess.Popen[bytes], job: SqlJob) -> dict[str, Any] |
     assert process.stdin is not None  # noqa: S101  for mypy: it has pipes
     assert process.stdout is not None  # noqa: S101  likewise
     try:
-        _send(process.stdin, asdict(job))
+        _send(process.stdin, _message(asdict(job)))
         return _receive(process.stdout)
     except (OSError, ValueError):
         return None
 
 
-def _send(file: BinaryIO | Any, document: dict[str, Any]) -> None:
+def _message(document: dict[str, Any]) -> bytes:
+    """A document, and before it its length: whoever ends before it is written whole is found out."""
     text = json.dumps(document).encode()
-    file.write(_LENGTH.pack(len(text)) + text)
+    return _LENGTH.pack(len(text)) + text
+
+
+def _is_whole(message: bytes) -> bool:
+    size = _LENGTH.size
+    return len(message) >= size and len(message) - size == _LENGTH.unpack(message[:size])[0]
+
+
+def _send(file: BinaryIO | Any, message: bytes) -> None:
+    file.write(message)
     file.flush()
 
 
@@ -209,8 +219,8 @@ def main() -> None:
         _send(sys.stdout.buffer, answer)
 
 
-def _forked(job: SqlJob, folder: str) -> dict[str, Any]:
-    """Runs a query in a process of its own, and kills it when its time is up."""
+def _forked(job: SqlJob, folder: str) -> bytes:
+    """Runs a query in a process of its own, and kills it when its time is up; the answer as it came from there."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -218,18 +228,16 @@ def _forked(job: SqlJob, folder: str) -> dict[str, Any]:
         _child(job, folder, write_end)
     os.close(write_end)
     try:
-        text, is_late = _read_until(read_end, time.monotonic() + job.timeout_s + _GRACE_S)
+        message, is_late = _read_until(read_end, time.monotonic() + job.timeout_s + _GRACE_S)
     finally:
         os.close(read_end)
         os.kill(pid, signal.SIGKILL)  # it has ended, or is to
         os.waitpid(pid, 0)
     if is_late:
-        return _failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less")
-    try:
-        found: dict[str, Any] = json.loads(text)
-    except ValueError:
-        return _failure("large", "it takes more memory than a query may; ask for less")
-    return found
+        return _message(_failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less"))
+    if not _is_whole(message):
+        return _message(_failure("large", "it takes more memory than a query may; ask for less"))
+    return message
 
 
 def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
@@ -256,7 +264,7 @@ def _child(job: SqlJob, folder: str, write_end: int) -> None:
         _bound(job.timeout_s)
         answer = _answer(job)
         with os.fdopen(write_end, "wb") as file:
-            file.write(json.dumps(answer).encode())
+            file.write(_message(answer))
     except BaseException:  # noqa: BLE001  whatever it is, the parent must not run on in two processes
         os._exit(1)
     os._exit(0)
