@@ -190,7 +190,7 @@ class _Reconciler:
 
     def _round(self, wanted: set[str] | None) -> set[str]:
         """Looks at all partitions, or at some once more; returns those that another process changed meanwhile."""
-        loaded = self._load(wanted)
+        loaded = self._load(wanted, self._settled)
         listing = list_folder(self._folder, self._only)
         if wanted is None or self._only is not None:
             self._done.other_files, self._done.problems = listing.other_files, list(listing.problems)
@@ -216,18 +216,15 @@ class _Reconciler:
 
     def foresee(self) -> tuple[Reconciliation, Mapping[str, Manifest]]:
         """A round without its changes."""
-        loaded, unreadable = {}, set()
-        for key in self._folder.partition_keys():
-            try:
-                loaded[key] = self._folder.log(key).load()
-            except CorruptLake as error:
-                self._done.waiting.append(f"{key}: {error.reason}")
-                unreadable.add(key)
+        loaded = self._load(None, self._unchanged)
         listing = list_folder(self._folder)
         self._done.problems, self._done.links = list(listing.problems), list(listing.links)
         looks = {}
-        for key in {*loaded, *listing.partitions} - unreadable:
-            manifest = loaded[key].manifest if key in loaded else Manifest()
+        for key in {*loaded, *listing.partitions}:
+            known = loaded.get(key, Loaded(None, Manifest()))
+            if known is None:
+                continue
+            manifest = known.manifest
             pending = manifest.pending.publish if manifest.pending else ()
             under_way = {*(each.name for each in manifest.garbage), *(each.file.name for each in pending)}
             there = {name: info for name, info in listing.partitions.get(key, {}).items() if name not in under_way}
@@ -244,11 +241,18 @@ class _Reconciler:
         }
         return self._done, manifests
 
-    def _load(self, wanted: set[str] | None) -> dict[str, Loaded | None]:
-        """The settled manifests; None for those that nobody can settle now."""
+    def _load(self, wanted: set[str] | None, load: Callable[[str], Loaded | None]) -> dict[str, Loaded | None]:
+        """The manifests, many at once; None for those that nobody can read or settle now."""
         keys = sorted(wanted) if wanted is not None else self._folder.partition_keys()
         with ThreadPoolExecutor(THREADS) as pool:
-            return dict(zip(keys, pool.map(self._settled, keys), strict=True))
+            return dict(zip(keys, pool.map(load, keys), strict=True))
+
+    def _unchanged(self, key: str) -> Loaded | None:
+        try:
+            return self._folder.log(key).load()
+        except CorruptLake as error:
+            self._done.waiting.append(f"{key}: {error.reason}")
+            return None
 
     def _settled(self, key: str) -> Loaded | None:
         log = self._folder.log(key)
