@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +33,7 @@ from datalake_assets.errors import (
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import change_object, known_object, swap_object
 
-__all__ = ["RECORD", "Claim", "marker_document"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["RECORD", "Claim", "marker_document", "read_marker"]
 
 #: Name of the record, among a feed's control files.
 RECORD = "owner.json"
@@ -79,12 +76,20 @@ class Claim:
     new_id: Callable[[], str]
     open_lake: Callable[[str], Store]
 
+    def owner(self) -> Mapping[str, Any]:
+        """What the folder's marker says.
+
+        Raises:
+            FolderTaken: It is gone.
+        """
+        return self._marked()[0]
+
     def check(self, owner: Mapping[str, Any]) -> None:
         """Raises `FolderTaken` if a marker that names this lake has the claim of another copy of it."""
         for _ in range(ATTEMPTS):
-            if self._is_ours(owner, self._claims()):
+            if self._has_one_of(owner, self._claims()):
                 return
-            again = self._marker()[0]
+            again = self.owner()
             if again.get("claim") == owner.get("claim"):  # and not one that another process has just renewed
                 break
             owner = again
@@ -97,7 +102,7 @@ class Claim:
             FolderTaken: It is another copy's, or the marker is gone.
         """
         for _ in range(ATTEMPTS):
-            owner, etag = self._marker()
+            owner, etag = self._marked()
             self.check(owner)
             fresh = self.proposed(str(owner.get("claim", "")))
             if not fresh:
@@ -140,26 +145,22 @@ class Claim:
         if known.body is None:
             return
         claims = _record(known.body, self.record).claims
-        if owner.get("claim", "") in (claims or ("",)) and fresh not in claims:
+        if self._has_one_of(owner, claims) and fresh not in claims:
             raise self._taken(owner)
 
     def _claims(self) -> tuple[str, ...]:
         return _record(known_object(self.lake, self.record).body, self.record).claims
 
     @staticmethod
-    def _is_ours(owner: Mapping[str, Any], claims: tuple[str, ...]) -> bool:
+    def _has_one_of(owner: Mapping[str, Any], claims: tuple[str, ...]) -> bool:
         return owner.get("claim", "") in (claims or ("",))
 
-    def _marker(self) -> tuple[Mapping[str, Any], str]:
-        try:
-            body, etag = self.beside.get(self.marker)
-            return dict(json.loads(body)), etag
-        except ObjectNotFound as error:
+    def _marked(self) -> tuple[Mapping[str, Any], str]:
+        found = read_marker(self.beside, self.marker)
+        if found is None:
             cure = f"adopt it again with 'datalake adopt {self.uri} --name {self.feed}'"
-            raise FolderTaken(self.uri, "its owner's marker is gone", cure=cure) from error
-        except (ValueError, TypeError) as error:
-            where = f"{self.beside.uri}/{self.marker}"
-            raise CorruptLake(where, "it is not an owner's marker", cure="look at it, then delete it") from error
+            raise FolderTaken(self.uri, "its owner's marker is gone", cure=cure)
+        return found
 
     def _taken(self, owner: Mapping[str, Any]) -> FolderTaken:
         return FolderTaken(
@@ -168,6 +169,21 @@ class Claim:
             cure="leave it to that one, and archive the feed here; or, to give it to this one, delete"
             f" {self.beside.uri.rstrip('/')}/{self.marker} and run 'datalake adopt {self.uri} --name {self.feed}'",
         )
+
+
+def read_marker(store: Store, key: str) -> tuple[Mapping[str, Any], str] | None:
+    """What a marker says, and its ETag; None if there is none."""
+    try:
+        body, etag = store.get(key)
+    except ObjectNotFound:
+        return None
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CorruptLake(f"{store.uri}/{key}", "it is not an owner's marker", cure="look at it, then delete it")
+    return found, etag
 
 
 def _record(body: bytes | None, where: str) -> _Record:

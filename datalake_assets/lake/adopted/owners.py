@@ -19,11 +19,10 @@ from datalake_assets.errors import (
     CorruptLake,
     FolderTaken,
     LakeUnavailable,
-    ObjectNotFound,
     PreconditionFailed,
 )
 from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.claims import Claim, marker_document
+from datalake_assets.lake.adopted.claims import Claim, marker_document, read_marker
 from datalake_assets.lake.layout import (
     MARKER,
     FeedFolder,
@@ -118,12 +117,8 @@ def _create(store: Store, address: FolderAddress, mine: Mapping[str, Any], claim
 
 def check_ownership(lake: Store, feed: Feed) -> None:
     """Raises `FolderTaken` unless a folder is this lake's and this feed's."""
-    address = address_of(feed)
-    owner = _owner(folder_store(lake, address.root), address)
-    if owner is None:
-        cure = f"adopt it again with 'datalake adopt {address.uri} --name {feed.name}'"
-        raise FolderTaken(address.uri, "its owner's marker is gone", cure=cure)
-    _check(owner, {"lake_id": lake_id(lake), "feed": feed.name}, FeedFolder(lake, feed).claim)
+    claim = FeedFolder(lake, feed).claim
+    _check(claim.owner(), {"lake_id": lake_id(lake), "feed": feed.name}, claim)
 
 
 def release_ownership(lake: Store, feed: Feed) -> None:
@@ -142,17 +137,8 @@ def _owner(store: Store, address: FolderAddress) -> Mapping[str, Any] | None:
 
 
 def _read(store: Store, key: str) -> Mapping[str, Any] | None:
-    try:
-        body, _ = store.get(key)
-    except ObjectNotFound:
-        return None
-    try:
-        found = json.loads(body)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise CorruptLake(f"{store.uri}/{key}", "it is not an owner's marker", cure="look at it, then delete it")
-    return found
+    found = read_marker(store, key)
+    return found[0] if found is not None else None
 
 
 def _check(owner: Mapping[str, Any] | None, mine: Mapping[str, Any], claim: Claim) -> None:
