@@ -8,9 +8,11 @@ Source: apache/parquet-format, src/main/thrift/parquet.thrift.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
+from datalake_assets.parquet.row_groups import parse_schema
 from datalake_assets.parquet.thrift import (
     BINARY,
     BYTE,
@@ -216,7 +218,9 @@ class _Walk:
             for number in range(self._reader.structs(kind)):
                 self.struct(field.inner, [self._named(field.name, number), *owners])
         if field.name == "schema":
-            self._columns = list(_paths(self._reader.data, begin))
+            with suppress(MalformedThrift):  # then columns have their numbers for names
+                leaves, _ = parse_schema(CompactReader(self._reader.data, begin), kind)
+                self._columns = [leaf.path for leaf in leaves]
 
     def _named(self, of_list: str, number: int) -> str:
         if of_list == "columns" and number < len(self._columns):
@@ -226,25 +230,3 @@ class _Walk:
 
 def _of(name: str, owners: list[str]) -> str:
     return " of ".join([name, *owners])
-
-
-def _paths(data: bytes, begin: int) -> Iterator[str]:
-    """Paths of the columns of an encoded schema that was passed over."""
-    reader = CompactReader(data, begin)
-    open_groups: list[tuple[int, str]] = []
-    for number in range(reader.structs(LIST)):
-        name, children = "", 0
-        for field, kind in reader.fields():
-            if field == 4:  # noqa: PLR2004  name
-                name = reader.binary(kind).decode(errors="replace")
-            elif field == 5:  # noqa: PLR2004  num_children
-                children = reader.integer(kind, I32)
-        while open_groups and not open_groups[-1][0]:
-            open_groups.pop()
-        path = name if len(open_groups) < 2 else f"{open_groups[-1][1]}.{name}"  # noqa: PLR2004  below the root
-        if open_groups:
-            open_groups[-1] = (open_groups[-1][0] - 1, open_groups[-1][1])
-        if children > 0:
-            open_groups.append((children, path))
-        elif number:
-            yield path
