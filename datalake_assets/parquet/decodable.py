@@ -21,7 +21,7 @@ from datalake_assets.parquet.bit_streams import MAX_VALUES, leading_number
 from datalake_assets.parquet.chunk_pages import DICTIONARY_ENCODINGS, UNREADABLE, Chunk, Chunks
 from datalake_assets.parquet.pages import DICTIONARY_PAGE
 
-__all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "undecodable", "unproven"]
+__all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "undecodable"]
 
 #: Decoded row groups that whoever rewrites may hold: what goes in, what is sorted, what is read back.
 ROW_GROUPS_HELD = 3
@@ -46,18 +46,12 @@ def too_large(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int)
     return ""
 
 
-def unproven(parquet: pq.ParquetFile, source: pa.NativeFile) -> str:
-    """Why nothing proves which values a file has, for a person; empty if something does.
-
-    Args:
-        parquet: The file, opened.
-        source: Its bytes; only chunks whose dictionary the footer does not state are read.
-    """
-    return next(filter(None, map(_unproven_of, Chunks(parquet, source))), "")
-
-
 def undecodable(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int) -> str:
-    """What `too_large` says or else `unproven`, by one look at each column chunk: of small files looks take a tenth."""
+    """What `too_large` says, or else why nothing proves which values a file has; empty if neither is so.
+
+    One look at each column chunk finds out both: of small files looks take a tenth of the time. Pages are read only of
+    chunks whose rows may be too large, or whose dictionary the footer does not state.
+    """
     doubt = ""
     for chunks in Chunks(parquet, source):
         with contextlib.suppress(*UNREADABLE):
