@@ -8,7 +8,7 @@ Source: apache/parquet-format: README.md (Nested Encoding, Data Pages), Encoding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -288,7 +288,8 @@ class Chunk:
 
     def _enter(self, dictionary: Found) -> None:
         if self._entries is None and self.width is None:
-            self._entries = text_lengths(self._unpacked_bytes(*dictionary), dictionary.page.values)
+            page, _, begin = dictionary
+            self._entries = text_lengths(self._unpacked_bytes(page, begin, {}), page.values)
             self._longest = int(self._entries.max(initial=0))
 
     def row_sizes(self, *, even_bytes: int = 0, short_bytes: int = 0) -> Numbers:
@@ -361,7 +362,7 @@ class Chunk:
         """A data page's encoded repetition levels, definition levels and values."""
         page, header, begin = found
         numbers = _header_numbers(header, HEADERS[page.kind])
-        body, at, ends = self._unpacked_bytes(page, header, begin), 0, []
+        body, at, ends = self._unpacked_bytes(page, begin, numbers), 0, []
         of_v1, of_v2 = (REPETITION_ENCODING, DEFINITION_ENCODING), (REPETITION_BYTES, DEFINITION_BYTES)
         for most, encoding, length in zip(self.levels, of_v1, of_v2, strict=True):
             if page.kind == DATA_PAGE_V2:
@@ -377,18 +378,18 @@ class Chunk:
         (first, middle), (again, end) = ends
         return body[first:middle], body[again:end], body[at:]
 
-    def _unpacked_bytes(self, page: Page, header: bytes, begin: int) -> memoryview:
-        """What a page holds, no longer compressed."""
+    def _unpacked_bytes(self, page: Page, begin: int, numbers: Mapping[int, int]) -> memoryview:
+        """What a page holds, no longer compressed; ``numbers`` are those of a data page's header."""
         body = self.blocks.read(begin, page.size_bytes, until=self.end)
         if len(body) < page.size_bytes or page.plain_bytes > self.encoded_bytes + MAX_HEADER_BYTES:
             raise MalformedThrift("a page is not as long as it says")
-        plain, numbers = b"", {}
+        plain, is_packed = b"", True
         if page.kind == DATA_PAGE_V2:
-            numbers = _header_numbers(header, HEADERS[DATA_PAGE_V2])
+            is_packed = bool(numbers.get(IS_COMPRESSED, 1))
             levels = numbers.get(REPETITION_BYTES, 0) + numbers.get(DEFINITION_BYTES, 0)
             plain, body = bytes(body[:levels]), body[levels:]
         codec = self.codec()
-        if codec == "uncompressed" or not numbers.get(IS_COMPRESSED, 1) or not len(body):
+        if codec == "uncompressed" or not is_packed or not len(body):
             return memoryview(plain + bytes(body))
         return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), codec))
 
