@@ -26,6 +26,7 @@ from datalake_assets.parquet.bit_streams import (
     hybrid_numbers,
     text_lengths,
 )
+from datalake_assets.parquet.footer import TAIL_BYTES
 from datalake_assets.parquet.pages import (
     DATA_PAGE,
     DATA_PAGE_V2,
@@ -33,6 +34,7 @@ from datalake_assets.parquet.pages import (
     HEADER_BYTES,
     HEADERS,
     MAX_HEADER_BYTES,
+    PLAIN,
     PLAIN_DICTIONARY,
     RLE_DICTIONARY,
     Page,
@@ -44,23 +46,27 @@ from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, Mal
 __all__ = [
     "DICTIONARY_ENCODINGS",
     "FIXED_OVERHEAD_BYTES",
+    "HIDING",
     "OVERHEAD_BYTES",
     "UNREADABLE",
-    "WIDTHS",
     "Chunk",
     "Chunks",
+    "value_width",
 ]
 
 #: Read at a time on the way from one page's header to the next.
 BLOCK_BYTES = 4 << 20
-_END_BYTES = 4 + len(MAGIC)  # the footer's length and the magic
 # Fields on the way to a codec: of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData
 ROW_GROUPS, COLUMNS, META_DATA, CODEC = 4, 1, 3, 4
 #: CompressionCodec, in Arrow's names; "lz4" is Hadoop's.
 CODECS = ("uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4_raw")
 # Encoding
-PLAIN, BIT_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY = 0, 4, 6, 7
+BIT_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY = 4, 6, 7
 DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
+#: The same in Arrow's names.
+BY_DICTIONARY = frozenset({"PLAIN_DICTIONARY", "RLE_DICTIONARY"})
+#: Encodings in which a text may take fewer bytes than it has.
+HIDING = BY_DICTIONARY | {"DELTA_BYTE_ARRAY"}
 #: Bytes of a value in Arrow, where Parquet's type fixes them.
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
 #: What each text takes besides, an offset and validity; and each value of a fixed width.
@@ -111,9 +117,9 @@ class _Codecs:
         """
         if self._numbers is None:
             size_bytes = self._source.size()
-            end = self._source.read_at(_END_BYTES, size_bytes - _END_BYTES)
-            length = int.from_bytes(end[: _END_BYTES - len(MAGIC)], "little")
-            self._numbers = list(_codec_numbers(self._source.read_at(length, size_bytes - _END_BYTES - length)))
+            end = self._source.read_at(TAIL_BYTES, size_bytes - TAIL_BYTES)
+            length = int.from_bytes(end[: -len(MAGIC)], "little")
+            self._numbers = list(_codec_numbers(self._source.read_at(length, size_bytes - TAIL_BYTES - length)))
         number = self._numbers[group][column]
         if number not in range(len(CODECS)):
             raise MalformedThrift(f"codec {number} is not known")
@@ -176,7 +182,6 @@ class Chunk:
     """A column chunk, and what was found out about it; for its sizes see `Chunks`."""
 
     path: str
-    kind: str
     width: int | None
     codec: Callable[[], str]
     encodings: frozenset[str]
@@ -195,12 +200,10 @@ class Chunk:
     def of(cls, chunk: Any, column: Any, blocks: _Blocks, codec: Callable[[], str]) -> Chunk:
         """The chunk by Arrow's metadata of it and of its column."""
         dictionary, data = chunk.dictionary_page_offset, int(chunk.data_page_offset)
-        kind = chunk.physical_type
         start = dictionary if dictionary and dictionary < data else data
         return cls(
             path=chunk.path_in_schema,
-            kind=kind,
-            width=int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind),
+            width=value_width(column, chunk.physical_type),
             codec=codec,
             encodings=frozenset(chunk.encodings),
             values=max(int(chunk.num_values), 0),
@@ -218,6 +221,11 @@ class Chunk:
         return self.levels[0] > 0
 
     @property
+    def may_use_dictionary(self) -> bool:
+        """Whether values may be indices into a dictionary, by its encodings."""
+        return not BY_DICTIONARY.isdisjoint(self.encodings)
+
+    @property
     def hides_by_prefixes(self) -> bool:
         """Whether a text may be given as what it has more than the one before."""
         return "DELTA_BYTE_ARRAY" in self.encodings
@@ -227,9 +235,7 @@ class Chunk:
         times = self.values if self.is_repeated else 1
         if self.width is not None:
             return times * (self.width + FIXED_OVERHEAD_BYTES)
-        hides = self.is_repeated and not {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}.isdisjoint(
-            self.encodings
-        )
+        hides = self.is_repeated and not HIDING.isdisjoint(self.encodings)
         return self.encoded_bytes * (times if hides else 1) + times * OVERHEAD_BYTES
 
     def most_by_headers(self) -> int:
@@ -280,7 +286,7 @@ class Chunk:
         """Bytes of the longest text of its dictionary; 0 if it has none."""
         if self._longest is None:
             self._longest = 0
-            if not self.encodings.isdisjoint({"PLAIN_DICTIONARY", "RLE_DICTIONARY"}):
+            if self.may_use_dictionary:
                 found = next(self.pages(), None)
                 if found is not None and found.page.kind == DICTIONARY_PAGE:
                     self._enter(found)
@@ -392,6 +398,16 @@ class Chunk:
         if codec == "uncompressed" or not is_packed or not len(body):
             return memoryview(plain + bytes(body))
         return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), codec))
+
+
+def value_width(column: Any, kind: str) -> int | None:
+    """Bytes of a value in Arrow; None if they differ from value to value.
+
+    Args:
+        column: Arrow's metadata of the column.
+        kind: Its physical type.
+    """
+    return int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind)
 
 
 def _header_numbers(header: bytes, field: int) -> dict[int, int]:

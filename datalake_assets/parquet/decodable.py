@@ -115,7 +115,7 @@ def _unproven(chunk: Chunk) -> str:
     counts bytes falls (apache/arrow issue 43605). parquet-mr, which named no dictionaries before 1.12, writes no more
     than eight values so, and repeats one in a run from there on.
     """
-    if chunk.names_dictionary or chunk.encodings.isdisjoint({"PLAIN_DICTIONARY", "RLE_DICTIONARY"}):
+    if chunk.names_dictionary or not chunk.may_use_dictionary:
         return ""
     entries, tells, is_packed = 0, False, False
     for found in chunk.pages():

@@ -21,16 +21,17 @@ import pyarrow.types as pt
 from datalake_assets.parquet.bit_streams import Numbers
 from datalake_assets.parquet.chunk_pages import (
     FIXED_OVERHEAD_BYTES,
+    HIDING,
     OVERHEAD_BYTES,
     UNREADABLE,
-    WIDTHS,
     Chunk,
     Chunks,
+    value_width,
 )
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
-__all__ = ["Tail", "check_chunks", "failing_column", "is_dense", "open_parquet", "tables"]
+__all__ = ["AT_HAND", "Tail", "check_chunks", "failing_column", "is_dense", "open_parquet", "tables"]
 
 MIB = 1 << 20
 #: Decoded bytes of a piece.
@@ -52,11 +53,9 @@ SKEW = 4
 #: Bytes above which the worst case counts, in which all values are the dictionary's longest.
 WORST_BYTES = 8 * PIECE_BYTES
 #: Files whose bytes are in memory, or mapped to it.
-_AT_HAND = (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile)
+AT_HAND = (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile)
 #: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
 _NO_BYTES = "File too short"
-#: Encodings in which a text may take fewer bytes than it has (parquet.thrift, Encoding).
-HIDING = {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}
 
 
 def open_parquet(
@@ -227,7 +226,7 @@ def _has_dictionary(kind: pa.DataType) -> bool:
 
 
 def _pieces(parquet: pq.ParquetFile, piece_bytes: int, source: pa.NativeFile | None) -> Iterator[pa.Table]:
-    at_hand = source if isinstance(source, _AT_HAND) else None  # elsewhere each look costs a request
+    at_hand = source if isinstance(source, AT_HAND) else None  # elsewhere each look costs a request
     sizes = [_Size.of(parquet.metadata, number, at_hand) for number in range(parquet.num_row_groups)]
     if parquet.metadata.num_rows and sum(size.bytes for size in sizes) <= piece_bytes:
         yield parquet.read(use_threads=False)
@@ -337,7 +336,7 @@ class _Size:
             values = max(int(column.num_values), 0)
             encoded = max(int(column.total_uncompressed_size), int(column.total_compressed_size), 0)
             plain += values * OVERHEAD_BYTES
-            width = _width(metadata.schema.column(index), column.physical_type)
+            width = value_width(metadata.schema.column(index), column.physical_type)
             if width is not None:
                 plain += values * width
             elif HIDING.isdisjoint(column.encodings):
@@ -368,10 +367,6 @@ def _texts_bytes(column: Any, values: int, source: pa.NativeFile | None) -> int 
     if page.kind != DICTIONARY_PAGE or values * page.plain_bytes > WORST_BYTES:
         return None
     return SKEW * values * page.plain_bytes // max(page.values, 1)
-
-
-def _width(column: Any, kind: str) -> int | None:
-    return int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind)
 
 
 def _careful(parquet: pq.ParquetFile, number: int, size: _Size, piece_bytes: int) -> Iterator[pa.RecordBatch]:

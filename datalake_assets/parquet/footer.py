@@ -27,13 +27,14 @@ from datalake_assets.parquet.row_groups import (
 )
 from datalake_assets.parquet.thrift import BINARY, I32, I64, CompactReader, MalformedThrift, UndecodableThrift
 
-__all__ = ["Footer", "ReadAt", "RowGroup", "footer_fault", "parse_footer", "read_exactly"]
+__all__ = ["TAIL_BYTES", "Footer", "ReadAt", "RowGroup", "footer_fault", "parse_footer", "read_exactly"]
 
 #: (offset, length) -> exactly those bytes; they may be overwritten by the next call.
 ReadAt = Callable[[int, int], bytes | memoryview]
 
 ENCRYPTED_MAGIC = b"PARE"
-TAIL_BYTES = 8  # the footer's length and the magic
+#: Of a file: its footer's length and the magic.
+TAIL_BYTES = 8
 FIRST_READ_BYTES = 64 * 1024  # holds most footers whole
 #: Footers of a hundred thousand column chunks take half of it; more than that is damage, or meant to do harm.
 MAX_FOOTER_BYTES = 64 << 20

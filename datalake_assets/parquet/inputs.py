@@ -14,8 +14,8 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decodable import ROW_BYTES, undecodable
-from datalake_assets.parquet.decoding import failing_column, open_parquet, tables
-from datalake_assets.parquet.footer import Footer, footer_fault, parse_footer
+from datalake_assets.parquet.decoding import AT_HAND, failing_column, open_parquet, tables
+from datalake_assets.parquet.footer import TAIL_BYTES, Footer, footer_fault, parse_footer
 from datalake_assets.parquet.sinks import checksum_like, new_checksum
 from datalake_assets.parquet.writer import moment_of
 
@@ -27,8 +27,6 @@ CHANGED = "was changed by somebody else"
 BLOCK_BYTES = 4 << 20
 #: Between two reads in the file's order, what is skipped is read too, up to so much: magic, bloom filters.
 GAP_BYTES = 1 << 16
-#: Of a file: the length of its footer, and the magic.
-TAIL_BYTES = 8
 #: Physical types of timestamps and of dates; 96-bit times have no statistics that count.
 _TIMES = ("INT64", "INT32")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -182,7 +180,7 @@ class OpenInput:
             UnreadableFile: They don't decode, or must not be decoded, or are not as many as the manifest states.
         """
         rows = 0
-        at_hand = isinstance(self._native, (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile))
+        at_hand = isinstance(self._native, AT_HAND)
         with _translating(self.file, self._with_column if at_hand else str):
             self._check_decodable()
             for table in tables(self.parquet, source=self._native):
