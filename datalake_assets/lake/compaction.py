@@ -412,7 +412,7 @@ class Compaction:
         tally, after = self._tally, self._loaded.manifest
         partition = self._folder.report(self._key, after, before=before)
         plan = plan_of(self._folder, self._key, after, self._rules, tally.excluded)
-        known = {file.name for file in before.files}
+        known, blocked = {file.name for file in before.files}, self._blocked(before)
         if tally.files_compacted:
             self._folder.summary.merge([partition], removed=(), at=None)
         return CompactionReport(
@@ -431,7 +431,7 @@ class Compaction:
             partition=partition,
             health=self._health(after, plan),
             failed=tuple(each for each in plan.left_alone if each.name in tally.failed),
-            blocked=tuple(each for each in plan.left_alone if each.name in self._blocked(before)),
+            blocked=tuple(each for each in plan.left_alone if each.name in blocked),
         )
 
     def _blocked(self, before: Manifest) -> set[str]:
