@@ -18,6 +18,7 @@ from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of
 from datalake_assets.core.schema import annotated, evolve, schema_from_json, schema_to_json
+from datalake_assets.errors import CommitConflict
 from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement
 from datalake_assets.lake.layout import FeedFolder
@@ -145,9 +146,10 @@ class Export(ABC):
             schema = evolve(known, incoming, policy=self.feed.schema_policy, source=self.source)
         return annotated(schema, {name: note.model_dump() for name, note in self.feed.columns.items()})
 
-    def commit_all(self, wanted: Mapping[str, Wanted], *, into: dict[str, PartitionFacts]) -> None:
-        """Commits partitions, and reports each once it is committed."""
+    def commit_all(self, wanted: Mapping[str, Wanted]) -> dict[str, PartitionFacts]:
+        """Commits partitions and reports each; after a conflict, what is staged for the rest is given up."""
         before: dict[str, Manifest] = {}
+        reports: dict[str, PartitionFacts] = {}
 
         def remembering(key: str, plan: Callable[[Manifest], Planned | None]) -> Callable[[Manifest], Planned | None]:
             def planned(base: Manifest) -> Planned | None:
@@ -161,17 +163,20 @@ class Export(ABC):
             for key, (files, plan) in wanted.items()
         }
         # what was read at first sight need not be read again: the swap says whether it is another by now
-        for key, loaded in self.folder.commit(changes, bases=dict(self._logs)):
-            self._logs[key] = loaded
-            into[key] = self.folder.report(key, loaded.manifest, before=before.get(key))
+        try:
+            for key, loaded in self.folder.commit(changes, bases=dict(self._logs)):
+                self._logs[key] = loaded
+                reports[key] = self.folder.report(key, loaded.manifest, before=before.get(key))
+        except CommitConflict:
+            self.discard({key: files for key, (files, _) in wanted.items() if key not in reports})
+            raise
+        return reports
 
     def commit(
         self, key: str, files: Sequence[tuple[StagedFile, DataFile]], plan: Callable[[Manifest], Planned | None]
     ) -> PartitionFacts:
         """Commits one partition and reports it."""
-        reports: dict[str, PartitionFacts] = {}
-        self.commit_all({key: (files, plan)}, into=reports)
-        return reports[key]
+        return self.commit_all({key: (files, plan)})[key]
 
     def fix_schema(self, schema: pa.Schema) -> str:
         """Fixes kind and schema in the feed's state before the first commit that relies on them."""

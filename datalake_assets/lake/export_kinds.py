@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.feed_state import Version
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
@@ -54,13 +53,9 @@ class OffsetsExport(Export):
         encoded = self.fix_schema(schema) if staged else None
         rejected = fence.rejected_runs
         passed = self._passed(fence, rejected)
-        reports: dict[str, PartitionFacts] = {}
-        wanted = {key: (staged[key], self._plan(key, fence, encoded, passed)) for key in sorted(staged)}
-        try:
-            self.commit_all(wanted, into=reports)
-        except CommitConflict:
-            self.discard({key: files for key, files in staged.items() if key not in reports})
-            raise
+        reports = self.commit_all(
+            {key: (staged[key], self._plan(key, fence, encoded, passed)) for key in sorted(staged)}
+        )
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
         self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected))
         return self.result(landing, reports, schema)
@@ -106,14 +101,13 @@ class WindowExport(Export):
         self._refuse_others(staged)
         self._refuse_shrinking(staged)
         encoded = self.fix_schema(schema) if staged else None
-        reports: dict[str, PartitionFacts] = {}
         files = {key: staged.get(key, ()) for key in self.partitions}
         wanted = {
             key: (each, self._plan(key, each, encoded))
             for key, each in files.items()
             if each or self.settled(key).files
         }
-        self.commit_all(wanted, into=reports)
+        reports = self.commit_all(wanted)
         newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
         self.folder.state.change(lambda now: now.with_watermark(newest))
         return self.result(landing, reports, schema)

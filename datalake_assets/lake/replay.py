@@ -295,17 +295,12 @@ class ReplayExport(Export):
     def _commit_all(
         self, staged: Staged, taken: Mapping[str, Mapping[int, Runs]], epoch: int, schema: str
     ) -> dict[str, PartitionFacts]:
-        reports: dict[str, PartitionFacts] = {}
         together = _joined(taken.values())
         waiting = self._waiting(together)
         landed = dict.fromkeys(staged, together) if self.folder.commits_at_once else taken
-        wanted = {key: (staged[key], self._plan(key, epoch, landed[key], waiting, schema)) for key in sorted(staged)}
-        try:
-            self.commit_all(wanted, into=reports)
-        except CommitConflict:
-            self.discard({key: files for key, files in staged.items() if key not in reports})
-            raise
-        return reports
+        return self.commit_all(
+            {key: (staged[key], self._plan(key, epoch, landed[key], waiting, schema)) for key in sorted(staged)}
+        )
 
     def _waiting(self, taken: Mapping[int, Runs]) -> dict[int, Holes]:
         """The other rows in quarantine, any of which may belong to any partition."""

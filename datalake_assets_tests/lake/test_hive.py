@@ -15,7 +15,7 @@ from datalake_assets.core.batches import InMemoryBatches, RejectedRow, SourceBat
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.errors import ConfigError, IncompleteResponse, SchemaChanged, SourceShrank
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, rows, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids, listed
 
@@ -171,6 +171,21 @@ def test_an_older_pull_never_replaces_a_newer_one(store):
     report = export(table, Overtaken((SourceBatch(rows(range(5))),), "rowtime"), ["2025-01-01"])
     assert ids(table) == list(range(9))
     assert "a newer pull was committed" in report.notes[0]
+
+
+def test_a_window_whose_staged_file_was_lost_is_pulled_again_and_leaves_nothing_staged(store, monkeypatch):
+    table, lost, publish = HiveTable(store, stream_feed("pull")), [], type(store).publish
+
+    def lose_the_first(self: Store, staged: StagedFile) -> None:
+        if not lost:
+            lost.append(staged)
+            self.discard_staged(staged)
+        publish(self, staged)
+
+    monkeypatch.setattr(type(store), "publish", lose_the_first)
+    report = export(table, stream_of(SourceBatch(rows(range(30)))), ["2025-01-01", "2025-01-02"])
+    assert (len(lost), report.rows_added, ids(table)) == (1, 30, list(range(30)))
+    assert list(store.list_staged("")) == []
 
 
 def test_rows_outside_the_window_are_refused(store):
