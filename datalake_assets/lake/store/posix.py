@@ -247,26 +247,29 @@ def scan_files(folder: str, *, links: bool = False) -> Iterator[tuple[str, os.st
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
                 continue
-            try:
-                if not (entry.is_file(follow_symlinks=not links) or (links and entry.is_symlink())):
-                    continue
-                status = entry.stat(follow_symlinks=not links)
-            except OSError as error:
-                if error.errno in _NO_FILE:
-                    continue
-                raise
-            yield entry.path, status
-
-
-#: What the status of a name fails with that has no file: it vanished, or is a link to nothing or to itself.
-_NO_FILE = (errno.ENOENT, errno.ELOOP)
+            status = _file_status(entry, links=links)
+            if status is not None:
+                yield entry.path, status
 
 
 def files_beginning(folder: Path, beginning: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
     """Regular files, and links to such, in one folder whose names begin so; none without the folder."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(beginning):
-                with contextlib.suppress(FileNotFoundError):
-                    if entry.is_file():
-                        yield entry, entry.stat()
+            if entry.name.startswith(beginning) and (status := _file_status(entry)) is not None:
+                yield entry, status
+
+
+#: What the status of a name fails with that has no file: it vanished, or is a link to nothing or to itself.
+_NO_FILE = (errno.ENOENT, errno.ELOOP)
+
+
+def _file_status(entry: os.DirEntry[str], *, links: bool = False) -> os.stat_result | None:
+    """The status of a regular file or a link to one, with ``links`` of each link itself; None if there is no file."""
+    try:
+        if entry.is_file(follow_symlinks=not links) or (links and entry.is_symlink()):
+            return entry.stat(follow_symlinks=not links)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+    return None

@@ -275,6 +275,13 @@ def test_lists_neither_links_to_folders_nor_broken_links(local_store: Store, tmp
     assert [info.key for info in local_store.list("")] == ["a/1"]
 
 
+def test_beginning_passes_over_a_link_to_itself(local_store: Store) -> None:
+    local_store.put("a/_x_1", b"x")
+    Path(local_store.uri, "a", "_x_2").symlink_to("_x_2")
+
+    assert [info.key for info in local_store.beginning("a/_x_")] == ["a/_x_1"]
+
+
 def test_opens_a_file_uri_and_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
