@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -73,7 +74,6 @@ class Export(ABC):
         self.state = folder.state.load().with_kind(self.kind, feed=self.feed.name)
         self.notes: list[str] = []
         self._logs: dict[str, Loaded] = {}
-        self._is_listed = False
         self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)
 
     @abstractmethod
@@ -95,16 +95,17 @@ class Export(ABC):
 
     def settled(self, key: str) -> Manifest:
         """A partition's manifest as it was at first sight, what was interrupted finished; or after our own commit."""
-        if key not in self._logs and len(self.partitions) > MANY and not self._is_listed:
-            self._is_listed = True
-            present = set(self.folder.partition_keys())  # one listing instead of a request for each absent manifest
-            self._logs = {
-                each: Loaded(None, Manifest()) for each in self.partitions if each not in present
-            } | self._logs
         if key not in self._logs:
             log = self.folder.log(key)
-            self._logs[key] = log.settle(log.load())
+            self._logs[key] = Loaded(None, Manifest()) if key in self._absent else log.settle(log.load())
         return self._logs[key].manifest
+
+    @cached_property
+    def _absent(self) -> frozenset[str]:
+        """Of many selected partitions, those without a manifest: one listing instead of a request for each."""
+        if len(self.partitions) <= MANY:
+            return frozenset()
+        return frozenset(self.partitions).difference(self.folder.partition_keys())
 
     def land(
         self, placement: Placement, *, fence: Fence | None = None, fingerprint: bool = False
