@@ -25,6 +25,7 @@ from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport, removed_by_retention
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.quarantined_rows import quarantined_rows
 from datalake_assets.lake.replay import refuse_pulled, replay
 from datalake_assets.lake.store.base import Store
@@ -55,8 +56,6 @@ __all__ = ["HiveSnapshot", "HiveTable"]
 
 #: Manifests that are read at once.
 THREADS = 16
-
-
 #: Times that manifests are read because files that they name had been merged before these were looked for.
 LOOKS = 5
 
@@ -288,8 +287,6 @@ class HiveTable:
 
     def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:
         """Implements `LakeTable`."""
-        from datalake_assets.lake.manifest_figures import manifest_figures  # noqa: PLC0415  only reports need it
-
         return manifest_figures(self._folder, request, threads)
 
     def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
