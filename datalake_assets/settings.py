@@ -62,11 +62,12 @@ class Settings(BaseSettings):
         webserver_url: The Dagster web server, which is asked to reload when feeds change.
         ops_tokens_file: Who may use the write API over HTTP: a JSON object of a token, or a list of tokens, by tenant.
         ops_tokens: The same object itself, where there is no file.
-        iceberg_catalog: The catalog that knows the feeds which are Iceberg tables: the URL of a REST catalog, ``glue``
-            for AWS Glue, or a database's URL; unset: a SQLite file in the lake, which has to be a local folder.
+        iceberg_catalog: The catalog that knows the feeds which are Iceberg tables, and of a lake in S3 also the tables
+            of the write API: the URL of a REST catalog, ``glue`` for AWS Glue, or a database's URL; unset: SQLite files
+            in the lake, which has to be a local folder.
         iceberg_warehouse: What that catalog calls the place of its tables, like ``s3://warehouse``.
-        iceberg_namespace: The namespace of the lake's tables in it; unset: ``streams`` and ``tables``. Lakes that share
-            a catalog need one each.
+        iceberg_namespace: The namespace of the lake's tables in it; unset: ``streams`` and ``tables``. Those of the
+            write API's tenants begin with it; unset: with ``records``. Lakes that share a catalog need one each.
         iceberg_credential: ``id:secret`` of a client of a REST catalog.
         iceberg_properties: More properties of the catalog by pyiceberg's names, as the text of a JSON object of texts.
     """

@@ -6,6 +6,8 @@ has only so much memory, and is killed when its time is up.
 
 Starting an interpreter with DuckDB and Arrow takes a second or two, forking one a hundredth: a waiting process, which
 runs no query itself and starts no threads, forks one for each. It ends when its parent does.
+
+Files in a store are read by the parent, who has the credentials (`sql_files`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -23,13 +26,15 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from datalake_assets.core.wording import plain
 from datalake_assets.errors import DatalakeError
+from datalake_assets.lake.sql_files import READERS, AskedFile, AskedFiles, ReadableFile, serving
 
 __all__ = ["SqlFailed", "SqlJob", "SqlProcesses", "SqlRows"]
 
@@ -54,7 +59,8 @@ class SqlFailed(DatalakeError):
     """A query that was not answered.
 
     Args:
-        kind: ``refused``, ``late``, ``large``, ``busy``, or ``expired``: a file of its snapshot is gone.
+        kind: ``refused``, ``late``, ``large``, ``busy``; ``expired``: a file of its snapshot is gone; ``unreachable``:
+            one cannot be read just now.
         reason: For the person who asked.
     """
 
@@ -71,7 +77,8 @@ class SqlJob:
         query: The SQL.
         table: The name of the table in it.
         schema: Arrow's IPC message of the table's schema, in base64.
-        files: Local Parquet files, by absolute path, that are the table.
+        files: Local Parquet files, by absolute path, that are the table; of files in a store what their names may be.
+        sizes: Bytes of each, of files in a store; none of local ones.
         max_rows: Of the answer.
         max_bytes: Of the rows of the answer, as JSON.
         timeout_s: Seconds that it may take.
@@ -84,6 +91,7 @@ class SqlJob:
     max_rows: int
     max_bytes: int
     timeout_s: float
+    sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +120,15 @@ class SqlProcesses:
 
     def __init__(self, most: int = 4) -> None:
         self._free = threading.BoundedSemaphore(most)
-        self._waiting: list[subprocess.Popen[bytes]] = []
+        self._waiting: list[_Waiting] = []
         self._end = weakref.finalize(self, _end_all, self._waiting)
 
-    def answer(self, job: SqlJob) -> SqlRows:
+    def answer(self, job: SqlJob, open_file: Callable[[str], ReadableFile] | None = None) -> SqlRows:
         """Runs a query.
+
+        Args:
+            job: The query.
+            open_file: Opens a file of the job, if they are in a store; used by several threads.
 
         Raises:
             SqlFailed: It was refused or ended.
@@ -124,25 +136,26 @@ class SqlProcesses:
         if not self._free.acquire(timeout=min(job.timeout_s, _WAIT_S)):
             raise SqlFailed("busy", "too many queries run just now")
         try:
-            answer = self._exchanged(job)
+            answer = self._exchanged(job, open_file)
         finally:
             self._free.release()
         if "kind" in answer:
             raise SqlFailed(answer["kind"], answer["reason"])
         return SqlRows(**answer)
 
-    def _exchanged(self, job: SqlJob) -> dict[str, Any]:
+    def _exchanged(self, job: SqlJob, open_file: Callable[[str], ReadableFile] | None) -> dict[str, Any]:
         """The answer of a process that waits; of a new one if that has ended meanwhile."""
         for _ in range(2):
             try:
-                process = self._waiting.pop()
+                waiting = self._waiting.pop()
             except IndexError:
-                process = _started()
-            answer = _exchange(process, job)
+                waiting = _started()
+            with serving(job.files, open_file) if job.sizes and open_file else nullcontext() as theirs:
+                answer = waiting.exchange(job, theirs)
             if answer is not None:
-                self._waiting.append(process)
+                self._waiting.append(waiting)
                 return answer
-            _end_all([process])
+            _end_all([waiting])
             self.close()
         return _failure("busy", "the processes of queries end at once")
 
@@ -151,34 +164,49 @@ class SqlProcesses:
         _end_all(self._waiting)
 
 
-def _end_all(processes: list[subprocess.Popen[bytes]]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A waiting process, and where it is given sockets, which pipes cannot carry."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+
+    def exchange(self, job: SqlJob, theirs: socket.socket | None) -> dict[str, Any] | None:
+        """Sends a job and reads its answer; None if the process has ended."""
+        assert self.process.stdin is not None  # noqa: S101  for mypy: it has pipes
+        assert self.process.stdout is not None  # noqa: S101  likewise
+        try:
+            _send(self.process.stdin, _message(asdict(job)))
+            if theirs is not None:
+                socket.send_fds(self.control, [b"f"], [theirs.fileno()])
+                theirs.close()  # so that its last owner's end is the end
+            return _receive(self.process.stdout)
+        except (OSError, ValueError):
+            return None
+
+
+def _end_all(processes: list[_Waiting]) -> None:
     while processes:
-        process = processes.pop()
-        process.kill()
-        process.communicate()
+        each = processes.pop()
+        each.process.kill()
+        each.process.communicate()
+        each.control.close()
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _started() -> _Waiting:
     """A waiting process. It gets this one's import path, and nothing else that is secret."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TMPDIR", "TZ") if name in os.environ}
-    return subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=kept | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-
-
-def _exchange(process: subprocess.Popen[bytes], job: SqlJob) -> dict[str, Any] | None:
-    """Sends a job and reads its answer; None if the process has ended."""
-    assert process.stdin is not None  # noqa: S101  for mypy: it has pipes
-    assert process.stdout is not None  # noqa: S101  likewise
-    try:
-        _send(process.stdin, _message(asdict(job)))
-        return _receive(process.stdout)
-    except (OSError, ValueError):
-        return None
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=kept | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            pass_fds=[theirs.fileno()],
+        )
+    return _Waiting(process, ours)
 
 
 def _message(document: dict[str, Any]) -> bytes:
@@ -213,20 +241,27 @@ def main() -> None:
 
     from datalake_assets.lake import exact_answers, sql_gate  # noqa: F401, PLC0415
 
+    control = socket.socket(fileno=int(sys.argv[1]))
     while (document := _receive(sys.stdin.buffer)) is not None:
+        job, files = SqlJob(**document), None
+        if job.sizes:
+            files = socket.socket(fileno=socket.recv_fds(control, 1, 1)[1][0])
         with tempfile.TemporaryDirectory(prefix="datalake-query-") as folder:  # a killed query leaves its files
-            answer = _forked(SqlJob(**document), folder)
+            answer = _forked(job, folder, files, control)
         _send(sys.stdout.buffer, answer)
 
 
-def _forked(job: SqlJob, folder: str) -> bytes:
+def _forked(job: SqlJob, folder: str, files: socket.socket | None, control: socket.socket) -> bytes:
     """Runs a query in a process of its own, and kills it when its time is up; the answer as it came from there."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _child(job, folder, write_end)
+        control.close()
+        _child(job, folder, files, write_end)
     os.close(write_end)
+    if files is not None:
+        files.close()
     try:
         message, is_late = _read_until(read_end, time.monotonic() + job.timeout_s + _GRACE_S)
     finally:
@@ -254,7 +289,7 @@ def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
     return b"", False
 
 
-def _child(job: SqlJob, folder: str, write_end: int) -> None:
+def _child(job: SqlJob, folder: str, files: socket.socket | None, write_end: int) -> None:
     """In the process of a query: never returns."""
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -262,7 +297,7 @@ def _child(job: SqlJob, folder: str, write_end: int) -> None:
         os.dup2(nothing, 1)
         tempfile.tempdir = folder
         _bound(job.timeout_s)
-        answer = _answer(job)
+        answer = _answer(job, files)
         with os.fdopen(write_end, "wb") as file:
             file.write(_message(answer))
     except BaseException:  # noqa: BLE001  whatever it is, the parent must not run on in two processes
@@ -294,10 +329,9 @@ def _failure(kind: str, reason: str) -> dict[str, Any]:
     return {"kind": kind, "reason": reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"}
 
 
-def _answer(job: SqlJob) -> dict[str, Any]:
+def _answer(job: SqlJob, files: socket.socket | None) -> dict[str, Any]:
     import duckdb  # noqa: PLC0415  loaded before
     import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.dataset as ds  # noqa: PLC0415
 
     from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
     from datalake_assets.lake.exact_answers import exact_query  # noqa: PLC0415
@@ -312,11 +346,12 @@ def _answer(job: SqlJob) -> dict[str, Any]:
 
     pa.set_cpu_count(THREADS)
     limits = SqlLimits(memory=DUCKDB_MEMORY, spill_percent=_SPILL_PERCENT, threads=THREADS)
+    asked = None if files is None else AskedFiles(files)
     try:
         with open_session(limits=limits) as session:
             checked = session.check(job.query)
             schema = schema_from_json(job.schema)
-            dataset = ds.dataset(list(job.files), schema=schema, format="parquet", filesystem=pa.fs.LocalFileSystem())
+            dataset = _dataset(job, schema, asked)
             # a name of DuckDB's own views is free for a temporary one
             show(session.connection, job.table, dataset, is_temporary=True)
             with session.limited(job.timeout_s):
@@ -329,9 +364,29 @@ def _answer(job: SqlJob) -> dict[str, Any]:
     except duckdb.OutOfMemoryException:
         return _failure("large", "it takes more memory than a query may; ask for less")
     except (duckdb.Error, OSError, pa.ArrowException) as error:
-        if not all(Path(file).exists() for file in job.files):
-            return _failure("expired", "a file of the snapshot was removed meanwhile")
-        return _failure("refused", _without_paths(message_of(error), job.files))
+        return _failed(job, asked, message_of(error))
+
+
+def _failed(job: SqlJob, asked: AskedFiles | None, message: str) -> dict[str, Any]:
+    """Why a query failed that may do what it did: perhaps not by its own fault."""
+    is_gone = not all(Path(file).exists() for file in job.files) if asked is None else asked.is_gone
+    if is_gone:
+        return _failure("expired", "a file of the snapshot was removed meanwhile")
+    if asked is not None and asked.is_unreachable:
+        return _failure("unreachable", "a file of the table cannot be read just now; ask again later")
+    return _failure("refused", _without_paths(message, job.files))
+
+
+def _dataset(job: SqlJob, schema: Any, asked: AskedFiles | None) -> Any:
+    import pyarrow as pa  # noqa: PLC0415  loaded before
+    import pyarrow.dataset as ds  # noqa: PLC0415
+
+    if asked is None:
+        return ds.dataset(list(job.files), schema=schema, format="parquet", filesystem=pa.fs.LocalFileSystem())
+    pa.set_io_thread_count(READERS)
+    form = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
+    opened = (pa.PythonFile(AskedFile(asked, number, size), mode="r") for number, size in enumerate(job.sizes))
+    return ds.FileSystemDataset([form.make_fragment(file) for file in opened], schema, form)
 
 
 def _without_paths(reason: str, files: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from datalake_assets.core.compaction.plan import MIN_FILES
 from datalake_assets.core.schema import schema_to_json
-from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, DatalakeError
+from datalake_assets.errors import AmbiguousWrite, CommitConflict, DatalakeError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry
 from datalake_assets.lake.iceberg.record_appends import (
@@ -38,13 +38,13 @@ from datalake_assets.lake.iceberg.record_tables import (
     RecordPartition,
     RecordTable,
     SnapshotNotFound,
-    TableExists,
-    TableNotFound,
-    TenantTables,
     UnreadableTable,
-    tenants_of,
 )
+from datalake_assets.lake.iceberg.tenant_tables import NameTooLong, TableExists, TableNotFound, Tenants, TenantTables
 from datalake_assets.lake.sql_process import SqlFailed, SqlJob, SqlProcesses
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 from datalake_assets.operations.admission import RequestRefused, checked_request
 from datalake_assets.operations.answers import (
     Answer,
@@ -102,17 +102,16 @@ class Operations:
     """The write API over one lake. Safe to use from several threads and processes at once.
 
     Args:
-        lake: The lake: a local folder, which exists.
+        lake: The lake: a local folder, which exists; or in S3, with the catalog that has its Iceberg tables.
         environment: Says when compaction is recommended.
 
     Raises:
         ConfigError: The write API cannot keep tables there.
     """
 
-    def __init__(self, lake: str, *, environment: Environment = Environment.DEVELOPMENT) -> None:
-        if "://" in lake:
-            raise ConfigError(f"{lake}: the write API keeps its tables in a local folder; set DATALAKE_LAKE to one")
-        self._lake = str(Path(lake).absolute())
+    def __init__(self, lake: str | Store, *, environment: Environment = Environment.DEVELOPMENT) -> None:
+        given = open_store(lake) if isinstance(lake, str) else lake
+        self._tenants = Tenants(given if "://" in given.uri else open_store(str(Path(given.uri).absolute())))
         self._environment = environment
         self._profile = SmallFilesProfile(RECOMMEND_EVERY[environment], MIN_FILES[environment], SMALL_FILE_BYTES)
         self._processes = SqlProcesses()
@@ -144,7 +143,8 @@ class Operations:
         Raises:
             ConfigError: The write API cannot keep tables in its lake.
         """
-        return cls(settings.lake, environment=settings.env)
+        s3, catalog = S3Access(endpoint=settings.s3_endpoint), CatalogAccess.of(settings)
+        return cls(open_store(settings.lake, s3=s3, catalog=catalog), environment=settings.env)
 
     def answer(
         self, request: bytes | str | Mapping[str, Any], *, tenant_id: str | None = None
@@ -168,11 +168,11 @@ class Operations:
         finally:
             logger.info("%s: %s, %.0f ms", what, outcome, (time.monotonic() - began) * 1000)
 
-    def _tenant(self, tenant_id: str, *, may_create: bool = False) -> TenantTables:
-        if not Path(self._lake).is_dir():
+    def _tenant(self, tenant_id: str, *, may_create: bool = False) -> AbstractContextManager[TenantTables]:
+        if self._tenants.is_missing:
             reason = "there is no lake at the place that is set; mount it, or make one with 'datalake init'"
             raise RequestRefused(Code.UNAVAILABLE, reason, retryable=True)
-        return TenantTables(self._lake, tenant_id, may_create=may_create)
+        return self._tenants.tables_of(tenant_id, may_create=may_create)
 
     def _create_table(self, request: CreateTable) -> CreateTableAnswer:
         columns = [RecordColumn(each.name, each.type, each.required, each.doc) for each in request.columns]
@@ -227,8 +227,9 @@ class Operations:
             max_rows=request.max_rows,
             max_bytes=MAX_ANSWER_BYTES,
             timeout_s=request.timeout_s,
+            sizes=reading.sizes,
         )
-        found = self._processes.answer(job)
+        found = self._processes.answer(job, reading.open_file)
         columns = [QueryColumn(name=name, type=kind) for name, kind in zip(found.columns, found.types, strict=True)]
         return QueryAnswer(
             columns=columns,
@@ -313,7 +314,7 @@ class Operations:
     def _names_of_all(self) -> tuple[list[tuple[str, str, str]], list[dict[str, str]]]:
         """Tenant, namespace and name of each table; and the tenants whose catalogs cannot be read, with the codes."""
         names, failed = [], []
-        for tenant_id in tenants_of(self._lake):
+        for tenant_id in self._tenants.names():
             try:
                 with self._tenant(tenant_id) as tenant:
                     names += [(tenant_id, *name) for name in tenant.names()]
@@ -354,6 +355,8 @@ class Operations:
         with self._tenant(request.tenant_id or "nobody") as tenant:
             if request.tenant_id is not None:
                 tenant.names()
+            else:
+                self._tenants.ping()
         return HealthAnswer(version=version("datalake-assets"), environment=self._environment)
 
 
@@ -430,6 +433,7 @@ _SQL_CODES = {
     "large": (Code.LIMIT_EXCEEDED, False),
     "busy": (Code.UNAVAILABLE, True),
     "expired": (Code.CONFLICT, True),
+    "unreachable": (Code.UNAVAILABLE, True),
 }
 _CODES: tuple[tuple[type[DatalakeError], Code, bool], ...] = (
     (TableNotFound, Code.TABLE_NOT_FOUND, False),
@@ -440,6 +444,7 @@ _CODES: tuple[tuple[type[DatalakeError], Code, bool], ...] = (
     (NoSuchPartitionField, Code.INVALID_REQUEST, False),
     (TooManyPartitions, Code.LIMIT_EXCEEDED, False),
     (PartitionTooLong, Code.LIMIT_EXCEEDED, False),
+    (NameTooLong, Code.LIMIT_EXCEEDED, False),
     (CommitConflict, Code.CONFLICT, True),
     (AmbiguousWrite, Code.OUTCOME_UNKNOWN, False),
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 REQUEST = {"tenant_id": "acme", "namespace": "sales", "table": "orders"}
 
 
@@ -46,10 +48,12 @@ def test_ops_exits_with_1_when_a_table_could_not_be_compacted_and_names_it(run, 
     assert json.loads(result.stdout)["failed"] == [{**REQUEST, "code": "UNAVAILABLE"}]
 
 
-def test_ops_refuses_a_lake_in_a_bucket_with_one_line(run):
+@pytest.mark.s3
+def test_ops_refuses_a_lake_in_a_bucket_that_has_no_catalog_with_one_line(run, s3_environment):
     result = run("ops", "--lake", "s3://bucket/lake", input="{}")
 
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: s3://bucket/lake: the write API keeps its tables in a local folder; set DATALAKE_LAKE to one\n"
+        "Error: s3://bucket/lake: a lake in S3 has no place for a catalog's SQLite file, which Iceberg tables have by"
+        " default: set DATALAKE_ICEBERG_CATALOG to a REST catalog's URL, or to 'glue'\n"
     )

@@ -322,8 +322,9 @@ def test_lake_that_is_gone_is_unavailable_and_not_begun_anew(ask, lake):
     assert not lake.exists()
 
 
-def test_lake_in_a_bucket_is_refused():
-    with pytest.raises(ConfigError, match="local folder"):
+@pytest.mark.s3
+def test_lake_in_a_bucket_is_refused_without_a_catalog(s3_environment):
+    with pytest.raises(ConfigError, match="set DATALAKE_ICEBERG_CATALOG to a REST catalog's URL, or to 'glue'"):
         Operations("s3://bucket/lake")
 
 

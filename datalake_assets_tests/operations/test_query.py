@@ -195,9 +195,9 @@ def test_query_sees_no_secret_of_the_environment(lake, monkeypatch):
     with Operations(str(lake)) as operations:
         operations.answer({"operation": "CREATE_TABLE", **ORDERS, "schema": SCHEMA})
         assert operations.answer({"operation": "QUERY", **ORDERS, "sql": "SELECT 1"}).ok
-        (process,) = operations._processes._waiting
+        (waiting,) = operations._processes._waiting
 
-        assert b"do-not-tell" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert b"do-not-tell" not in Path(f"/proc/{waiting.process.pid}/environ").read_bytes()
 
 
 def test_query_is_ended_when_its_time_is_up(query):
@@ -223,7 +223,7 @@ def test_query_leaves_no_process_and_no_file(lake, tmp_path, monkeypatch):
     with Operations(str(lake)) as operations:
         operations.answer({"operation": "CREATE_TABLE", **ORDERS, "schema": SCHEMA})
         operations.answer({"operation": "QUERY", **ORDERS, "sql": "SELECT 1"})
-        (process,) = operations._processes._waiting
+        process = operations._processes._waiting[0].process
         assert list(spill.iterdir()) == []
 
     assert process.returncode is not None
@@ -234,6 +234,6 @@ def test_query_leaves_no_process_and_no_file(lake, tmp_path, monkeypatch):
 def test_query_begins_anew_when_its_process_was_killed(query, served):
     assert query("SELECT 1")["ok"]
     operations = served[0].__closure__[0].cell_contents
-    operations._processes._waiting[0].kill()
+    operations._processes._waiting[0].process.kill()
 
     assert query("SELECT 1")["rows"] == [[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -41,7 +42,19 @@ from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
 
-__all__ = ["chooses_location", "create_table", "drop_table", "identifier_of", "load_table", "location_of", "talking"]
+__all__ = [
+    "OWNER",
+    "catalog_failures",
+    "catalog_properties",
+    "chooses_location",
+    "create_table",
+    "drop_table",
+    "identifier_of",
+    "load_table",
+    "location_of",
+    "open_catalog",
+    "talking",
+]
 
 #: The name of the catalog: of a SQL catalog also the one that its rows have, which other engines have to know.
 NAME = "datalake"
@@ -153,7 +166,7 @@ def load_table(store: Store, feed: Feed) -> Table | None:
     """
     with talking(store):
         try:
-            table = _catalog(store).load_table(identifier_of(store, feed))
+            table = open_catalog(store).load_table(identifier_of(store, feed))
         except (NoSuchTableError, NoSuchNamespaceError):
             return None
     owner = table.properties.get(OWNER)
@@ -168,7 +181,7 @@ def load_table(store: Store, feed: Feed) -> Table | None:
 
 def create_table(store: Store, feed: Feed, schema: Schema, *, spec: PartitionSpec, properties: dict[str, str]) -> Table:
     """Creates the table, unless somebody just has, and returns it as it is now."""
-    identifier, catalog = identifier_of(store, feed), _catalog(store)
+    identifier, catalog = identifier_of(store, feed), open_catalog(store)
     location = None if chooses_location(store) else location_of(store, feed)
     with talking(store):
         with contextlib.suppress(NamespaceAlreadyExistsError):
@@ -185,7 +198,7 @@ def create_table(store: Store, feed: Feed, schema: Schema, *, spec: PartitionSpe
 def drop_table(store: Store, feed: Feed) -> None:
     """Takes the table out of the catalog; its files stay."""
     with talking(store), contextlib.suppress(NoSuchTableError, NoSuchNamespaceError):
-        _catalog(store).drop_table(identifier_of(store, feed))
+        open_catalog(store).drop_table(identifier_of(store, feed))
 
 
 def chooses_location(store: Store) -> bool:
@@ -211,8 +224,15 @@ def talking(store: Store) -> Iterator[None]:
         raise LakeUnavailable(where, f"the catalog refused: {_line(error)}", cure=cure) from error
     except sqlalchemy.exc.OperationalError as error:
         raise TransientStoreError(where, f"the catalog's database failed: {_line(error.orig)}") from error
-    except (RESTError, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
+    except catalog_failures() as error:
         raise TransientStoreError(where, f"the catalog failed: {_line(error)}") from error
+
+
+def catalog_failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What catalogs raise that fail, and more; AWS Glue's client is loaded by now if it has raised anything."""
+    found = (RESTError, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError, *more)
+    aws = sys.modules.get("botocore.exceptions")
+    return found if aws is None else (*found, aws.ClientError, aws.BotoCoreError)
 
 
 def _line(error: object) -> str:
@@ -227,7 +247,14 @@ def _address(store: Store) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else store.catalog.uri
 
 
-def _catalog(store: Store) -> Catalog:
+def open_catalog(store: Store) -> Catalog:
+    """The lake's catalog, opened once.
+
+    Raises:
+        ConfigError: The lake has none.
+        LakeUnavailable: The catalog refuses.
+        TransientStoreError: The catalog does not answer.
+    """
     with _opening:
         if store not in _catalogs:
             _catalogs[store] = _open(store)
@@ -235,7 +262,7 @@ def _catalog(store: Store) -> Catalog:
 
 
 def _open(store: Store) -> Catalog:
-    properties = _properties(store)
+    properties = catalog_properties(store)
     if not store.catalog.uri:
         Path(store.path(FILE)).parent.mkdir(parents=True, exist_ok=True)
     with talking(store):
@@ -247,7 +274,12 @@ def _open(store: Store) -> Catalog:
             return RememberingCatalog(NAME, **properties)
 
 
-def _properties(store: Store) -> dict[str, str]:
+def catalog_properties(store: Store) -> dict[str, str]:
+    """What pyiceberg is told of a lake's catalog.
+
+    Raises:
+        ConfigError: The lake has none.
+    """
     access = store.catalog
     durable = {} if "://" in store.uri else DURABLE_FILES
     properties = {**durable, **_s3_properties(store.s3), **access.properties}

@@ -23,10 +23,10 @@ from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
-from sqlalchemy.exc import SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, LakeUnavailable
+from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_failures
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly
 
 __all__ = [
@@ -143,10 +143,10 @@ class PartitionTooLong(ConfigError):
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Foreign errors as ours; their texts name files and statements, and stay behind."""
+    """Foreign errors as ours; their texts name files, statements and servers, and stay behind."""
     try:
         yield
-    except (OSError, SQLAlchemyError) as error:
+    except catalog_failures(OSError) as error:
         raise LakeUnavailable("tenants", f"the tenant's tables cannot be reached ({type(error).__name__})") from error
 
 
@@ -155,13 +155,16 @@ class RecordAppend:
 
     Args:
         table: As it was loaded; it is loaded again where need be.
+        name: As its tenant knows it.
         rows: In the table's Arrow schema.
         key: Makes repeating it safe.
         profile: When to look at small files.
     """
 
-    def __init__(self, table: Table, rows: pa.Table, key: WriteKey | None, profile: SmallFilesProfile) -> None:
-        self._table, self._rows, self._key, self._profile = table, rows, key, profile
+    def __init__(
+        self, table: Table, name: str, rows: pa.Table, key: WriteKey | None, profile: SmallFilesProfile
+    ) -> None:
+        self._table, self._name, self._rows, self._key, self._profile = table, name, rows, key, profile
         self._snapshot_id = table.metadata.new_snapshot_id()
         self._files: list[DataFile] = []
         self._may_land_late = False
@@ -186,7 +189,10 @@ class RecordAppend:
             for attempt in waiting:
                 with attempt:
                     return self._attempt(again=attempt.retry_state.attempt_number > 1)
-        except (CommitConflict, KeyReused):
+        except CommitConflict as error:
+            self._discard()
+            raise CommitConflict(self._name, "other writers came first every time; nothing was written") from error
+        except KeyReused:
             self._discard()
             raise
         raise AssertionError
@@ -199,7 +205,7 @@ class RecordAppend:
             if not self._may_land_late:
                 raise
             raise AmbiguousWrite(
-                ".".join(self._table.name()),
+                self._name,
                 "it is not known whether the records were written",
                 cure="send it again with the same idempotency_key; without one, look first whether they are there",
             ) from error
@@ -272,7 +278,7 @@ class RecordAppend:
         for key, written, answer in chain(reversed(_loaded(self._table.properties.get(_KEYS))), stated):
             if key == hashed:
                 if written != content:
-                    raise KeyReused(".".join(self._table.name()), "this idempotency key was used for another write")
+                    raise KeyReused(self._name, "this idempotency key was used for another write")
                 return Appended(*answer)
         return None
 

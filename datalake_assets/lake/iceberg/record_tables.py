@@ -1,35 +1,26 @@
-"""Tables that the write API keeps: one catalog and one folder per tenant, below the lake and apart from its feeds.
+"""A table of the write API: what is in it, what is appended to it, and how its files are kept in order.
 
-A tenant's catalog is a file of its own, and so nothing that is asked of it can answer with another tenant's tables. Its
-tables are ordinary Iceberg tables, which any engine reads that is given the catalog.
+It is an ordinary Iceberg table, which any engine reads that is given the catalog; `tenant_tables` says where that is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Self
+from functools import partial
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
-from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.partitioning import PartitionField, PartitionSpec
-from pyiceberg.schema import Schema
 from pyiceberg.table import Table
-from pyiceberg.transforms import parse_transform
-from pyiceberg.types import IcebergType, ListType, NestedField
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
+from pyiceberg.types import IcebergType, ListType
 
 from datalake_assets.core.compaction.plan import CompactionRules
-from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable
-from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
+from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
+from datalake_assets.lake.iceberg.present_rows import open_native
 from datalake_assets.lake.iceberg.record_appends import (
     Appended,
     FileTotals,
@@ -40,7 +31,7 @@ from datalake_assets.lake.iceberg.record_appends import (
     file_totals,
     translated,
 )
-from datalake_assets.lake.store.posix import fsync_folder
+from datalake_assets.lake.sql_files import ReadableFile
 
 __all__ = [
     "NoSuchPartitionField",
@@ -50,37 +41,11 @@ __all__ = [
     "RecordSnapshot",
     "RecordTable",
     "SnapshotNotFound",
-    "TableExists",
-    "TableNotFound",
-    "TenantTables",
     "UnreadableTable",
-    "tenants_of",
 ]
 
-TENANTS = "tenants"
-_CATALOG = "catalog.sqlite"
-#: Number of a spec's first field (Iceberg specification, "Partition Evolution").
-FIRST_FIELD = 1000
 #: Of files that one compaction merges.
 MAX_BYTES = 64 << 30
-_PROPERTIES = {
-    "format-version": "2",
-    "write.parquet.compression-codec": "zstd",
-    "write.metadata.delete-after-commit.enabled": "true",
-    "write.metadata.previous-versions-max": "20",
-}
-
-
-class TableNotFound(LakeError):
-    """The tenant has no such table."""
-
-    default_cure = "create it first"
-
-
-class TableExists(LakeError):
-    """The tenant has such a table already."""
-
-    default_cure = "choose another name, or ask for it with if_not_exists"
 
 
 class SnapshotNotFound(LakeError):
@@ -142,101 +107,16 @@ class Reading:
     Attributes:
         snapshot_id: The snapshot; None of a table that nothing was written to.
         schema: The columns.
-        files: Parquet files, by absolute path, that are its rows, each with all columns.
+        files: Parquet files that are its rows, each with all columns: by absolute path, or by URI in a store.
+        sizes: Bytes of each, if they are in a store.
+        open_file: Opens one, if they are in a store.
     """
 
     snapshot_id: int | None
     schema: pa.Schema
-    files: tuple[str, ...]
-
-
-def tenants_of(lake: str) -> list[str]:
-    """The tenants that have a catalog, sorted."""
-    return sorted(each.parent.name for each in Path(lake, TENANTS).glob(f"*/{_CATALOG}"))
-
-
-class TenantTables:
-    """A tenant's catalog; to be used as a context.
-
-    Args:
-        lake: The lake: an absolute folder.
-        tenant: Its name, which matches ``[a-z][a-z0-9_]*``.
-        may_create: Whether the catalog is made if there is none; otherwise the tenant has no tables then.
-
-    Raises:
-        LakeUnavailable: The catalog cannot be opened.
-    """
-
-    def __init__(self, lake: str, tenant: str, *, may_create: bool = False) -> None:
-        self._root = Path(lake, TENANTS, tenant)
-        self._may_create = may_create
-        self._catalog: SqlCatalog | None = None
-
-    def __enter__(self) -> Self:
-        file = self._root / _CATALOG
-        try:
-            if self._may_create:
-                self._root.mkdir(parents=True, exist_ok=True)
-                fsync_folder(self._root.parent)
-                fsync_folder(self._root.parent.parent)
-            if self._may_create or file.exists():
-                address = URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
-                properties = {"uri": address, "warehouse": str(self._root), **DURABLE_FILES}
-                self._catalog = SqlCatalog("datalake", **properties)
-        except (OSError, SQLAlchemyError) as error:
-            raise LakeUnavailable(TENANTS, f"the tenant's catalog cannot be opened ({type(error).__name__})") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._catalog is not None:
-            self._catalog.close()
-
-    def create(
-        self, namespace: str, name: str, *, columns: Sequence[RecordColumn], partitions: Sequence[RecordPartition]
-    ) -> RecordTable:
-        """Creates a table, and its namespace if need be.
-
-        Raises:
-            TableExists: There is one of that name.
-        """
-        assert self._catalog is not None  # noqa: S101  for mypy: whoever creates may create
-        schema = _schema(columns)
-        if any(each == (namespace, name) for each in self.names(namespace)):  # before anything is written
-            raise TableExists(f"{namespace}.{name}", "there is such a table")
-        with translated():
-            with suppress(NamespaceAlreadyExistsError):
-                self._catalog.create_namespace((namespace,))
-            try:
-                table = self._catalog.create_table(
-                    (namespace, name),
-                    schema,
-                    location=str(self._root / "tables" / namespace / name),
-                    partition_spec=_spec(schema, partitions),
-                    properties=_PROPERTIES,
-                )
-            except TableAlreadyExistsError as error:
-                raise TableExists(f"{namespace}.{name}", "there is such a table") from error
-        return RecordTable(table)
-
-    def load(self, namespace: str, name: str) -> RecordTable:
-        """The table as it is now.
-
-        Raises:
-            TableNotFound: There is none.
-        """
-        with suppress(NoSuchTableError), translated():
-            if self._catalog is not None:
-                return RecordTable(self._catalog.load_table((namespace, name)))
-        raise TableNotFound(f"{namespace}.{name}", "there is no such table")
-
-    def names(self, namespace: str | None = None) -> list[tuple[str, str]]:
-        """Namespaces and names of all tables, or of those of a namespace, sorted."""
-        if self._catalog is None:
-            return []
-        with translated():
-            every = [each for (each, *_) in self._catalog.list_namespaces()] if namespace is None else [namespace]
-            known = [each for each in every if self._catalog.namespace_exists((each,))]
-            return sorted((each, name) for each in known for (*_, name) in self._catalog.list_tables((each,)))
+    files: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    open_file: Callable[[str], ReadableFile] | None = None
 
 
 class RecordTable:
@@ -244,15 +124,11 @@ class RecordTable:
 
     Args:
         table: pyiceberg's.
+        name: Namespace and name, as its tenant knows them; a catalog may know it by others.
     """
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
-
-    @property
-    def name(self) -> str:
-        """Namespace and name."""
-        return ".".join(self._table.name())
+    def __init__(self, table: Table, name: str) -> None:
+        self._table, self.name = table, name
 
     @property
     def columns(self) -> list[RecordColumn]:
@@ -314,13 +190,22 @@ class RecordTable:
             found = self._table.snapshot_as_of_timestamp(int(as_of.timestamp() * 1000))
         if found is None:
             if snapshot_id is None and as_of is None:
-                return Reading(None, self.arrow_schema, ())
+                return Reading(None, self.arrow_schema)
             raise SnapshotNotFound(self.name, "there is no such snapshot")
         with translated():
             tasks = list(self._table.scan(snapshot_id=found.snapshot_id).plan_files())
         if any(task.delete_files for task in tasks) or len(self._table.schemas()) > 1:
             raise UnreadableTable(self.name, "another engine has deleted rows or changed columns")
-        return Reading(found.snapshot_id, self.arrow_schema, tuple(_local(task.file.file_path) for task in tasks))
+        files = [task.file for task in tasks]
+        if all(_local(each.file_path).startswith("/") for each in files):
+            return Reading(found.snapshot_id, self.arrow_schema, tuple(_local(each.file_path) for each in files))
+        return Reading(
+            found.snapshot_id,
+            self.arrow_schema,
+            tuple(each.file_path for each in files),
+            tuple(each.file_size_in_bytes for each in files),
+            partial(open_native, self._table.io),
+        )
 
     def append(self, rows: pa.Table, *, key: WriteKey | None = None, profile: SmallFilesProfile) -> Appended:
         """Appends rows in one commit; once per key.
@@ -336,7 +221,7 @@ class RecordTable:
             CommitConflict: Other writers came first every time; nothing was written.
             AmbiguousWrite: It may have been written: only a repetition with the same key is safe.
         """
-        return RecordAppend(self._table, rows, key, profile).run()
+        return RecordAppend(self._table, self.name, rows, key, profile).run()
 
     def compact(
         self, *, now: datetime, target_bytes: int, small_below_bytes: int, max_files: int, only: Mapping[str, str]
@@ -376,7 +261,7 @@ class RecordTable:
             values = {unquote_plus(name): unquote_plus(value) for name, _, value in parts}
             return all(values.get(field) == value for field, value in only.items())
 
-        with translated():
+        with self._restated():
             return compact_table(
                 self._table,
                 rules,
@@ -395,7 +280,7 @@ class RecordTable:
             CommitConflict: Somebody else committed meanwhile; nothing was changed.
             AmbiguousWrite: The catalog's answer was lost; no file was deleted.
         """
-        with translated():
+        with self._restated():
             return expire_snapshots(self._table, older_than=older_than, now=now)
 
     def remove_orphans(self, *, older_than: datetime, now: datetime) -> int:
@@ -404,37 +289,26 @@ class RecordTable:
         Raises:
             CorruptLake: The table names files that are not there, or another lies in its folder; nothing was deleted.
         """
-        with translated():
+        with self._restated():
             return len(remove_orphans(self._table, older_than=older_than, now=now).removed)
+
+    @contextmanager
+    def _restated(self) -> Iterator[None]:
+        """Lost commits in words of our own: those of a catalog may tell of others, and of where it is."""
+        try:
+            with translated():
+                yield
+        except CommitConflict as error:
+            raise CommitConflict(self.name, "others changed the table at the same time") from error
+        except AmbiguousWrite as error:
+            raise AmbiguousWrite(
+                self.name, "the catalog's answer was lost; the rows are the same in either case", cure="ask again"
+            ) from error
 
 
 def _local(location: str) -> str:
     return location.removeprefix("file://")
 
 
-def _schema(columns: Sequence[RecordColumn]) -> Schema:
-    fields = [
-        NestedField(number, each.name, _type(each.type, len(columns) + number), required=each.required, doc=each.doc)
-        for number, each in enumerate(columns, 1)
-    ]
-    return Schema(*fields)
-
-
-def _type(text: str, element_id: int) -> IcebergType:
-    if text.startswith("list<"):
-        element = _type(text.removeprefix("list<").removesuffix(">"), 0)
-        return ListType(element_id=element_id, element_type=element, element_required=False)
-    return NestedField(1, "a", text).field_type  # pyiceberg's own parser of such texts
-
-
 def _type_text(kind: IcebergType) -> str:
     return f"list<{_type_text(kind.element_type)}>" if isinstance(kind, ListType) else str(kind)
-
-
-def _spec(schema: Schema, partitions: Sequence[RecordPartition]) -> PartitionSpec:
-    fields = []
-    for number, each in enumerate(partitions):
-        transform = parse_transform(each.transform)
-        source = schema.find_field(each.column).field_id
-        fields.append(PartitionField(source, FIRST_FIELD + number, transform, each.name))
-    return PartitionSpec(*fields)

@@ -1,0 +1,211 @@
+"""Files of a store for the process of a query, which has no credentials: it asks its parent, who has them.
+
+The questions go over a socket: stretches of the files of one snapshot, by their numbers. Nothing else can be asked for,
+and what the parent holds for it is bounded, whatever a query makes of its process.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+__all__ = ["READERS", "AskedFile", "AskedFiles", "ReadableFile", "serving"]
+
+logger = logging.getLogger(__name__)
+
+#: Threads that read for one query: what takes the time is the way to the store.
+READERS = 16
+#: Bytes that are asked for at a time.
+_PIECE = 4 << 20
+#: A question: its number, that of the file, offset, length. An answer: the number, and how many bytes follow.
+_QUESTION, _ANSWER = struct.Struct(">IIQI"), struct.Struct(">Iq")
+#: In place of how many: the file is gone; it cannot be read.
+_GONE, _UNREADABLE = -1, -2
+
+
+class ReadableFile(Protocol):
+    """A file in a store, as whoever has access to it opens it; read by several threads at once."""
+
+    def read_at(self, nbytes: int, offset: int) -> bytes:
+        """Bytes from an offset on; fewer at the file's end."""
+
+
+@contextmanager
+def serving(files: Sequence[str], open_file: Callable[[str], ReadableFile]) -> Iterator[socket.socket]:
+    """Reads files for a query as long as the context is open; gives the end of the socket that is to ask.
+
+    Args:
+        files: All that it may read.
+        open_file: Opens one; used by several threads.
+    """
+    ours, theirs = socket.socketpair()
+    threading.Thread(target=_Serving(files, open_file, ours).run, name="query-files", daemon=True).start()
+    try:
+        yield theirs
+    finally:
+        theirs.close()
+        with suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)  # what is being read for it is for nobody: a store may take its time
+
+
+class _Serving:
+    """Answers the questions of one query."""
+
+    def __init__(self, files: Sequence[str], open_file: Callable[[str], ReadableFile], ours: socket.socket) -> None:
+        self._files, self._open_file, self._socket = files, open_file, ours
+        self._opening = [threading.Lock() for _ in files]
+        self._opened: dict[int, ReadableFile] = {}
+        self._sending = threading.Lock()
+        self._free = threading.BoundedSemaphore(READERS)  # a question waits where it came from
+
+    def run(self) -> None:
+        """Answers until the other end is closed, or asks for what it may not."""
+        pool = ThreadPoolExecutor(READERS, thread_name_prefix="query-read")
+        with self._socket:
+            while question := _exactly(self._socket, _QUESTION.size):
+                number, file, offset, length = _QUESTION.unpack(question)
+                if file >= len(self._files) or length > _PIECE:
+                    break
+                self._free.acquire()
+                pool.submit(self._answer, number, file, offset, length)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, number: int, file: int, offset: int, length: int) -> None:
+        try:
+            data, size = self._read(file, offset, length)
+            with self._sending, suppress(OSError):  # the query may have ended
+                self._socket.sendall(_ANSWER.pack(number, size) + data)
+        finally:
+            self._free.release()
+
+    def _read(self, file: int, offset: int, length: int) -> tuple[bytes, int]:
+        """A stretch of a file and its length, or nothing and the reason."""
+        try:
+            with self._opening[file]:
+                if file not in self._opened:
+                    self._opened[file] = self._open_file(self._files[file])
+            data = self._opened[file].read_at(length, offset)
+        except FileNotFoundError:
+            return b"", _GONE
+        except Exception as error:  # noqa: BLE001  each store has errors of its own; the query is told that it failed
+            logger.warning("%s could not be read for a query: %s", self._files[file], error)
+            return b"", _GONE if self._is_gone(file) else _UNREADABLE
+        return data, len(data)
+
+    def _is_gone(self, file: int) -> bool:
+        """Whether a file that was opened before was deleted since; not every store says so when it is read."""
+        try:
+            self._open_file(self._files[file])
+        except FileNotFoundError:
+            return True
+        except Exception:  # noqa: BLE001  as above
+            return False
+        return False
+
+
+def _exactly(sender: socket.socket, size: int) -> bytes:
+    """So many bytes; none if the other end is closed before."""
+    parts: list[bytes] = []
+    while size:
+        try:
+            part = sender.recv(min(size, 1 << 20))
+        except OSError:
+            return b""
+        if not part:
+            return b""
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+class AskedFiles:
+    """Asks the parent for stretches of files; used by several threads.
+
+    Args:
+        parent: The end of the socket that asks.
+
+    Attributes:
+        is_gone: Whether a file was not there any more.
+        is_unreachable: Whether one could not be read.
+    """
+
+    def __init__(self, parent: socket.socket) -> None:
+        self._socket, self._lock, self._asked = parent, threading.Lock(), 0
+        self._answers: dict[int, Future[bytes]] = {}
+        self.is_gone = self.is_unreachable = False
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def read(self, file: int, offset: int, length: int) -> bytes:
+        """A stretch of a file.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        answer: Future[bytes] = Future()
+        with self._lock:
+            number = self._asked = (self._asked + 1) % (1 << 32)
+            self._answers[number] = answer
+            self._socket.sendall(_QUESTION.pack(number, file, offset, length))
+        return answer.result()
+
+    def _listen(self) -> None:
+        while head := _exactly(self._socket, _ANSWER.size):
+            number, size = _ANSWER.unpack(head)
+            data = _exactly(self._socket, size) if size > 0 else b""
+            with self._lock:
+                answer = self._answers.pop(number)
+            if size >= 0:
+                answer.set_result(data)
+                continue
+            self.is_gone, self.is_unreachable = self.is_gone or size == _GONE, self.is_unreachable or size != _GONE
+            answer.set_exception(OSError("the file cannot be read"))
+        with self._lock:
+            for answer in self._answers.values():
+                answer.set_exception(OSError("nobody reads files any more"))
+
+
+class AskedFile(io.RawIOBase):
+    """A file that the parent reads.
+
+    Args:
+        asked: Asks for it.
+        number: Which.
+        size_bytes: Its length.
+    """
+
+    def __init__(self, asked: AskedFiles, number: int, size_bytes: int) -> None:
+        super().__init__()
+        self._asked, self._number, self._size, self._place = asked, number, size_bytes, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Sets where it begins."""
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+    def read(self, size: int = -1) -> Any:
+        """So many bytes, or all up to the end."""
+        end = self._size if size < 0 else min(self._size, self._place + size)
+        pieces = range(self._place, end, _PIECE)
+        parts = [self._asked.read(self._number, start, min(_PIECE, end - start)) for start in pieces]
+        self._place = max(end, self._place)
+        return b"".join(parts)
