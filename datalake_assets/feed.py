@@ -238,7 +238,9 @@ class Feed(Model):
         start: First day that a stream can have rows on; earlier rows are quarantined.
         lateness: How far behind the newest row late rows may come (pulled windows are read that far back again).
         format: What it is kept as, ``parquet`` or ``iceberg``, and how data files are written.
-        schema_policy: ``freeze`` stops the feed when its source's columns change; ``evolve`` appends new ones.
+        schema_policy: ``freeze`` stops the feed when its source's columns change; ``evolve`` appends new ones;
+            ``discard_row`` puts rows that do not fit into quarantine; ``discard_value`` leaves out the values that do
+            not fit, and keeps such rows as they came beside the table.
         retention: Versions of a table that are kept.
         freshness: Ages at which the ``freshness`` check warns and fails.
         checks: Limits of the other checks, and rules on the rows.
@@ -262,7 +264,7 @@ class Feed(Model):
     start: Annotated[date, Field(ge=EARLIEST_START)] = date(2025, 1, 1)
     lateness: Duration = timedelta(days=1)
     format: ParquetFormat = ParquetFormat()
-    schema_policy: Literal["freeze", "evolve"] = "freeze"
+    schema_policy: Literal["freeze", "evolve", "discard_row", "discard_value"] = "freeze"
     retention: Retention = Retention()
     freshness: Freshness = Freshness()
     checks: Checks = Checks()
@@ -292,6 +294,9 @@ class Feed(Model):
             raise ValueError(msg)
         if self.is_adopted and self.schedule is not None:
             msg = "nothing is exported to a folder, so it has no schedule"
+            raise ValueError(msg)
+        if self.is_adopted and self.schema_policy not in {"freeze", "evolve"}:
+            msg = f"others write the folder, so no export can obey schema_policy {self.schema_policy!r}"
             raise ValueError(msg)
         if isinstance(self.source, AssetSource) and self.schedule is not None:
             msg = "an asset is run by its own project, so its feed has no schedule"

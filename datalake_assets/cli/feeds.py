@@ -140,7 +140,9 @@ def _check_document(result: CheckResult) -> dict[str, Any]:
 )
 @click.option("--compression", type=click.Choice(["snappy", "zstd"]), help="Codec.  [default: snappy]")
 @click.option(
-    "--schema-policy", type=click.Choice(["freeze", "evolve"]), help="When columns change.  [default: freeze]"
+    "--schema-policy",
+    type=click.Choice(["freeze", "evolve", "discard_row", "discard_value"]),
+    help="When columns change.  [default: freeze]",
 )
 @click.option("--schedule", metavar="CRON", help="When Dagster exports it, in UTC.")
 @click.option("--owner", "owners", multiple=True, metavar="WHO", help="team:name or an e-mail address.")

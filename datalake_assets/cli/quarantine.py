@@ -19,6 +19,8 @@ from datalake_assets.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from datalake_assets.core.batches import QuarantinedRow
     from datalake_assets.core.facts import WriteReport
     from datalake_assets.feed import Feed
@@ -29,25 +31,32 @@ __all__ = ["quarantine"]
 _SHOWN = 100
 
 
+_discarded_option = click.option(
+    "--discarded",
+    is_flag=True,
+    help="Instead, rows as they came that were landed without values which did not fit the feed's schema.",
+)
+
+
 @click.group(cls=OrderedGroup)
 def quarantine() -> None:
     """Look at rows that could not be landed, and land them once the feed was mended."""
 
 
 @quarantine.command("list", cls=LakeCommand)
+@_discarded_option
 @json_option
 @pass_session
-def list_reasons(session: Session, *, as_json: bool) -> None:
+def list_reasons(session: Session, *, discarded: bool, as_json: bool) -> None:
     """Count the rows in quarantine, by feed and reason; each once, by its position in the source."""
     from datalake_assets.lake.quarantined_rows import reasons  # noqa: PLC0415  not needed for --help
-    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
 
     feeds, _ = session.feeds()
-    found = [(feed, each) for feed in feeds for each in reasons(open_table(session.store, feed).quarantined())]
+    found = [(feed, each) for feed in feeds for each in reasons(_rows(session, feed, discarded=discarded))]
     if as_json:
         print_json(
             {
-                "quarantine": [
+                "discarded" if discarded else "quarantine": [
                     {
                         "feed": feed.name,
                         "reason": each.reason,
@@ -63,7 +72,7 @@ def list_reasons(session: Session, *, as_json: bool) -> None:
         rows = [(feed.path, f"{each.rows:,}", len(each.partitions), one_line(each.reason)) for feed, each in found]
         say(as_table(("feed", "rows", "partitions", "reason"), rows, width=terminal_width()))
     else:
-        say(f"{len(feeds)} feeds, nothing in quarantine")
+        say(f"{len(feeds)} feeds, nothing {'discarded' if discarded else 'in quarantine'}")
 
 
 @quarantine.command(cls=LakeCommand)
@@ -71,20 +80,19 @@ def list_reasons(session: Session, *, as_json: bool) -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to show at the most."
 )
+@_discarded_option
 @json_option
 @pass_session
-def show(session: Session, *, name: str, limit: int, as_json: bool) -> None:
+def show(session: Session, *, name: str, limit: int, discarded: bool, as_json: bool) -> None:
     """Show rows of NAME that are in quarantine: where they stood in the source, why they are here, and as they are."""
-    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
-
-    table = open_table(session.store, _feed(session, name))
-    newest = {row.identity: (path, row) for path, row in table.quarantined()}
+    found = _rows(session, _feed(session, name), discarded=discarded)
+    newest = {row.identity: (path, row) for path, row in found}
     shown = list(newest.values())[:limit]
     if as_json:
         print_json({"feed": name, "rows": len(newest), "shown": [_record(path, row) for path, row in shown]})
         return
     if not newest:
-        say(f"nothing of {name} is in quarantine")
+        say(f"nothing of {name} {'was discarded' if discarded else 'is in quarantine'}")
         return
     rows = [(row.position, path, one_line(row.reason), one_line(row.raw)[:_SHOWN]) for path, row in shown]
     say(as_table(("position", "partition", "reason", "row"), rows, width=terminal_width()))
@@ -119,6 +127,13 @@ def replay(session: Session, *, name: str, as_json: bool) -> None:
             warn(f"{rows:,} rows stay: {reason}")
     if report.stayed:
         raise click.exceptions.Exit(1)
+
+
+def _rows(session: Session, feed: Feed, *, discarded: bool) -> Iterator[tuple[str, QuarantinedRow]]:
+    from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
+
+    table = open_table(session.store, feed)
+    return table.discarded() if discarded else table.quarantined()
 
 
 def _feed(session: Session, name: str) -> Feed:

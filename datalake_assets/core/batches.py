@@ -32,6 +32,8 @@ __all__ = [
     "SourceBatch",
     "row_from_text",
     "row_to_text",
+    "rows_to_text",
+    "values_of",
 ]
 
 
@@ -44,12 +46,15 @@ class RejectedRow:
         reason: Why it was refused.
         position: Where it stood in the source, as far as that is known; rows of equal position are one row.
         decoded: Whether it was decoded, and could not be placed.
+        columns: Of a decoded row: its columns that are none of the lake's, or of another type, as `schema_to_json`
+            writes them; empty if there are none. JSON alone does not tell a text from a time or a number of bytes.
     """
 
     raw: bytes
     reason: str
     position: str
     decoded: bool = False
+    columns: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,7 @@ class QuarantinedRow:
         position: Where it stood in the source, as far as that is known.
         epoch: Of source offsets; None if the source does not number its rows, or an earlier release wrote the line.
         decoded: Whether ``raw`` is `row_to_text`'s; None in lines of earlier releases, which did not say.
+        columns: `RejectedRow`'s.
     """
 
     raw: str
@@ -181,12 +187,13 @@ class QuarantinedRow:
     position: str
     epoch: int | None = None
     decoded: bool | None = None
+    columns: str = ""
 
     @classmethod
     def of(cls, row: RejectedRow, *, epoch: int | None) -> QuarantinedRow:
         """The line for a row that was rejected."""
         raw = row.raw.decode("utf-8", errors="backslashreplace")
-        return cls(raw, row.reason, row.position, epoch, row.decoded)
+        return cls(raw, row.reason, row.position, epoch, row.decoded, row.columns)
 
     @property
     def offset(self) -> tuple[int, int] | None:
@@ -204,14 +211,18 @@ class QuarantinedRow:
         document: dict[str, Any] = {"raw": self.raw, "reason": self.reason, "position": self.position}
         if self.epoch is not None:
             document["epoch"] = self.epoch
-        return json.dumps({**document, "decoded": self.decoded}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        document["decoded"] = self.decoded
+        if self.columns:
+            document["columns"] = self.columns
+        return json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
     @classmethod
     def from_line(cls, line: bytes) -> QuarantinedRow:
         """The inverse of `to_line`; a line that is none becomes a row whose reason says so."""
         try:
             row = json.loads(line)
-            return cls(str(row["raw"]), str(row["reason"]), str(row["position"]), row.get("epoch"), row.get("decoded"))
+            raw, reason, position = (str(row[name]) for name in ("raw", "reason", "position"))
+            return cls(raw, reason, position, row.get("epoch"), row.get("decoded"), str(row.get("columns", "")))
         except (ValueError, KeyError, TypeError):
             text = line.decode("utf-8", errors="backslashreplace")
             return cls(text, "the line in quarantine is damaged", f"damaged:{text}")
@@ -247,6 +258,25 @@ def row_from_text(text: bytes, schema: pa.Schema) -> dict[str, Any]:
         raise ValueError(f"a value is not of its column's type: {error}") from error
 
 
+def rows_to_text(rows: pa.RecordBatch) -> list[bytes]:
+    """Each row by `row_to_text`, its values by `values_of`."""
+    columns = [values_of(column) for column in rows.columns]
+    return [row_to_text(dict(zip(rows.schema.names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def values_of(column: pa.Array) -> list[Any]:
+    """The values; a time that Python cannot hold is the number that it is in Arrow."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError):
+        if len(column) > 1:
+            return [value for number in range(len(column)) for value in values_of(column.slice(number, 1))]
+        if pa.types.is_nested(column.type):
+            return [str(column[0])]
+        values = column.view(pa.int32() if column.type.bit_width == pa.int32().bit_width else pa.int64()).to_pylist()
+    return values
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -276,8 +306,10 @@ def _value(value: Any, kind: pa.DataType) -> Any:
     return value
 
 
-def _moment(value: str, kind: pa.TimestampType) -> Any:
-    """Nanoseconds are beyond Python's clock; Arrow reads them."""
+def _moment(value: str | int, kind: pa.TimestampType) -> Any:
+    """Nanoseconds and far years are beyond Python's clock; Arrow reads them."""
+    if isinstance(value, int):
+        return pa.scalar(value, pa.int64()).cast(kind)
     return pa.scalar(value).cast(kind) if kind.unit == "ns" else datetime.fromisoformat(value)
 
 
@@ -289,4 +321,5 @@ _READERS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[Any, Any], Any]],
     (pa.types.is_floating, lambda value, _: float(value)),
     (pa.types.is_binary, lambda value, _: bytes.fromhex(value)),
     (pa.types.is_large_binary, lambda value, _: bytes.fromhex(value)),
+    (pa.types.is_fixed_size_binary, lambda value, _: bytes.fromhex(value)),
 )

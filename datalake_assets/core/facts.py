@@ -278,6 +278,8 @@ class WriteReport:
         notes: Lines for the run's log: what a person should know.
         totals: The feed after the write; None if nobody knows them.
         stayed: Of a replay: rows that are still in quarantine, by the reason why they were not landed.
+        misfits: Values that did not fit the feed's schema contract, by the reason, where it lets rows be discarded.
+        values_discarded: Of these, values that were left out of rows which were landed.
     """
 
     partitions: tuple[PartitionFacts, ...]
@@ -290,6 +292,8 @@ class WriteReport:
     notes: tuple[str, ...] = ()
     totals: FeedTotals | None = None
     stayed: Mapping[str, int] = field(default_factory=dict)
+    misfits: Mapping[str, int] = field(default_factory=dict)
+    values_discarded: int = 0
 
     @property
     def rows_added(self) -> int:

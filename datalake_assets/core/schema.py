@@ -7,23 +7,32 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datalake_assets.errors import InvalidFeed, SchemaChanged
 
 __all__ = [
+    "DISCARDING",
     "NOTES",
     "RESERVED_NAMES",
     "SOURCE_NAME",
     "SPELLINGS",
+    "Fitted",
+    "Misfit",
     "SchemaPolicy",
     "annotated",
     "column_named",
     "conform",
     "evolve",
+    "fitted",
     "lake_name",
     "lake_names",
     "schema_from_json",
@@ -33,7 +42,10 @@ __all__ = [
     "spellings",
 ]
 
-SchemaPolicy = Literal["freeze", "evolve"]
+SchemaPolicy = Literal["freeze", "evolve", "discard_row", "discard_value"]
+
+DISCARDING: Final[frozenset[SchemaPolicy]] = frozenset({"discard_row", "discard_value"})
+"""Policies under which the contract stays, and what does not fit it is kept out of the lake (ADR 028)."""
 
 RESERVED_NAMES: Final = frozenset({"year", "month", "day", "hour", "version"})
 """Hive partition keys: a column of this name would hide the key, or be hidden by it."""
@@ -126,7 +138,8 @@ def evolve(frozen: pa.Schema, incoming: pa.Schema, *, policy: SchemaPolicy, sour
 
     Columns are compared by name: another order, or other metadata, is no difference. ``freeze`` accepts no difference.
     ``evolve`` appends new columns as nullable ones and keeps vanished ones, to be filled with nulls; it never changes a
-    type, since pandas, DuckDB and Polars fail on files whose types differ.
+    type, since pandas, DuckDB and Polars fail on files whose types differ. Under ``discard_row`` and ``discard_value``
+    the schema stays as it is, whatever comes: `fitted` says what of each batch fits it.
 
     Args:
         frozen: The feed's schema so far.
@@ -137,6 +150,8 @@ def evolve(frozen: pa.Schema, incoming: pa.Schema, *, policy: SchemaPolicy, sour
     Raises:
         SchemaChanged: The policy does not allow the difference; the message lists it.
     """
+    if policy in DISCARDING:
+        return frozen
     added = [field for field in incoming if field.name not in frozen.names]
     removed = [field for field in frozen if field.name not in incoming.names]
     changed = [
@@ -198,6 +213,176 @@ def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
     if column.type != field.type:
         raise ValueError(f"column {field.name} is {column.type}; the feed's schema has {field.type}")
     return column
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Values of one column that do not fit a feed's schema, for one reason.
+
+    Attributes:
+        column: Its name.
+        reason: Why, for a person; the same for all batches.
+        rows: Which rows of the batch have such a value.
+        is_required: Whether no row can be landed without a value of this column.
+    """
+
+    column: str
+    reason: str
+    rows: npt.NDArray[np.bool_]
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A batch in a feed's schema; values that do not fit are null, and columns that the schema lacks are gone.
+
+    Attributes:
+        rows: The batch.
+        misfits: What did not fit.
+        foreign: The source's columns that are none of the schema's, or of another type; where such a row is kept, so
+            are they.
+    """
+
+    rows: pa.RecordBatch
+    misfits: tuple[Misfit, ...] = ()
+    foreign: pa.Schema | None = None
+
+    def refused(self, policy: SchemaPolicy) -> npt.NDArray[np.bool_]:
+        """The rows that cannot be landed: all that do not fit, or those that lack a value which they need."""
+        which = [each.rows for each in self.misfits if policy != "discard_value" or each.is_required]
+        return reduce(np.logical_or, which, np.zeros(self.rows.num_rows, dtype=np.bool_))
+
+    @property
+    def unfit(self) -> npt.NDArray[np.bool_]:
+        """The rows that have a value which does not fit."""
+        return reduce(np.logical_or, [each.rows for each in self.misfits], np.zeros(self.rows.num_rows, dtype=np.bool_))
+
+    def reason(self, row: int) -> str:
+        """Why a row does not fit; empty if it does."""
+        return "; ".join(each.reason for each in self.misfits if each.rows[row])
+
+
+def fitted(batch: pa.RecordBatch, schema: pa.Schema, *, needed: str | None = None) -> Fitted:
+    """The batch in the feed's schema, as `conform` gives it, and what of it does not fit.
+
+    A value fits if it is the same value in the schema's type: 7 is 7 in any type of integers that holds it, and text is
+    never a number. A null fits every column that may be null, and a column that the schema lacks if it is null.
+
+    Args:
+        batch: The source's rows.
+        schema: The feed's.
+        needed: A column without a value of which no row can be landed, besides those that are never null.
+
+    Raises:
+        ValueError: Several columns of the batch have one name of the schema's.
+    """
+    columns: list[pa.Array] = []
+    misfits: list[Misfit] = []
+    foreign: list[pa.Field] = []
+    for field in schema:
+        index = batch.schema.get_field_index(field.name)
+        column = pa.nulls(batch.num_rows, field.type) if index < 0 else batch.column(index)
+        if index < 0 and field.name in batch.schema.names:
+            raise ValueError(f"the batch has several columns {field.name!r}")
+        if column.type != field.type:
+            foreign.append(batch.schema.field(index))
+        column, found = _fitted_column(column, field, is_needed=field.name == needed)
+        columns.append(column)
+        misfits += found
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if field.name not in schema.names:
+            foreign.append(field)
+            reason = f"column {field.name!r} is not in the feed's schema"
+            misfits.append(Misfit(field.name, reason, ~np.asarray(column.is_null())))
+    return Fitted(
+        pa.RecordBatch.from_arrays(columns, schema=schema),
+        tuple(each for each in misfits if each.rows.any()),
+        pa.schema(foreign) if foreign else None,
+    )
+
+
+def _fitted_column(column: pa.Array, field: pa.Field, *, is_needed: bool) -> tuple[pa.Array, list[Misfit]]:
+    """A column in the schema's type, and its values that do not fit: of another type, or none where one has to be."""
+    found, fits = [], np.ones(len(column), dtype=np.bool_)
+    if column.type != field.type:
+        reason = f"column {field.name!r}: a value of type {column.type} does not fit {field.type}"
+        column, fits = _exact(column, field.type)
+        found.append(Misfit(field.name, reason, ~fits, is_required=is_needed or not field.nullable))
+    if not field.nullable and column.null_count:
+        reason = f"column {field.name!r} is never null in the feed's schema, and has no value"
+        found.append(Misfit(field.name, reason, np.asarray(column.is_null()) & fits, is_required=True))
+    return column, found
+
+
+def _exact(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """The values in another type, null where that is not the same value; and which fit."""
+    nothing = pa.nulls(len(column), kind), np.asarray(column.is_null())
+    if column.null_count == len(column) or not _is_alike(column.type, kind):
+        return nothing
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    try:
+        cast = plain.cast(kind)
+        same = _equal(cast.cast(plain.type), plain)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if len(plain) == 1:
+            return nothing
+        # the few that do not fit are found in few steps; of a slice of lists, Arrow casts the values of all
+        halves = [plain.take(pa.array(half)) for half in np.array_split(np.arange(len(plain)), 2)]
+        found = [_exact(half, kind) for half in halves]
+        return pa.concat_arrays([values for values, _ in found]), np.concatenate([fits for _, fits in found])
+    if not same.any():
+        return nothing
+    return (cast if same.all() else pc.if_else(pa.array(same), cast, pa.scalar(None, kind))), same
+
+
+def _equal(left: pa.Array, right: pa.Array) -> npt.NDArray[np.bool_]:
+    if pa.types.is_nested(right.type):
+        if not left.equals(right) and len(right) > 1:
+            raise pa.ArrowInvalid("there is no comparison of nested values one by one")
+        return np.full(len(right), left.equals(right))
+    equal = pc.fill_null(pc.equal(left, right), fill_value=False)
+    same: npt.NDArray[np.bool_] = np.asarray(equal) | np.asarray(right.is_null())
+    if pa.types.is_floating(right.type):
+        same = same | np.asarray(pc.fill_null(pc.is_nan(right), fill_value=False))
+    return same
+
+
+def _is_alike(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether a value of one type can be the same value in the other."""
+    if pa.types.is_dictionary(one):
+        return _is_alike(one.value_type, other)
+    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
+        return (one.tz is None) == (other.tz is None)
+    if pa.types.is_nested(one) and pa.types.is_nested(other):
+        return _parts_are_alike(one, other)
+    return one == other or any(is_one(one) and is_other(other) for is_one, is_other in _ALIKE)
+
+
+def _parts_are_alike(one: pa.DataType, other: pa.DataType) -> bool:
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        return [each.name for each in one] == [each.name for each in other] and all(
+            _is_alike(left.type, right.type) for left, right in zip(one, other, strict=True)
+        )
+    if pa.types.is_map(one) and pa.types.is_map(other):
+        return _is_alike(one.key_type, other.key_type) and _is_alike(one.item_type, other.item_type)
+    are_lists = all(pa.types.is_list(each) or pa.types.is_large_list(each) for each in (one, other))
+    return one == other or (are_lists and _is_alike(one.value_type, other.value_type))
+
+
+_TEXTS: Final = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES: Final = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+#: Pairs of types whose values can be the same. Not from a decimal to a float or back: few of either are in the other.
+_ALIKE: Final[tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], bool]], ...]] = (
+    (pa.types.is_integer, pa.types.is_integer),
+    (pa.types.is_integer, pa.types.is_floating),
+    (pa.types.is_floating, pa.types.is_floating),
+    (pa.types.is_decimal, pa.types.is_decimal),
+    (pa.types.is_date, pa.types.is_date),
+    (pa.types.is_time, pa.types.is_time),
+    (pa.types.is_duration, pa.types.is_duration),
+    *((one, other) for one in _TEXTS for other in _TEXTS),
+    *((one, other) for one in (*_BYTES, pa.types.is_fixed_size_binary) for other in _BYTES),
+)
 
 
 def schema_to_json(schema: pa.Schema) -> str:

@@ -184,8 +184,16 @@ def small_files_verdict(partitions: Sequence[PlannedPartition], checks: Checks) 
     return Verdict(worst(each.level for each in found), figures, _lines(line for each in found for line in each.lines))
 
 
-def schema_verdict(footers: Sequence[PartitionFooters]) -> Verdict:
-    """Whether the files have the columns of the feed's contract."""
+def schema_verdict(
+    footers: Sequence[PartitionFooters], *, misfits: Mapping[str, int] | None = None, values_discarded: int = 0
+) -> Verdict:
+    """Whether the files have the columns of the feed's contract, and an export's rows did.
+
+    Args:
+        footers: What the files have.
+        misfits: Values of the export that did not fit, by the reason; it warns of them, as they are not in the files.
+        values_discarded: Of these, values of rows that were landed without them.
+    """
     drifts = [(each.key, drift) for each in footers for drift in each.drifts]
     figures: dict[str, float] = {
         "source_columns_changed": 0,
@@ -193,8 +201,16 @@ def schema_verdict(footers: Sequence[PartitionFooters]) -> Verdict:
         "files_looked_at": sum(each.files for each in footers),
         "files_drifted": len(drifts),
     }
-    lines = _lines(f"{key}: {drift.name} {drift.what}" for key, drift in drifts)
-    return Verdict(Level.ERROR if drifts else Level.OK, figures, lines)
+    if misfits is not None:
+        figures |= {"values_misfit": sum(misfits.values()), "values_discarded": values_discarded}
+    found = sorted((misfits or {}).items(), key=lambda pair: -pair[1])
+    lines = _lines(
+        [
+            *(f"{key}: {drift.name} {drift.what}" for key, drift in drifts),
+            *(f"{why}: {count:,}" for why, count in found),
+        ]
+    )
+    return Verdict(Level.ERROR if drifts else Level.WARN if found else Level.OK, figures, lines)
 
 
 def schema_changed(error: SchemaChanged) -> Verdict:

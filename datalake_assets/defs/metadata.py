@@ -246,6 +246,11 @@ def _folder_uri(feed: Feed, lake_uri: str) -> str:
 def write_metadata(report: WriteReport) -> dict[str, dg.MetadataValue]:
     """What a whole write did. Of a run over many partitions every one shows these same totals."""
     notes: dict[str, dg.MetadataValue] = {NOTES: dg.MetadataValue.json(list(report.notes))} if report.notes else {}
+    if report.misfits:
+        notes |= {
+            "datalake/misfits": dg.MetadataValue.json(dict(report.misfits)),
+            "datalake/values_discarded": dg.MetadataValue.int(report.values_discarded),
+        }
     return notes | {
         "datalake/rows_read": dg.MetadataValue.int(report.rows_read),
         "datalake/rows_known": dg.MetadataValue.int(report.rows_known),

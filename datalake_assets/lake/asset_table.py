@@ -9,7 +9,7 @@ from dataclasses import replace
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, window_of
-from datalake_assets.core.schema import schema_from_json
+from datalake_assets.core.schema import DISCARDING, schema_from_json
 from datalake_assets.errors import ConfigError, SchemaChanged
 from datalake_assets.feed import FeedKind
 from datalake_assets.lake.export_commits import Export, Staged
@@ -118,6 +118,8 @@ class AssetTable(HiveTable):
             return replace(batches, schema=known)
         if batches.is_empty and self.feed.kind is FeedKind.STREAM:
             return batches  # nothing will be written
+        if known is not None and self.feed.schema_policy in DISCARDING and batches.schema.names:
+            return batches  # nulls fit whatever the contract has, or has not
         if not batches.schema.names:
             raise ConfigError(f"asset {batches.asset!r}: what it returned has neither rows nor columns")
         return replace(batches, schema=typed_nulls(batches.schema, known, asset=batches.asset))
@@ -126,8 +128,10 @@ class AssetTable(HiveTable):
 def _together(reports: Sequence[WriteReport]) -> WriteReport:
     """The reports of several writes as that of one."""
     requests: Counter[str] = Counter()
+    misfits: Counter[str] = Counter()
     for each in reports:
         requests.update(each.requests)
+        misfits.update(each.misfits)
     return WriteReport(
         partitions=tuple(partition for each in reports for partition in each.partitions),
         rows_read=sum(each.rows_read for each in reports),
@@ -136,4 +140,6 @@ def _together(reports: Sequence[WriteReport]) -> WriteReport:
         schema=reports[-1].schema,
         requests=requests,
         notes=tuple(note for each in reports for note in each.notes),
+        misfits=misfits,
+        values_discarded=sum(each.values_discarded for each in reports),
     )

@@ -18,11 +18,11 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of
-from datalake_assets.core.schema import annotated, evolve, schema_from_json, schema_to_json
+from datalake_assets.core.schema import SchemaPolicy, annotated, evolve, schema_from_json, schema_to_json
 from datalake_assets.errors import CommitConflict
 from datalake_assets.lake.commit import Change, Loaded, Planned
-from datalake_assets.lake.landing import AHEAD, Fence, Landing, Placement
-from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.landing import AHEAD, Contract, Fence, Landing, Placement
+from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import Progress, WriteReport
@@ -33,6 +33,8 @@ __all__ = ["Export", "Staged"]
 
 logger = logging.getLogger(__name__)
 
+#: Reasons that a note names.
+NAMED = 5
 #: Selected partitions from which on it is cheaper to list manifests than to ask for each.
 MANY = 10
 
@@ -115,9 +117,10 @@ class Export(ABC):
         written = self.folder.prepared(schema, time_column=placement.time_column)
         writer = self._writer(placement, written)
         quarantine = self.quarantine()
+        beside = Quarantine(self.folder.store, discarded_folder(self.feed))
         landing = Landing(
             placement,
-            schema,
+            Contract(schema, self.policy, beside, self.folder.partition_path),
             writer,
             quarantine,
             fence=fence,
@@ -132,12 +135,17 @@ class Export(ABC):
         except BaseException:
             writer.abort()
             raise
-        self.quarantined = quarantine.rows
+        self.quarantined, self.misfit_rows = quarantine.rows, landing.misfit_rows
         return landing, staged, schema
 
     def quarantine(self) -> Quarantine:
         """Where rows go that cannot be landed."""
-        return Quarantine(self.folder.store, self.feed)
+        return Quarantine(self.folder.store, self.folder.quarantine)
+
+    @property
+    def policy(self) -> SchemaPolicy:
+        """What becomes of rows that do not fit the feed's schema."""
+        return self.feed.schema_policy
 
     def schema(self) -> pa.Schema:
         """The feed's schema from now on."""
@@ -215,8 +223,21 @@ class Export(ABC):
             schema=schema,
             requests={},
             removed=tuple(removed),
-            notes=(*self.notes, *filter(None, [self.batches.unfinished])),
+            notes=(*self.notes, *filter(None, [self.batches.unfinished, self._misfits_line(landing)])),
+            misfits=dict(landing.misfits),
+            values_discarded=landing.values_discarded,
         )
+
+    def _misfits_line(self, landing: Landing) -> str:
+        """What did not fit the feed's contract, and where it is; empty if all did."""
+        counted = [f"{reason} ({count:,})" for reason, count in landing.misfits.most_common(NAMED)]
+        more = len(landing.misfits) - NAMED
+        reasons = "; ".join([*counted, *([f"and {more:,} more reasons"] if more > 0 else [])])
+        if not landing.values_discarded:
+            return f"rows do not fit the feed's schema, and are in quarantine: {reasons}" if reasons else ""
+        folder = f"{self.folder.store.uri}/{discarded_folder(self.feed)}"
+        values = f"values that do not fit the feed's schema were left out ({landing.values_discarded:,})"
+        return f"{values}; the rows as they came are in {folder}: {reasons}"
 
     def _writer(self, placement: Placement, schema: pa.Schema) -> RollingWriter[StagedFile]:
         written = self.feed.format

@@ -136,7 +136,8 @@ class WindowExport(Export):
     def _check_rows(self, key: str, base: Manifest, files: Sequence[tuple[StagedFile, DataFile]]) -> None:
         rows = sum(file.rows for _, file in files)
         if rows < base.rows and not self.allow_shrink and not self._overtaken(base):
-            seen = f"partition {key} has {base.rows} rows in the lake and {rows} at the source"
+            aside = f", and {self.misfit_rows:,} rows of it do not fit the feed's schema" if self.misfit_rows else ""
+            seen = f"partition {key} has {base.rows} rows in the lake and {rows} at the source{aside}"
             raise SourceShrank(self.source, seen)
 
     def _overtaken(self, base: Manifest) -> bool:

@@ -24,7 +24,7 @@ from datalake_assets.lake.compaction import partition_health, plan_of
 from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport, removed_by_retention
 from datalake_assets.lake.inspection import repair, verify
-from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.quarantined_rows import quarantined_rows
 from datalake_assets.lake.replay import refuse_pulled, replay
@@ -291,7 +291,11 @@ class HiveTable:
 
     def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
         """Implements `LakeTable`."""
-        return quarantined_rows(self._folder.store, self.feed)
+        return quarantined_rows(self._folder.store, self._folder.quarantine)
+
+    def discarded(self) -> Iterator[tuple[str, QuarantinedRow]]:
+        """Implements `LakeTable`."""
+        return quarantined_rows(self._folder.store, discarded_folder(self.feed))
 
     def scan(
         self,

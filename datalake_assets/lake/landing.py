@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.core.batches import Batches, QuarantinedRow, RejectedRow, SourceBatch, row_to_text
-from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of, path_of
+from datalake_assets.core.batches import Batches, QuarantinedRow, RejectedRow, SourceBatch, rows_to_text, values_of
+from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of
 from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
-from datalake_assets.core.schema import conform
+from datalake_assets.core.schema import DISCARDING, Fitted, SchemaPolicy, conform, fitted, schema_to_json
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import Progress
@@ -111,6 +112,23 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True)
+class Contract:
+    """What rows have to be like, and what becomes of those that are not.
+
+    Attributes:
+        schema: The feed's schema.
+        policy: Its ``schema_policy``. Under those that discard nothing, all batches have the schema.
+        beside: Takes the rows as they came that are landed without some of their values.
+        partition_path: The path of a partition, by its key.
+    """
+
+    schema: pa.Schema
+    policy: SchemaPolicy
+    beside: Quarantine
+    partition_path: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where rows go.
 
@@ -134,21 +152,24 @@ class Landing:
 
     Args:
         placement: Where rows go.
-        schema: The feed's schema; batches are conformed to it.
+        contract: What rows have to be like.
         writer: Takes the rows to be landed.
-        quarantine: Takes the others.
+        quarantine: Takes those that cannot be.
         fence: For sources that number their rows.
         fingerprint: Keep a fingerprint of each partition's rows.
         on_progress: Called now and then.
 
     Attributes:
         fingerprints: By partition key; equal for equal rows in whatever order.
+        misfits: Values that did not fit the contract, by the reason.
+        misfit_rows: Rows that could not be landed for it.
+        values_discarded: Values of rows that were landed without them.
     """
 
     def __init__(
         self,
         placement: Placement,
-        schema: pa.Schema,
+        contract: Contract,
         writer: RollingWriter[StagedFile],
         quarantine: Quarantine,
         *,
@@ -156,10 +177,11 @@ class Landing:
         fingerprint: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._placement, self._schema, self._writer = placement, schema, writer
+        self._placement, self._contract, self._writer = placement, contract, writer
         self._quarantine, self.fence, self._on_progress = quarantine, fence, on_progress
         self.fingerprints: dict[str, int] | None = defaultdict(int) if fingerprint else None
-        self.rows_read = self.rows_known = self.rows_landed = 0
+        self.rows_read = self.rows_known = self.rows_landed = self.misfit_rows = self.values_discarded = 0
+        self.misfits: Counter[str] = Counter()
         self._reported_at = 0.0
 
     def run(self, batches: Batches) -> None:
@@ -179,24 +201,29 @@ class Landing:
             self._put_aside(batch.rejected)
             self._report()
         self._quarantine.flush()
+        self._contract.beside.flush()
 
     def _put_aside(self, rows: Sequence[RejectedRow], key: str = "") -> None:
         """To quarantine; under a partition if that is known."""
-        path = path_of(key, self._placement.by) if key else UNKNOWN_PARTITION
-        self._quarantine.add(rows, partition_path=path, epoch=None if self.fence is None else self.fence.epoch)
+        self._quarantine.add(rows, partition_path=self._path(key), epoch=self._epoch)
         if self.fence is not None:
             for row in rows:
                 self.fence.reject(row)
 
     def _land(self, batch: SourceBatch) -> None:
-        rows = conform(batch.rows, self._schema)
+        found = self._fitted(batch.rows)
+        rows, refused = found.rows, found.refused(self._contract.policy)
         codes, names, placed = self._place(rows)
-        wanted = placed
+        placed = wanted = placed & ~refused
         if self.fence is not None:
             wanted = self.fence.new_rows(batch, codes, names, placed)
             self.rows_known += int(placed.sum() - wanted.sum())
         if not placed.all():  # after the fence, which takes the highest offset that it was given for seen
-            self._reject(batch, rows, np.flatnonzero(~placed))
+            self._reject(batch, found, refused, np.flatnonzero(~placed))
+        if found.misfits:
+            self._keep_beside(batch, found, wanted, [names[code] if code >= 0 else "" for code in codes])
+            self.misfits.update({each.reason: int((each.rows & (wanted | refused)).sum()) for each in found.misfits})
+            self.misfit_rows += int(refused.sum())
         if self.fingerprints is not None:
             hashes = row_hashes(rows)
             for number, key in enumerate(names):
@@ -204,6 +231,27 @@ class Landing:
                 self.fingerprints[key] = (self.fingerprints[key] + added) % (1 << 64)
         self.rows_landed += int(wanted.sum())
         self._writer.write(rows if wanted.all() else rows.filter(pa.array(wanted)))
+
+    def _fitted(self, rows: pa.RecordBatch) -> Fitted:
+        if self._contract.policy not in DISCARDING:
+            return Fitted(conform(rows, self._contract.schema))
+        return fitted(rows, self._contract.schema, needed=self._placement.time_column)
+
+    def _keep_beside(self, batch: SourceBatch, found: Fitted, wanted: Mask, keys: Sequence[str]) -> None:
+        """Keeps the rows as they came that are landed without some of their values."""
+        which = np.flatnonzero(found.unfit & wanted)
+        columns = _foreign_columns(found)
+        for index, raw in zip(which.tolist(), _texts(batch, found, which), strict=True):
+            row = RejectedRow(raw, found.reason(index), _position(batch, index, raw), decoded=True, columns=columns)
+            self._contract.beside.add((row,), partition_path=self._path(keys[index]), epoch=self._epoch)
+        self.values_discarded += sum(int((each.rows & wanted).sum()) for each in found.misfits)
+
+    @property
+    def _epoch(self) -> int | None:
+        return None if self.fence is None else self.fence.epoch
+
+    def _path(self, key: str) -> str:
+        return self._contract.partition_path(key) if key else UNKNOWN_PARTITION
 
     def _place(self, rows: pa.RecordBatch) -> tuple[npt.NDArray[np.int32], list[str], Mask]:
         """Partition of each row as (code per row, key by code), and which rows have one."""
@@ -219,27 +267,40 @@ class Landing:
         keys = keys_of(good, self._placement.by)
         return np.asarray(pc.fill_null(keys.indices, -1)), keys.dictionary.to_pylist(), placed
 
-    def _reject(self, batch: SourceBatch, rows: pa.RecordBatch, which: npt.NDArray[np.intp]) -> None:
-        column = self._placement.time_column or ""
-        taken = rows.take(pa.array(which))
-        for index, row in zip(which.tolist(), taken.to_pylist(), strict=True):
-            raw = row_to_text(row)
-            moment = row[column] if row[column] is None else _aware(row[column])
-            rejected = RejectedRow(raw, self._why(column, moment), _position(batch, index, raw), decoded=True)
-            self._put_aside((rejected,), "" if moment is None else key_of(moment, self._placement.by))
+    def _reject(self, batch: SourceBatch, found: Fitted, refused: Mask, which: npt.NDArray[np.intp]) -> None:
+        column, columns = self._placement.time_column, _foreign_columns(found)
+        times = [None] * len(which) if column is None else values_of(found.rows.column(column).take(pa.array(which)))
+        for index, raw, time_ in zip(which.tolist(), _texts(batch, found, which), times, strict=True):
+            reason = found.reason(index) if refused[index] else self._why(column or "", time_)
+            known = isinstance(time_, datetime)
+            key = key_of(_aware(time_), self._placement.by) if known else "" if column else self._placement.key
+            row = RejectedRow(raw, reason, _position(batch, index, raw), decoded=True, columns=columns)
+            self._put_aside((row,), key)
 
-    def _why(self, column: str, moment: datetime | None) -> str:
-        if moment is None:
+    def _why(self, column: str, value: Any) -> str:
+        if value is None:
             return f"{column} is null"
-        if moment < self._placement.earliest:
-            return f"{column} lies before the feed's start"
-        return f"{column} lies more than {AHEAD.days} day ahead"
+        is_early = value < 0 if isinstance(value, int) else _aware(value) < self._placement.earliest
+        where = "before the feed's start" if is_early else f"more than {AHEAD.days} day ahead"
+        return f"{column} lies {where}"
 
     def _report(self) -> None:
         if self._on_progress is None or time.monotonic() - self._reported_at < PROGRESS_S:
             return
         self._reported_at = time.monotonic()
         self._on_progress(Progress(rows=self.rows_read, bytes_written=self._writer.bytes_written))
+
+
+def _texts(batch: SourceBatch, found: Fitted, which: npt.NDArray[np.intp]) -> list[bytes]:
+    """Rows as they came, where these are not the lake's columns; else as they would have been landed."""
+    return rows_to_text((found.rows if found.foreign is None else batch.rows).take(pa.array(which)))
+
+
+def _foreign_columns(found: Fitted) -> str:
+    """What lines say of columns that are not the lake's."""
+    return (
+        "" if found.foreign is None else schema_to_json(pa.schema([each.remove_metadata() for each in found.foreign]))
+    )
 
 
 def _position(batch: SourceBatch, index: int, raw: bytes) -> str:

@@ -39,6 +39,7 @@ __all__ = [
     "FolderAddress",
     "StateLog",
     "address_of",
+    "discarded_folder",
     "folder_store",
     "marker_key",
     "new_id",
@@ -195,6 +196,11 @@ def quarantine_folder(feed: Feed) -> str:
     return f"quarantine/{feed.path}"
 
 
+def discarded_folder(feed: Feed) -> str:
+    """Folder, in the lake, of a feed's rows as they came that were landed without some of their values."""
+    return f"discarded/{feed.path}"
+
+
 def new_id() -> str:
     """A fresh unique text: 64 random bits in hexadecimal."""
     return secrets.token_hex(8)
@@ -274,7 +280,7 @@ class FeedFolder:
         data = () if self.is_adopted else (self.data_root,)
         deleted = 0
         # rows first: a feed that is restored after half of this misses files, and never lands rows twice
-        for prefix in (*data, self.quarantine, self.summary.folder, self.control):
+        for prefix in (*data, self.quarantine, discarded_folder(self.feed), self.summary.folder, self.control):
             keys = [info.key for info in self.store.list(prefix)]
             self.store.delete(keys)
             deleted += len(keys)
@@ -322,6 +328,10 @@ class FeedFolder:
     def pinned(self) -> FeedFolder:
         """The same, for one write: what is read of it is read once."""
         return self
+
+    def can_hold(self, kind: pa.DataType) -> bool:  # noqa: ARG002  others need it
+        """Whether the table can have a column of a type."""
+        return True
 
     def prepared(self, schema: pa.Schema, *, time_column: str | None) -> pa.Schema:  # noqa: ARG002  others need it
         """The schema of data files, once all is made ready for rows of a feed's schema."""

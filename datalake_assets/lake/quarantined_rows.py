@@ -1,4 +1,7 @@
-"""Rows that could not be landed, and wait beside the tables: the same JSON lines, whatever table they belong to.
+"""Rows that could not be landed as they came, beside the tables: the same JSON lines, whatever table they belong to.
+
+Those in quarantine are not in the lake, and wait. Those that were landed without values that did not fit the feed's
+contract are kept apart from them, as they came: a row in quarantine is a hole in its partition, and these are none.
 
 One object holds many lines, each a `QuarantinedRow`; its name is a digest of its content, so that a repeated write of
 the same rows adds nothing.
@@ -14,8 +17,6 @@ from dataclasses import dataclass
 from datalake_assets.core.batches import QuarantinedRow, RejectedRow
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.errors import ObjectNotFound
-from datalake_assets.feed import Feed
-from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.store.base import Store
 
 __all__ = ["Quarantine", "Reason", "quarantine_objects", "quarantined_rows", "reasons", "write_lines"]
@@ -25,15 +26,15 @@ FLUSH_BYTES = 1 << 20
 
 
 class Quarantine:
-    """Collects rejected rows of one write; what it was given is durable after `flush`.
+    """Collects rows of one write that are not landed as they came; what it was given is durable after `flush`.
 
     Args:
         store: The lake.
-        feed: Whose rows they are.
+        folder: Where in it: `quarantine_folder` of their feed, or `discarded_folder`.
     """
 
-    def __init__(self, store: Store, feed: Feed) -> None:
-        self._store, self._folder = store, quarantine_folder(feed)
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store, self._folder = store, folder
         self._lines: dict[str, list[bytes]] = defaultdict(list)
         self._held_bytes = 0
         self.rows = 0
@@ -66,9 +67,8 @@ def write_lines(store: Store, folder: str, lines: Iterable[bytes]) -> str:
     return key
 
 
-def quarantine_objects(store: Store, feed: Feed) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
-    """Key, partition path and rows of every object, oldest first."""
-    folder = quarantine_folder(feed)
+def quarantine_objects(store: Store, folder: str) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
+    """Key, partition path and rows of every object in a folder, oldest first."""
     listed = sorted(store.list(folder), key=lambda info: (info.modified_at, info.key))
     for info in listed:
         if not info.key.endswith(".jsonl"):
@@ -81,9 +81,9 @@ def quarantine_objects(store: Store, feed: Feed) -> Iterator[tuple[str, str, lis
         yield info.key, path, [QuarantinedRow.from_line(line) for line in body.split(b"\n") if line]
 
 
-def quarantined_rows(store: Store, feed: Feed) -> Iterator[tuple[str, QuarantinedRow]]:
-    """All lines of a feed's quarantine, with the path of their partition, oldest first; one row may have several."""
-    for _, path, rows in quarantine_objects(store, feed):
+def quarantined_rows(store: Store, folder: str) -> Iterator[tuple[str, QuarantinedRow]]:
+    """All lines in a folder, with the path of their partition, oldest first; one row may have several."""
+    for _, path, rows in quarantine_objects(store, folder):
         for row in rows:
             yield path, row
 

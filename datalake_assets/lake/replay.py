@@ -8,6 +8,7 @@ to land is written down before, so that a crash in between leaves lines that the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -34,7 +35,7 @@ from datalake_assets.core.facts import PartitionFacts, WriteReport
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
-from datalake_assets.core.schema import schema_from_json
+from datalake_assets.core.schema import SchemaPolicy, schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
 from datalake_assets.feed import PositionKind
 from datalake_assets.lake.commit import Planned
@@ -110,14 +111,36 @@ class _Waiting:
         self.offsets: dict[int, list[int]] = defaultdict(list)
 
     @cached_property
-    def _own_schema(self) -> pa.Schema:
-        """The schema of rows that were decoded before: the lake's, or the source's before the first commit."""
+    def _known(self) -> pa.Schema:
+        """The lake's schema, or the source's before the first commit."""
         return self._batches.schema if self._state.schema is None else schema_from_json(self._state.schema)
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns that the lake knows; where rows have to be decoded by their source, the source's."""
-        return self._batches.schema if self._decode is not None and self._has_undecoded() else self._own_schema
+        """The columns that the lake knows, and new ones of an evolving feed; of rows that their source has to decode,
+        the source's.
+        """
+        if self._decode is not None and self._has_undecoded():
+            return self._batches.schema
+        return self._evolved() if self._folder.feed.schema_policy == "evolve" else self._known
+
+    def _evolved(self) -> pa.Schema:
+        """With columns that rows have from a time when the feed did not take them: in the type that the source has now,
+        since another one would stop the next export.
+        """
+        fields = {field.name: field for field in self._known}
+        taken = {name.lower() for name in fields}
+        for _, _, rows in self._objects():
+            for columns in {row.columns for row in rows if row.columns and self._why_not(row) is None}:
+                for own in _fields_of(columns):
+                    if own.name.lower() in taken:
+                        continue
+                    source = self._batches.schema
+                    new = source.field(own.name) if own.name in source.names else own
+                    if self._folder.can_hold(new.type):
+                        fields[own.name] = new
+                        taken.add(own.name.lower())
+        return pa.schema(fields.values(), metadata=self._known.metadata)
 
     @property
     def time_column(self) -> str | None:
@@ -138,7 +161,7 @@ class _Waiting:
         )
 
     def _objects(self) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
-        return quarantine_objects(self._folder.store, self._folder.feed)
+        return quarantine_objects(self._folder.store, self._folder.quarantine)
 
     def __iter__(self) -> Iterator[SourceBatch]:
         """Streams the rows, each once."""
@@ -161,9 +184,12 @@ class _Waiting:
                 usable.append(row)
             elif why is not None:
                 self.stayed[why] += 1
-        own = [row for row in usable if _is_decoded(row)]
-        if own:
-            yield self._from_text(own)
+        own: dict[str, list[QuarantinedRow]] = defaultdict(list)
+        for row in usable:
+            if _is_decoded(row):
+                own[row.columns].append(row)
+        for columns, alike in own.items():
+            yield self._from_text(alike, columns)
         others = [row for row in usable if not _is_decoded(row)]
         if others and self._decode is not None:
             yield self._decode([row.raw.encode() for row in others])
@@ -176,21 +202,49 @@ class _Waiting:
         # earlier releases did not write the epoch: there was none but the first
         return None if (row.epoch or 0) == self.epoch else OTHER_EPOCH
 
-    def _from_text(self, rows: Sequence[QuarantinedRow]) -> SourceBatch:
-        schema, good, rejected = self._own_schema, [], []
-        for row in rows:
-            try:
-                good.append((row_from_text(row.raw.encode(), schema), row))
-            except (ValueError, pa.ArrowException) as error:
-                rejected.append(RejectedRow(row.raw.encode(), " ".join(str(error).split()), row.position, decoded=True))
-        columns = [pa.array([values[each.name] for values, _ in good], each.type) for each in schema]
-        at = [row.offset or (0, 0) for _, row in good]
+    def _from_text(self, rows: Sequence[QuarantinedRow], columns: str) -> SourceBatch:
+        """Decoded rows in their own columns: the lake's, but for those that they say."""
+        schema = self._own_schema(columns)
+        good, read, rejected = list(rows), None, []
+        with contextlib.suppress(ValueError, pa.ArrowException):
+            read = _read(good, schema)
+        if read is None:  # one by one
+            good, each_read = [], []
+            for row in rows:
+                try:
+                    each_read.append(_read([row], schema))
+                    good.append(row)
+                except (ValueError, pa.ArrowException) as error:
+                    reason = " ".join(str(error).split())
+                    rejected.append(RejectedRow(row.raw.encode(), reason, row.position, decoded=True))
+            read = pa.concat_batches(each_read) if each_read else _read([], schema)
+        at = [row.offset or (0, 0) for row in good]
         return SourceBatch(
-            pa.RecordBatch.from_arrays(columns, schema=schema),
+            read,
             pa.array([partition for partition, _ in at], pa.int32()),
             pa.array([offset for _, offset in at], pa.int64()),
             tuple(rejected),
         )
+
+    def _own_schema(self, columns: str) -> pa.Schema:
+        """The schema of rows that were decoded before: the lake's columns, but for those that their lines have."""
+        own = {field.name: field for field in _fields_of(columns)}
+        fields = [*own.values(), *(field for field in self._known if field.name not in own)]
+        return pa.schema([field.with_nullable(nullable=True) for field in fields])
+
+
+def _fields_of(columns: str) -> list[pa.Field]:
+    try:
+        return list(schema_from_json(columns)) if columns else []
+    except (ValueError, OSError):  # a damaged line: its row stays, since the lake has no such column
+        return []
+
+
+def _read(rows: Sequence[QuarantinedRow], schema: pa.Schema) -> pa.RecordBatch:
+    """Decoded rows; raises `ValueError` or an error of Arrow's if one has a value that is not of its column's type."""
+    values = [row_from_text(row.raw.encode(), schema) for row in rows]
+    columns = [pa.array([each[field.name] for each in values], field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _is_decoded(row: QuarantinedRow) -> bool:
@@ -284,6 +338,11 @@ class ReplayExport(Export):
     def quarantine(self) -> Quarantine:
         """Implements `Export.quarantine`."""
         return _Staying(self.stayed)
+
+    @property
+    def policy(self) -> SchemaPolicy:
+        """Implements `Export.policy`: what does not fit stays where it is."""
+        return "discard_value" if self.feed.schema_policy == "discard_value" else "discard_row"
 
     def position_read(self, key: str) -> Mapping[str, Any]:  # noqa: ARG002  rows from all over the source
         """Implements `Export.position_read`."""
@@ -388,7 +447,7 @@ def _joined(taken: Iterable[Mapping[int, Runs]]) -> dict[int, Runs]:
 
 def _take_out(folder: FeedFolder, epoch: int, landed: Mapping[int, Runs]) -> None:
     """Writes objects anew without the lines of these rows; the new one first, so that no other line is ever lost."""
-    for key, _, rows in quarantine_objects(folder.store, folder.feed):
+    for key, _, rows in quarantine_objects(folder.store, folder.quarantine):
         kept = [row for row in rows if not _is_gone(row, epoch, landed)]
         if len(kept) == len(rows):
             continue

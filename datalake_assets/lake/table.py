@@ -295,6 +295,9 @@ class TableReader(Protocol):
     def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
         """Rows that could not be landed, with their partition's path, oldest first; one row may come repeatedly."""
 
+    def discarded(self) -> Iterator[tuple[str, QuarantinedRow]]:
+        """Rows as they came that were landed without values which did not fit the feed's schema; likewise."""
+
     def scan(
         self,
         *,

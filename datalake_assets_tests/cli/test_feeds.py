@@ -27,14 +27,14 @@ def test_add_takes_every_option(run, registry):
     options = [
         *("--mode", "pull", "--offset-columns", "P, O", "--rename", "YEAR=made", "--partition-by", "month"),
         *("--time-column", "made_at", "--start", "2025-02-03", "--format", "parquet", "--compression", "zstd"),
-        *("--schema-policy", "evolve", "--schedule", "0 * * * *", "--owner", "team:a", "--owner", "a@b.example"),
+        *("--schema-policy", "discard_row", "--schedule", "0 * * * *", "--owner", "team:a", "--owner", "a@b.example"),
         *("--tag", "tier=gold", "--group", "sales", "--description", "All orders."),
     ]
     assert run(*ADD, *options).exit_code == 0
     feed = registry.get("orders")
     assert (feed.source.mode, feed.source.offset_columns) == ("pull", ("P", "O"))
     assert (feed.source.rename, feed.partition_by, feed.time_column) == ({"YEAR": "made"}, "month", "made_at")
-    assert (str(feed.start), feed.format.compression, feed.schema_policy) == ("2025-02-03", "zstd", "evolve")
+    assert (str(feed.start), feed.format.compression, feed.schema_policy) == ("2025-02-03", "zstd", "discard_row")
     assert (feed.schedule, feed.owners, feed.tags) == ("0 * * * *", ("team:a", "a@b.example"), {"tier": "gold"})
     assert (feed.group, feed.description) == ("sales", "All orders.")
 

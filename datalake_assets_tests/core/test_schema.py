@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datalake_assets.core.schema import (
+    DISCARDING,
     SOURCE_NAME,
     conform,
     evolve,
+    fitted,
     lake_name,
     schema_from_json,
     schema_to_json,
@@ -155,3 +162,115 @@ def test_schema_json_round_trip_keeps_metadata():
 def test_schema_from_json_refuses_other_texts(text):
     with pytest.raises(ValueError):  # noqa: PT011 - the text is pyarrow's
         schema_from_json(text)
+
+
+@pytest.mark.parametrize("policy", sorted(DISCARDING))
+def test_evolve_keeps_the_contract_whatever_comes_where_misfits_are_discarded(policy):
+    incoming = pa.schema([("ID", pa.int8()), ("name", pa.int64())])
+    assert evolve(FROZEN, incoming, policy=policy, source="s") is FROZEN
+
+
+#: Types of values that are compared with what they were, each with a strategy of values at its edges.
+_INTEGERS = [getattr(pa, f"{sign}int{bits}")() for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_EDGES = st.sampled_from([sign * (2**bits) + more for sign in (-1, 1) for bits in range(65) for more in (-1, 0, 1)])
+_FLOATS = st.one_of(st.floats(), st.floats(width=32), st.integers(-(2**25), 2**25).map(float))
+
+
+def _bits(value: object) -> object:
+    """Equal for what is the same value: -0.0 is another than 0.0, and any nan is one."""
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+@given(st.lists(st.one_of(st.none(), _EDGES), max_size=9), st.sampled_from(_INTEGERS), st.sampled_from(_INTEGERS))
+def test_fitted_integers_are_the_same_or_misfits(values, given_type, wanted):
+    low, high = integer_range(given_type)
+    values = [each if each is not None and low <= each <= high else None for each in values]
+    found = fitted(pa.record_batch([pa.array(values, given_type)], ["x"]), pa.schema([("x", wanted)]))
+    low, high = integer_range(wanted)
+    expected = [each if each is not None and low <= each <= high else None for each in values]
+    assert found.rows["x"].to_pylist() == expected
+    assert found.unfit.tolist() == [kept != each for kept, each in zip(expected, values, strict=True)]
+
+
+def integer_range(kind: pa.DataType) -> tuple[int, int]:
+    size = kind.bit_width
+    return (-(2 ** (size - 1)), 2 ** (size - 1) - 1) if pa.types.is_signed_integer(kind) else (0, 2**size - 1)
+
+
+@given(st.lists(st.one_of(st.none(), _FLOATS), max_size=9), st.sampled_from([pa.float16(), pa.float32(), pa.float64()]))
+def test_fitted_floats_are_the_same_or_misfits(values, wanted):
+    found = fitted(pa.record_batch([pa.array(values, pa.float64())], ["x"]), pa.schema([("x", wanted)]))
+    for value, kept, unfit in zip(values, found.rows["x"].to_pylist(), found.unfit.tolist(), strict=True):
+        back = None if kept is None else float(kept)
+        assert unfit == (_bits(back) != _bits(value))
+        assert not unfit or kept is None
+
+
+@given(st.lists(st.one_of(st.none(), _EDGES), max_size=9), st.sampled_from([pa.float32(), pa.float64()]))
+def test_fitted_integers_become_floats_only_if_they_are_whole_there(values, wanted):
+    values = [each if each is not None and -(2**63) <= each < 2**63 else None for each in values]
+    found = fitted(pa.record_batch([pa.array(values, pa.int64())], ["x"]), pa.schema([("x", wanted)]))
+    for value, kept, unfit in zip(values, found.rows["x"].to_pylist(), found.unfit.tolist(), strict=True):
+        assert unfit == (value is not None and kept is None)
+        assert kept is None or int(kept) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "of", "wanted", "kept"),
+    [
+        ("7", pa.string(), pa.int64(), None),
+        (7, pa.int64(), pa.string(), None),
+        (True, pa.bool_(), pa.int8(), None),
+        (1.0, pa.float64(), pa.int64(), None),
+        (b"ab", pa.binary(), pa.string(), None),
+        (b"ab", pa.binary(2), pa.binary(), b"ab"),
+        ("ab", pa.large_string(), pa.string(), "ab"),
+        ("ab", pa.dictionary(pa.int8(), pa.string()), pa.string(), "ab"),
+        (Decimal("1.50"), pa.decimal128(9, 2), pa.decimal128(3, 1), Decimal("1.5")),
+        (Decimal("1.55"), pa.decimal128(9, 2), pa.decimal128(3, 1), None),
+        (Decimal("1000.0"), pa.decimal128(9, 2), pa.decimal128(3, 1), None),
+        (datetime(2025, 1, 1), pa.timestamp("us"), pa.timestamp("us", "UTC"), None),  # noqa: DTZ001  a naive time
+        (datetime(2025, 1, 1, tzinfo=UTC), pa.timestamp("ns", "Asia/Tokyo"), pa.timestamp("s", "UTC"), ...),
+        (datetime(2025, 1, 1, 0, 0, 0, 1, tzinfo=UTC), pa.timestamp("us", "UTC"), pa.timestamp("ms", "UTC"), None),
+        (date(2025, 1, 1), pa.date64(), pa.date32(), date(2025, 1, 1)),
+        (date(2025, 1, 1), pa.date32(), pa.timestamp("us"), None),
+        ([1, None], pa.list_(pa.int8()), pa.list_(pa.int32()), [1, None]),
+        ([1, 2**40], pa.list_(pa.int64()), pa.list_(pa.int32()), None),
+        ({"a": 1}, pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int64())]), {"a": 1}),
+        ({"a": 1}, pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int8()), ("b", pa.int8())]), None),
+        ([("k", 1)], pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.int64()), [("k", 1)]),
+        (None, pa.null(), pa.struct([("a", pa.int8())]), ...),
+    ],
+    ids=str,
+)
+def test_fitted_values_are_what_they_were_or_misfits(value, of, wanted, kept):
+    """Beside another value and a null, which must not change what becomes of it."""
+    column = pa.array([value, None, value], of)
+    found = fitted(pa.record_batch([column], ["x"]), pa.schema([("x", wanted)]))
+    kept = value if kept is ... else kept
+    assert found.rows["x"].to_pylist() == [kept, None, kept]
+    assert found.unfit.tolist() == [kept != value, False, kept != value]
+    assert found.rows.schema == pa.schema([("x", wanted)])
+
+
+def test_fitted_tells_the_few_that_do_not_fit_from_the_many():
+    values = pa.array([[each] if each % 1000 else [2**40] for each in range(1, 4001)], pa.list_(pa.int64()))
+    found = fitted(pa.record_batch([values], ["x"]), pa.schema([("x", pa.list_(pa.int32()))]))
+    assert [index + 1 for index, unfit in enumerate(found.unfit) if unfit] == [1000, 2000, 3000, 4000]
+    assert found.rows["x"].null_count == 4
+
+
+def test_fitted_gives_each_row_its_reasons_and_says_which_cannot_be_landed():
+    batch = pa.record_batch(
+        {"id": pa.array([1, None, 2**40], pa.int64()), "at": ["x", None, None], "new": [1, None, None]}
+    )
+    found = fitted(batch, FROZEN, needed="name")
+    assert [found.reason(row) for row in range(3)] == [
+        "column 'at': a value of type string does not fit date32[day]; column 'new' is not in the feed's schema",
+        "column 'id' is never null in the feed's schema, and has no value",
+        "column 'id': a value of type int64 does not fit int32",
+    ]
+    assert found.refused("discard_row").tolist() == [True, True, True]
+    assert found.refused("discard_value").tolist() == [False, True, True]
+    assert fitted(batch, FROZEN, needed="at").refused("discard_value").tolist() == [True, True, True]
+    assert found.foreign.names == ["id", "at", "new"]

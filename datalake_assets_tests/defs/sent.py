@@ -23,17 +23,21 @@ RECENT = {"start": days_ago(5).date()}
 class Sent:
     """The rows of each feed, numbered in one source partition.
 
-    ``rejected`` come with the next read, ``columns`` are what the source calls its columns' types now.
+    ``rejected`` come with the next read, ``id_type`` is what the source calls the type of its ids now, and ``extra`` is
+    whether the last row has a value of one more column.
     """
 
     rows: dict[str, list[datetime]] = field(default_factory=dict)
     rejected: tuple[RejectedRow, ...] = ()
     id_type: pa.DataType = field(default_factory=pa.int64)
+    extra: bool = False
 
     def read(self, feed: Feed, request: ReadRequest) -> Batches:
         sent = [at for at in self.rows[feed.name] if request.window is None or request.window.contains(at)]
         plain = rows(*sent)
         batch = plain.set_column(0, "id", plain["id"].cast(self.id_type))
+        if self.extra:
+            batch = batch.append_column("extra", pa.array([None] * (len(sent) - 1) + ["x"]))
         time_column = "rowtime" if feed.kind is FeedKind.STREAM else None
         if feed.position_kind is not PositionKind.OFFSETS:
             return InMemoryBatches((SourceBatch(batch, rejected=self.rejected),), time_column, request)

@@ -75,6 +75,27 @@ def test_frames_by_key_are_committed_one_by_one_and_a_repetition_completes_them(
     assert (report.rows_read, report.rows_added, ids(table)) == (2, 1, [1, 1])
 
 
+def test_frames_that_no_longer_fit_land_as_far_as_the_policy_says(local_store):
+    write(open_table(local_store, ORDERS), frames(1), D1)
+    other = pa.table({"id": ["2", None], "more": [None, 1], "nothing": [None, None]})
+
+    by_row = open_table(local_store, ORDERS.model_copy(update={"schema_policy": "discard_row"}))
+    write(by_row, pa.table({"id": [1, 2, 3], "more": [None, 1, None], "nothing": pa.nulls(3)}), D1)
+    assert (ids(by_row), [row.reason for _, row in by_row.quarantined()]) == (
+        [1, 3],
+        ["column 'more' is not in the feed's schema"],
+    )
+
+    by_value = open_table(local_store, ORDERS.model_copy(update={"schema_policy": "discard_value"}))
+    write(by_value, other, D1)
+    assert by_value.scan(columns=["id"]).read_all()["id"].to_pylist() == [None, None]
+    assert sorted(row.raw for _, row in by_value.discarded()) == [
+        '{"id":"2","more":null,"nothing":null}',
+        '{"id":null,"more":1,"nothing":null}',
+    ]
+    assert {path for path, _ in by_value.discarded()} == {"year=2026/month=01/day=01"}
+
+
 def test_runs_of_one_partition_at_once_leave_the_rows_of_one_of_them(store):
     def one(number: int) -> None:
         write(open_table(store, ORDERS), frames(*[number] * (10 + number)), D1)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -32,6 +32,7 @@ from datalake_assets.lake.replay import NOT_NUMBERED, NOT_PASSED, OTHER_EPOCH
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of, table_feed
 from datalake_assets_tests.lake.hive_tables import export, ids
+from datalake_assets_tests.lake.mortal_store import Killed, MortalStore
 
 
 def lines_of(store: Store, feed: Feed) -> list[dict[str, Any]]:
@@ -254,35 +255,6 @@ def test_values_of_every_type_come_back_as_they_were(local_store: Store):
     assert back.slice(1).equals(batch.slice(1))
     assert [row_to_text(row) for row in back.to_pylist()] == texts
     assert back.drop_columns(["f"]).equals(batch.drop_columns(["f"]))
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class MortalStore:
-    """A store whose process dies at its n-th change: before it, or after it and before anybody heard of it."""
-
-    CHANGES = ("put", "create", "swap", "delete", "publish", "stage")
-
-    def __init__(self, store: Store) -> None:
-        self._store, self.left, self.after = store, -1, False
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._store, name)
-        return self._mortal(value) if name in self.CHANGES else value
-
-    def _mortal(self, change: Callable[..., Any]) -> Callable[..., Any]:
-        def changed(*arguments: Any, **named: Any) -> Any:
-            self.left -= 1
-            if self.left == 0 and not self.after:
-                raise Killed
-            result = change(*arguments, **named)
-            if self.left == 0:
-                raise Killed
-            return result
-
-        return changed
 
 
 @dataclasses.dataclass

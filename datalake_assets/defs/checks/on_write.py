@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.core.facts import PartitionFacts, PlannedPartition
+from datalake_assets.core.facts import PartitionFacts, PlannedPartition, WriteReport
 from datalake_assets.core.partitions import PartitionBy, version_number
 from datalake_assets.core.rules import RuleCount, rule_verdict
+from datalake_assets.core.schema import DISCARDING
 from datalake_assets.core.verdicts import (
     FILE_SIZE,
     FRESHNESS,
@@ -131,7 +132,7 @@ DESCRIPTIONS = {
         "The partition's files hold the rows that its manifest promises, the lake has every row that the source"
         " delivered, and a table keeps its rows."
     ),
-    SCHEMA: "Every file has the columns of the feed's contract.",
+    SCHEMA: "Every file has the columns of the feed's contract, and the export's rows fitted it.",
     FILE_SIZE: "The bytes lie in files of a good size: few in small files that could be merged, none in oversize ones.",
     SMALL_FILES: "The partition has no more small files than the feed's compaction policy lets it have.",
     FRESHNESS: "The newest export and the newest row are no older than the feed allows.",
@@ -274,12 +275,21 @@ def _is_changed(report: PartitionFacts) -> bool:
     return bool(report.files_added or report.rows_added)
 
 
-def _verdicts(feed: Feed, looks: Sequence[CheckedPartition], *, delivery: Delivery | None = None) -> dict[str, Verdict]:
-    """What the checks of partitions say, by name."""
+def _verdicts(
+    feed: Feed,
+    looks: Sequence[CheckedPartition],
+    *,
+    delivery: Delivery | None = None,
+    report: WriteReport | None = None,
+) -> dict[str, Verdict]:
+    """What the checks of partitions say, by name; of an export as a whole, what became of its rows, too."""
+    misfits = None if report is None or feed.schema_policy not in DISCARDING else report.misfits
     counts, footers = [each.count for each in looks], [each.footers for each in looks if each.footers is not None]
     verdicts = {
         ROW_COUNT: row_count_verdict(counts, feed.checks, feed=feed.name, delivery=delivery),
-        SCHEMA: schema_verdict(footers),
+        SCHEMA: schema_verdict(
+            footers, misfits=misfits, values_discarded=0 if report is None else report.values_discarded
+        ),
         **size_verdicts(feed, [each.health for each in looks]),
     }
     for rule in feed.checks.rules_on_write:
@@ -295,8 +305,8 @@ def _results(read: FeedRead, looks: Sequence[CheckedPartition]) -> dict[str, Ver
     """
     own = [each for each in looks if each.key in read.partitions]
     delivery = _delivery(read)
-    verdicts = _verdicts(read.feed, own, delivery=delivery)
-    of_all = _verdicts(read.feed, looks, delivery=delivery)
+    verdicts = _verdicts(read.feed, own, delivery=delivery, report=read.report)
+    of_all = _verdicts(read.feed, looks, delivery=delivery, report=read.report)
     return verdicts | {name: of_all[name] for name in read.feed.checks.blocking if name in verdicts}
 
 

@@ -32,7 +32,7 @@ from datalake_assets.lake.iceberg.iceberg_catalogs import (
     talking,
 )
 from datalake_assets.lake.iceberg.iceberg_commits import commit_together
-from datalake_assets.lake.iceberg.iceberg_schemas import fresh_ids, partition_field, with_field_ids
+from datalake_assets.lake.iceberg.iceberg_schemas import fresh_ids, is_storable, partition_field, with_field_ids
 from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path, path_in_table
 from datalake_assets.lake.iceberg.transactions import Manifests, commit_updates, delete_quietly
 from datalake_assets.lake.layout import FeedFolder, folder_store
@@ -162,6 +162,10 @@ class IcebergFolder(FeedFolder):
         keys = [info.key for info in store.list(root)] if table is not None else []
         store.delete(keys)
         return len(keys) + FeedFolder.delete_all(self)
+
+    def can_hold(self, kind: pa.DataType) -> bool:
+        """Implements `FeedFolder`."""
+        return is_storable(kind)
 
     def prepared(self, schema: pa.Schema, *, time_column: str | None) -> pa.Schema:
         """Implements `FeedFolder`: the table is there and has these columns; files get their ids."""

@@ -21,14 +21,16 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.transforms import DayTransform, HourTransform, MonthTransform, Transform
 from pyiceberg.types import DateType, ListType, MapType, PrimitiveType, StructType
 
-from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, row_to_text
+from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, rows_to_text
 from datalake_assets.core.partitions import PartitionBy, key_of, window_of
+from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, SchemaChanged
 from datalake_assets.parquet.writer import moment_of
 
 __all__ = [
     "StorableBatches",
     "fresh_ids",
+    "is_storable",
     "key_of_value",
     "partition_field",
     "storable",
@@ -126,15 +128,17 @@ class StorableBatches:
     Args:
         batches: The source's.
         source: What is read, for messages.
+        contract: The schema of a feed that discards what does not fit it: whatever Iceberg's types do not bring into
+            it is left as it is, and judged by it.
     """
 
-    def __init__(self, batches: Batches, source: str) -> None:
-        self._batches, self._source = batches, source
+    def __init__(self, batches: Batches, source: str, *, contract: pa.Schema | None = None) -> None:
+        self._batches, self._source, self._contract = batches, source, contract
 
     @property
     def schema(self) -> pa.Schema:
         """Implements `Batches`."""
-        return storable(self._batches.schema, source=self._source)
+        return self._storable(self._batches.schema)
 
     @property
     def time_column(self) -> str | None:
@@ -167,9 +171,11 @@ class StorableBatches:
 
     def stored(self, batch: SourceBatch) -> SourceBatch:
         """A batch, likewise."""
-        schema = storable(batch.rows.schema, source=self._source)
+        schema = self._storable(batch.rows.schema)
         if schema.equals(batch.rows.schema):
             return batch
+        if self._contract is not None:
+            return _with_rows(batch, _cast_where_all_fit(batch.rows, schema))
         try:
             return _with_rows(batch, _cast(batch.rows, schema))
         except pa.ArrowInvalid:
@@ -190,6 +196,31 @@ class StorableBatches:
         )
         return _with_rows(good, _cast(good.rows, schema))
 
+    def _storable(self, schema: pa.Schema) -> pa.Schema:
+        if self._contract is None:
+            return storable(schema, source=self._source)
+        kinds = {field.name: field.type for field in self._contract}
+        return pa.schema([field.with_type(_brought_to(field.type, kinds.get(field.name))) for field in schema])
+
+
+def _brought_to(kind: pa.DataType, wanted: pa.DataType | None) -> pa.DataType:
+    return wanted if wanted is not None and _storable(kind) == wanted else kind
+
+
+def is_storable(kind: pa.DataType) -> bool:
+    """Whether Iceberg has a type."""
+    return bool(_storable(kind) == kind)
+
+
+def _cast_where_all_fit(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = []
+    for column, field in zip(rows.columns, schema, strict=True):
+        try:
+            columns.append(column.cast(field.type))
+        except pa.ArrowInvalid:
+            columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema.names)
+
 
 def _with_rows(batch: SourceBatch, rows: pa.RecordBatch) -> SourceBatch:
     return SourceBatch(rows, batch.source_partitions, batch.source_offsets, batch.rejected)
@@ -202,19 +233,12 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _rejected(batch: SourceBatch, number: int, reason: str) -> RejectedRow:
     row = batch.rows.slice(number, 1)
-    raw = row_to_text({name: _plain(column) for name, column in zip(row.schema.names, row.columns, strict=True)})
+    (raw,) = rows_to_text(row)
     position = f"row:{hashlib.blake2b(raw, digest_size=12).hexdigest()}"
     if batch.source_partitions is not None and batch.source_offsets is not None:
         position = f"{batch.source_partitions[number].as_py()}:{batch.source_offsets[number].as_py()}"
-    return RejectedRow(raw, f"Iceberg cannot hold a value: {reason}", position, decoded=True)
-
-
-def _plain(column: pa.Array) -> Any:
-    """The only value of a column; a time that Python cannot hold is a number."""
-    try:
-        return column.to_pylist()[0]
-    except (OverflowError, ValueError):
-        return column.view(pa.int64()).to_pylist()[0]
+    columns = schema_to_json(row.schema.remove_metadata())
+    return RejectedRow(raw, f"Iceberg cannot hold a value: {reason}", position, decoded=True, columns=columns)
 
 
 def fresh_ids(schema: pa.Schema) -> pa.Schema:

@@ -15,6 +15,7 @@ from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_p
 from datalake_assets.core.facts import Expired, PlannedPartition
 from datalake_assets.core.manifest import Manifest, PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
+from datalake_assets.core.schema import DISCARDING, schema_from_json
 from datalake_assets.errors import CommitConflict
 from datalake_assets.feed import Feed, FeedKind
 from datalake_assets.lake.compaction import plan_of
@@ -129,7 +130,10 @@ class IcebergTable(HiveTable):
         return super().replay(stored, None if decode is None else decoded, run_id=run_id)
 
     def _storable(self, batches: Batches) -> StorableBatches:
-        return StorableBatches(batches, f"feed {self.feed.name!r}")
+        # the first rows make the contract, so that all of them have to fit Iceberg
+        known = self._folder.state.load().schema if self.feed.schema_policy in DISCARDING else None
+        contract = None if known is None else schema_from_json(known)
+        return StorableBatches(batches, f"feed {self.feed.name!r}", contract=contract)
 
     def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:  # noqa: ARG002
         """Implements `LakeTable`: the catalog tells all at once."""

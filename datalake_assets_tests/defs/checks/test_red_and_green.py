@@ -179,6 +179,31 @@ def test_schema_is_red_once_the_sources_columns_changed_and_green_after_they_are
     assert latest().passed
 
 
+def test_schema_warns_of_values_that_did_not_fit_the_contract_and_names_them(watched, sent):
+    clicks = watched(stream(**RECENT, schema_policy="discard_value"))
+    clicks.export()
+    assert clicks.state("schema") == (True, "")
+    rows = len(sent.rows["clicks"])
+
+    sent.extra = True
+    sent.rows["clicks"] = [*sent.rows["clicks"], days_ago(0)]
+    clicks.export()
+
+    assert clicks.state("schema") == (False, "WARN")
+    assert "column 'extra' is not in the feed's schema: 1" in clicks.check("schema").description
+    figures = {name: value.value for name, value in clicks.check("schema").metadata.items()}
+    assert (figures["datalake/values_misfit"], figures["datalake/values_discarded"]) == (1, 1)
+    told = clicks.instance.get_latest_materialization_event(asset_key(clicks.feed)).asset_materialization
+    assert told.metadata["datalake/misfits"].value == {"column 'extra' is not in the feed's schema": 1}
+    assert told.metadata["datalake/values_discarded"].value == 1
+    assert clicks.feeds.lake.table(clicks.feed).scan().read_all().num_rows == rows + 1
+
+    sent.extra = False
+    sent.rows["clicks"] = [*sent.rows["clicks"], days_ago(0)]
+    clicks.export()
+    assert clicks.state("schema") == (True, "")
+
+
 def test_quarantine_is_red_while_exports_put_rows_aside(watched, sent):
     clicks = watched(stream(**RECENT))
     sent.rejected = (RejectedRow(b"{", "no JSON", "offset 9"),)
