@@ -9,7 +9,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from importlib import import_module
@@ -32,6 +32,7 @@ from datalake_assets.policies import (
     CompactionPolicy,
     Duration,
     Freshness,
+    Merging,
     Model,
     ParquetFormat,
     Retention,
@@ -57,6 +58,8 @@ __all__ = [
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,127}")
 #: Dagster slows, then breaks, far above this many partitions of an asset.
 MAX_PARTITIONS = 20_000
+#: The check of feeds that are merged: no two rows of a key.
+KEY_CHECK = "unique_key"
 #: No event is older: the epoch of every source's clock.
 EARLIEST_START = date(1970, 1, 1)
 
@@ -238,6 +241,9 @@ class Feed(Model):
         start: First day that a stream can have rows on; earlier rows are quarantined.
         lateness: How far behind the newest row late rows may come (pulled windows are read that far back again).
         format: What it is kept as, ``parquet`` or ``iceberg``, and how data files are written.
+        write: What becomes of rows: ``append`` adds each; ``merge`` takes them for changes, and keeps one row a key.
+        key: With ``merge``: the columns whose values together name a row.
+        merge: With ``merge``: which change is the newest, and what deletes a row.
         schema_policy: ``freeze`` stops the feed when its source's columns change; ``evolve`` appends new ones;
             ``discard_row`` puts rows that do not fit into quarantine; ``discard_value`` leaves out the values that do
             not fit, and keeps such rows as they came beside the table.
@@ -264,6 +270,9 @@ class Feed(Model):
     start: Annotated[date, Field(ge=EARLIEST_START)] = date(2025, 1, 1)
     lateness: Duration = timedelta(days=1)
     format: ParquetFormat = ParquetFormat()
+    write: Literal["append", "merge"] = "append"
+    key: tuple[str, ...] = ()
+    merge: Merging = Merging()
     schema_policy: Literal["freeze", "evolve", "discard_row", "discard_value"] = "freeze"
     retention: Retention = Retention()
     freshness: Freshness = Freshness()
@@ -286,6 +295,28 @@ class Feed(Model):
             msg = "names match [a-z][a-z0-9_]{0,127}"
             raise ValueError(msg)
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_checked(cls, document: Any) -> Any:
+        """A feed that is merged has a rule that says so: no two rows of a key."""
+        if not isinstance(document, dict) or document.get("write") != "merge":
+            return document
+        key, checks = document.get("key"), document.get("checks", {})
+        if not isinstance(checks, dict) or not isinstance(key, list | tuple) or not key:
+            return document
+        rules = checks.get("rules", ())
+        if not isinstance(rules, list | tuple) or any(_is_unique(rule, key) for rule in rules):
+            return document
+        rule = {"type": "unique", "name": KEY_CHECK, "columns": list(key), "across": "feed"}
+        return {**document, "checks": {**checks, "rules": [*rules, rule]}}
+
+    @model_validator(mode="after")
+    def _merges_changes_in_order(self) -> Feed:
+        problem = _merging_problem(self)
+        if problem:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _source_is_of_its_kind(self) -> Feed:
@@ -369,6 +400,39 @@ class Feed(Model):
     def path(self) -> str:
         """``streams/<name>``, ``tables/<name>`` or ``folders/<name>``; the first two are data folders in the lake."""
         return f"{self.kind.folder}/{self.name}"
+
+
+def _is_unique(rule: Any, key: Sequence[str]) -> bool:
+    if not isinstance(rule, dict):
+        return False
+    same = (rule.get("type"), rule.get("across"), rule.get("columns")) == ("unique", "feed", list(key))
+    return same or rule.get("name") == KEY_CHECK
+
+
+def _merging_problem(feed: Feed) -> str:
+    """Why a feed cannot be merged by its key, or has one for nothing; empty if all is well."""
+    if feed.write != "merge":
+        told = [name for name, given in (("key", feed.key), ("merge", feed.merge != Merging())) if given]
+        return f"{told[0]}: it means nothing without write = 'merge'" if told else ""
+    named = [*feed.key, *filter(None, (feed.merge.order_by, feed.merge.delete_column))]
+    if not feed.key or not all(named):
+        return "key: write = 'merge' needs the columns whose values together name a row"
+    if len(set(named)) < len(named):
+        return "key: its columns, order_by and delete_column are different columns"
+    return _unordered_problem(feed)
+
+
+def _unordered_problem(feed: Feed) -> str:
+    """Why what a feed's source gives are no changes in order."""
+    if feed.schema_policy == "discard_value":
+        return "schema_policy: a value that is left out may be what orders or deletes: merge with 'discard_row'"
+    if not feed.is_exported:
+        return f"write: it is {feed.written_by}, and only feeds that are exported can be merged"
+    if feed.kind is FeedKind.TABLE:
+        return "write: a table is pulled whole, with one row a key; it is a stream of changes that can be merged"
+    if feed.position_kind is not PositionKind.OFFSETS:
+        return "write: changes can be merged only where their source numbers them: set its mode to 'offsets'"
+    return ""
 
 
 def partitions_problem(feed: Feed, now: datetime, *, most: int = MAX_PARTITIONS) -> str | None:

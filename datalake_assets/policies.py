@@ -19,6 +19,7 @@ __all__ = [
     "Freshness",
     "Level",
     "Limits",
+    "Merging",
     "Model",
     "NotNullRule",
     "ParquetFormat",
@@ -294,6 +295,34 @@ class SqlRule(RuleBase):
 
 #: The rules that a feed can have, distinguished by ``type``.
 Rule = Annotated[NotNullRule | UniqueRule | RangeRule | RegexRule | SqlRule, Discriminator("type")]
+
+
+class Merging(Model):
+    """How the changes of a feed that says ``write: merge`` become its rows: one row a key, the newest.
+
+    Attributes:
+        order_by: The column whose greatest value is the newest change; None: the source's own order, its offsets.
+        delete_column: The column that marks deletions.
+        delete_values: What it says of them, as text; capitals count.
+        deletes_kept: With ``order_by``: how long a deleted key is remembered, so that an older change that comes later
+            does not bring its row back.
+        envelope: ``debezium``: a change is ``before``, ``after`` and ``op``, and its row is ``after``; ``none``: the
+            change is the row.
+    """
+
+    order_by: str | None = None
+    delete_column: str | None = None
+    delete_values: Annotated[tuple[str, ...], Field(min_length=1)] = ("d", "delete", "true")
+    deletes_kept: Duration = timedelta(days=30)
+    envelope: Literal["none", "debezium"] = "none"
+
+    @model_validator(mode="after")
+    def _envelope_marks_deletions(self) -> Merging:
+        if self.envelope == "debezium" and self.delete_column is not None:
+            msg = "delete_column: a Debezium envelope marks deletions itself, by its op"
+            raise ValueError(msg)
+        return self
+
 
 #: Checks that every feed has.
 BUILT_IN_CHECKS = ("file_size", "freshness", "quarantine", "row_count", "schema", "small_files")

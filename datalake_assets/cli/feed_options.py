@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: Options that mean nothing to a table.
-STREAMS_ONLY = ("partition_by", "time_column")
+STREAMS_ONLY = ("partition_by", "time_column", "write", "key", "order_by", "delete_when", "envelope")
 _OPTION_NAMES = {"format_type": "--format", "owners": "--owner", "tags": "--tag"}
 _LONGEST_NAME = 128
 
@@ -124,11 +124,38 @@ def describe(system: System, options: Mapping[str, Any], **fields: Any) -> Feed:
     """
     source = {"type": system.type, **_source_fields(system, options), **fields}
     document: dict[str, Any] = {"source": source, "tags": _pairs(options.get("tags", ()), "--tag")}
-    plain = ("name", "kind", "partition_by", "time_column", "start", "schema_policy", "schedule", "owners", "group")
+    plain = (
+        "name",
+        "kind",
+        "write",
+        "key",
+        "partition_by",
+        "time_column",
+        "start",
+        "schema_policy",
+        "schedule",
+        "owners",
+        "group",
+    )
     document |= {name: options[name] for name in (*plain, "description") if name in options}
     written = {"type": options.get("format_type"), "compression": options.get("compression")}
+    document |= _merging(options)
     document["format"] = {name: value for name, value in written.items() if value is not None}
     return parse_feed(json.dumps(document), name=str(options["name"]))
+
+
+def _merging(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How changes are merged; nothing where nothing is said of it."""
+    told: dict[str, Any] = {name: options[name] for name in ("order_by", "envelope") if name in options}
+    marks = [each.partition("=") for each in options.get("delete_when", ())]
+    columns = {column for column, _, _ in marks}
+    if not all(column and separator for column, separator, _ in marks):
+        raise click.UsageError("--delete-when is not written as COL=VALUE")
+    if len(columns) > 1:
+        raise click.UsageError(f"--delete-when names several columns: {', '.join(sorted(columns))}")
+    if columns:
+        told |= {"delete_column": columns.pop(), "delete_values": [value for _, _, value in marks]}
+    return {"merge": told} if told else {}
 
 
 def _source_fields(system: System, options: Mapping[str, Any]) -> dict[str, Any]:

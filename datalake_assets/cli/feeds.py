@@ -35,6 +35,7 @@ from datalake_assets.cli.session import (
     pass_session,
 )
 from datalake_assets.core.batches import ReadRequest
+from datalake_assets.core.merging import merged_columns
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, InvalidFeed, PreconditionFailed
 from datalake_assets.feed import (
     AssetSource,
@@ -138,6 +139,13 @@ def _check_document(result: CheckResult) -> dict[str, Any]:
 @click.option(
     "--format", "format_type", type=click.Choice(["parquet", "iceberg"]), help="Table format.  [default: parquet]"
 )
+@click.option(
+    "--write", type=click.Choice(["append", "merge"]), help="Add each row, or keep one a key.  [default: append]"
+)
+@click.option("--key", multiple=True, metavar="COL", help="With --write merge: a column of the key; may be repeated.")
+@click.option("--order-by", metavar="COL", help="Column whose greatest value is the newest.  [default: the offset]")
+@click.option("--delete-when", multiple=True, metavar="COL=VALUE", help="What marks a deletion; may be repeated.")
+@click.option("--envelope", type=click.Choice(["debezium"]), help="What the changes are wrapped in.")
 @click.option("--compression", type=click.Choice(["snappy", "zstd"]), help="Codec.  [default: snappy]")
 @click.option(
     "--schema-policy",
@@ -444,4 +452,5 @@ def _refuse_misfits(store: Store, feed: Feed, *, source: SourceSystem | None = N
     if known.names:
         refuse_misfits(feed, known)
     else:
-        refuse_misfits(feed, None if source is None else source.read(feed, ReadRequest()).schema)
+        sent = None if source is None else source.read(feed, ReadRequest()).schema
+        refuse_misfits(feed, None if sent is None else merged_columns(feed, sent))

@@ -47,6 +47,7 @@ class FeedState:
         schema: The feed's schema, encoded; None before the first commit.
         rejected: Offsets below ``hint`` whose rows went to quarantine, by source partition: a partition whose position
             moves beyond them has not got them.
+        deleted: Key of the file of deleted keys, of a feed that is merged by an order column; empty if there is none.
         write_id: Fresh for every write.
     """
 
@@ -59,6 +60,7 @@ class FeedState:
     removing: tuple[int, ...] = ()
     schema: str | None = None
     rejected: Mapping[int, Holes] = field(default_factory=dict)
+    deleted: str = ""
     write_id: str = ""
 
     @property
@@ -151,6 +153,7 @@ class FeedState:
             removing=self.removing,
             schema=self.schema,
             rejected={key: each.to_json() for key, each in sorted(self.rejected.items())},
+            deleted=self.deleted,
         )
         plain = msgspec.to_builtins(document, builtin_types=(datetime,))
         return json.dumps(plain, indent=1, default=datetime.isoformat).encode()
@@ -178,6 +181,7 @@ class FeedState:
                 removing=document.removing,
                 schema=document.schema,
                 rejected={key: Holes.from_json(each) for key, each in document.rejected.items()},
+                deleted=document.deleted,
                 write_id=document.write_id,
             )
         except (ValueError, TypeError) as error:
@@ -185,7 +189,7 @@ class FeedState:
 
 
 class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A feed's state in JSON, in this order; ``rejected`` is only there if there are some."""
+    """A feed's state in JSON, in this order; the last two are only there if there are some."""
 
     format: int
     write_id: str
@@ -200,3 +204,4 @@ class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
     removing: tuple[int, ...]
     schema: str | None
     rejected: dict[int, list[Any]] = msgspec.field(default_factory=dict)
+    deleted: str = ""

@@ -117,10 +117,9 @@ class Export(ABC):
         written = self.folder.prepared(schema, time_column=placement.time_column)
         writer = self._writer(placement, written)
         quarantine = self.quarantine()
-        beside = Quarantine(self.folder.store, discarded_folder(self.feed))
         landing = Landing(
             placement,
-            Contract(schema, self.policy, beside, self.folder.partition_path),
+            self.contract(schema),
             writer,
             quarantine,
             fence=fence,
@@ -137,6 +136,11 @@ class Export(ABC):
             raise
         self.quarantined, self.misfit_rows = quarantine.rows, landing.misfit_rows
         return landing, staged, schema
+
+    def contract(self, schema: pa.Schema) -> Contract:
+        """What rows have to be like."""
+        beside = Quarantine(self.folder.store, discarded_folder(self.feed))
+        return Contract(schema, self.policy, beside, self.folder.partition_path)
 
     def quarantine(self) -> Quarantine:
         """Where rows go that cannot be landed."""

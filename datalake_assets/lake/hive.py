@@ -201,6 +201,10 @@ class HiveTable:
 
     @property
     def _export(self) -> type[Export]:
+        if self.feed.write == "merge":
+            from datalake_assets.lake.merge_export import MergeExport  # noqa: PLC0415  most exports merge nothing
+
+            return MergeExport
         kind = self.feed.position_kind
         if kind not in _EXPORTS:
             raise ConfigError(f"feed {self.feed.name!r}: rows with positions of kind {kind.value!r} cannot be landed")
@@ -212,7 +216,7 @@ class HiveTable:
             return ExportPlan((self._version(partitions),), ReadRequest())
         keys = tuple(partitions) if partitions else self._catch_up()
         window = self._window(keys)
-        if self._export is OffsetsExport:
+        if issubclass(self._export, OffsetsExport):
             state = self._folder.state.load()
             return ExportPlan(keys, ReadRequest(start_offsets=dict(state.hint), new_epoch=new_epoch))
         return ExportPlan(keys, ReadRequest(window=window, new_epoch=new_epoch))
@@ -409,7 +413,7 @@ class HiveTable:
         if by is None:
             raise AssertionError
         current = window_of(key_of(now, by), by)
-        if self._export is OffsetsExport:
+        if issubclass(self._export, OffsetsExport):
             return tuple(keys_in(current, by))
         watermark = self._folder.state.load().watermark
         start = max(self.feed.start_time, watermark - self.feed.lateness) if watermark else self.feed.start_time

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +30,8 @@ from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_
 from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
 from datalake_assets.core.schema import DISCARDING, Fitted, SchemaPolicy, conform, fitted, schema_to_json
 from datalake_assets.lake.quarantined_rows import Quarantine
-from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import Progress
 from datalake_assets.parquet.fingerprint import row_hashes
-from datalake_assets.parquet.rolling import RollingWriter
 
 __all__ = ["Fence", "Landing", "Offsets", "Placement"]
 
@@ -147,6 +145,15 @@ class Placement:
     key: str = ""
 
 
+class _Taking(Protocol):
+    """What takes rows: a `RollingWriter`, or what keeps them for later."""
+
+    bytes_written: int
+
+    def write(self, rows: pa.RecordBatch, /) -> None:
+        """Takes rows."""
+
+
 class Landing:
     """One pass.
 
@@ -170,7 +177,7 @@ class Landing:
         self,
         placement: Placement,
         contract: Contract,
-        writer: RollingWriter[StagedFile],
+        writer: _Taking,
         quarantine: Quarantine,
         *,
         fence: Fence | None = None,

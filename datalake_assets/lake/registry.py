@@ -173,6 +173,10 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, "the time_column of an Iceberg table is for life; archive the feed and add another"
             )
+        if _merged(feed) != _merged(current.feed):
+            raise InvalidFeed(
+                feed.name, "write, key, order_by and envelope are for life; archive the feed and add another"
+            )
         if feed.is_adopted and _adopted(feed) != _adopted(current.feed):
             raise InvalidFeed(
                 feed.name, "uri and time_column of a folder are for life; archive the feed and adopt the other folder"
@@ -389,7 +393,15 @@ def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
     form = document.get("format", {}).get("type", "parquet")
     if form == "iceberg":  # without a column of its own, it is the source that says when a row was
         kept = (time_column,) if time_column else (source["type"], source.get("rename", {}))
-    return (document["name"], document["kind"], document.get("partition_by", "day"), form, *kept)
+    merging = document.get("merge", {})
+    kept += (merging.get("order_by"), merging.get("envelope", "none"), *document.get("key", ()))
+    write = document.get("write", "append")
+    return (document["name"], document["kind"], document.get("partition_by", "day"), form, write, *kept)
+
+
+def _merged(feed: Feed) -> tuple[object, ...]:
+    """What decides which rows are there already."""
+    return (feed.write, feed.key, feed.merge.order_by, feed.merge.envelope)
 
 
 def _adopted(feed: Feed) -> tuple[str, str | None]:

@@ -83,6 +83,11 @@ def refuse_pulled(folder: FeedFolder) -> None:
     feed = folder.feed
     if not feed.is_exported:
         raise ConfigError(f"feed {feed.name!r} is {feed.written_by}: whoever writes it has to write those rows again")
+    if feed.write == "merge":
+        raise ConfigError(
+            f"feed {feed.name!r} merges changes by key, and newer ones of these keys may have been merged since:"
+            " have the source send the rows again"
+        )
     if feed.position_kind is not PositionKind.OFFSETS:
         again = f"--table {feed.name}" if feed.kind == "table" else f"--stream {feed.name} --range A..B"
         raise ConfigError(

@@ -39,6 +39,56 @@ def test_add_takes_every_option(run, registry):
     assert (feed.group, feed.description) == ("sales", "All orders.")
 
 
+def test_add_takes_how_changes_are_merged(run, registry):
+    options = ["--write", "merge", "--key", "id", "--key", "region", "--order-by", "version"]
+    assert run(*ADD, *options, "--delete-when", "op=d", "--delete-when", "op=t").exit_code == 0
+    feed = registry.get("orders")
+    assert (feed.write, feed.key, feed.merge.order_by) == ("merge", ("id", "region"), "version")
+    assert (feed.merge.delete_column, feed.merge.delete_values) == ("op", ("d", "t"))
+    assert [(rule.check_name, rule.columns, rule.across) for rule in feed.checks.rules] == [
+        ("unique_key", ("id", "region"), "feed")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--write", "merge"), "document: key: write = 'merge' needs the columns whose values together name a row"),
+        (("--key", "id"), "document: key: it means nothing without write = 'merge'"),
+        (("--order-by", "at"), "document: merge: it means nothing without write = 'merge'"),
+        (
+            ("--write", "merge", "--key", "id", "--order-by", "id"),
+            "document: key: its columns, order_by and delete_column are different columns",
+        ),
+        (
+            ("--write", "merge", "--key", "id", "--schema-policy", "discard_value"),
+            "document: schema_policy: a value that is left out may be what orders or deletes: merge with 'discard_row'",
+        ),
+        (
+            ("--write", "merge", "--key", "id", "--mode", "pull"),
+            "document: write: changes can be merged only where their source numbers them: set its mode to 'offsets'",
+        ),
+        (
+            ("--write", "merge", "--key", "id", "--envelope", "debezium", "--delete-when", "op=d"),
+            "merge: delete_column: a Debezium envelope marks deletions itself, by its op",
+        ),
+    ],
+)
+def test_add_refuses_what_cannot_be_merged(run, lake, options, reason):
+    result = run(*ADD, *options)
+    assert (result.exit_code, result.stderr) == (1, f"Error: feed 'orders' is invalid: {reason}\n")
+    assert not (lake / "feeds").exists()
+
+
+def test_update_refuses_another_key(run, registry, tmp_path):
+    assert run(*ADD, "--write", "merge", "--key", "id").exit_code == 0
+    document = registry.get("orders").model_dump_json().replace('"key":["id"]', '"key":["name"]')
+    (tmp_path / "orders.json").write_text(document)
+    result = run("feeds", "update", "--file", str(tmp_path / "orders.json"))
+    line = "write, key, order_by and envelope are for life; archive the feed and add another"
+    assert (result.exit_code, result.stderr) == (1, f"Error: feed 'orders' is invalid: {line}\n")
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: Commits that bring rows; of adopted folders a reconciliation that found new files does, too.
-_ARRIVALS = frozenset({"append", "replace", "snapshot"})
+_ARRIVALS = frozenset({"append", "merge", "replace", "snapshot"})
 
 
 def last_arrival(history: Sequence[PastCommit], *, adopted: bool) -> datetime | None:

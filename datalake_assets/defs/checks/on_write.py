@@ -326,9 +326,9 @@ def _evaluations(read: FeedRead, looks: Sequence[CheckedPartition]) -> Iterator[
 
 
 def _delivery(read: FeedRead) -> Delivery | None:
-    """What became of the source's rows; None where the lake's rows need not be this export's."""
+    """What became of the source's rows; None where the lake's rows need not be this export's, or were merged."""
     report = read.report
-    if report is None or not any(each.files_added for each in report.partitions):
+    if report is None or not any(each.files_added for each in report.partitions) or read.feed.write == "merge":
         return None
     landed = report.rows_added
     if read.feed.position_kind is not PositionKind.OFFSETS:

@@ -79,6 +79,7 @@ UNDONE: Final = "a repair took this commit for one that was interrupted"
 _OPERATIONS: Final = {
     "append": Operation.APPEND,
     "replay": Operation.APPEND,
+    "merge": Operation.OVERWRITE,
     "replace": Operation.OVERWRITE,
     "snapshot": Operation.OVERWRITE,
     "compact": Operation.REPLACE,
@@ -116,7 +117,7 @@ def commit_together(folder: TablePlace, changes: Mapping[str, Change]) -> TableV
     work = _Work(changes)
     view = folder.seen()
     try:
-        if work.first.kind in {"append", "replay"}:
+        if work.first.kind in {"append", "replay", "merge"}:
             view.check_not_rolled_back()
         planned = _planned(work, view)
     except BaseException:

@@ -109,7 +109,9 @@ class IcebergTable(HiveTable):
         allow_shrink: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> WriteReport:
-        """Implements `LakeTable`."""
+        """Implements `LakeTable`; a merge first applies what other engines deleted by files of their own."""
+        if self.feed.write == "merge":
+            self._apply_deletes()
         return super().write(
             self._storable(batches),
             partitions=partitions,

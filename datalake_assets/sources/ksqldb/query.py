@@ -172,7 +172,9 @@ class _Running:
     def __init__(self, query: Query) -> None:
         self.query_id: str | None = None
         self.query = query
-        self._parser = StreamedRowParser(self._lay_out)
+        self._parser = StreamedRowParser(
+            self._lay_out, keeps_tombstones=query.numbering is not None and query.feed.write == "merge"
+        )
         self._blocks: list[DecodedRows] = []
 
     def _lay_out(self, columns: tuple[Column, ...]) -> pa.Schema:

@@ -64,7 +64,7 @@ class ResponseEnd:
         error: The first error.
         rows: Rows decoded.
         rejected: Rows not decoded.
-        tombstones: Rows that say that a key was deleted; neither of the other two counts them.
+        tombstones: Rows that say that a key was deleted; where they are kept, the other two count them, too.
     """
 
     header: ResponseHeader | None
@@ -139,11 +139,18 @@ class StreamedRowParser:
             raises leaves ``feed`` or ``finish``.
         block_bytes: Rows are decoded when this much has arrived.
         max_line_bytes: A longer line is an error.
+        keeps_tombstones: Whether rows that say that a key was deleted are rows: their other columns are null.
     """
 
     def __init__(
-        self, schema_of: SchemaOf, *, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES
+        self,
+        schema_of: SchemaOf,
+        *,
+        block_bytes: int = BLOCK_BYTES,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        keeps_tombstones: bool = False,
     ) -> None:
+        self._keeps_tombstones = keeps_tombstones
         self.header: ResponseHeader | None = None
         self._schema_of, self._block_bytes, self._max_line_bytes = schema_of, block_bytes, max_line_bytes
         self._decoder: RowDecoder | None = None
@@ -246,7 +253,8 @@ class StreamedRowParser:
             return body  # not a message: the decoder takes it or says why not
         if message.row is not None and not self._is_delimited:
             self._tombstones += message.row.tombstone
-            return None if message.row.tombstone else decoder.prefix[:-1] + bytes(message.row.columns) + b"}},"
+            is_dropped = message.row.tombstone and not self._keeps_tombstones
+            return None if is_dropped else decoder.prefix[:-1] + bytes(message.row.columns) + b"}},"
         self._final_message = message.final_message or self._final_message
         self._error = self._error or message.error
         return None if message.known or message.error else body

@@ -70,6 +70,14 @@ def test_parser_counts_tombstones_apart():
     assert (end.rows, end.tombstones, end.rejected) == (2, 2, 0)
 
 
+def test_parser_keeps_tombstones_where_they_are_wanted():
+    tombstone = b'{"row":{"columns":[10,null],"tombstone":true}},\n'
+    sent = HEADER + b",\n" + row(1, "a") + b",\n" + tombstone + row(2, "b") + b",\n"
+    rows, rejected, end = parse(sent, keeps_tombstones=True)
+    assert (rows, rejected) == ([[1, "a"], [10, None], [2, "b"]], [])
+    assert (end.rows, end.tombstones) == (3, 1)
+
+
 def test_parser_takes_rows_with_siblings_and_ignores_tokens():
     sibling = b'{"row":{"columns":[1,"a"]},"sourceHost":"h:8088"},\n'
     tokens = b'{"consistencyToken":{"consistencyToken":"x"}},\n{"continuationToken":{"continuationToken":"y"}},\n'

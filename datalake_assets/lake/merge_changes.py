@@ -1,0 +1,240 @@
+"""Changes on their way into a merge: read once, kept on this machine's disk, and taken in rounds of bounded size.
+
+A read may have more changes than memory, and may still fail at its end: nothing is committed before it was whole. So
+changes are spooled, and each round of them is brought down to the newest change of every key.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
+from datalake_assets.core.merging import MergeRule, key_texts, merged_columns, newest_changes, row_of_change
+from datalake_assets.core.position import Ints, Mask, first_seen, offset_bounds
+from datalake_assets.errors import LakeError
+from datalake_assets.feed import Feed
+from datalake_assets.lake.landing import Contract, Fence, Landing, Placement
+from datalake_assets.lake.quarantined_rows import Quarantine
+from datalake_assets.lake.table import Progress
+
+__all__ = ["Collecting", "Round", "Spool", "Unwrapped", "one_array"]
+
+#: Changes of a round, and their bytes: what a merge holds in memory.
+ROUND_ROWS = 500_000
+ROUND_BYTES = 128 << 20
+
+#: What a spool keeps of each change besides its columns.
+_OWN = (
+    pa.field("source partition", pa.int32()),
+    pa.field("source offset", pa.int64()),
+    pa.field("deletes", pa.bool_()),
+    pa.field("partition", pa.string()),
+)
+
+
+class Spool:
+    """Changes on this machine's disk: as many as a read has, and in memory as many as a round has.
+
+    Args:
+        schema: Their columns.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = pa.schema([*schema.remove_metadata(), *_OWN])
+        self._file = tempfile.TemporaryFile(prefix="datalake-merge-")  # noqa: SIM115  it outlives this
+        options = pa.ipc.IpcWriteOptions(compression="lz4", emit_dictionary_deltas=True)
+        self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
+        self.bytes_written = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, rows: pa.RecordBatch, *own: pa.Array) -> None:
+        """Takes changes in the order in which they were read."""
+        try:
+            self._writer.write_batch(pa.RecordBatch.from_arrays([*rows.columns, *own], schema=self._schema))
+        except OSError as error:
+            cure = "make room there, or set TMPDIR to a folder that has some"
+            raise LakeError(tempfile.gettempdir(), f"changes cannot be kept: {error}", cure=cure) from error
+        self.bytes_written = self._file.tell()
+
+    def rounds(self) -> Iterator[pa.Table]:
+        """All changes in their order, so many at once."""
+        self._writer.close()
+        self._file.seek(0)
+        held: list[pa.RecordBatch] = []
+        rows = size_bytes = 0
+        with pa.ipc.open_stream(self._file) as reader:
+            for batch in reader:
+                held.append(batch)
+                rows, size_bytes = rows + batch.num_rows, size_bytes + batch.nbytes
+                if rows >= ROUND_ROWS or size_bytes >= ROUND_BYTES:
+                    yield pa.Table.from_batches(held)
+                    held, rows, size_bytes = [], 0, 0
+        if held:
+            yield pa.Table.from_batches(held)
+
+
+class Collecting(Landing):
+    """One pass over changes: every change quarantined, seen before, or kept for the rounds.
+
+    A deletion needs no time: whichever partition has its row loses it.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        contract: Contract,
+        spool: Spool,
+        quarantine: Quarantine,
+        fence: Fence,
+        *,
+        rule: MergeRule,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        super().__init__(placement, contract, spool, quarantine, fence=fence, on_progress=on_progress)
+        self._spool, self._rule, self._seen = spool, rule, fence.seen
+
+    def _land(self, batch: SourceBatch) -> None:
+        policy, fitted = self._contract.policy, self._fitted(batch.rows)
+        rows, found = fitted.rows, replace(fitted, misfits=(*fitted.misfits, *self._rule.refused(fitted.rows)))
+        refused = found.refused(policy)
+        partitions = np.asarray(batch.source_partitions).astype(np.int64)
+        offsets = np.asarray(batch.source_offsets).astype(np.int64)
+        wanted = first_seen(self._seen, partitions, offsets)
+        self.rows_known += int((~wanted).sum())
+        deletes = self._rule.deletions(rows)
+        codes, names, placed = self._place(rows)
+        kept = wanted & ~refused & (placed | deletes)
+        self._reject(batch, found, refused, np.flatnonzero(wanted & ~kept))
+        self.misfits.update({each.reason: int((each.rows & wanted).sum()) for each in fitted.misfits})
+        self.misfit_rows += int((fitted.refused(policy) & wanted).sum())
+        where = pa.array(names, pa.string()).take(pa.array(codes, mask=codes < 0))
+        numbers = (batch.source_partitions, batch.source_offsets, pa.array(deletes), where)
+        taken = pa.array(kept)
+        self.rows_landed += int(kept.sum())
+        self._spool.write(rows.filter(taken), *(each.filter(taken) for each in numbers if each is not None))
+
+
+@dataclass(slots=True)
+class Round:
+    """Some changes in the order in which they were read, and the newest one of each key.
+
+    Attributes:
+        rows: The newest changes, one a key.
+        keys: Their keys, as bytes.
+        order: Their order values; None if the offset decides.
+        deleted: Which of them delete.
+        partitions: Their source partitions.
+        offsets: Their offsets.
+        places: The partitions that they belong to; "" of deletions.
+        named: The partitions that any change belongs to, also one that another replaced.
+        highest: The highest offset of any change, by source partition.
+        epoch: Of the offsets.
+        stale: Which of them are older than what stands, or than a deletion.
+    """
+
+    rows: pa.Table
+    keys: pa.Array
+    order: pa.Array | None
+    deleted: Mask
+    partitions: Ints
+    offsets: Ints
+    places: npt.NDArray[np.object_]
+    named: frozenset[str]
+    highest: Mapping[int, int]
+    epoch: int
+    stale: Mask = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stale = np.zeros(len(self.deleted), dtype=np.bool_)
+
+    @classmethod
+    def of(cls, changes: pa.Table, schema: pa.Schema, rule: MergeRule, *, epoch: int) -> Round:
+        """Takes what a `Spool` gave."""
+        table = changes.combine_chunks()
+        partitions, offsets, deleted, places = (
+            np.asarray(table.column(len(schema) + index)) for index in range(len(_OWN))
+        )
+        keys = key_texts([one_array(table.column(name)) for name in rule.key])
+        order = None if rule.order_by is None else one_array(table.column(rule.order_by))
+        newest = newest_changes(keys, order, partitions.astype(np.int64), offsets)
+        taken, bounds = pa.array(newest), offset_bounds(partitions, offsets)
+        return cls(
+            rows=table.select(range(len(schema))).take(taken),
+            keys=keys.take(taken),
+            order=None if order is None else order.take(taken),
+            deleted=deleted[newest],
+            partitions=partitions[newest].astype(np.int64),
+            offsets=offsets[newest],
+            places=np.where(deleted, "", places)[newest],
+            named=frozenset(set(places[~deleted].tolist())),
+            highest={partition: high for partition, (_, high) in bounds.items()},
+            epoch=epoch,
+        )
+
+
+def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column in one piece."""
+    combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+class Unwrapped:
+    """Batches of envelopes as batches of the rows in them.
+
+    Args:
+        batches: The envelopes.
+        feed: Whose they are.
+    """
+
+    def __init__(self, batches: Batches, feed: Feed) -> None:
+        self._batches, self._feed = batches, feed
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The rows' columns."""
+        return merged_columns(self._feed, self._batches.schema)
+
+    @property
+    def time_column(self) -> str | None:
+        """The column that partitions the rows."""
+        return self._batches.time_column
+
+    @property
+    def request(self) -> ReadRequest:
+        """What is read."""
+        return self._batches.request
+
+    @property
+    def recreated(self) -> bool:
+        """Whether the source numbers its rows anew."""
+        return self._batches.recreated
+
+    @property
+    def unfinished(self) -> str:
+        """Why the last iteration did not come to the end."""
+        return self._batches.unfinished
+
+    def acknowledge(self) -> None:
+        """Tells the source."""
+        self._batches.acknowledge()
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Streams the rows."""
+        for batch in self._batches:
+            yield replace(batch, rows=row_of_change(batch.rows, self.schema))
