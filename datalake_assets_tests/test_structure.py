@@ -124,6 +124,7 @@ OF_FILES = (
     "datalake_assets.lake.iceberg.iceberg_table",
     "datalake_assets.lake.iceberg.iceberg_views",
     "datalake_assets.lake.inspection",
+    "datalake_assets.lake.item_exports",
     "datalake_assets.lake.layout",
     "datalake_assets.lake.manifest_figures",
     "datalake_assets.lake.merge_export",

@@ -158,15 +158,15 @@ class ExportRequest:
         """Refuses a selection of partitions where an export lands whatever is new, in whatever partition it belongs.
 
         Raises:
-            ConfigError: The feed is read by offsets, and partitions are named.
+            ConfigError: The feed is read by offsets or by items, and partitions are named.
         """
         option = "--partition" if self.partition is not None else "--range"
         if self.partition is None and self.between is None:
             return
-        if feed.is_exported and feed.position_kind is PositionKind.OFFSETS:
+        if feed.is_exported and feed.position_kind in {PositionKind.OFFSETS, PositionKind.IDS}:
             raise ConfigError(
-                f"feed {feed.name!r} is read by offsets: an export lands every new row, whatever its day, and {option}"
-                " can select none of them; leave it out"
+                f"feed {feed.name!r} is read by {feed.position_kind.value}: an export lands every new row, whatever its"
+                f" day, and {option} can select none of them; leave it out"
             )
 
     def arguments(self) -> list[str]:

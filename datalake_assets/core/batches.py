@@ -66,12 +66,24 @@ class SourceBatch:
         source_partitions: int32 per row, no nulls; only from sources that number their rows.
         source_offsets: int64 per row, no nulls; given where ``source_partitions`` are.
         rejected: Rows that could not be decoded.
+        source_items: string per row, no nulls: the item that it came with, a message or a file; only from sources
+            without order. A read gives an item once, its rows in one batch or in several.
+        forget_after: When the items of the batch can no longer come again; given where ``source_items`` are.
     """
 
     rows: pa.RecordBatch
     source_partitions: pa.Array | None = None
     source_offsets: pa.Array | None = None
     rejected: tuple[RejectedRow, ...] = ()
+    source_items: pa.Array | None = None
+    forget_after: datetime | None = None
+
+    def taking(self, which: pa.Array, *, also_rejected: Sequence[RejectedRow] = ()) -> SourceBatch:
+        """Some of its rows, by their numbers; others may have been rejected meanwhile."""
+        along = (self.source_partitions, self.source_offsets, self.source_items)
+        partitions, offsets, items = (None if each is None else each.take(which) for each in along)
+        rejected = (*self.rejected, *also_rejected)
+        return SourceBatch(self.rows.take(which), partitions, offsets, rejected, items, self.forget_after)
 
 
 @dataclass(frozen=True, slots=True)

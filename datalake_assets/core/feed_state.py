@@ -37,7 +37,7 @@ class FeedState:
     """The state of one feed.
 
     Attributes:
-        position_kind: ``offsets``, ``window`` or ``snapshot``; for life; None before the first commit.
+        position_kind: ``offsets``, ``window``, ``snapshot`` or ``ids``; for life; None before the first commit.
         epoch: How often the source was recreated.
         hint: ``offsets``: first offset by source partition that may not be in the lake. Moves up only.
         watermark: ``window``: latest partition time in the lake. Moves up only.

@@ -1,7 +1,8 @@
 """Positions: how much of its source a partition holds. A row is in the lake if and only if the position says so.
 
-Three kinds, and a feed keeps one for life: ``offsets`` (rows numbered by the source), ``window`` (a partition pulled as
-a whole), ``snapshot`` (a version of a table). All are immutable and travel in the partition's manifest as JSON.
+Four kinds, and a feed keeps one for life: ``offsets`` (rows numbered by the source), ``window`` (a partition pulled as
+a whole), ``snapshot`` (a version of a table), ``ids`` (items without order, remembered one by one:
+`datalake_assets.core.item_ids`). All are immutable and travel in the partition's manifest as JSON.
 
 Rows that a commit passed over, because they went to quarantine, are the holes of an ``offsets`` position: they lie
 below it and are not in the lake, until a replay fills them. See the ADR on quarantined rows.
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from datalake_assets.core.item_ids import IdsPosition
 from datalake_assets.errors import CorruptLake
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "first_seen",
     "merged_runs",
     "offset_bounds",
+    "position_facts",
     "position_from_json",
     "runs_of",
     "within",
@@ -269,7 +272,7 @@ class SnapshotPosition:
         return {"kind": "snapshot", "as_of": self.as_of.isoformat(), "rows": self.rows}
 
 
-Position: TypeAlias = OffsetsPosition | WindowPosition | SnapshotPosition
+Position: TypeAlias = OffsetsPosition | WindowPosition | SnapshotPosition | IdsPosition
 
 
 def position_from_json(document: Mapping[str, Any] | None) -> Position | None:
@@ -297,7 +300,16 @@ def position_from_json(document: Mapping[str, Any] | None) -> Position | None:
         )
     if kind == "snapshot":
         return SnapshotPosition(as_of=datetime.fromisoformat(document["as_of"]), rows=int(document["rows"]))
+    if kind == "ids":
+        return IdsPosition.from_json(document)
     raise CorruptLake("manifest", f"position of unknown kind {kind!r}")
+
+
+def position_facts(position: Position | None) -> dict[str, Any]:
+    """What a report says of a position: all of it, but for single items, which may be many; ``{}`` for none."""
+    if isinstance(position, IdsPosition):
+        return {"kind": "ids", "items": position.items}
+    return position.to_json() if position is not None else {}
 
 
 def first_seen(highest: MutableMapping[int, int], partitions: Ints, offsets: Ints) -> Mask:

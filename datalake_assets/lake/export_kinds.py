@@ -24,7 +24,7 @@ from datalake_assets.errors import CommitConflict, ConfigError, IncompleteRespon
 from datalake_assets.feed import Feed
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.export_commits import Export, Staged
-from datalake_assets.lake.landing import Fence, Landing
+from datalake_assets.lake.landing import Landing, OffsetsFence
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import WriteReport
@@ -48,7 +48,7 @@ class OffsetsExport(Export):
 
     def run(self) -> WriteReport:
         """Implements `Export.run`."""
-        self.fence = fence = Fence(self.state.epoch, self._position_of)
+        self.fence = fence = OffsetsFence(self.state.epoch, self._position_of)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         encoded = self.fix_schema(schema) if staged else None
         rejected = fence.rejected_runs
@@ -68,13 +68,13 @@ class OffsetsExport(Export):
     def _position_of(self, key: str) -> OffsetsPosition:
         return _offsets(self.settled(key))
 
-    def _passed(self, fence: Fence, rejected: Mapping[int, Runs]) -> dict[int, Holes]:
+    def _passed(self, fence: OffsetsFence, rejected: Mapping[int, Runs]) -> dict[int, Holes]:
         """Rows in quarantine, of this read and of those before: no partition has got them."""
         before = self.state.rejected if fence.epoch == self.state.epoch else {}
         return {each: before.get(each, Holes()).added(rejected.get(each, ())) for each in {*before, *rejected}}
 
     def _plan(
-        self, key: str, fence: Fence, schema: str | None, passed: Mapping[int, Holes]
+        self, key: str, fence: OffsetsFence, schema: str | None, passed: Mapping[int, Holes]
     ) -> Callable[[Manifest], Planned]:
         bounds = fence.together() if self.folder.commits_at_once else fence.staged[key]
 

@@ -24,6 +24,7 @@ from datalake_assets.lake.compaction import partition_health, plan_of
 from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport, removed_by_retention
 from datalake_assets.lake.inspection import repair, verify
+from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.quarantined_rows import quarantined_rows
@@ -179,7 +180,10 @@ _EXPORTS: Mapping[PositionKind, type[Export]] = {
     PositionKind.OFFSETS: OffsetsExport,
     PositionKind.WINDOW: WindowExport,
     PositionKind.SNAPSHOT: SnapshotExport,
+    PositionKind.IDS: ItemsExport,
 }
+#: Kinds of exports that land every new row, whatever its partition.
+_UNSELECTIVE = (OffsetsExport, ItemsExport)
 
 
 class HiveTable:
@@ -205,10 +209,7 @@ class HiveTable:
             from datalake_assets.lake.merge_export import MergeExport  # noqa: PLC0415  most exports merge nothing
 
             return MergeExport
-        kind = self.feed.position_kind
-        if kind not in _EXPORTS:
-            raise ConfigError(f"feed {self.feed.name!r}: rows with positions of kind {kind.value!r} cannot be landed")
-        return _EXPORTS[kind]
+        return _EXPORTS[self.feed.position_kind]
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         """Implements `LakeTable`."""
@@ -219,6 +220,8 @@ class HiveTable:
         if issubclass(self._export, OffsetsExport):
             state = self._folder.state.load()
             return ExportPlan(keys, ReadRequest(start_offsets=dict(state.hint), new_epoch=new_epoch))
+        if self._export is ItemsExport:
+            return ExportPlan(keys, ReadRequest())
         return ExportPlan(keys, ReadRequest(window=window, new_epoch=new_epoch))
 
     def write(
@@ -406,14 +409,14 @@ class HiveTable:
         return window
 
     def _catch_up(self) -> tuple[str, ...]:
-        """An ``offsets`` feed lands rows wherever they belong, so its current partition stands for all; a ``pull`` feed
+        """Feeds that land every new row have their current partition stand for all; a ``pull`` feed
         goes from as far back as late rows may come to the current partition.
         """
         by, now = self._folder.by, self._folder.store.now()
         if by is None:
             raise AssertionError
         current = window_of(key_of(now, by), by)
-        if issubclass(self._export, OffsetsExport):
+        if issubclass(self._export, _UNSELECTIVE):
             return tuple(keys_in(current, by))
         watermark = self._folder.state.load().watermark
         start = max(self.feed.start_time, watermark - self.feed.lateness) if watermark else self.feed.start_time

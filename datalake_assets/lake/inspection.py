@@ -25,6 +25,7 @@ from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFaile
 from datalake_assets.feed import FeedKind
 from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.file_identity import read_checksum
+from datalake_assets.lake.item_exports import sealed_missing, sweep_sealed
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
 from datalake_assets.lake.table import Difference, LakeTable, Repair
@@ -38,6 +39,7 @@ __all__ = [
     "file_differences",
     "in_need",
     "mend_versions",
+    "missing_items",
     "repair",
     "slice_of",
     "sweep_staged",
@@ -69,6 +71,7 @@ def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] 
             yield Difference(key, "manifest", log.manifest_key, error.reason)
             continue
         yield from unfinished(key, manifest, log.manifest_key)
+        yield from missing_items(folder, key, manifest)
         named.update(log.key_of(each.name) for each in manifest.garbage)
         if manifest.pending is not None:
             named.update(log.key_of(publish.file.name) for publish in manifest.pending.publish)
@@ -78,6 +81,12 @@ def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] 
             yield from file_differences(folder, key, file, objects.get(name), name, deep=deep)
     for name in sorted(set(objects) - named):
         yield unknown_file(folder, name, "in the folder and in no manifest")
+
+
+def missing_items(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[Difference]:
+    """Lists of landed items that are gone."""
+    for name in sealed_missing(folder, key, manifest):
+        yield Difference(key, "missing", name, "a list of landed items, without which nothing more can be landed")
 
 
 def unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:
@@ -233,13 +242,13 @@ def mend_versions(folder: FeedFolder, manifests: Mapping[str, Manifest]) -> list
 
 
 def sweep_staged(folder: FeedFolder) -> int:
-    """Deletes staged files that are too old to belong to a live writer; returns their number."""
+    """Deletes what was staged and is too old to belong to a live writer; returns the number of objects."""
     store = folder.data_store
     now = store.now()
     stale = [upload for upload in store.list_staged(folder.data_root) if now - upload.started_at > STALE]
     for upload in stale:
         store.discard_stale(upload)
-    return len(stale)
+    return len(stale) + sweep_sealed(folder, older_than=STALE)
 
 
 #: Of the differences that `LakeTable.verify` finds, those that repair does not mend.

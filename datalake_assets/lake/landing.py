@@ -33,7 +33,7 @@ from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.table import Progress
 from datalake_assets.parquet.fingerprint import row_hashes
 
-__all__ = ["Fence", "Landing", "Offsets", "Placement"]
+__all__ = ["AHEAD", "Fence", "Landing", "Mask", "Offsets", "OffsetsFence", "Placement"]
 
 #: A partition time further ahead than this is a broken clock, not an event.
 AHEAD = timedelta(days=1)
@@ -57,9 +57,35 @@ class Offsets:
             self.highest[partition] = max(high, self.highest.get(partition, high))
 
 
+class Fence(Protocol):
+    """Keeps rows out that the lake has already, by what the source says of them.
+
+    Attributes:
+        epoch: Of the source's numbers; 0 where it has none.
+    """
+
+    epoch: int
+
+    def doubt(self, batch: SourceBatch) -> str:
+        """Why nobody can say whether the rows of a batch are there already; empty if it can be said."""
+
+    def reject(self, row: RejectedRow) -> None:
+        """Takes note of a row that goes to quarantine."""
+
+    def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
+        """Which rows are to be landed: not in their partition yet.
+
+        Args:
+            batch: The rows.
+            keys: The partition of each, as a number.
+            names: Partition keys by number.
+            placed: Which rows have a partition.
+        """
+
+
 @dataclass(slots=True)
-class Fence:
-    """Keeps rows out that the lake has already; for sources that number their rows.
+class OffsetsFence:
+    """The fence for sources that number their rows.
 
     Attributes:
         epoch: Epoch of the offsets read.
@@ -75,8 +101,12 @@ class Fence:
     staged: dict[str, Offsets] = field(default_factory=lambda: defaultdict(Offsets))
     rejected: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
+    def doubt(self, batch: SourceBatch) -> str:  # noqa: ARG002  numbers never get out of date
+        """Implements `Fence`: never."""
+        return ""
+
     def reject(self, row: RejectedRow) -> None:
-        """Takes note of a row that goes to quarantine."""
+        """Implements `Fence`."""
         at = QuarantinedRow.of(row, epoch=self.epoch).offset
         if at is not None:
             partition, offset = at
@@ -96,7 +126,7 @@ class Fence:
         return {partition: runs_of(np.array(offsets, dtype=np.int64)) for partition, offsets in self.rejected.items()}
 
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
-        """Which rows are to be landed: read for the first time, and not in their partition yet."""
+        """Implements `Fence`: what is read for the first time, too."""
         partitions = np.asarray(batch.source_partitions).astype(np.int64)
         offsets = np.asarray(batch.source_offsets).astype(np.int64)
         wanted = first_seen(self.seen, partitions, offsets) & placed
@@ -162,7 +192,7 @@ class Landing:
         contract: What rows have to be like.
         writer: Takes the rows to be landed.
         quarantine: Takes those that cannot be.
-        fence: For sources that number their rows.
+        fence: Keeps out what is there; None for reads that replace it.
         fingerprint: Keep a fingerprint of each partition's rows.
         on_progress: Called now and then.
 
@@ -220,13 +250,14 @@ class Landing:
     def _land(self, batch: SourceBatch) -> None:
         found = self._fitted(batch.rows)
         rows, refused = found.rows, found.refused(self._contract.policy)
+        doubt = self.fence.doubt(batch) if self.fence is not None else ""
         codes, names, placed = self._place(rows)
-        placed = wanted = placed & ~refused
+        placed = wanted = placed & ~refused & (not doubt)
         if self.fence is not None:
             wanted = self.fence.new_rows(batch, codes, names, placed)
             self.rows_known += int(placed.sum() - wanted.sum())
         if not placed.all():  # after the fence, which takes the highest offset that it was given for seen
-            self._reject(batch, found, refused, np.flatnonzero(~placed))
+            self._reject(batch, found, refused, np.flatnonzero(~placed), doubt)
         if found.misfits:
             self._keep_beside(batch, found, wanted, [names[code] if code >= 0 else "" for code in codes])
             self.misfits.update({each.reason: int((each.rows & (wanted | refused)).sum()) for each in found.misfits})
@@ -274,11 +305,13 @@ class Landing:
         keys = keys_of(good, self._placement.by)
         return np.asarray(pc.fill_null(keys.indices, -1)), keys.dictionary.to_pylist(), placed
 
-    def _reject(self, batch: SourceBatch, found: Fitted, refused: Mask, which: npt.NDArray[np.intp]) -> None:
+    def _reject(
+        self, batch: SourceBatch, found: Fitted, refused: Mask, which: npt.NDArray[np.intp], doubt: str = ""
+    ) -> None:
         column, columns = self._placement.time_column, _foreign_columns(found)
         times = [None] * len(which) if column is None else values_of(found.rows.column(column).take(pa.array(which)))
         for index, raw, time_ in zip(which.tolist(), _texts(batch, found, which), times, strict=True):
-            reason = found.reason(index) if refused[index] else self._why(column or "", time_)
+            reason = found.reason(index) if refused[index] else doubt or self._why(column or "", time_)
             known = isinstance(time_, datetime)
             key = key_of(_aware(time_), self._placement.by) if known else "" if column else self._placement.key
             row = RejectedRow(raw, reason, _position(batch, index, raw), decoded=True, columns=columns)
@@ -313,6 +346,8 @@ def _foreign_columns(found: Fitted) -> str:
 def _position(batch: SourceBatch, index: int, raw: bytes) -> str:
     if batch.source_partitions is not None and batch.source_offsets is not None:
         return f"{batch.source_partitions[index].as_py()}:{batch.source_offsets[index].as_py()}"
+    if batch.source_items is not None:
+        return f"{batch.source_items[index].as_py()}#{_digest(raw)}"
     return f"row:{_digest(raw)}"
 
 

@@ -20,6 +20,7 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, partition_by, partition_key, partition_path
+from datalake_assets.core.position import position_facts
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, FolderSource
@@ -371,7 +372,7 @@ class FeedFolder:
             manifest.files,
             small_below_bytes=self.feed.small_file_bytes,
             generation=manifest.generation,
-            position=manifest.position.to_json() if manifest.position else {},
+            position=position_facts(manifest.position),
             rows_added=manifest.rows - base.rows,
             files_added=sum(file.name not in known for file in manifest.files),
         )

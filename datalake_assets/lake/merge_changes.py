@@ -22,7 +22,7 @@ from datalake_assets.core.merging import MergeRule, key_texts, merged_columns, n
 from datalake_assets.core.position import Ints, Mask, first_seen, offset_bounds
 from datalake_assets.errors import LakeError
 from datalake_assets.feed import Feed
-from datalake_assets.lake.landing import Contract, Fence, Landing, Placement
+from datalake_assets.lake.landing import Contract, Landing, OffsetsFence, Placement
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.table import Progress
 
@@ -101,7 +101,7 @@ class Collecting(Landing):
         contract: Contract,
         spool: Spool,
         quarantine: Quarantine,
-        fence: Fence,
+        fence: OffsetsFence,
         *,
         rule: MergeRule,
         on_progress: Callable[[Progress], None] | None,

@@ -38,7 +38,7 @@ from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.deleted_keys import DeletedKeys
 from datalake_assets.lake.export_commits import Staged
 from datalake_assets.lake.export_kinds import OffsetsExport
-from datalake_assets.lake.landing import Fence, Placement
+from datalake_assets.lake.landing import OffsetsFence, Placement
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.merge_changes import Collecting, Round, Spool, Unwrapped, one_array
 from datalake_assets.parquet.decoding import open_parquet, tables
@@ -66,7 +66,7 @@ class MergeExport(OffsetsExport):
         """Implements `Export.run`."""
         merged_columns(self.feed, self._sent.schema)
         self.rule, self.columns = MergeRule.of(self.feed), self.schema()
-        self.fence = fence = Fence(self.state.epoch, lambda _: OffsetsPosition())
+        self.fence = fence = OffsetsFence(self.state.epoch, lambda _: OffsetsPosition())
         quarantine, placement = self.quarantine(), self._time_placement()
         written = self.folder.prepared(self.columns, time_column=placement.time_column)
         reports: dict[str, PartitionFacts] = {}

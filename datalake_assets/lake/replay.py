@@ -40,7 +40,7 @@ from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
 from datalake_assets.feed import PositionKind
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export, Staged
-from datalake_assets.lake.landing import Fence, Mask
+from datalake_assets.lake.landing import Mask, OffsetsFence
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.quarantined_rows import Quarantine, quarantine_objects, write_lines
 from datalake_assets.lake.store.swap import retried
@@ -87,6 +87,11 @@ def refuse_pulled(folder: FeedFolder) -> None:
         raise ConfigError(
             f"feed {feed.name!r} merges changes by key, and newer ones of these keys may have been merged since:"
             " have the source send the rows again"
+        )
+    if feed.position_kind is PositionKind.IDS:
+        raise ConfigError(
+            f"feed {feed.name!r} is read item by item: show its rows with 'datalake quarantine show {feed.name}', and"
+            " send those again, mended, that are to be landed"
         )
     if feed.position_kind is not PositionKind.OFFSETS:
         again = f"--table {feed.name}" if feed.kind == "table" else f"--stream {feed.name} --range A..B"
@@ -282,7 +287,7 @@ class _Staying(Quarantine):
 
 
 @dataclass(slots=True)
-class _ReplayFence(Fence):
+class _ReplayFence(OffsetsFence):
     """Lets in the rows that are certainly not in the lake, and that no export will read again.
 
     Attributes:

@@ -127,6 +127,14 @@ class SourceContract:
                     assert (numbers.type, numbers.null_count) == (type_, 0)
                     assert len(numbers) == batch.rows.num_rows
 
+    def test_only_items_are_named(self, source: SourceSystem, feed: Feed) -> None:
+        named = feed.position_kind is PositionKind.IDS
+        for batch in source.read(feed, ReadRequest()):
+            assert ((batch.source_items is not None), (batch.forget_after is not None)) == (named, named)
+            if batch.source_items is not None:
+                assert (batch.source_items.type, batch.source_items.null_count) == (pa.string(), 0)
+                assert len(batch.source_items) == batch.rows.num_rows
+
     def test_a_window_leaves_out_the_rows_around_it(self, source: SourceSystem, feed: Feed) -> None:
         if feed.kind is FeedKind.TABLE:
             pytest.skip("tables have no windows")

@@ -331,7 +331,7 @@ def _delivery(read: FeedRead) -> Delivery | None:
     if report is None or not any(each.files_added for each in report.partitions) or read.feed.write == "merge":
         return None
     landed = report.rows_added
-    if read.feed.position_kind is not PositionKind.OFFSETS:
+    if read.feed.position_kind not in {PositionKind.OFFSETS, PositionKind.IDS}:
         # replaced as a whole, unless the rows were the same, or somebody else's are newer
         if not all(each.files_added or not each.rows for each in read.selected):
             return None

@@ -27,6 +27,7 @@ from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate
 from pyiceberg.typedef import Record
 
+from datalake_assets.core.item_ids import IdsPosition
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import version_number
 from datalake_assets.core.position import OffsetsPosition, Position, SnapshotPosition, WindowPosition
@@ -297,12 +298,12 @@ def _properties(view: TableView, planned: Mapping[str, Planned]) -> dict[str, st
     return {} if shared is None else {POSITION: json.dumps(shared.to_json(), separators=(",", ":"))}
 
 
-def _shared(positions: Sequence[Position]) -> OffsetsPosition | SnapshotPosition | None:
+def _shared(positions: Sequence[Position]) -> OffsetsPosition | SnapshotPosition | IdsPosition | None:
     """The position of all partitions of one commit, which each of them was planned with."""
     first = positions[0] if positions else None
     if any(each != first for each in positions):
         raise CorruptLake("position", "the partitions of one commit were planned with several positions")
-    return first if isinstance(first, OffsetsPosition | SnapshotPosition) else None
+    return first if isinstance(first, OffsetsPosition | SnapshotPosition | IdsPosition) else None
 
 
 def _remove_version(folder: TablePlace, key: str, view: TableView) -> TableView:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final
@@ -188,12 +189,7 @@ class StorableBatches:
             except pa.ArrowInvalid as error:
                 rejected.append(_rejected(batch, number, " ".join(str(error).split())))
         which = pa.array(kept, pa.int64())
-        good = SourceBatch(
-            batch.rows.take(which),
-            None if batch.source_partitions is None else batch.source_partitions.take(which),
-            None if batch.source_offsets is None else batch.source_offsets.take(which),
-            (*batch.rejected, *rejected),
-        )
+        good = batch.taking(which, also_rejected=rejected)
         return _with_rows(good, _cast(good.rows, schema))
 
     def _storable(self, schema: pa.Schema) -> pa.Schema:
@@ -223,7 +219,7 @@ def _cast_where_all_fit(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBat
 
 
 def _with_rows(batch: SourceBatch, rows: pa.RecordBatch) -> SourceBatch:
-    return SourceBatch(rows, batch.source_partitions, batch.source_offsets, batch.rejected)
+    return replace(batch, rows=rows)
 
 
 def _cast(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

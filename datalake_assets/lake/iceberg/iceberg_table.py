@@ -30,7 +30,7 @@ from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
 from datalake_assets.lake.iceberg.iceberg_views import TableView
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
-from datalake_assets.lake.inspection import file_differences, mend_versions, sweep_staged, unknown_file
+from datalake_assets.lake.inspection import file_differences, mend_versions, missing_items, sweep_staged, unknown_file
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
 
@@ -196,7 +196,9 @@ class IcebergTable(HiveTable):
             detail = f"commit {record.commit_id} was interrupted; 'datalake repair' undoes it"
             yield Difference("", "pending", at, detail)
         for key in keys:
-            for file in view.manifest(key).files:
+            manifest = view.manifest(key)
+            yield from missing_items(folder, key, manifest)
+            for file in manifest.files:
                 name = folder.file_key(key, file.name)
                 named.add(name)
                 info = objects.get(name)

@@ -23,6 +23,7 @@ from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.item_ids import IdsPosition
 from datalake_assets.core.manifest import HISTORY, Commit, Manifest
 from datalake_assets.core.partitions import PartitionBy, version_key, version_number
 from datalake_assets.core.position import OffsetsPosition, Position, SnapshotPosition, position_from_json
@@ -263,7 +264,7 @@ class TableView:
         if WINDOWS in self._properties:
             return position_from_json(self.windows.get(key))
         position = position_from_json(json.loads(self._properties.get(POSITION, "null")))
-        return position if isinstance(position, OffsetsPosition) else None
+        return position if isinstance(position, OffsetsPosition | IdsPosition) else None
 
     @cached_property
     def _history(self) -> dict[str, list[tuple[int, Commit]]]:

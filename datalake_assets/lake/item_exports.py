@@ -1,0 +1,226 @@
+"""Exports of items without order: queue messages, dropped files. Each is landed once, however often it comes.
+
+A partition's position says which items it holds (`datalake_assets.core.item_ids`). Where they are many they are sealed
+in an object beside the manifest, written before the commit that names it; one that no manifest names is swept by age.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datalake_assets.core.batches import RejectedRow, SourceBatch
+from datalake_assets.core.item_ids import (
+    MAX_RECENT,
+    IdsPosition,
+    SealedIds,
+    checksum_of,
+    digest_of,
+    forgotten_at,
+    sealed_bytes,
+    sealed_digests,
+)
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.errors import CommitConflict, CorruptLake, ObjectNotFound
+from datalake_assets.feed import PositionKind
+from datalake_assets.lake.commit import Planned
+from datalake_assets.lake.export_commits import Export
+from datalake_assets.lake.landing import Mask
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.table import WriteReport
+
+__all__ = ["ItemsExport", "sealed_missing", "sweep_sealed"]
+
+# The name of an object of digests.
+PREFIX, SUFFIX = "ids-", ".bin"
+_CURE = "restore it from a backup of the lake: without it nobody knows which items were landed"
+
+Plan = Callable[[Manifest], Planned]
+
+
+def sealed_missing(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[str]:
+    """Keys of those that are not there."""
+    return (name for name in sealed_keys(folder, key, manifest) if folder.store.head(name) is None)
+
+
+def sweep_sealed(folder: FeedFolder, *, older_than: timedelta) -> int:
+    """Deletes objects of digests that no manifest names and that are older than any live writer; returns their number.
+
+    To be called after staged files of that age were deleted: a writer that wakes up then can commit nothing any more.
+    """
+    if not folder.feed.is_exported or folder.feed.position_kind is not PositionKind.IDS:
+        return 0
+    now = folder.store.now()
+    found = {
+        each.key
+        for each in folder.store.list(folder.control)
+        if _is_sealed(each.key) and now - each.modified_at > older_than
+    }
+    if found:
+        for key in folder.partition_keys():
+            found.difference_update(sealed_keys(folder, key, folder.log(key).load().manifest))
+        folder.store.delete(found)
+    return len(found)
+
+
+def _is_sealed(key: str) -> bool:
+    name = key.rpartition("/")[2]
+    return name.startswith(PREFIX) and name.endswith(SUFFIX)
+
+
+def sealed_keys(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[str]:
+    """Keys of the objects of digests that a partition's manifest names, in the lake."""
+    under_way = manifest.pending.position if manifest.pending else None
+    for position in (manifest.position, under_way):
+        if isinstance(position, IdsPosition):
+            for block in position.sealed:
+                yield f"{_place(folder, key)}/{block.name}"
+
+
+def _place(folder: FeedFolder, key: str) -> str:
+    """Where the objects of digests lie: with the manifest; where partitions share one position, with the feed's."""
+    return folder.control if folder.commits_at_once else folder.log(key).manifest_key.rpartition("/")[0]
+
+
+@dataclass(slots=True)
+class _Fence:
+    """Lets in the rows of items that their partition does not hold.
+
+    Attributes:
+        held: Whether a partition holds items, by its key and their digests.
+        now: The time.
+        staged: Of what was let in: digest -> when it can be forgotten, by partition key.
+    """
+
+    held: Callable[[str, Mapping[bytes, int]], set[bytes]]
+    now: datetime
+    epoch: int = 0
+    staged: dict[str, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
+
+    def doubt(self, batch: SourceBatch) -> str:
+        """Implements `Fence`: an item that was held for so long may have been landed, and forgotten since."""
+        if batch.forget_after is not None and forgotten_at(batch.forget_after) <= self.now.timestamp():
+            return f"it was held beyond {batch.forget_after:%Y-%m-%d %H:%M} UTC: nobody knows whether it was landed"
+        return ""
+
+    def reject(self, row: RejectedRow) -> None:
+        """Implements `Fence`: quarantine knows its rows by their identity."""
+
+    def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
+        """Implements `Fence`."""
+        if batch.source_items is None or batch.forget_after is None:
+            raise AssertionError
+        encoded = batch.source_items.dictionary_encode()
+        digests = [digest_of(item) for item in encoded.dictionary.to_pylist()]
+        items = np.asarray(encoded.indices)
+        at = forgotten_at(batch.forget_after)
+        wanted = placed.copy()
+        for number, key in enumerate(names):
+            rows = np.flatnonzero((keys == number) & placed)
+            present = {digests[item]: at for item in np.unique(items[rows]).tolist()}
+            there = self.held(key, present)
+            known = np.array([digest in there for digest in digests], dtype=np.bool_)
+            wanted[rows] = ~known[items[rows]]
+            self.staged[key].update({digest: at for digest in present if digest not in there})
+        return wanted
+
+
+class ItemsExport(Export):
+    """Rows of items are appended, each to the partition of its time, unless that holds their item already."""
+
+    kind, commit_kind, prefix = "ids", "append", "data"
+
+    def run(self) -> WriteReport:
+        """Implements `Export.run`."""
+        self._known: dict[str, frozenset[bytes]] = {}
+        self.fence = fence = _Fence(self._held, self.folder.store.now())
+        landing, staged, schema = self.land(self._time_placement(), fence=fence)
+        encoded = self.fix_schema(schema) if staged else None
+        reports = self.commit_all({key: (staged[key], plan) for key, plan in self._plans(sorted(staged), encoded)})
+        self._delete_forgotten(reports)
+        return self.result(landing, reports, schema)
+
+    def position_read(self, key: str) -> Mapping[str, Any]:
+        """Implements `Export.position_read`: how many items."""
+        return {"kind": self.kind, "items": len(self.fence.staged[key])}
+
+    def _held(self, key: str, digests: Mapping[bytes, int]) -> set[bytes]:
+        """Which of some items a partition holds, as it was at first sight."""
+        return self._in(key, _ids(self.settled(key)), digests)
+
+    def _in(self, key: str, position: IdsPosition, digests: Mapping[bytes, int]) -> set[bytes]:
+        found = digests.keys() & position.recent.keys()
+        for block in position.sealed:
+            found |= digests.keys() & self._digests(key, block)
+        return set(found)
+
+    def _digests(self, key: str, block: SealedIds) -> frozenset[bytes]:
+        name = f"{_place(self.folder, key)}/{block.name}"
+        if name not in self._known:
+            try:
+                self._known[name] = sealed_digests(self.folder.store.get(name)[0], block)
+            except ObjectNotFound as error:
+                if name in sealed_keys(self.folder, key, self.folder.pinned().log(key).load().manifest):
+                    raise CorruptLake(name, "the list of landed items is gone", cure=_CURE) from error
+                raise CommitConflict(name, "another writer merged it with others meanwhile") from error
+            except ValueError as error:
+                raise CorruptLake(name, f"the list of landed items is damaged: {error}", cure=_CURE) from error
+        return self._known[name]
+
+    def _plans(self, keys: Sequence[str], schema: str | None) -> Iterator[tuple[str, Plan]]:
+        """What the commit of each partition does; where all share one position, of all items at once."""
+        staged = self.fence.staged
+        if keys and self.folder.commits_at_once:
+            together = {digest: at for key in keys for digest, at in staged[key].items()}
+            yield from dict.fromkeys(keys, self._plan(keys[0], together, schema)).items()
+            return
+        for key in keys:
+            yield key, self._plan(key, staged[key], schema)
+
+    def _plan(self, key: str, landed: Mapping[bytes, int], schema: str | None) -> Plan:
+        sealed = self._seal(key, _ids(self.settled(key)), landed)
+
+        def plan(base: Manifest) -> Planned:
+            position = _ids(base)
+            if self._in(key, position, landed):
+                raise CommitConflict(self.folder.data_folder(key), "another writer landed some of these items")
+            if any(at <= self.folder.store.now().timestamp() for at in landed.values()):
+                raise CommitConflict(self.folder.data_folder(key), "some of these items may be forgotten by now")
+            moved = position.with_items(landed, now=self.fence.now)  # one time for all: they may share the position
+            return Planned(position=moved.with_sealed(*sealed) if sealed else moved, schema=schema)
+
+        return plan
+
+    def _seal(
+        self, key: str, position: IdsPosition, landed: Mapping[bytes, int]
+    ) -> tuple[SealedIds, frozenset[bytes], tuple[str, ...]] | None:
+        """Writes the digests of a commit to be, and those before it, where they are too many for a manifest."""
+        recent = {**position.recent, **landed}
+        if len(recent) <= MAX_RECENT:
+            return None
+        merged = position.to_merge(len(recent))
+        digests = frozenset(recent).union(*(self._digests(key, block) for block in merged))
+        body = sealed_bytes(digests)
+        last = max(*recent.values(), *(block.forget_after for block in merged))
+        block = SealedIds(f"{PREFIX}{self.folder.new_id()}{SUFFIX}", len(digests), last, checksum_of(body))
+        name = f"{_place(self.folder, key)}/{block.name}"
+        self.folder.store.put(name, body)
+        self._known[name] = digests
+        return block, digests, tuple(each.name for each in merged)
+
+    def _delete_forgotten(self, keys: Mapping[str, object]) -> None:
+        """Deletes objects of digests that the partitions needed no longer after these commits."""
+        for key in keys:
+            left = set(sealed_keys(self.folder, key, self.settled(key)))
+            mine = [name for name in self._known if name.startswith(f"{_place(self.folder, key)}/{PREFIX}")]
+            self.folder.store.delete(name for name in mine if name not in left)
+
+
+def _ids(manifest: Manifest) -> IdsPosition:
+    return manifest.position if isinstance(manifest.position, IdsPosition) else IdsPosition()
