@@ -54,13 +54,18 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
 
-crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many) and upkeep of Iceberg tables, and count the rows
+crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), writes to Iceberg tables and their upkeep; count the rows
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store s3
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store s3
-	@$(BIN)/python -m datalake_assets_tests.operations.traffic --seconds $$((2 * $(ROUNDS)))
-	@$(BIN)/python -m datalake_assets_tests.crash --what iceberg --rounds $(ROUNDS) --store local
+	@for catalog in sqlite rest; do \
+	  $(BIN)/python -m datalake_assets_tests.operations.traffic --catalog $$catalog --seconds $$((2 * $(ROUNDS))) && \
+	  $(BIN)/python -m datalake_assets_tests.operations.histories --catalog $$catalog --examples $(ROUNDS) && \
+	  for way in append compact expire orphans; do \
+	    $(BIN)/python -m datalake_assets_tests.crash --what iceberg --catalog $$catalog --way $$way --rounds $(ROUNDS) || exit 1; \
+	  done || exit 1; \
+	done
 	@$(BIN)/python -m datalake_assets_tests.crash.iceberg_exports "$$(mktemp -d)" $(ROUNDS) 1
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows

@@ -17,8 +17,9 @@ from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.child import ICEBERG, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
-from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
+from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
 #: Kills of each protocol step in a full run of 100 rounds.
 ENOUGH = 5
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument("--what", choices=[*KINDS], default="export")
     parser.add_argument("--rounds", type=int, default=FULL)
     parser.add_argument("--store", choices=["local", "s3"], default="local")
+    parser.add_argument("--way", choices=WAYS, action="append", help="what is killed of Iceberg tables; else all")
+    parser.add_argument("--catalog", choices=["sqlite", "rest"], default="sqlite", help="of Iceberg tables")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     logging.getLogger("datalake_assets").addHandler(logging.NullHandler())
@@ -42,12 +45,18 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         lakes, environment = f"{folder}/lakes", {}
         Path(lakes).mkdir()
+        options: dict[str, Any] = {}
         if chosen.store == "s3":
             server = stack.enter_context(S3Server(Path(folder) / "s3", grace_s=1))
             lakes, environment = f"s3://{server.bucket}/crash", server.environment()
             os.environ.update(environment)
+        if chosen.what == "iceberg":
+            options["ways"] = chosen.way or WAYS
+        if chosen.catalog == "rest":
+            options["rest"] = ready_rest_catalog(stack.enter_context(S3Server(Path(folder) / "s3", grace_s=1))).theirs
         forker = stack.enter_context(Forker(dict(os.environ) | ({ICEBERG: "1"} if chosen.what == "iceberg" else {})))
-        rounds = KINDS[chosen.what](lakes, forker, endpoint=environment.get("DATALAKE_S3_ENDPOINT"), seed=chosen.seed)
+        endpoint = environment.get("DATALAKE_S3_ENDPOINT")
+        rounds = KINDS[chosen.what](lakes, forker, endpoint=endpoint, seed=chosen.seed, **options)
         stack.callback(rounds.close)
         rounds.prepare()
         commands = chosen.rounds // 10 if chosen.what == "export" else 0  # a tenth through the command line
@@ -55,7 +64,8 @@ def main() -> None:
             print(f"{number + 1}: {rounds.round()}", flush=True)
         if commands:
             _kill_commands(f"{lakes}/cli", environment, commands, seed=chosen.seed)
-    print(f"{chosen.rounds} rounds on {chosen.store} in {time.monotonic() - began:.0f} s: no row lost, none twice")
+    where = chosen.store if chosen.what != "iceberg" else f"{chosen.catalog} ({', '.join(chosen.way or WAYS)})"
+    print(f"{chosen.rounds} rounds on {where} in {time.monotonic() - began:.0f} s: no row lost, none twice")
     print("kills by step:", _figures(rounds.hits, (*rounds.steps, "discard", "roll back")))
     print("kills by moment:", _figures(rounds.moments, rounds.moments))
     print("happened:", _figures(rounds.happened, rounds.happened))

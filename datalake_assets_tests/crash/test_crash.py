@@ -16,8 +16,10 @@ from datalake_assets_tests.crash.child import ICEBERG, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
+from datalake_assets_tests.crash.iceberg_rounds import WAYS as WAYS_OF_ICEBERG
 from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
 
 @pytest.fixture
@@ -83,9 +85,22 @@ def test_killed_compaction_loses_and_doubles_nothing_on_s3(
 def test_killed_upkeep_of_an_iceberg_table_loses_and_doubles_nothing(tmp_path: Path) -> None:
     with Forker(dict(os.environ) | {ICEBERG: "1"}) as forker:
         rounds = IcebergRounds(str(tmp_path), forker, seed=6)
-        for _ in range(5):
+        for _ in range(6):
             rounds.round()
     assert rounds.hits.total() > 2
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_killed_work_on_a_table_of_a_rest_catalog_loses_and_doubles_nothing(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    rest = ready_rest_catalog(s3_server).theirs
+    with Forker(dict(os.environ) | {ICEBERG: "1"}) as forker:
+        rounds = IcebergRounds(str(tmp_path), forker, seed=8, rest=rest, ways=WAYS_OF_ICEBERG[:3])
+        for _ in range(4):
+            rounds.round()
+    assert rounds.hits.total() > 1
 
 
 @pytest.mark.slow

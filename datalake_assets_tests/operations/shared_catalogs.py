@@ -6,7 +6,7 @@ Their tables are read by pyiceberg with properties that are written down here, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -90,17 +90,21 @@ class SharedCatalog:
 
     def opened(self) -> Catalog:
         """The catalog, as any engine opens it."""
+        return load_catalog("theirs", **self.theirs)
+
+    @property
+    def theirs(self) -> dict[str, str]:
+        """What pyiceberg has to be told to open it."""
         files = {
             "s3.endpoint": self.server.endpoint,
             "s3.region": _REGION,
             "s3.access-key-id": self.server.access_key,
             "s3.secret-access-key": self.server.secret_key,
         }
-        return load_catalog("theirs", **files, **(self._theirs if not self.glue else {"type": "glue", **self._glue}))
-
-    @property
-    def _theirs(self) -> Mapping[str, str]:
+        if self.glue:
+            return {**files, "type": "glue", **self._glue}
         return {
+            **files,
             "type": "rest",
             "uri": self.server.iceberg_endpoint,
             "warehouse": "s3://warehouse",
