@@ -31,6 +31,8 @@ Numbers: TypeAlias = npt.NDArray[np.int64]
 MAX_VALUES = 1 << 24
 #: Values of a bit-packed run come eight at a time.
 GROUP_VALUES = 8
+#: Values whose bits are taken apart at once, a byte for each bit and then eight: a page has millions of values.
+UNPACKED_VALUES = 1 << 13
 #: Of a text, before it.
 LENGTH_BYTES = 4
 _LENGTH = struct.Struct("<I")
@@ -75,9 +77,13 @@ def _bits(data: memoryview, width: int, count: int) -> Numbers:
     """Numbers of so many bits each, the lowest first."""
     if not width:
         return np.zeros(count, np.int64)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    whole = min(count, len(bits) // width)
-    return bits[: whole * width].reshape(whole, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
+    packed, weights = np.frombuffer(data, np.uint8), 1 << np.arange(width, dtype=np.int64)
+    numbers = np.empty(min(count, 8 * len(packed) // width), np.int64)
+    for start in range(0, len(numbers), UNPACKED_VALUES):  # begins with a byte of its own, as groups do
+        some = numbers[start : start + UNPACKED_VALUES]
+        bits = np.unpackbits(packed[start * width // 8 :], count=len(some) * width, bitorder="little")
+        some[:] = bits.reshape(len(some), width).astype(np.int64) @ weights
+    return numbers
 
 
 def delta_numbers(data: memoryview) -> tuple[Numbers, int]:

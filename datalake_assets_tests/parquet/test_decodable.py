@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.parquet import decodable
-from datalake_assets.parquet.bit_streams import delta_numbers
+from datalake_assets.parquet.bit_streams import delta_numbers, hybrid_numbers
 from datalake_assets.parquet.chunk_pages import UNREADABLE, Chunks
 from datalake_assets.parquet.decodable import ROW_BYTES, too_large, undecodable
 from datalake_assets.parquet.pages import page_of
@@ -149,6 +151,22 @@ def test_pages_of_many_columns_are_read_once():
 def test_delta_header_of_impossible_numbers_is_unreadable(header):
     with pytest.raises(UNREADABLE):
         delta_numbers(memoryview(header + bytes(8)))
+
+
+@pytest.mark.parametrize("width", [1, 7, 32])
+def test_packed_numbers_take_little_more_memory_than_unpacked_ones(width):
+    count = 300_000 - 3  # of the last group, some are no values
+    data = random.Random(width).randbytes((count + 3) * width // 8)
+    whole, mask = int.from_bytes(data, "little"), (1 << width) - 1
+    tracemalloc.start()
+    found = hybrid_numbers(memoryview(varint((count + 3) // 8 << 1 | 1) + data), width, count)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert len(found) == count
+    for at in (*range(0, count, 1009), count - 1):
+        assert found[at] == whole >> at * width & mask
+    assert peak_bytes < 2 * found.nbytes + 6 * len(data) + (3 << 20)
 
 
 def test_row_with_a_page_of_too_many_values_is_refused(monkeypatch):
