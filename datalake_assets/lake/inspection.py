@@ -23,6 +23,7 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
 from datalake_assets.feed import FeedKind
+from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.file_identity import read_checksum
 from datalake_assets.lake.item_exports import sealed_missing, sweep_sealed
@@ -38,10 +39,12 @@ __all__ = [
     "differences",
     "file_differences",
     "in_need",
+    "known_names",
     "mend_versions",
     "missing_items",
     "repair",
     "slice_of",
+    "still_true",
     "sweep_staged",
     "sweep_temporary",
     "unfinished",
@@ -59,28 +62,60 @@ THREADS = 8
 
 def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] | None = None) -> Iterator[Difference]:
     """Compares a feed's manifests with its objects, one listing for all; yields what `LakeTable.verify` promises."""
-    keys = folder.partition_keys() if partitions is None else tuple(partitions)
-    roots = [folder.data_root] if partitions is None else [folder.data_folder(key) for key in keys]
-    objects = {info.key: info for root in roots for info in folder.data_store.list(root)}
-    named: set[str] = set()
-    for key in keys:
+    chosen = None if partitions is None else tuple(partitions)
+    roots = [folder.data_root] if chosen is None else [folder.data_folder(key) for key in chosen]
+    # listed first: a partition that is new meanwhile has its manifest before it has files
+    unknown = {info.key: info for root in roots for info in folder.data_store.list(root)}
+    for key in folder.partition_keys() if chosen is None else chosen:
         log = folder.log(key)
         try:
             manifest = log.load().manifest
         except CorruptLake as error:
             yield Difference(key, "manifest", log.manifest_key, error.reason)
+            above = f"{log.data_folder}/"  # nobody knows which of these it names
+            unknown = {name: info for name, info in unknown.items() if not name.startswith(above)}
             continue
         yield from unfinished(key, manifest, log.manifest_key)
         yield from missing_items(folder, key, manifest)
-        named.update(log.key_of(each.name) for each in manifest.garbage)
-        if manifest.pending is not None:
-            named.update(log.key_of(publish.file.name) for publish in manifest.pending.publish)
+        for name in known_names(manifest) - {file.name for file in manifest.files}:
+            unknown.pop(log.key_of(name), None)
         for file in manifest.files:
             name = log.key_of(file.name)
-            named.add(name)
-            yield from file_differences(folder, key, file, objects.get(name), name, deep=deep)
-    for name in sorted(set(objects) - named):
-        yield unknown_file(folder, name, "in the folder and in no manifest")
+            # it may have been committed since the listing
+            info = unknown.pop(name, None) or folder.data_store.head(name)
+            yield from still_true(log, file, file_differences(folder, key, file, info, name, deep=deep))
+    yield from _unknown(folder, sorted(unknown))
+
+
+def _unknown(folder: FeedFolder, names: Sequence[str]) -> Iterator[Difference]:
+    """The files that no manifest names, and that no compaction has removed since they were listed."""
+    for name in names:
+        if folder.data_store.head(name) is not None:
+            yield unknown_file(folder, name, "in the folder and in no manifest")
+
+
+def known_names(manifest: Manifest) -> set[str]:
+    """The files of a partition that its manifest accounts for: committed, about to be, or still to be deleted."""
+    pending = manifest.pending.publish if manifest.pending else ()
+    return {
+        *(file.name for file in manifest.files),
+        *(each.name for each in manifest.garbage),
+        *(each.file.name for each in pending),
+    }
+
+
+def still_true(log: PartitionLog, file: DataFile, found: Iterable[Difference]) -> Iterator[Difference]:
+    """The differences of a file, unless its manifest has not named it any more since: others have merged it."""
+    differing = tuple(found)
+    if differing and _is_named(log, file):
+        yield from differing
+
+
+def _is_named(log: PartitionLog, file: DataFile) -> bool:
+    try:
+        return any(each.name == file.name for each in log.load().manifest.files)
+    except CorruptLake:  # since a moment ago: what is wrong of its files is still to be said
+        return True
 
 
 def missing_items(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[Difference]:
@@ -129,20 +164,20 @@ def file_differences(
 
 def content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator[Difference]:
     """Reads a whole file, and compares it with what its manifest says."""
-    with folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
-        yield from _digest(key, file, name, opened)
-        opened.seek(0)
-        try:
+    try:
+        with folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
+            yield from _digest(key, file, name, opened)
+            opened.seek(0)
             parquet = open_parquet(opened)
             if reason := too_large(parquet, opened, row_bytes=ROW_BYTES):
                 yield Difference(key, "rows", name, f"not decoded: {reason}")
                 return
             rows = sum(piece.num_rows for piece in tables(parquet, source=opened))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            yield Difference(key, "rows", name, f"cannot be read: {error}")
-            return
-        if rows != file.rows:
-            yield Difference(key, "rows", name, f"{rows} rows, the manifest says {file.rows}")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield Difference(key, "rows", name, f"cannot be read: {error}")
+        return
+    if rows != file.rows:
+        yield Difference(key, "rows", name, f"{rows} rows, the manifest says {file.rows}")
 
 
 def _digest(key: str, file: DataFile, name: str, opened: pa.NativeFile) -> Iterator[Difference]:

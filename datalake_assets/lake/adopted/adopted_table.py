@@ -30,7 +30,7 @@ from datalake_assets.lake.adopted.reconcile import (
 from datalake_assets.lake.compaction_rehearsal import rehearse
 from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.inspection import content, repair, unfinished
+from datalake_assets.lake.inspection import content, known_names, repair, still_true, unfinished
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.table import (
@@ -275,14 +275,14 @@ def _verify(folder: FeedFolder, listing: Listing, keys: Iterable[str], *, deep: 
             manifest = log.load().manifest
         except CorruptLake as error:
             yield Difference(key, "manifest", log.manifest_key, error.reason)
+            unknown.pop(key, None)  # nobody knows which of its files it names
             continue
         yield from unfinished(key, manifest, log.manifest_key)
-        there = unknown.get(key, {})
-        pending = manifest.pending.publish if manifest.pending else ()
-        for name in (*(each.name for each in manifest.garbage), *(each.file.name for each in pending)):
-            there.pop(name, None)
+        there = unknown.pop(key, {})
         for file in manifest.files:
-            yield from _file(again, key, file, there.pop(file.name, None), deep=deep)
+            yield from still_true(log, file, _file(again, key, file, there.get(file.name), deep=deep))
+        if left := {name: info for name, info in there.items() if name not in known_names(manifest)}:
+            unknown[key] = left
     yield from _unknown(folder, listing, unknown)
 
 
@@ -328,8 +328,19 @@ def _file(again: _Again, key: str, file: DataFile, info: ObjectInfo | None, *, d
 
 def _unknown(folder: FeedFolder, listing: Listing, unknown: dict[str, dict[str, ObjectInfo]]) -> Iterator[Difference]:
     read = Footers(folder).read([(key, info) for key, files in unknown.items() for info in files.values()])
+    merged = {folder.log(key).key_of(name) for key in unknown for name in _known_by_now(folder, key)}
     for key, name in sorted(read.found):
         detail = f"it is in no manifest yet; 'datalake repair {folder.feed.name}' takes it in"
-        yield Difference(key, "new file", folder.log(key).key_of(name), detail)
+        if (where := folder.log(key).key_of(name)) not in merged:
+            yield Difference(key, "new file", where, detail)
     for each in sorted((*listing.problems, *read.problems), key=lambda problem: problem.name):
-        yield Difference(each.key, "unreadable", f"{folder.data_root}/{each.name}", each.reason)
+        if (where := f"{folder.data_root}/{each.name}") not in merged:
+            yield Difference(each.key, "unreadable", where, each.reason)
+
+
+def _known_by_now(folder: FeedFolder, key: str) -> set[str]:
+    """The files of a partition that others may have taken in and merged since its manifest was read."""
+    try:
+        return known_names(folder.log(key).load().manifest)
+    except CorruptLake:
+        return set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pytest
@@ -11,6 +12,7 @@ from datalake_assets.core.manifest import Garbage
 from datalake_assets.errors import (
     CommitConflict,
     ConfigError,
+    CorruptLake,
     FolderTaken,
     LakeUnavailable,
     SnapshotExpired,
@@ -24,7 +26,7 @@ from datalake_assets.lake.adopted import reconcile as reconcile_module
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.adopted.reconcile import reconcile
-from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.commit import Change, PartitionLog, Planned
 from datalake_assets.lake.file_identity import checksum_of
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
@@ -238,7 +240,30 @@ def test_a_merge_after_the_listing_is_no_difference(table, monkeypatch):
         return found
 
     monkeypatch.setattr(adopted_table, "list_folder", merged_then)
-    assert "missing" not in {what for what, _ in differences(table)}
+    assert differences(table) == []
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_merge_after_the_manifest_was_read_is_no_difference(table, folder, monkeypatch, swept):
+    """The new file was in no manifest then, and the others were to be read whole."""
+    folder.write("day=1/new.parquet", [9])
+    unfinished = adopted_table.unfinished
+
+    def merged_then(*told):
+        with monkeypatch.context() as patch, contextlib.suppress(CorruptLake):
+            if not swept:
+                patch.setattr(PartitionLog, "_sweep", lambda _, manifest: {each.name for each in manifest.garbage})
+            table.compact("day=1", FORCE)
+        return unfinished(*told)
+
+    monkeypatch.setattr(adopted_table, "unfinished", merged_then)
+    assert differences(table, deep=True) == []
+
+
+def test_files_of_a_partition_whose_manifest_cannot_be_read_are_not_called_new(table):
+    table._folder.store.put(table._folder.log("day=1").manifest_key, b"{")
+
+    assert differences(table) == [("manifest", "manifest.json")]
 
 
 def test_partition_that_nobody_can_settle_now_waits_and_the_others_go_on(table, folder, monkeypatch):
