@@ -130,6 +130,13 @@ class SystemSource(SourceModel):
         """How the rows are read, in a word or two, for a list of feeds."""
         return self.position_kind(kind).value
 
+    def problem(self) -> str | None:
+        """Why every export would refuse what is declared, without asking the system; None if nothing shows.
+
+        Asked when a feed is added or changed. It makes no feed invalid that is there already.
+        """
+        return None
+
 
 class FolderSource(SourceModel):
     """A folder of Parquet files that others write, adopted where it lies; see ``datalake adopt``.

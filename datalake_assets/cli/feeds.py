@@ -422,7 +422,10 @@ def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) ->
     Raises:
         InvalidFeed: One of them does not; says which field and why.
     """
-    problem = ages_problem(feed) or _refused_by_dagster(session, (feed,), as_before=as_before).get(feed.name)
+    declared = feed.source.problem() if isinstance(feed.source, SystemSource) else None
+    problem = (
+        declared or ages_problem(feed) or _refused_by_dagster(session, (feed,), as_before=as_before).get(feed.name)
+    )
     if problem is not None:
         raise InvalidFeed(feed.name, problem)
     if feed.is_iceberg:

@@ -80,7 +80,8 @@ NO_FEED = [
     ),
     *rules({"type": "not_null", "column": "id", "limits": {"error": float("nan")}}),
 ]
-#: Refused by DuckDB or Arrow: by hand, such a feed loads, and its own checks or compactions say what is wrong.
+KSQLDB = {"type": "ksqldb", "object": "X"}
+#: Refused by DuckDB, Arrow or the source: by hand, such a feed loads, and its checks, compactions or exports say so.
 NO_FIT = [
     *rules({"type": "not_null", "column": "idd"}, {"type": "unique", "columns": ["id", "nme"]}),
     *rules({"type": "regex", "column": "name", "pattern": "["}),
@@ -106,6 +107,8 @@ NO_FIT = [
         "SELECT * FROM data) -- (",
     ))),
     *of("compaction", {"sort_by": ["idd"]}, {"sort_by": ["tags"]}, {"sort_by": [""]}, {"sort_by": ["id", "nme"]}),
+    *of("source", *(KSQLDB | {"rename": each} for each in ({"A": "b", "C": "b"}, {"A": ""}, {"A": "B"}, {"A": "day"}))),
+    *of("source", KSQLDB | {"offset_columns": ["P", "P"]}),
 ]  # fmt: skip
 FINE = [
     *of("schedule", "*/5 * * * *", "@hourly", "@daily", "0 0 29 2 *", None, "0 6 * * MON-FRI"),

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import ConfigError, InvalidFeed
 from datalake_assets.feed import Feed, FeedKind, PositionKind, SystemSource
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import FeedOption, System
@@ -75,6 +75,18 @@ class KsqlDBSource(SystemSource):
         if kind is FeedKind.TABLE:
             return "snapshots"
         return "pulled offsets" if self.offset_columns else self.mode.value
+
+    def problem(self) -> str | None:
+        """Names that no columns can have, or that two would share."""
+        from datalake_assets.core.schema import lake_names  # noqa: PLC0415  Arrow, and every command reads feeds
+
+        if self.offset_columns is not None and len(set(self.offset_columns)) == 1:
+            return f"source.offset_columns: partition and offset cannot both be {self.offset_columns[0]!r}"
+        try:
+            lake_names(tuple(self.rename), feed=self.object, rename=self.rename)
+        except InvalidFeed as error:
+            return f"source.rename: {error.reason}"
+        return None
 
 
 class KsqlDBSettings(Settings):
