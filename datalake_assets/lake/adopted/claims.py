@@ -163,11 +163,16 @@ class Claim:
         return found
 
     def _taken(self, owner: Mapping[str, Any]) -> FolderTaken:
+        give = (
+            f"delete {self.beside.uri.rstrip('/')}/{self.marker} and run 'datalake adopt {self.uri} --name {self.feed}'"
+        )
+        if owner.get("lake") == self.lake.uri:  # it is no news to anybody that this lake is at this address
+            reason = "it was changed since by a newer copy of this lake, and this one was restored from a backup"
+            return FolderTaken(self.uri, reason, cure=f"if no other copy keeps it in order, {give}")
         return FolderTaken(
             self.uri,
             f"it is kept in order by another copy of this lake, {owner.get('lake')}",
-            cure="leave it to that one, and archive the feed here; or, to give it to this one, delete"
-            f" {self.beside.uri.rstrip('/')}/{self.marker} and run 'datalake adopt {self.uri} --name {self.feed}'",
+            cure=f"leave it to that one, and archive the feed here; or, to give it to this one, {give}",
         )
 
 

@@ -110,6 +110,26 @@ def test_of_two_copies_that_do_not_see_each_other_the_first_keeps_the_folder(loc
     assert ids(open_table(copy, feed)) == [0, 1, 2, 3, 4]
 
 
+def test_lake_that_was_restored_from_a_backup_is_told_so_and_can_take_the_folder(store, folder, feed):
+    backup = copy_of(store, "backup")
+    assert compact(store, feed).files_after == 1
+    store.delete([info.key for info in store.list("")])
+    for info in backup.list(""):
+        store.put(info.key, backup.get(info.key)[0])
+
+    line = refused(lambda: compact(store, feed))
+
+    marker = ".datalake-owner-clicks.json"
+    assert line == (
+        f"{folder.uri}: it was changed since by a newer copy of this lake, and this one was restored from a backup; if"
+        f" no other copy keeps it in order, delete {folder.store.uri}/{marker} and run 'datalake adopt {folder.uri}"
+        " --name clicks'"
+    )
+    folder.store.delete([marker])
+    adopt(store, folder.uri, "clicks")
+    assert ids(open_table(store, feed)) == [0, 1, 2, 3]
+
+
 def test_lake_that_moved_goes_on(store, folder, feed):
     moved = copy_of(store, "moved")
     if "://" in store.uri:
