@@ -42,9 +42,11 @@ from datalake_assets.policies import (
 __all__ = [
     "MAX_PARTITIONS",
     "ColumnNote",
+    "DeltaTableSource",
     "Feed",
     "FeedKind",
     "FolderSource",
+    "IcebergTableSource",
     "PositionKind",
     "SourceModel",
     "SystemSource",
@@ -159,6 +161,53 @@ class FolderSource(SourceModel):
         return self.uri
 
 
+class IcebergTableSource(SourceModel):
+    """An Apache Iceberg table that others write, adopted in its catalog, or by its metadata to be looked at alone.
+
+    Attributes:
+        table: Its name in the catalog, with its namespace: ``sales.orders``; empty if the catalog is not known.
+        catalog: The catalog's URL, ``glue``, or its name in pyiceberg's own configuration; empty: the lake's.
+        uri: Where a table lies whose catalog is not known: its folder, or a metadata file.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.FOLDER})
+
+    type: Literal["iceberg"] = "iceberg"
+    table: Annotated[str, Field(pattern=r"^([^.\s/]+(\.[^.\s/]+)+)?$")] = ""
+    catalog: Annotated[str, Field(pattern=r"^[^@\s]*$")] = ""
+    uri: str = ""
+
+    @model_validator(mode="after")
+    def _is_named_once(self) -> IcebergTableSource:
+        if bool(self.table) is bool(self.uri) or (self.uri and self.catalog):
+            msg = "give the table's name in its catalog, or the uri of its metadata"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.uri or f"iceberg:{self.table}"
+
+
+class DeltaTableSource(SourceModel):
+    """A Delta table that others write, adopted where it lies.
+
+    Attributes:
+        uri: Its folder: an absolute path, or ``s3://bucket/prefix``.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.FOLDER})
+
+    type: Literal["delta"] = "delta"
+    uri: Annotated[str, Field(min_length=1)]
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.uri
+
+
 class AssetSource(SourceModel):
     """An asset of somebody's Dagster project that lands what it returns, by way of `ParquetLakeIOManager`.
 
@@ -181,7 +230,17 @@ class AssetSource(SourceModel):
 #: found by name, when the first feed or the first setting is read: wherever that is, the list is there (ADR 016).
 _SYSTEMS = "datalake_assets.sources.systems"
 #: Sources that are not exported: something else writes their files.
-_NOT_EXPORTED: Mapping[str, type[SourceModel]] = {"folder": FolderSource, "asset": AssetSource}
+_NOT_EXPORTED: Mapping[str, type[SourceModel]] = {
+    "folder": FolderSource,
+    "iceberg": IcebergTableSource,
+    "asset": AssetSource,
+}
+#: What is adopted, for messages.
+_ADOPTED: Mapping[str, str] = {
+    "folder": "an adopted folder",
+    "iceberg": "an adopted Iceberg table",
+    "delta": "an adopted Delta table",
+}
 
 
 class _Declared(Protocol):
@@ -354,8 +413,13 @@ class Feed(Model):
 
     @property
     def is_adopted(self) -> bool:
-        """Whether it is an adopted folder: other writers fill it where it lies, and we look after it."""
+        """Whether it is an adopted folder or table: other writers fill it where it lies, and we look after it."""
         return self.kind is FeedKind.FOLDER
+
+    @property
+    def is_adopted_table(self) -> bool:
+        """Whether it is an adopted table of another format, whose own log says which files it has."""
+        return isinstance(self.source, IcebergTableSource | DeltaTableSource)
 
     @property
     def is_iceberg(self) -> bool:
@@ -389,7 +453,7 @@ class Feed(Model):
         """Who writes it, for messages: ``feed 'x' is …``."""
         if isinstance(self.source, AssetSource):
             return f"written by the Dagster asset {self.source.asset!r}"
-        return "an adopted folder" if isinstance(self.source, FolderSource) else "exported"
+        return _ADOPTED[self.source.type] if self.is_adopted else "exported"
 
     @property
     def start_time(self) -> datetime:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.feed import AssetSource, ColumnNote, Feed, FolderSource, declared_systems
+from datalake_assets.feed import AssetSource, ColumnNote, Feed, FolderSource, IcebergTableSource, declared_systems
 from datalake_assets.policies import (
     Checks,
     CompactionPolicy,
@@ -71,6 +71,7 @@ _NAMES = {
 }
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`source` of a folder", FolderSource),
+    ("`source` of an Iceberg table of others", IcebergTableSource),
     ("`source` of an asset of another project", AssetSource),
     ("each column in `columns`", ColumnNote),
     ("`format`", ParquetFormat),

@@ -24,14 +24,15 @@ REASONS = {
     "defs.upkeep.sensors": "likewise: what keeps an installation in order",
     "demo.keeper": "run by path in a bare interpreter",
     "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",
+    "lake.adopted.logged_table": "what tables of other formats share; they are apart by the packages that they need",
     "lake.asset_table": "a table, likewise",
+    "lake.iceberg.adopted_iceberg": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.iceberg_folder": "where a table's parts lie; the commits know it by a protocol alone",
-    "lake.iceberg.iceberg_planning": "which files are rewritten, apart from how",
+    "lake.iceberg.iceberg_reads": "rows as an Arrow dataset; what the table does is apart",
     "lake.iceberg.iceberg_rewriting": "files in, files out: commits nothing",
     "lake.iceberg.iceberg_table": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.tenant_tables": "whose a table of the write API is, in a catalog of its own or a shared one",
     "lake.replay": "how rows come back from quarantine: a protocol of its own",
-    "lake.scan": "exact reads; the tables share it",
     "lake.sql_process": "a query in a process of its own; run by name",
     "lake.sql_session": "how a query of a person is answered",
     "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
@@ -83,8 +84,10 @@ def test_only_the_list_of_sources_knows_which_there_are(modules):
 
 TABLES = {
     "datalake_assets.lake.adopted.adopted_table",
+    "datalake_assets.lake.adopted.logged_table",
     "datalake_assets.lake.asset_table",
     "datalake_assets.lake.hive",
+    "datalake_assets.lake.iceberg.adopted_iceberg",
     "datalake_assets.lake.iceberg.iceberg_table",
 }
 

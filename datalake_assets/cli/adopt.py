@@ -1,4 +1,4 @@
-"""``datalake adopt``: takes over a folder of other writers' Parquet files, where it lies."""
+"""``datalake adopt``: takes over a folder of other writers' Parquet files, or a table of theirs, where it lies."""
 
 from __future__ import annotations
 
@@ -21,26 +21,37 @@ _NAMES_SHOWN = 20
 
 
 @click.command(cls=WorkCommand)
-@click.argument("uri")
+@click.argument("address")
 @click.option("--name", required=True, metavar="NAME", help="Name in the lake: [a-z][a-z0-9_]*.")
 @click.option("--time-column", metavar="COL", help="Column of timestamps or dates that rows are ordered by.")
+@click.option(
+    "--catalog",
+    metavar="CATALOG",
+    default="",
+    help="Catalog of an Iceberg table: a URL, 'glue', or a name of pyiceberg's configuration.  [default: the lake's]",
+)
 @json_option
 @pass_session
-def adopt(session: Session, *, uri: str, name: str, time_column: str | None, as_json: bool) -> None:
-    """Take over the folder URI of Parquet files that others write, as feed NAME.
+def adopt(session: Session, *, address: str, name: str, time_column: str | None, catalog: str, as_json: bool) -> None:
+    """Take over what others write at ADDRESS, as feed NAME: a folder of Parquet files, or a table.
 
-    The files stay where they are and as they are: only their footers are read, and a marker is put beside the folder
-    so that no other lake compacts it too. Afterwards it can be queried, verified and compacted like any feed. Adopting
-    a folder again takes in what others wrote since.
+    The files stay where they are and as they are: of a folder only the footers are read, and a marker is put beside it
+    so that no other lake compacts it too; an Iceberg table gets a property that says so. Afterwards it can be queried,
+    verified and compacted like any feed. Adopting it again takes in what others wrote since.
+
+    An Iceberg table is named as its catalog has it. By its folder, or a file of its metadata, it is only looked at.
 
     \b
     datalake adopt /data/clicks --name clicks --time-column ts
     datalake adopt s3://bucket/raw/clicks --name clicks
+    datalake adopt iceberg:sales.orders --catalog glue --name orders
     """  # noqa: D301  click reads the \b: keep these lines
-    from datalake_assets.lake.adopted.adoption import adopt as adopt_folder  # noqa: PLC0415  not needed for --help
+    from datalake_assets.lake.adopted.adoption import adopt_at  # noqa: PLC0415  not needed for --help
 
     with AdoptProgress(quiet=as_json) as progress:
-        adoption = adopt_folder(session.store, uri, name, time_column=time_column, on_progress=progress.advance)
+        adoption = adopt_at(
+            session.store, address, name, time_column=time_column, catalog=catalog, on_progress=progress.advance
+        )
     for line in adoption.found.waiting:
         warn(f"waiting: {line}")
     if as_json:
@@ -66,6 +77,7 @@ def _document(adoption: Adoption) -> dict[str, Any]:
         "links": [{"name": each.name, "reason": each.reason} for each in _by_name(found.links)],
         "left_out": [{"name": each.name, "reason": each.reason} for each in _by_name(found.left_out)],
         "other_files": found.other_files,
+        "not_compacted": found.why_not_compacted,
         "footers_read": found.footers_read,
         "seconds": round(found.footers_s, 3),
         "waiting": list(found.waiting),
@@ -113,7 +125,8 @@ def _print(adoption: Adoption) -> None:
         say(line)
     say()
     shown = (feed.path, totals["partitions"], f"{totals['rows']:,}", totals["files"], totals["small_files"])
-    columns = ("feed", "folders", "rows", "files", "small", "size")
+    parts = "partitions" if feed.is_adopted_table else "folders"
+    columns = ("feed", parts, "rows", "files", "small", "size")
     say(as_table(columns, [(*shown, size_text(totals["size_bytes"]))], width=terminal_width()))
     _print_names("files that cannot be read, and stay where they are", found.problems)
     _print_names("files with damaged pages, left out of compaction; queries that read these pages fail", found.damaged)
@@ -121,6 +134,8 @@ def _print(adoption: Adoption) -> None:
     _print_names("links, which are neither followed nor deleted", found.links, reasons=False)
     if found.other_files:
         say(f"\nother files, left alone (hidden ones, markers, other formats): {found.other_files:,}")
+    if found.why_not_compacted:
+        say(f"\nlooked at, and not compacted: {found.why_not_compacted}")
     say("\nnext:")
     say(f"  datalake compact {feed.name} --dry-run")
     say(f"  datalake verify {feed.name}")

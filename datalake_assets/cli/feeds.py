@@ -41,15 +41,13 @@ from datalake_assets.feed import (
     AssetSource,
     Feed,
     FeedKind,
-    FolderSource,
     SystemSource,
     ages_problem,
     parse_feed,
     partitions_problem,
 )
-from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.tables import open_table
+from datalake_assets.lake.tables import check_adopted, open_table
 from datalake_assets.sources.base import SourceObject, SourceSystem, System
 from datalake_assets.sources.systems import system as system_named
 from datalake_assets.sources.systems import systems
@@ -263,8 +261,9 @@ def _forget_in_dagster(feed: Feed) -> None:
 
 def _row(feed: Feed) -> tuple[str, ...]:
     source, schedule = feed.source, feed.schedule or ""
-    if isinstance(source, FolderSource):
-        return (feed.name, "folder", source.uri, "others", "folders", schedule)
+    if feed.is_adopted:
+        parts = "partitions" if feed.is_adopted_table else "folders"
+        return (feed.name, source.type, source.where, "others", parts, schedule)
     parts = "versions" if feed.kind is FeedKind.TABLE else feed.partition_by
     by = source.reading(feed.kind) if isinstance(source, SystemSource) else "its asset"
     return (feed.name, feed.kind.value, source.where, by, parts, schedule)
@@ -274,7 +273,9 @@ def add_document(session: Session, document: bytes, *, file: str) -> Feed:
     """Adds the feed of a JSON document."""
     feed = parse_feed(document, name=file)
     if feed.is_adopted:
-        raise ConfigError(f"a folder is not added but adopted: 'datalake adopt {feed.source.where} --name {feed.name}'")
+        what = feed.written_by.removeprefix("an adopted ")
+        what = f"an {what}" if what.startswith("I") else f"a {what}"
+        raise ConfigError(f"{what} is not added but adopted: 'datalake adopt {feed.source.where} --name {feed.name}'")
     if isinstance(feed.source, AssetSource):
         raise ConfigError(f"feed {feed.name!r} is added when its asset {feed.source.asset!r} is first materialized")
     return _register(session, feed)
@@ -394,7 +395,7 @@ def _check_exported(session: Session, type_: str, feeds: Sequence[Feed]) -> list
 
 def _check_folder(store: Store, feed: Feed) -> CheckResult:
     try:
-        check_ownership(store, feed)
+        check_adopted(store, feed)
         _refuse_misfits(store, feed)
     except DatalakeError as error:
         return CheckResult(feed.name, str(error))

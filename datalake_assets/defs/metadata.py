@@ -19,7 +19,7 @@ from datalake_assets.core.partitions import partition_path
 from datalake_assets.core.verdicts import FailedChecks, Verdict
 from datalake_assets.core.wording import size_text
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
-from datalake_assets.feed import ColumnNote, Feed, FeedKind, FolderSource
+from datalake_assets.feed import ColumnNote, Feed, FeedKind
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.table import CompactionReport, FeedTotals, WriteReport
@@ -239,8 +239,8 @@ def _position_text(report: PartitionFacts) -> str:
 
 
 def _folder_uri(feed: Feed, lake_uri: str) -> str:
-    """Where a feed's data are: in the lake, or in the adopted folder."""
-    return feed.source.uri if isinstance(feed.source, FolderSource) else f"{lake_uri}/{feed.path}"
+    """Where a feed's data are: in the lake, or in what was adopted."""
+    return feed.source.where if feed.is_adopted else f"{lake_uri}/{feed.path}"
 
 
 def write_metadata(report: WriteReport) -> dict[str, dg.MetadataValue]:

@@ -23,7 +23,7 @@ from datalake_assets.core.partitions import PartitionBy, partition_by, partition
 from datalake_assets.core.position import position_facts
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed, FolderSource
+from datalake_assets.feed import DeltaTableSource, Feed, FolderSource
 from datalake_assets.lake.adopted.claims import RECORD, Claim
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
 from datalake_assets.lake.store import open_store
@@ -151,12 +151,12 @@ def _local(path: str, written: str) -> FolderAddress:
 
 
 def address_of(feed: Feed) -> FolderAddress:
-    """The address of an adopted folder's feed.
+    """The address of an adopted folder's, or Delta table's, feed.
 
     Raises:
         ConfigError: The feed is of another kind.
     """
-    if not isinstance(feed.source, FolderSource):
+    if not isinstance(feed.source, FolderSource | DeltaTableSource):
         raise ConfigError(f"feed {feed.name!r} is a {feed.kind}, not an adopted folder")
     root, _, name = feed.source.uri.rpartition("/")
     return FolderAddress(root or "/", name)

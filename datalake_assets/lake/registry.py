@@ -30,7 +30,6 @@ from datalake_assets.errors import (
     PreconditionFailed,
 )
 from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
-from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.store.swap import swap_object
 
@@ -179,7 +178,8 @@ class FeedRegistry:
             )
         if feed.is_adopted and _adopted(feed) != _adopted(current.feed):
             raise InvalidFeed(
-                feed.name, "uri and time_column of a folder are for life; archive the feed and adopt the other folder"
+                feed.name,
+                "source and time_column of what is adopted are for life; archive the feed and adopt the other",
             )
         return self._change(current, feed, enabled=True)
 
@@ -244,7 +244,9 @@ class FeedRegistry:
             raise FeedExists(name)
         feed = current.feed.model_copy(update={"enabled": True, "revision": current.feed.revision + 1})
         if feed.is_adopted:
-            take_ownership(self._store, feed)
+            from datalake_assets.lake.tables import take_adopted  # noqa: PLC0415  a list of feeds needs no tables
+
+            take_adopted(self._store, feed)
         self._move(feed, to_key=feed_key(name), from_key=feed_key(name, archived=True))
         return feed
 
@@ -379,17 +381,24 @@ def _name_of(key: str) -> str:
 
 
 def _give_free(store: Store, feed: Feed) -> None:
-    """The feed is archived, whatever became of its folder."""
+    """The feed is archived, whatever became of its folder or table."""
+    from datalake_assets.lake.tables import release_adopted  # noqa: PLC0415  a list of feeds needs no tables
+
     try:
-        release_ownership(store, feed)
-    except LakeError as error:
+        release_adopted(store, feed)
+    except (LakeError, ConfigError) as error:
         logger.warning("the owner's marker of %s stays: %s", feed.source.where, error)
+
+
+#: What says, in the sources of adopted folders and tables, which one it is.
+_PLACE = ("type", "uri", "table", "catalog")
 
 
 def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
     """What an update cannot change, of a JSON document of a feed."""
     source, time_column = document["source"], document.get("time_column")
-    kept: tuple[object, ...] = (source["uri"], time_column) if feed.is_adopted else ()
+    named = tuple(source.get(field, "") for field in _PLACE)
+    kept: tuple[object, ...] = (named, time_column) if feed.is_adopted else ()
     form = document.get("format", {}).get("type", "parquet")
     if form == "iceberg":  # without a column of its own, it is the source that says when a row was
         kept = (time_column,) if time_column else (source["type"], source.get("rename", {}))
@@ -404,8 +413,8 @@ def _merged(feed: Feed) -> tuple[object, ...]:
     return (feed.write, feed.key, feed.merge.order_by, feed.merge.envelope)
 
 
-def _adopted(feed: Feed) -> tuple[str, str | None]:
-    return (feed.source.where, feed.time_column)
+def _adopted(feed: Feed) -> tuple[object, str | None]:
+    return (tuple(getattr(feed.source, field, "") for field in _PLACE), feed.time_column)
 
 
 def _winner(one: _Copy, other: _Copy) -> _Copy:

@@ -40,7 +40,7 @@ from datalake_assets.parquet.adopted_footer import INT96_UNIT
 from datalake_assets.parquet.decoding import is_dense, open_parquet, tables
 from datalake_assets.parquet.schemas import conform_table
 
-__all__ = ["PartitionColumns", "committed_files", "partition_footers", "scan"]
+__all__ = ["BoundedDataset", "PartitionColumns", "committed_files", "partition_footers", "scan"]
 
 #: How Hive writes a null into a path.
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -206,7 +206,7 @@ def _scanner(dataset: ds.Dataset, *, columns: _Columns, where: ds.Expression | N
     )
 
 
-class _BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
+class BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
     """Files of others: Arrow's scanner decodes whole row groups, and some of theirs have no bound.
 
     DuckDB asks a dataset for its scanner, too, and so has the same bound.
@@ -326,7 +326,7 @@ def _dataset(
     )
     if not folder.is_adopted:  # row groups of our own have a bounded size
         return dataset
-    return _BoundedDataset(list(dataset.get_fragments()), dataset.schema, dataset.format, dataset.filesystem)
+    return BoundedDataset(list(dataset.get_fragments()), dataset.schema, dataset.format, dataset.filesystem)
 
 
 def _check_removed_by_others(folder: FeedFolder, gone: Sequence[tuple[str, DataFile]]) -> None:

@@ -110,6 +110,7 @@ class Reconciliation:
         footers_read: Footers that were read.
         footers_s: Seconds that it took.
         schema: The columns of all files that fit; None without any.
+        why_not_compacted: Of a table of another format, why it is only looked at; empty if it is compacted, too.
     """
 
     partitions: dict[str, PartitionFacts] = field(default_factory=dict)
@@ -128,6 +129,7 @@ class Reconciliation:
     footers_read: int = 0
     footers_s: float = 0.0
     schema: pa.Schema | None = None
+    why_not_compacted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,23 @@
-"""Which table a feed is kept in: the only place that knows the kinds of tables there are."""
+"""Which table a feed is kept in, and how one that others write is taken: only here is known which kinds there are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Final
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed
+from datalake_assets.feed import Feed, IcebergTableSource
+from datalake_assets.lake.adopted.owners import check_ownership, release_ownership, take_ownership
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 
-__all__ = ["feed_figures", "open_table"]
+__all__ = ["check_adopted", "feed_figures", "open_table", "release_adopted", "take_adopted"]
 
 
 def _adopted(store: Store, feed: Feed) -> LakeTable:
@@ -36,20 +38,33 @@ def _exported(store: Store, feed: Feed) -> LakeTable:
     return HiveTable(store, feed)
 
 
-def _iceberg_table(store: Store, feed: Feed) -> LakeTable:
-    """A table whose package takes a second to import, and need not be installed."""
+@contextmanager
+def _needing(feed: Feed, what: str, extra: str) -> Iterator[None]:
+    """Of tables whose package takes a second to import, and need not be installed."""
     try:
-        from datalake_assets.lake.iceberg.iceberg_table import IcebergTable  # noqa: PLC0415
+        yield
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"feed {feed.name!r} is an Iceberg table, which takes a package that is not installed ({error.name}):"
-            " pip install 'datalake-assets[iceberg]'"
+            f"feed {feed.name!r} is {what} table, which takes a package that is not installed ({error.name}):"
+            f" pip install 'datalake-assets[{extra}]'"
         ) from error
+
+
+def _iceberg_table(store: Store, feed: Feed) -> LakeTable:
+    with _needing(feed, "an Iceberg", "iceberg"):
+        from datalake_assets.lake.iceberg.iceberg_table import IcebergTable  # noqa: PLC0415
     return IcebergTable(store, feed)
+
+
+def _adopted_iceberg(store: Store, feed: Feed) -> LakeTable:
+    with _needing(feed, "an Iceberg", "iceberg"):
+        from datalake_assets.lake.iceberg.adopted_iceberg import AdoptedIceberg  # noqa: PLC0415
+    return AdoptedIceberg(store, feed)
 
 
 #: The first one that a feed fits is its table.
 _TABLES: Final[tuple[tuple[Callable[[Feed], bool], Callable[[Store, Feed], LakeTable]], ...]] = (
+    (lambda feed: isinstance(feed.source, IcebergTableSource), _adopted_iceberg),
     (lambda feed: feed.is_adopted, _adopted),
     (lambda feed: not feed.is_exported, _assets),
     (lambda feed: feed.is_iceberg, _iceberg_table),
@@ -76,3 +91,38 @@ def feed_figures(
 
 def _kind(feed: Feed) -> Callable[[Store, Feed], LakeTable]:
     return next(table for fits, table in _TABLES if fits(feed))
+
+
+def take_adopted(store: Store, feed: Feed) -> bool:
+    """Makes what others write this lake's and this feed's to keep in order; again is no change.
+
+    Returns:
+        Whether it was taken just now.
+
+    Raises:
+        FolderTaken: It is another's.
+        LakeError: That cannot be written down where every lake sees it.
+    """
+    if not isinstance(feed.source, IcebergTableSource):
+        return take_ownership(store, feed)
+    with _needing(feed, "an Iceberg", "iceberg"):
+        from datalake_assets.lake.iceberg.iceberg_owners import take_table  # noqa: PLC0415
+    return take_table(store, feed)
+
+
+def release_adopted(store: Store, feed: Feed) -> None:
+    """Gives it free if it is this lake's and this feed's; idempotent."""
+    if not isinstance(feed.source, IcebergTableSource):
+        return release_ownership(store, feed)
+    with _needing(feed, "an Iceberg", "iceberg"):
+        from datalake_assets.lake.iceberg.iceberg_owners import release_table  # noqa: PLC0415
+    return release_table(store, feed)
+
+
+def check_adopted(store: Store, feed: Feed) -> None:
+    """Raises `FolderTaken` unless it is this lake's and this feed's."""
+    if not isinstance(feed.source, IcebergTableSource):
+        return check_ownership(store, feed)
+    with _needing(feed, "an Iceberg", "iceberg"):
+        from datalake_assets.lake.iceberg.iceberg_owners import check_owner, load_adopted  # noqa: PLC0415
+    return check_owner(store, feed, load_adopted(store, feed.source))

@@ -124,6 +124,10 @@ class TableCase(ABC):
         """The lake."""
         raise NotImplementedError
 
+    def take_away(self) -> None:
+        """Whoever writes it takes all rows out."""
+        self.data_store.delete(self.files())
+
     def files(self) -> list[str]:
         """Keys of its data files, in there."""
         return sorted(info.key for info in self.data_store.list(self.data_root))

@@ -296,7 +296,7 @@ class NotExportedContract:
         case.write(range(10))
         table = case.open()
         table.look_again()
-        case.data_store.delete(case.files())
+        case.take_away()
         found = table.look_again()
         assert found.removed > 0
         assert ids_of(case.open()) == []

@@ -99,6 +99,7 @@ def test_adopt_as_json(run, clicks):
         "left_out": [{"name": "odd.parquet", "reason": "column 'id' is int64 in some files and string in others"}],
         "other_files": 1,
         "footers_read": 5,
+        "not_compacted": "",
         "waiting": [],
     }
 

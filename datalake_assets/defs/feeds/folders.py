@@ -1,4 +1,4 @@
-"""Adopted folders as assets: observable, since their data is not made here; with a partition per folder.
+"""Adopted folders and tables as assets: observable, since their data is not made here; with their own partitions.
 
 A person clicks "Observe"; Dagster then takes in what others changed. Nothing is ever reported as materialized.
 """
@@ -28,10 +28,12 @@ ALL_TOLD = 1_000
 #: What Dagster does not take in a partition key, of what a path may contain.
 _NO_KEY = "..."
 _DATA_VERSION = "dagster/data_version"
+#: What Dagster's UI has pictures of.
+_KINDS = {"folder": {"parquet", "folder"}, "iceberg": {"iceberg"}, "delta": {"deltalake"}}
 
 
 def folder_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
-    """The asset of an adopted folder.
+    """The asset of an adopted folder or table.
 
     Args:
         feed: The feed.
@@ -41,7 +43,7 @@ def folder_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
         spec = dg.AssetSpec(
             asset_key(feed),
             partitions_def=dg.DynamicPartitionsDefinition(name=versions_name(feed)),
-            kinds={"parquet", "folder"},
+            kinds=_KINDS[feed.source.type],
             owners=list(feed.owners),
             tags=feed.tags,
             group_name=feed.group or feed.kind.folder,

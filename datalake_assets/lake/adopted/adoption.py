@@ -1,4 +1,4 @@
-"""Takes over a folder of other writers' Parquet files as a feed, without touching a byte of it.
+"""Takes over a folder of other writers' Parquet files, or a table of theirs, as a feed, without touching a byte of it.
 
 Adopting looks at the files' pages too, where these have checksums: what is damaged should be known before it is merged
 or asked for. All of a terabyte cannot be read for that, so it says how far it came.
@@ -24,21 +24,22 @@ import pyarrow as pa
 from datalake_assets.core.facts import PagesCompared
 from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, FeedNotFound, LakeError, UnreadableFile
-from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.feed import DeltaTableSource, Feed, FolderSource, IcebergTableSource, SourceModel, parse_feed
 from datalake_assets.lake.adopted.listing import Footers, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
 from datalake_assets.lake.adopted.reconcile import reconcile
-from datalake_assets.lake.layout import FeedFolder, FolderAddress, address_of, overlap, parse_address
+from datalake_assets.lake.layout import FeedFolder, FolderAddress, address_of, folder_store, overlap, parse_address
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.table import Reconciliation
+from datalake_assets.lake.tables import open_table, release_adopted, take_adopted
 from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.footer import parse_footer
 from datalake_assets.parquet.pages import UnsoundPages, has_checksums, walk_pages
 from datalake_assets.parquet.thrift import MalformedThrift
 
-__all__ = ["MAX_FOLDERS", "Adoption", "FirstPageLook", "adopt"]
+__all__ = ["MAX_FOLDERS", "Adoption", "FirstPageLook", "adopt", "adopt_at"]
 
 #: Dagster slows, then breaks, far above this many partitions of an asset.
 MAX_FOLDERS = 20_000
@@ -51,12 +52,130 @@ class Adoption:
     Attributes:
         feed: The feed, as registered.
         is_new: Whether it was adopted just now; else its files were listed again.
-        found: What is in the folder.
+        found: What is in the folder or table.
     """
 
     feed: Feed
     is_new: bool
     found: Reconciliation
+
+
+def adopt_at(
+    lake: Store,
+    address: str,
+    name: str,
+    *,
+    time_column: str | None = None,
+    catalog: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Adoption:
+    """Makes what lies at an address a feed of the lake: a folder, an Iceberg table or a Delta table; idempotent.
+
+    Args:
+        lake: The lake.
+        address: A folder, a table's folder, a file of an Iceberg table's metadata, or ``iceberg:NAMESPACE.TABLE``.
+        name: The feed's name.
+        time_column: The column that rows are ordered by.
+        catalog: The catalog of an Iceberg table; empty: the lake's.
+        on_progress: Called with how many footers of a folder's files were read, and of how many.
+
+    Raises:
+        ConfigError: It cannot be adopted, or not under this name.
+        FolderTaken: It is another lake's.
+        LakeError: The lake, the folder, the table or its catalog cannot be read, or not be marked as taken.
+    """
+    source = _source_at(lake, address, catalog)
+    if isinstance(source, FolderSource):
+        return adopt(lake, address, name, time_column=time_column, on_progress=on_progress)
+    return _adopt_table(lake, source, name, time_column)
+
+
+def _source_at(lake: Store, address: str, catalog: str) -> SourceModel:
+    """What lies at an address; of a Delta table with metadata of Iceberg, what writes it is Delta."""
+    if address.startswith("iceberg:"):
+        document = {"type": "iceberg", "table": address.removeprefix("iceberg:"), "catalog": catalog}
+        source = {"name": "x", "kind": "folder", "source": document}
+        return parse_feed(json.dumps(source), name=address).source
+    if catalog:
+        raise ConfigError(f"{address!r} is looked up in no catalog: give 'iceberg:NAMESPACE.TABLE'")
+    folder = parse_address(address)
+    store = folder_store(lake, folder.root)
+    if folder.name.endswith((".metadata.json", ".metadata.json.gz")):
+        return IcebergTableSource(uri=folder.uri)
+    if any(True for _ in store.list(f"{folder.name}/_delta_log")):
+        return FolderSource(uri=folder.uri)  # which refuses it
+    listed = store.list(f"{folder.name}/metadata")
+    if any(each.key.endswith((".metadata.json", ".metadata.json.gz")) for each in listed):
+        return IcebergTableSource(uri=folder.uri)
+    return FolderSource(uri=folder.uri)
+
+
+def _adopt_table(lake: Store, source: SourceModel, name: str, time_column: str | None) -> Adoption:
+    registry = FeedRegistry(lake)
+    document = {"name": name, "kind": "folder", "source": source.model_dump(mode="json"), "time_column": time_column}
+    wanted = parse_feed(json.dumps(document), name=name)
+    known = _known_table(registry, wanted)
+    _refuse_other_column(known, time_column)
+    if isinstance(source, DeltaTableSource):
+        _refuse_overlaps(lake, registry, wanted, address_of(wanted))
+    feed = known or _with_policy(lake, wanted)
+    lake.probe()
+    taken = take_adopted(lake, feed)
+    try:
+        feed = known or _added(registry, feed)
+    except DatalakeError:
+        if taken:
+            release_adopted(lake, feed)
+        raise
+    return Adoption(feed, known is None, open_table(lake, feed).look_again())
+
+
+def _known_table(registry: FeedRegistry, wanted: Feed) -> Feed | None:
+    try:
+        known = registry.get(wanted.name)
+    except FeedNotFound as error:
+        if error.archived:
+            raise FeedExists(wanted.name, archived=True) from error
+        return None
+    if known.source != wanted.source:
+        raise FeedExists(wanted.name)
+    return known
+
+
+def _added(registry: FeedRegistry, feed: Feed) -> Feed:
+    try:
+        return registry.add(feed)
+    except FeedExists:
+        known = _known_table(registry, feed)
+        if known is None:
+            raise
+        return known
+
+
+def _with_policy(lake: Store, feed: Feed) -> Feed:
+    """The feed, once it is known that its table is one; nothing is written yet.
+
+    Raises:
+        ConfigError: There is no such table, or no such time column, or it has too many partitions.
+    """
+    look = open_table(lake, feed).snapshot()
+    if len(look.keys) > MAX_FOLDERS:
+        raise ConfigError(
+            f"{feed.source.where} cannot be adopted: it has {len(look.keys):,} partitions, and a feed at most"
+            f" {MAX_FOLDERS:,}"
+        )
+    if feed.time_column is not None:
+        _check_time_column({0: look.dataset().schema}, feed.time_column)
+    if not isinstance(feed.source, IcebergTableSource) or feed.source.table:
+        return feed
+    # without its catalog it is planned, and nobody should be asked to do what is planned
+    return feed.model_copy(update={"compaction": feed.compaction.model_copy(update={"enabled": False})})
+
+
+def _refuse_other_column(known: Feed | None, time_column: str | None) -> None:
+    if known is not None and time_column not in {None, known.time_column}:
+        was = f"with the time column {known.time_column!r}" if known.time_column else "without a time column"
+        raise ConfigError(f"feed {known.name!r} was adopted {was}, and keeps it")
 
 
 def adopt(
@@ -84,9 +203,7 @@ def adopt(
     address, registry = parse_address(uri), FeedRegistry(lake)
     known = _registered(registry, name, address)
     feed = known or _feed(name, address, time_column)
-    if known is not None and time_column not in {None, known.time_column}:
-        was = f"with the time column {known.time_column!r}" if known.time_column else "without a time column"
-        raise ConfigError(f"feed {name!r} was adopted {was}, and keeps it")
+    _refuse_other_column(known, time_column)
     _refuse_overlaps(lake, registry, feed, address)
     folder = FeedFolder(lake, feed)
     footers = Footers(folder, pages=FirstPageLook(folder.data_store))
@@ -232,7 +349,7 @@ def _registered(registry: FeedRegistry, name: str, address: FolderAddress) -> Fe
         if error.archived:
             raise FeedExists(name, archived=True) from error
         return None
-    if not feed.is_adopted or address_of(feed) != address:
+    if not isinstance(feed.source, FolderSource) or address_of(feed) != address:
         raise FeedExists(name)
     return feed
 
@@ -251,9 +368,12 @@ def _refuse_overlaps(lake: Store, registry: FeedRegistry, feed: Feed, address: F
     if overlap(address.uri, lake.uri):
         raise ConfigError(f"{address.uri} cannot be adopted: it overlaps the lake itself, {lake.uri}")
     for other in registry.list().feeds:
-        if other.is_adopted and other.name != feed.name and overlap(address.uri, address_of(other).uri):
+        # the files of an Iceberg table carry marks of their own
+        if other.name == feed.name or not isinstance(other.source, FolderSource | DeltaTableSource):
+            continue
+        if overlap(address.uri, other.source.uri):
             raise ConfigError(
-                f"{address.uri} cannot be adopted: it overlaps {address_of(other).uri}, which is feed {other.name!r}"
+                f"{address.uri} cannot be adopted: it overlaps {other.source.uri}, which is feed {other.name!r}"
             )
 
 

@@ -1,4 +1,9 @@
-"""Which catalog knows a lake's Iceberg tables, and what goes wrong on the way there; all that speaks to catalogs."""
+"""Which catalogs know a lake's Iceberg tables, and what goes wrong on the way there; all that speaks to catalogs.
+
+A lake has one catalog for its feeds. A table that others write may be in that one or in another: then its feed names
+the catalog by a URL, or by what pyiceberg's own configuration calls it, where its secrets are. Credentials of the
+lake's catalog are never sent to another.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import requests.exceptions
+import sqlalchemy
 import sqlalchemy.exc
 from pydantic import BaseModel
 from pyiceberg.catalog import Catalog, load_catalog
@@ -25,22 +31,24 @@ from pyiceberg.exceptions import (
     NamespaceAlreadyExistsError,
     NoSuchNamespaceError,
     NoSuchTableError,
+    NotInstalledError,
     OAuthError,
     RESTError,
     UnauthorizedError,
 )
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import CommitTableResponse, Table
+from pyiceberg.table import CommitTableResponse, StaticTable, Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot, SnapshotLogEntry
 from pyiceberg.table.update import TableRequirement, TableUpdate
+from sqlalchemy.orm import Session
 
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
-from datalake_assets.feed import Feed
+from datalake_assets.feed import Feed, IcebergTableSource
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 
 __all__ = [
     "OWNER",
@@ -50,8 +58,10 @@ __all__ = [
     "create_table",
     "drop_table",
     "identifier_of",
+    "load_others_table",
     "load_table",
     "location_of",
+    "metadata_table",
     "open_catalog",
     "talking",
 ]
@@ -68,7 +78,8 @@ REMEMBERED = 8
 OWNER = "datalake.lake"
 
 _M = TypeVar("_M", bound=BaseModel)
-_catalogs: weakref.WeakKeyDictionary[Store, Catalog] = weakref.WeakKeyDictionary()
+#: By the store of the lake, then by what a feed calls the catalog; "" is the lake's own.
+_catalogs: weakref.WeakKeyDictionary[Store, dict[str, Catalog]] = weakref.WeakKeyDictionary()
 _opening = threading.Lock()
 
 
@@ -206,21 +217,46 @@ def chooses_location(store: Store) -> bool:
     return urlsplit(store.catalog.uri).scheme in {"http", "https"}
 
 
+def load_others_table(store: Store, source: IcebergTableSource) -> Table:
+    """An adopted table as it is now, from the catalog that its feed names.
+
+    Raises:
+        ConfigError: There is no such catalog, or no such table in it.
+        LakeUnavailable: The catalog refuses.
+        TransientStoreError: The catalog does not answer.
+    """
+    where = source.catalog or _address(store)
+    with talking(store, where=where):
+        try:
+            return open_catalog(store, source).load_table(tuple(source.table.split(".")))
+        except (NoSuchTableError, NoSuchNamespaceError) as error:
+            raise ConfigError(f"there is no Iceberg table {source.table} in the catalog {where}") from error
+
+
+def metadata_table(store: Store, uri: str) -> Table:
+    """A table by a file of its metadata, without a catalog: it can be read, and neither changed nor loaded again."""
+    return StaticTable.from_metadata(uri, {**_s3_properties(store.s3), **store.catalog.properties})
+
+
 @contextlib.contextmanager
-def talking(store: Store) -> Iterator[None]:
+def talking(store: Store, *, where: str = "") -> Iterator[None]:
     """Translates what a catalog raises; what says that a commit was refused passes.
+
+    Args:
+        store: The lake.
+        where: The catalog, if it is not the lake's own.
 
     Raises:
         LakeUnavailable: A person must mend something.
         TransientStoreError: Nobody knows; it may be well later.
     """
-    where = _address(store)
+    where = where or _address(store)
     try:
         yield
     except CommitFailedException:
         raise
     except (UnauthorizedError, ForbiddenError, OAuthError, AuthorizationExpiredError, BadRequestError) as error:
-        cure = "mend DATALAKE_ICEBERG_CATALOG and its credentials, then run it again"
+        cure = "mend the settings of the catalog and its credentials, then run it again"
         raise LakeUnavailable(where, f"the catalog refused: {_line(error)}", cure=cure) from error
     except sqlalchemy.exc.OperationalError as error:
         raise TransientStoreError(where, f"the catalog's database failed: {_line(error.orig)}") from error
@@ -247,18 +283,25 @@ def _address(store: Store) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else store.catalog.uri
 
 
-def open_catalog(store: Store) -> Catalog:
-    """The lake's catalog, opened once.
+def open_catalog(store: Store, source: IcebergTableSource | None = None) -> Catalog:
+    """The catalog that a feed names, opened once; without one, the lake's.
 
     Raises:
-        ConfigError: The lake has none.
+        ConfigError: There is none.
         LakeUnavailable: The catalog refuses.
         TransientStoreError: The catalog does not answer.
     """
+    name = "" if source is None or source.catalog == store.catalog.uri else source.catalog
     with _opening:
-        if store not in _catalogs:
-            _catalogs[store] = _open(store)
-        return _catalogs[store]
+        known = _catalogs.setdefault(store, {})
+        key = f"{name} {source.table}" if source is not None and _is_database(name) else name
+        if key not in known:
+            known[key] = _open(store) if not name else _open_others(store, name, source)
+        return known[key]
+
+
+def _is_database(uri: str) -> bool:
+    return "://" in uri and urlsplit(uri).scheme not in {"http", "https"}
 
 
 def _open(store: Store) -> Catalog:
@@ -274,13 +317,57 @@ def _open(store: Store) -> Catalog:
             return RememberingCatalog(NAME, **properties)
 
 
-def catalog_properties(store: Store) -> dict[str, str]:
-    """What pyiceberg is told of a lake's catalog.
+def _open_others(store: Store, name: str, source: IcebergTableSource | None) -> Catalog:
+    """A catalog that is not the lake's, by its URL, or as pyiceberg's configuration has it."""
+    with talking(store, where=name):
+        try:
+            if "://" not in name and name != "glue":
+                catalog = load_catalog(name)
+                catalog.properties = {**DURABLE_FILES, **catalog.properties}
+                return catalog
+            properties = {**catalog_properties(store, CatalogAccess(uri=name)), **DURABLE_FILES}
+            if properties["type"] != "sql" or source is None:
+                return load_catalog(NAME, **properties)
+            properties["init_catalog_tables"] = "false"  # nothing is made in a database of others
+            return RememberingCatalog(_name_in_database(name, source), **properties)
+        except (ValueError, TypeError, NotInstalledError, sqlalchemy.exc.ArgumentError) as error:
+            raise ConfigError(f"the catalog {name} cannot be opened: {_line(error)}") from error
+
+
+def _name_in_database(uri: str, source: IcebergTableSource) -> str:
+    """What a database calls the catalog that has a table: its rows carry the name, which every engine chooses."""
+    parts = urlsplit(uri)
+    file = Path(parts.path.removeprefix("/"))
+    if parts.scheme.startswith("sqlite") and not (file.is_absolute() and file.is_file()):
+        raise ConfigError(f"there is no catalog at {uri}: give the absolute path of its file, sqlite:////…")
+    namespace, _, name = source.table.rpartition(".")
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        with Session(engine) as session:
+            rows = IcebergTables.table_namespace == namespace, IcebergTables.table_name == name
+            found = session.scalars(sqlalchemy.select(IcebergTables.catalog_name).where(*rows)).all()
+    except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.OperationalError) as error:
+        raise ConfigError(f"there is no catalog at {uri}: {_line(error.orig)}") from error
+    finally:
+        engine.dispose()
+    if len(found) > 1:
+        names = ", ".join(sorted(found))
+        raise ConfigError(
+            f"{source.table} is in several catalogs of the database {uri} ({names}): enter the one that is meant in"
+            " pyiceberg's configuration, and give its name"
+        )
+    if not found:
+        raise ConfigError(f"there is no Iceberg table {source.table} in the catalog {uri}")
+    return str(found[0])
+
+
+def catalog_properties(store: Store, access: CatalogAccess | None = None) -> dict[str, str]:
+    """What pyiceberg is told of a lake's catalog, or of another one.
 
     Raises:
         ConfigError: The lake has none.
     """
-    access = store.catalog
+    access = access or store.catalog
     durable = {} if "://" in store.uri else DURABLE_FILES
     properties = {**durable, **_s3_properties(store.s3), **access.properties}
     if access.warehouse:

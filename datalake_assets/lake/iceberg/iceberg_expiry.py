@@ -268,6 +268,7 @@ def remove_orphans(
     now: datetime,
     dry_run: bool = False,
     under_way: Callable[[], Iterable[str]] = tuple,
+    only: Callable[[str], bool] = lambda _: True,
 ) -> Orphans:
     """Deletes files in the table's folders that neither a retained snapshot nor the log of metadata files names.
 
@@ -280,6 +281,7 @@ def remove_orphans(
         dry_run: Only tell.
         under_way: Gives files of commits that are under way, whatever their age; asked for after the listing, so that
             it knows all that the listing has.
+        only: Which files may go at all, by their paths.
 
     Raises:
         ConfigError: Files that are a day old or younger were to go.
@@ -305,7 +307,7 @@ def remove_orphans(
         each for key, each in listed.items() if key not in named and key not in spared and key.endswith(_SUFFIXES)
     ]
     _check_no_other_table(table, [path for path, _, _ in unnamed])
-    old = sorted((path, size) for path, size, changed in unnamed if changed < older_than)
+    old = sorted((path, size) for path, size, changed in unnamed if changed < older_than and only(path))
     if not dry_run:
         delete_quietly(table.io, [path for path, _ in old])
         logger.info("%s: %s orphans deleted", table_text(table), len(old))

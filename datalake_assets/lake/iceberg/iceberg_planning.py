@@ -25,7 +25,7 @@ from datalake_assets.errors import LakeError
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, PartitionId, SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import NEWEST_FORMAT, Manifests, table_text
 
-__all__ = ["IsClosed", "PartitionPlan", "RewriteGroup", "TablePlan", "never_closed", "plan_table"]
+__all__ = ["IsClosed", "PartitionPlan", "RewriteGroup", "TablePlan", "never_closed", "plan_table", "why_too_new"]
 
 _TIMES = (DateType, TimestampType, TimestamptzType)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -121,6 +121,13 @@ class TablePlan:
 IsClosed = Callable[[str], bool]
 
 
+def why_too_new(metadata: TableMetadata) -> str:
+    """Why a table of this format cannot be compacted; empty if it can."""
+    if metadata.format_version <= NEWEST_FORMAT:
+        return ""
+    return f"it has format version {metadata.format_version}, whose rows have ids that a rewrite would lose"
+
+
 def never_closed(_: str) -> bool:
     """No partition is."""
     return False
@@ -136,6 +143,7 @@ def plan_table(
     excluded: Mapping[str, str] | None = None,
     among: Collection[str] | None = None,
     manifests: Manifests | None = None,
+    files: SnapshotFiles | None = None,
 ) -> TablePlan:
     """Plans the compaction of the snapshot that ``table`` knows as its newest.
 
@@ -148,16 +156,16 @@ def plan_table(
         excluded: Paths of the files that must stay, with the reason.
         among: Paths of the data files that are looked at; None for all.
         manifests: Reads them.
+        files: Those of that snapshot, if they are known.
 
     Raises:
         LakeError: The format is too new.
     """
     metadata = table.metadata
-    if metadata.format_version > NEWEST_FORMAT:
-        reason = f"it has format version {metadata.format_version}, whose rows have ids that a rewrite would lose"
+    if reason := why_too_new(metadata):
         raise LakeError(table_text(table), reason, cure="compact it with the engine that made it")
     snapshot = table.current_snapshot()
-    files = SnapshotFiles(metadata, manifests or Manifests(table.io), snapshot)
+    files = files or SnapshotFiles(metadata, manifests or Manifests(table.io), snapshot)
     planner = _Planner(metadata, files, rules, now=now, excluded=dict(excluded or {}), among=among)
     return TablePlan(
         snapshot_id=snapshot.snapshot_id if snapshot is not None else None,
@@ -188,9 +196,9 @@ class _Planner:
     def partitions(self, is_closed: IsClosed, only: Callable[[str], bool]) -> Iterable[PartitionPlan]:
         by_partition: dict[str, list[LiveFile]] = defaultdict(list)
         names: dict[str, tuple[str, PartitionId]] = {}
-        for file in self._files.data.values():
-            if self._among is not None and file.path not in self._among:
-                continue
+        known = self._files.data
+        chosen = known.values() if self._among is None else (known[path] for path in self._among if path in known)
+        for file in chosen:
             key = repr(file.partition)
             by_partition[key].append(file)
             names.setdefault(key, (self._name(file.file), file.partition))

@@ -30,6 +30,7 @@ from datalake_assets.parquet.writer import moment_of
 
 __all__ = [
     "StorableBatches",
+    "column_bounds_of",
     "fresh_ids",
     "is_storable",
     "key_of_value",
@@ -313,9 +314,13 @@ def key_of_value(value: int, by: PartitionBy) -> str:
 def time_bounds_of(file: IcebergFile, metadata: TableMetadata) -> tuple[datetime | None, datetime | None]:
     """The earliest and the latest time in the column that partitions a table; None where it is not partitioned."""
     fields = metadata.spec().fields
-    if not fields:
-        return None, None
-    number = fields[0].source_id
+    return column_bounds_of(file, metadata, fields[0].source_id) if fields else (None, None)
+
+
+def column_bounds_of(
+    file: IcebergFile, metadata: TableMetadata, number: int
+) -> tuple[datetime | None, datetime | None]:
+    """The earliest and the latest time in the column of that id; None where nothing says so."""
     kind = metadata.schema().find_type(number)
     return _moment(file.lower_bounds, number, kind), _moment(file.upper_bounds, number, kind)
 

@@ -1,0 +1,523 @@
+"""Iceberg tables that others write, taken over: they keep the contract of every table, and pyiceberg says what is true.
+
+pyiceberg writes and reads here as a stranger does. It shares the library with us, and none of our code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import stamina
+from pyiceberg.catalog import load_catalog
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import RESTError
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.transforms import DayTransform
+from pyiceberg.types import LongType, NestedField, TimestamptzType
+
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.errors import ConfigError, FolderTaken, InvalidFeed, LakeError
+from datalake_assets.feed import Feed
+from datalake_assets.lake.adopted.adoption import adopt_at
+from datalake_assets.lake.iceberg import iceberg_compaction
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.sql_session import open_answer
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
+from datalake_assets.lake.table import LakeTable
+from datalake_assets.lake.tables import check_adopted, open_table
+from datalake_assets.testing.table_cases import Died
+from datalake_assets.testing.tables import (
+    DAY,
+    FORCE,
+    CompactionContract,
+    FilesContract,
+    NotExportedContract,
+    TableCase,
+    TableReaderContract,
+    ids_of,
+    rows_of,
+)
+from datalake_assets_tests.lake.iceberg.iceberg_tables import (
+    UNPARTITIONED,
+    content,
+    create,
+    data_paths,
+    delete_rows,
+    files_on_disk,
+    ids,
+    rows,
+    version_3,
+)
+
+STRANGE = Schema(NestedField(1, "id", LongType()), NestedField(2, "rowtime", TimestamptzType()))
+BY_DAY = PartitionSpec(PartitionField(2, 1000, DayTransform(), "day"))
+BOTH = ("ts_day=2026-01-01", "ts_day=2026-01-02")
+
+
+def url_of(folder: Path) -> str:
+    return f"sqlite:///{folder}/catalog.db"
+
+
+def adopted(lake: Store, folder: Path, name: str = "t") -> LakeTable:
+    return open_table(lake, adopt_at(lake, f"iceberg:n.{name}", name, time_column="ts", catalog=url_of(folder)).feed)
+
+
+class AdoptedCase(TableCase):
+    """A table that somebody else writes by day."""
+
+    absent_key = "day=2025-03-01"
+
+    def __init__(self, lake: Store, catalog: Callable[[], Table], address: str = "iceberg:n.t", at: str = "") -> None:
+        self._lake, self._load, self._address, self._at = lake, catalog, address, at
+
+    def open(self) -> LakeTable:
+        return open_table(self._lake, adopt_at(self._lake, self._address, "t", catalog=self._at).feed)
+
+    def write(self, ids: Sequence[int]) -> None:
+        if ids:
+            wanted = pa.schema([("id", pa.int64()), ("rowtime", pa.timestamp("us", "UTC"))])
+            self._load().append(pa.Table.from_batches([rows_of(ids)]).cast(wanted))
+
+    def take_away(self) -> None:
+        self._load().delete("id >= 0")
+
+    @property
+    def store(self) -> Store:
+        return self._lake
+
+    @property
+    def data_store(self) -> Store:
+        return open_store(urlsplit(self._load().location()).path, s3=self._lake.s3)
+
+    data_root = "data"
+
+
+class TestAdoptedTable(TableReaderContract, NotExportedContract, CompactionContract, FilesContract):
+    @pytest.fixture
+    def case(self, local_store: Store, catalog: SqlCatalog, tmp_path: Path) -> AdoptedCase:
+        catalog.create_table("n.t", STRANGE, partition_spec=BY_DAY)
+        return AdoptedCase(local_store, lambda: catalog.load_table("n.t"), at=url_of(tmp_path))
+
+    def test_a_purged_table_has_neither_rows_nor_memory(self, case: AdoptedCase) -> None:
+        """The rows are their writer's; what we remember of them goes."""
+        case.write(range(30))
+        assert case.open().purge() > 0
+        assert open_table(case.store, case.open().feed).purge() > 0
+        assert ids_of(case.open()) == list(range(30))
+
+    def test_repair_finishes_or_undoes_what_a_dead_process_had_begun(
+        self, case: AdoptedCase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A commit is in the catalog or nowhere: after a death before it, what was written is no part of the table."""
+        key, table = case.scatter(range(DAY), files=6), case.open()
+
+        def die(*_: object, **__: object) -> None:
+            raise Died
+
+        with monkeypatch.context() as patch:
+            patch.setattr(iceberg_compaction, "commit_change", die)
+            with pytest.raises(Died):
+                table.compact(key, FORCE)
+        assert (case.open().repair().undone, ids_of(case.open())) == (0, list(range(DAY)))
+        assert list(case.open().verify(deep=True)) == []
+        assert case.open().compact(key, FORCE).files_after == 1
+        assert ids_of(case.open()) == list(range(DAY))
+
+
+@pytest.mark.s3
+class TestRestCatalog(CompactionContract):
+    """The real REST catalog, and files on S3."""
+
+    @pytest.fixture
+    def case(self, s3_server, s3_lake: str) -> AdoptedCase:
+        s3 = S3Access(
+            endpoint=s3_server.endpoint,
+            region="us-east-1",
+            access_key=s3_server.access_key,
+            secret_key=s3_server.secret_key,
+        )
+        access = CatalogAccess(
+            uri=s3_server.iceberg_endpoint,
+            warehouse="s3://warehouse",
+            credential=f"{s3_server.access_key}:{s3_server.secret_key}",
+        )
+        namespace = f"others{uuid.uuid4().hex}"
+        strange = load_catalog(
+            "strange",
+            type="rest",
+            uri=access.uri,
+            warehouse=access.warehouse,
+            credential=access.credential,
+            **{
+                "oauth2-server-uri": f"{access.uri}/v1/oauth/tokens",
+                "s3.endpoint": s3_server.endpoint,
+                "s3.region": "us-east-1",
+                "s3.access-key-id": s3_server.access_key,
+                "s3.secret-access-key": s3_server.secret_key,
+            },
+        )
+        # its warehouse may be a moment later than its buckets
+        for attempt in stamina.retry_context(on=RESTError, attempts=50, wait_initial=0.1, wait_max=0.5, timeout=20):
+            with attempt:
+                strange.create_namespace_if_not_exists(namespace)
+        strange.create_table(f"{namespace}.t", STRANGE, partition_spec=BY_DAY)
+        lake = open_store(s3_lake, s3=s3, catalog=access)
+        return AdoptedCase(lake, lambda: strange.load_table(f"{namespace}.t"), f"iceberg:{namespace}.t")
+
+    # what S3 and the catalog can change is in the others
+    test_a_plan_changes_nothing = None
+    test_a_rehearsal_foresees_the_compaction_and_changes_nothing = None
+    test_health_that_a_compaction_reports_is_what_a_snapshot_says = None
+    test_scans_are_exact_while_files_are_merged = None
+
+
+# --- what its readers get ---------------------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_the_table_with_deletes_and_columns_of_before(local_store, catalog, tmp_path):
+    table = create(catalog)
+    for first in (0, 10, 20):
+        table.append(rows(first, 10))
+    with table.update_schema() as change:
+        change.rename_column("name", "title")
+        change.add_column("note", LongType())
+    later = rows(30, 10).rename_columns(["id", "ts", "title"]).append_column("note", pa.array(range(10), pa.int64()))
+    table.append(later)
+    path = data_paths(table)[0]
+    file = next(task.file for task in table.scan().plan_files() if task.file.file_path == path)
+    delete_rows(table, positions=[(path, 0), (path, 2)], partition=file)
+    ours = adopted(local_store, tmp_path)
+    before = content(catalog.load_table("n.t"))
+
+    def seen() -> object:
+        found = ours.scan().read_all()
+        return sorted(map(repr, found.select(["id", "ts", "title", "note"]).to_pylist()))
+
+    wanted = sorted(map(repr, catalog.load_table("n.t").scan().to_arrow().to_pylist()))
+    assert (seen(), sum(before.values())) == (wanted, 38)
+    with open_answer(local_store, [ours.feed], "select count(*), count(note), max(title) from t") as answer:
+        assert next(answer.batches) == [(38, 8, "name 9")]
+    assert [ours.compact(key, FORCE).files_after for key in ours.partitions()] == [1, 1]
+    assert content(catalog.load_table("n.t")) == before
+    assert seen() == wanted
+
+
+def test_a_filter_gives_the_rows_that_fit(local_store, catalog, tmp_path):
+    table = create(catalog)
+    table.append(rows(0, 20))
+    table.append(rows(20, 20))
+    ours = adopted(local_store, tmp_path)
+    found = ours.scan(columns=["name"], where=pc.field("id") >= 38)
+    assert sorted(found.read_all()["name"].to_pylist()) == ["name 38", "name 39"]
+
+
+def test_a_partition_that_is_over_is_merged_and_one_that_grows_waits(local_store, catalog, tmp_path):
+    table, today = create(catalog), datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    for number in range(2):
+        old = rows(number * 10, 10, days=1)
+        table.append(old)
+        table.append(old.set_column(1, old.schema.field("ts"), pa.array([today] * 10, old.schema.field("ts").type)))
+    ours, now = adopted(local_store, tmp_path), CompactionRequest()
+    over, growing = ours.partitions()
+    assert [len(group.files) for group in ours.compaction_plan(over, now).groups] == [2]
+    plan = ours.compaction_plan(growing, now)
+    assert (plan.groups, plan.again_at) == ((), today + timedelta(days=2))
+
+
+def test_a_partition_that_was_just_written_waits_if_the_policy_says_so(local_store, catalog, tmp_path):
+    table = create(catalog)
+    table.append(rows(0, 10))
+    table.append(rows(10, 10))
+    feed = adopted(local_store, tmp_path).feed
+    policy = feed.compaction.model_copy(update={"min_partition_age": timedelta(hours=1)})
+    feed = FeedRegistry(local_store).update(
+        feed.model_copy(update={"compaction": policy}), expected_revision=feed.revision
+    )
+    ours = open_table(local_store, feed)
+    plan = ours.compaction_plan(BOTH[0], CompactionRequest())
+    assert (plan.groups, {each.reason for each in plan.left_alone}) == ((), {"its partition was written to lately"})
+    assert plan.again_at is not None
+    assert ours.compact(BOTH[0], CompactionRequest()).files_compacted == 0
+    assert ours.compact(BOTH[0], FORCE).files_after == 1
+
+
+# --- what others change -----------------------------------------------------------------------------------------------
+
+
+def test_another_look_tells_writes_from_merges(local_store, catalog, tmp_path):
+    table = create(catalog)
+    for first in (0, 10, 20):
+        table.append(rows(first, 10))
+    ours = adopted(local_store, tmp_path)
+    first = ours.look_again()
+    assert (first.changed, sorted(first.versions)) == ([], list(BOTH))
+    assert ours.compact(BOTH[0], FORCE).files_compacted == 3
+    merged = ours.look_again()
+    assert (merged.changed, merged.versions) == ([], first.versions)
+    table.refresh()
+    table.append(rows(30, 1, days=1))
+    grown = ours.look_again()
+    assert (grown.changed, grown.added, grown.removed) == ([BOTH[0]], 1, 0)
+    assert grown.versions[BOTH[0]] != first.versions[BOTH[0]]
+    assert grown.versions[BOTH[1]] == first.versions[BOTH[1]]
+
+
+def test_a_look_after_the_log_was_cut_goes_by_the_files(local_store, catalog, tmp_path):
+    table = create(catalog)
+    table.append(rows(0, 10))
+    ours = adopted(local_store, tmp_path)
+    before = ours.look_again().versions
+    table.append(rows(10, 1, days=1))
+    table.refresh()
+    table.maintenance.expire_snapshots().by_id(table.snapshots()[0].snapshot_id).commit()
+    found = ours.look_again()
+    assert (found.changed, found.versions[BOTH[1]]) == ([BOTH[0]], before[BOTH[1]])
+
+
+def test_deletes_of_others_are_a_change(local_store, catalog, tmp_path):
+    table = create(catalog)
+    table.append(rows(0, 10))
+    ours = adopted(local_store, tmp_path)
+    file = next(task.file for task in table.scan().plan_files() if "01-02" in task.file.file_path)
+    delete_rows(table, positions=[(file.file_path, 1)], partition=file)
+    assert ours.look_again().changed == [BOTH[1]]
+    assert ours.snapshot().health(BOTH[1], FORCE).files_to_merge == 1
+    assert ours.compact(BOTH[1], FORCE).rows == 4
+
+
+def test_a_table_that_was_made_anew_is_not_compacted_before_it_is_adopted_again(local_store, catalog, tmp_path):
+    create(catalog).append(rows(0, 10))
+    ours = adopted(local_store, tmp_path)
+    catalog.drop_table("n.t")
+    table = create(catalog)
+    table.append(rows(0, 10))
+    table.append(rows(10, 10))
+    with pytest.raises(FolderTaken, match=r"adopted-by is gone; adopt it again with 'datalake adopt iceberg:n\.t"):
+        ours.compact(BOTH[0], FORCE)
+    assert adopted(local_store, tmp_path).compact(BOTH[0], FORCE).files_after == 1
+
+
+# --- whose it is ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_lake(tmp_path: Path) -> Store:
+    (tmp_path / "other").mkdir()
+    return open_store(str(tmp_path / "other"))
+
+
+def test_two_lakes_do_not_keep_one_table(local_store, other_lake, catalog, tmp_path):
+    table = create(catalog)
+    table.append(rows(0, 10))
+    feed = adopted(local_store, tmp_path).feed
+    with pytest.raises(FolderTaken, match=f"kept in order by feed 't' of the lake {local_store.uri}"):
+        adopted(other_lake, tmp_path)
+    assert FeedRegistry(other_lake).list().feeds == ()
+    FeedRegistry(local_store).archive("t")
+    assert "datalake.adopted-by" not in catalog.load_table("n.t").properties
+    theirs = adopted(other_lake, tmp_path)
+    with pytest.raises(FolderTaken):
+        FeedRegistry(local_store).restore("t")
+    with pytest.raises(FolderTaken):
+        check_adopted(local_store, feed)
+    table.refresh()
+    table.append(rows(10, 10))
+    with pytest.raises(FolderTaken):
+        open_table(local_store, feed).compact(BOTH[0], FORCE)
+    with pytest.raises(FolderTaken):
+        open_table(local_store, feed).expire()
+    assert theirs.compact(BOTH[0], FORCE).files_after == 1
+    assert ids(catalog.load_table("n.t")) == list(range(20))
+
+
+def test_a_feed_of_a_lake_is_not_adopted(local_store, catalog, tmp_path):
+    create(catalog, datalake__lake="/other/lake")
+    with pytest.raises(ConfigError, match="it is a feed of the lake /other/lake, which keeps it in order"):
+        adopted(local_store, tmp_path)
+    assert "datalake.adopted-by" not in catalog.load_table("n.t").properties
+
+
+def test_an_owner_that_cannot_be_read_is_no_reason_to_take_a_table(local_store, catalog, tmp_path):
+    table = create(catalog)
+    with table.transaction() as change:
+        change.set_properties({"datalake.adopted-by": "[]"})
+    with pytest.raises(LakeError, match="is no owner; look at it"):
+        adopted(local_store, tmp_path)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("iceberg:n.absent", url_of, "there is no Iceberg table n.absent in the catalog sqlite:"),
+        ("iceberg:n.t", lambda folder: f"sqlite:///{folder}/none.db", "give the absolute path of its file"),
+        ("iceberg:n.t", lambda _: "nowhere", "the catalog nowhere cannot be opened"),
+        ("iceberg:t", url_of, "String should match"),
+        ("iceberg:n.t", lambda _: "https://me:secret@host", "String should match"),
+        ("/tmp", url_of, "give 'iceberg:NAMESPACE.TABLE'"),
+    ],
+)
+def test_what_cannot_be_adopted_is_said_in_a_line(local_store, catalog, tmp_path, case):
+    address, catalog_of, told = case
+    create(catalog)
+    with pytest.raises((ConfigError, InvalidFeed), match=told) as refused:
+        adopt_at(local_store, address, "t", catalog=catalog_of(tmp_path))
+    assert "\n" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert FeedRegistry(local_store).list().feeds == ()
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_time_column_has_to_be_one(local_store, catalog, tmp_path):
+    create(catalog)
+    with pytest.raises(ConfigError, match="'name' cannot be the time column: it is large_string"):
+        adopt_at(local_store, "iceberg:n.t", "t", time_column="name", catalog=url_of(tmp_path))
+
+
+def test_a_name_of_two_catalogs_in_one_database_is_asked_for(local_store, catalog, tmp_path):
+    create(catalog)
+    with SqlCatalogOf("second", tmp_path) as second:
+        second.create_namespace("n")
+        second.register_table("n.t", catalog.load_table("n.t").metadata_location)
+    with pytest.raises(ConfigError, match=r"in several catalogs of the database .* \(lake, second\)"):
+        adopted(local_store, tmp_path)
+
+
+class SqlCatalogOf(SqlCatalog):
+    """A catalog of another name in the same database."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(name, uri=url_of(folder), warehouse=f"file://{folder}/warehouse")
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def test_a_catalog_of_pyicebergs_configuration_goes_by_its_name(local_store, catalog, tmp_path, monkeypatch):
+    create(catalog).append(rows(0, 10))
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", url_of(tmp_path))
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__TYPE", "sql")
+    from pyiceberg import catalog as catalogs  # noqa: PLC0415  it reads its configuration once
+
+    monkeypatch.setattr(catalogs, "_ENV_CONFIG", type(catalogs._ENV_CONFIG)())
+    feed = adopt_at(local_store, "iceberg:n.t", "t", catalog="lake").feed
+    assert ids_of(open_table(local_store, feed)) == list(range(10))
+
+
+def test_the_third_version_of_the_format_is_looked_at_and_not_compacted(local_store, catalog, tmp_path):
+    version_3(catalog)
+    found = adopt_at(local_store, "iceberg:n.v3", "v3", catalog=url_of(tmp_path))
+    assert "format version 3" in found.found.why_not_compacted
+    ours = open_table(local_store, found.feed)
+    assert ours.scan().read_all().num_rows == 0
+    with pytest.raises(LakeError, match=r"format version 3.* compact it with the engine that writes it"):
+        ours.compact(".", FORCE)
+    assert (ours.expire().snapshots, ours.repair().reconciled) == (0, 0)
+
+
+def test_a_table_by_its_metadata_is_read_planned_and_not_changed(local_store, catalog, tmp_path):
+    table = create(catalog, spec=UNPARTITIONED)
+    for first in range(0, 12, 2):
+        table.append(rows(first, 2))
+    folder = Path(urlsplit(table.location()).path)
+    stale = sorted(folder.glob("metadata/*.metadata.json"))[2]
+    ours = open_table(local_store, adopt_at(local_store, str(folder), "t").feed)
+    assert (ids_of(ours), ours.partitions(), ours.feed.compaction.enabled) == (list(range(12)), (".",), False)
+    assert ids_of(open_table(local_store, adopt_at(local_store, str(stale), "old").feed)) == list(range(4))
+    table.append(rows(12, 2))
+    assert (ours.look_again().added, ids_of(ours)) == (1, list(range(14)))
+    assert len(ours.compaction_plan(".", FORCE).groups) == 1
+    before = files_on_disk(table)
+    with pytest.raises(LakeError, match=r"adopted by its metadata.*adopt 'iceberg:NAMESPACE.TABLE' with --catalog"):
+        ours.compact(".", FORCE)
+    assert ours.expire().snapshots == 0
+    FeedRegistry(local_store).archive("t")
+    assert files_on_disk(table) == before
+
+
+def test_metadata_that_is_none_is_named(local_store, tmp_path):
+    (tmp_path / "t" / "metadata").mkdir(parents=True)
+    (tmp_path / "t" / "metadata" / "v1.metadata.json").write_text("{}")
+    with pytest.raises(LakeError, match="it is not the metadata of an Iceberg table"):
+        adopt_at(local_store, str(tmp_path / "t"), "t")
+    assert FeedRegistry(local_store).list().feeds == ()
+
+
+# --- expiry -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_table(catalog: SqlCatalog) -> Table:
+    """Keeps no snapshot for longer than a moment."""
+    table = create(catalog, history__expire__max_snapshot_age_ms="1")
+    for first in (0, 10, 20):
+        table.append(rows(first, 10))
+    return table
+
+
+def test_expiry_spares_what_others_tagged_and_goes_by_the_tables_word(local_store, catalog, tmp_path, old_table):
+    first, second, _ = (each.snapshot_id for each in old_table.snapshots())
+    old_table.manage_snapshots().create_tag(first, "audit").commit()
+    old_table.manage_snapshots().create_branch(second, "dev").commit()
+    ours = adopted(local_store, tmp_path)
+    assert [ours.compact(key, FORCE).files_after for key in BOTH] == [1, 1]
+    gone = ours.expire()
+    table = catalog.load_table("n.t")
+    assert gone.snapshots > 0
+    assert {first, second} <= {each.snapshot_id for each in table.snapshots()}
+    assert (ids(table, first), ids(table, second)) == (list(range(10)), list(range(20)))
+    assert (ids(table), ids_of(ours)) == (list(range(30)), list(range(30)))
+
+
+def test_a_table_that_forbids_to_delete_files_is_not_expired(local_store, catalog, tmp_path, old_table):
+    with old_table.transaction() as change:
+        change.set_properties({"gc.enabled": "false"})
+    before = files_on_disk(old_table)
+    assert adopted(local_store, tmp_path).expire().snapshots == 0
+    assert before <= files_on_disk(old_table)
+
+
+def test_expiry_deletes_no_orphans_but_those_of_our_own_interrupted_compactions(local_store, catalog, tmp_path):
+    table = create(catalog)
+    table.append(rows(0, 10))
+    ours = adopted(local_store, tmp_path)
+    folder = Path(urlsplit(table.location()).path) / "data"
+    left = folder / f"compacted-{uuid.uuid4()}-00001.parquet"
+    strange = folder / "00000-1-part.parquet"
+    young = folder / f"compacted-{uuid.uuid4()}-00002.parquet"
+    for each in (left, strange, young):
+        each.write_bytes(b"PAR1")
+    age = (datetime.now(UTC) - timedelta(days=4)).timestamp()
+    for each in (left, strange):
+        os.utime(each, (age, age))
+    assert ours.expire().orphans == 1
+    assert [each.exists() for each in (left, strange, young)] == [False, True, True]
+
+
+# --- the registry -----------------------------------------------------------------------------------------------------
+
+
+def test_which_table_a_feed_is_cannot_be_changed(local_store, catalog, tmp_path):
+    create(catalog)
+    create(catalog, "u")
+    feed = adopted(local_store, tmp_path).feed
+    other = Feed.model_validate(json.loads(feed.model_dump_json()) | {"source": {"type": "iceberg", "table": "n.u"}})
+    with pytest.raises(InvalidFeed, match="are for life"):
+        FeedRegistry(local_store).update(other, expected_revision=feed.revision)
+    described = feed.model_copy(update={"description": "orders"})
+    assert FeedRegistry(local_store).update(described, expected_revision=feed.revision).description == "orders"
