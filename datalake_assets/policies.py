@@ -49,6 +49,31 @@ Duration = Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=36_500)
 MOST = 10**12
 
 
+#: Columns that an Iceberg table's files are kept apart by; each multiplies the number of files.
+MOST_PARTS = 4
+
+
+class PartitionPart(Model):
+    """A column by which an Iceberg table's files are kept apart, within the partitions that the feed has by time.
+
+    Attributes:
+        column: Its name in the lake.
+        transform: ``identity``: files of each value by themselves. ``bucket``: of each of ``buckets`` hashes.
+        buckets: Number of buckets; only with ``bucket``.
+    """
+
+    column: Annotated[str, Field(min_length=1)]
+    transform: Literal["identity", "bucket"] = "identity"
+    buckets: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+    @model_validator(mode="after")
+    def _has_buckets_or_none(self) -> PartitionPart:
+        if (self.buckets is None) == (self.transform == "bucket"):
+            msg = "give buckets with the transform 'bucket', and with no other"
+            raise ValueError(msg)
+        return self
+
+
 class ParquetFormat(Model):
     """What a feed is kept as, and how its data files are written.
 
@@ -59,6 +84,7 @@ class ParquetFormat(Model):
             Spark.
         target_file_size_bytes: Size at which a file is finished and the next begun.
         row_group_bytes: Decoded size of a row group.
+        parts: Of an Iceberg table: columns by which files are kept apart, besides the time.
     """
 
     type: Literal["parquet", "iceberg"] = "parquet"
@@ -66,6 +92,17 @@ class ParquetFormat(Model):
     profile: Literal["compatible", "compact"] = "compatible"
     target_file_size_bytes: Annotated[int, Field(ge=1 * MIB, le=4096 * MIB)] = 128 * MIB
     row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 16 * MIB
+    parts: Annotated[tuple[PartitionPart, ...], Field(max_length=MOST_PARTS)] = ()
+
+    @model_validator(mode="after")
+    def _has_parts_if_it_can(self) -> ParquetFormat:
+        if self.parts and self.type != "iceberg":
+            msg = "parts: only Iceberg tables have them; plain folders are by time alone"
+            raise ValueError(msg)
+        if len({(each.column, each.transform) for each in self.parts}) < len(self.parts):
+            msg = "parts: one of them is there twice"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="before")
     @classmethod

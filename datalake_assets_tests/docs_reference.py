@@ -27,6 +27,7 @@ from datalake_assets.policies import (
     Merging,
     NotNullRule,
     ParquetFormat,
+    PartitionPart,
     RangeRule,
     RegexRule,
     Retention,
@@ -75,6 +76,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`source` of an asset of another project", AssetSource),
     ("each column in `columns`", ColumnNote),
     ("`format`", ParquetFormat),
+    ("every part in `format.parts`", PartitionPart),
     ("`merge`", Merging),
     ("`retention`", Retention),
     ("`freshness`", Freshness),
@@ -148,7 +150,7 @@ def _values(kind: Any) -> str:
 
 
 def _listed(options: tuple[Any, ...]) -> str:
-    if get_origin(options[0]) is Annotated:
+    if get_origin(options[0]) is Annotated or (isinstance(options[0], type) and issubclass(options[0], BaseModel)):
         return "list of objects, see below"
     return "list of texts" if options[-1] is ... else f"list of {len(options)} texts"
 

@@ -36,6 +36,8 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
         left_out: Why scans leave the file out, and compaction alone: its columns do not fit the others'. Empty if they
             do. This, the one before and the one after are only in the JSON if they say something.
         damaged: Why compaction leaves the file alone, which scans read: a page's checksum is not that of its bytes.
+        part: Of an Iceberg table whose files are kept apart by more than time: the values that all rows of the file
+            have, as JSON. Files of one part are merged with each other alone. In no manifest's JSON.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
     written_at: datetime | None = None
     left_out: str = ""
     damaged: str = ""
+    part: str = ""
 
     @property
     def kept_as_is(self) -> str:

@@ -378,7 +378,7 @@ class Compaction:
             checksums = {name: checksum for name, checksum in work.checksums.items() if name in inputs}
             return Planned(remove=tuple(inputs), checksums=checksums)
 
-        files = tuple((staged, _with_times(file, inputs.values())) for staged, file in work.done.outputs)
+        files = tuple((staged, _as_inputs(file, inputs.values())) for staged, file in work.done.outputs)
         try:
             change = Change(work.commit_id, "compact", files, planned, self._run_id)
             self._loaded, _ = self._log.commit(change, base=self._loaded)
@@ -470,10 +470,12 @@ def gains_nothing(done: Rewritten[StagedFile]) -> str:
     return ""
 
 
-def _with_times(file: DataFile, inputs: Collection[DataFile]) -> DataFile:
-    """Where an output's statistics say nothing of its times, those of its inputs enclose them."""
+def _as_inputs(file: DataFile, inputs: Collection[DataFile]) -> DataFile:
+    """An output is of its inputs' part; where its statistics say nothing of its times, theirs enclose them."""
+    (part,) = {each.part for each in inputs}
     return msgspec.structs.replace(
         file,
+        part=part,
         min_time=file.min_time or min((each.min_time for each in inputs if each.min_time), default=None),
         max_time=file.max_time or max((each.max_time for each in inputs if each.max_time), default=None),
     )

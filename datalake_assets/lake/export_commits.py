@@ -267,6 +267,7 @@ class Export(ABC):
             discard=self.folder.data_store.discard_staged,
             partition_of=partition_of if placement.time_column else placement.key,
             time_column=placement.time_column,
+            part_of=self.folder.part_of(),
             metadata=self._footer,
         )
 

@@ -334,6 +334,13 @@ class FeedFolder:
         """Whether the table can have a column of a type."""
         return True
 
+    def part_of(self) -> Callable[[pa.RecordBatch], pa.DictionaryArray] | None:
+        """Gives a text for each row: rows whose texts differ do not go to one file; None if all may.
+
+        The table is ready for rows, see `prepared`.
+        """
+        return None
+
     def prepared(self, schema: pa.Schema, *, time_column: str | None) -> pa.Schema:  # noqa: ARG002  others need it
         """The schema of data files, once all is made ready for rows of a feed's schema."""
         return schema

@@ -7,8 +7,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -19,6 +20,8 @@ from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, ParquetFileWr
 __all__ = ["Bounds", "RollingWriter"]
 
 FinishedT = TypeVar("FinishedT")
+#: A partition, and what the rows of a file have in common within it.
+_Place: TypeAlias = tuple[str, str]
 
 MIB = 1 << 20
 #: Row groups that wait for the encoder; one more blocks the reader.
@@ -37,12 +40,14 @@ class Bounds:
             row group, however small. The other half is for row groups that wait for the encoder: beyond, the reader
             waits.
         open_files: Files open at once; beyond, the one written to least recently is finished.
+        buffers: Files for which rows wait; beyond, the largest buffer becomes a row group, however small.
         rows: Rows of a row group.
         age_s: Seconds after which a buffer becomes a row group, full or not.
     """
 
     buffered_bytes: int = 128 * MIB
     open_files: int = 32
+    buffers: int = 1024
     rows: int = 1 << 20
     age_s: float = 300.0
 
@@ -86,6 +91,8 @@ class RollingWriter(Generic[FinishedT]):
         discard: Drops a finished file; called by `abort`.
         partition_of: Gives the partition key of every time; a plain key where all rows go to one partition.
         time_column: The column that ``partition_of`` is asked about, and that rows are sorted by.
+        part_of: Gives what rows of one file have to have in common within a partition, as a text for each row; None if
+            that is nothing. Each finished file says its text.
         metadata: Gives the key-value metadata of a file's footer by partition key, when the file is finished; called
             in the encoder's thread.
         bounds: Limits of memory and open files; by default also wide enough for two row groups.
@@ -101,6 +108,7 @@ class RollingWriter(Generic[FinishedT]):
         discard: Callable[[FinishedT], None],
         partition_of: Callable[[pa.Array], pa.DictionaryArray] | str,
         time_column: str | None = None,
+        part_of: Callable[[pa.RecordBatch], pa.DictionaryArray] | None = None,
         metadata: Callable[[str], Mapping[str, str]] | None = None,
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -109,8 +117,9 @@ class RollingWriter(Generic[FinishedT]):
         self._bounds = bounds or Bounds(buffered_bytes=max(Bounds().buffered_bytes, 2 * settings.row_group_bytes))
         self._open_file, self._discard, self._partition_of = open_file, discard, partition_of
         self._time_column, self._metadata, self._clock = time_column, metadata, clock
-        self._buffers: dict[str, _Buffer] = {}
-        self._files: OrderedDict[str, _OpenFile[FinishedT]] = OrderedDict()
+        self._part_of = part_of
+        self._buffers: dict[_Place, _Buffer] = {}
+        self._files: OrderedDict[_Place, _OpenFile[FinishedT]] = OrderedDict()
         self._finished: dict[str, list[tuple[FinishedT, DataFile]]] = {}
         self._encodings: Encodings | None = None
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="parquet-encoder")
@@ -125,18 +134,27 @@ class RollingWriter(Generic[FinishedT]):
             ValueError: A row has no partition.
             Exception: Whatever an earlier write to a file raised.
         """
-        for key, rows in self._split(batch):
-            buffer = self._buffers.setdefault(key, _Buffer(self._clock()))
-            buffer.add(rows)
-            self._buffered_bytes += rows.nbytes
-            if buffer.size_bytes >= self._settings.row_group_bytes or buffer.rows >= self._bounds.rows:
-                self._flush(key)
+        for key, of_partition in self._split(batch):
+            for part, rows in [("", of_partition)] if self._part_of is None else _taken(of_partition, self._part_of):
+                self._buffer((key, part), rows)
         self._bound()
+
+    def _buffer(self, place: _Place, rows: pa.RecordBatch) -> None:
+        buffer = self._buffers.setdefault(place, _Buffer(self._clock()))
+        buffer.add(rows)
+        self._buffered_bytes += rows.nbytes
+        if buffer.size_bytes >= self._settings.row_group_bytes or buffer.rows >= self._bounds.rows:
+            self._flush(place)
+        elif len(self._buffers) > self._bounds.buffers:
+            self._flush(self._largest())
+
+    def _largest(self) -> _Place:
+        return max(self._buffers, key=lambda place: self._buffers[place].size_bytes)
 
     def close(self) -> Mapping[str, list[tuple[FinishedT, DataFile]]]:
         """Finishes all files and returns them by partition key; partitions without rows have none."""
-        for key in list(self._buffers):
-            self._flush(key)
+        for place in list(self._buffers):
+            self._flush(place)
         while self._jobs:
             self._await_oldest()
         self._encoder.submit(self._finish_all).result()
@@ -158,7 +176,7 @@ class RollingWriter(Generic[FinishedT]):
 
     def write_empty(self, key: str) -> None:
         """Writes a file without rows, for a partition whose readers need a schema."""
-        self._submit(lambda: self._open_only(key), 0)
+        self._submit(lambda: self._open_only((key, "")), 0)
 
     def _split(self, batch: pa.RecordBatch) -> list[tuple[str, pa.RecordBatch]]:
         if not batch.num_rows:
@@ -168,27 +186,21 @@ class RollingWriter(Generic[FinishedT]):
         keys = self._partition_of(batch.column(self._time_column))
         if keys.null_count:
             raise ValueError(f"{keys.null_count} rows have no {self._time_column} and thus no partition")
-        names = keys.dictionary.to_pylist()
-        if len(names) == 1:
-            return [(names[0], batch)]
-        codes = keys.indices.to_numpy()
-        rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
-        # Copies, not slices: the rows of a quiet partition would keep whole batches in memory.
-        return [(name, batch.take(pa.array(which))) for name, which in zip(names, rows, strict=True) if len(which)]
+        return _taken(batch, lambda _: keys)
 
     def _bound(self) -> None:
         while self._buffered_bytes > self._bounds.buffered_bytes // 2:
-            self._flush(max(self._buffers, key=lambda key: self._buffers[key].size_bytes))
+            self._flush(self._largest())
         while self._jobs and self._waiting_bytes > self._bounds.buffered_bytes // 2:
             self._await_oldest()
         oldest = self._clock() - self._bounds.age_s
-        for key in [key for key, buffer in self._buffers.items() if buffer.since <= oldest]:
-            self._flush(key)
+        for place in [place for place, buffer in self._buffers.items() if buffer.since <= oldest]:
+            self._flush(place)
 
-    def _flush(self, key: str) -> None:
-        buffer = self._buffers.pop(key)
+    def _flush(self, place: _Place) -> None:
+        buffer = self._buffers.pop(place)
         self._buffered_bytes -= buffer.size_bytes
-        self._submit(lambda: self._encode(key, buffer), buffer.size_bytes)
+        self._submit(lambda: self._encode(place, buffer), buffer.size_bytes)
 
     def _submit(self, job: Callable[[], None], size_bytes: int) -> None:
         while self._jobs and (len(self._jobs) > WAITING or self._jobs[0][0].done()):
@@ -203,21 +215,21 @@ class RollingWriter(Generic[FinishedT]):
 
     # What follows runs in the encoder's thread.
 
-    def _encode(self, key: str, buffer: _Buffer) -> None:
-        file = self._file(key)
+    def _encode(self, place: _Place, buffer: _Buffer) -> None:
+        file = self._file(place)
         before = file.parquet.size_bytes
         file.parquet.write_batches(buffer.batches)
         if buffer.rows >= SAMPLE_ROWS:
             self._encodings = file.parquet.encodings  # what suits one partition suits the next
         self.bytes_written += file.parquet.size_bytes - before
         if file.parquet.size_bytes >= self._settings.target_file_bytes:
-            self._finish(key)
+            self._finish(place)
 
-    def _file(self, key: str) -> _OpenFile[FinishedT]:
-        if key not in self._files:
+    def _file(self, place: _Place) -> _OpenFile[FinishedT]:
+        if place not in self._files:
             while len(self._files) >= self._bounds.open_files:
                 self._finish(next(iter(self._files)))
-            sink = self._open_file(key)
+            sink = self._open_file(place[0])
             parquet = ParquetFileWriter(
                 sink,
                 self._schema,
@@ -225,20 +237,35 @@ class RollingWriter(Generic[FinishedT]):
                 time_column=self._time_column,
                 encodings=self._encodings,
             )
-            self._files[key] = _OpenFile(sink, parquet)
-        self._files.move_to_end(key)
-        return self._files[key]
+            self._files[place] = _OpenFile(sink, parquet)
+        self._files.move_to_end(place)
+        return self._files[place]
 
-    def _open_only(self, key: str) -> None:
-        self._file(key)
+    def _open_only(self, place: _Place) -> None:
+        self._file(place)
 
-    def _finish(self, key: str) -> None:
-        file = self._files[key]
+    def _finish(self, place: _Place) -> None:
+        file = self._files[place]
+        key, part = place
         written = file.parquet.close(self._metadata(key) if self._metadata else None, name=file.sink.name)
         finished = file.sink.finish()
-        del self._files[key]
-        self._finished.setdefault(key, []).append((finished, written))
+        del self._files[place]
+        self._finished.setdefault(key, []).append((finished, msgspec.structs.replace(written, part=part)))
 
     def _finish_all(self) -> None:
-        for key in list(self._files):
-            self._finish(key)
+        for place in list(self._files):
+            self._finish(place)
+
+
+def _taken(
+    batch: pa.RecordBatch, names_of: Callable[[pa.RecordBatch], pa.DictionaryArray]
+) -> list[tuple[str, pa.RecordBatch]]:
+    """The rows by name, in their order."""
+    named = names_of(batch)
+    names = named.dictionary.to_pylist()
+    if len(names) == 1:
+        return [(names[0], batch)]
+    codes = named.indices.to_numpy()
+    rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
+    # Copies, not slices: the rows of a quiet partition would keep whole batches in memory.
+    return [(name, batch.take(pa.array(which))) for name, which in zip(names, rows, strict=True) if len(which)]

@@ -193,11 +193,14 @@ def plan_compaction(
     left = _set_aside(listed, rules, now=now, last_commit=last_commit) | unusable
     usable = [file for file in listed if file.name not in left]
     splits = [_split(file, rules) for file in usable if file.size_bytes > rules.target_file_bytes]
-    merges, reasons = _merges(
-        [file for file in usable if file.size_bytes <= rules.target_file_bytes], rules, closed=closed
-    )
+    merges: list[CompactionGroup] = []
+    for part in sorted({file.part for file in usable}):
+        mergeable = [file for file in usable if file.part == part and file.size_bytes <= rules.target_file_bytes]
+        found, reasons = _merges(mergeable, rules, closed=closed)
+        merges += found
+        left |= reasons
     groups, cut = _within_limits([*merges, *splits], rules)
-    left |= reasons | cut
+    left |= cut
     return CompactionPlan(
         groups=tuple(groups),
         left_alone=tuple(_left_alone(file, left, unusable) for file in listed if file.name in left),

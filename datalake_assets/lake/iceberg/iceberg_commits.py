@@ -25,7 +25,6 @@ from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate
-from pyiceberg.typedef import Record
 
 from datalake_assets.core.item_ids import IdsPosition
 from datalake_assets.core.manifest import Manifest
@@ -51,7 +50,6 @@ from datalake_assets.lake.iceberg.commit_records import (
 )
 from datalake_assets.lake.iceberg.data_files import data_file_of
 from datalake_assets.lake.iceberg.iceberg_catalogs import talking
-from datalake_assets.lake.iceberg.iceberg_schemas import value_of_key
 from datalake_assets.lake.iceberg.iceberg_views import (
     COMMIT,
     KIND,
@@ -222,9 +220,9 @@ def _change(
     return TableChange(
         operation=Operation.APPEND if operation is Operation.OVERWRITE and not removed else operation,
         added=[
-            _line(folder, key, staged, footers[staged.key], _table(view))
+            _line(folder, view, (key, file.part), staged=staged, footer=footers[staged.key])
             for key in planned
-            for staged, _ in work.changes[key].files
+            for staged, file in work.changes[key].files
         ],
         removed=removed,
         summary=said,
@@ -249,8 +247,14 @@ def _removed(view: TableView, planned: Mapping[str, Planned]) -> list[str]:
     return found
 
 
-def _line(folder: TablePlace, key: str, staged: StagedFile, footer: pq.FileMetaData, table: Table) -> IcebergFile:
-    partition = [] if folder.by is None else [value_of_key(key, folder.by)]
+def _line(
+    folder: TablePlace, view: TableView, at: tuple[str, str], *, staged: StagedFile, footer: pq.FileMetaData
+) -> IcebergFile:
+    """A file for a manifest; ``at`` are the key of its partition, and its part."""
+    table = _table(view)
+    if footer.num_rows and not at[1] and view.has_parts_alone:
+        raise CorruptLake(staged.key, "it was written without the values that its table keeps files apart by")
+    spec_id, partition = view.partition_of(*at)
     path = folder.uri_of(staged.key, table)
     ids = {field.name: field.field_id for field in table.schema().fields}
     for field in footer.schema.to_arrow_schema():
@@ -263,8 +267,8 @@ def _line(folder: TablePlace, key: str, staged: StagedFile, footer: pq.FileMetaD
         staged.size_bytes,
         schema=table.schema(),
         properties=table.properties,
-        spec_id=table.metadata.default_spec_id,
-        partition=Record(*partition),
+        spec_id=spec_id,
+        partition=partition,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ from datalake_assets.lake.iceberg.iceberg_catalogs import (
     talking,
 )
 from datalake_assets.lake.iceberg.iceberg_commits import commit_together
-from datalake_assets.lake.iceberg.iceberg_schemas import fresh_ids, is_storable, partition_field, with_field_ids
+from datalake_assets.lake.iceberg.iceberg_schemas import Parted, fresh_ids, is_storable, partition_spec, with_field_ids
 from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path, path_in_table
 from datalake_assets.lake.iceberg.transactions import Manifests, commit_updates, delete_quietly
 from datalake_assets.lake.layout import FeedFolder, folder_store
@@ -167,6 +167,15 @@ class IcebergFolder(FeedFolder):
         """Implements `FeedFolder`."""
         return is_storable(kind)
 
+    def part_of(self) -> Callable[[pa.RecordBatch], pa.DictionaryArray] | None:
+        """Implements `FeedFolder`."""
+        if not self.feed.format.parts:
+            return None
+        table = self.seen().table
+        if table is None:
+            raise AssertionError
+        return Parted(table.schema(), table.spec(), is_by_time=self.by is not None).of_rows
+
     def prepared(self, schema: pa.Schema, *, time_column: str | None) -> pa.Schema:
         """Implements `FeedFolder`: the table is there and has these columns; files get their ids."""
         for attempt in range(ATTEMPTS):
@@ -260,17 +269,16 @@ class IcebergFolder(FeedFolder):
         return folder_store(self.store, above or "/"), name
 
     def _check_spec(self, table: Table, time_column: str | None) -> None:
-        fields = table.spec().fields
-        wanted = [] if self.by is None or time_column is None else [time_column]
-        if [table.schema().find_column_name(each.source_id) for each in fields] != wanted:
+        wanted = partition_spec(table.schema(), self.by, time_column, self.feed.format.parts)
+        if _fields_of(table.spec()) != _fields_of(wanted):
             raise ConfigError(
-                f"the Iceberg table of feed {self.feed.name!r} is partitioned by {table.spec()}, not by {wanted}:"
-                " another engine changed it, or the feed's time column is another now"
+                f"the Iceberg table of feed {self.feed.name!r} is partitioned by {_spec_text(table.spec())}, not by"
+                f" {_spec_text(wanted)}: another engine changed it, or the feed's time column or parts are others now"
             )
 
     def _create(self, schema: pa.Schema, time_column: str | None) -> Table:
         own: Schema = pyarrow_to_schema(fresh_ids(schema))
-        spec = PartitionSpec() if self.by is None or time_column is None else partition_field(own, time_column, self.by)
+        spec = partition_spec(own, self.by, time_column, self.feed.format.parts)
         written = self.feed.format
         properties = {
             "format-version": "2",
@@ -282,6 +290,14 @@ class IcebergFolder(FeedFolder):
             "write.metadata.previous-versions-max": "100",
         }
         return create_table(self.store, self.feed, own, spec=spec, properties=properties)
+
+
+def _fields_of(spec: PartitionSpec) -> list[tuple[int, str]]:
+    return [(each.source_id, str(each.transform)) for each in spec.fields]
+
+
+def _spec_text(spec: PartitionSpec) -> str:
+    return ", ".join(f"{each.name} ({each.transform})" for each in spec.fields) or "nothing"
 
 
 class _IcebergLog(PartitionLog):

@@ -7,34 +7,61 @@ where there is none, the feed is refused. Nothing is ever rounded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 from pyiceberg.conversions import from_bytes
 from pyiceberg.manifest import DataFile as IcebergFile
-from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.partitioning import PartitionField, PartitionSpec, partition_record_value
 from pyiceberg.schema import Schema
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.transforms import DayTransform, HourTransform, MonthTransform, Transform
-from pyiceberg.types import DateType, ListType, MapType, PrimitiveType, StructType
+from pyiceberg.transforms import (
+    BucketTransform,
+    DayTransform,
+    HourTransform,
+    IdentityTransform,
+    MonthTransform,
+    Transform,
+)
+from pyiceberg.types import (
+    BinaryType,
+    BooleanType,
+    DateType,
+    DecimalType,
+    IcebergType,
+    IntegerType,
+    ListType,
+    LongType,
+    MapType,
+    PrimitiveType,
+    StringType,
+    StructType,
+    TimestampType,
+    TimestamptzType,
+)
 
-from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, rows_to_text
+from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, rows_to_text, values_of
 from datalake_assets.core.partitions import PartitionBy, key_of, window_of
 from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, SchemaChanged
 from datalake_assets.parquet.writer import moment_of
+from datalake_assets.policies import PartitionPart
 
 __all__ = [
+    "Parted",
     "StorableBatches",
     "column_bounds_of",
     "fresh_ids",
     "is_storable",
     "key_of_value",
-    "partition_field",
+    "partition_spec",
     "storable",
     "time_bounds_of",
     "value_of_key",
@@ -46,6 +73,32 @@ _TRANSFORMS: Final[dict[PartitionBy, Transform[Any, int]]] = {
     PartitionBy.DAY: DayTransform(),
     PartitionBy.HOUR: HourTransform(),
 }
+#: Types whose values files may be kept apart by. Not by floats: a value that is not a number equals nothing.
+_IDENTITIES: Final = (
+    BooleanType,
+    IntegerType,
+    LongType,
+    StringType,
+    BinaryType,
+    DateType,
+    TimestampType,
+    TimestamptzType,
+    DecimalType,
+)
+#: Types that Iceberg hashes (specification, "Bucket Transform Details").
+_BUCKETED: Final = tuple(each for each in _IDENTITIES if each is not BooleanType)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _as_json(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value) if isinstance(value, Decimal) else value
+
+
+_AS_WRITTEN: Final[dict[type[IcebergType], Callable[[Any], Any]]] = {BinaryType: bytes.fromhex, DecimalType: Decimal}
+Parts: TypeAlias = Sequence[PartitionPart]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Digits of a decimal in Iceberg.
 _DIGITS = 38
@@ -285,15 +338,99 @@ def _numbered(field: pa.Field, number: int, kind: Any) -> pa.Field:
     return field.with_type(arrow).with_metadata({**(field.metadata or {}), b"PARQUET:field_id": str(number).encode()})
 
 
-def partition_field(schema: Schema, column: str, by: PartitionBy) -> PartitionSpec:
-    """The partitions of a stream's table: its time column, by hour, day or month."""
+def partition_spec(schema: Schema, by: PartitionBy | None, time_column: str | None, parts: Parts) -> PartitionSpec:
+    """How a feed's table is partitioned: a stream's by hour, day or month of its time column, and by its parts.
+
+    Raises:
+        ConfigError: The table has no such column, or one that cannot be partitioned by so.
+    """
+    fields = [] if by is None or time_column is None else [_time_field(schema, time_column, by)]
+    for part in parts:
+        kind = _kind_of(schema, part.column)
+        transform: Transform[Any, Any] = IdentityTransform() if part.buckets is None else BucketTransform(part.buckets)
+        taken = _IDENTITIES if part.buckets is None else _BUCKETED
+        if not isinstance(kind, taken):
+            allowed = ", ".join(sorted(str(each) for each in _names_of(taken)))
+            raise ConfigError(f"column {part.column!r} is {kind}: format.parts takes by {part.transform} {allowed}")
+        name = part.column if part.buckets is None else f"{part.column}_bucket"
+        if part.buckets is not None and name in schema.column_names:
+            raise ConfigError(f"format.parts: buckets of {part.column!r} are named {name!r}, as a column is: rename it")
+        number = schema.find_field(part.column).field_id
+        fields.append(PartitionField(number, 1000 + len(fields), transform, name))
+    return PartitionSpec(*fields)
+
+
+def _time_field(schema: Schema, column: str, by: PartitionBy) -> PartitionField:
     source = schema.find_field(column)
     if by is PartitionBy.HOUR and isinstance(source.field_type, DateType):
         raise ConfigError(f"column {column!r} is a date, which has no hours: partition the feed by day or month")
-    field = PartitionField(
+    return PartitionField(
         source_id=source.field_id, field_id=1000, transform=_TRANSFORMS[by], name=f"{column}_{by.value}"
     )
-    return PartitionSpec(field)
+
+
+def _kind_of(schema: Schema, column: str) -> IcebergType:
+    if column not in {field.name for field in schema.fields}:
+        raise ConfigError(f"format.parts: the feed has no column {column!r}; it has {', '.join(schema.column_names)}")
+    return schema.find_field(column).field_type
+
+
+def _names_of(kinds: tuple[type[PrimitiveType], ...]) -> list[str]:
+    return [each.__name__.removesuffix("Type").lower() for each in kinds]
+
+
+class Parted:
+    """By which values, besides the time, a table's files are kept apart: as texts, since plans compare them.
+
+    Args:
+        schema: The table's.
+        spec: Its partition spec.
+        is_by_time: Whether the first field of that is the feed's partition in time.
+    """
+
+    def __init__(self, schema: Schema, spec: PartitionSpec, *, is_by_time: bool) -> None:
+        self._schema, self._spec = schema, spec
+        self._fields = spec.fields[1:] if is_by_time else spec.fields
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether there are any."""
+        return bool(self._fields)
+
+    def of_rows(self, rows: pa.RecordBatch) -> pa.DictionaryArray:
+        """The text of each row."""
+        columns = []
+        for field in self._fields:
+            name = self._schema.find_column_name(field.source_id)
+            source = self._schema.find_type(field.source_id)
+            columns.append(field.transform.pyarrow_transform(source)(rows.column(name)))
+        encoded = [column.dictionary_encode(null_encoding="encode") for column in columns]
+        codes = np.stack([np.asarray(each.indices) for each in encoded], axis=1)
+        found, rows_of = np.unique(codes, axis=0, return_inverse=True)
+        names = [values_of(each.dictionary) for each in encoded]
+        texts = [self._text([values[code] for values, code in zip(names, each, strict=True)]) for each in found]
+        return pa.DictionaryArray.from_arrays(pa.array(rows_of.ravel(), pa.int32()), pa.array(texts, pa.string()))
+
+    def _text(self, values: Sequence[Any]) -> str:
+        found = []
+        for field, value in zip(self._fields, values, strict=True):
+            is_number = isinstance(field.transform, BucketTransform)
+            found.append(value if is_number else partition_record_value(field, value, self._schema))
+        return self.text(found)
+
+    def text(self, values: Sequence[Any]) -> str:
+        """The text of a file's values, as Iceberg has them: another engine may change the table's spec meanwhile."""
+        return f"{self._spec.spec_id}:{json.dumps([_as_json(each) for each in values], ensure_ascii=False)}"
+
+    def values(self, text: str) -> list[Any]:
+        """The values of a text, as Iceberg has them; nulls for a file that has no rows."""
+        if not text:
+            return [None] * len(self._fields)
+        found = []
+        for field, value in zip(self._fields, json.loads(text.partition(":")[2]), strict=True):
+            kind = field.transform.result_type(self._schema.find_type(field.source_id))
+            found.append(None if value is None else _AS_WRITTEN.get(type(kind), _as_it_is)(value))
+        return found
 
 
 def value_of_key(key: str, by: PartitionBy) -> int:
@@ -314,7 +451,8 @@ def key_of_value(value: int, by: PartitionBy) -> str:
 def time_bounds_of(file: IcebergFile, metadata: TableMetadata) -> tuple[datetime | None, datetime | None]:
     """The earliest and the latest time in the column that partitions a table; None where it is not partitioned."""
     fields = metadata.spec().fields
-    return column_bounds_of(file, metadata, fields[0].source_id) if fields else (None, None)
+    is_by_time = fields and isinstance(fields[0].transform, tuple(type(each) for each in _TRANSFORMS.values()))
+    return column_bounds_of(file, metadata, fields[0].source_id) if is_by_time else (None, None)
 
 
 def column_bounds_of(

@@ -21,6 +21,7 @@ from pyiceberg.manifest import ManifestContent, ManifestEntry
 from pyiceberg.table import Table
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
+from pyiceberg.typedef import Record
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.item_ids import IdsPosition
@@ -28,7 +29,7 @@ from datalake_assets.core.manifest import HISTORY, Commit, Manifest
 from datalake_assets.core.partitions import PartitionBy, version_key, version_number
 from datalake_assets.core.position import OffsetsPosition, Position, SnapshotPosition, position_from_json
 from datalake_assets.errors import ConfigError
-from datalake_assets.lake.iceberg.iceberg_schemas import key_of_value, time_bounds_of
+from datalake_assets.lake.iceberg.iceberg_schemas import Parted, key_of_value, time_bounds_of, value_of_key
 from datalake_assets.lake.iceberg.transactions import Manifests
 
 __all__ = [
@@ -331,6 +332,44 @@ class TableView:
             )
         return key_of_value(file.partition[0], self._by)
 
+    @cached_property
+    def _parted(self) -> Mapping[int, Parted]:
+        """How files are kept apart besides by time, by the ids of specs; the table has had some."""
+        if self.table is None:
+            return {}
+        schema, is_by_time = self.table.schema(), self._by is not None
+        return {number: Parted(schema, spec, is_by_time=is_by_time) for number, spec in self.table.specs().items()}
+
+    def partition_of(self, key: str, part: str) -> tuple[int, Record]:
+        """The spec's id and the values of a partition, for a file of rows of ``part``."""
+        if self.table is None:
+            raise AssertionError
+        spec_id = int(part.partition(":")[0]) if part else self._spec_by_time()
+        time = [] if self._by is None else [value_of_key(key, self._by)]
+        return spec_id, Record(*time, *self._parted[spec_id].values(part))
+
+    def _spec_by_time(self) -> int:
+        """The spec for files that are not kept apart by more than time: the table's own, unless others changed that."""
+        own = self.table.metadata.default_spec_id if self.table is not None else 0
+        return max((number for number, each in self._parted.items() if not each.is_parted), default=own)
+
+    @property
+    def has_parts_alone(self) -> bool:
+        """Whether files have always been kept apart by more than time."""
+        return all(each.is_parted for each in self._parted.values())
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether files are kept apart by more than time."""
+        return self.table is not None and self._parted[self.table.metadata.default_spec_id].is_parted
+
+    def _part(self, file: IcebergFile) -> str:
+        """What a file is kept apart by, besides time; where that is nothing, files of all specs may be merged."""
+        if not self.is_parted:
+            return ""
+        values = [file.partition[place] for place in range(self._by is not None, len(file.partition))]
+        return self._parted[file.spec_id].text(values)
+
     def _data_file(self, key: str, line: _Line) -> DataFile:
         file, table = line.file, self.table
         low, high = time_bounds_of(file, table.metadata) if table is not None else (None, None)
@@ -340,6 +379,7 @@ class TableView:
             size_bytes=file.file_size_in_bytes,
             min_time=low,
             max_time=high,
+            part=self._part(file),
         )
 
     def _name(self, key: str, file: IcebergFile) -> str:
