@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
+from datalake_assets_tests.dagster_storage import spare_storages
 from datalake_assets_tests.fault_proxy import FaultProxy
 
 #: Objects made before the young ones are looked through, as gc.set_threshold takes them; Python's own first is 700.
@@ -40,7 +42,7 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _frugal() -> Iterator[None]:
+def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Spares what took a fifth of the suite's time, and changes nothing that a test in this process can see.
 
     No test cuts the power, so that what is handed to the disk need not arrive (`lake/store/test_local.py` records what
@@ -62,6 +64,8 @@ def _frugal() -> Iterator[None]:
         patch.setenv("GOGC", "400")
         patch.setenv("GOMEMLIMIT", "600MiB")
         patch.setattr(ScriptDirectory, "from_config", read_once)
+        if "dagster" in sys.modules:  # in a run of all tests it is
+            spare_storages(patch, tmp_path_factory.mktemp("dagster"))
         yield
 
 

@@ -133,17 +133,21 @@ def dagster_home(run, lake, tmp_path, monkeypatch) -> Path:
     return tmp_path / "dagster"
 
 
-@pytest.mark.parametrize("text", ["{: [", "- 1", "foo: bar", "\x00", None])
-def test_a_dagster_home_with_wrong_settings_is_one_line(run, dagster_home, text):
-    if text is None:
-        (dagster_home / "dagster.yaml").unlink()
-        (dagster_home / "dagster.yaml").mkdir()
-    else:
-        (dagster_home / "dagster.yaml").write_text(text)
+def _is_refused(run, home: Path, text: str) -> None:
     result = run("export", "--all")
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: DAGSTER_HOME {dagster_home} cannot be used: ")
+    assert (text, result.exit_code) == (text, 1)
+    assert result.stderr.startswith(f"Error: DAGSTER_HOME {home} cannot be used: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_dagster_home_with_wrong_settings_is_one_line(run, dagster_home):
+    settings = dagster_home / "dagster.yaml"
+    for text in ("{: [", "- 1", "foo: bar", "\x00"):
+        settings.write_text(text)
+        _is_refused(run, dagster_home, text)
+    settings.unlink()
+    settings.mkdir()
+    _is_refused(run, dagster_home, "a folder")
 
 
 def test_a_damaged_history_is_one_line_and_the_lake_is_repaired_all_the_same(run, dagster_home, lake):

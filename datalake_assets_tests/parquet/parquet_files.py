@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import io
 from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
 
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.footer import Footer, parse_footer
@@ -141,3 +143,19 @@ def edited(body, *, column=None, chunk=None, group=None, file=None):
     length = int.from_bytes(body[-8:-4], "little")
     encoded = struct(CompactReader(body[-8 - length : -8]), file, in_file)
     return body[: -8 - length] + encoded + len(encoded).to_bytes(4, "little") + b"PAR1"
+
+
+class _Kms(pe.KmsClient):
+    """Keys in the clear: tests are about what happens without them."""
+
+    def wrap_key(self, key_bytes, master_key_identifier):
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key, master_key_identifier):
+        return base64.b64decode(wrapped_key)
+
+
+def encryption_of(column, *, plaintext_footer):
+    """What Arrow's writer is given to encrypt a column."""
+    config = pe.EncryptionConfiguration(footer_key="f", column_keys={"c": [column]}, plaintext_footer=plaintext_footer)
+    return pe.CryptoFactory(lambda _: _Kms()).file_encryption_properties(pe.KmsConnectionConfig(), config)

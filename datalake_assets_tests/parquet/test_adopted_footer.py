@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import io
 import os
@@ -11,13 +10,12 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.parquet.encryption as pe
 import pytest
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.adopted_footer import bytes_needed, is_parquet, is_time, read_adopted_footer
 from datalake_assets.parquet.thrift import zigzag
-from datalake_assets_tests.parquet.parquet_files import edited
+from datalake_assets_tests.parquet.parquet_files import edited, encryption_of
 
 UTC = dt.UTC
 TIMES = [dt.datetime(2025, 1, 3), None, dt.datetime(2025, 1, 1, 1, 2, 3), dt.datetime(2025, 1, 2)]  # noqa: DTZ001
@@ -113,21 +111,10 @@ def test_is_parquet_goes_by_the_magic():
     assert [is_parquet(body) for body in (GOOD, b"...PARE", b"text", b"")] == [True, True, False, False]
 
 
-class _Kms(pe.KmsClient):
-    """Keys in the clear: the test is about what a reader without them is told."""
-
-    def wrap_key(self, key_bytes, master_key_identifier):
-        return base64.b64encode(key_bytes)
-
-    def unwrap_key(self, wrapped_key, master_key_identifier):
-        return base64.b64decode(wrapped_key)
-
-
 @pytest.mark.parametrize("plaintext_footer", [True, False])
 def test_encrypted_columns_are_told_and_do_not_abort_the_process(plaintext_footer):
     table = pa.table({"id": [1, 2], "at": TIMES[2:]})
-    config = pe.EncryptionConfiguration(footer_key="f", column_keys={"c": ["at"]}, plaintext_footer=plaintext_footer)
-    properties = pe.CryptoFactory(lambda _: _Kms()).file_encryption_properties(pe.KmsConnectionConfig(), config)
+    properties = encryption_of("at", plaintext_footer=plaintext_footer)
     file = io.BytesIO()
     with pq.ParquetWriter(file, table.schema, encryption_properties=properties) as writer:
         writer.write_table(table)

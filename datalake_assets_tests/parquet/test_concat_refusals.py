@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.parquet.concat import ConcatWriter
+from datalake_assets.parquet.concat import MAX_ROW_GROUPS, ConcatWriter
 from datalake_assets.parquet.pages import UnsoundPages
-from datalake_assets_tests.parquet.parquet_files import concatenated, footer, numbers, parquet, read, reader, rows
+from datalake_assets_tests.parquet.parquet_files import (
+    concatenated,
+    encryption_of,
+    footer,
+    numbers,
+    parquet,
+    read,
+    reader,
+    rows,
+)
 from datalake_assets_tests.parquet.sinks import MemorySink
 
 
@@ -42,6 +55,14 @@ def test_more_row_groups_than_can_be_numbered_are_refused(monkeypatch):
 
     with pytest.raises(ValueError, match="at most 5 row groups"):
         concatenated(body, body)
+
+
+def test_arrow_too_numbers_so_many_row_groups_and_no_more():
+    """It numbers those of encrypted files alone, and refuses the second after the last: the first number is 0."""
+    table = pa.table({"n": range(MAX_ROW_GROUPS + 2)})
+    properties = encryption_of("n", plaintext_footer=True)
+    with pytest.raises(OSError, match=f"more than {MAX_ROW_GROUPS} row groups"):
+        pq.write_table(table, io.BytesIO(), row_group_size=1, encryption_properties=properties)
 
 
 def test_a_damaged_file_leaves_the_writer_as_it_was():

@@ -74,7 +74,14 @@ AGREED = pa.table(
 
 def beside_agreed(column, field=None, **options):
     """A file of the columns on which all agree, and this one."""
-    table = AGREED.append_column(field or pa.field("c", column.type), column)
+    return all_beside_agreed([(field or pa.field("c", column.type), column)], **options)
+
+
+def all_beside_agreed(columns, **options):
+    """A file of the columns on which all agree, and these: fields and values."""
+    table = AGREED
+    for field, column in columns:
+        table = table.append_column(field, column)
     return with_elements(encoded(table, **options), converted_only("t", TIMESTAMP_MICROS))
 
 
@@ -95,18 +102,20 @@ def by_narrower(bodies):
 
 
 @pytest.mark.parametrize("places", by_narrower([((0, 1),), ((1, 0),)]))
-@pytest.mark.parametrize("nested", NESTED)
 @pytest.mark.parametrize(("narrow", "wide", "values"), PAIRS, ids=str)
-def test_files_of_two_types_become_one_of_the_wider(narrow, wide, values, nested, places):
-    columns = [column_of(kind, values, nested) for kind in (narrow, wide)]
-    bodies = [beside_agreed(column, store_decimal_as_integer=True) for column in columns]
+def test_files_of_two_types_become_one_of_the_wider(narrow, wide, values, places):
+    """However a column holds them: one file has them all, and each is looked at for itself."""
+    columns = [{nested: column_of(kind, values, nested) for nested in NESTED} for kind in (narrow, wide)]
+    bodies = [all_beside_agreed(each.items(), store_decimal_as_integer=True) for each in columns]
     out = merged(*(bodies[place] for place in places))
     read = pq.read_table(io.BytesIO(out))
-    assert read.schema.field("c").type == columns[1].type
-    assert read["c"].to_pylist() == 2 * columns[1].to_pylist()
-    assert read.drop_columns("c").equals(pa.concat_tables([AGREED] * 2))
-    assert elements(out)[:-1] == elements(bodies[0])[:-1]
-    assert elements(out)[-1] == elements(bodies[1])[-1]
+    for nested, column in columns[1].items():
+        assert (nested, read.schema.field(nested).type) == (nested, column.type)
+        assert read[nested].to_pylist() == 2 * column.to_pylist()
+    assert read.drop_columns(list(NESTED)).equals(pa.concat_tables([AGREED] * 2))
+    agreed = len(AGREED.schema)
+    assert elements(out)[:agreed] == elements(bodies[0])[:agreed] == elements(bodies[1])[:agreed]
+    assert elements(out)[agreed:] == elements(bodies[1])[agreed:]
 
 
 @pytest.mark.parametrize("places", by_narrower([((0, 1),), ((1, 0),)]))
