@@ -49,7 +49,6 @@ REASONS = {
     "sources.ksqldb.decode.flat": "the fast way for rows without nesting",
     "sources.ksqldb.decode.response": "the framing of answers, apart from their rows",
     "sources.ksqldb.reading": "when a read is at its end; the largest subject of the source",
-    "testing.table_cases": "what whoever runs the suites of tables writes for his own",
     "testing.stores": "a suite that every store runs; that of staged files looks at a store as it does",
 }
 
@@ -119,6 +118,7 @@ OF_FILES = (
     "datalake_assets.lake.compaction_inputs",
     "datalake_assets.lake.compaction_rehearsal",
     "datalake_assets.lake.deleted_keys",
+    "datalake_assets.lake.deletion",
     "datalake_assets.lake.export_commits",
     "datalake_assets.lake.export_kinds",
     "datalake_assets.lake.hive",

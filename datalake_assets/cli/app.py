@@ -55,6 +55,7 @@ COMMANDS = {
     "sql": "Answer a SELECT over the feeds, by DuckDB, exactly as committed.",
     "ops": "Answer one request of the write API, a JSON document on standard input.",
     "quarantine": "Look at rows that could not be landed, and land them once the feed was mended.",
+    "delete": "Delete the rows of a feed that a condition is true of; first shows how many.",
     "verify": "Compare manifests with objects, of NAME or of all feeds.",
     "repair": "Finish or undo interrupted commits, sweep leftovers, free stuck pool slots.",
     "serve": "Run an embedded server, or the write API, on this machine until Ctrl-C.",

@@ -20,6 +20,8 @@ from datalake_assets.core.wording import size_text
 
 __all__ = [
     "SIZE_BUCKETS",
+    "UPKEEP",
+    "Deletion",
     "Expired",
     "ExportResult",
     "FailedCheck",
@@ -35,6 +37,8 @@ __all__ = [
     "bucket_of",
 ]
 
+#: Kinds of commits that bring nothing from a source: of how fresh a feed is they do not tell.
+UPKEEP = frozenset({"compact", "erase"})
 #: Buckets of file sizes: below 64 KiB, fourteen that double from there, 1 GiB and more.
 SIZE_BUCKETS = 16
 #: 64 KiB is 2 to this.
@@ -402,6 +406,32 @@ class PagesCompared:
 
 
 @dataclass(frozen=True, slots=True)
+class Deletion:
+    """Rows of a partition that a condition is true of, on their way out, or gone.
+
+    Attributes:
+        key: The partition.
+        rows: How many rows the partition had.
+        files: How many data files it had.
+        matching: How many rows go, or went, by the name of their file; files without such a row are not in it.
+        bytes_read: Size of the files with such rows, which are rewritten, or go if none of their rows stays.
+        partition: The partition now; None if nothing was done.
+    """
+
+    key: str
+    rows: int
+    files: int
+    matching: Mapping[str, int]
+    bytes_read: int = 0
+    partition: PartitionFacts | None = None
+
+    @property
+    def rows_deleted(self) -> int:
+        """How many rows go, or went."""
+        return sum(self.matching.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
     """What a table let go of.
 
@@ -409,8 +439,10 @@ class Expired:
         snapshots: Past states that nobody can read any more.
         files: Files that only those had, deleted.
         orphans: Files that nothing named, deleted.
+        kept: Past states that stay: too young, or a branch or a tag of others keeps them.
     """
 
     snapshots: int = 0
     files: int = 0
     orphans: int = 0
+    kept: int = 0

@@ -66,8 +66,8 @@ class Pending:
 
     Attributes:
         commit_id: Names the commit, through all attempts.
-        kind: ``append``, ``merge``, ``replace``, ``snapshot``, ``compact`` or ``delete``; in the history also
-            ``reconcile``, and ``copied`` where the same files were found with other ETags.
+        kind: ``append``, ``merge``, ``replace``, ``snapshot``, ``compact``, ``erase`` or ``delete``; in the history
+            also ``reconcile``, and ``copied`` where the same files were found with other ETags.
         run_id: The run that made it; empty if none.
         publish: Files to make visible.
         remove: Names of files that it replaces.

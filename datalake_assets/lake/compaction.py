@@ -30,7 +30,7 @@ from datalake_assets.core.compaction.plan import (
     plan_compaction,
     rules_of,
 )
-from datalake_assets.core.facts import PlannedPartition
+from datalake_assets.core.facts import UPKEEP, PlannedPartition
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import window_of
@@ -53,7 +53,17 @@ from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
 from datalake_assets.parquet.writer import ParquetSettings
 
-__all__ = ["Compaction", "Guard", "compact", "gains_nothing", "partition_health", "plan_of"]
+__all__ = [
+    "Compaction",
+    "Guard",
+    "as_inputs",
+    "compact",
+    "footer_of",
+    "gains_nothing",
+    "partition_health",
+    "plan_of",
+    "staging_opener",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +85,7 @@ def plan_of(
 
 def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PlannedPartition:
     """A partition's facts, and what its compaction policy would do by ``plan``."""
-    last = max((commit.at for commit in manifest.history if commit.kind != "compact"), default=None)
+    last = max((commit.at for commit in manifest.history if commit.kind not in UPKEEP), default=None)
     return health_of(key, manifest.files, plan, rules, last_write=last)
 
 
@@ -285,7 +295,7 @@ class Compaction:
                 made=self._tally.made,
             )
             with closing(inputs):
-                metadata = self._footer(commit_id, manifest)
+                metadata = footer_of(self._folder, manifest, commit_id=commit_id, run_id=self._run_id)
                 done = rewrite(self._given(inputs), settings, opener, metadata=metadata, on_progress=on_progress)
             checksums.update(inputs.checksums)
             return done
@@ -303,16 +313,7 @@ class Compaction:
             return _Work(group, commit_id, Rewritten(rejected=culprits), frozenset(culprits))
 
     def _opener(self) -> Opener[StagedFile]:
-        """Where outputs go."""
-        store, at = self._folder.data_store, self._folder.store.now()
-
-        def open_output() -> StagedWriter:
-            return store.stage(self._log.key_of(data_file_name("compacted", at, self._folder.new_id())))
-
-        block_bytes = (8 if "://" in store.uri else 1) << 20
-        return Opener(
-            open_output, store.discard_staged, store.read_staged, where=self._log.data_folder, block_bytes=block_bytes
-        )
+        return staging_opener(self._folder, self._log, prefix="compacted")
 
     def _given(self, inputs: Inputs) -> Sequence[Input]:
         return inputs.files
@@ -347,15 +348,6 @@ class Compaction:
         for staged, _ in done.outputs:
             self._folder.data_store.discard_staged(staged)
 
-    def _footer(self, commit_id: str, manifest: Manifest) -> dict[str, str]:
-        """What a file says of itself; its rows are among those that the partition's position stands for."""
-        return {
-            "datalake.feed": self._folder.feed.name,
-            "datalake.commit_id": commit_id,
-            "datalake.run_id": self._run_id,
-            "datalake.position": json.dumps(manifest.position.to_json() if manifest.position else {}),
-        }
-
     def _commit(self, work: _Work) -> None:
         if work.done is None:  # merged by somebody else: what did they make of it?
             self._loaded = self._settled()
@@ -378,7 +370,7 @@ class Compaction:
             checksums = {name: checksum for name, checksum in work.checksums.items() if name in inputs}
             return Planned(remove=tuple(inputs), checksums=checksums)
 
-        files = tuple((staged, _as_inputs(file, inputs.values())) for staged, file in work.done.outputs)
+        files = tuple((staged, as_inputs(file, inputs.values())) for staged, file in work.done.outputs)
         try:
             change = Change(work.commit_id, "compact", files, planned, self._run_id)
             self._loaded, _ = self._log.commit(change, base=self._loaded)
@@ -452,6 +444,27 @@ class Compaction:
         return partition_health(self._key, after, plan, policy)
 
 
+def staging_opener(folder: FeedFolder, log: PartitionLog, *, prefix: str) -> Opener[StagedFile]:
+    """Where files of a partition that are written anew are staged."""
+    store, at = folder.data_store, folder.store.now()
+
+    def open_output() -> StagedWriter:
+        return store.stage(log.key_of(data_file_name(prefix, at, folder.new_id())))
+
+    block_bytes = (8 if "://" in store.uri else 1) << 20
+    return Opener(open_output, store.discard_staged, store.read_staged, where=log.data_folder, block_bytes=block_bytes)
+
+
+def footer_of(folder: FeedFolder, manifest: Manifest, *, commit_id: str, run_id: str) -> dict[str, str]:
+    """What such a file says of itself; its rows are among those that the partition's position stands for."""
+    return {
+        "datalake.feed": folder.feed.name,
+        "datalake.commit_id": commit_id,
+        "datalake.run_id": run_id,
+        "datalake.position": json.dumps(manifest.position.to_json() if manifest.position else {}),
+    }
+
+
 def _is_of_files(error: Exception) -> bool:
     """Whether an error of a rewrite comes from what is in the files, and not from where they are or are written."""
     return not isinstance(error, (DatalakeError, _Stopped)) or isinstance(error, CorruptLake)
@@ -470,7 +483,7 @@ def gains_nothing(done: Rewritten[StagedFile]) -> str:
     return ""
 
 
-def _as_inputs(file: DataFile, inputs: Collection[DataFile]) -> DataFile:
+def as_inputs(file: DataFile, inputs: Collection[DataFile]) -> DataFile:
     """An output is of its inputs' part; where its statistics say nothing of its times, theirs enclose them."""
     (part,) = {each.part for each in inputs}
     return msgspec.structs.replace(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
-from datalake_assets.core.facts import Expired, PartitionFacts, PlannedPartition, Problem
+from datalake_assets.core.facts import Deletion, Expired, PartitionFacts, PlannedPartition, Problem
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
@@ -350,6 +351,27 @@ class HiveTable:
         """Implements `LakeTable`."""
         return compaction.compact(self._folder, key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
 
+    def deletion_plan(self, key: str, where: str) -> Deletion:
+        """Implements `LakeTable`."""
+        from datalake_assets.lake.deletion import deletion_plan  # noqa: PLC0415  imports DuckDB
+
+        self._refuse_rows_of_others()
+        return deletion_plan(self._folder, key, where)
+
+    def delete_rows(self, key: str, where: str, *, run_id: str = "") -> Deletion:
+        """Implements `LakeTable`."""
+        from datalake_assets.lake.deletion import delete_rows  # noqa: PLC0415  imports DuckDB
+
+        self._refuse_rows_of_others()
+        return delete_rows(self._folder, key, where, run_id=run_id)
+
+    def _refuse_rows_of_others(self) -> None:
+        if not self.is_written_by_us:
+            raise ConfigError(
+                f"feed {self.feed.name!r} is {self.feed.written_by}: others write its rows, and would write them again;"
+                f" delete them there, and 'datalake repair {self.feed.name}' takes that over"
+            )
+
     def count_broken(
         self, rules: Sequence[Rule], keys: Sequence[str] | None, *, seen: TableSnapshot | None = None
     ) -> Iterator[tuple[Rule, RuleCount]]:
@@ -381,7 +403,12 @@ class HiveTable:
         """Implements `LakeTable`."""
         return repair(self._folder)
 
-    def expire(self) -> Expired:
+    @property
+    def past_stays(self) -> timedelta | None:
+        """Implements `LakeTable`."""
+        return None
+
+    def expire(self, *, all_past: bool = False) -> Expired:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`: what was replaced is gone already."""
         return Expired()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from datalake_assets.core.batches import QuarantinedRow, RejectedRow
@@ -19,7 +19,7 @@ from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.errors import ObjectNotFound
 from datalake_assets.lake.store.base import Store
 
-__all__ = ["Quarantine", "Reason", "quarantine_objects", "quarantined_rows", "reasons", "write_lines"]
+__all__ = ["Quarantine", "Reason", "quarantine_objects", "quarantined_rows", "reasons", "take_out", "write_lines"]
 
 #: Bytes of lines held before they are written.
 FLUSH_BYTES = 1 << 20
@@ -65,6 +65,23 @@ def write_lines(store: Store, folder: str, lines: Iterable[bytes]) -> str:
     key = f"{folder}/{hashlib.blake2b(body, digest_size=12).hexdigest()}.jsonl"
     store.put(key, body)
     return key
+
+
+def take_out(store: Store, folder: str, is_gone: Callable[[str, Sequence[QuarantinedRow]], Sequence[bool]]) -> None:
+    """Writes objects anew without some of their lines; the new one first, so that no other line is ever lost.
+
+    Args:
+        store: The lake.
+        folder: Where they are.
+        is_gone: Tells of the rows of an object, by the path of their partition, which go.
+    """
+    for key, path, rows in quarantine_objects(store, folder):
+        kept = [row for row, gone in zip(rows, is_gone(path, rows), strict=True) if not gone]
+        if len(kept) == len(rows):
+            continue
+        written = write_lines(store, key.rpartition("/")[0], (row.to_line() for row in kept)) if kept else ""
+        if written != key:
+            store.delete([key])
 
 
 def quarantine_objects(store: Store, folder: str) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:

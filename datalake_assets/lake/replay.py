@@ -42,7 +42,7 @@ from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export, Staged
 from datalake_assets.lake.landing import Mask, OffsetsFence
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.quarantined_rows import Quarantine, quarantine_objects, write_lines
+from datalake_assets.lake.quarantined_rows import Quarantine, quarantine_objects, take_out
 from datalake_assets.lake.store.swap import retried
 
 __all__ = ["refuse_pulled", "replay"]
@@ -456,14 +456,8 @@ def _joined(taken: Iterable[Mapping[int, Runs]]) -> dict[int, Runs]:
 
 
 def _take_out(folder: FeedFolder, epoch: int, landed: Mapping[int, Runs]) -> None:
-    """Writes objects anew without the lines of these rows; the new one first, so that no other line is ever lost."""
-    for key, _, rows in quarantine_objects(folder.store, folder.quarantine):
-        kept = [row for row in rows if not _is_gone(row, epoch, landed)]
-        if len(kept) == len(rows):
-            continue
-        written = write_lines(folder.store, key.rpartition("/")[0], (row.to_line() for row in kept)) if kept else ""
-        if written != key:
-            folder.store.delete([key])
+    """Takes the lines of these rows out of quarantine."""
+    take_out(folder.store, folder.quarantine, lambda _, rows: [_is_gone(row, epoch, landed) for row in rows])
     folder.state.change(lambda now: now.without_rejected(landed, epoch=epoch))
 
 

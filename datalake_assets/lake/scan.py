@@ -40,7 +40,7 @@ from datalake_assets.parquet.adopted_footer import INT96_UNIT
 from datalake_assets.parquet.decoding import is_dense, open_parquet, tables
 from datalake_assets.parquet.schemas import conform_table
 
-__all__ = ["BoundedDataset", "PartitionColumns", "committed_files", "partition_footers", "scan"]
+__all__ = ["BoundedDataset", "PartitionColumns", "committed_files", "partition_footers", "scan", "with_given"]
 
 #: How Hive writes a null into a path.
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -256,14 +256,15 @@ def _in_pieces(
     given = ds.get_partition_keys(fragment.partition_expression)
     with dataset.filesystem.open_input_file(fragment.path) as opened:
         pieces = tables(open_parquet(opened, int96_unit=INT96_UNIT), source=opened)
-        batches = (batch for piece in pieces for batch in _with_given(piece, dataset.schema, given).to_batches())
+        batches = (batch for piece in pieces for batch in with_given(piece, dataset.schema, given).to_batches())
         scanner = ds.Scanner.from_batches(
             batches, schema=dataset.schema, columns=columns, filter=where, batch_readahead=1, fragment_readahead=1
         )
         yield from scanner.to_batches()
 
 
-def _with_given(table: pa.Table, schema: pa.Schema, given: Mapping[str, object]) -> pa.Table:
+def with_given(table: pa.Table, schema: pa.Schema, given: Mapping[str, object]) -> pa.Table:
+    """Rows of a file with the columns of the whole dataset, those that its path gives among them."""
     own = table.select([name for name in table.column_names if name in schema.names and name not in given])
     for name, value in given.items():
         if name in schema.names:

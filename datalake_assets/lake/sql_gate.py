@@ -369,8 +369,10 @@ MAX_DIGITS = 38
 _NOTHING = "no column"
 
 
-def show(connection: duckdb.DuckDBPyConnection, name: str, dataset: ds.Dataset, *, is_temporary: bool = False) -> None:
-    """Makes a view of a dataset, in place of one of that name.
+def show(
+    connection: duckdb.DuckDBPyConnection, name: str, dataset: ds.Dataset | pa.Table, *, is_temporary: bool = False
+) -> None:
+    """Makes a view of a dataset, or of rows that are at hand, in place of one of that name.
 
     Args:
         connection: Where.
@@ -429,7 +431,9 @@ def _refusal(field: pa.Field, name: str) -> str:
     return f"error({literal(reason)}) AS {identifier(field.name)}"
 
 
-def _rows(dataset: ds.Dataset, schema: pa.Schema) -> ds.Dataset | pa.Table:
+def _rows(dataset: ds.Dataset | pa.Table, schema: pa.Schema) -> ds.Dataset | pa.Table:
+    if isinstance(dataset, pa.Table):
+        return dataset.select(schema.names).cast(schema)
     if not dataset.files:
         return schema.empty_table()
     if schema.equals(dataset.schema):

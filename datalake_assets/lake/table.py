@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow as pa
 from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.facts import (
+    Deletion,
     Expired,
     FeedTotals,
     PagesCompared,
@@ -446,6 +448,19 @@ class TableKeeper(Protocol):
             LakeError: The store failed; what was committed stays, and a repetition does the rest.
         """
 
+    def deletion_plan(self, key: str, where: str) -> Deletion:
+        """What `delete_rows` would take out of which files of a partition; changes nothing."""
+
+    def delete_rows(self, key: str, where: str, *, run_id: str = "") -> Deletion:
+        """Takes the rows out of a partition that an SQL condition is true of, in one commit; its position stays.
+
+        Files without such rows are not touched. Writers and compactions may go on meanwhile.
+
+        Raises:
+            ConfigError: It is not a condition on the feed's rows, cannot be evaluated, or the rows are not ours.
+            LakeError: The store failed; all of these rows are there or none, and a repetition does the rest.
+        """
+
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """Compares what is committed with the objects that are there.
 
@@ -459,8 +474,14 @@ class TableKeeper(Protocol):
     def repair(self, *, run_id: str = "") -> Repair:
         """Finishes or undoes interrupted commits, sweeps what they left, and takes over what others changed."""
 
-    def expire(self) -> Expired:
+    @property
+    def past_stays(self) -> timedelta | None:
+        """How long a past state, and what only it has, can still be read; None: it goes with the next commit."""
+
+    def expire(self, *, all_past: bool = False) -> Expired:
         """Lets go of past states that are older than the table keeps them, and of their files; rows stay.
+
+        With ``all_past`` of younger ones too, unless a branch or a tag keeps them.
 
         Raises:
             LakeError: The store or the catalog failed; a repetition does the rest.

@@ -43,6 +43,7 @@ class Input:
         is_encoded: It was encoded as wanted a moment ago: large row groups need not be encoded again, whatever the
             kernel.
         on_checksum: Told the checksum of a file without one, once all of it was read.
+        keep: Gives of each piece of its rows, in their order, those that are kept; None keeps all.
     """
 
     file: DataFile
@@ -50,6 +51,7 @@ class Input:
     copy_source: tuple[str, str] | None = None
     is_encoded: bool = False
     on_checksum: Callable[[str], None] | None = None
+    keep: Callable[[pa.Table], pa.Table] | None = None
 
 
 class OpenInput:
@@ -67,11 +69,14 @@ class OpenInput:
         self.file = file = given.file
         self._row_bytes, self._is_decodable = row_bytes, False
         self.is_encoded, self._copy_source = given.is_encoded, given.copy_source
+        self._keep, self.is_whole = given.keep, given.keep is None
         self._on_checksum = None if file.checksum else given.on_checksum
         self._digest = checksum_like(file.checksum) if file.checksum else self._on_checksum and new_checksum()
         self._digested_bytes = 0  # from the start on, once each
         self._is_decoded = False
         self._proven = False
+        #: Rows that were not kept, once all were read.
+        self.dropped_rows = 0
         with _translating(file):
             self._native = given.open()
             if self._native.size() != file.size_bytes:
@@ -174,21 +179,22 @@ class OpenInput:
         return parse_footer(self.read_at, self.file.size_bytes, where=self.file.name)
 
     def tables(self) -> Iterator[pa.Table]:
-        """Decodes its rows, in order, in pieces of bounded size.
+        """Decodes its rows, in order, in pieces of bounded size; gives those that are to be kept.
 
         Raises:
             UnreadableFile: They don't decode, or must not be decoded, or are not as many as the manifest states.
         """
-        rows = 0
+        rows = kept_rows = 0
         at_hand = isinstance(self._native, AT_HAND)
         with _translating(self.file, self._with_column if at_hand else str):
             self._check_decodable()
             for table in tables(self.parquet, source=self._native):
-                rows += table.num_rows
-                yield table
+                kept = table if self._keep is None else self._keep(table)
+                rows, kept_rows = rows + table.num_rows, kept_rows + kept.num_rows
+                yield kept
         if rows != self.file.rows:
             raise UnreadableFile(self.file.name, f"{self.file.rows} rows should be there, and {rows} are")
-        self._is_decoded = True
+        self._is_decoded, self.dropped_rows = True, rows - kept_rows
 
     def _with_column(self, reason: str) -> str:
         column = failing_column(self.parquet)

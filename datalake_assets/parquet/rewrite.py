@@ -313,6 +313,7 @@ class _Pass(Generic[FinishedT]):
                 conformed = self._conformed(table, source)
                 self._is_in = True
                 self._add(conformed)
+            self._counts["dropped"] += source.dropped_rows
 
     def _conformed(self, table: pa.Table, source: OpenInput) -> pa.Table:
         """Casts an input's rows to the outputs' columns; not every time in milliseconds fits into microseconds."""
@@ -337,7 +338,7 @@ class _Pass(Generic[FinishedT]):
         """Whether its row groups are worth keeping as they are, or can only be kept so."""
         if self._settings.kernel == "concat":
             return True
-        if self._settings.kernel == "reencode" and not source.is_encoded:
+        if not source.is_whole or (self._settings.kernel == "reencode" and not source.is_encoded):
             return False
         if lost or not source.row_groups:
             return bool(lost)
@@ -458,7 +459,7 @@ class _Pass(Generic[FinishedT]):
             self._flush()
 
     def _count_rows(self, files: Sequence[DataFile]) -> None:
-        expected = sum(file.rows for file in files)
+        expected = sum(file.rows for file in files) - self._counts["dropped"]
         if self._outputs.rows != expected:
             raise CorruptLake(self._where, f"{expected} rows were read and {self._outputs.rows} written")
 

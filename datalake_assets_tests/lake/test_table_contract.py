@@ -17,6 +17,7 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.lake.tables import open_table
 from datalake_assets.policies import Retention
+from datalake_assets.testing.deletions import DeletionContract, NoDeletionContract
 from datalake_assets.testing.tables import (
     FORCE,
     AppendContract,
@@ -127,39 +128,41 @@ class AdoptedCase(TableCase):
         return self._folder.name
 
 
-class TestOffsetsStream(TableReaderContract, AppendContract, CompactionContract, FilesContract):
+class TestOffsetsStream(TableReaderContract, AppendContract, CompactionContract, DeletionContract, FilesContract):
     @pytest.fixture
     def case(self, store: Store) -> FeedCase:
         return FeedCase(store, stream_feed())
 
 
-class TestWindowStream(TableReaderContract, ReplaceContract, FilesContract):
+class TestWindowStream(TableReaderContract, ReplaceContract, DeletionContract, FilesContract):
     @pytest.fixture
     def case(self, local_store: Store) -> WindowCase:
         return WindowCase(local_store, stream_feed("pull"))
 
 
-class TestTable(TableReaderContract, VersionsContract, FilesContract):
+class TestTable(TableReaderContract, VersionsContract, DeletionContract, FilesContract):
     @pytest.fixture
     def case(self, local_store: Store) -> VersionsCase:
         return VersionsCase(local_store, table_feed(retention={"versions": 2}))
 
 
-class TestAssetStream(TableReaderContract, ReplaceContract, FilesContract):
+class TestAssetStream(TableReaderContract, ReplaceContract, DeletionContract, FilesContract):
     @pytest.fixture
     def case(self, local_store: Store) -> AssetCase:
         source = AssetSource(asset="orders")
         return AssetCase(local_store, Feed(name="o", kind=FeedKind.STREAM, source=source, start="2025-01-01"))
 
 
-class TestAssetTable(TableReaderContract, VersionsContract, FilesContract):
+class TestAssetTable(TableReaderContract, VersionsContract, DeletionContract, FilesContract):
     @pytest.fixture
     def case(self, local_store: Store) -> AssetVersionsCase:
         source, kept = AssetSource(asset="orders"), Retention(versions=2)
         return AssetVersionsCase(local_store, Feed(name="o", kind=FeedKind.TABLE, source=source, retention=kept))
 
 
-class TestAdoptedFolder(TableReaderContract, NotExportedContract, CompactionContract, FilesContract):
+class TestAdoptedFolder(
+    TableReaderContract, NotExportedContract, CompactionContract, NoDeletionContract, FilesContract
+):
     @pytest.fixture
     def case(self, store: Store, folder: AdoptedFolder) -> AdoptedCase:
         return AdoptedCase(store, folder)

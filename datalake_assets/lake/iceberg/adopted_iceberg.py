@@ -474,7 +474,7 @@ class AdoptedIceberg(LoggedTable):
             blocked=failed,
         )
 
-    def expire(self) -> Expired:
+    def expire(self, *, all_past: bool = False) -> Expired:
         """Implements `LakeTable`: snapshots that are older than the table keeps them, with the files only they name.
 
         What a branch or a tag keeps stays. Files that nothing names stay, too, unless an interrupted compaction of ours
@@ -487,8 +487,9 @@ class AdoptedIceberg(LoggedTable):
         if not property_as_bool(table.properties, "gc.enabled", True) or why_too_new(table.metadata):
             return Expired()
         check_owner(store, self.feed, table)
-        age = timedelta(milliseconds=float(table.properties.get(TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS)))
-        keep_last = int(table.properties.get(TableProperties.MIN_SNAPSHOTS_TO_KEEP, "1"))
+        stays_ms = 0.0 if all_past else float(table.properties.get(TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS))
+        age = timedelta(milliseconds=stays_ms)
+        keep_last = 1 if all_past else int(table.properties.get(TableProperties.MIN_SNAPSHOTS_TO_KEEP, "1"))
         with talking(store, where=source_of(self.feed).where):
             gone = expire_snapshots(table, older_than=now - age, keep_last=keep_last, now=now)
             ours = remove_orphans(table, older_than=now - ORPHANS_AFTER, now=now, only=_is_ours)

@@ -23,6 +23,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.table import Table
+from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate
 
@@ -82,6 +83,7 @@ _OPERATIONS: Final = {
     "replace": Operation.OVERWRITE,
     "snapshot": Operation.OVERWRITE,
     "compact": Operation.REPLACE,
+    "erase": Operation.OVERWRITE,
 }
 
 
@@ -152,7 +154,8 @@ def _attempts(
             change = _change(folder, work, planned, view, footers)
         try:
             with talking(folder.store):
-                commit_change(table, change, manifests=folder.reader(table))
+                branch = _branch(folder, work, view)
+                commit_change(table, change, manifests=folder.reader(table), branch=branch)
         except CommitConflict as error:
             logger.debug("commit %s tried again: %s", work.first.commit_id, error)
             if attempt == ATTEMPTS - 1:
@@ -216,20 +219,46 @@ def _change(
     done = {key: _done(folder, view.manifest(key), work.changes[key], each) for key, each in planned.items()}
     said[PARTITIONS] = json.dumps(done, separators=(",", ":"))
     removed = view.head_paths() if change.kind == "snapshot" else _removed(view, planned)
-    operation = _OPERATIONS[change.kind]
+    first = next(iter(planned))
+    is_of_version = folder.by is None and change.kind == "erase"
+    if is_of_version:  # its tag goes on to the new snapshot: what keeps the version must not keep those rows
+        said[POSITION] = _position_text(view, first)
+    added = [
+        _line(folder, view, (key, file.part), staged=staged, footer=footers[staged.key])
+        for key in planned
+        for staged, file in work.changes[key].files
+    ]
     return TableChange(
-        operation=Operation.APPEND if operation is Operation.OVERWRITE and not removed else operation,
-        added=[
-            _line(folder, view, (key, file.part), staged=staged, footer=footers[staged.key])
-            for key in planned
-            for staged, file in work.changes[key].files
-        ],
+        operation=_operation(change.kind, added=bool(added), removed=bool(removed)),
+        added=added,
         removed=removed,
         summary=said,
         set_properties=properties,
-        tag=next(iter(planned)) if change.kind == "snapshot" else "",
-        moves_branch=not _is_late(planned, view),
+        tag=first if change.kind == "snapshot" or is_of_version else "",
+        moves_branch=view.is_read_from_head(first) if is_of_version else not _is_late(planned, view),
     )
+
+
+def _operation(kind: str, *, added: bool, removed: bool) -> Operation:
+    """Iceberg's word for what a commit of a kind does (table specification, "Snapshots")."""
+    operation = _OPERATIONS[kind]
+    if operation is Operation.OVERWRITE and not removed:
+        return Operation.APPEND
+    return Operation.DELETE if kind == "erase" and not added else operation
+
+
+def _position_text(view: TableView, key: str) -> str:
+    position = view.manifest(key).position
+    if position is None:
+        raise CorruptLake("catalog", f"the snapshot of version {key} does not say how much of its source it is")
+    return json.dumps(position.to_json(), separators=(",", ":"))
+
+
+def _branch(folder: TablePlace, work: _Work, view: TableView) -> str:
+    """What a commit is built on: the main branch, or the tag of a version that is not the newest."""
+    key = next(iter(work.changes))
+    is_past = folder.by is None and work.first.kind == "erase" and not view.is_read_from_head(key)
+    return key if is_past else MAIN_BRANCH
 
 
 def _is_late(planned: Mapping[str, Planned], view: TableView) -> bool:

@@ -226,20 +226,31 @@ class IcebergTable(HiveTable):
         if gone:
             commit_change(table, TableChange(Operation.REPLACE, removed=gone), manifests=self._folder.reader(table))
 
-    def expire(self) -> Expired:
-        """Implements `LakeTable`; how long snapshots stay, the table's own properties say (``history.expire.…``)."""
+    @property
+    def past_stays(self) -> timedelta | None:
+        """Implements `LakeTable`; the table's own properties say it (``history.expire.…``)."""
+        table = load_table(self._folder.store, self.feed)
+        stated = {} if table is None else table.properties
+        return timedelta(milliseconds=float(stated.get(TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS)))
+
+    def expire(self, *, all_past: bool = False) -> Expired:
+        """Implements `LakeTable`."""
         table = load_table(self._folder.store, self.feed)
         if table is None:
             return Expired()
         now = self._folder.store.now()
-        age = timedelta(milliseconds=float(table.properties.get(TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS)))
-        keep_last = int(table.properties.get(TableProperties.MIN_SNAPSHOTS_TO_KEEP, "1"))
+        age = timedelta(0) if all_past else self.past_stays or timedelta(0)
+        keep_last = 1 if all_past else int(table.properties.get(TableProperties.MIN_SNAPSHOTS_TO_KEEP, "1"))
         with talking(self._folder.store):
             gone = expire_snapshots(table, older_than=now - age, keep_last=keep_last, now=now)
             with contextlib.suppress(CommitConflict):  # the next night does it
                 rewrite_manifests(table)
             orphans = remove_orphans(table, older_than=now - ORPHANS_AFTER, now=now, under_way=self._files_under_way)
-        return Expired(len(gone.snapshots), len(gone.files), len(orphans.removed))
+        ours = {table.metadata.current_snapshot_id}
+        if self.feed.kind is FeedKind.TABLE:
+            ours |= {each.snapshot_id for each in self._folder.view_of(table).versions.values()}
+        kept = sum(each.snapshot_id not in ours for each in table.snapshots())
+        return Expired(len(gone.snapshots), len(gone.files), len(orphans.removed), kept)
 
     def _files_under_way(self) -> list[str]:
         """Files that a commit may be about to name, which a record lists before they can be seen."""

@@ -145,7 +145,7 @@ class TableChange:
         removed_properties: Likewise.
         cluster_manifests: Write all manifests anew, so that each has files of few partitions.
         snapshot_id: The number of the snapshot, for those who have to know it before; by default a new one.
-        tag: A tag that the snapshot gets in the same commit, and that keeps it; empty for none.
+        tag: A tag that the snapshot gets in the same commit, and that keeps it and no other; empty for none.
         moves_branch: Whether the snapshot becomes the branch's newest; else it needs a tag.
     """
 
@@ -196,13 +196,15 @@ def commit_change(
         updates.append(_new_head(metadata.refs.get(branch), branch, snapshot.snapshot_id))
     if change.tag:
         updates.append(_new_tag(change.tag, snapshot.snapshot_id))
-    requirement = AssertRefSnapshotId(ref=branch, snapshot_id=snapshot.parent_snapshot_id)
+    requirements = [AssertRefSnapshotId(ref=branch, snapshot_id=snapshot.parent_snapshot_id)]
+    if change.tag in metadata.refs and change.tag != branch:  # it is taken from another snapshot, if it is still there
+        requirements.append(AssertRefSnapshotId(ref=change.tag, snapshot_id=metadata.refs[change.tag].snapshot_id))
 
     def is_there() -> bool:
         return table.metadata.snapshot_by_id(snapshot.snapshot_id) is not None
 
     try:
-        commit_updates(table, updates, (requirement,), is_there=is_there)
+        commit_updates(table, updates, requirements, is_there=is_there)
     except CommitConflict:
         delete_quietly(table.io, builder.written)
         raise

@@ -10,6 +10,7 @@ from moto.server import ThreadedMotoServer
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
+from datalake_assets.testing.deletions import DeletionContract
 from datalake_assets.testing.tables import (
     DAY,
     FORCE,
@@ -38,26 +39,26 @@ class VersionsCase(IcebergCase):
     absent_key = "v9"
 
 
-class TestOffsetsStream(TableReaderContract, AppendContract, CompactionContract, FilesContract):
+class TestOffsetsStream(TableReaderContract, AppendContract, CompactionContract, DeletionContract, FilesContract):
     @pytest.fixture
     def case(self, local_store: Store) -> IcebergCase:
         return IcebergCase(local_store, stream_feed(format="iceberg"))
 
 
-class TestWindowStream(ReplaceContract):
+class TestWindowStream(ReplaceContract, DeletionContract):
     @pytest.fixture
     def case(self, local_store: Store) -> WindowCase:
         return WindowCase(local_store, stream_feed("pull", format="iceberg"))
 
 
-class TestTable(TableReaderContract, VersionsContract):
+class TestTable(TableReaderContract, VersionsContract, DeletionContract):
     @pytest.fixture
     def case(self, local_store: Store) -> VersionsCase:
         return VersionsCase(local_store, table_feed(retention={"versions": 2}, format="iceberg"))
 
 
 @pytest.mark.s3
-class TestRestCatalog(AppendContract):
+class TestRestCatalog(AppendContract, DeletionContract):
     @pytest.fixture
     def case(self, s3_server, s3_lake: str) -> IcebergCase:
         s3 = S3Access(
