@@ -62,6 +62,7 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), w
 	@for catalog in sqlite rest; do \
 	  $(BIN)/python -m datalake_assets_tests.operations.traffic --catalog $$catalog --seconds $$((2 * $(ROUNDS))) && \
 	  $(BIN)/python -m datalake_assets_tests.operations.histories --catalog $$catalog --examples $(ROUNDS) && \
+	  $(BIN)/python -m datalake_assets_tests.operations.many_appends --catalog $$catalog --appends $$((5 * $(ROUNDS))) && \
 	  for way in append compact expire orphans; do \
 	    $(BIN)/python -m datalake_assets_tests.crash --what iceberg --catalog $$catalog --way $$way --rounds $(ROUNDS) || exit 1; \
 	  done || exit 1; \
