@@ -113,7 +113,7 @@ def check_many_appends(place: Place, appends: int) -> list[str]:
     assert rows() == expected
     assert _without_metadata(place.files()) == _named(place.table(), place.table().snapshots())
     return [
-        f"{appends} appends: {appends} files became {DAYS}, one a partition, in {compacted_s:.1f} s, by a replace snapshot",
+        f"{appends} appends: {appends} files became {DAYS}, one a partition, in {compacted_s:.1f} s; replace",
         f"time travel to the {appends} appends read {sum(expected.values())} rows",
         f"{len(expiry.snapshots)} snapshots expired: {len(gone)} files are gone, which only they named, and no other",
     ]
