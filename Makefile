@@ -112,7 +112,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 $(VENV)-peers/.peers: benchmarks/peers-constraints.txt | $(VENV)/.dev
 	@echo "installing into $(VENV)-peers, once: about a minute ..."
 	@$(BIN)/python -m venv --clear $(VENV)-peers
-	@$(subst $(BIN),$(VENV)-peers/bin,$(subst constraints.txt,$<,$(PIP))) daft deltalake duckdb polars pyarrow
+	@$(subst $(BIN),$(VENV)-peers/bin,$(subst constraints.txt,$<,$(PIP))) daft deltalake duckdb polars pyarrow \
+	  pyspark snowpark-connect-deps-iceberg iceberg-compaction
 	@touch $@
 
 # a comma inside an argument of $(call)

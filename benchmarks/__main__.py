@@ -10,7 +10,7 @@ __all__ = ["main"]
 BENCHMARKS = {
     "ingest": "a million stream rows into day partitions, beside the pandas way",
     "compaction": "small files into few, beside DuckDB, Polars, Daft, delta-rs and pyarrow; on S3; 10 GB with --large",
-    "iceberg": "small files of an Iceberg table into few, beside pyiceberg and delta-rs",
+    "iceberg": "small files of an Iceberg table into few, beside pyiceberg, delta-rs, Spark and a Rust library; on S3",
     "iceberg_append": "an append to an Iceberg feed whose table has 10 to 1,000 snapshots",
     "end_to_end": "the demo's feeds through Dagster in one process",
     "report": "`datalake report` on 10,000 partitions, in every format",
