@@ -54,7 +54,7 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
 
-crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), writes to Iceberg tables and their upkeep; count the rows
+crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), merges, writes to Iceberg tables and their upkeep; count the rows
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store s3
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store local
@@ -67,6 +67,7 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), w
 	    $(BIN)/python -m datalake_assets_tests.crash --what iceberg --catalog $$catalog --way $$way --rounds $(ROUNDS) || exit 1; \
 	  done || exit 1; \
 	done
+	@$(BIN)/python -m datalake_assets_tests.crash --what merge --batches $(ROUNDS) --kills $$(($(ROUNDS) / 2))
 	@$(BIN)/python -m datalake_assets_tests.crash.iceberg_exports "$$(mktemp -d)" $(ROUNDS) 1
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows

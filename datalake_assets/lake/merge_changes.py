@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
 from datalake_assets.core.merging import MergeRule, key_texts, merged_columns, newest_changes, row_of_change
-from datalake_assets.core.position import Ints, Mask, first_seen, offset_bounds
+from datalake_assets.core.position import Ints, Mask, OffsetsPosition, first_seen, offset_bounds
 from datalake_assets.errors import LakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.landing import Contract, Landing, OffsetsFence, Placement
@@ -104,10 +104,11 @@ class Collecting(Landing):
         fence: OffsetsFence,
         *,
         rule: MergeRule,
+        done: OffsetsPosition,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         super().__init__(placement, contract, spool, quarantine, fence=fence, on_progress=on_progress)
-        self._spool, self._rule, self._seen = spool, rule, fence.seen
+        self._spool, self._rule, self._done, self._changes = spool, rule, done, fence
 
     def _land(self, batch: SourceBatch) -> None:
         policy, fitted = self._contract.policy, self._fitted(batch.rows)
@@ -115,7 +116,8 @@ class Collecting(Landing):
         refused = found.refused(policy)
         partitions = np.asarray(batch.source_partitions).astype(np.int64)
         offsets = np.asarray(batch.source_offsets).astype(np.int64)
-        wanted = first_seen(self._seen, partitions, offsets)
+        wanted = first_seen(self._changes.seen, partitions, offsets)
+        wanted &= self._done.new_rows(self._changes.epoch, partitions, offsets)
         self.rows_known += int((~wanted).sum())
         deletes = self._rule.deletions(rows)
         codes, names, placed = self._place(rows)
@@ -143,7 +145,8 @@ class Round:
         offsets: Their offsets.
         places: The partitions that they belong to; "" of deletions.
         named: The partitions that any change belongs to, also one that another replaced.
-        highest: The highest offset of any change, by source partition.
+        lowest: The lowest offset of any change, by source partition.
+        highest: The highest one.
         epoch: Of the offsets.
         stale: Which of them are older than what stands, or than a deletion.
     """
@@ -156,6 +159,7 @@ class Round:
     offsets: Ints
     places: npt.NDArray[np.object_]
     named: frozenset[str]
+    lowest: Mapping[int, int]
     highest: Mapping[int, int]
     epoch: int
     stale: Mask = field(init=False)
@@ -183,6 +187,7 @@ class Round:
             offsets=offsets[newest],
             places=np.where(deleted, "", places)[newest],
             named=frozenset(set(places[~deleted].tolist())),
+            lowest={partition: low for partition, (low, _) in bounds.items()},
             highest={partition: high for partition, (_, high) in bounds.items()},
             epoch=epoch,
         )

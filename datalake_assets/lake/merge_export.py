@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from datalake_assets.core.batches import Batches
 from datalake_assets.core.facts import PartitionFacts, WriteReport
+from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.merging import MergeRule, key_texts, merged_columns
@@ -73,7 +74,14 @@ class MergeExport(OffsetsExport):
         with Spool(self.columns) as spool:
             contract = self.contract(self.columns)
             landing = Collecting(
-                placement, contract, spool, quarantine, fence, rule=self.rule, on_progress=self._on_progress
+                placement,
+                contract,
+                spool,
+                quarantine,
+                fence,
+                rule=self.rule,
+                done=_done(self.state),
+                on_progress=self._on_progress,
             )
             landing.run(self.batches)
             self.quarantined = quarantine.rows
@@ -124,12 +132,21 @@ class MergeExport(OffsetsExport):
         if deleted is not None and changes.order is not None:
             gone = pa.array(changes.deleted & ~changes.stale)
             deleted.remember(changes.keys.filter(gone), changes.order.filter(gone), keep=self.feed.merge.deletes_kept)
+        self._refuse_overtaken(changes, staged)
         return self.commit_all(
             {
                 work.key: (staged.get(work.key, ()), work.plan(self.folder, changes, schema, passed))
                 for work in sorted(works, key=lambda work: work.turn)
             }
         )
+
+    def _refuse_overtaken(self, changes: Round, staged: Staged) -> None:
+        """Another writer that is done with these changes may have put some aside that this one takes, by another clock
+        or another revision of the feed: then no position keeps this one out.
+        """
+        if not _done(self.folder.state.load()).admits(changes.epoch, changes.lowest):
+            self.discard(staged)
+            raise CommitConflict(self.folder.data_root, "another writer merged these changes meanwhile")
 
     def _bases(self, changes: Round) -> dict[str, Manifest]:
         """The manifests of all partitions that are there, or that a change names."""
@@ -153,6 +170,11 @@ class MergeExport(OffsetsExport):
         except BaseException:
             writer.abort()
             raise
+
+
+def _done(state: FeedState) -> OffsetsPosition:
+    """The changes that all partitions have taken: a feed's hint moves once they are committed."""
+    return OffsetsPosition({partition: (state.epoch, offset) for partition, offset in state.hint.items()})
 
 
 def _both(first: PartitionFacts | None, second: PartitionFacts) -> PartitionFacts:

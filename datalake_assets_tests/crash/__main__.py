@@ -10,27 +10,29 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
-from datalake_assets_tests.crash.child import ICEBERG, Forker
+from datalake_assets_tests.crash.child import ICEBERG, MERGE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
+from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.rounds import Rounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
 #: Kills of each protocol step in a full run of 100 rounds.
 ENOUGH = 5
 FULL = 100
-KINDS: dict[str, Any] = {"export": Rounds, "compact": CompactRounds, "iceberg": IcebergRounds}
+KINDS: dict[str, Any] = {"export": Rounds, "compact": CompactRounds, "iceberg": IcebergRounds, "merge": MergeRounds}
 
 
 def main() -> None:
     """Runs the rounds and prints what was hit."""
     parser = argparse.ArgumentParser(
-        description="Kills exports, compactions or upkeep of Iceberg tables, and counts rows."
+        description="Kills exports, compactions, merges or upkeep of Iceberg tables, and counts rows."
     )
     parser.add_argument("--what", choices=[*KINDS], default="export")
     parser.add_argument("--rounds", type=int, default=FULL)
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, action="append", help="what is killed of Iceberg tables; else all")
     parser.add_argument("--catalog", choices=["sqlite", "rest"], default="sqlite", help="of Iceberg tables")
     parser.add_argument("--seed", type=int, default=0)
+    for name, default in asdict(Sizes()).items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"with --what merge; default: {default}")
     chosen = parser.parse_args()
     logging.getLogger("datalake_assets").addHandler(logging.NullHandler())
     began = time.monotonic()
@@ -52,11 +56,15 @@ def main() -> None:
             os.environ.update(environment)
         if chosen.what == "iceberg":
             options["ways"] = chosen.way or WAYS
+        if chosen.what == "merge":
+            options["sizes"] = Sizes(chosen.changes, chosen.keys, chosen.batches, chosen.kills)
         if chosen.catalog == "rest":
             options["rest"] = ready_rest_catalog(stack.enter_context(S3Server(Path(folder) / "s3", grace_s=1))).theirs
-        forker = stack.enter_context(Forker(dict(os.environ) | ({ICEBERG: "1"} if chosen.what == "iceberg" else {})))
+        own = {"iceberg": {ICEBERG: "1"}, "merge": {MERGE: "1"}}.get(chosen.what, {})
+        forker = stack.enter_context(Forker(dict(os.environ) | own))
         endpoint = environment.get("DATALAKE_S3_ENDPOINT")
         rounds = KINDS[chosen.what](lakes, forker, endpoint=endpoint, seed=chosen.seed, **options)
+        chosen.rounds = getattr(rounds, "rounds", chosen.rounds)
         stack.callback(rounds.close)
         rounds.prepare()
         commands = chosen.rounds // 10 if chosen.what == "export" else 0  # a tenth through the command line

@@ -33,7 +33,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["ICEBERG", "Forker"]
+__all__ = ["ICEBERG", "MERGE", "Forker"]
 
 
 class Forker:
@@ -167,6 +167,8 @@ def compact(
 TASKS: dict[str, Callable[..., None]] = {task.__name__: task for task in (export, append, compact)}
 #: Set in the environment of a `Forker` whose children work on Iceberg tables, which take half a second to import.
 ICEBERG = "CRASH_ICEBERG"
+#: Likewise, of one whose children merge changes.
+MERGE = "CRASH_MERGE"
 
 
 def _warm() -> None:
@@ -175,6 +177,11 @@ def _warm() -> None:
         from datalake_assets_tests.crash.iceberg_upkeep import keep_up  # noqa: PLC0415
 
         TASKS[keep_up.__name__] = keep_up
+        return
+    if MERGE in os.environ:
+        from datalake_assets_tests.crash.merge_rounds import merge  # noqa: PLC0415
+
+        TASKS[merge.__name__] = merge
         return
     for scenario in SCENARIOS.values():
         scenario.truth(3)

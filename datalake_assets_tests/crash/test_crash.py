@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from datalake_assets.demo.s3_server import S3Server
-from datalake_assets_tests.crash.child import ICEBERG, Forker
+from datalake_assets_tests.crash.child import ICEBERG, MERGE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
 from datalake_assets_tests.crash.iceberg_rounds import WAYS as WAYS_OF_ICEBERG
 from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
+from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.rounds import Rounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
@@ -49,6 +50,17 @@ def test_killed_export_loses_and_doubles_nothing_on_s3(
     for _ in range(4):
         rounds.round()
     assert rounds.hits.total() > 2
+    rounds.close()
+
+
+@pytest.mark.slow
+def test_killed_merge_ends_as_a_dictionary_says(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {MERGE: "1"}) as forker:
+        rounds = MergeRounds(str(tmp_path), forker, seed=4, sizes=Sizes(changes=900, keys=150, batches=3, kills=2))
+        rounds.prepare()
+        for _ in range(rounds.rounds):
+            rounds.round()
+    assert rounds.hits.total() >= 4
     rounds.close()
 
 

@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.types import StringType
 
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.lake import merge_changes
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.table import LakeTable, WriteReport
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.feeds import START
+from datalake_assets_tests.lake.iceberg.iceberg_feeds import seen_by_others
+from datalake_assets_tests.lake.iceberg.iceberg_tables import delete_rows
 
 SCHEMA = pa.schema(
     [
@@ -182,6 +188,10 @@ def test_merge_puts_changes_without_a_key_aside(tmp_path: Path) -> None:
         table.check_replay()
 
 
+#: What decides differs on plain files; on Iceberg one commit has all.
+PAIRS = [("parquet", None), ("parquet", "version"), ("iceberg", "version")]
+
+
 class Died(BaseException):
     """The process is gone."""
 
@@ -260,7 +270,7 @@ def operations_of(work: Callable[[], object]) -> range:
     return range(1, count[0] + 1)
 
 
-@pytest.mark.parametrize("order_by", [None, "version"])
+@pytest.mark.parametrize(("form", "order_by"), PAIRS, indirect=["form"])
 def test_merge_ends_the_same_wherever_it_is_killed(tmp_path: Path, form: str, order_by: str | None) -> None:
     rng, feed = random.Random(7), merged_feed(form, order_by=order_by)
     changes = changes_of(rng, 28, first=0)
@@ -273,7 +283,7 @@ def test_merge_ends_the_same_wherever_it_is_killed(tmp_path: Path, form: str, or
         assert held(opened(lake, feed)) == expected(changes, ordered=order_by is not None), f"operation {number}"
 
 
-@pytest.mark.parametrize("order_by", [None, "version"])
+@pytest.mark.parametrize(("form", "order_by"), PAIRS, indirect=["form"])
 def test_merge_ends_the_same_whenever_another_writer_comes(tmp_path: Path, form: str, order_by: str | None) -> None:
     rng, feed = random.Random(8), merged_feed(form, order_by=order_by)
     changes = changes_of(rng, 28, first=0)
@@ -296,3 +306,99 @@ def test_merge_begins_anew_when_a_compaction_comes(tmp_path: Path, form: str) ->
         with interrupted(number, compact):
             write(opened(lake, feed), later)
         assert held(opened(lake, feed)) == {0: ("b", 1), 2: ("a", 0), 7: ("c", 0)}, f"operation {number}"
+
+
+@pytest.mark.parametrize(("form", "order_by"), PAIRS, indirect=["form"])
+def test_merge_in_many_rounds_is_that_of_one(
+    tmp_path: Path, form: str, order_by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_changes, "ROUND_ROWS", 6)
+    feed, changes = merged_feed(form, order_by=order_by), changes_of(random.Random(9), 24, first=0)
+    parts = [sent(changes[first : first + 3], first=first) for first in range(0, 24, 3)]
+    report = write(opened(tmp_path, feed), *parts)
+    assert held(opened(tmp_path, feed)) == expected(changes, ordered=order_by is not None)
+    assert report.rows_added == len(expected(changes, ordered=order_by is not None))
+    assert {each.generation for each in report.partitions} != {1}
+
+
+def test_merge_takes_changes_of_several_source_partitions(tmp_path: Path, form: str) -> None:
+    feed = merged_feed(form, order_by="version")
+    write(
+        opened(tmp_path, feed),
+        sent([(1, "a", 0, 1), (2, "b", 0, 5)]),
+        sent([(1, "c", 1, 2), (3, "d", 0, 1)], partition=1),
+    )
+    write(opened(tmp_path, feed), sent([(2, None, 0, 4)], first=2), sent([(3, None, 0, 2)], first=2, partition=1))
+    assert held(opened(tmp_path, feed)) == {1: ("c", 1), 2: ("b", 0)}
+
+
+def test_merge_goes_on_in_a_new_epoch(tmp_path: Path, form: str) -> None:
+    feed = merged_feed(form)
+    write(opened(tmp_path, feed), sent([(1, "a", 0, 0), (2, "b", 0, 0), (3, "c", 1, 0)]))
+    table = opened(tmp_path, feed)
+    anew = InMemoryBatches((sent([(1, "d", 1, 0), (2, None, 0, 0)]),), "rowtime", recreated=True)
+    table.write(anew, partitions=table.plan().partitions, run_id="run")
+    assert held(opened(tmp_path, feed)) == {1: ("d", 1), 3: ("c", 1)}
+
+
+def test_merge_puts_rows_aside_that_do_not_fit_the_contract(tmp_path: Path) -> None:
+    document = merged_feed().model_dump(mode="json") | {"schema_policy": "discard_row"}
+    feed = parse_feed(json.dumps(document))
+    write(opened(tmp_path, feed), sent([(1, "a", 0, 0), (2, "b", 0, 0)]))
+    later = sent([(1, "c", 0, 0), (2, None, 0, 0)], first=2)
+    rows = later.rows.append_column("extra", pa.array(["x", None]))
+    report = write(opened(tmp_path, feed), SourceBatch(rows, later.source_partitions, later.source_offsets))
+    assert (report.rows_quarantined, held(opened(tmp_path, feed))) == (1, {1: ("a", 0)})
+
+
+def test_merge_reads_keys_only_where_a_changed_one_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed, read = merged_feed(), []
+    for number in range(6):
+        write(opened(tmp_path, feed), sent([(number * 10, "a", 0, 0), (number * 10 + 5, "b", 0, 0)], first=2 * number))
+    real = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches", lambda *given, **named: (read.append(1), real(*given, **named))[1]
+    )
+    write(opened(tmp_path, feed), sent([(25, "c", 0, 0), (99, "d", 0, 0)], first=12))
+    assert len(opened(tmp_path, feed).snapshot().dataset().files) == 6
+    assert len(read) <= 2  # the keys of one file, and its rows
+
+
+def test_merge_forgets_deleted_keys_after_the_time_that_the_feed_says(tmp_path: Path) -> None:
+    feed = merged_feed(order_by="version", deletes_kept="PT0S")
+    write(opened(tmp_path, feed), sent([(1, None, 0, 9)]))
+    write(opened(tmp_path, feed), sent([(2, None, 0, 9)], first=1))
+    write(opened(tmp_path, feed), sent([(1, "back", 0, 8), (2, "old", 0, 8)], first=2))
+    assert held(opened(tmp_path, feed)) == {1: ("back", 0)}
+
+
+def test_merge_refuses_to_drop_what_another_engine_added(tmp_path: Path) -> None:
+    feed = merged_feed("iceberg")
+    write(opened(tmp_path, feed), sent([(1, "a", 0, 0)]))
+    with seen_by_others(open_store(str(tmp_path))) as table:
+        with table.update_schema() as update:
+            update.add_column("extra", StringType())
+        table.append(table.scan().to_arrow().set_column(6, "extra", pa.array(["kept"], pa.large_string())))
+    with pytest.raises(ConfigError, match="has column 'extra', which feed 's' does not"):
+        write(opened(tmp_path, feed), sent([(1, "b", 0, 0)], first=1))
+
+
+def test_merge_applies_rows_that_another_engine_deleted(tmp_path: Path) -> None:
+    feed = merged_feed("iceberg")
+    write(opened(tmp_path, feed), sent([(1, "a", 0, 0), (2, "b", 0, 0), (3, "c", 0, 0)]))
+    with seen_by_others(open_store(str(tmp_path))) as table:
+        rows, file = table.scan().to_arrow()["id"].to_pylist(), next(iter(table.scan().plan_files())).file
+        file.spec_id = 0
+        delete_rows(table, positions=[(file.file_path, rows.index(2))], partition=file)
+    write(opened(tmp_path, feed), sent([(1, "d", 0, 0)], first=3))
+    assert held(opened(tmp_path, feed)) == {1: ("d", 0), 3: ("c", 0)}
+
+
+@pytest.mark.s3
+def test_merge_works_on_s3(s3_store: Store) -> None:
+    feed, changes = merged_feed(order_by="version"), changes_of(random.Random(3), 30, first=0)
+    for end in (15, 30):
+        read_again(open_table(s3_store, feed), changes[:end])
+    table = open_table(s3_store, feed)
+    assert held(table) == expected(changes, ordered=True)
+    assert list(table.verify()) == []
