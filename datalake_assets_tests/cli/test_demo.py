@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pytest
+from click.testing import Result
 
 from datalake_assets.cli.export import result_table
 from datalake_assets.core.facts import ExportResult, FeedTotals, PartitionFacts
@@ -30,8 +31,8 @@ def _unexpected(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if " warns: " not in line]
 
 
-def _outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    assert done.returncode == 0
+def _outcomes(done: subprocess.CompletedProcess[str] | Result) -> dict[str, dict[str, Any]]:
+    assert (done.exit_code if isinstance(done, Result) else done.returncode) == 0
     assert _unexpected(done.stderr) == []
     return {outcome["feed"]: outcome for outcome in json.loads(done.stdout)["feeds"]}
 
@@ -45,14 +46,23 @@ def test_the_demo_lands_each_row_once_however_often_it_runs(run_process, run, tm
     _says_what_it_did(first.stdout, lake=tmp_path / "lake")
     _suggests_what_works(first.stdout, run)
 
-    more = _outcomes(run_process("demo", "--records", "500", "--json"))
+    more = _outcomes(run("demo", "--records", "500", "--json"))
     assert list(more) == [*sorted(STREAMS), *sorted(DEMO_FEED_NAMES[4:])]
     assert [(more[name]["rows"], more[name]["new_rows"]) for name in STREAMS] == [(500, 200)] * 4
     _every_reader_agrees(run, tmp_path / "lake")
 
-    repeated = _outcomes(run_process("export", "--all", "--parallel", "2", "--json"))
+    repeated = _outcomes(run("export", "--all", "--json"))
     assert [outcome["new_rows"] for outcome in repeated.values()] == [0] * 8
     assert run("verify", "--deep").stdout == "8 feeds, no differences\n"
+    _children_read_the_embedded_server_too(run_process, run)
+
+
+def _children_read_the_embedded_server_too(run_process: Any, run: Any) -> None:
+    kept = ["transaction_stream", "account_balances"]  # a stream and a table: each child takes seconds to start
+    for name in set(DEMO_FEED_NAMES) - set(kept):
+        assert run("feeds", "archive", name).exit_code == 0
+    repeated = _outcomes(run_process("export", "--all", "--parallel", "2", "--json"))
+    assert {name: outcome["new_rows"] for name, outcome in repeated.items()} == dict.fromkeys(kept, 0)
 
 
 def _says_what_it_did(output: str, *, lake: Path) -> None:

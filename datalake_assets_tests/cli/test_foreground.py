@@ -17,7 +17,7 @@ PROGRAM = f"""
 import os
 from datalake_assets.cli.demo import run_in_foreground
 print("up", flush=True)
-run_in_foreground(["sh", "-c", {STUBBORN!r}], os.environ, grace_s=1)
+run_in_foreground(["sh", "-c", {STUBBORN!r}], os.environ, grace_s=0.3)
 """
 
 

@@ -93,7 +93,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, handler: type[_Handler], waiting: queue.Queue[Any], known: dict[str, _Invocation]) -> None:
         super().__init__(("127.0.0.1", 0), handler)
         self.waiting, self.known = waiting, known
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
 
 class LambdaFunction:

@@ -263,10 +263,17 @@ class Cents:
         return np.array([item is not None and bool(predicate(item)) for item in self.values()], dtype=np.bool_)
 
 
+def _clock() -> NDArray[np.uint8]:
+    """Each second of a day as ``T23:59:59.``."""
+    digits, seconds = _digit_table(2), np.arange(86_400)
+    text = np.tile(np.frombuffer(b"Thh:mm:ss.", dtype=np.uint8), (len(seconds), 1))
+    for place, unit in ((1, seconds // 3600), (4, seconds // 60 % 60), (7, seconds % 60)):
+        text[:, place : place + 2] = digits[unit]
+    return text
+
+
 _THREE_DIGITS = _digit_table(3)
-_CLOCK = np.array(
-    [list(f"T{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}.".encode()) for s in range(86_400)], dtype=np.uint8
-)
+_CLOCK = _clock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
