@@ -233,6 +233,7 @@ _SYSTEMS = "datalake_assets.sources.systems"
 _NOT_EXPORTED: Mapping[str, type[SourceModel]] = {
     "folder": FolderSource,
     "iceberg": IcebergTableSource,
+    "delta": DeltaTableSource,
     "asset": AssetSource,
 }
 #: What is adopted, for messages.

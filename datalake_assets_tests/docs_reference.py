@@ -18,7 +18,15 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.feed import AssetSource, ColumnNote, Feed, FolderSource, IcebergTableSource, declared_systems
+from datalake_assets.feed import (
+    AssetSource,
+    ColumnNote,
+    DeltaTableSource,
+    Feed,
+    FolderSource,
+    IcebergTableSource,
+    declared_systems,
+)
 from datalake_assets.policies import (
     Checks,
     CompactionPolicy,
@@ -73,6 +81,7 @@ _NAMES = {
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`source` of a folder", FolderSource),
     ("`source` of an Iceberg table of others", IcebergTableSource),
+    ("`source` of a Delta table of others", DeltaTableSource),
     ("`source` of an asset of another project", AssetSource),
     ("each column in `columns`", ColumnNote),
     ("`format`", ParquetFormat),

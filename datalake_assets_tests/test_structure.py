@@ -23,8 +23,9 @@ REASONS = {
     "defs.upkeep.report_asset": "a subject of the location, which puts it together",
     "defs.upkeep.sensors": "likewise: what keeps an installation in order",
     "demo.keeper": "run by path in a bare interpreter",
+    "lake.adopted.adopted_delta": "a table, likewise; loaded by name: it brings deltalake",
     "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",
-    "lake.adopted.logged_table": "what tables of other formats share; they are apart by the packages that they need",
+    "lake.adopted.delta_look": "what a Delta table's log says, apart from what is done to the table",
     "lake.asset_table": "a table, likewise",
     "lake.iceberg.adopted_iceberg": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.iceberg_folder": "where a table's parts lie; the commits know it by a protocol alone",
@@ -82,6 +83,7 @@ def test_only_the_list_of_sources_knows_which_there_are(modules):
 
 
 TABLES = {
+    "datalake_assets.lake.adopted.adopted_delta",
     "datalake_assets.lake.adopted.adopted_table",
     "datalake_assets.lake.adopted.logged_table",
     "datalake_assets.lake.asset_table",

@@ -39,7 +39,8 @@ def adopt(session: Session, *, address: str, name: str, time_column: str | None,
     so that no other lake compacts it too; an Iceberg table gets a property that says so. Afterwards it can be queried,
     verified and compacted like any feed. Adopting it again takes in what others wrote since.
 
-    An Iceberg table is named as its catalog has it. By its folder, or a file of its metadata, it is only looked at.
+    An Iceberg table is named as its catalog has it; by its folder, or a file of its metadata, it is only looked at. A
+    Delta table is named by its folder.
 
     \b
     datalake adopt /data/clicks --name clicks --time-column ts

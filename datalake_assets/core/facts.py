@@ -26,6 +26,7 @@ __all__ = [
     "ExportResult",
     "FailedCheck",
     "FeedTotals",
+    "FileChanges",
     "Outlook",
     "PagesCompared",
     "PartitionFacts",
@@ -429,6 +430,14 @@ class Deletion:
     def rows_deleted(self) -> int:
         """How many rows go, or went."""
         return sum(self.matching.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FileChanges:
+    """Data files that joined a partition of an adopted table and left it, other than by a merge."""
+
+    added: int = 0
+    removed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Final
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed, IcebergTableSource
+from datalake_assets.feed import DeltaTableSource, Feed, IcebergTableSource
 from datalake_assets.lake.adopted.owners import check_ownership, release_ownership, take_ownership
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.manifest_figures import manifest_figures
@@ -62,9 +62,16 @@ def _adopted_iceberg(store: Store, feed: Feed) -> LakeTable:
     return AdoptedIceberg(store, feed)
 
 
+def _adopted_delta(store: Store, feed: Feed) -> LakeTable:
+    with _needing(feed, "a Delta", "delta"):
+        from datalake_assets.lake.adopted.adopted_delta import AdoptedDelta  # noqa: PLC0415
+    return AdoptedDelta(store, feed)
+
+
 #: The first one that a feed fits is its table.
 _TABLES: Final[tuple[tuple[Callable[[Feed], bool], Callable[[Store, Feed], LakeTable]], ...]] = (
     (lambda feed: isinstance(feed.source, IcebergTableSource), _adopted_iceberg),
+    (lambda feed: isinstance(feed.source, DeltaTableSource), _adopted_delta),
     (lambda feed: feed.is_adopted, _adopted),
     (lambda feed: not feed.is_exported, _assets),
     (lambda feed: feed.is_iceberg, _iceberg_table),

@@ -103,7 +103,7 @@ def _source_at(lake: Store, address: str, catalog: str) -> SourceModel:
     if folder.name.endswith((".metadata.json", ".metadata.json.gz")):
         return IcebergTableSource(uri=folder.uri)
     if any(True for _ in store.list(f"{folder.name}/_delta_log")):
-        return FolderSource(uri=folder.uri)  # which refuses it
+        return DeltaTableSource(uri=folder.uri)
     listed = store.list(f"{folder.name}/metadata")
     if any(each.key.endswith((".metadata.json", ".metadata.json.gz")) for each in listed):
         return IcebergTableSource(uri=folder.uri)

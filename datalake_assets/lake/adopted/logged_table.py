@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +18,7 @@ import msgspec
 
 from datalake_assets.core.batches import Batches
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, rules_of
-from datalake_assets.core.facts import Outlook, PartitionFacts, PlannedPartition
+from datalake_assets.core.facts import FileChanges, Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
@@ -34,15 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds  # imports pandas
 
-__all__ = ["FileChanges", "LoggedSnapshot", "LoggedTable", "TableLook", "facts_of", "planned_health"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileChanges:
-    """Data files that joined a partition and left it, other than by a merge."""
-
-    added: int = 0
-    removed: int = 0
+__all__ = ["LoggedSnapshot", "LoggedTable", "TableLook", "facts_of", "planned_health"]
 
 
 class TableLook(Protocol):

@@ -56,16 +56,32 @@ def refused(uri: str, where: str, table: TableFormat) -> ConfigError:
         where: The table.
         table: Its format.
     """
+    reason = f"{_WHY}; {adoption}" if (adoption := _adoption_of(where, table)) else table.reason
     if where == uri:
-        return ConfigError(f"{uri} is {table.value}: {table.reason}")
+        return ConfigError(f"{uri} is {table.value}: {reason}")
     holds = "holds" if where.startswith(f"{uri}/") else "lies in"
-    return ConfigError(f"{uri} {holds} {table.value}, {where}: {table.reason}")
+    return ConfigError(f"{uri} {holds} {table.value}, {where}: {reason}")
+
+
+#: Why a folder of a table that can be adopted is not one.
+_WHY = "its log says which files count, and compaction would corrupt it"
+
+
+def _adoption_of(where: str, table: TableFormat) -> str:
+    """The command that adopts a table itself; empty if none does."""
+    if table is TableFormat.DELTA:
+        return f"adopt the table itself with 'datalake adopt {where} --name NAME'"
+    if table is TableFormat.ICEBERG:
+        return "adopt the table itself with 'datalake adopt iceberg:NAMESPACE.TABLE --catalog CATALOG --name NAME'"
+    return ""
 
 
 def refused_file(uri: str, file: str, table: TableFormat) -> ConfigError:
     """The error for a file in it whose footer has the mark of another format's table."""
+    adoption = _adoption_of("TABLE", table)
+    reason = f"{_WHY}; {adoption}" if adoption else table.reason
     return ConfigError(
-        f"{uri} holds a file of {table.value}, {file}: {table.reason}, or copy the rows into a folder of their own"
+        f"{uri} holds a file of {table.value}, {file}: {reason}, or copy the rows into a folder of their own"
     )
 
 

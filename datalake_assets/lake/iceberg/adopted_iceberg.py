@@ -38,12 +38,12 @@ from datalake_assets.core.compaction.plan import (
     again_at,
     rules_of,
 )
-from datalake_assets.core.facts import Expired
+from datalake_assets.core.facts import Expired, FileChanges
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.partitions import FOLDER_ITSELF, PartitionBy, window_of
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError, UnreadableFile
 from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.logged_table import FileChanges, LoggedTable, facts_of, planned_health
+from datalake_assets.lake.adopted.logged_table import LoggedTable, facts_of, planned_health
 from datalake_assets.lake.iceberg.iceberg_catalogs import talking
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans

@@ -24,21 +24,29 @@ from datalake_assets_tests.lake.adopted.adopted_folder import NOON, AdoptedFolde
 
 
 @pytest.mark.parametrize(
-    ("path", "whose"),
+    ("path", "whose", "cure"),
     [
-        ("_delta_log/00000000000000000000.json", "a Delta table"),
-        ("metadata/00000-ab.metadata.json", "an Iceberg table"),
-        (".hoodie/hoodie.properties", "a Hudi table"),
-        ("_spark_metadata/0", "a Spark streaming sink"),
+        (
+            "_delta_log/00000000000000000000.json",
+            "a Delta table",
+            "adopt the table itself with 'datalake adopt {} --name NAME'",
+        ),
+        (
+            "metadata/00000-ab.metadata.json",
+            "an Iceberg table",
+            "adopt the table itself with 'datalake adopt iceberg:NAMESPACE.TABLE --catalog CATALOG --name NAME'",
+        ),
+        (".hoodie/hoodie.properties", "a Hudi table", "use that format's own tools"),
+        ("_spark_metadata/0", "a Spark streaming sink", "use that format's own tools"),
     ],
 )
-def test_table_with_a_log_is_refused(store, folder, path, whose):
+def test_table_with_a_log_is_refused(store, folder, path, whose, cure):
     folder.write("a.parquet", [1])
     folder.put(path, b"{}")
 
     assert refused(lambda: adopt(store, folder.uri, "clicks")) == (
-        f"{folder.uri} is {whose}: its log says which files count, and compaction would corrupt it; use that"
-        " format's own tools"
+        f"{folder.uri} is {whose}: its log says which files count, and compaction would corrupt it;"
+        f" {cure.format(folder.uri)}"
     )
     assert list(folder.store.list("")) == [info for info in folder.store.list("") if info.key.startswith("clicks/")]
 

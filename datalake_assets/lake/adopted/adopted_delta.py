@@ -1,0 +1,178 @@
+"""A Delta table that others write, as a table of the lake; the ``deltalake`` library does its own optimize and vacuum.
+
+Which partitions are due, the plan of all tables says. What is done to them is Delta's: an ``OPTIMIZE`` of one
+partition, which its log takes only if no input has left, and a ``VACUUM`` by the table's own retention. A partition is
+what Hive would call it, ``day=2026-01-01``; "." is a table without partitions. Its owner's marker lies beside its
+folder, as that of an adopted folder does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from deltalake import CommitProperties, DeltaTable, WriterProperties
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, rules_of
+from datalake_assets.core.facts import Expired
+from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, LakeError
+from datalake_assets.lake.adopted.delta_look import COMMIT, DeltaLook, MergedFiles, failure, line_of
+from datalake_assets.lake.adopted.logged_table import LoggedTable, facts_of, planned_health
+from datalake_assets.lake.adopted.owners import check_ownership
+from datalake_assets.lake.layout import address_of, folder_store
+from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.table import CompactionProgress, CompactionReport
+
+__all__ = ["AdoptedDelta"]
+
+#: Files that are read at once by an optimize, and the times that its commit is tried beside those of others.
+THREADS, ATTEMPTS = 2, 15
+
+
+def _storage_options(s3: S3Access) -> dict[str, str]:
+    """How the library reaches S3; what is not given, it takes by the AWS conventions, as we do."""
+    known = {
+        "AWS_ENDPOINT_URL": s3.endpoint,
+        "AWS_REGION": s3.region,
+        "AWS_PROFILE": s3.profile,
+        "AWS_ACCESS_KEY_ID": s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        "AWS_SESSION_TOKEN": s3.session_token,
+        "AWS_ALLOW_HTTP": "true" if (s3.endpoint or "").startswith("http://") else None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+class AdoptedDelta(LoggedTable):
+    """An adopted Delta table; implements `LakeTable`."""
+
+    def take_look(self) -> DeltaLook:
+        """Implements `LoggedTable`."""
+        address = address_of(self.feed)
+        try:
+            return DeltaLook(self._loaded(), folder_store(self._folder.store, address.root), address.name, self.feed)
+        except DeltaError as error:
+            raise failure(self.feed, error) from error
+
+    def _loaded(self) -> DeltaTable:
+        """The table as it is now; each its own, since a commit moves it on."""
+        store, uri = self._folder.store, address_of(self.feed).uri
+        try:
+            return DeltaTable(uri, storage_options=_storage_options(store.s3) if "://" in uri else None)
+        except TableNotFoundError as error:
+            raise ConfigError(f"there is no Delta table at {uri}") from error
+        except DeltaError as error:
+            raise failure(self.feed, error) from error
+
+    def compact(
+        self,
+        key: str,
+        request: CompactionRequest,
+        *,
+        run_id: str = "",  # noqa: ARG002  the protocol's
+        on_plan: Callable[[CompactionPlan], None] | None = None,
+        on_progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> CompactionReport:
+        """Implements `LakeTable`: one ``OPTIMIZE`` of the partition, by the library.
+
+        Raises:
+            FolderTaken: It is another lake's by now.
+            CommitConflict: Another writer took an input away meanwhile; nothing was changed.
+            LakeError: The table has a feature that the library does not carry over, or it failed.
+        """
+        began, look = time.monotonic(), self.take_look()
+        rules = rules_of(self.feed, request)
+        plan = look.plan(key, rules, now=self._folder.store.now())
+        if on_plan is not None:
+            on_plan(plan)
+        if reason := look.why_not_compacted:
+            cure = "compact it with the engine that writes it"
+            raise LakeError(self.feed.source.where, f"it is not compacted: {reason}", cure=cure)
+        bytes_planned, merged = sum(group.size_bytes for group in plan.groups), MergedFiles()
+        if plan.groups:
+            check_ownership(self._folder.store, self.feed)
+            merged = self._optimized(look, key, rules)
+        if on_progress is not None:
+            on_progress(CompactionProgress(bytes_planned, bytes_planned))
+        return self._report(key, request, merged, look, began)
+
+    def _optimized(self, look: DeltaLook, key: str, rules: CompactionRules) -> MergedFiles:
+        table, commit_id = self._loaded(), self._folder.new_id()
+        try:
+            table.optimize.compact(
+                partition_filters=look.filters(key),
+                target_size=rules.target_file_bytes,
+                max_concurrent_tasks=THREADS,
+                writer_properties=WriterProperties(
+                    compression="ZSTD" if self.feed.format.compression == "zstd" else "SNAPPY"
+                ),
+                commit_properties=CommitProperties(custom_metadata={COMMIT: commit_id}, max_commit_retries=ATTEMPTS),
+            )
+        except CommitFailedError as error:
+            raise CommitConflict(self.feed.source.where, f"another writer came first ({line_of(error)})") from error
+        except DeltaError as error:
+            raise failure(self.feed, error) from error
+        return self._checked(look, key, commit_id)
+
+    def _checked(self, look: DeltaLook, key: str, commit_id: str) -> MergedFiles:
+        """What the commit did, by the table's log and by the footers of its files: as many rows, of that partition.
+
+        Raises:
+            CorruptLake: It is not so. The version before is there, and can be restored.
+        """
+        try:
+            merged = look.commit_of(commit_id)
+        except (OSError, ValueError) as error:  # Arrow's are either
+            raise CorruptLake(
+                self.feed.source.where, f"what deltalake wrote cannot be read: {line_of(error)}"
+            ) from error
+        if merged is None:
+            return MergedFiles()
+        if merged.keys - {key} or merged.rows != merged.rows_removed:
+            reason = f"deltalake wrote {merged.rows} rows in place of {merged.rows_removed}, in {sorted(merged.keys)}"
+            cure = f"restore version {merged.version - 1} of the table, and report it"
+            raise CorruptLake(self.feed.source.where, reason, cure=cure)
+        return merged
+
+    def _report(
+        self, key: str, request: CompactionRequest, merged: MergedFiles, before: DeltaLook, began: float
+    ) -> CompactionReport:
+        after, now = self.take_look(), self._folder.store.now()
+        rules = rules_of(self.feed, CompactionRequest(environment=request.environment))
+        old, new = before.files(key), after.files(key)
+        there = {file.name for file in old}
+        asked = after.plan(key, rules_of(self.feed, request), now=now).left_alone
+        return CompactionReport(
+            key=key,
+            files_before=len(old),
+            files_after=len(new),
+            files_compacted=merged.files_removed,
+            files_removed=len(old) - len(new),
+            bytes_before=sum(file.size_bytes for file in old),
+            bytes_after=sum(file.size_bytes for file in new),
+            rows=merged.rows,
+            kernel="reencode" if merged.files_removed else "",
+            compaction_time_ms=round(1000 * (time.monotonic() - began)),
+            small_files_remaining=sum(file.size_bytes < rules.small_file_bytes for file in new),
+            skipped=tuple(each for each in asked if each.name in there),
+            partition=facts_of(after, self.feed, key),
+            health=planned_health(after, self.feed, key, after.plan(key, rules, now=now), rules),
+        )
+
+    def expire(self, *, all_past: bool = False) -> Expired:  # noqa: ARG002  never sooner than the table says
+        """Implements `LakeTable`: ``VACUUM`` of files that the log let go of, by the table's own retention, or a week.
+
+        Files that no log ever named stay: a commit of another writer may be about to name them.
+        """
+        if self.take_look().why_not_compacted:
+            return Expired()
+        check_ownership(self._folder.store, self.feed)
+        table = self._loaded()
+        try:
+            if not table.vacuum(dry_run=True, full=False):
+                return Expired()  # even one that finds nothing is two commits
+            gone = table.vacuum(dry_run=False, full=False)
+        except DeltaError as error:
+            raise failure(self.feed, error) from error
+        return Expired(files=len(gone))
