@@ -12,9 +12,9 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 import requests.exceptions
@@ -36,11 +36,13 @@ from pyiceberg.exceptions import (
     RESTError,
     UnauthorizedError,
 )
+from pyiceberg.io import FileIO
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.schema import Schema
+from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table import CommitTableResponse, StaticTable, Table
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot, SnapshotLogEntry
+from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEntry
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from sqlalchemy.orm import Session
 
@@ -74,6 +76,8 @@ FILE = "control/iceberg_catalog.db"
 BUSY_S = 30
 #: Tables whose metadata is kept at hand; a kilobyte for each snapshot.
 REMEMBERED = 8
+#: Snapshots whose texts are kept at hand, of all tables of a catalog; a kilobyte or two each.
+TEXTS = 5000
 #: The table property that says whose it is.
 OWNER = "datalake.lake"
 
@@ -98,17 +102,47 @@ class _SharedEntry(_Shared, SnapshotLogEntry):
     """A line of a snapshot log that was read."""
 
 
+class _SharedFile(_Shared, MetadataLogEntry):
+    """A line of a metadata log that was read."""
+
+
+class _SharedList(_Shared, list[Any]):
+    """The snapshots of metadata, or a log of it: upstream makes a new list for each change."""
+
+    def __add__(self, others: list[Any]) -> _SharedList:
+        return _SharedList([*self, *others])
+
+
+class _AsText:
+    """Metadata that is written with texts of its snapshots that are known.
+
+    Args:
+        metadata: The metadata.
+        text_of: Gives the JSON of a snapshot; nulls are left out, or not.
+    """
+
+    def __init__(self, metadata: TableMetadata, text_of: Callable[[Snapshot, bool], str]) -> None:
+        self._metadata, self._text_of = metadata, text_of
+
+    def model_dump_json(self, *, exclude_none: bool) -> str:
+        """What the metadata's own gives, but for the order of its fields."""
+        rest = self._metadata.model_dump_json(exclude_none=exclude_none, exclude={"snapshots"})
+        snapshots = ",".join([self._text_of(each, exclude_none) for each in self._metadata.snapshots])
+        return f'{rest[:-1]},"snapshots":[{snapshots}]}}'
+
+
 class RememberingCatalog(SqlCatalog):
     """A catalog in a database, which does not read a table's metadata again while that is the same file.
 
-    Metadata tells of every snapshot, and a commit reads and copies it: an append to a table of a thousand snapshots
-    would take ten times as long as one to a new table. A metadata file never changes, so what was read last is kept;
-    snapshots never change, so a copy shares them.
+    Metadata tells of every snapshot, and a commit reads, copies and writes it: an append to a table of a thousand
+    snapshots would take ten times as long as one to a new table. A metadata file never changes, so what was read last
+    is kept; snapshots never change, so a copy shares them, and the text of each is made once.
     """
 
     def __init__(self, name: str, **properties: str) -> None:
         super().__init__(name, **properties)
         self._read: OrderedDict[str, TableMetadata] = OrderedDict()
+        self._texts: OrderedDict[tuple[int, str, bool], str] = OrderedDict()
 
     def commit_table(
         self, table: Table, requirements: tuple[TableRequirement, ...], updates: tuple[TableUpdate, ...]
@@ -117,6 +151,21 @@ class RememberingCatalog(SqlCatalog):
         response = super().commit_table(table, requirements, updates)
         self._remember(response.metadata_location, response.metadata)
         return response
+
+    def _write_metadata(  # type: ignore[override]  # upstream's is static, and called by the instance
+        self, metadata: TableMetadata, io: FileIO, metadata_path: str
+    ) -> None:
+        ToOutputFile.table_metadata(cast(TableMetadata, _AsText(metadata, self._text_of)), io.new_output(metadata_path))
+
+    def _text_of(self, snapshot: Snapshot, exclude_none: bool) -> str:  # noqa: FBT001  one of two texts of it
+        # ids are of their table alone, paths of lists of manifests are of one commit
+        at = (snapshot.snapshot_id, snapshot.manifest_list, exclude_none)
+        text = self._texts.get(at)
+        if text is None:
+            text = self._texts[at] = snapshot.model_dump_json(exclude_none=exclude_none)
+            while len(self._texts) > TEXTS:
+                self._texts.popitem(last=False)
+        return text
 
     def _convert_orm_to_iceberg(self, orm_table: IcebergTables) -> Table:
         location = orm_table.metadata_location
@@ -135,8 +184,9 @@ class RememberingCatalog(SqlCatalog):
 
     def _remember(self, location: str, metadata: TableMetadata) -> TableMetadata:
         update = {
-            "snapshots": [_shared(_SharedSnapshot, each) for each in metadata.snapshots],
-            "snapshot_log": [_shared(_SharedEntry, each) for each in metadata.snapshot_log],
+            "snapshots": _SharedList(_shared(_SharedSnapshot, each) for each in metadata.snapshots),
+            "snapshot_log": _SharedList(_shared(_SharedEntry, each) for each in metadata.snapshot_log),
+            "metadata_log": _SharedList(_shared(_SharedFile, each) for each in metadata.metadata_log),
         }
         kept: TableMetadata = metadata.model_copy(update=update)
         self._read[location] = kept

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pyiceberg.manifest import DataFile as IcebergFile
-from pyiceberg.manifest import ManifestContent, ManifestEntry
+from pyiceberg.manifest import ManifestContent, ManifestEntry, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.refs import SnapshotRefType
-from pyiceberg.table.snapshots import Snapshot, ancestors_of
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.typedef import Record
 
 from datalake_assets.core.files import DataFile
@@ -62,6 +62,9 @@ REMOVED: Final = "datalake.removed."
 
 #: Snapshots whose summaries are read for the history of partitions, the newest; a table may have thousands.
 LINEAGE: Final = 100
+#: Facts of what never changes that are kept at hand: keys of partitions, what snapshots say.
+KNOWN: Final = 10_000
+_T = TypeVar("_T")
 _BY: Final = {by.value: by for by in PartitionBy}
 #: Gives the folder of a partition's own files, below the table's location.
 FolderOf = Callable[[str], str]
@@ -117,8 +120,8 @@ class TableView:
         self, table: Table | None, by: PartitionBy | None, folder_of: FolderOf, reader: Manifests | None
     ) -> None:
         self.table, self._by, self._folder_of, self._reader = table, by, folder_of, reader
-        self._lines: dict[int, dict[str, list[_Line]]] = {}
-        self._keys: dict[tuple[int, str], str] = {}
+        self._lines: dict[tuple[int, str], list[_Line]] = {}
+        self._manifests: dict[str, Manifest] = {}
 
     def partitions(self) -> tuple[str, ...]:
         """Partitions with files, or versions; in order."""
@@ -126,7 +129,7 @@ class TableView:
             return ()
         if self._by is None:
             return tuple(version_key(number) for number in sorted(self.versions))
-        return tuple(sorted({*self._files(self._head), *self._history, *self.windows}))
+        return tuple(sorted({*self._keys_in(self._head), *self._history, *self.windows}))
 
     @cached_property
     def versions(self) -> Mapping[int, Snapshot]:
@@ -136,7 +139,7 @@ class TableView:
         found, metadata = {}, self.table.metadata
         for name, ref in metadata.refs.items():
             if ref.snapshot_ref_type is SnapshotRefType.TAG and name.removeprefix("v").isdecimal():
-                snapshot = metadata.snapshot_by_id(ref.snapshot_id)
+                snapshot = self._by_id.get(ref.snapshot_id)
                 if snapshot is not None:
                     found[version_number(name)] = snapshot
         return found
@@ -145,6 +148,11 @@ class TableView:
         """What a partition holds."""
         if self.table is None:
             return Manifest()
+        if key not in self._manifests:
+            self._manifests[key] = self._manifest(key)
+        return self._manifests[key]
+
+    def _manifest(self, key: str) -> Manifest:
         lines = self._lines_of(key)
         history = self._history.get(key, [])
         numbers = [line.sequence_number for line in lines] + [number for number, _ in history]
@@ -186,7 +194,7 @@ class TableView:
 
     def head_paths(self) -> list[str]:
         """The URIs of all data files of the newest snapshot."""
-        return [line.file.file_path for lines in self._files(self._head).values() for line in lines]
+        return [entry.data_file.file_path for entry in self._entries(self._head)] if self._head is not None else []
 
     @cached_property
     def windows(self) -> Mapping[str, Any]:
@@ -197,17 +205,38 @@ class TableView:
     def _properties(self) -> Mapping[str, str]:
         return self.table.properties if self.table is not None else {}
 
-    @property
-    def _head(self) -> Snapshot | None:
-        return self.table.current_snapshot() if self.table is not None else None
+    @cached_property
+    def _by_id(self) -> Mapping[int, Snapshot]:
+        """The snapshots by number; pyiceberg looks through all of them for each."""
+        return {each.snapshot_id: each for each in self.table.snapshots()} if self.table is not None else {}
 
-    def _lineage(self) -> Iterable[Snapshot]:
+    @cached_property
+    def _head(self) -> Snapshot | None:
+        number = self.table.metadata.current_snapshot_id if self.table is not None else None
+        return None if number is None else self._by_id.get(number)
+
+    def _lineage(self) -> Iterator[Snapshot]:
         """The newest snapshot and those that it was built on, newest first."""
-        return ancestors_of(self._head, self.table.metadata) if self.table is not None else ()
+        snapshot = self._head
+        while snapshot is not None:
+            yield snapshot
+            snapshot = self._by_id.get(snapshot.parent_snapshot_id or 0)
 
     def _lines_of(self, key: str) -> list[_Line]:
         """The data files of a partition, in the snapshot that it is read from."""
-        return self._files(self._snapshot(key)).get(key if self._by is not None else "", [])
+        snapshot, wanted = self._snapshot(key), key if self._by is not None else ""
+        if snapshot is None:
+            return []
+        at = (snapshot.snapshot_id, wanted)
+        if at not in self._lines:
+            lines = [
+                _Line(entry.data_file, entry.sequence_number or 0)
+                for key, entries in self._partitioned(snapshot)
+                if key == wanted
+                for entry in entries
+            ]
+            self._lines[at] = sorted(lines, key=lambda line: (line.sequence_number, line.file.file_path))
+        return self._lines[at]
 
     def _snapshot(self, key: str) -> Snapshot | None:
         """The snapshot that a partition is read from.
@@ -273,52 +302,57 @@ class TableView:
         found: dict[str, list[tuple[int, Commit]]] = defaultdict(list)
         told = {each.snapshot_id: each for each in (*islice(self._lineage(), LINEAGE), *self.versions.values())}
         for snapshot in sorted(told.values(), key=lambda each: each.sequence_number or 0):
-            said = _said(snapshot)
-            for key, done in json.loads(said.get(PARTITIONS, "{}")).items():
-                commit = Commit(
-                    kind=said.get(KIND, ""),
-                    at=_time_of(snapshot),
-                    run_id=said.get(RUN, ""),
-                    **done,
-                )
+            for key, commit in self._once(("commits", snapshot.snapshot_id), partial(_commits_of, snapshot)):
                 found[key].append((snapshot.sequence_number or 0, commit))
         return found
 
-    def _files(self, snapshot: Snapshot | None) -> dict[str, list[_Line]]:
-        """The data files of a snapshot by partition; those of an unpartitioned table under ""."""
-        if snapshot is None:
-            return {}
-        if snapshot.snapshot_id not in self._lines:
-            found: dict[str, list[_Line]] = defaultdict(list)
-            for entry in self._entries(snapshot):
-                found[self._known_key(entry.data_file)].append(_Line(entry.data_file, entry.sequence_number or 0))
-            for lines in found.values():
-                lines.sort(key=lambda line: (line.sequence_number, line.file.file_path))
-            self._lines[snapshot.snapshot_id] = found
-        return self._lines[snapshot.snapshot_id]
+    def _keys_in(self, snapshot: Snapshot | None) -> set[str]:
+        """The partitions that a snapshot has files of; "" for an unpartitioned table."""
+        return {key for key, _ in self._partitioned(snapshot)} if snapshot is not None else set()
+
+    def _partitioned(self, snapshot: Snapshot) -> Iterator[tuple[str, Sequence[ManifestEntry]]]:
+        """The data files of a snapshot, in pieces of one partition each; a partition may have several."""
+        if self._reader is None:
+            return
+        for manifest in self._data_manifests(snapshot):
+            for value, entries in self._reader.by_partition(manifest).items():
+                yield self._known_key(value, entries[0].data_file), entries
 
     def has_deletes(self) -> bool:
         """Whether the newest snapshot has files that say which rows are gone."""
         listed = self._reader.of(self._head) if self._reader is not None else []
         return any(manifest.content is not ManifestContent.DATA for manifest in listed)
 
-    def _entries(self, snapshot: Snapshot, *, deletes_too: bool = False) -> Iterator[ManifestEntry]:
+    def _data_manifests(self, snapshot: Snapshot) -> Iterator[ManifestFile]:
         if self.table is None or self._reader is None:
             return
         for manifest in self._reader.of(snapshot):
-            if manifest.content is not ManifestContent.DATA and not deletes_too:
+            if manifest.content is not ManifestContent.DATA:
                 name = ".".join(self.table.name())
                 raise ConfigError(
                     f"Iceberg table {name}: another engine deleted rows by delete files; 'datalake repair' applies them"
                 )
+            yield manifest
+
+    def _entries(self, snapshot: Snapshot, *, deletes_too: bool = False) -> Iterator[ManifestEntry]:
+        if self._reader is None:
+            return
+        for manifest in self._reader.of(snapshot) if deletes_too else self._data_manifests(snapshot):
             yield from self._reader.entries(manifest)
 
-    def _known_key(self, file: IcebergFile) -> str:
-        """The key of a file's partition; files of one partition are many."""
-        at = (file.spec_id, repr(file.partition))
-        if at not in self._keys:
-            self._keys[at] = self._key_of(file)
-        return self._keys[at]
+    def _known_key(self, value: str, file: IcebergFile) -> str:
+        """The key of a file's partition, whose values are this text; files of one partition are many."""
+        return self._once(("key", self._by, file.spec_id, value), lambda: self._key_of(file))
+
+    def _once(self, what: Hashable, work_out: Callable[[], _T]) -> _T:
+        """What never changes is worked out once for all views of the table; forgotten before it takes much memory."""
+        known = self._reader.known if self._reader is not None else {}
+        if what not in known:
+            if len(known) >= KNOWN:
+                known.clear()
+            known[what] = work_out()
+        found: _T = known[what]
+        return found
 
     def _key_of(self, file: IcebergFile) -> str:
         if self._by is None:
@@ -388,6 +422,14 @@ class TableView:
         path = path_in_table(self.table, file.file_path)
         folder, _, name = path.rpartition("/")
         return name if folder == self._folder_of(key) else path
+
+
+def _commits_of(snapshot: Snapshot) -> list[tuple[str, Commit]]:
+    """What a snapshot says that it did, by partition."""
+    said, at = _said(snapshot), _time_of(snapshot)
+    done = json.loads(said.get(PARTITIONS, "{}"))
+    kind, run_id = said.get(KIND, ""), said.get(RUN, "")
+    return [(key, Commit(kind=kind, at=at, run_id=run_id, **each)) for key, each in done.items()]
 
 
 def _said(snapshot: Snapshot | None) -> Mapping[str, str]:
