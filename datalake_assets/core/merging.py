@@ -10,7 +10,7 @@ offset. What is promised of them, ADR 026 says:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +75,18 @@ class MergeRule:
             return f"delete_column: column {self.delete_column!r} is neither text, nor a number, nor true or false"
         return ""
 
-    def deletions(self, rows: pa.RecordBatch) -> Mask:
-        """Which changes delete their row: those that say so, and tombstones, which have nothing but their key."""
+    def deletions(self, rows: pa.RecordBatch, sent: Collection[str]) -> Mask:
+        """Which changes delete their row: those that say so, and tombstones, which have nothing but their key.
+
+        Args:
+            rows: The changes, in the lake's columns.
+            sent: The columns that the source sends; that others are null says nothing.
+        """
         deleted = np.zeros(rows.num_rows, dtype=np.bool_)
         if self.delete_column is not None:
             said = rows.column(self.delete_column).cast(pa.string())
             deleted |= np.asarray(pc.is_in(said, pa.array(self.delete_values, pa.string())))
-        others = [name for name in rows.schema.names if name not in {*self.key, *self.apart}]
+        others = [name for name in rows.schema.names if name in sent and name not in {*self.key, *self.apart}]
         if others:
             empty = np.ones(rows.num_rows, dtype=np.bool_)
             for name in others:
@@ -119,11 +124,8 @@ def merged_columns(feed: Feed, schema: pa.Schema) -> pa.Schema:
 
 def _names_rows(kind: pa.DataType) -> bool:
     """Floats have NaN, and values that look equal; what is nested has no one text."""
-    return (
-        _is_text(kind)
-        or any(is_kind(kind) for is_kind in (pt.is_decimal, pt.is_temporal, pt.is_binary, pt.is_large_binary))
-        or pt.is_fixed_size_binary(kind)
-    )
+    checks = (pt.is_decimal, pt.is_timestamp, pt.is_date, pt.is_time, pt.is_binary, pt.is_large_binary)
+    return _is_text(kind) or pt.is_fixed_size_binary(kind) or any(is_kind(kind) for is_kind in checks)
 
 
 def _is_text(kind: pa.DataType) -> bool:

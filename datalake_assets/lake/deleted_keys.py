@@ -126,4 +126,6 @@ class DeletedKeys:
         if key:
             path = self._store.path(key)
             with self._store.filesystem().open_input_file(path) as source:
-                yield from pq.ParquetFile(source).iter_batches(BATCH_ROWS)
+                for batch in pq.ParquetFile(source).iter_batches(BATCH_ROWS):
+                    # Parquet has no seconds: times come back in milliseconds
+                    yield batch.cast(self._schema)

@@ -119,7 +119,7 @@ class Collecting(Landing):
         wanted = first_seen(self._changes.seen, partitions, offsets)
         wanted &= self._done.new_rows(self._changes.epoch, partitions, offsets)
         self.rows_known += int((~wanted).sum())
-        deletes = self._rule.deletions(rows)
+        deletes = self._rule.deletions(rows, batch.rows.schema.names)
         codes, names, placed = self._place(rows)
         kept = wanted & ~refused & (placed | deletes)
         self._reject(batch, found, refused, np.flatnonzero(wanted & ~kept))

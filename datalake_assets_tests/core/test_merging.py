@@ -71,14 +71,19 @@ def test_tombstone_has_nothing_but_its_key_and_its_timestamp():
     rows = pa.RecordBatch.from_pylist(
         [{"id": 1, "rowtime": 5}, {"id": 2, "name": ""}, {"id": 3, "share": 0.0}], COLUMNS
     )
-    assert MergeRule.of(feed_of()).deletions(rows).tolist() == [True, False, False]
+    assert MergeRule.of(feed_of()).deletions(rows, rows.schema.names).tolist() == [True, False, False]
+
+
+def test_columns_that_the_source_sends_no_more_make_no_tombstone():
+    rows = pa.RecordBatch.from_pylist([{"id": 1, "rowtime": 5}], COLUMNS)
+    assert MergeRule.of(feed_of()).deletions(rows, ["id", "rowtime"]).tolist() == [False]
 
 
 @pytest.mark.parametrize(("kind", "values"), [(pa.bool_(), [True, False, None]), (pa.int8(), [1, 0, None])])
 def test_deletions_are_marked_by_values_of_any_plain_type(kind: pa.DataType, values: list[Any]):
     rows = pa.record_batch([pa.array([1, 2, 3]), pa.array(values, kind), pa.array([7, 7, 7])], ["id", "gone", "x"])
     rule = MergeRule.of(feed_of(delete_column="gone", delete_values=["true", "1"]))
-    assert rule.deletions(rows).tolist() == [True, False, False]
+    assert rule.deletions(rows, rows.schema.names).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_envelope_gives_the_row_after_a_change_and_the_one_before_a_deletion():
         {"id": 1, "name": None, "op": "d", "ts_ms": 6},
         {"id": None, "name": None, "op": "t", "ts_ms": 7},
     ]
-    assert MergeRule.of(feed).deletions(rows).tolist() == [False, True, False]
+    assert MergeRule.of(feed).deletions(rows, rows.schema.names).tolist() == [False, True, False]
 
 
 def test_envelope_is_refused_whose_row_has_a_column_of_its_own():

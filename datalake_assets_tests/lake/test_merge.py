@@ -351,6 +351,64 @@ def test_merge_puts_rows_aside_that_do_not_fit_the_contract(tmp_path: Path) -> N
     assert (report.rows_quarantined, held(opened(tmp_path, feed))) == (1, {1: ("a", 0)})
 
 
+def test_merge_adds_columns_of_an_evolving_source(tmp_path: Path, form: str) -> None:
+    feed = parse_feed(json.dumps(merged_feed(form).model_dump(mode="json") | {"schema_policy": "evolve"}))
+    write(opened(tmp_path, feed), sent([(1, "a", 0, 0), (2, "b", 0, 0)]))
+    later = sent([(1, "c", 0, 0)], first=2)
+    rows = later.rows.append_column("extra", pa.array(["x"]))
+    write(opened(tmp_path, feed), SourceBatch(rows, later.source_partitions, later.source_offsets))
+    found = opened(tmp_path, feed).scan(columns=["id", "note", "extra"]).read_all().to_pylist()
+    assert sorted(found, key=lambda row: row["id"]) == [
+        {"id": 1, "note": "c", "extra": "x"},
+        {"id": 2, "note": "b", "extra": None},
+    ]
+
+
+def test_merge_takes_rows_out_of_envelopes(tmp_path: Path, form: str) -> None:
+    document = merged_feed(form).model_dump(mode="json") | {
+        "key": ["id"],
+        "merge": {"envelope": "debezium"},
+        "checks": {},
+    }
+    feed, row = parse_feed(json.dumps(document)), pa.struct([("ID", pa.int64()), ("NAME", pa.string())])
+    schema = pa.schema([("before", row), ("after", row), ("op", pa.string()), ("rowtime", pa.timestamp("ms", "UTC"))])
+    changes = [
+        {"after": {"ID": 1, "NAME": "a"}, "op": "c", "rowtime": at(0)},
+        {"after": {"ID": 2, "NAME": "b"}, "op": "r", "rowtime": at(0)},
+        {"before": {"ID": 1, "NAME": "a"}, "after": {"ID": 1, "NAME": "c"}, "op": "u", "rowtime": at(1)},
+        {"before": {"ID": 2, "NAME": None}, "op": "d", "rowtime": at(1)},
+        {"op": "t", "rowtime": at(1)},
+    ]
+    for offset in range(0, 5, 3):
+        part = pa.RecordBatch.from_pylist(changes[offset : offset + 3], schema)
+        numbers = pa.array(range(offset, offset + len(part)), pa.int64())
+        report = write(opened(tmp_path, feed), SourceBatch(part, pa.array([0] * len(part), pa.int32()), numbers))
+    table = opened(tmp_path, feed)
+    assert table.scan(columns=["id", "name", "op"]).read_all().to_pylist() == [{"id": 1, "name": "c", "op": "u"}]
+    assert (report.rows_quarantined, [row.reason for _, row in table.quarantined()]) == (1, ["key column id is null"])
+
+
+def test_merge_keeps_files_apart_by_values(tmp_path: Path) -> None:
+    document = merged_feed("iceberg").model_dump(mode="json")
+    document["format"] |= {"parts": [{"column": "kind"}, {"column": "id", "transform": "bucket", "buckets": 2}]}
+    feed, changes = parse_feed(json.dumps(document)), changes_of(random.Random(5), 30, first=0)
+    for end in (10, 20, 30):
+        read_again(opened(tmp_path, feed), changes[:end])
+    assert held(opened(tmp_path, feed)) == expected(changes, ordered=False)
+    with seen_by_others(open_store(str(tmp_path))) as table:
+        odd = table.scan(row_filter="kind = 'k1'").to_arrow()["id"].to_pylist()
+    assert sorted(odd) == sorted(key for key in expected(changes, ordered=False) if key % 2)
+
+
+def test_merge_orders_by_times_of_any_unit(tmp_path: Path) -> None:
+    feed = merged_feed(order_by="changed")
+    for first, (note, second) in enumerate([("a", 5), (None, 7), ("old", 6), ("b", 8)]):
+        batch = sent([(1, note, 0, 0)], first=first)
+        rows = batch.rows.append_column("changed", pa.array([second], pa.timestamp("s", "UTC")))
+        write(opened(tmp_path, feed), SourceBatch(rows, batch.source_partitions, batch.source_offsets))
+        assert held(opened(tmp_path, feed)) == ({} if note in (None, "old") else {1: (note, 0)})
+
+
 def test_merge_reads_keys_only_where_a_changed_one_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feed, read = merged_feed(), []
     for number in range(6):
