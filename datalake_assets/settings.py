@@ -107,6 +107,9 @@ class Settings(BaseSettings):
         A URL without one may begin with a password, and must not be repeated in a message.
         """
         name = info.field_name or ""
+        if name == "lake" and not value.strip():
+            msg = "it is empty: give a local folder, or s3://bucket/prefix"
+            raise ValueError(msg)
         if not isinstance(value, str) or not value:
             return value
         if "\0" in value:

@@ -28,10 +28,12 @@ __all__ = ["console_report", "lake_report", "report"]
 #: Where the page goes that nobody wants on a terminal.
 PAGE = "lake_report.html"
 _PARTITIONS_SHOWN = 10
+#: More than a million a second: whatever costs follow from more are no numbers for a person, nor for JSON.
+MOST_SCANS_PER_DAY = 1e11
 
 
 def _finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    """Ranges let infinity and NaN through."""
+    """Ranges let NaN through."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter("give a number")
     return value
@@ -56,7 +58,7 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float |
 @click.option("--feed", "names", multiple=True, metavar="NAME", help="Only this feed; can be repeated.")
 @click.option(
     "--scans-per-day",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=MOST_SCANS_PER_DAY),
     callback=_finite,
     metavar="N",
     help="How often each partition is read, for the costs.  [default: 1]",

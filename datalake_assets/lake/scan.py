@@ -238,12 +238,30 @@ class BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has n
                             yield from _in_pieces(self, fragment, columns, where)
                     else:
                         plain = ds.FileSystemDataset(files, self.schema, self.format, self.filesystem)
-                        yield from _scanner(plain, columns=columns, where=where).to_batches()
+                        try:
+                            yield from _scanner(plain, columns=columns, where=where).to_batches()
+                        except pa.ArrowInvalid as error:
+                            raise _by_column(plain, read, error) from error
 
 
 def _is_dense(dataset: ds.FileSystemDataset, fragment: ds.ParquetFileFragment, columns: Sequence[str] | None) -> bool:
     with dataset.filesystem.open_input_file(fragment.path) as opened:
         return is_dense(open_parquet(opened, int96_unit=INT96_UNIT), opened, limit_bytes=DENSE_BYTES, columns=columns)
+
+
+def _by_column(dataset: ds.FileSystemDataset, columns: Sequence[str] | None, error: pa.ArrowInvalid) -> pa.ArrowInvalid:
+    """The error of a value that its column cannot hold, with the column's name, which Arrow's scanner leaves out."""
+    schema = dataset.schema if columns is None else pa.schema([each for each in dataset.schema if each.name in columns])
+    for fragment in dataset.get_fragments():
+        try:
+            with dataset.filesystem.open_input_file(fragment.path) as opened:
+                for piece in tables(open_parquet(opened, int96_unit=INT96_UNIT), source=opened):
+                    with_given(piece, schema, {})
+        except pa.ArrowInvalid as named:
+            return named
+        except OSError:  # it is gone since
+            continue
+    return error
 
 
 def _in_pieces(

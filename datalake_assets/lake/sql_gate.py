@@ -353,14 +353,14 @@ class SqlSession:
 
 
 def message_of(error: Exception) -> str:
-    """DuckDB's message on one line, without the excerpt of the query below it, and without settings that are locked."""
+    """DuckDB's message on one line, without what stands below it: excerpts, locked settings, tracebacks."""
     text = " ".join(_BELOW.split(str(error), maxsplit=1)[0].split())
     if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
         return f"it takes more memory than it may ({text or 'no memory left'}); ask for less"
     return text
 
 
-_BELOW = re.compile(r"\n\nLINE |\s+Possible solutions:")
+_BELOW = re.compile(r"\n\nLINE |\s+Possible solutions:|\. Detail: Python exception: Traceback")
 
 
 #: Digits of DuckDB's widest decimals (DuckDB documentation, "Numeric Types").

@@ -288,7 +288,9 @@ def _guarded(store: Store, views: Sequence[_View], batches: Iterator[Batch]) -> 
 def _cure(feed: Feed) -> str:
     """How a feed without data gets some."""
     if feed.is_adopted:
-        return f"look again with 'datalake repair {feed.name}'"
+        return (
+            f"'datalake verify {feed.name}' names files that cannot be read, 'datalake repair {feed.name}' looks again"
+        )
     if not feed.is_exported:
         return f"materialize asset {feed.asset!r}"
     return f"export it with 'datalake export --{feed.kind} {feed.name}'"

@@ -88,7 +88,11 @@ def _apart_by_case(fields: Sequence[pa.Field], what: str) -> str | None:
 
 
 def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table's rows under a unified schema: columns reordered, added as nulls, and cast without loss."""
+    """The table's rows under a unified schema: columns reordered, added as nulls, and cast without loss.
+
+    Raises:
+        pa.ArrowInvalid: A value does not fit its column's type; names the column.
+    """
     if table.schema.remove_metadata().equals(schema, check_metadata=True):
         return table.replace_schema_metadata()
     columns = []
@@ -98,8 +102,15 @@ def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
             columns.append(pa.nulls(table.num_rows, field.type))
         else:
             column = table.column(index)
-            columns.append(column if column.type.equals(field.type) else _cast(column, field.type))
+            columns.append(column if column.type.equals(field.type) else _cast_column(field.name, column, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _cast_column(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return _cast(column, kind)
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"column {name!r}: {error}") from error
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

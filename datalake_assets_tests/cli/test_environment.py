@@ -47,6 +47,7 @@ ORDERS = ("feeds", "add", "--name", "orders", "--kind", "table", "--object", "OR
             "~nobody_of_this_name/x",
             "DATALAKE_LAKE: no such user's home folder; write './~…' for a folder of that name",
         ),
+        ("DATALAKE_LAKE", "", "DATALAKE_LAKE: it is empty: give a local folder, or s3://bucket/prefix"),
     ],
 )
 def test_a_variable_that_is_wrong_is_named(run, monkeypatch, name, value, line):

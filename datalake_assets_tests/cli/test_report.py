@@ -119,7 +119,7 @@ def test_costs_follow_the_scans_that_are_assumed(run, filled):
     assert never["storage_usd"] == once["storage_usd"] > 0
 
 
-@pytest.mark.parametrize("scans", ["-1", "nan", "inf", "often"])
+@pytest.mark.parametrize("scans", ["-1", "nan", "inf", "1e308", "often"])
 def test_scans_are_a_number(run, lake, scans):
     assert run("report", "--scans-per-day", scans).exit_code == 2
 

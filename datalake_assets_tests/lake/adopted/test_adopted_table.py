@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
@@ -30,6 +33,7 @@ from datalake_assets.lake.commit import Change, PartitionLog, Planned
 from datalake_assets.lake.file_identity import checksum_of
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.sql_gate import SqlRefused
 from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes
@@ -404,3 +408,29 @@ def test_sql_reads_the_folder_with_its_partition_columns(table, store, folder):
     table.look_again()
     query = "select day, count(*), sum(id)::int from clicks group by day order by day nulls last"
     assert run_sql(store, [table.feed], query).rows == ((1, 4, 6), (None, 1, 9))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_value_that_no_column_of_the_folder_can_hold_is_named_by_its_column(store, folder, nested):
+    """Milliseconds that are too many as microseconds, which other files have."""
+    for name, unit, value in (("a", "us", 0), ("b", "us", 1), ("c", "ms", 2**62)):
+        times = pa.array([value], pa.timestamp(unit))
+        column = pa.StructArray.from_arrays([times], names=["at"]) if nested else times
+        folder.put(f"{name}.parquet", parquet_bytes({"id": [1], "t": column}))
+    feed = adopt(store, folder.uri, "clicks").feed
+
+    assert run_sql(store, [feed], "SELECT sum(id)::int FROM clicks").rows == ((3,),)
+    with pytest.raises(SqlRefused, match="column 't': Casting from") as caught:
+        run_sql(store, [feed], "SELECT t FROM clicks")
+    assert "Traceback" not in str(caught.value)
+    (left,) = (each for each in open_table(store, feed).compact(".", FORCE).skipped if each.name == "c.parquet")
+    assert "column 't': Casting from" in left.reason
+
+
+def test_query_of_a_folder_without_a_readable_file_says_how_to_see_why(store, folder):
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array([1])] * 2, names=["x", "x"]), file)
+    folder.put("a.parquet", file.getvalue())
+    feed = adopt(store, folder.uri, "clicks").feed
+    with pytest.raises(SqlRefused, match="'datalake verify clicks' names files that cannot be read"):
+        run_sql(store, [feed], "SELECT count(*) FROM clicks")
