@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datalake_assets.core.feed_state import FeedState
-from datalake_assets.errors import PreconditionFailed
+from datalake_assets.errors import CorruptLake, ObjectNotFound, PreconditionFailed
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.swap import retried
 
 __all__ = ["DeletedKeys"]
 
@@ -55,12 +56,7 @@ class DeletedKeys:
             where = pc.index_in(keys, value_set=table["key"].combine_chunks())
             return table["order"].combine_chunks().take(where)
 
-        for _ in range(ATTEMPTS - 1):
-            try:
-                return look()
-            except FileNotFoundError:  # another writer has just replaced it
-                continue
-        return look()
+        return retried(look, attempts=ATTEMPTS, on=(ObjectNotFound,))  # another writer may just have replaced it
 
     def remember(self, keys: pa.Array, order: pa.Array, *, keep: timedelta) -> None:
         """Adds deletions to those that are known; older ones than ``keep`` are forgotten. Idempotent."""
@@ -71,8 +67,10 @@ class DeletedKeys:
             key = f"{self._at}/{self._folder.new_id()}.parquet"
             try:
                 self._write(key, known, keys, order, keep)
-            except FileNotFoundError:
-                continue
+            except ObjectNotFound:
+                if self._folder.state.load().deleted == known:
+                    raise
+                continue  # another writer has just replaced it
             if self._replace(known, key):
                 self._sweep({known} - {""})
                 return
@@ -123,9 +121,15 @@ class DeletedKeys:
         return pc.and_(is_newer, pc.greater_equal(batch["deleted_at"], oldest))
 
     def _known(self, key: str) -> Iterator[pa.RecordBatch]:
-        if key:
-            path = self._store.path(key)
-            with self._store.filesystem().open_input_file(path) as source:
+        if not key:
+            return
+        try:
+            with self._store.filesystem().open_input_file(self._store.path(key)) as source:
                 for batch in pq.ParquetFile(source).iter_batches(BATCH_ROWS):
                     # Parquet has no seconds: times come back in milliseconds
                     yield batch.cast(self._schema)
+        except FileNotFoundError as error:
+            raise ObjectNotFound(key, "the list of deleted keys is gone", cure="restore it") from error
+        except (pa.ArrowException, OSError) as error:
+            reason = f"the list of deleted keys cannot be read: {str(error).splitlines()[0]}"
+            raise CorruptLake(key, reason, cure="restore it") from error

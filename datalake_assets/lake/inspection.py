@@ -41,6 +41,7 @@ __all__ = [
     "in_need",
     "known_names",
     "mend_versions",
+    "missing_deletions",
     "missing_items",
     "repair",
     "slice_of",
@@ -84,6 +85,8 @@ def verify(folder: FeedFolder, *, deep: bool = False, partitions: Iterable[str] 
             # it may have been committed since the listing
             info = unknown.pop(name, None) or folder.data_store.head(name)
             yield from still_true(log, file, file_differences(folder, key, file, info, name, deep=deep))
+    if chosen is None:
+        yield from missing_deletions(folder)
     yield from _unknown(folder, sorted(unknown))
 
 
@@ -122,6 +125,14 @@ def missing_items(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[
     """Lists of landed items that are gone."""
     for name in sealed_missing(folder, key, manifest):
         yield Difference(key, "missing", name, "a list of landed items, without which nothing more can be landed")
+
+
+def missing_deletions(folder: FeedFolder) -> Iterator[Difference]:
+    """The list of deleted keys of a feed that is merged, if it is gone."""
+    named = folder.state.load().deleted
+    if named and folder.store.head(named) is None and folder.state.load().deleted == named:
+        detail = "the list of deleted keys, without which no more changes can be merged"
+        yield Difference("", "missing", named, detail)
 
 
 def unfinished(key: str, manifest: Manifest, name: str) -> Iterator[Difference]:

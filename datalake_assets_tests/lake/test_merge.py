@@ -19,7 +19,7 @@ from pyiceberg.types import StringType
 
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake import merge_changes
 from datalake_assets.lake.store import open_store
@@ -428,6 +428,24 @@ def test_merge_forgets_deleted_keys_after_the_time_that_the_feed_says(tmp_path: 
     write(opened(tmp_path, feed), sent([(2, None, 0, 9)], first=1))
     write(opened(tmp_path, feed), sent([(1, "back", 0, 8), (2, "old", 0, 8)], first=2))
     assert held(opened(tmp_path, feed)) == {1: ("back", 0)}
+
+
+def test_merge_stops_when_the_list_of_deleted_keys_is_gone(tmp_path: Path, form: str) -> None:
+    feed = merged_feed(form, order_by="version")
+    write(opened(tmp_path, feed), sent([(1, "a", 0, 8), (2, None, 0, 9)]))
+    (deleted,) = tmp_path.glob("control/streams/s/deleted/*.parquet")
+    whole = deleted.read_bytes()
+    deleted.write_bytes(whole[:-9])
+    with pytest.raises(CorruptLake, match="the list of deleted keys cannot be read"):
+        write(opened(tmp_path, feed), sent([(2, "old", 0, 7)], first=2))
+    deleted.unlink()
+    with pytest.raises(ObjectNotFound, match="the list of deleted keys is gone; restore it"):
+        write(opened(tmp_path, feed), sent([(2, "old", 0, 7)], first=2))
+    found = [(each.what, each.name) for each in opened(tmp_path, feed).verify()]
+    assert found == [("missing", deleted.relative_to(tmp_path).as_posix())]
+    deleted.write_bytes(whole)
+    write(opened(tmp_path, feed), sent([(2, "old", 0, 7)], first=2))
+    assert held(opened(tmp_path, feed)) == {1: ("a", 0)}
 
 
 def test_merge_refuses_to_drop_what_another_engine_added(tmp_path: Path) -> None:

@@ -30,7 +30,14 @@ from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
 from datalake_assets.lake.iceberg.iceberg_views import TableView
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
-from datalake_assets.lake.inspection import file_differences, mend_versions, missing_items, sweep_staged, unknown_file
+from datalake_assets.lake.inspection import (
+    file_differences,
+    mend_versions,
+    missing_deletions,
+    missing_items,
+    sweep_staged,
+    unknown_file,
+)
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
 
@@ -203,6 +210,8 @@ class IcebergTable(HiveTable):
                 named.add(name)
                 info = objects.get(name)
                 yield from file_differences(folder, key, file, info, name, deep=deep, stated_by="the table")
+        if partitions is None:
+            yield from missing_deletions(folder)
         past = view.named_files()
         for name in sorted(set(objects) - named):
             if folder.path_below(name) not in past:
