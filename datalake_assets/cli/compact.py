@@ -119,6 +119,8 @@ def compact(
         warn_of_problems(feed, keys, problems)
     else:
         seen = table.look_again()
+        if seen.why_not_compacted:
+            raise ConfigError(f"feed {name!r} is only looked at, and not compacted: {seen.why_not_compacted}")
         keys = chosen_partitions(session, feed, partitions, between, known=seen.partitions)
         done = compact_feed(session, feed, keys, request, as_json=as_json, verbose=verbose or session.verbose)
         done = not (is_all and warn_of_problems(feed, keys, seen.problems)) and done

@@ -46,6 +46,12 @@ def test_a_table_by_its_folder_is_only_looked_at_and_says_so(run, lake, table):
     assert document["not_compacted"] == "it was adopted by its metadata, and a commit takes its catalog"
     assert "looked at, and not compacted: it was adopted" in run("adopt", str(table), "--name", "t").stdout
     assert run("compact", "t", "--dry-run").exit_code == 0
+    refused = run("compact", "t")
+    assert (refused.exit_code, refused.stdout, refused.stderr) == (
+        1,
+        "",
+        f"Error: feed 't' is only looked at, and not compacted: {document['not_compacted']}\n",
+    )
     assert run("verify", "t", "--deep").exit_code == 0
     assert run("feeds", "check").stdout == "t: ok\n"
     listed = run("feeds", "list").stdout

@@ -122,12 +122,15 @@ class DeltaLook:
 
     def _data_file(self, row: Mapping[str, Any]) -> DataFile:
         column = self._feed.time_column
+        low, high = None, None
+        if column is not None:
+            low, high = (row.get(f"{which}.{column}", row.get(f"partition.{column}")) for which in ("min", "max"))
         return DataFile(
             name=row["path"],
             rows=row["num_records"] if row["num_records"] is not None else self._counted(row["path"]),
             size_bytes=row["size_bytes"],
-            min_time=_moment(row.get(f"min.{column}")) if column else None,
-            max_time=_moment(row.get(f"max.{column}")) if column else None,
+            min_time=_moment(low),
+            max_time=_moment(high),
             written_at=datetime.fromtimestamp(row["modification_time"] / 1000, UTC),
         )
 

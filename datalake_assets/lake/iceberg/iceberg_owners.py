@@ -125,12 +125,13 @@ def release_table(lake: Store, feed: Feed) -> None:
     source = source_of(feed)
     if not source.table:
         return
-    table = load_adopted(lake, source)
-    owner = _owner(table)
-    if owner is None or (owner.get("lake_id"), owner.get("feed")) != (lake_id(lake), feed.name):
-        return
-    with talking(lake, where=source.where):
-        _change(table, RemovePropertiesUpdate(removals=[ADOPTED_BY]), becomes=None)
+    for _ in range(ATTEMPTS):
+        table = load_adopted(lake, source)
+        owner = _owner(table)
+        if owner is None or (owner.get("lake_id"), owner.get("feed")) != (lake_id(lake), feed.name):
+            return
+        with contextlib.suppress(CommitConflict), talking(lake, where=source.where):
+            _change(table, RemovePropertiesUpdate(removals=[ADOPTED_BY]), becomes=None)
 
 
 def _change(table: Table, update: TableUpdate, *, becomes: str | None) -> None:
