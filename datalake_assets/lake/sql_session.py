@@ -197,7 +197,8 @@ def _files_query(feed: Feed, dataset: ds.Dataset) -> str:
     columns = ", ".join(map(identifier, dataset.schema.names))
     listed = ", ".join(map(literal, dataset.files))
     kinds = ", ".join(f"'{column}': {kind}" for column, kind in _HIVE_TYPES.items() if column in dataset.schema.names)
-    union = feed.schema_policy != "freeze"  # files may be older than a change of the policy
+    # files may be older than a change of the policy: only a feed that was never changed has always been frozen
+    union = feed.schema_policy != "freeze" or feed.revision > 1
     options = f"hive_partitioning = true, hive_types = {{{kinds}}}, union_by_name = {union}"
     return f"SELECT {columns} FROM read_parquet([{listed}], {options})"  # noqa: S608  all are quoted
 

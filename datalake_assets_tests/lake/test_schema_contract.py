@@ -19,6 +19,8 @@ import pytest
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
 from datalake_assets.errors import SchemaChanged, SourceShrank
 from datalake_assets.feed import Feed
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.sql_session import open_answer
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable, WriteReport
 from datalake_assets.lake.tables import open_table
@@ -356,3 +358,18 @@ def test_no_row_and_no_value_is_lost_or_doubled_whatever_dies_while_the_contract
     table.replay(stream_of(odd([0])), None)
     lived()
     assert [each for (each,) in landed(table)] == list(range(sent))
+
+
+@pytest.mark.parametrize("frozen_by", ["freeze", "discard_row"])
+@pytest.mark.parametrize("hour", [33, 1])
+def test_queries_read_files_of_before_a_feed_stopped_evolving(local_store, frozen_by, hour):
+    """Older files lack the column, and come first in the list or, if a newer one is of an earlier day, later."""
+    registry = FeedRegistry(local_store)
+    feed = registry.add(policy("parquet", "evolve"))
+    write(local_store, feed, stream_of(numbered([30])))
+    times = pa.array([START + timedelta(hours=each) for each in (31, hour)], rows([]).schema.field("rowtime").type)
+    write(local_store, feed, stream_of(changed([31, 33], {"extra": pa.array([7, 7]), "rowtime": times})))
+    frozen = registry.update(feed.model_copy(update={"schema_policy": frozen_by}), expected_revision=feed.revision)
+    with open_answer(local_store, [frozen], "select id, extra from s order by id") as answer:
+        found = [row for batch in answer.batches for row in batch]
+    assert found == [(30, None), (31, 7), (33, 7)]
