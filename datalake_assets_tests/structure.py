@@ -12,7 +12,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -42,11 +42,11 @@ def read_modules(package: Path = PACKAGE) -> dict[str, Module]:
     found = {}
     for name, path in files.items():
         text = path.read_text()
-        tree = ast.parse(text)
-        imports = frozenset(_imported(tree, files)) - {name}
+        nodes = [*ast.walk(ast.parse(text))]
+        imports = frozenset(_imported(nodes, files)) - {name}
         lengths = [
             node.end_lineno - node.lineno + 1
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
         ]
         found[name] = Module(path, len(text.splitlines()), imports, tuple(lengths))
@@ -58,8 +58,8 @@ def _dotted(path: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imported(tree: ast.AST, known: Mapping[str, Path]) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _imported(nodes: Iterable[ast.AST], known: Mapping[str, Path]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -8,6 +8,9 @@ import pytest
 
 from datalake_assets_tests.structure import cycle, naming, read_modules, repeated_names, with_one_importer
 
+# the package is parsed once, and not by each worker
+pytestmark = pytest.mark.xdist_group("structure")
+
 #: Why a module that a single other one imports stands by itself.
 REASONS = {
     "cli.feed_options": "which options sources offer, and the feed that they describe",

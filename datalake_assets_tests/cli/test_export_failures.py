@@ -90,9 +90,9 @@ def test_a_child_gets_the_same_request():
 
 
 @pytest.mark.slow
-def test_each_feed_fails_on_a_line_of_its_own_and_nothing_is_landed(run_process, feeds, lake):
-    done = run_process("export", "--all", DATALAKE_KSQLDB_URL=DOWN)
-    assert (done.returncode, done.stdout) == (1, "")
+def test_each_feed_fails_on_a_line_of_its_own_and_nothing_is_landed(run, feeds, lake):
+    done = run("export", "--all", env={"DATALAKE_KSQLDB_URL": DOWN})
+    assert (done.exit_code, done.stdout) == (1, "")
     cause = "connection refused; start the server, or correct DATALAKE_KSQLDB_URL"
     assert done.stderr.splitlines() == [
         f"Error: orders: {DOWN} ORDERS: {cause}",

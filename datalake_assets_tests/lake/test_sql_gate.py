@@ -19,6 +19,7 @@ from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlTimedOut, open_session
 from datalake_assets.lake.sql_session import open_answer
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.base import Store
 from datalake_assets.policies import SqlRule
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 from datalake_assets_tests.lake.sql_answers import run_sql
@@ -158,14 +159,25 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture
-def lake(tmp_path: Path):
+def _lake_in(folder: Path) -> Store:
     """A stream ``s``, and beside the lake a file with a secret."""
-    (tmp_path / "lake").mkdir()
-    (tmp_path / "secret.csv").write_text("token\nhunter2\n")
-    store = open_store(str(tmp_path / "lake"))
+    (folder / "lake").mkdir()
+    (folder / "secret.csv").write_text("token\nhunter2\n")
+    store = open_store(str(folder / "lake"))
     HiveTable(store, stream_feed()).write(stream_of(numbered(range(24))), partitions=("2025-01-01",), run_id="r")
     return store
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Store:
+    return _lake_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
+    """A lake that no test changes, as each of them checks, and the folder in which it is."""
+    folder = tmp_path_factory.mktemp("untouched")
+    return _lake_in(folder), folder
 
 
 def _all_files(folder: Path) -> dict[str, bytes]:
@@ -182,26 +194,28 @@ def test_the_table_is_long():
 
 
 @pytest.mark.parametrize("statement", HOSTILE, ids=ascii)
-def test_hostile_statement_is_refused_as_a_query(lake, tmp_path, statement, monkeypatch):
+def test_hostile_statement_is_refused_as_a_query(untouched, statement, monkeypatch):
+    lake, folder = untouched
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     python_secret = duckdb.sql("select 'hunter2'").to_arrow_table()
-    before = _all_files(tmp_path)
+    before = _all_files(folder)
     with pytest.raises(SqlRefused) as refused:
-        run_sql(lake, [stream_feed()], _filled(statement, tmp_path))
+        run_sql(lake, [stream_feed()], _filled(statement, folder))
     assert python_secret
     assert "hunter2" not in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert _all_files(tmp_path) == before
+    assert _all_files(folder) == before
 
 
 @pytest.mark.parametrize("statement", HOSTILE, ids=ascii)
-def test_hostile_statement_is_refused_as_a_rule(lake, tmp_path, statement):
-    before = _all_files(tmp_path)
-    rule = SqlRule(name="q", query=re.sub(r"\bs\b(?!3)", "data", _filled(statement, tmp_path)))
+def test_hostile_statement_is_refused_as_a_rule(untouched, statement):
+    lake, folder = untouched
+    before = _all_files(folder)
+    rule = SqlRule(name="q", query=re.sub(r"\bs\b(?!3)", "data", _filled(statement, folder)))
     with pytest.raises(ConfigError, match=r"^rule 'q' of feed 's' cannot be evaluated: ") as refused:
         list(HiveTable(lake, stream_feed()).count_broken([rule], ["2025-01-01"]))
     assert "hunter2" not in str(refused.value)
-    assert _all_files(tmp_path) == before
+    assert _all_files(folder) == before
 
 
 def test_text_that_is_not_utf8_is_refused(lake):
