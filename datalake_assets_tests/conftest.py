@@ -7,12 +7,14 @@ import os
 import sys
 import uuid
 from collections.abc import Generator, Iterator
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from botocore import hooks
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.lake.store import open_store
@@ -74,9 +76,24 @@ def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("GOGC", "400")
         patch.setenv("GOMEMLIMIT", "600MiB")
         patch.setattr(ScriptDirectory, "from_config", read_once)
+        _spare_clients(patch)
         if "dagster" in sys.modules:  # in a run of all tests it is
             spare_storages(patch, tmp_path_factory.mktemp("dagster"))
         yield
+
+
+def _spare_clients(patch: pytest.MonkeyPatch) -> None:
+    """Each of botocore's clients looks at the same 140 handlers and names of events anew, a quarter of its cost."""
+    begin, names, known = hooks.EventAliaser.__init__, dict[str, str](), lru_cache(hooks.accepts_kwargs)
+
+    def begin_with_names(self: hooks.EventAliaser, event_emitter: object, event_aliases: object = None) -> None:
+        begin(self, event_emitter, event_aliases)
+        if event_aliases is None:
+            self._alias_name_cache = names
+
+    patch.setattr(hooks.EventAliaser, "__init__", begin_with_names)
+    # of a method its function, so that no client is kept
+    patch.setattr(hooks, "accepts_kwargs", lambda handler: known(getattr(handler, "__func__", handler)))
 
 
 @pytest.fixture(scope="session")
