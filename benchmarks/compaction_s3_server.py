@@ -34,9 +34,11 @@ class LatencyProxy:
 
     Attributes:
         url: What clients are told.
+        requests: How many there were.
     """
 
     def __init__(self, upstream: str, latency_s: float) -> None:
+        self.requests = 0
         parts = urlsplit(upstream)
         self._upstream, self._latency_s = (parts.hostname, parts.port), latency_s
         self._started = threading.Event()
@@ -74,6 +76,7 @@ class LatencyProxy:
             while data := await reader.read(CHUNK_BYTES):
                 if answered.is_set():
                     answered.clear()
+                    self.requests += 1
                     await asyncio.sleep(self._latency_s)
                 writer.write(data)
                 await writer.drain()

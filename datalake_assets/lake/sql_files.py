@@ -2,6 +2,11 @@
 
 The questions go over a socket: stretches of the files of one snapshot, by their numbers. Nothing else can be asked for,
 and what the parent holds for it is bounded, whatever a query makes of its process.
+
+The way to a store takes longer than what is read there. Arrow would read the row groups of a file at once, and can't of
+a file that Python reads, which it locks meanwhile. So footers are fetched while the query is being prepared, and where
+a query reads the same columns of one row group after another, those of the following are asked for before it comes to
+them: of two at first, then of twice as many each time, as files are read ahead everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +20,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 __all__ = ["READERS", "AskedFile", "AskedFiles", "ReadableFile", "serving"]
 
@@ -25,6 +33,10 @@ logger = logging.getLogger(__name__)
 READERS = 16
 #: Bytes that are asked for at a time.
 _PIECE = 4 << 20
+#: What Arrow reads of a file first (kDefaultFooterReadSize in its parquet/file_reader.cc).
+_FOOTER = 64 << 10
+#: Row groups that are read ahead of one file; and bytes of all files, those included that nobody came to read.
+_AHEAD, _AHEAD_BYTES = 16, 64 << 20
 #: A question: its number, that of the file, offset, length. An answer: the number, and how many bytes follow.
 _QUESTION, _ANSWER = struct.Struct(">IIQI"), struct.Struct(">Iq")
 #: In place of how many: the file is gone; it cannot be read.
@@ -39,15 +51,18 @@ class ReadableFile(Protocol):
 
 
 @contextmanager
-def serving(files: Sequence[str], open_file: Callable[[str], ReadableFile]) -> Iterator[socket.socket]:
+def serving(
+    files: Sequence[str], sizes: Sequence[int], open_file: Callable[[str], ReadableFile]
+) -> Iterator[socket.socket]:
     """Reads files for a query as long as the context is open; gives the end of the socket that is to ask.
 
     Args:
         files: All that it may read.
+        sizes: Bytes of each.
         open_file: Opens one; used by several threads.
     """
     ours, theirs = socket.socketpair()
-    threading.Thread(target=_Serving(files, open_file, ours).run, name="query-files", daemon=True).start()
+    threading.Thread(target=_Serving(files, sizes, open_file, ours).run, name="query-files", daemon=True).start()
     try:
         yield theirs
     finally:
@@ -59,8 +74,15 @@ def serving(files: Sequence[str], open_file: Callable[[str], ReadableFile]) -> I
 class _Serving:
     """Answers the questions of one query."""
 
-    def __init__(self, files: Sequence[str], open_file: Callable[[str], ReadableFile], ours: socket.socket) -> None:
-        self._files, self._open_file, self._socket = files, open_file, ours
+    def __init__(
+        self,
+        files: Sequence[str],
+        sizes: Sequence[int],
+        open_file: Callable[[str], ReadableFile],
+        ours: socket.socket,
+    ) -> None:
+        self._files, self._sizes, self._open_file, self._socket = files, sizes, open_file, ours
+        self._footers: dict[tuple[int, int, int], Future[tuple[bytes, int]]] = {}
         self._opening = [threading.Lock() for _ in files]
         self._opened: dict[int, ReadableFile] = {}
         self._sending = threading.Lock()
@@ -69,6 +91,9 @@ class _Serving:
     def run(self) -> None:
         """Answers until the other end is closed, or asks for what it may not."""
         pool = ThreadPoolExecutor(READERS, thread_name_prefix="query-read")
+        for file, size in enumerate(self._sizes[:READERS]):  # one for each thread, before anybody asks
+            stretch = file, max(0, size - _FOOTER), min(size, _FOOTER)
+            self._footers[stretch] = pool.submit(self._read, *stretch)
         with self._socket:
             while question := _exactly(self._socket, _QUESTION.size):
                 number, file, offset, length = _QUESTION.unpack(question)
@@ -80,7 +105,8 @@ class _Serving:
 
     def _answer(self, number: int, file: int, offset: int, length: int) -> None:
         try:
-            data, size = self._read(file, offset, length)
+            fetched = self._footers.pop((file, offset, length), None)
+            data, size = self._read(file, offset, length) if fetched is None else fetched.result()
             with self._sending, suppress(OSError):  # the query may have ended
                 self._socket.sendall(_ANSWER.pack(number, size) + data)
         finally:
@@ -140,21 +166,26 @@ class AskedFiles:
     def __init__(self, parent: socket.socket) -> None:
         self._socket, self._lock, self._asked = parent, threading.Lock(), 0
         self._answers: dict[int, Future[bytes]] = {}
+        self._left = _AHEAD_BYTES
         self.is_gone = self.is_unreachable = False
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def read(self, file: int, offset: int, length: int) -> bytes:
-        """A stretch of a file.
-
-        Raises:
-            OSError: It cannot be read.
-        """
+    def ask(self, file: int, offset: int, length: int) -> Future[bytes]:
+        """Asks for a stretch of a file, of a few MiB; it fails with OSError if it cannot be read."""
         answer: Future[bytes] = Future()
         with self._lock:
             number = self._asked = (self._asked + 1) % (1 << 32)
             self._answers[number] = answer
             self._socket.sendall(_QUESTION.pack(number, file, offset, length))
-        return answer.result()
+        return answer
+
+    def take_ahead(self, size_bytes: int) -> bool:
+        """Whether so much more may be read ahead; given back with a number below zero."""
+        with self._lock:
+            if size_bytes > self._left:
+                return False
+            self._left -= size_bytes
+            return True
 
     def _listen(self) -> None:
         while head := _exactly(self._socket, _ANSWER.size):
@@ -173,7 +204,7 @@ class AskedFiles:
 
 
 class AskedFile(io.RawIOBase):
-    """A file that the parent reads.
+    """A Parquet file that the parent reads; used by one thread at a time.
 
     Args:
         asked: Asks for it.
@@ -184,6 +215,9 @@ class AskedFile(io.RawIOBase):
     def __init__(self, asked: AskedFiles, number: int, size_bytes: int) -> None:
         super().__init__()
         self._asked, self._number, self._size, self._place = asked, number, size_bytes, 0
+        self._ahead: dict[tuple[int, int], list[Future[bytes]]] = {}
+        self._groups: _RowGroups | None = None
+        self._reads = 0
 
     def readable(self) -> bool:
         """It is."""
@@ -204,8 +238,67 @@ class AskedFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> Any:
         """So many bytes, or all up to the end."""
-        end = self._size if size < 0 else min(self._size, self._place + size)
-        pieces = range(self._place, end, _PIECE)
-        parts = [self._asked.read(self._number, start, min(_PIECE, end - start)) for start in pieces]
-        self._place = max(end, self._place)
-        return b"".join(parts)
+        start, end = self._place, self._size if size < 0 else min(self._size, self._place + size)
+        answers = self._ahead.pop((start, end), None)
+        if answers is not None:
+            self._asked.take_ahead(start - end)
+        answers = answers or self._ask(start, end)
+        if self._groups is not None:
+            self._read_ahead(start, end)
+        data = b"".join(answer.result() for answer in answers)
+        self._place = max(start, end)
+        if self._groups is None and end == self._size:
+            self._groups = _RowGroups.of(data)
+        return data
+
+    def _ask(self, start: int, end: int) -> list[Future[bytes]]:
+        pieces = range(start, end, _PIECE)
+        return [self._asked.ask(self._number, piece, min(_PIECE, end - piece)) for piece in pieces]
+
+    def _read_ahead(self, start: int, end: int) -> None:
+        """Asks for the same columns of other row groups, once those of two were read."""
+        assert self._groups is not None  # noqa: S101  for mypy: the caller has looked
+        alike = self._groups.like(start, end)
+        self._reads += bool(alike)
+        most = min(_AHEAD, 1 << (self._reads - 1)) if self._reads > 1 else 0
+        for stretch in (each for each in alike if each not in self._ahead):
+            if len(self._ahead) >= most or not self._asked.take_ahead(stretch[1] - stretch[0]):
+                break
+            self._ahead[stretch] = self._ask(*stretch)
+
+
+class _RowGroups:
+    """Where the columns of a file's row groups lie."""
+
+    def __init__(self, columns: list[list[tuple[int, int]]]) -> None:
+        self._columns = columns
+        self._left = set(range(len(columns)))
+
+    @classmethod
+    def of(cls, footer: bytes) -> _RowGroups | None:
+        """As the end of a file says it; None if it is not all of its footer."""
+        import pyarrow as pa  # noqa: PLC0415  loaded before, in the process of a query alone
+        import pyarrow.parquet as pq  # noqa: PLC0415  likewise
+
+        try:
+            metadata = pq.read_metadata(pa.BufferReader(footer))
+        except (pa.ArrowException, OSError):
+            return None
+        groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+        return cls([[_stretch(group.column(place)) for place in range(group.num_columns)] for group in groups])
+
+    def like(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Of row groups that nobody has read, what this stretch is of its own; nothing if it is not some columns."""
+        for group in self._left:
+            first = next((place for place, each in enumerate(self._columns[group]) if each[0] == start), None)
+            last = next((place for place, each in enumerate(self._columns[group]) if each[1] == end), None)
+            if first is not None and last is not None:
+                self._left.discard(group)
+                return [(self._columns[each][first][0], self._columns[each][last][1]) for each in sorted(self._left)]
+        return []
+
+
+def _stretch(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    start = column.dictionary_page_offset or column.data_page_offset
+    start = min(start, column.data_page_offset)
+    return start, start + column.total_compressed_size

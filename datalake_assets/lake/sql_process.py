@@ -150,7 +150,7 @@ class SqlProcesses:
                 waiting = self._waiting.pop()
             except IndexError:
                 waiting = _started()
-            with serving(job.files, open_file) if job.sizes and open_file else nullcontext() as theirs:
+            with serving(job.files, job.sizes, open_file) if job.sizes and open_file else nullcontext() as theirs:
                 answer = waiting.exchange(job, theirs)
             if answer is not None:
                 self._waiting.append(waiting)

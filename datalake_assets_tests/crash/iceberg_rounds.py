@@ -153,7 +153,7 @@ class IcebergRounds:
         )
         steps = log.read_text().split() if log.exists() else []
         if code == KILLED:
-            self.hits[steps[-1]] += 1
+            self.hits[steps[number - 1]] += 1
             self.moments[moment] += 1
             self.happened[f"{what} killed"] += 1
         elif code == 0:

@@ -74,6 +74,14 @@ def test_query_reads_the_snapshot_of_a_moment(query, served):
     assert [each["rows"] for each in answers] == [[[3]], [[1]]]
 
 
+def test_query_of_a_snapshot_that_was_queried_before_reads_no_manifest_again(query, monkeypatch):
+    """Its files never change."""
+    first = query("SELECT count(*) FROM orders")
+    monkeypatch.setattr("pyiceberg.table.Table.scan", None)
+
+    assert query("SELECT count(*) FROM orders") == first
+
+
 @pytest.mark.parametrize("which", [{"snapshot_id": 7}, {"as_of": "2001-01-01T00:00:00+01:00"}])
 def test_query_of_a_snapshot_that_is_not_there_is_refused(query, which):
     assert query("SELECT 1", **which)["error"]["code"] == "SNAPSHOT_NOT_FOUND"

@@ -5,12 +5,15 @@ It is an ordinary Iceberg table, which any engine reads that is given the catalo
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from urllib.parse import unquote_plus
+from uuid import UUID
 
 import pyarrow as pa
 from pyiceberg.table import Table
@@ -46,6 +49,8 @@ __all__ = [
 
 #: Of files that one compaction merges.
 MAX_BYTES = 64 << 30
+#: Files of snapshots that are kept in mind; some hundred bytes each.
+KNOWN_FILES = 100_000
 
 
 class SnapshotNotFound(LakeError):
@@ -117,6 +122,33 @@ class Reading:
     files: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     open_file: Callable[[str], ReadableFile] | None = None
+
+
+class _KnownFiles:
+    """The files of snapshots that were queried lately, whatever the table; used by several threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[UUID, int], tuple[tuple[str, ...], tuple[int, ...]]] = OrderedDict()
+        self._lock, self._files = threading.Lock(), 0
+
+    def get(self, key: tuple[UUID, int]) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+        """Paths and sizes, if they are known."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def keep(self, key: tuple[UUID, int], files: tuple[tuple[str, ...], tuple[int, ...]]) -> None:
+        """Remembers them, and forgets what was asked for longest ago if there are too many."""
+        with self._lock:
+            self._files += len(files[0]) + 1 if key not in self._kept else 0
+            self._kept[key] = files
+            while self._files > KNOWN_FILES:
+                self._files -= len(self._kept.popitem(last=False)[1][0]) + 1
+
+
+_files = _KnownFiles()
 
 
 class RecordTable:
@@ -192,20 +224,26 @@ class RecordTable:
             if snapshot_id is None and as_of is None:
                 return Reading(None, self.arrow_schema)
             raise SnapshotNotFound(self.name, "there is no such snapshot")
-        with translated():
-            tasks = list(self._table.scan(snapshot_id=found.snapshot_id).plan_files())
-        if any(task.delete_files for task in tasks) or len(self._table.schemas()) > 1:
-            raise UnreadableTable(self.name, "another engine has deleted rows or changed columns")
-        files = [task.file for task in tasks]
-        if all(_local(each.file_path).startswith("/") for each in files):
-            return Reading(found.snapshot_id, self.arrow_schema, tuple(_local(each.file_path) for each in files))
-        return Reading(
-            found.snapshot_id,
-            self.arrow_schema,
-            tuple(each.file_path for each in files),
-            tuple(each.file_size_in_bytes for each in files),
-            partial(open_native, self._table.io),
-        )
+        if len(self._table.schemas()) > 1:
+            raise UnreadableTable(self.name, "another engine has changed columns")
+        files, sizes = self._files_of(found.snapshot_id)
+        if all(each.startswith("/") for each in files):
+            return Reading(found.snapshot_id, self.arrow_schema, files)
+        return Reading(found.snapshot_id, self.arrow_schema, files, sizes, partial(open_native, self._table.io))
+
+    def _files_of(self, snapshot_id: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Paths and sizes of a snapshot's files, which never change: manifests are read once."""
+        key = self._table.metadata.table_uuid, snapshot_id
+        known = _files.get(key)
+        if known is None:
+            with translated():
+                tasks = list(self._table.scan(snapshot_id=snapshot_id).plan_files())
+            if any(task.delete_files for task in tasks):
+                raise UnreadableTable(self.name, "another engine has deleted rows")
+            paths = tuple(_local(task.file.file_path) for task in tasks)
+            known = paths, tuple(task.file.file_size_in_bytes for task in tasks)
+            _files.keep(key, known)
+        return known
 
     def append(self, rows: pa.Table, *, key: WriteKey | None = None, profile: SmallFilesProfile) -> Appended:
         """Appends rows in one commit; once per key.

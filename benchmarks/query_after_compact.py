@@ -1,0 +1,205 @@
+"""Three queries of the write API before and after ``COMPACT``, on S3 with latency added to each request.
+
+``python -m benchmarks query_after_compact [--files N] [--latency-ms N]``: files of 1 to 10 MB each, as many appends
+would leave them, on the real S3 server and its REST catalog. This process has the server, and the proxies that add the
+latency and count requests; the write API is in one of its own, which has asked a query before, so that its processes
+wait. Each query is asked several times, and the fastest counts, since the machine does other things besides. Rows are
+drawn at random, so that they hardly compress.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.compaction_s3_server import LatencyProxy
+from benchmarks.measuring import Target, print_targets
+from datalake_assets.demo.s3_server import S3Server
+
+__all__ = ["main"]
+
+MIB = 1 << 20
+TABLE = {"tenant_id": "bench", "namespace": "sales", "table": "orders"}
+SCHEMA = [
+    *({"name": "id", "type": "long", "required": True}, {"name": "quantity", "type": "int"}),
+    *(
+        {"name": "price", "type": "double"},
+        {"name": "weight", "type": "double"},
+        {"name": "note", "type": "string"},
+    ),
+]
+QUERIES = {
+    "point lookup": "SELECT * FROM orders WHERE id = {row_id}",
+    "one-column aggregate": "SELECT sum(quantity) FROM orders",
+    "count": "SELECT count(*) FROM orders",
+}
+#: Letters of a row's note, and bytes that a row takes in a file.
+LETTERS, ROW_BYTES = 240, 175
+ROUNDS = 7
+WANTED = 5.0
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Prints times and requests before and after, and the targets."""
+    if arguments and arguments[0] == "serve":
+        serve()
+        return
+    parser = argparse.ArgumentParser(prog="python -m benchmarks query_after_compact", description=__doc__)
+    parser.add_argument("--files", type=int, default=100)
+    parser.add_argument("--latency-ms", type=int, default=30)
+    given = parser.parse_args(arguments)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(S3Server(folder / "s3"))
+        store = LatencyProxy(server.endpoint, given.latency_ms / 1000)
+        catalog = LatencyProxy(server.iceberg_endpoint, given.latency_ms / 1000)
+        near, far = (
+            _settings(server, server.endpoint, server.iceberg_endpoint),
+            _settings(server, store.url, catalog.url),
+        )
+        rows = _fill(near, given.files)
+        ask = stack.enter_context(_api(far))
+        before = _queries(ask, (store, catalog), rows)
+        described = ask("DESCRIBE")
+        print(
+            f"{described['files']} files, {described['size_bytes'] / MIB:.0f} MiB, {rows:,} rows; {given.latency_ms} ms"
+        )
+        requests, began = store.requests + catalog.requests, time.perf_counter()
+        stats = ask("COMPACT")["stats"]
+        taken, requests = time.perf_counter() - began, store.requests + catalog.requests - requests
+        print(f"COMPACT: {stats['files_before']} to {stats['files_after']} files in {taken:.1f} s, {requests} requests")
+        after = _queries(ask, (store, catalog), rows)
+    print(f"{'':22}{'before':>16}{'after':>18}")
+    print(f"{'':22}{'s':>8}{'requests':>10}{'s':>8}{'requests':>10}{'factor':>8}")
+    targets = []
+    for name in QUERIES:
+        (was, many), (now, few) = before[name], after[name]
+        print(f"{name:22}{was:8.3f}{many:10}{now:8.3f}{few:10}{was / now:8.1f}")
+        targets.append(Target(f"{name}: times faster", f"at least {WANTED:g}", f"{was / now:.1f}", was / now >= WANTED))
+    print_targets(targets)
+
+
+def _settings(server: S3Server, endpoint: str, catalog: str) -> dict[str, str]:
+    nobody = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    return {
+        **nobody,
+        **server.environment(),
+        "DATALAKE_S3_ENDPOINT": endpoint,
+        "DATALAKE_LAKE": f"s3://{server.bucket}/query",
+        "DATALAKE_ICEBERG_CATALOG": catalog,
+        "DATALAKE_ICEBERG_WAREHOUSE": "s3://warehouse",
+        "DATALAKE_ICEBERG_CREDENTIAL": f"{server.access_key}:{server.secret_key}",
+    }
+
+
+@contextmanager
+def _api(settings: dict[str, str]) -> Iterator[Any]:
+    """The write API in a process of its own; gives what asks it."""
+    command = [sys.executable, "-m", "benchmarks", "query_after_compact", "serve"]
+    environment = os.environ | settings
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(operation: str, **fields: Any) -> Any:
+            print(json.dumps({"operation": operation, **TABLE, **fields}), file=process.stdin, flush=True)
+            answer = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+            if not answer["ok"]:
+                raise SystemExit(f"{operation}: {answer['error']}")
+            return answer
+
+        try:
+            yield ask
+        finally:
+            process.stdin.close()
+
+
+def serve() -> None:
+    """Answers a request a line."""
+    from datalake_assets.operations import Operations  # noqa: PLC0415  not in the process that has the proxies
+    from datalake_assets.settings import load_settings  # noqa: PLC0415  likewise
+
+    with Operations.of(load_settings()) as operations:
+        for line in sys.stdin:
+            print(json.dumps(operations.answer(line).to_json()), flush=True)
+
+
+def _queries(ask: Any, proxies: Sequence[LatencyProxy], rows: int) -> dict[str, tuple[float, int]]:
+    """The least time and the median of requests of each query; the first one of all is not counted."""
+    found = {}
+    ask("QUERY", sql="SELECT 1")
+    for name, sql in QUERIES.items():
+        times, requests = [], []
+        for number in range(ROUNDS):
+            query = sql.format(row_id=(number * 2 + 1) * rows // (2 * ROUNDS))
+            counted, began = sum(each.requests for each in proxies), time.perf_counter()
+            answer = ask("QUERY", sql=query, timeout_s=60)
+            times.append(time.perf_counter() - began)
+            requests.append(sum(each.requests for each in proxies) - counted)
+            if answer["row_count"] != 1 or (name == "count" and answer["rows"] != [[rows]]):
+                raise SystemExit(f"{query}: {answer['rows']}")
+        found[name] = min(times), round(median(requests))
+    return found
+
+
+def _fill(settings: dict[str, str], files: int) -> int:
+    """Creates the table, and appends to it, a file at a time."""
+    with _api(settings) as ask:
+        ask("CREATE_TABLE", schema=SCHEMA, if_not_exists=True)
+    code = "from benchmarks.query_after_compact import fill; import sys; print(fill(int(sys.argv[1])))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(files)],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return int(done.stdout)
+
+
+def fill(files: int) -> int:
+    """Appends so many files; returns the number of rows."""
+    import numpy as np  # noqa: PLC0415  in a process that ends before anything is measured
+    import pyarrow as pa  # noqa: PLC0415  likewise
+
+    from datalake_assets.lake.iceberg.record_appends import SmallFilesProfile  # noqa: PLC0415  likewise
+    from datalake_assets.lake.iceberg.tenant_tables import Tenants  # noqa: PLC0415  likewise
+    from datalake_assets.lake.store import open_store  # noqa: PLC0415  likewise
+    from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access  # noqa: PLC0415  likewise
+    from datalake_assets.settings import load_settings  # noqa: PLC0415  likewise
+
+    given, chance, drawn = load_settings(), random.Random(1), np.random.default_rng(1)
+    store = open_store(given.lake, s3=S3Access(endpoint=given.s3_endpoint), catalog=CatalogAccess.of(given))
+    first = 0
+    with Tenants(store).tables_of(TABLE["tenant_id"]) as tenant:
+        for _ in range(files):
+            table = tenant.load(TABLE["namespace"], TABLE["table"])
+            rows = chance.randint(MIB, 10 * MIB) // ROW_BYTES
+            columns = {
+                "id": np.arange(first, first + rows),
+                "quantity": drawn.integers(0, 1 << 30, rows, dtype=np.int32),
+                "price": drawn.random(rows),
+                "weight": drawn.random(rows),
+                "note": pa.LargeStringArray.from_buffers(
+                    rows,
+                    pa.py_buffer(np.arange(0, (rows + 1) * LETTERS, LETTERS, dtype=np.int64)),
+                    pa.py_buffer(drawn.integers(97, 123, rows * LETTERS, dtype=np.uint8)),
+                ),
+            }
+            profile = SmallFilesProfile(every=files + 1, at_least=2, below_bytes=64 * MIB)
+            table.append(pa.table(columns).cast(table.arrow_schema), profile=profile)
+            first += rows
+    return first

@@ -1,0 +1,142 @@
+"""What the process of a query may ask its parent for, and what is read ahead for it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.lake import sql_files
+from datalake_assets.lake.sql_files import AskedFile, AskedFiles, serving
+
+GROUPS, ROWS = 12, 2000
+
+
+@pytest.fixture(scope="module")
+def parquet() -> bytes:
+    """A file of twelve row groups of three columns, larger than what is read of its end at first."""
+    sink = pa.BufferOutputStream()
+    numbers = pa.array(range(GROUPS * ROWS), pa.int64())
+    table = pa.table({"a": numbers, "b": pa.array([str(each) * 5 for each in range(GROUPS * ROWS)]), "c": numbers})
+    pq.write_table(table, sink, row_group_size=ROWS, use_dictionary=False, compression="none")
+    return sink.getvalue().to_pybytes()
+
+
+class Stored:
+    """A file that notes what is read of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.reads, self._lock = data, [], threading.Lock()
+
+    def read_at(self, nbytes: int, offset: int) -> bytes:
+        with self._lock:
+            self.reads.append((offset, nbytes))
+        return self.data[offset : offset + nbytes]
+
+
+def opened(theirs, data):
+    return AskedFile(AskedFiles(theirs), 0, len(data))
+
+
+def test_file_reads_as_it_is_whatever_the_order(parquet):
+    stored = Stored(parquet)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        file = opened(theirs, parquet)
+        for start, size in ((5, 10), (len(parquet) - 7, 100), (0, 4), (len(parquet), 5), (100, 0)):
+            file.seek(start)
+            assert file.read(size) == parquet[start : start + size]
+        file.seek(0)
+        assert file.read() == parquet
+        found = pq.read_table(pa.PythonFile(AskedFile(file._asked, 0, len(parquet)), mode="r"))
+        assert found.equals(pq.read_table(pa.BufferReader(parquet)))
+
+
+def test_end_of_a_file_is_read_before_anybody_asks_and_once(parquet):
+    stored = Stored(parquet)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        file = opened(theirs, parquet)
+        file.seek(len(parquet) - (64 << 10))
+        assert file.read(64 << 10) == parquet[-(64 << 10) :]
+    assert stored.reads == [(len(parquet) - (64 << 10), 64 << 10)]
+
+
+def columns(parquet, name):
+    """Where a column lies in each row group."""
+    metadata = pq.read_metadata(pa.BufferReader(parquet))
+    place = metadata.schema.names.index(name)
+    found = [metadata.row_group(each).column(place) for each in range(metadata.num_row_groups)]
+    return [(each.data_page_offset, each.total_compressed_size) for each in found]
+
+
+def read_groups(parquet, theirs, groups):
+    file = opened(theirs, parquet)
+    file.seek(len(parquet) - (64 << 10))
+    file.read(64 << 10)
+    stretches = columns(parquet, "b")
+    for group in groups:
+        start, size = stretches[group]
+        file.seek(start)
+        assert file.read(size) == parquet[start : start + size]
+
+
+def test_column_of_one_row_group_is_read_alone(parquet):
+    stored = Stored(parquet)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        read_groups(parquet, theirs, [3])
+
+    assert stored.reads[1:] == [columns(parquet, "b")[3]]
+
+
+@pytest.mark.parametrize("order", [range(GROUPS), [7, 0, 8, 1, 2, 11, 3, 10, 4, 9, 5, 6]])
+def test_column_of_all_row_groups_is_read_ahead_and_each_once(parquet, order):
+    stored = Stored(parquet)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        read_groups(parquet, theirs, order)
+
+    assert sorted(stored.reads[1:]) == sorted(columns(parquet, "b"))
+
+
+def test_no_more_is_read_ahead_than_may_be_held(parquet, monkeypatch):
+    monkeypatch.setattr(sql_files, "_AHEAD_BYTES", 0)
+    stored = Stored(parquet)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        read_groups(parquet, theirs, [0, 1, 2])
+
+    assert stored.reads[1:] == columns(parquet, "b")[:3]
+
+
+@pytest.mark.parametrize(("error", "gone"), [(FileNotFoundError("gone"), True), (OSError("the store is away"), False)])
+def test_file_that_cannot_be_read_is_told_apart_from_one_that_is_gone(error, gone):
+    def fail(_):
+        raise error
+
+    with serving(["a"], [100], fail) as theirs:
+        asked = AskedFiles(theirs)
+        with pytest.raises(OSError, match="cannot be read"):
+            AskedFile(asked, 0, 100).read(10)
+
+    assert (asked.is_gone, asked.is_unreachable) == (gone, not gone)
+
+
+@pytest.mark.parametrize("question", [(1, 1, 0, 10), (1, 0, 0, (4 << 20) + 1), (1, 1 << 31, 0, 0)])
+def test_question_for_another_file_or_for_too_much_ends_the_answers(question):
+    stored = Stored(b"x" * 100)
+    with serving(["a"], [], lambda _: stored) as theirs:
+        theirs.sendall(struct.pack(">IIQI", *question))
+
+        assert theirs.recv(1) == b""
+    assert stored.reads == []
+
+
+def test_query_whose_parent_is_gone_fails_and_does_not_wait():
+    ours, theirs = socket.socketpair()
+    with theirs:
+        asked = AskedFiles(theirs)
+        ours.close()
+
+        with pytest.raises(OSError, match=r"Broken pipe|nobody reads files"):
+            AskedFile(asked, 0, 100).read(10)
