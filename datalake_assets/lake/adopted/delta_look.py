@@ -12,6 +12,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -63,6 +64,8 @@ HISTORY = 100
 COMMITS = 1000
 #: What changes no rows, of the operations that a log names.
 _UPKEEP = ("OPTIMIZE", "VACUUM", "SET ", "UNSET ", "ADD ", "DROP ", "CREATE TABLE", "REORG", "FSCK", "UPGRADE")
+#: Footers that are read at once, of files of which the log does not say how many rows they have.
+THREADS = 32
 #: How Hive writes a null into a path.
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 #: What our commits carry in their ``commitInfo``.
@@ -113,26 +116,34 @@ class DeltaLook:
         self._reason = _reason_of(table.protocol(), metadata.configuration)
         self._values: dict[str, tuple[object, ...]] = {}
         found: dict[str, list[DataFile]] = defaultdict(list)
-        for row in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+        rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+        counted = self._all_counted([row["path"] for row in rows if row["num_records"] is None])
+        for row in rows:
             values = tuple(row[f"partition.{column}"] for column in self._columns)
             key = _key(self._columns, values)
             self._values[key] = values
-            found[key].append(self._data_file(row))
+            found[key].append(self._data_file(row, counted))
         self._files = {key: tuple(files) for key, files in found.items()}
 
-    def _data_file(self, row: Mapping[str, Any]) -> DataFile:
+    def _data_file(self, row: Mapping[str, Any], counted: Mapping[str, int]) -> DataFile:
         column = self._feed.time_column
         low, high = None, None
         if column is not None:
             low, high = (row.get(f"{which}.{column}", row.get(f"partition.{column}")) for which in ("min", "max"))
         return DataFile(
             name=row["path"],
-            rows=row["num_records"] if row["num_records"] is not None else self._counted(row["path"]),
+            rows=counted[row["path"]] if row["num_records"] is None else row["num_records"],
             size_bytes=row["size_bytes"],
             min_time=_moment(low),
             max_time=_moment(high),
             written_at=datetime.fromtimestamp(row["modification_time"] / 1000, UTC),
         )
+
+    def _all_counted(self, paths: Sequence[str]) -> Mapping[str, int]:
+        if not paths:
+            return {}
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
+            return dict(zip(paths, pool.map(self._counted, paths), strict=True))
 
     def _counted(self, path: str) -> int:
         """The rows of a file of which the log does not say how many; one that cannot be read has none for anybody."""
