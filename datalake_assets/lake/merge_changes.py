@@ -123,7 +123,8 @@ class Collecting(Landing):
         codes, names, placed = self._place(rows)
         kept = wanted & ~refused & (placed | deletes)
         self._reject(batch, found, refused, np.flatnonzero(wanted & ~kept))
-        self.misfits.update({each.reason: int((each.rows & wanted).sum()) for each in fitted.misfits})
+        counts = {each.reason: int((each.rows & wanted).sum()) for each in fitted.misfits}
+        self.misfits.update({reason: count for reason, count in counts.items() if count})
         self.misfit_rows += int((fitted.refused(policy) & wanted).sum())
         where = pa.array(names, pa.string()).take(pa.array(codes, mask=codes < 0))
         numbers = (batch.source_partitions, batch.source_offsets, pa.array(deletes), where)
@@ -174,12 +175,13 @@ class Round:
         partitions, offsets, deleted, places = (
             np.asarray(table.column(len(schema) + index)) for index in range(len(_OWN))
         )
-        keys = key_texts([one_array(table.column(name)) for name in rule.key])
-        order = None if rule.order_by is None else one_array(table.column(rule.order_by))
+        rows = table.select(range(len(schema)))  # what a spool adds may have a name of theirs
+        keys = key_texts([one_array(rows.column(name)) for name in rule.key])
+        order = None if rule.order_by is None else one_array(rows.column(rule.order_by))
         newest = newest_changes(keys, order, partitions.astype(np.int64), offsets)
         taken, bounds = pa.array(newest), offset_bounds(partitions, offsets)
         return cls(
-            rows=table.select(range(len(schema))).take(taken),
+            rows=rows.take(taken),
             keys=keys.take(taken),
             order=None if order is None else order.take(taken),
             deleted=deleted[newest],

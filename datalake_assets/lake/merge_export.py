@@ -402,7 +402,7 @@ class _Values:
 
     def may_be_in(self, group: pq.RowGroupMetaData, name: str) -> bool:
         """Whether a row group may have one of the values."""
-        if self.values is None:
+        if self.values is None or "." in name:  # a field of a struct has a path like that
             return True
         for number in range(group.num_columns):
             column = group.column(number)

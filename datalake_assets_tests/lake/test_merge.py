@@ -430,6 +430,18 @@ def test_merge_forgets_deleted_keys_after_the_time_that_the_feed_says(tmp_path: 
     assert held(opened(tmp_path, feed)) == {1: ("back", 0)}
 
 
+@pytest.mark.parametrize("name", ["partition", "deletes", "source offset", "a.b"])
+def test_merge_takes_keys_of_any_name(tmp_path: Path, name: str) -> None:
+    document = merged_feed().model_dump(mode="json") | {"key": [name], "checks": {}}
+    feed = parse_feed(json.dumps(document))
+    for first, note in enumerate(["a", "b"]):
+        batch = sent([(1, note, first, 0)], first=first)
+        rows = batch.rows.append_column(name, pa.array(["x"]))
+        rows = rows.append_column("a", pa.array([{"b": "y"}]))
+        write(opened(tmp_path, feed), SourceBatch(rows, batch.source_partitions, batch.source_offsets))
+    assert held(opened(tmp_path, feed)) == {1: ("b", 1)}
+
+
 def test_merge_stops_when_the_list_of_deleted_keys_is_gone(tmp_path: Path, form: str) -> None:
     feed = merged_feed(form, order_by="version")
     write(opened(tmp_path, feed), sent([(1, "a", 0, 8), (2, None, 0, 9)]))
