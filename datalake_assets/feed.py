@@ -469,6 +469,11 @@ class Feed(Model):
         return max(0, (now - self.start_time) // length[self.partition_by]) + 1
 
     @property
+    def data_path(self) -> str:
+        """Where its data lie in the lake: its path, or beside that after a conversion."""
+        return self.format.folder or self.path
+
+    @property
     def path(self) -> str:
         """``streams/<name>``, ``tables/<name>`` or ``folders/<name>``; the first two are data folders in the lake."""
         return f"{self.kind.folder}/{self.name}"

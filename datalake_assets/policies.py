@@ -74,6 +74,18 @@ class PartitionPart(Model):
         return self
 
 
+class FormerForm(Model):
+    """What a feed was kept as before its last conversion; its files are there until they are dropped.
+
+    Attributes:
+        type: As in `ParquetFormat`.
+        folder: Where its data lie in the lake.
+    """
+
+    type: Literal["parquet", "iceberg"]
+    folder: str
+
+
 class ParquetFormat(Model):
     """What a feed is kept as, and how its data files are written.
 
@@ -85,6 +97,8 @@ class ParquetFormat(Model):
         target_file_size_bytes: Size at which a file is finished and the next begun.
         row_group_bytes: Decoded size of a row group.
         parts: Of an Iceberg table: columns by which files are kept apart, besides the time.
+        folder: Where the data lie in the lake; empty: under the feed's name. A conversion sets it.
+        former: What a conversion has left. A conversion sets it.
     """
 
     type: Literal["parquet", "iceberg"] = "parquet"
@@ -93,6 +107,8 @@ class ParquetFormat(Model):
     target_file_size_bytes: Annotated[int, Field(ge=1 * MIB, le=4096 * MIB)] = 128 * MIB
     row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 16 * MIB
     parts: Annotated[tuple[PartitionPart, ...], Field(max_length=MOST_PARTS)] = ()
+    folder: str = ""
+    former: FormerForm | None = None
 
     @model_validator(mode="after")
     def _has_parts_if_it_can(self) -> ParquetFormat:

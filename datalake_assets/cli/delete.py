@@ -172,6 +172,8 @@ def _lines(done: _Done) -> list[str]:
         )
     else:
         lines.append(f"{done.feed.path}: {what} deleted")
+    if done.feed.format.former is not None and rows:
+        lines.append(f"its former form holds them too, until 'datalake feeds convert {done.feed.name} --drop-old'")
     return [*lines, *_waiting_lines(done), *(_past_lines(done) if changed or done.expired else ()), *_again_lines(done)]
 
 

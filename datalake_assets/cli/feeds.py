@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import click
+import pyarrow as pa
 
 from datalake_assets.cli.feed_options import (
     STREAMS_ONLY,
@@ -241,6 +242,41 @@ def remove(session: Session, *, name: str, yes: bool) -> None:
     deleted = session.registry.remove(name)
     _forget_in_dagster(feed)
     say(f"removed {feed.path}: {deleted:,} objects deleted")
+
+
+@feeds.command(cls=WorkCommand)
+@click.argument("name")
+@click.option("--to", type=click.Choice(["parquet", "iceberg"]), help="What to keep it as.")
+@click.option("--drop-old", is_flag=True, help="Delete what the last conversion has left of it.")
+@pass_session
+def convert(session: Session, *, name: str, to: str | None, drop_old: bool) -> None:
+    """Keep a feed as Parquet files or as an Iceberg table from now on, with all its rows.
+
+    Exports are refused meanwhile; readers switch when everything has been copied and compared. The old form stays
+    until --drop-old. What was interrupted goes on by repeating it; --to what the feed still is gives it up.
+    """
+    if (to is None) is not drop_old:
+        raise click.UsageError("give --to or --drop-old")
+    from datalake_assets.lake import conversion  # noqa: PLC0415  not needed for --help
+
+    feed = session.registry.get(name)
+    if to is None:
+        conversion.drop_former(session.store, feed, session.registry.convert)
+        say(f"dropped the former form of {feed.path}; it is kept as {feed.format.type}")
+        return
+
+    def source_schema() -> pa.Schema:
+        with session.source(feed.source.type) as source:
+            return source.read(feed, ReadRequest()).schema
+
+    done = conversion.convert(session.store, feed, to, source_schema=source_schema, switch=session.registry.convert)
+    if done.is_undone:
+        say(f"the conversion of {feed.path} is given up; it is kept as {to}, as before")
+        return
+    former = done.feed.format.former
+    say(f"converted {feed.path} to {done.feed.format.type}: {done.partitions:,} partitions, {done.rows:,} rows")
+    if former is not None:
+        say(f"the {former.type} form stays in {former.folder} until 'datalake feeds convert {name} --drop-old'")
 
 
 def _forget_in_dagster(feed: Feed) -> None:

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 #: Kinds of commits that bring nothing from a source: of how fresh a feed is they do not tell.
-UPKEEP = frozenset({"compact", "erase"})
+UPKEEP = frozenset({"compact", "convert", "erase"})
 #: Buckets of file sizes: below 64 KiB, fourteen that double from there, 1 GiB and more.
 SIZE_BUCKETS = 16
 #: 64 KiB is 2 to this.

@@ -18,7 +18,7 @@ from datalake_assets.core.partitions import version_key
 from datalake_assets.core.position import Holes, Runs
 from datalake_assets.errors import ConfigError, CorruptLake
 
-__all__ = ["FeedState", "Version"]
+__all__ = ["Conversion", "FeedState", "Version"]
 
 #: Version of the JSON layout.
 FORMAT = 1
@@ -30,6 +30,24 @@ class Version(msgspec.Struct, frozen=True):
     number: int
     as_of: datetime
     rows: int
+
+
+class Conversion(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A conversion of a feed that is under way.
+
+    Attributes:
+        id: Names it.
+        to: The type of the new form.
+        folder: Where that lies in the lake.
+        schema: The feed's columns in it, encoded; None if nothing was ever committed.
+        is_cleared: Whether what may have lain there was deleted.
+    """
+
+    id: str
+    to: str
+    folder: str
+    schema: str | None
+    is_cleared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,8 @@ class FeedState:
         rejected: Offsets below ``hint`` whose rows went to quarantine, by source partition: a partition whose position
             moves beyond them has not got them.
         deleted: Key of the file of deleted keys, of a feed that is merged by an order column; empty if there is none.
+        form: What may be written, as `datalake_assets.lake.layout.form_of` says it; empty: whatever the feed is.
+        conversion: One that is under way: nothing may be written.
         write_id: Fresh for every write.
     """
 
@@ -61,7 +81,26 @@ class FeedState:
     schema: str | None = None
     rejected: Mapping[int, Holes] = field(default_factory=dict)
     deleted: str = ""
+    form: str = ""
+    conversion: Conversion | None = None
     write_id: str = ""
+
+    def check_written(self, form: str, *, feed: str) -> None:
+        """Refuses writers while a feed is converted, and those that know what it was before.
+
+        Raises:
+            ConfigError: This is one of them.
+        """
+        if self.conversion is not None:
+            raise ConfigError(
+                f"feed {feed!r} is being converted to {self.conversion.to}: nothing is written to it meanwhile;"
+                f" 'datalake feeds convert {feed} --to {self.conversion.to}' goes on if that was interrupted"
+            )
+        if self.form not in {"", form}:
+            raise ConfigError(
+                f"feed {feed!r} was converted meanwhile; run it again. If it says so again, that was interrupted:"
+                f" 'datalake feeds convert {feed} --to {self.form.partition(':')[0]}' ends it"
+            )
 
     @property
     def current(self) -> Version | None:
@@ -154,6 +193,8 @@ class FeedState:
             schema=self.schema,
             rejected={key: each.to_json() for key, each in sorted(self.rejected.items())},
             deleted=self.deleted,
+            form=self.form,
+            conversion=self.conversion,
         )
         plain = msgspec.to_builtins(document, builtin_types=(datetime,))
         return json.dumps(plain, indent=1, default=datetime.isoformat).encode()
@@ -182,6 +223,8 @@ class FeedState:
                 schema=document.schema,
                 rejected={key: Holes.from_json(each) for key, each in document.rejected.items()},
                 deleted=document.deleted,
+                form=document.form,
+                conversion=document.conversion,
                 write_id=document.write_id,
             )
         except (ValueError, TypeError) as error:
@@ -189,7 +232,7 @@ class FeedState:
 
 
 class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A feed's state in JSON, in this order; the last two are only there if there are some."""
+    """A feed's state in JSON, in this order; the last four are only there if there are some."""
 
     format: int
     write_id: str
@@ -205,3 +248,5 @@ class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
     schema: str | None
     rejected: dict[int, list[Any]] = msgspec.field(default_factory=dict)
     deleted: str = ""
+    form: str = ""
+    conversion: Conversion | None = None

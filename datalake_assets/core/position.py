@@ -29,6 +29,7 @@ __all__ = [
     "Runs",
     "SnapshotPosition",
     "WindowPosition",
+    "common_position",
     "first_seen",
     "merged_runs",
     "offset_bounds",
@@ -310,6 +311,35 @@ def position_facts(position: Position | None) -> dict[str, Any]:
     if isinstance(position, IdsPosition):
         return {"kind": "ids", "items": position.items}
     return position.to_json() if position is not None else {}
+
+
+def common_position(
+    positions: Sequence[OffsetsPosition],
+    *,
+    epoch: int,
+    hint: Mapping[int, int],
+    rejected: Mapping[int, Holes],
+) -> OffsetsPosition | None:
+    """The one position of all partitions of a feed; None if some have rows of a read that others have not.
+
+    Args:
+        positions: Those of the partitions.
+        epoch: Of the source, now.
+        hint: Up to where everything was landed, or put aside.
+        rejected: What was put aside: a hole of all partitions, unless one of them may have got it.
+    """
+    holes = dict(rejected)
+    for each in positions:
+        for partition, (at, offset) in each.next_offsets.items():
+            if at > epoch or (at == epoch and offset > hint.get(partition, 0)):
+                return None
+            if at == epoch and partition in holes:
+                own, known = each.holes.get(partition, Holes()), holes[partition]
+                lacking = _without(known.runs, _without(known.runs, own.runs))
+                above = known.between(offset, np.iinfo(np.int64).max - 1).runs
+                holes[partition] = Holes(merged_runs(lacking, above), max(known.unsure_below, own.unsure_below))
+    next_offsets = {partition: (epoch, offset) for partition, offset in hint.items()}
+    return OffsetsPosition(next_offsets, {partition: each for partition, each in holes.items() if each != Holes()})
 
 
 def first_seen(highest: MutableMapping[int, int], partitions: Ints, offsets: Ints) -> Mask:

@@ -240,7 +240,7 @@ def _position_text(report: PartitionFacts) -> str:
 
 def _folder_uri(feed: Feed, lake_uri: str) -> str:
     """Where a feed's data are: in the lake, or in what was adopted."""
-    return feed.source.where if feed.is_adopted else f"{lake_uri}/{feed.path}"
+    return feed.source.where if feed.is_adopted else f"{lake_uri}/{feed.data_path}"
 
 
 def write_metadata(report: WriteReport) -> dict[str, dg.MetadataValue]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -48,13 +48,17 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a change does to the manifest that it was planned on, beside adding files; becomes part of `Pending`."""
+    """What a change does to the manifest that it was planned on, beside adding files; becomes part of `Pending`.
+
+    What it ``follows`` is the manifest of the same partition in another form: its history goes on in this one.
+    """
 
     position: Position | None = None
     remove: tuple[str, ...] = ()
     schema: str | None = None
     deleted: bool = False
     checksums: Mapping[str, str] = field(default_factory=dict)
+    follows: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +264,10 @@ class PartitionLog:
         planned = self._plan(change, loaded.manifest)
         if planned is None:
             return loaded, False
-        loaded = self._swap(loaded, loaded.manifest.prepared(_pending(change, planned)))
+        known = loaded.manifest
+        if planned.follows is not None:
+            known = replace(known, generation=planned.follows.generation, history=planned.follows.history)
+        loaded = self._swap(loaded, known.prepared(_pending(change, planned)))
         loaded = self._settle(loaded, claimed=True)
         if not loaded.manifest.committed_already(change.commit_id):
             raise CommitConflict(self.data_folder, "staged files were gone before they could be published")

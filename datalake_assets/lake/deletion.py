@@ -1,4 +1,4 @@
-"""Rows that a person wants gone: those that an SQL condition is true of, taken out of exactly the files that hold them.
+"""Rows that a person wants gone: those that an SQL condition is true of, out of exactly the files that hold them.
 
 The condition decides of each row by itself. So it is one expression, checked by its tree, without queries in it and
 without functions whose answer changes from call to call; DuckDB then counts the rows of each file that it is true of,
@@ -365,6 +365,7 @@ class _Partition:
 
     def delete(self, run_id: str) -> Deletion:
         """Rewrites the files that have such rows, and commits."""
+        self._folder.state.to_write()
         loaded = self._log.settle(self._log.load())
         dataset = self._dataset(loaded.manifest)
         with open_condition(self._where, dataset.schema) as condition:
@@ -490,6 +491,7 @@ class _Partition:
             return Planned(remove=tuple(gone))
 
         after, _ = self._log.commit(replace(change, plan=planned), base=loaded)
+        self._folder.state.to_write()  # else it was of what the feed was before, and readers still get the rows
         logger.info("deleted %d rows of %s", found.rows_deleted, self._log.data_folder)
         return after.manifest
 

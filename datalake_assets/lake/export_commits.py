@@ -73,7 +73,7 @@ class Export(ABC):
     ) -> None:
         self.folder, self.feed, self.batches, self.partitions = folder.pinned(), folder.feed, batches, partitions
         self.run_id, self.allow_shrink, self._on_progress = run_id, allow_shrink, on_progress
-        self.state = folder.state.load().with_kind(self.kind, feed=self.feed.name)
+        self.state = folder.state.to_write().with_kind(self.kind, feed=self.feed.name)
         self.notes: list[str] = []
         self._logs: dict[str, Loaded] = {}
         self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)

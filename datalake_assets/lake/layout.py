@@ -42,12 +42,18 @@ __all__ = [
     "address_of",
     "discarded_folder",
     "folder_store",
+    "form_of",
     "marker_key",
     "new_id",
     "overlap",
     "parse_address",
     "quarantine_folder",
 ]
+
+
+def form_of(feed: Feed) -> str:
+    """What a feed is kept as, and where; others of its forms may lie beside it."""
+    return f"{feed.format.type}:{feed.data_path}"
 
 
 class StateLog:
@@ -57,10 +63,11 @@ class StateLog:
         store: Where it lives.
         key: Its key.
         new_id: Gives a fresh unique text at every call.
+        feed: Whoever changes the state knows the feed as this; None: that is no matter.
     """
 
-    def __init__(self, store: Store, key: str, new_id: Callable[[], str]) -> None:
-        self._store, self._key, self._new_id = store, key, new_id
+    def __init__(self, store: Store, key: str, new_id: Callable[[], str], *, feed: Feed | None = None) -> None:
+        self._store, self._key, self._new_id, self._feed = store, key, new_id, feed
 
     def load(self) -> FeedState:
         """The state; an empty one if there is none yet."""
@@ -73,15 +80,25 @@ class StateLog:
             rule: Pure; may be called several times. Returning its argument changes nothing.
 
         Raises:
+            ConfigError: The feed is kept as something else by now, or is being converted.
             PreconditionFailed: Other processes kept getting there first.
         """
 
         def changed(body: bytes | None) -> bytes | None:
-            state = self._state(body)
+            state = self._checked(self._state(body))
             now = rule(state)
             return None if now == state else replace(now, write_id=self._new_id()).to_bytes()
 
         return self._state(change_object(self._store, self._key, changed))
+
+    def to_write(self) -> FeedState:
+        """The state, for whoever is about to write; raises `ConfigError` as `change` does."""
+        return self._checked(self.load())
+
+    def _checked(self, state: FeedState) -> FeedState:
+        if self._feed is not None:
+            state.check_written(form_of(self._feed), feed=self._feed.name)
+        return state
 
     def _state(self, body: bytes | None) -> FeedState:
         return FeedState() if body is None else FeedState.from_bytes(body, where=self._key)
@@ -244,7 +261,7 @@ class FeedFolder:
     @property
     def data_root(self) -> str:
         """Folder of all partitions' data files, in the data store."""
-        return address_of(self.feed).name if self.is_adopted else self.feed.path
+        return address_of(self.feed).name if self.is_adopted else self.feed.data_path
 
     @property
     def quarantine(self) -> str:
@@ -254,7 +271,7 @@ class FeedFolder:
     @property
     def state(self) -> StateLog:
         """The feed's state."""
-        return StateLog(self.store, f"{self.control}/feed.json", self.new_id)
+        return StateLog(self.store, f"{self.control}/feed.json", self.new_id, feed=self.feed)
 
     @property
     def claim(self) -> Claim:
@@ -286,6 +303,14 @@ class FeedFolder:
             self.store.delete(keys)
             deleted += len(keys)
         return deleted
+
+    def delete_form(self) -> int:
+        """Deletes the rows and the manifests of this form of the feed, and nothing else; returns how many objects."""
+        data = [info.key for info in self.store.list(self.data_root)]
+        manifests = [info.key for info in self.store.list(self.control) if info.key.endswith("/manifest.json")]
+        self.store.delete(data)
+        self.store.delete(manifests)
+        return len(data) + len(manifests)
 
     def data_folder(self, key: str) -> str:
         """Folder of a partition's data files, in the data store."""

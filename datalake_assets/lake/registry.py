@@ -31,7 +31,7 @@ from datalake_assets.errors import (
 )
 from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
 from datalake_assets.lake.store.base import ObjectInfo, Store
-from datalake_assets.lake.store.swap import swap_object
+from datalake_assets.lake.store.swap import retried, swap_object
 
 __all__ = ["FEEDS_PREFIX", "FeedProblem", "FeedRegistry", "RegistryListing", "feed_key"]
 
@@ -41,6 +41,8 @@ FEEDS_PREFIX = "feeds"
 _ACTIVE, _ARCHIVED = f"{FEEDS_PREFIX}/active/", f"{FEEDS_PREFIX}/archived/"
 # A registry is read on every load of the code location; S3 answers a GET in tens of milliseconds.
 _READERS = 8
+#: Attempts at a change that is made on whatever the document is by then.
+ATTEMPTS = 5
 # After this long nobody is still in the middle of moving a feed: a move takes three requests.
 _MOVE_LIMIT = timedelta(minutes=10)
 
@@ -164,9 +166,9 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, "kind and partition_by are for life; archive the feed and add one under another name"
             )
-        if feed.is_iceberg is not current.feed.is_iceberg:
+        if _form(feed) != _form(current.feed):
             raise InvalidFeed(
-                feed.name, "the type of its format is for life; archive the feed and add one under another name"
+                feed.name, f"what it is kept as is changed by 'datalake feeds convert {feed.name} --to …' alone"
             )
         if feed.is_iceberg and feed.row_time != current.feed.row_time:
             raise InvalidFeed(
@@ -182,6 +184,24 @@ class FeedRegistry:
                 "source and time_column of what is adopted are for life; archive the feed and adopt the other",
             )
         return self._change(current, feed, enabled=True)
+
+    def convert(self, feed: Feed) -> Feed:
+        """Stores what an active feed is kept as, once its rows are there; all else of its document stays.
+
+        Raises:
+            FeedNotFound: There is no such active feed.
+            PreconditionFailed: Others changed it again and again.
+        """
+
+        def store() -> Feed:
+            current = self._get(feed.name)
+            named = {"type": feed.format.type, "folder": feed.format.folder, "former": feed.format.former}
+            update = {"format": current.feed.format.model_copy(update=named)}
+            if _form(feed) == _form(current.feed):
+                return current.feed
+            return self._change(current, current.feed.model_copy(update=update), enabled=True)
+
+        return retried(store, attempts=ATTEMPTS, on=(PreconditionFailed,))
 
     def _mend(self, feed: Feed, reason: str, *, expected_revision: int) -> Feed:
         """Replaces a document that is no valid feed, but says what is for life, as the new one does."""
@@ -277,10 +297,14 @@ class FeedRegistry:
             FeedNotFound: There is no such feed.
             ConfigError: It is active.
         """
-        from datalake_assets.lake.tables import open_table  # noqa: PLC0415  a list of feeds needs no tables
+        from datalake_assets.lake.tables import folder_of, open_table  # noqa: PLC0415  a list of feeds needs no tables
 
         feed = self.archived(name)
-        deleted = open_table(self._store, feed).purge()
+        former, deleted = feed.format.former, 0
+        if former is not None:
+            was = feed.format.model_copy(update={"type": former.type, "folder": former.folder, "former": None})
+            deleted = folder_of(self._store, feed.model_copy(update={"format": was})).delete_form()
+        deleted += open_table(self._store, feed).purge()
         self._store.delete([feed_key(name), feed_key(name, archived=True)])
         return deleted + 1
 
@@ -399,18 +423,24 @@ def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
     source, time_column = document["source"], document.get("time_column")
     named = tuple(source.get(field, "") for field in _PLACE)
     kept: tuple[object, ...] = (named, time_column) if feed.is_adopted else ()
-    form = document.get("format", {}).get("type", "parquet")
+    stated = document.get("format", {})
+    stated = {"type": stated} if isinstance(stated, str) else stated
+    form, where = stated.get("type", "parquet"), (stated.get("folder", ""), stated.get("former"))
     if form == "iceberg":  # without a column of its own, it is the source that says when a row was
         kept = (time_column,) if time_column else (source["type"], source.get("rename", {}))
     merging = document.get("merge", {})
     kept += (merging.get("order_by"), merging.get("envelope", "none"), *document.get("key", ()))
     write = document.get("write", "append")
-    return (document["name"], document["kind"], document.get("partition_by", "day"), form, write, *kept)
+    return (document["name"], document["kind"], document.get("partition_by", "day"), form, *where, write, *kept)
 
 
 def _merged(feed: Feed) -> tuple[object, ...]:
     """What decides which rows are there already."""
     return (feed.write, feed.key, feed.merge.order_by, feed.merge.envelope)
+
+
+def _form(feed: Feed) -> tuple[object, ...]:
+    return (feed.format.type, feed.format.folder, feed.format.former)
 
 
 def _adopted(feed: Feed) -> tuple[object, str | None]:

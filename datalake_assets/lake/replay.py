@@ -45,7 +45,7 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.quarantined_rows import Quarantine, quarantine_objects, take_out
 from datalake_assets.lake.store.swap import retried
 
-__all__ = ["refuse_pulled", "replay"]
+__all__ = ["finish_replays", "refuse_pulled", "replay"]
 
 #: Times that a replay begins anew because somebody else landed some of its rows.
 ATTEMPTS = 5
@@ -69,7 +69,7 @@ def replay(folder: FeedFolder, batches: Batches, decode: Decode | None, *, run_i
 
 
 def _replay_once(folder: FeedFolder, batches: Batches, decode: Decode | None, run_id: str) -> WriteReport:
-    _finish_replays(folder)
+    finish_replays(folder)
     waiting = _Waiting(folder, batches, decode)
     export = ReplayExport(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
     report = export.run()
@@ -420,7 +420,7 @@ def _begin(folder: FeedFolder, epoch: int, taken: Mapping[str, tuple[str, Mappin
     return key
 
 
-def _finish_replays(folder: FeedFolder) -> None:
+def finish_replays(folder: FeedFolder) -> None:
     """Takes out what replays landed that died before they could; forgets those that are through, or long gone.
 
     A manifest remembers its last commits. What was landed longer ago stays in quarantine, and is not landed again.
@@ -456,7 +456,8 @@ def _joined(taken: Iterable[Mapping[int, Runs]]) -> dict[int, Runs]:
 
 
 def _take_out(folder: FeedFolder, epoch: int, landed: Mapping[int, Runs]) -> None:
-    """Takes the lines of these rows out of quarantine."""
+    """Takes the lines of these rows out of quarantine, unless the rows went into what the feed was before."""
+    folder.state.to_write()
     take_out(folder.store, folder.quarantine, lambda _, rows: [_is_gone(row, epoch, landed) for row in rows])
     folder.state.change(lambda now: now.without_rejected(landed, epoch=epoch))
 

@@ -17,7 +17,7 @@ from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 
-__all__ = ["check_adopted", "feed_figures", "open_table", "release_adopted", "take_adopted"]
+__all__ = ["check_adopted", "feed_figures", "folder_of", "open_table", "release_adopted", "take_adopted"]
 
 
 def _adopted(store: Store, feed: Feed) -> LakeTable:
@@ -84,6 +84,16 @@ _WITH_MANIFESTS: Final = frozenset({_adopted, _assets, _exported})
 def open_table(store: Store, feed: Feed) -> LakeTable:
     """The feed's data in the lake; talks to nobody yet."""
     return _kind(feed)(store, feed)
+
+
+def folder_of(store: Store, feed: Feed) -> FeedFolder:
+    """Where the parts of an exported feed lie."""
+    if not feed.is_iceberg:
+        return FeedFolder(store, feed)
+    _iceberg_table(store, feed)  # is its package there?
+    from datalake_assets.lake.iceberg.iceberg_folder import IcebergFolder  # noqa: PLC0415  likewise
+
+    return IcebergFolder(store, feed)
 
 
 def feed_figures(

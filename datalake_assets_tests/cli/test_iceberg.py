@@ -12,6 +12,9 @@ import pytest
 
 from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
+from datalake_assets.lake.tables import open_table
+from datalake_assets_tests.lake.feeds import table_feed, table_of
+from datalake_assets_tests.lake.hive_tables import export
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/iceberg.md"
 FIRST = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=2)
@@ -63,3 +66,22 @@ def test_a_database_with_a_password_in_its_url_is_refused(run, lake, monkeypatch
     assert result.exit_code == 1
     assert "DATALAKE_ICEBERG_CATALOG: write a URL without a user and a password" in result.stderr
     assert "secret" not in result.stderr
+
+
+def test_a_conversion_says_what_it_did_and_where_the_old_form_is(run, lake, lake_store, registry):
+    export(open_table(lake_store, registry.add(table_feed())), table_of(3))
+    assert run("feeds", "convert", "t").exit_code == 2
+    assert "is kept as parquet already" in run("feeds", "convert", "t", "--to", "parquet").stderr
+    done = run("feeds", "convert", "t", "--to", "iceberg")
+    assert (done.exit_code, done.stdout.splitlines()) == (
+        0,
+        [
+            "converted tables/t to iceberg: 1 partitions, 3 rows",
+            "the parquet form stays in tables/t until 'datalake feeds convert t --drop-old'",
+        ],
+    )
+    assert '"former": {' in run("feeds", "show", "t").stdout
+    assert run("sql", "select count(*) from t").stdout.split()[-1] == "3"
+    assert "former form holds them too" in run("delete", "t", "--where", "id = 1", "--yes").stdout
+    assert "dropped the former form of tables/t" in run("feeds", "convert", "t", "--drop-old").stdout
+    assert "nothing is kept" in run("feeds", "convert", "t", "--drop-old").stderr

@@ -51,6 +51,7 @@ def kill_points(
     check: Callable[[int], object],
     *,
     also: tuple[tuple[Any, str], ...] = (),
+    every: int = 1,
 ) -> list[str]:
     """Lets a process die at each change that it makes, and looks each time at what is there then.
 
@@ -58,6 +59,7 @@ def kill_points(
         run: Gives what is to be interrupted, by the number of the round.
         check: Looks at the lake after a round; raises if it is not as it should be.
         also: Functions that change something besides the store, each by its owner and its name.
+        every: Die at each change, or at some of them.
 
     Returns:
         The changes that an undisturbed run makes.
@@ -73,4 +75,4 @@ def kill_points(
             else:
                 return seen
         check(number)
-        number += 1
+        number += every

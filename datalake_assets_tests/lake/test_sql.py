@@ -15,6 +15,7 @@ from datalake_assets.lake.sql_gate import SqlRefused
 from datalake_assets.lake.sql_session import open_answer, open_arrow_answer
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.sql_answers import run_sql
 
@@ -51,6 +52,16 @@ def test_joins_feeds_and_keeps_types(store):
     result = run_sql(store, (STREAM, TABLE), "SELECT s.id, s.rowtime FROM s JOIN T USING (id) ORDER BY id LIMIT 1")
     assert result.types == ("BIGINT", "TIMESTAMP WITH TIME ZONE")
     assert result.rows == ((0, datetime(2025, 1, 1, tzinfo=UTC)),)
+
+
+def test_joins_plain_feeds_with_iceberg_tables_and_reads_a_version_of_each(local_store):
+    feeds = (STREAM, table_feed(format={"type": "iceberg"}))
+    open_table(local_store, STREAM).write(stream_of(numbered(range(48))), partitions=("2025-01-01",), run_id="r")
+    table = open_table(local_store, feeds[1])
+    for rows in (3, 4):
+        table.write(table_of(rows), partitions=table.plan().partitions, run_id="r")
+    query = "SELECT s.id, t.version, s.note = t.note FROM s JOIN t USING (id) WHERE s.day = 1 ORDER BY id"
+    assert run_sql(local_store, feeds, query).rows == tuple((number, "v2", True) for number in range(4))
 
 
 def test_columns_are_the_schema_then_the_partition(store):

@@ -211,10 +211,10 @@ def location_of(store: Store, feed: Feed) -> str:
         ConfigError: The lake's path cannot be part of a URI.
     """
     if "://" in store.uri:
-        return f"{store.uri}/{feed.path}"
+        return f"{store.uri}/{feed.data_path}"
     if urlsplit(f"file://{store.uri}").path != store.uri or "%" in store.uri:
         raise ConfigError(f"{store.uri}: an Iceberg table's address is a URI: use a lake without '?', '#' and '%'")
-    return f"file://{store.uri}/{feed.path}"
+    return f"file://{store.uri}/{feed.data_path}"
 
 
 def load_table(store: Store, feed: Feed) -> Table | None:

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.table import Table
@@ -55,6 +56,7 @@ from datalake_assets.lake.iceberg.iceberg_views import (
     COMMIT,
     KIND,
     PARTITIONS,
+    PAST,
     POSITION,
     REMOVED,
     RUN,
@@ -84,6 +86,7 @@ _OPERATIONS: Final = {
     "snapshot": Operation.OVERWRITE,
     "compact": Operation.REPLACE,
     "erase": Operation.OVERWRITE,
+    "convert": Operation.OVERWRITE,
 }
 
 
@@ -218,7 +221,11 @@ def _change(
         said[POSITION] = properties[POSITION]
     done = {key: _done(folder, view.manifest(key), work.changes[key], each) for key, each in planned.items()}
     said[PARTITIONS] = json.dumps(done, separators=(",", ":"))
-    removed = view.head_paths() if change.kind == "snapshot" else _removed(view, planned)
+    past = {key: msgspec.to_builtins(each.follows.history) for key, each in planned.items() if each.follows}
+    if past:
+        said[PAST] = json.dumps(past, separators=(",", ":"))
+    is_new_version = change.kind == "snapshot" or (folder.by is None and change.kind == "convert")
+    removed = view.head_paths() if is_new_version else _removed(view, planned)
     first = next(iter(planned))
     is_of_version = folder.by is None and change.kind == "erase"
     if is_of_version:  # its tag goes on to the new snapshot: what keeps the version must not keep those rows
@@ -234,7 +241,7 @@ def _change(
         removed=removed,
         summary=said,
         set_properties=properties,
-        tag=first if change.kind == "snapshot" or is_of_version else "",
+        tag=first if is_new_version or is_of_version else "",
         moves_branch=view.is_read_from_head(first) if is_of_version else not _is_late(planned, view),
     )
 

@@ -155,13 +155,19 @@ class IcebergFolder(FeedFolder):
             yield key, Loaded(None, after.manifest(key))
 
     def delete_all(self) -> int:
+        """Implements `FeedFolder`."""
+        deleted = self.delete_form()
+        return deleted + FeedFolder.delete_all(self)
+
+    def delete_form(self) -> int:
         """Implements `FeedFolder`: the catalog forgets the table first, so that nobody reads half of it."""
         table = load_table(self.store, self.feed)
         store, root = self._place()
         drop_table(self.store, self.feed)
-        keys = [info.key for info in store.list(root)] if table is not None else []
+        self.cell.clear()
+        keys = [info.key for info in store.list(root)] if table is not None or store is self.store else []
         store.delete(keys)
-        return len(keys) + FeedFolder.delete_all(self)
+        return len(keys)
 
     def can_hold(self, kind: pa.DataType) -> bool:
         """Implements `FeedFolder`."""

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+import msgspec
 from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.manifest import ManifestContent, ManifestEntry, ManifestFile
 from pyiceberg.table import Table
@@ -36,6 +37,7 @@ __all__ = [
     "COMMIT",
     "KIND",
     "PARTITIONS",
+    "PAST",
     "POSITION",
     "REMOVED",
     "RUN",
@@ -53,6 +55,8 @@ KIND: Final = "datalake.kind"
 RUN: Final = "datalake.run"
 #: Of a snapshot: what it did to each partition, as JSON.
 PARTITIONS: Final = "datalake.partitions"
+#: Of a snapshot: the history of each partition before the feed was converted, as JSON.
+PAST: Final = "datalake.past"
 #: Of a snapshot and of the table: how much of its source there is.
 POSITION: Final = "datalake.position"
 #: Of the table: the positions of partitions that were pulled as a whole, as JSON by key.
@@ -253,7 +257,7 @@ class TableView:
         for each in self._lineage():
             if each.snapshot_id == tagged.snapshot_id:
                 return True
-            if _said(each).get(KIND) == "snapshot":
+            if _said(each).get(KIND) in {"snapshot", "convert"}:
                 return False
         return False
 
@@ -425,11 +429,15 @@ class TableView:
 
 
 def _commits_of(snapshot: Snapshot) -> list[tuple[str, Commit]]:
-    """What a snapshot says that it did, by partition."""
+    """What a snapshot says that it did, by partition; before that, what it says of the time before a conversion."""
     said, at = _said(snapshot), _time_of(snapshot)
     done = json.loads(said.get(PARTITIONS, "{}"))
     kind, run_id = said.get(KIND, ""), said.get(RUN, "")
-    return [(key, Commit(kind=kind, at=at, run_id=run_id, **each)) for key, each in done.items()]
+    past = json.loads(said.get(PAST, "{}")).items()
+    return [
+        *((key, msgspec.convert(line, Commit)) for key, lines in past for line in lines),
+        *((key, Commit(kind=kind, at=at, run_id=run_id, **each)) for key, each in done.items()),
+    ]
 
 
 def _said(snapshot: Snapshot | None) -> Mapping[str, str]:

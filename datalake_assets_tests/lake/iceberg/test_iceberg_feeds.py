@@ -309,7 +309,7 @@ def test_only_exported_feeds_are_iceberg_tables():
 def test_what_a_feed_is_kept_as_is_for_life(local_store, feed):
     registry = FeedRegistry(local_store)
     added = registry.add(feed)
-    with pytest.raises(InvalidFeed, match="type of its format is for life"):
+    with pytest.raises(InvalidFeed, match="feeds convert"):
         registry.update(stream_feed(), expected_revision=added.revision)
 
 

@@ -1,0 +1,451 @@
+"""A feed is kept as something else from now on: its rows are written anew beside the old form, then readers switch.
+
+While a conversion is under way the feed's state says so, and whoever lands rows is refused. What such a writer had
+committed before is in the copy, or it is not: then its end is refused, too, so that how far it has read is never noted,
+and the rows are read again. Before readers switch, all rows of both forms are compared. The switch itself is one
+compare-and-swap of the state, which decides, and one of the feed's document, which follows from it (ADR 031).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from datalake_assets.core.feed_state import Conversion, FeedState
+from datalake_assets.core.files import DataFile, data_file_name
+from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import version_number
+from datalake_assets.core.position import OffsetsPosition, Position, common_position
+from datalake_assets.core.schema import schema_from_json, schema_to_json
+from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, ObjectNotFound, SnapshotExpired
+from datalake_assets.feed import Feed, FeedKind, PositionKind
+from datalake_assets.lake.commit import Change, Planned
+from datalake_assets.lake.layout import FeedFolder, StateLog, form_of, new_id
+from datalake_assets.lake.replay import finish_replays
+from datalake_assets.lake.scan import committed_files
+from datalake_assets.lake.store.base import StagedFile, Store
+from datalake_assets.lake.tables import folder_of, open_table
+from datalake_assets.parquet.fingerprint import row_hashes
+from datalake_assets.parquet.rolling import RollingWriter
+from datalake_assets.parquet.schemas import conform_table
+from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets.policies import FormerForm
+
+__all__ = ["Converted", "convert", "drop_former"]
+
+logger = logging.getLogger(__name__)
+
+#: Partitions of a stream that one snapshot of an Iceberg table takes in.
+TOGETHER = 32
+#: Times that a partition is read because its files were merged meanwhile.
+ATTEMPTS = 5
+
+_T = TypeVar("_T")
+#: A partition's staged files.
+Files = tuple[tuple[StagedFile, DataFile], ...]
+#: Stores a feed's format in its document; gives the feed as stored.
+Switch = Callable[[Feed], Feed]
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion came to.
+
+    Attributes:
+        feed: The feed as it is kept now.
+        partitions: Partitions that were compared.
+        rows: Their rows.
+        is_undone: The conversion was given up: all is as before it.
+    """
+
+    feed: Feed
+    partitions: int = 0
+    rows: int = 0
+    is_undone: bool = False
+
+
+def convert(
+    store: Store,
+    feed: Feed,
+    to: str,
+    *,
+    source_schema: Callable[[], pa.Schema],
+    switch: Switch,
+    on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Converted:
+    """Keeps a feed as another form; goes on with a conversion that was interrupted, or gives that up.
+
+    Args:
+        store: The lake.
+        feed: The feed as its document has it.
+        to: ``parquet`` or ``iceberg``; the form that it has, to give up a conversion that is under way.
+        source_schema: Asks the source for its columns: Iceberg has fewer types, and files get those again.
+        switch: Stores the feed's new format.
+        on_progress: Called with the partitions done, and how many there are.
+
+    Raises:
+        ConfigError: The feed cannot be converted; says why.
+        CommitConflict: Somebody else wrote to it meanwhile, or gave the conversion up; it is as before.
+        LakeError: The store or the catalog failed; a repetition goes on.
+    """
+    log = _state_of(store, feed)
+    state = log.load()
+    if state.conversion is None and state.form not in {"", form_of(feed)}:  # decided, and the document is of before
+        type_, _, folder = state.form.partition(":")
+        return Converted(switch(_kept_as(feed, type_, folder)))
+    if to == feed.format.type:
+        if state.conversion is None:
+            raise ConfigError(f"feed {feed.name!r} is kept as {to} already")
+        _give_up(store, feed, state.conversion)
+        return Converted(feed, is_undone=True)
+    if state.conversion is None:
+        _refuse(feed, state)
+        state = _begin(store, feed, to, source_schema)
+    if state.conversion is None:
+        raise CommitConflict(feed.path, "somebody else changed what the feed is kept as", cure="look at it again")
+    return _Conversion(store, feed, state.conversion).run(switch, on_progress)
+
+
+def drop_former(store: Store, feed: Feed, switch: Switch) -> Feed:
+    """Deletes what is kept of a feed from before its conversion, and forgets it; repeat what was interrupted.
+
+    Raises:
+        ConfigError: There is nothing.
+    """
+    former = feed.format.former
+    if former is None:
+        raise ConfigError(f"nothing is kept of feed {feed.name!r} from before a conversion")
+    deleted = folder_of(store, _kept_as(feed, former.type, former.folder)).delete_form()
+    logger.info("%s: %d objects of its former form were deleted", feed.path, deleted)
+    return switch(feed.model_copy(update={"format": feed.format.model_copy(update={"former": None})}))
+
+
+def _state_of(store: Store, feed: Feed) -> StateLog:
+    return StateLog(store, f"{FeedFolder(store, feed).control}/feed.json", new_id)
+
+
+def _kept_as(feed: Feed, type_: str, folder: str) -> Feed:
+    """The feed in another form; what it is now would be its former one."""
+    former = FormerForm(type=feed.format.type, folder=feed.data_path)
+    update = {"type": type_, "folder": "" if folder == feed.path else folder, "former": former}
+    return feed.model_copy(update={"format": feed.format.model_copy(update=update)})
+
+
+def _refuse(feed: Feed, state: FeedState) -> None:
+    if not feed.is_exported:
+        raise ConfigError(f"feed {feed.name!r} is {feed.written_by}: only feeds that are exported can be converted")
+    if feed.write == "merge":
+        raise ConfigError(f"feed {feed.name!r} is merged by key, and such feeds cannot be converted yet")
+    if feed.format.parts:
+        raise ConfigError(f"feed {feed.name!r} keeps parts apart, which plain folders cannot: it cannot be converted")
+    if feed.position_kind is PositionKind.IDS:
+        raise ConfigError(f"feed {feed.name!r} remembers items one by one, and such feeds cannot be converted yet")
+    if feed.format.former is not None:
+        raise ConfigError(
+            f"of feed {feed.name!r} the form from before the last conversion is kept;"
+            f" delete it first: 'datalake feeds convert {feed.name} --drop-old'"
+        )
+    if state.removing:
+        raise ConfigError(f"versions of feed {feed.name!r} are being removed; 'datalake repair {feed.name}' ends that")
+
+
+def _begin(store: Store, feed: Feed, to: str, source_schema: Callable[[], pa.Schema]) -> FeedState:
+    """Settles what is under way, then refuses writers, by one compare-and-swap."""
+    open_table(store, feed).repair()
+    finish_replays(folder_of(store, feed))
+    state = _state_of(store, feed).load()
+    schema = None
+    if state.schema is not None:
+        schema = schema_to_json(_new_columns(feed, schema_from_json(state.schema), to, source_schema))
+    begun = Conversion(new_id(), to, _free_folder(store, feed, to), schema)
+
+    def rule(now: FeedState) -> FeedState:
+        if now.conversion is not None or now.schema != state.schema:
+            return now
+        return replace(now, form=form_of(feed), conversion=begun)
+
+    return _state_of(store, feed).change(rule)
+
+
+def _new_columns(feed: Feed, known: pa.Schema, to: str, source_schema: Callable[[], pa.Schema]) -> pa.Schema:
+    """The feed's columns in types that the new form keeps."""
+    if to == "iceberg":
+        from datalake_assets.lake.iceberg.iceberg_schemas import storable  # noqa: PLC0415  pyiceberg need not be there
+
+        return storable(known, source=f"feed {feed.name!r}")
+    kinds = {field.name: field.type for field in source_schema()}
+    return pa.schema([field.with_type(kinds.get(field.name, field.type)) for field in known], metadata=known.metadata)
+
+
+def _free_folder(store: Store, feed: Feed, to: str) -> str:
+    """Where the new form lies: under the feed's own name if nothing lies there, else beside it."""
+    for folder in (feed.path, f"{feed.path}.{to}"):
+        if folder != feed.data_path and next(iter(store.list(folder)), None) is None:
+            return folder
+    raise ConfigError(f"{feed.path}.{to} is not empty: something else lies there; move it away")
+
+
+def _give_up(store: Store, feed: Feed, conversion: Conversion) -> None:
+    """Lets writers in again, then deletes what was copied; not if the conversion has been decided meanwhile."""
+
+    def rule(now: FeedState) -> FeedState:
+        is_ours = now.conversion is not None and now.conversion.id == conversion.id
+        return replace(now, conversion=None) if is_ours else now
+
+    if _state_of(store, feed).change(rule).form == form_of(feed):
+        folder_of(store, _kept_as(feed, conversion.to, conversion.folder)).delete_form()
+
+
+class _Conversion:
+    """A conversion that has begun."""
+
+    def __init__(self, store: Store, feed: Feed, conversion: Conversion) -> None:
+        self._store, self._feed, self._conversion = store, feed, conversion
+        self._log, self._target = _state_of(store, feed), _kept_as(feed, conversion.to, conversion.folder)
+        self._old, self._new = folder_of(store, feed), folder_of(store, self._target)
+        self._old_schema = self._log.load().schema
+
+    def run(self, switch: Switch, on_progress: Callable[[int, int], None]) -> Converted:
+        """Copies what is not copied yet, compares everything, and switches."""
+        if not self._conversion.is_cleared:
+            self._clear()
+        elif self._conversion.to == "iceberg":
+            open_table(self._store, self._target).repair()  # what an interrupted commit of ours left
+        keys = self._keys()
+        try:
+            self._copy_all(keys, on_progress)
+            rows = sum(self._compared(key) for key in keys)
+            self._check_no_others(keys)
+            self._shared_position(keys)  # rows of an export that has not ended may have been copied since
+        except CommitConflict:
+            _give_up(self._store, self._feed, self._conversion)
+            raise
+        self._decide()
+        converted = switch(self._target)
+        folder = folder_of(self._store, converted)
+        at = folder.summary.last_export() or self._store.now()
+        folder.summary.rebuild([folder.report(key, self._manifest(folder, key)) for key in keys], at=at)
+        return Converted(converted, len(keys), rows)
+
+    def _clear(self) -> None:
+        """Deletes what a conversion that was given up may have left, once."""
+        self._new.delete_form()
+        self._change(lambda now: msgspec.structs.replace(now, is_cleared=True))
+
+    def _change(self, rule: Callable[[Conversion], Conversion]) -> None:
+        def changed(now: FeedState) -> FeedState:
+            if now.conversion is None or now.conversion.id != self._conversion.id:
+                return now
+            return replace(now, conversion=rule(now.conversion))
+
+        found = self._log.change(changed).conversion
+        if found is None or found.id != self._conversion.id:
+            raise _others(self._feed, "the conversion was ended by somebody else")
+        self._conversion = found
+
+    def _keys(self) -> tuple[str, ...]:
+        """The partitions; versions in the order in which they were pulled."""
+        if self._feed.kind is not FeedKind.TABLE:
+            return tuple(key for key in self._old.partition_keys() if self._holds(self._manifest(self._old, key)))
+        versions = {f"v{each.number}": each.as_of for each in self._log.load().versions}
+        return tuple(sorted(versions, key=lambda key: (versions[key], version_number(key))))
+
+    def _holds(self, manifest: Manifest) -> bool:
+        """Whether there is anything to take along: rows, or how much of its window a partition is."""
+        return bool(manifest.files) or (manifest.position is not None and not self._is_by_offsets)
+
+    @property
+    def _is_by_offsets(self) -> bool:
+        return self._feed.position_kind is PositionKind.OFFSETS
+
+    @staticmethod
+    def _manifest(folder: FeedFolder, key: str) -> Manifest:
+        log = folder.log(key)
+        return log.settle(log.load()).manifest
+
+    def _copy_all(self, keys: Sequence[str], on_progress: Callable[[int, int], None]) -> None:
+        shared = self._shared_position(keys)
+        at_once = TOGETHER if self._new.commits_at_once and self._feed.kind is FeedKind.STREAM else 1
+        kept_lines = max(1, min(20, 1000 // max(len(keys), 1)))
+        for start in range(0, len(keys), at_once):
+            on_progress(start, len(keys))
+            self._change(lambda now: now)  # is it still ours?
+            self._copy(keys[start : start + at_once], shared, kept_lines)
+
+    def _shared_position(self, keys: Sequence[str]) -> Position | None:
+        """The position of an Iceberg table of numbered rows, which is one for all partitions.
+
+        Raises:
+            CommitConflict: A partition has rows that others of the same read have not: that export has not ended.
+        """
+        if not self._is_by_offsets:
+            return None
+        state = self._log.load()
+        positions = [self._manifest(self._old, key).position for key in keys]
+        known = [each for each in positions if isinstance(each, OffsetsPosition)]
+        if not self._new.commits_at_once:
+            return None
+        found = common_position(known, epoch=state.epoch, hint=state.hint, rejected=state.rejected)
+        if found is None:
+            reason = "an export of it was interrupted, or is under way"
+            raise _others(self._feed, reason, cure=f"end it by 'datalake export --stream {self._feed.name}'")
+        return found
+
+    def _copy(self, keys: Sequence[str], shared: Position | None, kept_lines: int) -> None:
+        """Copies partitions that are not copied yet, in one commit where the new form has one for all."""
+        folder = self._new.pinned()
+        changes: dict[str, Change] = {}
+        staged: list[StagedFile] = []
+        try:
+            for key in keys:
+                commit_id = f"{self._conversion.id}-{key}"
+                if _is_there(self._manifest(folder, key), commit_id):
+                    continue
+                manifest, files = self._again(key, partial(self._staged, folder, key))
+                staged += [each for each, _ in files]
+                past = replace(manifest, history=manifest.history[-kept_lines:])
+                position = shared if shared is not None else manifest.position
+                changes[key] = Change(commit_id, "convert", files, self._plan(commit_id, position, past))
+        except BaseException:
+            for each in staged:
+                folder.data_store.discard_staged(each)
+            raise
+        for _ in folder.commit(changes):
+            pass
+
+    def _plan(self, commit_id: str, position: Position | None, past: Manifest) -> Callable[[Manifest], Planned | None]:
+        def plan(base: Manifest) -> Planned | None:
+            if _is_there(base, commit_id):
+                return None
+            return Planned(position=position, schema=self._conversion.schema, follows=past)
+
+        return plan
+
+    def _again(self, key: str, read: Callable[[Manifest], _T]) -> _T:
+        """Reads a partition of the old form; from the beginning if its files were merged meanwhile."""
+        for attempt in range(ATTEMPTS):
+            manifest = self._manifest(self._old, key)
+            try:
+                return read(manifest)
+            except (SnapshotExpired, ObjectNotFound, OSError):
+                if attempt == ATTEMPTS - 1 or self._manifest(self._old, key).files == manifest.files:
+                    raise
+        raise AssertionError
+
+    def _staged(self, folder: FeedFolder, key: str, manifest: Manifest) -> tuple[Manifest, Files]:
+        """A partition as it was read, and its rows in new files, which nobody sees yet."""
+        if not manifest.files or self._conversion.schema is None:
+            return manifest, ()
+        schema, time_column = schema_from_json(self._conversion.schema), self._feed.row_time
+        is_table = self._feed.kind is FeedKind.TABLE
+        written = folder.prepared(schema, time_column=None if is_table else time_column)
+        writer = self._writer(folder, written, key, manifest)
+        try:
+            for batch in self._rows(self._old, key, manifest, self._old_schema):
+                writer.write(batch)
+            if is_table and not manifest.rows:
+                writer.write_empty(key)
+            files = tuple(writer.close().get(key, ()))
+        except BaseException:
+            writer.abort()
+            raise
+        return manifest, files
+
+    def _rows(self, folder: FeedFolder, key: str, manifest: Manifest, schema: str | None) -> Iterator[pa.RecordBatch]:
+        """Rows of one of the forms, in the new form's columns."""
+        wanted = schema_from_json(self._conversion.schema or "")
+        dataset = committed_files(folder, [key], schema, lambda _: [manifest])
+        for batch in dataset.scanner(columns=wanted.names, batch_readahead=4, fragment_readahead=2).to_batches():
+            try:
+                yield from conform_table(pa.Table.from_batches([batch]), wanted).to_batches()
+            except pa.ArrowInvalid as error:
+                reason = " ".join(str(error).split())
+                lost = f"partition {key} has a value that would be lost: {reason}"
+                raise ConfigError(f"feed {self._feed.name!r} cannot be converted: {lost}") from error
+
+    def _writer(self, folder: FeedFolder, schema: pa.Schema, key: str, manifest: Manifest) -> RollingWriter[StagedFile]:
+        written, at = self._feed.format, self._store.now()
+        prefix = "snapshot" if self._feed.kind is FeedKind.TABLE else "data"
+        footer = {
+            "datalake.feed": self._feed.name,
+            "datalake.commit_id": f"{self._conversion.id}-{key}",
+            "datalake.run_id": "",
+            "datalake.position": json.dumps(manifest.position.to_json() if manifest.position else {}),
+        }
+        return RollingWriter(
+            schema,
+            ParquetSettings(
+                compression=written.compression,
+                profile=written.profile,
+                target_file_bytes=written.target_file_size_bytes,
+                row_group_bytes=written.row_group_bytes,
+            ),
+            open_file=lambda of: folder.data_store.stage(
+                f"{folder.data_folder(of)}/{data_file_name(prefix, at, folder.new_id())}"
+            ),
+            discard=folder.data_store.discard_staged,
+            partition_of=key,
+            time_column=self._feed.row_time,
+            part_of=folder.part_of(),
+            metadata=lambda _: footer,
+        )
+
+    def _compared(self, key: str) -> int:
+        """Reads a partition of both forms, and compares how many rows there are, and which.
+
+        Raises:
+            CommitConflict: They are others: somebody wrote to the old form after it was copied.
+        """
+        rows, digest = self._again(key, lambda manifest: self._digest(self._old, key, manifest, self._old_schema))
+        now = self._manifest(self._new, key)
+        if (rows, digest) != self._digest(self._new, key, now, self._conversion.schema):
+            raise _others(self._feed, f"rows of {key} were added or deleted meanwhile")
+        return rows
+
+    def _digest(self, folder: FeedFolder, key: str, manifest: Manifest, schema: str | None) -> tuple[int, int]:
+        if not manifest.files:
+            return 0, 0
+        rows, total = 0, np.uint64(0)
+        for batch in self._rows(folder, key, manifest, schema):
+            rows += batch.num_rows
+            with np.errstate(over="ignore"):
+                total += row_hashes(batch).sum(dtype=np.uint64)
+        if rows != manifest.rows:
+            raise CorruptLake(folder.data_folder(key), f"{rows} rows, {manifest.rows} were committed")
+        return rows, int(total)
+
+    def _check_no_others(self, keys: Sequence[str]) -> None:
+        """Sees to it that neither form has partitions that the other has not."""
+        if self._keys() != tuple(keys):
+            raise _others(self._feed, "partitions were added meanwhile")
+        more = set(self._new.partition_keys()) - set(keys)
+        if any(self._manifest(self._new, key).files for key in more):
+            raise _others(self._feed, f"the new form has a partition {min(more)} that the feed has not")
+
+    def _decide(self) -> None:
+        """Ends the conversion: from now on the new form is written, whoever changes the document."""
+        form = form_of(self._target)
+
+        def rule(now: FeedState) -> FeedState:
+            if now.conversion is None or now.conversion.id != self._conversion.id:
+                return now
+            return replace(now, form=form, conversion=None, schema=self._conversion.schema or now.schema)
+
+        if self._log.change(rule).form != form:
+            raise _others(self._feed, "the conversion was given up by somebody else")
+
+
+def _is_there(manifest: Manifest, commit_id: str) -> bool:
+    return bool(manifest.files) or manifest.committed_already(commit_id)
+
+
+def _others(feed: Feed, reason: str, *, cure: str = "") -> CommitConflict:
+    return CommitConflict(feed.path, f"not converted: {reason}", cure=cure or "nothing was changed; run it again")
