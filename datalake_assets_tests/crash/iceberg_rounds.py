@@ -28,7 +28,14 @@ from datalake_assets_tests.lake.iceberg.iceberg_tables import (
 __all__ = ["WAYS", "IcebergRounds"]
 
 KILLED = -signal.SIGKILL
-WAYS = ("append", "compact", "expire", "orphans")
+#: What is killed, and at which operations of it.
+STEPS = {
+    "append": ("write", "commit"),
+    "compact": ("write", "commit"),
+    "expire": ("delete", "commit"),
+    "orphans": ("delete",),
+}
+WAYS = tuple(STEPS)
 #: Rounds that one table lives through.
 LIFE = 4
 
@@ -50,8 +57,6 @@ class IcebergRounds:
         happened: Kills and completions by kind of work.
     """
 
-    steps = ("write", "delete", "commit")
-
     def __init__(
         self,
         folder: str,
@@ -68,26 +73,25 @@ class IcebergRounds:
         self._name = "n.t"
         self._rows: Counter[int] = Counter()
         self._seen: dict[int, list[int]] = {}
-        self._operations: dict[str, list[str]] = {}  # what the last undisturbed one had
         self.hits: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()
-        if set(ways) <= {"append", "compact"}:
-            self.steps = ("write", "commit")  # they delete what they have given up, and they give nothing up here
+        self.steps = tuple(dict.fromkeys(step for way in ways for step in STEPS[way]))
 
     def close(self) -> None:
         """Nothing is open."""
 
     def prepare(self) -> None:
-        """Nothing need be learned beforehand: each round tells how many operations the next one has."""
+        """Nothing need be learned beforehand."""
 
     def round(self) -> str:
         """One round; returns what it was."""
         place = self._folder / f"iceberg{self._number // LIFE}"
         place.mkdir(parents=True, exist_ok=True)
         what, moment = self._rng.choice(self._ways), self._rng.choice(("before", "after"))
-        number = self._drawn(self._operations.get(what, [*self.steps] * 3))
-        said = f"{what}, {moment} operation {number}"
+        step, number = self._rng.choice(STEPS[what]), self._rng.choice((1, 1, 2, 3, 4))
+        number = 1 if step == "commit" else number
+        said = f"{what}, {moment} {step} {number}"
         with opened_catalog(str(place), self._rest) as catalog:
             if self._number % LIFE == 0:
                 self._begin(catalog)
@@ -97,7 +101,7 @@ class IcebergRounds:
             first = self._next
             if what == "append":
                 self._next += APPENDED
-            self._kill(place, what, moment, number, first)
+            self._kill(place, what, first, step=step, number=number, moment=moment)
             table.refresh()
             self._check_snapshots(table, said)
             if what == "append":
@@ -118,11 +122,6 @@ class IcebergRounds:
         self._name = f"n.t{uuid4().hex}"
         catalog.create_table(self._name, SCHEMA, partition_spec=UNPARTITIONED)
 
-    def _drawn(self, operations: Sequence[str]) -> int:
-        """One of them, as often of each kind."""
-        step = self._rng.choice(sorted(set(operations)))
-        return self._rng.choice([place for place, each in enumerate(operations, start=1) if each == step])
-
     def _fill(self, table: Table) -> None:
         for _ in range(self._rng.randint(1, 3)):
             table.append(rows(self._next, 3))
@@ -137,27 +136,16 @@ class IcebergRounds:
             self._rows = left
             self._seen[table.current_snapshot().snapshot_id] = ids(table)  # type: ignore[union-attr]
 
-    def _kill(self, place: Path, what: str, moment: str, number: int, first: int) -> None:
+    def _kill(self, place: Path, what: str, first: int, **point: str | int) -> None:
         log = place / "log"
         log.unlink(missing_ok=True)
-        code = self._forker.run(
-            "keep_up",
-            folder=str(place),
-            rest=self._rest,
-            name=self._name,
-            what=what,
-            first=first,
-            number=number,
-            moment=moment,
-            log=str(log),
-        )
-        steps = log.read_text().split() if log.exists() else []
-        if code == KILLED:
-            self.hits[steps[number - 1]] += 1
-            self.moments[moment] += 1
+        task = {"folder": str(place), "rest": self._rest, "name": self._name, "what": what, "first": first}
+        code = self._forker.run("keep_up", **task, **point, log=str(log))
+        if code == KILLED and log.exists():
+            self.hits[log.read_text()] += 1
+            self.moments[str(point["moment"])] += 1
             self.happened[f"{what} killed"] += 1
         elif code == 0:
-            self._operations[what] = steps or [*self.steps]
             self.happened[f"{what} ended"] += 1
         else:
             raise CrashError(f"{what} ended with code {code}")

@@ -64,19 +64,20 @@ def keep_up(
     name: str,
     what: str,
     first: int,
+    step: str,
     number: int,
     moment: str,
     log: str,
 ) -> None:
-    """Does it, and dies before or after the ``number``-th operation; 0 for never. ``log`` gets a line for each."""
-    lines = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    """Does it, and dies before or after the ``number``-th operation that is a ``step``; ``log`` gets a line then."""
     count = 0
 
-    def pass_by(step: str, call: Any, *given: Any, **named: Any) -> Any:
+    def pass_by(kind: str, call: Any, *given: Any, **named: Any) -> Any:
         nonlocal count
-        count += 1
-        is_last = count == number  # a commit to SQLite has a write in it, which counts too
-        os.write(lines, f"{step}\n".encode())
+        count += kind == step
+        is_last = kind == step and count == number  # a commit to SQLite has a write in it
+        if is_last:
+            Path(log).write_text(kind)
         if is_last and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = call(*given, **named)
