@@ -124,14 +124,18 @@ class Reading:
     open_file: Callable[[str], ReadableFile] | None = None
 
 
+#: A table's id and place, and a snapshot's number.
+_SnapshotKey = tuple[UUID, str, int]
+
+
 class _KnownFiles:
     """The files of snapshots that were queried lately, whatever the table; used by several threads."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[UUID, int], tuple[tuple[str, ...], tuple[int, ...]]] = OrderedDict()
+        self._kept: OrderedDict[_SnapshotKey, tuple[tuple[str, ...], tuple[int, ...]]] = OrderedDict()
         self._lock, self._files = threading.Lock(), 0
 
-    def get(self, key: tuple[UUID, int]) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    def get(self, key: _SnapshotKey) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
         """Paths and sizes, if they are known."""
         with self._lock:
             found = self._kept.get(key)
@@ -139,7 +143,7 @@ class _KnownFiles:
                 self._kept.move_to_end(key)
             return found
 
-    def keep(self, key: tuple[UUID, int], files: tuple[tuple[str, ...], tuple[int, ...]]) -> None:
+    def keep(self, key: _SnapshotKey, files: tuple[tuple[str, ...], tuple[int, ...]]) -> None:
         """Remembers them, and forgets what was asked for longest ago if there are too many."""
         with self._lock:
             self._files += len(files[0]) + 1 if key not in self._kept else 0
@@ -233,7 +237,7 @@ class RecordTable:
 
     def _files_of(self, snapshot_id: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Paths and sizes of a snapshot's files, which never change: manifests are read once."""
-        key = self._table.metadata.table_uuid, snapshot_id
+        key = self._table.metadata.table_uuid, self._table.location(), snapshot_id  # a moved copy has other paths
         known = _files.get(key)
         if known is None:
             with translated():
