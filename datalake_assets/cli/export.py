@@ -452,19 +452,15 @@ class _Children:
         self._environment = session.environment
         self.interrupted = False
         self._running: list[subprocess.Popen[str]] = []
+        self._starting = threading.Lock()
 
     def run(self, feed: Feed) -> ExportResult:
-        """Exports a feed and waits for it."""
-        child = subprocess.Popen(
-            [*self._command, "--ends-with-parent", f"--{feed.kind}", feed.name],
-            env=self._environment,
-            # nothing comes: it ends when this process does, however that happens
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._running.append(child)
+        """Exports a feed and waits for it; starts nothing any more once they were asked to end."""
+        with self._starting:
+            if self.interrupted:
+                return ExportResult(feed.name, feed.kind.value, error="it was not started")
+            child = self._started(feed)
+            self._running.append(child)
         answer, errors = _answered(child)
         try:
             document: dict[str, Any] = json.loads(answer)["feeds"][0]
@@ -474,9 +470,21 @@ class _Children:
             return ExportResult(feed.name, feed.kind.value, error=f"its process ended with {child.returncode}: {last}")
         return _result(document)
 
+    def _started(self, feed: Feed) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self._command, "--ends-with-parent", f"--{feed.kind}", feed.name],
+            env=self._environment,
+            # nothing comes: it ends when this process does, however that happens
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def interrupt(self) -> None:
         """Ends the children that still run as Ctrl-C would, and kills those that stay."""
-        self.interrupted = True
+        with self._starting:  # a child that is being started is one of them
+            self.interrupted = True
         for child in self._running:
             if child.poll() is None:
                 child.send_signal(signal.SIGINT)

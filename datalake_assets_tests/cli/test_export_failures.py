@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from datalake_assets.cli.export import ExportRequest
+from datalake_assets.cli.export import ExportRequest, _Children
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
@@ -138,6 +140,26 @@ def test_ctrl_c_ends_an_export_with_130(feeds, silent_server, arguments):
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (130, "", "Interrupted\n")
+
+
+def test_child_that_is_being_started_at_ctrl_c_ends_too(monkeypatch):
+    session = SimpleNamespace(settings=SimpleNamespace(lake="lake"), environment=dict(os.environ))
+    children, started, popen = _Children(session, ExportRequest()), [], subprocess.Popen
+    ctrl_c = threading.Thread(target=children.interrupt)
+
+    def slow(_: object, **options: object) -> subprocess.Popen[str]:
+        ctrl_c.start()
+        ctrl_c.join(0.2)  # all the time it takes if it waits for nothing
+        started.append(popen(["sleep", "30"], **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    children.run(_feed("orders"))
+    ctrl_c.join()
+
+    assert [child.returncode for child in started] == [-signal.SIGINT]
+    assert children.run(_feed("accounts", "table")).error == "it was not started"
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("selection", [("--partition", "2025-01-01"), ("--range", "2025-01-01..2025-01-02")])
