@@ -12,8 +12,10 @@ import json
 import logging
 import re
 import socket
+import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,6 +50,8 @@ Properties = Mapping[str, str | int | bool]
 _STREAMED_ROWS = "application/vnd.ksql.v1+json"
 _CONNECT_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
+#: httpx's own limit of connections at once.
+_CONNECTIONS_KEPT = 100
 _LONGEST_ERROR_BYTES = 64 * 1024
 #: Descriptions and lists: a thousand objects take about a megabyte.
 _LONGEST_DOCUMENT_BYTES = 64 << 20
@@ -282,6 +286,7 @@ class KsqlClient:
         user, secret = user or parsed.username, secret or parsed.password
         self.url = str(parsed.copy_with(username=None, password=None, query=None, fragment=None)).rstrip("/")
         self.timeout_s, self._connect_s = timeout_s, min(timeout_s, _CONNECT_TIMEOUT_S)
+        self._streams: deque[Any] = deque(maxlen=_CONNECTIONS_KEPT)
         self._http = httpx.Client(
             auth=httpx.BasicAuth(user, secret or "") if user else None,
             **_route(parsed, ca_file),
@@ -352,7 +357,8 @@ class KsqlClient:
             "POST", self.url + path, json=body, headers={"accept": _STREAMED_ROWS}, timeout=timeout
         )
         with failed_exchange(source):
-            response = self._http.send(request, stream=True)
+            with contextlib.nullcontext() if endless else self._head_in_time(source, request):
+                response = self._http.send(request, stream=True)
             if response.status_code != httpx.codes.OK:
                 with contextlib.closing(response):
                     failed_answer(source, response.status_code, self._beginning(response, source))
@@ -372,12 +378,50 @@ class KsqlClient:
         except (DatalakeError, TransientFailure) as error:
             logger.debug("could not close query %s: %s", query_id, error)
 
+    @contextlib.contextmanager
+    def _head_in_time(self, source: str, request: httpx.Request) -> Iterator[None]:
+        """Hangs up if the head of an answer takes too long: httpx waits for each of its bytes by itself.
+
+        Raises:
+            TransientFailure: It took too long.
+        """
+        limit_s, streams, is_late = self._connect_s + self.timeout_s, self._streams, threading.Event()
+
+        def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+                streams.append(info["return_value"])
+
+        def hang_up() -> None:
+            is_late.set()
+            for stream in tuple(streams):  # nobody tells which of them: other answers are asked for again
+                with contextlib.suppress(OSError):  # it was closed long ago
+                    stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+        request.extensions["trace"] = trace
+        timer = threading.Timer(limit_s, hang_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except httpx.TransportError as error:
+            if not is_late.is_set():
+                raise
+            cure = "run it again when the server is well, or raise DATALAKE_KSQLDB_TIMEOUT_S"
+            reason = f"the head of its answer did not end within {limit_s:g} s"
+            raise TransientFailure(SourceUnavailable(source, reason, cure=cure)) from error
+        finally:
+            timer.cancel()
+
     def _json(self, method: str, path: str, source: str, body: object = None) -> Any:
-        with failed_exchange(source), self._http.stream(method, self.url + path, json=body) as response:
-            if response.status_code != httpx.codes.OK:
-                failed_answer(source, response.status_code, self._beginning(response, source))
-            limits = Limits(_LONGEST_DOCUMENT_BYTES, total_s=self.timeout_s)
-            content = b"".join(_received(response, source, limits))
+        request = self._http.build_request(method, self.url + path, json=body)
+        with failed_exchange(source):
+            with self._head_in_time(source, request):
+                response = self._http.send(request, stream=True)
+            with contextlib.closing(response):
+                if response.status_code != httpx.codes.OK:
+                    failed_answer(source, response.status_code, self._beginning(response, source))
+                limits = Limits(_LONGEST_DOCUMENT_BYTES, total_s=self.timeout_s)
+                content = b"".join(_received(response, source, limits))
         try:
             return json.loads(content)
         except (ValueError, RecursionError):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
+import socket
+import threading
 import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -99,6 +103,41 @@ def test_documents_that_drip_are_given_up(path: str) -> None:
         with pytest.raises(SourceUnavailable, match=r"no whole answer within 0\.3 s"):
             read(server, timeout_s=0.3)
         assert server.paths().count(path) > 1
+
+
+@contextmanager
+def serving_no_head(first: bytes, drop: bytes) -> Iterator[str]:
+    """A server that sends bytes of an answer's head for ever, each before anybody's patience ends."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            for piece in dripping(drop, first=first):
+                connection.sendall(piece)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    with listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("first", "drop"),
+    [(b"HTTP/1.1 200 OK\r\nx: ", b"y"), (b"", b"HTTP/1.1 100 Continue\r\n\r\n")],
+    ids=["headers", "interim answers"],
+)
+def test_a_head_that_never_ends_is_given_up(first: bytes, drop: bytes) -> None:
+    with serving_no_head(first, drop) as url:
+        client = KsqlClient(url, timeout_s=0.2)
+        with pytest.raises(SourceUnavailable, match=r"the head of its answer did not end within 0\.4 s"):
+            client.statement("LIST STREAMS;", source="S")
+        client.close()
 
 
 @pytest.mark.parametrize("status", [400, 200])
