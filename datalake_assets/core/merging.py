@@ -203,7 +203,9 @@ def unwrapped_schema(schema: pa.Schema) -> pa.Schema:
     if lost:
         raise ValueError(f"envelope: there is no column {lost[0]!r}; there are {', '.join(schema.names)}")
     before, after = schema.field("before").type, schema.field("after").type
-    if not pt.is_struct(after) or {each.name: each.type for each in before} != {each.name: each.type for each in after}:
+    if not (pt.is_struct(before) and pt.is_struct(after)) or {each.name: each.type for each in before} != {
+        each.name: each.type for each in after
+    }:
         raise ValueError("envelope: before and after are not rows of the same columns")
     row = [pa.field(each.name.lower(), each.type) for each in after]
     beside = [field for field in schema if field.name not in {"before", "after"}]
@@ -224,9 +226,11 @@ def row_of_change(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """
     before, after = batch.column("before"), batch.column("after")
     deleted = pc.fill_null(pc.equal(batch.column("op").cast(pa.string()), _DELETES), fill_value=False)
-    columns: Mapping[str, pa.Array] = {
-        name.lower(): pc.if_else(deleted, pc.struct_field(before, index), pc.struct_field(after, index))
-        for index, name in enumerate(each.name for each in after.type)
+    columns: Mapping[str, pa.Array] = {  # by name: the two may have their columns in another order
+        each.name.lower(): pc.if_else(
+            deleted, pc.struct_field(before, [each.name]), pc.struct_field(after, [each.name])
+        )
+        for each in after.type
     }
     return pa.RecordBatch.from_arrays(
         [columns[field.name] if field.name in columns else batch.column(field.name) for field in schema], schema=schema

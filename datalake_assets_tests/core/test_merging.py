@@ -134,3 +134,18 @@ def test_envelope_is_refused_whose_row_has_a_column_of_its_own():
     schema = pa.schema([("before", row), ("after", row), ("op", pa.string())])
     with pytest.raises(InvalidFeed, match="column 'op' is there twice"):
         merged_columns(feed_of(envelope="debezium"), schema)
+
+
+def test_envelope_finds_columns_by_name_where_before_and_after_differ_in_order():
+    before, after = (pa.struct([(name, pa.string()) for name in names]) for names in (["name", "id"], ["id", "name"]))
+    schema = pa.schema([("before", before), ("after", after), ("op", pa.string())])
+    changes = [{"before": {"id": "1", "name": "2"}, "after": None, "op": "d"}]
+    feed = feed_of(envelope="debezium").model_copy(update={"key": ("id",)})
+    rows = row_of_change(pa.RecordBatch.from_pylist(changes, schema), merged_columns(feed, schema))
+    assert rows.to_pylist() == [{"id": "1", "name": "2", "op": "d"}]
+
+
+def test_envelope_is_refused_whose_before_is_no_row():
+    schema = pa.schema([("before", pa.string()), ("after", ROW), ("op", pa.string())])
+    with pytest.raises(InvalidFeed, match="before and after are not rows of the same columns"):
+        merged_columns(feed_of(envelope="debezium"), schema)
