@@ -27,6 +27,7 @@ from datalake_assets.core.item_ids import (
     sealed_digests,
 )
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.partitions import key_of
 from datalake_assets.errors import CommitConflict, CorruptLake, ObjectNotFound
 from datalake_assets.feed import PositionKind
 from datalake_assets.lake.commit import Planned
@@ -63,7 +64,9 @@ def sweep_sealed(folder: FeedFolder, *, older_than: timedelta) -> int:
         if _is_sealed(each.key) and now - each.modified_at > older_than
     }
     if found:
-        for key in folder.partition_keys():
+        # a table's one position, which any key gives, is there without partitions, too: when all rows were deleted
+        at_once = folder.by if folder.commits_at_once else None
+        for key in folder.partition_keys() if at_once is None else (key_of(now, at_once),):
             found.difference_update(sealed_keys(folder, key, folder.log(key).load().manifest))
         folder.store.delete(found)
     return len(found)

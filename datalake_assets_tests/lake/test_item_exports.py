@@ -24,6 +24,7 @@ from datalake_assets.sources.base import SourceSystem, System
 from datalake_assets.sources.systems import registered
 from datalake_assets.testing.tables import FORCE
 from datalake_assets_tests.lake.feeds import rows
+from datalake_assets_tests.lake.iceberg.iceberg_feeds import seen_by_others
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
 
@@ -221,6 +222,21 @@ def test_lists_that_no_manifest_names_are_swept_by_age_and_others_are_not(store,
     monkeypatch.setattr(type(store), "now", lambda self: real(self) + STALE + timedelta(hours=1))
     assert open_table(store, feed).repair().swept == 1
     assert lists(store) == kept
+
+
+@pytest.mark.usefixtures("few_in_manifests")
+@pytest.mark.parametrize("place", ["local iceberg"])
+def test_the_list_of_a_table_that_another_engine_emptied_is_not_swept(store, feed, monkeypatch):
+    land(store, feed, parcels(range(6)))
+    with seen_by_others(store) as emptied:
+        emptied.delete()
+    real, kept = type(store).now, lists(store)
+    monkeypatch.setattr(type(store), "now", lambda self: real(self) + 30 * STALE)
+    open_table(store, feed).expire(all_past=True)
+    assert open_table(store, feed).partitions() == ()
+    assert open_table(store, feed).repair().swept == 0
+    assert lists(store) == kept
+    assert land(store, feed, parcels(range(8))).rows_added == 2
 
 
 def test_a_replay_and_a_selection_of_partitions_are_refused(store, feed):
