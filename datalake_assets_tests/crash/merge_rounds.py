@@ -168,7 +168,7 @@ class MergeRounds:
         happened: What else there was.
     """
 
-    steps = ("create", "swap", "put", "publish", "delete", "stage", "commit_table")
+    steps = ("create", "swap", "publish", "delete", "stage", "commit_table")
 
     def __init__(
         self, lakes: str, forker: Forker, *, endpoint: str | None = None, seed: int = 0, sizes: Sizes | None = None
