@@ -170,9 +170,9 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, f"what it is kept as is changed by 'datalake feeds convert {feed.name} --to …' alone"
             )
-        if feed.is_iceberg and feed.row_time != current.feed.row_time:
+        if feed.is_iceberg and _parting(feed) != _parting(current.feed):
             raise InvalidFeed(
-                feed.name, "the time_column of an Iceberg table is for life; archive the feed and add another"
+                feed.name, "time_column and parts of an Iceberg table are for life; archive the feed and add another"
             )
         if _merged(feed) != _merged(current.feed):
             raise InvalidFeed(
@@ -428,10 +428,16 @@ def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
     form, where = stated.get("type", "parquet"), (stated.get("folder", ""), stated.get("former"))
     if form == "iceberg":  # without a column of its own, it is the source that says when a row was
         kept = (time_column,) if time_column else (source["type"], source.get("rename", {}))
+        kept += (stated.get("parts", []),)
     merging = document.get("merge", {})
     kept += (merging.get("order_by"), merging.get("envelope", "none"), *document.get("key", ()))
     write = document.get("write", "append")
     return (document["name"], document["kind"], document.get("partition_by", "day"), form, *where, write, *kept)
+
+
+def _parting(feed: Feed) -> tuple[object, ...]:
+    """What decides which files of an Iceberg table rows go to."""
+    return (feed.row_time, feed.format.parts)
 
 
 def _merged(feed: Feed) -> tuple[object, ...]:

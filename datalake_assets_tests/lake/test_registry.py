@@ -240,7 +240,15 @@ def test_update_does_not_guess_what_an_invalid_document_was(store, registry, doc
     assert store.get("feeds/active/orders.json")[0] == document
 
 
-@pytest.mark.parametrize("change", [{"format": {"type": "parquet"}}, {"time_column": "other"}, {"time_column": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": {"type": "parquet"}},
+        {"format": {"type": "iceberg", "parts": [{"column": "a"}]}},
+        {"time_column": "other"},
+        {"time_column": None},
+    ],
+)
 def test_update_of_an_invalid_document_keeps_what_is_for_life_of_an_iceberg_feed(store, registry, change):
     added = registry.add(
         Feed.model_validate(_feed().model_dump() | {"format": {"type": "iceberg"}, "time_column": "at"})

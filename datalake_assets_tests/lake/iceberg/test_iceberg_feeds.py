@@ -311,6 +311,9 @@ def test_what_a_feed_is_kept_as_is_for_life(local_store, feed):
     added = registry.add(feed)
     with pytest.raises(InvalidFeed, match="feeds convert"):
         registry.update(stream_feed(), expected_revision=added.revision)
+    parted = stream_feed(format={"type": "iceberg", "parts": [{"column": "id"}]})
+    with pytest.raises(InvalidFeed, match="time_column and parts of an Iceberg table are for life"):
+        registry.update(parted, expected_revision=added.revision)
 
 
 def test_metadata_is_read_once_and_shared_by_its_copies(local_store, feed, monkeypatch):
