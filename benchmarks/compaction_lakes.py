@@ -19,7 +19,8 @@ from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.position import OffsetsPosition
 from datalake_assets.core.schema import schema_to_json
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store

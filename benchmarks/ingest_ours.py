@@ -10,7 +10,8 @@ import pandas as pd  # noqa: F401  pyarrow imports it with the first array, and 
 
 from benchmarks.lakes import rows_and_size_mb
 from benchmarks.measuring import Stopwatch, print_used
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource

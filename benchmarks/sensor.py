@@ -36,7 +36,8 @@ from datalake_assets.defs.compaction.sensor import CompactionWatcher
 from datalake_assets.defs.metadata import asset_key, partition_metadata
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import open_instance
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.settings import Settings

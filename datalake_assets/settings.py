@@ -26,7 +26,7 @@ from pydantic_settings import (
 )
 
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import declared_systems
+from datalake_assets.feed_sources import declared_systems
 from datalake_assets.policies import problem_text
 
 __all__ = ["Environment", "Settings", "load_settings", "settings_model"]

@@ -18,11 +18,10 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from datalake_assets.feed import (
+from datalake_assets.feed import ColumnNote, Feed
+from datalake_assets.feed_sources import (
     AssetSource,
-    ColumnNote,
     DeltaTableSource,
-    Feed,
     FolderSource,
     IcebergTableSource,
     declared_systems,

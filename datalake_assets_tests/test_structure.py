@@ -31,10 +31,12 @@ REASONS = {
     "lake.asset_table": "a table, likewise",
     "lake.conversion": "one form of a feed to another; the tables know nothing of it",
     "lake.iceberg.adopted_iceberg": "a table, likewise; loaded by name: it brings pyiceberg",
+    "lake.iceberg.iceberg_look": "what the newest snapshot says, apart from what is done to the table",
     "lake.iceberg.iceberg_reads": "rows as an Arrow dataset; what the table does is apart",
     "lake.iceberg.iceberg_rewriting": "files in, files out: commits nothing",
     "lake.iceberg.iceberg_table": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.tenant_tables": "whose a table of the write API is, in a catalog of its own or a shared one",
+    "lake.row_conditions": "a condition and its tree, apart from the files whose rows it decides on",
     "lake.sql_process": "a query in a process of its own; run by name",
     "lake.sql_session": "how a query of a person is answered",
     "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
@@ -103,7 +105,11 @@ def test_only_the_registry_of_tables_knows_which_there_are(modules):
 def test_whether_a_folder_was_adopted_is_asked_of_the_feed_or_the_table(modules):
     """Whoever declares such a feed names the kind; nobody else compares kinds."""
     naming = {name for name, module in modules.items() if "FeedKind.FOLDER" in module.path.read_text()}
-    assert naming == {"datalake_assets.feed", "datalake_assets.defs.storage.asset_feeds"}
+    assert naming == {
+        "datalake_assets.feed_sources",
+        "datalake_assets.feed",
+        "datalake_assets.defs.storage.asset_feeds",
+    }
 
 
 #: What a table of files is made of: whatever else names one of these cannot work with another format.

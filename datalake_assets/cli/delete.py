@@ -14,7 +14,8 @@ from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_
 from datalake_assets.core.facts import Deletion, Expired
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
-from datalake_assets.feed import Feed, FeedKind, PositionKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.deletion import WaitingRows, waiting_rows
 from datalake_assets.lake.feed_compaction import missing_partitions
 from datalake_assets.lake.table import LakeTable

@@ -26,7 +26,8 @@ from datalake_assets.core.facts import ExportResult, FailedCheck, PartitionFacts
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
-from datalake_assets.feed import Feed, PositionKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.registry import RegistryListing
 from datalake_assets.lake.table import Progress
 from datalake_assets.lake.tables import open_table

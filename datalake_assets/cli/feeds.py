@@ -38,15 +38,8 @@ from datalake_assets.cli.session import (
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.core.merging import merged_columns
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, InvalidFeed, PreconditionFailed
-from datalake_assets.feed import (
-    AssetSource,
-    Feed,
-    FeedKind,
-    SystemSource,
-    ages_problem,
-    parse_feed,
-    partitions_problem,
-)
+from datalake_assets.feed import Feed, ages_problem, parse_feed, partitions_problem
+from datalake_assets.feed_sources import AssetSource, FeedKind, SystemSource
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import check_adopted, open_table
 from datalake_assets.sources.base import SourceObject, SourceSystem, System

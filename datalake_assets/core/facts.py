@@ -32,6 +32,7 @@ __all__ = [
     "PartitionFacts",
     "PlannedPartition",
     "Problem",
+    "Progress",
     "WriteReport",
     "bucket_bounds",
     "bucket_label",
@@ -266,6 +267,14 @@ class FeedTotals:
     files: int
     small_files: int
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a write is; reported every few hundred milliseconds at the most."""
+
+    rows: int
+    bytes_written: int
 
 
 @dataclass(frozen=True, slots=True)

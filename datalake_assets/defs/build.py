@@ -35,7 +35,8 @@ from datalake_assets.defs.upkeep.sensors import (
     freshness_sensor,
     interrupted_commit_sensor,
 )
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.registry import FeedProblem, feed_key
 from datalake_assets.settings import Settings
 from datalake_assets.sources.systems import StandIn, no_stand_in

@@ -19,7 +19,8 @@ from datalake_assets.core.partitions import partition_path
 from datalake_assets.core.verdicts import FailedChecks, Verdict
 from datalake_assets.core.wording import size_text
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
-from datalake_assets.feed import ColumnNote, Feed, FeedKind
+from datalake_assets.feed import ColumnNote, Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.table import CompactionReport, FeedTotals, WriteReport

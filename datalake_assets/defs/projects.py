@@ -21,7 +21,8 @@ from datalake_assets.defs.resources import Lake, LakeResource
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.asset_feeds import AssetLike, DeclaredAsset, declared_assets
 from datalake_assets.errors import ConfigError, DatalakeError
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.policies import Checks, CompactionPolicy, Freshness, Limits
 
 __all__ = ["build_compaction_sensor", "build_file_size_checks", "build_freshness_checks"]

@@ -27,7 +27,8 @@ from datalake_assets.sources.ksqldb.declaration import KSQLDB, KsqlDBSettings
 if TYPE_CHECKING:
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
 
-from datalake_assets.feed import ColumnNote, Feed, FeedKind
+from datalake_assets.feed import ColumnNote, Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.policies import (
     Checks,
     Freshness,

@@ -11,7 +11,7 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.core.schema import DISCARDING, schema_from_json
 from datalake_assets.errors import ConfigError, SchemaChanged
-from datalake_assets.feed import FeedKind
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.export_commits import Export, Staged
 from datalake_assets.lake.export_kinds import SnapshotExport, WindowExport
 from datalake_assets.lake.frames import FrameBatches, FramesByKey, typed_nulls

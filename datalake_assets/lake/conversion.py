@@ -26,7 +26,8 @@ from datalake_assets.core.partitions import version_number
 from datalake_assets.core.position import OffsetsPosition, Position, common_position
 from datalake_assets.core.schema import schema_from_json, schema_to_json
 from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, ObjectNotFound, SnapshotExpired
-from datalake_assets.feed import Feed, FeedKind, PositionKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder, StateLog, form_of, new_id
 from datalake_assets.lake.replay import finish_replays

@@ -19,7 +19,8 @@ from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.errors import CommitConflict, ConfigError, SnapshotExpired
-from datalake_assets.feed import Feed, FeedKind, PositionKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake import compaction
 from datalake_assets.lake.compaction import partition_health, plan_of
 from datalake_assets.lake.export_commits import Export

@@ -22,7 +22,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
-from datalake_assets.feed import FeedKind
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.file_identity import read_checksum

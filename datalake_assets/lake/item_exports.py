@@ -29,7 +29,7 @@ from datalake_assets.core.item_ids import (
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import key_of
 from datalake_assets.errors import CommitConflict, CorruptLake, ObjectNotFound
-from datalake_assets.feed import PositionKind
+from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.landing import Mask

@@ -23,7 +23,8 @@ from datalake_assets.core.partitions import PartitionBy, partition_by, partition
 from datalake_assets.core.position import position_facts
 from datalake_assets.core.wording import name_text
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import DeltaTableSource, Feed, FolderSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import DeltaTableSource, FolderSource
 from datalake_assets.lake.adopted.claims import RECORD, Claim
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
 from datalake_assets.lake.store import open_store

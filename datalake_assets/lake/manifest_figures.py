@@ -23,7 +23,7 @@ from datalake_assets.core.manifest import Holdings
 from datalake_assets.core.partitions import key_of, partition_by, partition_key
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
 from datalake_assets.errors import CorruptLake, ObjectNotFound
-from datalake_assets.feed import FeedKind
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.layout import FeedFolder
 
 __all__ = ["manifest_figures"]

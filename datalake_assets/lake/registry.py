@@ -29,7 +29,8 @@ from datalake_assets.errors import (
     ObjectNotFound,
     PreconditionFailed,
 )
-from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, parse_feed
+from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.store.swap import retried, swap_object
 

@@ -37,7 +37,7 @@ from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
 from datalake_assets.core.schema import SchemaPolicy, schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
-from datalake_assets.feed import PositionKind
+from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export, Staged
 from datalake_assets.lake.landing import Mask, OffsetsFence

@@ -19,6 +19,7 @@ from datalake_assets.core.facts import (
     PartitionFacts,
     PlannedPartition,
     Problem,
+    Progress,
     WriteReport,
 )
 from datalake_assets.core.rules import RuleCount
@@ -63,14 +64,6 @@ class ExportPlan:
 
     partitions: tuple[str, ...]
     request: ReadRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a write is; reported every few hundred milliseconds at the most."""
-
-    rows: int
-    bytes_written: int
 
 
 @dataclass(frozen=True, slots=True)

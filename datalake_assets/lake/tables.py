@@ -10,7 +10,8 @@ from typing import Final
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import DeltaTableSource, Feed, IcebergTableSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import DeltaTableSource, IcebergTableSource
 from datalake_assets.lake.adopted.owners import check_ownership, release_ownership, take_ownership
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.manifest_figures import manifest_figures

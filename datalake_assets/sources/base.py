@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from datalake_assets.feed import Feed, SystemSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import SystemSource
 from datalake_assets.settings import Settings
 
 if TYPE_CHECKING:

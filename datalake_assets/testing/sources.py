@@ -12,7 +12,8 @@ import pytest
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.partitions import TimeWindow
 from datalake_assets.errors import SourceError
-from datalake_assets.feed import Feed, FeedKind, PositionKind, parse_feed
+from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.sources.base import SourceSystem, System
 from datalake_assets.sources.systems import system as system_named
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.defs.runs import PID_TAG
 from datalake_assets.defs.runtime import open_instance
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.systems import connect

@@ -12,7 +12,7 @@ import httpx
 
 from datalake_assets.demo.ksqldb_server.generator import GeneratorConfig
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
-from datalake_assets.feed import FeedKind
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.chaos.installation import Installation
 

@@ -10,7 +10,8 @@ import pytest
 
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.storage.asset_feeds import declare
-from datalake_assets.feed import AssetSource, Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import AssetSource, FeedKind
 from datalake_assets.lake.frames import frame_batches
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import Settings

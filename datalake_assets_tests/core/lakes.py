@@ -12,7 +12,8 @@ from datalake_assets.core.facts import Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
-from datalake_assets.feed import Feed, FeedKind, parse_feed
+from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.feed_sources import FeedKind
 
 NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 MIB = 1 << 20

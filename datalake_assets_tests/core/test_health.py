@@ -25,7 +25,8 @@ from datalake_assets.core.verdicts import (
     schema_verdict,
     small_files_verdict,
 )
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.policies import MIB, Checks, CompactionPolicy, Freshness, Level, Limits
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from datalake_assets.core.partitions import hive_pairs, partition_by, partition_key, partition_path
-from datalake_assets.feed import Feed, FeedKind, FolderSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, FolderSource
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 STREAM = Feed(name="s", kind=FeedKind.STREAM, source=KsqlDBSource(object="S"))

@@ -36,7 +36,8 @@ from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
 from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,

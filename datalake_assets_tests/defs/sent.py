@@ -11,7 +11,8 @@ import pyarrow as pa
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
-from datalake_assets.feed import Feed, FeedKind, PositionKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.sources.base import SourceObject, SourceSystem
 from datalake_assets.sources.systems import no_stand_in
 from datalake_assets_tests.defs.fakes import days_ago, rows

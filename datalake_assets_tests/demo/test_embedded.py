@@ -23,7 +23,7 @@ from datalake_assets.demo.demo_lake import (
 )
 from datalake_assets.demo.ksqldb_server.blocks import MAX_LATE_MS
 from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, PreconditionFailed
-from datalake_assets.feed import FeedKind
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.systems import connect
 

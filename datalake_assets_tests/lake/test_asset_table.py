@@ -10,7 +10,8 @@ import pytest
 
 from datalake_assets.defs.storage.asset_feeds import declare, registered
 from datalake_assets.errors import ConfigError, FeedNotFound, IncompleteResponse
-from datalake_assets.feed import AssetSource, Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import AssetSource, FeedKind
 from datalake_assets.lake.asset_table import AssetTable
 from datalake_assets.lake.frames import FramesByKey, frame_batches
 from datalake_assets.lake.registry import FeedRegistry

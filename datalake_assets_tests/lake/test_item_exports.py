@@ -14,7 +14,8 @@ import pytest
 
 from datalake_assets.core.batches import InMemoryBatches, RejectedRow, SourceBatch
 from datalake_assets.errors import ConfigError, CorruptLake, DatalakeError
-from datalake_assets.feed import Feed, FeedKind, PositionKind, SystemSource, parse_feed
+from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.lake import item_exports
 from datalake_assets.lake.inspection import STALE
 from datalake_assets.lake.store.base import Store

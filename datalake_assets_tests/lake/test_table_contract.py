@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.core.batches import Batches, ReadRequest
-from datalake_assets.feed import AssetSource, Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import AssetSource, FeedKind
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.frames import frame_batches
 from datalake_assets.lake.layout import FeedFolder

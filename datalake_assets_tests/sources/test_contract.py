@@ -10,7 +10,8 @@ import pytest
 
 from datalake_assets.demo.ksqldb_server.generator import GeneratorConfig
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.base import SourceSystem
 from datalake_assets.sources.systems import connect, registered

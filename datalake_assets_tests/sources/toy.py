@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
 from datalake_assets.errors import SourceRefused
-from datalake_assets.feed import Feed, FeedKind, PositionKind, SystemSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import FeedOption, SourceObject, SourceSystem, System
 

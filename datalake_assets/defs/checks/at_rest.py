@@ -29,7 +29,8 @@ from datalake_assets.defs.metadata import asset_key, check_evaluation, check_res
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.table import TableReader
 from datalake_assets.policies import Rule

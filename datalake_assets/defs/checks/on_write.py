@@ -42,7 +42,8 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.io_manager import FeedRead
 from datalake_assets.errors import SnapshotExpired
-from datalake_assets.feed import Feed, FeedKind, PositionKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.table import TableReader, TableSnapshot

@@ -27,7 +27,8 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import PASSING, failures_named, open_instance
 from datalake_assets.errors import ConfigError
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import (
     Compacted,
     by_reason,

@@ -32,7 +32,8 @@ from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.io_manager import FeedRead, read_feed
 from datalake_assets.errors import DatalakeError
-from datalake_assets.feed import MAX_PARTITIONS, Feed, FeedKind, partitions_problem
+from datalake_assets.feed import MAX_PARTITIONS, Feed, partitions_problem
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.registry import FeedProblem, feed_key
 
 __all__ = [

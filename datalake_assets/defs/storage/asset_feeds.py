@@ -12,7 +12,8 @@ import dagster as dg
 
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.errors import ConfigError, FeedExists, FeedNotFound, PreconditionFailed
-from datalake_assets.feed import NAME_PATTERN, Feed, FeedKind, FolderSource, parse_feed
+from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
+from datalake_assets.feed_sources import FeedKind, FolderSource
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store

@@ -33,7 +33,8 @@ from datalake_assets.defs.resources import Lake, LakeResource
 from datalake_assets.defs.runtime import failures_named
 from datalake_assets.defs.storage.asset_feeds import declared_feed, declared_name
 from datalake_assets.errors import ConfigError, FeedNotFound, SchemaChanged
-from datalake_assets.feed import AssetSource, Feed
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import AssetSource
 from datalake_assets.lake.frames import FramesByKey, frame_batches
 from datalake_assets.lake.table import LakeTable, Progress, WriteReport
 from datalake_assets.settings import Environment

@@ -27,7 +27,8 @@ from datalake_assets.defs.metadata import asset_key, versions_name
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import Compacted, request_of
 from datalake_assets.lake.table import Difference, LakeTable, Reconciliation, Repair
 

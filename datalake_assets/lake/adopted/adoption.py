@@ -24,7 +24,8 @@ import pyarrow as pa
 from datalake_assets.core.facts import PagesCompared
 from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, FeedNotFound, LakeError, UnreadableFile
-from datalake_assets.feed import DeltaTableSource, Feed, FolderSource, IcebergTableSource, SourceModel, parse_feed
+from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.feed_sources import DeltaTableSource, FolderSource, IcebergTableSource, SourceModel
 from datalake_assets.lake.adopted.listing import Footers, list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership

@@ -17,7 +17,7 @@ from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.errors import CorruptLake, DatalakeError, LakeError, ObjectNotFound, PreconditionFailed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.iceberg.iceberg_views import TableView
-from datalake_assets.lake.iceberg.transactions import Manifests
+from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.store.base import StagedFile, Store
 
 __all__ = ["CommitDocument", "CommitRecord", "TablePlace", "condemned", "discard", "leaving", "unfinished_commits"]

@@ -47,7 +47,8 @@ from pyiceberg.table.update import TableRequirement, TableUpdate
 from sqlalchemy.orm import Session
 
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
-from datalake_assets.feed import Feed, IcebergTableSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import IcebergTableSource
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access

@@ -20,14 +20,9 @@ from datalake_assets.core.compaction.plan import CompactionRules, LeftAlone
 from datalake_assets.errors import CommitConflict, CorruptLake, LakeError, UnreadableFile
 from datalake_assets.lake.iceberg.iceberg_planning import IsClosed, RewriteGroup, TablePlan, never_closed, plan_table
 from datalake_assets.lake.iceberg.iceberg_rewriting import Rewriting, RewrittenFiles
+from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
-from datalake_assets.lake.iceberg.transactions import (
-    Manifests,
-    TableChange,
-    commit_change,
-    delete_quietly,
-    table_text,
-)
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly, table_text
 from datalake_assets.parquet.rewrite import RewriteSettings
 from datalake_assets.parquet.writer import ParquetSettings
 

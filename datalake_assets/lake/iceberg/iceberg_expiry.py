@@ -32,9 +32,9 @@ from pyiceberg.table.update import (
 from pyiceberg.utils.properties import property_as_bool
 
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError
+from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.transactions import (
     ENTRIES_PER_MANIFEST,
-    Manifests,
     TableChange,
     commit_change,
     commit_updates,

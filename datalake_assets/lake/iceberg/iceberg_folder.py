@@ -34,7 +34,8 @@ from datalake_assets.lake.iceberg.iceberg_catalogs import (
 from datalake_assets.lake.iceberg.iceberg_commits import commit_together
 from datalake_assets.lake.iceberg.iceberg_schemas import Parted, fresh_ids, is_storable, partition_spec, with_field_ids
 from datalake_assets.lake.iceberg.iceberg_views import TableView, data_path, path_in_table
-from datalake_assets.lake.iceberg.transactions import Manifests, commit_updates, delete_quietly
+from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.transactions import commit_updates, delete_quietly
 from datalake_assets.lake.layout import FeedFolder, folder_store
 from datalake_assets.lake.store.base import Store
 

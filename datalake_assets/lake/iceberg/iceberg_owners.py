@@ -19,7 +19,8 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import RemovePropertiesUpdate, SetPropertiesUpdate, TableUpdate
 
 from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, FolderTaken, LakeError, TransientStoreError
-from datalake_assets.feed import Feed, IcebergTableSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import IcebergTableSource
 from datalake_assets.lake.adopted.owners import lake_id
 from datalake_assets.lake.iceberg.iceberg_catalogs import OWNER, load_others_table, metadata_table, talking
 from datalake_assets.lake.iceberg.iceberg_planning import why_too_new

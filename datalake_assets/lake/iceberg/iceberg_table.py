@@ -17,7 +17,8 @@ from datalake_assets.core.manifest import Manifest, PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
 from datalake_assets.core.schema import DISCARDING, schema_from_json
 from datalake_assets.errors import CommitConflict
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.compaction import plan_of
 from datalake_assets.lake.hive import HiveSnapshot, HiveTable
 from datalake_assets.lake.iceberg.commit_records import unfinished_commits

@@ -31,7 +31,7 @@ from datalake_assets.core.partitions import PartitionBy, version_key, version_nu
 from datalake_assets.core.position import OffsetsPosition, Position, SnapshotPosition, position_from_json
 from datalake_assets.errors import ConfigError
 from datalake_assets.lake.iceberg.iceberg_schemas import Parted, key_of_value, time_bounds_of, value_of_key
-from datalake_assets.lake.iceberg.transactions import Manifests
+from datalake_assets.lake.iceberg.manifests import Manifests
 
 __all__ = [
     "COMMIT",

@@ -19,7 +19,7 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat, ManifestCo
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 
-from datalake_assets.lake.iceberg.transactions import Manifests
+from datalake_assets.lake.iceberg.manifests import Manifests
 
 __all__ = ["DeleteFile", "LiveFile", "PartitionId", "SnapshotFiles", "partition_id"]
 

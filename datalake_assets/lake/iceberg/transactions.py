@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import count
-from typing import Any, cast
+from typing import cast
 
 from pyiceberg.avro.codecs import AvroCompressionCodec
 from pyiceberg.exceptions import CommitFailedException, ValidationException
@@ -32,7 +31,6 @@ from pyiceberg.manifest import (
     ManifestEntryStatus,
     ManifestFile,
     ManifestWriter,
-    ManifestWriterV2,
     write_manifest,
     write_manifest_list,
 )
@@ -54,8 +52,9 @@ from pyiceberg.table.update import (
 from pyiceberg.utils.properties import property_as_bool
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError
+from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter, Manifests
 
-__all__ = ["Manifests", "TableChange", "commit_change", "commit_updates", "delete_quietly", "table_text"]
+__all__ = ["TableChange", "commit_change", "commit_updates", "delete_quietly", "table_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +66,6 @@ MERGE_MANIFESTS = 32
 MERGE_UP_TO_FILES = 4096
 #: Files that a manifest has which is written anew.
 ENTRIES_PER_MANIFEST = 4096
-#: Entries of manifests that are kept at hand; a kilobyte or two each.
-CACHED_ENTRIES = 50_000
-#: Lists of manifests that are kept at hand: those of the newest snapshots.
-CACHED_LISTS = 16
 _TOTALS = (
     ("total-data-files", "added-data-files", "deleted-data-files"),
     ("total-delete-files", "added-delete-files", "removed-delete-files"),
@@ -84,91 +79,6 @@ _TOTALS = (
 def table_text(table: Table) -> str:
     """The table's name, for a person."""
     return ".".join(table.name())
-
-
-class DeleteManifestWriter(ManifestWriterV2):
-    """Writes manifests of delete files, for which pyiceberg has no writer."""
-
-    def content(self) -> ManifestContent:
-        """Which files it lists."""
-        return ManifestContent.DELETES
-
-    @property
-    def _meta(self) -> dict[str, str]:
-        return {**super()._meta, "content": "deletes"}
-
-
-@dataclass
-class _Listed:
-    """What a manifest lists."""
-
-    entries: list[ManifestEntry]
-
-    @cached_property
-    def by_partition(self) -> Mapping[str, list[ManifestEntry]]:
-        """By the text of the partition."""
-        found: dict[str, list[ManifestEntry]] = defaultdict(list)
-        for entry in self.entries:
-            found[repr(entry.data_file.partition)].append(entry)
-        return found
-
-
-class Manifests:
-    """Reads manifests; what was read lately is kept, as a manifest never changes.
-
-    Args:
-        io: The table's.
-
-    Attributes:
-        known: What the table's user has worked out of what never changes.
-    """
-
-    def __init__(self, io: FileIO) -> None:
-        self._io = io
-        self._kept: OrderedDict[str, _Listed] = OrderedDict()
-        self._entries = 0
-        self._lists: OrderedDict[str, list[ManifestFile]] = OrderedDict()
-        self.known: dict[Hashable, Any] = {}
-
-    def of(self, snapshot: Snapshot | None) -> list[ManifestFile]:
-        """A snapshot's manifests that list any file; nobody may change these."""
-        if snapshot is None:
-            return []
-        path = snapshot.manifest_list
-        if path not in self._lists:
-            found = [
-                each for each in snapshot.manifests(self._io) if each.has_added_files() or each.has_existing_files()
-            ]
-            self._lists[path] = found
-            while len(self._lists) > CACHED_LISTS:
-                self._lists.popitem(last=False)
-            return found
-        self._lists.move_to_end(path)
-        return self._lists[path]
-
-    def entries(self, manifest: ManifestFile) -> list[ManifestEntry]:
-        """What a manifest lists and has not deleted; nobody may change these."""
-        return self._listed(manifest).entries
-
-    def by_partition(self, manifest: ManifestFile) -> Mapping[str, list[ManifestEntry]]:
-        """The same by the text of the partition's values, of one spec; nobody may change these."""
-        return self._listed(manifest).by_partition
-
-    def _listed(self, manifest: ManifestFile) -> _Listed:
-        path = manifest.manifest_path
-        if path in self._kept:
-            self._kept.move_to_end(path)
-            return self._kept[path]
-        found = _Listed(manifest.fetch_manifest_entry(self._io))
-        self._kept[path] = found
-        self._entries += len(found.entries)
-        while self._entries > CACHED_ENTRIES and len(self._kept) > 1:
-            self._entries -= len(self._kept.popitem(last=False)[1].entries)
-        return found
-
-    def at_hand(self, manifest: ManifestFile) -> bool:
-        """Whether its entries need not be fetched."""
-        return manifest.manifest_path in self._kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr
 
 from datalake_assets.errors import ConfigError, InvalidFeed
-from datalake_assets.feed import Feed, FeedKind, PositionKind, SystemSource
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import FeedOption, System
 

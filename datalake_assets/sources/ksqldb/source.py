@@ -30,7 +30,8 @@ from pydantic import SecretStr
 
 from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
 from datalake_assets.errors import ConfigError, SchemaChanged, SourceRefused
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.ksqldb.client import KsqlClient

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from datalake_assets.core.compaction.plan import CompactionRequest, again_at, rules_of
 from datalake_assets.core.files import DataFile, data_file_name
-from datalake_assets.feed import MIB, FeedKind
+from datalake_assets.feed import MIB
 from datalake_assets.feed import Feed as Declared
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
 NOW = datetime(2025, 1, 15, 12, tzinfo=UTC)

@@ -24,7 +24,8 @@ from datalake_assets.defs.metadata import PARTITION_ERRORS, asset_key
 from datalake_assets.defs.runs import HOST_TAG, PID_TAG
 from datalake_assets.defs.upkeep.sensors import interrupted_commit_sensor
 from datalake_assets.errors import CorruptLake, TransientStoreError
-from datalake_assets.feed import MIB, Feed, FeedKind, FolderSource
+from datalake_assets.feed import MIB, Feed
+from datalake_assets.feed_sources import FeedKind, FolderSource
 from datalake_assets.lake.feed_compaction import Compacted
 from datalake_assets_tests.defs.fakes import MemoryLake, MemoryTable, days_ago, resources, rows, stream, table
 

@@ -18,7 +18,8 @@ from pyiceberg.table.snapshots import Snapshot, SnapshotLogEntry
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.core.partitions import PartitionBy, TimeWindow, keys_in, window_of
 from datalake_assets.errors import CommitConflict, ConfigError, InvalidFeed, SchemaChanged
-from datalake_assets.feed import AssetSource, Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import AssetSource, FeedKind
 from datalake_assets.lake.iceberg import iceberg_commits, iceberg_folder
 from datalake_assets.lake.iceberg.commit_records import CommitRecord
 from datalake_assets.lake.iceberg.iceberg_schemas import key_of_value, value_of_key

@@ -11,7 +11,8 @@ from pyiceberg.table.snapshots import Operation, Summary, update_snapshot_summar
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, LakeError
 from datalake_assets.lake.iceberg import transactions
-from datalake_assets.lake.iceberg.transactions import DeleteManifestWriter, TableChange, commit_change
+from datalake_assets.lake.iceberg.manifests import DeleteManifestWriter
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     UNPARTITIONED,
     create,

@@ -27,7 +27,8 @@ from datalake_assets.errors import (
     SourceRefused,
     SourceUnavailable,
 )
-from datalake_assets.feed import Feed, FeedKind
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.sources.ksqldb.failures import ATTEMPTS
 from datalake_assets.sources.ksqldb.source import KsqlDB
 

@@ -1,0 +1,241 @@
+"""What a feed may say of the place that its rows come from, and which kinds of feeds and positions there are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import StrEnum
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from datalake_assets.policies import (
+    Model,
+)
+
+__all__ = [
+    "ADOPTED",
+    "AssetSource",
+    "DeltaTableSource",
+    "FeedKind",
+    "FolderSource",
+    "IcebergTableSource",
+    "PositionKind",
+    "SourceModel",
+    "SystemSource",
+    "as_declared",
+    "declared_systems",
+]
+
+
+class FeedKind(StrEnum):
+    """A stream's rows are appended to time partitions, a table's landed as full snapshots; a folder is adopted."""
+
+    STREAM = "stream"
+    TABLE = "table"
+    FOLDER = "folder"
+
+    @property
+    def folder(self) -> str:
+        """The lake folder, and first part of the asset key, of feeds of this kind."""
+        return f"{self.value}s"
+
+
+class PositionKind(StrEnum):
+    """How it is known which rows of a source a partition holds; a feed keeps one kind for life.
+
+    ``offsets``: rows are numbered by the source, and appended. ``window``: a partition is pulled, and replaced, as a
+    whole. ``snapshot``: a version is all of a table. ``ids``: items without order are remembered one by one.
+    """
+
+    OFFSETS = "offsets"
+    WINDOW = "window"
+    SNAPSHOT = "snapshot"
+    IDS = "ids"
+
+
+class SourceModel(Model, ABC):
+    """What a feed may say of the place that its rows come from; each kind of place has a model of its own.
+
+    Attributes:
+        type: Tells the models apart.
+        serves: The kinds of feeds that it can be the source of.
+    """
+
+    type: str
+    serves: ClassVar[frozenset[FeedKind]]
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """What is read, for a person."""
+
+
+class SystemSource(SourceModel):
+    """What a feed may say of a system that it is exported from; `datalake_assets.sources` has the systems.
+
+    Attributes:
+        counts_rows: Whether the system can tell how many rows there are without reading them.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
+    counts_rows: ClassVar[bool] = False
+
+    @abstractmethod
+    def position_kind(self, kind: FeedKind) -> PositionKind:
+        """The kind of positions that the rows carry, if they are read for a feed of this kind."""
+
+    @property
+    def time_column(self) -> str | None:
+        """The lake column of a record's own timestamp, which partitions a stream that names no other."""
+        return None
+
+    def reading(self, kind: FeedKind) -> str:
+        """How the rows are read, in a word or two, for a list of feeds."""
+        return self.position_kind(kind).value
+
+    def problem(self) -> str | None:
+        """Why every export would refuse what is declared, without asking the system; None if nothing shows.
+
+        Asked when a feed is added or changed. It makes no feed invalid that is there already.
+        """
+        return None
+
+
+class FolderSource(SourceModel):
+    """A folder of Parquet files that others write, adopted where it lies; see ``datalake adopt``.
+
+    Attributes:
+        uri: The folder: an absolute path, or ``s3://bucket/prefix``.
+        asset: Key of the Dagster asset that stands for it in a project of its own, like ``sales/exports``; None for
+            the one that we make.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.FOLDER})
+
+    type: Literal["folder"] = "folder"
+    uri: Annotated[str, Field(min_length=1)]
+    asset: str | None = None
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.uri
+
+
+class IcebergTableSource(SourceModel):
+    """An Apache Iceberg table that others write, adopted in its catalog, or by its metadata to be looked at alone.
+
+    Attributes:
+        table: Its name in the catalog, with its namespace: ``sales.orders``; empty if the catalog is not known.
+        catalog: The catalog's URL, ``glue``, or its name in pyiceberg's own configuration; empty: the lake's.
+        uri: Where a table lies whose catalog is not known: its folder, or a metadata file.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.FOLDER})
+
+    type: Literal["iceberg"] = "iceberg"
+    table: Annotated[str, Field(pattern=r"^([^.\s/]+(\.[^.\s/]+)+)?$")] = ""
+    catalog: Annotated[str, Field(pattern=r"^[^@\s]*$")] = ""
+    uri: str = ""
+
+    @model_validator(mode="after")
+    def _is_named_once(self) -> IcebergTableSource:
+        if bool(self.table) is bool(self.uri) or (self.uri and self.catalog):
+            msg = "give the table's name in its catalog, or the uri of its metadata"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.uri or f"iceberg:{self.table}"
+
+
+class DeltaTableSource(SourceModel):
+    """A Delta table that others write, adopted where it lies.
+
+    Attributes:
+        uri: Its folder: an absolute path, or ``s3://bucket/prefix``.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.FOLDER})
+
+    type: Literal["delta"] = "delta"
+    uri: Annotated[str, Field(min_length=1)]
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.uri
+
+
+class AssetSource(SourceModel):
+    """An asset of somebody's Dagster project that lands what it returns, by way of `ParquetLakeIOManager`.
+
+    Attributes:
+        asset: Its key, like ``sales/orders``.
+    """
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
+
+    type: Literal["asset"] = "asset"
+    asset: Annotated[str, Field(min_length=1)]
+
+    @property
+    def where(self) -> str:
+        """What is read, for a person."""
+        return self.asset
+
+
+#: Where the systems are listed that feeds can be exported from. They stand above this module and import it, so they are
+#: found by name, when the first feed or the first setting is read: wherever that is, the list is there (ADR 016).
+_SYSTEMS = "datalake_assets.sources.systems"
+#: Sources that are not exported: something else writes their files.
+_NOT_EXPORTED: Mapping[str, type[SourceModel]] = {
+    "folder": FolderSource,
+    "iceberg": IcebergTableSource,
+    "delta": DeltaTableSource,
+    "asset": AssetSource,
+}
+#: What is adopted, for messages.
+ADOPTED: Mapping[str, str] = {
+    "folder": "an adopted folder",
+    "iceberg": "an adopted Iceberg table",
+    "delta": "an adopted Delta table",
+}
+
+
+class _Declared(Protocol):
+    """A system's declaration, as far as this module needs it."""
+
+    @property
+    def model(self) -> type[SystemSource]:
+        """What a feed may say of it."""
+
+
+def declared_systems() -> Mapping[str, Any]:
+    """The systems that feeds can be exported from, by type; what they are is `datalake_assets.sources.base.System`."""
+    systems: Mapping[str, Any] = import_module(_SYSTEMS).systems()
+    return systems
+
+
+def as_declared(source: Any) -> Any:
+    """A source's document as its own model; documents may leave the type out, as they could before there were folders.
+
+    Raises:
+        ValueError: There is no source of this type.
+    """
+    if not isinstance(source, dict):
+        return source
+    systems: Mapping[str, _Declared] = declared_systems()
+    wanted = source.get("type", next(iter(systems)))
+    if wanted in systems:
+        return systems[wanted].model.model_validate(source)
+    if wanted not in _NOT_EXPORTED:
+        raise ValueError(f"there is no source of type {wanted!r}; take one of {', '.join(sorted(systems))}")
+    return _NOT_EXPORTED[wanted].model_validate(source)

@@ -1,0 +1,110 @@
+"""Manifests of Iceberg tables, which list files: read once and kept at hand, and the writer that pyiceberg lacks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pyiceberg.io import FileIO
+from pyiceberg.manifest import (
+    ManifestContent,
+    ManifestEntry,
+    ManifestFile,
+    ManifestWriterV2,
+)
+from pyiceberg.table.snapshots import Snapshot
+
+__all__ = ["DeleteManifestWriter", "Manifests"]
+
+#: Entries of manifests that are kept at hand; a kilobyte or two each.
+CACHED_ENTRIES = 50_000
+#: Lists of manifests that are kept at hand: those of the newest snapshots.
+CACHED_LISTS = 16
+
+
+class DeleteManifestWriter(ManifestWriterV2):
+    """Writes manifests of delete files, for which pyiceberg has no writer."""
+
+    def content(self) -> ManifestContent:
+        """Which files it lists."""
+        return ManifestContent.DELETES
+
+    @property
+    def _meta(self) -> dict[str, str]:
+        return {**super()._meta, "content": "deletes"}
+
+
+@dataclass
+class _Listed:
+    """What a manifest lists."""
+
+    entries: list[ManifestEntry]
+
+    @cached_property
+    def by_partition(self) -> Mapping[str, list[ManifestEntry]]:
+        """By the text of the partition."""
+        found: dict[str, list[ManifestEntry]] = defaultdict(list)
+        for entry in self.entries:
+            found[repr(entry.data_file.partition)].append(entry)
+        return found
+
+
+class Manifests:
+    """Reads manifests; what was read lately is kept, as a manifest never changes.
+
+    Args:
+        io: The table's.
+
+    Attributes:
+        known: What the table's user has worked out of what never changes.
+    """
+
+    def __init__(self, io: FileIO) -> None:
+        self._io = io
+        self._kept: OrderedDict[str, _Listed] = OrderedDict()
+        self._entries = 0
+        self._lists: OrderedDict[str, list[ManifestFile]] = OrderedDict()
+        self.known: dict[Hashable, Any] = {}
+
+    def of(self, snapshot: Snapshot | None) -> list[ManifestFile]:
+        """A snapshot's manifests that list any file; nobody may change these."""
+        if snapshot is None:
+            return []
+        path = snapshot.manifest_list
+        if path not in self._lists:
+            found = [
+                each for each in snapshot.manifests(self._io) if each.has_added_files() or each.has_existing_files()
+            ]
+            self._lists[path] = found
+            while len(self._lists) > CACHED_LISTS:
+                self._lists.popitem(last=False)
+            return found
+        self._lists.move_to_end(path)
+        return self._lists[path]
+
+    def entries(self, manifest: ManifestFile) -> list[ManifestEntry]:
+        """What a manifest lists and has not deleted; nobody may change these."""
+        return self._listed(manifest).entries
+
+    def by_partition(self, manifest: ManifestFile) -> Mapping[str, list[ManifestEntry]]:
+        """The same by the text of the partition's values, of one spec; nobody may change these."""
+        return self._listed(manifest).by_partition
+
+    def _listed(self, manifest: ManifestFile) -> _Listed:
+        path = manifest.manifest_path
+        if path in self._kept:
+            self._kept.move_to_end(path)
+            return self._kept[path]
+        found = _Listed(manifest.fetch_manifest_entry(self._io))
+        self._kept[path] = found
+        self._entries += len(found.entries)
+        while self._entries > CACHED_ENTRIES and len(self._kept) > 1:
+            self._entries -= len(self._kept.popitem(last=False)[1].entries)
+        return found
+
+    def at_hand(self, manifest: ManifestFile) -> bool:
+        """Whether its entries need not be fetched."""
+        return manifest.manifest_path in self._kept
