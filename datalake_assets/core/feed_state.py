@@ -1,7 +1,8 @@
 """What a feed knows beyond its partitions: where to read on, its schema, and a table's versions.
 
-One small object per feed (``control/<kind>/<name>/feed.json``), changed by compare-and-swap. It only ever saves work or
-orders versions: the partitions' manifests alone decide whether a row is in the lake.
+One small object per feed (``control/<kind>/<name>/feed.json``), changed by compare-and-swap. It saves work,
+orders versions, and says of a feed that merges changes which of them were taken. The partitions' manifests alone decide
+whether a row is in the lake.
 """
 
 from __future__ import annotations

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+import heapq
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-__all__ = [
-    "MAX_RECENT",
-    "IdsPosition",
-    "SealedIds",
-    "checksum_of",
-    "digest_of",
-    "forgotten_at",
-    "sealed_bytes",
-    "sealed_digests",
-]
+__all__ = ["MAX_RECENT", "IdsPosition", "SealedDigests", "SealedIds", "checksum_of", "digest_of", "forgotten_at"]
 
 #: Bytes of a digest: of a billion items two are alike with a chance of 1 in 10^21.
 DIGEST_BYTES = 16
@@ -89,7 +82,7 @@ class IdsPosition:
 
         Args:
             block: The object.
-            digests: What it holds.
+            digests: What it holds that this position may have itself.
             merged: Names of objects whose digests it holds too.
         """
         gone, inside = set(merged), set(digests)
@@ -136,20 +129,50 @@ class IdsPosition:
         return cls(recent, sealed)
 
 
-def sealed_bytes(digests: Iterable[bytes]) -> bytes:
-    """The content of an object of digests: these in ascending order, 16 bytes each."""
-    return b"".join(sorted(set(digests)))
+class SealedDigests(Collection[bytes]):
+    """The digests of an object, in its own bytes: ascending, 16 bytes each."""
 
+    def __init__(self, body: bytes) -> None:
+        self.body = body
 
-def sealed_digests(body: bytes, block: SealedIds) -> frozenset[bytes]:
-    """The digests of an object.
+    @classmethod
+    def of(cls, body: bytes, block: SealedIds) -> SealedDigests:
+        """Takes an object as it was read.
 
-    Raises:
-        ValueError: Its bytes are not those that were sealed.
-    """
-    if checksum_of(body) != block.checksum or len(body) != block.items * DIGEST_BYTES:
-        raise ValueError("its bytes are not those that were written")
-    return frozenset(_digests(body))
+        Raises:
+            ValueError: Its bytes are not those that were sealed.
+        """
+        if checksum_of(body) != block.checksum or len(body) != block.items * DIGEST_BYTES:
+            raise ValueError("its bytes are not those that were written")
+        return cls(body)
+
+    @classmethod
+    def merged(cls, digests: Iterable[bytes], others: Iterable[SealedDigests]) -> SealedDigests:
+        """These and those of other objects, each once."""
+        body, last = bytearray(), b""
+        for each in heapq.merge(sorted(digests), *others):
+            if each != last:
+                body += each
+                last = each
+        return cls(bytes(body))
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.body) // DIGEST_BYTES
+
+    def __iter__(self) -> Iterator[bytes]:
+        """In ascending order."""
+        return (self._at(number) for number in range(len(self)))
+
+    def __contains__(self, digest: object) -> bool:
+        """By binary search."""
+        if not isinstance(digest, bytes):
+            return False
+        number = bisect_left(range(len(self)), digest, key=self._at)
+        return number < len(self) and self._at(number) == digest
+
+    def _at(self, number: int) -> bytes:
+        return self.body[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
 
 
 def checksum_of(body: bytes) -> str:

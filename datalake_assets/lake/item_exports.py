@@ -7,7 +7,7 @@ in an object beside the manifest, written before the commit that names it; one t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,12 +19,11 @@ from datalake_assets.core.batches import RejectedRow, SourceBatch
 from datalake_assets.core.item_ids import (
     MAX_RECENT,
     IdsPosition,
+    SealedDigests,
     SealedIds,
     checksum_of,
     digest_of,
     forgotten_at,
-    sealed_bytes,
-    sealed_digests,
 )
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import key_of
@@ -141,7 +140,7 @@ class ItemsExport(Export):
 
     def run(self) -> WriteReport:
         """Implements `Export.run`."""
-        self._known: dict[str, frozenset[bytes]] = {}
+        self._known: dict[str, SealedDigests] = {}
         self.fence = fence = _Fence(self._held, self.folder.store.now())
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         encoded = self.fix_schema(schema) if staged else None
@@ -158,16 +157,17 @@ class ItemsExport(Export):
         return self._in(key, _ids(self.settled(key)), digests)
 
     def _in(self, key: str, position: IdsPosition, digests: Mapping[bytes, int]) -> set[bytes]:
-        found = digests.keys() & position.recent.keys()
+        found = set(digests.keys() & position.recent.keys())
         for block in position.sealed:
-            found |= digests.keys() & self._digests(key, block)
-        return set(found)
+            sealed = self._digests(key, block)
+            found.update(digest for digest in digests if digest in sealed)
+        return found
 
-    def _digests(self, key: str, block: SealedIds) -> frozenset[bytes]:
+    def _digests(self, key: str, block: SealedIds) -> SealedDigests:
         name = f"{_place(self.folder, key)}/{block.name}"
         if name not in self._known:
             try:
-                self._known[name] = sealed_digests(self.folder.store.get(name)[0], block)
+                self._known[name] = SealedDigests.of(self.folder.store.get(name)[0], block)
             except ObjectNotFound as error:
                 if name in sealed_keys(self.folder, key, self.folder.pinned().log(key).load().manifest):
                     raise CorruptLake(name, "the list of landed items is gone", cure=_CURE) from error
@@ -202,20 +202,19 @@ class ItemsExport(Export):
 
     def _seal(
         self, key: str, position: IdsPosition, landed: Mapping[bytes, int]
-    ) -> tuple[SealedIds, frozenset[bytes], tuple[str, ...]] | None:
+    ) -> tuple[SealedIds, Collection[bytes], tuple[str, ...]] | None:
         """Writes the digests of a commit to be, and those before it, where they are too many for a manifest."""
         recent = {**position.recent, **landed}
         if len(recent) <= MAX_RECENT:
             return None
         merged = position.to_merge(len(recent))
-        digests = frozenset(recent).union(*(self._digests(key, block) for block in merged))
-        body = sealed_bytes(digests)
+        digests = SealedDigests.merged(recent, (self._digests(key, block) for block in merged))
         last = max(*recent.values(), *(block.forget_after for block in merged))
-        block = SealedIds(f"{PREFIX}{self.folder.new_id()}{SUFFIX}", len(digests), last, checksum_of(body))
+        block = SealedIds(f"{PREFIX}{self.folder.new_id()}{SUFFIX}", len(digests), last, checksum_of(digests.body))
         name = f"{_place(self.folder, key)}/{block.name}"
-        self.folder.store.put(name, body)
+        self.folder.store.put(name, digests.body)
         self._known[name] = digests
-        return block, digests, tuple(each.name for each in merged)
+        return block, recent.keys(), tuple(each.name for each in merged)
 
     def _delete_forgotten(self, keys: Mapping[str, object]) -> None:
         """Deletes objects of digests that the partitions needed no longer after these commits."""

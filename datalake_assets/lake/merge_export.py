@@ -144,7 +144,8 @@ class MergeExport(OffsetsExport):
         """Another writer that is done with these changes may have put some aside that this one takes, by another clock
         or another revision of the feed: then no position keeps this one out.
         """
-        if not _done(self.folder.state.load()).admits(changes.epoch, changes.lowest):
+        state = self.folder.state.load()
+        if state.epoch > changes.epoch or not _done(state).admits(changes.epoch, changes.lowest):
             self.discard(staged)
             raise CommitConflict(self.folder.data_root, "another writer merged these changes meanwhile")
 

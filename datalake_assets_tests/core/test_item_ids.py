@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,12 +10,11 @@ from hypothesis import strategies as st
 
 from datalake_assets.core.item_ids import (
     IdsPosition,
+    SealedDigests,
     SealedIds,
     checksum_of,
     digest_of,
     forgotten_at,
-    sealed_bytes,
-    sealed_digests,
 )
 from datalake_assets.core.position import position_facts, position_from_json
 
@@ -74,8 +74,28 @@ def test_sealed_digests_move_out_of_the_position():
 
 @given(items=st.sets(digests, min_size=1), damage=st.sampled_from([b"", b"x"]))
 def test_objects_of_digests_are_read_back_or_refused(items, damage):
-    body = sealed_bytes(items)
+    body = SealedDigests.merged(items, ()).body
     block = SealedIds("ids-1.bin", len(items), LATER, checksum_of(body))
-    assert sealed_digests(body, block) == items
+    assert list(SealedDigests.of(body, block)) == sorted(items)
     with pytest.raises(ValueError, match="not those that were written"):
-        sealed_digests(body[1:] + damage, block)
+        SealedDigests.of(body[1:] + damage, block)
+
+
+@given(one=st.sets(digests), other=st.sets(digests), more=st.sets(digests))
+def test_objects_are_merged_and_searched_as_sets_are(one, other, more):
+    merged = SealedDigests.merged(one, [SealedDigests.merged(each, ()) for each in (other, more)])
+    assert list(merged) == sorted(one | other | more)
+    assert {each for each in (digest_of(text) for text in "abcdefgh") if each in merged} == {
+        each for each in map(digest_of, "abcdefgh") if each in one | other | more
+    }
+
+
+def test_a_million_digests_take_their_sixteen_bytes_each():
+    body = SealedDigests.merged((number.to_bytes(16, "big") for number in range(1_000_000)), ()).body
+    tracemalloc.start()
+    sealed = SealedDigests.of(body, SealedIds("ids-1.bin", 1_000_000, LATER, checksum_of(body)))
+    assert (999_999).to_bytes(16, "big") in sealed
+    assert (1_000_000).to_bytes(16, "big") not in sealed
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20

@@ -17,6 +17,7 @@ from datalake_assets.errors import ConfigError, CorruptLake, DatalakeError
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.lake import item_exports
+from datalake_assets.lake.iceberg.iceberg_views import LONGEST_SAID, POSITION
 from datalake_assets.lake.inspection import STALE
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
@@ -122,6 +123,19 @@ def test_many_items_are_remembered_beside_the_manifest_in_few_objects(store, fee
     assert landed(store, feed) == list(range(60))
     assert len(lists(store)) <= 9  # 20 were written
     assert list(open_table(store, feed).verify()) == []
+
+
+@pytest.mark.parametrize("place", ["local iceberg"], indirect=True)
+def test_a_long_position_is_not_repeated_by_each_snapshot_and_a_roll_back_is_seen(store, feed):
+    for first in range(0, 600, 200):
+        land(store, feed, parcels([0] * 200, items=range(first, first + 200)))
+    with seen_by_others(store) as table:
+        assert len(table.properties[POSITION]) > 10_000
+        assert all(len(each.summary.additional_properties[POSITION]) <= LONGEST_SAID for each in table.snapshots())
+        past = table.snapshots()[-2].snapshot_id
+        table.manage_snapshots().set_current_snapshot(past).commit()
+    with pytest.raises(ConfigError, match="was rolled back by another engine"):
+        land(store, feed, parcels([1], items=[999]))
 
 
 @pytest.mark.usefixtures("few_in_manifests")

@@ -62,6 +62,7 @@ from datalake_assets.lake.iceberg.iceberg_views import (
     RUN,
     WINDOWS,
     TableView,
+    position_as_said,
 )
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, commit_updates
 from datalake_assets.lake.store.base import StagedFile, Store
@@ -218,7 +219,7 @@ def _change(
     change, properties = work.first, _properties(view, planned)
     said = {COMMIT: change.commit_id, KIND: change.kind, RUN: change.run_id}
     if POSITION in properties:
-        said[POSITION] = properties[POSITION]
+        said[POSITION] = position_as_said(properties[POSITION])
     done = {key: _done(folder, view.manifest(key), work.changes[key], each) for key, each in planned.items()}
     said[PARTITIONS] = json.dumps(done, separators=(",", ":"))
     past = {key: msgspec.to_builtins(each.follows.history) for key, each in planned.items() if each.follows}
