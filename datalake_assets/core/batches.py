@@ -277,7 +277,10 @@ def rows_to_text(rows: pa.RecordBatch) -> list[bytes]:
 
 
 def values_of(column: pa.Array) -> list[Any]:
-    """The values; a time that Python cannot hold is the number that it is in Arrow."""
+    """The values; a time that Python cannot hold is the number that it is in Arrow, or a text if it has nanoseconds."""
+    if column.type == _FINEST_TIME:
+        texts: list[Any] = column.cast(pa.string()).to_pylist()
+        return texts
     try:
         values: list[Any] = column.to_pylist()
     except (OverflowError, ValueError):
@@ -306,7 +309,8 @@ def _plain(value: Any) -> Any:
 def _value(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if any(is_list(kind) for is_list in _LISTS):
         return [_value(item, kind.value_type) for item in value]
     if pa.types.is_map(kind):
         return [(_value(key, kind.key_type), _value(item, kind.item_type)) for key, item in value]
@@ -325,13 +329,32 @@ def _moment(value: str | int, kind: pa.TimestampType) -> Any:
     return pa.scalar(value).cast(kind) if kind.unit == "ns" else datetime.fromisoformat(value)
 
 
+def _time(value: str, kind: pa.DataType) -> Any:
+    """Python's clock has no nanoseconds."""
+    if kind != _FINEST_TIME:
+        return time.fromisoformat(value)
+    seconds, _, fraction = value.partition(".")
+    at = time.fromisoformat(seconds)
+    whole = (at.hour * 60 + at.minute) * 60 + at.second
+    return pa.scalar(whole * 10**9 + int(fraction.ljust(9, "0")), pa.int64()).cast(kind)
+
+
+_FINEST_TIME = pa.time64("ns")
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 _READERS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[Any, Any], Any]], ...] = (
     (pa.types.is_timestamp, _moment),
     (pa.types.is_date, lambda value, _: date.fromisoformat(value)),
-    (pa.types.is_time, lambda value, _: time.fromisoformat(value)),
+    (pa.types.is_time, _time),
     (pa.types.is_decimal, lambda value, _: Decimal(value)),
     (pa.types.is_floating, lambda value, _: float(value)),
     (pa.types.is_binary, lambda value, _: bytes.fromhex(value)),
     (pa.types.is_large_binary, lambda value, _: bytes.fromhex(value)),
+    (pa.types.is_binary_view, lambda value, _: bytes.fromhex(value)),
     (pa.types.is_fixed_size_binary, lambda value, _: bytes.fromhex(value)),
 )

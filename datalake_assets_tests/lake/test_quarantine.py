@@ -21,6 +21,7 @@ from datalake_assets.core.batches import (
     SourceBatch,
     row_from_text,
     row_to_text,
+    rows_to_text,
 )
 from datalake_assets.core.position import Holes, OffsetsPosition, position_from_json
 from datalake_assets.errors import ConfigError
@@ -255,6 +256,25 @@ def test_values_of_every_type_come_back_as_they_were(local_store: Store):
     assert back.slice(1).equals(batch.slice(1))
     assert [row_to_text(row) for row in back.to_pylist()] == texts
     assert back.drop_columns(["f"]).equals(batch.drop_columns(["f"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (1_500, pa.time64("ns")),
+        (86_399_999_999_999, pa.time64("ns")),
+        (b"\x00\xff", pa.binary_view()),
+        (b"\x00\xff", pa.dictionary(pa.int8(), pa.binary())),
+        ([b"\x00\xff", None], pa.list_(pa.binary(), 2)),
+        ([b"\x00\xff"], pa.list_view(pa.binary())),
+        ([float("inf"), 1.0], pa.list_(pa.float64(), 2)),
+    ],
+    ids=str,
+)
+def test_texts_give_back_values_of_types_that_few_sources_have(value, kind):
+    rows = pa.record_batch([pa.array([value, None], kind)], ["x"])
+    back = [row_from_text(text, rows.schema)["x"] for text in rows_to_text(rows)]
+    assert pa.array(back, kind).equals(rows["x"])
 
 
 @dataclasses.dataclass
