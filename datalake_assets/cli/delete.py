@@ -84,7 +84,8 @@ def delete(
         table.deletion_plan("", where)  # says why not
     plans = [table.deletion_plan(key, where) for key in keys]
     schema = table.snapshot(keys[:1]).dataset().schema
-    waiting = waiting_rows(session.store, feed, where, schema) if schema.names else WaitingRows()
+    # without columns nobody can say what the condition means
+    waiting = waiting_rows(session.store, feed, where, schema) if schema.names else _undecided(table)
     done = _Done(feed, plans, waiting, past_stays=_past_text(table))
     if yes:
         _delete(session, table, where, done)
@@ -124,6 +125,10 @@ class _Done:
     failed: dict[str, str] = field(default_factory=dict)
     waiting_deleted: int = 0
     expired: Expired | None = None
+
+
+def _undecided(table: LakeTable) -> WaitingRows:
+    return WaitingRows(undecided=len({row.identity for _, row in (*table.quarantined(), *table.discarded())}))
 
 
 def _keys(table: LakeTable, feed: Feed, partitions: Sequence[str], between: str | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,11 +134,30 @@ def _decided(
             if row.decoded and known is not None:
                 typed = {name: pa.scalar(text).cast(schema.field(name).type).as_py() for name, text in given.items()}
                 values[number] = row_from_text(known, schema) | typed
-    columns = [pa.array([each[field.name] for each in values.values()], field.type) for field in schema]
-    mask = condition.matching(pa.Table.from_arrays(columns, schema=schema)) if values else ()
+    try:
+        table = _table(values.values(), schema)
+    except _NOT_OF_ITS_TYPE:  # one by one
+        values = {number: each for number, each in values.items() if _is_of_its_types(each, schema)}
+        table = _table(values.values(), schema)
+    mask = condition.matching(table) if values else ()
     for number, matches in zip(values, mask, strict=True):
         found[number] = bool(matches)
     return found
+
+
+#: What Arrow raises of a value that is not of its column's type.
+_NOT_OF_ITS_TYPE = (ValueError, TypeError, ArithmeticError, pa.ArrowException)
+
+
+def _table(rows: Collection[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    columns = [pa.array([each[field.name] for each in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _is_of_its_types(row: Mapping[str, Any], schema: pa.Schema) -> bool:
+    with suppress(*_NOT_OF_ITS_TYPE):
+        return bool(_table([row], schema).num_rows)
+    return False
 
 
 def deletion_plan(folder: FeedFolder, key: str, where: str) -> Deletion:

@@ -253,7 +253,10 @@ def _fields_of(columns: str) -> list[pa.Field]:
 def _read(rows: Sequence[QuarantinedRow], schema: pa.Schema) -> pa.RecordBatch:
     """Decoded rows; raises `ValueError` or an error of Arrow's if one has a value that is not of its column's type."""
     values = [row_from_text(row.raw.encode(), schema) for row in rows]
-    columns = [pa.array([each[field.name] for each in values], field.type) for field in schema]
+    try:
+        columns = [pa.array([each[field.name] for each in values], field.type) for field in schema]
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"a value is not of its column's type: {error}") from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -339,7 +342,7 @@ class ReplayExport(Export):
         if staged:
             taken = {key: _runs(fence.taken[key]) for key in staged}
             begun = _begin(self.folder, fence.epoch, {key: (self._commit_ids[key], taken[key]) for key in staged})
-            reports = self._commit_all(staged, taken, fence.epoch, self.fix_schema(schema))
+            reports = self._commit_all(staged, taken, fence.epoch, self.fix_schema(schema, staged))
             _take_out(self.folder, fence.epoch, _joined(taken.values()))
             self.folder.store.delete([begun])
         self.stayed = +self.stayed

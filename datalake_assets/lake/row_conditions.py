@@ -143,7 +143,11 @@ def _check_tree(connection: duckdb.DuckDBPyConnection, text: str, columns: Seque
     parameters = [each for node in nodes if node.get("class") == "LAMBDA" for each in _nodes(node.get("lhs"))]
     known |= {name.lower() for each in parameters for name in _named(each)}
     names = [named for node in nodes if (named := [each.lower() for each in _named(node)])]
-    for first, *_ in names:
+    own = {name.lower() for name in columns}
+    for first, *rest in names:
+        if first == DATA and (not rest if DATA not in own else bool(own.intersection(rest[:1]))):
+            name = ".".join([first, *rest])
+            raise SqlRefused(f"{name!r} is not one column of the feed; name the columns by themselves")
         if first not in known:  # current_date and the like are columns to the parser
             raise SqlRefused(f"it names {first!r}; the feed has {', '.join(columns) or 'no columns yet'}")
     return frozenset(name for named in names for name in named)

@@ -104,3 +104,11 @@ def test_rows_in_quarantine_go_if_that_is_wanted(run, lake_store, registry):
     assert "beside the table: 1 row deleted" in gone.stdout
     assert len(list(table.quarantined())) == 23
     assert ids(table) == [24, 25, 27, 28, 29]
+
+
+def test_rows_of_a_feed_that_landed_none_are_said_to_be_undecided(run, lake_store, registry):
+    """Nobody knows its columns yet."""
+    table = open_table(lake_store, registry.add(stream_feed(start="2025-01-02")))
+    export(table, stream_of(numbered(range(3))))
+    shown = run("delete", "s", "--where", "id = 1", "--yes", "--quarantine")
+    assert "beside the table: 3 rows cannot be told to match or not" in shown.stdout

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.batches import InMemoryBatches, QuarantinedRow, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import ColumnNote
 from datalake_assets.lake.deletion import open_condition, waiting_rows
 from datalake_assets.lake.iceberg import transactions
+from datalake_assets.lake.layout import quarantine_folder
+from datalake_assets.lake.quarantined_rows import write_lines
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
@@ -103,6 +105,7 @@ def test_a_condition_is_true_of_rows_as_in_a_query(text, matching):
         ("id = $1", "parameter"),
         ("nothing = 1", "names 'nothing'; the feed has id, name"),
         ('"row number" = 1', "names 'row number'"),
+        ("data::VARCHAR LIKE '%1%'", "'data' is not one column of the feed"),
         ("\ud800 = 1", "UTF-8"),
         ("(" * 5000 + "true" + ")" * 5000, "deep|expression|syntax|stack|memory"),
     ],
@@ -423,3 +426,16 @@ def test_rows_that_are_kept_as_they_came_are_judged_and_deleted_too(local_store)
     assert waiting_rows(local_store, feed, "id = 5", schema, delete=True).matching == 1
     ((_, left),) = table.discarded()
     assert '"secret":"b"' in left.raw
+
+
+@pytest.mark.parametrize("damaged", ['{"id":"x"}', '{"id":99999999999999999999}', '{"note":1}'])
+def test_a_line_with_a_value_of_another_type_is_undecided_and_hides_no_other(local_store, damaged):
+    feed = stream_feed()
+    table = open_table(local_store, feed)
+    export(table, stream_of(numbered(range(3))))
+    lines = [(damaged, "0:8"), ('{"id":7,"note":"n7"}', "0:7")]
+    rows = [QuarantinedRow(raw, "it was not placed", at, 0, decoded=True).to_line() for raw, at in lines]
+    write_lines(local_store, f"{quarantine_folder(feed)}/_unknown", rows)
+    schema = table.snapshot([DAY]).dataset().schema
+    found = waiting_rows(local_store, feed, "id = 7", schema)
+    assert (found.matching, found.undecided) == (1, 1)
