@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from datalake_assets.core.batches import Batches
 from datalake_assets.core.facts import PartitionFacts
+from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of
@@ -191,13 +192,32 @@ class Export(ABC):
         """Commits one partition and reports it."""
         return self.commit_all({key: (files, plan)})[key]
 
-    def fix_schema(self, schema: pa.Schema) -> str:
-        """Fixes kind and schema in the feed's state before the first commit that relies on them."""
-        encoded = schema_to_json(schema)
-        self.state = self.folder.state.change(
-            lambda now: replace(now.with_kind(self.kind, feed=self.feed.name), schema=encoded)
-        )
-        return encoded
+    def fix_schema(self, schema: pa.Schema, staged: Staged) -> str:
+        """Fixes kind and schema in the feed's state before the first commit that relies on them.
+
+        Columns that another writer brought meanwhile stay: else nobody would see their values any more.
+
+        Raises:
+            SchemaChanged: Another writer made another contract meanwhile; what is staged is given up.
+        """
+        encoded, before = schema_to_json(schema), self.state.schema
+
+        def fixed(now: FeedState) -> FeedState:
+            agreed = encoded if now.schema in {None, before, encoded} else self._agreed(schema, now.schema)
+            return replace(now.with_kind(self.kind, feed=self.feed.name), schema=agreed)
+
+        try:
+            self.state = self.folder.state.change(fixed)
+        except BaseException:
+            self.discard(staged)
+            raise
+        return self.state.schema or encoded
+
+    def _agreed(self, schema: pa.Schema, theirs: str | None) -> str:
+        known = schema_from_json(theirs or "")
+        evolves = self.feed.schema_policy == "evolve" or set(schema.names) <= set(known.names)
+        policy: SchemaPolicy = "evolve" if evolves else "freeze"
+        return schema_to_json(evolve(known, schema, policy=policy, source=self.source))
 
     def discard(self, staged: Staged) -> None:
         """Gives up staged files."""

@@ -50,7 +50,7 @@ class OffsetsExport(Export):
         """Implements `Export.run`."""
         self.fence = fence = OffsetsFence(self.state.epoch, self._position_of)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
-        encoded = self.fix_schema(schema) if staged else None
+        encoded = self.fix_schema(schema, staged) if staged else None
         rejected = fence.rejected_runs
         passed = self._passed(fence, rejected)
         reports = self.commit_all(
@@ -100,7 +100,7 @@ class WindowExport(Export):
         self.fingerprints = landing.fingerprints or {}
         self._refuse_others(staged)
         self._refuse_shrinking(staged)
-        encoded = self.fix_schema(schema) if staged else None
+        encoded = self.fix_schema(schema, staged) if staged else None
         files = {key: staged.get(key, ()) for key in self.partitions}
         wanted = {
             key: (each, self._plan(key, each, encoded))
@@ -200,7 +200,7 @@ class SnapshotExport(Export):
             return self._committed_before(key)
         self.as_of = as_of = self.folder.store.now()
         landing, staged, schema = self._pull(key)
-        encoded = self.fix_schema(schema)
+        encoded = self.fix_schema(schema, staged)
         files = staged.get(key, ())
         position = SnapshotPosition(as_of, sum(file.rows for _, file in files))
 

@@ -143,7 +143,7 @@ class ItemsExport(Export):
         self._known: dict[str, SealedDigests] = {}
         self.fence = fence = _Fence(self._held, self.folder.store.now())
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
-        encoded = self.fix_schema(schema) if staged else None
+        encoded = self.fix_schema(schema, staged) if staged else None
         reports = self.commit_all({key: (staged[key], plan) for key, plan in self._plans(sorted(staged), encoded)})
         self._delete_forgotten(reports)
         return self.result(landing, reports, schema)

@@ -85,7 +85,7 @@ class MergeExport(OffsetsExport):
             )
             landing.run(self.batches)
             self.quarantined = quarantine.rows
-            encoded = self.fix_schema(self.columns) if landing.rows_landed else ""
+            encoded = self.fix_schema(self.columns, {}) if landing.rows_landed else ""
             rejected = fence.rejected_runs
             passed = self._passed(fence, rejected)
             for changes in spool.rounds():

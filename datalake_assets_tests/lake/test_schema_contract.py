@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from datalake_assets.core.batches import Batches, InMemoryBatches, ReadRequest, SourceBatch
 from datalake_assets.errors import SchemaChanged, SourceShrank
 from datalake_assets.feed import Feed
+from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.sql_session import open_answer
 from datalake_assets.lake.store.base import Store
@@ -373,3 +374,72 @@ def test_queries_read_files_of_before_a_feed_stopped_evolving(local_store, froze
     with open_answer(local_store, [frozen], "select id, extra from s order by id") as answer:
         found = [row for batch in answer.batches for row in batch]
     assert found == [(30, None), (31, 7), (33, 7)]
+
+
+class Slow(InMemoryBatches):
+    """A read during which somebody else does something, once."""
+
+    __slots__ = ("meanwhile",)
+    meanwhile: list[Callable[[], object]]
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        yield from super().__iter__()
+        while self.meanwhile:
+            self.meanwhile.pop()()
+
+
+def slow(batch: SourceBatch, then: Callable[[], object]) -> Slow:
+    found = Slow((batch,), "rowtime")
+    object.__setattr__(found, "meanwhile", [then])
+    return found
+
+
+def of_another_partition(batch: SourceBatch) -> SourceBatch:
+    return dataclasses.replace(batch, source_partitions=pa.array([1] * batch.rows.num_rows, pa.int32()))
+
+
+def test_a_slow_export_takes_no_column_back_that_another_one_brought(local_store, kept_as):
+    feed = policy(kept_as, "evolve")
+    write(local_store, feed, stream_of(numbered([0])))
+    wider = changed([1], {"extra": pa.array(["x"])})
+    own = changed([2], {"own": pa.array([2.5])})
+    write(local_store, feed, slow(of_another_partition(own), lambda: write(local_store, feed, stream_of(wider))))
+    found = landed(open_table(local_store, feed), "extra", "own")
+    assert found == [(0, None, None), (1, "x", None), (2, None, 2.5)]
+
+
+@pytest.mark.parametrize("name", ["freeze", "evolve", *DISCARD])
+def test_of_two_first_exports_with_columns_of_other_types_one_is_refused(local_store, kept_as, name):
+    feed = policy(kept_as, name)
+    first = changed([1], {"extra": pa.array([7])})
+    second = of_another_partition(changed([2], {"extra": pa.array(["z"])}))
+    refused = []
+
+    def tried(batches: Batches) -> None:
+        try:
+            write(local_store, feed, batches)
+        except SchemaChanged as error:
+            refused.append(str(error))
+
+    tried(slow(second, lambda: tried(stream_of(first))))
+    table = open_table(local_store, feed)
+    assert (len(refused), "extra" in refused[0]) == (1, True)
+    assert landed(table, "extra") == ([(1, 7)] if kept_as == "parquet" else [(2, "z")])  # who made the table decides
+    assert list(table.verify(deep=True)) == []
+
+
+def test_a_table_whose_column_is_of_another_type_takes_no_such_file(local_store, monkeypatch):
+    """An export that died had added the column; the source has another type since."""
+    feed = policy("iceberg", "evolve")
+    write(local_store, feed, stream_of(numbered([0])))
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr(Export, "fix_schema", die)
+        write(local_store, feed, stream_of(changed([1], {"extra": pa.array([7])})))
+    with pytest.raises(SchemaChanged, match="its column 'extra' is long, and string does not fit it"):
+        write(local_store, feed, stream_of(changed([1], {"extra": pa.array(["z"])})))
+    write(local_store, feed, stream_of(changed([1], {"extra": pa.array([8])})))
+    assert landed(open_table(local_store, feed), "extra") == [(0, None), (1, 8)]

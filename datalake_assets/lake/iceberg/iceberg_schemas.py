@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 from pyiceberg.conversions import from_bytes
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.partitioning import PartitionField, PartitionSpec, partition_record_value
 from pyiceberg.schema import Schema
@@ -313,6 +314,7 @@ def with_field_ids(schema: pa.Schema, table: Schema) -> pa.Schema:
 
     Raises:
         ConfigError: The table lacks a column, since another engine changed it.
+        SchemaChanged: Its column is of another type.
     """
     return pa.schema([_with_ids(field, table.as_struct()) for field in schema], metadata=schema.metadata)
 
@@ -326,6 +328,12 @@ def _with_ids(field: pa.Field, within: StructType) -> pa.Field:
 
 def _numbered(field: pa.Field, number: int, kind: Any) -> pa.Field:
     arrow = field.type
+    if not _can_hold(kind, arrow):
+        raise SchemaChanged(
+            "the Iceberg table",
+            f"its column {field.name!r} is {kind}, and {arrow} does not fit it",
+            cure="another writer, or another engine, made it so: rename the column in the feed",
+        )
     if isinstance(kind, StructType):
         arrow = pa.struct([_with_ids(each, kind) for each in field.type])
     elif isinstance(kind, ListType):
@@ -336,6 +344,28 @@ def _numbered(field: pa.Field, number: int, kind: Any) -> pa.Field:
             _numbered(field.type.item_field, kind.value_id, kind.value_type),
         )
     return field.with_type(arrow).with_metadata({**(field.metadata or {}), b"PARQUET:field_id": str(number).encode()})
+
+
+def _can_hold(kind: IcebergType, arrow: pa.DataType) -> bool:
+    """Whether a file's values may be of an Arrow type: the column's own, or one that it was promoted from."""
+    for of, is_nested in _NESTED:
+        if isinstance(kind, of):
+            return is_nested(arrow)
+    wanted = _storable(schema_to_pyarrow(kind))
+    if wanted is None or wanted == arrow or (arrow, wanted) in _PROMOTED:
+        return True
+    are_decimals = pa.types.is_decimal(wanted) and pa.types.is_decimal(arrow)
+    return are_decimals and bool(arrow.scale == wanted.scale and arrow.precision <= wanted.precision)
+
+
+#: Iceberg's types that have parts, and whether a type of Arrow's is such a one.
+_NESTED: Final[tuple[tuple[type[IcebergType], Callable[[pa.DataType], bool]], ...]] = (
+    (StructType, pa.types.is_struct),
+    (ListType, pa.types.is_list),
+    (MapType, pa.types.is_map),
+)
+#: Iceberg specification, "Schema Evolution": columns may become wider, and their files stay as they are.
+_PROMOTED: Final = ((pa.int32(), pa.int64()), (pa.float32(), pa.float64()))
 
 
 def partition_spec(schema: Schema, by: PartitionBy | None, time_column: str | None, parts: Parts) -> PartitionSpec:
