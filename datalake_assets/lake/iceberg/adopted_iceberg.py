@@ -179,13 +179,27 @@ class AdoptedIceberg(LoggedTable):
         if not property_as_bool(table.properties, "gc.enabled", True) or why_too_new(table.metadata):
             return Expired()
         check_owner(store, self.feed, table)
-        stays_ms = 0.0 if all_past else float(table.properties.get(TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS))
-        age = timedelta(milliseconds=stays_ms)
-        keep_last = 1 if all_past else int(table.properties.get(TableProperties.MIN_SNAPSHOTS_TO_KEEP, "1"))
+        stays_ms = 0 if all_past else _whole(table, TableProperties.MAX_SNAPSHOT_AGE_MS, SNAPSHOTS_MS)
+        age = timedelta(milliseconds=min(stays_ms, round(now.timestamp() * 1000)))  # more is for ever
+        keep_last = 1 if all_past else max(1, _whole(table, TableProperties.MIN_SNAPSHOTS_TO_KEEP, 1))
         with talking(store, where=source_of(self.feed).where):
             gone = expire_snapshots(table, older_than=now - age, keep_last=keep_last, now=now)
             ours = remove_orphans(table, older_than=now - ORPHANS_AFTER, now=now, only=_is_ours)
         return Expired(len(gone.snapshots), len(gone.files), len(ours.removed))
+
+
+def _whole(table: Table, name: str, default: int) -> int:
+    """A property that is a number.
+
+    Raises:
+        LakeError: It is none.
+    """
+    stated = table.properties.get(name, str(default))
+    try:
+        return max(0, int(stated))
+    except ValueError as error:
+        reason = f"its property {name} is {stated[:40]!r}, no whole number"
+        raise LakeError(".".join(table.name()), reason, cure="set it to one, or remove it") from error
 
 
 def _is_ours(path: str) -> bool:

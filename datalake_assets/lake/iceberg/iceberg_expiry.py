@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow.fs as pafs
+from pyiceberg.catalog.rest import RestCatalog
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.manifest import ManifestFile
@@ -24,9 +26,11 @@ from pyiceberg.table.refs import SnapshotRef, SnapshotRefType
 from pyiceberg.table.snapshots import Operation, Snapshot
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
+    AssertTableUUID,
     RemovePartitionStatisticsUpdate,
     RemoveSnapshotsUpdate,
     RemoveStatisticsUpdate,
+    TableRequirement,
     TableUpdate,
 )
 from pyiceberg.utils.properties import property_as_bool
@@ -154,6 +158,18 @@ def _ancestors(snapshot_id: int | None, by_id: dict[int, Snapshot]) -> Iterator[
         snapshot_id = by_id[snapshot_id].parent_snapshot_id
 
 
+class _NoOtherRefs(AssertTableUUID):
+    """No branch or tag was made meanwhile: a removal of its snapshot would remove it. Servers know no such demand."""
+
+    refs: tuple[str, ...]
+
+    def validate(self, base_metadata: TableMetadata | None) -> None:  # type: ignore[override]  # not pydantic's
+        """Raises `CommitFailedException` if there is one."""
+        super().validate(base_metadata)
+        if base_metadata is not None and (others := set(base_metadata.refs) - set(self.refs)):
+            raise CommitFailedException(f"branch or tag {min(others)} was made meanwhile")
+
+
 def _commit(table: Table, metadata: TableMetadata, gone: set[int]) -> None:
     """Takes snapshots out, if all branches and tags are where they were."""
     updates: list[TableUpdate] = [
@@ -165,7 +181,11 @@ def _commit(table: Table, metadata: TableMetadata, gone: set[int]) -> None:
         if each.snapshot_id in gone
     ]
     updates.append(RemoveSnapshotsUpdate(snapshot_ids=sorted(gone)))
-    requirements = [AssertRefSnapshotId(ref=name, snapshot_id=ref.snapshot_id) for name, ref in metadata.refs.items()]
+    requirements: list[TableRequirement] = [
+        AssertRefSnapshotId(ref=name, snapshot_id=ref.snapshot_id) for name, ref in metadata.refs.items()
+    ]
+    if not isinstance(table.catalog, RestCatalog):
+        requirements.append(_NoOtherRefs(uuid=metadata.table_uuid, refs=tuple(metadata.refs)))
 
     def is_there() -> bool:
         return not gone & {snapshot.snapshot_id for snapshot in table.metadata.snapshots}

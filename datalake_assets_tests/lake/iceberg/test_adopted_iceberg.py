@@ -27,10 +27,10 @@ from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType, NestedField, TimestamptzType
 
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.errors import ConfigError, FolderTaken, InvalidFeed, LakeError
+from datalake_assets.errors import CommitConflict, ConfigError, FolderTaken, InvalidFeed, LakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.adopted.adoption import adopt_at
-from datalake_assets.lake.iceberg import iceberg_compaction
+from datalake_assets.lake.iceberg import iceberg_compaction, iceberg_expiry
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.sql_session import open_answer
 from datalake_assets.lake.store import open_store
@@ -521,3 +521,36 @@ def test_which_table_a_feed_is_cannot_be_changed(local_store, catalog, tmp_path)
         FeedRegistry(local_store).update(other, expected_revision=feed.revision)
     described = feed.model_copy(update={"description": "orders"})
     assert FeedRegistry(local_store).update(described, expected_revision=feed.revision).description == "orders"
+
+
+def test_a_tag_that_is_made_during_an_expiry_stays_with_its_rows(local_store, catalog, tmp_path, monkeypatch):
+    strange = create(catalog)
+    strange.append(rows(0, 1))
+    tagged = strange.current_snapshot().snapshot_id
+    strange.overwrite(rows(7, 1))
+    strange.transaction().set_properties({"history.expire.max-snapshot-age-ms": "0"}).commit_transaction()
+    table, whole = adopted(local_store, tmp_path), iceberg_expiry._commit
+
+    def late(*args):
+        monkeypatch.setattr(iceberg_expiry, "_commit", whole)
+        catalog.load_table("n.t").manage_snapshots().create_tag(tagged, "audit").commit()
+        return whole(*args)
+
+    monkeypatch.setattr(iceberg_expiry, "_commit", late)
+    with pytest.raises(CommitConflict, match="audit was made meanwhile"):
+        table.expire()
+    assert table.expire().snapshots == 1  # the delete of the overwrite
+    assert ids(catalog.load_table("n.t"), snapshot_id=tagged) == [0]
+
+
+def test_snapshots_that_are_kept_for_ever_stay(local_store, catalog, tmp_path):
+    strange = create(catalog)
+    for first in range(2):
+        strange.append(rows(first, 1))
+    table, age = adopted(local_store, tmp_path), "history.expire.max-snapshot-age-ms"
+    for value in (str(2**63 - 1), "99999999999999"):
+        catalog.load_table("n.t").transaction().set_properties({age: value}).commit_transaction()
+        assert table.expire().snapshots == 0
+    catalog.load_table("n.t").transaction().set_properties({age: "a week"}).commit_transaction()
+    with pytest.raises(LakeError, match="'a week', no whole number"):
+        table.expire()
