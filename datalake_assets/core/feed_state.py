@@ -42,6 +42,7 @@ class Conversion(msgspec.Struct, frozen=True, omit_defaults=True):
         folder: Where that lies in the lake.
         schema: The feed's columns in it, encoded; None if nothing was ever committed.
         is_cleared: Whether what may have lain there was deleted.
+        is_given_up: Its rows are being deleted; then it is over.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Conversion(msgspec.Struct, frozen=True, omit_defaults=True):
     folder: str
     schema: str | None
     is_cleared: bool = False
+    is_given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

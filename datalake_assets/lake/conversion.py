@@ -102,11 +102,13 @@ def convert(
     if state.conversion is None and state.form not in {"", form_of(feed)}:  # decided, and the document is of before
         type_, _, folder = state.form.partition(":")
         return Converted(switch(_kept_as(feed, type_, folder)))
-    if to == feed.format.type:
-        if state.conversion is None:
-            raise ConfigError(f"feed {feed.name!r} is kept as {to} already")
+    if to == feed.format.type and state.conversion is None:
+        raise ConfigError(f"feed {feed.name!r} is kept as {to} already")
+    if state.conversion is not None and (to == feed.format.type or state.conversion.is_given_up):
         _give_up(store, feed, state.conversion)
-        return Converted(feed, is_undone=True)
+        if to == feed.format.type:
+            return Converted(feed, is_undone=True)
+        state = log.load()
     if state.conversion is None:
         _refuse(feed, state)
         state = _begin(store, feed, to, source_schema)
@@ -183,7 +185,14 @@ def _new_columns(feed: Feed, known: pa.Schema, to: str, source_schema: Callable[
 
         return storable(known, source=f"feed {feed.name!r}")
     kinds = {field.name: field.type for field in source_schema()}
-    return pa.schema([field.with_type(kinds.get(field.name, field.type)) for field in known], metadata=known.metadata)
+    return pa.schema([_as_it_came(field, kinds.get(field.name)) for field in known], metadata=known.metadata)
+
+
+def _as_it_came(field: pa.Field, kind: pa.DataType | None) -> pa.Field:
+    """A column in its source's type, if that is what Iceberg had no type for; another one would change values."""
+    from datalake_assets.lake.iceberg.iceberg_schemas import stored_as  # noqa: PLC0415  as above
+
+    return field.with_type(kind) if kind is not None and stored_as(kind) == field.type else field
 
 
 def _free_folder(store: Store, feed: Feed, to: str) -> str:
@@ -195,14 +204,25 @@ def _free_folder(store: Store, feed: Feed, to: str) -> str:
 
 
 def _give_up(store: Store, feed: Feed, conversion: Conversion) -> None:
-    """Lets writers in again, then deletes what was copied; not if the conversion has been decided meanwhile."""
+    """Deletes what was copied, then lets writers in again, and other conversions; not if this one is over by now."""
+    log, over = _state_of(store, feed), msgspec.structs.replace(conversion, is_given_up=True)
 
     def rule(now: FeedState) -> FeedState:
         is_ours = now.conversion is not None and now.conversion.id == conversion.id
-        return replace(now, conversion=None) if is_ours else now
+        return replace(now, conversion=over) if is_ours else now
 
-    if _state_of(store, feed).change(rule).form == form_of(feed):
-        folder_of(store, _kept_as(feed, conversion.to, conversion.folder)).delete_form()
+    if log.change(rule).conversion != over:
+        return
+    folder_of(store, _kept_as(feed, conversion.to, conversion.folder)).delete_form()
+    log.change(lambda now: replace(now, conversion=None) if now.conversion == over else now)
+
+
+class _Over(CommitConflict):
+    """Others ended the conversion, or go on with it: what is copied is theirs."""
+
+
+class _Unfit(ConfigError):
+    """A value does not fit into the new form, and will not next time."""
 
 
 class _Conversion:
@@ -226,7 +246,9 @@ class _Conversion:
             rows = sum(self._compared(key) for key in keys)
             self._check_no_others(keys)
             self._shared_position(keys)  # rows of an export that has not ended may have been copied since
-        except CommitConflict:
+        except _Over:
+            raise
+        except (CommitConflict, _Unfit):
             _give_up(self._store, self._feed, self._conversion)
             raise
         self._decide()
@@ -237,19 +259,29 @@ class _Conversion:
         return Converted(converted, len(keys), rows)
 
     def _clear(self) -> None:
-        """Deletes what a conversion that was given up may have left, once."""
-        self._new.delete_form()
-        self._change(lambda now: msgspec.structs.replace(now, is_cleared=True))
+        """Deletes what a conversion that was given up may have left, once.
 
-    def _change(self, rule: Callable[[Conversion], Conversion]) -> None:
+        That there is nothing is found out before the conversion is taken over by a new id, so that whoever sleeps in
+        between, and does not get it, deletes nothing that others of this conversion have copied.
+        """
+        is_clear, mine = not self._new.has_form(), new_id()
+        self._change(
+            lambda now: now if now.is_cleared else msgspec.structs.replace(now, id=mine, is_cleared=is_clear), mine=mine
+        )
+        if not self._conversion.is_cleared:
+            self._new.delete_form()
+            self._change(lambda now: msgspec.structs.replace(now, is_cleared=True))
+
+    def _change(self, rule: Callable[[Conversion], Conversion], *, mine: str = "") -> None:
         def changed(now: FeedState) -> FeedState:
-            if now.conversion is None or now.conversion.id != self._conversion.id:
+            if now.conversion is None or now.conversion.id != self._conversion.id or now.conversion.is_given_up:
                 return now
             return replace(now, conversion=rule(now.conversion))
 
         found = self._log.change(changed).conversion
-        if found is None or found.id != self._conversion.id:
-            raise _others(self._feed, "the conversion was ended by somebody else")
+        if found is None or found.id not in {self._conversion.id, mine} or found.is_given_up:
+            reason = "not converted here: somebody else ended the conversion, or goes on with it"
+            raise _Over(self._feed.path, reason, cure="look at it again")
         self._conversion = found
 
     def _keys(self) -> tuple[str, ...]:
@@ -370,7 +402,7 @@ class _Conversion:
             except pa.ArrowInvalid as error:
                 reason = " ".join(str(error).split())
                 lost = f"partition {key} has a value that would be lost: {reason}"
-                raise ConfigError(f"feed {self._feed.name!r} cannot be converted: {lost}") from error
+                raise _Unfit(f"feed {self._feed.name!r} cannot be converted: {lost}; it is as before") from error
 
     def _writer(self, folder: FeedFolder, schema: pa.Schema, key: str, manifest: Manifest) -> RollingWriter[StagedFile]:
         written, at = self._feed.format, self._store.now()
@@ -436,7 +468,7 @@ class _Conversion:
         form = form_of(self._target)
 
         def rule(now: FeedState) -> FeedState:
-            if now.conversion is None or now.conversion.id != self._conversion.id:
+            if now.conversion is None or now.conversion.id != self._conversion.id or now.conversion.is_given_up:
                 return now
             return replace(now, form=form, conversion=None, schema=self._conversion.schema or now.schema)
 

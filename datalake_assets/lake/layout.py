@@ -305,6 +305,11 @@ class FeedFolder:
             deleted += len(keys)
         return deleted
 
+    def has_form(self) -> bool:
+        """Whether there is anything that `delete_form` would delete."""
+        manifests = (info for info in self.store.list(self.control) if info.key.endswith("/manifest.json"))
+        return next(iter(self.store.list(self.data_root)), None) is not None or next(manifests, None) is not None
+
     def delete_form(self) -> int:
         """Deletes the rows and the manifests of this form of the feed, and nothing else; returns how many objects."""
         data = [info.key for info in self.store.list(self.data_root)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -276,8 +277,73 @@ def test_the_position_of_all_partitions_together():
 
 def test_a_value_that_the_source_has_no_room_for_ends_it_and_nothing_is_lost(local_store):
     feed = added(local_store, stream_feed(format={"type": "iceberg"}))
-    export(open_table(local_store, feed), stream_of(numbered(range(30))))
-    narrow = pa.schema([("id", pa.int8()), ("note", pa.string()), ("rowtime", pa.timestamp("s", "UTC"))])
+    late = numbered(range(30)).rows
+    times = pa.array([each.as_py() + timedelta(milliseconds=1) for each in late["rowtime"]], late["rowtime"].type)
+    given = replace(numbered(range(30)), rows=late.set_column(2, "rowtime", times))
+    export(open_table(local_store, feed), stream_of(given))
+    narrow = SCHEMA.set(2, pa.field("rowtime", pa.timestamp("s", "UTC")))
     registry = FeedRegistry(local_store)
-    done = convert(local_store, feed, "parquet", source_schema=lambda: narrow, switch=registry.convert)
-    assert (done.rows, ids(now(local_store))) == (30, list(range(30)))
+    with pytest.raises(ConfigError, match=r"would be lost.*it is as before"):
+        convert(local_store, feed, "parquet", source_schema=lambda: narrow, switch=registry.convert)
+    assert export(now(local_store), stream_of(numbered(range(31)))).rows_added == 1
+    assert list(local_store.list("streams/s.parquet")) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(["007"], pa.int64()), ([0.1], pa.float32()), ([5], pa.bool_()), ([-0.0], pa.int64()), ([7], pa.int8())],
+)
+def test_a_column_keeps_its_values_if_its_source_has_another_type_by_now(local_store, values, kind):
+    feed = added(local_store, stream_feed(format={"type": "iceberg"}))
+    given = numbered(range(1))
+    export(
+        open_table(local_store, feed),
+        stream_of(replace(given, rows=given.rows.set_column(1, "note", pa.array(values)))),
+    )
+    changed = SCHEMA.set(1, pa.field("note", kind))
+    convert(local_store, feed, "parquet", source_schema=lambda: changed, switch=FeedRegistry(local_store).convert)
+    assert repr(now(local_store).scan().read_all()["note"].to_pylist()) == repr(values)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_that_sleeps_before_it_clears_deletes_nothing_of_another(local_store, monkeypatch, form):
+    """Both go on with one conversion, and the other has switched when it wakes up."""
+    feed = added(local_store, stream_feed(format={"type": form}))
+    export(open_table(local_store, feed), stream_of(numbered(range(20))))
+    whole = conversion._Conversion._clear
+
+    def asleep(self):
+        monkeypatch.setattr(conversion._Conversion, "_clear", whole)
+        converted(local_store, "s", OTHER[form])
+        whole(self)
+
+    monkeypatch.setattr(conversion._Conversion, "_clear", asleep)
+    with pytest.raises(CommitConflict, match="somebody else"):
+        converted(local_store, "s", OTHER[form])
+    assert (now(local_store).feed.format.type, ids(now(local_store))) == (OTHER[form], list(range(20)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_that_was_given_up_deletes_nothing_of_the_next(local_store, monkeypatch, form):
+    """It wakes up when the next has compared everything and is about to switch."""
+    feed = added(local_store, stream_feed(format={"type": form}))
+    export(open_table(local_store, feed), stream_of(numbered(range(20))))
+    copy_all, decide = conversion._Conversion._copy_all, conversion._Conversion._decide
+
+    def asleep(self, *args):
+        def awake(other):
+            monkeypatch.setattr(conversion._Conversion, "_decide", decide)
+            with pytest.raises(CommitConflict, match="somebody else"):
+                self.run(FeedRegistry(local_store).convert, lambda *_: None)
+            decide(other)
+
+        monkeypatch.setattr(conversion._Conversion, "_copy_all", copy_all)
+        assert converted(local_store, "s", form).is_undone
+        monkeypatch.setattr(conversion._Conversion, "_decide", awake)
+        assert converted(local_store, "s", OTHER[form]).rows == 20
+        copy_all(self, *args)
+
+    monkeypatch.setattr(conversion._Conversion, "_copy_all", asleep)
+    with pytest.raises(CommitConflict, match="somebody else"):
+        converted(local_store, "s", OTHER[form])
+    assert (now(local_store).feed.format.type, ids(now(local_store))) == (OTHER[form], list(range(20)))

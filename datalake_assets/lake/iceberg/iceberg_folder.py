@@ -160,6 +160,14 @@ class IcebergFolder(FeedFolder):
         deleted = self.delete_form()
         return deleted + FeedFolder.delete_all(self)
 
+    def has_form(self) -> bool:
+        """Implements `FeedFolder`."""
+        store, root = self._place()
+        is_own = store is self.store
+        return load_table(self.store, self.feed) is not None or (
+            is_own and next(iter(store.list(root)), None) is not None
+        )
+
     def delete_form(self) -> int:
         """Implements `FeedFolder`: the catalog forgets the table first, so that nobody reads half of it."""
         table = load_table(self.store, self.feed)

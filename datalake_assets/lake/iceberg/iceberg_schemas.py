@@ -258,6 +258,11 @@ def _brought_to(kind: pa.DataType, wanted: pa.DataType | None) -> pa.DataType:
     return wanted if wanted is not None and _storable(kind) == wanted else kind
 
 
+def stored_as(kind: pa.DataType) -> pa.DataType | None:
+    """What values of a type are kept as; None if Iceberg has nothing for them."""
+    return _storable(kind)
+
+
 def is_storable(kind: pa.DataType) -> bool:
     """Whether Iceberg has a type."""
     return bool(_storable(kind) == kind)
