@@ -245,7 +245,7 @@ class _Conversion:
             self._copy_all(keys, on_progress)
             rows = sum(self._compared(key) for key in keys)
             self._check_no_others(keys)
-            self._shared_position(keys)  # rows of an export that has not ended may have been copied since
+            self._shared_position()  # rows of an export that has not ended may have been copied since
         except _Over:
             raise
         except (CommitConflict, _Unfit):
@@ -292,8 +292,9 @@ class _Conversion:
         return tuple(sorted(versions, key=lambda key: (versions[key], version_number(key))))
 
     def _holds(self, manifest: Manifest) -> bool:
-        """Whether there is anything to take along: rows, or how much of its window a partition is."""
-        return bool(manifest.files) or (manifest.position is not None and not self._is_by_offsets)
+        """Whether there is anything to take along: rows, or a position, without which deleted rows would come again."""
+        is_shared = self._is_by_offsets and self._new.commits_at_once
+        return bool(manifest.files) or (manifest.position is not None and not is_shared)
 
     @property
     def _is_by_offsets(self) -> bool:
@@ -305,7 +306,7 @@ class _Conversion:
         return log.settle(log.load()).manifest
 
     def _copy_all(self, keys: Sequence[str], on_progress: Callable[[int, int], None]) -> None:
-        shared = self._shared_position(keys)
+        shared = self._shared_position()
         at_once = TOGETHER if self._new.commits_at_once and self._feed.kind is FeedKind.STREAM else 1
         kept_lines = max(1, min(20, 1000 // max(len(keys), 1)))
         for start in range(0, len(keys), at_once):
@@ -313,24 +314,23 @@ class _Conversion:
             self._change(lambda now: now)  # is it still ours?
             self._copy(keys[start : start + at_once], shared, kept_lines)
 
-    def _shared_position(self, keys: Sequence[str]) -> Position | None:
+    def _shared_position(self) -> Position | None:
         """The position of an Iceberg table of numbered rows, which is one for all partitions.
 
         Raises:
-            CommitConflict: A partition has rows that others of the same read have not: that export has not ended.
+            CommitConflict: A partition has rows that others of the same read have not: that export has not ended. It
+                may read them again, and only the old form knows where they were, though they be deleted by now.
         """
         if not self._is_by_offsets:
             return None
         state = self._log.load()
-        positions = [self._manifest(self._old, key).position for key in keys]
+        positions = [self._manifest(self._old, key).position for key in self._old.partition_keys()]
         known = [each for each in positions if isinstance(each, OffsetsPosition)]
-        if not self._new.commits_at_once:
-            return None
         found = common_position(known, epoch=state.epoch, hint=state.hint, rejected=state.rejected)
         if found is None:
             reason = "an export of it was interrupted, or is under way"
             raise _others(self._feed, reason, cure=f"end it by 'datalake export --stream {self._feed.name}'")
-        return found
+        return found if self._new.commits_at_once else None
 
     def _copy(self, keys: Sequence[str], shared: Position | None, kept_lines: int) -> None:
         """Copies partitions that are not copied yet, in one commit where the new form has one for all."""
