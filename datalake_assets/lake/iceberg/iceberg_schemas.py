@@ -399,9 +399,10 @@ def _time_field(schema: Schema, column: str, by: PartitionBy) -> PartitionField:
     source = schema.find_field(column)
     if by is PartitionBy.HOUR and isinstance(source.field_type, DateType):
         raise ConfigError(f"column {column!r} is a date, which has no hours: partition the feed by day or month")
-    return PartitionField(
-        source_id=source.field_id, field_id=1000, transform=_TRANSFORMS[by], name=f"{column}_{by.value}"
-    )
+    name = f"{column}_{by.value}"
+    while name in schema.column_names:  # a name that is a column's is taken for partitions by its own values
+        name += "_"
+    return PartitionField(source_id=source.field_id, field_id=1000, transform=_TRANSFORMS[by], name=name)
 
 
 def _kind_of(schema: Schema, column: str) -> IcebergType:

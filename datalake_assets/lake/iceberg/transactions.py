@@ -35,6 +35,7 @@ from pyiceberg.manifest import (
     write_manifest_list,
 )
 from pyiceberg.partitioning import PartitionSpec
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRef
@@ -407,7 +408,7 @@ class _Builder:
         limit = self._metadata.properties.get(
             TableProperties.WRITE_PARTITION_SUMMARY_LIMIT, TableProperties.WRITE_PARTITION_SUMMARY_LIMIT_DEFAULT
         )
-        collector = SnapshotSummaryCollector(partition_summary_limit=int(limit))
+        collector = _Collector(partition_summary_limit=int(limit))
         for file in self._change.added:
             collector.add_file(file, schema=self._schema, partition_spec=self._specs[file.spec_id])
         for _, entry in gone:
@@ -416,6 +417,23 @@ class _Builder:
         stated = collector.build()
         before = self._base.summary if self._base is not None else None
         return Summary(self._change.operation, **stated, **_totals(before, stated), **self._change.summary)
+
+
+class _Collector(SnapshotSummaryCollector):
+    """Counts partitions whose value pyiceberg has no text for, too: a time beyond Python's clock."""
+
+    def update_partition_metrics(
+        self,
+        partition_spec: PartitionSpec,
+        file: DataFile,
+        is_add_file: bool,  # noqa: FBT001  as pyiceberg has it
+        schema: Schema,
+    ) -> None:
+        try:
+            super().update_partition_metrics(partition_spec, file, is_add_file, schema)
+        except (OverflowError, ValueError):
+            metrics = self.partition_metrics[str(file.partition)]
+            (metrics.add_file if is_add_file else metrics.remove_file)(file)
 
 
 def _restated(entry: ManifestEntry, status: ManifestEntryStatus, snapshot_id: int | None) -> ManifestEntry:

@@ -145,6 +145,27 @@ def test_values_of_every_type_part_files_and_are_found_again(local_store, names,
         assert {values for values, _ in files_of(table, names)} == places
 
 
+def test_days_beyond_pythons_clock_part_files_as_others_do(local_store):
+    """One such value must not stop a feed."""
+    days = pa.array([3_000_000, -800_000, None], pa.int32()).view(pa.date32())
+    feed = parted(by("day_of"))
+    write(local_store, feed, batch(range(3), {"day_of": days}))
+    table = open_table(local_store, feed)
+    assert table.scan(columns=["id", "day_of"]).read_all().sort_by("id")["day_of"].combine_chunks().equals(days)
+    table.delete_rows("2025-01-01", "id = 0")
+    assert (ids_of(table), list(table.verify(deep=True))) == ([1, 2], [])
+
+
+def test_a_column_may_have_the_name_that_partitions_by_time_would_have(local_store):
+    feed = parted(by("rowtime_day"))
+    write(local_store, feed, batch(range(3), {"rowtime_day": pa.array(["a", "b", "a"])}))
+    with seen_by_others(local_store) as table:
+        assert [field.name for field in table.spec().fields] == ["rowtime_day_", "rowtime_day"]
+        assert sorted(table.scan(EqualTo("rowtime_day", "a")).to_arrow()["id"].to_pylist()) == [0, 2]
+    write(local_store, feed, batch([3], {"rowtime_day": pa.array(["a"])}))
+    assert ids_of(open_table(local_store, feed)) == list(range(4))
+
+
 def test_files_are_merged_by_part_and_figures_are_by_day(local_store):
     feed = parted(by("region", 2), by("note"), small_file_bytes=1000)
     for number in range(5):
