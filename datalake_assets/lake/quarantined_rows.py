@@ -3,8 +3,8 @@
 Those in quarantine are not in the lake, and wait. Those that were landed without values that did not fit the feed's
 contract are kept apart from them, as they came: a row in quarantine is a hole in its partition, and these are none.
 
-One object holds many lines, each a `QuarantinedRow`; its name is a digest of its content, so that a repeated write of
-the same rows adds nothing.
+One object holds many lines, each a `QuarantinedRow`; its name begins with a digest of its content, and an export's has
+no more, so that a repeated write of the same rows adds nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datalake_assets.core.batches import QuarantinedRow, RejectedRow
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.errors import ObjectNotFound
+from datalake_assets.lake.layout import new_id
 from datalake_assets.lake.store.base import Store
 
 __all__ = ["Quarantine", "Reason", "quarantine_objects", "quarantined_rows", "reasons", "take_out", "write_lines"]
@@ -59,10 +60,10 @@ class Quarantine:
         self._held_bytes = 0
 
 
-def write_lines(store: Store, folder: str, lines: Iterable[bytes]) -> str:
-    """Writes lines of quarantine as one object, and returns its key."""
+def write_lines(store: Store, folder: str, lines: Iterable[bytes], *, apart: str = "") -> str:
+    """Writes lines as one object, and returns its key; ``apart`` tells it from others of the same lines."""
     body = b"\n".join(lines) + b"\n"
-    key = f"{folder}/{hashlib.blake2b(body, digest_size=12).hexdigest()}.jsonl"
+    key = f"{folder}/{hashlib.blake2b(body, digest_size=12).hexdigest()}{apart}.jsonl"
     store.put(key, body)
     return key
 
@@ -70,18 +71,33 @@ def write_lines(store: Store, folder: str, lines: Iterable[bytes]) -> str:
 def take_out(store: Store, folder: str, is_gone: Callable[[str, Sequence[QuarantinedRow]], Sequence[bool]]) -> None:
     """Writes objects anew without some of their lines; the new one first, so that no other line is ever lost.
 
+    Several may do so at once. Whoever finds afterwards that an object was replaced by somebody else withdraws what it
+    wrote, since the other's has these lines, and all look again until there is nothing to take out: whoever writes
+    what another one has looked for comes after the deletion of the object, and sees that.
+
     Args:
         store: The lake.
         folder: Where they are.
         is_gone: Tells of the rows of an object, by the path of their partition, which go.
     """
+    while _replaced(store, folder, is_gone):
+        pass
+
+
+def _replaced(store: Store, folder: str, is_gone: Callable[[str, Sequence[QuarantinedRow]], Sequence[bool]]) -> bool:
+    """Looks once at all objects; whether one of them had lines to take out."""
+    found = False
     for key, path, rows in quarantine_objects(store, folder):
         kept = [row for row, gone in zip(rows, is_gone(path, rows), strict=True) if not gone]
         if len(kept) == len(rows):
             continue
-        written = write_lines(store, key.rpartition("/")[0], (row.to_line() for row in kept)) if kept else ""
-        if written != key:
-            store.delete([key])
+        found = True
+        lines = [row.to_line() for row in kept]
+        # of a name of its own: nobody else's lines are withdrawn with them
+        written = write_lines(store, key.rpartition("/")[0], lines, apart=f"-{new_id()}") if kept else ""
+        is_there = store.head(key) is not None
+        store.delete([key] if is_there else [written] if written else [])
+    return found
 
 
 def quarantine_objects(store: Store, folder: str) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:

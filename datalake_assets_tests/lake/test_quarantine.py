@@ -16,6 +16,7 @@ import pytest
 
 from datalake_assets.core.batches import (
     InMemoryBatches,
+    QuarantinedRow,
     ReadRequest,
     RejectedRow,
     SourceBatch,
@@ -28,7 +29,7 @@ from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.quarantined_rows import reasons
+from datalake_assets.lake.quarantined_rows import quarantined_rows, reasons, take_out, write_lines
 from datalake_assets.lake.replay import NOT_NUMBERED, NOT_PASSED, OTHER_EPOCH
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of, table_feed
@@ -378,3 +379,23 @@ def test_rows_of_a_feed_are_listed_with_their_partition(local_store: Store):
     export(HiveTable(local_store, feed), stream_of(numbered(range(25), rejected=undecodable(25))))
     found = Counter(path for path, _ in HiveTable(local_store, feed).quarantined())
     assert found == {"year=2025/month=01/day=01": 24, "_unknown": 1}
+
+
+@pytest.mark.parametrize("others", [(1,), (1, 3), (0,), (0, 1, 2, 3)])
+def test_lines_that_several_take_out_at_once_are_gone_and_no_others(local_store, others):
+    """Between the reading of an object and its replacement the others do all of their work."""
+    folder = "quarantine/streams/s"
+    rows = [QuarantinedRow(f'{{"id":{number}}}', "?", f"0:{number}", 0, decoded=True) for number in range(4)]
+    write_lines(local_store, f"{folder}/_unknown", [row.to_line() for row in rows])
+    begun = []
+
+    def first(_: str, found: Sequence[QuarantinedRow]) -> list[bool]:
+        if not begun:
+            begun.append(True)
+            for number in others:
+                take_out(local_store, folder, lambda _, each, at=f"0:{number}": [row.position == at for row in each])
+        return [row.position == "0:0" for row in found]
+
+    take_out(local_store, folder, first)
+    left = [row.position for _, row in quarantined_rows(local_store, folder)]
+    assert left == [f"0:{number}" for number in range(4) if number not in {0, *others}]
