@@ -126,6 +126,9 @@ def drop_former(store: Store, feed: Feed, switch: Switch) -> Feed:
     former = feed.format.former
     if former is None:
         raise ConfigError(f"nothing is kept of feed {feed.name!r} from before a conversion")
+    state = _state_of(store, feed).load()
+    if state.conversion is not None or state.form != form_of(feed):  # what was former then may be what is read now
+        raise ConfigError(f"feed {feed.name!r} was converted meanwhile; look at it again")
     deleted = folder_of(store, _kept_as(feed, former.type, former.folder)).delete_form()
     logger.info("%s: %d objects of its former form were deleted", feed.path, deleted)
     return switch(feed.model_copy(update={"format": feed.format.model_copy(update={"former": None})}))

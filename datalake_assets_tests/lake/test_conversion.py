@@ -152,6 +152,19 @@ def test_the_old_form_stays_apart_until_it_is_dropped(local_store, form):
     assert [info.key for info in local_store.list("streams")] == []
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_former_once_and_is_read_again_is_not_dropped(local_store, form):
+    feed, registry = added(local_store, stream_feed(format={"type": form})), FeedRegistry(local_store)
+    export(open_table(local_store, feed), stream_of(numbered(range(20))))
+    seen = converted(local_store, "s", OTHER[form]).feed
+    drop_former(local_store, seen, registry.convert)
+    converted(local_store, "s", form)
+    export(now(local_store), stream_of(numbered(range(30))))
+    with pytest.raises(ConfigError, match="converted meanwhile"):
+        drop_former(local_store, seen, registry.convert)
+    assert (registry.get("s").format.type, ids(now(local_store))) == (form, list(range(30)))
+
+
 def test_writers_are_refused_while_it_goes_on_and_those_of_before_after_it(local_store):
     feed = added(local_store, stream_feed())
     export(open_table(local_store, feed), stream_of(numbered(range(30))))
