@@ -11,12 +11,11 @@ import click
 from datalake_assets.cli.export import ExportRequest
 from datalake_assets.cli.output import one_line, print_json, say, warn
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session
-from datalake_assets.core.facts import Deletion, Expired
+from datalake_assets.core.facts import Deletion, Expired, WaitingRows
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
-from datalake_assets.lake.deletion import WaitingRows, waiting_rows
 from datalake_assets.lake.feed_compaction import missing_partitions
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.lake.tables import open_table
@@ -73,6 +72,8 @@ def delete(
     datalake delete payments --where "customer_id = 'C-1042'"
     datalake delete payments --where "customer_id = 'C-1042'" --yes
     """  # noqa: D301  click reads the \b: keep these lines
+    from datalake_assets.lake.deletion import waiting_rows  # noqa: PLC0415  imports DuckDB, and --help needs none
+
     if partitions and between is not None:
         raise click.UsageError("give --partition or --range, not both")
     feed = session.registry.get(name)

@@ -33,6 +33,7 @@ __all__ = [
     "PlannedPartition",
     "Problem",
     "Progress",
+    "WaitingRows",
     "WriteReport",
     "bucket_bounds",
     "bucket_label",
@@ -267,6 +268,19 @@ class FeedTotals:
     files: int
     small_files: int
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRows:
+    """Rows of a feed beside its table, in quarantine or kept as they came, each counted once.
+
+    Attributes:
+        matching: Those that a condition is true of.
+        undecided: Those that nobody can decide on: not decoded, or of other columns than the condition is about.
+    """
+
+    matching: int = 0
+    undecided: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -25,7 +25,7 @@ import pyarrow.dataset as ds
 
 from datalake_assets.core.batches import QuarantinedRow, row_from_text
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.core.facts import Deletion
+from datalake_assets.core.facts import Deletion, WaitingRows
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import hive_pairs
@@ -53,7 +53,7 @@ from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
 from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite
 from datalake_assets.parquet.writer import ParquetSettings
 
-__all__ = ["WaitingRows", "delete_rows", "deletion_plan", "waiting_rows"]
+__all__ = ["delete_rows", "deletion_plan", "waiting_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +61,6 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 #: Times that a partition is begun anew because somebody else replaced one of its files meanwhile.
 ATTEMPTS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingRows:
-    """Rows of a feed beside its table, in quarantine or kept as they came, each counted once.
-
-    Attributes:
-        matching: Those that a condition is true of.
-        undecided: Those that nobody can decide on: not decoded, or of other columns than the condition is about.
-    """
-
-    matching: int = 0
-    undecided: int = 0
 
 
 def waiting_rows(store: Store, feed: Feed, where: str, schema: pa.Schema, *, delete: bool = False) -> WaitingRows:

@@ -13,10 +13,11 @@ import pytest
 from datalake_assets.core.batches import InMemoryBatches, QuarantinedRow, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import ColumnNote
-from datalake_assets.lake.deletion import open_condition, waiting_rows
+from datalake_assets.lake.deletion import waiting_rows
 from datalake_assets.lake.iceberg import transactions
 from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.quarantined_rows import write_lines
+from datalake_assets.lake.row_conditions import open_condition
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
