@@ -47,8 +47,9 @@ def test_new_damage_in_a_reported_partition_is_another_report(daemon, feed, loca
     damage(files(local_store, feed, DAYS[0])[1])
     watching = daemon(feed)
     watching.settle()
+    before = files(local_store, feed, DAYS[0])
     append(local_store, feed, times=3, start=4)
-    damage(files(local_store, feed, DAYS[0])[-1])
+    damage(next(file for file in files(local_store, feed, DAYS[0]) if file not in before))
     materialized(instance, feed, DAYS[0])
 
     watching.settle()
