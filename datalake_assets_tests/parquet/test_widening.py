@@ -186,7 +186,7 @@ def test_milliseconds_that_no_microsecond_tells_leave_their_file_alone(place, ne
     tables.insert(place, beyond)
     result = rewritten(files(*map(encoded, tables)), chosen)
     assert list(result.rejected) == [f"f{place}"]
-    assert "its values do not fit the other files' columns: Casting" in result.rejected[f"f{place}"]
+    assert "its values do not fit the other files' columns: column 'c': Casting" in result.rejected[f"f{place}"]
     assert "out of bounds timestamp" in result.rejected[f"f{place}"]
     read = pq.read_table(io.BytesIO(result.outputs[0][0]))
     assert read.schema.field("c").type == fine.schema.field("c").type
