@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
@@ -24,6 +25,7 @@ from datalake_assets.core.partitions import TimeWindow
 
 __all__ = [
     "Batches",
+    "ChangedBatches",
     "Decode",
     "InMemoryBatches",
     "QuarantinedRow",
@@ -139,6 +141,54 @@ class Batches(Protocol):
 
     def acknowledge(self) -> None:
         """Tells the source that all rows of the last iteration are committed; does nothing where it needn't know."""
+
+
+class ChangedBatches(ABC):
+    """Another source's batches with something done to each; all else is that source's. Implements `Batches`.
+
+    Args:
+        batches: The source's.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    @property
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Schema of the changed rows."""
+
+    @abstractmethod
+    def changed(self, batch: SourceBatch) -> SourceBatch:
+        """What becomes of a batch."""
+
+    @property
+    def time_column(self) -> str | None:
+        """Implements `Batches`."""
+        return self._batches.time_column
+
+    @property
+    def request(self) -> ReadRequest:
+        """Implements `Batches`."""
+        return self._batches.request
+
+    @property
+    def recreated(self) -> bool:
+        """Implements `Batches`."""
+        return self._batches.recreated
+
+    @property
+    def unfinished(self) -> str:
+        """Implements `Batches`."""
+        return self._batches.unfinished
+
+    def acknowledge(self) -> None:
+        """Implements `Batches`."""
+        self._batches.acknowledge()
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Implements `Batches`."""
+        return map(self.changed, self._batches)
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
+from datalake_assets.core.batches import Batches, ChangedBatches, SourceBatch
 from datalake_assets.core.merging import MergeRule, key_texts, merged_columns, newest_changes, row_of_change
 from datalake_assets.core.position import Ints, Mask, OffsetsPosition, first_seen, offset_bounds
 from datalake_assets.errors import LakeError
@@ -201,7 +201,7 @@ def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-class Unwrapped:
+class Unwrapped(ChangedBatches):
     """Batches of envelopes as batches of the rows in them.
 
     Args:
@@ -210,38 +210,14 @@ class Unwrapped:
     """
 
     def __init__(self, batches: Batches, feed: Feed) -> None:
-        self._batches, self._feed = batches, feed
+        super().__init__(batches)
+        self._feed = feed
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The rows' columns."""
+        """Implements `ChangedBatches`: the rows' columns."""
         return merged_columns(self._feed, self._batches.schema)
 
-    @property
-    def time_column(self) -> str | None:
-        """The column that partitions the rows."""
-        return self._batches.time_column
-
-    @property
-    def request(self) -> ReadRequest:
-        """What is read."""
-        return self._batches.request
-
-    @property
-    def recreated(self) -> bool:
-        """Whether the source numbers its rows anew."""
-        return self._batches.recreated
-
-    @property
-    def unfinished(self) -> str:
-        """Why the last iteration did not come to the end."""
-        return self._batches.unfinished
-
-    def acknowledge(self) -> None:
-        """Tells the source."""
-        self._batches.acknowledge()
-
-    def __iter__(self) -> Iterator[SourceBatch]:
-        """Streams the rows."""
-        for batch in self._batches:
-            yield replace(batch, rows=row_of_change(batch.rows, self.schema))
+    def changed(self, batch: SourceBatch) -> SourceBatch:
+        """Implements `ChangedBatches`."""
+        return replace(batch, rows=row_of_change(batch.rows, self.schema))

@@ -48,7 +48,7 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 
-from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch, rows_to_text, values_of
+from datalake_assets.core.batches import Batches, ChangedBatches, RejectedRow, SourceBatch, rows_to_text, values_of
 from datalake_assets.core.partitions import PartitionBy, key_of, window_of
 from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, SchemaChanged
@@ -178,7 +178,7 @@ def _storable_nested(kind: pa.DataType) -> pa.DataType | None:
     return None
 
 
-class StorableBatches:
+class StorableBatches(ChangedBatches):
     """A source's batches in types that Iceberg has; rows whose values do not fit are rejected.
 
     Args:
@@ -189,44 +189,16 @@ class StorableBatches:
     """
 
     def __init__(self, batches: Batches, source: str, *, contract: pa.Schema | None = None) -> None:
-        self._batches, self._source, self._contract = batches, source, contract
+        super().__init__(batches)
+        self._source, self._contract = source, contract
 
     @property
     def schema(self) -> pa.Schema:
         """Implements `Batches`."""
         return self._storable(self._batches.schema)
 
-    @property
-    def time_column(self) -> str | None:
-        """Implements `Batches`."""
-        return self._batches.time_column
-
-    @property
-    def request(self) -> ReadRequest:
-        """Implements `Batches`."""
-        return self._batches.request
-
-    @property
-    def recreated(self) -> bool:
-        """Implements `Batches`."""
-        return self._batches.recreated
-
-    @property
-    def unfinished(self) -> str:
-        """Implements `Batches`."""
-        return self._batches.unfinished
-
-    def acknowledge(self) -> None:
-        """Implements `Batches`."""
-        self._batches.acknowledge()
-
-    def __iter__(self) -> Iterator[SourceBatch]:
-        """Implements `Batches`."""
-        for batch in self._batches:
-            yield self.stored(batch)
-
-    def stored(self, batch: SourceBatch) -> SourceBatch:
-        """A batch, likewise."""
+    def changed(self, batch: SourceBatch) -> SourceBatch:
+        """Implements `ChangedBatches`."""
         schema = self._storable(batch.rows.schema)
         if schema.equals(batch.rows.schema):
             return batch

@@ -135,7 +135,7 @@ class IcebergTable(HiveTable):
         def decoded(raws: Sequence[bytes]) -> SourceBatch:
             if decode is None:
                 raise AssertionError
-            return stored.stored(decode(raws))
+            return stored.changed(decode(raws))
 
         return super().replay(stored, None if decode is None else decoded, run_id=run_id)
 
