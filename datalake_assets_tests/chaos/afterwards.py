@@ -23,6 +23,7 @@ from datalake_assets_tests.chaos.traffic import UNFINISHED
 
 __all__ = ["ChaosError", "Held", "check_rows", "held", "own_failures", "settle", "still_stuck"]
 
+_INTERRUPTED = "DagsterExecutionInterruptedError"
 _KEYS = {"year", "month", "day", "version"}
 
 
@@ -98,12 +99,17 @@ def _stuck(installation: Installation) -> set[str]:
 
 
 def own_failures(installation: Installation) -> list[str]:
-    """What runs said that failed by themselves, and not because somebody was killed."""
+    """What runs said that failed by themselves, and not because somebody was killed.
+
+    A code server whose daemon or web server is gone ends, and interrupts the runs that it started.
+    """
     found = []
     with installation.in_this_process(), open_instance() as instance:
         for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])):
             for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
                 failure = entry.get_dagster_event().step_failure_data
+                if failure.error and failure.error.cls_name == _INTERRUPTED:
+                    continue
                 told = failure.user_failure_data
                 error = failure.error.to_string() if failure.error else "?"
                 found.append(f"{run.run_id[:8]} {run.job_name}: {told.description if told else error}")
