@@ -8,21 +8,17 @@ folder, as that of an adopted folder does.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from deltalake import CommitProperties, DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, rules_of
+from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.core.facts import Expired
-from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, LakeError
+from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake
 from datalake_assets.lake.adopted.delta_look import COMMIT, DeltaLook, MergedFiles, failure, line_of
-from datalake_assets.lake.adopted.logged_table import LoggedTable, facts_of, planned_health
+from datalake_assets.lake.adopted.logged_table import LoggedTable, Merged
 from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.layout import address_of, folder_store
 from datalake_assets.lake.store.s3_access import S3Access
-from datalake_assets.lake.table import CompactionProgress, CompactionReport
 
 __all__ = ["AdoptedDelta"]
 
@@ -44,7 +40,7 @@ def _storage_options(s3: S3Access) -> dict[str, str]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-class AdoptedDelta(LoggedTable):
+class AdoptedDelta(LoggedTable[DeltaLook]):
     """An adopted Delta table; implements `LakeTable`."""
 
     def take_look(self) -> DeltaLook:
@@ -65,37 +61,11 @@ class AdoptedDelta(LoggedTable):
         except DeltaError as error:
             raise failure(self.feed, error) from error
 
-    def compact(
-        self,
-        key: str,
-        request: CompactionRequest,
-        *,
-        run_id: str = "",  # noqa: ARG002  the protocol's
-        on_plan: Callable[[CompactionPlan], None] | None = None,
-        on_progress: Callable[[CompactionProgress], None] | None = None,
-    ) -> CompactionReport:
-        """Implements `LakeTable`: one ``OPTIMIZE`` of the partition, by the library.
-
-        Raises:
-            FolderTaken: It is another lake's by now.
-            CommitConflict: Another writer took an input away meanwhile; nothing was changed.
-            LakeError: The table has a feature that the library does not carry over, or it failed.
-        """
-        began, look = time.monotonic(), self.take_look()
-        rules = rules_of(self.feed, request)
-        plan = look.plan(key, rules, now=self._folder.store.now())
-        if on_plan is not None:
-            on_plan(plan)
-        if reason := look.why_not_compacted:
-            cure = "compact it with the engine that writes it"
-            raise LakeError(self.feed.source.where, f"it is not compacted: {reason}", cure=cure)
-        bytes_planned, merged = sum(group.size_bytes for group in plan.groups), MergedFiles()
-        if plan.groups:
-            check_ownership(self._folder.store, self.feed)
-            merged = self._optimized(look, key, rules)
-        if on_progress is not None:
-            on_progress(CompactionProgress(bytes_planned, bytes_planned))
-        return self._report(key, request, merged, look, began)
+    def merged(self, look: DeltaLook, key: str, rules: CompactionRules) -> Merged:
+        """Implements `LoggedTable`: one ``OPTIMIZE`` of the partition, by the library."""
+        check_ownership(self._folder.store, self.feed)
+        done = self._optimized(look, key, rules)
+        return Merged(done.files_removed, done.rows, "reencode" if done.files_removed else "")
 
     def _optimized(self, look: DeltaLook, key: str, rules: CompactionRules) -> MergedFiles:
         table, commit_id = self._loaded(), self._folder.new_id()
@@ -134,31 +104,6 @@ class AdoptedDelta(LoggedTable):
             cure = f"restore version {merged.version - 1} of the table, and report it"
             raise CorruptLake(self.feed.source.where, reason, cure=cure)
         return merged
-
-    def _report(
-        self, key: str, request: CompactionRequest, merged: MergedFiles, before: DeltaLook, began: float
-    ) -> CompactionReport:
-        after, now = self.take_look(), self._folder.store.now()
-        rules = rules_of(self.feed, CompactionRequest(environment=request.environment))
-        old, new = before.files(key), after.files(key)
-        there = {file.name for file in old}
-        asked = after.plan(key, rules_of(self.feed, request), now=now).left_alone
-        return CompactionReport(
-            key=key,
-            files_before=len(old),
-            files_after=len(new),
-            files_compacted=merged.files_removed,
-            files_removed=len(old) - len(new),
-            bytes_before=sum(file.size_bytes for file in old),
-            bytes_after=sum(file.size_bytes for file in new),
-            rows=merged.rows,
-            kernel="reencode" if merged.files_removed else "",
-            compaction_time_ms=round(1000 * (time.monotonic() - began)),
-            small_files_remaining=sum(file.size_bytes < rules.small_file_bytes for file in new),
-            skipped=tuple(each for each in asked if each.name in there),
-            partition=facts_of(after, self.feed, key),
-            health=planned_health(after, self.feed, key, after.plan(key, rules, now=now), rules),
-        )
 
     def expire(self, *, all_past: bool = False) -> Expired:  # noqa: ARG002  never sooner than the table says
         """Implements `LakeTable`: ``VACUUM`` of files that the log let go of, by the table's own retention, or a week.

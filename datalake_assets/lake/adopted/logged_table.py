@@ -2,38 +2,48 @@
 
 An adopted folder's files are listed, and kept in manifests of ours, since nobody else remembers them. A table of
 Iceberg or Delta remembers them itself, exactly and for every reader. So nothing of it is kept but what was last seen,
-in
-``control/folders/<name>/look.json``: by that another look tells what others changed, and Dagster's data versions
+in ``control/folders/<name>/look.json``: by that another look tells what others changed, and Dagster's data versions
 stay when files are only merged. Whoever reads, plans or compacts asks the table's log, and never that memory (ADR 025).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
 from datalake_assets.core.batches import Batches
-from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, rules_of
+from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, LeftAlone, rules_of
 from datalake_assets.core.facts import FileChanges, Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
-from datalake_assets.errors import ConfigError, SnapshotExpired
+from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
 from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store.swap import change_object
-from datalake_assets.lake.table import Difference, ExportPlan, Progress, Reconciliation, Repair, WriteReport
+from datalake_assets.lake.table import (
+    CompactionProgress,
+    CompactionReport,
+    Difference,
+    ExportPlan,
+    Progress,
+    Reconciliation,
+    Repair,
+    WriteReport,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds  # imports pandas
 
-__all__ = ["LoggedSnapshot", "LoggedTable", "TableLook", "facts_of", "planned_health"]
+__all__ = ["LoggedSnapshot", "LoggedTable", "Merged", "TableLook"]
 
 
 class TableLook(Protocol):
@@ -207,10 +217,30 @@ class LoggedSnapshot:
         return not self._look.paths(self.keys) <= self._take().paths(self.keys)
 
 
-class LoggedTable(HiveTable):
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a compaction committed.
+
+    Attributes:
+        files: Files that it replaced.
+        rows: Rows of those that it wrote.
+        kernel: How, as `CompactionReport` says it.
+        failed: Files that could not be merged.
+    """
+
+    files: int = 0
+    rows: int = 0
+    kernel: str = ""
+    failed: tuple[LeftAlone, ...] = ()
+
+
+_Look = TypeVar("_Look", bound=TableLook)
+
+
+class LoggedTable(HiveTable, Generic[_Look]):
     """An adopted table of another format: nothing is exported to it, and its log is its only truth."""
 
-    def take_look(self) -> TableLook:
+    def take_look(self) -> _Look:
         """The table as it is now.
 
         Raises:
@@ -278,6 +308,74 @@ class LoggedTable(HiveTable):
         """Implements `LakeTable`."""
         now = self._folder.store.now()
         return self.take_look().plan(key, rules_of(self.feed, request), now=now, excluded=excluded)
+
+    def compact(
+        self,
+        key: str,
+        request: CompactionRequest,
+        *,
+        run_id: str = "",  # noqa: ARG002  the protocol's
+        on_plan: Callable[[CompactionPlan], None] | None = None,
+        on_progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> CompactionReport:
+        """Implements `LakeTable`, by commits of the table's own format.
+
+        Raises:
+            ConfigError: It was adopted without the catalog that its commits need.
+            FolderTaken: It is another lake's by now.
+            CommitConflict: Another writer took an input away meanwhile; nothing was changed.
+            LakeError: The table has what a merge would not carry over; or the catalog or the store failed: what was
+                committed stays.
+        """
+        began, look = time.monotonic(), self.take_look()
+        rules = rules_of(self.feed, request)
+        plan = look.plan(key, rules, now=self._folder.store.now())
+        if on_plan is not None:
+            on_plan(plan)
+        if reason := look.why_not_compacted:
+            raise LakeError(self.feed.source.where, f"it is not compacted: {reason}", cure=self.cure(look))
+        bytes_planned = sum(group.size_bytes for group in plan.groups)
+        merged = self.merged(look, key, rules) if plan.groups else Merged()
+        if on_progress is not None:
+            on_progress(CompactionProgress(bytes_planned, bytes_planned))
+        return self._report(key, request, merged, look, began)
+
+    def merged(self, look: _Look, key: str, rules: CompactionRules) -> Merged:
+        """Merges what is due of a partition, once the table is found to be this lake's still."""
+        raise NotImplementedError
+
+    def cure(self, look: _Look) -> str:  # noqa: ARG002  others tell reasons apart
+        """What to do about a table that cannot be compacted."""
+        return "compact it with the engine that writes it"
+
+    def _report(
+        self, key: str, request: CompactionRequest, merged: Merged, before: _Look, began: float
+    ) -> CompactionReport:
+        after, now = self.take_look(), self._folder.store.now()
+        rules = rules_of(self.feed, CompactionRequest(environment=request.environment))
+        excluded = {each.name: each.reason for each in merged.failed}
+        plan = after.plan(key, rules, now=now, excluded=excluded)
+        left_alone = after.plan(key, rules_of(self.feed, request), now=now).left_alone
+        old, new = before.files(key), after.files(key)
+        there = {file.name for file in old}
+        return CompactionReport(
+            key=key,
+            files_before=len(old),
+            files_after=len(new),
+            files_compacted=merged.files,
+            files_removed=len(old) - len(new),
+            bytes_before=sum(file.size_bytes for file in old),
+            bytes_after=sum(file.size_bytes for file in new),
+            rows=merged.rows,
+            kernel=merged.kernel,
+            compaction_time_ms=round(1000 * (time.monotonic() - began)),
+            small_files_remaining=sum(file.size_bytes < rules.small_file_bytes for file in new),
+            skipped=tuple(each for each in (*left_alone, *merged.failed) if each.name in there),
+            partition=facts_of(after, self.feed, key),
+            health=planned_health(after, self.feed, key, plan, rules),
+            failed=merged.failed,
+            blocked=merged.failed,
+        )
 
     def rehearse(self, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:  # noqa: ARG002
         """Implements `Rehearses`: by the plan, since a merge that fails changes nothing."""

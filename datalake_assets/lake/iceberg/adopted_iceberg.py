@@ -8,10 +8,8 @@ are those of the newest snapshot of the main branch, with all deletes applied. C
 from __future__ import annotations
 
 import re
-import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,17 +17,13 @@ from pyiceberg.table import Table, TableProperties
 from pyiceberg.utils.properties import property_as_bool
 
 from datalake_assets.core.compaction.plan import (
-    CompactionPlan,
-    CompactionRequest,
     CompactionRules,
     LeftAlone,
-    rules_of,
 )
 from datalake_assets.core.facts import Expired
 from datalake_assets.core.partitions import FOLDER_ITSELF
 from datalake_assets.errors import CorruptLake, LakeError
-from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.logged_table import LoggedTable, facts_of, planned_health
+from datalake_assets.lake.adopted.logged_table import LoggedTable, Merged
 from datalake_assets.lake.iceberg.iceberg_catalogs import talking
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans
@@ -37,7 +31,6 @@ from datalake_assets.lake.iceberg.iceberg_look import IcebergLook, name_in_table
 from datalake_assets.lake.iceberg.iceberg_owners import check_owner, load_adopted, source_of
 from datalake_assets.lake.iceberg.iceberg_planning import never_closed, why_too_new
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.table import CompactionProgress, CompactionReport
 
 if TYPE_CHECKING:
     pass
@@ -56,7 +49,7 @@ _OURS = re.compile(r"compacted-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-\d{5,}\
 _looks: weakref.WeakKeyDictionary[Store, OrderedDict[tuple[str, str, str], IcebergLook]] = weakref.WeakKeyDictionary()
 
 
-class AdoptedIceberg(LoggedTable):
+class AdoptedIceberg(LoggedTable[IcebergLook]):
     """An adopted Iceberg table; implements `LakeTable`."""
 
     def take_look(self) -> IcebergLook:
@@ -80,37 +73,20 @@ class AdoptedIceberg(LoggedTable):
             return look
         raise CorruptLake(source_of(feed).where, "its metadata names manifests that are not there")
 
-    def compact(
-        self,
-        key: str,
-        request: CompactionRequest,
-        *,
-        run_id: str = "",  # noqa: ARG002  the protocol's
-        on_plan: Callable[[CompactionPlan], None] | None = None,
-        on_progress: Callable[[CompactionProgress], None] | None = None,
-    ) -> CompactionReport:
-        """Implements `LakeTable`: ``replace`` commits in the table's catalog.
+    def merged(self, look: IcebergLook, key: str, rules: CompactionRules) -> Merged:
+        """Implements `LoggedTable`: ``replace`` commits in the table's catalog."""
+        store, source = self._folder.store, source_of(self.feed)
+        table = load_adopted(store, source)
+        check_owner(store, self.feed, table)
+        done = self._compacted(table, key, rules, look)
+        failed = (LeftAlone(name_in_table(table, path), why, unusable=True) for path, why in done.failed.items())
+        return Merged(done.files_compacted, done.rows, _kernel(done), tuple(failed))
 
-        Raises:
-            ConfigError: It was adopted without its catalog.
-            FolderTaken: It is another lake's by now.
-            LakeError: Its format is too new; or the catalog or the store failed: what was committed stays.
-        """
-        began, store, look = time.monotonic(), self._folder.store, self.take_look()
-        rules, now = rules_of(self.feed, request), store.now()
-        plan = look.plan(key, rules, now=now)
-        if on_plan is not None:
-            on_plan(plan)
-        if reason := look.why_not_compacted:
-            raise LakeError(source_of(self.feed).where, f"it is not compacted: {reason}", cure=_cure(look, self.feed))
-        done, bytes_planned = IcebergCompaction(), sum(group.size_bytes for group in plan.groups)
-        if plan.groups:
-            table = load_adopted(store, source_of(self.feed))
-            check_owner(store, self.feed, table)
-            done = self._compacted(table, key, rules, look)
-        if on_progress is not None:
-            on_progress(CompactionProgress(bytes_planned, bytes_planned))
-        return self._report(key, request, done, look, began)
+    def cure(self, look: IcebergLook) -> str:
+        """Implements `LoggedTable`."""
+        if why_too_new(look.table.metadata):
+            return super().cure(look)
+        return f"remove feed {self.feed.name!r}, and adopt 'iceberg:NAMESPACE.TABLE' with --catalog"
 
     def _compacted(self, table: Table, key: str, rules: CompactionRules, look: IcebergLook) -> IcebergCompaction:
         policy, closes_at, now = self.feed.compaction, look.closes_at(key), self._folder.store.now()
@@ -132,39 +108,6 @@ class AdoptedIceberg(LoggedTable):
                 is_closed=(lambda _: True) if is_over else never_closed,
                 only=lambda partition: partition == name,
             )
-
-    def _report(
-        self, key: str, request: CompactionRequest, done: IcebergCompaction, before: IcebergLook, began: float
-    ) -> CompactionReport:
-        after, default = self.take_look(), CompactionRequest(environment=request.environment)
-        rules = rules_of(self.feed, default)
-        failed = tuple(
-            LeftAlone(name_in_table(after.table, path), why, unusable=True) for path, why in done.failed.items()
-        )
-        plan = after.plan(
-            key, rules, now=self._folder.store.now(), excluded={each.name: each.reason for each in failed}
-        )
-        old, new = before.files(key), after.files(key)
-        there = {file.name for file in old}
-        skipped = after.plan(key, rules_of(self.feed, request), now=self._folder.store.now()).left_alone
-        return CompactionReport(
-            key=key,
-            files_before=len(old),
-            files_after=len(new),
-            files_compacted=done.files_compacted,
-            files_removed=len(old) - len(new),
-            bytes_before=sum(file.size_bytes for file in old),
-            bytes_after=sum(file.size_bytes for file in new),
-            rows=done.rows,
-            kernel=_kernel(done),
-            compaction_time_ms=round(1000 * (time.monotonic() - began)),
-            small_files_remaining=sum(file.size_bytes < rules.small_file_bytes for file in new),
-            skipped=tuple(each for each in (*skipped, *failed) if each.name in there),
-            partition=facts_of(after, self.feed, key),
-            health=planned_health(after, self.feed, key, plan, rules),
-            failed=failed,
-            blocked=failed,
-        )
 
     def expire(self, *, all_past: bool = False) -> Expired:
         """Implements `LakeTable`: snapshots that are older than the table keeps them, with the files only they name.
@@ -211,9 +154,3 @@ def _kernel(done: IcebergCompaction) -> str:
     if done.copied and done.encoded:
         return "mixed"
     return "concat" if done.copied else "reencode" if done.encoded else ""
-
-
-def _cure(look: IcebergLook, feed: Feed) -> str:
-    if why_too_new(look.table.metadata):
-        return "compact it with the engine that writes it"
-    return f"remove feed {feed.name!r}, and adopt 'iceberg:NAMESPACE.TABLE' with --catalog"
