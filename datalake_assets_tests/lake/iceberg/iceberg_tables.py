@@ -262,3 +262,8 @@ def check_synced_before_commit(table: Table, synced: Sequence[int]) -> None:
     for path in (Path(urlsplit(each).path) for each in named):
         assert path.stat().st_ino in before, path
         assert path.parent.stat().st_ino in before[before.index(path.stat().st_ino) :], path
+
+
+def url_of(folder: Path) -> str:
+    """The catalog in a folder, by its database."""
+    return f"sqlite:///{folder}/catalog.db"
