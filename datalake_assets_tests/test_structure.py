@@ -89,6 +89,7 @@ TABLES = {
     "datalake_assets.lake.adopted.adopted_delta",
     "datalake_assets.lake.adopted.adopted_table",
     "datalake_assets.lake.adopted.logged_table",
+    "datalake_assets.lake.adopted.table_of_others",
     "datalake_assets.lake.asset_table",
     "datalake_assets.lake.hive",
     "datalake_assets.lake.iceberg.adopted_iceberg",

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from datalake_assets.core.batches import Batches
 from datalake_assets.core.compaction.cost import estimate_of
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.facts import Problem
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.wording import name_text
-from datalake_assets.errors import ConfigError, CorruptLake, LakeUnavailable
+from datalake_assets.errors import CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.lake import compaction
 from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
@@ -27,9 +26,9 @@ from datalake_assets.lake.adopted.reconcile import (
     reconcile,
     reconcile_partition,
 )
+from datalake_assets.lake.adopted.table_of_others import TableOfOthers
 from datalake_assets.lake.compaction_rehearsal import rehearse
 from datalake_assets.lake.feed_compaction import Rehearsed
-from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.inspection import content, known_names, repair, still_true, unfinished
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store
@@ -37,51 +36,19 @@ from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     Difference,
-    ExportPlan,
-    Progress,
     Reconciliation,
     Repair,
-    WriteReport,
 )
 
 __all__ = ["AdoptedTable"]
 
 
-def _refuse_export(feed: Feed) -> ConfigError:
-    """The error for an export to an adopted folder."""
-    return ConfigError(
-        f"feed {feed.name!r} is an adopted folder: nothing is exported to it;"
-        f" look at it with 'datalake repair {feed.name}', or merge its files with 'datalake compact {feed.name}'"
-    )
-
-
-class AdoptedTable(HiveTable):
+class AdoptedTable(TableOfOthers):
     """An adopted folder: nothing is exported to it, and its files are listed anew before they are judged."""
 
     def __init__(self, store: Store, feed: Feed) -> None:
         super().__init__(store, feed)
         self._marks, self._summaries = TableMarks(self._folder), SummaryFiles(self._folder)
-
-    def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:  # noqa: ARG002  the protocol's
-        """Raises `ConfigError`: nothing is exported."""
-        raise _refuse_export(self.feed)
-
-    def write(
-        self,
-        batches: Batches,  # noqa: ARG002  the protocol's
-        *,
-        partitions: Sequence[str],  # noqa: ARG002
-        run_id: str,  # noqa: ARG002
-        allow_shrink: bool = False,  # noqa: ARG002
-        on_progress: Callable[[Progress], None] | None = None,  # noqa: ARG002
-    ) -> WriteReport:
-        """Raises `ConfigError`: nothing is exported."""
-        raise _refuse_export(self.feed)
-
-    @property
-    def is_written_by_us(self) -> bool:
-        """Implements `LakeTable`."""
-        return False
 
     @property
     def is_listed_plainly(self) -> bool:

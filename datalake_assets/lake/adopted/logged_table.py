@@ -17,26 +17,22 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
-from datalake_assets.core.batches import Batches
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, LeftAlone, rules_of
 from datalake_assets.core.facts import FileChanges, Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
-from datalake_assets.errors import ConfigError, LakeError, SnapshotExpired
+from datalake_assets.errors import LakeError, SnapshotExpired
 from datalake_assets.feed import Feed
+from datalake_assets.lake.adopted.table_of_others import TableOfOthers
 from datalake_assets.lake.feed_compaction import Rehearsed
-from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store.swap import change_object
 from datalake_assets.lake.table import (
     CompactionProgress,
     CompactionReport,
     Difference,
-    ExportPlan,
-    Progress,
     Reconciliation,
     Repair,
-    WriteReport,
 )
 
 if TYPE_CHECKING:
@@ -237,7 +233,7 @@ class Merged:
 _Look = TypeVar("_Look", bound=TableLook)
 
 
-class LoggedTable(HiveTable, Generic[_Look]):
+class LoggedTable(TableOfOthers, Generic[_Look]):
     """An adopted table of another format: nothing is exported to it, and its log is its only truth."""
 
     def take_look(self) -> _Look:
@@ -248,34 +244,6 @@ class LoggedTable(HiveTable, Generic[_Look]):
             LakeError: Its log cannot be read.
         """
         raise NotImplementedError
-
-    def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:  # noqa: ARG002  the protocol's
-        """Raises `ConfigError`: nothing is exported."""
-        raise self._refuse_export()
-
-    def write(
-        self,
-        batches: Batches,  # noqa: ARG002  the protocol's
-        *,
-        partitions: Sequence[str],  # noqa: ARG002
-        run_id: str,  # noqa: ARG002
-        allow_shrink: bool = False,  # noqa: ARG002
-        on_progress: Callable[[Progress], None] | None = None,  # noqa: ARG002
-    ) -> WriteReport:
-        """Raises `ConfigError`: nothing is exported."""
-        raise self._refuse_export()
-
-    def _refuse_export(self) -> ConfigError:
-        name = self.feed.name
-        return ConfigError(
-            f"feed {name!r} is {self.feed.written_by}: nothing is exported to it; look at it with 'datalake repair"
-            f" {name}', or merge its files with 'datalake compact {name}'"
-        )
-
-    @property
-    def is_written_by_us(self) -> bool:
-        """Implements `LakeTable`."""
-        return False
 
     @property
     def is_listed_plainly(self) -> bool:
