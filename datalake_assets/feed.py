@@ -41,14 +41,24 @@ from datalake_assets.policies import (
     CompactionPolicy,
     Duration,
     Freshness,
+    Limits,
     Merging,
     Model,
     ParquetFormat,
+    RangeRule,
     Retention,
     problems_line,
 )
 
-__all__ = ["MAX_PARTITIONS", "ColumnNote", "Feed", "ages_problem", "parse_feed", "partitions_problem"]
+__all__ = [
+    "MAX_PARTITIONS",
+    "ColumnNote",
+    "Feed",
+    "contradiction",
+    "limits_problem",
+    "parse_feed",
+    "partitions_problem",
+]
 
 #: Feed names become folders, asset keys and SQL identifiers.
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,127}")
@@ -311,12 +321,34 @@ def partitions_problem(feed: Feed, now: datetime, *, most: int = MAX_PARTITIONS)
     )
 
 
-def ages_problem(feed: Feed) -> str | None:
-    """Why a feed can never be fresh; None if it can. No part of its own validation, which such ones formerly passed."""
+def limits_problem(feed: Feed) -> str | None:
+    """Why a limit of a feed can never do what it is for; None if all can.
+
+    No part of the feed's own validation, which such ones formerly passed: they go on.
+    """
     ages = (feed.freshness.max_event_age, feed.freshness.fail_event_age)
-    if feed.kind is not FeedKind.TABLE or ages == (None, None):
-        return None
-    return "freshness: rows of a table have no time; limit the age of its newest version, max_commit_age"
+    if feed.kind is FeedKind.TABLE and ages != (None, None):
+        return "freshness: rows of a table have no time; limit the age of its newest version, max_commit_age"
+    return contradiction(feed)
+
+
+def contradiction(feed: Feed) -> str | None:
+    """Which two limits of a feed leave no room between them; None if none do. Nor is this part of its validation."""
+    fresh, checks = feed.freshness, feed.checks
+    pairs: dict[str, tuple[Any, Any]] = {
+        "freshness: max_commit_age, fail_commit_age": (fresh.max_commit_age, fresh.fail_commit_age),
+        "freshness: max_event_age, fail_event_age": (fresh.max_event_age, fresh.fail_event_age),
+    }
+    limits = {f"checks.{name}": limits for name, limits in checks if isinstance(limits, Limits)}
+    limits |= {f"checks.rules: limits of {rule.check_name!r}": rule.limits for rule in checks.rules}
+    pairs |= {f"{where}: warn, error": (each.warn, each.error) for where, each in limits.items()}
+    for where, (warn, error) in pairs.items():
+        if warn is not None and error is not None and warn > error:
+            return f"{where}: it fails before it warns; let it warn earlier, or leave one of the two out"
+    for rule in checks.rules:
+        if isinstance(rule, RangeRule) and rule.is_empty:
+            return f"checks.rules: no value lies between min and max of {rule.check_name!r}"
+    return None
 
 
 def parse_feed(document: str | bytes, *, name: str = "?") -> Feed:

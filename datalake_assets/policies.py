@@ -311,6 +311,12 @@ class RangeRule(RuleBase):
         return self
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no number lies within; of texts, whose order the column decides, nobody can tell."""
+        bounds = (self.min, self.max)
+        return all(isinstance(bound, int | float) for bound in bounds) and bounds[0] > bounds[1]  # type: ignore[operator]  # both are numbers
+
+    @property
     def default_name(self) -> str:
         """``range_<column>``."""
         return f"range_{self.column}"

@@ -25,7 +25,7 @@ from datalake_assets.cli.feed_options import (
     refuse,
     typed,
 )
-from datalake_assets.cli.output import as_table, print_json, say, terminal_width, warn
+from datalake_assets.cli.output import as_table, confirmed, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import (
     LakeCommand,
     OrderedGroup,
@@ -38,7 +38,7 @@ from datalake_assets.cli.session import (
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.core.merging import merged_columns
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, InvalidFeed, PreconditionFailed
-from datalake_assets.feed import Feed, ages_problem, parse_feed, partitions_problem
+from datalake_assets.feed import Feed, limits_problem, parse_feed, partitions_problem
 from datalake_assets.feed_sources import AssetSource, FeedKind, SystemSource
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import check_adopted, open_table
@@ -230,8 +230,8 @@ def remove(session: Session, *, name: str, yes: bool) -> None:
     """
     feed = session.registry.archived(name)
     what = "its files stay" if feed.is_adopted else f"all rows of {feed.path} are deleted"
-    if not yes:
-        click.confirm(f"Remove {feed.path}? {what[0].upper()}{what[1:]}, for good", abort=True, err=True)
+    if not yes and not confirmed(f"Remove {feed.path}? {what[0].upper()}{what[1:]}, for good"):
+        raise ConfigError(f"{feed.path} stays as it is: nobody said yes")
     deleted = session.registry.remove(name)
     _forget_in_dagster(feed)
     say(f"removed {feed.path}: {deleted:,} objects deleted")
@@ -402,7 +402,8 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
         listing = session.registry.list()
         feeds = list(listing.feeds)
         results = [CheckResult(problem.file, problem.reason) for problem in listing.problems]
-    refused = _refused_by_dagster(session, feeds)
+    refused = {feed.name: problem for feed in feeds if (problem := limits_problem(feed)) is not None}
+    refused |= _refused_by_dagster(session, [feed for feed in feeds if feed.name not in refused])
     results += [CheckResult(feed, reason) for feed, reason in refused.items()]
     feeds = [feed for feed in feeds if feed.name not in refused]
     results += [_check_folder(session.store, feed) for feed in feeds if feed.is_adopted]
@@ -454,7 +455,7 @@ def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) ->
     """
     declared = feed.source.problem() if isinstance(feed.source, SystemSource) else None
     problem = (
-        declared or ages_problem(feed) or _refused_by_dagster(session, (feed,), as_before=as_before).get(feed.name)
+        declared or limits_problem(feed) or _refused_by_dagster(session, (feed,), as_before=as_before).get(feed.name)
     )
     if problem is not None:
         raise InvalidFeed(feed.name, problem)

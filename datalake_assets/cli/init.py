@@ -28,5 +28,19 @@ def init(session: Session) -> None:
         except OSError as error:
             raise LakeUnavailable(lake, f"the folder cannot be made: {error.strerror}") from error
     session.store.probe()
-    known = len(session.registry.list().feeds)
-    say(f"{session.store.uri} is a lake with {known:,} feeds" if known else f"{session.store.uri} is a new lake")
+    say(f"{session.store.uri} {_found(session)}")
+
+
+def _found(session: Session) -> str:
+    """What is there."""
+    active, archived = session.registry.list(), session.registry.list(archived=True)
+    counts = {
+        "": len(active.feeds),
+        " archived": len(archived.feeds),
+        " invalid": len(active.problems) + len(archived.problems),
+    }
+    known = [f"{count:,}{what} feed{'s' * (count > 1)}" for what, count in counts.items() if count]
+    if known:
+        return f"is a lake with {', '.join(known)}"
+    is_empty = next(iter(session.store.list("", links=True)), None) is None
+    return "is a new lake" if is_empty else "is a lake without feeds; what lies there stays as it is"

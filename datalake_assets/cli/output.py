@@ -43,6 +43,7 @@ __all__ = [
     "Streams",
     "as_csv",
     "as_table",
+    "confirmed",
     "one_line",
     "print_json",
     "say",
@@ -159,6 +160,21 @@ _CONTROL = CONTROL_ESCAPES | SURROGATE_ESCAPES
 _GAP = 2
 #: Characters of the narrowest column that a text is folded into.
 _LEAST_TEXT = 12
+
+
+def confirmed(question: str) -> bool:
+    """Whether a person says yes.
+
+    Raises:
+        UsageError: Nobody is there to answer.
+    """
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():  # Ctrl-C, or Ctrl-D
+            raise
+        click.echo(err=True)
+        raise click.UsageError("nobody is there to answer; give --yes") from None
 
 
 def say(line: str = "") -> None:

@@ -305,7 +305,11 @@ def test_remove_frees_the_name_and_leaves_nothing(run, lake, lake_store, registr
     )
     run("feeds", "archive", "s")
     asked = run("feeds", "remove", "s", input="n\n")
-    assert (asked.exit_code, asked.stdout) == (130, "")
+    assert (asked.exit_code, asked.stdout) == (1, "")
+    assert asked.stderr.endswith("Error: streams/s stays as it is: nobody said yes\n")
+    unattended = run("feeds", "remove", "s", input="")
+    assert (unattended.exit_code, unattended.stdout) == (2, "")
+    assert unattended.stderr.endswith("Error: nobody is there to answer; give --yes\n")
     assert registry.archived("s").name == "s"
 
     removed = run("feeds", "remove", "s", "--yes")

@@ -296,6 +296,38 @@ def test_age_of_rows_of_a_table_is_refused(run, lake, tmp_path):
     assert result.stderr.startswith("Error: feed 'bad' is invalid: freshness: rows of a table have no time; limit the")
 
 
+LATE_WARNINGS = {
+    "freshness: max_commit_age, fail_commit_age": {"freshness": {"max_commit_age": "P2D", "fail_commit_age": "P1D"}},
+    "freshness: max_event_age, fail_event_age": {"freshness": {"max_event_age": "PT25H", "fail_event_age": "P1D"}},
+    "checks.small_files: warn, error": {"checks": {"small_files": {"warn": 11, "error": 10}}},
+    "checks.quarantined_percent: warn, error": {"checks": {"quarantined_percent": {"warn": 0.1, "error": 0}}},
+    "checks.rules: limits of 'not_null_X': warn, error": {
+        "checks": {"rules": [{"type": "not_null", "column": "X", "limits": {"warn": 50, "error": 49.5}}]}
+    },
+}
+
+
+@pytest.mark.parametrize("where", LATE_WARNINGS)
+def test_a_check_that_fails_before_it_warns_is_refused(run, lake, registry, tmp_path, where):
+    late = {**BAD, **LATE_WARNINGS[where]}
+    (tmp_path / "feed.json").write_text(json.dumps(late))
+    added = run("feeds", "add", "--file", "feed.json")
+    told = f"{where}: it fails before it warns; let it warn earlier, or leave one of the two out"
+    assert (added.exit_code, added.stderr) == (1, f"Error: feed 'bad' is invalid: {told}\n")
+
+    registry.add(parse_feed(json.dumps(late)))  # as the versions before did: it stays, and is named
+    (found,) = json.loads(run("feeds", "check", "--json").stdout)["feeds"]
+    assert found["problem"] == told
+
+
+def test_a_rule_that_no_value_meets_is_refused(run, lake, tmp_path):
+    rules = [{"type": "range", "column": "X", "min": 5, "max": 4.5}]
+    (tmp_path / "feed.json").write_text(json.dumps({**BAD, "checks": {"rules": rules}}))
+    result = run("feeds", "add", "--file", "feed.json")
+    assert result.exit_code == 1
+    assert "checks.rules: no value lies between min and max of 'range_X'" in result.stderr
+
+
 def test_update_refuses_what_add_refuses(run, lake, registry, tmp_path):
     registry.add(parse_feed(json.dumps(BAD)))
     (tmp_path / "feed.json").write_text(json.dumps(document("schedule", "daily") | {"revision": 1}))

@@ -16,7 +16,23 @@ def test_a_fresh_machine_is_told_what_to_do_and_it_works(run, tmp_path):
 
     assert (made.exit_code, made.stdout) == (0, f"{tmp_path}/lake is a new lake\n")
     assert run(*ORDERS).exit_code == 0
-    assert run("init").stdout == f"{tmp_path}/lake is a lake with 1 feeds\n"
+    assert run("init").stdout == f"{tmp_path}/lake is a lake with 1 feed\n"
+
+
+def test_what_is_there_is_not_called_new(run, registry, lake):
+    assert run("init").stdout == f"{lake} is a new lake\n"
+    (lake / "somebody's").mkdir()
+    assert run("init").stdout == f"{lake} is a new lake\n"
+    (lake / "somebody's" / "notes.txt").write_text("theirs")
+    assert run("init").stdout == f"{lake} is a lake without feeds; what lies there stays as it is\n"
+
+    run(*ORDERS)
+    run("feeds", "archive", "orders")
+    (lake / "feeds" / "odd.json").write_text("{")
+    for name in ("a", "b"):
+        run(*ORDERS[:3], name, *ORDERS[4:])
+    assert run("init").stdout == f"{lake} is a lake with 2 feeds, 1 archived feed, 1 invalid feed\n"
+    assert (lake / "somebody's" / "notes.txt").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("lake", ["/dev/null/x", "/proc/x", "file"])
@@ -28,5 +44,8 @@ def test_an_impossible_place_is_one_line(run, tmp_path, lake):
 
 
 @pytest.mark.s3
-def test_a_place_in_a_bucket_is_probed(run, s3_lake):
+def test_a_place_in_a_bucket_is_probed(run, s3_lake, s3_store):
     assert run("init", "--lake", s3_lake).stdout == f"{s3_lake} is a new lake\n"
+    s3_store.put("theirs/notes.txt", b"theirs")
+    found = "is a lake without feeds; what lies there stays as it is"
+    assert run("init", "--lake", s3_lake).stdout == f"{s3_lake} {found}\n"

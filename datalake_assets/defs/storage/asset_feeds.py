@@ -12,7 +12,7 @@ import dagster as dg
 
 from datalake_assets.core.partitions import PartitionBy
 from datalake_assets.errors import ConfigError, FeedExists, FeedNotFound, PreconditionFailed
-from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
+from datalake_assets.feed import NAME_PATTERN, Feed, contradiction, parse_feed
 from datalake_assets.feed_sources import FeedKind, FolderSource
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
@@ -114,7 +114,10 @@ def declared_feed(spec: dg.AssetSpec, **more: object) -> Feed:
         source = {"type": "asset", "asset": _key(spec)}
         fields = {"source": source, **_OWNED, **_partitioned(spec), **declared}
     document = {"name": name, **fields, **{field: _plain(value) for field, value in more.items()}}
-    return parse_feed(json.dumps(document), name=name)
+    feed = parse_feed(json.dumps(document), name=name)
+    if problem := contradiction(feed):
+        raise ConfigError(f"asset {_key(spec)!r}: {problem}")
+    return feed
 
 
 def declared_name(key: dg.AssetKey, metadata: Mapping[str, Any]) -> str:

@@ -1,8 +1,7 @@
-"""ksqlDB's REST interface over HTTP/1.1: requests, credentials, TLS; answers as raw bytes, within limits.
+"""ksqlDB's REST interface over HTTP/1.1: requests, credentials, TLS; answers come as raw bytes.
 
 Answers are streamed in whatever chunks arrive: splitting lines in the HTTP library costs several times the transfer,
-and splits at characters that ksqlDB sends inside of strings. No server is trusted to send little, or anything at all:
-a document has a size and a time, rows must go on coming, and what is packed is unpacked in pieces of bounded size.
+and splits at characters that ksqlDB sends inside of strings.
 """
 
 from __future__ import annotations
@@ -11,15 +10,12 @@ import contextlib
 import json
 import logging
 import re
-import socket
 import threading
-import time
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import httpx
 from pydantic import SecretStr
@@ -27,11 +23,11 @@ from pydantic import SecretStr
 from datalake_assets.errors import (
     ConfigError,
     DatalakeError,
-    IncompleteResponse,
     SourceRefused,
     SourceUnavailable,
 )
 from datalake_assets.network import route_to
+from datalake_assets.sources.ksqldb.answer import KsqlAnswer, Limits, hang_up, received
 from datalake_assets.sources.ksqldb.failures import (
     TransientFailure,
     failed_answer,
@@ -40,7 +36,7 @@ from datalake_assets.sources.ksqldb.failures import (
     retried,
 )
 
-__all__ = ["KsqlAnswer", "KsqlClient", "Properties", "ServerVersion"]
+__all__ = ["KsqlClient", "Properties", "ServerVersion"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +51,6 @@ _CONNECTIONS_KEPT = 100
 _LONGEST_ERROR_BYTES = 64 * 1024
 #: Descriptions and lists: a thousand objects take about a megabyte.
 _LONGEST_DOCUMENT_BYTES = 64 << 20
-#: What comes between two looks at the clock counts as progress if it is that much, or whole lines.
-_PROGRESS_BYTES = 1024
-#: Packed answers are unpacked in pieces of this size: a megabyte may hold a gigabyte.
-_PIECE_BYTES = 1 << 20
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -88,172 +80,6 @@ class ServerVersion:
             return True
         version = (int(match[1]), int(match[2]), int(match[3] or 0))
         return version >= (standalone if version[0] == 0 else (7, 2, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is put up with of one answer; None for anything.
-
-    Attributes:
-        size_bytes: Bytes of it, unpacked.
-        total_s: Seconds until its end.
-        silence_s: Seconds of waiting without progress: blanks, and a few bytes of a line, are none.
-    """
-
-    size_bytes: int | None = None
-    total_s: float | None = None
-    silence_s: float | None = None
-
-
-@dataclass(slots=True)
-class _Received:
-    """What came of an answer so far."""
-
-    source: str
-    limits: Limits
-    began: float = field(default_factory=time.monotonic)
-    size_bytes: int = 0
-    waited_s: float = 0.0
-    pending_bytes: int = 0
-
-    def add(self, piece: bytes) -> None:
-        """Takes note of bytes.
-
-        Raises:
-            SourceRefused: There are more than can be an answer.
-        """
-        self.size_bytes += len(piece)
-        if self.limits.size_bytes is not None and self.size_bytes > self.limits.size_bytes:
-            reason = f"its answer is longer than {self.limits.size_bytes:,} bytes"
-            raise SourceRefused(self.source, reason, cure="correct DATALAKE_KSQLDB_URL: is it a ksqlDB server?")
-        if not piece.isspace():
-            self.pending_bytes += len(piece)
-            if self.pending_bytes >= _PROGRESS_BYTES or b"\n" in piece:
-                self.waited_s, self.pending_bytes = 0.0, 0
-
-    def check_time(self) -> None:
-        """Looks at the clock.
-
-        Raises:
-            TransientFailure: The answer takes too long, or does not get on.
-        """
-        limits = self.limits
-        if limits.total_s is not None and time.monotonic() - self.began > limits.total_s:
-            raise self._late(f"no whole answer within {limits.total_s:g} s")
-        if limits.silence_s is not None and self.waited_s > limits.silence_s:
-            raise self._late(f"no rows within {limits.silence_s:g} s, although the connection is open")
-
-    def _late(self, reason: str) -> TransientFailure:
-        cure = "run it again when the server is well, or raise DATALAKE_KSQLDB_TIMEOUT_S"
-        return TransientFailure(SourceUnavailable(self.source, reason, cure=cure))
-
-
-def _received(response: httpx.Response, source: str, limits: Limits) -> Iterator[bytes]:
-    """An answer's bytes as they come, unpacked.
-
-    Raises:
-        TransientFailure: It broke off, takes too long, or does not get on.
-        SourceRefused: It is too long, or packed in a way that was not asked for.
-    """
-    unpacker, so_far = _unpacker(response, source), _Received(source, limits)
-    chunks = response.iter_raw()
-    while True:
-        asked = time.monotonic()
-        chunk = next(chunks, None)
-        so_far.waited_s += time.monotonic() - asked
-        if chunk is None:
-            break
-        for piece in (chunk,) if unpacker is None else unpacker.pieces(chunk):
-            so_far.add(piece)
-            yield piece
-        so_far.check_time()
-    if unpacker is not None and not unpacker.is_whole:
-        raise TransientFailure(IncompleteResponse(source, "the packed answer broke off"))
-
-
-def _unpacker(response: httpx.Response, source: str) -> _Unpacker | None:
-    packed = response.headers.get("content-encoding", "identity").strip().lower()
-    if packed in {"", "identity"}:
-        return None
-    if packed in {"gzip", "x-gzip", "deflate"}:
-        return _Unpacker(source)
-    reason = f"its answer is packed as {one_line(packed)!r}, which was not asked for"
-    raise SourceRefused(source, reason, cure="have the proxy before it pass answers on as they are")
-
-
-class _Unpacker:
-    """Unpacks gzip or zlib, a bounded piece at a time, however much a few bytes hold."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._zlib = self._fresh()
-
-    @staticmethod
-    def _fresh() -> zlib._Decompress:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by the header
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the packed data ended where they say that they do."""
-        return self._zlib.eof
-
-    def pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """The pieces that a chunk holds.
-
-        Raises:
-            SourceRefused: It is not what it says to be.
-        """
-        while chunk:
-            if self._zlib.eof:
-                self._zlib = self._fresh()
-            try:
-                piece = self._zlib.decompress(chunk, _PIECE_BYTES)
-            except zlib.error as error:
-                raise SourceRefused(self._source, "its packed answer cannot be unpacked") from error
-            chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
-            if piece:
-                yield piece
-
-
-class KsqlAnswer:
-    """The open answer to a query; close it, or read it to its end.
-
-    Args:
-        source: What it is about, for errors.
-        response: The answer.
-        silence_s: Seconds without progress after which it is given up; None for never, as with push queries.
-    """
-
-    def __init__(self, source: str, response: httpx.Response, *, silence_s: float | None = None) -> None:
-        self.source = source
-        self._response, self._limits = response, Limits(silence_s=silence_s)
-
-    def chunks(self) -> Iterator[bytes]:
-        """Streams the raw bytes, once.
-
-        Raises:
-            TransientFailure: The answer broke off.
-        """
-        with failed_exchange(self.source, receiving=True):
-            yield from _received(self._response, self.source, self._limits)
-
-    def close(self) -> None:
-        """Drops the connection unless the answer was read to its end; idempotent."""
-        self._response.close()
-
-    def abort(self) -> None:
-        """Ends `chunks` in whatever thread waits for it: closing a socket wakes nobody, shutting it down does."""
-        stream = self._response.extensions.get("network_stream")
-        connection = stream and stream.get_extra_info("socket")
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class KsqlClient:
@@ -357,7 +183,7 @@ class KsqlClient:
             "POST", self.url + path, json=body, headers={"accept": _STREAMED_ROWS}, timeout=timeout
         )
         with failed_exchange(source):
-            with contextlib.nullcontext() if endless else self._head_in_time(source, request):
+            with self._head_in_time(source, request):
                 response = self._http.send(request, stream=True)
             if response.status_code != httpx.codes.OK:
                 with contextlib.closing(response):
@@ -370,35 +196,40 @@ class KsqlClient:
             return
         try:
             with failed_exchange(self.source()):
-                body = {"queryId": query_id}
-                with self._http.stream(
-                    "POST", self.url + "/close-query", json=body, timeout=_CLOSE_TIMEOUT_S
-                ) as answer:
-                    self._beginning(answer, self.source())  # an answer that is read leaves its connection usable
+                url, body, limit_s = (
+                    self.url + "/close-query",
+                    {"queryId": query_id},
+                    min(self.timeout_s, _CLOSE_TIMEOUT_S),
+                )
+                request = self._http.build_request("POST", url, json=body, timeout=limit_s)
+                with self._head_in_time(self.source(), request, limit_s=limit_s):
+                    response = self._http.send(request, stream=True)
+                with contextlib.closing(response):  # an answer that is read leaves its connection usable
+                    self._beginning(response, self.source(), limit_s=limit_s)
         except (DatalakeError, TransientFailure) as error:
             logger.debug("could not close query %s: %s", query_id, error)
 
     @contextlib.contextmanager
-    def _head_in_time(self, source: str, request: httpx.Request) -> Iterator[None]:
+    def _head_in_time(self, source: str, request: httpx.Request, *, limit_s: float | None = None) -> Iterator[None]:
         """Hangs up if the head of an answer takes too long: httpx waits for each of its bytes by itself.
 
         Raises:
             TransientFailure: It took too long.
         """
-        limit_s, streams, is_late = self._connect_s + self.timeout_s, self._streams, threading.Event()
+        limit_s = self._connect_s + self.timeout_s if limit_s is None else limit_s
+        streams, is_late = self._streams, threading.Event()
 
         def trace(event: str, info: Mapping[str, Any]) -> None:
             if event.endswith(("connect_tcp.complete", "start_tls.complete")):
                 streams.append(info["return_value"])
 
-        def hang_up() -> None:
+        def give_up() -> None:
             is_late.set()
             for stream in tuple(streams):  # nobody tells which of them: other answers are asked for again
-                with contextlib.suppress(OSError):  # it was closed long ago
-                    stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                hang_up(stream)
 
         request.extensions["trace"] = trace
-        timer = threading.Timer(limit_s, hang_up)
+        timer = threading.Timer(limit_s, give_up)
         timer.daemon = True
         timer.start()
         try:
@@ -421,16 +252,16 @@ class KsqlClient:
                 if response.status_code != httpx.codes.OK:
                     failed_answer(source, response.status_code, self._beginning(response, source))
                 limits = Limits(_LONGEST_DOCUMENT_BYTES, total_s=self.timeout_s)
-                content = b"".join(_received(response, source, limits))
+                content = b"".join(received(response, source, limits))
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise _stranger(source) from None
 
-    def _beginning(self, response: httpx.Response, source: str) -> bytes:
+    def _beginning(self, response: httpx.Response, source: str, *, limit_s: float | None = None) -> bytes:
         """Reads as much of an answer as an error's can be long."""
         body = b""
-        for piece in _received(response, source, Limits(total_s=self.timeout_s)):
+        for piece in received(response, source, Limits(total_s=limit_s or self.timeout_s)):
             body += piece
             if len(body) > _LONGEST_ERROR_BYTES:
                 break

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from datalake_assets.errors import IncompleteResponse, SourceUnavailable
 from datalake_assets.feed import Feed
-from datalake_assets.sources.ksqldb.client import KsqlAnswer, KsqlClient, Properties
+from datalake_assets.sources.ksqldb.answer import KsqlAnswer
+from datalake_assets.sources.ksqldb.client import KsqlClient, Properties
 from datalake_assets.sources.ksqldb.columns import AnswerLayout, layout_of
 from datalake_assets.sources.ksqldb.declaration import declared
 from datalake_assets.sources.ksqldb.decode.response import ResponseEnd, StreamedRowParser

@@ -12,6 +12,7 @@ import pytest
 import datalake_assets.defs
 from datalake_assets.defs import build_compaction_sensor, build_file_size_checks, build_freshness_checks
 from datalake_assets.errors import ConfigError
+from datalake_assets.policies import Limits
 from datalake_assets_tests.defs.projects.project import EXPECTED_WARNINGS
 
 pytestmark = EXPECTED_WARNINGS
@@ -76,6 +77,10 @@ def test_definitions_bring_the_job_of_the_sensor_along(project):
         (
             lambda p: build_freshness_checks([p.users], lake=p.lake, max_event_age=timedelta(1)),
             "asset 'users': its rows have no times, so max_event_age cannot be judged; give max_commit_age instead",
+        ),
+        (
+            lambda p: build_file_size_checks([p.users], lake=p.lake, small_files=Limits(warn=9, error=8)),
+            "asset 'users': checks.small_files: warn, error: it fails before it warns",
         ),
         (
             lambda p: build_freshness_checks([p.exports], lake=p.lake, max_event_age=timedelta(1)),

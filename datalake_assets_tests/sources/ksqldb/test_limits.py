@@ -19,6 +19,7 @@ import pytest
 
 from datalake_assets.errors import IncompleteResponse, SourceRefused, SourceUnavailable
 from datalake_assets.sources.ksqldb.client import KsqlClient
+from datalake_assets.sources.ksqldb.failures import TransientFailure
 from datalake_assets.sources.ksqldb.source import KsqlDB
 from datalake_assets_tests.sources.ksqldb.answers import ALL, HEADER, STREAM, feed, landed, serving, sql_of, values
 from datalake_assets_tests.sources.ksqldb.scripted_server import (
@@ -105,15 +106,20 @@ def test_documents_that_drip_are_given_up(path: str) -> None:
         assert server.paths().count(path) > 1
 
 
+#: What a server says of itself, as bytes on the wire.
+INFO = b'{"KsqlServerInfo":{"version":"0.29.0","serverStatus":"RUNNING"}}'
+
+
 @contextmanager
-def serving_no_head(first: bytes, drop: bytes) -> Iterator[str]:
-    """A server that sends bytes of an answer's head for ever, each before anybody's patience ends."""
+def serving_drips(first: bytes, drop: bytes) -> Iterator[str]:
+    """A server that sends bytes of an answer for ever, each before anybody's patience ends; but for ``/info``."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.recv(1 << 16)
-            for piece in dripping(drop, first=first):
+            while (asked := connection.recv(1 << 16)).startswith(b"GET /info "):
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(INFO), INFO))
+            for piece in dripping(drop, first=first) if asked else ():
                 connection.sendall(piece)
 
     def serve() -> None:
@@ -133,9 +139,48 @@ def serving_no_head(first: bytes, drop: bytes) -> Iterator[str]:
     ids=["headers", "interim answers"],
 )
 def test_a_head_that_never_ends_is_given_up(first: bytes, drop: bytes) -> None:
-    with serving_no_head(first, drop) as url:
+    with serving_drips(first, drop) as url:
         client = KsqlClient(url, timeout_s=0.2)
         with pytest.raises(SourceUnavailable, match=r"the head of its answer did not end within 0\.4 s"):
+            client.statement("LIST STREAMS;", source="S")
+        client.close()
+
+
+def test_an_endless_query_whose_head_never_ends_is_given_up() -> None:
+    with serving_drips(b"HTTP/1.1 200 OK\r\nx: ", b"y") as url:
+        client = KsqlClient(url, timeout_s=0.2)
+        with pytest.raises(TransientFailure, match=r"the head of its answer did not end within 0\.4 s"):
+            client.query("SELECT 1;", source="S", properties={}, endless=True)
+        client.close()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+FRAMES = {
+    "a chunk's extension": CHUNKED + b"5;x=",
+    "one after rows": CHUNKED + b"%x\r\n%b\r\n5;x=" % (len(HEAD), HEAD),
+    "a chunk's size": CHUNKED + b"0",
+    "trailers": CHUNKED + b"%x\r\n%b\r\n0\r\nx: " % (len(HEAD), HEAD),
+}
+
+
+@pytest.mark.parametrize("first", FRAMES.values(), ids=FRAMES)
+def test_frames_of_an_answer_that_drip_are_given_up(first: bytes) -> None:
+    drop = b"0" if first.endswith(b"0") else b"y"
+    with serving_drips(first, drop) as url:
+        client = KsqlClient(url, timeout_s=0.3)
+        began = time.monotonic()
+        answer = client.query("SELECT 1;", source="S", properties={})
+        with answer, pytest.raises(TransientFailure, match=r"no rows within 0\.3 s, although the connection is open"):
+            list(answer.chunks())
+        client.close_query("q1")
+        assert time.monotonic() - began < 5
+        client.close()
+
+
+def test_a_document_whose_frames_drip_is_given_up() -> None:
+    with serving_drips(FRAMES["a chunk's extension"], b"y") as url:
+        client = KsqlClient(url, timeout_s=0.2)
+        with pytest.raises(SourceUnavailable, match=r"no whole answer within 0\.2 s"):
             client.statement("LIST STREAMS;", source="S")
         client.close()
 
