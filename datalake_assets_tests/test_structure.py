@@ -47,6 +47,7 @@ REASONS = {
     "operations.http_api": "one of the ways to the dispatcher: brings Starlette",
     "operations.validation": "records held against columns: pure, with table-driven tests",
     "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",
+    "parquet.native.interface": "the C header's structs: changes with it and nothing else does",
     "parquet.segments": "row groups encoded in memory, in threads",
     "report.documents": "CSV and JSON, beside the page",
     "report.thumbnails": "small pictures for Dagster's UI",

@@ -1,0 +1,277 @@
+#include "codecs.hpp"
+
+#include <climits>
+
+#if PM_WITH_SNAPPY
+#include <snappy-c.h>
+#endif
+#if PM_WITH_ZSTD
+#include <zstd.h>
+#endif
+#if PM_WITH_ZLIB
+#include <zlib.h>
+#endif
+#if PM_WITH_LZ4
+#include <lz4.h>
+#endif
+#if PM_WITH_BROTLI
+#include <brotli/decode.h>
+#endif
+
+namespace pagemerge {
+
+u32 readable_codecs() {
+  u32 codecs = 1u << UNCOMPRESSED;
+  if (PM_WITH_SNAPPY) codecs |= 1u << SNAPPY;
+  if (PM_WITH_ZLIB) codecs |= 1u << GZIP;
+  if (PM_WITH_BROTLI) codecs |= 1u << BROTLI;
+  if (PM_WITH_ZSTD) codecs |= 1u << ZSTD;
+  if (PM_WITH_LZ4) codecs |= 1u << LZ4_RAW;
+  return codecs;
+}
+
+u32 writable_codecs() { return readable_codecs() & (1u << UNCOMPRESSED | 1u << SNAPPY | 1u << ZSTD); }
+
+#if PM_WITH_ZLIB
+u32 crc32_of(const u8* data, size_t size) {
+  return static_cast<u32>(::crc32(::crc32(0, nullptr, 0), data, static_cast<uInt>(size)));
+}
+#else
+// Of the polynomial 0xEDB88320, as zlib's; a byte at a time, since pages with checksums are few.
+u32 crc32_of(const u8* data, size_t size) {
+  static const struct Table {
+    u32 of[256];
+    Table() {
+      for (u32 i = 0; i < 256; i++) {
+        u32 value = i;
+        for (int bit = 0; bit < 8; bit++) value = value & 1 ? 0xEDB88320u ^ (value >> 1) : value >> 1;
+        of[i] = value;
+      }
+    }
+  } table;
+  u32 crc = 0xFFFFFFFFu;
+  for (size_t i = 0; i < size; i++) crc = table.of[(crc ^ data[i]) & 255] ^ (crc >> 8);
+  return crc ^ 0xFFFFFFFFu;
+}
+#endif
+
+namespace {
+
+constexpr const char* NOT_WHOLE = "a page does not decompress";
+
+[[noreturn, maybe_unused]] void absent(const char* codec) {
+  refuse(PM_NO_CODEC, std::string(codec) + " is not built in");
+}
+
+}  // namespace
+
+Codecs::~Codecs() {
+#if PM_WITH_ZSTD
+  ZSTD_freeDCtx(static_cast<ZSTD_DCtx*>(decompressor_));
+  ZSTD_freeCCtx(static_cast<ZSTD_CCtx*>(compressor_));
+#endif
+}
+
+void Codecs::decompress(int codec, const u8* from, size_t size, u8* to, size_t plain) {
+  switch (codec) {
+    case UNCOMPRESSED:
+      need(size == plain, "a page has another size than its header says");
+      if (size) memcpy(to, from, size);
+      return;
+    case SNAPPY: {
+#if PM_WITH_SNAPPY
+      const char* source = reinterpret_cast<const char*>(from);
+      size_t length;
+      need(snappy_uncompressed_length(source, size, &length) == SNAPPY_OK && length == plain, NOT_WHOLE);
+      need(snappy_uncompress(source, size, reinterpret_cast<char*>(to), &length) == SNAPPY_OK && length == plain,
+           NOT_WHOLE);
+      return;
+#else
+      absent("Snappy");
+#endif
+    }
+    case ZSTD: {
+#if PM_WITH_ZSTD
+      if (!decompressor_ && !(decompressor_ = ZSTD_createDCtx())) throw std::bad_alloc();
+      size_t length = ZSTD_decompressDCtx(static_cast<ZSTD_DCtx*>(decompressor_), to, plain, from, size);
+      need(!ZSTD_isError(length) && length == plain, NOT_WHOLE);
+      return;
+#else
+      absent("Zstandard");
+#endif
+    }
+    case GZIP: {
+#if PM_WITH_ZLIB
+      z_stream stream{};
+      if (inflateInit2(&stream, 15 + 32) != Z_OK) throw std::bad_alloc();
+      stream.next_in = const_cast<u8*>(from);
+      stream.avail_in = static_cast<uInt>(size);
+      stream.next_out = to;
+      stream.avail_out = static_cast<uInt>(plain);
+      bool whole = inflate(&stream, Z_FINISH) == Z_STREAM_END && stream.total_out == plain;
+      inflateEnd(&stream);
+      need(whole, NOT_WHOLE);
+      return;
+#else
+      absent("gzip");
+#endif
+    }
+    case LZ4_RAW: {
+#if PM_WITH_LZ4
+      int length = LZ4_decompress_safe(reinterpret_cast<const char*>(from), reinterpret_cast<char*>(to),
+                                       static_cast<int>(size), static_cast<int>(plain));
+      need(length >= 0 && static_cast<size_t>(length) == plain, NOT_WHOLE);
+      return;
+#else
+      absent("LZ4");
+#endif
+    }
+    case BROTLI: {
+#if PM_WITH_BROTLI
+      size_t length = plain;
+      need(BrotliDecoderDecompress(size, from, &length, to) == BROTLI_DECODER_RESULT_SUCCESS && length == plain,
+           NOT_WHOLE);
+      return;
+#else
+      absent("Brotli");
+#endif
+    }
+    case LZO:
+      refuse(PM_UNSUPPORTED, "it is compressed with LZO");
+    case LZ4_HADOOP:
+      refuse(PM_UNSUPPORTED, "it is compressed with LZ4 in Hadoop's framing");
+    default:
+      refuse(PM_UNSUPPORTED, "it is compressed with a codec that is not known");
+  }
+}
+
+void Codecs::compress(int codec, int level, const u8* from, size_t size, Bytes& to) {
+  switch (codec) {
+    case UNCOMPRESSED:
+      to.put(from, size);
+      return;
+    case SNAPPY: {
+#if PM_WITH_SNAPPY
+      size_t length = snappy_max_compressed_length(size);
+      to.reserve(to.size + length);
+      snappy_status status = snappy_compress(reinterpret_cast<const char*>(from), size,
+                                             reinterpret_cast<char*>(to.data + to.size), &length);
+      if (status != SNAPPY_OK) refuse(PM_INTERNAL, "Snappy failed");
+      to.size += length;
+      return;
+#else
+      absent("Snappy");
+#endif
+    }
+    case ZSTD: {
+#if PM_WITH_ZSTD
+      if (!compressor_ && !(compressor_ = ZSTD_createCCtx())) throw std::bad_alloc();
+      size_t room = ZSTD_compressBound(size);
+      to.reserve(to.size + room);
+      size_t length =
+          ZSTD_compressCCtx(static_cast<ZSTD_CCtx*>(compressor_), to.data + to.size, room, from, size, level);
+      if (ZSTD_isError(length)) refuse(PM_INTERNAL, "Zstandard failed");
+      to.size += length;
+      return;
+#else
+      absent("Zstandard");
+#endif
+    }
+    default:
+      refuse(PM_UNSUPPORTED, "outputs are not compressed with that codec");
+  }
+}
+
+namespace {
+
+// Goes from element to element without copying anything (google/snappy, format_description.txt), and returns whether
+// they yield exactly `plain` bytes and none of them refers to before the first.
+bool snappy_elements_are_sound(const u8* at, const u8* end, size_t plain) {
+  size_t made = 0;
+  while (at < end) {
+    u8 tag = *at++;
+    size_t left = static_cast<size_t>(end - at);
+    size_t length, distance;
+    switch (tag & 3) {
+      case 0: {  // a literal
+        length = (tag >> 2) + 1u;
+        if (length > 60) {
+          size_t extra = length - 60;
+          if (extra > left) return false;
+          length = 0;
+          for (size_t i = 0; i < extra; i++) length |= static_cast<size_t>(at[i]) << (8 * i);
+          length++;
+          at += extra;
+          left -= extra;
+        }
+        if (length > left || length > plain - made) return false;
+        at += length;
+        made += length;
+        continue;
+      }
+      case 1:
+        if (left < 1) return false;
+        length = ((tag >> 2) & 7) + 4u;
+        distance = static_cast<size_t>(tag >> 5) << 8 | at[0];
+        at += 1;
+        break;
+      case 2:
+        if (left < 2) return false;
+        length = (tag >> 2) + 1u;
+        distance = at[0] | static_cast<size_t>(at[1]) << 8;
+        at += 2;
+        break;
+      default:
+        if (left < 4) return false;
+        length = (tag >> 2) + 1u;
+        distance = load<u32>(at);
+        at += 4;
+        break;
+    }
+    if (!distance || distance > made || length > plain - made) return false;
+    made += length;
+  }
+  return made == plain;
+}
+
+}  // namespace
+
+bool joinable(int codec, View compressed, size_t plain, View& elements) {
+  switch (codec) {
+    case UNCOMPRESSED:
+      need(compressed.size == plain, "a page has another size than its header says");
+      elements = compressed;
+      return true;
+    case SNAPPY: {
+      const u8* at = compressed.data;
+      u64 length = 0;
+      for (int shift = 0;; shift += 7) {
+        need(at < compressed.end() && shift < 35, NOT_WHOLE);
+        length |= static_cast<u64>(*at & 127) << shift;
+        if (*at++ < 128) break;
+      }
+      need(length == plain && snappy_elements_are_sound(at, compressed.end(), plain), NOT_WHOLE);
+      elements = {at, static_cast<size_t>(compressed.end() - at)};
+      return true;
+    }
+#if PM_WITH_ZSTD
+    case ZSTD: {
+      // one frame that says its length: whoever looks for more frames finds the next page's
+      if (ZSTD_findFrameCompressedSize(compressed.data, compressed.size) != compressed.size) return false;
+      if (ZSTD_getFrameContentSize(compressed.data, compressed.size) != plain) return false;
+      elements = compressed;
+      return true;
+    }
+#endif
+    default:
+      return false;
+  }
+}
+
+void put_joined_head(int codec, size_t plain, Bytes& to) {
+  if (codec != SNAPPY) return;
+  for (; plain > 127; plain >>= 7) to.put_byte(static_cast<u8>(plain & 127) | 128);
+  to.put_byte(static_cast<u8>(plain));
+}
+
+}  // namespace pagemerge

@@ -1,0 +1,36 @@
+// Compression. Each library may be absent: files of its codec are refused then, but for pages that are only copied.
+#pragma once
+
+#include "format.hpp"
+
+namespace pagemerge {
+
+u32 readable_codecs();
+u32 writable_codecs();
+
+u32 crc32_of(const u8* data, size_t size);
+
+class Codecs {
+ public:
+  Codecs() = default;
+  Codecs(const Codecs&) = delete;
+  Codecs& operator=(const Codecs&) = delete;
+  ~Codecs();
+
+  // Decompresses to exactly so many bytes.
+  void decompress(int codec, const u8* from, size_t size, u8* to, size_t plain);
+  // Compresses behind what is there.
+  void compress(int codec, int level, const u8* from, size_t size, Bytes& to);
+
+ private:
+  void* decompressor_ = nullptr;
+  void* compressor_ = nullptr;
+};
+
+// Whether compressed values can be put behind others under one page header (see format.hpp); `elements` is the part
+// of them that stays. Refuses what does not decompress by itself to exactly so many bytes.
+bool joinable(int codec, View compressed, size_t plain, View& elements);
+// What stands before the joined elements.
+void put_joined_head(int codec, size_t plain, Bytes& to);
+
+}  // namespace pagemerge

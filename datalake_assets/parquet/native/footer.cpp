@@ -1,0 +1,377 @@
+#include "footer.hpp"
+
+namespace pagemerge {
+namespace {
+
+constexpr int MAX_DEPTH = 64;
+constexpr int MAX_LEVEL = 255;
+constexpr int MAX_FIXED_BYTES = 1 << 20;
+constexpr size_t TAIL_BYTES = 8;  // the footer's length, and the magic
+
+// A SchemaElement (parquet.thrift).
+struct Element {
+  int type = -1, length = 0, repetition = 0, children = 0;
+  int converted = -1;  // ConvertedType
+  int logical = 0;     // the field of LogicalType's union
+  bool is_signed = true;
+  View name;
+};
+
+enum Converted { UTF8 = 0, ENUM = 4, DECIMAL = 5, UINT_8 = 11, UINT_64 = 14, JSON = 19, BSON = 20 };
+enum Logical {
+  STRING = 1,
+  ENUM_TYPE = 4,
+  DECIMAL_TYPE = 5,
+  INTEGER = 10,
+  UNKNOWN = 11,
+  JSON_TYPE = 12,
+  BSON_TYPE = 13,
+  UUID = 14
+};
+
+Order order_of(const Element& element) {
+  switch (element.type) {
+    case BOOLEAN:
+      return Order::UNSIGNED;
+    case INT32:
+    case INT64:
+      if (element.converted >= UINT_8 && element.converted <= UINT_64) return Order::UNSIGNED;
+      if (element.logical == INTEGER && !element.is_signed) return Order::UNSIGNED;
+      return element.logical <= UNKNOWN ? Order::SIGNED : Order::NONE;
+    case FLOAT:
+    case DOUBLE:
+      return Order::FLOATING;
+    case BYTE_ARRAY:
+      switch (element.logical) {
+        case STRING:
+        case ENUM_TYPE:
+        case JSON_TYPE:
+        case BSON_TYPE:
+          return Order::BYTES;
+        case 0:
+          switch (element.converted) {
+            case -1:
+            case UTF8:
+            case ENUM:
+            case JSON:
+            case BSON:
+              return Order::BYTES;
+            default:
+              return Order::NONE;
+          }
+        default:
+          return Order::NONE;
+      }
+    case FIXED_LEN_BYTE_ARRAY:
+      if (element.logical == UUID) return Order::BYTES;
+      if (element.logical == DECIMAL_TYPE || (!element.logical && element.converted == DECIMAL))
+        return Order::SIGNED_BIG_ENDIAN;
+      return !element.logical && element.converted == -1 ? Order::BYTES : Order::NONE;
+    default:
+      return Order::NONE;
+  }
+}
+
+Element parse_element(ThriftReader& reader) {
+  Element element;
+  reader.fields([&](int field, int type) {
+    if (field == 4) {
+      need(type == T_BINARY, "its schema is damaged");
+      element.name = reader.binary();
+      return true;
+    }
+    if (type == T_I32) {
+      i32 value = reader.int32();
+      if (field == 1) element.type = value;
+      if (field == 2) element.length = value;
+      if (field == 3) element.repetition = value;
+      if (field == 5) element.children = value;
+      if (field == 6) element.converted = value;
+      return true;
+    }
+    if (field == 10 && type == T_STRUCT) {
+      reader.fields([&](int kind, int inner) {
+        element.logical = kind;
+        if (kind != INTEGER || inner != T_STRUCT) return false;
+        reader.fields([&](int part, int truth) {
+          if (part == 2) element.is_signed = truth == T_TRUE;
+          return false;
+        });
+        return true;
+      });
+      return true;
+    }
+    return false;
+  });
+  return element;
+}
+
+struct SchemaWalk {
+  ThriftReader& reader;
+  u64 left;
+  std::vector<Leaf>& leaves;
+  std::vector<View> path;
+
+  void subtree(int definition, int repetition, int depth) {
+    need(left && depth < MAX_DEPTH, "its schema is damaged");
+    left--;
+    Element element = parse_element(reader);
+    need(element.repetition >= 0 && element.repetition <= 2 && element.children >= 0, "its schema is damaged");
+    definition += element.repetition != 0;
+    repetition += element.repetition == 2;
+    path.push_back(element.name);
+    if (element.children) {
+      for (int i = 0; i < element.children; i++) subtree(definition, repetition, depth + 1);
+    } else if (element.type >= 0) {
+      need(element.type <= FIXED_LEN_BYTE_ARRAY, "its schema has a type that is not known");
+      need(definition <= MAX_LEVEL && repetition <= MAX_LEVEL, "its schema is damaged");
+      if (element.type == FIXED_LEN_BYTE_ARRAY) {
+        need(element.length > 0 && element.length < MAX_FIXED_BYTES, "its schema is damaged");
+      }
+      if (budget) budget->take(sizeof(Leaf) + path.size() * sizeof(View));
+      leaves.push_back({element.type, element.length, definition, repetition, order_of(element), path});
+    }
+    path.pop_back();
+  }
+};
+
+void parse_schema(ThriftReader& reader, Footer& footer) {
+  need(!footer.schema.data, "its footer has two schemas");
+  const u8* begin = reader.at;
+  int type;
+  u64 count = reader.list(type);
+  need(type == T_STRUCT && count, "it has no schema");
+  Element root = parse_element(reader);
+  const u8* body = reader.at;
+  SchemaWalk walk{reader, count - 1, footer.leaves, {}};
+  for (int i = 0; i < root.children; i++) walk.subtree(0, 0, 0);
+  need(!walk.left, "its schema is damaged");
+  footer.schema_list = {begin, static_cast<size_t>(reader.at - begin)};
+  footer.schema = {body, static_cast<size_t>(reader.at - body)};
+}
+
+void parse_statistics(ThriftReader& reader, Chunk& chunk) {
+  reader.fields([&](int field, int type) {
+    if (field == 3 && type == T_I64) {
+      chunk.nulls = reader.zigzag();
+      return true;
+    }
+    if ((field == 5 || field == 6) && type == T_BINARY) {
+      (field == 5 ? chunk.max : chunk.min) = reader.binary();
+      (field == 5 ? chunk.has_max : chunk.has_min) = true;
+      return true;
+    }
+    if (field == 7) chunk.max_exact = type == T_TRUE;
+    if (field == 8) chunk.min_exact = type == T_TRUE;
+    return false;
+  });
+}
+
+void parse_chunk_metadata(ThriftReader& reader, Chunk& chunk) {
+  reader.fields([&](int field, int type) {
+    if (type == T_I32 || type == T_I64) {
+      i64 value = type == T_I32 ? reader.int32() : reader.zigzag();
+      switch (field) {
+        case 1:
+          chunk.type = static_cast<int>(value);
+          break;
+        case 4:
+          chunk.codec = static_cast<int>(value);
+          break;
+        case 5:
+          chunk.values = value;
+          break;
+        case 6:
+          chunk.plain_bytes = value;
+          break;
+        case 7:
+          chunk.bytes = value;
+          break;
+        case 9:
+          chunk.data_offset = value;
+          break;
+        case 11:
+          chunk.dictionary_offset = value;
+          break;
+        case 14:
+          chunk.has_bloom = true;
+          break;
+        default:
+          break;
+      }
+      return true;
+    }
+    if (field == 8 && type == T_LIST) {
+      const u8* begin = reader.at;
+      reader.skip(type);
+      chunk.key_values = {begin, static_cast<size_t>(reader.at - begin)};
+      return true;
+    }
+    if (field == 12 && type == T_STRUCT) {
+      parse_statistics(reader, chunk);
+      return true;
+    }
+    return false;
+  });
+}
+
+Chunk parse_chunk(ThriftReader& reader) {
+  Chunk chunk;
+  bool seen = false;
+  reader.fields([&](int field, int type) {
+    support(field != 1, "its column chunks lie in other files");
+    support(field != 8 && field != 9, "it is encrypted");
+    if (field == 4 || field == 6) chunk.has_page_index = true;
+    if (field != 3 || type != T_STRUCT) return false;
+    need(!seen, "a column chunk is damaged");
+    seen = true;
+    parse_chunk_metadata(reader, chunk);
+    return true;
+  });
+  need(seen, "a column chunk has no metadata");
+  return chunk;
+}
+
+RowGroup parse_group(ThriftReader& reader, size_t leaves) {
+  RowGroup group;
+  reader.fields([&](int field, int type) {
+    if (field == 1 && type == T_LIST) {
+      int element;
+      u64 count = reader.list(element);
+      need(count == leaves && group.chunks.empty() && (!count || element == T_STRUCT), "a row group is damaged");
+      if (budget) budget->take(count * sizeof(Chunk) + sizeof(RowGroup));
+      group.chunks.reserve(count);
+      while (count--) group.chunks.push_back(parse_chunk(reader));
+      return true;
+    }
+    if (field == 3 && type == T_I64) {
+      group.rows = reader.zigzag();
+      return true;
+    }
+    if (field == 4 && type == T_LIST) {
+      const u8* begin = reader.at;
+      reader.skip(type);
+      group.sorting = {begin, static_cast<size_t>(reader.at - begin)};
+      return true;
+    }
+    return false;
+  });
+  need(group.rows >= 0 && group.chunks.size() == leaves, "a row group is damaged");
+  return group;
+}
+
+// Without an order by type, statistics mean nothing (parquet.thrift, FileMetaData.column_orders).
+void parse_orders(ThriftReader& reader, std::vector<bool>& by_type) {
+  int element;
+  u64 count = reader.list(element);
+  need(!count || element == T_STRUCT, "its column orders are damaged");
+  by_type.clear();
+  while (count--) {
+    bool is_type_order = false;
+    reader.fields([&](int field, int) {
+      is_type_order = field == 1;
+      return false;
+    });
+    by_type.push_back(is_type_order);
+  }
+}
+
+void check_group(const RowGroup& group, const std::vector<Leaf>& leaves, u64 pages_end) {
+  for (size_t i = 0; i < leaves.size() && group.rows; i++) {
+    const Chunk& chunk = group.chunks[i];
+    need(chunk.type == leaves[i].type && chunk.bytes > 0 && chunk.plain_bytes >= 0, "a column chunk is damaged");
+    need(leaves[i].max_repetition ? chunk.values >= group.rows : chunk.values == group.rows,
+         "a column chunk has another number of values than its row group has rows");
+    need(chunk.nulls >= -1 && chunk.nulls <= chunk.values, "a column has more nulls than values");
+    support(chunk.values < MAX_CHUNK_VALUES, "a column chunk has too many values");
+    i64 start = chunk.start();
+    need(start >= 4 && static_cast<u64>(start) < pages_end &&
+             static_cast<u64>(chunk.bytes) <= pages_end - static_cast<u64>(start),
+         "a column chunk lies outside the file");
+  }
+}
+
+}  // namespace
+
+Footer parse_footer(View file) {
+  need(file.size >= 12 && !memcmp(file.data, "PAR", 3), "it is not a Parquet file");
+  support(memcmp(file.data, "PARE", 4) != 0 && memcmp(file.end() - 4, "PARE", 4) != 0, "it is encrypted");
+  need(!memcmp(file.data, "PAR1", 4) && !memcmp(file.end() - 4, "PAR1", 4), "it is not a Parquet file, or was cut off");
+  u32 length = load<u32>(file.end() - TAIL_BYTES);
+  need(length <= file.size - TAIL_BYTES - 4, "its footer does not fit into it");
+  size_t pages_end = file.size - TAIL_BYTES - length;
+  ThriftReader reader{file.data + pages_end, file.end() - TAIL_BYTES};
+  Footer footer;
+  std::vector<bool> by_type;
+  bool has_groups = false;
+  reader.fields([&](int field, int type) {
+    const u8* begin = reader.at;
+    support(field != 8 && field != 9, "it is encrypted");
+    switch (field) {
+      case 2:
+        need(type == T_LIST, "its footer is damaged");
+        parse_schema(reader, footer);
+        return true;
+      case 3:
+        need(type == T_I64, "its footer is damaged");
+        footer.rows = reader.zigzag();
+        return true;
+      case 4: {
+        int element;
+        need(type == T_LIST && footer.schema.data, "its footer is damaged");
+        u64 count = reader.list(element);
+        need(!count || element == T_STRUCT, "its row groups are damaged");
+        while (count--) footer.groups.push_back(parse_group(reader, footer.leaves.size()));
+        has_groups = true;
+        return true;
+      }
+      case 5:
+        need(type == T_LIST, "its footer is damaged");
+        reader.skip(type);
+        footer.key_values = {begin, static_cast<size_t>(reader.at - begin)};
+        return true;
+      case 6:
+        if (type != T_BINARY) return false;
+        footer.created_by = reader.binary();
+        return true;
+      case 7:
+        if (type != T_LIST) return false;
+        parse_orders(reader, by_type);
+        return true;
+      default:
+        return false;
+    }
+  });
+  need(reader.at == reader.end && footer.rows >= 0 && footer.schema.data && has_groups, "its footer is damaged");
+  i64 rows = 0;
+  for (RowGroup& group : footer.groups) {
+    need(group.rows <= footer.rows - rows, "its rows are not those of its row groups");
+    rows += group.rows;
+    check_group(group, footer.leaves, pages_end);
+    for (size_t i = 0; i < group.chunks.size(); i++) {
+      if (i < by_type.size() && by_type[i]) continue;
+      group.chunks[i].has_min = group.chunks[i].has_max = false;
+    }
+  }
+  need(rows == footer.rows, "its rows are not those of its row groups");
+  return footer;
+}
+
+SortingColumn first_sorting_column(View list) {
+  SortingColumn found;
+  if (!list.size) return found;
+  ThriftReader reader{list.data, list.end()};
+  int element;
+  if (!reader.list(element) || element != T_STRUCT) return found;
+  reader.fields([&](int field, int type) {
+    if (field == 1 && type == T_I32) {
+      found.leaf = reader.int32();
+      return true;
+    }
+    if (field == 2) found.descending = type == T_TRUE;
+    return false;
+  });
+  return found;
+}
+
+}  // namespace pagemerge

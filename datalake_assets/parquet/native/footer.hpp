@@ -1,0 +1,78 @@
+// A file's footer: its schema's leaves, its row groups and their column chunks.
+#pragma once
+
+#include <vector>
+
+#include "thrift.hpp"
+
+namespace pagemerge {
+
+// A column of the file, as far as pages need to know it.
+struct Leaf {
+  int type = -1;
+  int length = 0;  // of FIXED_LEN_BYTE_ARRAY
+  int max_definition = 0, max_repetition = 0;
+  Order order = Order::NONE;
+  std::vector<View> path;
+
+  // Bytes of a value; 0 for byte arrays. Booleans are held in a byte each.
+  size_t width() const {
+    switch (type) {
+      case BOOLEAN:
+        return 1;
+      case INT32:
+      case FLOAT:
+        return 4;
+      case INT64:
+      case DOUBLE:
+        return 8;
+      case INT96:
+        return 12;
+      case FIXED_LEN_BYTE_ARRAY:
+        return static_cast<size_t>(length);
+      default:
+        return 0;
+    }
+  }
+};
+
+struct Chunk {
+  int type = -1, codec = -1;
+  i64 values = -1, plain_bytes = 0, bytes = -1;
+  i64 data_offset = -1, dictionary_offset = 0;
+  i64 nulls = -1;  // by the statistics; -1: they don't say
+  View min, max;
+  bool has_min = false, has_max = false, min_exact = true, max_exact = true;
+  bool has_bloom = false, has_page_index = false;
+  View key_values;
+
+  bool has_dictionary() const { return dictionary_offset > 0 && dictionary_offset < data_offset; }
+  i64 start() const { return has_dictionary() ? dictionary_offset : data_offset; }
+};
+
+struct RowGroup {
+  i64 rows = -1;
+  View sorting;  // the list of sorting columns, with its head
+  std::vector<Chunk> chunks;
+};
+
+struct Footer {
+  View schema_list;  // with the list's head and the root, whose name means nothing
+  View schema;       // the elements below the root
+  View key_values;   // the list with its head
+  View created_by;
+  std::vector<Leaf> leaves;
+  std::vector<RowGroup> groups;
+  i64 rows = -1;
+};
+
+// Parses the footer of a file and compares everything in it with the file's size and the schema.
+Footer parse_footer(View file);
+
+struct SortingColumn {
+  i32 leaf = -1;
+  bool descending = false;
+};
+SortingColumn first_sorting_column(View list);
+
+}  // namespace pagemerge

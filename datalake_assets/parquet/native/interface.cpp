@@ -1,0 +1,257 @@
+// The C interface: inputs are read and checked here, and whatever is thrown becomes a code and a reason.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "merge.hpp"
+
+namespace pagemerge {
+
+thread_local Budget* budget = nullptr;
+
+double cpu_now() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+namespace {
+
+// The budget of this thread's call, for as long as it takes.
+struct BudgetScope {
+  Budget own;
+
+  explicit BudgetScope(i64 limit) {
+    if (limit > 0) own.limit = static_cast<size_t>(limit);
+    budget = &own;
+  }
+  ~BudgetScope() { budget = nullptr; }
+};
+
+// ---- inputs
+
+void read_path(const char* path, i64 expected, Bytes& to) {
+  int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) refuse(PM_UNREADABLE, std::string("it cannot be opened: ") + strerror(errno));
+  struct Closed {
+    int descriptor;
+    ~Closed() { close(descriptor); }
+  } closed{descriptor};
+  struct stat status;
+  if (fstat(descriptor, &status)) refuse(PM_UNREADABLE, std::string("it cannot be read: ") + strerror(errno));
+  if (!S_ISREG(status.st_mode)) refuse(PM_UNREADABLE, "it is no regular file");
+  if (expected >= 0 && status.st_size != expected) refuse(PM_CHANGED, "it has another size than expected");
+  size_t size = static_cast<size_t>(status.st_size);
+  to.reserve(size);
+  while (to.size < size) {
+    ssize_t got = read(descriptor, to.data + to.size, size - to.size);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) refuse(PM_UNREADABLE, std::string("it cannot be read: ") + strerror(errno));
+    if (!got) refuse(PM_CHANGED, "it became shorter while it was read");
+    to.size += static_cast<size_t>(got);
+  }
+}
+
+}  // namespace
+
+void read_input(const pm_input& input, File& file) {
+  if (input.path) {
+    read_path(input.path, input.size_bytes, file.own);
+    file.bytes = {file.own.data, file.own.size};
+  } else {
+    if (!input.data || input.size_bytes < 0) refuse(PM_INTERNAL, "an input has neither path nor bytes");
+    file.bytes = {input.data, static_cast<size_t>(input.size_bytes)};
+  }
+  file.proven = input.proven != 0;
+  if (!input.digest) return;
+  XXH128_canonical_t found;
+  XXH128_canonicalFromHash(&found, XXH3_128bits(file.bytes.data, file.bytes.size));
+  if (memcmp(found.digest, input.digest, sizeof found.digest))
+    refuse(PM_CHANGED, "its bytes are not those that were committed");
+  file.proven = true;
+}
+
+void parse_input(const pm_input& input, File& file) {
+  Footer& footer = file.footer = parse_footer(file.bytes);
+  if (input.rows >= 0 && input.rows != footer.rows) refuse(PM_CHANGED, "it has another number of rows than expected");
+  i64 count = static_cast<i64>(footer.groups.size()), first = input.first_group;
+  i64 end = input.groups < 0 ? count : first + input.groups;
+  if (first < 0 || first > end || end > count) refuse(PM_CHANGED, "it has not the row groups that were asked for");
+  footer.groups.erase(footer.groups.begin() + end, footer.groups.end());
+  footer.groups.erase(footer.groups.begin(), footer.groups.begin() + first);
+  footer.rows = 0;
+  for (const RowGroup& group : footer.groups) footer.rows += group.rows;
+}
+
+namespace {
+
+void digest_of(View view, u8* to) {
+  XXH128_canonical_t digest;
+  XXH128_canonicalFromHash(&digest, XXH3_128bits(view.data, view.size));
+  memcpy(to, digest.digest, sizeof digest.digest);
+}
+
+pm_span span_of(const File& file, View view) {
+  if (!view.size) return {0, 0};
+  return {view.data - file.bytes.data, static_cast<i64>(view.size)};
+}
+
+// Widens the bounds of the time leaf by a row group's statistics; false if they don't bound it.
+bool widen_times(const Leaf& leaf, const Chunk& chunk, pm_checked& checked) {
+  MinMax range;
+  if (leaf.order != Order::SIGNED || chunk.nulls != 0 || !chunk.min_exact || !chunk.max_exact) return false;
+  if (!stated_min_max(leaf, chunk, range)) return false;
+  auto time = [](const std::string& bytes) {
+    const u8* from = reinterpret_cast<const u8*>(bytes.data());
+    return bytes.size() == 4 ? static_cast<i64>(load<i32>(from)) : load<i64>(from);
+  };
+  i64 low = time(range.min), high = time(range.max);
+  checked.time_min = checked.has_times ? std::min(checked.time_min, low) : low;
+  checked.time_max = checked.has_times ? std::max(checked.time_max, high) : high;
+  checked.has_times = 1;
+  return true;
+}
+
+void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_checked& checked, Scratch& scratch,
+                 PageCount& count) {
+  i64 bytes = 0;
+  for (size_t i = 0; i < group.chunks.size(); i++) {
+    const Chunk& chunk = group.chunks[i];
+    checked.has_bloom |= chunk.has_bloom;
+    checked.has_page_index |= chunk.has_page_index;
+    checked.has_chunk_key_values |= chunk.key_values.size > 0;
+    support(chunk.codec >= 0 && chunk.codec <= LZ4_RAW, "it is compressed with a codec that is not known");
+    checked.codecs |= 1u << chunk.codec;
+    checked.plain_bytes += chunk.plain_bytes;
+    bytes += chunk.bytes;
+    if (depth >= PM_CHECK_PAGES)
+      check_chunk(file.bytes, chunk, file.footer.leaves[i], group.rows, depth, scratch, count);
+  }
+  checked.largest_group_bytes = std::max(checked.largest_group_bytes, bytes);
+}
+
+void check_input(const pm_input& input, pm_depth depth, i32 time_leaf, pm_checked& checked) {
+  File file;
+  read_input(input, file);
+  parse_input(input, file);
+  const Footer& footer = file.footer;
+  checked.rows = footer.rows;
+  checked.row_groups = static_cast<i64>(footer.groups.size());
+  checked.columns = static_cast<i64>(footer.leaves.size());
+  checked.size_bytes = static_cast<i64>(file.bytes.size);
+  digest_of(footer.schema, checked.schema_digest);
+  digest_of(footer.key_values, checked.key_values_digest);
+  checked.schema = span_of(file, footer.schema_list);
+  checked.key_values = span_of(file, footer.key_values);
+  checked.created_by = span_of(file, footer.created_by);
+  size_t place = static_cast<size_t>(time_leaf);
+  bool bounded = time_leaf >= 0 && place < footer.leaves.size();
+  Scratch scratch;
+  PageCount count;
+  for (const RowGroup& group : footer.groups) {
+    checked.has_sorting |= group.sorting.size > 0;
+    if (!group.rows) continue;
+    check_group(file, group, depth, checked, scratch, count);
+    bounded = bounded && widen_times(footer.leaves[place], group.chunks[place], checked);
+  }
+  if (!bounded) checked.has_times = 0;
+  checked.pages = count.pages;
+  checked.checksums = count.checksums;
+}
+
+void merge_inputs(i64 count, const pm_input* inputs, const pm_options& options, pm_result& result, i64& at) {
+  if (count < 1 || options.page_bytes < 1 || options.page_rows < 1 || !options.created_by)
+    refuse(PM_INTERNAL, "the options make no sense");
+  if (options.codec < 0 || options.codec > LZ4_RAW || !(writable_codecs() >> options.codec & 1)) {
+    refuse(PM_NO_CODEC, "the output's codec is not built in");
+  }
+  double began = cpu_now();
+  std::vector<File> files(static_cast<size_t>(count));
+  for (at = 0; at < count; at++) {
+    if (options.cancelled && *options.cancelled) refuse(PM_CANCELLED, "it was cancelled");
+    read_input(inputs[at], files[static_cast<size_t>(at)]);
+    result.in_bytes += static_cast<i64>(files[static_cast<size_t>(at)].bytes.size);
+  }
+  result.read_s = cpu_now() - began;
+  began = cpu_now();
+  for (at = 0; at < count; at++) {
+    File& file = files[static_cast<size_t>(at)];
+    parse_input(inputs[at], file);
+    const Footer& first = files[0].footer;
+    if (file.footer.schema != first.schema) refuse(PM_DIFFERS, "it has another schema");
+    if (!options.keys && file.footer.key_values != first.key_values) refuse(PM_DIFFERS, "it has other key-values");
+    if (options.bloom != PM_BLOOM_REFUSE) continue;
+    for (const RowGroup& group : file.footer.groups) {
+      for (const Chunk& chunk : group.chunks) support(!chunk.has_bloom, "it has bloom filters");
+    }
+  }
+  at = -1;
+  result.footer_s = cpu_now() - began;
+  merge_files(files, options, result, at);
+}
+
+// Calls `work`, and makes a code and a reason of whatever it throws.
+template <class Work>
+int32_t guarded(char* reason, size_t room, Work work) {
+  try {
+    work();
+    return PM_OK;
+  } catch (const Refusal& refusal) {
+    snprintf(reason, room, "%s", refusal.reason.c_str());
+    return refusal.code;
+  } catch (const std::bad_alloc&) {
+    snprintf(reason, room, "there is not enough memory");
+    return PM_MEMORY;
+  } catch (const std::exception& error) {
+    snprintf(reason, room, "%s", error.what());
+    return PM_INTERNAL;
+  } catch (...) {
+    snprintf(reason, room, "something unknown was thrown");
+    return PM_INTERNAL;
+  }
+}
+
+}  // namespace
+}  // namespace pagemerge
+
+using namespace pagemerge;
+
+extern "C" {
+
+PM_API int32_t pm_version(void) { return PM_VERSION; }
+PM_API uint32_t pm_reads(void) { return readable_codecs(); }
+PM_API uint32_t pm_writes(void) { return writable_codecs(); }
+
+PM_API int32_t pm_merge(int64_t count, const pm_input* inputs, const pm_options* options, pm_result* result) {
+  memset(result, 0, sizeof *result);
+  i64 at = -1;
+  BudgetScope scope(options->memory_bytes);
+  int32_t code =
+      guarded(result->reason, sizeof result->reason, [&] { merge_inputs(count, inputs, *options, *result, at); });
+  result->bad_input = code ? static_cast<int32_t>(at) : -1;
+  result->peak_bytes = static_cast<i64>(scope.own.peak);
+  return code;
+}
+
+PM_API int32_t pm_check(int64_t count, const pm_input* inputs, int32_t depth, int32_t time_leaf, int64_t memory_bytes,
+                        pm_checked* checked) {
+  for (i64 i = 0; i < count; i++) {
+    pm_checked& each = checked[i];
+    memset(&each, 0, sizeof each);
+    BudgetScope scope(memory_bytes);
+    each.code = guarded(each.reason, sizeof each.reason,
+                        [&] { check_input(inputs[i], static_cast<pm_depth>(depth), time_leaf, each); });
+  }
+  return PM_OK;
+}
+
+PM_API void pm_free(void* data) { free(data); }
+
+}  // extern "C"

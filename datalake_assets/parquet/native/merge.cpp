@@ -1,0 +1,201 @@
+#include "merge.hpp"
+
+namespace pagemerge {
+namespace {
+
+// ---- the order of rows
+
+struct Times {
+  bool found = false, sorted = true;  // sorted: as they come
+  i64 min = 0, max = 0;
+  Numbers<RowRun> runs;  // where rows have to be put in order
+};
+
+// Rows by time, those without one last, those of equal time in their order.
+void find_runs(const Numbers<i64>& times, const Bytes& is_null, size_t rows, Times& found) {
+  Numbers<u32> order;
+  order.resize(rows);
+  for (size_t i = 0; i < rows; i++) order[i] = static_cast<u32>(i);
+  std::stable_sort(order.data(), order.data() + rows, [&](u32 a, u32 b) {
+    if (is_null.data[a] || is_null.data[b]) return is_null.data[a] < is_null.data[b];
+    return times[a] < times[b];
+  });
+  for (size_t i = 0; i < rows;) {
+    size_t from = i++;
+    while (i < rows && order[i] == order[i - 1] + 1) i++;
+    found.runs.push({order[from], i - from});
+  }
+}
+
+Times look_at_times(Column& column, bool sort) {
+  const Leaf& leaf = *column.leaf;
+  column.to_plain();
+  size_t rows = column.levels, width = leaf.width();
+  Times found;
+  Numbers<i64> times;
+  Bytes is_null;
+  times.resize(rows);
+  is_null.grow(rows);
+  const u8* at = column.plain.data;
+  bool last_null = false;
+  for (size_t i = 0; i < rows; i++) {
+    bool null = leaf.max_definition && column.definition.data[i] != leaf.max_definition;
+    is_null.data[i] = null;
+    times[i] = 0;
+    if (null) {
+      last_null = true;
+      continue;
+    }
+    i64 value = width == 4 ? load<i32>(at) : load<i64>(at);
+    at += width;
+    times[i] = value;
+    found.sorted &= !last_null && (!found.found || value >= found.max);
+    found.min = found.found ? std::min(found.min, value) : value;
+    found.max = found.found ? std::max(found.max, value) : value;
+    found.found = true;
+  }
+  if (!found.sorted && sort) find_runs(times, is_null, rows, found);
+  return found;
+}
+
+// ---- the merge
+
+class Merge {
+ public:
+  Merge(std::vector<File>& files, const pm_options& options, pm_result& result)
+      : files_(files), options_(options), result_(result), leaves_(files[0].footer.leaves) {
+    settings_.codec = options.codec;
+    settings_.level = options.level;
+    settings_.page_bytes = static_cast<size_t>(options.page_bytes);
+    settings_.page_rows = static_cast<size_t>(options.page_rows);
+    settings_.verify = options.verify != 0;
+    settings_.copy = options.copy != 0;
+    for (const File& file : files) rows_ += file.footer.rows;
+  }
+
+  i64 at = -1;  // the input that is looked at
+
+  void run() {
+    support(rows_ <= UINT32_MAX / 2, "there are too many rows for one row group");
+    out_.reserve(static_cast<size_t>(result_.in_bytes));
+    out_.put("PAR1", 4);
+    chunks_.reserve(leaves_.size());
+    if (rows_) {
+      read_times();
+      for (size_t leaf = 0; leaf < leaves_.size(); leaf++) merge_column(leaf);
+    }
+    double began = cpu_now();
+    result_.dropped_sorting = put_footer({files_, options_, chunks_, chunk_key_values_, rows_, reorders()}, out_);
+    result_.encode_s += cpu_now() - began;
+    result_.rows = rows_;
+    result_.size_bytes = static_cast<i64>(out_.size);
+    result_.data = out_.release();
+  }
+
+ private:
+  std::vector<File>& files_;
+  const pm_options& options_;
+  pm_result& result_;
+  const std::vector<Leaf>& leaves_;
+  WriterSettings settings_;
+  Scratch scratch_;
+  Bytes out_;
+  Column column_, time_column_;
+  Times times_;
+  std::vector<ChunkInfo> chunks_;
+  std::vector<View> chunk_key_values_;
+  i64 rows_ = 0;
+
+  bool is_time(size_t leaf) const { return options_.time_leaf >= 0 && leaf == static_cast<size_t>(options_.time_leaf); }
+  bool reorders() const { return times_.runs.size() > 0; }
+
+  template <class Use>
+  void each_chunk(size_t leaf, Use use) {
+    for (size_t i = 0; i < files_.size(); i++) {
+      at = static_cast<i64>(i);
+      if (options_.cancelled && *options_.cancelled) refuse(PM_CANCELLED, "it was cancelled");
+      for (const RowGroup& group : files_[i].footer.groups) {
+        if (group.rows) use(files_[i], group.chunks[leaf], group.rows);
+      }
+    }
+    at = -1;
+  }
+
+  void read_times() {
+    if (options_.time_leaf < 0) return;
+    double began = cpu_now();
+    size_t place = static_cast<size_t>(options_.time_leaf);
+    support(place < leaves_.size(), "there is no such time column");
+    const Leaf& leaf = leaves_[place];
+    support((leaf.type == INT32 || leaf.type == INT64) && !leaf.max_repetition && leaf.order == Order::SIGNED,
+            "the time column is no integer of its own in each row");
+    time_column_.begin(leaf);
+    each_chunk(place, [&](const File& file, const Chunk& chunk, i64 rows) {
+      time_column_.read(file.bytes, chunk, rows, scratch_);
+    });
+    times_ = look_at_times(time_column_, options_.order == PM_ORDER_SORT);
+    if (!times_.sorted && options_.order == PM_ORDER_REFUSE) refuse(PM_UNSORTED, "rows are not in order of time");
+    result_.has_times = times_.found;
+    result_.time_min = times_.min;
+    result_.time_max = times_.max;
+    result_.unsorted = !times_.sorted;
+    result_.decode_s += cpu_now() - began;
+  }
+
+  void merge_column(size_t place) {
+    double began = cpu_now();
+    const Leaf& leaf = leaves_[place];
+    bool blooms = false, first = true;
+    View key_values;
+    each_chunk(place, [&](const File&, const Chunk& chunk, i64) {
+      blooms |= chunk.has_bloom && options_.bloom == PM_BLOOM_BUILD && leaf.type != BOOLEAN;
+      if (first) key_values = chunk.key_values;
+      first = false;
+      if (chunk.key_values != key_values) refuse(PM_DIFFERS, "a column chunk has other key-values");
+    });
+    WriterSettings settings = settings_;
+    settings.copy &= !blooms && !is_time(place) && !reorders();
+    ChunkWriter writer(leaf, settings, out_, scratch_);
+    Column& column = is_time(place) ? time_column_ : column_;
+    if (!is_time(place)) {
+      column.begin(leaf);
+      each_chunk(place, [&](const File& file, const Chunk& chunk, i64 rows) {
+        if (!writer.copy(file.bytes, chunk, rows, file.proven, column)) column.read(file.bytes, chunk, rows, scratch_);
+      });
+    }
+    if (reorders()) column.reorder(times_.runs, static_cast<size_t>(rows_));
+    BloomFilter bloom;
+    if (blooms) {
+      bool mapped = column.has_dictionary;
+      const Bytes& plain = mapped ? column.dictionary.plain : column.plain;
+      bloom.add(leaf, plain.data, mapped ? column.dictionary.count() : column.values);
+    }
+    double decoded = cpu_now();
+    if (column.levels) writer.encode(column);
+    chunks_.push_back(writer.finish());
+    chunk_key_values_.push_back(key_values);
+    ChunkInfo& chunk = chunks_.back();
+    if (blooms) bloom.write(chunk.bloom);
+    if (chunk.rows != rows_) refuse(PM_INTERNAL, "a column came out with another number of rows");
+    result_.copied_bytes += chunk.copied_bytes;
+    result_.copied_pages += chunk.copied_pages;
+    result_.encoded_pages += chunk.encoded_pages;
+    result_.decode_s += decoded - began;
+    result_.verify_s += writer.verify_s;
+    result_.encode_s += cpu_now() - decoded - writer.verify_s;
+  }
+};
+
+}  // namespace
+
+void merge_files(std::vector<File>& files, const pm_options& options, pm_result& result, i64& at) {
+  Merge merge(files, options, result);
+  try {
+    merge.run();
+  } catch (...) {
+    at = merge.at;
+    throw;
+  }
+}
+
+}  // namespace pagemerge

@@ -1,0 +1,81 @@
+// Writing one column chunk: pages that are encoded, pages that are copied, their statistics and indexes.
+#pragma once
+
+#include "column.hpp"
+#include "statistics.hpp"
+
+namespace pagemerge {
+
+// A page of less than this is not worth staying apart: its neighbours are encoded with it.
+constexpr size_t SMALL_PAGE_BYTES = 32 << 10;
+
+void widen_range(const Leaf& leaf, const MinMax& more, MinMax& range);
+void came_out(bool right);  // what was written is read again: refuses the merge if it is not what it should be
+double cpu_now();           // seconds of this thread
+
+struct WriterSettings {
+  int codec = UNCOMPRESSED, level = 1;
+  size_t page_bytes = 1 << 20, page_rows = 20'000;
+  bool verify = true, copy = true;
+};
+
+// What the page index says of a page.
+struct PageInfo {
+  i64 offset = 0, bytes = 0, row = 0, nulls = 0;
+  bool all_null = false;
+  MinMax range;
+};
+
+// What the column chunk's metadata say.
+struct ChunkInfo {
+  std::vector<PageInfo> pages;
+  i64 dictionary_offset = 0, data_offset = 0;
+  i64 bytes = 0, plain_bytes = 0, values = 0, nulls = 0, rows = 0;
+  i64 copied_bytes = 0, copied_pages = 0, encoded_pages = 0, pages_v2 = 0;
+  bool has_dictionary = false, ranges_known = true;
+  MinMax range;
+  Bytes column_index, offset_index, bloom;
+};
+
+class ChunkWriter {
+ public:
+  ChunkWriter(const Leaf& leaf, const WriterSettings& settings, Bytes& out, Scratch& scratch)
+      : leaf_(leaf), settings_(settings), out_(out), scratch_(scratch) {}
+
+  // Copies a chunk's values without decoding them if they can stay as they are, behind what `before` holds, which is
+  // written first. `proven`: somebody vouches for the file's bytes, so that values need not be decoded to prove them.
+  bool copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before);
+  // Encodes the column's values as pages.
+  void encode(Column& column);
+  // Writes what is left, and makes the page indexes.
+  ChunkInfo finish();
+
+  double verify_s = 0;  // CPU that verifying took
+
+ private:
+  struct Joined {  // a page of version 2 that compressed values are collected for
+    std::vector<View> parts;
+    Bytes definition;
+    size_t levels = 0, values = 0, plain_bytes = 0, bytes = 0;
+    MinMax range;
+  };
+  struct Found;  // a chunk's values where they lie
+
+  const Leaf& leaf_;
+  const WriterSettings& settings_;
+  Bytes& out_;
+  Scratch& scratch_;
+  ChunkInfo info_;
+  Joined joined_;
+
+  bool find(View file, const Chunk& chunk, Found& found);
+  void prove(const Chunk& chunk, const Found& found, bool proven);
+  void put_joined();
+  void put_as_is(const Found& found, size_t rows, MinMax range);
+  void put_page(int type, size_t values, int encoding, const Bytes& page);
+  void note_page(PageInfo page);
+  void begin_data();
+  void verify(const Column& column, size_t from);
+};
+
+}  // namespace pagemerge

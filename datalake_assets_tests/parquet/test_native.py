@@ -1,0 +1,159 @@
+"""The page-merging kernel through its wrapper, against pyarrow, which shares no code with it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+
+from datalake_assets.parquet import native
+from datalake_assets.parquet.native import Depth, MergeOptions, Part, Refusal, Refused
+from datalake_assets_tests.parquet.parquet_files import EXTRAS, parquet, read, rows
+
+#: Where a missing kernel is a fault, not a machine without a compiler.
+NEEDED = ("CI", "TESTS_NEED_NATIVE")
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    loaded = native.load_kernel()
+    if loaded is None:
+        assert not any(os.environ.get(name) for name in NEEDED), native.native_status().reason
+        pytest.skip(native.native_status().reason)
+    return loaded
+
+
+def small(start, count=400):
+    """What tiny files hold: values that repeat, values that never do, nulls."""
+    random = np.random.default_rng(start)
+    return pa.table(
+        {
+            "id": pa.array(np.arange(start, start + count)),
+            "at": pa.array(10**15 + np.arange(start, start + count) * 1000).cast(pa.timestamp("us", "UTC")),
+            "user": pa.array(random.integers(0, 50, count)),
+            "amount": pa.array(random.normal(size=count), mask=random.random(count) < 0.2),
+            "session": pa.array([random.bytes(16).hex() for _ in range(count)], mask=random.random(count) < 0.1),
+            "country": pa.array([["AT", "DE", None][place] for place in random.integers(0, 3, count)]),
+        }
+    )
+
+
+def plain(table):
+    """Categories as the values that they are: the order of a dictionary means nothing here."""
+    fields = [
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields, table.schema.metadata))
+
+
+def decoded(found):
+    return plain(pq.read_table(pa.py_buffer(found.view)))
+
+
+def merged(kernel, bodies, **options):
+    return kernel.merge([Part(body) for body in bodies], MergeOptions(**options))
+
+
+KINDS = [
+    {"compression": codec, "data_page_version": version, "use_dictionary": dictionary}
+    for codec, version, dictionary in itertools.product(
+        ("none", "snappy", "zstd", "gzip", "lz4", "brotli"), ("1.0", "2.0"), (True, False)
+    )
+]
+
+
+@pytest.mark.parametrize("written", KINDS, ids=lambda each: "-".join(map(str, each.values())))
+def test_merged_rows_are_those_of_the_inputs(kernel, written):
+    """Types, nesting, nulls; decoded files and copied pages; row groups of several sizes."""
+    for tables, extra in (
+        ([rows(start, start + 100) for start in range(0, 400, 100)], EXTRAS),
+        ([small(start) for start in range(0, 4000, 400)], {}),
+    ):
+        bodies = [parquet(table, **extra, **written) for table in tables]
+        wanted = plain(pa.concat_tables(map(read, bodies)))
+        same = written["compression"] if written["compression"] in {"none", "snappy", "zstd"} else "none"
+        for codec, copy in (("snappy", True), ("zstd", True), (same, True), ("none", False)):
+            found = merged(kernel, bodies, codec=codec, copy=copy, key_values=None)
+            assert decoded(found).equals(wanted, check_metadata=True)
+            assert found.rows == wanted.num_rows
+            assert not (found.copied_pages and (not copy or codec != written["compression"]))
+
+
+def test_pages_of_small_files_are_joined_without_being_decompressed(kernel):
+    for codec in ("none", "snappy", "zstd"):
+        tables = [small(start) for start in range(0, 12_000, 400)]
+        bodies = [parquet(table, compression=codec) for table in tables]
+        digests = [xxhash.xxh3_128(body).digest() for body in bodies]
+        parts = [Part(body, digest=digest) for body, digest in zip(bodies, digests, strict=True)]
+        found = kernel.merge(parts, MergeOptions(codec=codec))
+        assert found.copied_bytes > 0.5 * len(found.view)
+        assert found.copied_pages <= 6  # a page a column, not a page a file
+        assert decoded(found).equals(pa.concat_tables(tables))
+
+
+def test_rows_out_of_order_are_sorted_by_time(kernel):
+    """Nulls last, and rows of equal time in the order of the inputs, as Arrow's sort leaves them."""
+    random = np.random.default_rng(1)
+    tables = []
+    for start in range(0, 600, 100):
+        table = rows(start, start + 100)
+        times = pa.array(random.integers(0, 50, 100), mask=random.random(100) < 0.1).cast(pa.timestamp("us", "UTC"))
+        tables.append(table.set_column(1, table.schema.field("at"), times))
+    bodies = [parquet(table) for table in tables]
+    joined = plain(pa.concat_tables(map(read, bodies)))
+    found = merged(kernel, bodies, time_leaf=1, order="sort")
+    wanted = joined.sort_by([("at", "ascending")])
+    assert decoded(found).equals(wanted)
+    assert found.unsorted
+    kept = merged(kernel, bodies, time_leaf=1)
+    assert kept.unsorted
+    assert decoded(kept).equals(joined)
+    assert kept.times == found.times == (0, 49)
+    with pytest.raises(Refused) as refused:
+        merged(kernel, bodies, time_leaf=1, order="refuse")
+    assert refused.value.kind is Refusal.UNSORTED
+
+
+def test_a_refused_file_is_named_and_the_others_merge(kernel):
+    good = [parquet(small(start)) for start in range(0, 1200, 400)]
+    for bad, kind in (
+        (good[1][:-10], Refusal.DAMAGED),
+        (b"", Refusal.DAMAGED),
+        (parquet(small(0).drop_columns("id")), Refusal.DIFFERS),
+        (good[1], Refusal.CHANGED),
+        ("/nowhere/file.parquet", Refusal.UNREADABLE),
+    ):
+        parts = [Part(good[0]), Part(bad, digest=bytes(16) if kind is Refusal.CHANGED else None), Part(good[2])]
+        with pytest.raises(Refused) as refused:
+            kernel.merge(parts, MergeOptions())
+        assert (refused.value.kind, refused.value.index) == (kind, 1)
+    assert decoded(merged(kernel, [good[0], good[2]])).equals(pa.concat_tables([small(0), small(800)]))
+
+
+def test_a_look_says_what_a_file_is(kernel):
+    body = parquet(small(0), write_page_checksum=True, row_group_size=150)
+    found = kernel.check([Part(body), Part(body[:-1])], Depth.DECODE, time_leaf=1)
+    assert found[0].refused is None
+    assert (found[0].rows, found[0].row_groups, found[0].codecs) == (400, 3, {"snappy"})
+    assert found[0].times == (10**15, 10**15 + 399_000)
+    assert found[0].checksums == found[0].pages > 18
+    assert found[1].refused is not None
+    assert found[1].refused.kind is Refusal.DAMAGED
+
+
+def test_memory_is_bounded(kernel):
+    """A page of a few bytes may stand for very many."""
+    bomb = pa.table({"text": pa.array(["x" * 20_000] * 5_000)})
+    body = parquet(bomb, compression="zstd")
+    assert len(body) < 100_000
+    table = pa.table({"text": pa.array([f"{number:0100d}" for number in range(2000)])})
+    with pytest.raises(Refused) as refused:
+        merged(kernel, [parquet(table, use_dictionary=False), body], memory_bytes=32 << 20)
+    assert refused.value.kind is Refusal.MEMORY
+    assert refused.value.index == 1
