@@ -319,38 +319,100 @@ def _exact(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, npt.NDArray[n
     nothing = pa.nulls(len(column), kind), np.asarray(column.is_null())
     if column.null_count == len(column) or not _is_alike(column.type, kind):
         return nothing
-    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    plain, wanted = column.cast(_plain(column.type)), _plain(kind)
+    between = _between(plain.type, wanted)
     try:
-        cast = plain.cast(kind)
-        same = _equal(cast.cast(plain.type), plain)
+        cast = plain.cast(between).cast(wanted)
+        same = _equal(cast.cast(between).cast(plain.type), plain)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         if len(plain) == 1:
             return nothing
         # the few that do not fit are found in few steps; of a slice of lists, Arrow casts the values of all
         halves = [plain.take(pa.array(half)) for half in np.array_split(np.arange(len(plain)), 2)]
-        found = [_exact(half, kind) for half in halves]
-        return pa.concat_arrays([values for values, _ in found]), np.concatenate([fits for _, fits in found])
-    if not same.any():
+        found = [_exact(half, wanted) for half in halves]
+        cast, same = pa.concat_arrays([values for values, _ in found]), np.concatenate([fits for _, fits in found])
+    try:
+        return (cast if same.all() else pc.if_else(pa.array(same), cast, pa.scalar(None, wanted))).cast(kind), same
+    except pa.ArrowInvalid:  # more values than numbers of a dictionary's
         return nothing
-    return (cast if same.all() else pc.if_else(pa.array(same), cast, pa.scalar(None, kind))), same
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries, which say how values are held and not which they are."""
+    return _with_leaves(kind, kind, lambda one, _: one.value_type if pa.types.is_dictionary(one) else one)
+
+
+def _between(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type by whose way Arrow casts values of one to the other as they are.
+
+    It takes no integers into a decimal that could not hold all of their type, and casts the bits of half floats.
+    """
+
+    def leaf(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+        if pa.types.is_integer(one) and pa.types.is_decimal128(other):
+            return pa.decimal128(38, 0)
+        if pa.types.is_integer(one) and pa.types.is_decimal256(other):
+            return pa.decimal256(76, 0)
+        if pa.types.is_float16(one) != pa.types.is_float16(other):
+            return pa.float32()
+        return other
+
+    return _with_leaves(one, other, leaf)
+
+
+def _with_leaves(
+    one: pa.DataType, other: pa.DataType, leaf: Callable[[pa.DataType, pa.DataType], pa.DataType]
+) -> pa.DataType:
+    """The second type with other leaves, made of both types' at that place; parts are the same in both."""
+    if pa.types.is_struct(other):
+        return pa.struct(
+            [right.with_type(_with_leaves(left.type, right.type, leaf)) for left, right in zip(one, other, strict=True)]
+        )
+    if pa.types.is_map(other):
+        key = other.key_field.with_type(_with_leaves(one.key_type, other.key_type, leaf))
+        return pa.map_(key, other.item_field.with_type(_with_leaves(one.item_type, other.item_type, leaf)))
+    if _is_list(other):
+        value = other.value_field.with_type(_with_leaves(one.value_type, other.value_type, leaf))
+        if pa.types.is_fixed_size_list(other):
+            return pa.list_(value, other.list_size)
+        return pa.large_list(value) if pa.types.is_large_list(other) else pa.list_(value)
+    return leaf(one, other)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _equal(left: pa.Array, right: pa.Array) -> npt.NDArray[np.bool_]:
-    if pa.types.is_nested(right.type):
-        if not left.equals(right) and len(right) > 1:
-            raise pa.ArrowInvalid("there is no comparison of nested values one by one")
-        return np.full(len(right), left.equals(right))
-    equal = pc.fill_null(pc.equal(left, right), fill_value=False)
-    same: npt.NDArray[np.bool_] = np.asarray(equal) | np.asarray(right.is_null())
-    if pa.types.is_floating(right.type):
-        same = same | np.asarray(pc.fill_null(pc.is_nan(right), fill_value=False))
+    """Which values of two arrays of one type are the same; what is not a number is the same as such another."""
+    kind = right.type
+    both_null = np.asarray(left.is_null()) & np.asarray(right.is_null())
+    if pa.types.is_map(kind):
+        pairs = pa.list_(pa.struct([kind.key_field, kind.item_field]))
+        return _equal(left.cast(pairs), right.cast(pairs))
+    if pa.types.is_struct(kind):
+        parts = [_equal(one, other) for one, other in zip(left.flatten(), right.flatten(), strict=True)]
+        whole = np.asarray(left.is_valid()) == np.asarray(right.is_valid())
+        return both_null | reduce(np.logical_and, parts, whole)
+    if _is_list(kind):
+        lengths, others = (pc.fill_null(pc.list_value_length(each), -1) for each in (left, right))
+        if not lengths.equals(others):
+            raise pa.ArrowInvalid("the lists are of other lengths")
+        differ = np.concatenate([[0], np.cumsum(~_equal(left.flatten(), right.flatten()))])
+        ends = np.cumsum(np.maximum(np.asarray(lengths), 0))
+        return np.asarray(differ[ends] == differ[ends - np.maximum(np.asarray(lengths), 0)])
+    if pa.types.is_float16(kind):
+        left, right = left.cast(pa.float32()), right.cast(pa.float32())
+    same: npt.NDArray[np.bool_] = both_null | np.asarray(pc.fill_null(pc.equal(left, right), fill_value=False))
+    if pa.types.is_floating(kind):
+        same |= np.asarray(pc.fill_null(pc.and_(pc.is_nan(left), pc.is_nan(right)), fill_value=False))
     return same
 
 
 def _is_alike(one: pa.DataType, other: pa.DataType) -> bool:
     """Whether a value of one type can be the same value in the other."""
-    if pa.types.is_dictionary(one):
-        return _is_alike(one.value_type, other)
+    one = one.value_type if pa.types.is_dictionary(one) else one
+    other = other.value_type if pa.types.is_dictionary(other) else other
     if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
         return (one.tz is None) == (other.tz is None)
     if pa.types.is_nested(one) and pa.types.is_nested(other):
@@ -365,16 +427,17 @@ def _parts_are_alike(one: pa.DataType, other: pa.DataType) -> bool:
         )
     if pa.types.is_map(one) and pa.types.is_map(other):
         return _is_alike(one.key_type, other.key_type) and _is_alike(one.item_type, other.item_type)
-    are_lists = all(pa.types.is_list(each) or pa.types.is_large_list(each) for each in (one, other))
-    return one == other or (are_lists and _is_alike(one.value_type, other.value_type))
+    return one == other or (_is_list(one) and _is_list(other) and _is_alike(one.value_type, other.value_type))
 
 
 _TEXTS: Final = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _BYTES: Final = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-#: Pairs of types whose values can be the same. Not from a decimal to a float or back: few of either are in the other.
+#: Pairs of types whose values can be the same. Not from a decimal to a float or back: few of either are in the other;
+#: and not from either to integers, which are another thing even where they are whole.
 _ALIKE: Final[tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], bool]], ...]] = (
     (pa.types.is_integer, pa.types.is_integer),
     (pa.types.is_integer, pa.types.is_floating),
+    (pa.types.is_integer, pa.types.is_decimal),
     (pa.types.is_floating, pa.types.is_floating),
     (pa.types.is_decimal, pa.types.is_decimal),
     (pa.types.is_date, pa.types.is_date),
@@ -382,6 +445,7 @@ _ALIKE: Final[tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType],
     (pa.types.is_duration, pa.types.is_duration),
     *((one, other) for one in _TEXTS for other in _TEXTS),
     *((one, other) for one in (*_BYTES, pa.types.is_fixed_size_binary) for other in _BYTES),
+    *((one, pa.types.is_fixed_size_binary) for one in _BYTES),
 )
 
 

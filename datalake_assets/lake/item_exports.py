@@ -35,7 +35,7 @@ from datalake_assets.lake.landing import Mask
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.table import WriteReport
 
-__all__ = ["ItemsExport", "sealed_missing", "sweep_sealed"]
+__all__ = ["ItemsExport", "any_key", "sealed_missing", "sweep_sealed"]
 
 # The name of an object of digests.
 PREFIX, SUFFIX = "ids-", ".bin"
@@ -47,6 +47,16 @@ Plan = Callable[[Manifest], Planned]
 def sealed_missing(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[str]:
     """Keys of those that are not there."""
     return (name for name in sealed_keys(folder, key, manifest) if folder.store.head(name) is None)
+
+
+def any_key(folder: FeedFolder) -> str:
+    """A partition of a table that has one position for all, which is there without partitions, too.
+
+    It is what is left of a table whose rows another engine deleted.
+    """
+    if folder.by is None:
+        raise AssertionError
+    return key_of(folder.store.now(), folder.by)
 
 
 def sweep_sealed(folder: FeedFolder, *, older_than: timedelta) -> int:
@@ -63,9 +73,7 @@ def sweep_sealed(folder: FeedFolder, *, older_than: timedelta) -> int:
         if _is_sealed(each.key) and now - each.modified_at > older_than
     }
     if found:
-        # a table's one position, which any key gives, is there without partitions, too: when all rows were deleted
-        at_once = folder.by if folder.commits_at_once else None
-        for key in folder.partition_keys() if at_once is None else (key_of(now, at_once),):
+        for key in (any_key(folder),) if folder.commits_at_once else folder.partition_keys():
             found.difference_update(sealed_keys(folder, key, folder.log(key).load().manifest))
         folder.store.delete(found)
     return len(found)

@@ -33,7 +33,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.merging import MergeRule, key_texts, merged_columns
 from datalake_assets.core.position import Holes, Ints, Mask, OffsetsPosition
-from datalake_assets.core.schema import conform
+from datalake_assets.core.schema import conform, schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, UnreadableFile
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.deleted_keys import DeletedKeys
@@ -328,11 +328,16 @@ class _Reader:
         """A file's rows but for some, in pieces.
 
         Raises:
+            CommitConflict: It has a column that another export brought meanwhile.
             ConfigError: It has a column that the feed does not know, and that would be lost.
         """
         with _Opened(self._folder, key, file) as parquet:
             others = sorted(set(parquet.schema_arrow.names) - set(self._schema.names))
             if others:
+                known = self._folder.state.load().schema
+                if known is not None and not set(others).difference(schema_from_json(known).names):
+                    reason = f"another export has brought column {others[0]!r} meanwhile"
+                    raise CommitConflict(self._folder.data_root, reason)
                 raise ConfigError(
                     f"{self._folder.file_key(key, file.name)} has column {others[0]!r}, which feed"
                     f" {self._folder.feed.name!r} does not: to merge it would lose that; take the column out of it"

@@ -473,7 +473,10 @@ def partition_footers(folder: FeedFolder, key: str, dataset: ds.FileSystemDatase
 
 
 def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Schema) -> str:
-    """How a file's columns differ from the contract; an evolving feed's older files lack the newer columns."""
+    """How a file's columns differ from the contract; older files of a feed that evolves, or did, lack newer columns.
+
+    These are nullable, and stand at the contract's end (`datalake_assets.core.schema.evolve`).
+    """
     found = fragment.physical_schema
     extra = [name for name in found.names if name not in contract.names]
     # an adopted folder's path gives that, and whatever the files say is ignored
@@ -486,6 +489,9 @@ def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Sc
     others = {other for field in contract for other in spellings(field)}
     unseen = [field.name for field in contract if not {field.name, *spellings(field)} & {*found.names}]
     missing = [name for name in unseen if name not in _PATH_COLUMNS | others]
+    own = [name for name in contract.names if name not in _PATH_COLUMNS | others]
+    is_older = missing == own[len(own) - len(missing) :] and all(contract.field(name).nullable for name in missing)
+    may_lack = folder.feed.schema_policy != "freeze" or (is_older and not folder.is_adopted)
     parts = [f"has a column {name!r} that the feed hasn't" for name in extra]
-    parts += [f"has no column {name!r}" for name in missing if folder.feed.schema_policy == "freeze"]
+    parts += [f"has no column {name!r}" for name in ([] if may_lack else missing)]
     return "; ".join([*parts, *other])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -215,6 +216,9 @@ def test_fitted_integers_become_floats_only_if_they_are_whole_there(values, want
         assert kept is None or int(kept) == value
 
 
+_NARROW = pa.struct([("a", pa.float32()), ("b", pa.int64())])
+
+
 @pytest.mark.parametrize(
     ("value", "of", "wanted", "kept"),
     [
@@ -240,6 +244,26 @@ def test_fitted_integers_become_floats_only_if_they_are_whole_there(values, want
         ({"a": 1}, pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int8()), ("b", pa.int8())]), None),
         ([("k", 1)], pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.int64()), [("k", 1)]),
         (None, pa.null(), pa.struct([("a", pa.int8())]), ...),
+        (1.5, pa.float16(), pa.float32(), 1.5),
+        (1.5, pa.float16(), pa.int32(), None),
+        ([1.5, None], pa.list_(pa.float16()), pa.large_list(pa.float64()), [1.5, None]),
+        ([1.5, math.nan], pa.list_(pa.float32()), pa.list_(pa.float64()), ...),
+        ({"a": math.nan, "b": 1}, pa.struct([("a", pa.float64()), ("b", pa.int8())]), _NARROW, ...),
+        ({"a": 0.1, "b": 1}, pa.struct([("a", pa.float64()), ("b", pa.int8())]), _NARROW, None),
+        ([("k", math.nan)], pa.map_(pa.string(), pa.float32()), pa.map_(pa.string(), pa.float64()), ...),
+        ([("k", 0.1)], pa.map_(pa.string(), pa.float64()), pa.map_(pa.string(), pa.float32()), None),
+        ("ab", pa.string(), pa.dictionary(pa.int8(), pa.string()), "ab"),
+        ("ab", pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.large_string()), "ab"),
+        (7, pa.dictionary(pa.int8(), pa.int64()), pa.decimal128(20, 0), Decimal(7)),
+        (2**64 - 1, pa.uint64(), pa.decimal128(20, 0), Decimal(2**64 - 1)),
+        (-(2**63), pa.int64(), pa.decimal128(20, 1), Decimal(-(2**63))),
+        (10**18, pa.int64(), pa.decimal128(19, 2), None),
+        (10**18, pa.int64(), pa.decimal256(60, 2), Decimal(10**18)),
+        ([2**64 - 1, None], pa.list_(pa.uint64()), pa.list_(pa.decimal128(20, 0)), [Decimal(2**64 - 1), None]),
+        (Decimal(7), pa.decimal128(20, 0), pa.int64(), None),
+        ([1, 2], pa.list_(pa.int8(), 2), pa.list_(pa.int64()), [1, 2]),
+        ([1], pa.list_(pa.int8()), pa.list_(pa.int8(), 2), None),
+        (b"abc", pa.binary(), pa.binary(2), None),
     ],
     ids=str,
 )
@@ -248,9 +272,25 @@ def test_fitted_values_are_what_they_were_or_misfits(value, of, wanted, kept):
     column = pa.array([value, None, value], of)
     found = fitted(pa.record_batch([column], ["x"]), pa.schema([("x", wanted)]))
     kept = value if kept is ... else kept
-    assert found.rows["x"].to_pylist() == [kept, None, kept]
-    assert found.unfit.tolist() == [kept != value, False, kept != value]
+    values = found.rows["x"].to_pylist()
+    assert values == [kept, None, kept] or "nan" in repr(values) == repr([kept, None, kept])
+    assert found.unfit.tolist() == [kept is None and value is not None, False, kept is None and value is not None]
     assert found.rows.schema == pa.schema([("x", wanted)])
+
+
+def test_fitted_nests_what_is_not_a_number_and_what_does_not_fit_apart():
+    values = [[1.0, math.nan], None, [], [0.1], [math.nan, 0.1], [2.0]]
+    column = pa.array([[], *values], pa.list_(pa.float64())).slice(1)
+    found = fitted(pa.record_batch([column], ["x"]), pa.schema([("x", pa.list_(pa.float32()))]))
+    assert repr(found.rows["x"].to_pylist()) == repr([[1.0, math.nan], None, [], None, None, [2.0]])
+    assert found.unfit.tolist() == [False, False, False, True, True, False]
+
+
+def test_fitted_finds_values_too_many_for_a_dictionary():
+    values = pa.array([str(number) for number in range(300)])
+    found = fitted(pa.record_batch([values], ["x"]), pa.schema([("x", pa.dictionary(pa.int8(), pa.string()))]))
+    assert found.unfit.all()
+    assert found.rows["x"].null_count == 300
 
 
 def test_fitted_tells_the_few_that_do_not_fit_from_the_many():

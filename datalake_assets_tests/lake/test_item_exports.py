@@ -241,16 +241,24 @@ def test_lists_that_no_manifest_names_are_swept_by_age_and_others_are_not(store,
 
 @pytest.mark.usefixtures("few_in_manifests")
 @pytest.mark.parametrize("place", ["local iceberg"])
-def test_the_list_of_a_table_that_another_engine_emptied_is_not_swept(store, feed, monkeypatch):
-    land(store, feed, parcels(range(6)))
-    with seen_by_others(store) as emptied:
-        emptied.delete()
+def test_the_list_of_a_table_that_another_engine_emptied_is_missed_and_not_swept(store, feed, monkeypatch):
+    land(store, feed, parcels([*range(6), 30]))
+    (name,), body = lists(store), store.get(lists(store)[0])[0]
+    for emptied in (False, True):
+        if emptied:
+            with seen_by_others(store) as table:
+                table.delete()
+            open_table(store, feed).expire(all_past=True)
+        assert len(open_table(store, feed).partitions()) == (0 if emptied else 2)
+        store.delete([name])
+        found = [(each.key, each.what, each.name) for each in open_table(store, feed).verify()]
+        assert found == [("", "missing", name)], "once, whatever partitions there are"
+        store.put(name, body)
     real, kept = type(store).now, lists(store)
     monkeypatch.setattr(type(store), "now", lambda self: real(self) + 30 * STALE)
-    open_table(store, feed).expire(all_past=True)
-    assert open_table(store, feed).partitions() == ()
     assert open_table(store, feed).repair().swept == 0
     assert lists(store) == kept
+    assert list(open_table(store, feed).verify()) == []
     assert land(store, feed, parcels(range(8))).rows_added == 2
 
 

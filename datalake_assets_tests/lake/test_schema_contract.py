@@ -374,6 +374,9 @@ def test_queries_read_files_of_before_a_feed_stopped_evolving(local_store, froze
     with open_answer(local_store, [frozen], "select id, extra from s order by id") as answer:
         found = [row for batch in answer.batches for row in batch]
     assert found == [(30, None), (31, 7), (33, 7)]
+    table = open_table(local_store, frozen)
+    drifts = [each for key in table.partitions() for each in table.snapshot([key]).footers(key).drifts]
+    assert drifts == [], "the schema check calls no file of before drifted"
 
 
 class Slow(InMemoryBatches):

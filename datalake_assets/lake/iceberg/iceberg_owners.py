@@ -4,6 +4,9 @@ A table in a catalog has no folder that is surely its own, so that its owner's m
 ``datalake.adopted-by``. Two lakes that compacted one table could lose no row, since each commit is a compare-and-swap
 on the newest snapshot; they would undo each other's work, night after night. So a copy of a lake need not be told from
 the lake itself, as it must be for folders (ADR 025). A table without its catalog is only looked at, and has no owner.
+
+A catalog compares no properties: of two lakes that set one at once, the last would win, and the first believe that it
+had. Snapshots are compared, so that a table is taken with an empty one, on top of the one that was seen without owner.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from typing import Any
 
 from pyiceberg.exceptions import ValidationError
 from pyiceberg.table import Table
-from pyiceberg.table.update import RemovePropertiesUpdate, SetPropertiesUpdate, TableUpdate
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.table.update import RemovePropertiesUpdate
 
 from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, FolderTaken, LakeError, TransientStoreError
 from datalake_assets.feed import Feed
@@ -24,7 +28,7 @@ from datalake_assets.feed_sources import IcebergTableSource
 from datalake_assets.lake.adopted.owners import lake_id
 from datalake_assets.lake.iceberg.iceberg_catalogs import OWNER, load_others_table, metadata_table, talking
 from datalake_assets.lake.iceberg.iceberg_planning import why_too_new
-from datalake_assets.lake.iceberg.transactions import commit_updates
+from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, commit_updates
 from datalake_assets.lake.layout import folder_store, parse_address
 from datalake_assets.lake.store.base import Store
 
@@ -97,7 +101,7 @@ def take_table(lake: Store, feed: Feed) -> bool:
         if owner is not None:
             return taken
         with contextlib.suppress(CommitConflict), talking(lake, where=source.where):
-            _change(table, SetPropertiesUpdate(updates={ADOPTED_BY: mine}), becomes=mine)
+            commit_change(table, TableChange(Operation.REPLACE, set_properties={ADOPTED_BY: mine}))
             taken = True
         table = load_adopted(lake, source)
     raise TransientStoreError(source.where, "other writers kept changing the table's properties")
@@ -132,11 +136,8 @@ def release_table(lake: Store, feed: Feed) -> None:
         if owner is None or (owner.get("lake_id"), owner.get("feed")) != (lake_id(lake), feed.name):
             return
         with contextlib.suppress(CommitConflict), talking(lake, where=source.where):
-            _change(table, RemovePropertiesUpdate(removals=[ADOPTED_BY]), becomes=None)
-
-
-def _change(table: Table, update: TableUpdate, *, becomes: str | None) -> None:
-    commit_updates(table, [update], (), is_there=lambda: table.properties.get(ADOPTED_BY) == becomes)
+            update = RemovePropertiesUpdate(removals=[ADOPTED_BY])
+            commit_updates(table, [update], (), is_there=lambda: ADOPTED_BY not in table.properties)  # noqa: B023  called at once
 
 
 def _refuse_feeds(table: Table, source: IcebergTableSource) -> None:

@@ -18,7 +18,7 @@ from datalake_assets.core.report.figures import FeedStatistics, last_arrival
 from datalake_assets.core.schema import DISCARDING, schema_from_json
 from datalake_assets.errors import CommitConflict
 from datalake_assets.feed import Feed
-from datalake_assets.feed_sources import FeedKind
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.compaction import plan_of
 from datalake_assets.lake.hive import HiveSnapshot, HiveTable
 from datalake_assets.lake.iceberg.commit_records import unfinished_commits
@@ -39,6 +39,7 @@ from datalake_assets.lake.inspection import (
     sweep_staged,
     unknown_file,
 )
+from datalake_assets.lake.item_exports import any_key
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
 
@@ -203,9 +204,12 @@ class IcebergTable(HiveTable):
             named.update(each.key for each in record.staged)
             detail = f"commit {record.commit_id} was interrupted; 'datalake repair' undoes it"
             yield Difference("", "pending", at, detail)
+        if (
+            self.feed.is_exported and self.feed.position_kind is PositionKind.IDS
+        ):  # one position, whatever partitions there are
+            yield from missing_items(folder, "", view.manifest(any_key(folder)))
         for key in keys:
             manifest = view.manifest(key)
-            yield from missing_items(folder, key, manifest)
             for file in manifest.files:
                 name = folder.file_key(key, file.name)
                 named.add(name)

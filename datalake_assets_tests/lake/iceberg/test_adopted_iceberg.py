@@ -213,6 +213,27 @@ def test_two_lakes_do_not_keep_one_table(local_store, other_lake, catalog, tmp_p
     assert ids(catalog.load_table("n.t")) == list(range(20))
 
 
+@pytest.mark.parametrize("count", [0, 10])
+def test_of_two_lakes_that_adopt_one_table_at_once_one_is_refused(local_store, other_lake, catalog, tmp_path, count):
+    table = create(catalog)
+    if count:
+        table.append(rows(0, count))
+    real, waiting = SqlCatalog.commit_table, [other_lake]
+
+    def commit_table(*args, **options):  # the other comes just before the commit of the first
+        while waiting:
+            adopted(waiting.pop(), tmp_path)
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SqlCatalog, "commit_table", commit_table)
+        with pytest.raises(FolderTaken, match=f"kept in order by feed 't' of the lake {other_lake.uri}"):
+            adopted(local_store, tmp_path)
+    assert FeedRegistry(local_store).list().feeds == ()
+    assert json.loads(catalog.load_table("n.t").properties["datalake.adopted-by"])["lake"] == other_lake.uri
+    assert ids(catalog.load_table("n.t")) == list(range(count))
+
+
 def test_a_feed_of_a_lake_is_not_adopted(local_store, catalog, tmp_path):
     create(catalog, datalake__lake="/other/lake")
     with pytest.raises(ConfigError, match="it is a feed of the lake /other/lake, which keeps it in order"):
@@ -409,7 +430,7 @@ def test_a_tag_that_is_made_during_an_expiry_stays_with_its_rows(local_store, ca
     monkeypatch.setattr(iceberg_expiry, "_commit", late)
     with pytest.raises(CommitConflict, match="audit was made meanwhile"):
         table.expire()
-    assert table.expire().snapshots == 1  # the delete of the overwrite
+    assert table.expire().snapshots == 2  # the two of the overwrite; the newest is that of the adoption
     assert ids(catalog.load_table("n.t"), snapshot_id=tagged) == [0]
 
 
