@@ -393,7 +393,8 @@ def _equal(left: pa.Array, right: pa.Array) -> npt.NDArray[np.bool_]:
     if pa.types.is_struct(kind):
         parts = [_equal(one, other) for one, other in zip(left.flatten(), right.flatten(), strict=True)]
         whole = np.asarray(left.is_valid()) == np.asarray(right.is_valid())
-        return both_null | reduce(np.logical_and, parts, whole)
+        found: npt.NDArray[np.bool_] = both_null | reduce(np.logical_and, parts, whole)
+        return found
     if _is_list(kind):
         lengths, others = (pc.fill_null(pc.list_value_length(each), -1) for each in (left, right))
         if not lengths.equals(others):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +13,7 @@ import pytest
 from datalake_assets.core.batches import SourceBatch
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.position import Holes, OffsetsPosition, common_position
+from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.errors import CommitConflict, ConfigError, InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.lake import conversion
@@ -23,6 +26,7 @@ from datalake_assets.testing.table_cases import FORCE
 from datalake_assets_tests.lake.feeds import SCHEMA, numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids, listed
 from datalake_assets_tests.lake.store_kills import kill_points
+from datalake_assets_tests.operations.shared_catalogs import SharedCatalog, glue_server, ready_rest_catalog
 
 FORMS = ("parquet", "iceberg")
 OTHER = {"parquet": "iceberg", "iceberg": "parquet"}
@@ -377,3 +381,48 @@ def test_one_that_was_given_up_deletes_nothing_of_the_next(local_store, monkeypa
     with pytest.raises(CommitConflict, match="somebody else"):
         converted(local_store, "s", OTHER[form])
     assert (now(local_store).feed.format.type, ids(now(local_store))) == (OTHER[form], list(range(20)))
+
+
+@pytest.fixture(params=["rest", "glue"])
+def in_s3(request: pytest.FixtureRequest, s3_server: S3Server) -> Iterator[Store]:
+    """A lake in S3, whose Iceberg feeds are in the server's REST catalog, or in AWS Glue as moto serves it."""
+    with ExitStack() as stack:
+        if request.param == "rest":
+            yield ready_rest_catalog(s3_server).store
+        else:
+            yield SharedCatalog(s3_server, glue=stack.enter_context(glue_server())).store
+
+
+@pytest.mark.s3
+def test_a_feed_in_s3_is_converted_there_and_back(in_s3, monkeypatch):
+    feed, keys = added(in_s3, stream_feed()), ["2025-01-01", "2025-01-02", "2025-01-03"]
+    for start in (0, 20):
+        export(open_table(in_s3, feed), stream_of(numbered(range(start, start + 30))))
+    dies = [True]
+
+    def killed(self, *args):
+        if dies.pop():
+            raise KeyboardInterrupt
+        return compared(self, *args)
+
+    compared = conversion._Conversion._compared
+    monkeypatch.setattr(conversion._Conversion, "_compared", killed)
+    with pytest.raises(KeyboardInterrupt):  # all is copied by then
+        converted(in_s3, "s", "iceberg")
+    monkeypatch.setattr(conversion._Conversion, "_compared", compared)
+    with pytest.raises(ConfigError, match="is being converted to iceberg"):
+        export(now(in_s3), stream_of(numbered(range(60))))
+    done = converted(in_s3, "s", "iceberg")
+    assert (done.partitions, done.rows, now(in_s3).partitions()) == (3, 50, tuple(keys))
+    assert export(now(in_s3), stream_of(numbered(range(60)))).rows_added == 10
+    registry = FeedRegistry(in_s3)
+    old = [each.key for each in in_s3.list("streams/s") if each.key.endswith(".parquet")]
+    drop_former(in_s3, registry.get("s"), registry.convert)
+    assert old != []
+    assert not any(in_s3.head(key) for key in old)
+    assert ids(now(in_s3)) == list(range(60))
+    assert converted(in_s3, "s", "parquet").rows == 60
+    drop_former(in_s3, registry.get("s"), registry.convert)
+    assert list(now(in_s3).verify(deep=True)) == []
+    assert export(now(in_s3), stream_of(numbered(range(70)))).rows_added == 10
+    assert ids(now(in_s3)) == list(range(70))
