@@ -12,7 +12,7 @@ import click
 
 from datalake_assets.cli.export import ExportRequest
 from datalake_assets.cli.output import CompactProgress, one_line, print_json, say, warn
-from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session
+from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, tell_dagster
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, Estimate, LeftAlone
 from datalake_assets.core.facts import PartitionFacts, Problem
 from datalake_assets.core.wording import size_text
@@ -350,18 +350,15 @@ def _tell_dagster(session: Session, feed: Feed, done: Sequence[Compacted]) -> No
     reports = [each.report for each in done if each.report is not None and each.changed]
     if not reports:
         return
-    from datalake_assets.cli.session import home_to_tell  # noqa: PLC0415  rarely needed
 
-    try:
-        if home_to_tell() is None:
-            return
+    def tell() -> None:
         # Dagster takes a second to import: only once everything is committed, and only if there is a history to add to
         from datalake_assets.defs.compaction.job import report_compactions  # noqa: PLC0415
         from datalake_assets.defs.resources import Lake  # noqa: PLC0415
 
         report_compactions(Lake(session.settings), feed, reports)
-    except Exception as error:  # noqa: BLE001  a history that cannot be written is no reason to fail
-        warn(f"not shown in Dagster: {type(error).__name__}: {error}")
+
+    tell_dagster(tell)
 
 
 #: Groups of a partition that are shown unless asked for more.

@@ -10,7 +10,7 @@ import click
 
 from datalake_assets.cli.export import ExportRequest
 from datalake_assets.cli.output import one_line, print_json, say, warn
-from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session
+from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, tell_dagster
 from datalake_assets.core.facts import Deletion, Expired, WaitingRows
 from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
@@ -94,6 +94,7 @@ def delete(
             done.waiting_deleted = waiting_rows(session.store, feed, where, schema, delete=True).matching
         if all_past:
             done.expired = table.expire(all_past=True)
+        _tell_dagster(session, done)
     if as_json:
         print_json(_document(done))
     else:
@@ -157,6 +158,19 @@ def _delete(session: Session, table: LakeTable, where: str, done: _Done) -> None
             warn(f"Error: {done.feed.path} {plan.key}: {error}")
             if session.traceback:
                 raise
+
+
+def _tell_dagster(session: Session, done: _Done) -> None:
+    changed = [each for each in (done.deleted or {}).values() if each.matching]
+    if not changed:
+        return
+
+    def tell() -> None:
+        from datalake_assets.defs.feeds.runner import report_deletions  # noqa: PLC0415  Dagster takes a second to import
+
+        report_deletions(session.settings, done.feed, changed)
+
+    tell_dagster(tell)
 
 
 def _past_text(table: LakeTable) -> str:

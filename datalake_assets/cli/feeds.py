@@ -34,6 +34,7 @@ from datalake_assets.cli.session import (
     existing_home,
     json_option,
     pass_session,
+    tell_dagster,
 )
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.core.merging import merged_columns
@@ -266,6 +267,13 @@ def convert(session: Session, *, name: str, to: str | None, drop_old: bool) -> N
     if done.is_undone:
         say(f"the conversion of {feed.path} is given up; it is kept as {to}, as before")
         return
+
+    def tell() -> None:
+        from datalake_assets.defs.feeds.runner import report_conversion  # noqa: PLC0415  Dagster takes a second to import
+
+        report_conversion(session.settings, done.feed, partitions=done.partitions, rows=done.rows)
+
+    tell_dagster(tell)
     former = done.feed.format.former
     say(f"converted {feed.path} to {done.feed.format.type}: {done.partitions:,} partitions, {done.rows:,} rows")
     if former is not None:

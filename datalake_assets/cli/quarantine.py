@@ -13,9 +13,9 @@ from datalake_assets.cli.session import (
     OrderedGroup,
     Session,
     WorkCommand,
-    home_to_tell,
     json_option,
     pass_session,
+    tell_dagster,
 )
 
 if TYPE_CHECKING:
@@ -151,23 +151,15 @@ def _replayed(session: Session, feed: Feed) -> WriteReport:
     with session.source(feed.source.type) as source:
         decode = partial(source.decode, feed) if isinstance(source, DecodesAgain) else None
         report = table.replay(source.read(feed, ReadRequest()), decode)
-    if report.partitions:
-        _tell_dagster(session, feed, report)
-    return report
 
-
-def _tell_dagster(session: Session, feed: Feed, report: WriteReport) -> None:
-    """Tells Dagster what was landed, if it keeps a history; the rows are committed, whatever becomes of this."""
-    try:
-        if home_to_tell() is None:
-            return
+    def tell() -> None:
         from datalake_assets.defs.feeds.runner import report_replay  # noqa: PLC0415  Dagster takes a second to import
-        from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415  Dagster takes a second to import
 
-        with open_instance() as instance:
-            report_replay(instance, feed, report, lake_uri=session.store.uri)
-    except Exception as error:  # noqa: BLE001  a history that cannot be written is no reason to fail
-        warn(f"not shown in Dagster: {type(error).__name__}: {error}")
+        report_replay(session.settings, feed, report)
+
+    if report.partitions:
+        tell_dagster(tell)
+    return report
 
 
 def _partitions(report: WriteReport) -> list[dict[str, Any]]:

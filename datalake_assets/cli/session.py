@@ -36,6 +36,7 @@ __all__ = [
     "lake_option",
     "pass_session",
     "prepare_home",
+    "tell_dagster",
 ]
 
 
@@ -224,6 +225,19 @@ def home_to_tell() -> Path | None:
     if home is not None:
         os.environ[_VARIABLE] = str(home)
     return home
+
+
+def tell_dagster(report: Callable[[], None]) -> None:
+    """Tells Dagster what was done without it, if it keeps a history; that is committed, whatever becomes of this.
+
+    Args:
+        report: Does it, in the home that the environment names by then.
+    """
+    try:
+        if home_to_tell() is not None:
+            report()
+    except Exception as error:  # noqa: BLE001  a history that cannot be written is no reason to fail
+        warn(f"not shown in Dagster: {type(error).__name__}: {error}")
 
 
 def prepare_home() -> Path:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
 from datalake_assets.core.compaction.watch import Report
-from datalake_assets.core.facts import FailedCheck, PartitionFacts
+from datalake_assets.core.facts import Deletion, FailedCheck, PartitionFacts
 from datalake_assets.core.partitions import partition_path
 from datalake_assets.core.verdicts import FailedChecks, Verdict
 from datalake_assets.core.wording import size_text
@@ -44,6 +44,7 @@ __all__ = [
     "compaction_metadata",
     "compaction_report_metadata",
     "data_version",
+    "deletion_metadata",
     "event_partition",
     "failed_check",
     "failed_checks",
@@ -179,6 +180,15 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
         "datalake/rows_compacted": dg.MetadataValue.int(report.rows),
         "datalake/compaction_time_ms": dg.MetadataValue.int(report.compaction_time_ms),
         "datalake/kernel": dg.MetadataValue.text(report.kernel or "none"),
+    }
+
+
+def deletion_metadata(feed: Feed, deletion: Deletion, *, lake_uri: str) -> dict[str, dg.MetadataValue]:
+    """A partition's facts after rows of it were deleted."""
+    facts = deletion.partition or PartitionFacts(deletion.key)
+    return {
+        **_partition_now(feed, facts, lake_uri=lake_uri),
+        "datalake/rows_deleted": dg.MetadataValue.int(deletion.rows_deleted),
     }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import dagster as dg
 import pytest
 
 from datalake_assets.core.batches import RejectedRow
+from datalake_assets.defs.runtime import open_instance
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
@@ -112,3 +114,35 @@ def test_rows_of_a_feed_that_landed_none_are_said_to_be_undecided(run, lake_stor
     export(table, stream_of(numbered(range(3))))
     shown = run("delete", "s", "--where", "id = 1", "--yes", "--quarantine")
     assert "beside the table: 3 rows cannot be told to match or not" in shown.stdout
+
+
+def test_dagster_is_told_what_was_deleted_and_what_a_feed_is_kept_as(run, clicks, lake):
+    run("delete", "s", "--where", "id < 3", "--yes")
+    run("delete", "s", "--where", "id < 3", "--yes")  # nothing more
+    assert run("feeds", "convert", "s", "--to", "iceberg").exit_code == 0
+    with open_instance() as instance:
+        (deleted,) = instance.fetch_materializations(dg.AssetKey(["streams", "s"]), limit=9).records
+        (kept_as,) = instance.fetch_observations(dg.AssetKey(["streams", "s"]), limit=9).records
+    told = {name: value.value for name, value in deleted.asset_materialization.metadata.items()}
+    assert deleted.partition_key == "2025-01-01"
+    assert deleted.asset_materialization.description == "3 of 24 rows deleted"
+    assert (told["datalake/rows_deleted"], told["dagster/partition_row_count"], told["dagster/row_count"]) == (
+        3,
+        21,
+        27,
+    )
+    told = {name: value.value for name, value in kept_as.asset_observation.metadata.items()}
+    assert kept_as.asset_observation.description == "converted to iceberg: 2 partitions, 27 rows"
+    assert (kept_as.partition_key, told["datalake/format"], told["dagster/row_count"]) == (None, "iceberg", 27)
+    assert told["dagster/uri"] == f"{lake}/streams/s.iceberg"
+
+
+def test_a_past_version_that_lost_rows_does_not_look_like_the_present_one(run, lake_store, registry):
+    table = open_table(lake_store, registry.add(table_feed()))
+    for rows in (3, 4):
+        export(table, table_of(rows))
+    run("delete", "t", "--where", "id = 1", "--partition", "v1", "--yes")
+    with open_instance() as instance:
+        assert instance.fetch_materializations(dg.AssetKey(["tables", "t"]), limit=9).records == []
+        (record,) = instance.fetch_observations(dg.AssetKey(["tables", "t"]), limit=9).records
+    assert (record.partition_key, record.asset_observation.description) == ("v1", "1 of 3 rows deleted")
