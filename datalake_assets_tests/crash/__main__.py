@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
-from datalake_assets_tests.crash.child import ICEBERG, MERGE, Forker
+from datalake_assets_tests.crash.change_rounds import CHANGES, ChangeRounds
+from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
@@ -26,18 +27,29 @@ from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 #: Kills of each protocol step in a full run of 100 rounds.
 ENOUGH = 5
 FULL = 100
-KINDS: dict[str, Any] = {"export": Rounds, "compact": CompactRounds, "iceberg": IcebergRounds, "merge": MergeRounds}
+KINDS: dict[str, Any] = {
+    "export": Rounds,
+    "compact": CompactRounds,
+    "iceberg": IcebergRounds,
+    "merge": MergeRounds,
+    "change": ChangeRounds,
+}
 
 
 def main() -> None:
     """Runs the rounds and prints what was hit."""
     parser = argparse.ArgumentParser(
-        description="Kills exports, compactions, merges or upkeep of Iceberg tables, and counts rows."
+        description="Kills exports, compactions, merges, deletions, conversions or upkeep of tables, and counts rows."
     )
     parser.add_argument("--what", choices=[*KINDS], default="export")
     parser.add_argument("--rounds", type=int, default=FULL)
     parser.add_argument("--store", choices=["local", "s3"], default="local")
-    parser.add_argument("--way", choices=WAYS, action="append", help="what is killed of Iceberg tables; else all")
+    parser.add_argument(
+        "--way",
+        choices=[*WAYS, *CHANGES],
+        action="append",
+        help="what is killed of Iceberg tables, or changes; else all",
+    )
     parser.add_argument("--catalog", choices=["sqlite", "rest"], default="sqlite", help="of Iceberg tables")
     parser.add_argument("--seed", type=int, default=0)
     for name, default in asdict(Sizes()).items():
@@ -56,11 +68,13 @@ def main() -> None:
             os.environ.update(environment)
         if chosen.what == "iceberg":
             options["ways"] = chosen.way or WAYS
+        if chosen.what == "change":
+            options["ways"] = chosen.way or CHANGES
         if chosen.what == "merge":
             options["sizes"] = Sizes(chosen.changes, chosen.keys, chosen.batches, chosen.kills)
         if chosen.catalog == "rest":
             options["rest"] = ready_rest_catalog(stack.enter_context(S3Server(Path(folder) / "s3", grace_s=1))).theirs
-        own = {"iceberg": {ICEBERG: "1"}, "merge": {MERGE: "1"}}.get(chosen.what, {})
+        own = {"iceberg": {ICEBERG: "1"}, "merge": {MERGE: "1"}, "change": {CHANGE: "1"}}.get(chosen.what, {})
         forker = stack.enter_context(Forker(dict(os.environ) | own))
         endpoint = environment.get("DATALAKE_S3_ENDPOINT")
         rounds = KINDS[chosen.what](lakes, forker, endpoint=endpoint, seed=chosen.seed, **options)

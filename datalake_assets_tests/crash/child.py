@@ -33,7 +33,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["ICEBERG", "MERGE", "Forker"]
+__all__ = ["CHANGE", "ICEBERG", "MERGE", "Forker"]
 
 
 class Forker:
@@ -169,6 +169,8 @@ TASKS: dict[str, Callable[..., None]] = {task.__name__: task for task in (export
 ICEBERG = "CRASH_ICEBERG"
 #: Likewise, of one whose children merge changes.
 MERGE = "CRASH_MERGE"
+#: Likewise, of one whose children change what is there.
+CHANGE = "CRASH_CHANGE"
 
 
 def _warm() -> None:
@@ -182,6 +184,11 @@ def _warm() -> None:
         from datalake_assets_tests.crash.merge_rounds import merge  # noqa: PLC0415
 
         TASKS[merge.__name__] = merge
+        return
+    if CHANGE in os.environ:
+        from datalake_assets_tests.crash.change_rounds import change  # noqa: PLC0415
+
+        TASKS[change.__name__] = change
         return
     for scenario in SCENARIOS.values():
         scenario.truth(3)

@@ -12,6 +12,7 @@ import random
 import signal
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
 
-__all__ = ["MergeRounds", "Sizes", "merge"]
+__all__ = ["OPERATIONS", "MergeRounds", "Sizes", "die_at", "merge"]
 
 KILLED = -signal.SIGKILL
 FORMS = ("parquet", "iceberg")
@@ -111,7 +112,7 @@ def merge(
     *, lake: str, endpoint: str | None, form: str, changes: str, end: int, number: int, moment: str, log: str
 ) -> None:
     """One export of the changes up to ``end``; dies before or after its ``number``-th operation, 0 for never."""
-    _die_at(number, moment, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+    die_at(number, moment, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     table = open_table(open_store(lake, s3=S3Access(endpoint=endpoint)), feed_of(form))
     plan = table.plan()
     first = (plan.request.start_offsets or {}).get(0, 0)
@@ -129,7 +130,15 @@ def merge(
         )
 
 
-def _die_at(number: int, moment: str, log: int) -> None:
+def die_at(number: int, moment: str, log: int, *, operations: Sequence[tuple[type, str]] = OPERATIONS) -> None:
+    """Has this process kill itself before or after the ``number``-th operation, 0 for never.
+
+    Args:
+        number: Counted from now on.
+        moment: ``before`` or ``after``.
+        log: File descriptor that gets a line for each operation.
+        operations: What counts.
+    """
     count = 0
 
     def around(name: str, real: Any) -> Any:
@@ -147,7 +156,7 @@ def _die_at(number: int, moment: str, log: int) -> None:
 
         return call
 
-    for place, name in OPERATIONS:
+    for place, name in operations:
         setattr(place, name, around(name, getattr(place, name)))
 
 

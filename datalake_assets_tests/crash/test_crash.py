@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from datalake_assets.demo.s3_server import S3Server
-from datalake_assets_tests.crash.child import ICEBERG, MERGE, Forker
+from datalake_assets_tests.crash.change_rounds import ChangeRounds
+from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
@@ -62,6 +63,15 @@ def test_killed_merge_ends_as_a_dictionary_says(tmp_path: Path) -> None:
             rounds.round()
     assert rounds.hits.total() >= 4
     rounds.close()
+
+
+@pytest.mark.slow
+def test_killed_deletions_conversions_and_merges_of_others_tables_lose_and_double_nothing(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {CHANGE: "1"}) as forker:
+        rounds = ChangeRounds(str(tmp_path), forker, seed=1)
+        for _ in range(8):
+            rounds.round()
+    assert rounds.hits.total() > 4
 
 
 @pytest.mark.slow
