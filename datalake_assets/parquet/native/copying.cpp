@@ -5,7 +5,7 @@ namespace pagemerge {
 namespace {
 
 // Of PLAIN values in a part of a joined page; fewer are decoded quickly.
-constexpr i64 MIN_PART_BYTES = 512;
+constexpr i64 MIN_PART_BYTES = PM_SMALL_PAGE_BYTES / 64;
 
 }  // namespace
 

@@ -201,6 +201,16 @@ void parse_chunk_metadata(ThriftReader& reader, Chunk& chunk) {
       }
       return true;
     }
+    if (field == 2 && type == T_LIST) {
+      int element;
+      u64 count = reader.list(element);
+      need(!count || element == T_I32, "a column chunk is damaged");
+      while (count--) {
+        i32 encoding = reader.int32();
+        chunk.lists_dictionary |= encoding == PLAIN_DICTIONARY || encoding == RLE_DICTIONARY;
+      }
+      return true;
+    }
     if (field == 8 && type == T_LIST) {
       const u8* begin = reader.at;
       reader.skip(type);

@@ -44,6 +44,7 @@ struct Chunk {
   View min, max;
   bool has_min = false, has_max = false, min_exact = true, max_exact = true;
   bool has_bloom = false, has_page_index = false;
+  bool lists_dictionary = false;  // among its encodings, whether or not it says where the dictionary is
   View key_values;
 
   bool has_dictionary() const { return dictionary_offset > 0 && dictionary_offset < data_offset; }

@@ -37,6 +37,14 @@
 
 #include "pagemerge.h"
 
+// Sizes that fuzzing makes smaller, so that small files take all ways through the code.
+#ifndef PM_SMALL_PAGE_BYTES
+#define PM_SMALL_PAGE_BYTES (32 << 10)
+#endif
+#ifndef PM_TRIAL_VALUES
+#define PM_TRIAL_VALUES 1000
+#endif
+
 namespace pagemerge {
 
 using u8 = uint8_t;

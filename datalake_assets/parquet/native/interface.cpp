@@ -130,6 +130,8 @@ void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_che
     support(chunk.codec >= 0 && chunk.codec <= LZ4_RAW, "it is compressed with a codec that is not known");
     checked.codecs |= 1u << chunk.codec;
     checked.plain_bytes += chunk.plain_bytes;
+    checked.largest_chunk_plain_bytes = std::max(checked.largest_chunk_plain_bytes, chunk.plain_bytes);
+    checked.unstated_dictionary |= chunk.lists_dictionary && !chunk.has_dictionary();
     bytes += chunk.bytes;
     if (depth >= PM_CHECK_PAGES)
       check_chunk(file.bytes, chunk, file.footer.leaves[i], group.rows, depth, scratch, count);
@@ -151,6 +153,7 @@ void check_input(const pm_input& input, pm_depth depth, i32 time_leaf, pm_checke
   checked.schema = span_of(file, footer.schema_list);
   checked.key_values = span_of(file, footer.key_values);
   checked.created_by = span_of(file, footer.created_by);
+  for (const Leaf& leaf : footer.leaves) checked.has_repeated |= leaf.max_repetition > 0;
   size_t place = static_cast<size_t>(time_leaf);
   bool bounded = time_leaf >= 0 && place < footer.leaves.size();
   Scratch scratch;

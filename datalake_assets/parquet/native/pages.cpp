@@ -170,6 +170,8 @@ size_t open_dictionary(const PageHeader& header, View body, const Chunk& chunk, 
     scratch.ends[0] = 0;
     walk_byte_arrays(at, at + plain, entries, scratch.ends.data() + 1);
   }
+  // whatever is relabelled as a PLAIN page has to end with its last value
+  support((width ? entries * width : scratch.ends[entries]) == plain, "more follows the last entry of a dictionary");
   return entries;
 }
 

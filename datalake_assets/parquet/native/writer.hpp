@@ -7,7 +7,7 @@
 namespace pagemerge {
 
 // A page of less than this is not worth staying apart: its neighbours are encoded with it.
-constexpr size_t SMALL_PAGE_BYTES = 32 << 10;
+constexpr size_t SMALL_PAGE_BYTES = PM_SMALL_PAGE_BYTES;
 
 void widen_range(const Leaf& leaf, const MinMax& more, MinMax& range);
 void came_out(bool right);  // what was written is read again: refuses the merge if it is not what it should be
