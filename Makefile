@@ -79,6 +79,7 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), m
 	done
 	@$(BIN)/python -m datalake_assets_tests.crash --what merge --batches $(ROUNDS) --kills $$(($(ROUNDS) / 2))
 	@$(BIN)/python -m datalake_assets_tests.crash --what change --rounds $$((2 * $(ROUNDS)))
+	@$(BIN)/python -m datalake_assets_tests.crash --what queue --messages $$((200 * $(ROUNDS))) --deaths $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash.iceberg_exports "$$(mktemp -d)" $(ROUNDS) 1
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows

@@ -80,10 +80,12 @@ class SystemSource(SourceModel):
 
     Attributes:
         counts_rows: Whether the system can tell how many rows there are without reading them.
+        has_backlog: Whether the system can tell what waits to be read (`datalake_assets.sources.base.HasBacklog`).
     """
 
     serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
     counts_rows: ClassVar[bool] = False
+    has_backlog: ClassVar[bool] = False
 
     @abstractmethod
     def position_kind(self, kind: FeedKind) -> PositionKind:

@@ -17,18 +17,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from datalake_assets.core.partitions import TimeWindow
 
 __all__ = [
+    "Backlog",
     "Batches",
     "ChangedBatches",
     "Decode",
     "InMemoryBatches",
     "QuarantinedRow",
+    "ReadInParts",
     "ReadRequest",
     "RejectedRow",
     "SourceBatch",
@@ -143,6 +145,33 @@ class Batches(Protocol):
         """Tells the source that all rows of the last iteration are committed; does nothing where it needn't know."""
 
 
+@runtime_checkable
+class ReadInParts(Protocol):
+    """Batches of a source that gives a part at a time: the next iteration, after `Batches.acknowledge`, gives the next.
+
+    Before that it gives the same part again.
+    """
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the source may have another part by now, which this read wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits at a source that can tell, approximately.
+
+    Attributes:
+        waiting: Messages that can be had now.
+        in_flight: Messages that a reader has, and has not acknowledged yet.
+        delayed: Messages that can be had later.
+    """
+
+    waiting: int
+    in_flight: int = 0
+    delayed: int = 0
+
+
 class ChangedBatches(ABC):
     """Another source's batches with something done to each; all else is that source's. Implements `Batches`.
 
@@ -181,6 +210,11 @@ class ChangedBatches(ABC):
     def unfinished(self) -> str:
         """Implements `Batches`."""
         return self._batches.unfinished
+
+    @property
+    def has_more(self) -> bool:
+        """Implements `ReadInParts`; of other batches there are no more."""
+        return isinstance(self._batches, ReadInParts) and self._batches.has_more
 
     def acknowledge(self) -> None:
         """Implements `Batches`."""

@@ -162,13 +162,14 @@ class Export(ABC):
 
     def commit_all(self, wanted: Mapping[str, Wanted]) -> dict[str, PartitionFacts]:
         """Commits partitions and reports each; after a conflict, what is staged for the rest is given up."""
-        before: dict[str, Manifest] = {}
+        done: dict[str, tuple[Manifest, Planned | None]] = {}
         reports: dict[str, PartitionFacts] = {}
 
         def remembering(key: str, plan: Callable[[Manifest], Planned | None]) -> Callable[[Manifest], Planned | None]:
             def planned(base: Manifest) -> Planned | None:
-                before[key] = base
-                return plan(base)
+                found = plan(base)
+                done[key] = (base, found)
+                return found
 
             return planned
 
@@ -180,7 +181,9 @@ class Export(ABC):
         try:
             for key, loaded in self.folder.commit(changes, bases=dict(self._logs)):
                 self._logs[key] = loaded
-                reports[key] = self.folder.report(key, loaded.manifest, before=before.get(key))
+                added = _added(wanted[key][0], *done[key]) if key in done else (0, 0)
+                facts = self.folder.report(key, loaded.manifest)
+                reports[key] = replace(facts, rows_added=added[0], files_added=added[1])
         except CommitConflict:
             self.discard({key: files for key, (files, _) in wanted.items() if key not in reports})
             raise
@@ -307,3 +310,13 @@ class Export(ABC):
             earliest=self.feed.start_time,
             latest=self.folder.store.now() + AHEAD,
         )
+
+
+def _added(files: Sequence[tuple[StagedFile, DataFile]], base: Manifest, planned: Planned | None) -> tuple[int, int]:
+    """Rows, net, and files that a commit added itself: by now the manifest may have other writers' commits as well."""
+    if planned is None:
+        return 0, 0
+    removed = set(planned.remove)
+    return sum(file.rows for _, file in files) - sum(file.rows for file in base.files if file.name in removed), len(
+        files
+    )

@@ -26,7 +26,7 @@ from datalake_assets.lake.compaction import partition_health, plan_of
 from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport, removed_by_retention
 from datalake_assets.lake.inspection import repair, verify
-from datalake_assets.lake.item_exports import ItemsExport
+from datalake_assets.lake.item_exports import ItemsExport, landed_in_parts
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.quarantined_rows import quarantined_rows
@@ -240,16 +240,20 @@ class HiveTable:
         store.probe()
         before = dict(store.requests)
 
-        def run() -> WriteReport:
-            export = self._export(
-                self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=on_progress
-            )
-            report = export.run()
-            self._written = {each.key: export.settled(each.key) for each in report.partitions}
-            return report
+        self._written = {}
 
-        report = retried(run, attempts=ATTEMPTS, on=(CommitConflict,))
-        batches.acknowledge()
+        def land(tell: Callable[[Progress], None] | None) -> WriteReport:
+            def run() -> WriteReport:
+                export = self._export(
+                    self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=tell
+                )
+                report = export.run()
+                self._written |= {each.key: export.settled(each.key) for each in report.partitions}
+                return report
+
+            return retried(run, attempts=ATTEMPTS, on=(CommitConflict,))
+
+        report = landed_in_parts(batches, land, on_progress)
         totals = self._folder.summary.merge(report.partitions, removed=report.removed, at=store.now())
         requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}
         return replace(report, requests=requests, totals=totals)

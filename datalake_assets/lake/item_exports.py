@@ -6,16 +6,17 @@ in an object beside the manifest, written before the commit that names it; one t
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from datalake_assets.core.batches import RejectedRow, SourceBatch
+from datalake_assets.core.batches import Batches, ReadInParts, RejectedRow, SourceBatch
+from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.item_ids import (
     MAX_RECENT,
     IdsPosition,
@@ -33,9 +34,9 @@ from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.landing import Mask
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.table import WriteReport
+from datalake_assets.lake.table import Progress, WriteReport
 
-__all__ = ["ItemsExport", "any_key", "sealed_missing", "sweep_sealed"]
+__all__ = ["ItemsExport", "any_key", "landed_in_parts", "sealed_missing", "sweep_sealed"]
 
 # The name of an object of digests.
 PREFIX, SUFFIX = "ids-", ".bin"
@@ -96,6 +97,54 @@ def sealed_keys(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[st
 def _place(folder: FeedFolder, key: str) -> str:
     """Where the objects of digests lie: with the manifest; where partitions share one position, with the feed's."""
     return folder.control if folder.commits_at_once else folder.log(key).manifest_key.rpartition("/")[0]
+
+
+def landed_in_parts(
+    batches: Batches,
+    land: Callable[[Callable[[Progress], None] | None], WriteReport],
+    on_progress: Callable[[Progress], None] | None,
+) -> WriteReport:
+    """Lands a read part by part, each committed and acknowledged before the next is read; of most reads that is one.
+
+    Args:
+        batches: The read.
+        land: Lands and commits what one iteration gives.
+        on_progress: Called now and then, with what all parts have come to.
+
+    Returns:
+        What all parts came to, without totals.
+    """
+    report = land(on_progress)
+    batches.acknowledge()
+    while isinstance(batches, ReadInParts) and batches.has_more:
+        report = _joined(report, land(_after(report, on_progress)))
+        batches.acknowledge()
+    return report
+
+
+def _after(report: WriteReport, on_progress: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+    if on_progress is None:
+        return None
+    return lambda now: on_progress(replace(now, rows=report.rows_read + now.rows))
+
+
+def _joined(first: WriteReport, later: WriteReport) -> WriteReport:
+    """Two writes of one feed as one."""
+    known = {each.key: each for each in first.partitions}
+    for each in later.partitions:
+        before = known.get(each.key, PartitionFacts(each.key))
+        rows, files = before.rows_added + each.rows_added, before.files_added + each.files_added
+        known[each.key] = replace(each, rows_added=rows, files_added=files)
+    return replace(
+        later,
+        partitions=tuple(sorted(known.values(), key=lambda each: (len(each.key), each.key))),
+        rows_read=first.rows_read + later.rows_read,
+        rows_quarantined=first.rows_quarantined + later.rows_quarantined,
+        rows_known=first.rows_known + later.rows_known,
+        notes=tuple(dict.fromkeys((*first.notes, *later.notes))),
+        misfits=dict(Counter(first.misfits) + Counter(later.misfits)),
+        values_discarded=first.values_discarded + later.values_discarded,
+    )
 
 
 @dataclass(slots=True)

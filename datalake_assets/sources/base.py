@@ -12,9 +12,9 @@ from datalake_assets.feed_sources import SystemSource
 from datalake_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
+    from datalake_assets.core.batches import Backlog, Batches, ReadRequest, SourceBatch
 
-__all__ = ["DecodesAgain", "FeedOption", "SourceObject", "SourceSystem", "System"]
+__all__ = ["DecodesAgain", "FeedOption", "HasBacklog", "SourceObject", "SourceSystem", "System"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,18 @@ class DecodesAgain(Protocol):
 
         Raises:
             SourceError: Its columns could not be asked for.
+        """
+
+
+@runtime_checkable
+class HasBacklog(Protocol):
+    """A system that can tell what waits to be read; its model says so (``has_backlog``)."""
+
+    def backlog(self, feed: Feed) -> Backlog:
+        """What waits for ``feed``.
+
+        Raises:
+            SourceError: It could not be asked.
         """
 
 

@@ -16,23 +16,27 @@ from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import CHANGES, ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, Forker
+from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, QUEUE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
+from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
 #: Kills of each protocol step in a full run of 100 rounds.
 ENOUGH = 5
 FULL = 100
+#: What tells the children which tasks they are for, where not the usual ones.
+WARM = {"iceberg": ICEBERG, "merge": MERGE, "change": CHANGE, "queue": QUEUE}
 KINDS: dict[str, Any] = {
     "export": Rounds,
     "compact": CompactRounds,
     "iceberg": IcebergRounds,
     "merge": MergeRounds,
     "change": ChangeRounds,
+    "queue": QueueRounds,
 }
 
 
@@ -54,6 +58,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     for name, default in asdict(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"with --what merge; default: {default}")
+    for name, default in asdict(Load()).items():
+        how = {"action": "store_true"} if default is False else {"type": int, "default": default}
+        parser.add_argument(f"--{name}", **how, help=f"with --what queue; default: {default}")
     chosen = parser.parse_args()
     logging.getLogger("datalake_assets").addHandler(logging.NullHandler())
     began = time.monotonic()
@@ -61,20 +68,14 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         lakes, environment = f"{folder}/lakes", {}
         Path(lakes).mkdir()
-        options: dict[str, Any] = {}
         if chosen.store == "s3":
             server = stack.enter_context(S3Server(Path(folder) / "s3", grace_s=1))
             lakes, environment = f"s3://{server.bucket}/crash", server.environment()
             os.environ.update(environment)
-        if chosen.what == "iceberg":
-            options["ways"] = chosen.way or WAYS
-        if chosen.what == "change":
-            options["ways"] = chosen.way or CHANGES
-        if chosen.what == "merge":
-            options["sizes"] = Sizes(chosen.changes, chosen.keys, chosen.batches, chosen.kills)
+        options = _options(chosen)
         if chosen.catalog == "rest":
             options["rest"] = ready_rest_catalog(stack.enter_context(S3Server(Path(folder) / "s3", grace_s=1))).theirs
-        own = {"iceberg": {ICEBERG: "1"}, "merge": {MERGE: "1"}, "change": {CHANGE: "1"}}.get(chosen.what, {})
+        own = {WARM[chosen.what]: "1"} if chosen.what in WARM else {}
         forker = stack.enter_context(Forker(dict(os.environ) | own))
         endpoint = environment.get("DATALAKE_S3_ENDPOINT")
         rounds = KINDS[chosen.what](lakes, forker, endpoint=endpoint, seed=chosen.seed, **options)
@@ -82,8 +83,7 @@ def main() -> None:
         stack.callback(rounds.close)
         rounds.prepare()
         commands = chosen.rounds // 10 if chosen.what == "export" else 0  # a tenth through the command line
-        for number in range(chosen.rounds - commands):
-            print(f"{number + 1}: {rounds.round()}", flush=True)
+        chosen.rounds = _run(rounds, chosen.rounds - commands) + commands
         if commands:
             _kill_commands(f"{lakes}/cli", environment, commands, seed=chosen.seed)
     where = chosen.store if chosen.what != "iceberg" else f"{chosen.catalog} ({', '.join(chosen.way or WAYS)})"
@@ -92,7 +92,28 @@ def main() -> None:
     print("kills by moment:", _figures(rounds.moments, rounds.moments))
     print("happened:", _figures(rounds.happened, rounds.happened))
     rare = [step for step in rounds.steps if rounds.hits[step] < ENOUGH]
-    assert chosen.rounds < FULL or not rare, f"too few kills of {rare}"
+    is_full = (chosen.deaths if chosen.what == "queue" else chosen.rounds) >= FULL
+    assert not (is_full and rare), f"too few kills of {rare}"
+
+
+def _options(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What the rounds of one kind take besides."""
+    if chosen.what == "iceberg":
+        return {"ways": chosen.way or WAYS}
+    if chosen.what == "change":
+        return {"ways": chosen.way or CHANGES}
+    if chosen.what == "merge":
+        return {"sizes": Sizes(chosen.changes, chosen.keys, chosen.batches, chosen.kills)}
+    return {"load": Load(chosen.messages, chosen.deaths, chosen.fifo)} if chosen.what == "queue" else {}
+
+
+def _run(rounds: Any, most: int) -> int:
+    """Runs so many rounds, or until they are done; returns how many."""
+    for number in range(1, most + 1):
+        print(f"{number}: {rounds.round()}", flush=True)
+        if getattr(rounds, "is_done", False):
+            return number
+    return most
 
 
 def _kill_commands(lake: str, environment: dict[str, str], rounds: int, *, seed: int) -> None:

@@ -33,7 +33,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["CHANGE", "ICEBERG", "MERGE", "Forker"]
+__all__ = ["CHANGE", "ICEBERG", "MERGE", "QUEUE", "Forker"]
 
 
 class Forker:
@@ -171,6 +171,8 @@ ICEBERG = "CRASH_ICEBERG"
 MERGE = "CRASH_MERGE"
 #: Likewise, of one whose children change what is there.
 CHANGE = "CRASH_CHANGE"
+#: Likewise, of one whose children read a queue.
+QUEUE = "CRASH_QUEUE"
 
 
 def _warm() -> None:
@@ -189,6 +191,11 @@ def _warm() -> None:
         from datalake_assets_tests.crash.change_rounds import change  # noqa: PLC0415
 
         TASKS[change.__name__] = change
+        return
+    if QUEUE in os.environ:
+        from datalake_assets_tests.crash.queue_rounds import consume  # noqa: PLC0415
+
+        TASKS[consume.__name__] = consume
         return
     for scenario in SCENARIOS.values():
         scenario.truth(3)

@@ -13,13 +13,14 @@ import pytest
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, Forker
+from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, QUEUE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
 from datalake_assets_tests.crash.iceberg_rounds import WAYS as WAYS_OF_ICEBERG
 from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
+from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
@@ -72,6 +73,19 @@ def test_killed_deletions_conversions_and_merges_of_others_tables_lose_and_doubl
         for _ in range(8):
             rounds.round()
     assert rounds.hits.total() > 4
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("sqs")
+@pytest.mark.parametrize("load", [Load(600, 4), Load(120, 3, fifo=True)], ids=["standard", "fifo"])
+def test_killed_workers_of_a_queue_lose_and_double_no_message(tmp_path: Path, load: Load) -> None:
+    with Forker(dict(os.environ) | {QUEUE: "1"}) as forker:
+        rounds = QueueRounds(str(tmp_path), forker, seed=9, load=load)
+        rounds.prepare()
+        while not rounds.is_done:
+            rounds.round()
+        rounds.close()
+    assert rounds.hits
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from datalake_assets.settings import load_settings
 from datalake_assets.sources.base import SourceSystem
 from datalake_assets.sources.systems import connect, registered
 from datalake_assets.testing.sources import SourceContract
+from datalake_assets_tests.sources.sqs.sqs_server import SqsServer, TestQueue
 from datalake_assets_tests.sources.toy import TOY
 
 
@@ -73,3 +74,45 @@ class TestKsqlDBWindows(_KsqlDB):
 class TestKsqlDBTables(_KsqlDB):
     document: ClassVar[dict[str, object]] = {"object": "MERCHANT_SUMMARY"}
     kind = FeedKind.TABLE
+
+
+@pytest.fixture(scope="module")
+def sqs_server() -> Iterator[SqsServer]:
+    with SqsServer() as server:
+        yield server
+
+
+class _Sqs(SourceContract):
+    fifo: ClassVar[bool] = False
+
+    @pytest.fixture
+    def queue(self, sqs_server: SqsServer, monkeypatch: pytest.MonkeyPatch) -> TestQueue:
+        for name, value in sqs_server.environment().items():
+            monkeypatch.setenv(name, value)
+        queue = sqs_server.queue(fifo=self.fifo)
+        for number in range(3):
+            more = {"groups": [f"g{number}"], "MessageDeduplicationId": str(number)} if self.fifo else {}
+            queue.send([{"n": number}], **more)
+        return queue
+
+    @pytest.fixture
+    def source(self, queue: TestQueue) -> Iterator[SourceSystem]:
+        with connect("sqs", load_settings()) as source:
+            yield source
+
+    @pytest.fixture
+    def feed(self, queue: TestQueue) -> Feed:
+        document = {"type": "sqs", "queue": queue.name, "fields": {"n": "long"}, "idle_s": 1}
+        return Feed(name="s", kind=FeedKind.STREAM, source=document)  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def missing(self, feed: Feed) -> Feed:
+        return Feed(name="s", kind=FeedKind.STREAM, source={"type": "sqs", "queue": "nothere"})  # type: ignore[arg-type]
+
+
+class TestSqs(_Sqs):
+    pass
+
+
+class TestSqsFifo(_Sqs):
+    fifo = True

@@ -1,0 +1,125 @@
+"""An SQS server of its own: fauxqs, a pinned package of npm's, in a process of its own on loopback.
+
+It keeps visibility, receive counts, redrive policies, groups and deduplication as SQS does (moto loses messages under
+several threads). It is installed beside its lock file when a test first needs it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import boto3
+
+NPM = Path(__file__).parents[2] / "npm"
+_LOCK, _INSTALLED = NPM / "package-lock.json", NPM / "node_modules" / ".package-lock.json"
+
+
+def install() -> None:
+    """Installs what the lock file pins, once, whichever process is first."""
+    with (NPM / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _INSTALLED.exists() or _INSTALLED.stat().st_mtime < _LOCK.stat().st_mtime:
+            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+            subprocess.run(command, cwd=NPM, check=True, stdout=subprocess.DEVNULL)
+            _INSTALLED.touch()
+
+
+class SqsServer:
+    """The server, while the context is open; it ends with this process, however that ends."""
+
+    def __enter__(self) -> Self:
+        install()
+        self._process = subprocess.Popen(
+            ["node", "sqs_server.mjs"],  # noqa: S607
+            cwd=NPM,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout
+        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        self.client = boto3.client(
+            "sqs",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._process.kill()
+        self._process.communicate()
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs that reads it."""
+        return {
+            "DATALAKE_SQS_ENDPOINT": self.url,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }
+
+    def queue(self, *, fifo: bool = False, **attributes: str) -> TestQueue:
+        """A new queue."""
+        name = f"q{uuid.uuid4().hex[:12]}{'.fifo' if fifo else ''}"
+        settings = {**({"FifoQueue": "true"} if fifo else {}), **attributes}
+        url = self.client.create_queue(QueueName=name, Attributes=settings)["QueueUrl"]
+        return TestQueue(self.client, url)
+
+
+class TestQueue:
+    """A queue as its senders and its owner see it: by boto3 alone."""
+
+    __test__ = False
+
+    def __init__(self, client: Any, url: str) -> None:
+        self.client, self.url, self.name = client, url, url.rpartition("/")[2]
+
+    def send(self, bodies: Iterable[Any], *, groups: Sequence[str] = (), **more: Any) -> list[str]:
+        """Sends bodies, texts or what JSON is made of, and returns their messages' ids, in order."""
+        entries = [
+            {
+                "Id": str(number),
+                "MessageBody": body if isinstance(body, str) else json.dumps(body),
+                **({"MessageGroupId": groups[number % len(groups)]} if groups else {}),
+                **more,
+            }
+            for number, body in enumerate(bodies)
+        ]
+        sent: dict[int, str] = {}
+        for begin in range(0, len(entries), 10):
+            answer = self.client.send_message_batch(QueueUrl=self.url, Entries=entries[begin : begin + 10])
+            assert not answer.get("Failed")
+            sent |= {int(each["Id"]): each["MessageId"] for each in answer["Successful"]}
+        return [sent[number] for number in range(len(entries))]
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """All that the queue says of itself."""
+        found: Mapping[str, str] = self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])[
+            "Attributes"
+        ]
+        return found
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Messages that can be had, and messages that somebody has."""
+        found = self.attributes
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        visible, in_flight = (int(found[name]) for name in names)
+        return visible, in_flight
+
+    def receive(self, most: int = 10) -> list[dict[str, Any]]:
+        """Receives messages as another consumer would."""
+        answer = self.client.receive_message(
+            QueueUrl=self.url, MaxNumberOfMessages=most, MessageAttributeNames=["All"], AttributeNames=["All"]
+        )
+        return list(answer.get("Messages", ()))
