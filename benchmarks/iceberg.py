@@ -228,15 +228,15 @@ def _with_day(rows: Any) -> Any:
 
 def ours(folder: str) -> Used:
     """Our compaction, everything compared as by default."""
-    return _ours(folder, verify=True)
+    return _ours(folder, verify="full")
 
 
 def ours_by_numbers(folder: str) -> Used:
     """Likewise, with ``verify: rows``."""
-    return _ours(folder, verify=False)
+    return _ours(folder, verify="rows")
 
 
-def _ours(folder: str, *, verify: bool) -> Used:
+def _ours(folder: str, *, verify: str) -> Used:
     compaction = import_module("datalake_assets.lake.iceberg.iceberg_compaction")
     with _catalog(folder) as catalog:
         table = catalog.load_table("n.t")

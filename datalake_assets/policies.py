@@ -176,7 +176,9 @@ class CompactionPolicy(Model):
         kernel: ``concat`` copies row groups, ``reencode`` decodes and encodes again; ``auto`` copies those that are big
             enough already and re-encodes the rest.
         sort_by: Columns that rows are sorted by within each compacted file; none keeps the order of time.
-        verify: ``full`` compares every value or byte before the commit, ``rows`` the numbers of rows.
+        verify: ``full`` compares every byte copied, and every value of what was made anew by a reader that had no part
+            in it, before the commit; ``pages`` leaves pages that were merged to the kernel that merged them; ``rows``
+            compares the numbers of rows.
         summary_files: What becomes of a ``_metadata`` file that names the files of an adopted folder: ``keep`` it, and
             compact nothing that it names, or ``remove`` it just before the first merge is committed.
         recommend_every: At every so many commits of a partition, its materialization says whether compaction is
@@ -193,7 +195,7 @@ class CompactionPolicy(Model):
     split_above: Annotated[float, Field(ge=0, le=MOST)] = 2.0
     kernel: Literal["auto", "concat", "reencode"] = "auto"
     sort_by: tuple[str, ...] = ()
-    verify: Literal["full", "rows"] = "full"
+    verify: Literal["full", "pages", "rows"] = "full"
     summary_files: Literal["keep", "remove"] = "keep"
     recommend_every: Annotated[int, Field(ge=0, le=MOST)] = 10
 

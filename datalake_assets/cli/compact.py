@@ -29,7 +29,7 @@ from datalake_assets.lake.feed_compaction import (
     rehearsed,
     unusable,
 )
-from datalake_assets.lake.table import CompactionProgress, CompactionReport, LakeTable
+from datalake_assets.lake.table import CompactionProgress, CompactionReport, LakeTable, way_text
 from datalake_assets.lake.tables import open_table
 
 __all__ = [
@@ -140,6 +140,8 @@ _TOTALS = (
     "bytes_saved",
     "rows",
     "kernel",
+    "row_groups_merged",
+    "row_groups_encoded",
     "compaction_time_ms",
     "small_files_remaining",
 )
@@ -217,6 +219,7 @@ def document(feed: Feed, done: Sequence[Compacted]) -> dict[str, Any]:
         "partitions": [_record(report) for report in reports],
         **_totals(reports),
         "skipped": [{"partition": one.key, **each} for one in reports for each in left_alone_records(one.skipped)],
+        "decoded": [{"partition": one.key, **each} for one in reports for each in left_alone_records(one.detours)],
         **({"failed": failed} if failed else {}),
         **({"blocked": blocked} if blocked else {}),
     }
@@ -227,7 +230,7 @@ def line_of(feed: Feed, report: CompactionReport) -> str:
     return one_line(
         f"{feed.path} {report.key}: files {report.files_before:,} -> {report.files_after:,},"
         f" {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}, {report.rows:,} rows,"
-        f" {report.kernel}, {report.compaction_time_ms / 1000:.1f} s"
+        f" {report.way}, {report.compaction_time_ms / 1000:.1f} s"
     )
 
 
@@ -240,27 +243,29 @@ def total_line(feed: Feed, done: Sequence[Compacted]) -> str:
         reasons = [f"; {_count(len(names), 'file')}: {reason}" for reason, names in by_reason(left).items()]
         return one_line(f"{feed.path}: nothing to compact in {_count(len(reports), 'partition')}{''.join(reasons)}")
     total = _totals(changed)
+    way = way_text(total["kernel"], merged=total["row_groups_merged"], encoded=total["row_groups_encoded"])
     return (
         f"{feed.path}: {len(changed):,} of {_count(len(done), 'partition')} compacted,"
         f" files {total['files_before']:,} -> {total['files_after']:,},"
         f" {size_text(total['bytes_before'])} -> {size_text(total['bytes_after'])}, {total['rows']:,} rows,"
-        f" {total['kernel']}, {total['compaction_time_ms'] / 1000:.1f} s"
+        f" {way}, {total['compaction_time_ms'] / 1000:.1f} s"
     )
 
 
-def left_alone_lines(left_alone: Sequence[tuple[str, LeftAlone]], *, each: bool) -> list[str]:
+def left_alone_lines(left_alone: Sequence[tuple[str, LeftAlone]], *, each: bool, what: str = "left alone") -> list[str]:
     """Why files were left alone: a line per reason with their number and an example, or a line per file.
 
     Args:
         left_alone: With the partition that each is in.
         each: Name every file.
+        what: What was done with them.
     """
     if each:
-        return [one_line(f"left alone: {key}/{one.name}: {one.reason}") for key, one in left_alone]
+        return [one_line(f"{what}: {key}/{one.name}: {one.reason}") for key, one in left_alone]
     lines = []
     for reason, names in by_reason([LeftAlone(f"{key}/{one.name}", one.reason) for key, one in left_alone]).items():
         example = names[0] if len(names) == 1 else f"{_count(len(names), 'file')}, like {names[0]}"
-        lines.append(one_line(f"left alone: {example}: {reason}"))
+        lines.append(one_line(f"{what}: {example}: {reason}"))
     return lines
 
 
@@ -325,6 +330,9 @@ def _print_totals(feed: Feed, done: Sequence[Compacted], *, verbose: bool) -> No
     if verbose or any(each.changed for each in done):
         left = [(each.key, one) for each in done if each.report is not None for one in each.report.skipped]
         for line in left_alone_lines(left, each=verbose):
+            say(line)
+        decoded = [(each.key, one) for each in done if each.report is not None for one in each.report.detours]
+        for line in left_alone_lines(decoded, each=verbose, what="decoded, not merged page by page"):
             say(line)
 
 

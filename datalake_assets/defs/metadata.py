@@ -180,6 +180,9 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
         "datalake/rows_compacted": dg.MetadataValue.int(report.rows),
         "datalake/compaction_time_ms": dg.MetadataValue.int(report.compaction_time_ms),
         "datalake/kernel": dg.MetadataValue.text(report.kernel or "none"),
+        "datalake/row_groups_merged": dg.MetadataValue.int(report.row_groups_merged),
+        "datalake/row_groups_encoded": dg.MetadataValue.int(report.row_groups_encoded),
+        "datalake/files_decoded": dg.MetadataValue.int(len(report.detours)),
     }
 
 

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import starmap
 from typing import Protocol
 
 import msgspec
@@ -26,6 +27,7 @@ from datalake_assets.core.compaction.plan import (
     CompactionPlan,
     CompactionRequest,
     CompactionRules,
+    LeftAlone,
     again_at,
     plan_compaction,
     rules_of,
@@ -50,7 +52,8 @@ from datalake_assets.lake.table import CompactionProgress, CompactionReport
 from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
-from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite, workers_for
+from datalake_assets.parquet.rewrite import Rewritten, rewrite
+from datalake_assets.parquet.rewrite_settings import RewriteSettings, workers_for
 from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = [
@@ -149,6 +152,8 @@ class _Tally:
     rows: int = 0
     copied: int = 0
     encoded: int = 0
+    merged: int = 0
+    detours: dict[str, str] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     made: set[str] = field(default_factory=set)
@@ -265,7 +270,7 @@ class Compaction:
                 row_group_bytes=feed.format.row_group_bytes,
             ),
             kernel=feed.compaction.kernel,
-            verify=feed.compaction.verify == "full",
+            verify=feed.compaction.verify,
             time_column=feed.row_time,
             sort_by=feed.compaction.sort_by,
             workers=workers,
@@ -291,7 +296,7 @@ class Compaction:
                 self._log,
                 files,
                 adopted=self._folder.is_adopted,
-                may_copy=settings.kernel != "reencode" and not settings.verify and not settings.sort_by,
+                may_copy=settings.kernel != "reencode" and settings.verify == "rows" and not settings.sort_by,
                 made=self._tally.made,
             )
             with closing(inputs):
@@ -385,6 +390,8 @@ class Compaction:
         self._tally.rows += sum(file.rows for file in inputs.values())
         self._tally.copied += work.done.copied
         self._tally.encoded += work.done.encoded
+        self._tally.merged += work.done.merged
+        self._tally.detours |= work.done.detours
 
     def _ask_guard(self, done: Rewritten[StagedFile]) -> None:
         try:
@@ -424,6 +431,9 @@ class Compaction:
             health=self._health(after, plan),
             failed=tuple(each for each in plan.left_alone if each.name in tally.failed),
             blocked=tuple(each for each in plan.left_alone if each.name in blocked),
+            row_groups_merged=tally.merged,
+            row_groups_encoded=tally.encoded - tally.merged,
+            detours=tuple(starmap(LeftAlone, tally.detours.items())),
         )
 
     def _blocked(self, before: Manifest) -> set[str]:

@@ -50,7 +50,8 @@ from datalake_assets.lake.sql_gate import SqlRefused
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
-from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite
+from datalake_assets.parquet.rewrite import Rewritten, rewrite
+from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["delete_rows", "deletion_plan", "waiting_rows"]
@@ -283,7 +284,7 @@ class _Partition:
                 target_file_bytes=written.target_file_size_bytes,
                 row_group_bytes=written.row_group_bytes,
             ),
-            verify=True,
+            verify="full",
             time_column=self._folder.feed.row_time,
             workers=1,
             row_bytes=CompactionRequest().memory_bytes // ROW_GROUPS_HELD,

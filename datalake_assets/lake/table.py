@@ -49,6 +49,7 @@ __all__ = [
     "TableSnapshot",
     "TableWriter",
     "WriteReport",
+    "way_text",
 ]
 
 
@@ -151,6 +152,18 @@ class Repair:
         return len(self.found.changed)
 
 
+def way_text(kernel: str, *, merged: int, encoded: int) -> str:
+    """A kernel, and by what row groups were made anew, for a person.
+
+    Args:
+        kernel: As `CompactionReport` has it.
+        merged: Row groups that the native kernel merged.
+        encoded: Row groups of decoded rows.
+    """
+    by = " and ".join(["native"] * bool(merged) + ["arrow"] * bool(encoded))
+    return f"{kernel} ({by})" if by else kernel
+
+
 @dataclass(frozen=True, slots=True)
 class CompactionReport:
     """What the compaction of one partition did.
@@ -172,6 +185,9 @@ class CompactionReport:
         health: How it is now by the feed's policy, whatever was asked for.
         failed: Of those left alone, files at which the merge failed for a reason that nobody foresaw.
         blocked: Of those left alone, files that were due and could not be merged.
+        row_groups_merged: Row groups that the native kernel merged page by page.
+        row_groups_encoded: Row groups of decoded rows.
+        detours: Files that were decoded though the native kernel is there, with the reason.
     """
 
     key: str
@@ -190,6 +206,14 @@ class CompactionReport:
     health: PlannedPartition
     failed: tuple[LeftAlone, ...] = ()
     blocked: tuple[LeftAlone, ...] = ()
+    row_groups_merged: int = 0
+    row_groups_encoded: int = 0
+    detours: tuple[LeftAlone, ...] = ()
+
+    @property
+    def way(self) -> str:
+        """The kernel, and whether rows were decoded, for a person."""
+        return way_text(self.kernel, merged=self.row_groups_merged, encoded=self.row_groups_encoded)
 
     @property
     def bytes_saved(self) -> int:

@@ -31,7 +31,7 @@ from datalake_assets.parquet.chunk_pages import (
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
-__all__ = ["AT_HAND", "Tail", "check_chunks", "failing_column", "is_dense", "open_parquet", "tables"]
+__all__ = ["AT_HAND", "Tail", "check_chunks", "failing_column", "fits_piece", "is_dense", "open_parquet", "tables"]
 
 MIB = 1 << 20
 #: Decoded bytes of a piece.
@@ -156,6 +156,12 @@ def tables(
         for name in categories:
             piece[name].validate(full=True)
         yield piece
+
+
+def fits_piece(parquet: pq.ParquetFile, source: pa.NativeFile) -> bool:
+    """Whether all rows are one piece of `tables`; for arguments see there."""
+    sizes = (_Size.of(parquet.metadata, number, source) for number in range(parquet.num_row_groups))
+    return sum(size.bytes for size in sizes) <= PIECE_BYTES
 
 
 def failing_column(parquet: pq.ParquetFile) -> str:

@@ -10,6 +10,7 @@ order are compared to the last bit instead, which is much cheaper.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-__all__ = ["Hashes", "Multiset", "MultisetHasher", "row_hashes", "same_rows"]
+__all__ = ["Hashes", "Multiset", "MultisetHasher", "row_hashes", "same_rows", "same_values"]
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -248,6 +249,38 @@ def same_rows(left: pa.Table, right: pa.Table) -> bool:
     return left.schema.equals(right.schema) and all(
         _as_bits(one).equals(_as_bits(other)) for one, other in zip(left.columns, right.columns, strict=True)
     )
+
+
+def same_values(expected: Iterable[pa.Table], found: Iterable[pa.Table]) -> bool:
+    """Whether two streams hold the same rows in the same order, however they are cut; holds about a piece of each.
+
+    Both have one schema. Where `same_rows` cannot decide, the rows' hashes are compared one by one.
+    """
+    wanted = iter(expected)
+    rest: pa.Table | None = None
+    for piece in found:
+        held: list[pa.Table] = []
+        missing = piece.num_rows
+        while missing:
+            rest = rest if rest is not None else next(wanted, None)
+            if rest is None:
+                return False
+            held.append(rest.slice(0, missing))
+            missing -= held[-1].num_rows
+            rest = rest.slice(held[-1].num_rows) if rest.num_rows > held[-1].num_rows else None
+        if held and not _same_in_order(pa.concat_tables(held), piece):
+            return False
+    return (rest is None or not rest.num_rows) and not any(each.num_rows for each in wanted)
+
+
+def _same_in_order(one: pa.Table, other: pa.Table) -> bool:
+    if same_rows(one, other):
+        return True
+    if not one.schema.equals(other.schema):
+        return False
+    batches = (pa.Table.combine_chunks(each).to_batches() for each in (one, other))
+    first, second = (np.concatenate([row_hashes(batch) for batch in of_one]) for of_one in batches)
+    return np.array_equal(first, second)
 
 
 def _as_bits(column: pa.ChunkedArray) -> pa.ChunkedArray:

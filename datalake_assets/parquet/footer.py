@@ -25,9 +25,18 @@ from datalake_assets.parquet.row_groups import (
     parse_row_group,
     parse_schema,
 )
-from datalake_assets.parquet.thrift import BINARY, I32, I64, CompactReader, MalformedThrift, UndecodableThrift
+from datalake_assets.parquet.thrift import BINARY, I32, I64, LIST, CompactReader, MalformedThrift, UndecodableThrift
 
-__all__ = ["TAIL_BYTES", "Footer", "ReadAt", "RowGroup", "footer_fault", "parse_footer", "read_exactly"]
+__all__ = [
+    "TAIL_BYTES",
+    "Footer",
+    "ReadAt",
+    "RowGroup",
+    "footer_fault",
+    "key_values_of",
+    "parse_footer",
+    "read_exactly",
+]
 
 #: (offset, length) -> exactly those bytes; they may be overwritten by the next call.
 ReadAt = Callable[[int, int], bytes | memoryview]
@@ -112,6 +121,18 @@ def footer_fault(data: bytes, size_bytes: int) -> str:
     except UnreadableFile as error:
         return error.reason
     return ""
+
+
+def key_values_of(encoded: bytes) -> dict[bytes, bytes]:
+    """The key-values of a footer's list of them; values that are missing are empty.
+
+    Raises:
+        MalformedThrift: It is none.
+    """
+    if not encoded:
+        return {}
+    reader = CompactReader(encoded)
+    return dict(_key_value(reader) for _ in range(reader.structs(LIST)))
 
 
 def _parsed(data: bytes, size_bytes: int, where: str) -> Footer:

@@ -128,7 +128,13 @@ class OpenInput:
     @property
     def mean_plain_row_group_bytes(self) -> float:
         """The same before compression."""
-        return self._plain_bytes() / max(self.row_groups, 1)
+        return self.plain_bytes / max(self.row_groups, 1)
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of its pages before compression, as the footer has them."""
+        metadata = self.parquet.metadata
+        return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 
     @property
     def largest_row_group_bytes(self) -> int:
@@ -159,6 +165,10 @@ class OpenInput:
             self._read_at(self._digested_bytes, offset - self._digested_bytes)
         return self._read_at(offset, length)
 
+    def whole(self) -> pa.Buffer:
+        """All of its bytes."""
+        return pa.py_buffer(self.read_at(0, self.file.size_bytes))
+
     def _read_at(self, offset: int, length: int) -> memoryview:
         self._native.seek(offset)
         data = memoryview(self._native.read_buffer(length))
@@ -187,7 +197,7 @@ class OpenInput:
         rows = kept_rows = 0
         at_hand = isinstance(self._native, AT_HAND)
         with _translating(self.file, self._with_column if at_hand else str):
-            self._check_decodable()
+            self.check_decodable()
             for table in tables(self.parquet, source=self._native):
                 kept = table if self._keep is None else self._keep(table)
                 rows, kept_rows = rows + table.num_rows, kept_rows + kept.num_rows
@@ -208,7 +218,12 @@ class OpenInput:
             return reason
         return footer_fault(self._native.read_at(length, size_bytes - TAIL_BYTES - length), size_bytes) or reason
 
-    def _check_decodable(self) -> None:
+    def check_decodable(self) -> None:
+        """Sees to it that its rows can be held, and that something proves their values.
+
+        Raises:
+            UnreadableFile: They must not be decoded.
+        """
         if self._is_decodable:
             return
         if reason := undecodable(self.parquet, self._native, row_bytes=self._row_bytes):
@@ -252,10 +267,6 @@ class OpenInput:
         group = self.parquet.metadata.row_group(0)
         columns = (group.column(index) for index in range(group.num_columns))
         return frozenset(column.path_in_schema for column in columns if column.bloom_filter_offset is not None)
-
-    def _plain_bytes(self) -> int:
-        metadata = self.parquet.metadata
-        return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 
 
 def _check_names(metadata: Any) -> None:

@@ -52,6 +52,7 @@ __all__ = [
     "field_metadata",
     "file_meaning",
     "is_free",
+    "without_dropped",
 ]
 
 FIELD_ID = b"PARQUET:field_id"
@@ -151,6 +152,11 @@ _RULES: Sequence[tuple[re.Pattern[bytes], Join]] = tuple(
 @lru_cache(maxsize=1024)
 def _rule(key: bytes) -> Join:
     return next(rule for pattern, rule in _RULES if pattern.fullmatch(key))
+
+
+def without_dropped(footer: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The key-values of a footer but for those that speak of its file alone."""
+    return {key: value for key, value in footer.items() if _rule(key) is not _dropped}
 
 
 @dataclass(frozen=True, slots=True)

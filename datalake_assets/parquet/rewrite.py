@@ -8,14 +8,14 @@ fit, are named and left out; the others go on.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
-from typing import Generic, Literal, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import pyarrow as pa
 
@@ -24,14 +24,16 @@ from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, CorruptLake, PreconditionFailed, UnreadableFile
 from datalake_assets.parquet.adopted_footer import is_time
 from datalake_assets.parquet.concat import MAX_ROW_GROUPS
-from datalake_assets.parquet.decodable import ROW_BYTES, ROW_GROUPS_HELD
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, Input, OpenInput
-from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
+from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible, KeyValues, without_dropped
+from datalake_assets.parquet.merging import BrokenHalfway, conformed
 from datalake_assets.parquet.outputs import Opener, Outputs
 from datalake_assets.parquet.pages import UnsoundPages, walk_pages
-from datalake_assets.parquet.schemas import AnotherShape, Shape, conform_table, inspect, shape_of
-from datalake_assets.parquet.segments import Encoder, Model, Segment, SegmentFormat, model_of, sorted_pieces
+from datalake_assets.parquet.rewrite_settings import Kernel, RewriteSettings, workers_for
+from datalake_assets.parquet.schemas import AnotherShape, Shape, inspect, shape_of
+from datalake_assets.parquet.segment_queue import SegmentQueue
+from datalake_assets.parquet.segments import Model, Segment, SegmentFormat, model_of, sorted_pieces
 from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "use_lean_pool", "workers_for"]
@@ -50,37 +52,11 @@ def use_lean_pool() -> None:
 
 
 FinishedT = TypeVar("FinishedT")
-Kernel = Literal["auto", "concat", "reencode"]
 
 #: Mean size of row groups from which on copying them costs readers nothing measurable (`benchmarks compaction`).
 COPY_BYTES = 4 << 20
 #: Smaller ones are copied too if they are about as large as ours would be: uncompressed, of `row_group_bytes`.
 AS_LARGE = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class RewriteSettings:
-    """How files are rewritten.
-
-    Attributes:
-        parquet: Codec, profile, target size and row-group size of what is encoded.
-        kernel: ``auto`` copies row groups that are large enough, or as large as encoding again would make them.
-        verify: Compare every byte copied and every value encoded; otherwise the numbers of rows.
-        time_column: Rows are sorted by it within a row group, if it holds timestamps or dates.
-        sort_by: Columns that rows are sorted by within each output; everything is encoded again.
-        workers: Threads that encode.
-        scratch: Folder for sorting; None: the system's.
-        row_bytes: Decoded bytes of a row at the most: a file with a larger one is left out.
-    """
-
-    parquet: ParquetSettings
-    kernel: Kernel = "auto"
-    verify: bool = True
-    time_column: str | None = None
-    sort_by: tuple[str, ...] = ()
-    workers: int = 2
-    scratch: str | None = None
-    row_bytes: int = ROW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +68,9 @@ class Rewritten(Generic[FinishedT]):
         outputs: Finished files and what is known of them; none if fewer than two inputs were good.
         rewritten: Names of the inputs whose rows they hold.
         copied: Row groups of the outputs that were copied, but for those that had been encoded a moment ago.
-        encoded: Those that were encoded again.
+        encoded: Those that were made anew.
+        merged: Of these, those that the native kernel merged page by page, without decoding rows.
+        detours: Names of the inputs that were decoded though their pages were to be merged, with the reason.
     """
 
     rejected: Mapping[str, str]
@@ -100,11 +78,8 @@ class Rewritten(Generic[FinishedT]):
     rewritten: tuple[str, ...] = ()
     copied: int = 0
     encoded: int = 0
-
-
-def workers_for(memory_bytes: int, row_group_bytes: int) -> int:
-    """How many encoders a memory budget allows on this machine; at least one."""
-    return max(1, min(os.cpu_count() or 1, memory_bytes // (ROW_GROUPS_HELD * row_group_bytes)))
+    merged: int = 0
+    detours: Mapping[str, str] = field(default_factory=dict)
 
 
 def rewrite(
@@ -147,6 +122,8 @@ def rewrite(
                     attempt.discard()
             except UnreadableFile as error:
                 rejected[error.where] = error.reason
+            except BrokenHalfway as error:
+                rejected[error.name] = error.reason
             except UnsoundPages as error:
                 unsound[error.where] = error.reason
             except AnotherShape:
@@ -190,19 +167,19 @@ class _Pass(Generic[FinishedT]):
         self._given = {key.encode(): value.encode() for key, value in task.metadata.items()}
         self._time_column = _time_column(shape.schema, settings.time_column)
         self._model, self._unfit = _model_or_reason(shape, settings.parquet)
-        self._encoder = None
+        self._queue = None
         if self._model is not None:
-            self._encoder = Encoder(task.pool, _segment_format(shape, self._model, settings, self._time_column))
+            self._queue = SegmentQueue(
+                task.pool, _segment_format(shape, self._model, settings, self._time_column), settings, self._append
+            )
         self._outputs = Outputs(
             task.opener,
             target_bytes=settings.parquet.target_file_bytes,
             metadata=self._output_key_values,
-            verify=settings.verify,
+            verify=settings.compares_bytes,
         )
         self._like = self._model.footer if self._model is not None and shape.ours else None
-        self._buffer: list[pa.Table] = []
-        self._buffered_bytes = self._done_bytes = 0
-        self._jobs: deque[Future[Segment]] = deque()
+        self._done_bytes = 0
         self._counts: Counter[str] = Counter()
         self._noted: dict[bytes, bytes] | None = None  # key-values of the input before
         self._is_in = False  # whether rows of the present input are in the outputs already, or on their way
@@ -213,11 +190,8 @@ class _Pass(Generic[FinishedT]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for job in self._jobs:
-            job.cancel()
-        wait(self._jobs)
-        if self._encoder is not None:
-            self._encoder.close()
+        if self._queue is not None:
+            self._queue.close()
         if error is not None:
             self.discard()
 
@@ -231,9 +205,11 @@ class _Pass(Generic[FinishedT]):
             self._sort(inputs)
         else:
             self._take_all(inputs, rejected)
+        if self._queue is not None:
+            self._queue.flush()
+            self._queue.drain()
+            rejected |= self._queue.rejected
         taken = [each.file for each in inputs if each.file.name not in rejected]
-        self._flush()
-        self._drain(0)
         if self._like is None and self._model is not None:
             self._like = self._model.footer
         if self._like is not None:
@@ -245,15 +221,16 @@ class _Pass(Generic[FinishedT]):
             rewritten=tuple(file.name for file in taken),
             rejected=rejected,
             copied=self._counts["copied"],
-            encoded=self._counts["encoded"],
+            encoded=self._queue.counts["encoded"] if self._queue is not None else 0,
+            merged=self._queue.counts["merged"] if self._queue is not None else 0,
+            detours=dict(self._queue.detours) if self._queue is not None else {},
         )
 
     def _take_all(self, inputs: Sequence[Input], rejected: dict[str, str]) -> None:
         for each in inputs:
             self._is_in = False
             try:
-                with closing(self._opened(each)) as source:
-                    self._take(source)
+                self._take_input(each)
             except UnreadableFile as error:
                 if self._is_in:
                     raise
@@ -261,6 +238,19 @@ class _Pass(Generic[FinishedT]):
             self._done_bytes += each.file.size_bytes
             if self._on_progress is not None:
                 self._on_progress(self._done_bytes)
+
+    def _take_input(self, given: Input) -> None:
+        """Takes an input; opens it only if the kernel that merges pages cannot say all that there is to know of it."""
+        stated = given.keep is None and not (given.is_encoded or self._shape.ours or self._shape.lost)
+        if stated and self._queue is not None and self._queue.merges:
+            given, data = _fetched(given)
+            found = self._queue.look(given, data, self._shape) if data is not None else None
+            if found is not None and not self._are_large(found.file.size_bytes, found.plain_bytes, found.row_groups):
+                self._note(found.key_values)
+                self._queue.add_file(found)
+                return
+        with closing(self._opened(given)) as source:
+            self._take(source)
 
     def _opened(self, given: Input) -> OpenInput:
         """An input whose rows fit into the outputs.
@@ -283,12 +273,18 @@ class _Pass(Generic[FinishedT]):
         shape = shape_of(source, copied=self._settings.kernel == "concat", like=self._shape)
         if not self._shape.fits(shape):
             raise AnotherShape
-        if source.key_values != self._noted:
-            self._noted = source.key_values
-            try:
-                self._key_values = self._key_values.joined(shape.key_values)
-            except Incompatible as error:
-                raise AnotherShape from error
+        self._note(source.key_values, shape.key_values)
+
+    def _note(self, footer: Mapping[bytes, bytes], key_values: KeyValues | None = None) -> None:
+        """Joins the key-values of an input's footer to those of the outputs; most inputs have the same."""
+        telling = without_dropped(footer)
+        if telling == self._noted:
+            return
+        self._noted = telling
+        try:
+            self._key_values = self._key_values.joined(key_values or KeyValues.of(footer, self._shape.schema))
+        except Incompatible as error:
+            raise AnotherShape from error
 
     def _output_key_values(self) -> dict[bytes, bytes]:
         """The key-values of the output that is being finished."""
@@ -307,21 +303,17 @@ class _Pass(Generic[FinishedT]):
         elif lost:
             raise UnreadableFile(source.file.name, f"{unsound}; {lost}" if unsound else lost)
         else:
+            assert self._queue is not None  # noqa: S101  what cannot be encoded would be lost
             if source.file.checksum:  # otherwise it is decoding that proves it
                 self._prove(source)
+            if (whole := self._queue.whole(source)) is not None:
+                self._queue.add_file(whole)
+                return
             for table in source.tables():
-                conformed = self._conformed(table, source)
+                rows = conformed(table, self._shape.schema, source.file.name)
                 self._is_in = True
-                self._add(conformed)
+                self._queue.add(rows)
             self._counts["dropped"] += source.dropped_rows
-
-    def _conformed(self, table: pa.Table, source: OpenInput) -> pa.Table:
-        """Casts an input's rows to the outputs' columns; not every time in milliseconds fits into microseconds."""
-        try:
-            return conform_table(table, self._shape.schema)
-        except pa.ArrowException as error:
-            reason = f"its values do not fit the other files' columns: {str(error).splitlines()[0]}"
-            raise UnreadableFile(source.file.name, reason) from error
 
     def _why_unsound(self, source: OpenInput, footer: Footer) -> str:
         """Why row groups must not be copied though they are worth it; proven before copying if ``careful``."""
@@ -342,10 +334,16 @@ class _Pass(Generic[FinishedT]):
             return False
         if lost or not source.row_groups:
             return bool(lost)
-        as_large_as_ours = self._settings.parquet.row_group_bytes * AS_LARGE
-        if source.mean_row_group_bytes < COPY_BYTES and source.mean_plain_row_group_bytes < as_large_as_ours:
+        if not self._are_large(source.file.size_bytes, source.plain_bytes, source.row_groups):
             return False
         return source.largest_row_group_bytes <= self._settings.parquet.target_file_bytes
+
+    def _are_large(self, size_bytes: int, plain_bytes: int, row_groups: int) -> bool:
+        """Whether a file's row groups are so large, on average, that they may stay as they are."""
+        as_large_as_ours = self._settings.parquet.row_group_bytes * AS_LARGE
+        return bool(row_groups) and (
+            size_bytes >= row_groups * COPY_BYTES or plain_bytes >= row_groups * as_large_as_ours
+        )
 
     def _fits_as_it_is(self, footer: Footer) -> bool:
         self._like = self._like or footer
@@ -355,10 +353,11 @@ class _Pass(Generic[FinishedT]):
         """Copies row groups after the segments before them, which keeps rows' order; half a row group may wait."""
         if self._careful or not source.file.checksum:
             self._prove(source)
-        if self._buffered_bytes >= self._settings.parquet.row_group_bytes // 2:
-            self._flush()
-        self._drain(0)
-        server_side = source.server_side(verify=self._settings.verify)
+        if self._queue is not None:
+            if self._queue.held_bytes >= self._settings.parquet.row_group_bytes // 2:
+                self._queue.flush()
+            self._queue.drain()
+        server_side = source.server_side(verify=self._settings.compares_bytes)
         self._is_in = True
         for some in self._runs(footer):
             bounds = _bounds([source.time_bounds(index, self._time_column) for index in some])
@@ -373,7 +372,7 @@ class _Pass(Generic[FinishedT]):
         self._prove(source)
 
     def _prove(self, source: OpenInput) -> None:
-        if self._settings.verify:
+        if self._settings.compares_bytes:
             source.prove()
 
     def _runs(self, footer: Footer) -> Iterator[list[int]]:
@@ -394,48 +393,19 @@ class _Pass(Generic[FinishedT]):
             return f"column {column!r} has key-values in its parts that other files have not"
         return shape.lost or self._unfit
 
-    def _add(self, table: pa.Table) -> None:
-        limit, total = self._settings.parquet.row_group_bytes, max(table.nbytes, 1)
-        at_once = max(1, limit * table.num_rows // total)
-        for start in range(0, table.num_rows, at_once):
-            piece = table.slice(start, at_once)
-            size_bytes = total * piece.num_rows // table.num_rows
-            if self._buffered_bytes + size_bytes > limit:
-                self._flush()
-            self._buffer.append(piece)
-            self._buffered_bytes += size_bytes
-
-    def _flush(self) -> None:
-        """Hands the rows at hand to an encoder, as one row group."""
-        if self._buffer:
-            buffer, self._buffer, self._buffered_bytes = self._buffer, [], 0
-            self._drain(self._settings.workers - 1)
-            assert self._encoder is not None  # noqa: S101  what cannot be encoded is not buffered
-            self._jobs.append(self._encoder.submit(buffer))
-
-    def _drain(self, keep: int) -> None:
-        """Appends segments in their order until so many are under way."""
-        while len(self._jobs) > keep:
-            segment = self._encoded(self._jobs.popleft())
-            self._like = self._like or segment.footer
-            if segment.footer.schema_key != self._like.schema_key:
-                raise AnotherShape
-            self._outputs.append(
-                segment.footer,
-                segment.read_at,
-                [0],
-                metadata=segment.metadata,
-                bounds=segment.bounds,
-                like=self._like,
-                is_sound=True,
-            )
-            self._counts["encoded"] += 1
-
-    def _encoded(self, job: Future[Segment]) -> Segment:
-        try:
-            return job.result()
-        except pa.ArrowException as error:
-            raise CorruptLake(self._where, f"its rows cannot be encoded: {str(error).splitlines()[0]}") from error
+    def _append(self, segment: Segment) -> None:
+        self._like = self._like or segment.footer
+        if segment.footer.schema_key != self._like.schema_key:
+            raise AnotherShape
+        self._outputs.append(
+            segment.footer,
+            segment.read_at,
+            [0],
+            metadata=segment.metadata,
+            bounds=segment.bounds,
+            like=self._like,
+            is_sound=True,
+        )
 
     def _sort(self, inputs: Sequence[Input]) -> None:
         by = _sort_columns(self._shape.schema, self._settings.sort_by)
@@ -451,17 +421,26 @@ class _Pass(Generic[FinishedT]):
                     if source.file.checksum:
                         self._prove(source)
                     for table in source.tables():
-                        yield self._conformed(table, source)
+                        yield conformed(table, self._shape.schema, source.file.name)
 
         piece_bytes, scratch = self._settings.parquet.row_group_bytes, self._settings.scratch
         for piece in sorted_pieces(tables(), self._shape.schema, by, piece_bytes=piece_bytes, scratch=scratch):
-            self._buffer.append(piece)
-            self._flush()
+            assert self._queue is not None  # noqa: S101  what cannot be encoded is not sorted
+            self._queue.add_whole(piece)
 
     def _count_rows(self, files: Sequence[DataFile]) -> None:
         expected = sum(file.rows for file in files) - self._counts["dropped"]
         if self._outputs.rows != expected:
             raise CorruptLake(self._where, f"{expected} rows were read and {self._outputs.rows} written")
+
+
+def _fetched(given: Input) -> tuple[Input, pa.Buffer | None]:
+    """An input whose bytes are in memory, with them; large ones are read in place, and stay as they are."""
+    native = given.open()
+    if not isinstance(native, pa.BufferReader):
+        return replace(given, open=lambda: native), None
+    data = native.read_buffer()
+    return replace(given, open=lambda: pa.BufferReader(data)), data
 
 
 def _bounds(found: Sequence[tuple[datetime, ...] | None]) -> list[datetime] | None:
@@ -495,5 +474,5 @@ def _segment_format(shape: Shape, model: Model, settings: RewriteSettings, time_
         time_column=time_column,
         sorting=_sort_columns(shape.schema, settings.sort_by),
         bloom_columns=shape.bloom_columns,
-        verify=settings.verify,
+        verify=settings.compares_bytes,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -31,6 +30,7 @@ from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible
 from datalake_assets.parquet.row_groups import MAGIC
 from datalake_assets.parquet.schemas import Shape, conform_table, same_types
+from datalake_assets.parquet.thrift import BINARY, CompactReader
 from datalake_assets.parquet.writer import (
     SAMPLE_ROWS,
     Encodings,
@@ -41,7 +41,7 @@ from datalake_assets.parquet.writer import (
     time_bounds,
 )
 
-__all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "sorted_pieces"]
+__all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "pieces", "sorted_pieces"]
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
@@ -51,6 +51,12 @@ BLOOM_FPP = 0.05
 
 #: The length of a footer, and the magic.
 _END_BYTES = 8
+#: Field of FileMetaData.
+CREATED_BY = 6
+
+
+def _ending(footer: bytes) -> bytes:
+    return len(footer).to_bytes(4, "little") + MAGIC
 
 
 class _Tailed:
@@ -62,7 +68,7 @@ class _Tailed:
         footer = bytes(view[-_END_BYTES - length : -_END_BYTES])
         self.footer_bytes = change(footer) if change else footer
         self._pages = view[: -_END_BYTES - length]
-        self._tail = self.footer_bytes + len(self.footer_bytes).to_bytes(4, "little") + MAGIC
+        self._tail = self.footer_bytes + _ending(self.footer_bytes)
 
     def parsed(self) -> Footer:
         return parse_footer(self._read_at, len(self._pages) + len(self._tail), where="an encoded row group")
@@ -85,11 +91,20 @@ class Model:
         footer: Of a file without rows.
         options: Of Arrow's writer.
         change: Puts the inputs' schema into a footer that Arrow wrote; None where it is the same.
+        schema: The schema of all row groups, as it stands in their footers.
+        complete: Puts all that the inputs state, their schema included, into a footer that states other things.
     """
 
     footer: Footer
     options: Mapping[str, Any]
     change: Callable[[bytes], bytes] | None
+    schema: bytes
+    complete: Callable[[bytes], bytes]
+
+    @property
+    def created_by(self) -> bytes:
+        """The writer that the footers name."""
+        return CompactReader(self.footer.fields[CREATED_BY][1]).binary(BINARY)
 
 
 def model_of(shape: Shape, settings: ParquetSettings) -> Model:
@@ -117,14 +132,14 @@ def _model(shape: Shape, settings: ParquetSettings, options: Mapping[str, Any]) 
     wanted = encoded_with(theirs, shape.parquet) if shape.parquet else theirs
     kept = plain.parsed().key_value_metadata if shape.stores_arrow else {}
     key_values = {key: value for key, value in kept.items() if key == ARROW_SCHEMA}
-    change = None
-    if wanted != theirs or shape.chunk_values or not shape.stores_arrow:
-        change = partial(with_schema, schema=wanted, key_values=key_values, of_columns=shape.chunk_values or {})
+    complete = partial(with_schema, schema=wanted, key_values=key_values, of_columns=shape.chunk_values or {})
+    is_same = wanted == theirs and not shape.chunk_values and shape.stores_arrow
+    change = None if is_same else complete
     tailed = _Tailed(buffer, change)
     read = pq.ParquetFile(pa.BufferReader(buffer), metadata=tailed.metadata(), arrow_extensions_enabled=True)
     if not same_types(read.schema_arrow.remove_metadata(), shape.schema):
         raise Incompatible("encoding it again would change what Arrow reads of its schema")
-    return Model(tailed.parsed(), options, change)
+    return Model(tailed.parsed(), options, change, wanted, complete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +161,10 @@ class Segment:
     def read_at(self, offset: int, length: int) -> memoryview:
         """So many bytes from there."""
         return memoryview(self.buffer)[offset : offset + length]
+
+    def whole(self) -> bytes:
+        """A file of its own: the pages, and the footer that counts."""
+        return b"".join((self.read_at(0, self.footer.end_of_data), self.footer.data, _ending(self.footer.data)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,25 +191,20 @@ class SegmentFormat:
 
 
 class Encoder:
-    """Encodes segments in a pool of threads.
+    """Encodes segments; safe to use from several threads.
 
     Args:
-        pool: The threads.
         form: How.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, form: SegmentFormat) -> None:
-        self._pool, self._form = pool, form
+    def __init__(self, form: SegmentFormat) -> None:
+        self._form = form
         self._encodings: Encodings | None = None
         self._hasher: MultisetHasher | None = None
         self._lock = threading.Lock()
 
-    def submit(self, tables: list[pa.Table]) -> Future[Segment]:
-        """Begins to encode the tables' rows as one row group; takes the list over, so that the rows can go early."""
-        return self._pool.submit(self.encode, tables)
-
     def encode(self, tables: list[pa.Table]) -> Segment:
-        """One segment.
+        """Encodes the tables' rows as one row group; takes the list over, so that the rows can go early.
 
         Raises:
             CorruptLake: What was encoded does not decode to the rows that went in.
@@ -210,8 +224,18 @@ class Encoder:
         metadata = self._checked(buffer, tailed, ordered, hashed)
         return Segment(buffer, tailed.parsed(), bounds, metadata)
 
+    def adopted(self, buffer: pa.Buffer, *, bounds: tuple[datetime, ...]) -> Segment:
+        """A segment of a file of one row group that somebody else has made; compares nothing.
+
+        Args:
+            buffer: Its bytes.
+            bounds: Earliest and latest time; empty without.
+        """
+        tailed = _Tailed(buffer, self._form.model.complete)
+        return Segment(buffer, tailed.parsed(), bounds, tailed.metadata())
+
     def close(self) -> None:
-        """Ends it; segments under way are the pool's."""
+        """Ends it."""
         if self._hasher:
             self._hasher.close()
 
@@ -262,6 +286,12 @@ class Encoder:
         with self._lock:
             self._hasher = self._hasher or MultisetHasher(self._form.schema)
         return self._hasher.of(table)
+
+
+def pieces(table: pa.Table, limit_bytes: int) -> Iterator[pa.Table]:
+    """The rows of a table in pieces of about so many bytes, or of one row."""
+    at_once = max(1, limit_bytes * table.num_rows // max(table.nbytes, 1))
+    yield from (table.slice(start, at_once) for start in range(0, table.num_rows, at_once))
 
 
 def _bloom_options(table: pa.Table, columns: Sequence[str] | frozenset[str]) -> dict[str, dict[str, float]]:

@@ -360,6 +360,7 @@ def test_bytes_that_do_not_read_back_stop_the_rewrite():
     ],
 )
 def test_rows_that_an_encoder_changes_stop_the_rewrite(monkeypatch, damage):
+    monkeypatch.setenv("DATALAKE_NATIVE", "0")
     honest = segments.Encoder._encoded
     monkeypatch.setattr(segments.Encoder, "_encoded", lambda self, table: honest(self, damage(table)))
     outputs = Outputs()

@@ -297,6 +297,8 @@ def _log_outcome(lake: Lake, feed: Feed, one: Compacted, run_log: CompactionLog)
     run_log.info(f"{feed.path} {one.key}: {_line(one.report) if one.changed else 'nothing was merged'}")
     for line in _left_alone(one.report.skipped):
         run_log.info(f"{feed.path} {one.key}: left alone: {line}")
+    for line in _left_alone(one.report.detours):
+        run_log.info(f"{feed.path} {one.key}: decoded, not merged page by page: {line}")
     for each in unusable(one.report.skipped):
         run_log.warning(f"{feed.path} {one.key}: {each.name}: {each.reason}")
     run_log.observed(observation(feed, one.report, lake_uri=lake.uri))
@@ -311,7 +313,7 @@ def _line(report: CompactionReport) -> str:
     return (
         f"files {report.files_before:,} -> {report.files_after:,},"
         f" {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}, {report.rows:,} rows,"
-        f" {report.kernel}, {report.compaction_time_ms / 1000:.1f} s"
+        f" {report.way}, {report.compaction_time_ms / 1000:.1f} s"
     )
 
 
@@ -323,5 +325,5 @@ def _row(one: Compacted) -> str:
     return (
         f"| {one.key} | {report.files_before:,} → {report.files_after:,}"
         f" | {size_text(report.bytes_before)} → {size_text(report.bytes_after)} | {report.rows:,}"
-        f" | {report.kernel} | {report.compaction_time_ms / 1000:.1f} | {len(report.skipped):,} | {result} |"
+        f" | {report.way} | {report.compaction_time_ms / 1000:.1f} | {len(report.skipped):,} | {result} |"
     )

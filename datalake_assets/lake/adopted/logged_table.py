@@ -222,12 +222,18 @@ class Merged:
         rows: Rows of those that it wrote.
         kernel: How, as `CompactionReport` says it.
         failed: Files that could not be merged.
+        row_groups_merged: As in `CompactionReport`.
+        row_groups_encoded: Likewise.
+        detours: Likewise.
     """
 
     files: int = 0
     rows: int = 0
     kernel: str = ""
     failed: tuple[LeftAlone, ...] = ()
+    row_groups_merged: int = 0
+    row_groups_encoded: int = 0
+    detours: tuple[LeftAlone, ...] = ()
 
 
 _Look = TypeVar("_Look", bound=TableLook)
@@ -343,6 +349,9 @@ class LoggedTable(TableOfOthers, Generic[_Look]):
             health=planned_health(after, self.feed, key, plan, rules),
             failed=merged.failed,
             blocked=merged.failed,
+            row_groups_merged=merged.row_groups_merged,
+            row_groups_encoded=merged.row_groups_encoded,
+            detours=merged.detours,
         )
 
     def rehearse(self, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:  # noqa: ARG002

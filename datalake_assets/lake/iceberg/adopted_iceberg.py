@@ -80,7 +80,15 @@ class AdoptedIceberg(LoggedTable[IcebergLook]):
         check_owner(store, self.feed, table)
         done = self._compacted(table, key, rules, look)
         failed = (LeftAlone(name_in_table(table, path), why, unusable=True) for path, why in done.failed.items())
-        return Merged(done.files_compacted, done.rows, _kernel(done), tuple(failed))
+        return Merged(
+            done.files_compacted,
+            done.rows,
+            _kernel(done),
+            tuple(failed),
+            row_groups_merged=done.merged,
+            row_groups_encoded=done.encoded - done.merged,
+            detours=tuple(LeftAlone(name_in_table(table, path), why) for path, why in done.detours.items()),
+        )
 
     def cure(self, look: IcebergLook) -> str:
         """Implements `LoggedTable`."""
@@ -95,7 +103,7 @@ class AdoptedIceberg(LoggedTable[IcebergLook]):
             table,
             rules,
             row_group_bytes=self.feed.format.row_group_bytes,
-            verify=policy.verify == "full",
+            verify=policy.verify,
             sort_by=policy.sort_by,
         )
         name = "" if key == FOLDER_ITSELF else key

@@ -23,7 +23,7 @@ from datalake_assets.lake.iceberg.iceberg_rewriting import Rewriting, RewrittenF
 from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly, table_text
-from datalake_assets.parquet.rewrite import RewriteSettings
+from datalake_assets.parquet.rewrite_settings import RewriteSettings, Verify
 from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["IcebergCompaction", "compact_table", "rewrite_settings", "table_rules"]
@@ -79,7 +79,7 @@ def rewrite_settings(
     rules: CompactionRules,
     *,
     row_group_bytes: int = 16 << 20,
-    verify: bool = True,
+    verify: Verify = "full",
     sort_by: tuple[str, ...] = (),
     workers: int = 2,
 ) -> RewriteSettings:
@@ -89,7 +89,7 @@ def rewrite_settings(
         table: The table; the codec is its ``write.parquet.compression-codec``, or zstd for those that are not written.
         rules: Say how large files are to be.
         row_group_bytes: Decoded bytes of a row group.
-        verify: Compare every value.
+        verify: What is compared before a commit.
         sort_by: Columns that rows are sorted by.
         workers: Threads that encode.
     """
@@ -122,7 +122,9 @@ class IcebergCompaction:
         dropped: Groups that others changed meanwhile.
         small_files_remaining: Small files that there are now.
         copied: Row groups copied.
-        encoded: Row groups encoded again.
+        encoded: Row groups made anew.
+        merged: Of these, those that the native kernel merged page by page.
+        detours: Paths of files that were decoded though the native kernel is there, with the reason.
         skipped: Files that were left alone, with the reason.
         failed: Paths of files that no rewrite could take, with the reason.
     """
@@ -143,6 +145,8 @@ class IcebergCompaction:
     small_files_remaining: int = 0
     copied: int = 0
     encoded: int = 0
+    merged: int = 0
+    detours: dict[str, str] = field(default_factory=dict)
     skipped: tuple[LeftAlone, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -357,6 +361,8 @@ class _Compaction:
         report.deletes_removed += len(unneeded)
         report.copied += sum(each.files.copied for each in waiting)
         report.encoded += sum(each.files.encoded for each in waiting)
+        report.merged += sum(each.files.merged for each in waiting)
+        report.detours |= {path: why for each in waiting for path, why in each.files.detours.items()}
 
 
 def _culprits(group: RewriteGroup, error: LakeError) -> set[str]:

@@ -41,7 +41,8 @@ from datalake_assets.parquet.decoding import open_parquet
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
-from datalake_assets.parquet.rewrite import RewriteSettings, Rewritten, rewrite
+from datalake_assets.parquet.rewrite import Rewritten, rewrite
+from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.sinks import ByteLike
 from datalake_assets.parquet.writer import Encodings, choose_encodings, open_writer
 
@@ -63,7 +64,9 @@ class RewrittenFiles:
         rejected: Paths of the files that were left out, with the reason.
         rows_deleted: Rows of the inputs that deletes had taken away.
         copied: Row groups that were copied.
-        encoded: Row groups that were encoded again.
+        encoded: Row groups that were made anew.
+        merged: Of these, those that the native kernel merged page by page.
+        detours: Paths of the files that were decoded though the native kernel is there, with the reason.
     """
 
     outputs: tuple[IcebergFile, ...] = ()
@@ -72,6 +75,8 @@ class RewrittenFiles:
     rows_deleted: int = 0
     copied: int = 0
     encoded: int = 0
+    merged: int = 0
+    detours: Mapping[str, str] = field(default_factory=dict)
 
 
 class Rewriting:
@@ -171,7 +176,12 @@ class Rewriting:
                 done = self._rewritten([each.as_input() for each in written], partition)
                 outputs += self._outputs(done, partition)
                 self._demand(not done.rejected, f"a scratch file was refused: {done.rejected}")
-                total = replace(total, copied=total.copied + done.copied, encoded=total.encoded + done.encoded)
+                total = replace(
+                    total,
+                    copied=total.copied + done.copied,
+                    encoded=total.encoded + done.encoded,
+                    merged=total.merged + done.merged,
+                )
             taken = tuple(file for file in files if file.path not in present.rejected)
             self._count(outputs, taken, present)
         except BaseException:
@@ -218,7 +228,8 @@ class Rewriting:
             delete_quietly(self._io, [file.file_path for file in outputs])
             raise
         deleted = sum(present.deleted_of.get(file.path, 0) for file in taken)
-        return RewrittenFiles(tuple(outputs), taken, rejected, deleted, done.copied, done.encoded)
+        detours = {file.path: why for name, why in done.detours.items() for file in members[name]}
+        return RewrittenFiles(tuple(outputs), taken, rejected, deleted, done.copied, done.encoded, done.merged, detours)
 
     def _has_rows(self, file: LiveFile, present: PresentRows) -> bool:
         return file.file.record_count > present.deleted_of.get(file.path, 0)

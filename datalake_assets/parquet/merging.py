@@ -1,0 +1,350 @@
+"""Small files become row groups page by page, by the native kernel; what it cannot take, Arrow decodes and encodes.
+
+A merge never decodes rows: it costs a fifth of decoding and encoding. What the kernel cannot take, it refuses by file,
+and the refused file takes a detour: Arrow decodes it and encodes it alone, and the kernel merges what comes of that.
+Where most files of a row group would take the detour, all of them are decoded, and encoded as one.
+
+What the kernel merged is compared with its inputs by Arrow, which shares no code with it, value by value.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.decoding import fits_piece, open_parquet, tables
+from datalake_assets.parquet.elements import encoded_schema
+from datalake_assets.parquet.fingerprint import same_values
+from datalake_assets.parquet.footer import key_values_of
+from datalake_assets.parquet.inputs import Input, OpenInput
+from datalake_assets.parquet.keys import ARROW_SCHEMA
+from datalake_assets.parquet.native import Kernel, MergeOptions, Part, Refusal, Refused, load_kernel
+from datalake_assets.parquet.rewrite_settings import RewriteSettings
+from datalake_assets.parquet.schemas import Shape, conform_table
+from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, pieces
+from datalake_assets.parquet.sinks import checksum_like
+from datalake_assets.parquet.writer import ZSTD_LEVEL, moment_of, sorted_by
+
+__all__ = ["BrokenHalfway", "Merged", "Merger", "WholeFile", "conformed", "merger_of"]
+
+logger = logging.getLogger(__name__)
+
+#: A text's offset in Arrow.
+OFFSET_BYTES = 4
+#: Before compression a file may be so many times as large as a row group.
+LARGER = 4
+#: Of the memory for decoded row groups, what a merge may allocate: as much as encoding one takes.
+HELD = 3
+#: So many files of a row group may be refused while it is merged, which begins anew each time; then all are encoded.
+MAX_REFUSALS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WholeFile:
+    """A small input, all of its bytes in memory, proven where anybody knows their digest.
+
+    Attributes:
+        file: The file, as its manifest has it.
+        data: Its bytes.
+        weight_bytes: What it adds to a row group, about, decoded.
+        plain_bytes: Of its pages before compression, by its footer.
+        row_groups: How many.
+        key_values: Of its footer; only where it was looked at and not opened.
+        why: Why the kernel cannot take it; empty if it may.
+    """
+
+    file: DataFile
+    data: pa.Buffer
+    weight_bytes: int
+    plain_bytes: int
+    row_groups: int
+    key_values: Mapping[bytes, bytes] = field(default_factory=dict)
+    why: str = ""
+
+    def opened(self, row_bytes: int) -> OpenInput:
+        """The file for Arrow; for arguments and errors see `OpenInput`."""
+        return OpenInput(Input(self.file, lambda: pa.BufferReader(self.data)), row_bytes=row_bytes)
+
+
+@dataclass(slots=True)
+class Merged:
+    """What became of files that were to become one row group.
+
+    Attributes:
+        segments: Row groups, in their order.
+        merged: How many of them the kernel made.
+        rejected: Files that are in none, with the reason.
+        detours: Files that were decoded and encoded, with the reason.
+    """
+
+    segments: list[Segment] = field(default_factory=list)
+    merged: int = 0
+    rejected: dict[str, str] = field(default_factory=dict)
+    detours: dict[str, str] = field(default_factory=dict)
+
+
+class BrokenHalfway(Exception):
+    """A file turned out to be bad when some of its rows were encoded already: begin again without it.
+
+    Attributes:
+        name: The file.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}")
+
+
+class Merger:
+    """Merges small files into row groups; safe to use from several threads.
+
+    Args:
+        kernel: Merges pages.
+        encoder: Encodes what the kernel cannot take.
+        form: How row groups are encoded.
+        settings: Of the rewrite.
+    """
+
+    def __init__(self, kernel: Kernel, encoder: Encoder, form: SegmentFormat, settings: RewriteSettings) -> None:
+        self._kernel, self._encoder, self._form, self._verify = kernel, encoder, form, settings.verify
+        self._row_group_bytes, self._row_bytes = settings.parquet.row_group_bytes, settings.row_bytes
+        self._row_width = sum(map(_width, form.schema.types))
+        self._time_leaf = _time_leaf(form)
+        self._options = MergeOptions(
+            codec=settings.parquet.compression,
+            level=settings.parquet.compression_level or ZSTD_LEVEL,
+            verify=settings.verify == "pages",
+            copy=settings.kernel == "auto",
+            time_leaf=self._time_leaf,
+            order="sort" if self._time_leaf is not None else "keep",
+            bloom="build" if form.bloom_columns else "drop",
+            memory_bytes=HELD * max(settings.row_bytes, settings.parquet.row_group_bytes),
+            created_by=form.model.created_by,
+        )
+
+    def look(self, given: Input, data: pa.Buffer, like: Shape) -> WholeFile | None:
+        """A file as it is to be merged; None if it needs a closer look than the kernel's.
+
+        What is right of the file whose shape is given is right of this one too, but for what its key-values say: it has
+        the same schema, for Arrow too, and nothing else that an output would have to state.
+
+        Args:
+            given: The input.
+            data: All of its bytes.
+            like: The shape of another input.
+        """
+        file = given.file
+        (found,) = self._kernel.check([Part(data, rows=file.rows)], time_leaf=self._time_leaf)
+        has_more = found.has_bloom or found.has_chunk_key_values or like.chunk_values
+        if found.refused or has_more or data.size != file.size_bytes:
+            return None
+        view = memoryview(data)
+        schema, texts = (view[at : at + size] for at, size in (found.schema, found.key_values))
+        if schema != self._form.model.schema or found.plain_bytes > self._row_bytes or like.is_repeated:
+            return None
+        key_values = key_values_of(bytes(texts))
+        if like.known is None or key_values.get(ARROW_SCHEMA) != like.known.footer.get(ARROW_SCHEMA):
+            return None
+        if file.checksum:
+            digest = checksum_like(file.checksum)
+            digest.update(data)
+            if str(digest) != file.checksum:
+                return None
+        return self._whole(file, data, found.plain_bytes, found.row_groups, key_values=key_values)
+
+    def whole(self, source: OpenInput) -> WholeFile | None:
+        """An input with all of its bytes; None if it is too large for that, or only some of its rows are kept.
+
+        Raises:
+            UnreadableFile: It cannot be read, or must not be decoded.
+        """
+        size_bytes, plain_bytes = source.file.size_bytes, source.plain_bytes
+        if not source.is_whole or max(size_bytes, plain_bytes // LARGER) > self._row_group_bytes:
+            return None
+        source.check_decodable()
+        schema = encoded_schema(source.footer_bytes, self._form.model.schema)
+        why = "" if schema == self._form.model.schema else "its schema is stated otherwise"
+        return self._whole(source.file, source.whole(), plain_bytes, source.row_groups, why=why)
+
+    def _whole(self, file: DataFile, data: pa.Buffer, plain_bytes: int, row_groups: int, **known: Any) -> WholeFile:
+        weight_bytes = max(plain_bytes, file.rows * self._row_width)
+        return WholeFile(file, data, weight_bytes, plain_bytes, row_groups, **known)
+
+    def merge(self, files: Sequence[WholeFile]) -> Merged:
+        """Makes row groups of the files' rows, in their order; as a rule one.
+
+        Raises:
+            BrokenHalfway: A file is bad, and some of its rows had been encoded when that came out.
+            CorruptLake: What was encoded does not decode to the rows that went in.
+        """
+        done, parts = Merged(), {each.file.name: each for each in files}
+        waiting = {each.file.name: each.why for each in files if each.why}
+        refusals, why = 0, ""
+        while refusals <= MAX_REFUSALS and 2 * len({**done.detours, **waiting}) <= len(files):
+            if not all(self._takes_detour(parts, name, reason, done) for name, reason in waiting.items()):
+                break
+            try:
+                done.segments = [self._merged(list(parts.values()))] if parts else []
+            except Refused as refused:
+                names, refusals, why = list(parts), refusals + 1, refused.why
+                if not 0 <= refused.index < len(names) or names[refused.index] in done.detours:
+                    break
+                waiting = {names[refused.index]: refused.why}
+            else:
+                done.merged = len(done.segments)
+                return done
+        left = [each for each in files if each.file.name not in done.rejected]
+        return self._encoded(left, why, done)
+
+    def _merged(self, files: Sequence[WholeFile]) -> Segment:
+        """The row group that the kernel makes of files.
+
+        Raises:
+            Refused: It does not take one of them, or not all together.
+        """
+        is_full = self._verify == "full"
+        parts = [Part(each.data, rows=each.file.rows, proven=is_full or bool(each.file.checksum)) for each in files]
+        made = self._kernel.merge(parts, self._options)
+        bounds = tuple(map(self._moment, made.times or ()))
+        segment = self._encoder.adopted(pa.py_buffer(made.view), bounds=bounds)
+        rows = sum(each.file.rows for each in files)
+        reason = f"{rows} rows were merged into {made.rows}" if rows != made.rows else ""
+        if is_full and not reason:
+            reason = self._difference(segment, files, is_sorted=made.unsorted)
+        if reason:
+            logger.error("the kernel that merges pages is not to be trusted: %s; nothing of it is kept", reason)
+            raise Refused(Refusal.INTERNAL, -1, reason)
+        return segment
+
+    def _moment(self, count: int) -> datetime:
+        return moment_of(count, self._form.schema.field(self._form.time_column).type)
+
+    def _difference(self, segment: Segment, files: Sequence[WholeFile], *, is_sorted: bool) -> str:
+        """Why a row group is not what its inputs are, by Arrow, which reads both, value by value; empty if it is.
+
+        Raises:
+            Refused: An input cannot be read.
+        """
+        source = pa.BufferReader(segment.buffer)
+        try:
+            parquet = pq.ParquetFile(source, metadata=segment.metadata, pre_buffer=False, arrow_extensions_enabled=True)
+            is_small = fits_piece(parquet, source)  # then so are the inputs together, if all is well
+            if is_sorted and not is_small:
+                raise Refused(Refusal.MEMORY, -1, "too many rows are out of order to be compared")
+            found = (conform_table(each, self._form.schema) for each in tables(parquet, source=source))
+            wanted = self._tables(files, at_once=is_small)
+            if is_sorted:
+                wanted = iter([sorted_by(pa.concat_tables(wanted), self._form.time_column or "")])
+            return "" if same_values(wanted, found) else "what it made does not read as the inputs do"
+        except UnreadableFile as error:
+            names = [each.file.name for each in files]
+            raise Refused(Refusal.DAMAGED, names.index(error.where), error.reason) from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            return f"what it made cannot be read: {str(error).splitlines()[0]}"
+
+    def _tables(self, files: Sequence[WholeFile], *, at_once: bool = False) -> Iterator[pa.Table]:
+        """The files' rows as the outputs have them; ``at_once``, a file at a time, if all are known to be small."""
+        for each in files:
+            if at_once:
+                yield conformed(self._read(each), self._form.schema, each.file.name)
+                continue
+            with closing(each.opened(self._row_bytes)) as source:
+                for table in source.tables():
+                    yield conformed(table, self._form.schema, each.file.name)
+
+    def _read(self, file: WholeFile) -> pa.Table:
+        try:
+            parquet = open_parquet(pa.BufferReader(file.data), is_proven=bool(file.file.checksum))
+            return parquet.reader.read_all(use_threads=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UnreadableFile(file.file.name, f"cannot be read: {str(error).splitlines()[0]}") from error
+
+    def _takes_detour(self, parts: dict[str, WholeFile], name: str, why: str, done: Merged) -> bool:
+        """Decodes a file, and puts what it is encoded as in its place; False if it is too large for that."""
+        given, rows, size_bytes = parts[name], list[pa.Table](), 0
+        try:
+            for table in self._tables([given]):
+                rows.append(table)
+                size_bytes += table.nbytes
+                if size_bytes > self._row_group_bytes:
+                    return False
+        except UnreadableFile as error:
+            done.rejected[name] = error.reason
+            del parts[name]
+            return True
+        data = pa.py_buffer(self._encoder.encode(rows).whole())
+        file = msgspec.structs.replace(given.file, size_bytes=data.size, checksum="")
+        parts[name] = replace(given, file=file, data=data, why="")
+        done.detours[name] = why
+        return True
+
+    def _encoded(self, files: Sequence[WholeFile], why: str, done: Merged) -> Merged:
+        """Decodes and encodes all of them, as files that are not merged."""
+        held: list[pa.Table] = []
+        held_bytes = 0
+        for each in files:
+            segments, tables_held = len(done.segments), len(held)
+            try:
+                for table in self._tables([each]):
+                    for piece in pieces(table, self._row_group_bytes):
+                        if held and held_bytes + piece.nbytes > self._row_group_bytes:
+                            done.segments.append(self._encoder.encode(held))
+                            held, held_bytes = [], 0
+                        held.append(piece)
+                        held_bytes += piece.nbytes
+            except UnreadableFile as error:
+                if len(done.segments) > segments:
+                    raise BrokenHalfway(each.file.name, error.reason) from error
+                del held[tables_held:]
+                held_bytes = sum(piece.nbytes for piece in held)
+                done.rejected[each.file.name] = error.reason
+                continue
+            done.detours[each.file.name] = each.why or why
+        if held:
+            done.segments.append(self._encoder.encode(held))
+        return done
+
+
+def conformed(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """Casts an input's rows to the outputs' columns.
+
+    Raises:
+        UnreadableFile: Some do not fit: not every time in milliseconds fits into microseconds.
+    """
+    try:
+        return conform_table(table, schema)
+    except pa.ArrowException as error:
+        reason = f"its values do not fit the other files' columns: {str(error).splitlines()[0]}"
+        raise UnreadableFile(name, reason) from error
+
+
+def merger_of(encoder: Encoder, form: SegmentFormat, settings: RewriteSettings) -> Merger | None:
+    """What merges pages; None where there is no kernel, or where rows have to be decoded in any case."""
+    by_arrow = settings.sort_by or settings.kernel == "concat" or settings.parquet.profile != "compatible"
+    kernel = None if by_arrow else load_kernel()
+    return Merger(kernel, encoder, form, settings) if kernel is not None else None
+
+
+def _width(kind: pa.DataType) -> int:
+    """Bytes of a value, or of its offset."""
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:
+        return OFFSET_BYTES
+
+
+def _time_leaf(form: SegmentFormat) -> int | None:
+    """The number of the column by which rows are in order."""
+    columns = form.model.footer.columns
+    return columns.index(form.time_column) if form.time_column in columns else None

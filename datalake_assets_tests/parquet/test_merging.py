@@ -1,0 +1,194 @@
+"""Pages merged by the native kernel: the same rows, whatever it refuses, and whatever it might get wrong."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.core.files import DataFile
+from datalake_assets.parquet import merging
+from datalake_assets.parquet.inputs import Input
+from datalake_assets.parquet.native import load_kernel
+from datalake_assets.parquet.outputs import Opener
+from datalake_assets.parquet.rewrite import rewrite
+from datalake_assets.parquet.rewrite_settings import RewriteSettings
+from datalake_assets.parquet.sinks import new_checksum
+from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets_tests.parquet.sinks import MemorySink
+
+pytestmark = pytest.mark.skipif(load_kernel() is None, reason="the native kernel was not built")
+SETTINGS = RewriteSettings(ParquetSettings(), time_column="at")
+LEVELS = ("full", "pages", "rows")
+
+
+def events(start, count=50, **columns):
+    times = pa.array([1_000 * (start + i) for i in range(count)], pa.timestamp("us", "UTC"))
+    values = pa.array([None if i % 7 == 3 else f"v{(start + i) % 11}" for i in range(count)])
+    return pa.table({"at": times, "id": pa.array(range(start, start + count)), "value": values, **columns})
+
+
+def encoded(table, **options):
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+def input_of(name, data, *, is_committed=True):
+    digest = new_checksum()
+    digest.update(data)
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    file = DataFile(name, rows, len(data), checksum=str(digest) if is_committed else "")
+    return Input(file, lambda: pa.BufferReader(data))
+
+
+def inputs(*tables, is_committed=True, **options):
+    named = enumerate(tables)
+    return [input_of(f"f{index}", encoded(table, **options), is_committed=is_committed) for index, table in named]
+
+
+def rewritten(files, settings=SETTINGS):
+    opener = Opener(MemorySink, lambda _: None, lambda data: iter([data]))
+    return rewrite(files, settings, opener, metadata={"datalake.feed": "s"})
+
+
+def read(result):
+    return pa.concat_tables([pq.read_table(io.BytesIO(data)) for data, _ in result.outputs])
+
+
+@pytest.mark.parametrize("verify", LEVELS)
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_small_files_are_merged_without_decoding_rows(verify, is_committed):
+    tables = [events(i * 50, tags=pa.array([[i, None]] * 50)) for i in range(8)]
+    result = rewritten(inputs(*tables, is_committed=is_committed), replace(SETTINGS, verify=verify))
+    assert (result.merged, result.encoded, result.copied, dict(result.detours)) == (1, 1, 0, {})
+    assert read(result).equals(pa.concat_tables(tables))
+    assert result.rewritten == tuple(f"f{i}" for i in range(8))
+
+
+def test_rows_out_of_order_come_out_in_order_of_time_and_otherwise_as_they_came():
+    tables = [events(start, 20, n=pa.array([number] * 20)) for number, start in enumerate((10, 0, 5))]
+    result = rewritten(inputs(*tables))
+    whole = pa.concat_tables(tables)
+    assert result.merged == 1
+    assert read(result).equals(whole.take(pc.sort_indices(whole["at"])))
+
+
+def test_a_file_that_states_its_schema_otherwise_takes_a_detour_alone():
+    tables = [events(0), *(events(i * 50, later=pa.array(range(50))) for i in range(1, 9))]
+    result = rewritten(inputs(*tables))
+    assert (result.merged, result.encoded, list(result.detours)) == (1, 1, ["f0"])
+    assert read(result).equals(pa.concat_tables(tables, promote_options="default").select(result_columns(result)))
+
+
+def result_columns(result):
+    return pq.read_schema(io.BytesIO(result.outputs[0][0])).names
+
+
+def test_most_files_that_take_the_detour_are_encoded_together():
+    tables = [*(events(i * 50) for i in range(8)), events(400, later=pa.array(range(50)))]
+    result = rewritten(inputs(*tables))
+    assert (result.merged, result.encoded, len(result.detours)) == (0, 1, 9)
+    assert read(result).num_rows == 450
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_damaged_file_is_left_alone_and_the_others_are_merged(is_committed):
+    files = inputs(*(events(i * 50) for i in range(6)), is_committed=is_committed, write_page_checksum=True)
+    body = bytearray(files[2].open().read())
+    body[pq.read_metadata(io.BytesIO(bytes(body))).row_group(0).column(1).data_page_offset - 3] ^= 0xFF
+    files[2] = replace(files[2], open=lambda: pa.BufferReader(bytes(body)))
+    result = rewritten(files)
+    assert list(result.rejected) == ["f2"]
+    assert (result.merged, result.encoded) == (1, 1)
+    assert read(result)["id"].to_pylist() == [i for i in range(300) if i // 50 != 2]
+
+
+def test_bloom_filters_are_made_for_the_rows_of_all():
+    options = {"bloom_filter_options": {"id": {"ndv": 1000, "fpp": 0.01}}}
+    result = rewritten(inputs(*(events(i * 50) for i in range(4)), **options))
+    chunk = pq.read_metadata(io.BytesIO(result.outputs[0][0])).row_group(0).column(1)
+    assert result.merged == 1
+    assert chunk.bloom_filter_offset is not None
+
+
+def test_a_dictionary_whose_rows_would_fill_memory_is_left_to_others():
+    long = pa.array(["x" * 200_000] * 3_000)
+    files = inputs(events(0, 3_000, text=long), events(3_000, 3_000, text=long), row_group_size=3_000)
+    settings = replace(SETTINGS, parquet=ParquetSettings(row_group_bytes=1 << 20), row_bytes=1 << 20)
+    result = rewritten(files, settings)
+    assert pc.sum(pc.binary_length(read(result)["text"])).as_py() == 6_000 * 200_000
+
+
+def _another_value(table):
+    return table.set_column(1, "id", pc.add(table["id"], pa.array([0] * (table.num_rows - 1) + [1])))
+
+
+def _another_null(table):
+    there = np.asarray(pc.is_valid(table["value"]))
+    there[-1] = not there[-1]
+    return table.set_column(2, table.schema.field(2), pc.if_else(pa.array(there), table["value"], None))
+
+
+def _swapped(table):
+    return table.set_column(1, "id", table["id"].take(pa.array([1, 0, *range(2, table.num_rows)])))
+
+
+def _one_row_less(table):
+    return table.slice(0, table.num_rows - 1)
+
+
+class _Broken:
+    """A kernel that makes something else of the rows."""
+
+    def __init__(self, change: Callable[[pa.Table], pa.Table]) -> None:
+        self._change, self._honest = change, load_kernel()
+
+    def check(self, *arguments, **options):
+        return self._honest.check(*arguments, **options)
+
+    def merge(self, *arguments, **options):
+        made = self._honest.merge(*arguments, **options)
+        parquet = pq.ParquetFile(io.BytesIO(bytes(made.view)))
+        table = self._change(parquet.read())
+        return replace(made, view=memoryview(encoded(table, compression="snappy")), rows=table.num_rows)
+
+
+@pytest.mark.parametrize("change", [_another_value, _another_null, _swapped])
+@pytest.mark.parametrize("times", [(0, 50, 100), (100, 0, 50)], ids=["in order", "sorted"])
+def test_a_kernel_that_makes_something_else_of_the_rows_is_found_out(monkeypatch, change, times):
+    tables = [events(start) for start in times]
+    monkeypatch.setattr(merging, "load_kernel", lambda: _Broken(change))
+    wanted = pa.concat_tables(tables)
+    wanted = wanted.take(pc.sort_indices(wanted["at"]))
+    trusted, compared = (rewritten(inputs(*tables), replace(SETTINGS, verify=verify)) for verify in ("rows", "full"))
+    assert (trusted.merged, read(trusted).equals(wanted)) == (1, False)
+    assert (compared.merged, read(compared).equals(wanted)) == (0, True)
+    assert set(compared.detours.values()) == {"what it made does not read as the inputs do"}
+
+
+@pytest.mark.parametrize("verify", LEVELS)
+def test_a_kernel_that_loses_a_row_is_found_out_whatever_is_verified(monkeypatch, verify):
+    monkeypatch.setattr(merging, "load_kernel", lambda: _Broken(_one_row_less))
+    result = rewritten(inputs(events(0), events(50)), replace(SETTINGS, verify=verify))
+    assert (result.merged, read(result).num_rows) == (0, 100)
+
+
+@pytest.mark.parametrize("kernel", ["reencode", "auto"])
+def test_a_codec_of_the_feed_is_that_of_what_was_merged(kernel):
+    settings = replace(SETTINGS, parquet=ParquetSettings(compression="zstd"), kernel=kernel)
+    result = rewritten(inputs(*(events(i * 50) for i in range(4))), settings)
+    assert result.merged == 1
+    assert pq.read_metadata(io.BytesIO(result.outputs[0][0])).row_group(0).column(1).compression == "ZSTD"
+
+
+def test_files_in_order_of_time_and_files_without_times_keep_their_order():
+    without = replace(SETTINGS, time_column=None)
+    tables = [events(start) for start in (100, 0, 50)]
+    assert read(rewritten(inputs(*tables), without)).equals(pa.concat_tables(tables))
