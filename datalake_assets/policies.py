@@ -173,8 +173,8 @@ class CompactionPolicy(Model):
         min_file_age: Younger files are left alone.
         min_partition_age: Partitions are left alone until this long after their newest commit.
         split_above: Files larger than this many times the target size are split; 0 for never.
-        kernel: ``concat`` copies row groups, ``reencode`` decodes and encodes again; ``auto`` copies those that are big
-            enough already and re-encodes the rest.
+        kernel: ``concat`` copies row groups, ``reencode`` makes all of them anew; ``auto`` copies those that are big
+            enough already and makes the rest anew.
         sort_by: Columns that rows are sorted by within each compacted file; none keeps the order of time.
         verify: ``full`` compares every byte copied, and every value of what was made anew by a reader that had no part
             in it, before the commit; ``pages`` leaves pages that were merged to the kernel that merged them; ``rows``
