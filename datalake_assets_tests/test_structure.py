@@ -48,7 +48,7 @@ REASONS = {
     "operations.validation": "records held against columns: pure, with table-driven tests",
     "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",
     "parquet.native.interface": "the C header's structs: changes with it and nothing else does",
-    "parquet.segments": "row groups encoded in memory, in threads",
+    "parquet.segment_queue": "the order in which threads make row groups",
     "report.documents": "CSV and JSON, beside the page",
     "report.thumbnails": "small pictures for Dagster's UI",
     "sources.ksqldb.decode.flat": "the fast way for rows without nesting",

@@ -338,7 +338,8 @@ def _print_totals(feed: Feed, done: Sequence[Compacted], *, verbose: bool) -> No
 
 def _record(report: CompactionReport) -> dict[str, Any]:
     figures = {name: getattr(report, name) for name in _TOTALS}
-    return {"partition": report.key, **figures, "skipped": left_alone_records(report.skipped)}
+    named = {"skipped": left_alone_records(report.skipped), "decoded": left_alone_records(report.detours)}
+    return {"partition": report.key, **figures, **named}
 
 
 def _totals(reports: Iterable[CompactionReport]) -> dict[str, Any]:

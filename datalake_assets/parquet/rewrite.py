@@ -27,8 +27,8 @@ from datalake_assets.parquet.concat import MAX_ROW_GROUPS
 from datalake_assets.parquet.footer import Footer
 from datalake_assets.parquet.inputs import CHANGED, Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA, Incompatible, KeyValues, without_dropped
-from datalake_assets.parquet.merging import BrokenHalfway, conformed
 from datalake_assets.parquet.outputs import Opener, Outputs
+from datalake_assets.parquet.page_merging import BrokenHalfway, conformed
 from datalake_assets.parquet.pages import UnsoundPages, walk_pages
 from datalake_assets.parquet.rewrite_settings import Kernel, RewriteSettings, workers_for
 from datalake_assets.parquet.schemas import AnotherShape, Shape, inspect, shape_of

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from datalake_assets.errors import CorruptLake
 from datalake_assets.parquet.inputs import Input, OpenInput
-from datalake_assets.parquet.merging import Merged, WholeFile, merger_of
+from datalake_assets.parquet.page_merging import Merged, WholeFile, merger_of
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.schemas import Shape
 from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, pieces

@@ -1,4 +1,4 @@
-"""Row groups encoded in memory, several at once, each checked against the rows that went in.
+"""Row groups encoded in memory, each checked against the rows that went in.
 
 A segment is a whole Parquet file of one row group, so that an output is always put together in one way: by copying row
 groups, whether they come from an input or were encoded a moment ago. Where an output is sorted by columns, only the

@@ -29,9 +29,12 @@ FIGURES = [
     "bytes_saved",
     "rows",
     "kernel",
+    "row_groups_merged",
+    "row_groups_encoded",
     "compaction_time_ms",
     "small_files_remaining",
     "skipped",
+    "decoded",
 ]
 
 
@@ -141,12 +144,14 @@ def test_json_is_one_document_with_a_record_per_partition_and_totals(run, clicks
     assert list(document["partitions"][0]) == ["partition", *FIGURES]
     figures = {"files_before": 40, "files_after": 1, "files_compacted": 40, "files_removed": 39, "bytes_before": 150}
     figures |= {"bytes_after": 100, "bytes_saved": 50, "rows": 1, "kernel": "reencode", "compaction_time_ms": 250}
+    figures |= {"row_groups_merged": 0, "row_groups_encoded": 0}
     left = [{"name": "bad", "reason": "odd"}]
     assert document["partitions"][1] == {
         "partition": DAYS[1],
         **figures,
         "small_files_remaining": 1,
         "skipped": left,
+        "decoded": [],
     }
     assert (document["files_before"], document["files_removed"], document["bytes_saved"]) == (1041, 1038, 100)
     assert (document["kernel"], document["rows"], document["small_files_remaining"]) == ("reencode", 2, 3)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.parquet import merging
+from datalake_assets.parquet import page_merging
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.native import load_kernel
 from datalake_assets.parquet.outputs import Opener
@@ -164,7 +164,7 @@ class _Broken:
 @pytest.mark.parametrize("times", [(0, 50, 100), (100, 0, 50)], ids=["in order", "sorted"])
 def test_a_kernel_that_makes_something_else_of_the_rows_is_found_out(monkeypatch, change, times):
     tables = [events(start) for start in times]
-    monkeypatch.setattr(merging, "load_kernel", lambda: _Broken(change))
+    monkeypatch.setattr(page_merging, "load_kernel", lambda: _Broken(change))
     wanted = pa.concat_tables(tables)
     wanted = wanted.take(pc.sort_indices(wanted["at"]))
     trusted, compared = (rewritten(inputs(*tables), replace(SETTINGS, verify=verify)) for verify in ("rows", "full"))
@@ -175,7 +175,7 @@ def test_a_kernel_that_makes_something_else_of_the_rows_is_found_out(monkeypatch
 
 @pytest.mark.parametrize("verify", LEVELS)
 def test_a_kernel_that_loses_a_row_is_found_out_whatever_is_verified(monkeypatch, verify):
-    monkeypatch.setattr(merging, "load_kernel", lambda: _Broken(_one_row_less))
+    monkeypatch.setattr(page_merging, "load_kernel", lambda: _Broken(_one_row_less))
     result = rewritten(inputs(events(0), events(50)), replace(SETTINGS, verify=verify))
     assert (result.merged, read(result).num_rows) == (0, 100)
 
