@@ -194,7 +194,8 @@ class _ChunkWalk:
         self._page: Page | None = None
         self._page_begin = self._left = self._crc = 0
         self._plain_bytes = self._values = self._page_rows = 0
-        self._has_dictionary = self._counts_rows = False
+        self._has_dictionary = False
+        self._states_rows = True  # each data page does, which those of version 1 don't
         self._first_data: int | None = None
         self.pages: dict[int, int] = {}
 
@@ -213,7 +214,7 @@ class _ChunkWalk:
             raise MalformedThrift(
                 f"its pages take {self._plain_bytes} bytes, and its metadata says {chunk.plain_bytes}"
             )
-        if self._counts_rows and self._page_rows != self._rows:
+        if self._states_rows and self._page_rows != self._rows:
             raise MalformedThrift(f"its pages hold {self._page_rows} rows, and its metadata says {self._rows}")
         if self._first_data != chunk.data_offset:
             raise MalformedThrift("its first page is not where its metadata says")
@@ -278,9 +279,8 @@ class _ChunkWalk:
             self._first_data = self._page_begin
         self.pages[self._page_begin] = page.header_bytes + page.size_bytes
         self._values += page.values
-        if page.rows is not None:
-            self._counts_rows = True
-            self._page_rows += page.rows
+        self._states_rows = self._states_rows and page.rows is not None
+        self._page_rows += page.rows or 0
 
     def _check_dictionary(self, page: Page) -> None:
         chunk = self.chunk

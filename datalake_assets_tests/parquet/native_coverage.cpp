@@ -1,6 +1,9 @@
-// Which edges of the kernel an input reaches: linked into the build that is fuzzed, compiled without instrumentation.
+// Which edges of the kernel an input reaches, and what its codecs make of a page: linked into the build that is fuzzed,
+// compiled without instrumentation.
 #include <cstdint>
 #include <cstring>
+
+#include "codecs.hpp"
 
 namespace {
 
@@ -42,6 +45,17 @@ __attribute__((visibility("default"))) uint32_t pm_new_edges() {
   }
   last = 0;
   return fresh;
+}
+
+// What the kernel's own libraries make of a page: 1 if they decompress it to exactly so many bytes.
+__attribute__((visibility("default"))) int pm_decompresses(int codec, const uint8_t* from, uint64_t size, uint8_t* to,
+                                                           uint64_t plain) {
+  try {
+    pagemerge::Codecs().decompress(codec, from, size, to, plain);
+    return 1;
+  } catch (const pagemerge::Refusal&) {
+    return 0;
+  }
 }
 
 }  // extern "C"

@@ -7,6 +7,7 @@ namespace pagemerge {
 
 u32 readable_codecs();
 u32 writable_codecs();
+inline bool can_read(int codec) { return codec >= 0 && codec < 32 && (readable_codecs() >> codec & 1); }
 
 u32 crc32_of(const u8* data, size_t size);
 

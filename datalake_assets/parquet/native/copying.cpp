@@ -41,8 +41,8 @@ bool ChunkWriter::find(View file, const Chunk& chunk, Found& found) {
   found.levels = static_cast<size_t>(header.values);
   bool has_dictionary = entries >= 0;
   if (header.type == DATA_PAGE && !has_dictionary && leaf_.max_definition) {
-    if (header.plain_bytes < static_cast<i64>(SMALL_PAGE_BYTES) || chunk.nulls < 0 || header.definition_encoding != RLE)
-      return false;
+    bool is_small = header.plain_bytes < static_cast<i64>(SMALL_PAGE_BYTES) && can_read(chunk.codec);
+    if (is_small || chunk.nulls < 0 || header.definition_encoding != RLE) return false;
     found.as_is = true;
     found.values = found.levels - static_cast<size_t>(chunk.nulls);
     found.compressed = body;
@@ -106,8 +106,10 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found, bool proven) {
 }
 
 bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before) {
-  if (!settings_.copy || before.has_dictionary || chunk.codec != settings_.codec) return false;
-  if (before.levels && before.plain.size < SMALL_PAGE_BYTES) return false;
+  if (!settings_.copy || chunk.codec != settings_.codec) return false;
+  bool only_way = !can_read(chunk.codec);  // whatever cannot be decompressed can still be copied
+  if (before.has_dictionary && (before.levels || !only_way)) return false;
+  if (before.levels && before.plain.size < SMALL_PAGE_BYTES && !only_way) return false;
   if (leaf_.type == BOOLEAN || leaf_.max_repetition || rows <= 0 || rows > static_cast<i64>(settings_.page_rows))
     return false;
   MinMax range;
@@ -119,6 +121,7 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
   View elements;
   if (!found.as_is && !joinable(settings_.codec, found.compressed, found.plain_bytes, elements)) return false;
   prove(chunk, found, proven);
+  if (before.has_dictionary) before.forget_values();
   if (before.levels) {  // nothing that is called from there uses `scratch_.kept`
     encode(before);
     before.forget_values();
