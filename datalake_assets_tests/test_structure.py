@@ -13,6 +13,10 @@ pytestmark = pytest.mark.xdist_group("structure")
 
 #: Why a module that a single other one imports stands by itself.
 REASONS = {
+    "lake.item_replacing": "how rows leave files: exports decide which, and know no Parquet",
+    "sources.files.json_records": "JSON's grammar, as `csv_records` has that of CSV",
+    "sources.files.file_reading": "what a file is, whatever its grammar; the source says which files",
+    "sources.files.side_by_side": "threads and a queue, which know nothing of files",
     "cli.feed_options": "which options sources offer, and the feed that they describe",
     "cli.report": "a command; the demo shows it at its end",
     "lake.deleted_keys": "what a merge has to remember, apart from how it writes rows anew",
@@ -141,6 +145,8 @@ OF_FILES = (
     "datalake_assets.lake.iceberg.iceberg_views",
     "datalake_assets.lake.inspection",
     "datalake_assets.lake.item_exports",
+    "datalake_assets.lake.item_ledger",
+    "datalake_assets.lake.item_replacing",
     "datalake_assets.lake.layout",
     "datalake_assets.lake.manifest_figures",
     "datalake_assets.lake.merge_export",

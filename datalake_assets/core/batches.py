@@ -28,7 +28,10 @@ __all__ = [
     "Batches",
     "ChangedBatches",
     "Decode",
+    "FinishedItem",
     "InMemoryBatches",
+    "LandedItem",
+    "LandedItems",
     "QuarantinedRow",
     "ReadInParts",
     "ReadRequest",
@@ -62,6 +65,75 @@ class RejectedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LandedItem:
+    """What a lake remembers of an item by its name, so that its source need not give it again.
+
+    Attributes:
+        name: What the item is called, whatever its content: a file's name.
+        item: Its identity, as in `SourceBatch.source_items`.
+        version: By which its source tells, without reading it, whether it is another.
+        size_bytes: Its size.
+        modified: When it was last written, aware UTC: the time of its rows, if they have no other.
+        rows: Rows that were read of it.
+        rejected: Of these, rows that went to quarantine.
+        seconds: Time that it took to read.
+        refused: Why nothing of it was landed; empty if it was.
+        state: ``landing`` while its rows are being committed, or since a crash; ``landed`` afterwards.
+        partitions: Keys of the partitions that have, or may have, rows of it.
+        superseded: Identities of former contents whose rows may still be there, in one of these partitions.
+        number: Counts what the lake remembers; a later one of the same name holds.
+    """
+
+    name: str
+    item: str
+    version: str
+    size_bytes: int
+    modified: datetime
+    rows: int
+    rejected: int
+    seconds: float
+    refused: str = ""
+    state: str = "landed"
+    partitions: tuple[str, ...] = ()
+    superseded: tuple[str, ...] = ()
+    number: int = 0
+
+    @property
+    def all_superseded(self) -> tuple[str, ...]:
+        """What another content of it supersedes: this one, and those that it has not replaced itself yet."""
+        is_done = self.state == "landed" and not self.refused
+        return (self.item,) if is_done else (*self.superseded, self.item)
+
+
+class LandedItems(Protocol):
+    """What a lake has of a feed, for sources that cannot tell by themselves; each question is asked anew."""
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The feed's columns so far; None if nothing was ever landed."""
+
+    def known(self, names: Sequence[str]) -> list[LandedItem | None]:
+        """What is remembered of items by now; None of those that never came."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedItem:
+    """An item that was read to its end.
+
+    Attributes:
+        item: What is to be remembered of it; the lake says its state, its number and its partitions.
+        former: What its source knew of it before.
+        replaces: Rows of its former content are to go when its own come.
+        name_column: The column of the rows that has the item's name, by which former rows are found.
+    """
+
+    item: LandedItem
+    former: LandedItem | None = None
+    replaces: bool = False
+    name_column: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceBatch:
     """Some rows of a source, in the source's order.
 
@@ -73,6 +145,7 @@ class SourceBatch:
         source_items: string per row, no nulls: the item that it came with, a message or a file; only from sources
             without order. A read gives an item once, its rows in one batch or in several.
         forget_after: When the items of the batch can no longer come again; given where ``source_items`` are.
+        finished: Items whose last rows are in this batch, from sources that ask what is known of items by name.
     """
 
     rows: pa.RecordBatch
@@ -81,13 +154,15 @@ class SourceBatch:
     rejected: tuple[RejectedRow, ...] = ()
     source_items: pa.Array | None = None
     forget_after: datetime | None = None
+    finished: tuple[FinishedItem, ...] = ()
 
     def taking(self, which: pa.Array, *, also_rejected: Sequence[RejectedRow] = ()) -> SourceBatch:
         """Some of its rows, by their numbers; others may have been rejected meanwhile."""
         along = (self.source_partitions, self.source_offsets, self.source_items)
         partitions, offsets, items = (None if each is None else each.take(which) for each in along)
         rejected = (*self.rejected, *also_rejected)
-        return SourceBatch(self.rows.take(which), partitions, offsets, rejected, items, self.forget_after)
+        rows = self.rows.take(which)
+        return SourceBatch(rows, partitions, offsets, rejected, items, self.forget_after, self.finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +173,15 @@ class ReadRequest:
         window: Only rows whose partition time lies in it; None for all.
         start_offsets: Next offset wanted by source partition (missing: the first there is); None for all.
         new_epoch: Accept that the source was recreated or has lost rows.
+        landed: What the lake has of the feed already; None: nothing.
+        items: Names of the only items to look at; None: whatever there is.
     """
 
     window: TimeWindow | None = None
     start_offsets: Mapping[int, int] | None = None
     new_epoch: bool = False
+    landed: LandedItems | None = None
+    items: tuple[str, ...] | None = None
 
 
 class Batches(Protocol):

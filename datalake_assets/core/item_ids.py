@@ -13,15 +13,26 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["MAX_RECENT", "IdsPosition", "SealedDigests", "SealedIds", "checksum_of", "digest_of", "forgotten_at"]
+__all__ = [
+    "MAX_RECENT",
+    "NEVER",
+    "IdsPosition",
+    "SealedDigests",
+    "SealedIds",
+    "checksum_of",
+    "digest_of",
+    "forgotten_at",
+]
 
 #: Bytes of a digest: of a billion items two are alike with a chance of 1 in 10^21.
 DIGEST_BYTES = 16
 #: Digests that stand in a position itself: 21 KiB of a manifest, which is read and written whole.
 MAX_RECENT = 1000
+#: When items can be forgotten that can come again at any time, like a file that is dropped anew.
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 #: Seconds; times are rounded up, so that many digests share one.
 ROUND_S = 3600
 

@@ -5,6 +5,7 @@ Numbers stay numbers and plot.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -84,8 +85,18 @@ def asset_key(feed: Feed) -> dg.AssetKey:
 
 
 def source_key(feed: Feed) -> dg.AssetKey:
-    """What an exported feed reads, as an asset upstream of it: ``["<type>", "ORDERS"]``."""
-    return dg.AssetKey([feed.source.type, feed.source.where])
+    """What an exported feed reads, as an asset upstream of it: ``["<type>", "ORDERS"]``.
+
+    Dagster takes letters, digits and underscores; an address has others, and gets a digest that tells it apart.
+    """
+    where = feed.source.where
+    name = _ODD.sub("_", where).strip("_")
+    if name != where:
+        name = f"{name}_{hashlib.blake2b(where.encode(), digest_size=4).hexdigest()}"
+    return dg.AssetKey([feed.source.type, name])
+
+
+_ODD = re.compile(r"[^A-Za-z0-9_]+")
 
 
 def versions_name(feed: Feed) -> str:

@@ -27,6 +27,7 @@ from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport, removed_by_retention
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.item_exports import ItemsExport, landed_in_parts
+from datalake_assets.lake.item_ledger import ItemLedger
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.quarantined_rows import quarantined_rows
@@ -216,14 +217,14 @@ class HiveTable:
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         """Implements `LakeTable`."""
         if self.feed.kind is FeedKind.TABLE:
-            return ExportPlan((self._version(partitions),), ReadRequest())
+            return ExportPlan((self._version(partitions),), ReadRequest(landed=ItemLedger(self._folder)))
         keys = tuple(partitions) if partitions else self._catch_up()
         window = self._window(keys)
         if issubclass(self._export, OffsetsExport):
             state = self._folder.state.load()
             return ExportPlan(keys, ReadRequest(start_offsets=dict(state.hint), new_epoch=new_epoch))
         if self._export is ItemsExport:
-            return ExportPlan(keys, ReadRequest())
+            return ExportPlan(keys, ReadRequest(landed=ItemLedger(self._folder)))
         return ExportPlan(keys, ReadRequest(window=window, new_epoch=new_epoch))
 
     def write(

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from datalake_assets.core.batches import Batches, ReadInParts, RejectedRow, SourceBatch
+from datalake_assets.core.batches import Batches, FinishedItem, LandedItem, ReadInParts, RejectedRow, SourceBatch
 from datalake_assets.core.facts import PartitionFacts
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.item_ids import (
     MAX_RECENT,
+    NEVER,
     IdsPosition,
     SealedDigests,
     SealedIds,
@@ -30,10 +33,14 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import key_of
 from datalake_assets.errors import CommitConflict, CorruptLake, ObjectNotFound
 from datalake_assets.feed_sources import PositionKind
+from datalake_assets.lake import item_ledger
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export
+from datalake_assets.lake.item_ledger import ItemLedger
+from datalake_assets.lake.item_replacing import written_without
 from datalake_assets.lake.landing import Mask
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import Progress, WriteReport
 
 __all__ = ["ItemsExport", "any_key", "landed_in_parts", "sealed_missing", "sweep_sealed"]
@@ -43,6 +50,8 @@ PREFIX, SUFFIX = "ids-", ".bin"
 _CURE = "restore it from a backup of the lake: without it nobody knows which items were landed"
 
 Plan = Callable[[Manifest], Planned]
+#: An object of digests, those of them that the position may have itself, and the objects that it replaces.
+Sealed = tuple[SealedIds, Collection[bytes], tuple[str, ...]]
 
 
 def sealed_missing(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[str]:
@@ -76,13 +85,15 @@ def sweep_sealed(folder: FeedFolder, *, older_than: timedelta) -> int:
     if found:
         for key in (any_key(folder),) if folder.commits_at_once else folder.partition_keys():
             found.difference_update(sealed_keys(folder, key, folder.log(key).load().manifest))
+        found.difference_update(ItemLedger(folder).objects())
         folder.store.delete(found)
     return len(found)
 
 
 def _is_sealed(key: str) -> bool:
     name = key.rpartition("/")[2]
-    return name.startswith(PREFIX) and name.endswith(SUFFIX)
+    ends = ((PREFIX, SUFFIX), (item_ledger.PREFIX, item_ledger.SUFFIX))
+    return any(name.startswith(prefix) and name.endswith(suffix) for prefix, suffix in ends)
 
 
 def sealed_keys(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[str]:
@@ -190,6 +201,96 @@ class _Fence:
         return wanted
 
 
+@dataclass(frozen=True, slots=True)
+class _Going:
+    """An item whose former rows go from a partition.
+
+    Attributes:
+        name: Its name, as the rows have it.
+        column: The column that has it.
+        digest: Of its new content.
+        former: Digests of its former contents: no writer that still has one may land it any more.
+    """
+
+    name: str
+    column: str
+    digest: bytes
+    former: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Removal:
+    """What goes from a partition.
+
+    Attributes:
+        base: The partition as it was looked at.
+        removed: Its files that have such rows.
+        going: The items.
+    """
+
+    base: Manifest
+    removed: tuple[str, ...]
+    going: Sequence[_Going]
+
+    @property
+    def former(self) -> set[bytes]:
+        """Digests of all former contents."""
+        return {digest for each in self.going for digest in each.former}
+
+
+class _Named:
+    """The items of an export that are remembered by name, too.
+
+    Attributes:
+        former: What is to go, by partition key.
+    """
+
+    def __init__(
+        self, folder: FeedFolder, finished: Sequence[FinishedItem], staged: Mapping[str, Mapping[bytes, int]]
+    ) -> None:
+        self._ledger = ItemLedger(folder)
+        self.former: dict[str, list[_Going]] = defaultdict(list)
+        self._begin: dict[LandedItem, LandedItem | None] = {}
+        self._end: dict[LandedItem, LandedItem | None] = {}
+        self._lasts = forgotten_at(NEVER)
+        for each in finished:
+            self._add(each, {key for key, items in staged.items() if digest_of(each.item.item) in items})
+
+    def _add(self, each: FinishedItem, mine: set[str]) -> None:
+        """Decides what becomes of an item that adds rows to some partitions."""
+        former, item = each.former, each.item
+        before, is_same = set[str](), False
+        superseded: tuple[str, ...] = ()
+        if former is not None:
+            before, is_same = set(former.partitions), former.item == item.item
+            superseded = former.superseded if is_same else former.all_superseded
+        if each.replaces and superseded and not item.refused:
+            digests = tuple(digest_of(one) for one in superseded)
+            going = _Going(item.name, each.name_column, digest_of(item.item), digests)
+            for key in before:
+                self.former[key].append(going)
+        partitions = tuple(sorted(mine | before))
+        if mine or (each.replaces and superseded and before and not item.refused):
+            self._begin[replace(item, partitions=partitions, superseded=superseded)] = former
+        left = mine if each.replaces and not is_same and not item.refused else mine | before
+        kept = superseded if item.refused else ()
+        self._end[replace(item, partitions=tuple(sorted(left)), superseded=kept)] = former
+
+    def begin(self) -> None:
+        """Enters the items that have rows to land, or to remove, as such."""
+        self._ledger.begin(self._begin)
+
+    def end(self) -> None:
+        """Enters all items as landed, or refused."""
+        self._ledger.end(self._end)
+
+    def remembered(self, removal: _Removal | None) -> dict[bytes, int]:
+        """What a partition remembers with the removal of former rows: the new content, and the former ones."""
+        if removal is None:
+            return {}
+        return {digest: self._lasts for each in removal.going for digest in (each.digest, *each.former)}
+
+
 class ItemsExport(Export):
     """Rows of items are appended, each to the partition of its time, unless that holds their item already."""
 
@@ -200,10 +301,48 @@ class ItemsExport(Export):
         self._known: dict[str, SealedDigests] = {}
         self.fence = fence = _Fence(self._held, self.folder.store.now())
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
-        encoded = self.fix_schema(schema, staged) if staged else None
-        reports = self.commit_all({key: (staged[key], plan) for key, plan in self._plans(sorted(staged), encoded)})
+        named = _Named(self.folder, landing.finished, fence.staged)
+        written = dict(staged)
+        removed: dict[str, _Removal | None] = {}
+        try:
+            named.begin()
+            for key in sorted(named.former):
+                removed[key] = self._without_former(key, named, schema, written)
+        except BaseException:
+            self.discard(written)
+            raise
+        encoded = self.fix_schema(schema, written) if written else None
+        keys = sorted({*written, *(key for key, rest in removed.items() if rest is not None)})
+        reports = self.commit_all(
+            {key: (written.get(key, ()), plan) for key, plan in self._plans(keys, encoded, named, removed)}
+        )
+        named.end()
         self._delete_forgotten(reports)
         return self.result(landing, reports, schema)
+
+    def _without_former(
+        self, key: str, named: _Named, schema: pa.Schema, written: dict[str, Sequence[tuple[StagedFile, DataFile]]]
+    ) -> _Removal | None:
+        """Stages a partition's files anew without former rows of items; None if the partition has the new ones."""
+        base = self.settled(key)
+        wanted = named.former[key]
+        held = self._in(key, _ids(base), {each.digest: 0 for each in wanted})
+        going = [each for each in wanted if each.digest not in held]
+        if not going:
+            return None
+        writer = self._writer(
+            self._time_placement(), self.folder.prepared(schema, time_column=self.batches.time_column)
+        )
+        names = [each.name for each in going]
+        rest = written_without(self.folder, key, base, writer, column=going[0].column, names=names, schema=schema)
+        written[key] = (*written.get(key, ()), *rest.staged.get(key, ()))
+        others = set(rest.staged) - {key}
+        if others:
+            self.discard(rest.staged)
+            raise CorruptLake(
+                self.folder.data_folder(key), f"it has rows of {min(others)}", cure="look with 'datalake verify'"
+            )
+        return _Removal(base, rest.removed, going)
 
     def position_read(self, key: str) -> Mapping[str, Any]:
         """Implements `Export.position_read`: how many items."""
@@ -233,33 +372,49 @@ class ItemsExport(Export):
                 raise CorruptLake(name, f"the list of landed items is damaged: {error}", cure=_CURE) from error
         return self._known[name]
 
-    def _plans(self, keys: Sequence[str], schema: str | None) -> Iterator[tuple[str, Plan]]:
+    def _plans(
+        self, keys: Sequence[str], schema: str | None, named: _Named, removed: Mapping[str, _Removal | None]
+    ) -> Iterator[tuple[str, Plan]]:
         """What the commit of each partition does; where all share one position, of all items at once."""
-        staged = self.fence.staged
+        landed = {key: {**self.fence.staged.get(key, {}), **named.remembered(removed.get(key))} for key in keys}
+        former = {digest for each in removed.values() if each is not None for digest in each.former}
         if keys and self.folder.commits_at_once:
-            together = {digest: at for key in keys for digest, at in staged[key].items()}
-            yield from dict.fromkeys(keys, self._plan(keys[0], together, schema)).items()
+            together = {digest: at for key in keys for digest, at in landed[key].items()}
+            sealed = self._seal(keys[0], _ids(self.settled(keys[0])), together)
+            for key in keys:
+                yield key, self._plan(key, together, schema, sealed=sealed, removal=removed.get(key), former=former)
             return
         for key in keys:
-            yield key, self._plan(key, staged[key], schema)
+            sealed = self._seal(key, _ids(self.settled(key)), landed[key])
+            yield key, self._plan(key, landed[key], schema, sealed=sealed, removal=removed.get(key), former=former)
 
-    def _plan(self, key: str, landed: Mapping[bytes, int], schema: str | None) -> Plan:
-        sealed = self._seal(key, _ids(self.settled(key)), landed)
+    def _plan(
+        self,
+        key: str,
+        landed: Mapping[bytes, int],
+        schema: str | None,
+        *,
+        sealed: Sealed | None,
+        removal: _Removal | None,
+        former: Collection[bytes],
+    ) -> Plan:
+        coming = {digest: at for digest, at in landed.items() if digest not in former}
 
         def plan(base: Manifest) -> Planned:
             position = _ids(base)
-            if self._in(key, position, landed):
+            if self._in(key, position, coming):
                 raise CommitConflict(self.folder.data_folder(key), "another writer landed some of these items")
+            if removal is not None and {each.name for each in base.files} != {each.name for each in removal.base.files}:
+                raise CommitConflict(self.folder.data_folder(key), "another writer changed it meanwhile")
             if any(at <= self.folder.store.now().timestamp() for at in landed.values()):
                 raise CommitConflict(self.folder.data_folder(key), "some of these items may be forgotten by now")
             moved = position.with_items(landed, now=self.fence.now)  # one time for all: they may share the position
-            return Planned(position=moved.with_sealed(*sealed) if sealed else moved, schema=schema)
+            remove = () if removal is None else removal.removed
+            return Planned(position=moved.with_sealed(*sealed) if sealed else moved, schema=schema, remove=remove)
 
         return plan
 
-    def _seal(
-        self, key: str, position: IdsPosition, landed: Mapping[bytes, int]
-    ) -> tuple[SealedIds, Collection[bytes], tuple[str, ...]] | None:
+    def _seal(self, key: str, position: IdsPosition, landed: Mapping[bytes, int]) -> Sealed | None:
         """Writes the digests of a commit to be, and those before it, where they are too many for a manifest."""
         recent = {**position.recent, **landed}
         if len(recent) <= MAX_RECENT:

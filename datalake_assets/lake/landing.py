@@ -25,7 +25,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.core.batches import Batches, QuarantinedRow, RejectedRow, SourceBatch, rows_to_text, values_of
+from datalake_assets.core.batches import (
+    Batches,
+    FinishedItem,
+    QuarantinedRow,
+    RejectedRow,
+    SourceBatch,
+    rows_to_text,
+    values_of,
+)
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of
 from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
 from datalake_assets.core.schema import DISCARDING, Fitted, SchemaPolicy, conform, fitted, schema_to_json
@@ -201,6 +209,7 @@ class Landing:
         misfits: Values that did not fit the contract, by the reason.
         misfit_rows: Rows that could not be landed for it.
         values_discarded: Values of rows that were landed without them.
+        finished: Items that were read to their ends.
     """
 
     def __init__(
@@ -219,6 +228,7 @@ class Landing:
         self.fingerprints: dict[str, int] | None = defaultdict(int) if fingerprint else None
         self.rows_read = self.rows_known = self.rows_landed = self.misfit_rows = self.values_discarded = 0
         self.misfits: Counter[str] = Counter()
+        self.finished: list[FinishedItem] = []
         self._reported_at = 0.0
 
     def run(self, batches: Batches) -> None:
@@ -236,6 +246,7 @@ class Landing:
             if batch.rows.num_rows:
                 self._land(batch)
             self._put_aside(batch.rejected)
+            self.finished += batch.finished
             self._report()
         self._quarantine.flush()
         self._contract.beside.flush()

@@ -16,13 +16,14 @@ from typing import Any, Protocol
 from datalake_assets.errors import ConfigError
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem, System
+from datalake_assets.sources.files.files_declaration import FILES
 from datalake_assets.sources.ksqldb.declaration import KSQLDB
 from datalake_assets.sources.sqs.sqs_model import SQS
 
 __all__ = ["ENTRY_POINTS", "StandIn", "connect", "no_stand_in", "register", "registered", "system", "systems"]
 
 #: The first one is meant where a feed's document names no type.
-_BUILT_IN = (KSQLDB, SQS)
+_BUILT_IN = (KSQLDB, SQS, FILES)
 #: The group of entry points by which other packages add systems.
 ENTRY_POINTS = "datalake_assets.sources"
 

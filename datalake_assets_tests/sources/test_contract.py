@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -116,3 +117,36 @@ class TestSqs(_Sqs):
 
 class TestSqsFifo(_Sqs):
     fifo = True
+
+
+class _Files(SourceContract):
+    kind = FeedKind.STREAM
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "a.csv").write_text("id,name\n1,x\n2,y\n")
+        (tmp_path / "b.json").write_text('{"id": 3, "name": "z"}\n')
+        return tmp_path
+
+    @pytest.fixture
+    def source(self, folder: Path) -> Iterator[SourceSystem]:
+        with connect("files", load_settings()) as source:
+            yield source
+
+    @pytest.fixture
+    def feed(self, folder: Path) -> Feed:
+        document = {"type": "files", "location": str(folder), "min_age_s": 0}
+        return Feed(name="s", kind=self.kind, source=document)  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def missing(self, folder: Path) -> Feed:
+        document = {"type": "files", "location": str(folder / "not there")}
+        return Feed(name="s", kind=self.kind, source=document)  # type: ignore[arg-type]
+
+
+class TestFiles(_Files):
+    pass
+
+
+class TestFilesAsTable(_Files):
+    kind = FeedKind.TABLE

@@ -1,0 +1,245 @@
+"""A dropped file's bytes made ready: unpacked, in UTF-8, with their checksum, before the first row of it is handed on.
+
+Whatever can be wrong with a file as a whole is found here: an archive that is cut short or damaged, or that would
+become far larger than it is; an encoding that is none. So a file that is refused has not landed any row.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import IO, BinaryIO, cast
+
+import pyarrow as pa
+import xxhash
+
+__all__ = ["BadFile", "ContentLimits", "Contents", "prepared"]
+
+#: Bytes that are read at a time, and up to which a file stays in memory.
+PIECE_BYTES, IN_MEMORY_BYTES = 1 << 20, 8 << 20
+_UTF8_BOM = b"\xef\xbb\xbf"
+#: The longer ones first: UTF-32's begins as UTF-16's does.
+_BOMS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"))
+_DAMAGED = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+
+
+class BadFile(Exception):
+    """A file that cannot be landed, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContentLimits:
+    """How large a packed file may become.
+
+    Attributes:
+        unpacked_bytes: At the most.
+        ratio: Times its own size, but for files that stay small.
+    """
+
+    unpacked_bytes: int = 16 << 30
+    ratio: int = 250
+
+    def of(self, packed_bytes: int) -> int:
+        """Bytes that a file of this size may become."""
+        return min(self.unpacked_bytes, max(packed_bytes * self.ratio, 64 << 20))
+
+
+@dataclass(slots=True)
+class Contents:
+    """A file that can be read, as often as need be.
+
+    Attributes:
+        stream: Its text in UTF-8, without a byte order mark.
+        begin: Where the text begins in the stream.
+        checksum: XXH3 (128 bits) of the file as it was dropped, hexadecimal.
+        size_bytes: Its size.
+        encoding: What its text was written in.
+    """
+
+    stream: BinaryIO
+    begin: int
+    checksum: str
+    size_bytes: int
+    encoding: str
+
+    def rewound(self) -> BinaryIO:
+        """The text from its beginning."""
+        self.stream.seek(self.begin)
+        return self.stream
+
+    def close(self) -> None:
+        """Gives up what is held of it."""
+        self.stream.close()
+
+
+def prepared(raw: IO[bytes], *, is_kept: bool, encoding: str | None, limits: ContentLimits) -> Contents:
+    """Reads a file once and makes it ready.
+
+    Args:
+        raw: The file. It is closed unless it becomes the contents' own stream.
+        is_kept: It can be read again from its beginning, and stays as it is meanwhile.
+        encoding: What it is written in; None: what it looks like.
+        limits: How large it may become.
+
+    Raises:
+        BadFile: It is empty, damaged, too large when unpacked, or in no known encoding.
+    """
+    hashed = xxhash.xxh3_128()
+    with ExitStack() as held:
+        held.callback(raw.close)
+        source = _taken(raw, hashed.update, held, is_kept=is_kept)
+        size = source.seek(0, io.SEEK_END)
+        if not size:
+            raise BadFile("it is empty")
+        try:
+            plain = _unpacked(source, limits.of(size), held)
+            found, begin = _encoding(plain, encoding)
+            text = plain if found == "utf-8" else _transcoded(plain, found, held)
+        except _DAMAGED as error:
+            raise BadFile(_reason(error)) from error
+        held.pop_all()
+    for each in (raw, source, plain):
+        if each is not text:
+            each.close()
+    return Contents(text, begin if found == "utf-8" else 0, hashed.hexdigest(), size, found)
+
+
+def _reason(error: BaseException) -> str:
+    return f"it is damaged: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _spool(held: ExitStack) -> BinaryIO:
+    spool = cast("BinaryIO", tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES))  # noqa: SIM115  held
+    held.callback(spool.close)
+    return spool
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    while piece := stream.read(PIECE_BYTES):
+        yield piece
+
+
+def _taken(raw: IO[bytes], update: Callable[[bytes], None], held: ExitStack, *, is_kept: bool) -> BinaryIO:
+    """The file where it can be read again, once all its bytes were seen."""
+    spool = None if is_kept else _spool(held)
+    for piece in _pieces(raw):
+        update(piece)
+        if spool is not None:
+            spool.write(piece)
+    return cast("BinaryIO", raw) if spool is None else spool
+
+
+def _unpacked(source: BinaryIO, most: int, held: ExitStack) -> BinaryIO:
+    source.seek(0)
+    start = source.read(4)
+    source.seek(0)
+    packing = next((name for magic, name in _PACKED if start.startswith(magic)), None)
+    if packing is None:
+        return source
+    spool = _spool(held)
+    written = 0
+    with _opened(source, packing) as stream:
+        for piece in _pieces(stream):
+            written += len(piece)
+            if written > most:
+                raise BadFile(f"unpacked it is larger than {most >> 20:,} MiB, which is the limit for its size")
+            spool.write(piece)
+    if not written:
+        raise BadFile("it is empty when it is unpacked")
+    return spool
+
+
+def _opened(source: BinaryIO, packing: str) -> IO[bytes]:
+    if packing == "gzip":
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=source, mode="rb"))
+    if packing == "bzip2":
+        return bz2.BZ2File(source)
+    if packing == "zstd":
+        return io.BufferedReader(cast("io.RawIOBase", pa.CompressedInputStream(pa.PythonFile(source, "r"), "zstd")))
+    archive = zipfile.ZipFile(source)
+    files = [each for each in archive.infolist() if not each.is_dir()]
+    if len(files) != 1:
+        raise BadFile(f"the archive has {len(files)} files; one is expected")
+    if files[0].flag_bits & 1:
+        raise BadFile("the archive is encrypted")
+    return archive.open(files[0])
+
+
+def _encoding(plain: BinaryIO, declared: str | None) -> tuple[str, int]:
+    """What the text is written in, and where it begins."""
+    plain.seek(0)
+    start = plain.read(4)
+    if declared is not None:
+        name = codecs.lookup(declared).name
+        return name, len(_UTF8_BOM) if name == "utf-8" and start.startswith(_UTF8_BOM) else 0
+    if start.startswith(_UTF8_BOM):
+        return "utf-8", len(_UTF8_BOM)
+    for mark, name in _BOMS:
+        if start.startswith(mark):
+            return name, 0
+    if len(start) >= 2 and (start[0] == 0) is not (start[1] == 0):  # noqa: PLR2004  a letter in two bytes
+        return ("utf-16-be" if start[0] == 0 else "utf-16-le"), 0
+    return _eight_bits(plain), 0
+
+
+#: Bytes that are control characters in Latin-1, and begin or go on in UTF-8.
+_NOT_LATIN = bytes(range(0x80, 0xA0))
+
+
+def _eight_bits(plain: BinaryIO) -> str:
+    """UTF-8, if the text has any letter of it; else Latin-1, if it has other letters and nothing else.
+
+    A text that is UTF-8 but for some bytes stays UTF-8: its bad records are found one by one.
+    """
+    plain.seek(0)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_utf8, is_latin, has_letters = True, True, False
+    pending = False
+    for piece in _pieces(plain):
+        if piece.isascii() and not pending:
+            continue
+        is_latin = is_latin and not piece.translate(None, delete=bytes(sorted(set(range(256)) - set(_NOT_LATIN))))
+        if is_utf8:
+            try:
+                decoder.decode(piece)
+                pending = bool(decoder.getstate()[0])
+            except UnicodeDecodeError:
+                is_utf8 = False
+        has_letters = has_letters or _has_utf8(piece)
+    if is_utf8 and not pending:
+        return "utf-8"
+    if has_letters or not is_latin:
+        if not has_letters:
+            raise BadFile("it is neither UTF-8, UTF-16 nor Latin-1; declare its encoding")
+        return "utf-8"
+    return "iso8859-1"
+
+
+def _has_utf8(piece: bytes) -> bool:
+    """Whether some letter that takes several bytes in UTF-8 is there."""
+    return len(piece.decode("utf-8", errors="ignore").encode()) > len(
+        piece.translate(None, delete=bytes(range(128, 256)))
+    )
+
+
+def _transcoded(plain: BinaryIO, encoding: str, held: ExitStack) -> BinaryIO:
+    plain.seek(0)
+    decoder, spool = codecs.getincrementaldecoder(encoding)(), _spool(held)
+    for piece in _pieces(plain):
+        spool.write(decoder.decode(piece).encode())
+    spool.write(decoder.decode(b"", final=True).encode())
+    return spool

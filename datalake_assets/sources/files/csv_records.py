@@ -1,0 +1,362 @@
+"""Where records are in a CSV file, and how it is written: blocks of whole records, found by their quotes.
+
+The grammar is RFC 4180's, as Arrow and Python's `csv` read it: a field that begins with a quote ends with one, a quote
+in it is written twice, and a quote in a field that does not begin with one is itself. Blank lines are no records.
+
+A block whose quotes all stand where they may is cut by counting them: a line ends a record if the quotes before it are
+even in number. Where one stands elsewhere, fields are told apart one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from datalake_assets.sources.files.text_values import classified
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "SAMPLE_BYTES",
+    "Block",
+    "CsvDialect",
+    "Records",
+    "blocks",
+    "fields_of",
+    "find_dialect",
+    "header_of",
+    "line_ends",
+    "records_of",
+]
+
+#: Bytes of a block, and of the longest record.
+BLOCK_BYTES, MAX_RECORD_BYTES = 4 << 20, 16 << 20
+#: Delimiters that are looked for, the likeliest first.
+DELIMITERS = (",", ";", "\t", "|")
+#: Records that a dialect is told from.
+SAMPLE_RECORDS, SAMPLE_BYTES = 200, 256 << 10
+_LF, _CR = 10, 13
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class CsvDialect:
+    """How a file is written.
+
+    Attributes:
+        delimiter: Between fields; one byte.
+        quote: Around fields; one byte, or empty: quotes are like other bytes.
+        header: Whether the first record has the columns' names.
+        skip_lines: Lines before the first record.
+        nulls: Texts without quotes that are null.
+    """
+
+    delimiter: str = ","
+    quote: str = '"'
+    header: bool = True
+    skip_lines: int = 0
+    nulls: tuple[str, ...] = ("",)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole records.
+
+    Attributes:
+        data: Their bytes, the last line's end with them unless the file ends without one.
+        line: Number of their first line, from 1.
+        quotes: Positions of quotes; None where quotes are not all where they may be, or none.
+        is_plain: Whether each quote stands where it may.
+        unended: The data are one record that is too long, or whose quote never ends.
+    """
+
+    data: bytes
+    line: int
+    quotes: Ints
+    is_plain: bool = True
+    unended: bool = False
+
+
+def blocks(stream: BinaryIO, dialect: CsvDialect, *, line: int = 1, size: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Cuts a UTF-8 file into blocks of whole records, from where it stands; each is read once.
+
+    Args:
+        stream: The file; gives as many bytes as it is asked for, but at its end.
+        dialect: How it is written.
+        line: Number of the line that it stands at.
+        size: Bytes of a block.
+    """
+    carried, wanted = b"", size
+    while True:
+        read = stream.read(wanted)
+        is_end, data = len(read) < wanted, carried + read if carried else read
+        if not data:
+            return
+        cut, quotes, is_plain = _cut(data, dialect, is_end=is_end)
+        if not cut and not is_end and len(data) <= MAX_RECORD_BYTES:
+            carried, wanted = data, max(size, len(data))
+            continue
+        if cut:
+            whole = data[:cut] if cut < len(data) else data
+            yield Block(whole, line, quotes[quotes < cut], is_plain)
+            line += _lines(whole)
+        carried, wanted = data[cut:], size
+        if not cut or is_end:
+            if carried:
+                yield Block(carried, line, np.empty(0, np.int64), is_plain=False, unended=True)
+            return
+
+
+def _lines(data: bytes) -> int:
+    count = data.count(b"\n")
+    if b"\r" in data:
+        count += data.count(b"\r") - data.count(b"\r\n")
+    return count
+
+
+def _cut(data: bytes, dialect: CsvDialect, *, is_end: bool) -> tuple[int, Ints, bool]:
+    """The end of the last whole record, where the quotes are, and whether they are where they may be."""
+    nothing = np.empty(0, np.int64)
+    quote = dialect.quote.encode()
+    if not quote or quote not in data:
+        return (len(data) if is_end else _last_line_end(data)), nothing, True
+    seen = np.frombuffer(data, np.uint8)
+    quotes = np.flatnonzero(seen == quote[0])
+    if _well_placed(seen, quotes, dialect):
+        if is_end and len(quotes) % 2 == 0:
+            return len(data), quotes, True
+        ends = line_ends(seen, is_end=is_end)
+        outside = ends[np.searchsorted(quotes, ends) % 2 == 0]
+        return (int(outside[-1]) + 1 if len(outside) else 0), quotes, True
+    return _records_one_by_one(data, dialect, is_end=is_end)[2], quotes, False
+
+
+def _last_line_end(data: bytes) -> int:
+    cut = data.rfind(b"\n") + 1
+    if b"\r" in data[cut:-1]:
+        cut = data.rfind(b"\r", cut, len(data) - 1) + 1
+    return cut
+
+
+def line_ends(seen: npt.NDArray[np.uint8], *, is_end: bool) -> Ints:
+    """The last byte of each line's end; a carriage return at the end of the data may be half of one."""
+    feeds = seen == _LF
+    if not (returns := seen == _CR).any():
+        return np.flatnonzero(feeds)
+    alone = returns.copy()
+    alone[:-1] &= ~feeds[1:]
+    alone[-1] &= is_end
+    return np.flatnonzero(feeds | alone)
+
+
+def _well_placed(seen: npt.NDArray[np.uint8], quotes: Ints, dialect: CsvDialect) -> bool:
+    """Whether quotes open at the beginning of a field and close at its end, two of them in a field apart."""
+    delimiter = ord(dialect.delimiter)
+    opening, closing = quotes[0::2], quotes[1::2]
+    before = seen[np.maximum(opening - 1, 0)]
+    opens = (opening == 0) | (before == delimiter) | (before == _LF) | (before == _CR)
+    doubled = np.zeros(len(opening), np.bool_)
+    doubled[1:] = opening[1:] == closing[: len(opening) - 1] + 1
+    if not (opens | doubled).all():
+        return False
+    after = seen[np.minimum(closing + 1, len(seen) - 1)]
+    closes = (closing == len(seen) - 1) | (after == delimiter) | (after == _LF) | (after == _CR)
+    closes[: len(opening) - 1] |= doubled[1:]
+    return bool(closes.all())
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The records of a block: where they begin and end, how many fields each has, and whether its quotes are odd."""
+
+    starts: Ints
+    ends: Ints
+    fields: Ints
+    odd: Mask
+
+
+def records_of(block: Block, dialect: CsvDialect) -> Records:
+    """The records of a block, blank lines left out."""
+    if not block.is_plain:
+        return _records_one_by_one(block.data, dialect, is_end=True)[0]
+    seen = np.frombuffer(block.data, np.uint8)
+    ends = line_ends(seen, is_end=True)
+    separators = np.flatnonzero(seen == ord(dialect.delimiter))
+    if len(block.quotes):
+        ends = ends[np.searchsorted(block.quotes, ends) % 2 == 0]
+        separators = separators[np.searchsorted(block.quotes, separators) % 2 == 0]
+    if not len(ends) or ends[-1] < len(seen) - 1:
+        ends = np.append(ends, len(seen))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    # a line's end of two bytes begins one earlier
+    inner = np.minimum(ends, len(seen) - 1)
+    two = (ends < len(seen)) & (seen[inner] == _LF) & (ends > starts) & (seen[np.maximum(inner - 1, 0)] == _CR)
+    ends = ends - two
+    fields = np.searchsorted(separators, ends) - np.searchsorted(separators, starts) + 1
+    there = ends > starts
+    return Records(starts[there], ends[there], fields[there], np.zeros(int(there.sum()), np.bool_))
+
+
+def _records_one_by_one(data: bytes, dialect: CsvDialect, *, is_end: bool) -> tuple[Records, bool, int]:
+    """The same where quotes stand anywhere; and the end of the last whole record. One regular expression a field."""
+    quote, delimiter = re.escape(dialect.quote.encode()), re.escape(dialect.delimiter.encode())
+    one = re.compile(
+        rb"(?:(?P<quoted>" + quote + rb"(?:[^" + quote + rb"]|" + quote + quote + rb")*+" + quote + rb")"
+        rb"(?P<junk>[^" + delimiter + rb"\r\n]*)|(?P<plain>[^" + delimiter + rb"\r\n]*))"
+        rb"(?P<end>" + delimiter + rb"|\r\n|\n|\r|\Z)"
+    )
+    starts, ends, fields, odd = [], [], [], []
+    at, start, count, is_odd, whole = 0, 0, 1, False, 0
+    while at <= len(data):
+        found = one.match(data, at)
+        if found is None:
+            raise AssertionError
+        unended = found["quoted"] is None and found["plain"].startswith(dialect.quote.encode())
+        ended = found["end"]
+        if unended or (ended in {b"", b"\r"} and found.end() == len(data) and not is_end):
+            if not is_end:
+                break
+            found_end, ended, is_odd = len(data), b"", True
+        else:
+            found_end = found.end()
+        is_odd = is_odd or bool(found["junk"])
+        at = found_end
+        if ended == dialect.delimiter.encode():
+            count += 1
+            continue
+        end = found_end - len(ended)
+        if end > start:
+            starts.append(start)
+            ends.append(end)
+            fields.append(count)
+            odd.append(is_odd)
+        whole = start = at
+        count, is_odd = 1, False
+        if at >= len(data):
+            break
+    numbers = [np.array(each, np.int64) for each in (starts, ends, fields)]
+    return Records(numbers[0], numbers[1], numbers[2], np.array(odd, np.bool_)), True, whole
+
+
+def find_dialect(
+    sample: bytes, *, delimiter: str | None, quote: str, header: bool | None, skip_lines: int, nulls: tuple[str, ...]
+) -> CsvDialect:
+    """How a file is written, from its beginning; what is given is not looked for.
+
+    The delimiter is the one by which most records have as many fields as each other, and more than one. There is a
+    header if no field of the first record is a number, a date or empty, and none is there twice.
+    """
+    lines = _after_lines(sample, skip_lines)
+    found = CsvDialect(delimiter or ",", quote, header if header is not None else True, skip_lines, nulls)
+    if delimiter is None:
+        scored = [(_agreement(lines, CsvDialect(each, quote)), -rank, each) for rank, each in enumerate(DELIMITERS)]
+        best = max(scored)
+        found = CsvDialect(best[2] if best[0] > 0 else ",", quote, found.header, skip_lines, nulls)
+    if header is None:
+        found = CsvDialect(found.delimiter, quote, _has_header(lines, found), skip_lines, nulls)
+    return found
+
+
+def _after_lines(data: bytes, count: int) -> bytes:
+    at = 0
+    for _ in range(count):
+        end = re.compile(rb"\r\n|\n|\r").search(data, at)
+        if end is None:
+            return b""
+        at = end.end()
+    return data[at:]
+
+
+def _sampled(data: bytes, dialect: CsvDialect) -> list[list[str]]:
+    """The fields of the first records; the last one may be cut off and is left out if there are others."""
+    records, _, _ = (
+        _records_one_by_one(data[:SAMPLE_BYTES], dialect, is_end=True)
+        if dialect.quote
+        else (_plain_records(data), True, 0)
+    )
+    found = []
+    for start, end in list(zip(records.starts.tolist(), records.ends.tolist(), strict=True))[:SAMPLE_RECORDS]:
+        found.append(fields_of(data[start:end], dialect))
+    return found[:-1] if len(found) > 1 and len(data) > SAMPLE_BYTES else found
+
+
+def _plain_records(data: bytes) -> Records:
+    return records_of(Block(data[:SAMPLE_BYTES], 1, np.empty(0, np.int64)), CsvDialect(quote=""))
+
+
+def fields_of(record: bytes, dialect: CsvDialect) -> list[str]:
+    """The fields of one record as texts; bytes that are no UTF-8 are replaced."""
+    quote, text = dialect.quote, record.decode(errors="replace")
+    found, at = [], 0
+    while True:
+        if quote and text.startswith(quote, at):
+            end = at + 1
+            while (end := text.find(quote, end)) >= 0 and text.startswith(quote, end + 1):
+                end += 2
+            end = len(text) if end < 0 else end
+            rest = text.find(dialect.delimiter, end)
+            rest = len(text) if rest < 0 else rest
+            found.append(text[at + 1 : end].replace(quote * 2, quote) + text[end + 1 : rest])
+        else:
+            rest = text.find(dialect.delimiter, at)
+            rest = len(text) if rest < 0 else rest
+            found.append(text[at:rest])
+        if rest >= len(text):
+            return found
+        at = rest + 1
+
+
+def _agreement(data: bytes, dialect: CsvDialect) -> float:
+    """The share of records that have the most frequent number of fields, if that is more than one; more fields win."""
+    counts = Counter(len(each) for each in _sampled(data, dialect))
+    if not counts:
+        return 0.0
+    fields, often = counts.most_common(1)[0]
+    return 0.0 if fields < 2 else often / counts.total() + min(fields, 1000) / 1e6  # noqa: PLR2004
+
+
+def _has_header(data: bytes, dialect: CsvDialect) -> bool:
+    records = _sampled(data, dialect)
+    if not records:
+        return True
+    first = [each.strip() for each in records[0]]
+    if not all(first) or len(set(first)) < len(first):
+        return False
+    kinds = [classified(pa.array([each])).name for each in first]
+    if any(kind != "text" for kind in kinds):
+        return False
+    rest = [each for each in records[1:] if len(each) == len(first)]
+    if not rest:
+        return True
+    later = [classified(pa.array([each[number] for each in rest])).name for number in range(len(first))]
+    lengths = [{len(each[number]) for each in rest} for number in range(len(first))]
+    return any(kind != "text" for kind in later) or all(
+        first[number] not in {each[number] for each in rest} for number, _ in enumerate(lengths)
+    )
+
+
+def header_of(sample: bytes, dialect: CsvDialect) -> tuple[bytes | None, int, int]:
+    """The first record of a file, or None; and where those that are rows begin: the byte, and the line.
+
+    Args:
+        sample: The file's beginning.
+        dialect: How it is written.
+    """
+    skipped = len(sample) - len(_after_lines(sample, dialect.skip_lines))
+    rest = sample[skipped:]
+    records = _records_one_by_one(rest, dialect, is_end=True)[0] if dialect.quote else _plain_records(rest)
+    if not len(records.starts):
+        return None, skipped, 1
+    start, end = int(records.starts[0]), int(records.ends[0])
+    if not dialect.header:
+        return rest[start:end], skipped, 1 + dialect.skip_lines
+    after = end + (2 if rest[end : end + 2] == b"\r\n" else 1)
+    return rest[start:end], min(skipped + after, len(sample)), 1 + _lines(sample[: skipped + after])

@@ -1,0 +1,238 @@
+"""What is in a block of CSV records: rows of typed columns, and the records that are none.
+
+Arrow decodes a block at once where every quote stands where quotes may stand, every record has the file's number of
+fields and every value is of its column's type. Otherwise the block is decoded again with care: records are told apart,
+those that do not fit are put aside with their lines, and the rest is landed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from datalake_assets.sources.files.csv_records import (
+    MAX_RECORD_BYTES,
+    Block,
+    CsvDialect,
+    Records,
+    line_ends,
+    records_of,
+)
+from datalake_assets.sources.files.text_values import FALSE, TRUE, Kind, classified, converted, joined, needs_a_look
+
+__all__ = ["KEPT_BYTES", "BadRecord", "Parsed", "decode", "infer"]
+
+#: Bytes of a bad record that are kept of it; the file has the rest.
+KEPT_BYTES = 64 << 10
+
+Ints = npt.NDArray[np.int64]
+_UNENDED = "a record that begins here has no end, or is longer than"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that cannot be landed: the line on which it begins, the reason, and its first bytes."""
+
+    line: int
+    reason: str
+    raw: bytes
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What is in a block.
+
+    Attributes:
+        rows: Its good records, in the columns that were asked for.
+        bad: The others.
+        lines: The line of each row; None where nobody had to look.
+    """
+
+    rows: pa.RecordBatch
+    bad: list[BadRecord] = field(default_factory=list)
+
+
+def decode(
+    block: Block,
+    names: Sequence[str],
+    types: Mapping[str, pa.DataType],
+    dialect: CsvDialect,
+    *,
+    declared: Container[str],
+) -> Parsed:
+    """The rows of a block.
+
+    Args:
+        block: The block, of records without a header.
+        names: The file's columns, in its order.
+        types: The columns that are wanted, with their types.
+        dialect: How the file is written.
+        declared: Columns whose types a person chose.
+    """
+    schema = pa.schema([(name, types[name]) for name in names if name in types])
+    if block.unended:
+        reason = f"{_UNENDED} {MAX_RECORD_BYTES >> 20} MiB; the rest of the file was not read"
+        return Parsed(_nothing(schema), [BadRecord(block.line, reason, block.data[:KEPT_BYTES])])
+    if block.is_plain:
+        rows = _decoded_at_once(block, names, schema, dialect, declared)
+        if rows is not None:
+            return Parsed(rows)
+    return _decoded_with_care(block, names, schema, dialect, declared)
+
+
+def _nothing(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
+
+
+def _read(data: bytes, names: Sequence[str], types: Mapping[str, pa.DataType], dialect: CsvDialect) -> pa.RecordBatch:
+    table = pa_csv.read_csv(
+        pa.BufferReader(data),
+        pa_csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(data) + 1),
+        pa_csv.ParseOptions(
+            delimiter=dialect.delimiter, quote_char=dialect.quote or False, newlines_in_values=bool(dialect.quote)
+        ),
+        pa_csv.ConvertOptions(
+            column_types=dict(types),
+            include_columns=list(types),
+            null_values=list(dialect.nulls),
+            true_values=list(TRUE),
+            false_values=list(FALSE),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else _nothing(table.schema)
+
+
+def _decoded_at_once(
+    block: Block, names: Sequence[str], schema: pa.Schema, dialect: CsvDialect, declared: Container[str]
+) -> pa.RecordBatch | None:
+    """The rows, if all is well; None if somebody has to look."""
+    numbers = [each for each in schema if _is_number(each.type) and each.name not in declared]
+    quote = ord(dialect.quote) if dialect.quote else 0
+    if numbers and needs_a_look(np.frombuffer(block.data, np.uint8), ord(dialect.delimiter), quote):
+        return None
+    try:
+        rows = _read(block.data, names, {each.name: each.type for each in schema}, dialect)
+    except pa.ArrowInvalid:
+        return None
+    for column in rows.columns:
+        if pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py():
+            return None
+    return rows
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_floating(kind))
+
+
+@dataclass(slots=True)
+class _Texts:
+    """The well-formed records of a block as texts.
+
+    Attributes:
+        rows: A column of strings for each of the file's.
+        numbers: Which record each row is.
+        records: All records.
+        bad: Why records are not in ``rows``, by number.
+    """
+
+    rows: pa.RecordBatch
+    numbers: Ints
+    records: Records
+    bad: dict[int, str]
+
+
+def _texts(block: Block, names: Sequence[str], dialect: CsvDialect) -> _Texts:
+    records = records_of(block, dialect)
+    bad: dict[int, str] = {}
+    for number in np.flatnonzero(records.fields != len(names)).tolist():
+        bad[number] = f"it has {records.fields[number]} fields, not {len(names)}"
+    for number in np.flatnonzero(records.odd).tolist():
+        bad[number] = "a field that begins with a quote does not end with one"
+    data = block.data
+    if not data.isascii():
+        for number, (start, end) in enumerate(zip(records.starts.tolist(), records.ends.tolist(), strict=True)):
+            try:
+                data[start:end].decode()
+            except UnicodeDecodeError:
+                bad[number] = "it is not in the file's encoding"
+    good = np.array([number for number in range(len(records.starts)) if number not in bad], np.int64)
+    kept = data
+    if bad:
+        kept = b"\n".join(data[records.starts[each] : records.ends[each]] for each in good.tolist())
+    if len(good):
+        rows = _read(kept, names, dict.fromkeys(names, pa.string()), dialect)
+    else:
+        rows = _nothing(pa.schema([(name, pa.string()) for name in names]))
+    if rows.num_rows != len(good):
+        raise AssertionError(f"{rows.num_rows} rows for {len(good)} records")
+    return _Texts(rows, good, records, bad)
+
+
+def _decoded_with_care(
+    block: Block, names: Sequence[str], schema: pa.Schema, dialect: CsvDialect, declared: Container[str]
+) -> Parsed:
+    texts = _texts(block, names, dialect)
+    fits = np.ones(texts.rows.num_rows, np.bool_)
+    columns = []
+    for each in schema:
+        column = texts.rows.column(each.name)
+        values, good = converted(column, each.type, declared=each.name in declared)
+        for row in np.flatnonzero(~good & fits).tolist():
+            texts.bad[int(texts.numbers[row])] = f"column {each.name!r}: a value is no {each.type}"
+        fits &= good
+        columns.append(values)
+    rows = pa.RecordBatch.from_arrays(columns, schema=schema)
+    return Parsed(rows if fits.all() else rows.filter(pa.array(fits)), _bad_records(block, texts))
+
+
+def _bad_records(block: Block, texts: _Texts) -> list[BadRecord]:
+    if not texts.bad:
+        return []
+    ends = line_ends(np.frombuffer(block.data, np.uint8), is_end=True)
+    found = []
+    for number, reason in sorted(texts.bad.items()):
+        start, end = int(texts.records.starts[number]), int(texts.records.ends[number])
+        line = block.line + int(np.searchsorted(ends, start))
+        found.append(BadRecord(line, reason, block.data[start : min(end, start + KEPT_BYTES)]))
+    return found
+
+
+def infer(
+    block: Block, names: Sequence[str], known: Mapping[str, Kind], dialect: CsvDialect, *, declared: Container[str]
+) -> dict[str, Kind]:
+    """What the columns are, given what they were before this block; no more is looked at than has to be."""
+    wanted = [name for name in names if name not in declared]
+    if block.unended or not wanted:
+        return dict(known)
+    # a double takes any number, whose digits it may not keep
+    if block.is_plain and known and all(known[name].name != "double" for name in wanted):
+        schema = pa.schema([(name, _verifying(known[name])) for name in wanted])
+        rows = _decoded_at_once(block, names, schema, dialect, frozenset())
+        if rows is not None:
+            return {**known, **{name: _widened(known[name], rows.column(name)) for name in wanted}}
+    rows = _texts(block, names, dialect).rows
+    found = {name: joined(known.get(name, Kind()), classified(rows.column(name))) for name in wanted}
+    return {**known, **found}
+
+
+def _verifying(kind: Kind) -> pa.DataType:
+    """A type that takes no value of another kind."""
+    return pa.null() if kind.name == "null" else kind.type
+
+
+def _widened(kind: Kind, values: pa.Array) -> Kind:
+    """The kind with the digits that numbers have by now."""
+    if kind.name not in {"integer", "decimal"} or values.null_count == len(values):
+        return kind
+    bounds = pc.min_max(values)
+    digits = max(len(str(abs(int(bounds[each].as_py())))) for each in ("min", "max"))
+    return Kind(kind.name, max(kind.digits, digits), kind.scale)

@@ -1,0 +1,192 @@
+"""One dropped file, whatever it is: its columns, what they are, and its rows in the columns that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, Protocol
+
+import pyarrow as pa
+
+from datalake_assets.sources.files.contents import BadFile, Contents
+from datalake_assets.sources.files.csv_records import (
+    SAMPLE_BYTES,
+    Block,
+    CsvDialect,
+    blocks,
+    fields_of,
+    find_dialect,
+    header_of,
+)
+from datalake_assets.sources.files.csv_values import Parsed, decode, infer
+from datalake_assets.sources.files.json_records import decode_json, infer_json, json_blocks
+from datalake_assets.sources.files.text_values import Kind
+
+__all__ = ["FileFormat", "ReadableFile", "ReadingOptions", "opened"]
+
+FileFormat = Literal["auto", "csv", "tsv", "json"]
+_PACKINGS = {".gz", ".zst", ".bz2", ".zip"}
+_BY_SUFFIX: Mapping[str, FileFormat] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOptions:
+    """What is known of files beforehand; what is None is looked for in each.
+
+    Attributes:
+        format: ``auto``: by the name, or else by the first character.
+        delimiter: Between fields of CSV; None: looked for.
+        quote: Around fields; empty: quotes are like other characters.
+        header: Whether CSV has a record with the columns' names.
+        skip_lines: Lines before that.
+        nulls: Texts without quotes that are null in CSV.
+        declared: Columns, by their names in the file, whose types a person chose.
+        named: What a key of JSON is called as a column.
+    """
+
+    format: FileFormat = "auto"
+    delimiter: str | None = None
+    quote: str = '"'
+    header: bool | None = None
+    skip_lines: int = 0
+    nulls: tuple[str, ...] = ("",)
+    declared: Container[str] = frozenset()
+    named: Callable[[str], str] = str
+
+
+class ReadableFile(Protocol):
+    """A file whose records can be read, several times."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its columns, in its order; of JSON, as far as `kinds` has read them."""
+
+    @property
+    def has_fixed_columns(self) -> bool:
+        """Whether each record has all columns, as in CSV."""
+
+    def kinds(self) -> dict[str, Kind]:
+        """What the values of each column are, all over the file."""
+
+    def rows(self, types: Mapping[str, pa.DataType], *, others: str = "") -> Iterator[Parsed]:
+        """Its rows.
+
+        Args:
+            types: The columns that are wanted, with their types.
+            others: Of JSON: why a record is refused that has other keys; empty: these keys are left out.
+        """
+
+
+def opened(name: str, contents: Contents, options: ReadingOptions) -> ReadableFile:
+    """A file, ready to be read.
+
+    Raises:
+        BadFile: It has no record, or a header that is none.
+    """
+    wanted = options.format if options.format != "auto" else _format_of(name, contents)
+    if wanted == "json":
+        return _JsonFile(contents, options)
+    return _CsvFile(contents, options, delimiter=options.delimiter or ("\t" if wanted == "tsv" else None))
+
+
+def _format_of(name: str, contents: Contents) -> FileFormat:
+    suffixes = [each.lower() for each in PurePosixPath(name).suffixes]
+    while suffixes and suffixes[-1] in _PACKINGS:
+        suffixes.pop()
+    if suffixes and suffixes[-1] in _BY_SUFFIX:
+        return _BY_SUFFIX[suffixes[-1]]
+    return "json" if contents.rewound().read(1 << 10).lstrip()[:1] in {b"{", b"["} else "csv"
+
+
+class _CsvFile:
+    """CSV and TSV."""
+
+    has_fixed_columns = True
+
+    def __init__(self, contents: Contents, options: ReadingOptions, *, delimiter: str | None) -> None:
+        self._contents, self._options = contents, options
+        sample = contents.rewound().read(SAMPLE_BYTES)
+        self._dialect = dialect = find_dialect(
+            sample,
+            delimiter=delimiter,
+            quote=options.quote,
+            header=options.header,
+            skip_lines=options.skip_lines,
+            nulls=options.nulls,
+        )
+        first, self._offset, self._line = header_of(sample, dialect)
+        if first is None:
+            raise BadFile("it has no record")
+        fields = fields_of(first, dialect)
+        self._names = _column_names(fields if dialect.header else [""] * len(fields))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def dialect(self) -> CsvDialect:
+        return self._dialect
+
+    def kinds(self) -> dict[str, Kind]:
+        found: dict[str, Kind] = {}
+        for block in self._blocks():
+            found = infer(block, self._names, found, self._dialect, declared=self._options.declared)
+        return {name: found.get(name, Kind()) for name in self._names}
+
+    def rows(self, types: Mapping[str, pa.DataType], *, others: str = "") -> Iterator[Parsed]:  # noqa: ARG002  the header says it
+        for block in self._blocks():
+            yield decode(block, self._names, types, self._dialect, declared=self._options.declared)
+
+    def _blocks(self) -> Iterator[Block]:
+        stream = self._contents.rewound()
+        stream.seek(self._contents.begin + self._offset)
+        return blocks(stream, self._dialect, line=self._line)
+
+
+def _column_names(fields: list[str]) -> tuple[str, ...]:
+    """Names of columns: those without one are numbered, and so are the later ones of equal names."""
+    taken: dict[str, None] = {}
+    for number, text in enumerate(fields, 1):
+        name = base = text.strip() or f"column_{number}"
+        more = 2
+        while name in taken:
+            name, more = f"{base}_{more}", more + 1
+        taken[name] = None
+    return tuple(taken)
+
+
+class _JsonFile:
+    """JSON lines, or one array."""
+
+    has_fixed_columns = False
+
+    def __init__(self, contents: Contents, options: ReadingOptions) -> None:
+        self._contents, self._options = contents, options
+        self._names: tuple[str, ...] = ()
+        stream = contents.rewound()
+        stream.seek(0, 2)
+        self._size = stream.tell() - contents.begin
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def kinds(self) -> dict[str, Kind]:
+        found: dict[str, Kind] = {}
+        for block in json_blocks(self._contents.rewound(), self._size, self._options.named):
+            found = infer_json(block, found)
+        self._names = tuple(found)
+        return found
+
+    def rows(self, types: Mapping[str, pa.DataType], *, others: str = "") -> Iterator[Parsed]:
+        for block in json_blocks(self._contents.rewound(), self._size, self._options.named):
+            yield decode_json(block, types, others=others, declared=self._options.declared)

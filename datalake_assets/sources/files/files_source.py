@@ -1,0 +1,444 @@
+"""Dropped files as batches: which files are new, several read at once, and whatever is wrong with one put aside.
+
+A file is known by its name and its content. What the lake remembers of it (`core.batches.LandedItems`) tells by a
+listing alone that it need not be read; where that says that it is another, its checksum decides. A file is landed as a
+whole, or refused as a whole with its reason; single records that cannot be landed go to quarantine with their lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from datalake_assets.core.batches import Batches, FinishedItem, LandedItem, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.item_ids import NEVER
+from datalake_assets.core.schema import lake_name, lake_names, source_metadata
+from datalake_assets.errors import InvalidFeed, SourceError, SourceRefused
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
+from datalake_assets.settings import Settings
+from datalake_assets.sources.base import SourceObject, SourceSystem
+from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
+from datalake_assets.sources.files.csv_values import BadRecord
+from datalake_assets.sources.files.dropped_objects import (
+    DroppedObject,
+    DroppedObjects,
+    ObjectGone,
+    is_drop,
+    open_place,
+)
+from datalake_assets.sources.files.file_reading import ReadableFile, ReadingOptions, opened
+from datalake_assets.sources.files.files_declaration import FilesSettings, FilesSource, declared_files
+from datalake_assets.sources.files.side_by_side import side_by_side
+from datalake_assets.sources.files.text_values import Kind, joined, named_type
+
+__all__ = ["FileBatches", "Files", "connect", "options_of"]
+
+#: The two columns that every row has.
+MODIFIED = pa.timestamp("us", "UTC")
+
+
+def connect(settings: Settings) -> SourceSystem:
+    """The dropped files of an installation; asks nobody yet."""
+    own = settings.of(FilesSettings)
+    return Files(
+        endpoint=own.files_s3_endpoint or own.s3_endpoint,
+        workers=own.files_workers,
+        limits=ContentLimits(unpacked_bytes=own.files_max_unpacked_mb << 20),
+    )
+
+
+def options_of(source: FilesSource) -> ReadingOptions:
+    """How a feed's files are to be read."""
+    return ReadingOptions(
+        format=source.format,
+        delimiter=source.delimiter,
+        quote=source.quote,
+        header=source.header,
+        skip_lines=source.skip_lines,
+        nulls=tuple(dict.fromkeys(("", *source.null_values))),
+        declared=_Declared(source),
+        named=partial(_named, source.rename),
+    )
+
+
+class _Declared(Container[str]):
+    """The columns, by their names in files, whose types a feed declares."""
+
+    def __init__(self, source: FilesSource) -> None:
+        self._source = source
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _named(self._source.rename, name) in self._source.columns
+
+
+class Files:
+    """Dropped files; implements `SourceSystem`.
+
+    Args:
+        endpoint: Of S3; None: AWS.
+        workers: Files that are read at once.
+        limits: How large packed files may become.
+    """
+
+    def __init__(self, *, endpoint: str | None, workers: int, limits: ContentLimits) -> None:
+        self._endpoint, self._workers, self._limits = endpoint, workers, limits
+        self._places: dict[str, DroppedObjects] = {}
+
+    def place(self, feed: Feed) -> DroppedObjects:
+        """Where a feed's files are dropped."""
+        location = declared_files(feed).location
+        if location not in self._places:
+            self._places[location] = open_place(location, endpoint=self._endpoint)
+        return self._places[location]
+
+    def read(self, feed: Feed, request: ReadRequest) -> Batches:
+        """Implements `SourceSystem`."""
+        return FileBatches(feed, request, self.place(feed), workers=self._workers, limits=self._limits)
+
+    def discover(self) -> Iterator[SourceObject]:
+        """Implements `SourceSystem`: there is no list of places."""
+        return iter(())
+
+    def check(self, feed: Feed) -> None:
+        """Implements `SourceSystem`: lists the place, and reads the first file."""
+        batches = FileBatches(feed, ReadRequest(), self.place(feed), workers=1, limits=self._limits)
+        next(iter(self.place(feed).list()), None)
+        _ = batches.schema
+
+    def count(self, feed: Feed) -> int | None:  # noqa: ARG002  files have no count
+        """Implements `SourceSystem`: nobody knows without reading them."""
+        return None
+
+    def close(self) -> None:
+        """Implements `SourceSystem`."""
+        for place in self._places.values():
+            place.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A file that is to be read, and what the lake knows of it."""
+
+    dropped: DroppedObject
+    former: LandedItem | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a file: its name there, and what its values are."""
+
+    original: str
+    kind: Kind
+
+
+class FileBatches:
+    """One read of a feed's files; implements `Batches`.
+
+    Args:
+        feed: The feed.
+        request: What to read.
+        place: Where the files are.
+        workers: Files that are read at once.
+        limits: How large packed files may become.
+    """
+
+    def __init__(
+        self, feed: Feed, request: ReadRequest, place: DroppedObjects, *, workers: int, limits: ContentLimits
+    ) -> None:
+        self._feed, self._source, self._place = feed, declared_files(feed), place
+        self.request, self._workers, self._limits = request, workers, limits
+        self.recreated, self.unfinished = False, ""
+        self._schema: pa.Schema | None = None
+        self._problems: list[str] = []
+
+    @property
+    def time_column(self) -> str | None:
+        """Implements `Batches`."""
+        return None if self._feed.kind is FeedKind.TABLE else self._feed.row_time
+
+    def acknowledge(self) -> None:
+        """Implements `Batches`: files stay where they were dropped; the lake's ledger knows them."""
+
+    # which files
+
+    @property
+    def _min_age(self) -> timedelta:
+        return timedelta(seconds=self._source.min_age_s)
+
+    def _pending(self) -> list[_Pending]:
+        """The files that are to be read now, the oldest first; says how many wait."""
+        listed = [each for each in self._listed() if is_drop(each.name, self._source.pattern)]
+        is_whole = self._place.are_whole or self._feed.kind is FeedKind.TABLE
+        settled = datetime.max.replace(tzinfo=UTC) if is_whole else datetime.now(UTC) - self._min_age
+        young = [each for each in listed if each.modified > settled]
+        odd = [each.name for each in listed if not _is_text(each.name)]
+        self._problems = [f"{name.encode(errors='replace').decode()}: its name is not UTF-8" for name in odd]
+        old = [each for each in listed if each.modified <= settled and each.name not in set(odd)]
+        landed = self.request.landed if self._feed.kind is not FeedKind.TABLE else None
+        known = landed.known([each.name for each in old]) if landed is not None else [None] * len(old)
+        wanted = [
+            _Pending(each, former)
+            for each, former in zip(old, known, strict=True)
+            if former is None or self._is_news(each, former)
+        ]
+        wanted.sort(key=lambda each: (each.dropped.modified, each.dropped.name))
+        if self._feed.kind is not FeedKind.TABLE and len(wanted) > self._source.max_files:
+            more = len(wanted) - self._source.max_files
+            self._problems.append(f"{more:,} more files wait for the next export")
+            wanted = wanted[: self._source.max_files]
+        if young:
+            self._problems.append(f"{len(young):,} files were written a moment ago, and wait for the next export")
+        return wanted
+
+    def _listed(self) -> Iterator[DroppedObject]:
+        if self.request.items is None:
+            return self._place.list()
+        found = (self._place.find(name) for name in self.request.items)
+        return (each for each in found if each is not None)
+
+    def _is_news(self, dropped: DroppedObject, former: LandedItem) -> bool:
+        if former.state != "landed":
+            return True
+        return self._source.on_change != "ignore" and former.version != dropped.version
+
+    # which columns
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Implements `Batches`: the feed's, or of a feed without rows what all of its files are."""
+        if self._schema is None:
+            known = self.request.landed.schema if self.request.landed is not None else None
+            if known is not None and self._feed.schema_policy != "evolve":
+                self._schema = known.remove_metadata()
+            else:
+                self._schema = self._inferred(known)
+        return self._schema
+
+    def _inferred(self, known: pa.Schema | None) -> pa.Schema:
+        """The columns of all files that wait; those that are known stay as they are."""
+        with ThreadPoolExecutor(self._workers, "files") as pool:
+            kinds = pool.map(lambda each: self._kinds(each, known), self._pending())
+            found = [each for each in kinds if each is not None]
+        if (
+            self._feed.schema_policy != "evolve"
+        ):  # files that have other columns than the first are refused once they are read
+            found = [each for each in found if each.keys() == found[0].keys()]
+        names: dict[str, _Column] = {}
+        for columns in found:
+            for name, column in columns.items():
+                before = names.get(name, column)
+                names[name] = _Column(before.original, joined(before.kind, column.kind))
+        own = (pa.field(self._source.file_column, pa.string()), pa.field(self._source.modified_column, MODIFIED))
+        fields = list(known) if known is not None else []
+        taken = {each.name for each in (*fields, *own)}
+        fields += [
+            pa.field(name, self._type_of(name, column.kind), metadata=source_metadata(column.original))
+            for name, column in names.items()
+            if name not in taken
+        ]
+        return pa.schema(fields if known is not None else [*fields, *own])
+
+    def _type_of(self, name: str, kind: Kind) -> pa.DataType:
+        if name in self._source.columns:
+            return named_type(self._source.columns[name])
+        if name == self.time_column and pt.is_date(kind.type):
+            return pa.timestamp("us")  # midnight: partitions are made of times
+        return kind.type
+
+    def _kinds(self, pending: _Pending, known: pa.Schema | None) -> dict[str, _Column] | None:
+        """A file's columns by their names in the lake; None if it cannot be read, or has no other than are known."""
+        with suppress(BadFile, ObjectGone, SourceError), closing(self._contents(pending.dropped)) as contents:
+            file = opened(pending.dropped.name, contents, options_of(self._source))
+            if known is not None and file.has_fixed_columns and set(self._lake_names(file)) <= set(known.names):
+                return None
+            kinds = file.kinds()
+            originals = self._lake_names(file)
+            return {name: _Column(original, kinds[original]) for name, original in originals.items()}
+        return None
+
+    # one file
+
+    def _contents(self, dropped: DroppedObject) -> Contents:
+        stream = self._place.open(dropped)
+        return prepared(stream, is_kept=True, encoding=self._source.encoding, limits=self._limits)
+
+    def _lake_names(self, file: ReadableFile) -> dict[str, str]:
+        """Names in a file by names in the lake.
+
+        Raises:
+            BadFile: They cannot be columns.
+        """
+        rename = self._source.rename if file.has_fixed_columns else {}  # of JSON, keys have been renamed already
+        try:
+            known = lake_names(file.names, feed=self._feed.name, rename=rename)
+        except InvalidFeed as error:
+            raise BadFile(error.reason) from error
+        own = {self._source.file_column, self._source.modified_column} & set(known)
+        if own:
+            raise BadFile(f"it has a column {min(own)!r}, as every row of the feed has one; rename it in the feed")
+        return dict(zip(known, file.names, strict=True))
+
+    def _batches(self, pending: _Pending, schema: pa.Schema) -> Iterator[SourceBatch]:
+        """The rows of one file, the last batch with what is to be remembered of it."""
+        began = time.monotonic()
+        dropped, former = pending.dropped, pending.former
+        try:
+            contents = self._contents(dropped)
+        except BadFile as error:
+            item = _item(dropped, f"refused:{dropped.version}", former)
+            yield self._refusal(pending, item, schema, str(error), time.monotonic() - began)
+            return
+        with closing(contents):
+            item = _item(dropped, contents.checksum, former)
+            if former is not None and former.item == item and former.state == "landed":
+                yield self._last(pending, replace(former, version=dropped.version), schema)
+                return
+            modified = former.modified if former is not None and former.item == item else dropped.modified
+            rows = rejected = 0
+            waiting: SourceBatch | None = None
+            try:
+                for batch in self._rows(dropped, contents, schema, item, modified):
+                    if waiting is not None:
+                        yield waiting
+                    rows += batch.rows.num_rows + len(batch.rejected)
+                    rejected += len(batch.rejected)
+                    waiting = batch
+            except BadFile as error:
+                if rows:
+                    raise AssertionError(dropped.name) from error
+                yield self._refusal(pending, item, schema, str(error), time.monotonic() - began)
+                return
+            if not self._place.is_unchanged(dropped):
+                raise SourceRefused(f"file {dropped.name}", "it was changed while it was read", cure="run it again")
+            landed = LandedItem(
+                dropped.name,
+                item,
+                dropped.version,
+                dropped.size_bytes,
+                modified,
+                rows,
+                rejected,
+                time.monotonic() - began,
+            )
+            last = self._last(pending, landed, schema)
+            yield last if waiting is None else replace(waiting, finished=last.finished)
+
+    def _rows(
+        self, dropped: DroppedObject, contents: Contents, schema: pa.Schema, item: str, modified: datetime
+    ) -> Iterator[SourceBatch]:
+        file = opened(dropped.name, contents, options_of(self._source))
+        own = (self._source.file_column, self._source.modified_column)
+        wanted = {each.name: each.type for each in schema if each.name not in own}
+        originals = {name: name for name in wanted}
+        if file.has_fixed_columns:
+            originals = self._lake_names(file)
+            self._refuse_columns(set(originals), wanted)
+        types = {original: wanted[name] for name, original in originals.items()}
+        for parsed in file.rows(types, others="is not in the feed's schema"):
+            count = parsed.rows.num_rows
+            columns = {name: parsed.rows.column(original) for name, original in originals.items()}
+            columns[own[0]] = pa.repeat(pa.scalar(dropped.name, pa.string()), count)
+            columns[own[1]] = pa.repeat(pa.scalar(modified, MODIFIED), count)
+            arrays = [columns[each.name] if each.name in columns else pa.nulls(count, each.type) for each in schema]
+            rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
+            yield self._batch(rows, item, tuple(_rejected(each, item) for each in parsed.bad))
+
+    def _refuse_columns(self, names: set[str], wanted: Mapping[str, pa.DataType]) -> None:
+        """A file whose columns are others than the feed's is refused; where columns may be added, it may lack some."""
+        more, less = sorted(names - set(wanted)), sorted(set(wanted) - names)
+        if more:
+            raise BadFile(f"it has column {more[0]!r}, which the feed has not")
+        if less and self._feed.schema_policy == "freeze":
+            raise BadFile(f"it lacks column {less[0]!r}, which the feed has")
+
+    # batches
+
+    def _batch(self, rows: pa.RecordBatch, item: str, rejected: tuple[RejectedRow, ...] = ()) -> SourceBatch:
+        if self._feed.kind is FeedKind.TABLE:
+            return SourceBatch(rows, rejected=rejected)
+        items = pa.repeat(pa.scalar(item, pa.string()), rows.num_rows)
+        return SourceBatch(rows, rejected=rejected, source_items=items, forget_after=NEVER)
+
+    def _last(self, pending: _Pending, landed: LandedItem, schema: pa.Schema) -> SourceBatch:
+        empty = pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
+        finished = FinishedItem(
+            landed,
+            pending.former,
+            replaces=self._source.on_change == "replace",
+            name_column=self._source.file_column,
+        )
+        return replace(self._batch(empty, landed.item), finished=(finished,))
+
+    def _refusal(self, pending: _Pending, item: str, schema: pa.Schema, reason: str, seconds: float) -> SourceBatch:
+        dropped = pending.dropped
+        if self._feed.kind is FeedKind.TABLE:
+            raise SourceRefused(
+                f"file {dropped.name}", reason, cure="mend it, or take it away: a table is all of its files"
+            )
+        landed = LandedItem(
+            dropped.name, item, dropped.version, dropped.size_bytes, dropped.modified, 0, 1, seconds, refused=reason
+        )
+        row = RejectedRow(dropped.name.encode(), f"the file was refused: {reason}", item)
+        return replace(self._last(pending, landed, schema), rejected=(row,))
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Implements `Batches`."""
+        schema = self.schema
+        pending = self._pending()
+        unread: list[str] = []
+
+        def read(one: _Pending) -> Iterator[SourceBatch]:
+            """A file that cannot be read now is read another time, and keeps no other from being landed."""
+            batches = self._batches(one, schema)
+            try:
+                first = next(batches, None)
+            except ObjectGone:
+                unread.append(f"{one.dropped.name}: it is gone, or another by now")
+                return
+            except SourceError as error:
+                if self._feed.kind is FeedKind.TABLE:
+                    raise
+                unread.append(str(error))
+                return
+            if first is not None:
+                yield first
+                yield from batches
+
+        try:
+            yield from side_by_side(pending, read, workers=self._workers)
+        finally:
+            self._schema = None  # the next iteration asks anew
+        said = [f"{len(unread):,} files could not be read and wait: {unread[0]}"] if unread else []
+        self.unfinished = "; ".join([*said, *self._problems])
+
+
+def _named(rename: Mapping[str, str], name: str) -> str:
+    return rename.get(name, lake_name(name))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _item(dropped: DroppedObject, checksum: str, former: LandedItem | None) -> str:
+    """A file's identity: its former one if its content is the same, else one that it never had."""
+    if former is not None and former.item.rpartition("#")[2].partition("@")[0] == checksum:
+        return former.item
+    return f"{dropped.name}#{checksum}{f'@{former.number}' if former is not None else ''}"
+
+
+def _rejected(bad: BadRecord, item: str) -> RejectedRow:
+    return RejectedRow(bad.raw, bad.reason, f"{item}:{bad.line}")

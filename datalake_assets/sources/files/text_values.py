@@ -1,0 +1,302 @@
+"""What a text in a file means: which type a column of texts has, and which value a text is in a type.
+
+The rule is that no value changes on its way. A column gets the narrowest type that holds each of its values exactly:
+whole numbers, decimals of one scale, doubles only where an exponent asks for them, dates, times, true and false; and
+text otherwise. Texts whose form would be lost in a number (``007``, ``+1``, ``0x1F``) make their column a text column.
+Spaces around a number, a date or a time do not count. An empty text without quotes is null everywhere, one with quotes
+only where a column is no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["FALSE", "TRUE", "Kind", "classified", "converted", "joined", "named_type", "needs_a_look"]
+
+#: Texts that are true, and false; no other is.
+TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
+#: Digits that Arrow's decimals hold, and those that most engines keep in 8 bytes.
+MAX_DIGITS, SHORT_DIGITS = 38, 18
+#: Digits that a double keeps of what was written by one.
+DOUBLE_DIGITS = 17
+
+_WHOLE = r"(?:0|[1-9][0-9]*)"
+_DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_CLOCK = rf"{_DAY}[T ][0-9]{{2}}:[0-9]{{2}}(?::[0-9]{{2}}(?:\.[0-9]{{1,9}})?)?"
+_INTEGER = rf"-?{_WHOLE}"
+_DECIMAL = rf"-?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)"
+_DOUBLE = rf"-?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|NaN|nan|-?inf|-?Infinity"
+_ZONED = rf"{_CLOCK}(?:Z|[+-][0-9]{{2}}(?::?[0-9]{{2}})?)"
+#: The same where a person declared the type: the form of a number is no matter then.
+_ANY_INTEGER = r"[-+]?[0-9]+"
+_ANY_DECIMAL = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_ANY_DOUBLE = rf"{_ANY_DECIMAL}|NaN|nan|[-+]?inf|[-+]?Infinity"
+_SPACES = " \t"
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What all values so far of a column are.
+
+    Attributes:
+        name: ``null`` (there was none), ``bool``, ``integer``, ``decimal``, ``double``, ``date``, ``time`` (of a day,
+            without a zone), ``zoned``, ``text``.
+        digits: Of decimals: most digits before the point.
+        scale: Of decimals, most digits behind it. Of times, of a second.
+    """
+
+    name: str = "null"
+    digits: int = 0
+    scale: int = 0
+
+    @property
+    def type(self) -> pa.DataType:
+        """The type of the column; of one without values, text."""
+        if self.name == "decimal":
+            precision = SHORT_DIGITS if self.digits + self.scale <= SHORT_DIGITS else MAX_DIGITS
+            return pa.decimal128(precision, self.scale)
+        unit = "us" if self.scale <= 6 else "ns"  # noqa: PLR2004  digits of a microsecond
+        if self.name == "time":
+            return pa.timestamp(unit)
+        return pa.timestamp(unit, "UTC") if self.name == "zoned" else _PLAIN[self.name]
+
+
+TEXT: Final = Kind("text")
+_PLAIN: Final[Mapping[str, pa.DataType]] = {
+    "null": pa.string(),
+    "bool": pa.bool_(),
+    "integer": pa.int64(),
+    "double": pa.float64(),
+    "date": pa.date32(),
+    "text": pa.string(),
+}
+#: Names that a feed's document may give a column's type, besides ``decimal(precision, scale)``.
+_NAMED: Final[Mapping[str, pa.DataType]] = {
+    "string": pa.string(),
+    "text": pa.string(),
+    "boolean": pa.bool_(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us"),
+    "timestamp_ns": pa.timestamp("ns"),
+    "timestamptz": pa.timestamp("us", "UTC"),
+    "timestamptz_ns": pa.timestamp("ns", "UTC"),
+}
+
+
+def named_type(name: str) -> pa.DataType:
+    """The type that a feed's document names.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name in _NAMED:
+        return _NAMED[name]
+    inner = name.removeprefix("decimal(").removesuffix(")").split(",") if name.startswith("decimal(") else []
+    try:
+        precision, scale = (int(each) for each in inner)
+        if 0 <= scale <= precision <= MAX_DIGITS and precision:
+            return pa.decimal128(precision, scale)
+    except ValueError:
+        pass
+    raise ValueError(f"{name!r} is no type of a column: take decimal(P, S) with P <= 38, or {', '.join(_NAMED)}")
+
+
+def classified(texts: pa.Array) -> Kind:
+    """What the values of a column are.
+
+    Args:
+        texts: Strings; nulls and empty texts say nothing.
+    """
+    values = texts.filter(pc.greater(pc.binary_length(texts), 0))
+    if not len(values):
+        return TEXT if texts.null_count < len(texts) else Kind()
+    plain = pc.utf8_trim(values, _SPACES)
+    if _all(pc.is_in(values, pa.array([*TRUE, *FALSE]))):
+        return Kind("bool")
+    for find in (_number, _moment):
+        found = find(plain)
+        if found is not None:
+            return found
+    return TEXT
+
+
+def _number(texts: pa.Array) -> Kind | None:
+    if not _matches(texts, _DOUBLE):
+        return None
+    if _matches(texts, _DECIMAL):
+        whole, has_point, behind = _parts(texts)
+        if not has_point and _is_castable(texts, pa.int64()):
+            return Kind("integer", digits=whole)
+        return Kind("decimal", whole, behind) if whole + behind <= MAX_DIGITS else None
+    digits = pc.replace_substring_regex(texts, r"[eE].*$", "")
+    digits = pc.utf8_ltrim(pc.replace_substring_regex(digits, r"[^0-9]", ""), "0")
+    if pc.max(pc.binary_length(digits)).as_py() > DOUBLE_DIGITS or not _is_castable(texts, pa.float64()):
+        return None
+    return Kind("double")
+
+
+def _parts(texts: pa.Array) -> tuple[int, bool, int]:
+    """Most digits before the point, whether there is a point, and most digits behind it."""
+    at = pc.find_substring(texts, ".")
+    has = pc.greater_equal(at, 0)
+    lengths = pc.binary_length(texts)
+    behind = pc.if_else(has, pc.subtract(pc.subtract(lengths, at), 1), 0)
+    before = pc.subtract(pc.if_else(has, at, lengths), pc.cast(pc.starts_with(texts, "-"), pa.int32()))
+    return pc.max(before).as_py(), bool(pc.any(has).as_py()), pc.max(behind).as_py()
+
+
+def _moment(texts: pa.Array) -> Kind | None:
+    for name, pattern, kind in (("date", _DAY, pa.date32()), ("time", _CLOCK, None), ("zoned", _ZONED, None)):
+        if _matches(texts, pattern):
+            scale = 0 if kind is not None else _fraction(texts)
+            found = Kind(name, scale=scale)
+            return found if _is_castable(texts, found.type) else None
+    return None
+
+
+def _fraction(texts: pa.Array) -> int:
+    """Most digits of a second."""
+    found = pc.struct_field(pc.extract_regex(texts, r"\.(?P<fraction>[0-9]+)"), "fraction")
+    return pc.max(pc.fill_null(pc.binary_length(found), 0)).as_py() or 0
+
+
+def joined(one: Kind, other: Kind) -> Kind:
+    """What a column is of which some values are the one and some the other."""
+    if one.name == "null" or other.name == "null":
+        return other if one.name == "null" else one
+    names = {one.name, other.name}
+    digits, scale = max(one.digits, other.digits), max(one.scale, other.scale)
+    if len(names) == 1:
+        return _held(Kind(one.name, digits, scale))
+    if names == {"integer", "decimal"}:
+        return _held(Kind("decimal", digits, scale))
+    # a decimal may have more digits than a double keeps
+    if "double" in names and names <= {"integer", "decimal", "double"} and digits + scale <= DOUBLE_DIGITS:
+        return Kind("double", digits, scale)
+    return TEXT
+
+
+def _held(kind: Kind) -> Kind:
+    return TEXT if kind.name == "decimal" and kind.digits + kind.scale > MAX_DIGITS else kind
+
+
+def converted(texts: pa.Array, kind: pa.DataType, *, declared: bool) -> tuple[pa.Array, Mask]:
+    """The values of texts in a type, null where they are none; and which texts fit.
+
+    Args:
+        texts: Strings.
+        kind: The type.
+        declared: A person chose the type, so that the form of a number does not matter.
+    """
+    if pa.types.is_string(kind):
+        return texts, np.ones(len(texts), dtype=np.bool_)
+    present = pc.fill_null(pc.greater(pc.binary_length(texts), 0), fill_value=False)
+    if pa.types.is_boolean(kind):
+        is_true, is_false = (pc.is_in(texts, pa.array(each)) for each in (TRUE, FALSE))
+        fits = pc.or_(is_true, is_false)
+        values = pc.if_else(fits, is_true, pa.scalar(None, pa.bool_()))
+    else:
+        plain = pc.utf8_trim(texts, _SPACES)
+        right = pc.match_substring_regex(plain, f"^(?:{_pattern(kind, declared=declared)})$")
+        fits, values = _cast(pc.if_else(pc.and_(present, right), plain, pa.scalar(None, pa.string())), kind)
+    good: Mask = np.asarray(pc.fill_null(fits, fill_value=False)) | ~np.asarray(present)
+    return values, good
+
+
+def _pattern(kind: pa.DataType, *, declared: bool) -> str:
+    if pa.types.is_integer(kind):
+        return _ANY_INTEGER if declared else _INTEGER
+    if pa.types.is_decimal(kind):
+        return _ANY_DECIMAL if declared else _DECIMAL
+    if pa.types.is_floating(kind):
+        return _ANY_DOUBLE if declared else _DOUBLE
+    if pa.types.is_date(kind):
+        return _DAY
+    return _ZONED if kind.tz else rf"{_CLOCK}|{_DAY}"
+
+
+def _cast(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """Which texts are values of a type, and these; the few that are not are found in few steps."""
+    try:
+        values = _exact(texts, kind)
+    except pa.ArrowInvalid:
+        if len(texts) == 1:
+            return pa.array([False]), pa.nulls(1, kind)
+        middle = len(texts) // 2
+        halves = [_cast(texts.slice(0, middle), kind), _cast(texts.slice(middle), kind)]
+        return pa.concat_arrays([each[0] for each in halves]), pa.concat_arrays([each[1] for each in halves])
+    return values.is_valid(), values
+
+
+def _exact(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Casts; a finite number that becomes infinite is an error, as others are."""
+    plain = pc.utf8_ltrim(texts, "+") if pa.types.is_integer(kind) else texts
+    values = plain.cast(kind)
+    if pa.types.is_floating(kind) and pc.any(pc.is_inf(values)).as_py():
+        endless = pc.match_substring_regex(plain, "inf|Inf")
+        if pc.any(pc.and_(pc.is_inf(values), pc.invert(endless))).as_py():
+            raise pa.ArrowInvalid("a number is too large for its type")
+    return values
+
+
+def _is_castable(texts: pa.Array, kind: pa.DataType) -> bool:
+    try:
+        _exact(texts, kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _matches(texts: pa.Array, pattern: str) -> bool:
+    return _all(pc.match_substring_regex(texts, f"^(?:{pattern})$"))
+
+
+def _all(mask: pa.Array) -> bool:
+    return bool(pc.all(mask).as_py())
+
+
+_ZERO, _PLUS, _MINUS = ord("0"), ord("+"), ord("-")
+_LAST = ord("9")
+_LOOKAHEAD = 3
+
+
+def needs_a_look(data: npt.NDArray[np.uint8], delimiter: int, quote: int) -> bool:
+    """Whether a field may begin as no number is written that keeps its form: ``007``, ``0x1F``, ``+1``.
+
+    Arrow reads these as numbers. Its answer for a block of records stands only if none of them can be there.
+
+    Args:
+        data: Whole records.
+        delimiter: Between fields.
+        quote: Around fields; 0 if there are none.
+    """
+    padded = np.concatenate([np.array([ord("\n")], np.uint8), data, np.zeros(_LOOKAHEAD, np.uint8)])
+    before, first = padded[: len(data)], padded[1 : len(data) + 1]
+    begins = (before == delimiter) | (before == ord("\n")) | (before == ord("\r"))
+    if quote:
+        begins |= before == quote
+    odd = (first == _ZERO) | (first == _PLUS) | (first == _MINUS) | (first == ord(" ")) | (first == ord("\t"))
+    at = np.flatnonzero(begins & odd) + 1
+    if not len(at):
+        return False
+    sign = padded[at] == _MINUS
+    zero, after = padded[at + sign], padded[at + sign + 1]
+    plain = (zero == _ZERO) & ~_is_digit(after) & (after != ord("x")) & (after != ord("X"))
+    return not (plain | (sign & (zero != _ZERO))).all()
+
+
+def _is_digit(data: npt.NDArray[np.uint8]) -> Mask:
+    return (data >= _ZERO) & (data <= _LAST)

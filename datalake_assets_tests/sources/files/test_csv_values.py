@@ -1,0 +1,340 @@
+"""What is read of CSV is what the file says: held against Python's csv, pandas and DuckDB, and against itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datalake_assets.sources.files import csv_records, csv_values
+from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
+from datalake_assets.sources.files.csv_records import Block, CsvDialect, blocks, records_of
+from datalake_assets.sources.files.file_reading import ReadingOptions, opened
+from datalake_assets.sources.files.text_values import Kind, classified, joined, named_type
+
+
+def contents(data: bytes, encoding: str | None = None) -> Contents:
+    return prepared(io.BytesIO(data), is_kept=True, encoding=encoding, limits=ContentLimits())
+
+
+def read(
+    data: str | bytes, name: str = "a.csv", **options: Any
+) -> tuple[dict[str, str], list[tuple[Any, ...]], list[tuple[int, str]]]:
+    """Types by column, rows, and lines of bad rows with the reason."""
+    file = opened(name, contents(data if isinstance(data, bytes) else data.encode()), ReadingOptions(**options))
+    kinds = file.kinds()
+    types = {each: kinds[each].type for each in kinds}
+    parsed = list(file.rows(types))
+    rows = [tuple(row.values()) for each in parsed for row in each.rows.to_pylist()]
+    return (
+        {each: str(kind) for each, kind in types.items()},
+        rows,
+        [(bad.line, bad.reason) for each in parsed for bad in each.bad],
+    )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of a few bytes: each border is met."""
+    monkeypatch.setattr(csv_records, "BLOCK_BYTES", 16)
+    real = csv_records.blocks
+    monkeypatch.setattr(
+        "datalake_assets.sources.files.file_reading.blocks",
+        lambda stream, dialect, **at: real(stream, dialect, **at, size=16),
+    )
+
+
+COLUMNS = {
+    "whole numbers": (["1", "-20", "", "9223372036854775807"], "int64"),
+    "numbers beyond 64 bits": (["1", "9223372036854775808"], "decimal128(38, 0)"),
+    "numbers beyond 38 digits": (["1" * 39, "2"], "string"),
+    "decimals of one scale": (["1.5", "2", "-0.125"], "decimal128(18, 3)"),
+    "long decimals": (["12345678901234567.5", "0.25"], "decimal128(38, 2)"),
+    "exponents": (["1e5", "2.5", "nan"], "double"),
+    "exponents that a double cannot hold": (["1e400", "1"], "string"),
+    "exponents beside more digits than a double has": (["1e5", "0.123456789012345678901"], "string"),
+    "leading zeros": (["007", "12"], "string"),
+    "leading signs": (["+7", "12"], "string"),
+    "hexadecimal": (["0x10", "12"], "string"),
+    "spaces around numbers": ([" 7", "12 "], "int64"),
+    "days": (["2025-01-31", "1999-12-01"], "date32[day]"),
+    "days that are none": (["2025-02-30", "1999-12-01"], "string"),
+    "times": (["2025-01-31 10:00:00", "1999-12-01T01:02:03.5"], "timestamp[us]"),
+    "nanoseconds": (["2025-01-31 10:00:00.123456789"], "timestamp[ns]"),
+    "times with zones": (["2025-01-31T10:00:00Z", "2025-01-31T10:00:00+02:00"], "timestamp[us, tz=UTC]"),
+    "times with and without zones": (["2025-01-31T10:00:00Z", "2025-01-31T10:00:00"], "string"),
+    "days and times": (["2025-01-31", "2025-01-31 10:00:00"], "string"),
+    "truths": (["true", "False", ""], "bool"),
+    "ones and zeros": (["1", "0"], "int64"),
+    "truths and numbers": (["true", "1"], "string"),
+    "nothing": (["", ""], "string"),
+    "words": (["a", "1"], "string"),
+    "words of null": (["NULL", "NA"], "string"),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_has_the_narrowest_type_that_holds_each_value(name):
+    texts, expected = COLUMNS[name]
+    data = "k,v\n" + "".join(f"{number},{text}\n" for number, text in enumerate(texts))
+    types, rows, bad = read(data, header=True)
+    assert (types["v"], len(rows), bad) == (expected, len(texts), [])
+    for text, (_, value) in zip(texts, rows, strict=True):
+        if text == "":
+            assert value is None
+        elif isinstance(value, bool):
+            assert text.lower() == str(value).lower()
+        elif isinstance(value, int | Decimal):
+            assert Decimal(text.strip()) == value
+        elif isinstance(value, float):
+            assert float(text) == value or math.isnan(value)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_type_is_the_same_however_the_file_is_cut(name):
+    texts, expected = COLUMNS[name]
+    types, rows, bad = read("k,v\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)), header=True)
+    assert (types["v"], len(rows), bad) == (expected, len(texts), [])
+
+
+def test_null_is_an_empty_text_without_quotes():
+    assert read('a,b\n1,\n2,""\n3,x\n')[1] == [(1, None), (2, ""), (3, "x")]
+    assert read('a,b\n1,\n"",2\n')[1] == [(1, None), (None, 2)]
+    assert read("a,b\n1,NA\n2,x\n", nulls=("", "NA"))[1] == [(1, None), (2, "x")]
+
+
+def test_declared_types_take_numbers_in_any_form():
+    file = opened("a.csv", contents(b"v\n007\n+3\nx\n99999999999999999999\n"), ReadingOptions(declared={"v"}))
+    (parsed,) = file.rows({"v": pa.int64()})
+    assert parsed.rows.column("v").to_pylist() == [7, 3]
+    assert [bad.line for bad in parsed.bad] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        ("a,b\r\n1,2\r\n", [(1, 2)]),
+        ("a,b\r1,2\r3,4", [(1, 2), (3, 4)]),
+        ("a;b\n1,5;2\n", [("1,5", 2)]),
+        ("a\tb\n1\t2\n", [(1, 2)]),
+        ("a|b\n1|2\n", [(1, 2)]),
+        ("1,2\n3,4\n", [(1, 2), (3, 4)]),
+        ("\ufeffa,b\n1,2\n", [(1, 2)]),
+        ('a,b\n"1\n2",x\n', [("1\n2", "x")]),
+        ('a,b\n"say ""hi""",x\n', [('say "hi"', "x")]),
+        ('a,b\n5" pipe,x\n', [('5" pipe', "x")]),
+        ("a,b\n\n1,2\n\n\n3,4\n", [(1, 2), (3, 4)]),
+        ("a\n\n\nb\n", [("b",)]),
+        ("a,b\n1,2", [(1, 2)]),
+        ('"a","b"\n1,2\n', [(1, 2)]),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True])
+def test_dialects_are_told_from_the_file(data, rows, cut, request):
+    if cut:
+        request.getfixturevalue("small_blocks")
+    assert read(data)[1:] == (rows, [])
+
+
+def test_names_that_are_there_twice_or_not_at_all_are_numbered():
+    assert list(read("a,a,\n1,2,3\n", header=True)[0]) == ["a", "a_2", "column_3"]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_bad_rows_have_their_lines(cut, request):
+    if cut:
+        request.getfixturevalue("small_blocks")
+    data = 'a,b\n1,"two\nlines"\n3\n"x"y,1\n4,5,6\n7,\xff\n8,9\n'.encode("latin-1") + "10,ü\n".encode()
+    _, rows, bad = read(data)
+    assert [row[0] for row in rows] == [1, 8, 10]
+    assert [line for line, _ in bad] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_quote_that_never_ends_takes_the_rest_into_quarantine_and_nothing_before(cut, request):
+    if cut:
+        request.getfixturevalue("small_blocks")
+    _, rows, bad = read('a,b\n1,2\n3,"open\n4,5\n6,7\n')
+    assert (rows, [line for line, _ in bad]) == ([(1, 2)], [3])
+
+
+def test_records_are_bounded(monkeypatch):
+    monkeypatch.setattr(csv_records, "MAX_RECORD_BYTES", 100)
+    found = list(blocks(io.BytesIO(b'a\n"' + b"x" * 1000), CsvDialect(), size=10))
+    assert [(each.line, each.unended) for each in found] == [(1, False), (2, True)]
+    assert len(found[1].data) < 300
+
+
+# against others
+
+FIELD = st.text(st.sampled_from('ab0 ",\n\r;é'), max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(FIELD, min_size=2, max_size=2), min_size=1, max_size=8), st.integers(7, 40))
+def test_texts_are_what_pythons_csv_wrote(rows, size):
+    sink = io.StringIO()
+    csv.writer(sink, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows([["x", "y"], *rows])
+    data, dialect = sink.getvalue().encode(), CsvDialect()
+    found = []
+    for block in blocks(io.BytesIO(data), dialect, size=size):
+        assert block.is_plain
+        parsed = csv_values.decode(block, ("x", "y"), {"x": pa.string(), "y": pa.string()}, dialect, declared=())
+        assert not parsed.bad
+        found += [[row["x"], row["y"]] for row in parsed.rows.to_pylist()]
+    assert found == [["x", "y"], *rows]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from('a1",\n\r'), max_size=30))
+def test_records_are_where_pythons_csv_finds_them_or_are_bad(text):
+    """Whatever stands in a file: quotes that Python takes in another way are never landed."""
+    dialect, data = CsvDialect(), text.encode()
+    expected = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    rows, bad = [], 0
+    for block in blocks(io.BytesIO(data), dialect, size=1 << 20):
+        records = records_of(block, dialect)
+        if block.unended:
+            bad += 1
+            break
+        for start, end, odd in zip(records.starts.tolist(), records.ends.tolist(), records.odd.tolist(), strict=True):
+            bad += odd
+            rows.append(csv_records.fields_of(data[start:end], dialect) if not odd else None)
+    if not bad:
+        assert rows == expected
+    else:
+        good = rows[: rows.index(None)] if None in rows else rows
+        assert expected[: len(good)] == good
+
+
+def awkward(rows: int) -> str:
+    """A file with most that is awkward, in a form that pandas and DuckDB read as it is meant."""
+    draw = np.random.default_rng(7)
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["id", "price", "name", "day", "at", "ok", "zip"])
+    for number in range(rows):
+        name = draw.choice(["plain", 'say "hi"', "two\nlines", "a,b", "ünï", " spaced "])
+        price = "" if number % 11 == 0 else f"{draw.integers(-(10**9), 10**9)}.{draw.integers(0, 100):02}"
+        day = f"20{draw.integers(10, 30):02}-{draw.integers(1, 13):02}-{draw.integers(1, 29):02}"
+        at = f"{day} {draw.integers(0, 24):02}:{draw.integers(0, 60):02}:00.{draw.integers(0, 10**6):06}"
+        writer.writerow([number, price, name, day, at, draw.choice(["true", "false"]), f"{draw.integers(0, 10**5):05}"])
+    return sink.getvalue()
+
+
+DUCKDB_TYPES = ("BIGINT", "DECIMAL(18,2)", "VARCHAR", "DATE", "TIMESTAMP", "BOOLEAN", "VARCHAR")
+
+
+def test_values_are_those_that_pandas_and_duckdb_read(tmp_path):
+    text = awkward(3000)
+    types, rows, bad = read(text)
+    assert (types["price"], types["zip"], types["at"], bad) == ("decimal128(18, 2)", "string", "timestamp[us]", [])
+    frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    columns = dict(zip(("id", "price", "name", "day", "at", "ok", "zip"), DUCKDB_TYPES, strict=True))
+    duck = duckdb.read_csv(str(tmp_path / "a.csv"), header=True, columns=columns).fetchall()
+    assert duck == rows
+    texts = [tuple(row) for row in frame.itertuples(index=False)]
+    assert [(str(r[0]), "" if r[1] is None else str(r[1]), r[2], str(r[3]), r[6]) for r in rows] == [
+        (t[0], "" if t[1] == "" else str(Decimal(t[1])), t[2], t[3], t[6]) for t in texts
+    ]
+
+
+VALUE = st.one_of(
+    st.integers(-(10**20), 10**20).map(str),
+    st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.dates().map(str),
+    st.sampled_from(["", "true", "False", "007", "+1", "0x1", " 5", "x", '"', "a,b", "-0", ".5", "5.", "1e3"]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(VALUE, min_size=1, max_size=20))
+def test_looking_with_care_gives_what_looking_at_once_gives(values):
+    sink = io.StringIO()
+    csv.writer(sink, lineterminator="\n").writerows([[n, v] for n, v in enumerate(values)])
+    dialect, names = CsvDialect(), ("n", "v")
+    block = next(blocks(io.BytesIO(sink.getvalue().encode()), dialect))
+    kind = classified(pa.array([v or None for v in values], pa.string())).type
+    schema = pa.schema([("n", pa.int64()), ("v", kind)])
+    at_once = csv_values._decoded_at_once(block, names, schema, dialect, ())
+    with_care = csv_values._decoded_with_care(block, names, schema, dialect, ())
+    assert with_care.bad == []
+    if at_once is not None:
+        assert str(at_once.to_pylist()) == str(with_care.rows.to_pylist())  # as texts, in which nan is nan
+
+
+@given(st.lists(VALUE, min_size=1, max_size=8), st.lists(VALUE, min_size=1, max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_a_joined_type_holds_the_values_of_both(one, other):
+    kinds = [classified(pa.array([v or None for v in values], pa.string())) for values in (one, other)]
+    joint = joined(*kinds)
+    assert joined(kinds[1], kinds[0]) == joint
+    assert joined(joint, Kind()) == joint
+    texts = pa.array([v or None for v in (*one, *other)], pa.string())
+    _, fits = csv_values.converted(texts, joint.type, declared=False)
+    assert fits.all()
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "text"),
+    [
+        ("ü,1\n".encode(), None, "ü,1\n"),
+        ("ü,1\n".encode("latin-1"), None, "ü,1\n"),
+        ("ü,1\n".encode("utf-16-le"), None, "ü,1\n"),
+        ("ü,1\n".encode("utf-16-be"), None, "ü,1\n"),
+        ("ü,1\n".encode("utf-32"), None, "ü,1\n"),
+        ("€,1\n".encode("cp1252"), "cp1252", "€,1\n"),
+        (("é" * 600_000 + "\n").encode(), None, "é" * 600_000 + "\n"),
+    ],
+)
+def test_texts_are_in_utf8_afterwards(data, encoding, text):
+    ready = contents(data, encoding)
+    assert ready.rewound().read().decode() == text
+    ready.close()
+
+
+@pytest.mark.parametrize("data", [b"\x80\x9f,1\n", "ü".encode("utf-16")[:-1]])
+def test_what_is_in_no_encoding_is_refused(data):
+    with pytest.raises(BadFile):
+        contents(data)
+
+
+def test_names_of_types_are_known():
+    assert named_type("decimal(18,2)") == pa.decimal128(18, 2)
+    for name in ("decimal(39,2)", "decimal(2,3)", "decimal(a,b)", "decimal(1)", "varchar"):
+        with pytest.raises(ValueError, match="is no type of a column"):
+            named_type(name)
+
+
+def test_json_values_keep_every_digit():
+    types, rows, bad = read(
+        '{"a": 1, "b": 0.10, "c": "007", "d": {"x": 1}}\n{"a": null, "b": 12345678901234567.8, "e": true}\nno\n[1]\n',
+        "a.json",
+    )
+    assert types == {"a": "int64", "b": "decimal128(38, 2)", "c": "string", "d": "string", "e": "bool"}
+    assert rows == [
+        (1, Decimal("0.10"), "007", '{"x": 1}', None),
+        (None, Decimal("12345678901234567.80"), None, None, True),
+    ]
+    assert [line for line, _ in bad] == [3, 4]
+
+
+def test_blocks_hold_what_the_file_holds():
+    data = awkward(200).encode()
+    for size in (7, 64, 1000, 1 << 20):
+        found: list[Block] = list(blocks(io.BytesIO(data), CsvDialect(), size=size))
+        assert b"".join(each.data for each in found) == data
+        assert found[0].line == 1

@@ -1,0 +1,345 @@
+"""Dropped files are landed once each, whatever happens; what changes replaces its rows; what is bad is named."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import zipfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from datalake_assets.errors import CommitConflict
+from datalake_assets.lake import item_ledger
+from datalake_assets.lake.item_exports import ItemsExport
+from datalake_assets.lake.tables import open_table
+from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
+
+DAY = datetime(2025, 3, 1, 6)  # noqa: DTZ001  as the file has it, without a zone
+LATER = DROPPED + timedelta(days=1)
+
+
+@pytest.fixture(params=["local parquet", pytest.param("s3 parquet", marks=pytest.mark.s3), "local iceberg"])
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def dropping(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> Dropping:
+    store = request.getfixturevalue(f"{place.partition(' ')[0]}_store")
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    return Dropping(store, folder, files_feed(str(folder), kept_as=place.partition(" ")[2]))
+
+
+only_local = pytest.mark.parametrize("place", ["local parquet"], indirect=True)
+
+
+def dated(*days: int, value: int = 0) -> str:
+    """A file of a row a day, of March 2025."""
+    return "id,at\n" + "".join(f"{value},2025-03-{day:02} 06:00:00\n" for day in days)
+
+
+def by_day(dropping: Dropping) -> Dropping:
+    return Dropping(dropping.store, dropping.folder, dropping.feed.model_copy(update={"time_column": "at"}))
+
+
+def test_files_are_landed_once_and_read_once(dropping):
+    dropping.drop("a.csv", "id,name\n1,x\n2,y\n")
+    dropping.drop("sub/b.csv", "id,name\n3,z\n")
+    assert dropping.export().rows_added == 3
+    again = dropping.export()
+    assert (again.rows_added, again.rows_read) == (0, 0)
+    assert dropping.rows("id", "name", "source_file") == [(1, "x", "a.csv"), (2, "y", "a.csv"), (3, "z", "sub/b.csv")]
+    dropping.drop("c.csv", "name,id\nw,4\n")
+    assert dropping.export().rows_added == 1
+    assert dropping.rows("id") == [(1,), (2,), (3,), (4,)]
+
+
+def test_a_changed_file_replaces_its_rows_wherever_they_are(dropping):
+    dropping = by_day(dropping)
+    dropping.drop("a.csv", dated(1, 2, 3))
+    dropping.drop("b.csv", dated(2, value=7))
+    dropping.export()
+    dropping.drop("a.csv", dated(3, 4, value=1), at=LATER)
+    dropping.export()
+    assert dropping.rows("id", "source_file") == [(1, "a.csv"), (1, "a.csv"), (7, "b.csv")]
+    assert dropping.remembered()["a.csv"]["partitions"] == ["2025-03-03", "2025-03-04"]
+    assert dropping.export().rows_read == 0
+    assert list(open_table(dropping.store, dropping.feed).verify()) == []
+
+
+def test_a_file_that_changes_back_is_another_again(dropping):
+    for number, value in enumerate((1, 2, 1, 2)):
+        dropping.drop("a.csv", f"id\n{value}\n", at=DROPPED + timedelta(hours=number))
+        dropping.export()
+        assert dropping.rows("id") == [(value,)]
+
+
+def test_a_file_that_is_touched_is_not_landed_again(dropping):
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    dropping.drop("a.csv", "id\n1\n", at=LATER)
+    assert dropping.export().rows_added == 0
+    assert dropping.rows("id", "source_modified") == [(1, DROPPED)]
+    before = dropping.remembered()["a.csv"]["number"]
+    dropping.export()
+    assert dropping.remembered()["a.csv"]["number"] == before
+
+
+@only_local
+@pytest.mark.parametrize(("on_change", "left"), [("ignore", [(1,)]), ("append", [(1,), (2,)])])
+def test_a_changed_file_does_what_the_feed_says(dropping, on_change, left):
+    dropping.feed = files_feed(str(dropping.folder), source={"on_change": on_change})
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    dropping.drop("a.csv", "id\n2\n", at=LATER)
+    dropping.export()
+    assert dropping.rows("id") == left
+
+
+@only_local
+def test_a_file_that_becomes_bad_keeps_its_former_rows_until_it_is_good_again(dropping):
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    dropping.drop("a.csv", b"", at=LATER)
+    dropping.export()
+    assert dropping.rows("id") == [(1,)]
+    dropping.drop("a.csv", "id\n3\n", at=LATER + timedelta(hours=1))
+    dropping.export()
+    assert dropping.rows("id") == [(3,)]
+
+
+@only_local
+def test_a_file_that_loses_all_rows_takes_them_out_of_the_lake(dropping):
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    dropping.drop("a.csv", "id\n", at=LATER)
+    dropping.export()
+    assert dropping.rows("id") == []
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_what_a_crash_left_is_finished_by_the_next_export(dropping, monkeypatch, steps):
+    """Three commits of partitions, with the ledger's entries before and after them."""
+    dropping = by_day(dropping)
+    dropping.drop("a.csv", dated(1, 2, 3))
+    dropping.export()
+    dropping.drop("a.csv", dated(2, 3, 5, value=1), at=LATER)
+    real, left = type(dropping.store).swap, [2 * steps + 1]
+
+    def swap(self, key, body, *, etag):
+        if key.endswith("manifest.json") or "iceberg" in key:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+        return real(self, key, body, etag=etag)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(dropping.store), "swap", swap)
+        try:
+            dropping.export()
+        except Killed:
+            assert dropping.remembered()["a.csv"]["state"] == "landing"
+    dropping.export()
+    assert dropping.rows("id", "at") == [(1, DAY.replace(day=day)) for day in (2, 3, 5)]
+    assert dropping.remembered()["a.csv"]["superseded"] == []
+
+
+def test_a_writer_of_an_older_content_is_kept_out(dropping, monkeypatch):
+    """It read the file before it changed, and wakes up when the newer content is there."""
+    dropping.drop("a.csv", "id\n1\n")
+    first, begin = [True], item_ledger.ItemLedger.begin
+
+    def overtaken(self, entries):
+        if first.pop() if first else False:
+            dropping.drop("a.csv", "id\n2\n", at=LATER)
+            Dropping(dropping.store, dropping.folder, dropping.feed).export()
+        begin(self, entries)
+
+    monkeypatch.setattr(item_ledger.ItemLedger, "begin", overtaken)
+    dropping.export()
+    assert dropping.rows("id") == [(2,)]
+
+
+def test_a_writer_that_slept_after_it_began_is_kept_out(dropping, monkeypatch):
+    dropping.drop("a.csv", "id\n1\n")
+    real, first = ItemsExport.commit_all, [True]
+
+    def commit_all(self, wanted):
+        if first.pop() if first else False:
+            dropping.drop("a.csv", "id\n2\n", at=LATER)
+            Dropping(dropping.store, dropping.folder, dropping.feed).export()
+        return real(self, wanted)
+
+    monkeypatch.setattr(ItemsExport, "commit_all", commit_all)
+    dropping.export()
+    assert dropping.rows("id") == [(2,)]
+
+
+def packed(text: str, how: str) -> bytes:
+    plain = text.encode()
+    if how == "gz":
+        return gzip.compress(plain)
+    if how == "bz2":
+        return bz2.compress(plain)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as writer:
+        writer.writestr("a.csv", plain)
+    return archive.getvalue()
+
+
+@only_local
+def test_bad_files_are_refused_by_name_and_stop_no_other(dropping):
+    dropping.drop("good.csv", "id,n\n1,x\n", at=DROPPED - timedelta(days=1))
+    bad = {
+        "empty.csv": (b"", "it is empty"),
+        "cut.csv.gz": (packed("id,n\n" + "1,x\n" * 9999, "gz")[:-9], "it is damaged"),
+        "bomb.csv.gz": (gzip.compress(b"0" * (70 << 20)), "larger than 64 MiB"),
+        "two.zip": (b"PK\x03\x04garbage", "it is damaged"),
+        "other.csv": ("id,other\n1,2\n", "it has column 'other'"),
+        "less.csv": ("id\n1\n", "it lacks column 'n'"),
+        "own.csv": ("id,n,source_file\n1,x,y\n", "as every row of the feed has one"),
+        "alike.csv": ("id,n,N\n1,x,y\n", "both 'n' in the lake"),
+        "key.csv": ("id,n,year\n1,x,y\n", "named like a partition key"),
+        "array.json": ("[1, 2", "it is no JSON array"),
+    }
+    for name, (content, _) in bad.items():
+        dropping.drop(name, content)
+    report = dropping.export()
+    assert (report.rows_added, report.rows_quarantined) == (1, len(bad))
+    reasons = dict(dropping.quarantined())
+    assert reasons.keys() == bad.keys()
+    for name, (_, reason) in bad.items():
+        assert reason in reasons[name]
+        assert reason in dropping.remembered()[name]["refused"]
+    assert dropping.export().rows_read == 0
+
+
+@only_local
+def test_bad_rows_wait_in_quarantine_with_their_lines(dropping):
+    lines = ["id,n", "1,x", "2", "x,y", '3,"a\nb"', '4,"q"z', "5,y,z", "6,ok"]
+    dropping.feed = files_feed(str(dropping.folder), source={"columns": {"id": "int64"}})
+    dropping.drop("a.csv", "\n".join(lines) + "\n")
+    report = dropping.export()
+    assert dropping.rows("id", "n") == [(1, "x"), (3, "a\nb"), (6, "ok")]
+    assert report.rows_quarantined == 4
+    assert dropping.quarantined() == [
+        ("a.csv:3", "it has 1 fields, not 2"),
+        ("a.csv:4", "column 'id': a value is no int64"),
+        ("a.csv:7", "a field that begins with a quote does not end with one"),
+        ("a.csv:8", "it has 3 fields, not 2"),
+    ]
+    assert dropping.remembered()["a.csv"]["rejected"] == 4
+
+
+@only_local
+@pytest.mark.parametrize("how", ["gz", "bz2", "zip"])
+def test_packed_files_are_unpacked(dropping, how):
+    dropping.drop(f"a.csv.{how}", packed("id\n1\n", how))
+    dropping.export()
+    assert dropping.rows("id") == [(1,)]
+
+
+@only_local
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_texts_are_what_they_were_in_any_encoding(dropping, encoding):
+    dropping.drop("a.csv", "id,n\n1,größe\n".encode(encoding))
+    dropping.export()
+    assert dropping.rows("id", "n") == [(1, "größe")]
+
+
+@only_local
+def test_types_hold_all_files_that_are_there_at_first_and_later_ones_keep_to_them(dropping):
+    dropping.drop("a.csv", "v,w\n1,007\n")
+    dropping.drop("b.csv", "v,w\n2.50,8\n")
+    dropping.export()
+    dropping.drop("c.csv", "v,w\n3,9\nfour,9\n0.125,9\n")
+    dropping.export()
+    assert [(str(v), w) for v, w in dropping.rows("v", "w")] == [("1.00", "007"), ("2.50", "8"), ("3.00", "9")]
+    assert [place for place, _ in dropping.quarantined()] == ["c.csv:3", "c.csv:4"]
+
+
+@only_local
+def test_leading_zeros_never_get_lost(dropping):
+    dropping.drop("a.csv", "v\n1\n")
+    dropping.export()
+    dropping.drop("b.csv", "v\n2\n007\n0x10\n+3\n-04\n")
+    dropping.export()
+    assert dropping.rows("v") == [(1,), (2,)]
+    assert len(dropping.quarantined()) == 4
+
+
+@only_local
+def test_evolving_feeds_take_columns_on(dropping):
+    dropping.feed = dropping.feed.model_copy(update={"schema_policy": "evolve"})
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    dropping.drop("b.csv", "id,more\n2,x\n")
+    dropping.drop("c.json", '{"id": 3, "Extra": 1.5}\n')
+    dropping.export()
+    assert [(i, m, e and str(e)) for i, m, e in dropping.rows("id", "more", "extra")] == [
+        (1, None, None),
+        (2, "x", None),
+        (3, None, "1.5"),
+    ]
+
+
+@only_local
+def test_a_table_is_all_of_its_files(dropping):
+    dropping.feed = files_feed(str(dropping.folder), kind="table")
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    dropping.drop("b.csv", "id\n2\n")
+    dropping.export()
+    assert dropping.rows("id") == [(1,), (2,)]
+
+
+@only_local
+def test_young_hidden_and_other_files_wait(dropping):
+    dropping.feed = files_feed(str(dropping.folder), source={"pattern": "*.csv", "min_age_s": 3600})
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.drop("b.csv", "id\n2\n", at=datetime.now(UTC))
+    dropping.drop("_c.csv", "id\n3\n")
+    dropping.drop(".d/e.csv", "id\n4\n")
+    dropping.drop("f.txt", "id\n5\n")
+    report = dropping.export()
+    assert dropping.rows("id") == [(1,)]
+    assert report.notes == ("1 files were written a moment ago, and wait for the next export",)
+
+
+@only_local
+def test_the_oldest_files_come_first_where_there_are_too_many(dropping):
+    dropping.feed = files_feed(str(dropping.folder), source={"max_files": 2})
+    for number in range(5):
+        dropping.drop(f"{number}.csv", f"id\n{number}\n", at=DROPPED - timedelta(hours=number))
+    assert [dropping.export().rows_added for _ in range(3)] == [2, 2, 1]
+    assert len(dropping.rows("id")) == 5
+
+
+@only_local
+def test_the_ledger_stays_in_few_objects(dropping):
+    dropping.feed = files_feed(str(dropping.folder), source={"max_files": 1})
+    for number in range(12):
+        dropping.drop(f"{number}.csv", f"id\n{number}\n")
+        dropping.export()
+    objects = [each.key for each in dropping.store.list("control") if each.key.endswith(".parquet")]
+    assert len(objects) <= 4
+    assert len(dropping.remembered()) == 12
+
+
+def test_conflicts_are_what_a_begin_of_other_content_raises(dropping):
+    """The fence of two writers, by itself."""
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    ledger = item_ledger.ItemLedger(open_table(dropping.store, dropping.feed)._folder)
+    (known,) = ledger.known(["a.csv"])
+    assert known is not None
+    with pytest.raises(CommitConflict, match="another writer lands another content"):
+        ledger.begin({item_ledger.replace(known, item="a.csv#other"): None})
