@@ -387,6 +387,8 @@ class Merging(Model):
 
 #: Checks that every feed has.
 BUILT_IN_CHECKS = ("file_size", "freshness", "quarantine", "row_count", "schema", "small_files")
+#: Checks of feeds whose source can tell what waits.
+QUEUE_CHECKS = ("queue_depth",)
 
 
 class Checks(Model):
@@ -398,6 +400,8 @@ class Checks(Model):
         small_files: ``small_files``: small files of a partition. Whatever it is, the check warns while the compaction
             policy would merge some.
         quarantined_percent: ``quarantine``: share of an export's rows that could not be landed.
+        queue_depth: ``queue_depth``: messages that wait at a source which can tell: above ``warn`` they need attention,
+            above ``error`` they are a problem.
         row_drop_percent: ``row_count``: rows that a table's new version may have less than the one before.
         blocking: Names of checks whose failure (an error, not a warning) keeps downstream assets of the same run from
             running.
@@ -408,6 +412,7 @@ class Checks(Model):
     oversize_bytes_percent: Limits = Limits(warn=0)
     small_files: Limits = Limits()
     quarantined_percent: Limits = Limits(warn=0, error=5)
+    queue_depth: Limits = Limits(warn=50, error=100)
     row_drop_percent: Limits = Limits(warn=10)
     blocking: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -424,7 +429,7 @@ class Checks(Model):
 
     @model_validator(mode="after")
     def _names_are_known_and_unique(self) -> Checks:
-        names = [*BUILT_IN_CHECKS, *(rule.check_name for rule in self.rules)]
+        names = [*BUILT_IN_CHECKS, *QUEUE_CHECKS, *(rule.check_name for rule in self.rules)]
         problems = [
             f"rule {name or 'of type sql'!r} needs a name of letters, digits and _"
             for name in names

@@ -26,6 +26,7 @@ REASONS = {
     "defs.duckdb_views": "public, loaded by name: it brings DuckDB",
     "defs.s3_lake": "public, loaded by name: it brings dagster-aws",
     "defs.projects": "public, loaded by name: for other people's projects",
+    "defs.upkeep.queue_depth": "what a queue's sensor does at each tick",
     "defs.upkeep.report_asset": "a subject of the location, which puts it together",
     "defs.upkeep.sensors": "likewise: what keeps an installation in order",
     "demo.keeper": "run by path in a bare interpreter",

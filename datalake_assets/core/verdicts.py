@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from datalake_assets.core.batches import Backlog
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRules, outlook_of_plan
 from datalake_assets.core.facts import FailedCheck, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
@@ -23,6 +24,7 @@ __all__ = [
     "FILE_SIZE",
     "FRESHNESS",
     "QUARANTINE",
+    "QUEUE_DEPTH",
     "ROW_COUNT",
     "SCHEMA",
     "SMALL_FILES",
@@ -33,12 +35,14 @@ __all__ = [
     "RowCount",
     "Verdict",
     "counts_as_fresh",
+    "depth_band",
     "file_size_verdict",
     "fresh_partitions",
     "freshness_verdict",
     "health_of",
     "limited",
     "quarantine_verdict",
+    "queue_depth_verdict",
     "row_count_verdict",
     "schema_changed",
     "schema_verdict",
@@ -49,6 +53,8 @@ __all__ = [
 #: Names of the checks.
 FILE_SIZE, FRESHNESS, QUARANTINE = "file_size", "freshness", "quarantine"
 ROW_COUNT, SCHEMA, SMALL_FILES = "row_count", "schema", "small_files"
+#: Of feeds whose source can tell what waits.
+QUEUE_DEPTH = "queue_depth"
 
 #: Partitions that a verdict names one by one.
 _NAMED = 5
@@ -311,6 +317,32 @@ def fresh_partitions(by: PartitionBy, policy: Freshness, *, now: datetime) -> tu
     before = window_of(key_of(earliest.start - timedelta(seconds=1), by), by)
     window = TimeWindow(before.start, window_of(key_of(now, by), by).end)
     return tuple(keys_in(window, by))[-MAX_PARTITIONS:]
+
+
+def queue_depth_verdict(backlog: Backlog, limits: Limits) -> Verdict:
+    """Judges what waits in a feed's queue: ``perfect`` if nothing, ``normal``, ``attention`` or ``problem``.
+
+    Args:
+        backlog: What waits.
+        limits: More than ``warn`` needs attention, more than ``error`` is a problem.
+    """
+    level, waiting = limits.level(backlog.waiting), backlog.waiting
+    figures = {"queue_depth": waiting, "in_flight": backlog.in_flight, "delayed": backlog.delayed}
+    if level is Level.OK:
+        return Verdict(level, figures)
+    limit = limits.error if level is Level.ERROR else limits.warn
+    line = (
+        f"{waiting:,} messages wait, more than {limit:,.0f}: {depth_band(backlog, limits)}; if they stay, let more"
+        " requests run at once (receivers), larger batches (batch_records, batch_bytes), no or a higher rate limit"
+        " (messages_per_s), or more workers"
+    )
+    return Verdict(level, figures, (line,))
+
+
+def depth_band(backlog: Backlog, limits: Limits) -> str:
+    """The verdict in a word, for people."""
+    words = {Level.OK: "normal", Level.WARN: "attention", Level.ERROR: "problem"}
+    return words[limits.level(backlog.waiting)] if backlog.waiting else "perfect"
 
 
 def _hours(age: timedelta) -> float:

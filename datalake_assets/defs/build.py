@@ -5,14 +5,16 @@ that wants one has a schedule, which catches up with the source as ``datalake ex
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from datalake_assets.core.facts import ExportResult
 from datalake_assets.defs.checks.at_rest import evaluate_checks_job, folder_checks, nightly_checks, rule_checks
-from datalake_assets.defs.checks.on_write import on_write_check_keys
+from datalake_assets.defs.checks.on_write import has_backlog, on_write_check_keys
 from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import compaction_sensor
 from datalake_assets.defs.feeds.assets import (
@@ -28,6 +30,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
+from datalake_assets.defs.upkeep.queue_depth import Connect, queue_depth_sensor
 from datalake_assets.defs.upkeep.report_asset import lake_report_asset, lake_report_sensor
 from datalake_assets.defs.upkeep.sensors import (
     dead_run_sensor,
@@ -39,7 +42,9 @@ from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.registry import FeedProblem, feed_key
 from datalake_assets.settings import Settings
+from datalake_assets.sources.base import SourceSystem
 from datalake_assets.sources.systems import StandIn, no_stand_in
+from datalake_assets.sources.systems import connect as connect_source
 
 __all__ = [
     "EXPORT_ALL",
@@ -187,7 +192,8 @@ def build_definitions(
     for problem in listing.problems:
         logger.warning("%s is skipped: %s", problem.file, problem.reason)
     used = resources or default_resources(settings, stand_in=stand_in)
-    usable = usable_feeds(listing.feeds, lambda feeds: _definitions(feeds, lake, used))
+    connect = partial(_connected, lake, stand_in)
+    usable = usable_feeds(listing.feeds, lambda feeds: _definitions(feeds, lake, used, connect))
     for each in usable.refused:
         logger.warning("%s is left out: %s", feed_key(each.feed.name), each.reason)
     # the asset of a feed that another project's asset writes is that project's to show
@@ -214,10 +220,22 @@ def _with_left_out(
 def refused_feeds(settings: Settings, feeds: Sequence[Feed]) -> tuple[RefusedFeed, ...]:
     """The feeds that a code location would leave out, and why: of what is about to be declared, or is there already."""
     lake, resources = Lake(settings), default_resources(settings)
-    return usable_feeds(feeds, lambda some: _definitions(some, lake, resources)).refused
+    connect = partial(_connected, lake, no_stand_in)
+    return usable_feeds(feeds, lambda some: _definitions(some, lake, resources, connect)).refused
 
 
-def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]) -> dg.Definitions:
+@contextmanager
+def _connected(lake: Lake, stand_in: StandIn, type_: str) -> Iterator[SourceSystem]:
+    """A source outside of runs: by the settings, or by what stands in for them in this lake."""
+    with stand_in(lake.settings, lake.store, {type_}) as used, connect_source(type_, used) as source:
+        yield source
+
+
+def _queue_depth_sensor(runner: FeedRunner, feed: Feed, connect: Connect) -> dg.SensorDefinition:
+    return queue_depth_sensor(feed, connect, lambda instance: next_run(runner, instance, feed))
+
+
+def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any], connect: Connect) -> dg.Definitions:
     runner = FeedRunner(feeds, lake, resources)
     compact, maintenance = compact_partition_job(lake, feeds), maintenance_job(lake)
     with known_dagster_warnings_ignored():
@@ -239,6 +257,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 interrupted_commit_sensor(runner.feeds, lake),
                 freshness_sensor(runner.feeds, lake),
                 lake_report_sensor(feeds),
+                *(_queue_depth_sensor(runner, feed, connect) for feed in feeds if has_backlog(feed)),
             ],
         )
         return dg.Definitions.merge(runner.definitions, automation)

@@ -25,7 +25,7 @@ from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
 from datalake_assets.lake.table import CompactionReport, FeedTotals, WriteReport
-from datalake_assets.policies import BUILT_IN_CHECKS, Level
+from datalake_assets.policies import BUILT_IN_CHECKS, QUEUE_CHECKS, Level
 from datalake_assets.settings import Environment
 
 __all__ = [
@@ -416,7 +416,7 @@ def failed_checks(instance: dg.DagsterInstance, feeds: Iterable[Feed]) -> dict[s
 
 def _failed_checks(instance: dg.DagsterInstance, feed: Feed) -> Iterator[tuple[str, tuple[FailedCheck, ...]]]:
     asset = asset_key(feed)
-    for name in (*BUILT_IN_CHECKS, *(rule.check_name for rule in feed.checks.rules)):
+    for name in (*BUILT_IN_CHECKS, *QUEUE_CHECKS, *(rule.check_name for rule in feed.checks.rules)):
         history = instance.event_log_storage.get_asset_check_execution_history(
             dg.AssetCheckKey(asset, name), limit=_EXECUTIONS
         )

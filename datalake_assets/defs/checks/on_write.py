@@ -20,6 +20,7 @@ from datalake_assets.core.verdicts import (
     FILE_SIZE,
     FRESHNESS,
     QUARANTINE,
+    QUEUE_DEPTH,
     ROW_COUNT,
     SCHEMA,
     SMALL_FILES,
@@ -32,6 +33,7 @@ from datalake_assets.core.verdicts import (
     fresh_partitions,
     freshness_verdict,
     quarantine_verdict,
+    queue_depth_verdict,
     row_count_verdict,
     schema_verdict,
     small_files_verdict,
@@ -41,12 +43,13 @@ from datalake_assets.defs.metadata import aimed, asset_key, check_evaluation, ch
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.io_manager import FeedRead
-from datalake_assets.errors import SnapshotExpired
+from datalake_assets.errors import SnapshotExpired, SourceError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.table import TableReader, TableSnapshot
+from datalake_assets.policies import Level
 
 __all__ = [
     "DESCRIPTIONS",
@@ -54,6 +57,7 @@ __all__ = [
     "check_specs",
     "evaluate_checks",
     "freshness_of",
+    "has_backlog",
     "health_now",
     "look_at",
     "newest_commit",
@@ -139,6 +143,10 @@ DESCRIPTIONS = {
     FRESHNESS: "The newest export and the newest row are no older than the feed allows.",
     QUARANTINE: "Few of the export's rows had to be put aside.",
 }
+#: Of feeds whose source can tell.
+QUEUE_DEPTH_DESCRIPTION = "Few messages wait in the queue: reading keeps up with sending."
+#: Checks of a feed as a whole, not of its partitions.
+_OF_ALL = frozenset({FRESHNESS, QUARANTINE, QUEUE_DEPTH})
 #: A partition of more files than this is not opened file by file within the run that wrote to it.
 MAX_FOOTERS = 500
 #: Up to this many partitions of a run each has evaluations of its own recorded; above, only those that did not pass.
@@ -177,9 +185,9 @@ class CheckedPartition:
 def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
     """The checks of a feed's asset that its exports evaluate.
 
-    ``freshness`` and ``quarantine`` are about the feed as a whole, the others about partitions.
+    ``freshness``, ``quarantine`` and ``queue_depth`` are about the feed as a whole, the others about partitions.
     """
-    described = {**DESCRIPTIONS, **{rule.check_name: rule.description for rule in feed.checks.rules_on_write}}
+    described = _described(feed)
     with known_dagster_warnings_ignored():
         return [
             dg.AssetCheckSpec(
@@ -187,7 +195,7 @@ def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg
                 asset=asset_key(feed),
                 description=text or None,
                 blocking=name in feed.checks.blocking,
-                partitions_def=None if name in {FRESHNESS, QUARANTINE} else partitions,
+                partitions_def=None if name in _OF_ALL else partitions,
             )
             for name, text in described.items()
         ]
@@ -195,8 +203,18 @@ def check_specs(feed: Feed, partitions: dg.PartitionsDefinition[str]) -> list[dg
 
 def on_write_check_keys(feed: Feed) -> list[dg.AssetCheckKey]:
     """The checks that belong to an export; expensive rules have a schedule of their own."""
-    names = [*DESCRIPTIONS, *(rule.check_name for rule in feed.checks.rules_on_write)]
-    return [dg.AssetCheckKey(asset_key(feed), name) for name in names]
+    return [dg.AssetCheckKey(asset_key(feed), name) for name in _described(feed)]
+
+
+def _described(feed: Feed) -> dict[str, str]:
+    """What the checks that an export evaluates mean, by name."""
+    queue = {QUEUE_DEPTH: QUEUE_DEPTH_DESCRIPTION} if has_backlog(feed) else {}
+    return {**DESCRIPTIONS, **queue, **{rule.check_name: rule.description for rule in feed.checks.rules_on_write}}
+
+
+def has_backlog(feed: Feed) -> bool:
+    """Whether the feed's source can tell what waits."""
+    return feed.is_exported and feed.exported_from.has_backlog
 
 
 def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lake) -> Iterator[dg.AssetCheckResult]:
@@ -213,6 +231,8 @@ def evaluate_checks(context: dg.AssetExecutionContext, read: FeedRead, lake: Lak
         yield check_result(name, verdict, asset_key=asset_key(read.feed), with_figures=has_files)
     yield check_result(FRESHNESS, _freshness_now(read, datetime.now(UTC)))
     yield check_result(QUARANTINE, _quarantine(read, lake))
+    if has_backlog(read.feed):
+        yield check_result(QUEUE_DEPTH, _queue_depth(read))
 
 
 def _looks(instance: dg.DagsterInstance, read: FeedRead, request: CompactionRequest) -> list[CheckedPartition]:
@@ -358,6 +378,17 @@ def _quarantine(read: FeedRead, lake: Lake) -> Verdict:
         checks=read.feed.checks,
         where=f"{lake.uri}/{quarantine_folder(read.feed)}",
     )
+
+
+def _queue_depth(read: FeedRead) -> Verdict:
+    """What waits after the export; that it cannot be asked takes nothing from the rows that were landed."""
+    try:
+        backlog = read.backlog() if read.backlog else None
+    except SourceError as error:
+        return Verdict(Level.WARN, lines=(f"the queue could not be asked: {error}",))
+    if backlog is None:
+        return Verdict(Level.WARN, lines=("the source cannot tell what waits",))
+    return queue_depth_verdict(backlog, read.feed.checks.queue_depth)
 
 
 def _count(

@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args, get_origin
 import dagster as dg
 import pyarrow as pa
 
-from datalake_assets.core.batches import Batches
+from datalake_assets.core.batches import Backlog, Batches
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.schema import RESERVED_NAMES
 from datalake_assets.core.verdicts import SCHEMA, schema_changed
@@ -38,7 +38,7 @@ from datalake_assets.feed_sources import AssetSource
 from datalake_assets.lake.frames import FramesByKey, frame_batches
 from datalake_assets.lake.table import LakeTable, Progress, WriteReport
 from datalake_assets.settings import Environment
-from datalake_assets.sources.base import SourceSystem
+from datalake_assets.sources.base import HasBacklog, SourceSystem
 
 __all__ = [
     "FeedRead",
@@ -71,6 +71,7 @@ class FeedRead:
         allow_shrink: Accept fewer rows than the lake has.
         report: What the write did; None until it is done.
         environment: Sets when compaction is recommended, where the feed's policy doesn't.
+        backlog: Asks what waits at the source; None where it cannot tell.
     """
 
     feed: Feed
@@ -80,6 +81,7 @@ class FeedRead:
     allow_shrink: bool = False
     report: WriteReport | None = None
     environment: Environment = Environment.DEVELOPMENT
+    backlog: Callable[[], Backlog] | None = None
 
     @property
     def selected(self) -> tuple[PartitionFacts, ...]:
@@ -126,7 +128,8 @@ def read_feed(
         table = lake.table(feed)
         plan = table.plan(partitions, new_epoch=new_epoch)
         batches, environment = source.read(feed, plan.request), lake.settings.env
-        return FeedRead(feed, table, batches, tuple(partitions), allow_shrink, environment=environment)
+        waiting = functools.partial(source.backlog, feed) if isinstance(source, HasBacklog) else None
+        return FeedRead(feed, table, batches, tuple(partitions), allow_shrink, environment=environment, backlog=waiting)
 
 
 def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None:
