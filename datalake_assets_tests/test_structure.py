@@ -58,7 +58,7 @@ REASONS = {
     "report.thumbnails": "small pictures for Dagster's UI",
     "sources.ksqldb.decode.flat": "the fast way for rows without nesting",
     "sources.ksqldb.decode.response": "the framing of answers, apart from their rows",
-    "sources.sqs.messages_read": "what a feed makes of messages, however it got them",
+    "sources.sqs.given_messages": "messages that a Lambda function is given; exports receive theirs",
     "sources.ksqldb.reading": "when a read is at its end; the largest subject of the source",
     "testing.stores": "a suite that every store runs; that of staged files looks at a store as it does",
 }

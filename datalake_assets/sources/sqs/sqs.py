@@ -107,6 +107,19 @@ class Sqs:
         """What waits in the feed's queue; implements `HasBacklog`."""
         return self.queue(declared(feed)).attributes().backlog
 
+    def is_moved(self, feed: Feed, message: Message, reason: str) -> bool:
+        """Sends a poison message to the feed's dead-letter queue, if it has one; whether it may be deleted now."""
+        source = declared(feed)
+        if source.dead_letter_queue is None:
+            return True
+        notes = {"datalake_reason": reason[:200], "datalake_queue": source.where, "datalake_message_id": message.id}
+        try:
+            self.queue(source, source.dead_letter_queue).send(message, notes)
+        except SourceError as error:
+            logger.warning("queue %s: message %s stays where it is: %s", source.where, message.id, error)
+            return False
+        return True
+
     def close(self) -> None:
         """Closes its connections; what is held comes again once its time is over. Idempotent."""
         for held in self._held.values():
@@ -321,24 +334,10 @@ class _MicroBatches:
         deleted += [
             message
             for message, reason in poison.values()
-            if self._reader.is_given_up(message) and self._is_moved(message, reason)
+            if self._reader.is_given_up(message) and self._sqs.is_moved(self._feed, message, reason)
         ]
         self._reader = None
         held.release(deleted)
-
-    def _is_moved(self, message: Message, reason: str) -> bool:
-        """Sends a poison message to the dead-letter queue, if the feed has one; whether it may be deleted here."""
-        name = self._source.dead_letter_queue
-        if name is None:
-            return True
-        queue = self._sqs.held(self._feed).queue
-        notes = {"datalake_reason": reason[:200], "datalake_queue": queue.name, "datalake_message_id": message.id}
-        try:
-            self._sqs.queue(self._source, name).send(message, notes)
-        except SourceError as error:
-            logger.warning("%s: message %s stays where it is: %s", queue.source, message.id, error)
-            return False
-        return True
 
 
 class _Part:
