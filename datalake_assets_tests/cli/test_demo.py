@@ -55,14 +55,14 @@ def test_the_demo_lands_each_row_once_however_often_it_runs(run_process, run, tm
     repeated = _outcomes(run("export", "--all", "--json"))
     assert [outcome["new_rows"] for outcome in repeated.values()] == [0] * 8
     assert run("verify", "--deep").stdout == "8 feeds, no differences\n"
-    _children_read_the_embedded_server_too(run_process, run)
+    _children_read_the_embedded_server_too(run)
 
 
-def _children_read_the_embedded_server_too(run_process: Any, run: Any) -> None:
+def _children_read_the_embedded_server_too(run: Any) -> None:
     kept = ["transaction_stream", "account_balances"]  # a stream and a table: each child takes seconds to start
     for name in set(DEMO_FEED_NAMES) - set(kept):
         assert run("feeds", "archive", name).exit_code == 0
-    repeated = _outcomes(run_process("export", "--all", "--parallel", "2", "--json"))
+    repeated = _outcomes(run("export", "--all", "--parallel", "2", "--json"))
     assert {name: outcome["new_rows"] for name, outcome in repeated.items()} == dict.fromkeys(kept, 0)
 
 

@@ -105,9 +105,9 @@ def test_each_feed_fails_on_a_line_of_its_own_and_nothing_is_landed(run, feeds, 
 
 
 @pytest.mark.slow
-def test_children_fail_alike_and_json_says_so(run_process, feeds):
-    done = run_process("export", "--all", "--parallel", "2", "--json", DATALAKE_KSQLDB_URL=DOWN)
-    assert done.returncode == 1
+def test_children_fail_alike_and_json_says_so(run, feeds):
+    done = run("export", "--all", "--parallel", "2", "--json", env={"DATALAKE_KSQLDB_URL": DOWN})
+    assert done.exit_code == 1
     outcomes = json.loads(done.stdout)["feeds"]
     assert [outcome["feed"] for outcome in outcomes] == ["orders", "accounts"]
     assert all("connection refused" in outcome["error"] and outcome["run_id"] for outcome in outcomes)

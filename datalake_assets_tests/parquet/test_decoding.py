@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,35 +55,35 @@ def late_numbers():
 
 
 @pytest.mark.parametrize(
-    ("column", "options"),
+    ("make", "options"),
     [
-        pytest.param(constant(LONG), {}, id="dictionary"),
-        pytest.param(constant(LONG * 500, 60), {}, id="one megabyte each"),
+        pytest.param(partial(constant, LONG), {}, id="dictionary"),
+        pytest.param(partial(constant, LONG * 500, 60), {}, id="one megabyte each"),
         pytest.param(
-            constant(LONG), {"use_dictionary": False, "column_encoding": {"c": "DELTA_BYTE_ARRAY"}}, id="delta"
+            partial(constant, LONG), {"use_dictionary": False, "column_encoding": {"c": "DELTA_BYTE_ARRAY"}}, id="delta"
         ),
-        pytest.param(constant(LONG), {"use_dictionary": False, "compression": "zstd"}, id="plain"),
-        pytest.param(constant(LONG.encode()).cast(pa.binary()), {}, id="binary"),
-        pytest.param(lists(), {}, id="nested"),
-        pytest.param(late(), {}, id="long ones late"),
-        pytest.param(late(), {"use_dictionary": False}, id="long ones late, plain"),
+        pytest.param(partial(constant, LONG), {"use_dictionary": False, "compression": "zstd"}, id="plain"),
+        pytest.param(lambda: constant(LONG.encode()).cast(pa.binary()), {}, id="binary"),
+        pytest.param(lists, {}, id="nested"),
+        pytest.param(late, {}, id="long ones late"),
+        pytest.param(late, {"use_dictionary": False}, id="long ones late, plain"),
         pytest.param(
-            late(), {"use_dictionary": False, "column_encoding": {"c": "DELTA_BYTE_ARRAY"}}, id="long ones late, delta"
+            late, {"use_dictionary": False, "column_encoding": {"c": "DELTA_BYTE_ARRAY"}}, id="long ones late, delta"
         ),
-        pytest.param(late()[::-1], {}, id="short ones late"),
-        pytest.param(late_megabytes(), {}, id="megabytes late"),
-        pytest.param(late_megabytes(), {"use_dictionary": False}, id="megabytes late, plain"),
-        pytest.param(late_megabytes().cast(pa.large_binary()), {"data_page_version": "2.0"}, id="binary late"),
-        pytest.param(late_lists(), {}, id="long lists late"),
-        pytest.param(late_lists(), {"use_dictionary": False}, id="long lists late, plain"),
-        pytest.param(late_maps(), {"compression": "zstd"}, id="long maps late"),
-        pytest.param(late_numbers(), {}, id="many numbers late"),
-        pytest.param(pa.array([False] * 9_000_000), {}, id="booleans"),
-        pytest.param(pa.array([b"0123456789abcdef"] * 400_000, pa.binary(16)), {}, id="fixed"),
+        pytest.param(lambda: late()[::-1], {}, id="short ones late"),
+        pytest.param(late_megabytes, {}, id="megabytes late"),
+        pytest.param(late_megabytes, {"use_dictionary": False}, id="megabytes late, plain"),
+        pytest.param(lambda: late_megabytes().cast(pa.large_binary()), {"data_page_version": "2.0"}, id="binary late"),
+        pytest.param(late_lists, {}, id="long lists late"),
+        pytest.param(late_lists, {"use_dictionary": False}, id="long lists late, plain"),
+        pytest.param(late_maps, {"compression": "zstd"}, id="long maps late"),
+        pytest.param(late_numbers, {}, id="many numbers late"),
+        pytest.param(lambda: pa.array([False] * 9_000_000), {}, id="booleans"),
+        pytest.param(lambda: pa.array([b"0123456789abcdef"] * 400_000, pa.binary(16)), {}, id="fixed"),
     ],
 )
-def test_pieces_are_bounded_by_decoded_size_whatever_the_encoding(column, options):
-    table = pa.table({"c": column})
+def test_pieces_are_bounded_by_decoded_size_whatever_the_encoding(make, options):
+    table = pa.table({"c": make()})
     body = io.BytesIO()
     pq.write_table(table, body, row_group_size=len(table), **options)
     parquet = open_parquet(pa.BufferReader(body.getvalue()))
@@ -145,27 +146,29 @@ def test_dictionary_at_hand_tells_how_long_its_texts_are():
 
 
 def test_dictionary_whose_few_long_texts_hide_behind_short_ones_is_read_in_pieces():
-    texts = [f"{number}" for number in range(1000)] + ["x" * 20_000] * 50_000
-    body = encoded(pa.table({"s": texts}))
+    texts = pa.array([*(f"{number}" for number in range(1000)), "x" * 20_000])
+    chosen = pa.array([*range(1000), *[1000] * 50_000], pa.int32())
+    body = encoded(pa.table({"s": pa.DictionaryArray.from_arrays(chosen, texts)}), store_schema=False)
 
     pieces = list(tables(pq.ParquetFile(pa.BufferReader(body)), source=pa.BufferReader(body)))
 
     assert max(piece.nbytes for piece in pieces) < 3 * PIECE_BYTES
-    assert sum(piece.num_rows for piece in pieces) == len(texts)
+    assert sum(piece.num_rows for piece in pieces) == len(chosen)
 
 
 @pytest.mark.parametrize(
-    ("column", "dense"),
+    ("make", "dense"),
     [
-        pytest.param(pa.array(["x"] * 100_000 + ["y" * 5000]), False, id="one long text"),
-        pytest.param(pa.array(["x"] * 100_000 + ["y" * 5000] * 3000), True, id="many, late"),
-        pytest.param(pa.array([["x"]] * 100_000 + [["y" * 5000] * 3000]), True, id="many in one row"),
-        pytest.param(pa.array([[]] * 100_000 + [["y" * 5000]]), False, id="one list"),
-        pytest.param(pa.array(range(100_000)), False, id="numbers"),
+        pytest.param(lambda: pa.array(["x"] * 100_000 + ["y" * 5000]), False, id="one long text"),
+        pytest.param(lambda: pa.array(["x"] * 100_000 + ["y" * 5000] * 3000), True, id="many, late"),
+        pytest.param(lambda: pa.array([["x"]] * 100_000 + [["y" * 5000] * 3000]), True, id="many in one row"),
+        pytest.param(lambda: pa.array([[]] * 100_000 + [["y" * 5000]]), False, id="one list"),
+        pytest.param(lambda: pa.array(range(100_000)), False, id="numbers"),
     ],
 )
-def test_files_are_read_in_pieces_only_where_their_rows_take_more_than_the_limit(column, dense):
+def test_files_are_read_in_pieces_only_where_their_rows_take_more_than_the_limit(make, dense):
     """Reading in pieces costs scans the choice of columns."""
+    column = make()
     source = pa.BufferReader(encoded(pa.table({"c.d": column, "e": range(len(column))}), row_group_size=len(column)))
     parquet = pq.ParquetFile(source)
     assert is_dense(parquet, source, limit_bytes=8 * MIB) == dense
