@@ -38,6 +38,7 @@ from datalake_assets.lake.iceberg.snapshot_files import LiveFile
 from datalake_assets.lake.iceberg.transactions import delete_quietly, table_text
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.decoding import open_parquet
+from datalake_assets.parquet.fingerprint import same_values
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
@@ -388,7 +389,7 @@ class _Scratch:
         with open_writer(encoded, rows.schema, self._settings.parquet, self._encodings) as writer:
             writer.write_table(rows, row_group_size=rows.num_rows)
         buffer = encoded.getvalue()
-        if not pq.read_table(pa.BufferReader(buffer)).equals(rows):
+        if not same_values([rows], [pq.read_table(pa.BufferReader(buffer))]):
             raise CorruptLake(self.name, "rows do not read back as they were written; nothing was committed")
         footer, read_at = _footer_of(buffer)
         if self._writer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -45,6 +46,7 @@ from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     content,
     create,
     data_paths,
+    delete_rows,
     ids,
     rows,
 )
@@ -190,3 +192,32 @@ def test_a_table_by_identity_keeps_its_partitions_with_nulls(catalog):
     compact(table)
     assert content(catalog.load_table("n.t")) == before
     assert len(data_paths(table)) == 3
+
+
+def test_rows_that_are_not_numbers_and_were_deleted_or_evolved_are_merged(catalog):
+    """To Arrow no such value equals itself, so that each of these files was left alone as damaged."""
+    schema = Schema(
+        NestedField(1, "id", LongType(), required=False),
+        NestedField(2, "share", DoubleType(), required=False),
+        NestedField(3, "shares", ListType(4, FloatType(), element_required=False), required=False),
+    )
+    table = catalog.create_table("n.t", schema)
+    for first in (0, 4):
+        table.append(
+            pa.table(
+                {
+                    "id": range(first, first + 4),
+                    "share": [math.nan, math.nan, None, None],
+                    "shares": pa.array([[math.nan, 1.0], [], None, [None]], pa.list_(pa.float32())),
+                }
+            )
+        )
+    task = next(task for task in table.scan().plan_files())
+    delete_rows(table, positions=[(task.file.file_path, 0)], partition=task.file)
+    with table.update_schema() as update:
+        update.add_column("more", StringType())
+    before = Counter(map(repr, table.scan().to_arrow().to_pylist()))
+    compact(table)
+    again = catalog.load_table("n.t")
+    assert Counter(map(repr, again.scan().to_arrow().to_pylist())) == before
+    assert (len(data_paths(again)), before.total()) == (1, 7)
