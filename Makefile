@@ -9,8 +9,8 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 
 # the web UI of `make dev`: another port with `make dev PORT=3333`
 PORT ?= 3000
-# processes of pytest
-WORKERS ?= 2
+# processes of pytest: one more than two cores, since tests wait for servers and disks
+WORKERS ?= 3
 # what `make bench` measures, each with ARGS
 BENCHMARKS ?= ingest compaction
 # rounds of `make crash`, on each kind of store: so many exports, twice as many compactions

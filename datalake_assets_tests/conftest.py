@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Generator, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,6 +24,10 @@ from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.dagster_storage import spare_storages
 from datalake_assets_tests.fault_proxy import FaultProxy
+from datalake_assets_tests.scheduling import FilesTogether
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
 
 #: Objects made before the young ones are looked through, as gc.set_threshold takes them; Python's own first is 700.
 _COLLECTED_AFTER = (10_000, 20, 50)
@@ -48,6 +53,25 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTED_AFTER)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Names the group in the tests' ids, for pytest-xdist's ``--dist loadgroup``.
+
+    pytest-xdist 3.8 does so by an attribute that pytest 9.2 looks at no more, and every process would start a Spark.
+    """
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        group = item.get_closest_marker("xdist_group")
+        if group is not None and "@" not in item.nodeid:
+            item._id = item.parent.id.child(f"{item.name}@{group.args[0]}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesTogether | None:
+    """Keeps files together in a run by several processes."""
+    return FilesTogether(config, log) if config.option.dist == "loadgroup" else None
 
 
 def pytest_unconfigure() -> None:

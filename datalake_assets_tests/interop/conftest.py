@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 Inputs: TypeAlias = Callable[..., list[Path]]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Names the group in the tests' ids, for pytest-xdist's ``--dist loadgroup``.
-
-    pytest-xdist 3.8 does so by an attribute that pytest 9.2 looks at no more, and every process would start a Spark.
-    """
-    if not getattr(config.option, "loadgroup", False):
-        return
-    for item in items:
-        group = item.get_closest_marker("xdist_group")
-        if group is not None and "@" not in item.nodeid:
-            item._id = item.parent.id.child(f"{item.name}@{group.args[0]}")
-
-
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """One Spark; where there is no Java, its tests are skipped."""
