@@ -52,6 +52,7 @@ COMMANDS = {
     "init": "Make a new lake: a folder, or a place in a bucket that commits are safe in.",
     "feeds": "Say what is landed: list, add, check, change, archive, restore and remove feeds.",
     "export": "Land what is new at the source: of one feed, or of all.",
+    "run": "Land what comes of streams, pass after pass, until it is told to end.",
     "adopt": "Take over what others write at ADDRESS, as feed NAME: a folder of Parquet files, or a table.",
     "compact": "Merge the small files of a feed into few large ones with the same rows.",
     "report": "Report small files, sizes, freshness, quarantine and costs, from the manifests.",

@@ -1,0 +1,73 @@
+"""``datalake run``: passes land what waits, failures are told and tried again, SIGTERM ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from datalake_assets_tests.cli.test_queues import FIELDS
+from datalake_assets_tests.sources.sqs.conftest import bodies, landed, sqs_server  # noqa: F401  a fixture
+
+pytestmark = pytest.mark.xdist_group("sqs")
+
+
+@pytest.fixture
+def queue(sqs_server, monkeypatch, run):  # noqa: F811  the fixture
+    for name, value in sqs_server.environment().items():
+        monkeypatch.setenv(name, value)
+    queue = sqs_server.queue()
+    added = run(
+        "feeds", "add", "--name", "trades", "--kind", "stream", "--source", "sqs", "--queue", queue.name, *FIELDS
+    )
+    assert added.exit_code == 0
+    return queue
+
+
+def test_a_pass_exports_what_waits_and_nothing_else(run, lake, queue, registry, lake_store):
+    queue.send(bodies(range(5)))
+
+    first = run("run", "trades", "--passes", "1")
+    second = run("run", "--all", "--passes", "1")
+
+    assert (first.exit_code, "streams/trades" in first.stdout) == (0, True), first.stderr
+    assert (second.exit_code, second.stdout) == (0, "")
+    assert sorted(landed(lake_store, registry.get("trades"))) == list(range(5))
+
+
+def test_a_pass_that_fails_is_told_and_the_next_one_tries_again(run, lake, queue, monkeypatch):
+    monkeypatch.setenv("DATALAKE_SQS_ENDPOINT", "http://127.0.0.1:9")
+    result = run("run", "trades", "--passes", "2", "--every", "0.01")
+    assert result.exit_code == 0
+    assert result.stderr.count("cannot be reached") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        ((), 2, "give NAME..., or --all"),
+        (("x", "--all"), 2, "give NAME..., or --all"),
+        (("nothing",), 1, "does not exist"),
+    ],
+)
+def test_what_cannot_be_run_is_told_at_once(run, lake, arguments, code, reason):
+    result = run("run", *arguments)
+    assert (result.exit_code, reason in result.stderr) == (code, True)
+
+
+def test_sigterm_ends_it(lake, queue):
+    command = [sys.executable, "-m", "datalake_assets.cli", "run", "trades", "--every", "0.2"]
+    with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as process:
+        queue.send(bodies(range(3)))
+        assert process.stdout
+        while "trades" not in process.stdout.readline():
+            assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert time.monotonic() - began < 10
+    assert queue.left == (0, 0)

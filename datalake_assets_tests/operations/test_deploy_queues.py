@@ -1,0 +1,66 @@
+"""What ``deploy/queues`` has, as far as it can be checked without an account of AWS; nothing is deployed."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import cfnlint.api
+import cfnlint.decode
+import pytest
+from click.testing import CliRunner
+
+from datalake_assets.cli.app import app
+from datalake_assets.settings import settings_model
+
+QUEUES = Path(__file__).parents[2] / "deploy" / "queues"
+
+
+def template(name):
+    found, problems = cfnlint.decode.decode(str(QUEUES / name))
+    assert problems == []
+    return found["Resources"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fargate.yaml", "lambda.yaml"])
+def test_templates_are_some_that_cloudformation_takes(name):
+    found = cfnlint.api.lint((QUEUES / name).read_text(), regions=["us-east-1"])
+    assert [f"{each.linenumber}: {each.rule.id} {each.message}" for each in found] == []
+
+
+def commands():
+    (container,) = template("fargate.yaml")["Task"]["Properties"]["ContainerDefinitions"]
+    yield [word if isinstance(word, str) else "feed" for word in container["Command"]]
+    text = (QUEUES / "Dockerfile").read_text()
+    yield json.loads(text[text.rindex("CMD ") + 4 :])
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str
+    unit.read_string((QUEUES / "datalake-run.service").read_text())
+    yield shlex.split(unit["Service"]["ExecStart"])
+
+
+def test_commands_are_some_that_there_are():
+    for words in commands():
+        result = CliRunner().invoke(app, [*words[1:], "--help"], prog_name="datalake")
+        assert (Path(words[0]).name, result.exit_code) == ("datalake", 0)
+        assert set(re.findall(r"--[a-z-]+", " ".join(words))) <= set(re.findall(r"--[a-z-]+", result.output))
+
+
+def test_function_has_a_handler_and_takes_partial_answers():
+    resources = template("lambda.yaml")
+    (command,) = resources["Landing"]["Properties"]["ImageConfig"]["Command"]
+    module, _, name = command.rpartition(".")
+    assert callable(getattr(import_module(module), name))
+    assert resources["Messages"]["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+
+def test_settings_are_some_that_there_are():
+    known = {f"DATALAKE_{name.upper()}" for name in settings_model().model_fields}
+    named = {name for each in QUEUES.iterdir() for name in re.findall(r"\bDATALAKE_[A-Z_]+", each.read_text())}
+    assert "DATALAKE_LAKE" in named
+    assert named <= known
