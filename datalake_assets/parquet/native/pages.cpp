@@ -149,6 +149,10 @@ DataPage open_page(const PageHeader& header, View body, const Chunk& chunk, cons
     page.values = decode_definition(leaf, levels[1].data, levels[1].end(), page.levels, definition);
     page.definition = definition;
   }
+  if (header.type == DATA_PAGE_V2) {
+    i64 rows = page.repetition ? std::count(page.repetition, page.repetition + page.levels, 0) : header.values;
+    need(header.rows == rows, "a page has another number of rows than it says");
+  }
   if (header.nulls >= 0 && !leaf.max_repetition) {
     need(static_cast<i64>(page.levels - page.values) == header.nulls,
          "a page has another number of nulls than it says");
