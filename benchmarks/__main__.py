@@ -12,6 +12,7 @@ BENCHMARKS = {
     "compaction": "small files into few, beside DuckDB, Polars, Daft, delta-rs and pyarrow; on S3; 10 GB with --large",
     "iceberg": "small files of an Iceberg table into few, beside pyiceberg, delta-rs, Spark and a Rust library; on S3",
     "iceberg_append": "an append to an Iceberg feed whose table has 10 to 1,000 snapshots",
+    "queue": "a backlog of 100,000 messages of an SQS queue through `datalake export`",
     "query_after_compact": "queries of the write API on S3 with 30 ms a request, before and after its COMPACT",
     "end_to_end": "the demo's feeds through Dagster in one process",
     "report": "`datalake report` on 10,000 partitions, in every format",

@@ -25,6 +25,7 @@ from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.dagster_storage import spare_storages
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.scheduling import FilesTogether
+from datalake_assets_tests.sources.sqs.sqs_server import SqsServer
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -121,6 +122,13 @@ def _spare_clients(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hooks.EventAliaser, "__init__", begin_with_names)
     # of a method its function, so that no client is kept
     patch.setattr(hooks, "accepts_kwargs", lambda handler: known(getattr(handler, "__func__", handler)))
+
+
+@pytest.fixture(scope="session")
+def sqs_server() -> Iterator[SqsServer]:
+    """A server that speaks SQS, for the whole session; tests that ask for it are of the xdist group ``sqs``."""
+    with SqsServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

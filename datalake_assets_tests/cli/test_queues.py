@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
-from datalake_assets_tests.sources.sqs.conftest import bodies, sqs_server  # noqa: F401  a fixture
+from datalake_assets_tests.sources.sqs.conftest import bodies
 
 pytestmark = pytest.mark.xdist_group("sqs")
 FIELDS = ("--field", "n=long not null", "--field", "price=decimal(10,2)")
 
 
 @pytest.fixture
-def server(sqs_server, monkeypatch):  # noqa: F811  the fixture
+def server(sqs_server, monkeypatch):
     for name, value in sqs_server.environment().items():
         monkeypatch.setenv(name, value)
     return sqs_server
@@ -70,3 +73,18 @@ def test_a_queue_that_is_not_there_is_named(run, lake, server):
     result = run("feeds", "check")
     assert result.exit_code == 1
     assert "queue 'nothere': there is no such queue" in result.stderr
+
+
+def test_the_how_to_leads_from_a_queue_to_an_answer(run, lake, server):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "queues.md"
+    block = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)[0]
+    queue = server.queue(name="form4")
+    filing = {"accession_number": "1", "ticker": "ACME", "transaction_code": "P", "shares": 100, "price": 1.25}
+    queue.send([{**filing, "filed_at": "2026-11-02T10:00:00-05:00", "footnotes": ["a"]}])
+    for command in block.replace("\\\n", " ").splitlines():
+        result = run(*shlex.split(command)[1:])
+        assert result.exit_code == 0, f"{command}: {result.stderr}"
+    assert "ACME" in result.stdout
+    assert "125.00" in result.stdout
+    assert len(list(lake.rglob("streams/insider_trades/year=2026/month=11/*.parquet"))) == 1
+    assert queue.left == (0, 0)

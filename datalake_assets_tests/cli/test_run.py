@@ -11,13 +11,13 @@ import time
 import pytest
 
 from datalake_assets_tests.cli.test_queues import FIELDS
-from datalake_assets_tests.sources.sqs.conftest import bodies, landed, sqs_server  # noqa: F401  a fixture
+from datalake_assets_tests.sources.sqs.conftest import bodies, landed
 
 pytestmark = pytest.mark.xdist_group("sqs")
 
 
 @pytest.fixture
-def queue(sqs_server, monkeypatch, run):  # noqa: F811  the fixture
+def queue(sqs_server, monkeypatch, run):
     for name, value in sqs_server.environment().items():
         monkeypatch.setenv(name, value)
     queue = sqs_server.queue()

@@ -11,13 +11,13 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.operations.lambda_runtime import LambdaFunction
-from datalake_assets_tests.sources.sqs.conftest import bodies, feed_of, landed, sqs_server  # noqa: F401  a fixture
+from datalake_assets_tests.sources.sqs.conftest import bodies, feed_of, landed
 
 pytestmark = pytest.mark.xdist_group("sqs")
 
 
 @pytest.fixture(scope="module")
-def place(sqs_server, tmp_path_factory):  # noqa: F811  the fixture
+def place(sqs_server, tmp_path_factory):
     """A queue, its feed in a lake, and the function over both."""
     queue, lake = sqs_server.queue(), tmp_path_factory.mktemp("lake")
     store, feed = open_store(str(lake)), feed_of(queue, max_receives=2, visibility_s=1)
@@ -69,7 +69,7 @@ def test_messages_land_once_and_poison_comes_again_until_it_is_given_up(place):
     assert function.invoke(event) == ({"batchItemFailures": []}, False)
 
 
-def test_what_an_export_landed_is_known_to_the_function(place, sqs_server):  # noqa: F811  the fixture
+def test_what_an_export_landed_is_known_to_the_function(place, sqs_server):
     queue, store, feed, function = place
     queue.send(bodies(range(100, 103)))
     messages = queue.receive(3)

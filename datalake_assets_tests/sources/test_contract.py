@@ -77,12 +77,6 @@ class TestKsqlDBTables(_KsqlDB):
     kind = FeedKind.TABLE
 
 
-@pytest.fixture(scope="module")
-def sqs_server() -> Iterator[SqsServer]:
-    with SqsServer() as server:
-        yield server
-
-
 class _Sqs(SourceContract):
     fifo: ClassVar[bool] = False
 
@@ -111,10 +105,12 @@ class _Sqs(SourceContract):
         return Feed(name="s", kind=FeedKind.STREAM, source={"type": "sqs", "queue": "nothere"})  # type: ignore[arg-type]
 
 
+@pytest.mark.xdist_group("sqs")
 class TestSqs(_Sqs):
     pass
 
 
+@pytest.mark.xdist_group("sqs")
 class TestSqsFifo(_Sqs):
     fifo = True
 

@@ -14,7 +14,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.policies import Checks, Level, Limits
 from datalake_assets.settings import load_settings
-from datalake_assets_tests.sources.sqs.conftest import bodies, feed_of, landed, sqs_server  # noqa: F401  a fixture
+from datalake_assets_tests.sources.sqs.conftest import bodies, feed_of, landed
 
 pytestmark = pytest.mark.xdist_group("sqs")
 
@@ -40,7 +40,7 @@ def test_depths_have_bands(waiting, band, level):
 
 
 @pytest.fixture
-def queue(sqs_server, monkeypatch):  # noqa: F811  the fixture
+def queue(sqs_server, monkeypatch):
     for name, value in sqs_server.environment().items():
         monkeypatch.setenv(name, value)
     return sqs_server.queue()

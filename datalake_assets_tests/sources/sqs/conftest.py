@@ -19,13 +19,6 @@ from datalake_assets_tests.sources.sqs.sqs_server import SqsServer, TestQueue
 FIELDS = {"n": "long not null", "price": "decimal(10,2)"}
 
 
-@pytest.fixture(scope="session")
-def sqs_server() -> Iterator[SqsServer]:
-    """The server, for the whole session."""
-    with SqsServer() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def _credentials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "sqs_server" in request.fixturenames:

@@ -67,9 +67,9 @@ class SqsServer:
             "AWS_SECRET_ACCESS_KEY": "test",
         }
 
-    def queue(self, *, fifo: bool = False, **attributes: str) -> TestQueue:
-        """A new queue."""
-        name = f"q{uuid.uuid4().hex[:12]}{'.fifo' if fifo else ''}"
+    def queue(self, *, fifo: bool = False, name: str = "", **attributes: str) -> TestQueue:
+        """A new queue, of a name that no other has, or of this one."""
+        name = name or f"q{uuid.uuid4().hex[:12]}{'.fifo' if fifo else ''}"
         settings = {**({"FifoQueue": "true"} if fifo else {}), **attributes}
         url = self.client.create_queue(QueueName=name, Attributes=settings)["QueueUrl"]
         return TestQueue(self.client, url)
