@@ -38,7 +38,7 @@ OPERATIONS: dict[tuple[type, str], int] = {
     (LocalStore, "stage"): 1,
     (LocalStore, "create"): 1,
     (LocalStore, "swap"): 4,
-    (LocalStore, "put"): 3,
+    (LocalStore, "put"): 1,
     (LocalStore, "publish"): 2,
     (LocalStore, "delete"): 1,
     (Queue, "receive"): 40,

@@ -116,7 +116,8 @@ class QueueServer:
 
     def _connected(self, session: botocore.session.Session, endpoint: str | None) -> Any:
         make = functools.partial(session.create_client, "sqs", region_name=self.region, endpoint_url=endpoint)
-        url = endpoint or os.environ.get("AWS_ENDPOINT_URL_SQS") or f"https://sqs.{self.region}.amazonaws.com"
+        set_ = next(filter(None, map(os.environ.get, ("AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"))), None)
+        url = endpoint or set_ or f"https://sqs.{self.region}.amazonaws.com"
         route = route_to(url)
         own = session.get_config_variable("ca_bundle")
         config = Config(

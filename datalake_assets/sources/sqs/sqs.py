@@ -194,8 +194,9 @@ class _Held:
             now = time.monotonic()
             with self._lock:
                 part = self._part
-                due = [each for each in self._until if each[0] - now < _EXTEND_AT * self._visibility_s]
-                self._until = [each for each in self._until if each not in due]
+                soon = now + _EXTEND_AT * self._visibility_s
+                due = [each for each in self._until if each[0] < soon]
+                self._until = [each for each in self._until if each[0] >= soon]
             receipts = [message.receipt for _, some in due for message in some]
             if not receipts:
                 continue
