@@ -270,7 +270,9 @@ def spark(what: str, given: dict[str, Any]) -> dict[str, Any]:
     session.sparkContext.setLogLevel("OFF")
     if what == "write":
         session.sql("create namespace if not exists lake.n")
-        session.sql(SOME.format(500, 520)).write.parquet(f"{folder}/plain_parquet")
+        session.sql(
+            f"select id, ts, region, cast(amount as decimal(12,2)) as amount, share from ({SOME.format(500, 520)})"
+        ).write.parquet(f"{folder}/plain_parquet")
     found = {}
     for name, statements in SPARK.items():
         if what == "write":

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
+from pyiceberg.exceptions import ResolveError
 from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import (
     _get_column_projection_values,
@@ -219,7 +220,7 @@ def _naming(path: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, ResolveError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableFile(path, f"cannot be read: {reason}") from error
 

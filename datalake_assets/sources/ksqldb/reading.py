@@ -247,14 +247,26 @@ def scan(
 ) -> SeenOffsets:
     """Reads source offsets from the oldest row on, until enough is known or there are no more.
 
-    All source partitions are read, whichever are of interest, so that silence means the end.
+    Alarms rest on that, and a pause is no end: an endless query is asked only of servers that end no bounded one for
+    certain, and has to be silent for as long as any answer may take.
 
     Raises:
         SourceError: The server failed, or it is not certain that there are no more.
     """
-    if query.push:
-        return _push_scan(client, query, enough, Beginning(first_row or FirstRow(client, query)))
-    return _pull_scan(client, query, enough)
+    if not query.push:
+        return _pull_scan(client, query, enough)
+    if client.version.ends_stream_pulls:
+        try:
+            return retried(lambda: _pull_scan(client, bounded(query), enough))
+        except SourceError as error:
+            logger.warning("%s: cannot be scanned by a bounded query: %s", query.source, error.reason)
+    return _push_scan(client, query, enough, Beginning(first_row or FirstRow(client, query)))
+
+
+def bounded(query: Query) -> Query:
+    """The same of what is there now, as a query that ends, and says that it is complete."""
+    properties = {name: value for name, value in query.properties.items() if name != EARLIEST}
+    return replace(query, properties=properties, push=False, says_completed=True)
 
 
 def _pull_scan(client: KsqlClient, query: Query, enough: Callable[[SeenOffsets], bool]) -> SeenOffsets:
@@ -271,7 +283,7 @@ def _push_scan(
     client: KsqlClient, query: Query, enough: Callable[[SeenOffsets], bool], beginning: Beginning
 ) -> SeenOffsets:
     found = SeenOffsets()
-    pace = Pace(declared(query.feed).idle_s, client.timeout_s)
+    pace = Pace(max(declared(query.feed).idle_s, client.timeout_s), client.timeout_s)
     with PushQuery(client, _probe(query, select(_numbering(query), query.object, push=True))) as running:
         while not (pace.is_overdue or enough(found)):
             for block in pace.poll(running):
@@ -331,12 +343,7 @@ _LATE_CURE = "run it again when the server is well, or raise DATALAKE_KSQLDB_TIM
 
 @dataclass(slots=True)
 class FirstRow:
-    """Whether a stream has a row at all.
-
-    Attributes:
-        client: The server.
-        query: The endless query that waits for its first row.
-    """
+    """Whether a stream has a row at all, asked of a server beside the endless query that waits for its first row."""
 
     client: KsqlClient
     query: Query
@@ -350,17 +357,8 @@ class FirstRow:
         return self._answer[0]
 
     def _asked(self) -> bool | None:
-        properties = {name: value for name, value in self.query.properties.items() if name != EARLIEST}
-        one = replace(
-            self.query,
-            sql=select([ROWTIME], self.query.object, limit=1),
-            properties=properties,
-            time=None,
-            numbering=None,
-            push=False,
-            says_completed=True,
-            limited=True,
-        )
+        sql = select([ROWTIME], self.query.object, limit=1)
+        one = replace(bounded(self.query), sql=sql, time=None, numbering=None, limited=True)
 
         def ask() -> bool:
             with PullQuery(self.client, one) as running:

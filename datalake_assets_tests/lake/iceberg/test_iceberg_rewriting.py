@@ -12,6 +12,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
@@ -221,3 +222,27 @@ def test_rows_that_are_not_numbers_and_were_deleted_or_evolved_are_merged(catalo
     again = catalog.load_table("n.t")
     assert Counter(map(repr, again.scan().to_arrow().to_pylist())) == before
     assert (len(data_paths(again)), before.total()) == (1, 7)
+
+
+def test_a_file_of_a_type_that_the_column_cannot_be_promoted_to_is_named(catalog, tmp_path):
+    """Spark's ``add_files`` compares no types."""
+    table = catalog.create_table("n.t", Schema(NestedField(1, "paid", DecimalType(9, 2), required=False)))
+    for paid in ("1.50", "2.50"):
+        table.append(pa.table({"paid": pa.array([Decimal(paid)], pa.decimal128(9, 2))}))
+    field = pa.field("paid", pa.decimal128(16, 6), metadata={b"PARQUET:field_id": b"1"})
+    wide = tmp_path / "wide.parquet"
+    pq.write_table(pa.table({"paid": pa.array([Decimal("1.505000")], field.type)}, pa.schema([field])), wide)
+    strange = DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=f"file://{wide}",
+        file_format=FileFormat.PARQUET,
+        partition=Record(),
+        record_count=1,
+        file_size_in_bytes=wide.stat().st_size,
+    )
+    strange.spec_id = 0
+    commit_change(table, TableChange(Operation.APPEND, added=[strange]))
+    report = compact(table)
+    assert report.files_compacted == 2
+    (left,) = [each for each in report.skipped if each.reason.startswith("cannot be read")]
+    assert left.reason == "cannot be read: Cannot reduce precision from decimal(16, 6) to decimal(9, 2)"

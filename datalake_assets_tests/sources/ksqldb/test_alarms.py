@@ -50,8 +50,10 @@ def _closed_and_without_waits() -> Iterator[None]:
 
 
 @contextmanager
-def topic(offsets: Topic, *, delay_s: float = 0.0) -> Iterator[ScriptedServer]:
-    """Serves a stream with these offsets by source partition; filtered push queries begin late."""
+def topic(
+    offsets: Topic, *, delay_s: float = 0.0, pause_s: float = 0.0, version: str = "0.29.0"
+) -> Iterator[ScriptedServer]:
+    """Serves a stream with these offsets by source partition; filtered push queries begin late, others pause."""
     running: dict[str, threading.Event] = {}
 
     def handle(request: Request) -> Answer:
@@ -59,7 +61,7 @@ def topic(offsets: Topic, *, delay_s: float = 0.0) -> Iterator[ScriptedServer]:
             running[request.body["queryId"]].set()
         if request.path == "/query-stream":
             return Answer(answer(request.body["sql"]), content_type=STREAMED)
-        return {"/info": info(), "/ksql": description("S", **COLUMNS)}.get(request.path, Answer())
+        return {"/info": info(version), "/ksql": description("S", **COLUMNS)}.get(request.path, Answer())
 
     def answer(sql: str) -> Iterator[bytes]:
         plain, name = sql.replace(" EMIT CHANGES", ""), f"q{len(running)}"
@@ -74,8 +76,12 @@ def topic(offsets: Topic, *, delay_s: float = 0.0) -> Iterator[ScriptedServer]:
         yield (json.dumps([{"header": {"queryId": name, "schema": schema}}])[:-1] + ",\n").encode()
         if plain != sql and "WHERE" in sql:
             closed.wait(delay_s)
-        yield b"".join(json.dumps({"row": {"columns": row}}).encode() + b",\n" for row in cursor)
+        found = [json.dumps({"row": {"columns": row}}).encode() + b",\n" for row in cursor]
         connection.close()
+        yield b"".join(found[:2])
+        if "WHERE" not in sql and found[2:]:
+            closed.wait(pause_s)
+        yield b"".join(found[2:])
         if plain != sql:
             closed.wait(20)
         yield b'{"finalMessage":"Query Completed"}]'
@@ -192,6 +198,14 @@ def test_rows_out_of_order_are_refused(offset_columns: tuple[str, str] | None) -
 
 def test_slow_scan_is_waited_for() -> None:
     with topic({0: range(12)}, delay_s=4 * IDLE_S) as server:
+        assert positions(read(server, ReadRequest(start_offsets={0: 10}), PUSH)) == [(0, 10), (0, 11)]
+        assert queries(server) == 2
+
+
+@pytest.mark.parametrize("version", ["0.29.0", "0.24.0"])
+def test_scan_that_pauses_is_no_alarm(version: str) -> None:
+    """A pause is no end: what was read so far looked like a topic that was made anew, and --new-epoch doubles rows."""
+    with topic({0: range(12)}, delay_s=3 * IDLE_S, pause_s=2 * IDLE_S, version=version) as server:
         assert positions(read(server, ReadRequest(start_offsets={0: 10}), PUSH)) == [(0, 10), (0, 11)]
         assert queries(server) == 2
 
