@@ -1,8 +1,8 @@
 """Rows of data files as the table has them now: columns of the present schema, by field id, without what is deleted.
 
-Columns are brought into shape as in pyiceberg's own scans (`_to_requested_schema`): renamed, added, widened and dropped
-ones, and those that only the partition states. Positions count from the file's first row, so that all of it is decoded,
-in pieces of bounded size. Equality deletes, which pyiceberg does not know, are applied here.
+Columns are brought into shape as in pyiceberg's own scans: renamed, added, widened and dropped ones, and those that the
+partition alone states. Positions count from the file's first row, so that all of it is decoded, in pieces of bounded
+size. Equality deletes, which pyiceberg does not know, are applied here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -24,15 +24,16 @@ import pyarrow.types as pt
 from pyiceberg.exceptions import ResolveError
 from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import (
+    ArrowAccessor,
+    ArrowProjectionVisitor,
     _get_column_projection_values,
-    _to_requested_schema,
     pyarrow_to_schema,
     schema_to_pyarrow,
 )
 from pyiceberg.manifest import DataFile
-from pyiceberg.schema import Schema
+from pyiceberg.schema import Schema, visit_with_partner
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.types import NestedField
+from pyiceberg.types import ListType, MapType, NestedField
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.lake.iceberg.snapshot_files import DeleteFile, LiveFile
@@ -98,6 +99,44 @@ class Fetching:
     def _fetch(self, path: str) -> bytes:
         with self._io.new_input(path).open() as stream:
             return stream.read()
+
+
+class _Projection(ArrowProjectionVisitor):
+    """pyiceberg's, which makes an empty list of a list of structs that is null, and an empty map of such a map."""
+
+    def list(self, list_type: ListType, list_array: pa.Array | None, value_array: pa.Array | None) -> pa.Array | None:
+        return _as_null_as(list_array, super().list(list_type, list_array, value_array))
+
+    def map(
+        self, map_type: MapType, map_array: pa.Array | None, key_result: pa.Array | None, value_result: pa.Array | None
+    ) -> pa.Array | None:
+        return _as_null_as(map_array, super().map(map_type, map_array, key_result, value_result))
+
+
+def _as_null_as(given: pa.Array | None, made: pa.Array | None) -> pa.Array | None:
+    if given is None or made is None or given.null_count == made.null_count:
+        return made
+    return pc.if_else(given.is_valid(), made, pa.scalar(None, made.type))
+
+
+def projected(
+    wanted: Schema, has: Schema, batch: pa.RecordBatch, *, stated: Mapping[int, Any] = MappingProxyType({})
+) -> pa.RecordBatch:
+    """Rows of a file in other columns, found by field id.
+
+    Args:
+        wanted: The columns.
+        has: Those of the file.
+        batch: The rows.
+        stated: Values of columns that the file has not, by field id.
+    """
+    visitor = _Projection(
+        has,
+        downcast_ns_timestamp_to_us=True,
+        projected_missing_fields=dict(stated),
+        allow_timestamp_tz_mismatch=True,
+    )
+    return pa.RecordBatch.from_struct_array(visit_with_partner(wanted, batch, visitor, ArrowAccessor(has)))
 
 
 class PresentRows:
@@ -203,14 +242,7 @@ class PresentRows:
         has = pyarrow_to_schema(parquet.schema_arrow, names, downcast_ns_timestamp_to_us=True)
         spec = self._metadata.specs()[file.file.spec_id]
         stated = _get_column_projection_values(file.file, wanted, self._schema, spec, has.field_ids)
-        return partial(
-            _to_requested_schema,
-            wanted,
-            has,
-            downcast_ns_timestamp_to_us=True,
-            projected_missing_fields=stated,
-            allow_timestamp_tz_mismatch=True,
-        )
+        return partial(projected, wanted, has, stated=stated)
 
 
 @contextmanager
@@ -401,10 +433,7 @@ class _Deletes:
                 parquet.schema_arrow, self._metadata.name_mapping(), downcast_ns_timestamp_to_us=True
             )
         wanted = Schema(*(_optional(field) for field in fields))
-        brought = [
-            _to_requested_schema(wanted, file_schema, batch, downcast_ns_timestamp_to_us=True)
-            for batch in rows.combine_chunks().to_batches()
-        ]
+        brought = [projected(wanted, file_schema, batch) for batch in rows.combine_chunks().to_batches()]
         empty = schema_to_pyarrow(wanted, include_field_ids=False)
         table = pa.Table.from_batches(brought) if brought else empty.empty_table()
         keys = _comparable_keys(table, [field.name for field in fields])

@@ -246,3 +246,32 @@ def test_a_file_of_a_type_that_the_column_cannot_be_promoted_to_is_named(catalog
     assert report.files_compacted == 2
     (left,) = [each for each in report.skipped if each.reason.startswith("cannot be read")]
     assert left.reason == "cannot be read: Cannot reduce precision from decimal(16, 6) to decimal(9, 2)"
+
+
+def test_lists_and_maps_of_structs_that_are_null_stay_null(catalog, tmp_path):
+    """pyiceberg makes them empty, reading and writing, so that pyarrow writes and reads here."""
+    struct = pa.struct([("p", pa.int32()), ("q", pa.list_(pa.string()))])
+    kinds = {"a": pa.list_(struct), "b": pa.map_(pa.string(), struct), "c": pa.list_(pa.list_(struct))}
+    one = {"p": 1, "q": [None, "x"]}
+    columns = {
+        "id": pa.array(range(5), pa.int64()),
+        "a": pa.array([[one], None, [], [None, one], None], kinds["a"]),
+        "b": pa.array([[("k", one)], None, [], [("k", None)], None], kinds["b"]),
+        "c": pa.array([[[one], None], None, [], [[], None], [None]], kinds["c"]),
+    }
+    given = pa.table(columns)
+    table = catalog.create_table("n.t", given.schema)
+    for number in range(2):
+        pq.write_table(given, tmp_path / f"{number}.parquet")
+        table.add_files([f"file://{tmp_path}/{number}.parquet"])
+    files = [task.file for task in table.scan().plan_files()]
+    delete_rows(table, positions=[(files[0].file_path, 0)], partition=files[0])
+    with table.update_schema() as update:
+        update.add_column("more", StringType())
+    compact(table)
+    (path,) = data_paths(table)
+    found = pq.read_table(path.removeprefix("file://"))
+    expected = [*given.to_pylist()[1:], *given.to_pylist()]
+    assert sorted(map(repr, found.drop_columns("more").to_pylist())) == sorted(map(repr, expected))
+    before = table.scan(snapshot_id=table.snapshots()[0].snapshot_id).to_arrow()
+    assert before["a"].null_count == 0, "pyiceberg keeps them by now: `_Projection` can go"
