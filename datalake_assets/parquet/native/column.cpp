@@ -206,6 +206,7 @@ struct RowStarts {
   Numbers<u64> bytes;
 
   RowStarts(const Column& column, size_t rows) {
+    support(column.levels < UINT32_MAX, "there are too many values for one row group");
     levels.resize(rows + 1);
     values.resize(rows + 1);
     bytes.resize(rows + 1);

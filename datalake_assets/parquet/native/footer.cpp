@@ -151,6 +151,7 @@ void parse_schema(ThriftReader& reader, Footer& footer) {
 }
 
 void parse_statistics(ThriftReader& reader, Chunk& chunk) {
+  int said = 0;
   reader.fields([&](int field, int type) {
     if (field == 3 && type == T_I64) {
       chunk.nulls = reader.zigzag();
@@ -163,8 +164,10 @@ void parse_statistics(ThriftReader& reader, Chunk& chunk) {
     }
     if (field == 7) chunk.max_exact = type == T_TRUE;
     if (field == 8) chunk.min_exact = type == T_TRUE;
+    said += field == 7 || field == 8;
     return false;
   });
+  chunk.says_exact = said == 2 && chunk.min_exact && chunk.max_exact;
 }
 
 void parse_chunk_metadata(ThriftReader& reader, Chunk& chunk) {

@@ -42,7 +42,9 @@ struct Chunk {
   i64 data_offset = -1, dictionary_offset = 0;
   i64 nulls = -1;  // by the statistics; -1: they don't say
   View min, max;
-  bool has_min = false, has_max = false, min_exact = true, max_exact = true;
+  bool has_min = false, has_max = false;
+  bool min_exact = true, max_exact = true;  // unless they say otherwise
+  bool says_exact = false;                  // they say so of both, and not nothing
   bool has_bloom = false, has_page_index = false;
   bool lists_dictionary = false;  // among its encodings, whether or not it says where the dictionary is
   View key_values;

@@ -53,8 +53,10 @@ void put_statistics(const Leaf& leaf, const ChunkInfo& chunk, ThriftWriter& writ
   if (known && range.min.size() <= MAX_STATISTIC_BYTES && range.max.size() <= MAX_STATISTIC_BYTES) {
     writer.binary(5, range.max.data(), range.max.size());
     writer.binary(6, range.min.data(), range.min.size());
-    writer.boolean(7, true);
-    writer.boolean(8, true);
+    if (range.exact) {
+      writer.boolean(7, true);
+      writer.boolean(8, true);
+    }
   }
   writer.close();
 }

@@ -163,6 +163,7 @@ bool stated_min_max(const Leaf& leaf, const Chunk& chunk, MinMax& stated) {
     if (!is_number(leaf, stated.min) || !is_number(leaf, stated.max)) return false;
     widen_zeros(leaf, stated.min, stated.max);
   }
+  stated.exact = chunk.says_exact || leaf.type != BYTE_ARRAY;
   stated.found = compare(leaf, stated.min, stated.max) <= 0;
   return stated.found;
 }

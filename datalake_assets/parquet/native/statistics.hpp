@@ -10,6 +10,7 @@ constexpr size_t MAX_STATISTIC_BYTES = 4096;  // longer ones are left out
 struct MinMax {
   bool found = false;  // some value has a place in the order
   std::string min, max;
+  bool exact = true;  // they are values; else bounds of a writer that may have cut them off
 };
 
 MinMax min_max(const Leaf& leaf, const u8* plain, size_t count);

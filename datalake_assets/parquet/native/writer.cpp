@@ -6,6 +6,7 @@ void widen_range(const Leaf& leaf, const MinMax& more, MinMax& range) {
   if (!more.found) return;
   if (!range.found || compare(leaf, more.min, range.min) < 0) range.min = more.min;
   if (!range.found || compare(leaf, more.max, range.max) > 0) range.max = more.max;
+  range.exact = range.exact && more.exact;
   range.found = true;
 }
 
