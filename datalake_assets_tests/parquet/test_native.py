@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,7 @@ import xxhash
 
 from datalake_assets.parquet import native
 from datalake_assets.parquet.native import Depth, MergeOptions, Part, Refusal, Refused
+from datalake_assets.parquet.native.interface import open_library
 from datalake_assets_tests.parquet.parquet_files import EXTRAS, parquet, read, rows
 
 #: Where a missing kernel is a fault, not a machine without a compiler.
@@ -145,6 +149,28 @@ def test_a_look_says_what_a_file_is(kernel):
     assert found[0].checksums == found[0].pages > 18
     assert found[1].refused is not None
     assert found[1].refused.kind is Refusal.DAMAGED
+
+
+def test_pages_are_copied_without_their_codec(kernel, tmp_path):
+    """A build without any codec: what has to be decompressed is refused, what stays compressed is not."""
+    library, sources = tmp_path / "pagemerge.so", Path(native.__file__).parent.glob("*.cpp")
+    without = [f"-DPM_WITH_{codec}=0" for codec in ("SNAPPY", "ZSTD", "ZLIB", "LZ4", "BROTLI")]
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no compiler")
+    command = [compiler, "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *without, *map(str, sources)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    bare = native.Kernel(open_library(library))
+    tables = [small(start).select(["id", "at", "user"]) for start in range(0, 4000, 400)]
+    bodies = [parquet(table, use_dictionary=False, data_page_version="2.0") for table in tables]
+    found = bare.merge([Part(body, proven=True) for body in bodies], MergeOptions())
+    assert not found.encoded_pages
+    assert decoded(found).equals(pa.concat_tables(tables))
+    for part, index in ((Part(bodies[0]), 0), (Part(parquet(small(0)), proven=True), 0)):
+        with pytest.raises(Refused) as refused:
+            bare.merge([part], MergeOptions())
+        assert (refused.value.kind, refused.value.index) == (Refusal.NO_CODEC, index)
+    assert kernel.merge([Part(bodies[0])], MergeOptions()).rows == 400
 
 
 def test_memory_is_bounded(kernel):
