@@ -147,13 +147,14 @@ class Merger:
         file = given.file
         (found,) = self._kernel.check([Part(data, rows=file.rows)], time_leaf=self._time_leaf)
         has_more = found.has_bloom or found.has_chunk_key_values or like.chunk_values
-        if found.refused or has_more or data.size != file.size_bytes:
+        is_unsure = found.has_repeated or found.unstated_dictionary or found.plain_bytes > self._row_bytes
+        if found.refused or has_more or is_unsure or data.size != file.size_bytes:
             return None
         view = memoryview(data)
-        schema, texts = (view[at : at + size] for at, size in (found.schema, found.key_values))
-        if schema != self._form.model.schema or found.plain_bytes > self._row_bytes or like.is_repeated:
+        schema, texts = (bytes(view[at : at + size]) for at, size in (found.schema, found.key_values))
+        if schema != self._form.model.schema:
             return None
-        key_values = key_values_of(bytes(texts))
+        key_values = key_values_of(texts)
         if like.known is None or key_values.get(ARROW_SCHEMA) != like.known.footer.get(ARROW_SCHEMA):
             return None
         if file.checksum:

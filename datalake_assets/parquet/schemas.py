@@ -280,11 +280,6 @@ class Shape:
     ours: bool = False
     known: _Known | None = dataclasses.field(default=None, compare=False)
 
-    @property
-    def is_repeated(self) -> bool:
-        """Whether a row may have several values of a column."""
-        return any(map(_is_repeated, self.schema.types))
-
     def fits(self, other: Shape) -> bool:
         """Whether rows of that shape need neither cast nor metadata of their own, those of the footer aside."""
         return (
@@ -317,14 +312,6 @@ class Shape:
             stores_arrow=self.stores_arrow or other.stores_arrow,
             lost=self.lost or other.lost,
         )
-
-
-def _is_repeated(kind: pa.DataType) -> bool:
-    if pt.is_struct(kind):
-        return any(_is_repeated(kind.field(place).type) for place in range(kind.num_fields))
-    if isinstance(kind, pa.BaseExtensionType):
-        return _is_repeated(kind.storage_type)
-    return bool(pt.is_nested(kind))
 
 
 class AnotherShape(Exception):
