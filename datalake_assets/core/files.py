@@ -11,7 +11,9 @@ import msgspec
 __all__ = ["DataFile", "FileKind", "data_file_name", "file_kind", "written_at"]
 
 #: Names that `data_file_name` gave; times in other writers' names are not trusted.
-_OUR_NAME = re.compile(r"(?:data|compacted|snapshot)_([0-9]{8}_[0-9]{6})_.+\.parquet")
+_OUR_NAME = re.compile(
+    r"(?:data|compacted|snapshot)_([0-9]{4})([0-9]{2})([0-9]{2})_([0-9]{2})([0-9]{2})([0-9]{2})_.+\.parquet"
+)
 
 
 def _unknown() -> None:
@@ -71,7 +73,8 @@ def written_at(file: DataFile) -> datetime | None:
     if named is None:
         return None
     try:
-        return datetime.strptime(named[1], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+        year, month, day, hour, minute, second = map(int, named.groups())
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:  # digits, but no date: not ours after all
         return None
 

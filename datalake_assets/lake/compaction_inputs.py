@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -133,7 +132,8 @@ class Inputs:
         if self._pool is not None:
             return self._store.get(key)[0]
         try:
-            return Path(self._store.path(key)).read_bytes()
+            with open(self._store.path(key), "rb", buffering=0) as source:  # noqa: PTH123  a path for each of many files
+                return source.read()
         except FileNotFoundError as error:
             raise ObjectNotFound(key, "is gone") from error
 

@@ -243,12 +243,15 @@ class _Pass(Generic[FinishedT]):
         """Takes an input; opens it only if the kernel that merges pages cannot say all that there is to know of it."""
         stated = given.keep is None and not (given.is_encoded or self._shape.ours or self._shape.lost)
         if stated and self._queue is not None and self._queue.merges:
-            given, data = _fetched(given)
+            native = given.open()
+            data = native.read_buffer() if isinstance(native, pa.BufferReader) else None
             found = self._queue.look(given, data, self._shape) if data is not None else None
             if found is not None and not self._are_large(found.file.size_bytes, found.plain_bytes, found.row_groups):
                 self._note(found.key_values)
                 self._queue.add_file(found)
                 return
+            native.seek(0)
+            given = replace(given, open=lambda: native)  # read once, however it is taken
         with closing(self._opened(given)) as source:
             self._take(source)
 
@@ -432,15 +435,6 @@ class _Pass(Generic[FinishedT]):
         expected = sum(file.rows for file in files) - self._counts["dropped"]
         if self._outputs.rows != expected:
             raise CorruptLake(self._where, f"{expected} rows were read and {self._outputs.rows} written")
-
-
-def _fetched(given: Input) -> tuple[Input, pa.Buffer | None]:
-    """An input whose bytes are in memory, with them; large ones are read in place, and stay as they are."""
-    native = given.open()
-    if not isinstance(native, pa.BufferReader):
-        return replace(given, open=lambda: native), None
-    data = native.read_buffer()
-    return replace(given, open=lambda: pa.BufferReader(data)), data
 
 
 def _bounds(found: Sequence[tuple[datetime, ...] | None]) -> list[datetime] | None:

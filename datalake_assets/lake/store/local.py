@@ -422,7 +422,8 @@ class LocalStore:
 
     def path(self, key: str) -> str:
         """The absolute path."""
-        return str(self._root / check_prefix(key))
+        root = str(self._root)
+        return os.path.join(root, check_prefix(key)) if key else root  # noqa: PTH118  a path for each of many files
 
     def probe(self) -> None:
         """Implements `Store.probe`: a local filesystem without hard links or locks is refused here too."""
