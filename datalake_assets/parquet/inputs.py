@@ -16,6 +16,7 @@ from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decodable import ROW_BYTES, undecodable
 from datalake_assets.parquet.decoding import AT_HAND, failing_column, open_parquet, tables
 from datalake_assets.parquet.footer import TAIL_BYTES, Footer, footer_fault, parse_footer
+from datalake_assets.parquet.native import Depth, Part, load_kernel
 from datalake_assets.parquet.sinks import checksum_like, new_checksum
 from datalake_assets.parquet.writer import moment_of
 
@@ -60,14 +61,15 @@ class OpenInput:
     Args:
         given: Which.
         row_bytes: Decoded bytes of a row at the most.
+        depth: How deep the native kernel looks into a file whose checksum nobody knows, to prove that it decodes.
 
     Raises:
         UnreadableFile: It is no Parquet file, or not all of it is there.
     """
 
-    def __init__(self, given: Input, *, row_bytes: int = ROW_BYTES) -> None:
+    def __init__(self, given: Input, *, row_bytes: int = ROW_BYTES, depth: Depth = Depth.DECODE) -> None:
         self.file = file = given.file
-        self._row_bytes, self._is_decodable = row_bytes, False
+        self._row_bytes, self._depth, self._is_decodable = row_bytes, depth, False
         self.is_encoded, self._copy_source = given.is_encoded, given.copy_source
         self._keep, self.is_whole = given.keep, given.keep is None
         self._on_checksum = None if file.checksum else given.on_checksum
@@ -233,6 +235,8 @@ class OpenInput:
     def prove(self) -> None:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.
 
+        The native kernel finds that out in a third of the time that Arrow takes; what it does not pass, Arrow decodes.
+
         The sooner the better, but for a file whose checksum is known and which is read from its start to its end in any
         case: its last bytes complete the proof.
 
@@ -246,10 +250,20 @@ class OpenInput:
                 self._digest_rest()
             if str(self._digest) != self.file.checksum:
                 raise UnreadableFile(self.file.name, "its bytes are not those that were committed")
-        else:
+        elif not self._passes_kernel():
             for _ in self.tables():
                 pass
         self._proven = True
+
+    def _passes_kernel(self) -> bool:
+        kernel = load_kernel()
+        if kernel is None or self.file.size_bytes > self._row_bytes:
+            return False
+        self.check_decodable()
+        with _translating(self.file):
+            data = self.whole()
+        (found,) = kernel.check([Part(data, rows=self.file.rows)], self._depth, memory_bytes=self._row_bytes)
+        return found.refused is None
 
     def _digest_rest(self) -> None:
         for offset in range(self._digested_bytes, self.file.size_bytes, BLOCK_BYTES):

@@ -261,7 +261,7 @@ class _Pass(Generic[FinishedT]):
         Raises:
             AnotherShape: They do not.
         """
-        source = OpenInput(given, row_bytes=self._settings.row_bytes)
+        source = OpenInput(given, row_bytes=self._settings.row_bytes, depth=self._settings.depth)
         try:
             self._join(source)
         except (AnotherShape, UnreadableFile):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from datalake_assets.parquet.decodable import ROW_BYTES, ROW_GROUPS_HELD
+from datalake_assets.parquet.native import Depth
 from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["Kernel", "RewriteSettings", "Verify", "workers_for"]
@@ -46,6 +47,11 @@ class RewriteSettings:
     def compares_bytes(self) -> bool:
         """Whether more than numbers of rows is compared."""
         return self.verify != "rows"
+
+    @property
+    def depth(self) -> Depth:
+        """How deep the native kernel looks into files that are copied and whose checksum nobody knows."""
+        return Depth.DECODE if self.verify == "full" else Depth.DECOMPRESS
 
 
 def workers_for(memory_bytes: int, row_group_bytes: int) -> int:

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.parquet import inputs as inputs_module
 from datalake_assets.parquet import page_merging
+from datalake_assets.parquet import rewrite as rewrite_module
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.native import load_kernel
 from datalake_assets.parquet.outputs import Opener
@@ -192,3 +194,49 @@ def test_files_in_order_of_time_and_files_without_times_keep_their_order():
     without = replace(SETTINGS, time_column=None)
     tables = [events(start) for start in (100, 0, 50)]
     assert read(rewritten(inputs(*tables), without)).equals(pa.concat_tables(tables))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that Arrow opened, and of those that it decoded."""
+    names, decoded = [], []
+
+    class Counted(inputs_module.OpenInput):
+        def __init__(self, given, **options):
+            names.append(given.file.name)
+            super().__init__(given, **options)
+
+        def tables(self):
+            decoded.append(self.file.name)
+            yield from super().tables()
+
+    monkeypatch.setattr(rewrite_module, "OpenInput", Counted)
+    monkeypatch.setattr(page_merging, "OpenInput", Counted)
+    return names, decoded
+
+
+def test_small_files_are_not_opened_one_by_one(opened):
+    tables = [events(i * 50) for i in range(20)]
+    result = rewritten(inputs(*tables), replace(SETTINGS, verify="pages"))
+    assert (result.merged, opened[0]) == (1, ["f0"])
+    assert read(result).equals(pa.concat_tables(tables))
+
+
+@pytest.mark.parametrize("verify", ["full", "pages"])
+def test_files_of_others_are_copied_without_decoding_them_by_arrow(opened, verify):
+    noise = np.random.default_rng(0).bytes(5 << 20)
+    tables = [events(i, 1, blob=pa.array([noise], pa.binary())) for i in range(3)]
+    result = rewritten(inputs(*tables, is_committed=False), replace(SETTINGS, verify=verify))
+    assert (result.copied, opened[1], read(result).num_rows) == (3, [], 3)
+
+
+def test_files_of_others_that_do_not_decode_are_not_copied(opened):
+    noise = np.random.default_rng(0).bytes(5 << 20)
+    files = inputs(*(events(i, 1, blob=pa.array([noise], pa.binary())) for i in range(3)), is_committed=False)
+    body = bytearray(files[1].open().read())
+    chunk = pq.read_metadata(io.BytesIO(bytes(body))).row_group(0).column(3)
+    at = body.index(len(noise).to_bytes(4, "little"), chunk.dictionary_page_offset)  # of the only value
+    body[at : at + 4] = (1 << 30).to_bytes(4, "little")
+    files[1] = replace(files[1], open=lambda: pa.BufferReader(bytes(body)))
+    result = rewritten(files)
+    assert (list(result.rejected), result.copied, opened[1]) == (["f1"], 2, ["f1"])
