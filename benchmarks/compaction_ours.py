@@ -1,7 +1,8 @@
 """Our compaction of a lake's one partition, measured: a process of its own.
 
 ``python -m benchmarks.compaction_ours LAKE SETTINGS``; the settings are a JSON object with any of ``kernel``,
-``verify``, ``compression``, ``profile`` and ``max_files``. It prints what it used, and what the report says.
+``verify``, ``compression``, ``profile``, ``max_files`` and ``adopted``: then the folder of the files is adopted first,
+by a lake beside it that knows no digest of theirs. It prints what it used, and what the report says.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from benchmarks.compaction_lakes import KEY, feed_of, open_lake
 from benchmarks.measuring import Stopwatch
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.table import LakeTable
+from datalake_assets.lake.tables import open_table
 from datalake_assets.policies import CompactionPolicy, ParquetFormat
 
 __all__ = ["main"]
 
+#: Of the feed's files, in its lake.
+FOLDER = "streams/events"
 POLICY, FORMAT = ("kernel", "verify"), ("compression", "profile")
 
 
@@ -27,17 +34,27 @@ def main(lake: str, settings: Mapping[str, Any]) -> None:
     """Compacts the partition, once, whatever a plan would think of it."""
     policy = CompactionPolicy(**{name: settings[name] for name in POLICY if name in settings})
     written = ParquetFormat(**{name: settings[name] for name in FORMAT if name in settings})
-    store = open_lake(lake)
+    root = Path(lake)
+    if settings.get("adopted"):
+        root /= "adopting"
+        root.mkdir()
+    store = open_lake(str(root))
     store.probe()
-    table = HiveTable(store, feed_of(policy, written))
+    table: LakeTable
+    if settings.get("adopted"):
+        feed = adopt(store, f"{lake}/{FOLDER}", "files", time_column="event_time").feed
+        table = open_table(store, feed.model_copy(update={"compaction": policy, "format": written}))
+        (key,) = table.partitions()
+    else:
+        table, key = HiveTable(store, feed_of(policy, written)), KEY
     request = CompactionRequest(force=True, max_files=settings.get("max_files"))
     loaded, before = set(sys.modules), dict(store.requests)
     watch = Stopwatch()
-    report = table.compact(KEY, request, run_id="benchmark")
+    report = table.compact(key, request, run_id="benchmark")
     used = watch.stop()
     answer = {
         "used": asdict(used),
-        "kernel": report.kernel,
+        "kernel": report.way,
         "rows": report.rows,
         "files_before": report.files_before,
         "files_after": report.files_after,

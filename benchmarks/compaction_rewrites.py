@@ -18,11 +18,26 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.compaction_peers import FLOOR, PEERS
 from benchmarks.measuring import Used, answer
 
-__all__ = ["TINY", "Contender", "Result", "Run", "Workload", "clone", "contenders", "measure", "scratch", "size_mb"]
+__all__ = [
+    "MEDIUM",
+    "REENCODED",
+    "TINY",
+    "TINY_ZSTD",
+    "Contender",
+    "Result",
+    "Run",
+    "Workload",
+    "clone",
+    "contenders",
+    "measure",
+    "scratch",
+    "size_mb",
+]
 
 #: Where `make bench` puts the peers: beside the environment of this interpreter.
 PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
@@ -46,22 +61,35 @@ class Workload:
     files: int
     rows: int
     codec: str
-    ours: Mapping[str, Mapping[str, str]]
+    ours: Mapping[str, Mapping[str, Any]]
 
 
-_VERIFY = {"ours": {"verify": "full"}, "ours, verify=rows": {"verify": "rows"}}
+_VERIFY: Mapping[str, Mapping[str, Any]] = {
+    "ours": {"verify": "full"},
+    "ours, verify=pages": {"verify": "pages"},
+    "ours, verify=rows": {"verify": "rows"},
+}
 _ZSTD = {"compression": "zstd", "kernel": "reencode"}
+_ADOPTED: Mapping[str, Mapping[str, Any]] = {
+    "ours, adopted": {"adopted": True},
+    "ours, adopted, pages": {"adopted": True, "verify": "pages"},
+}
 TINY = Workload("tiny", 1_000, 1_060, "snappy", _VERIFY)
-MEDIUM = Workload("medium", 200, 60_000, "snappy", _VERIFY)
+TINY_ZSTD = Workload(
+    "tiny-zstd", 1_000, 1_060, "zstd", {name: {**settings, "compression": "zstd"} for name, settings in _VERIFY.items()}
+)
+MEDIUM = Workload("medium", 200, 60_000, "snappy", {**_VERIFY, **_ADOPTED})
 REENCODED = Workload(
     "medium-zstd",
     200,
     60_000,
     "zstd",
-    {name: settings | _ZSTD for name, settings in _VERIFY.items()}
-    | {"ours, profile=compact": {"verify": "full", "profile": "compact"} | _ZSTD},
+    {
+        **{name: {**settings, **_ZSTD} for name, settings in _VERIFY.items()},
+        "ours, profile=compact": {"verify": "full", "profile": "compact", **_ZSTD},
+    },
 )
-WORKLOADS = {workload.name: workload for workload in (TINY, MEDIUM, REENCODED)}
+WORKLOADS = {workload.name: workload for workload in (TINY, TINY_ZSTD, MEDIUM, REENCODED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +104,7 @@ class Contender:
 
     name: str
     python: str
-    settings: Mapping[str, str] | None = None
+    settings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
