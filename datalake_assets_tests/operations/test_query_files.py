@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -140,3 +141,54 @@ def test_query_whose_parent_is_gone_fails_and_does_not_wait():
 
         with pytest.raises(OSError, match=r"Broken pipe|nobody reads files"):
             AskedFile(asked, 0, 100).read(10)
+
+
+class _Stored:
+    """Files of a store: what opens one asks the store first."""
+
+    def __init__(self, **files):
+        self.files, self.asked, self.broken = files, [], set()
+
+    def open(self, name):
+        self.asked.append(name)
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return _Open(self, name)
+
+
+class _Open:
+    def __init__(self, stored, name):
+        self._stored, self._name = stored, name
+
+    def read_at(self, nbytes, offset):
+        if self in self._stored.broken or self._name not in self._stored.files:
+            raise OSError("access denied")
+        return self._stored.files[self._name][offset : offset + nbytes]
+
+
+def test_a_file_that_was_read_by_one_query_is_not_opened_by_the_next():
+    stored, kept = _Stored(a=b"abc", b=b"def"), sql_files.KeptOpen(most=1)
+    for name in "aab":
+        assert kept.open(name, partial(stored.open, name)).read_at(3, 0) == stored.files[name]
+    assert stored.asked == ["a", "b"]
+    kept.open("a", partial(stored.open, "a"))
+    assert stored.asked == ["a", "b", "a"]  # no more than one is kept
+
+
+def test_a_file_whose_access_has_run_out_is_opened_again():
+    stored, kept = _Stored(a=b"abc"), sql_files.KeptOpen()
+    opened = kept.open("a", partial(stored.open, "a"))
+    stored.broken.add(opened._file)
+    assert opened.read_at(2, 1) == b"bc"
+    assert kept.open("a", partial(stored.open, "a")).read_at(1, 0) == b"a"
+    assert stored.asked == ["a", "a"]
+
+
+def test_a_file_that_is_gone_is_not_kept_open():
+    stored, kept = _Stored(a=b"abc"), sql_files.KeptOpen()
+    opened = kept.open("a", partial(stored.open, "a"))
+    del stored.files["a"]
+    with pytest.raises(FileNotFoundError):
+        opened.read_at(1, 0)
+    with pytest.raises(FileNotFoundError):
+        kept.open("a", partial(stored.open, "a"))

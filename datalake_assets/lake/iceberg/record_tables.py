@@ -34,7 +34,7 @@ from datalake_assets.lake.iceberg.record_appends import (
     file_totals,
     translated,
 )
-from datalake_assets.lake.sql_files import ReadableFile
+from datalake_assets.lake.sql_files import KeptOpen, ReadableFile
 
 __all__ = [
     "NoSuchPartitionField",
@@ -153,6 +153,8 @@ class _KnownFiles:
 
 
 _files = _KnownFiles()
+#: Data files never change.
+_opened = KeptOpen()
 
 
 class RecordTable:
@@ -233,7 +235,11 @@ class RecordTable:
         files, sizes = self._files_of(found.snapshot_id)
         if all(each.startswith("/") for each in files):
             return Reading(found.snapshot_id, self.arrow_schema, files)
-        return Reading(found.snapshot_id, self.arrow_schema, files, sizes, partial(open_native, self._table.io))
+        return Reading(found.snapshot_id, self.arrow_schema, files, sizes, self._open_file)
+
+    def _open_file(self, path: str) -> ReadableFile:
+        key = self._table.metadata.table_uuid, self._table.location(), path
+        return _opened.open(key, partial(open_native, self._table.io, path))
 
     def _files_of(self, snapshot_id: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Paths and sizes of a snapshot's files, which never change: manifests are read once."""
