@@ -77,7 +77,7 @@ def test_killed_deletions_conversions_and_merges_of_others_tables_lose_and_doubl
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("sqs")
-@pytest.mark.parametrize("load", [Load(600, 4), Load(120, 3, fifo=True)], ids=["standard", "fifo"])
+@pytest.mark.parametrize("load", [Load(400, 4), Load(120, 3, fifo=True)], ids=["standard", "fifo"])
 def test_killed_workers_of_a_queue_lose_and_double_no_message(tmp_path: Path, load: Load) -> None:
     with Forker(dict(os.environ) | {QUEUE: "1"}) as forker:
         rounds = QueueRounds(str(tmp_path), forker, seed=9, load=load)
