@@ -26,13 +26,12 @@ from datalake_assets.sources.files.csv_records import (
 )
 from datalake_assets.sources.files.text_values import FALSE, TRUE, Kind, classified, converted, joined, needs_a_look
 
-__all__ = ["KEPT_BYTES", "BadRecord", "Parsed", "decode", "infer"]
+__all__ = ["KEPT_BYTES", "BadRecord", "Parsed", "decode", "infer", "too_long"]
 
 #: Bytes of a bad record that are kept of it; the file has the rest.
 KEPT_BYTES = 64 << 10
 
 Ints = npt.NDArray[np.int64]
-_UNENDED = "a record that begins here has no end, or is longer than"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,14 @@ class Parsed:
     bad: list[BadRecord] = field(default_factory=list)
 
 
+def too_long(what: str) -> str:
+    """The reason why a file was read up to here only."""
+    return (
+        f"a {what} that begins here has no end, or is longer than {MAX_RECORD_BYTES >> 20} MiB; the rest of the file"
+        " was not read"
+    )
+
+
 def decode(
     block: Block,
     names: Sequence[str],
@@ -77,8 +84,7 @@ def decode(
     """
     schema = pa.schema([(name, types[name]) for name in names if name in types])
     if block.unended:
-        reason = f"{_UNENDED} {MAX_RECORD_BYTES >> 20} MiB; the rest of the file was not read"
-        return Parsed(_nothing(schema), [BadRecord(block.line, reason, block.data[:KEPT_BYTES])])
+        return Parsed(_nothing(schema), [BadRecord(block.line, too_long("record"), block.data[:KEPT_BYTES])])
     if block.is_plain:
         rows = _decoded_at_once(block, names, schema, dialect, declared)
         if rows is not None:

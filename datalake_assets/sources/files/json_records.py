@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from datalake_assets.sources.files.contents import BadFile
 from datalake_assets.sources.files.csv_records import CsvDialect, blocks
-from datalake_assets.sources.files.csv_values import KEPT_BYTES, BadRecord, Parsed
+from datalake_assets.sources.files.csv_values import KEPT_BYTES, BadRecord, Parsed, too_long
 from datalake_assets.sources.files.text_values import TEXT, Kind, classified, converted, joined
+from datalake_assets.sources.json_members import members_of
 
 __all__ = ["JsonBlock", "decode_json", "infer_json", "json_blocks"]
 
 #: Bytes of an array, which is read as a whole, and rows that it is handed on by.
 MAX_ARRAY_BYTES, ARRAY_ROWS = 256 << 20, 50_000
 _LINES = CsvDialect(quote="")
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 
@@ -43,9 +43,9 @@ class JsonBlock:
     def add(self, raw: bytes, line: int, named: Callable[[str], str]) -> None:
         """Takes a record."""
         try:
-            written = _object.decode(raw)
+            written = members_of(raw)
             found = {named(key): value for key, value in written.items()}
-        except (msgspec.MsgspecError, ValueError) as error:
+        except ValueError as error:
             self.bad.append(BadRecord(line, f"it is no JSON object: {error}", raw[:KEPT_BYTES]))
             return
         if len(found) < len(written):
@@ -75,6 +75,10 @@ def json_blocks(stream: BinaryIO, size_bytes: int, named: Callable[[str], str]) 
         return
     for block in blocks(stream, _LINES):
         found = JsonBlock()
+        if block.unended:
+            found.bad.append(BadRecord(block.line, too_long("line"), block.data[:KEPT_BYTES]))
+            yield found
+            return
         for number, raw in enumerate(block.data.replace(b"\r\n", b"\n").split(b"\n"), block.line):
             if raw.strip():
                 found.add(raw, number, named)

@@ -20,6 +20,7 @@ import pyarrow as pa
 from datalake_assets.core.schema import lake_names, source_metadata
 from datalake_assets.errors import InvalidFeed
 from datalake_assets.feed import Feed
+from datalake_assets.sources.json_members import members_of
 from datalake_assets.sources.sqs.sqs_model import (
     GROUP,
     MESSAGE_ID,
@@ -41,7 +42,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
 #: A sequence number has at most 38 digits here; SQS writes 20 of its 128 bits.
 _SEQUENCE = pa.decimal128(38, 0)
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NULL = b"null"
 
 
@@ -168,8 +168,8 @@ class MessageLayout:
     def _members(self, body: str) -> tuple[list[Any], str | None]:
         """The values of the declared members, and the others as JSON; None if there are none."""
         try:
-            members = _OBJECT.decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            members = members_of(body.encode())
+        except ValueError as error:
             raise _Refused(f"the body is not a JSON object: {error}") from error
         values = [each.value(members.pop(name, None)) for name, each in self._fields.items()]
         return values, self._others(members) if members else None

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -330,6 +331,25 @@ def test_json_values_keep_every_digit():
         (None, Decimal("12345678901234567.80"), None, None, True),
     ]
     assert [line for line, _ in bad] == [3, 4]
+
+
+def test_json_that_is_none_is_bad_by_line_and_stops_nothing():
+    lines = ['{"a":"ü"}', b'{"a":"\xff"}', b'{"a":["\xff"]}', '{"a":1,"b":2,"a":3}', '{"a":' + "[" * 9999, '{"a":"z"}']
+    data = b"\n".join(each if isinstance(each, bytes) else each.encode() for each in lines)
+    _, rows, bad = read(data, "a.json")
+    assert rows == [("ü",), ("z",)]
+    assert [line for line, _ in bad] == [2, 3, 4, 5]
+    assert "member 'a' twice" in bad[2][1]
+
+
+def test_json_lines_are_bounded(monkeypatch):
+    monkeypatch.setattr(csv_records, "MAX_RECORD_BYTES", 1000)
+    small = partial(blocks, size=100)
+    monkeypatch.setattr("datalake_assets.sources.files.json_records.blocks", small)
+    file = opened("a.json", contents(b'{"a":1}\n{"a":"' + b"x" * 5000 + b'"}\n{"a":2}\n'), ReadingOptions())
+    parsed = list(file.rows({"a": pa.string()}))
+    assert [each.rows.num_rows for each in parsed] == [1, 0]
+    assert [(each.line, "rest of the file was not read" in each.reason) for each in parsed[1].bad] == [(2, True)]
 
 
 def test_blocks_hold_what_the_file_holds():

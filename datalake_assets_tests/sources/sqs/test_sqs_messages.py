@@ -118,6 +118,16 @@ def test_what_is_no_object_is_refused(body):
     assert reason({"a": "string"}, body)
 
 
+@pytest.mark.parametrize("body", ['{"a":1,"a":2}', '{"a" : 1, "b": {"a":1}, "a" : 2}', '{"a":"x","b":1,"\\u0061":"y"}'])
+def test_a_member_that_is_there_twice_is_poison(body):
+    assert reason({"a": "json"}, body) == "the body is not a JSON object: it has member 'a' twice"
+
+
+def test_members_of_nested_objects_are_not_the_bodys():
+    body = '{"a":"\\":", "b" : {"a":1,"a":2}, "c":{"b":":"}}'
+    assert row({"a": "string"}, body)["other_fields"] == '{"b":{"a":1,"a":2},"c":{"b":":"}}'
+
+
 def test_one_bad_message_refuses_no_other():
     fields = {"x": "decimal(4,2)"}
     some = [message(f'{{"x": {value}}}', number) for number, value in enumerate(("1.5", "1.555", "2", '"?"', "100"))]
