@@ -102,10 +102,11 @@ def _leaves(path: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
 
 
 def _has_few_values(leaf: pa.Array) -> bool:
-    # Parquet has a bit for a boolean anyway; Arrow cannot count the others.
-    uncounted = (pa.types.is_boolean, pa.types.is_null, pa.types.is_dictionary, pa.types.is_string_view)
-    if not len(leaf) or any(is_uncounted(leaf.type) for is_uncounted in uncounted):
+    # Parquet has a bit for a boolean anyway
+    if not len(leaf) or pa.types.is_boolean(leaf.type) or pa.types.is_null(leaf.type):
         return False
+    if pa.types.is_dictionary(leaf.type):  # written plain, few categories take many times the room
+        leaf = leaf.indices
     try:
         return bool(pc.count_distinct(leaf, mode="all").as_py() < len(leaf) * DISTINCT_SHARE)
     except pa.ArrowNotImplementedError:

@@ -68,6 +68,19 @@ def test_choose_encodings_goes_by_type_when_compact():
     }
 
 
+def test_choose_encodings_gives_dictionaries_to_categories_of_few_values():
+    """Written plain, two files of one category of 3 kB became one of 57 times their size."""
+    texts, keys = pa.array(["x" * 99, "y"] * 500), pa.array([f"k{number}" for number in range(1000)])
+    table = pa.table(
+        {
+            "category": texts.dictionary_encode(),
+            "categories": pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), texts.dictionary_encode()),
+            "key": keys.dictionary_encode(),
+        }
+    )
+    assert choose_encodings(table, "compatible")[0] == ["category", "categories.list.element"]
+
+
 def test_choose_encodings_looks_at_the_whole_sample():
     late = pa.table({"x": pa.array([0] * 50_000 + list(range(50_000)))})
     assert choose_encodings(late, "compatible")[0] == []
