@@ -124,7 +124,9 @@ def test_rows_out_of_order_are_sorted_by_time(kernel):
     assert refused.value.kind is Refusal.UNSORTED
 
 
-def test_a_refused_file_is_named_and_the_others_merge(kernel):
+def test_a_refused_file_is_named_and_the_others_merge(kernel, tmp_path):
+    pipe = tmp_path / "pipe.parquet"
+    os.mkfifo(pipe)
     good = [parquet(small(start)) for start in range(0, 1200, 400)]
     for bad, kind in (
         (good[1][:-10], Refusal.DAMAGED),
@@ -132,6 +134,7 @@ def test_a_refused_file_is_named_and_the_others_merge(kernel):
         (parquet(small(0).drop_columns("id")), Refusal.DIFFERS),
         (good[1], Refusal.CHANGED),
         ("/nowhere/file.parquet", Refusal.UNREADABLE),
+        (str(pipe), Refusal.UNREADABLE),  # which is not waited for
     ):
         parts = [Part(good[0]), Part(bad, digest=bytes(16) if kind is Refusal.CHANGED else None), Part(good[2])]
         with pytest.raises(Refused) as refused:

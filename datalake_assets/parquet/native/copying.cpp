@@ -62,7 +62,8 @@ bool ChunkWriter::find(View file, const Chunk& chunk, Found& found) {
     found.compressed = body;
     found.plain_bytes = static_cast<size_t>(header.plain_bytes);
   } else {
-    size_t of_levels = static_cast<size_t>(header.definition_bytes + header.repetition_bytes);
+    if (header.repetition_bytes || header.rows != header.values) return false;
+    size_t of_levels = static_cast<size_t>(header.definition_bytes);
     found.compressed = {body.data + of_levels, body.size - of_levels};
     found.plain_bytes = static_cast<size_t>(header.plain_bytes) - of_levels;
     found.values = found.levels;

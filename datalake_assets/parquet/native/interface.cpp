@@ -38,7 +38,7 @@ struct BudgetScope {
 // ---- inputs
 
 void read_path(const char* path, i64 expected, Bytes& to) {
-  int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+  int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) refuse(PM_UNREADABLE, std::string("it cannot be opened: ") + strerror(errno));
   struct Closed {
     int descriptor;
