@@ -166,12 +166,14 @@ class _Fence:
         held: Whether a partition holds items, by its key and their digests.
         now: The time.
         staged: Of what was let in: digest -> when it can be forgotten, by partition key.
+        known: Of what was not: digests that the partition holds, by its key.
     """
 
     held: Callable[[str, Mapping[bytes, int]], set[bytes]]
     now: datetime
     epoch: int = 0
     staged: dict[str, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
+    known: dict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
 
     def doubt(self, batch: SourceBatch) -> str:
         """Implements `Fence`: an item that was held for so long may have been landed, and forgotten since."""
@@ -198,6 +200,7 @@ class _Fence:
             known = np.array([digest in there for digest in digests], dtype=np.bool_)
             wanted[rows] = ~known[items[rows]]
             self.staged[key].update({digest: at for digest in present if digest not in there})
+            self.known[key] |= there
         return wanted
 
 
@@ -245,19 +248,21 @@ class _Named:
         former: What is to go, by partition key.
     """
 
-    def __init__(
-        self, folder: FeedFolder, finished: Sequence[FinishedItem], staged: Mapping[str, Mapping[bytes, int]]
-    ) -> None:
+    def __init__(self, folder: FeedFolder, finished: Sequence[FinishedItem], fence: _Fence) -> None:
         self._ledger = ItemLedger(folder)
         self.former: dict[str, list[_Going]] = defaultdict(list)
         self._begin: dict[LandedItem, LandedItem | None] = {}
         self._end: dict[LandedItem, LandedItem | None] = {}
         self._lasts = forgotten_at(NEVER)
         for each in finished:
-            self._add(each, {key for key, items in staged.items() if digest_of(each.item.item) in items})
+            mine = {key for key, items in fence.staged.items() if digest_of(each.item.item) in items}
+            self._add(each, mine, {key for key, items in fence.known.items() if digest_of(each.item.item) in items})
 
-    def _add(self, each: FinishedItem, mine: set[str]) -> None:
-        """Decides what becomes of an item that adds rows to some partitions."""
+    def _add(self, each: FinishedItem, mine: set[str], known: set[str]) -> None:
+        """Decides what becomes of an item that adds rows to some partitions, and has some in others already.
+
+        These may be another writer's, who has begun since its source was asked: what was known of it says nothing then.
+        """
         former, item = each.former, each.item
         before, is_same = set[str](), False
         superseded: tuple[str, ...] = ()
@@ -269,10 +274,10 @@ class _Named:
             going = _Going(item.name, each.name_column, digest_of(item.item), digests)
             for key in before:
                 self.former[key].append(going)
-        partitions = tuple(sorted(mine | before))
+        partitions = tuple(sorted(mine | known | before))
         if mine or (each.replaces and superseded and before and not item.refused):
             self._begin[replace(item, partitions=partitions, superseded=superseded)] = former
-        left = mine if each.replaces and not is_same and not item.refused else mine | before
+        left = mine | known if each.replaces and not is_same and not item.refused else mine | known | before
         kept = superseded if item.refused else ()
         self._end[replace(item, partitions=tuple(sorted(left)), superseded=kept)] = former
 
@@ -301,7 +306,7 @@ class ItemsExport(Export):
         self._known: dict[str, SealedDigests] = {}
         self.fence = fence = _Fence(self._held, self.folder.store.now())
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
-        named = _Named(self.folder, landing.finished, fence.staged)
+        named = _Named(self.folder, landing.finished, fence)
         written = dict(staged)
         removed: dict[str, _Removal | None] = {}
         try:

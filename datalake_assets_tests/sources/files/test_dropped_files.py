@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import zipfile
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from datalake_assets.errors import CommitConflict
 from datalake_assets.lake import item_ledger
 from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.tables import open_table
+from datalake_assets.sources.files.files_source import FileBatches
 from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
 
 DAY = datetime(2025, 3, 1, 6)  # noqa: DTZ001  as the file has it, without a zone
@@ -181,6 +183,36 @@ def test_a_writer_that_slept_after_it_began_is_kept_out(dropping, monkeypatch):
     monkeypatch.setattr(ItemsExport, "commit_all", commit_all)
     dropping.export()
     assert dropping.rows("id") == [(2,)]
+
+
+@pytest.mark.parametrize("steps", [3, 99])
+def test_rows_that_another_writer_landed_meanwhile_are_found_once_the_file_changes(dropping, monkeypatch, steps):
+    """The second writer asked what is known before the first one began, and reads after that one died or ended."""
+    dropping = by_day(dropping)
+    dropping.drop("a.csv", dated(1, 2, 3))
+    real, swap, first, left = FileBatches._batches, type(dropping.store).swap, [True], [steps]
+
+    def dies(self, key, body, *, etag):
+        left[0] -= key.endswith("manifest.json") or "iceberg" in key
+        if not left[0]:
+            raise Killed
+        return swap(self, key, body, etag=etag)
+
+    def overtaken(self, *of):
+        if first.pop() if first else False:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(dropping.store), "swap", dies)
+                with suppress(Killed):
+                    Dropping(dropping.store, dropping.folder, dropping.feed).export()
+        return real(self, *of)
+
+    monkeypatch.setattr(FileBatches, "_batches", overtaken)
+    dropping.export()
+    assert len(dropping.rows("id")) == 3
+    assert dropping.remembered()["a.csv"]["partitions"] == [f"2025-03-{day:02}" for day in (1, 2, 3)]
+    dropping.drop("a.csv", dated(4, value=1), at=LATER)
+    dropping.export()
+    assert dropping.rows("id") == [(1,)]
 
 
 def packed(text: str, how: str) -> bytes:
