@@ -99,6 +99,7 @@ bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction bes
 
 clean: ## remove .venv, .venv-peers and caches; the lake and Dagster's history stay
 	@rm -rf $(VENV) $(VENV)-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@rm -f $(NATIVE)/pagemerge.so $(NATIVE)/not-built.txt
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # What is tested comes first; a python without venv and ensurepip (Debian's without python3-venv) is no use.

@@ -325,7 +325,11 @@ class Child:
         self.note(KERNEL, files)
         look = self.kernel.check([Part(changed)], Depth(chosen.randrange(4)), memory_bytes=MEMORY_BYTES)[0]
         self.counts["looked at, sound" if look.refused is None else "looked at, refused"] += 1
-        parts = [Part(each, proven=at != place and chosen.random() < 0.5) for at, each in enumerate(files)]
+        # as when all is compared anyway: then the kernel takes the bytes on trust, and its values may be wrong
+        is_trusted = chosen.random() < 0.2
+        parts = [
+            Part(each, proven=is_trusted or (at != place and chosen.random() < 0.5)) for at, each in enumerate(files)
+        ]
         try:
             merged = self.kernel.merge(parts, options)
         except Refused as error:
@@ -340,11 +344,19 @@ class Child:
         if merged is not None:
             self.counts["merged"] += 1
             self.counts["merged, with copied pages"] += merged.copied_pages > 0
-            self.compare(of, place, changed, merged, files, options=options)
+            self.compare(of, place, changed, merged, files, options=options, is_trusted=is_trusted)
         signal.alarm(0)
 
     def compare(
-        self, of: Group, place: int, changed: bytes, merged: native.Merged, files: list[bytes], *, options: MergeOptions
+        self,
+        of: Group,
+        place: int,
+        changed: bytes,
+        merged: native.Merged,
+        files: list[bytes],
+        *,
+        options: MergeOptions,
+        is_trusted: bool,
     ) -> None:
         self.note(ARROW)
         try:
@@ -364,9 +376,14 @@ class Child:
                 self.counts["compared, equal"] += 1
             elif self.codecs_disagree(changed):
                 self.counts["merged, but codec libraries disagree on a damaged page"] += 1
+            elif is_trusted:
+                self.counts["merged on trust, and the comparison finds it"] += 1
             else:
                 self.finding("wrong values", files, str(options))
         except (pa.ArrowException, OSError, ValueError) as error:
+            if is_trusted:
+                self.counts["merged on trust, and the comparison finds it"] += 1
+                return
             self.finding("unreadable output", files, f"{error}; {options}")
         self.note(IDLE)
 
