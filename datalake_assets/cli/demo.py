@@ -207,7 +207,7 @@ def run_in_foreground(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     # a session of its own: it is interrupted once, by us, and not by the terminal as well
-    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
+    with subprocess.Popen(command, env=environment, start_new_session=True) as child, _guarded(child.pid):
         try:
             return child.wait()
         except KeyboardInterrupt:
@@ -216,6 +216,23 @@ def run_in_foreground(
         finally:
             with contextlib.suppress(ProcessLookupError):  # whatever is left of the group
                 os.killpg(child.pid, signal.SIGKILL)
+
+
+#: Ends a process group when standard input does, whose other end this process holds: its kill -9 ends that, too.
+_GUARD = "import os, signal, sys; sys.stdin.buffer.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
+
+
+@contextmanager
+def _guarded(group: int) -> Iterator[None]:
+    """Sees to it that a process group does not outlive this process, however that ends."""
+    guard = subprocess.Popen(
+        [sys.executable, "-I", "-c", _GUARD, str(group)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        guard.kill()  # the group has ended, and its number may soon be another's
+        guard.communicate()
 
 
 def _end(child: subprocess.Popen[bytes], grace_s: float) -> None:
