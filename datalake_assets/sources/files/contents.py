@@ -207,9 +207,10 @@ def _eight_bits(plain: BinaryIO) -> str:
     """
     plain.seek(0)
     decoder = codecs.getincrementaldecoder("utf-8")()
-    is_utf8, is_latin, has_letters = True, True, False
+    is_utf8, is_latin, has_letters, has_zeros = True, True, False, False
     pending = False
     for piece in _pieces(plain):
+        has_zeros = has_zeros or b"\0" in piece
         if piece.isascii() and not pending:
             continue
         is_latin = is_latin and not piece.translate(None, delete=bytes(sorted(set(range(256)) - set(_NOT_LATIN))))
@@ -222,6 +223,8 @@ def _eight_bits(plain: BinaryIO) -> str:
         has_letters = has_letters or _has_utf8(piece)
     if is_utf8 and not pending:
         return "utf-8"
+    if has_zeros:
+        raise BadFile("it is no text: it has bytes of zero, and others that are not UTF-8")
     if has_letters or not is_latin:
         if not has_letters:
             raise BadFile("it is neither UTF-8, UTF-16 nor Latin-1; declare its encoding")

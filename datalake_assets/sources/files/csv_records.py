@@ -252,7 +252,8 @@ def find_dialect(
     """How a file is written, from its beginning; what is given is not looked for.
 
     The delimiter is the one by which most records have as many fields as each other, and more than one. There is a
-    header if no field of the first record is a number, a date or empty, and none is there twice.
+    header if no field of the first record is a number or a date; where one is empty or there twice, only if others say
+    so, which name columns of numbers, dates or truths.
     """
     lines = _after_lines(sample, skip_lines)
     found = CsvDialect(delimiter or ",", quote, header if header is not None else True, skip_lines, nulls)
@@ -328,18 +329,19 @@ def _has_header(data: bytes, dialect: CsvDialect) -> bool:
     if not records:
         return True
     first = [each.strip() for each in records[0]]
-    if not all(first) or len(set(first)) < len(first):
+    named = [bool(each) and each not in dialect.nulls for each in first]
+    kinds = [classified(pa.array([each])).name for each, is_name in zip(first, named, strict=True) if is_name]
+    if not kinds or any(kind != "text" for kind in kinds):
         return False
-    kinds = [classified(pa.array([each])).name for each in first]
-    if any(kind != "text" for kind in kinds):
-        return False
+    are_names = all(named) and len(set(first)) == len(first)
     rest = [each for each in records[1:] if len(each) == len(first)]
     if not rest:
-        return True
+        return are_names
     later = [classified(pa.array([each[number] for each in rest])).name for number in range(len(first))]
-    lengths = [{len(each[number]) for each in rest} for number in range(len(first))]
-    return any(kind != "text" for kind in later) or all(
-        first[number] not in {each[number] for each in rest} for number, _ in enumerate(lengths)
+    if any(kind not in {"text", "null"} and is_name for kind, is_name in zip(later, named, strict=True)):
+        return True
+    return are_names and (
+        "null" in later or all(text not in {each[number] for each in rest} for number, text in enumerate(first))
     )
 
 

@@ -24,12 +24,22 @@ from datalake_assets.sources.files.csv_records import (
     line_ends,
     records_of,
 )
-from datalake_assets.sources.files.text_values import FALSE, TRUE, Kind, classified, converted, joined, needs_a_look
+from datalake_assets.sources.files.text_values import (
+    FALSE,
+    TRUE,
+    Kind,
+    all_kept,
+    classified,
+    converted,
+    joined,
+    needs_a_look,
+)
 
 __all__ = ["KEPT_BYTES", "BadRecord", "Parsed", "decode", "infer", "too_long"]
 
 #: Bytes of a bad record that are kept of it; the file has the rest.
 KEPT_BYTES = 64 << 10
+_MARK = b"\xef\xbb\xbf"
 
 Ints = npt.NDArray[np.int64]
 
@@ -97,6 +107,8 @@ def _nothing(schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _read(data: bytes, names: Sequence[str], types: Mapping[str, pa.DataType], dialect: CsvDialect) -> pa.RecordBatch:
+    if data.startswith(_MARK):  # in the middle of a file it is a letter, and Arrow would take it away
+        data = b"\n" + data
     table = pa_csv.read_csv(
         pa.BufferReader(data),
         pa_csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(data) + 1),
@@ -125,14 +137,31 @@ def _decoded_at_once(
     quote = ord(dialect.quote) if dialect.quote else 0
     if numbers and needs_a_look(np.frombuffer(block.data, np.uint8), ord(dialect.delimiter), quote):
         return None
+    # a double does not say which digits it was written with
+    doubles = {each.name for each in numbers if pa.types.is_floating(each.type)}
+    types = {each.name: pa.string() if each.name in doubles else each.type for each in schema}
     try:
-        rows = _read(block.data, names, {each.name: each.type for each in schema}, dialect)
+        rows = _read(block.data, names, types, dialect)
+        columns = [
+            _doubles(rows.column(each.name)) if each.name in doubles else rows.column(each.name) for each in schema
+        ]
     except pa.ArrowInvalid:
         return None
-    for column in rows.columns:
+    for column in columns:
         if pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py():
             return None
-    return rows
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _doubles(texts: pa.Array) -> pa.Array:
+    """Numbers of texts.
+
+    Raises:
+        pa.ArrowInvalid: One is none, or has digits that a double does not keep.
+    """
+    if not all_kept(texts):
+        raise pa.ArrowInvalid("a number has more digits")
+    return texts.cast(pa.float64())
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -240,5 +269,6 @@ def _widened(kind: Kind, values: pa.Array) -> Kind:
     if kind.name not in {"integer", "decimal"} or values.null_count == len(values):
         return kind
     bounds = pc.min_max(values)
-    digits = max(len(str(abs(int(bounds[each].as_py())))) for each in ("min", "max"))
-    return Kind(kind.name, max(kind.digits, digits), kind.scale)
+    digits = max(kind.digits, *(len(str(abs(int(bounds[each].as_py())))) for each in ("min", "max")))
+    fits = kind.fits_double and all_kept(values, digits=digits + kind.scale)
+    return Kind(kind.name, digits, kind.scale, fits)

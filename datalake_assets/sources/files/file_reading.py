@@ -125,6 +125,8 @@ class _CsvFile:
         first, self._offset, self._line = header_of(sample, dialect)
         if first is None:
             raise BadFile("it has no record")
+        if dialect.header and (b"\0" in first or not _is_utf8(first)):
+            raise BadFile("its first record is no text: what names the columns is not in the file's encoding")
         fields = fields_of(first, dialect)
         self._names = _column_names(fields if dialect.header else [""] * len(fields))
 
@@ -150,6 +152,14 @@ class _CsvFile:
         stream = self._contents.rewound()
         stream.seek(self._contents.begin + self._offset)
         return blocks(stream, self._dialect, line=self._line)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _column_names(fields: list[str]) -> tuple[str, ...]:

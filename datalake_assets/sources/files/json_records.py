@@ -104,20 +104,21 @@ def keys_of(block: JsonBlock) -> list[str]:
     return list(dict.fromkeys(key for each in block.objects for key in each))
 
 
-def _tokens(block: JsonBlock, name: str) -> tuple[list[str | None], set[str]]:
-    """A key's values as texts, and which kinds of values there are."""
+def _tokens(block: JsonBlock, name: str) -> tuple[list[str | None], list[str]]:
+    """A key's values as texts, and of which kind each is: empty of null."""
     texts: list[str | None] = []
-    kinds: set[str] = set()
+    kinds: list[str] = []
     for each in block.objects:
         raw = each.get(name)
         token = b"" if raw is None else bytes(raw)
         if token in {b"", b"null"}:
+            kinds.append("")
             texts.append(None)
         elif token.startswith(b'"'):
-            kinds.add("text")
+            kinds.append("text")
             texts.append(_text.decode(token))
         else:
-            kinds.add("nested" if token[:1] in b"{[" else "bool" if token[:1] in b"tf" else "number")
+            kinds.append("nested" if token[:1] in b"{[" else "bool" if token[:1] in b"tf" else "number")
             texts.append(token.decode())
     return texts, kinds
 
@@ -139,8 +140,11 @@ def decode_json(block: JsonBlock, types: Mapping[str, pa.DataType], *, others: s
             fits[number] = False
             bad.append(BadRecord(block.lines[number], f"key {unknown[0]!r} {others}", block.raws[number][:KEPT_BYTES]))
     for name, kind in types.items():
-        texts, _ = _tokens(block, name)
+        texts, kinds = _tokens(block, name)
         values, good = converted(pa.array(texts, pa.string()), kind, declared=name in declared)
+        if name not in declared and not (pa.types.is_string(kind) or pa.types.is_temporal(kind)):
+            # what a text says is no number and no truth
+            good &= np.array([not text or of != "text" for text, of in zip(texts, kinds, strict=True)], np.bool_)
         for number in np.flatnonzero(~good & fits).tolist():
             reason = f"column {name!r}: a value is no {kind}"
             bad.append(BadRecord(block.lines[number], reason, block.raws[number][:KEPT_BYTES]))
@@ -154,8 +158,8 @@ def infer_json(block: JsonBlock, known: Mapping[str, Kind]) -> dict[str, Kind]:
     """What the keys' values are, given what they were before this block."""
     found = dict(known)
     for name in keys_of(block):
-        texts, kinds = _tokens(block, name)
-        kind = Kind()
+        texts, of = _tokens(block, name)
+        kind, kinds = Kind(), set(of) - {""}
         if kinds:
             kind = classified(pa.array(texts, pa.string())) if len(kinds) == 1 and kinds != {"nested"} else TEXT
             is_written = {

@@ -1,16 +1,17 @@
 """What a text in a file means: which type a column of texts has, and which value a text is in a type.
 
 The rule is that no value changes on its way. A column gets the narrowest type that holds each of its values exactly:
-whole numbers, decimals of one scale, doubles only where an exponent asks for them, dates, times, true and false; and
-text otherwise. Texts whose form would be lost in a number (``007``, ``+1``, ``0x1F``) make their column a text column.
-Spaces around a number, a date or a time do not count. An empty text without quotes is null everywhere, one with quotes
-only where a column is no text.
+whole numbers, decimals of one scale, doubles where an exponent asks for them and they keep all digits, dates, times,
+true and false; and text otherwise. Texts whose form would be lost in a number (``007``, ``+1``, ``0x1F``) make their
+column a text column. Spaces around a number, a date or a time do not count. An empty text without quotes is null
+everywhere, one with quotes only where a column is no text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 
 import numpy as np
@@ -18,14 +19,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["FALSE", "TRUE", "Kind", "classified", "converted", "joined", "named_type", "needs_a_look"]
+__all__ = ["FALSE", "TRUE", "Kind", "all_kept", "classified", "converted", "joined", "named_type", "needs_a_look"]
 
 #: Texts that are true, and false; no other is.
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 #: Digits that Arrow's decimals hold, and those that most engines keep in 8 bytes.
 MAX_DIGITS, SHORT_DIGITS = 38, 18
-#: Digits that a double keeps of what was written by one.
-DOUBLE_DIGITS = 17
+#: Digits that a double keeps of every number; of some it keeps more (IEEE 754, binary64).
+DOUBLE_DIGITS = 15
+#: Doubles below are close to those that have fewer digits.
+_SMALLEST = 1e-290
 
 _WHOLE = r"(?:0|[1-9][0-9]*)"
 _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -41,6 +44,7 @@ _ANY_DOUBLE = rf"{_ANY_DECIMAL}|NaN|nan|[-+]?inf|[-+]?Infinity"
 _SPACES = " \t"
 
 Mask = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,13 @@ class Kind:
             without a zone), ``zoned``, ``text``.
         digits: Of decimals: most digits before the point.
         scale: Of decimals, most digits behind it. Of times, of a second.
+        fits_double: Of numbers: whether a double keeps all digits of each.
     """
 
     name: str = "null"
     digits: int = 0
     scale: int = 0
+    fits_double: bool = True
 
     @property
     def type(self) -> pa.DataType:
@@ -138,14 +144,58 @@ def _number(texts: pa.Array) -> Kind | None:
         return None
     if _matches(texts, _DECIMAL):
         whole, has_point, behind = _parts(texts)
+        fits = all_kept(texts, digits=whole + behind)
         if not has_point and _is_castable(texts, pa.int64()):
-            return Kind("integer", digits=whole)
-        return Kind("decimal", whole, behind) if whole + behind <= MAX_DIGITS else None
-    digits = pc.replace_substring_regex(texts, r"[eE].*$", "")
-    digits = pc.utf8_ltrim(pc.replace_substring_regex(digits, r"[^0-9]", ""), "0")
-    if pc.max(pc.binary_length(digits)).as_py() > DOUBLE_DIGITS or not _is_castable(texts, pa.float64()):
-        return None
-    return Kind("double")
+            return Kind("integer", digits=whole, fits_double=fits)
+        return Kind("decimal", whole, behind, fits) if whole + behind <= MAX_DIGITS else None
+    return Kind("double") if _is_castable(texts, pa.float64()) and all_kept(texts) else None
+
+
+def all_kept(numbers: pa.Array, *, digits: int | None = None) -> bool:
+    """Whether a double keeps all digits of each of these numbers.
+
+    Args:
+        numbers: Texts of numbers, or numbers.
+        digits: How many each has at the most, if that is known.
+    """
+    if digits is not None and digits <= DOUBLE_DIGITS:
+        return True
+    texts = numbers.cast(pa.string())
+    doubtful = texts.take(pa.array(_doubtful(texts, texts.cast(pa.float64())))).to_pylist()
+    return all(_is_kept(each) for each in doubtful)
+
+
+def _doubtful(texts: pa.Array, values: pa.Array) -> Ints:
+    """Which doubles may have other digits than were written, those of all texts but few."""
+    digits = _significant(texts)
+    long = pc.greater(pc.binary_length(digits), DOUBLE_DIGITS)
+    small = pc.and_(pc.less(pc.abs(values), _SMALLEST), pc.not_equal(digits, ""))
+    at: Ints = np.flatnonzero(np.asarray(pc.fill_null(pc.or_(long, small), fill_value=False)))
+    if not len(at):
+        return at
+    some, found = texts.take(pa.array(at)), values.take(pa.array(at))
+    shortest = pc.utf8_rtrim(_significant(found.cast(pa.string())), "0")
+    is_same = pc.and_(
+        pc.equal(pc.utf8_rtrim(_significant(some), "0"), shortest), pc.greater_equal(pc.abs(found), _SMALLEST)
+    )
+    left: Ints = at[~np.asarray(is_same)]
+    return left
+
+
+def _significant(texts: pa.Array) -> pa.Array:
+    """The digits of numbers from the first that is not 0 on."""
+    mantissas = pc.replace_substring_regex(texts, r"[eE].*$", "")
+    return pc.utf8_ltrim(pc.replace_substring_regex(mantissas, r"[^0-9]", ""), "0")
+
+
+def _is_kept(text: str) -> bool:
+    """Whether the nearest double, written with as many digits, is the same number."""
+    try:
+        number = Decimal(text)
+    except ArithmeticError:  # an exponent of 18 digits
+        return False
+    count = max(1, len(number.as_tuple().digits))
+    return Decimal(f"{float(text):.{count - 1}e}") == number
 
 
 def _parts(texts: pa.Array) -> tuple[int, bool, int]:
@@ -179,13 +229,13 @@ def joined(one: Kind, other: Kind) -> Kind:
         return other if one.name == "null" else one
     names = {one.name, other.name}
     digits, scale = max(one.digits, other.digits), max(one.scale, other.scale)
+    fits_double = one.fits_double and other.fits_double
     if len(names) == 1:
-        return _held(Kind(one.name, digits, scale))
+        return _held(Kind(one.name, digits, scale, fits_double))
     if names == {"integer", "decimal"}:
-        return _held(Kind("decimal", digits, scale))
-    # a decimal may have more digits than a double keeps
-    if "double" in names and names <= {"integer", "decimal", "double"} and digits + scale <= DOUBLE_DIGITS:
-        return Kind("double", digits, scale)
+        return _held(Kind("decimal", digits, scale, fits_double))
+    if "double" in names and names <= {"integer", "decimal", "double"} and fits_double:
+        return Kind("double")
     return TEXT
 
 
@@ -211,7 +261,13 @@ def converted(texts: pa.Array, kind: pa.DataType, *, declared: bool) -> tuple[pa
     else:
         plain = pc.utf8_trim(texts, _SPACES)
         right = pc.match_substring_regex(plain, f"^(?:{_pattern(kind, declared=declared)})$")
-        fits, values = _cast(pc.if_else(pc.and_(present, right), plain, pa.scalar(None, pa.string())), kind)
+        plain = pc.if_else(pc.and_(present, right), plain, pa.scalar(None, pa.string()))
+        fits, values = _cast(plain, kind)
+        if pa.types.is_float64(kind) and not declared:
+            kept = np.ones(len(plain), np.bool_)
+            doubtful = _doubtful(plain, values)
+            kept[doubtful] = [_is_kept(each) for each in plain.take(pa.array(doubtful)).to_pylist()]
+            fits = pc.and_(fits, pa.array(kept))
     good: Mask = np.asarray(pc.fill_null(fits, fill_value=False)) | ~np.asarray(present)
     return values, good
 

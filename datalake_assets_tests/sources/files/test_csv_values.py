@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from contextlib import closing
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -64,6 +65,11 @@ COLUMNS = {
     "exponents": (["1e5", "2.5", "nan"], "double"),
     "exponents that a double cannot hold": (["1e400", "1"], "string"),
     "exponents beside more digits than a double has": (["1e5", "0.123456789012345678901"], "string"),
+    "exponents beside a number that no double is": (["1e3", "9007199254740993"], "string"),
+    "exponents beside long numbers that doubles are": (["1e3", "9007199254740992", "0.1234567890123456"], "double"),
+    "doubles with all their digits": (["3.141592653589793e-05", "0.10000000000000001", "123456.789"], "double"),
+    "more digits than the next double has": (["1.2345678901234567e-05", "1.5"], "string"),
+    "numbers that would vanish": (["1e-400", "1e-5"], "string"),
     "leading zeros": (["007", "12"], "string"),
     "leading signs": (["+7", "12"], "string"),
     "hexadecimal": (["0x10", "12"], "string"),
@@ -307,10 +313,16 @@ def test_texts_are_in_utf8_afterwards(data, encoding, text):
     ready.close()
 
 
-@pytest.mark.parametrize("data", [b"\x80\x9f,1\n", "ü".encode("utf-16")[:-1]])
+@pytest.mark.parametrize("data", [b"\x80\x9f,1\n", "ü".encode("utf-16")[:-1], b"PAR1,\xc3\xbc\n\0\xff\n"])
 def test_what_is_in_no_encoding_is_refused(data):
     with pytest.raises(BadFile):
         contents(data)
+
+
+@pytest.mark.parametrize("data", [b"\xc3\xbc,a\xff\n1,2\n", b"PK\5\6\0\0\n1\n", "a,b\n1,2\n".encode("utf-32-le")])
+def test_no_column_is_named_by_what_is_no_text(data):
+    with closing(contents(data)) as ready, pytest.raises(BadFile, match="no text"):
+        opened("a.csv", ready, ReadingOptions())
 
 
 def test_names_of_types_are_known():
@@ -331,6 +343,47 @@ def test_json_values_keep_every_digit():
         (None, Decimal("12345678901234567.80"), None, None, True),
     ]
     assert [line for line, _ in bad] == [3, 4]
+
+
+@pytest.mark.parametrize("text", ["9007199254740993", "1e-400", "1.00000000000000001", "1e400"])
+def test_a_later_number_that_no_double_is_is_bad_and_no_other(text):
+    file = opened("a.csv", contents(f"v\n{text}\n0.5\n1e-7\n".encode()), ReadingOptions())
+    (parsed,) = file.rows({"v": pa.float64()})
+    assert (parsed.rows.column("v").to_pylist(), [each.line for each in parsed.bad]) == ([0.5, 1e-7], [2])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 20))
+def test_a_number_is_no_double_if_its_digits_would_be_others(value, digits):
+    text = f"{value:.{digits - 1}e}"
+    is_kept = Decimal(f"{float(text):.{digits - 1}e}") == Decimal(text) and not math.isinf(float(text))
+    assert classified(pa.array([text])).name == ("double" if is_kept else "text")
+
+
+def test_a_mark_of_byte_order_within_a_file_is_a_letter():
+    assert read("\ufeffa,b\n\ufeffx,1\n")[1] == [("\ufeffx", 1)]
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "rows"),
+    [
+        (",a,b\n0,1,x\n1,2,x\n", ("column_1", "a", "b"), 2),
+        ("a,a,b\n1,2,x\n", ("a", "a_2", "b"), 1),
+        ("a,b,\n1,x,\n", ("a", "b", "column_3"), 1),
+        ("x,,y\nx,1,z\n", ("column_1", "column_2", "column_3"), 2),
+        ("x,x\ny,z\n", ("column_1", "column_2"), 2),
+    ],
+)
+def test_a_header_may_have_empty_names_or_equal_ones_if_columns_say_that_it_is_one(data, names, rows):
+    types, found, _ = read(data)
+    assert (tuple(types), len(found)) == (names, rows)
+
+
+def test_texts_of_json_are_no_numbers_and_no_truths_later():
+    file = opened("a.json", contents(b'{"n":1,"t":"1"}\n{"n":"2"}\n{"b":"true"}\n{"n":"","t":7}\n'), ReadingOptions())
+    (parsed,) = file.rows({"n": pa.int64(), "t": pa.string(), "b": pa.bool_()})
+    assert [each["n"] for each in parsed.rows.to_pylist()] == [1, None]
+    assert [each.line for each in parsed.bad] == [2, 3]
 
 
 def test_json_that_is_none_is_bad_by_line_and_stops_nothing():
