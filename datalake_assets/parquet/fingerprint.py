@@ -222,10 +222,12 @@ def _nullable(schema: pa.Schema) -> pa.Schema:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Times as the integers that they are: DuckDB would round some and refuse others."""
+    """Times and floating-point numbers as integers: DuckDB would round some, refuse others, and hash zeros alike."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
+        return _plain(_storage(column))
+    if pt.is_floating(kind):
+        return _as_bits(column)
     if pt.is_time32(kind) or pt.is_date32(kind):
         return _viewed(column, pa.int32())
     if any(is_wide(kind) for is_wide in (pt.is_timestamp, pt.is_time64, pt.is_date64, pt.is_duration)):
@@ -243,12 +245,10 @@ _BITS = {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
 def same_rows(left: pa.Table, right: pa.Table) -> bool:
     """Whether all values are equal, row by row; NaNs are if their bits are, and zero is not minus zero.
 
-    False may also mean that this way cannot decide: NaNs within nested columns, dictionaries in another order. Then
-    the rows have to be compared by their hashes (`MultisetHasher`).
+    False may also mean that this way cannot decide: dictionaries in another order. Then the rows have to be compared by
+    their hashes (`MultisetHasher`).
     """
-    return left.schema.equals(right.schema) and all(
-        _as_bits(one).equals(_as_bits(other)) for one, other in zip(left.columns, right.columns, strict=True)
-    )
+    return left.schema.equals(right.schema) and all(map(_equal, left.columns, right.columns))
 
 
 def same_values(expected: Iterable[pa.Table], found: Iterable[pa.Table]) -> bool:
@@ -283,12 +283,46 @@ def _same_in_order(one: pa.Table, other: pa.Table) -> bool:
     return np.array_equal(first, second)
 
 
-def _as_bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Floating-point numbers as the bits that they are: to Arrow no NaN equals itself."""
+def _equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Whether two columns of one type have the same values; to Arrow no NaN equals itself, and both zeros are equal."""
+    kind = one.type
+    if not _has_floats(kind):
+        return bool(one.equals(other))
+    if pt.is_floating(kind):
+        return bool(_as_bits(one).equals(_as_bits(other)))
+    parts = _parts(one)
+    return bool(parts) and all(map(_equal, parts, _parts(other)))
+
+
+def _parts(column: pa.ChunkedArray) -> list[pa.ChunkedArray]:
+    """Columns that are the same exactly where it is the same, a level less deep; empty if nobody knows them."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _as_bits(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
-    if pt.is_floating(kind):
-        bits = _BITS[kind.bit_width]
-        return pa.chunked_array([chunk.view(bits) for chunk in column.chunks], bits)
-    return column
+        return [_storage(column)]
+    if pt.is_dictionary(kind):
+        return [column.cast(kind.value_type)]
+    if pt.is_map(kind):
+        return [column.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))]
+    if pt.is_struct(kind):
+        return [column.is_null(), *column.flatten()]
+    if pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
+        return [pc.list_value_length(column), pc.list_flatten(column)]
+    return []
+
+
+def _has_floats(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_floats(kind.storage_type)
+    if pt.is_dictionary(kind):
+        return _has_floats(kind.value_type)
+    inner = (kind.field(place).type for place in range(kind.num_fields)) if pt.is_nested(kind) else ()
+    return pt.is_floating(kind) or any(map(_has_floats, inner))
+
+
+def _as_bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Floating-point numbers as the bits that they are."""
+    return _viewed(column, _BITS[column.type.bit_width])
+
+
+def _storage(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
