@@ -54,6 +54,15 @@ class Input:
     on_checksum: Callable[[str], None] | None = None
     keep: Callable[[pa.Table], pa.Table] | None = None
 
+    def opened(self) -> pa.NativeFile:
+        """The file, opened.
+
+        Raises:
+            UnreadableFile: It cannot be.
+        """
+        with _translating(self.file):
+            return self.open()
+
 
 class OpenInput:
     """An input while it is read; belongs to one thread.
@@ -80,7 +89,7 @@ class OpenInput:
         #: Rows that were not kept, once all were read.
         self.dropped_rows = 0
         with _translating(file):
-            self._native = given.open()
+            self._native = given.opened()
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             in_memory = isinstance(self._native, pa.BufferReader)

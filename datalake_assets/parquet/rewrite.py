@@ -243,7 +243,7 @@ class _Pass(Generic[FinishedT]):
         """Takes an input; opens it only if the kernel that merges pages cannot say all that there is to know of it."""
         stated = given.keep is None and not (given.is_encoded or self._shape.ours or self._shape.lost)
         if stated and self._queue is not None and self._queue.merges:
-            native = given.open()
+            native = given.opened()
             data = native.read_buffer() if isinstance(native, pa.BufferReader) else None
             found = self._queue.look(given, data, self._shape) if data is not None else None
             if found is not None and not self._are_large(found.file.size_bytes, found.plain_bytes, found.row_groups):

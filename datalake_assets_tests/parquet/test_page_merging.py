@@ -112,6 +112,18 @@ def test_a_damaged_file_is_left_alone_and_the_others_are_merged(is_committed):
     assert read(result)["id"].to_pylist() == [i for i in range(300) if i // 50 != 2]
 
 
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_file_that_cannot_be_opened_is_left_alone_and_the_others_are_merged(place):
+    def refuse():
+        raise PermissionError(13, "Permission denied")
+
+    files = inputs(*(events(i * 50) for i in range(6)))
+    files[place] = replace(files[place], open=refuse)
+    result = rewritten(files)
+    assert result.rejected == {f"f{place}": "cannot be read: [Errno 13] Permission denied"}
+    assert (result.merged, result.encoded, read(result).num_rows) == (1, 1, 250)
+
+
 def test_bloom_filters_are_made_for_the_rows_of_all():
     options = {"bloom_filter_options": {"id": {"ndv": 1000, "fpp": 0.01}}}
     result = rewritten(inputs(*(events(i * 50) for i in range(4)), **options))
