@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # an older pip takes twice the CPU, and compiling all that nobody imports a quarter more
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# packages of npm's that tests use
+NPM := datalake_assets_tests/npm
+
 # the web UI of `make dev`: another port with `make dev PORT=3333`
 PORT ?= 3000
 # processes of pytest: one more than two cores, since tests wait for servers and disks
@@ -44,7 +47,7 @@ dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, 
 	  DAGSTER_HOME=$$home DATALAKE_WEBSERVER_URL=http://127.0.0.1:$(PORT) PYTHONWARNINGS='ignore:Function `dev_command`' \
 	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT) --log-level warning
 
-test: $(VENV)/.dev ## run the tests
+test: $(VENV)/.dev $(NPM)/node_modules ## run the tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the native kernel's warnings
@@ -66,7 +69,7 @@ wheel: $(VENV)/.dev ## a manylinux wheel in dist/ with the native kernel, which 
 	@rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
-crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), merges, writes to Iceberg tables and their upkeep; count the rows
+crash: $(VENV)/.dev $(NPM)/node_modules ## kill exports (ROUNDS=100), compactions (twice as many), merges, writes to Iceberg tables and their upkeep; count the rows
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store local
 	@$(BIN)/python -m datalake_assets_tests.crash --what export --rounds $(ROUNDS) --store s3
 	@$(BIN)/python -m datalake_assets_tests.crash --what compact --rounds $$((2 * $(ROUNDS))) --store local
@@ -82,6 +85,7 @@ crash: $(VENV)/.dev ## kill exports (ROUNDS=100), compactions (twice as many), m
 	@$(BIN)/python -m datalake_assets_tests.crash --what merge --batches $(ROUNDS) --kills $$(($(ROUNDS) / 2))
 	@$(BIN)/python -m datalake_assets_tests.crash --what change --rounds $$((2 * $(ROUNDS)))
 	@$(BIN)/python -m datalake_assets_tests.crash --what queue --messages $$((200 * $(ROUNDS))) --deaths $(ROUNDS)
+	@$(BIN)/python -m datalake_assets_tests.crash --what queue --fifo --messages $$((10 * $(ROUNDS))) --deaths $$(($(ROUNDS) / 5))
 	@$(BIN)/python -m datalake_assets_tests.crash.iceberg_exports "$$(mktemp -d)" $(ROUNDS) 1
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
@@ -99,6 +103,7 @@ bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction bes
 
 clean: ## remove .venv, .venv-peers and caches; the lake and Dagster's history stay
 	@rm -rf $(VENV) $(VENV)-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@rm -rf $(NPM)/node_modules
 	@rm -f $(NATIVE)/pagemerge.so $(NATIVE)/not-built.txt
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
@@ -129,6 +134,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(SOURCES)
 $(VENV)/.dev: pyproject.toml constraints.txt $(SOURCES)
 	$(call install,.[demo$(,)dev])
 	@touch $(VENV)/.demo $@
+
+# servers that tests start; without npm their tests are skipped
+$(NPM)/node_modules: $(NPM)/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix $(NPM) --ignore-scripts --no-audit --no-fund --silent > /dev/null && touch $@; fi
 
 # what compaction is measured beside; an environment of its own, since Daft needs an older pyarrow than ours
 $(VENV)-peers/.peers: benchmarks/peers-constraints.txt | $(VENV)/.dev
