@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,42 @@ def test_merged_rows_are_those_of_the_inputs(kernel, written):
             assert decoded(found).equals(wanted, check_metadata=True)
             assert found.rows == wanted.num_rows
             assert not (found.copied_pages and (not copy or codec != written["compression"]))
+
+
+ENCODINGS = {
+    "id": ("DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"),
+    "at": ("DELTA_BINARY_PACKED", "PLAIN"),
+    "amount": ("BYTE_STREAM_SPLIT", "PLAIN"),
+    "session": ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"),
+    "country": ("DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"),
+    "flag": ("RLE", "PLAIN"),
+    "raw": ("DELTA_BYTE_ARRAY", "BYTE_STREAM_SPLIT"),
+}
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_values_of_every_encoding_merge(kernel, which, version):
+    tables = []
+    for start in range(0, 2000, 400):
+        table = small(start).drop_columns("user")
+        table = table.append_column("flag", pa.array([place % 3 == 0 if place % 7 else None for place in range(400)]))
+        raw = pa.array([f"{place * 31 % 997:05}".encode() for place in range(400)], pa.binary(5))
+        tables.append(table.append_column("raw", raw))
+    encoding = {name: choices[which] for name, choices in ENCODINGS.items()}
+    options = {"use_dictionary": False, "column_encoding": encoding, "data_page_version": version}
+    bodies = [parquet(table, data_page_size=2000, write_page_index=True, **options) for table in tables]
+    assert decoded(merged(kernel, bodies)).equals(pa.concat_tables(tables))
+    assert all(each.refused is None for each in kernel.check([Part(body) for body in bodies], Depth.DECODE))
+
+
+def test_merges_run_side_by_side(kernel):
+    """Nothing is shared between calls: outputs are the same, byte for byte."""
+    bodies = [[parquet(small(start + shift)) for start in range(0, 4000, 400)] for shift in range(4)]
+    alone = [bytes(merged(kernel, each).view) for each in bodies]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert [bytes(each.view) for each in pool.map(lambda each: merged(kernel, each), bodies)] == alone
 
 
 def test_pages_of_small_files_are_joined_without_being_decompressed(kernel):
