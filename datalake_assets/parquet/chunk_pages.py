@@ -44,6 +44,7 @@ from datalake_assets.parquet.row_groups import MAGIC
 from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, MalformedThrift
 
 __all__ = [
+    "BY_DICTIONARY",
     "DICTIONARY_ENCODINGS",
     "FIXED_OVERHEAD_BYTES",
     "HIDING",

@@ -18,11 +18,20 @@ import pyarrow.parquet as pq
 
 from datalake_assets.core.wording import count_text, size_text
 from datalake_assets.parquet.bit_streams import MAX_VALUES, leading_number
-from datalake_assets.parquet.chunk_pages import DICTIONARY_ENCODINGS, UNREADABLE, Chunk, Chunks
+from datalake_assets.parquet.chunk_pages import (
+    BY_DICTIONARY,
+    DICTIONARY_ENCODINGS,
+    OVERHEAD_BYTES,
+    UNREADABLE,
+    Chunk,
+    Chunks,
+)
 from datalake_assets.parquet.pages import DICTIONARY_PAGE
 
 __all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "undecodable"]
 
+#: The type of values of a length that the schema states; and bytes of the widest value of all others but texts.
+FIXED, WIDEST = "FIXED_LEN_BYTE_ARRAY", 8
 #: Decoded row groups that whoever rewrites may hold: what goes in, what is sorted, what is read back.
 ROW_GROUPS_HELD = 3
 #: Decoded bytes of a row, at the most, where nobody says how much memory there is: a compaction's default for all.
@@ -52,6 +61,8 @@ def undecodable(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: in
     One look at each column chunk finds out both: of small files looks take a tenth of the time. Pages are read only of
     chunks whose rows may be too large, or whose dictionary the footer does not state.
     """
+    if _is_above_suspicion(parquet.metadata, row_bytes):
+        return ""
     doubt = ""
     for chunks in Chunks(parquet, source):
         with contextlib.suppress(*UNREADABLE):
@@ -59,6 +70,29 @@ def undecodable(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: in
                 return reason
         doubt = doubt or _unproven_of(chunks)
     return doubt
+
+
+def _is_above_suspicion(metadata: pq.FileMetaData, row_bytes: int) -> bool:
+    """Whether a file's footer leaves no doubt, as that of nearly all small files: a fifth of the time of a look.
+
+    It does where rows have one value a column, a whole row group has no more bytes than a row may have, and all
+    dictionaries are stated.
+    """
+    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    if any(column.max_repetition_level for column in columns):
+        return False
+    fixed = sum(max(int(column.length), WIDEST) for column in columns if column.physical_type == FIXED)
+    fixed += (WIDEST + OVERHEAD_BYTES) * len(columns)
+    for number in range(metadata.num_row_groups):
+        group, encoded = metadata.row_group(number), 0
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if not chunk.dictionary_page_offset and not BY_DICTIONARY.isdisjoint(chunk.encodings):
+                return False
+            encoded += max(int(chunk.total_uncompressed_size), int(chunk.total_compressed_size), 0)
+        if encoded + fixed > row_bytes:
+            return False
+    return True
 
 
 def _unproven_of(chunks: list[Chunk]) -> str:
