@@ -15,10 +15,6 @@ inline int bits_for(u64 largest) { return largest ? 64 - __builtin_clzll(largest
 template <class T>
 const u8* decode_hybrid(const u8* at, const u8* end, int bits, T* out, size_t count) {
   need(bits >= 0 && bits <= 32, "numbers are packed too wide");
-  if (!bits) {
-    memset(out, 0, count * sizeof(T));
-    return end;
-  }
   u64 mask = (1ull << bits) - 1;
   size_t run_bytes = (static_cast<size_t>(bits) + 7) / 8;
   while (count) {
@@ -35,9 +31,13 @@ const u8* decode_hybrid(const u8* at, const u8* end, int bits, T* out, size_t co
         need((taken * static_cast<size_t>(bits) + 7) / 8 <= left, "a run ends early");
         bytes = left;
       }
-      u64 bit = 0;
-      for (size_t i = 0; i < taken; i++, bit += static_cast<u64>(bits)) {
-        out[i] = static_cast<T>((load<u64>(at + (bit >> 3)) >> (bit & 7)) & mask);
+      if (bits) {
+        u64 bit = 0;
+        for (size_t i = 0; i < taken; i++, bit += static_cast<u64>(bits)) {
+          out[i] = static_cast<T>((load<u64>(at + (bit >> 3)) >> (bit & 7)) & mask);
+        }
+      } else {  // of no bits: there are as many as their runs say, and all are zero
+        std::fill_n(out, taken, T{0});
       }
       at += bytes;
       out += taken;
