@@ -85,16 +85,25 @@ def _floor(time: datetime, by: PartitionBy) -> datetime:
 
 
 def _next(start: datetime, by: PartitionBy) -> datetime:
-    if by is PartitionBy.HOUR:
-        return start + timedelta(hours=1)
-    if by is PartitionBy.DAY:
-        return start + timedelta(days=1)
-    return (start + timedelta(days=32)).replace(day=1)
+    """Where the next partition begins; of the last one that Python's calendar has, its last moment."""
+    try:
+        if by is PartitionBy.HOUR:
+            return start + timedelta(hours=1)
+        if by is PartitionBy.DAY:
+            return start + timedelta(days=1)
+        return (start + timedelta(days=32)).replace(day=1)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def _written(start: datetime, form: str) -> str:
+    """As ``strftime`` does, with four digits for each year; the C library's has fewer before the year 1000."""
+    return start.strftime(form.replace("%Y", f"{start.year:04}"))
 
 
 def key_of(time: datetime, by: PartitionBy) -> str:
     """The key of the partition that an aware ``time`` falls in."""
-    return _floor(time, by).strftime(by.key_format)
+    return _written(_floor(time, by), by.key_format)
 
 
 def window_of(key: str, by: PartitionBy) -> TimeWindow:
@@ -107,7 +116,7 @@ def window_of(key: str, by: PartitionBy) -> TimeWindow:
         start = datetime.strptime(key, by.key_format).replace(tzinfo=UTC)
     except ValueError:
         start = None
-    if start is None or start != _floor(start, by) or start.strftime(by.key_format) != key:
+    if start is None or start != _floor(start, by) or _written(start, by.key_format) != key:
         example = datetime(2025, 1, 15, 12, tzinfo=UTC).strftime(by.key_format)
         msg = f"{key!r} is not a partition by {by.value}; write it like {example!r}"
         raise ConfigError(msg)
@@ -118,7 +127,7 @@ def keys_in(window: TimeWindow, by: PartitionBy) -> Iterator[str]:
     """The keys of all partitions that overlap ``window``, in time order."""
     start = _floor(window.start, by)
     while start < window.end:
-        yield start.strftime(by.key_format)
+        yield _written(start, by.key_format)
         start = _next(start, by)
 
 
@@ -131,7 +140,7 @@ def path_of(key: str, by: PartitionBy | None) -> str:
     if by is None:
         version_number(key)
         return f"version={key}"
-    return window_of(key, by).start.strftime(by.path_format)
+    return _written(window_of(key, by).start, by.path_format)
 
 
 def parse_path(path: str, by: PartitionBy | None) -> str | None:
@@ -148,7 +157,7 @@ def parse_path(path: str, by: PartitionBy | None) -> str | None:
     except ValueError:
         return None
     key = key_of(start, by)
-    return key if start.strftime(by.path_format) == path else None
+    return key if _written(start, by.path_format) == path else None
 
 
 def version_key(number: int) -> str:

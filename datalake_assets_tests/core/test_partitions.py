@@ -49,6 +49,16 @@ def test_key_window_and_path_of_a_partition(by, key, path, start, end):
     assert parse_path(path, by) == key
 
 
+@pytest.mark.parametrize("by", PartitionBy)
+@pytest.mark.parametrize("time", [utc(1, 1, 1), utc(999, 12, 31, 23), utc(9999, 12, 31, 23, 59, 59)])
+def test_the_first_and_the_last_times_of_the_calendar_have_a_partition(time, by):
+    """Dates that stand for none are such ones; who puts their rows aside says where."""
+    key = key_of(time, by)
+    assert window_of(key, by).contains(time)
+    assert parse_path(path_of(key, by), by) == key
+    assert list(keys_in(window_of(key, by), by)) == [key]
+
+
 @given(times, lengths)
 def test_a_time_lies_in_the_window_of_its_key(time, by):
     key = key_of(time, by)
