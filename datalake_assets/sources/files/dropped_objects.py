@@ -7,6 +7,7 @@ that is how Hadoop, Spark and editors name what is not finished.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import threading
@@ -59,7 +60,7 @@ class DroppedObject:
 def is_drop(name: str, pattern: str = "*") -> bool:
     """Whether a name is that of a dropped file, and matches a pattern: of its last part, or of all if it has ``/``."""
     parts = name.split("/")
-    if any(part.startswith((".", "_")) or not part for part in parts):
+    if not parts[-1] or any(part.startswith((".", "_")) for part in parts):  # S3 has folders without a name
         return False
     return fnmatchcase(name if "/" in pattern else parts[-1], pattern)
 
@@ -173,6 +174,8 @@ class LocalObjects:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
+            if error.errno == errno.ELOOP:  # a link to itself is no file, as one to nothing is none
+                return None
             raise SourceUnavailable(f"files in {self.uri}", f"{name}: {error.strerror}") from error
         if not os.path.isfile(self._folder / name):  # noqa: PTH113  a pipe has no end
             return None
@@ -200,8 +203,12 @@ class LocalObjects:
         """Implements `DroppedObjects`."""
 
 
+#: Microseconds since 1970 of the first and the last time that Python's calendar has; file systems have more.
+_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
+
+
 def _dropped(name: str, found: os.stat_result) -> DroppedObject:
-    micros = found.st_mtime_ns // 1000
+    micros = max(_FIRST, min(_LAST, found.st_mtime_ns // 1000))
     modified = datetime.fromtimestamp(micros // 10**6, UTC).replace(microsecond=micros % 10**6)
     return DroppedObject(name, found.st_size, modified, f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}")
 

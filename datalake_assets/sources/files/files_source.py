@@ -42,6 +42,8 @@ from datalake_assets.sources.files.text_values import Kind, joined, named_type
 
 __all__ = ["FileBatches", "Files", "connect", "options_of"]
 
+#: Files of a later time than this are no younger than others: their clock was wrong.
+FAR_AHEAD = timedelta(days=1)
 #: The two columns that every row has.
 MODIFIED = pa.timestamp("us", "UTC")
 
@@ -179,10 +181,13 @@ class FileBatches:
         listed = [each for each in self._listed() if is_drop(each.name, self._source.pattern)]
         is_whole = self._place.are_whole or self._feed.kind is FeedKind.TABLE
         settled = datetime.max.replace(tzinfo=UTC) if is_whole else datetime.now(UTC) - self._min_age
-        young = [each for each in listed if each.modified > settled]
+        # a time that is far ahead says nothing of when the file was written
+        ahead = datetime.now(UTC) + FAR_AHEAD
+        young = [each for each in listed if settled < each.modified < ahead]
         odd = [each.name for each in listed if not _is_text(each.name)]
         self._problems = [f"{name.encode(errors='replace').decode()}: its name is not UTF-8" for name in odd]
-        old = [each for each in listed if each.modified <= settled and each.name not in set(odd)]
+        left = {*odd, *(each.name for each in young)}
+        old = [each for each in listed if each.name not in left]
         landed = self.request.landed if self._feed.kind is not FeedKind.TABLE else None
         known = landed.known([each.name for each in old]) if landed is not None else [None] * len(old)
         wanted = [
@@ -299,7 +304,7 @@ class FileBatches:
             return
         with closing(contents):
             item = _item(dropped, contents.checksum, former)
-            if former is not None and former.item == item and former.state == "landed":
+            if former is not None and former.item == item and former.state == "landed" and not former.refused:
                 yield self._last(pending, replace(former, version=dropped.version), schema)
                 return
             modified = former.modified if former is not None and former.item == item else dropped.modified
@@ -370,10 +375,12 @@ class FileBatches:
 
     def _last(self, pending: _Pending, landed: LandedItem, schema: pa.Schema) -> SourceBatch:
         empty = pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
+        # of a content that was landed in part and is gone, nobody can land the rest
+        is_half = pending.former is not None and pending.former.state == "landing"
         finished = FinishedItem(
             landed,
             pending.former,
-            replaces=self._source.on_change == "replace",
+            replaces=self._source.on_change == "replace" or (self._source.on_change == "ignore" and is_half),
             name_column=self._source.file_column,
         )
         return replace(self._batch(empty, landed.item), finished=(finished,))

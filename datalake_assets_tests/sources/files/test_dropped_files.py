@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import os
 import zipfile
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from datalake_assets.errors import CommitConflict
 from datalake_assets.lake import item_ledger
 from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.tables import open_table
+from datalake_assets.sources.files.dropped_objects import is_drop
 from datalake_assets.sources.files.files_source import FileBatches
 from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
 
@@ -112,6 +114,82 @@ def test_a_file_that_becomes_bad_keeps_its_former_rows_until_it_is_good_again(dr
     dropping.drop("a.csv", "id\n3\n", at=LATER + timedelta(hours=1))
     dropping.export()
     assert dropping.rows("id") == [(3,)]
+
+
+@only_local
+def test_a_refused_file_that_is_touched_is_read_again(dropping):
+    """The feed may have been mended meanwhile."""
+    dropping.drop("a.csv", "id\n1\n")
+    dropping.export()
+    dropping.drop("a.csv", "number\n2\n", at=LATER)
+    dropping.export()
+    assert dropping.remembered()["a.csv"]["refused"] == "it has column 'number', which the feed has not"
+    dropping.feed = files_feed(str(dropping.folder), source={"rename": {"number": "id"}})
+    assert dropping.export().rows_read == 0
+    dropping.drop("a.csv", "number\n2\n", at=LATER + timedelta(hours=1))
+    dropping.export()
+    assert dropping.rows("id") == [(2,)]
+    assert dropping.remembered()["a.csv"]["refused"] == ""
+
+
+@only_local
+def test_a_content_that_was_landed_in_part_and_is_gone_is_replaced_even_where_changes_are_ignored(
+    dropping, monkeypatch
+):
+    dropping = by_day(dropping)
+    dropping.feed = dropping.feed.model_copy(
+        update={"source": dropping.feed.source.model_copy(update={"on_change": "ignore"})}
+    )
+    dropping.drop("a.csv", dated(1, 2, 3))
+    swap, left = type(dropping.store).swap, [3]
+
+    def dies(self, key, body, *, etag):
+        left[0] -= key.endswith("manifest.json")
+        if not left[0]:
+            raise Killed
+        return swap(self, key, body, etag=etag)
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(type(dropping.store), "swap", dies)
+        dropping.export()
+    assert dropping.remembered()["a.csv"]["state"] == "landing"
+    for value in (1, 2):
+        dropping.drop("a.csv", dated(2, 4, value=value), at=LATER + timedelta(hours=value))
+        dropping.export()
+    assert dropping.rows("id") == [(1,), (1,)]
+
+
+@only_local
+def test_odd_times_and_links_of_one_file_stop_no_other(dropping):
+    dropping.feed = files_feed(str(dropping.folder), source={"min_age_s": 60})
+    dropping.drop("good.csv", "id\n1\n")
+    (dropping.folder / "loop.csv").symlink_to("loop.csv")
+    for name, seconds in (("never.csv", 10**13), ("old.csv", -(10**9)), ("ahead.csv", 4 * 10**9)):
+        dropping.drop(name, f"id\n{seconds}\n")
+        os.utime(dropping.folder / name, (seconds, seconds))
+    report = dropping.export()
+    assert (report.rows_added, report.rows_quarantined) == (1, 3)
+    assert {name.partition("#")[0]: reason for name, reason in dropping.quarantined()} == {
+        "never.csv": "source_modified lies more than 1 day ahead",
+        "old.csv": "source_modified lies before the feed's start",
+        "ahead.csv": "source_modified lies more than 1 day ahead",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.csv", True),
+        ("x//a.csv", True),
+        ("/a.csv", True),
+        ("x/", False),
+        ("x//", False),
+        ("", False),
+        ("_x//a", False),
+    ],
+)
+def test_folders_may_have_no_name_on_s3(name, expected):
+    assert is_drop(name) is expected
 
 
 @only_local
