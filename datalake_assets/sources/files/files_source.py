@@ -136,10 +136,11 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column of a file: its name there, and what its values are."""
+    """A column of a file: its name there, what its values are, and whether records may lack it."""
 
     original: str
     kind: Kind
+    is_optional: bool
 
 
 class FileBatches:
@@ -233,15 +234,18 @@ class FileBatches:
         with ThreadPoolExecutor(self._workers, "files") as pool:
             kinds = pool.map(lambda each: self._kinds(each, known), self._pending())
             found = [each for each in kinds if each is not None]
-        if (
-            self._feed.schema_policy != "evolve"
-        ):  # files that have other columns than the first are refused once they are read
-            found = [each for each in found if each.keys() == found[0].keys()]
         names: dict[str, _Column] = {}
         for columns in found:
+            is_fixed = bool(names) and self._feed.schema_policy != "evolve"
+            others = columns.keys() - names.keys() if is_fixed else frozenset[str]()
+            # such a file is refused once it is read; or, of JSON, the records that have these keys
+            if others and not next(iter(columns.values())).is_optional:
+                continue
             for name, column in columns.items():
+                if name in others:
+                    continue
                 before = names.get(name, column)
-                names[name] = _Column(before.original, joined(before.kind, column.kind))
+                names[name] = replace(before, kind=joined(before.kind, column.kind))
         own = (pa.field(self._source.file_column, pa.string()), pa.field(self._source.modified_column, MODIFIED))
         fields = list(known) if known is not None else []
         taken = {each.name for each in (*fields, *own)}
@@ -267,7 +271,10 @@ class FileBatches:
                 return None
             kinds = file.kinds()
             originals = self._lake_names(file)
-            return {name: _Column(original, kinds[original]) for name, original in originals.items()}
+            return {
+                name: _Column(original, kinds[original], is_optional=not file.has_fixed_columns)
+                for name, original in originals.items()
+            }
         return None
 
     # one file

@@ -9,6 +9,7 @@ import os
 import zipfile
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -374,6 +375,16 @@ def test_types_hold_all_files_that_are_there_at_first_and_later_ones_keep_to_the
     dropping.export()
     assert [(str(v), w) for v, w in dropping.rows("v", "w")] == [("1.00", "007"), ("2.50", "8"), ("3.00", "9")]
     assert [place for place, _ in dropping.quarantined()] == ["c.csv:3", "c.csv:4"]
+
+
+@only_local
+def test_types_hold_json_files_that_lack_keys_or_have_more_of_them(dropping):
+    dropping.drop("a.json", '{"a": 1, "b": 2}\n')
+    dropping.drop("b.json", '{"a": "x"}\n', at=LATER)
+    dropping.drop("c.json", '{"a": 3, "c": 4}\n{"a": 3, "b": 0.5}\n', at=LATER + timedelta(hours=1))
+    assert dropping.export().rows_added == 3
+    assert dropping.rows("a", "b") == [("1", Decimal("2.0")), ("3", Decimal("0.5")), ("x", None)]
+    assert [reason for _, reason in dropping.quarantined()] == ["key 'c' is not in the feed's schema"]
 
 
 @only_local
