@@ -81,11 +81,14 @@ class SystemSource(SourceModel):
     Attributes:
         counts_rows: Whether the system can tell how many rows there are without reading them.
         has_backlog: Whether the system can tell what waits to be read (`datalake_assets.sources.base.HasBacklog`).
+        news_sensor: Begins the name of the sensor that looks for new items; empty if there is nothing to look at
+            (`datalake_assets.sources.base.TellsNews`).
     """
 
     serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
     counts_rows: ClassVar[bool] = False
     has_backlog: ClassVar[bool] = False
+    news_sensor: ClassVar[str] = ""
 
     @abstractmethod
     def position_kind(self, kind: FeedKind) -> PositionKind:

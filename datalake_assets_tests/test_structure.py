@@ -13,10 +13,11 @@ pytestmark = pytest.mark.xdist_group("structure")
 
 #: Why a module that a single other one imports stands by itself.
 REASONS = {
+    "defs.upkeep.new_items": "a sensor, which the location puts together",
+    "sources.files.drop_watch": "what a look lists, apart from which of it is new",
     "lake.item_replacing": "how rows leave files: exports decide which, and know no Parquet",
     "sources.files.json_records": "JSON's grammar, as `csv_records` has that of CSV",
-    "sources.files.file_reading": "what a file is, whatever its grammar; the source says which files",
-    "sources.files.side_by_side": "threads and a queue, which know nothing of files",
+    "parquet.avro_writer": "another format's bytes; whoever converts says of what",
     "cli.feed_options": "which options sources offer, and the feed that they describe",
     "cli.report": "a command; the demo shows it at its end",
     "lake.deleted_keys": "what a merge has to remember, apart from how it writes rows anew",
@@ -26,7 +27,6 @@ REASONS = {
     "defs.duckdb_views": "public, loaded by name: it brings DuckDB",
     "defs.s3_lake": "public, loaded by name: it brings dagster-aws",
     "defs.projects": "public, loaded by name: for other people's projects",
-    "defs.upkeep.queue_depth": "what a queue's sensor does at each tick",
     "defs.upkeep.report_asset": "a subject of the location, which puts it together",
     "defs.upkeep.sensors": "likewise: what keeps an installation in order",
     "demo.keeper": "run by path in a bare interpreter",

@@ -59,13 +59,15 @@ COMMANDS = {
     "sql": "Answer a SELECT over the feeds, by DuckDB, exactly as committed.",
     "ops": "Answer one request of the write API, a JSON document on standard input.",
     "quarantine": "Look at rows that could not be landed, and land them once the feed was mended.",
+    "convert": "Convert CSV, TSV or JSON files at SRC to Parquet or Avro at DST, once, without a lake.",
+    "files": "Say what became of each dropped file of feed NAME: rows, bytes, seconds, or why it was refused.",
     "delete": "Delete the rows of a feed that a condition is true of; first shows how many, by partition and file.",
     "verify": "Compare manifests with objects, of NAME or of all feeds.",
     "repair": "Finish or undo interrupted commits, sweep leftovers, free stuck pool slots.",
     "serve": "Run an embedded server, or the write API, on this machine until Ctrl-C.",
 }
-#: Commands that share a module with another one.
-_MODULES = {"repair": "verify"}
+#: Commands whose module has another name.
+_MODULES = {"repair": "verify", "files": "dropped_files"}
 
 
 class _App(click.Group):

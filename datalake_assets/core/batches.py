@@ -32,6 +32,7 @@ __all__ = [
     "InMemoryBatches",
     "LandedItem",
     "LandedItems",
+    "News",
     "QuarantinedRow",
     "ReadInParts",
     "ReadRequest",
@@ -112,8 +113,26 @@ class LandedItems(Protocol):
     def schema(self) -> pa.Schema | None:
         """The feed's columns so far; None if nothing was ever landed."""
 
+    def entries(self) -> pa.Table:
+        """What is remembered of every item, in the columns of `LandedItem`."""
+
     def known(self, names: Sequence[str]) -> list[LandedItem | None]:
         """What is remembered of items by now; None of those that never came."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a look at a source found that is to be read.
+
+    Attributes:
+        items: Names of items.
+        cursor: What the next look begins with.
+        looked_at: Items that were looked at.
+    """
+
+    items: tuple[str, ...]
+    cursor: str
+    looked_at: int
 
 
 @dataclass(frozen=True, slots=True)

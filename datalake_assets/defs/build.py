@@ -24,12 +24,13 @@ from datalake_assets.defs.feeds.assets import (
     left_out_keys,
     usable_feeds,
 )
-from datalake_assets.defs.feeds.runner import FeedRunner, default_resources, partition_tags
+from datalake_assets.defs.feeds.runner import FeedRunner, default_resources, partition_tags, run_config
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
+from datalake_assets.defs.upkeep.new_items import new_items_sensor
 from datalake_assets.defs.upkeep.queue_depth import Connect, queue_depth_sensor
 from datalake_assets.defs.upkeep.report_asset import lake_report_asset, lake_report_sensor
 from datalake_assets.defs.upkeep.sensors import (
@@ -154,12 +155,17 @@ def feed_schedule(runner: FeedRunner, feed: Feed) -> dg.ScheduleDefinition:
     return export_feed
 
 
-def next_run(runner: FeedRunner, instance: dg.DagsterInstance, feed: Feed) -> dg.RunRequest:
-    """The run that catches a feed up; for a table this allocates its next version."""
+def next_run(
+    runner: FeedRunner, instance: dg.DagsterInstance, feed: Feed, *, items: Sequence[str] = ()
+) -> dg.RunRequest:
+    """The run that catches a feed up, or lands some items; for a table this allocates its next version."""
     with failures_named(feed), known_dagster_warnings_ignored():
         keys = runner.plan(instance, feed.name)
     return dg.RunRequest(
-        asset_selection=[asset_key(feed)], asset_check_keys=on_write_check_keys(feed), tags=partition_tags(keys)
+        asset_selection=[asset_key(feed)],
+        asset_check_keys=on_write_check_keys(feed),
+        tags=partition_tags(keys),
+        run_config=run_config(feed, ExportConfig(items=list(items))),
     )
 
 
@@ -235,6 +241,20 @@ def _queue_depth_sensor(runner: FeedRunner, feed: Feed, connect: Connect) -> dg.
     return queue_depth_sensor(feed, connect, lambda instance: next_run(runner, instance, feed))
 
 
+def has_news(feed: Feed) -> bool:
+    """Whether a feed's source can be looked at for new items; a table is read whole, when somebody wants it."""
+    return feed.is_exported and feed.kind is FeedKind.STREAM and bool(feed.exported_from.news_sensor)
+
+
+def _new_items_sensor(runner: FeedRunner, feed: Feed, connect: Connect) -> dg.SensorDefinition:
+    return new_items_sensor(
+        feed,
+        connect,
+        lambda: runner.lake.table(feed).plan().request.landed,
+        lambda instance, names: next_run(runner, instance, feed, items=names),
+    )
+
+
 def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any], connect: Connect) -> dg.Definitions:
     runner = FeedRunner(feeds, lake, resources)
     compact, maintenance = compact_partition_job(lake, feeds), maintenance_job(lake)
@@ -258,6 +278,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 freshness_sensor(runner.feeds, lake),
                 lake_report_sensor(feeds),
                 *(_queue_depth_sensor(runner, feed, connect) for feed in feeds if has_backlog(feed)),
+                *(_new_items_sensor(runner, feed, connect) for feed in feeds if has_news(feed)),
             ],
         )
         return dg.Definitions.merge(runner.definitions, automation)

@@ -12,9 +12,9 @@ from datalake_assets.feed_sources import SystemSource
 from datalake_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from datalake_assets.core.batches import Backlog, Batches, ReadRequest, SourceBatch
+    from datalake_assets.core.batches import Backlog, Batches, LandedItems, News, ReadRequest, SourceBatch
 
-__all__ = ["DecodesAgain", "FeedOption", "HasBacklog", "SourceObject", "SourceSystem", "System"]
+__all__ = ["DecodesAgain", "FeedOption", "HasBacklog", "SourceObject", "SourceSystem", "System", "TellsNews"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,23 @@ class HasBacklog(Protocol):
 
     def backlog(self, feed: Feed) -> Backlog:
         """What waits for ``feed``.
+
+        Raises:
+            SourceError: It could not be asked.
+        """
+
+
+@runtime_checkable
+class TellsNews(Protocol):
+    """A system that can be looked at for new items; its model names the sensor that does (``news_sensor``)."""
+
+    def news(self, feed: Feed, landed: LandedItems, cursor: str) -> News:
+        """Looks once, at no more than a part of what there is; looks that follow each other see all of it.
+
+        Args:
+            feed: The feed.
+            landed: What the lake has of it.
+            cursor: What the last look gave; empty for the first.
 
         Raises:
             SourceError: It could not be asked.

@@ -16,9 +16,10 @@ from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import CHANGES, ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, QUEUE, Forker
+from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MERGE, QUEUE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
+from datalake_assets_tests.crash.file_rounds import FileRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
@@ -29,7 +30,7 @@ from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 ENOUGH = 5
 FULL = 100
 #: What tells the children which tasks they are for, where not the usual ones.
-WARM = {"iceberg": ICEBERG, "merge": MERGE, "change": CHANGE, "queue": QUEUE}
+WARM = {"iceberg": ICEBERG, "merge": MERGE, "change": CHANGE, "queue": QUEUE, "files": FILES}
 KINDS: dict[str, Any] = {
     "export": Rounds,
     "compact": CompactRounds,
@@ -37,6 +38,7 @@ KINDS: dict[str, Any] = {
     "merge": MergeRounds,
     "change": ChangeRounds,
     "queue": QueueRounds,
+    "files": FileRounds,
 }
 
 

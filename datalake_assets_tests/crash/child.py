@@ -33,7 +33,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["CHANGE", "ICEBERG", "MERGE", "QUEUE", "Forker"]
+__all__ = ["CHANGE", "FILES", "ICEBERG", "MERGE", "QUEUE", "Forker"]
 
 
 class Forker:
@@ -173,6 +173,8 @@ MERGE = "CRASH_MERGE"
 CHANGE = "CRASH_CHANGE"
 #: Likewise, of one whose children read a queue.
 QUEUE = "CRASH_QUEUE"
+#: Likewise, of one whose children land dropped files.
+FILES = "CRASH_FILES"
 
 
 def _warm() -> None:
@@ -196,6 +198,11 @@ def _warm() -> None:
         from datalake_assets_tests.crash.queue_rounds import consume  # noqa: PLC0415
 
         TASKS[consume.__name__] = consume
+        return
+    if FILES in os.environ:
+        from datalake_assets_tests.crash.file_rounds import land_files  # noqa: PLC0415
+
+        TASKS[land_files.__name__] = land_files
         return
     for scenario in SCENARIOS.values():
         scenario.truth(3)

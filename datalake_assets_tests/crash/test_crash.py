@@ -13,10 +13,11 @@ import pytest
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, ICEBERG, MERGE, QUEUE, Forker
+from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MERGE, QUEUE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
+from datalake_assets_tests.crash.file_rounds import FileRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS as WAYS_OF_ICEBERG
 from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
@@ -83,6 +84,17 @@ def test_killed_workers_of_a_queue_lose_and_double_no_message(tmp_path: Path, lo
         rounds = QueueRounds(str(tmp_path), forker, seed=9, load=load)
         rounds.prepare()
         while not rounds.is_done:
+            rounds.round()
+        rounds.close()
+    assert rounds.hits
+
+
+@pytest.mark.slow
+def test_killed_exports_of_files_that_change_lose_double_and_mix_no_row(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {FILES: "1"}) as forker:
+        rounds = FileRounds(str(tmp_path), forker, seed=3)
+        rounds.prepare()
+        for _ in range(6):
             rounds.round()
         rounds.close()
     assert rounds.hits

@@ -115,10 +115,12 @@ class ExportConfig(dg.Config):
     Attributes:
         allow_shrink: Accept that the source has fewer rows than the lake.
         new_epoch: Accept that the source was recreated, or has lost rows that were never read.
+        items: Of sources with named items, such as dropped files: look at these alone; none means all.
     """
 
     allow_shrink: bool = False
     new_epoch: bool = False
+    items: list[str] = []  # noqa: RUF012  pydantic copies defaults
 
 
 def partitions_of(feed: Feed) -> dg.PartitionsDefinition[str]:
@@ -200,7 +202,15 @@ def _landing(feed: Feed) -> Callable[..., Iterator[dg.Output[FeedRead] | dg.Asse
 def _read(feed: Feed, keys: Sequence[str], config: ExportConfig, resources: Any) -> tuple[Lake, FeedRead]:
     with failures_named(feed):
         lake, source = resources.lake.open(), getattr(resources, feed.source.type).open()
-    read = read_feed(lake, source, feed, keys, allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
+    read = read_feed(
+        lake,
+        source,
+        feed,
+        keys,
+        allow_shrink=config.allow_shrink,
+        new_epoch=config.new_epoch,
+        items=config.items,
+    )
     return lake, read
 
 

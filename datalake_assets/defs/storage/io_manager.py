@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, get_args, get_origin
 
 import dagster as dg
@@ -121,13 +121,21 @@ class RunLog(Protocol):
 
 
 def read_feed(
-    lake: Lake, source: SourceSystem, feed: Feed, partitions: Sequence[str], *, allow_shrink: bool, new_epoch: bool
+    lake: Lake,
+    source: SourceSystem,
+    feed: Feed,
+    partitions: Sequence[str],
+    *,
+    allow_shrink: bool,
+    new_epoch: bool,
+    items: Sequence[str] = (),
 ) -> FeedRead:
-    """Plans a read of a feed's partitions; nothing is read yet."""
+    """Plans a read of a feed's partitions, or of some of its source's items; nothing is read yet."""
     with failures_named(feed):
         table = lake.table(feed)
         plan = table.plan(partitions, new_epoch=new_epoch)
-        batches, environment = source.read(feed, plan.request), lake.settings.env
+        request = replace(plan.request, items=tuple(items)) if items else plan.request
+        batches, environment = source.read(feed, request), lake.settings.env
         waiting = functools.partial(source.backlog, feed) if isinstance(source, HasBacklog) else None
         return FeedRead(feed, table, batches, tuple(partitions), allow_shrink, environment=environment, backlog=waiting)
 

@@ -16,7 +16,7 @@ from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.sources.base import HasBacklog, SourceSystem
 
-__all__ = ["Connect", "queue_depth_sensor"]
+__all__ = ["Connect", "is_running", "queue_depth_sensor"]
 
 #: Seconds between two looks.
 INTERVAL_S = 30
@@ -62,7 +62,7 @@ def queue_depth_sensor(
         except DatalakeError as error:
             context.log.warning(str(error))
             return dg.SkipReason(str(error))
-        requests = [] if not backlog.waiting or _is_running(context.instance, feed) else [next_run(context.instance)]
+        requests = [] if not backlog.waiting or is_running(context.instance, feed) else [next_run(context.instance)]
         return _looked(context, feed, backlog, requests)
 
     return look
@@ -74,7 +74,7 @@ def _asked(source: SourceSystem, feed: Feed) -> Backlog:
     return source.backlog(feed)
 
 
-def _is_running(instance: dg.DagsterInstance, feed: Feed) -> bool:
+def is_running(instance: dg.DagsterInstance, feed: Feed) -> bool:
     """Whether a run of the feed is under way or waits: another one would wait for it."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=_IN_PROGRESS), limit=_MOST_RUNS)
     return any(asset_key(feed) in (run.asset_selection or ()) for run in runs)

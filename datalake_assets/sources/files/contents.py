@@ -205,31 +205,32 @@ def _eight_bits(plain: BinaryIO) -> str:
 
     A text that is UTF-8 but for some bytes stays UTF-8: its bad records are found one by one.
     """
+    if _is_utf8(plain):
+        return "utf-8"
+    plain.seek(0)
+    others = bytes(sorted(set(range(256)) - set(_NOT_LATIN)))
+    is_latin, has_letters = True, False
+    for piece in _pieces(plain):
+        if b"\0" in piece:
+            raise BadFile("it is no text: it has bytes of zero, and others that are not UTF-8")
+        is_latin = is_latin and not piece.translate(None, delete=others)
+        has_letters = has_letters or _has_utf8(piece)
+    if not has_letters and not is_latin:
+        raise BadFile("it is neither UTF-8, UTF-16 nor Latin-1; declare its encoding")
+    return "utf-8" if has_letters else "iso8859-1"
+
+
+def _is_utf8(plain: BinaryIO) -> bool:
     plain.seek(0)
     decoder = codecs.getincrementaldecoder("utf-8")()
-    is_utf8, is_latin, has_letters, has_zeros = True, True, False, False
-    pending = False
-    for piece in _pieces(plain):
-        has_zeros = has_zeros or b"\0" in piece
-        if piece.isascii() and not pending:
-            continue
-        is_latin = is_latin and not piece.translate(None, delete=bytes(sorted(set(range(256)) - set(_NOT_LATIN))))
-        if is_utf8:
-            try:
+    try:
+        for piece in _pieces(plain):
+            if not piece.isascii() or decoder.getstate()[0]:
                 decoder.decode(piece)
-                pending = bool(decoder.getstate()[0])
-            except UnicodeDecodeError:
-                is_utf8 = False
-        has_letters = has_letters or _has_utf8(piece)
-    if is_utf8 and not pending:
-        return "utf-8"
-    if has_zeros:
-        raise BadFile("it is no text: it has bytes of zero, and others that are not UTF-8")
-    if has_letters or not is_latin:
-        if not has_letters:
-            raise BadFile("it is neither UTF-8, UTF-16 nor Latin-1; declare its encoding")
-        return "utf-8"
-    return "iso8859-1"
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _has_utf8(piece: bytes) -> bool:

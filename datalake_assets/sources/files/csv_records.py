@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 #: Bytes of a block, and of the longest record.
-BLOCK_BYTES, MAX_RECORD_BYTES = 4 << 20, 16 << 20
+BLOCK_BYTES, MAX_RECORD_BYTES = 2 << 20, 16 << 20
 #: Delimiters that are looked for, the likeliest first.
 DELIMITERS = (",", ";", "\t", "|")
 #: Records that a dialect is told from.

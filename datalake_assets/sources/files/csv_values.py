@@ -248,8 +248,7 @@ def infer(
     wanted = [name for name in names if name not in declared]
     if block.unended or not wanted:
         return dict(known)
-    # a double takes any number, whose digits it may not keep
-    if block.is_plain and known and all(known[name].name != "double" for name in wanted):
+    if block.is_plain and known:
         schema = pa.schema([(name, _verifying(known[name])) for name in wanted])
         rows = _decoded_at_once(block, names, schema, dialect, frozenset())
         if rows is not None:
@@ -260,12 +259,14 @@ def infer(
 
 
 def _verifying(kind: Kind) -> pa.DataType:
-    """A type that takes no value of another kind."""
-    return pa.null() if kind.name == "null" else kind.type
+    """A type that takes no value of another kind; a double would take any number, whose digits it may not keep."""
+    return pa.null() if kind.name == "null" else pa.string() if kind.name == "double" else kind.type
 
 
 def _widened(kind: Kind, values: pa.Array) -> Kind:
     """The kind with the digits that numbers have by now."""
+    if kind.name == "double":
+        return joined(kind, classified(values))
     if kind.name not in {"integer", "decimal"} or values.null_count == len(values):
         return kind
     bounds = pc.min_max(values)

@@ -33,6 +33,8 @@ __all__ = ["DroppedObject", "DroppedObjects", "LocalObjects", "ObjectGone", "S3O
 
 #: Attempts at a read that broke off.
 ATTEMPTS = 4
+#: Bytes of a part of a large upload.
+PART_BYTES = 16 << 20
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, CONNECTIONS = 5.0, 60.0, 32
 
 
@@ -288,6 +290,20 @@ class S3Objects:
             raise OSError(f"{came} bytes came, not {dropped.size_bytes}")
         spool.seek(0)
         return spool
+
+    def upload(self, name: str, source: IO[bytes]) -> None:
+        """Writes an object, whole, whatever is there; a large one in parts.
+
+        Raises:
+            SourceError: It cannot be written.
+        """
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager  # noqa: PLC0415  only uploads need it
+
+        source.seek(0)
+        with self._named(name):
+            config = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=2)
+            with create_transfer_manager(self._boto, config) as manager:
+                manager.upload(source, self._bucket, f"{self._prefix}{name}").result()
 
     def is_unchanged(self, dropped: DroppedObject) -> bool:  # noqa: ARG002  it was downloaded as one version
         """Implements `DroppedObjects`."""

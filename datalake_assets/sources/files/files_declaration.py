@@ -6,7 +6,7 @@ Loaded wherever feeds are read, so nothing heavy is imported before the connecti
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -43,10 +43,13 @@ class FilesSource(SystemSource):
         file_column: The lake's name of the column of the file's name.
         modified_column: The lake's name of the column of the file's time.
         min_age_s: Files that were written so few seconds ago are left for later: whoever writes them may not be done.
-        max_files: Files that one export reads, the oldest first.
+        events_queue: URL of an SQS queue that S3 sends notifications of new objects to: the sensor then sees a file at
+            once, whatever its name. Nothing else may read that queue.
+        max_files: Files that are committed together, the oldest first; an export goes on until none waits.
     """
 
-    serves = frozenset({FeedKind.STREAM, FeedKind.TABLE})
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
+    news_sensor: ClassVar[str] = "dropped_files_sensor"
 
     type: Literal["files"] = "files"
     location: Annotated[str, Field(min_length=1)]
@@ -64,6 +67,7 @@ class FilesSource(SystemSource):
     file_column: Annotated[str, Field(min_length=1)] = "source_file"
     modified_column: Annotated[str, Field(min_length=1)] = "source_modified"
     min_age_s: Annotated[float, Field(ge=0, le=86_400)] = 2.0
+    events_queue: str = ""
     max_files: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 
     # a tab is a delimiter, and a space may be one, though texts are stripped elsewhere

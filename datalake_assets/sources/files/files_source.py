@@ -7,18 +7,30 @@ whole, or refused as a whole with its reason; single records that cannot be land
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as pt
 
-from datalake_assets.core.batches import Batches, FinishedItem, LandedItem, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.batches import (
+    Batches,
+    FinishedItem,
+    LandedItem,
+    LandedItems,
+    News,
+    ReadRequest,
+    RejectedRow,
+    SourceBatch,
+)
 from datalake_assets.core.item_ids import NEVER
 from datalake_assets.core.schema import lake_name, lake_names, source_metadata
 from datalake_assets.errors import InvalidFeed, SourceError, SourceRefused
@@ -28,6 +40,7 @@ from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject, SourceSystem
 from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
 from datalake_assets.sources.files.csv_values import BadRecord
+from datalake_assets.sources.files.drop_watch import look, notified
 from datalake_assets.sources.files.dropped_objects import (
     DroppedObject,
     DroppedObjects,
@@ -120,8 +133,27 @@ class Files:
         """Implements `SourceSystem`: nobody knows without reading them."""
         return None
 
+    def news(self, feed: Feed, landed: LandedItems, cursor: str) -> News:
+        """Implements `TellsNews`."""
+        place, source = self.place(feed), declared_files(feed)
+        seen, after = look(place, cursor)
+        if source.events_queue:
+            seen = list(
+                {each.name: each for each in (*seen, *notified(self._sqs, source.events_queue, place))}.values()
+            )
+        batches = FileBatches(feed, ReadRequest(landed=landed), self.place(feed), workers=1, limits=self._limits)
+        return News(batches.wanted(seen), after.to_cursor(), len(seen))
+
+    @cached_property
+    def _sqs(self) -> Any:
+        import boto3  # noqa: PLC0415  half a second, which nobody else pays
+
+        return boto3.client("sqs", region_name=os.environ.get("AWS_REGION", "us-east-1"))
+
     def close(self) -> None:
         """Implements `SourceSystem`."""
+        if "_sqs" in vars(self):
+            self._sqs.close()
         for place in self._places.values():
             place.close()
 
@@ -144,7 +176,7 @@ class _Column:
 
 
 class FileBatches:
-    """One read of a feed's files; implements `Batches`.
+    """One read of a feed's files, so many at a time; implements `Batches` and `ReadInParts`.
 
     Args:
         feed: The feed.
@@ -162,6 +194,8 @@ class FileBatches:
         self.recreated, self.unfinished = False, ""
         self._schema: pa.Schema | None = None
         self._problems: list[str] = []
+        self._unread: dict[str, str] = {}
+        self.has_more = False
 
     @property
     def time_column(self) -> str | None:
@@ -177,9 +211,14 @@ class FileBatches:
     def _min_age(self) -> timedelta:
         return timedelta(seconds=self._source.min_age_s)
 
-    def _pending(self) -> list[_Pending]:
+    def wanted(self, listed: Iterable[DroppedObject]) -> tuple[str, ...]:
+        """Names of files that are to be read, of those that were listed."""
+        return tuple(each.dropped.name for each in self._pending(listed))
+
+    def _pending(self, looked_at: Iterable[DroppedObject] | None = None) -> list[_Pending]:
         """The files that are to be read now, the oldest first; says how many wait."""
-        listed = [each for each in self._listed() if is_drop(each.name, self._source.pattern)]
+        found = self._listed() if looked_at is None else looked_at
+        listed = [each for each in found if is_drop(each.name, self._source.pattern)]
         is_whole = self._place.are_whole or self._feed.kind is FeedKind.TABLE
         settled = datetime.max.replace(tzinfo=UTC) if is_whole else datetime.now(UTC) - self._min_age
         # a time that is far ahead says nothing of when the file was written
@@ -197,9 +236,9 @@ class FileBatches:
             if former is None or self._is_news(each, former)
         ]
         wanted.sort(key=lambda each: (each.dropped.modified, each.dropped.name))
-        if self._feed.kind is not FeedKind.TABLE and len(wanted) > self._source.max_files:
-            more = len(wanted) - self._source.max_files
-            self._problems.append(f"{more:,} more files wait for the next export")
+        if self._feed.kind is not FeedKind.TABLE:
+            wanted = [each for each in wanted if each.dropped.name not in self._unread]
+            self.has_more = len(wanted) > self._source.max_files
             wanted = wanted[: self._source.max_files]
         if young:
             self._problems.append(f"{len(young):,} files were written a moment ago, and wait for the next export")
@@ -214,7 +253,14 @@ class FileBatches:
     def _is_news(self, dropped: DroppedObject, former: LandedItem) -> bool:
         if former.state != "landed":
             return True
+        if former.refused:
+            return former.version != self._refused_version(dropped)
         return self._source.on_change != "ignore" and former.version != dropped.version
+
+    def _refused_version(self, dropped: DroppedObject) -> str:
+        """What a refused file is known by: it is read again once it changes, or what the feed says of its files."""
+        said = f"{self._source.model_dump_json()} {self._feed.schema_policy}"
+        return f"{dropped.version} {hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}"
 
     # which columns
 
@@ -398,9 +444,8 @@ class FileBatches:
             raise SourceRefused(
                 f"file {dropped.name}", reason, cure="mend it, or take it away: a table is all of its files"
             )
-        landed = LandedItem(
-            dropped.name, item, dropped.version, dropped.size_bytes, dropped.modified, 0, 1, seconds, refused=reason
-        )
+        version, size = self._refused_version(dropped), dropped.size_bytes
+        landed = LandedItem(dropped.name, item, version, size, dropped.modified, 0, 1, seconds, refused=reason)
         row = RejectedRow(dropped.name.encode(), f"the file was refused: {reason}", item)
         return replace(self._last(pending, landed, schema), rejected=(row,))
 
@@ -408,7 +453,7 @@ class FileBatches:
         """Implements `Batches`."""
         schema = self.schema
         pending = self._pending()
-        unread: list[str] = []
+        unread = self._unread
 
         def read(one: _Pending) -> Iterator[SourceBatch]:
             """A file that cannot be read now is read another time, and keeps no other from being landed."""
@@ -416,12 +461,12 @@ class FileBatches:
             try:
                 first = next(batches, None)
             except ObjectGone:
-                unread.append(f"{one.dropped.name}: it is gone, or another by now")
+                unread[one.dropped.name] = f"{one.dropped.name}: it is gone, or another by now"
                 return
             except SourceError as error:
                 if self._feed.kind is FeedKind.TABLE:
                     raise
-                unread.append(str(error))
+                unread[one.dropped.name] = str(error)
                 return
             if first is not None:
                 yield first
@@ -431,7 +476,7 @@ class FileBatches:
             yield from side_by_side(pending, read, workers=self._workers)
         finally:
             self._schema = None  # the next iteration asks anew
-        said = [f"{len(unread):,} files could not be read and wait: {unread[0]}"] if unread else []
+        said = [f"{len(unread):,} files could not be read and wait: {next(iter(unread.values()))}"] if unread else []
         self.unfinished = "; ".join([*said, *self._problems])
 
 

@@ -140,14 +140,14 @@ def classified(texts: pa.Array) -> Kind:
 
 
 def _number(texts: pa.Array) -> Kind | None:
-    if not _matches(texts, _DOUBLE):
-        return None
     if _matches(texts, _DECIMAL):
         whole, has_point, behind = _parts(texts)
         fits = all_kept(texts, digits=whole + behind)
         if not has_point and _is_castable(texts, pa.int64()):
             return Kind("integer", digits=whole, fits_double=fits)
         return Kind("decimal", whole, behind, fits) if whole + behind <= MAX_DIGITS else None
+    if not _matches(texts, _DOUBLE):
+        return None
     return Kind("double") if _is_castable(texts, pa.float64()) and all_kept(texts) else None
 
 
@@ -324,9 +324,11 @@ def _all(mask: pa.Array) -> bool:
     return bool(pc.all(mask).as_py())
 
 
-_ZERO, _PLUS, _MINUS = ord("0"), ord("+"), ord("-")
-_LAST = ord("9")
+_ZERO, _LAST, _PLUS, _MINUS, _X, _LARGE_X = (ord(each) for each in "09+-xX")
+_SPACE, _TAB, _LINE, _RETURN = (ord(each) for each in " \t\n\r")
 _LOOKAHEAD = 3
+#: Bytes that are looked at together.
+_PIECE = 128 << 10
 
 
 def needs_a_look(data: npt.NDArray[np.uint8], delimiter: int, quote: int) -> bool:
@@ -339,20 +341,26 @@ def needs_a_look(data: npt.NDArray[np.uint8], delimiter: int, quote: int) -> boo
         delimiter: Between fields.
         quote: Around fields; 0 if there are none.
     """
-    padded = np.concatenate([np.array([ord("\n")], np.uint8), data, np.zeros(_LOOKAHEAD, np.uint8)])
-    before, first = padded[: len(data)], padded[1 : len(data) + 1]
-    begins = (before == delimiter) | (before == ord("\n")) | (before == ord("\r"))
+    return any(
+        _is_odd(data[max(begin - 1, 0) : begin + _PIECE + _LOOKAHEAD], delimiter, quote, is_first=not begin)
+        for begin in range(0, len(data), _PIECE)
+    )
+
+
+def _is_odd(data: npt.NDArray[np.uint8], delimiter: int, quote: int, *, is_first: bool) -> bool:
+    """The same of a piece that stays in the processor's cache; of all but the first, its first byte was looked at."""
+    margin = np.zeros(_LOOKAHEAD, np.uint8)
+    padded = np.concatenate([np.array([_LINE], np.uint8), data, margin] if is_first else [data, margin])
+    before, first = padded[: -_LOOKAHEAD - 1], padded[1:-_LOOKAHEAD]
+    odd = (first == _ZERO) | (first == _PLUS) | (first == _MINUS) | (first == _SPACE) | (first == _TAB)
+    begins = (before == delimiter) | (before == _LINE) | (before == _RETURN)
     if quote:
         begins |= before == quote
-    odd = (first == _ZERO) | (first == _PLUS) | (first == _MINUS) | (first == ord(" ")) | (first == ord("\t"))
     at = np.flatnonzero(begins & odd) + 1
     if not len(at):
         return False
-    sign = padded[at] == _MINUS
-    zero, after = padded[at + sign], padded[at + sign + 1]
-    plain = (zero == _ZERO) & ~_is_digit(after) & (after != ord("x")) & (after != ord("X"))
-    return not (plain | (sign & (zero != _ZERO))).all()
-
-
-def _is_digit(data: npt.NDArray[np.uint8]) -> Mask:
-    return (data >= _ZERO) & (data <= _LAST)
+    # a sign or a space before it: a second one is no way to write a number that is looked for here
+    at += (padded[at] == _MINUS) | (padded[at] == _SPACE) | (padded[at] == _TAB)
+    digit, after = padded[at], padded[at + 1]
+    zeros = (digit == _ZERO) & (((after >= _ZERO) & (after <= _LAST)) | (after == _X) | (after == _LARGE_X))
+    return bool((zeros | (digit == _PLUS) | (digit == _MINUS) | (digit == _SPACE) | (digit == _TAB)).any())

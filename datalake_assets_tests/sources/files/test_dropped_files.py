@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import os
 import zipfile
 from contextlib import suppress
@@ -13,10 +14,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from datalake_assets.cli.app import app
 from datalake_assets.errors import CommitConflict
 from datalake_assets.lake import item_ledger
 from datalake_assets.lake.item_exports import ItemsExport
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.files.dropped_objects import is_drop
 from datalake_assets.sources.files.files_source import FileBatches
@@ -118,18 +122,13 @@ def test_a_file_that_becomes_bad_keeps_its_former_rows_until_it_is_good_again(dr
 
 
 @only_local
-def test_a_refused_file_that_is_touched_is_read_again(dropping):
-    """The feed may have been mended meanwhile."""
-    dropping.drop("a.csv", "id\n1\n")
-    dropping.export()
-    dropping.drop("a.csv", "number\n2\n", at=LATER)
-    dropping.export()
-    assert dropping.remembered()["a.csv"]["refused"] == "it has column 'number', which the feed has not"
-    dropping.feed = files_feed(str(dropping.folder), source={"rename": {"number": "id"}})
+def test_a_refused_file_is_read_again_once_the_feed_says_how(dropping):
+    dropping.drop("a.csv", "id,year\n1,2\n")
+    assert dropping.export().rows_quarantined == 1
     assert dropping.export().rows_read == 0
-    dropping.drop("a.csv", "number\n2\n", at=LATER + timedelta(hours=1))
+    dropping.feed = files_feed(str(dropping.folder), source={"rename": {"year": "season"}})
     dropping.export()
-    assert dropping.rows("id") == [(2,)]
+    assert dropping.rows("id", "season") == [(1, 2)]
     assert dropping.remembered()["a.csv"]["refused"] == ""
 
 
@@ -436,12 +435,13 @@ def test_young_hidden_and_other_files_wait(dropping):
 
 
 @only_local
-def test_the_oldest_files_come_first_where_there_are_too_many(dropping):
+def test_many_files_are_committed_some_at_a_time(dropping):
     dropping.feed = files_feed(str(dropping.folder), source={"max_files": 2})
     for number in range(5):
         dropping.drop(f"{number}.csv", f"id\n{number}\n", at=DROPPED - timedelta(hours=number))
-    assert [dropping.export().rows_added for _ in range(3)] == [2, 2, 1]
-    assert len(dropping.rows("id")) == 5
+    (report,) = [dropping.export()]
+    assert (report.rows_added, len(dropping.rows("id"))) == (5, 5)
+    assert len({each["number"] for each in dropping.remembered().values()}) == 3
 
 
 @only_local
@@ -464,3 +464,21 @@ def test_conflicts_are_what_a_begin_of_other_content_raises(dropping):
     assert known is not None
     with pytest.raises(CommitConflict, match="another writer lands another content"):
         ledger.begin({item_ledger.replace(known, item="a.csv#other"): None})
+
+
+@only_local
+def test_what_became_of_files_is_told_by_a_command(dropping):
+    FeedRegistry(dropping.store).add(dropping.feed)
+    dropping.drop("a.csv", "id,n\n1,\nx\n")
+    dropping.drop("bad.csv", b"")
+    dropping.export()
+    lake = ["--lake", dropping.store.uri]
+    done = CliRunner().invoke(app, [*lake, "files", "s", "--json"])
+    found = {each["name"]: each for each in json.loads(done.stdout)["files"]}
+    assert {name: (each["state"], each["rows"], each["rejected"], each["reason"]) for name, each in found.items()} == {
+        "a.csv": ("landed", 2, 1, None),
+        "bad.csv": ("refused", 0, 1, "it is empty"),
+    }
+    table = CliRunner().invoke(app, [*lake, "files", "s", "--refused"]).stdout
+    assert "bad.csv" in table
+    assert "a.csv" not in table

@@ -1,0 +1,97 @@
+"""A CSV file of 200 MB to Parquet, and to Parquet and Avro: the product beside the usual way and other libraries.
+
+Each run is a process of its own, in turns, so that what else the machine does falls on all. CPU seconds are those of
+the work, imports of what is needed at first use included. The product finds the types of all values by itself, keeps
+decimals exact, and puts bad rows aside; with ``declared`` it is told the types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.compaction_rewrites import PEERS_PYTHON
+from benchmarks.csv_input import write_csv
+from benchmarks.measuring import Target, Used, answer, medians, print_targets
+
+__all__ = ["main"]
+
+#: Both outputs by the product, and by the usual way.
+OURS_BOTH, USUAL = "both declared", "usual"
+OURS = ("lake", "lake declared", "both", OURS_BOTH, "parquet declared")
+PEERS = (USUAL, "pandas", "duckdb", "polars", "pyarrow")
+#: As issue #13 asks for.
+WANTED_RATIO, WANTED_RSS_MB = 8.0, 300.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs all variants in turns and prints the medians and the targets."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks csv", description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=200, help="size of the file (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each variant (default: %(default)s)")
+    parser.add_argument("--only", nargs="*", help="these variants alone")
+    parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON, help="the interpreter that has the peers")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="datalake-bench-") as folder:
+        place = Path(folder) / "drop"
+        place.mkdir()
+        source = place / "payments.csv"
+        rows = write_csv(source, chosen.megabytes)
+        print(f"{source.stat().st_size / 1e6:.0f} MB, {rows:,} rows\n")
+        runs = _runs(source, Path(folder), chosen)
+    _report({name: medians(each) for name, each in runs.items() if each}, rows=rows, repeats=chosen.repeats)
+
+
+def _runs(source: Path, folder: Path, chosen: argparse.Namespace) -> dict[str, list[Used]]:
+    wanted = [name for name in (*OURS, *PEERS) if not chosen.only or name in chosen.only]
+    runs: dict[str, list[Used]] = {name: [] for name in wanted}
+    for number in range(1, chosen.repeats + 1):
+        for name in wanted:
+            out = folder / "out"
+            out.mkdir()
+            if name in OURS:
+                said = answer("benchmarks.csv_ours", name, str(source), str(out))
+            elif chosen.peers_python.exists():
+                said = answer("benchmarks.csv_peers", name, str(source), str(out), python=str(chosen.peers_python))
+            else:
+                said = answer("benchmarks.csv_peers", name, str(source), str(out), python=sys.executable)
+            shutil.rmtree(out)
+            runs[name].append(Used(**said))
+            used = runs[name][-1]
+            print(f"run {number}/{chosen.repeats} {name}: {used.work_cpu_s:.2f} CPU-s, {used.rows:,} rows", flush=True)
+    return runs
+
+
+def _report(result: dict[str, Used], *, rows: int, repeats: int) -> None:
+    print(f"\nmedians of {repeats}\n{'':18}{'CPU-s':>8}{'wall s':>8}{'peak MiB':>10}{'out MiB':>9}{'rows':>12}")
+    for name, used in result.items():
+        figures = f"{used.work_cpu_s:8.2f}{used.wall_s:8.1f}{used.peak_rss_mb:10.0f}{used.size_mb:9.1f}"
+        print(f"{name:18}{figures}{used.rows:12,.0f}")
+    targets = []
+    if OURS_BOTH in result and USUAL in result:
+        for name in ("both", OURS_BOTH):
+            if name in result:
+                ratio = result[USUAL].work_cpu_s / result[name].work_cpu_s
+                what = f"CPU of the usual way by ours, both outputs ({name})"
+                targets.append(Target(what, f"at least {WANTED_RATIO:g}", f"{ratio:.1f}", ratio >= WANTED_RATIO))
+    peers = {name: result[name].work_cpu_s for name in PEERS if name != USUAL and name in result}
+    if peers and "lake declared" in result:
+        best = min(peers, key=lambda name: peers[name])
+        for name in ("lake", "lake declared", "parquet declared"):
+            if name in result:
+                ours = result[name].work_cpu_s
+                what, wanted = f"CPU-s of Parquet alone ({name})", f"no more than {peers[best]:.2f} of {best}"
+                targets.append(Target(what, wanted, f"{ours:.2f}", ours <= peers[best]))
+    for name in OURS:
+        if name in result:
+            peak = result[name].peak_rss_mb
+            what = f"peak memory of ours ({name})"
+            targets.append(Target(what, f"below {WANTED_RSS_MB:g} MiB", f"{peak:.0f} MiB", peak < WANTED_RSS_MB))
+    landed = all(used.rows == rows for used in result.values())
+    targets.append(Target("rows of all", f"{rows:,}", "the same" if landed else "others", landed))
+    print()
+    print_targets(targets)

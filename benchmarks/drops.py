@@ -1,0 +1,97 @@
+"""A look of the sensor at a prefix with many objects, ten of them new: requests and time, on the embedded S3 server.
+
+The objects are made once, and entered into the ledger as landed; ten more come with names of all places. Then looks are
+made until all ten are found, by a process that has looked before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import boto3
+
+from benchmarks.measuring import Target, print_targets
+from datalake_assets.core.batches import LandedItem
+from datalake_assets.demo.s3_server import S3Server
+from datalake_assets.feed import parse_feed
+from datalake_assets.lake.item_ledger import ItemLedger
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store import open_store
+from datalake_assets.settings import load_settings
+from datalake_assets.sources.files.drop_watch import ROUND_OBJECTS
+from datalake_assets.sources.systems import connect
+
+__all__ = ["main"]
+
+NEW = 10
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Makes the objects, and prints what looks cost."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks drops", description=__doc__)
+    parser.add_argument(
+        "--objects", type=int, default=1_000_000, help="objects under the prefix (default: %(default)s)"
+    )
+    chosen = parser.parse_args(arguments)
+    with (
+        tempfile.TemporaryDirectory(prefix="datalake-bench-") as folder,
+        S3Server(Path(folder) / "s3") as server,
+        patch.dict("os.environ", server.environment()),
+    ):
+        _measure(server, Path(folder) / "lake", chosen.objects)
+
+
+def _measure(server: S3Server, lake: Path, count: int) -> None:
+    lake.mkdir()
+    client: Any = boto3.client("s3", endpoint_url=server.endpoint)
+    _put(client, server.bucket, [f"{number:07}.csv" for number in range(count)])
+    said = {"type": "files", "location": f"s3://{server.bucket}/drop"}
+    feed = parse_feed(json.dumps({"name": "s", "kind": "stream", "source": said}))
+    ledger = ItemLedger(FeedFolder(open_store(str(lake)), feed))
+    with connect("files", load_settings()) as connected:
+        source: Any = connected  # of files
+        place = source.place(feed)
+        listed = [
+            LandedItem(
+                each.name, f"{each.name}#{each.version}", each.version, each.size_bytes, each.modified, 1, 0, 0.01
+            )
+            for each in place.list()
+        ]
+        ledger.end(dict.fromkeys(listed))
+        fresh = ItemLedger(FeedFolder(open_store(str(lake)), feed))
+        cursor = ""
+        first = time.perf_counter()
+        cursor = source.news(feed, fresh, cursor).cursor
+        print(f"{count:,} objects; the first look, which reads the ledger: {time.perf_counter() - first:.2f} s")
+        while json.loads(cursor)["rounds"] < 1:
+            cursor = source.news(feed, fresh, cursor).cursor
+        names = [f"{number * (count // (NEW - 1)):07}-new.csv" for number in range(NEW)]
+        _put(client, server.bucket, names)
+        _looks(source, feed, fresh, cursor, names=set(names), place=place)
+
+
+def _put(client: Any, bucket: str, names: Sequence[str]) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: client.put_object(Bucket=bucket, Key=f"drop/{name}", Body=b"id\n1\n"), names))
+
+
+def _looks(source: Any, feed: Any, ledger: ItemLedger, cursor: str, *, names: set[str], place: Any) -> None:
+    found: set[str] = set()
+    looks, worst, most = 0, 0.0, 0
+    while not names <= found:
+        before, began = sum(place.requests.values()), time.perf_counter()
+        news = source.news(feed, ledger, cursor)
+        took, requests = time.perf_counter() - began, sum(place.requests.values()) - before
+        looks, worst, most, cursor = looks + 1, max(worst, took), max(most, requests), news.cursor
+        found |= set(news.items)
+    wanted = ROUND_OBJECTS // 1000 + 2
+    print(f"{NEW} new files were found by {looks} looks; a look took {worst:.2f} s and {most} requests at the most")
+    print_targets([Target("requests of a look", f"at most {wanted}", str(most), most <= wanted)])

@@ -1,0 +1,370 @@
+"""Dropped files converted one by one, without a lake: each to a Parquet file, an Avro file, or both of one parse.
+
+A file is converted whole or not at all: its outputs become visible, under their own names, once all of them are
+written. Rows that could not be read stand beside them, with their lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal, Protocol, Self, cast
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from datalake_assets.errors import ConfigError, SourceError
+from datalake_assets.parquet.avro_writer import AvroCodec, AvroFileWriter
+from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings
+from datalake_assets.sources.files.contents import IN_MEMORY_BYTES, BadFile, ContentLimits, prepared
+from datalake_assets.sources.files.csv_values import BadRecord, Parsed
+from datalake_assets.sources.files.dropped_objects import (
+    DroppedObject,
+    DroppedObjects,
+    LocalObjects,
+    ObjectGone,
+    S3Objects,
+    is_drop,
+    open_place,
+)
+from datalake_assets.sources.files.file_reading import ReadingOptions, opened
+from datalake_assets.sources.files.side_by_side import side_by_side
+from datalake_assets.sources.files.text_values import named_type
+
+__all__ = ["Conversion", "ConvertedFile", "OutputFormat", "convert_files"]
+
+OutputFormat = Literal["parquet", "avro"]
+#: Where rows go that could not be read, below the destination; no reader of data looks there.
+REJECTED = "_rejected"
+#: Batches that wait for a writer.
+WAITING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What to make of files.
+
+    Attributes:
+        formats: What each becomes.
+        options: How they are read.
+        encoding: What they are written in; None: what it looks like.
+        types: Types of columns by their names in the files, where they are not inferred.
+        parquet: How Parquet is written.
+        codec: Of Avro.
+        limits: How large packed files may become.
+    """
+
+    formats: tuple[OutputFormat, ...] = ("parquet",)
+    options: ReadingOptions = field(default_factory=ReadingOptions)
+    encoding: str | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+    parquet: ParquetSettings = field(default_factory=ParquetSettings)
+    codec: AvroCodec = "snappy"
+    limits: ContentLimits = field(default_factory=ContentLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedFile:
+    """What became of one file.
+
+    Attributes:
+        name: Its name.
+        rows: Rows that were converted.
+        rejected: Rows that could not be read.
+        size_bytes: Its size.
+        outputs: Sizes of its outputs, by their names.
+        seconds: Time that it took.
+        refused: Why nothing was made of it; empty if something was.
+    """
+
+    name: str
+    rows: int = 0
+    rejected: int = 0
+    size_bytes: int = 0
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    refused: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Times that the file is as large as its outputs are on average; 0 if there is none."""
+        written = sum(self.outputs.values())
+        return self.size_bytes * len(self.outputs) / written if written else 0.0
+
+
+class _Place(Protocol):
+    """Where outputs go."""
+
+    def put(self, name: str, spool: IO[bytes]) -> None:
+        """Makes a whole file visible under a name, at once."""
+
+
+class _LocalPlace:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, name: str, spool: IO[bytes]) -> None:
+        target = self._folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        spool.seek(0)
+        with part.open("wb") as file:
+            while piece := spool.read(1 << 20):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+
+
+class _S3Place:
+    def __init__(self, objects: S3Objects) -> None:
+        self._objects = objects
+
+    def put(self, name: str, spool: IO[bytes]) -> None:
+        spool.seek(0)
+        self._objects.upload(name, spool)
+
+
+def destination_of(uri: str, *, endpoint: str | None) -> _Place:
+    """The place that outputs go to.
+
+    Raises:
+        ConfigError: It is no folder and no S3 prefix.
+    """
+    place = open_place(uri, endpoint=endpoint)
+    if isinstance(place, S3Objects):
+        return _S3Place(place)
+    if isinstance(place, LocalObjects):
+        return _LocalPlace(Path(place.uri))
+    raise ConfigError(f"{uri!r} cannot take files")
+
+
+def source_of(uri: str, pattern: str, *, endpoint: str | None) -> tuple[DroppedObjects, Iterator[DroppedObject]]:
+    """The place that files come from, and those of them that match; a single file is one of its folder.
+
+    Raises:
+        ConfigError: There is no such place.
+        SourceError: It cannot be listed.
+    """
+    place = open_place(uri, endpoint=endpoint)
+    if isinstance(place, LocalObjects) and Path(place.uri).is_file():
+        file = Path(place.uri)
+        folder = LocalObjects(file.parent)
+        found = folder.find(file.name)
+        return folder, iter([] if found is None else [found])
+    parts = urlsplit(uri)
+    if isinstance(place, S3Objects) and parts.path.strip("/") and not uri.endswith("/"):
+        above, _, name = parts.path.strip("/").rpartition("/")
+        single = S3Objects(parts.netloc, f"{above}/" if above else "", endpoint=endpoint)
+        found = single.find(name)
+        if found is not None:
+            return single, iter([found])
+        single.close()
+    return place, (each for each in place.list() if is_drop(each.name, pattern))
+
+
+def convert_files(
+    source: tuple[DroppedObjects, Iterator[DroppedObject]], destination: _Place, conversion: Conversion, *, workers: int
+) -> Iterator[ConvertedFile]:
+    """Converts files, several at once; yields what became of each as it is done. One bad file stops no other.
+
+    Raises:
+        SourceError: The source cannot be listed any more.
+        OSError: The destination cannot be written.
+    """
+    place, listed = source
+    # outputs may lie among the files
+    files = [each for each in listed if PurePosixPath(each.name).suffix.lower() not in _OUTPUTS]
+    names = _output_names([each.name for each in files])
+
+    def convert(one: DroppedObject) -> Iterator[ConvertedFile]:
+        began = time.monotonic()
+        try:
+            yield _converted(place, one, names[one.name], destination, conversion)
+        except BadFile as error:
+            reason = str(error)
+        except ObjectGone:
+            reason = "it is gone, or another by now"
+        except SourceError as error:
+            reason = error.reason
+        else:
+            return
+        yield ConvertedFile(one.name, size_bytes=one.size_bytes, seconds=time.monotonic() - began, refused=reason)
+
+    return side_by_side(files, convert, workers=workers)
+
+
+_OUTPUTS = {".parquet", ".avro"}
+_SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".gz", ".zst", ".bz2", ".zip"}
+
+
+def _output_names(names: Sequence[str]) -> dict[str, str]:
+    """Names of outputs without suffix; files that would share one keep their whole names."""
+    short = {}
+    for name in names:
+        path = PurePosixPath(name)
+        while path.suffix.lower() in _SUFFIXES and path.stem:
+            path = path.with_suffix("")
+        short[name] = str(path)
+    counts = Counter(short.values())
+    return {name: each if counts[each] == 1 else name for name, each in short.items()}
+
+
+def _converted(
+    place: DroppedObjects, dropped: DroppedObject, output: str, destination: _Place, conversion: Conversion
+) -> ConvertedFile:
+    began = time.monotonic()
+    stream = place.open(dropped)
+    with ExitStack() as held:
+        contents = held.enter_context(
+            closing(prepared(stream, is_kept=True, encoding=conversion.encoding, limits=conversion.limits))
+        )
+        file = opened(dropped.name, contents, conversion.options)
+        try:
+            declared = {name: named_type(kind) for name, kind in conversion.types.items()}
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        known = set(declared) if file.has_fixed_columns else set()
+        kinds = {} if file.has_fixed_columns and set(file.names) <= known else file.kinds()
+        types = {name: declared.get(name) or kinds[name].type for name in file.names}
+        outputs = held.enter_context(_Outputs(pa.schema(list(types.items())), conversion))
+        bad: list[BadRecord] = []
+        for parsed in file.rows(types):
+            outputs.write(parsed)
+            bad += parsed.bad
+        sizes = outputs.finish()
+        if not place.is_unchanged(dropped):
+            raise BadFile("it was changed while it was read")
+        named = {f"{output}.{each}": size for each, size in sizes.items()}
+        if bad:
+            destination.put(f"{REJECTED}/{dropped.name}.jsonl", outputs.spool_of(_lines(bad)))
+        for each in conversion.formats:
+            destination.put(f"{output}.{each}", outputs.spools[each])
+    seconds = time.monotonic() - began
+    return ConvertedFile(dropped.name, outputs.rows, len(bad), dropped.size_bytes, named, seconds)
+
+
+def _lines(bad: Sequence[BadRecord]) -> bytes:
+    said = (
+        {"line": each.line, "reason": each.reason, "raw": each.raw.decode(errors="backslashreplace")} for each in bad
+    )
+    return b"".join(json.dumps(each, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n" for each in said)
+
+
+class _Outputs:
+    """The outputs of one file, each written by a thread of its own, into spools."""
+
+    def __init__(self, schema: pa.Schema, conversion: Conversion) -> None:
+        self.rows, self._held = 0, ExitStack()
+        self.spools: dict[OutputFormat, IO[bytes]] = {}
+        self._writers: dict[OutputFormat, _Queued] = {}
+        for each in conversion.formats:
+            spool = self.spools[each] = self.spool_of()
+            writer = _parquet(spool, schema, conversion) if each == "parquet" else _avro(spool, schema, conversion)
+            self._writers[each] = _Queued(writer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._writers.values():
+            each.stop()
+        self._held.close()
+
+    def spool_of(self, data: bytes = b"") -> IO[bytes]:
+        """A file of its own for a while."""
+        spool = cast("IO[bytes]", tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES))  # noqa: SIM115  held
+        self._held.callback(spool.close)
+        spool.write(data)
+        return spool
+
+    def write(self, parsed: Parsed) -> None:
+        """Hands rows to every writer."""
+        self.rows += parsed.rows.num_rows
+        for each in self._writers.values():
+            each.write(parsed.rows)
+
+    def finish(self) -> dict[OutputFormat, int]:
+        """Ends all writers; sizes by format."""
+        for each in self._writers.values():
+            each.finish()
+        return {each: spool.seek(0, os.SEEK_END) for each, spool in self.spools.items()}
+
+
+Write = Callable[[pa.RecordBatch | None], None]
+
+
+def _parquet(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> Write:
+    writer = ParquetFileWriter(_Plain(spool), schema, conversion.parquet)
+    waiting: list[pa.RecordBatch] = []
+
+    def write(rows: pa.RecordBatch | None) -> None:
+        if rows is not None and rows.num_rows:
+            waiting.append(rows)
+        is_full = sum(each.nbytes for each in waiting) >= conversion.parquet.row_group_bytes
+        if waiting and (rows is None or is_full):
+            writer.write_batches(waiting)
+        if rows is None:
+            writer.close()
+
+    return write
+
+
+def _avro(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> Write:
+    try:
+        writer = AvroFileWriter(spool, schema, codec=conversion.codec)
+    except ValueError as error:
+        raise BadFile(str(error)) from error
+
+    def write(rows: pa.RecordBatch | None) -> None:
+        if rows is not None:
+            writer.write(rows)
+
+    return write
+
+
+class _Plain:
+    """A spool as Parquet's writer wants it."""
+
+    def __init__(self, spool: IO[bytes]) -> None:
+        self._spool, self.closed = spool, False
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        return self._spool.write(data)
+
+    def tell(self) -> int:
+        return self._spool.tell()
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Queued:
+    """A writer in a thread of its own, with a short queue."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._pool = ThreadPoolExecutor(1, "file-writer")
+        self._waiting: list[Future[None]] = []
+
+    def write(self, rows: pa.RecordBatch | None) -> None:
+        while len(self._waiting) >= WAITING:
+            self._waiting.pop(0).result()
+        self._waiting.append(self._pool.submit(self._write, rows))
+
+    def finish(self) -> None:
+        self.write(None)
+        while self._waiting:
+            self._waiting.pop(0).result()
+
+    def stop(self) -> None:
+        self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,197 @@
+"""Rounds of dropped files: files come, change, change back and are touched while exports of them are killed.
+
+What stands in the end is read by pyarrow from the plain files, and compared with what Python's csv module reads of the
+files that lie in the folder by then: no code of the product takes part in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.local import LocalStore
+from datalake_assets.lake.tables import open_table
+from datalake_assets.settings import load_settings
+from datalake_assets.sources.systems import connect
+from datalake_assets_tests.crash.checks import CrashError
+from datalake_assets_tests.crash.child import Forker
+
+__all__ = ["FileRounds", "land_files"]
+
+KILLED = -signal.SIGKILL
+#: What changes the lake, and how many times an export of some files over three months does it.
+OPERATIONS: dict[str, int] = {"stage": 9, "create": 4, "swap": 14, "put": 8, "publish": 9, "delete": 9}
+#: Rounds between two looks, and rows of a file.
+LOOK_EVERY, ROWS = 5, 6
+WORKERS = 2
+MOST_FAILED = 20
+
+
+def feed_of(folder: str) -> Feed:
+    """A stream of files by the time of their rows, over three months."""
+    source = {"type": "files", "location": folder, "min_age_s": 0, "max_files": 3, "columns": {"at": "timestamptz"}}
+    document = {"name": "dropped", "kind": "stream", "source": source, "time_column": "at", "partition_by": "month"}
+    return parse_feed(json.dumps(document))
+
+
+def land_files(*, lake: str, folder: str, name: str, number: int, moment: str) -> None:
+    """One export by a process that dies before or after its ``number``-th operation ``name``; 0 for never."""
+    left = [number]
+
+    def around(operation: str, real: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if operation == name:
+            left[0] -= 1
+        dies = operation == name and left[0] == 0
+        if dies and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*given, **named)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    for operation in OPERATIONS:
+        real = getattr(LocalStore, operation)
+        setattr(LocalStore, operation, lambda *given, _o=operation, _r=real, **named: around(_o, _r, *given, **named))
+    table = open_table(open_store(lake), feed_of(folder))
+    plan = table.plan()
+    with connect("files", load_settings()) as source:
+        table.write(source.read(table.feed, plan.request), partitions=plan.partitions, run_id=f"export {os.getpid()}")
+
+
+class FileRounds:
+    """Drops, kills and counts; the interface of the campaign's other rounds.
+
+    Args:
+        lakes: A folder.
+        forker: Starts the exports.
+        seed: Of what is drawn.
+    """
+
+    steps = tuple(OPERATIONS)
+
+    def __init__(self, lakes: str, forker: Forker, *, seed: int = 0, endpoint: str | None = None) -> None:
+        assert endpoint is None, "the campaign of files works on a local lake"
+        self._lake, self._folder = f"{lakes}/files", Path(f"{lakes}/drop")
+        self._forker, self._rng = forker, random.Random(seed)
+        self.hits: Counter[str] = Counter()
+        self.moments: Counter[str] = Counter()
+        self.happened: Counter[str] = Counter()
+        self._versions: dict[str, list[int]] = {}
+        self._clock, self._rounds = datetime(2026, 1, 1, tzinfo=UTC).timestamp(), 0
+
+    def prepare(self) -> None:
+        """Makes the folder and the lake."""
+        Path(self._lake).mkdir()
+        self._folder.mkdir()
+        for _ in range(5):
+            self._drop_new()
+
+    def round(self) -> str:
+        """Files change, two exports at once are killed, and files change meanwhile."""
+        self._rounds += 1
+        for _ in range(self._rng.randint(1, 4)):
+            self._change()
+        points = [self._point() for _ in range(WORKERS)]
+        children = [self._start(*point) for point in points]
+        if self._rng.random() < 0.5:
+            self._change()
+        for child, (name, _, moment) in zip(children, points, strict=True):
+            code = self._forker.wait(child)
+            if code == KILLED:
+                self.hits[name] += 1
+                self.moments[moment] += 1
+            elif code:  # a file changed while it was read, or another export landed it, again and again
+                self.happened["failed"] += 1
+                assert self.happened["failed"] < MOST_FAILED * (1 + self._rounds / 50), "exports fail"
+        if self._rounds % LOOK_EVERY == 0:
+            self._finish()
+        return f"{self.hits.total()} killed, {len(self._versions)} files"
+
+    def _change(self) -> None:
+        drawn = self._rng.random()
+        if drawn < 0.3 or not self._versions:
+            self._drop_new()
+            return
+        name = self._rng.choice(list(self._versions))
+        versions = self._versions[name]
+        if drawn < 0.6:
+            self._write(name, max(versions) + 1, "changed")
+        elif drawn < 0.8:
+            self._write(name, self._rng.choice(versions), "changed back")
+        elif drawn < 0.9:
+            self._write(name, versions[-1], "touched")
+        else:
+            self._write(name, versions[-1], "bad", body=b"")
+
+    def _drop_new(self) -> None:
+        self._write(f"{self._rng.randrange(1 << 30):x}/{len(self._versions)}.csv", 1, "new")
+
+    def _write(self, name: str, version: int, what: str, *, body: bytes | None = None) -> None:
+        """Makes a content of a file visible at once, later than all before it."""
+        if body is None:
+            self._versions.setdefault(name, []).append(version)
+            rows = [f"{name},{version},{row},{_at(version, row)}" for row in range(ROWS + version % 3)]
+            body = "\n".join(["file,edition,row,at", *rows, ""]).encode()
+        self._clock += 1
+        path = self._folder / name
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(f".{path.name}")
+        part.write_bytes(body)
+        os.utime(part, (self._clock, self._clock))
+        part.rename(path)
+        self.happened[what] += 1
+
+    def _point(self) -> tuple[str, int, str]:
+        name, most = self._rng.choice(list(OPERATIONS.items()))
+        return name, self._rng.randint(1, most), self._rng.choice(("before", "after"))
+
+    def _start(self, name: str, number: int, moment: str) -> int:
+        return self._forker.start(
+            "land_files", lake=self._lake, folder=str(self._folder), name=name, number=number, moment=moment
+        )
+
+    def close(self) -> None:
+        """Lands the rest, and compares what stands with what lies in the folder.
+
+        Raises:
+            CrashError: A row is missing, there twice, or of a former content.
+        """
+        self._finish()
+
+    def _finish(self) -> None:
+        for name, versions in self._versions.items():  # a file that was bad is good again
+            if not (self._folder / name).stat().st_size:
+                self._write(name, versions[-1], "mended")
+        assert self._forker.wait(self._start("", 0, "")) == 0, "an export that nobody kills fails"
+        files = Path(self._lake, "streams", "dropped").rglob("*.parquet")
+        landed: Counter[tuple[str, ...]] = Counter()
+        for file in files:
+            table = pq.read_table(file, columns=["file", "edition", "row", "source_file"], partitioning=None)
+            landed.update(zip(*(map(str, column.to_pylist()) for column in table.columns), strict=True))
+        expected: Counter[tuple[str, ...]] = Counter()
+        for name in self._versions:
+            with (self._folder / name).open(newline="") as text:
+                expected.update((row["file"], row["edition"], row["row"], name) for row in csv.DictReader(text))
+        if landed != expected:
+            raise CrashError(
+                f"rows: lost {list((expected - landed).items())[:5]}, more {list((landed - expected).items())[:5]}"
+            )
+        self.happened["compared"] += 1
+        self.happened |= Counter(rows=landed.total(), files=len(self._versions))
+
+
+def _at(version: int, row: int) -> str:
+    """Rows are in other months in each content."""
+    return f"2026-{1 + (version + row // 3) % 3:02}-{1 + row:02}T00:00:00Z"

@@ -1,0 +1,111 @@
+"""Files are converted to Parquet and Avro by one parse: the same rows in both, whole or not at all, bad ones named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fastavro
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from datalake_assets.cli.app import app
+from datalake_assets.sources.files.s3_data_processor import S3DataProcessor
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, ["convert", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def avro(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as file:
+        return [dict(row) for row in fastavro.reader(file)]  # type: ignore[call-overload,arg-type]
+
+
+@pytest.fixture
+def drop(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.csv").write_text("id,price,zip\n1,2.50,007\n2,,08\n")
+    (folder / "a.json").write_text('{"id": 3}\n')
+    (folder / "sub" / "b.tsv").write_text("id\tn\n1\tx\n2\n")
+    return folder
+
+
+def test_both_outputs_have_the_same_rows(drop, tmp_path):
+    out = tmp_path / "out"
+    found = json.loads(run(drop, out, "--to", "parquet,avro", "--compression", "zstd", "--json").stdout)["files"]
+    assert [(each["name"], each["rows"], each["rejected"]) for each in found] == [
+        ("a.csv", 2, 0),
+        ("a.json", 1, 0),
+        ("sub/b.tsv", 1, 1),
+    ]
+    names = sorted(str(each.relative_to(out)) for each in out.rglob("*") if each.is_file())
+    stems = ("a.csv", "a.json", "sub/b")
+    assert names == sorted(["_rejected/sub/b.tsv.jsonl", *(f"{s}.{f}" for s in stems for f in ("avro", "parquet"))])
+    for stem in stems:
+        assert pq.read_table(out / f"{stem}.parquet").to_pylist() == avro(out / f"{stem}.avro")
+    assert [row["zip"] for row in avro(out / "a.csv.avro")] == ["007", "08"]
+    (line,) = (out / "_rejected/sub/b.tsv.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"line": 3, "reason": "it has 1 fields, not 2", "raw": "2"}
+
+
+def test_one_file_is_converted_by_its_name_with_types_that_are_declared(drop, tmp_path):
+    run(drop / "a.csv", tmp_path / "out", "--column-type", "zip=int32", "--column-type", "price=double")
+    assert pq.read_table(tmp_path / "out/a.parquet").to_pylist() == [
+        {"id": 1, "price": 2.5, "zip": 7},
+        {"id": 2, "price": None, "zip": 8},
+    ]
+
+
+def test_a_bad_file_is_named_and_stops_no_other(drop, tmp_path):
+    (drop / "bad.csv").write_bytes(b"")
+    done = run(drop, tmp_path / "out", code=1)
+    assert "Error: bad.csv: it is empty" in done.stderr
+    assert (tmp_path / "out/sub/b.parquet").exists()
+    assert not list((tmp_path / "out").rglob("bad*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--to", "orc"], "--to takes parquet and avro"),
+        (["--column-type", "a=varchar"], "'varchar' is no type of a column"),
+        (["--column-type", "a"], "'a' is not written as KEY=VALUE"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(drop, tmp_path, arguments, said):
+    done = CliRunner().invoke(app, ["convert", str(drop), str(tmp_path / "out"), *arguments])
+    assert done.exit_code
+    assert said in done.stderr
+
+
+def test_nothing_is_said_plainly(tmp_path):
+    (tmp_path / "in").mkdir()
+    assert "has no files that match *" in run(tmp_path / "in", tmp_path / "out").stdout
+
+
+@pytest.mark.s3
+def test_a_prefix_is_processed_with_one_request_a_file_and_one_an_output(s3_server, s3_lake, s3_environment):
+    endpoint = os.environ["DATALAKE_S3_ENDPOINT"]
+    client = boto3.client("s3", endpoint_url=endpoint)
+    bucket, _, prefix = s3_lake.removeprefix("s3://").partition("/")
+    for number in range(5):
+        client.put_object(Bucket=bucket, Key=f"{prefix}/in/{number}.csv", Body=f"id\n{number}\n".encode())
+    client.put_object(Bucket=bucket, Key=f"{prefix}/in/bad.csv", Body=b"")
+    with S3DataProcessor(bucket, bucket, f"{prefix}/in", max_workers=3, endpoint=endpoint) as processor:
+        done = processor.process_all_files()
+        assert (len(done.files), done.rows, [each.name for each in done.refused]) == (6, 5, ["bad.csv"])
+        assert done.requests == {"list": 1, "get": 6, "put": 10}
+        assert done.requests_per_file == 17 / 6
+        client.put_object(Bucket=bucket, Key=f"{prefix}/in/0.csv", Body=b"id\n7\n8\n")
+        again = processor.process_all_files()
+        assert ([each.name for each in again.files if each.name.endswith(".csv")], again.rows) == (["0.csv"], 2)
+        assert again.requests["get"] == 1
+    assert client.get_object(Bucket=bucket, Key=f"{prefix}/in/0.parquet")["Body"].read()[:4] == b"PAR1"
