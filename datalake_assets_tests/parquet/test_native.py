@@ -161,6 +161,20 @@ def test_rows_out_of_order_are_sorted_by_time(kernel):
     assert refused.value.kind is Refusal.UNSORTED
 
 
+def test_files_out_of_order_are_put_in_order_without_being_decoded(kernel):
+    """Files that do not overlap change places; one that does overlap has its rows put in order."""
+    tables = [small(start) for start in range(0, 4000, 400)]
+    shuffled = [parquet(tables[place], row_group_size=200) for place in (3, 9, 0, 1, 2, 8, 7, 4, 6, 5)]
+    found = merged(kernel, shuffled, time_leaf=1, order="sort")
+    assert found.unsorted
+    assert found.copied_pages
+    assert decoded(found).equals(pa.concat_tables(tables))
+    overlapping = merged(kernel, [*shuffled, parquet(small(1000))], time_leaf=1, order="sort")
+    assert not overlapping.copied_pages
+    wanted = pa.concat_tables([*(tables[place] for place in (3, 9, 0, 1, 2, 8, 7, 4, 6, 5)), small(1000)])
+    assert decoded(overlapping).equals(wanted.sort_by([("at", "ascending")]))
+
+
 def test_a_refused_file_is_named_and_the_others_merge(kernel, tmp_path):
     pipe = tmp_path / "pipe.parquet"
     os.mkfifo(pipe)

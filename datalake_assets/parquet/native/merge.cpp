@@ -58,6 +58,28 @@ Times look_at_times(Column& column, bool sort) {
   return found;
 }
 
+// A row group of an input, whose first row is so many rows from the first of all.
+struct Piece {
+  size_t file, group, first_row, rows;
+};
+
+// Whether the runs are whole row groups in another order: then these are taken in that order, and stay as they are.
+bool whole_pieces(const Numbers<RowRun>& runs, std::vector<Piece>& pieces) {
+  std::vector<Piece> ordered;
+  for (size_t i = 0; i < runs.size(); i++) {
+    size_t row = runs[i].first, end = row + runs[i].count;
+    auto piece = std::lower_bound(pieces.begin(), pieces.end(), row,
+                                  [](const Piece& each, size_t wanted) { return each.first_row < wanted; });
+    for (; row < end; piece++) {
+      if (piece == pieces.end() || piece->first_row != row || piece->rows > end - row) return false;
+      ordered.push_back(*piece);
+      row += piece->rows;
+    }
+  }
+  pieces.swap(ordered);
+  return true;
+}
+
 // ---- the merge
 
 class Merge {
@@ -70,7 +92,15 @@ class Merge {
     settings_.page_rows = static_cast<size_t>(options.page_rows);
     settings_.verify = options.verify != 0;
     settings_.copy = options.copy != 0;
-    for (const File& file : files) rows_ += file.footer.rows;
+    size_t row = 0;
+    for (size_t i = 0; i < files.size(); i++) {
+      for (size_t k = 0; k < files[i].footer.groups.size(); k++) {
+        size_t rows = static_cast<size_t>(files[i].footer.groups[k].rows);
+        if (rows) pieces_.push_back({i, k, row, rows});
+        row += rows;
+      }
+    }
+    rows_ = static_cast<i64>(row);
   }
 
   i64 at = -1;  // the input that is looked at
@@ -85,7 +115,8 @@ class Merge {
       for (size_t leaf = 0; leaf < leaves_.size(); leaf++) merge_column(leaf);
     }
     double began = cpu_now();
-    result_.dropped_sorting = put_footer({files_, options_, chunks_, chunk_key_values_, rows_, reorders()}, out_);
+    result_.dropped_sorting =
+        put_footer({files_, options_, chunks_, chunk_key_values_, rows_, reorders() || moved_}, out_);
     result_.encode_s += cpu_now() - began;
     result_.rows = rows_;
     result_.size_bytes = static_cast<i64>(out_.size);
@@ -104,6 +135,8 @@ class Merge {
   Times times_;
   std::vector<ChunkInfo> chunks_;
   std::vector<View> chunk_key_values_;
+  std::vector<Piece> pieces_;  // in the order in which their rows come
+  bool moved_ = false;         // which is another than the inputs'
   i64 rows_ = 0;
 
   bool is_time(size_t leaf) const { return options_.time_leaf >= 0 && leaf == static_cast<size_t>(options_.time_leaf); }
@@ -111,12 +144,11 @@ class Merge {
 
   template <class Use>
   void each_chunk(size_t leaf, Use use) {
-    for (size_t i = 0; i < files_.size(); i++) {
-      at = static_cast<i64>(i);
+    for (const Piece& piece : pieces_) {
+      at = static_cast<i64>(piece.file);
       if (options_.cancelled && *options_.cancelled) refuse(PM_CANCELLED, "it was cancelled");
-      for (const RowGroup& group : files_[i].footer.groups) {
-        if (group.rows) use(files_[i], group.chunks[leaf], group.rows);
-      }
+      const RowGroup& group = files_[piece.file].footer.groups[piece.group];
+      use(files_[piece.file], group.chunks[leaf], group.rows);
     }
     at = -1;
   }
@@ -139,6 +171,11 @@ class Merge {
     result_.time_min = times_.min;
     result_.time_max = times_.max;
     result_.unsorted = !times_.sorted;
+    if (reorders() && whole_pieces(times_.runs, pieces_)) {
+      time_column_.reorder(times_.runs, static_cast<size_t>(rows_));
+      times_.runs.clear();
+      moved_ = true;
+    }
     result_.decode_s += cpu_now() - began;
   }
 
