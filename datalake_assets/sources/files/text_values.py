@@ -35,6 +35,8 @@ _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _CLOCK = rf"{_DAY}[T ][0-9]{{2}}:[0-9]{{2}}(?::[0-9]{{2}}(?:\.[0-9]{{1,9}})?)?"
 _INTEGER = rf"-?{_WHOLE}"
 _DECIMAL = rf"-?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)"
+#: What Arrow's reader of CSV takes for a decimal: rows must not depend on which way their block was read.
+_SCALED = rf"{_DECIMAL}(?:[eE][-+]?[0-9]+)?"
 _DOUBLE = rf"-?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|NaN|nan|-?inf|-?Infinity"
 _ZONED = rf"{_CLOCK}(?:Z|[+-][0-9]{{2}}(?::?[0-9]{{2}})?)"
 #: The same where a person declared the type: the form of a number is no matter then.
@@ -276,7 +278,7 @@ def _pattern(kind: pa.DataType, *, declared: bool) -> str:
     if pa.types.is_integer(kind):
         return _ANY_INTEGER if declared else _INTEGER
     if pa.types.is_decimal(kind):
-        return _ANY_DECIMAL if declared else _DECIMAL
+        return _ANY_DECIMAL if declared else _SCALED
     if pa.types.is_floating(kind):
         return _ANY_DOUBLE if declared else _DOUBLE
     if pa.types.is_date(kind):

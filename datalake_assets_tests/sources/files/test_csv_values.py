@@ -360,6 +360,16 @@ def test_a_number_is_no_double_if_its_digits_would_be_others(value, digits):
     assert classified(pa.array([text])).name == ("double" if is_kept else "text")
 
 
+@pytest.mark.parametrize("neighbour", ["2", "007"])
+def test_a_row_is_the_same_whatever_stands_beside_it(neighbour):
+    """One that needs a look makes its whole block be read with care."""
+    data = f"v,n\n1e3,1\n-1.5E-1,2\n1e-3,3\n.5,{neighbour}\n".encode()
+    file = opened("a.csv", contents(data), ReadingOptions())
+    (parsed,) = file.rows({"v": pa.decimal128(18, 2), "n": pa.int64()})
+    found = [*map(str, parsed.rows.column("v").to_pylist())]
+    assert (found[:2], parsed.bad[0].line) == (["1000.00", "-0.15"], 4)
+
+
 def test_a_mark_of_byte_order_within_a_file_is_a_letter():
     assert read("\ufeffa,b\n\ufeffx,1\n")[1] == [("\ufeffx", 1)]
 
