@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+import uuid
 from typing import Any
 
+import boto3
 import pytest
 
+from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.errors import PreconditionFailed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_uploads import COPY_BYTES, MIN_PART_BYTES, _even_parts
@@ -20,12 +23,27 @@ MIB = 1 << 20
 SOURCE = "streams/payments/day=01/source.parquet"
 
 
+@pytest.fixture(scope="module")
+def uploaded(s3_server: S3Server) -> tuple[bytes, str]:
+    """30 MiB that are uploaded once: the bytes, and their key."""
+    body, key = random.Random(7).randbytes(30 * MIB), f"tests/{uuid.uuid4().hex}"
+    keys = {"aws_access_key_id": s3_server.access_key, "aws_secret_access_key": s3_server.secret_key}
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint, region_name="us-east-1", **keys)
+    client.put_object(Bucket=s3_server.bucket, Key=key, Body=body)
+    client.close()
+    return body, key
+
+
 @pytest.fixture
-def source(s3_store: Store) -> tuple[bytes, str]:
+def source(s3_server: S3Server, s3_lake: str, s3_store: Store, uploaded: tuple[bytes, str]) -> tuple[bytes, str]:
     """A file of 30 MiB: its bytes and ETag."""
-    body = random.Random(7).randbytes(30 * MIB)
-    etag = s3_store.put(SOURCE, body)
-    return body, etag
+    body, key = uploaded
+    bucket, folder = s3_server.bucket, s3_lake.removeprefix(f"s3://{s3_server.bucket}/")
+    copied = {"Bucket": bucket, "Key": key}
+    s3_store._boto.copy_object(Bucket=bucket, Key=f"{folder}/{SOURCE}", CopySource=copied)  # type: ignore[attr-defined]
+    there = s3_store.head(SOURCE)
+    assert there is not None
+    return body, there.etag
 
 
 def counted(store: Store, operation: str) -> list[dict[str, Any]]:
