@@ -1,8 +1,8 @@
 """Spares tests what Dagster's SQLite storages do anew for each database and each statement.
 
 Each new database is made table by table, and each run has one of its own; each statement gets an engine of its own,
-which compiles it once more. That was half the CPU of an export in a new ``DAGSTER_HOME``. Processes that tests start
-do all of it, as does whoever has a database already.
+which compiles it once more; in memory each gets a connection of its own. That was half the CPU of an export in a new
+``DAGSTER_HOME``. Processes that tests start do all of it, as does whoever has a database already.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.pool import QueuePool
 
 __all__ = ["spare_storages"]
 
@@ -26,15 +27,30 @@ _ENGINES = 32
 def spare_storages(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Has databases copied from the first of their kind, which ``folder`` keeps, and engines kept."""
     # here, as it takes seconds: where nobody has imported Dagster there is nothing to spare
+    from dagster._core.storage.event_log import in_memory as events_in_memory  # noqa: PLC0415, TID251
     from dagster._core.storage.event_log.sqlite import sqlite_event_log as events  # noqa: PLC0415, TID251
+    from dagster._core.storage.runs import in_memory as runs_in_memory  # noqa: PLC0415, TID251
     from dagster._core.storage.runs.sqlite import sqlite_run_storage as runs  # noqa: PLC0415, TID251
     from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage as schedules  # noqa: PLC0415, TID251
 
+    for module in (events_in_memory, runs_in_memory):
+        patch.setattr(module, "create_engine", _pooled(module.create_engine))
     for module in (events, runs, schedules):
         patch.setattr(module, "create_engine", _kept(module.create_engine))
     _copy_new_shards(patch, events.SqliteEventLogStorage, folder / "events.db")
     _copy_new_databases(patch, runs.SqliteRunStorage, folder / "runs.db")
     _copy_new_databases(patch, schedules.SqliteScheduleStorage, folder / "schedules.db")
+
+
+def _pooled(create_engine: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps a connection to a database in memory, which is of one instance; Dagster makes one for each statement."""
+
+    def create(url: str, **_: object) -> Any:
+        return create_engine(
+            url, poolclass=QueuePool, pool_size=1, max_overflow=-1, connect_args={"check_same_thread": False}
+        )
+
+    return create
 
 
 def _kept(create_engine: Callable[..., Any]) -> Callable[..., Any]:
