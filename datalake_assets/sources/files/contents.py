@@ -10,6 +10,7 @@ import bz2
 import codecs
 import gzip
 import io
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -221,16 +222,43 @@ def _eight_bits(plain: BinaryIO) -> str:
 
 
 def _is_utf8(plain: BinaryIO) -> bool:
+    """Whether all of it is; Arrow looks at many letters at once, and makes no text of them."""
     plain.seek(0)
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    begun = b""
+    for piece in _pieces(plain):
+        if not begun and piece.isascii():
+            continue
+        data = begun + piece if begun else piece
+        whole = len(data) - _begun_bytes(data)
+        if not _is_whole_utf8(data, whole):
+            return False
+        begun = data[whole:]
+    return not begun
+
+
+def _is_whole_utf8(data: bytes, length: int) -> bool:
+    offsets = pa.py_buffer(struct.pack("<2i", 0, length))
     try:
-        for piece in _pieces(plain):
-            if not piece.isascii() or decoder.getstate()[0]:
-                decoder.decode(piece)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
+        pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(data)]).cast(pa.string())
+    except pa.ArrowInvalid:
         return False
     return True
+
+
+#: First bytes of letters that take so many bytes (RFC 3629).
+_TWO, _THREE, _FOUR = 0xC0, 0xE0, 0xF0
+
+
+def _begun_bytes(data: bytes) -> int:
+    """Bytes at the end that begin a letter which is not whole."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte >= _TWO:
+            needed = 4 if byte >= _FOUR else 3 if byte >= _THREE else 2
+            return back if back < needed else 0
+        if byte < 0x80:  # noqa: PLR2004  ASCII
+            return 0
+    return 0
 
 
 def _has_utf8(piece: bytes) -> bool:

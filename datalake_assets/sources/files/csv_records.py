@@ -133,10 +133,20 @@ def _cut(data: bytes, dialect: CsvDialect, *, is_end: bool) -> tuple[int, Ints, 
     if _well_placed(seen, quotes, dialect):
         if is_end and len(quotes) % 2 == 0:
             return len(data), quotes, True
+        return _last_end_outside(data, seen, quotes, is_end=is_end), quotes, True
+    return _records_one_by_one(data, dialect, is_end=is_end)[2], quotes, False
+
+
+def _last_end_outside(data: bytes, seen: npt.NDArray[np.uint8], quotes: Ints, *, is_end: bool) -> int:
+    """Where the last line ends that is not within quotes; 0 if none does."""
+    if b"\r" in data:
         ends = line_ends(seen, is_end=is_end)
         outside = ends[np.searchsorted(quotes, ends) % 2 == 0]
-        return (int(outside[-1]) + 1 if len(outside) else 0), quotes, True
-    return _records_one_by_one(data, dialect, is_end=is_end)[2], quotes, False
+        return int(outside[-1]) + 1 if len(outside) else 0
+    at = len(data)
+    while (at := data.rfind(b"\n", 0, at)) >= 0 and np.searchsorted(quotes, at) % 2:
+        at = int(quotes[np.searchsorted(quotes, at) - 1])  # every line up to this quote ends within it
+    return at + 1
 
 
 def _last_line_end(data: bytes) -> int:

@@ -9,6 +9,7 @@ from contextlib import closing
 from decimal import Decimal
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import duckdb
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datalake_assets.sources.files import contents as file_contents
 from datalake_assets.sources.files import csv_records, csv_values
 from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
 from datalake_assets.sources.files.csv_records import Block, CsvDialect, blocks, records_of
@@ -421,3 +423,16 @@ def test_blocks_hold_what_the_file_holds():
         found: list[Block] = list(blocks(io.BytesIO(data), CsvDialect(), size=size))
         assert b"".join(each.data for each in found) == data
         assert found[0].line == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=12) | st.text("aé€😀", max_size=8).map(str.encode), st.integers(1, 5))
+def test_utf8_is_told_as_python_tells_it_however_it_is_read(data, size):
+    with patch.object(file_contents, "PIECE_BYTES", size):
+        found = file_contents._is_utf8(io.BytesIO(data))
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        assert not found
+    else:
+        assert found
