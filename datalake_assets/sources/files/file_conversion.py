@@ -39,7 +39,7 @@ from datalake_assets.sources.files.file_reading import ReadingOptions, opened
 from datalake_assets.sources.files.side_by_side import side_by_side
 from datalake_assets.sources.files.text_values import named_type
 
-__all__ = ["Conversion", "ConvertedFile", "OutputFormat", "convert_files"]
+__all__ = ["Conversion", "ConvertedFile", "OutputFormat", "convert_files", "output_names"]
 
 OutputFormat = Literal["parquet", "avro"]
 #: Where rows go that could not be read, below the destination; no reader of data looks there.
@@ -83,6 +83,7 @@ class ConvertedFile:
         outputs: Sizes of its outputs, by their names.
         seconds: Time that it took.
         refused: Why nothing was made of it; empty if something was.
+        may_succeed_later: Whether it is not the file's own fault: it changed meanwhile, or a server failed.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ConvertedFile:
     outputs: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     refused: str = ""
+    may_succeed_later: bool = False
 
     @property
     def ratio(self) -> float:
@@ -172,9 +174,21 @@ def source_of(uri: str, pattern: str, *, endpoint: str | None) -> tuple[DroppedO
 
 
 def convert_files(
-    source: tuple[DroppedObjects, Iterator[DroppedObject]], destination: _Place, conversion: Conversion, *, workers: int
+    source: tuple[DroppedObjects, Iterator[DroppedObject]],
+    destination: _Place,
+    conversion: Conversion,
+    *,
+    workers: int,
+    outputs: Mapping[str, str] | None = None,
 ) -> Iterator[ConvertedFile]:
     """Converts files, several at once; yields what became of each as it is done. One bad file stops no other.
+
+    Args:
+        source: Where the files are, and which.
+        destination: Where outputs go.
+        conversion: What to make of them.
+        workers: Files at once.
+        outputs: Names of outputs without suffix; None: by `output_names`.
 
     Raises:
         SourceError: The source cannot be listed any more.
@@ -183,21 +197,24 @@ def convert_files(
     place, listed = source
     # outputs may lie among the files
     files = [each for each in listed if PurePosixPath(each.name).suffix.lower() not in _OUTPUTS]
-    names = _output_names([each.name for each in files])
+    names = output_names([each.name for each in files]) if outputs is None else outputs
 
     def convert(one: DroppedObject) -> Iterator[ConvertedFile]:
         began = time.monotonic()
         try:
             yield _converted(place, one, names[one.name], destination, conversion)
         except BadFile as error:
-            reason = str(error)
+            reason, later = str(error), False
         except ObjectGone:
-            reason = "it is gone, or another by now"
+            reason, later = "it is gone, or another by now", True
         except SourceError as error:
-            reason = error.reason
+            reason, later = error.reason, True
         else:
             return
-        yield ConvertedFile(one.name, size_bytes=one.size_bytes, seconds=time.monotonic() - began, refused=reason)
+        seconds = time.monotonic() - began
+        yield ConvertedFile(
+            one.name, size_bytes=one.size_bytes, seconds=seconds, refused=reason, may_succeed_later=later
+        )
 
     return side_by_side(files, convert, workers=workers)
 
@@ -206,7 +223,7 @@ _OUTPUTS = {".parquet", ".avro"}
 _SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".gz", ".zst", ".bz2", ".zip"}
 
 
-def _output_names(names: Sequence[str]) -> dict[str, str]:
+def output_names(names: Sequence[str]) -> dict[str, str]:
     """Names of outputs without suffix; files that would share one keep their whole names."""
     short = {}
     for name in names:
@@ -242,7 +259,7 @@ def _converted(
             bad += parsed.bad
         sizes = outputs.finish()
         if not place.is_unchanged(dropped):
-            raise BadFile("it was changed while it was read")
+            raise ObjectGone(dropped.name)
         named = {f"{output}.{each}": size for each, size in sizes.items()}
         if bad:
             destination.put(f"{REJECTED}/{dropped.name}.jsonl", outputs.spool_of(_lines(bad)))

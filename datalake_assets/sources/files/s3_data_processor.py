@@ -14,7 +14,13 @@ from typing import IO, Self
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.sources.files.dropped_objects import S3Objects
-from datalake_assets.sources.files.file_conversion import Conversion, ConvertedFile, OutputFormat, convert_files
+from datalake_assets.sources.files.file_conversion import (
+    Conversion,
+    ConvertedFile,
+    OutputFormat,
+    convert_files,
+    output_names,
+)
 
 __all__ = ["ProcessedFiles", "S3DataProcessor"]
 
@@ -96,6 +102,7 @@ class S3DataProcessor:
             given.limits,
         )
         self._converted: OrderedDict[str, str] = OrderedDict()
+        self._outputs: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def process_all_files(self) -> ProcessedFiles:
@@ -108,10 +115,20 @@ class S3DataProcessor:
         listed = [each for each in self._input.list() if not each.name.endswith((".parquet", ".avro"))]
         wanted = [each for each in listed if self._converted.get(each.name) != each.version]
         versions = {each.name: each.version for each in wanted}
+        # no file takes the name of another one's output, whichever came first
+        names = list(dict.fromkeys((*(each.name for each in listed), *self._outputs)))
+        self._outputs = {**output_names(names), **self._outputs}
         done = []
-        for each in convert_files((self._input, iter(wanted)), self._place, self._conversion, workers=self._workers):
+        for each in convert_files(
+            (self._input, iter(wanted)),
+            self._place,
+            self._conversion,
+            workers=self._workers,
+            outputs=self._outputs,
+        ):
             done.append(each)
-            self._remember(each.name, versions[each.name])
+            if not each.may_succeed_later:
+                self._remember(each.name, versions[each.name])
         requests = {kind: count - before.get(kind, 0) for kind, count in self._requests().items()}
         ordered = tuple(sorted(done, key=lambda each: each.name))
         return ProcessedFiles(ordered, len(listed) - len(wanted), requests)

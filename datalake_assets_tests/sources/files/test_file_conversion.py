@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import boto3
 import fastavro
@@ -14,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from datalake_assets.cli.app import app
+from datalake_assets.errors import SourceUnavailable
+from datalake_assets.sources.files.dropped_objects import DroppedObject
 from datalake_assets.sources.files.s3_data_processor import S3DataProcessor
 
 
@@ -109,3 +115,54 @@ def test_a_prefix_is_processed_with_one_request_a_file_and_one_an_output(s3_serv
         assert ([each.name for each in again.files if each.name.endswith(".csv")], again.rows) == (["0.csv"], 2)
         assert again.requests["get"] == 1
     assert client.get_object(Bucket=bucket, Key=f"{prefix}/in/0.parquet")["Body"].read()[:4] == b"PAR1"
+
+
+def test_a_processor_tries_again_what_failed_and_takes_no_name_twice(monkeypatch):
+    files = {"a.csv": b"id\n1\n", "b.csv": b""}
+    objects, outputs = _Objects(files), dict[str, bytes]()
+    with S3DataProcessor("in", "out", formats=["parquet"]) as processor:
+        monkeypatch.setattr(processor, "_input", objects)
+        monkeypatch.setattr(processor, "_place", objects.sink(outputs))
+        objects.fails = True
+        assert {each.name: each.may_succeed_later for each in processor.process_all_files().files} == {
+            "a.csv": True,
+            "b.csv": True,
+        }
+        objects.fails = False
+        again = processor.process_all_files()
+        assert ([each.name for each in again.refused], again.rows, list(outputs)) == (["b.csv"], 1, ["a.parquet"])
+        files["a.tsv"] = b"id\n2\n"
+        assert len(processor.process_all_files().files) == 1
+        files["a.csv"] = b"id\n1\n3\n"
+        assert len(processor.process_all_files().files) == 1
+    rows = {name: pq.read_table(io.BytesIO(data)).column("id").to_pylist() for name, data in outputs.items()}
+    assert rows == {"a.parquet": [1, 3], "a.tsv.parquet": [2]}
+
+
+class _Objects:
+    """Objects in memory, which may fail to be read."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files, self.fails, self.requests = files, False, Counter[str]()
+
+    def list(self) -> Iterator[DroppedObject]:
+        for name, data in self._files.items():
+            yield DroppedObject(name, len(data), datetime.now(UTC), str(hash(data)))
+
+    def open(self, dropped: DroppedObject) -> IO[bytes]:
+        if self.fails:
+            raise SourceUnavailable("files", "S3 cannot be reached")
+        return io.BytesIO(self._files[dropped.name])
+
+    def is_unchanged(self, dropped: DroppedObject) -> bool:
+        return bool(dropped.name)
+
+    def close(self) -> None: ...
+
+    def sink(self, outputs: dict[str, bytes]) -> Any:
+        class Place:
+            def put(self, name: str, spool: IO[bytes]) -> None:
+                spool.seek(0)
+                outputs[name] = spool.read()
+
+        return Place()
