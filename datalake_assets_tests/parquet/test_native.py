@@ -237,3 +237,27 @@ def test_memory_is_bounded(kernel):
         merged(kernel, [parquet(table, use_dictionary=False), body], memory_bytes=32 << 20)
     assert refused.value.kind is Refusal.MEMORY
     assert refused.value.index == 1
+
+
+PAGES_V2 = {"compression": "none", "use_dictionary": False, "data_page_version": "2.0", "write_statistics": False}
+
+
+def test_a_page_that_lacks_a_required_field_is_damaged(kernel):
+    whole = parquet(pa.table({"n": [1, None, 3]}), **PAGES_V2)
+    header = b"\x15\x00\x12\x1c"  # 6: no repetition levels, 7: not compressed
+    assert whole.count(header) == 1
+    (sound,), (damaged,) = (
+        kernel.check([Part(each)], Depth.DECODE) for each in (whole, whole.replace(header, b"\x35" + header[1:]))
+    )
+    assert sound.refused is None
+    assert damaged.refused.kind is Refusal.DAMAGED
+
+
+def test_a_run_that_no_other_reader_takes_is_damaged(kernel):
+    flags = [bool(0x9D5A3C7E12F4B681 >> i & 1) for i in range(64)]
+    whole = parquet(pa.table({"flag": flags}), column_encoding={"flag": "RLE"}, **PAGES_V2)
+    packed = b"\x11" + (0x9D5A3C7E12F4B681).to_bytes(8, "little")
+    assert whole.count(packed) == 1
+    endless = b"\x80\x80\x80\x80\x80\x01\x01\x00\x00"  # the same value 2 ** 34 times
+    (found,) = kernel.check([Part(whole.replace(packed, endless))], Depth.DECODE)
+    assert found.refused.kind is Refusal.DAMAGED

@@ -207,6 +207,7 @@ struct RowStarts {
 
   RowStarts(const Column& column, size_t rows) {
     support(column.levels < UINT32_MAX, "there are too many values for one row group");
+    support(column.levels <= UINT32_MAX, "there are too many values to put rows in order");
     levels.resize(rows + 1);
     values.resize(rows + 1);
     bytes.resize(rows + 1);

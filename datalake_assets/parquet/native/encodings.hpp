@@ -24,7 +24,7 @@ const u8* decode_hybrid(const u8* at, const u8* end, int bits, T* out, size_t co
     size_t left = static_cast<size_t>(end - at);
     if (head & 1) {
       u64 groups = head >> 1;
-      need(groups && groups <= (1u << 28), "a run is too long");
+      need(groups && groups <= INT32_MAX / 8, "a run is too long");
       size_t taken = static_cast<size_t>(std::min<u64>(groups * 8, count));
       size_t bytes = static_cast<size_t>(groups) * static_cast<size_t>(bits);
       if (bytes > left) {  // writers may cut the last group off
@@ -45,6 +45,7 @@ const u8* decode_hybrid(const u8* at, const u8* end, int bits, T* out, size_t co
     } else {
       u64 run = head >> 1;
       need(run && left >= run_bytes, "a run ends early");
+      need(run <= INT32_MAX, "a run is too long");
       u64 value = 0;
       memcpy(&value, at, run_bytes);
       at += run_bytes;

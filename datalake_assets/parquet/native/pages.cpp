@@ -4,16 +4,20 @@ namespace pagemerge {
 
 namespace {
 
+constexpr const char* HEADER_DAMAGED = "a page header is damaged";
 constexpr const char* LEVELS_END_EARLY = "levels end early";
 constexpr const char* DICTIONARY_DAMAGED = "a dictionary page is damaged";
 
 void parse_kind(ThriftReader& reader, PageHeader& header, int kind) {
+  u32 there = 0;
   reader.fields([&](int field, int type) {
     if (kind == 8 && field == 7) {
+      need(type == T_TRUE || type == T_FALSE, HEADER_DAMAGED);
       header.compressed = type == T_TRUE;
       return false;
     }
     if (type != T_I32) return false;
+    there |= 1u << std::min(field, 31);
     i32 value = reader.int32();
     if (field == 1) header.values = value;
     if (kind == 5 || kind == 7) {  // DataPageHeader, DictionaryPageHeader
@@ -29,6 +33,8 @@ void parse_kind(ThriftReader& reader, PageHeader& header, int kind) {
     }
     return true;
   });
+  u32 required = kind == 5 ? 4 : kind == 7 ? 2 : 6;  // the fields from 1 on that are not optional
+  need((there >> 1 & ((1u << required) - 1)) == (1u << required) - 1, HEADER_DAMAGED);
 }
 
 PageHeader parse_header(ThriftReader& reader) {
@@ -47,20 +53,20 @@ PageHeader parse_header(ThriftReader& reader) {
       return true;
     }
     if (type == T_STRUCT && (field == 5 || field == 7 || field == 8)) {
-      need(!kind, "a page header is damaged");
+      need(!kind, HEADER_DAMAGED);
       kind = field;
       parse_kind(reader, header, field);
       return true;
     }
     return false;
   });
-  need(header.type >= 0 && header.plain_bytes >= 0 && header.bytes >= 0, "a page header is damaged");
+  need(header.type >= 0 && header.plain_bytes >= 0 && header.bytes >= 0, HEADER_DAMAGED);
   support(header.plain_bytes <= MAX_PAGE_BYTES && header.bytes <= MAX_PAGE_BYTES, "a page is too large");
   int wanted = header.type == DATA_PAGE         ? 5
                : header.type == DICTIONARY_PAGE ? 7
                : header.type == DATA_PAGE_V2    ? 8
                                                 : kind;
-  need(kind == wanted && (header.type == INDEX_PAGE || header.values >= 0), "a page header is damaged");
+  need(kind == wanted && (header.type == INDEX_PAGE || header.values >= 0), HEADER_DAMAGED);
   if (header.type == DATA_PAGE_V2) {
     need(header.definition_bytes >= 0 && header.repetition_bytes >= 0, LEVELS_END_EARLY);
     i64 levels = header.definition_bytes + header.repetition_bytes;
