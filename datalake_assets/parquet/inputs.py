@@ -132,6 +132,12 @@ class OpenInput:
         return int(self.parquet.num_row_groups)
 
     @property
+    def has_lists(self) -> bool:
+        """Whether a row may have several values of a column."""
+        schema = self.parquet.schema
+        return any(schema.column(place).max_repetition_level for place in range(len(schema)))
+
+    @property
     def mean_row_group_bytes(self) -> float:
         """Bytes of a row group, on average."""
         return self.file.size_bytes / max(self.row_groups, 1)
