@@ -101,8 +101,10 @@ def convert(
     state = log.load()
     if state.conversion is None and state.form not in {"", form_of(feed)}:  # decided, and the document is of before
         type_, _, folder = state.form.partition(":")
-        return Converted(switch(_kept_as(feed, type_, folder)))
+        return _settled(store, switch(_kept_as(feed, type_, folder)))
     if to == feed.format.type and state.conversion is None:
+        if feed.format.former is not None:  # whoever switched may have died just then
+            _settled(store, feed)
         raise ConfigError(f"feed {feed.name!r} is kept as {to} already")
     if state.conversion is not None and (to == feed.format.type or state.conversion.is_given_up):
         _give_up(store, feed, state.conversion)
@@ -115,6 +117,16 @@ def convert(
     if state.conversion is None:
         raise CommitConflict(feed.path, "somebody else changed what the feed is kept as", cure="look at it again")
     return _Conversion(store, feed, state.conversion).run(switch, on_progress)
+
+
+def _settled(store: Store, feed: Feed) -> Converted:
+    """What a conversion came to that is decided; the feed's summary is that of its new form from now on."""
+    folder = folder_of(store, feed)
+    versions = {f"v{each.number}" for each in folder.state.load().versions}
+    keys = [key for key in folder.partition_keys() if feed.kind is not FeedKind.TABLE or key in versions]
+    reports = [folder.report(key, _Conversion.manifest(folder, key)) for key in keys]
+    folder.summary.rebuild(reports, at=folder.summary.last_export() or store.now())
+    return Converted(feed, len(reports), sum(each.rows for each in reports))
 
 
 def drop_former(store: Store, feed: Feed, switch: Switch) -> Feed:
@@ -255,11 +267,7 @@ class _Conversion:
             _give_up(self._store, self._feed, self._conversion)
             raise
         self._decide()
-        converted = switch(self._target)
-        folder = folder_of(self._store, converted)
-        at = folder.summary.last_export() or self._store.now()
-        folder.summary.rebuild([folder.report(key, self._manifest(folder, key)) for key in keys], at=at)
-        return Converted(converted, len(keys), rows)
+        return replace(_settled(self._store, switch(self._target)), partitions=len(keys), rows=rows)
 
     def _clear(self) -> None:
         """Deletes what a conversion that was given up may have left, once.
@@ -290,7 +298,7 @@ class _Conversion:
     def _keys(self) -> tuple[str, ...]:
         """The partitions; versions in the order in which they were pulled."""
         if self._feed.kind is not FeedKind.TABLE:
-            return tuple(key for key in self._old.partition_keys() if self._holds(self._manifest(self._old, key)))
+            return tuple(key for key in self._old.partition_keys() if self._holds(self.manifest(self._old, key)))
         versions = {f"v{each.number}": each.as_of for each in self._log.load().versions}
         return tuple(sorted(versions, key=lambda key: (versions[key], version_number(key))))
 
@@ -304,7 +312,8 @@ class _Conversion:
         return self._feed.position_kind is PositionKind.OFFSETS
 
     @staticmethod
-    def _manifest(folder: FeedFolder, key: str) -> Manifest:
+    def manifest(folder: FeedFolder, key: str) -> Manifest:
+        """A partition's manifest, once what was interrupted is finished."""
         log = folder.log(key)
         return log.settle(log.load()).manifest
 
@@ -327,7 +336,7 @@ class _Conversion:
         if not self._is_by_offsets:
             return None
         state = self._log.load()
-        positions = [self._manifest(self._old, key).position for key in self._old.partition_keys()]
+        positions = [self.manifest(self._old, key).position for key in self._old.partition_keys()]
         known = [each for each in positions if isinstance(each, OffsetsPosition)]
         found = common_position(known, epoch=state.epoch, hint=state.hint, rejected=state.rejected)
         if found is None:
@@ -343,7 +352,7 @@ class _Conversion:
         try:
             for key in keys:
                 commit_id = f"{self._conversion.id}-{key}"
-                if _is_there(self._manifest(folder, key), commit_id):
+                if _is_there(self.manifest(folder, key), commit_id):
                     continue
                 manifest, files = self._again(key, partial(self._staged, folder, key))
                 staged += [each for each, _ in files]
@@ -368,11 +377,11 @@ class _Conversion:
     def _again(self, key: str, read: Callable[[Manifest], _T]) -> _T:
         """Reads a partition of the old form; from the beginning if its files were merged meanwhile."""
         for attempt in range(ATTEMPTS):
-            manifest = self._manifest(self._old, key)
+            manifest = self.manifest(self._old, key)
             try:
                 return read(manifest)
             except (SnapshotExpired, ObjectNotFound, OSError):
-                if attempt == ATTEMPTS - 1 or self._manifest(self._old, key).files == manifest.files:
+                if attempt == ATTEMPTS - 1 or self.manifest(self._old, key).files == manifest.files:
                     raise
         raise AssertionError
 
@@ -441,7 +450,7 @@ class _Conversion:
             CommitConflict: They are others: somebody wrote to the old form after it was copied.
         """
         rows, digest = self._again(key, lambda manifest: self._digest(self._old, key, manifest, self._old_schema))
-        now = self._manifest(self._new, key)
+        now = self.manifest(self._new, key)
         if (rows, digest) != self._digest(self._new, key, now, self._conversion.schema):
             raise _others(self._feed, f"rows of {key} were added or deleted meanwhile")
         return rows
@@ -463,7 +472,7 @@ class _Conversion:
         if self._keys() != tuple(keys):
             raise _others(self._feed, "partitions were added meanwhile")
         more = set(self._new.partition_keys()) - set(keys)
-        if any(self._manifest(self._new, key).files for key in more):
+        if any(self.manifest(self._new, key).files for key in more):
             raise _others(self._feed, f"the new form has a partition {min(more)} that the feed has not")
 
     def _decide(self) -> None:

@@ -383,6 +383,35 @@ def test_one_that_was_given_up_deletes_nothing_of_the_next(local_store, monkeypa
     assert (now(local_store).feed.format.type, ids(now(local_store))) == (OTHER[form], list(range(20)))
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", ["s", "t"])
+def test_who_dies_while_readers_switch_is_finished_with_all_figures(local_store, name, when):
+    feed = added(local_store, stream_feed() if name == "s" else table_feed())
+    for count in (20, 50):
+        batches = stream_of(numbered(range(count))) if name == "s" else table_of(count)
+        export(open_table(local_store, feed), batches)
+    registry, before = FeedRegistry(local_store), now(local_store, name).totals()
+
+    def killed(target: Feed) -> Feed:
+        if when == "after":
+            registry.convert(target)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(local_store, registry.get(name), "iceberg", source_schema=lambda: SCHEMA, switch=killed)
+    if when == "before":
+        done = converted(local_store, name, "iceberg")
+        assert (done.partitions, done.rows) == ((3, 50) if name == "s" else (2, 70))
+    else:
+        with pytest.raises(ConfigError, match="is kept as iceberg already"):
+            converted(local_store, name, "iceberg")
+    totals = now(local_store, name).totals()
+    assert totals is not None
+    assert before is not None
+    assert (totals.rows, totals.partitions) == (before.rows, before.partitions)
+    assert totals.files == (3 if name == "s" else 2)
+
+
 @pytest.fixture(params=["rest", "glue"])
 def in_s3(request: pytest.FixtureRequest, s3_server: S3Server) -> Iterator[Store]:
     """A lake in S3, whose Iceberg feeds are in the server's REST catalog, or in AWS Glue as moto serves it."""
