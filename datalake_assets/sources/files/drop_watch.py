@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from datalake_assets.sources.files.dropped_objects import DroppedObject, DroppedObjects
 from datalake_assets.sources.s3_events import named_objects
 
-__all__ = ["Round", "look", "notified"]
+__all__ = ["Round", "look", "named_by", "notified"]
+
+logger = logging.getLogger(__name__)
 
 #: Objects that a look lists of the round, and of those behind the last name.
 ROUND_OBJECTS, TAIL_OBJECTS = 10_000, 10_000
@@ -72,6 +77,36 @@ def look(place: DroppedObjects, cursor: str, *, most: int = ROUND_OBJECTS) -> tu
     after = "" if is_ended else passed[-1].name
     last = max((known.last, *seen), key=lambda name: name.encode("utf-8", "surrogateescape"))
     return list(seen.values()), Round(after, last, known.rounds + is_ended)
+
+
+def named_by(queue_url: str, place: DroppedObjects) -> list[DroppedObject]:
+    """What the notifications in a queue name; one that cannot be asked keeps no look from seeing what it lists.
+
+    Args:
+        queue_url: The queue.
+        place: Where files are dropped.
+
+    Raises:
+        SourceError: An object could not be looked at.
+    """
+    import boto3  # noqa: PLC0415  half a second, which nobody else pays
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  the same
+
+    # SQS endpoints: sqs.<region>.amazonaws.com
+    parts = (urlsplit(queue_url).hostname or "").split(".")
+    region = parts[1] if parts[0] == "sqs" and "amazonaws" in parts else os.environ.get("AWS_REGION", "us-east-1")
+    found: list[DroppedObject] = []
+    client = None
+    try:
+        client = boto3.client("sqs", region_name=region)
+        for each in notified(client, queue_url, place):
+            found.append(each)  # noqa: PERF402  those before a failure count
+    except (BotoCoreError, ClientError) as error:
+        logger.warning("queue %s could not be asked, files are found by their listing: %s", queue_url, error)
+    finally:
+        if client is not None:
+            client.close()
+    return found
 
 
 def notified(client: Any, queue_url: str, place: DroppedObjects) -> Iterator[DroppedObject]:

@@ -8,15 +8,13 @@ whole, or refused as a whole with its reason; single records that cannot be land
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -40,7 +38,7 @@ from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject, SourceSystem
 from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
 from datalake_assets.sources.files.csv_values import BadRecord
-from datalake_assets.sources.files.drop_watch import look, notified
+from datalake_assets.sources.files.drop_watch import look, named_by
 from datalake_assets.sources.files.dropped_objects import (
     DroppedObject,
     DroppedObjects,
@@ -138,22 +136,12 @@ class Files:
         place, source = self.place(feed), declared_files(feed)
         seen, after = look(place, cursor)
         if source.events_queue:
-            seen = list(
-                {each.name: each for each in (*seen, *notified(self._sqs, source.events_queue, place))}.values()
-            )
+            seen = list({each.name: each for each in (*seen, *named_by(source.events_queue, place))}.values())
         batches = FileBatches(feed, ReadRequest(landed=landed), self.place(feed), workers=1, limits=self._limits)
         return News(batches.wanted(seen), after.to_cursor(), len(seen))
 
-    @cached_property
-    def _sqs(self) -> Any:
-        import boto3  # noqa: PLC0415  half a second, which nobody else pays
-
-        return boto3.client("sqs", region_name=os.environ.get("AWS_REGION", "us-east-1"))
-
     def close(self) -> None:
         """Implements `SourceSystem`."""
-        if "_sqs" in vars(self):
-            self._sqs.close()
         for place in self._places.values():
             place.close()
 

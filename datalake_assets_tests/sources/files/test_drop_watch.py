@@ -133,6 +133,25 @@ def test_news_are_the_files_that_are_not_landed(tmp_path, local_store):
     assert dropping.rows("id") == [(1,), (2,)]
 
 
+def test_a_queue_that_cannot_be_asked_keeps_no_file_from_being_found(tmp_path, local_store, monkeypatch, caplog):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    url = "https://sqs.eu-north-1.amazonaws.com/1/q"
+    (tmp_path / "drop").mkdir()
+    dropping = Dropping(
+        local_store, tmp_path / "drop", files_feed(str(tmp_path / "drop"), source={"events_queue": url})
+    )
+    dropping.drop("a.csv", "id\n1\n")
+    landed = open_table(local_store, dropping.feed).plan().request.landed
+    assert landed is not None
+    with connect("files", load_settings()) as source:
+        news = source.news(dropping.feed, landed, "")  # type: ignore[attr-defined]  it tells news
+    assert news.items == ("a.csv",)
+    assert "could not be asked" in caplog.text
+
+
 def test_names_of_what_is_not_finished_are_no_drops():
     good = ["a.csv", "x/b.csv", "-.csv"]
     bad = [".a.csv", "_a.csv", "x/.b", "_tmp/a.csv", "a/"]
