@@ -7,9 +7,10 @@ can tell what waits is left alone while nothing does; others are exported in eac
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 
@@ -49,12 +50,12 @@ def run(session: Session, *, names: tuple[str, ...], everything: bool, every: fl
     if bool(names) == everything:
         raise click.UsageError("give NAME..., or --all")
     _streams(session, names)  # what cannot be run is told at once
-    with _ended_by_sigterm():
+    with _ended_by_sigterm() as pause:
         for number in count(1):
             _pass(session, names)
             if number == passes:
                 return
-            time.sleep(every)
+            pause(every)
 
 
 def _pass(session: Session, names: Sequence[str]) -> None:
@@ -97,24 +98,38 @@ def _waits(session: Session, feed: Feed) -> bool:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM interrupt what is inside, and ends it well.
+def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
+    """Lets SIGTERM interrupt what is inside, and ends it well; gives what waits for some seconds.
 
-    Dagster takes SIGTERM for Ctrl-C in a run, and leaves it so: which of the two it was is read where the interpreter
-    itself writes it.
+    Dagster takes SIGTERM for Ctrl-C in a run, and leaves it so; and an interruption can be lost, where Dagster defers
+    it to the end of a step, or in what Python calls on its own. So which signals came is read where the interpreter
+    itself writes it, and waiting ends with any that nobody heeded.
     """
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     os.set_blocking(receiving, False)
     woken = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
+    came = bytearray()
+
+    def look() -> None:
         with suppress(BlockingIOError):
-            if signal.SIGTERM in os.read(receiving, 1 << 16):
-                return
-        raise
+            came.extend(os.read(receiving, 1 << 16))
+
+    def pause(seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            select.select([receiving], [], [], left)
+            look()
+            if signal.SIGTERM in came or signal.SIGINT in came:
+                raise KeyboardInterrupt
+
+    try:
+        yield pause
+    except KeyboardInterrupt:
+        look()
+        if signal.SIGTERM not in came:
+            raise
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.set_wakeup_fd(woken)

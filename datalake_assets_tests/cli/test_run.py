@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import pytest
 
@@ -64,10 +64,25 @@ def test_sigterm_ends_it(lake, queue):
     with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as process:
         queue.send(bodies(range(3)))
         assert process.stdout
-        while "trades" not in process.stdout.readline():
-            assert process.poll() is None
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    assert time.monotonic() - began < 10
+        try:
+            while "trades" not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     assert queue.left == (0, 0)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_that_an_export_swallowed_ends_it_after_the_pass(lake, run, monkeypatch, sent, code):
+    passes = []
+
+    def swallowing(*_):
+        passes.append(sent)
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(sent)
+
+    monkeypatch.setattr("datalake_assets.cli.run._pass", swallowing)
+    result = run("run", "--all", "--passes", "3", "--every", "20")
+    assert (result.exit_code, len(passes)) == (code, 1)
