@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _measure(server: S3Server, lake: Path, count: int) -> None:
     lake.mkdir()
-    client: Any = boto3.client("s3", endpoint_url=server.endpoint)
+    client: Any = boto3.Session().client("s3", endpoint_url=server.endpoint)
     _put(client, server.bucket, [f"{number:07}.csv" for number in range(count)])
     said = {"type": "files", "location": f"s3://{server.bucket}/drop"}
     feed = parse_feed(json.dumps({"name": "s", "kind": "stream", "source": said}))

@@ -124,7 +124,7 @@ class LambdaFunction:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "awslambdaric", self._handler], env=environment, stdout=subprocess.DEVNULL
         )
-        self._client = boto3.client(
+        self._client = boto3.Session().client(
             "lambda",
             endpoint_url=f"http://127.0.0.1:{invoke}",
             region_name="us-east-1",

@@ -43,7 +43,7 @@ def test_objects_land_once_however_they_are_told_of(s3_server, s3_lake, s3_envir
     store = open_store(lake, s3=S3Access(endpoint=s3_server.endpoint))
     feed = files_feed(f"s3://{bucket}/{place}")
     FeedRegistry(store).add(feed)
-    client = boto3.client("s3", endpoint_url=s3_server.endpoint)
+    client = boto3.Session().client("s3", endpoint_url=s3_server.endpoint)
 
     def put(name: str, body: str) -> str:
         client.put_object(Bucket=bucket, Key=f"{place}/{name}", Body=body.encode())

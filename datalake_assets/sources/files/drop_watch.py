@@ -11,15 +11,15 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
+from datalake_assets.errors import ConfigError
 from datalake_assets.sources.files.dropped_objects import DroppedObject, DroppedObjects
 from datalake_assets.sources.s3_events import named_objects
+from datalake_assets.sources.sqs.sqs_model import SqsSettings
 
 __all__ = ["Round", "look", "named_by", "notified"]
 
@@ -79,33 +79,28 @@ def look(place: DroppedObjects, cursor: str, *, most: int = ROUND_OBJECTS) -> tu
     return list(seen.values()), Round(after, last, known.rounds + is_ended)
 
 
-def named_by(queue_url: str, place: DroppedObjects) -> list[DroppedObject]:
+def named_by(queue_url: str, place: DroppedObjects, settings: SqsSettings) -> list[DroppedObject]:
     """What the notifications in a queue name; one that cannot be asked keeps no look from seeing what it lists.
 
     Args:
         queue_url: The queue.
         place: Where files are dropped.
+        settings: How SQS is reached.
 
     Raises:
         SourceError: An object could not be looked at.
     """
-    import boto3  # noqa: PLC0415  half a second, which nobody else pays
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  the same
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  half a second, which nobody else pays
 
-    # SQS endpoints: sqs.<region>.amazonaws.com
-    parts = (urlsplit(queue_url).hostname or "").split(".")
-    region = parts[1] if parts[0] == "sqs" and "amazonaws" in parts else os.environ.get("AWS_REGION", "us-east-1")
+    from datalake_assets.sources.sqs.queue import QueueServer, region_of  # noqa: PLC0415  the same
+
     found: list[DroppedObject] = []
-    client = None
     try:
-        client = boto3.client("sqs", region_name=region)
-        for each in notified(client, queue_url, place):
-            found.append(each)  # noqa: PERF402  those before a failure count
-    except (BotoCoreError, ClientError) as error:
+        with closing(QueueServer(region_of(queue_url), settings)) as server:
+            for each in notified(server.client, queue_url, place):
+                found.append(each)  # noqa: PERF402  those before a failure count
+    except (BotoCoreError, ClientError, ConfigError) as error:
         logger.warning("queue %s could not be asked, files are found by their listing: %s", queue_url, error)
-    finally:
-        if client is not None:
-            client.close()
     return found
 
 

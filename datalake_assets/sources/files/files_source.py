@@ -50,6 +50,7 @@ from datalake_assets.sources.files.file_reading import ReadableFile, ReadingOpti
 from datalake_assets.sources.files.files_declaration import FilesSettings, FilesSource, declared_files
 from datalake_assets.sources.files.side_by_side import side_by_side
 from datalake_assets.sources.files.text_values import Kind, joined, named_type
+from datalake_assets.sources.sqs.sqs_model import SqsSettings
 
 __all__ = ["FileBatches", "Files", "connect", "options_of"]
 
@@ -66,6 +67,7 @@ def connect(settings: Settings) -> SourceSystem:
         endpoint=own.files_s3_endpoint or own.s3_endpoint,
         workers=own.files_workers,
         limits=ContentLimits(unpacked_bytes=own.files_max_unpacked_mb << 20),
+        queues=settings.of(SqsSettings),
     )
 
 
@@ -100,10 +102,11 @@ class Files:
         endpoint: Of S3; None: AWS.
         workers: Files that are read at once.
         limits: How large packed files may become.
+        queues: How queues of S3's notifications are reached.
     """
 
-    def __init__(self, *, endpoint: str | None, workers: int, limits: ContentLimits) -> None:
-        self._endpoint, self._workers, self._limits = endpoint, workers, limits
+    def __init__(self, *, endpoint: str | None, workers: int, limits: ContentLimits, queues: SqsSettings) -> None:
+        self._endpoint, self._workers, self._limits, self._queues = endpoint, workers, limits, queues
         self._places: dict[str, DroppedObjects] = {}
 
     def place(self, feed: Feed) -> DroppedObjects:
@@ -136,7 +139,8 @@ class Files:
         place, source = self.place(feed), declared_files(feed)
         seen, after = look(place, cursor)
         if source.events_queue:
-            seen = list({each.name: each for each in (*seen, *named_by(source.events_queue, place))}.values())
+            named = named_by(source.events_queue, place, self._queues)
+            seen = list({each.name: each for each in (*seen, *named)}.values())
         batches = FileBatches(feed, ReadRequest(landed=landed), self.place(feed), workers=1, limits=self._limits)
         return News(batches.wanted(seen), after.to_cursor(), len(seen))
 

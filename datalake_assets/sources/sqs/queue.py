@@ -27,7 +27,16 @@ from datalake_assets.network import route_to
 from datalake_assets.sources.sqs.sqs_messages import Message
 from datalake_assets.sources.sqs.sqs_model import LONGEST_POLL_S, SqsSettings
 
-__all__ = ["BATCH", "Queue", "QueueAttributes", "QueueFull", "QueueServer", "message_of", "refuse_endpoint"]
+__all__ = [
+    "BATCH",
+    "Queue",
+    "QueueAttributes",
+    "QueueFull",
+    "QueueServer",
+    "message_of",
+    "refuse_endpoint",
+    "region_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +159,13 @@ class QueueServer:
     def close(self) -> None:
         """Closes its connections; idempotent."""
         self.client.close()
+
+
+def region_of(name_or_url: str) -> str:
+    """The region in a queue's URL (SQS endpoints: ``sqs.<region>.amazonaws.com``); empty where it has none."""
+    host = name_or_url.partition("://")[2].partition("/")[0]
+    parts = host.split(".")
+    return parts[1] if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) and parts[0] == "sqs" else ""
 
 
 def refuse_endpoint(settings: SqsSettings) -> None:

@@ -24,7 +24,15 @@ from datalake_assets.feed import Feed
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.sqs.messages_read import CHUNK, MessageReader
-from datalake_assets.sources.sqs.queue import BATCH, Queue, QueueAttributes, QueueFull, QueueServer, refuse_endpoint
+from datalake_assets.sources.sqs.queue import (
+    BATCH,
+    Queue,
+    QueueAttributes,
+    QueueFull,
+    QueueServer,
+    refuse_endpoint,
+    region_of,
+)
 from datalake_assets.sources.sqs.sqs_messages import Message, MessageLayout
 from datalake_assets.sources.sqs.sqs_model import SqsSettings, SqsSource, declared
 
@@ -65,7 +73,7 @@ class Sqs:
             SourceError: There is none.
         """
         wanted = name_or_url or source.queue
-        return self._server(source.region or _region_of(wanted)).queue(wanted)
+        return self._server(source.region or region_of(wanted)).queue(wanted)
 
     def _server(self, region: str) -> QueueServer:
         if region not in self._servers:
@@ -139,13 +147,6 @@ def connect(settings: Settings) -> Sqs:
     own = settings.of(SqsSettings)
     refuse_endpoint(own)
     return Sqs(own)
-
-
-def _region_of(name_or_url: str) -> str:
-    """The region in a queue's URL (SQS endpoints: ``sqs.<region>.amazonaws.com``); empty where it has none."""
-    host = name_or_url.partition("://")[2].partition("/")[0]
-    parts = host.split(".")
-    return parts[1] if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) and parts[0] == "sqs" else ""
 
 
 class _Held:

@@ -276,7 +276,7 @@ def test_delete_is_repeated_after_a_lost_answer(faulty: S3Store, fault_proxy: Fa
 def test_folder_marker_and_reserved_objects_do_no_harm(s3_server: S3Server, s3_store: Store, s3_lake: str) -> None:
     """The AWS console makes "folders": empty objects whose key ends with a slash."""
     prefix = s3_lake.partition("//")[2].partition("/")[2]
-    client = boto3.client("s3", endpoint_url=s3_server.endpoint, region_name="us-east-1")
+    client = boto3.Session().client("s3", endpoint_url=s3_server.endpoint, region_name="us-east-1")
     client.put_object(Bucket="lake", Key=f"{prefix}/.staging/probe-left-by-a-crash", Body=b"x")
     client.put_object(Bucket="lake", Key=f"{prefix}/folder/", Body=b"")
     client.close()

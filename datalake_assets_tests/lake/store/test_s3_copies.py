@@ -28,7 +28,7 @@ def uploaded(s3_server: S3Server) -> tuple[bytes, str]:
     """30 MiB that are uploaded once: the bytes, and their key."""
     body, key = random.Random(7).randbytes(30 * MIB), f"tests/{uuid.uuid4().hex}"
     keys = {"aws_access_key_id": s3_server.access_key, "aws_secret_access_key": s3_server.secret_key}
-    client = boto3.client("s3", endpoint_url=s3_server.endpoint, region_name="us-east-1", **keys)
+    client = boto3.Session().client("s3", endpoint_url=s3_server.endpoint, region_name="us-east-1", **keys)
     client.put_object(Bucket=s3_server.bucket, Key=key, Body=body)
     client.close()
     return body, key

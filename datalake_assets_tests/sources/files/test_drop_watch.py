@@ -135,7 +135,7 @@ def test_news_are_the_files_that_are_not_landed(tmp_path, local_store):
 
 def test_a_queue_that_cannot_be_asked_keeps_no_file_from_being_found(tmp_path, local_store, monkeypatch, caplog):
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("datalake_assets.sources.sqs.queue.ATTEMPTS", 1)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     url = "https://sqs.eu-north-1.amazonaws.com/1/q"
@@ -150,6 +150,21 @@ def test_a_queue_that_cannot_be_asked_keeps_no_file_from_being_found(tmp_path, l
         news = source.news(dropping.feed, landed, "")  # type: ignore[attr-defined]  it tells news
     assert news.items == ("a.csv",)
     assert "could not be asked" in caplog.text
+
+
+@pytest.mark.xdist_group("sqs")
+def test_a_queue_is_asked_by_the_settings_of_queues(tmp_path, local_store, monkeypatch, sqs_server):
+    for name, value in sqs_server.environment().items():
+        monkeypatch.setenv(name, value)
+    queue = sqs_server.queue()
+    queue.send([json.dumps({"Records": []})])
+    (tmp_path / "drop").mkdir()
+    feed = files_feed(str(tmp_path / "drop"), source={"events_queue": queue.url})
+    landed = open_table(local_store, feed).plan().request.landed
+    assert landed is not None
+    with connect("files", load_settings()) as source:
+        source.news(feed, landed, "")  # type: ignore[attr-defined]  it tells news
+    assert queue.left == (0, 0)
 
 
 def test_names_of_what_is_not_finished_are_no_drops():

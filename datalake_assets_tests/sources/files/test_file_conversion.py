@@ -100,7 +100,7 @@ def test_nothing_is_said_plainly(tmp_path):
 @pytest.mark.s3
 def test_a_prefix_is_processed_with_one_request_a_file_and_one_an_output(s3_server, s3_lake, s3_environment):
     endpoint = os.environ["DATALAKE_S3_ENDPOINT"]
-    client = boto3.client("s3", endpoint_url=endpoint)
+    client = boto3.Session().client("s3", endpoint_url=endpoint)
     bucket, _, prefix = s3_lake.removeprefix("s3://").partition("/")
     for number in range(5):
         client.put_object(Bucket=bucket, Key=f"{prefix}/in/{number}.csv", Body=f"id\n{number}\n".encode())

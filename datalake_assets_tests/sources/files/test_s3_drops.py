@@ -69,7 +69,7 @@ def dropped(s3_lake: str, s3_store: Any, s3_environment: dict[str, str], tmp_pat
     feed = files_feed(f"s3://{bucket}/{prefix}-drop")
     return S3Dropping(
         Dropping(s3_store, tmp_path, feed),
-        boto3.client("s3", endpoint_url=os.environ["DATALAKE_S3_ENDPOINT"]),
+        boto3.Session().client("s3", endpoint_url=os.environ["DATALAKE_S3_ENDPOINT"]),
         bucket,
         f"{prefix}-drop",
     )

@@ -49,7 +49,7 @@ class SqsServer:
         )
         assert self._process.stdout
         self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
-        self.client = boto3.client(
+        self.client = boto3.Session().client(
             "sqs",
             endpoint_url=self.url,
             region_name="us-east-1",
