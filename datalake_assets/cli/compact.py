@@ -13,6 +13,7 @@ import click
 from datalake_assets.cli.export import ExportRequest
 from datalake_assets.cli.output import CompactProgress, one_line, print_json, say, warn
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, tell_dagster
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport, way_text
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, Estimate, LeftAlone
 from datalake_assets.core.facts import PartitionFacts, Problem
 from datalake_assets.core.wording import size_text
@@ -29,7 +30,7 @@ from datalake_assets.lake.feed_compaction import (
     rehearsed,
     unusable,
 )
-from datalake_assets.lake.table import CompactionProgress, CompactionReport, LakeTable, way_text
+from datalake_assets.lake.table import LakeTable
 from datalake_assets.lake.tables import open_table
 
 __all__ = [

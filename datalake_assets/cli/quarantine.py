@@ -21,8 +21,8 @@ from datalake_assets.cli.session import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from datalake_assets.core.batches import QuarantinedRow
     from datalake_assets.core.facts import WriteReport
+    from datalake_assets.core.row_texts import QuarantinedRow
     from datalake_assets.feed import Feed
 
 __all__ = ["quarantine"]

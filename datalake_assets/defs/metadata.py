@@ -13,6 +13,7 @@ from typing import Any, get_args
 import dagster as dg
 import pyarrow as pa
 
+from datalake_assets.core.compaction.compaction_report import CompactionReport
 from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
 from datalake_assets.core.compaction.watch import Report
 from datalake_assets.core.facts import Deletion, FailedCheck, PartitionFacts
@@ -24,7 +25,7 @@ from datalake_assets.feed import ColumnNote, Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import unusable
 from datalake_assets.lake.registry import feed_key
-from datalake_assets.lake.table import CompactionReport, FeedTotals, WriteReport
+from datalake_assets.lake.table import FeedTotals, WriteReport
 from datalake_assets.policies import BUILT_IN_CHECKS, QUEUE_CHECKS, Level
 from datalake_assets.settings import Environment
 

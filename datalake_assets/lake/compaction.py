@@ -22,6 +22,7 @@ from typing import Protocol
 
 import msgspec
 
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import (
     CompactionGroup,
     CompactionPlan,
@@ -48,7 +49,6 @@ from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
 from datalake_assets.lake.compaction_inputs import Inputs
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
-from datalake_assets.lake.table import CompactionProgress, CompactionReport
 from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
@@ -62,7 +62,6 @@ __all__ = [
     "as_inputs",
     "compact",
     "footer_of",
-    "gains_nothing",
     "partition_health",
     "plan_of",
     "staging_opener",
@@ -361,7 +360,7 @@ class Compaction:
         self._tally.failed |= work.failed
         if not work.done.outputs:
             return
-        if reason := gains_nothing(work.done):
+        if reason := work.done.gains_nothing:
             self._discard(work.done)
             self._tally.excluded |= dict.fromkeys(work.done.rewritten, reason)
             return
@@ -482,15 +481,6 @@ def _is_of_files(error: Exception) -> bool:
 
 def _failure_text(error: Exception) -> str:
     return str(error) if isinstance(error, DatalakeError) else unforeseen_text(error)
-
-
-def gains_nothing(done: Rewritten[StagedFile]) -> str:
-    """Why what was written is of no use."""
-    if len(done.rewritten) == len(done.outputs) == 1:
-        return "cannot be split: a row group is as large as the target"
-    if not done.encoded and 1 < len(done.rewritten) <= len(done.outputs):
-        return "cannot be merged: together they have more row groups than one file holds"
-    return ""
 
 
 def as_inputs(file: DataFile, inputs: Collection[DataFile]) -> DataFile:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from datalake_assets.core.compaction.plan import CompactionGroup, CompactionRequest
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.lake.compaction import Compaction, gains_nothing, plan_of
+from datalake_assets.lake.compaction import Compaction, plan_of
 from datalake_assets.lake.compaction_inputs import Inputs
 from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.layout import FeedFolder
@@ -87,7 +87,7 @@ class _Rehearsal(Compaction):
 
     def _learn(self, done: Rewritten[StagedFile]) -> None:
         self._tally.excluded |= done.rejected
-        if done.outputs and (reason := gains_nothing(done)):
+        if done.outputs and (reason := done.gains_nothing):
             self._tally.excluded |= dict.fromkeys(done.rewritten, reason)
 
     def _opener(self) -> Opener[StagedFile]:

@@ -23,12 +23,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from datalake_assets.core.batches import QuarantinedRow, row_from_text
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import Deletion, WaitingRows
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import hive_pairs
+from datalake_assets.core.row_texts import QuarantinedRow, row_from_text
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import (
     CommitConflict,

@@ -10,16 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.facts import PartitionFacts, Problem
 from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
-from datalake_assets.lake.table import (
-    CompactionProgress,
-    CompactionReport,
-    LakeTable,
-    TableKeeper,
-    TableReader,
-)
+from datalake_assets.lake.table import LakeTable, TableKeeper, TableReader
 from datalake_assets.policies import MIB
 from datalake_assets.settings import Settings
 

@@ -10,12 +10,14 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from datalake_assets.core.batches import Batches, Decode, QuarantinedRow, ReadRequest
+from datalake_assets.core.batches import Batches, Decode, ReadRequest
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
 from datalake_assets.core.facts import Deletion, Expired, PartitionFacts, PlannedPartition, Problem
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
+from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.errors import CommitConflict, ConfigError, SnapshotExpired
@@ -35,8 +37,6 @@ from datalake_assets.lake.replay import refuse_pulled, replay
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import (
-    CompactionProgress,
-    CompactionReport,
     Difference,
     ExportPlan,
     FeedTotals,

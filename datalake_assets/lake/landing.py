@@ -25,17 +25,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.core.batches import (
-    Batches,
-    FinishedItem,
-    QuarantinedRow,
-    RejectedRow,
-    SourceBatch,
-    rows_to_text,
-    values_of,
-)
+from datalake_assets.core.batches import Batches, FinishedItem, RejectedRow, SourceBatch
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of
 from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
+from datalake_assets.core.row_texts import QuarantinedRow, rows_to_text, values_of
 from datalake_assets.core.schema import DISCARDING, Fitted, SchemaPolicy, conform, fitted, schema_to_json
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.table import Progress

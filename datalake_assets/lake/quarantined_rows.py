@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from datalake_assets.core.batches import QuarantinedRow, RejectedRow
+from datalake_assets.core.batches import RejectedRow
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
+from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.errors import ObjectNotFound
 from datalake_assets.lake.layout import new_id
 from datalake_assets.lake.store.base import Store

@@ -22,19 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from datalake_assets.core.batches import (
-    Batches,
-    Decode,
-    QuarantinedRow,
-    ReadRequest,
-    RejectedRow,
-    SourceBatch,
-    row_from_text,
-)
+from datalake_assets.core.batches import Batches, Decode, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.facts import PartitionFacts, WriteReport
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
+from datalake_assets.core.row_texts import QuarantinedRow, row_from_text
 from datalake_assets.core.schema import SchemaPolicy, schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
 from datalake_assets.feed_sources import PositionKind

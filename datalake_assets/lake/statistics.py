@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 
-from datalake_assets.core.batches import QuarantinedRow
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, partition_key
 from datalake_assets.core.report.figures import FeedStatistics, Quarantined
+from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.errors import ObjectNotFound
 from datalake_assets.feed import Feed
 from datalake_assets.lake.layout import quarantine_folder

@@ -81,6 +81,15 @@ class Rewritten(Generic[FinishedT]):
     merged: int = 0
     detours: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def gains_nothing(self) -> str:
+        """Why what was written is of no use; empty if it is."""
+        if len(self.rewritten) == len(self.outputs) == 1:
+            return "cannot be split: a row group is as large as the target"
+        if not self.encoded and 1 < len(self.rewritten) <= len(self.outputs):
+            return "cannot be merged: together they have more row groups than one file holds"
+        return ""
+
 
 def rewrite(
     inputs: Sequence[Input],

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import PrivateAttr
 
-from datalake_assets.core.batches import Batches, Decode, InMemoryBatches, QuarantinedRow, ReadRequest, SourceBatch
+from datalake_assets.core.batches import Batches, Decode, InMemoryBatches, ReadRequest, SourceBatch
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import (
     CompactionGroup,
     CompactionPlan,
@@ -31,6 +32,7 @@ from datalake_assets.core.partitions import (
     window_of,
 )
 from datalake_assets.core.report.figures import FeedStatistics
+from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import Drift, PartitionFooters, health_of
 from datalake_assets.defs.feeds.runner import FeedRunner
@@ -39,8 +41,6 @@ from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.table import (
-    CompactionProgress,
-    CompactionReport,
     Difference,
     Expired,
     ExportPlan,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from datalake_assets.core.compaction.compaction_report import CompactionReport
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.files import DataFile
 from datalake_assets.feed import Feed, parse_feed
@@ -16,7 +17,6 @@ from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store
-from datalake_assets.lake.table import CompactionReport
 
 __all__ = ["KERNELS", "Lake"]
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.core.batches import InMemoryBatches, QuarantinedRow, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import ColumnNote
 from datalake_assets.lake.deletion import waiting_rows

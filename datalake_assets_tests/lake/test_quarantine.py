@@ -14,17 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datalake_assets.core.batches import (
-    InMemoryBatches,
-    QuarantinedRow,
-    ReadRequest,
-    RejectedRow,
-    SourceBatch,
-    row_from_text,
-    row_to_text,
-    rows_to_text,
-)
+from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.position import Holes, OffsetsPosition, position_from_json
+from datalake_assets.core.row_texts import QuarantinedRow, row_from_text, row_to_text, rows_to_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable

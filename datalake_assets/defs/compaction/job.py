@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import dagster as dg
 from pydantic import Field
 
+from datalake_assets.core.compaction.compaction_report import CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.core.wording import size_text
@@ -37,7 +38,6 @@ from datalake_assets.lake.feed_compaction import (
     request_of,
     unusable,
 )
-from datalake_assets.lake.table import CompactionReport
 from datalake_assets.settings import Settings
 
 __all__ = [

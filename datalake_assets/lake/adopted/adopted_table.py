@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.cost import estimate_of
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.facts import Problem
@@ -32,13 +33,7 @@ from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.inspection import content, known_names, repair, still_true, unfinished
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store
-from datalake_assets.lake.table import (
-    CompactionProgress,
-    CompactionReport,
-    Difference,
-    Reconciliation,
-    Repair,
-)
+from datalake_assets.lake.table import Difference, Reconciliation, Repair
 
 __all__ = ["AdoptedTable"]
 

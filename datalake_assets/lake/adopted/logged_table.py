@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, LeftAlone, rules_of
 from datalake_assets.core.facts import FileChanges, Outlook, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
@@ -27,13 +28,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.adopted.table_of_others import TableOfOthers
 from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.store.swap import change_object
-from datalake_assets.lake.table import (
-    CompactionProgress,
-    CompactionReport,
-    Difference,
-    Reconciliation,
-    Repair,
-)
+from datalake_assets.lake.table import Difference, Reconciliation, Repair
 
 if TYPE_CHECKING:
     import pyarrow as pa

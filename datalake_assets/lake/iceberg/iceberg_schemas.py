@@ -48,8 +48,9 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 
-from datalake_assets.core.batches import Batches, ChangedBatches, RejectedRow, SourceBatch, rows_to_text, values_of
+from datalake_assets.core.batches import Batches, ChangedBatches, RejectedRow, SourceBatch
 from datalake_assets.core.partitions import PartitionBy, key_of, window_of
+from datalake_assets.core.row_texts import rows_to_text, values_of
 from datalake_assets.core.schema import schema_to_json
 from datalake_assets.errors import ConfigError, SchemaChanged
 from datalake_assets.parquet.writer import moment_of

@@ -1,0 +1,87 @@
+"""What a compaction did, for whoever asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datalake_assets.core.compaction.plan import LeftAlone
+from datalake_assets.core.facts import PartitionFacts, PlannedPartition
+
+__all__ = ["CompactionProgress", "CompactionReport", "way_text"]
+
+
+def way_text(kernel: str, *, merged: int, encoded: int) -> str:
+    """A kernel, and by what row groups were made anew, for a person.
+
+    Args:
+        kernel: As `CompactionReport` has it.
+        merged: Row groups that the native kernel merged.
+        encoded: Row groups of decoded rows.
+    """
+    by = " and ".join(["native"] * bool(merged) + ["arrow"] * bool(encoded))
+    return f"{kernel} ({by})" if by else kernel
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What the compaction of one partition did.
+
+    Attributes:
+        key: Partition key.
+        files_before: Files before.
+        files_after: Files after.
+        files_compacted: Of those before, files that were rewritten.
+        files_removed: Files less than before.
+        bytes_before: Their size before.
+        bytes_after: Their size after.
+        rows: Rows that were rewritten.
+        kernel: ``concat``, ``reencode`` or ``mixed``; empty if nothing was done.
+        compaction_time_ms: Wall time.
+        small_files_remaining: Small files now.
+        skipped: Files that were there before and were left alone, with the reason.
+        partition: The partition now.
+        health: How it is now by the feed's policy, whatever was asked for.
+        failed: Of those left alone, files at which the merge failed for a reason that nobody foresaw.
+        blocked: Of those left alone, files that were due and could not be merged.
+        row_groups_merged: Row groups that the native kernel merged page by page.
+        row_groups_encoded: Row groups of decoded rows.
+        detours: Files that were decoded though the native kernel is there, with the reason.
+    """
+
+    key: str
+    files_before: int
+    files_after: int
+    files_compacted: int
+    files_removed: int
+    bytes_before: int
+    bytes_after: int
+    rows: int
+    kernel: str
+    compaction_time_ms: int
+    small_files_remaining: int
+    skipped: tuple[LeftAlone, ...]
+    partition: PartitionFacts
+    health: PlannedPartition
+    failed: tuple[LeftAlone, ...] = ()
+    blocked: tuple[LeftAlone, ...] = ()
+    row_groups_merged: int = 0
+    row_groups_encoded: int = 0
+    detours: tuple[LeftAlone, ...] = ()
+
+    @property
+    def way(self) -> str:
+        """The kernel, and whether rows were decoded, for a person."""
+        return way_text(self.kernel, merged=self.row_groups_merged, encoded=self.row_groups_encoded)
+
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes less than before; negative if the files grew."""
+        return self.bytes_before - self.bytes_after
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionProgress:
+    """How far a compaction is: input bytes done, of those planned."""
+
+    bytes_done: int
+    bytes_planned: int
