@@ -1,8 +1,9 @@
 """An S3 server of one's own, for trying things out and for tests: SeaweedFS's `weed mini`, bound to this machine.
 
 It checks signatures and enforces conditional writes, and what it acknowledged survives its kill -9. Its other parts
-answer no HTTP request without a token of the server's own; their gRPC ports are open to this machine's users. It does
-not fsync: it is no place for data that must survive a power cut.
+give nothing that is stored, and take nothing, over HTTP without a token of the server's own; without one they tell how
+they are (`/`, `/status`, `/metrics`). Their gRPC ports are open to this machine's users. It does not fsync: it is no
+place for data that must survive a power cut.
 """
 
 from __future__ import annotations
