@@ -228,11 +228,7 @@ def document(feed: Feed, done: Sequence[Compacted]) -> dict[str, Any]:
 
 def line_of(feed: Feed, report: CompactionReport) -> str:
     """What happened to a partition, for a person."""
-    return one_line(
-        f"{feed.path} {report.key}: files {report.files_before:,} -> {report.files_after:,},"
-        f" {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}, {report.rows:,} rows,"
-        f" {report.way}, {report.compaction_time_ms / 1000:.1f} s"
-    )
+    return one_line(f"{feed.path} {report.key}: {report.text}")
 
 
 def total_line(feed: Feed, done: Sequence[Compacted]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from datalake_assets.core.compaction.plan import LeftAlone
 from datalake_assets.core.facts import PartitionFacts, PlannedPartition
+from datalake_assets.core.wording import size_text
 
 __all__ = ["CompactionProgress", "CompactionReport", "way_text"]
 
@@ -72,6 +73,15 @@ class CompactionReport:
     def way(self) -> str:
         """The kernel, and whether rows were decoded, for a person."""
         return way_text(self.kernel, merged=self.row_groups_merged, encoded=self.row_groups_encoded)
+
+    @property
+    def text(self) -> str:
+        """What changed, for a person."""
+        return (
+            f"files {self.files_before:,} -> {self.files_after:,},"
+            f" {size_text(self.bytes_before)} -> {size_text(self.bytes_after)}, {self.rows:,} rows,"
+            f" {self.way}, {self.compaction_time_ms / 1000:.1f} s"
+        )
 
     @property
     def bytes_saved(self) -> int:

@@ -196,7 +196,7 @@ def observation(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dg.As
     return dg.AssetObservation(
         asset_key(feed),
         partition=event_partition(feed, report.key),
-        description=f"compacted: {_line(report)}" if report.kernel else "nothing to compact",
+        description=f"compacted: {report.text}" if report.kernel else "nothing to compact",
         metadata=compaction_metadata(feed, report, lake_uri=lake_uri),
     )
 
@@ -294,7 +294,7 @@ def _log_outcome(lake: Lake, feed: Feed, one: Compacted, run_log: CompactionLog)
         run_log.warning(f"{feed.path} {one.key}: {one.error}")
     if one.report is None:
         return
-    run_log.info(f"{feed.path} {one.key}: {_line(one.report) if one.changed else 'nothing was merged'}")
+    run_log.info(f"{feed.path} {one.key}: {one.report.text if one.changed else 'nothing was merged'}")
     for line in _left_alone(one.report.skipped):
         run_log.info(f"{feed.path} {one.key}: left alone: {line}")
     for line in _left_alone(one.report.detours):
@@ -307,14 +307,6 @@ def _log_outcome(lake: Lake, feed: Feed, one: Compacted, run_log: CompactionLog)
 def _left_alone(files: Sequence[LeftAlone]) -> Iterable[str]:
     for reason, names in by_reason(files).items():
         yield f"{names[0] if len(names) == 1 else f'{len(names):,} files, like {names[0]}'}: {reason}"
-
-
-def _line(report: CompactionReport) -> str:
-    return (
-        f"files {report.files_before:,} -> {report.files_after:,},"
-        f" {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}, {report.rows:,} rows,"
-        f" {report.way}, {report.compaction_time_ms / 1000:.1f} s"
-    )
 
 
 def _row(one: Compacted) -> str:
