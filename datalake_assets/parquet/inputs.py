@@ -70,13 +70,14 @@ class OpenInput:
     Args:
         given: Which.
         row_bytes: Decoded bytes of a row at the most.
-        depth: How deep the native kernel looks into a file whose checksum nobody knows, to prove that it decodes.
+        depth: How deep the native kernel looks into a file whose checksum nobody knows, to prove that it decodes. None:
+            Arrow decodes it.
 
     Raises:
         UnreadableFile: It is no Parquet file, or not all of it is there.
     """
 
-    def __init__(self, given: Input, *, row_bytes: int = ROW_BYTES, depth: Depth = Depth.DECODE) -> None:
+    def __init__(self, given: Input, *, row_bytes: int = ROW_BYTES, depth: Depth | None = None) -> None:
         self.file = file = given.file
         self._row_bytes, self._depth, self._is_decodable = row_bytes, depth, False
         self.is_encoded, self._copy_source = given.is_encoded, given.copy_source
@@ -250,7 +251,8 @@ class OpenInput:
     def prove(self) -> None:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.
 
-        The native kernel finds that out in a third of the time that Arrow takes; what it does not pass, Arrow decodes.
+        The native kernel, where it may, finds that out in a third of the time that Arrow takes; what it does not pass,
+        Arrow decodes.
 
         The sooner the better, but for a file whose checksum is known and which is read from its start to its end in any
         case: its last bytes complete the proof.
@@ -271,8 +273,7 @@ class OpenInput:
         self._proven = True
 
     def _passes_kernel(self) -> bool:
-        kernel = load_kernel()
-        if kernel is None or self.file.size_bytes > self._row_bytes:
+        if self._depth is None or self.file.size_bytes > self._row_bytes or (kernel := load_kernel()) is None:
             return False
         self.check_decodable()
         with _translating(self.file):

@@ -49,9 +49,12 @@ class RewriteSettings:
         return self.verify != "rows"
 
     @property
-    def depth(self) -> Depth:
-        """How deep the native kernel looks into files that are copied and whose checksum nobody knows."""
-        return Depth.DECODE if self.verify == "full" else Depth.DECOMPRESS
+    def depth(self) -> Depth | None:
+        """How deep the native kernel looks into copied files whose checksum nobody knows; None: Arrow does.
+
+        What the kernel passes and Arrow does not decode would be lost to readers, with all that it is copied with.
+        """
+        return None if self.verify == "full" else Depth.DECODE
 
 
 def workers_for(memory_bytes: int, row_group_bytes: int) -> int:

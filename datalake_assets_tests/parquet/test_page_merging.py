@@ -256,15 +256,16 @@ def test_small_files_are_not_opened_one_by_one(opened):
     assert read(result).equals(pa.concat_tables(tables))
 
 
-@pytest.mark.parametrize("verify", ["full", "pages"])
-def test_files_of_others_are_copied_without_decoding_them_by_arrow(opened, verify):
+@pytest.mark.parametrize(("verify", "decoded"), [("full", ["f0", "f1", "f2"]), ("pages", [])])
+def test_files_of_others_are_decoded_by_arrow_before_they_are_copied_where_all_is_to_be_proven(opened, verify, decoded):
     noise = np.random.default_rng(0).bytes(5 << 20)
     tables = [events(i, 1, blob=pa.array([noise], pa.binary())) for i in range(3)]
     result = rewritten(inputs(*tables, is_committed=False), replace(SETTINGS, verify=verify))
-    assert (result.copied, opened[1], read(result).num_rows) == (3, [], 3)
+    assert (result.copied, opened[1], read(result).num_rows) == (3, decoded, 3)
 
 
-def test_files_of_others_that_do_not_decode_are_not_copied(opened):
+@pytest.mark.parametrize("verify", ["full", "pages"])
+def test_files_of_others_that_do_not_decode_are_not_copied(verify):
     noise = np.random.default_rng(0).bytes(5 << 20)
     files = inputs(*(events(i, 1, blob=pa.array([noise], pa.binary())) for i in range(3)), is_committed=False)
     body = bytearray(files[1].open().read())
@@ -272,5 +273,5 @@ def test_files_of_others_that_do_not_decode_are_not_copied(opened):
     at = body.index(len(noise).to_bytes(4, "little"), chunk.dictionary_page_offset)  # of the only value
     body[at : at + 4] = (1 << 30).to_bytes(4, "little")
     files[1] = replace(files[1], open=lambda: pa.BufferReader(bytes(body)))
-    result = rewritten(files)
-    assert (list(result.rejected), result.copied, opened[1]) == (["f1"], 2, ["f1"])
+    result = rewritten(files, replace(SETTINGS, verify=verify))
+    assert (list(result.rejected), result.copied) == (["f1"], 2)
