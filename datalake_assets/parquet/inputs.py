@@ -70,16 +70,15 @@ class OpenInput:
     Args:
         given: Which.
         row_bytes: Decoded bytes of a row at the most.
-        depth: How deep the native kernel looks into a file whose checksum nobody knows, to prove that it decodes. None:
-            Arrow decodes it.
+        trusts_kernel: It is enough that the native kernel decodes a file whose checksum nobody knows; else Arrow does.
 
     Raises:
         UnreadableFile: It is no Parquet file, or not all of it is there.
     """
 
-    def __init__(self, given: Input, *, row_bytes: int = ROW_BYTES, depth: Depth | None = None) -> None:
+    def __init__(self, given: Input, *, row_bytes: int = ROW_BYTES, trusts_kernel: bool = False) -> None:
         self.file = file = given.file
-        self._row_bytes, self._depth, self._is_decodable = row_bytes, depth, False
+        self._row_bytes, self._trusts_kernel, self._is_decodable = row_bytes, trusts_kernel, False
         self.is_encoded, self._copy_source = given.is_encoded, given.copy_source
         self._keep, self.is_whole = given.keep, given.keep is None
         self._on_checksum = None if file.checksum else given.on_checksum
@@ -273,12 +272,12 @@ class OpenInput:
         self._proven = True
 
     def _passes_kernel(self) -> bool:
-        if self._depth is None or self.file.size_bytes > self._row_bytes or (kernel := load_kernel()) is None:
+        if not self._trusts_kernel or self.file.size_bytes > self._row_bytes or (kernel := load_kernel()) is None:
             return False
         self.check_decodable()
         with _translating(self.file):
             data = self.whole()
-        (found,) = kernel.check([Part(data, rows=self.file.rows)], self._depth, memory_bytes=self._row_bytes)
+        (found,) = kernel.check([Part(data, rows=self.file.rows)], Depth.DECODE, memory_bytes=self._row_bytes)
         # whether the values of lists fit together, across columns too, shows only when rows are put together
         return found.refused is None and not found.has_repeated
 

@@ -270,7 +270,7 @@ class _Pass(Generic[FinishedT]):
         Raises:
             AnotherShape: They do not.
         """
-        source = OpenInput(given, row_bytes=self._settings.row_bytes, depth=self._settings.depth)
+        source = OpenInput(given, row_bytes=self._settings.row_bytes, trusts_kernel=self._settings.trusts_kernel)
         try:
             self._join(source)
         except (AnotherShape, UnreadableFile):

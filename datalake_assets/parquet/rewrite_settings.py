@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from datalake_assets.parquet.decodable import ROW_BYTES, ROW_GROUPS_HELD
-from datalake_assets.parquet.native import Depth
 from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["Kernel", "RewriteSettings", "Verify", "workers_for"]
@@ -49,12 +48,12 @@ class RewriteSettings:
         return self.verify != "rows"
 
     @property
-    def depth(self) -> Depth | None:
-        """How deep the native kernel looks into copied files whose checksum nobody knows; None: Arrow does.
+    def trusts_kernel(self) -> bool:
+        """Whether it is enough that the native kernel decodes files that are copied and whose checksum nobody knows.
 
         What the kernel passes and Arrow does not decode would be lost to readers, with all that it is copied with.
         """
-        return None if self.verify == "full" else Depth.DECODE
+        return self.verify != "full"
 
 
 def workers_for(memory_bytes: int, row_group_bytes: int) -> int:

@@ -11,7 +11,6 @@ import re
 import weakref
 from collections import OrderedDict
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.utils.properties import property_as_bool
@@ -31,9 +30,6 @@ from datalake_assets.lake.iceberg.iceberg_look import IcebergLook, name_in_table
 from datalake_assets.lake.iceberg.iceberg_owners import check_owner, load_adopted, source_of
 from datalake_assets.lake.iceberg.iceberg_planning import never_closed, why_too_new
 from datalake_assets.lake.store.base import Store
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["AdoptedIceberg"]
 
