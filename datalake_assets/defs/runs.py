@@ -37,6 +37,7 @@ __all__ = [
     "PID_TAG",
     "RUN_TAG",
     "STARTED_TAG",
+    "UNFINISHED",
     "fail_dead",
     "has_lived_since",
     "is_dead",
@@ -122,7 +123,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two repairs while a command's run goes on.
 INTERVAL_S = 15.0
 
-_UNFINISHED = [
+#: Of runs that have left the queue and have not ended.
+UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -142,7 +144,7 @@ def repair_runs(instance: dg.DagsterInstance) -> list[str]:
     Returns:
         The ids of the runs that were failed. Idempotent.
     """
-    failed = fail_dead(instance, instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)))
+    failed = fail_dead(instance, instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)))
     _free_slots(instance)
     return failed
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,11 +16,8 @@ from functools import cache
 from typing import Any
 
 from datalake_assets.feed import Feed
-from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import open_store
-from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 from datalake_assets.lake.tables import open_table
+from datalake_assets.operations.lambda_lake import LambdaLake
 from datalake_assets.settings import Settings, load_settings
 from datalake_assets.sources.files.files_declaration import FilesSource
 from datalake_assets.sources.s3_events import named_objects
@@ -30,8 +26,6 @@ from datalake_assets.sources.systems import connect
 __all__ = ["handler"]
 
 logger = logging.getLogger(__name__)
-#: Seconds for which the list of feeds is kept: an invocation need not read all of them.
-KEPT_S = 60.0
 _S3 = ("s3://", "s3a://", "s3n://")
 
 
@@ -39,20 +33,10 @@ class _Lander:
     """The lake of an installation, for the life of a function's process."""
 
     def __init__(self, settings: Settings) -> None:
-        catalog = CatalogAccess.of(settings)
-        self._settings = settings
-        self._store: Store = open_store(settings.lake, s3=S3Access(endpoint=settings.s3_endpoint), catalog=catalog)
-        self._feeds: tuple[Feed, ...] = ()
-        self._read_at = -KEPT_S
+        self._settings, self._lake = settings, LambdaLake(settings)
 
-    def _feeds_of_files(self) -> tuple[Feed, ...]:
-        if time.monotonic() - self._read_at >= KEPT_S:
-            feeds = FeedRegistry(self._store).list().feeds
-            self._feeds = tuple(
-                each for each in feeds if isinstance(each.source, FilesSource) and each.kind == "stream"
-            )
-            self._read_at = time.monotonic()
-        return self._feeds
+    def _feeds_of_files(self) -> list[Feed]:
+        return [each for each in self._lake.feeds() if isinstance(each.source, FilesSource) and each.kind == "stream"]
 
     def land(self, objects: Iterator[tuple[str, str]], *, run_id: str) -> dict[str, Any]:
         """Lands objects, given by bucket and key, by every feed whose location they lie in."""
@@ -68,7 +52,7 @@ class _Lander:
         return {"feeds": landed, "ignored": ignored}
 
     def _landed(self, feed: Feed, names: tuple[str, ...], run_id: str) -> dict[str, int]:
-        table = open_table(self._store, feed)
+        table = open_table(self._lake.store, feed)
         plan = table.plan()
         with connect(feed.source.type, self._settings) as source:
             batches = source.read(feed, replace(plan.request, items=names))

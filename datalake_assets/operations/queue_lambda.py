@@ -8,7 +8,6 @@ for partial answers (``FunctionResponseTypes: [ReportBatchItemFailures]``).
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
@@ -16,32 +15,23 @@ from typing import Any
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
-from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import open_store
-from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 from datalake_assets.lake.tables import open_table
+from datalake_assets.operations.lambda_lake import LambdaLake
 from datalake_assets.settings import Settings, load_settings
 from datalake_assets.sources.sqs.given_messages import GivenMessages, feeds_of_queue, message_of_event, queue_of_event
-from datalake_assets.sources.sqs.sqs import Sqs, connect
+from datalake_assets.sources.sqs.sqs import connect
 from datalake_assets.sources.sqs.sqs_messages import Message
 
 __all__ = ["handler"]
 
 logger = logging.getLogger(__name__)
-#: Seconds for which the list of feeds is kept: an invocation need not read all of them.
-KEPT_S = 60.0
 
 
 class _Lander:
     """The lake and the queues of an installation, for the life of a function's process."""
 
     def __init__(self, settings: Settings) -> None:
-        catalog = CatalogAccess.of(settings)
-        self._store: Store = open_store(settings.lake, s3=S3Access(endpoint=settings.s3_endpoint), catalog=catalog)
-        self._sqs: Sqs = connect(settings)
-        self._feeds: tuple[Feed, ...] = ()
-        self._read_at = -KEPT_S
+        self._lake, self._sqs = LambdaLake(settings), connect(settings)
 
     def feed_of(self, arn: str) -> Feed:
         """The feed that reads a queue.
@@ -49,22 +39,16 @@ class _Lander:
         Raises:
             ConfigError: There is none, or several.
         """
-        if time.monotonic() - self._read_at >= KEPT_S or not feeds_of_queue(self._feeds, arn):
-            self._feeds, self._read_at = self._registry.list().feeds, time.monotonic()
-        found = feeds_of_queue(self._feeds, arn)
+        found = feeds_of_queue(self._lake.feeds(), arn) or feeds_of_queue(self._lake.feeds(anew=True), arn)
         if len(found) == 1:
             return found[0]
         named = f"feeds {', '.join(repr(each.name) for each in found)} read" if found else "no feed reads"
         raise ConfigError(f"{named} {arn}; one is needed: see 'datalake feeds add --source sqs'")
 
-    @property
-    def _registry(self) -> FeedRegistry:
-        return FeedRegistry(self._store)
-
     def land(self, arn: str, messages: list[Message], *, run_id: str) -> list[str]:
         """Lands messages of one queue; returns the ids of those that are to come again."""
         feed = self.feed_of(arn)
-        table = open_table(self._store, feed)
+        table = open_table(self._lake.store, feed)
         given = GivenMessages(self._sqs, feed, messages)
         report = table.write(given, partitions=table.plan().partitions, run_id=run_id)
         logger.info(

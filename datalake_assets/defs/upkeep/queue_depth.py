@@ -12,6 +12,7 @@ import dagster as dg
 from datalake_assets.core.batches import Backlog
 from datalake_assets.core.verdicts import QUEUE_DEPTH, depth_band, queue_depth_verdict
 from datalake_assets.defs.metadata import asset_key, check_evaluation
+from datalake_assets.defs.runs import UNFINISHED
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.sources.base import HasBacklog, SourceSystem
@@ -22,13 +23,6 @@ __all__ = ["Connect", "is_running", "queue_depth_sensor"]
 INTERVAL_S = 30
 #: Runs in progress that are looked through for one of the feed.
 _MOST_RUNS = 500
-_IN_PROGRESS = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 #: Connects to a system by its type.
 Connect = Callable[[str], AbstractContextManager[SourceSystem]]
@@ -76,7 +70,9 @@ def _asked(source: SourceSystem, feed: Feed) -> Backlog:
 
 def is_running(instance: dg.DagsterInstance, feed: Feed) -> bool:
     """Whether a run of the feed is under way or waits: another one would wait for it."""
-    runs = instance.get_runs(filters=dg.RunsFilter(statuses=_IN_PROGRESS), limit=_MOST_RUNS)
+    runs = instance.get_runs(
+        filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED, *UNFINISHED]), limit=_MOST_RUNS
+    )
     return any(asset_key(feed) in (run.asset_selection or ()) for run in runs)
 
 

@@ -141,7 +141,7 @@ class Files:
         if source.events_queue:
             named = named_by(source.events_queue, place, self._queues)
             seen = list({each.name: each for each in (*seen, *named)}.values())
-        batches = FileBatches(feed, ReadRequest(landed=landed), self.place(feed), workers=1, limits=self._limits)
+        batches = FileBatches(feed, ReadRequest(landed=landed), place, workers=1, limits=self._limits)
         return News(batches.wanted(seen), after.to_cursor(), len(seen))
 
     def close(self) -> None:
