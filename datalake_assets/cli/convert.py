@@ -67,13 +67,7 @@ def convert(session: Session, *, source: str, destination: str, as_json: bool, p
     if as_json:
         print_json({"files": [_document(each) for each in done]})
     elif done:
-        say(
-            as_table(
-                ["file", "rows", "rejected", "size", "outputs", "ratio", "seconds"],
-                list(map(_row, done)),
-                width=terminal_width(),
-            )
-        )
+        say(as_table(_COLUMNS, list(map(_row, done)), width=terminal_width()))
     else:
         say(f"{source} has no files that match {chosen['pattern']}")
     if any(each.refused for each in done):
