@@ -20,7 +20,6 @@ import json
 import mmap
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -41,25 +40,7 @@ from datalake_assets.parquet import native
 from datalake_assets.parquet.native import Depth, Kernel, MergeOptions, Part, Refused
 from datalake_assets.parquet.native.interface import open_library
 from datalake_assets.parquet.pages import page_of
-
-SOURCES = Path(native.__file__).parent
-BUILD = Path(__file__).parents[2] / "build" / "native-fuzz"
-CODECS = ("SNAPPY", "ZSTD", "ZLIB", "LZ4", "BROTLI")
-COMPILE = (
-    *(
-        "-std=c++17",
-        "-O1",
-        "-g",
-        "-fPIC",
-        "-fno-omit-frame-pointer",
-        "-DPM_SMALL_PAGE_BYTES=64",
-        "-DPM_TRIAL_VALUES=20",
-    ),
-    *(f"-DPM_WITH_{codec}=1" for codec in CODECS),
-)
-COMPILER = shutil.which("g++") or "g++"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-LIBRARIES = ("-lsnappy", "-lzstd", "-lz", "-llz4", "-lbrotlidec")
+from datalake_assets_tests.parquet.sanitized_kernel import BUILD, build, environment
 
 CHILDREN = max(1, (os.cpu_count() or 2) - 1)
 GROUPS = 48
@@ -73,56 +54,6 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 #: What stands in the state file before a call.
 IDLE, KERNEL, ARROW = 0, 1, 2
 STATE_BYTES = 1 << 20
-
-
-# ---- the build
-
-
-def build() -> Path:
-    """The kernel under sanitizers; built again if its sources are newer."""
-    library = BUILD / "pagemerge.so"
-    sources = [
-        *SOURCES.glob("*.cpp"),
-        *SOURCES.glob("*.h*"),
-        Path(__file__).with_name("native_coverage.cpp"),
-        Path(__file__),
-    ]
-    if library.exists() and library.stat().st_mtime > max(each.stat().st_mtime for each in sources):
-        return library
-    BUILD.mkdir(parents=True, exist_ok=True)
-    coverage = Path(__file__).with_name("native_coverage.cpp")
-
-    def compiled(source: Path) -> str:
-        target = BUILD / f"{source.stem}.o"
-        extra = () if source == coverage else (*SANITIZE, "-fsanitize-coverage=trace-pc")
-        subprocess.run(
-            [COMPILER, *COMPILE, *extra, "-I", str(SOURCES), "-c", str(source), "-o", str(target)], check=True
-        )
-        return str(target)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [*pool.map(compiled, [*sorted(SOURCES.glob("*.cpp")), coverage])]
-    subprocess.run([COMPILER, "-shared", *SANITIZE, *objects, "-o", str(library), *LIBRARIES], check=True)
-    return library
-
-
-def environment(library: Path) -> dict[str, str]:
-    """Of a child: the sanitizers' runtime comes before everything else."""
-    runtimes = [
-        subprocess.run(
-            [COMPILER, f"-print-file-name={name}"], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    return os.environ | {
-        "LD_PRELOAD": ":".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=1:abort_on_error=1",
-        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        "PYTHONMALLOC": "malloc",
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-        "OMP_NUM_THREADS": "1",
-        native._VARIABLE: str(library),
-    }
 
 
 # ---- seeds

@@ -1,0 +1,79 @@
+"""The native kernel under AddressSanitizer and UndefinedBehaviorSanitizer, with a map of the edges that are reached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from datalake_assets.parquet import native
+
+__all__ = ["BUILD", "build", "environment"]
+
+SOURCES = Path(native.__file__).parent
+BUILD = Path(__file__).parents[2] / "build" / "native-fuzz"
+CODECS = ("SNAPPY", "ZSTD", "ZLIB", "LZ4", "BROTLI")
+COMPILE = (
+    *(
+        "-std=c++17",
+        "-O1",
+        "-g",
+        "-fPIC",
+        "-fno-omit-frame-pointer",
+        "-DPM_SMALL_PAGE_BYTES=64",
+        "-DPM_TRIAL_VALUES=20",
+    ),
+    *(f"-DPM_WITH_{codec}=1" for codec in CODECS),
+)
+COMPILER = shutil.which("g++") or "g++"
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+LIBRARIES = ("-lsnappy", "-lzstd", "-lz", "-llz4", "-lbrotlidec")
+
+
+def build() -> Path:
+    """The kernel under sanitizers; built again if its sources are newer."""
+    library = BUILD / "pagemerge.so"
+    sources = [
+        *SOURCES.glob("*.cpp"),
+        *SOURCES.glob("*.h*"),
+        Path(__file__).with_name("native_coverage.cpp"),
+        Path(__file__),
+    ]
+    if library.exists() and library.stat().st_mtime > max(each.stat().st_mtime for each in sources):
+        return library
+    BUILD.mkdir(parents=True, exist_ok=True)
+    coverage = Path(__file__).with_name("native_coverage.cpp")
+
+    def compiled(source: Path) -> str:
+        target = BUILD / f"{source.stem}.o"
+        extra = () if source == coverage else (*SANITIZE, "-fsanitize-coverage=trace-pc")
+        subprocess.run(
+            [COMPILER, *COMPILE, *extra, "-I", str(SOURCES), "-c", str(source), "-o", str(target)], check=True
+        )
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [*pool.map(compiled, [*sorted(SOURCES.glob("*.cpp")), coverage])]
+    subprocess.run([COMPILER, "-shared", *SANITIZE, *objects, "-o", str(library), *LIBRARIES], check=True)
+    return library
+
+
+def environment(library: Path) -> dict[str, str]:
+    """Of a child: the sanitizers' runtime comes before everything else."""
+    runtimes = [
+        subprocess.run(
+            [COMPILER, f"-print-file-name={name}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return os.environ | {
+        "LD_PRELOAD": ":".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=1:abort_on_error=1",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "OMP_NUM_THREADS": "1",
+        native._VARIABLE: str(library),
+    }
