@@ -33,6 +33,7 @@ from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.schemas import Shape, conform_table
 from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, pieces
 from datalake_assets.parquet.sinks import checksum_like
+from datalake_assets.parquet.thrift import MalformedThrift
 from datalake_assets.parquet.writer import ZSTD_LEVEL, moment_of, sorted_by
 
 __all__ = ["BrokenHalfway", "Merged", "Merger", "WholeFile", "conformed", "merger_of"]
@@ -154,7 +155,10 @@ class Merger:
         schema, texts = (bytes(view[at : at + size]) for at, size in (found.schema, found.key_values))
         if schema != self._form.model.schema:
             return None
-        key_values = key_values_of(texts)
+        try:
+            key_values = key_values_of(texts)
+        except MalformedThrift:  # whoever opens the file says so
+            return None
         if like.known is None or key_values.get(ARROW_SCHEMA) != like.known.footer.get(ARROW_SCHEMA):
             return None
         if file.checksum:

@@ -112,6 +112,17 @@ def test_a_damaged_file_is_left_alone_and_the_others_are_merged(is_committed):
     assert read(result)["id"].to_pylist() == [i for i in range(300) if i // 50 != 2]
 
 
+def test_a_file_whose_key_values_cannot_be_read_is_left_alone_and_the_others_are_merged():
+    texts = {b"\x11\x11\x11": b"v"}  # the key reads as three truths, where its field is said to be a number
+    files = inputs(*(events(i * 50).replace_schema_metadata(texts) for i in range(3)), is_committed=False)
+    whole = files[1].open().read()
+    body = whole.replace(b"\x18\x03\x11\x11\x11", b"\x14\x03\x11\x11\x11")
+    assert body != whole
+    files[1] = replace(files[1], open=lambda: pa.BufferReader(body))
+    result = rewritten(files)
+    assert (list(result.rejected), result.merged, read(result).num_rows) == (["f1"], 1, 100)
+
+
 @pytest.mark.parametrize("place", [0, 3])
 def test_a_file_that_cannot_be_opened_is_left_alone_and_the_others_are_merged(place):
     def refuse():
