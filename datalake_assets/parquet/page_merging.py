@@ -4,7 +4,8 @@ A merge never decodes rows: it costs a fifth of decoding and encoding. What the 
 and the refused file takes a detour: Arrow decodes it and encodes it alone, and the kernel merges what comes of that.
 Where most files of a row group would take the detour, all of them are decoded, and encoded as one.
 
-What the kernel merged is compared with its inputs by Arrow, which shares no code with it, value by value.
+What the kernel merged is compared with its inputs value by value, by readers that share no code with it: the comparer,
+and Arrow where the comparer cannot tell.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from datalake_assets.parquet.footer import key_values_of
 from datalake_assets.parquet.inputs import Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA
 from datalake_assets.parquet.native import Kernel, MergeOptions, Part, Refusal, Refused, load_kernel
+from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.schemas import Shape, conform_table
 from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, pieces
@@ -46,6 +48,8 @@ OFFSET_BYTES = 4
 LARGER = 4
 #: Of the memory for decoded row groups, what a merge may allocate: as much as encoding one takes.
 HELD = 3
+#: Why nothing is kept of a row group.
+UNLIKE = "what it made does not read as the inputs do"
 #: So many files of a row group may be refused while it is merged, which begins anew each time; then all are encoded.
 MAX_REFUSALS = 3
 
@@ -60,8 +64,9 @@ class WholeFile:
         weight_bytes: What it adds to a row group, about, decoded.
         plain_bytes: Of its pages before compression, by its footer.
         row_groups: How many.
-        key_values: Of its footer; only where it was looked at and not opened.
+        key_values: Of its footer.
         why: Why the kernel cannot take it; empty if it may.
+        is_ours: It was encoded, and compared, a moment ago.
     """
 
     file: DataFile
@@ -71,6 +76,12 @@ class WholeFile:
     row_groups: int
     key_values: Mapping[bytes, bytes] = field(default_factory=dict)
     why: str = ""
+    is_ours: bool = False
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether somebody vouches for its bytes."""
+        return self.is_ours or bool(self.file.checksum)
 
     def opened(self, row_bytes: int) -> OpenInput:
         """The file for Arrow; for arguments and errors see `OpenInput`."""
@@ -122,6 +133,8 @@ class Merger:
         self._row_group_bytes, self._row_bytes = settings.parquet.row_group_bytes, settings.row_bytes
         self._row_width = sum(map(_width, form.schema.types))
         self._time_leaf = _time_leaf(form)
+        self._comparer = load_comparer()
+        self._read_alike: dict[bytes | None, bool] = {}
         self._options = MergeOptions(
             codec=settings.parquet.compression,
             level=settings.parquet.compression_level or ZSTD_LEVEL,
@@ -182,7 +195,8 @@ class Merger:
             source.prove()  # the kernel takes levels of lists for what they are, whether or not they hang together
         schema = encoded_schema(source.footer_bytes, self._form.model.schema)
         why = "" if schema == self._form.model.schema else "its schema is stated otherwise"
-        return self._whole(source.file, source.whole(), plain_bytes, source.row_groups, why=why)
+        data, key_values = source.whole(), source.key_values
+        return self._whole(source.file, data, plain_bytes, source.row_groups, key_values=key_values, why=why)
 
     def _whole(self, file: DataFile, data: pa.Buffer, plain_bytes: int, row_groups: int, **known: Any) -> WholeFile:
         weight_bytes = max(plain_bytes, file.rows * self._row_width)
@@ -221,7 +235,7 @@ class Merger:
             Refused: It does not take one of them, or not all together.
         """
         is_full = self._verify == "full"
-        parts = [Part(each.data, rows=each.file.rows, proven=is_full or bool(each.file.checksum)) for each in files]
+        parts = [Part(each.data, rows=each.file.rows, proven=is_full or each.is_proven) for each in files]
         made = self._kernel.merge(parts, self._options)
         bounds = tuple(map(self._moment, made.times or ()))
         segment = self._encoder.adopted(pa.py_buffer(made.view), bounds=bounds)
@@ -238,11 +252,43 @@ class Merger:
         return moment_of(count, self._form.schema.field(self._form.time_column).type)
 
     def _difference(self, segment: Segment, files: Sequence[WholeFile], *, is_sorted: bool) -> str:
-        """Why a row group is not what its inputs are, by Arrow, which reads both, value by value; empty if it is.
+        """Why a row group is not what its inputs are, by readers that have no part in it; empty if it is.
+
+        The comparer says so of files that somebody vouches for, in a quarter of the time that Arrow takes. Where rows
+        were sorted, or it cannot tell, Arrow does.
 
         Raises:
             Refused: An input cannot be read.
         """
+        if self._comparer is not None and not is_sorted and self._reads_alike(segment, files):
+            sides = [Side(each.data, each.file.rows, proven=True) for each in files]
+            rows, footer = sum(each.file.rows for each in files), segment.footer.data
+            made, memory_bytes = Side(segment.buffer, rows), self._options.memory_bytes
+            found = self._comparer.compare(sides, made, footer, memory_bytes=memory_bytes)
+            if found.verdict is Verdict.EQUAL:
+                return ""
+            if found.verdict is Verdict.DIFFERS:
+                of = "" if found.column is None else f" in column {self._form.model.footer.columns[found.column]!r}"
+                return f"{UNLIKE}{of}: {found.reason}"
+        return self._difference_by_arrow(segment, files, is_sorted=is_sorted)
+
+    def _reads_alike(self, segment: Segment, files: Sequence[WholeFile]) -> bool:
+        """Whether equal values of Parquet's are equal values of Arrow's: Arrow's own schema may say more of them.
+
+        Only of files that somebody vouches for: whether Arrow takes the others is not known before it has.
+        """
+        if not all(each.is_proven for each in files):
+            return False
+        for each in files:
+            stated = each.key_values.get(ARROW_SCHEMA)
+            if stated not in self._read_alike:
+                self._read_alike[stated] = _types_agree(each, segment)
+            if not self._read_alike[stated]:
+                return False
+        return True
+
+    def _difference_by_arrow(self, segment: Segment, files: Sequence[WholeFile], *, is_sorted: bool) -> str:
+        """The same by Arrow, which decodes both, value by value; for errors see there."""
         source = pa.BufferReader(segment.buffer)
         try:
             parquet = pq.ParquetFile(source, metadata=segment.metadata, pre_buffer=False, arrow_extensions_enabled=True)
@@ -253,7 +299,7 @@ class Merger:
             wanted = self._tables(files, at_once=is_small)
             if is_sorted:
                 wanted = iter([sorted_by(pa.concat_tables(wanted), self._form.time_column or "")])
-            return "" if same_values(wanted, found) else "what it made does not read as the inputs do"
+            return "" if same_values(wanted, found) else UNLIKE
         except UnreadableFile as error:
             names = [each.file.name for each in files]
             raise Refused(Refusal.DAMAGED, names.index(error.where), error.reason) from error
@@ -290,9 +336,10 @@ class Merger:
             done.rejected[name] = error.reason
             del parts[name]
             return True
-        data = pa.py_buffer(self._encoder.encode(rows).whole())
+        segment = self._encoder.encode(rows)
+        data, key_values = pa.py_buffer(segment.whole()), segment.footer.key_value_metadata
         file = msgspec.structs.replace(given.file, size_bytes=data.size, checksum="")
-        parts[name] = replace(given, file=file, data=data, why="")
+        parts[name] = replace(given, file=file, data=data, key_values=key_values, why="", is_ours=True)
         done.detours[name] = why
         return True
 
@@ -341,6 +388,18 @@ def merger_of(encoder: Encoder, form: SegmentFormat, settings: RewriteSettings) 
     by_arrow = settings.sort_by or settings.kernel == "concat" or settings.parquet.profile != "compatible"
     kernel = None if by_arrow else load_kernel()
     return Merger(kernel, encoder, form, settings) if kernel is not None else None
+
+
+def _types_agree(file: WholeFile, segment: Segment) -> bool:
+    """Whether Arrow reads columns of the same types from both."""
+    try:
+        one, other = (
+            pq.ParquetFile(pa.BufferReader(data), metadata=metadata, pre_buffer=False, arrow_extensions_enabled=True)
+            for data, metadata in ((file.data, None), (segment.buffer, segment.metadata))
+        )
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return bool(one.schema_arrow.equals(other.schema_arrow, check_metadata=False))
 
 
 def _width(kind: pa.DataType) -> int:

@@ -1,9 +1,11 @@
-// Which edges of the kernel an input reaches, and what its codecs make of a page: linked into the build that is fuzzed,
-// compiled without instrumentation.
+// Which edges of a library an input reaches, and what the kernel's codecs make of a page: linked into the build that is
+// fuzzed, compiled without instrumentation.
 #include <cstdint>
 #include <cstring>
 
+#if __has_include("codecs.hpp")  // the kernel's
 #include "codecs.hpp"
+#endif
 
 namespace {
 
@@ -47,6 +49,7 @@ __attribute__((visibility("default"))) uint32_t pm_new_edges() {
   return fresh;
 }
 
+#if __has_include("codecs.hpp")
 // What the kernel's own libraries make of a page: 1 if they decompress it to exactly so many bytes.
 __attribute__((visibility("default"))) int pm_decompresses(int codec, const uint8_t* from, uint64_t size, uint8_t* to,
                                                            uint64_t plain) {
@@ -57,5 +60,6 @@ __attribute__((visibility("default"))) int pm_decompresses(int codec, const uint
     return 0;
   }
 }
+#endif
 
 }  // extern "C"

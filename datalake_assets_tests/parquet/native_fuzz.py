@@ -8,6 +8,9 @@ the corpus, which is kept small. Everything that was merged is read by pyarrow, 
 and so is the mutated file: where pyarrow reads it, the output has its rows between those of the other files. Where
 pyarrow refuses it, or ends the process over it, there is nothing to compare with, which is counted.
 
+The comparer (`parquet/proof`) is fuzzed beside: it looks at the same files and at damaged outputs, and may call equal
+only what pyarrow reads alike.
+
 Rounds run in child processes. What a child is about to do lies in a file, so that a fall is told from one of pyarrow's.
 Prints the counts, and each finding with the files that make it again; exits 1 if there are any.
 """
@@ -15,7 +18,6 @@ Prints the counts, and each finding with the files that make it again; exits 1 i
 from __future__ import annotations
 
 import ctypes
-import io
 import json
 import mmap
 import os
@@ -27,20 +29,19 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datalake_assets.parquet import native
 from datalake_assets.parquet.native import Depth, Kernel, MergeOptions, Part, Refused
 from datalake_assets.parquet.native.interface import open_library
 from datalake_assets.parquet.pages import page_of
-from datalake_assets_tests.parquet.sanitized_kernel import BUILD, build, environment
+from datalake_assets.parquet.proof import Compared, Side, Verdict, open_comparer
+from datalake_assets_tests.parquet.native_seeds import Group, decoded, group, mutated, same
+from datalake_assets_tests.parquet.sanitized_kernel import BUILD, build, build_comparer, environment
 
 CHILDREN = max(1, (os.cpu_count() or 2) - 1)
 GROUPS = 48
@@ -56,160 +57,6 @@ IDLE, KERNEL, ARROW = 0, 1, 2
 STATE_BYTES = 1 << 20
 
 
-# ---- seeds
-
-
-@dataclass
-class Group:
-    """Files of one schema, with the rows that pyarrow reads of each."""
-
-    files: list[bytes]
-    tables: list[pa.Table] = field(default_factory=list)
-    variants: list[tuple[int, bytes]] = field(default_factory=list)
-
-
-def group(seed: int) -> Group:
-    """Small files as writers make them: three of four have values that never repeat, which are copied."""
-    chosen = random.Random(seed)
-    codec = chosen.choice(["none", "none", "snappy", "snappy", "zstd", "gzip", "lz4", "brotli"])
-    options: dict[str, Any] = {
-        "compression": codec,
-        "data_page_version": chosen.choice(["1.0", "2.0"]),
-        "use_dictionary": chosen.random() < 0.6,
-        "write_page_index": chosen.random() < 0.2,
-        "write_page_checksum": chosen.random() < 0.1,
-        "data_page_size": chosen.choice([1 << 20, 200]),
-        "store_schema": chosen.random() < 0.1,  # Arrow's own schema would be most of what is mutated
-    }
-    is_copyish = chosen.random() < 0.75
-    kinds = chosen.sample(sorted(COLUMNS), k=chosen.choice([1, 2, 2, 3]))
-    if is_copyish:
-        options["compression"] = chosen.choice(["none", "snappy", "zstd"])
-        kinds = [chosen.choice([kind for kind in COLUMNS if kind.startswith("u_")]), *kinds[1:]]
-    if not options["use_dictionary"] and chosen.random() < 0.2:
-        options["column_encoding"] = {kind: chosen.choice(ENCODINGS.get(kind, ["PLAIN"])) for kind in kinds}
-    rows = chosen.choice([40, 80]) if is_copyish else chosen.choice([1, 9, 60])
-    nullable = chosen.random() < 0.7
-    files = []
-    for _ in range(chosen.choice([4, 5, 6]) if is_copyish else chosen.choice([1, 2, 3])):
-        columns = {kind: COLUMNS[kind](chosen, rows, 0.2 if nullable else 0) for kind in kinds}
-        body = io.BytesIO()
-        pq.write_table(pa.table(columns), body, row_group_size=chosen.choice([10**6, 30]), **options)
-        files.append(body.getvalue())
-    return Group(files, [decoded(each) for each in files])
-
-
-def _masked(values: list[Any], chosen: random.Random, share: float, kind: pa.DataType) -> pa.Array:
-    return pa.array([None if chosen.random() < share else value for value in values], kind)
-
-
-#: Columns by kind: those of ``u`` never repeat a value.
-COLUMNS: dict[str, Any] = {
-    "u_long": lambda r, n, p: _masked([r.getrandbits(62) for _ in range(n)], r, p, pa.int64()),
-    "u_int": lambda r, n, p: _masked(r.sample(range(10**6), n), r, p, pa.int32()),
-    "u_time": lambda r, n, p: _masked(
-        [10**15 + i * 1000 + r.randrange(999) for i in range(n)], r, p, pa.timestamp("us")
-    ),
-    "u_double": lambda r, n, p: _masked([r.gauss(0, 9) for _ in range(n)], r, p, pa.float64()),
-    "u_text": lambda r, n, p: _masked([f"{r.getrandbits(64):x}" for _ in range(n)], r, p, pa.string()),
-    "u_fixed": lambda r, n, p: _masked([r.randbytes(5) for _ in range(n)], r, p, pa.binary(5)),
-    "flag": lambda r, n, p: _masked([r.random() < 0.5 for _ in range(n)], r, p, pa.bool_()),
-    "few": lambda r, n, p: _masked([r.choice(["AT", "DE", ""]) for _ in range(n)], r, p, pa.string()),
-    "small": lambda r, n, p: _masked([r.randrange(4) for _ in range(n)], r, p, pa.uint32()),
-    "float": lambda r, n, p: _masked([r.choice([0.0, -0.0, float("nan"), 1.5]) for _ in range(n)], r, p, pa.float32()),
-    "list": lambda r, n, p: _masked(
-        [[r.randrange(9) for _ in range(r.randrange(4))] for _ in range(n)], r, p, pa.list_(pa.int32())
-    ),
-    "deep": lambda r, n, p: _masked(
-        [[{"a": f"x{r.randrange(5)}", "b": [r.randrange(3)]}] * r.randrange(3) for _ in range(n)],
-        r,
-        p,
-        pa.list_(pa.struct({"a": pa.string(), "b": pa.list_(pa.int64())})),
-    ),
-}
-ENCODINGS = {
-    "u_long": ["DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"],
-    "u_int": ["DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"],
-    "u_time": ["DELTA_BINARY_PACKED"],
-    "u_double": ["BYTE_STREAM_SPLIT"],
-    "u_text": ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"],
-    "u_fixed": ["DELTA_BYTE_ARRAY"],
-    "flag": ["RLE"],
-    "few": ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"],
-}
-
-# ---- mutations
-
-_BYTES = (0, 1, 2, 3, 0x0F, 0x10, 0x15, 0x7F, 0x80, 0x81, 0xFE, 0xFF)
-
-
-def mutated(body: bytes, other: bytes, chosen: random.Random) -> bytes:
-    """The file with some changes: bits, bytes, stretches of itself and of another, lengths, its end."""
-    changed = bytearray(body)
-    footer_bytes = int.from_bytes(body[-8:-4], "little") if len(body) >= 12 else 0
-    footer_from = max(4, len(body) - 8 - footer_bytes)
-    for _ in range(chosen.choice([1, 1, 1, 2, 3, 8])):
-        # a third in the footer, where the lengths are; a third near the start of the first pages; a third anywhere
-        low, high = chosen.choice([(footer_from, len(changed)), (4, min(200, len(changed))), (0, len(changed))])
-        if low >= high:
-            continue
-        place = chosen.randrange(low, high)
-        way = chosen.randrange(8)
-        if way <= 2:
-            changed[place] ^= 1 << chosen.randrange(8)
-        elif way <= 4:
-            changed[place] = chosen.choice(_BYTES)
-        elif way == 5:
-            changed[place] = (changed[place] + chosen.choice([-2, -1, 1, 2])) % 256
-        elif way == 6:
-            size = chosen.randrange(1, 9)
-            source = chosen.choice([bytes(changed), other])
-            start = chosen.randrange(max(1, len(source) - size))
-            piece = source[start : start + size]
-            changed[place : place + len(piece)] = piece
-        elif chosen.random() < 0.2:
-            del changed[place:]
-        else:
-            changed[place:place] = chosen.randbytes(chosen.randrange(1, 4))
-    return bytes(changed)
-
-
-# ---- comparing, by pyarrow alone
-
-
-def decoded(body: Any) -> pa.Table:
-    """What pyarrow reads; raises what it raises."""
-    return pq.ParquetFile(pa.BufferReader(body), pre_buffer=False).read(use_threads=False)
-
-
-def same(wanted: list[pa.Table], found: pa.Table, *, is_sorted: bool) -> bool:
-    """Whether the rows are equal bit by bit, NaN and the signs of zeros too."""
-    joined = pa.concat_tables(wanted)
-    if is_sorted:
-        joined = joined.take(pc.sort_indices(joined.column(0)))
-    if joined.num_rows != found.num_rows or not joined.schema.remove_metadata().equals(found.schema.remove_metadata()):
-        return False
-    return all(_bits(one).equals(_bits(other)) for one, other in zip(joined.columns, found.columns, strict=True))
-
-
-def _bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Numbers as their bits, since no NaN equals itself, and texts as bytes, since damage makes them no texts."""
-    if pa.types.is_floating(column.type):
-        ints = {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[column.type.bit_width]
-        return pa.chunked_array([chunk.view(ints) for chunk in column.chunks], ints)
-    return column.cast(_untexted(column.type))
-
-
-def _untexted(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string(kind):
-        return pa.binary()
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_untexted(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([each.with_type(_untexted(each.type)) for each in kind])
-    return kind
-
-
 # ---- a child
 
 
@@ -223,10 +70,10 @@ class Child:
         self.groups = [group(seed * 1000 + place) for place in range(GROUPS)]
         self.counts: Counter[str] = Counter()
         library = open_library(Path(os.environ[native._VARIABLE]))
-        self.new_edges = library.pm_new_edges
-        self.new_edges.restype = ctypes.c_uint32
         self.library = library
         self.kernel = Kernel(library)
+        self.comparer = open_comparer(build_comparer())
+        self.new_edges = [each.pm_new_edges for each in (library, self.comparer._library)]
         self.corpus = 0
 
     def note(self, what: int, files: list[bytes] | None = None) -> None:
@@ -273,14 +120,57 @@ class Child:
             if error.kind is native.Refusal.INTERNAL:
                 self.finding("internal", files, str(error))
             merged = None
-        if self.new_edges() and self.corpus < CORPUS:
-            of.variants.append((place, changed))
-            self.corpus += 1
         if merged is not None:
             self.counts["merged"] += 1
             self.counts["merged, with copied pages"] += merged.copied_pages > 0
             self.compare(of, place, changed, merged, files, options=options, is_trusted=is_trusted)
+        if sum([new_edges() for new_edges in self.new_edges]) and self.corpus < CORPUS:
+            of.variants.append((place, changed))
+            self.corpus += 1
         signal.alarm(0)
+
+    def proven(self, of: Group, place: int, files: list[bytes], rows: int, output: bytes) -> Compared:
+        """What the comparer says of the files and an output of so many rows."""
+        counts = [table.num_rows for table in of.tables]
+        counts[place] = rows - sum(counts) + counts[place]
+        sides = [Side(pa.py_buffer(each), count) for each, count in zip(files, counts, strict=True)]
+        size = int.from_bytes(output[-8:-4], "little")
+        footer = output[max(0, len(output) - 8 - size) : -8]
+        self.note(KERNEL, [*files, output])
+        found = self.comparer.compare(sides, Side(pa.py_buffer(output), rows), footer, memory_bytes=MEMORY_BYTES)
+        self.note(IDLE)
+        return found
+
+    def judge(self, verdict: Verdict | None, told: str, files: list[bytes], output: bytes, why: str) -> None:
+        """Counts what the comparer said, if it was asked, beside what pyarrow says: equal, different, or refused."""
+        if verdict is None:
+            return
+        if verdict is not Verdict.UNCLEAR and told != "refused" and (told == "equal") != (verdict is Verdict.EQUAL):
+            if not any(self.codecs_disagree(each) for each in (*files, output)):
+                self.finding(f"comparer: {verdict.name.lower()}, pyarrow: {told}", [*files, output], why)
+            return
+        self.counts[f"comparer: {verdict.name.lower()}, pyarrow: {told}"] += 1
+
+    def damage(self, of: Group, place: int, files: list[bytes], merged: native.Merged, table: pa.Table) -> None:
+        """Has the comparer look at a damaged output; pages that pyarrow does not read must not pass."""
+        whole = bytes(merged.view)
+        pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+        if in_pages := self.random.random() < 0.8:
+            damaged = mutated(whole[:pages], whole, self.random)[:pages].ljust(pages, b"\0") + whole[pages:]
+        else:
+            damaged = mutated(whole, whole, self.random)
+        found = self.proven(of, place, files, merged.rows, damaged)
+        self.counts["damaged outputs"] += 1
+        if found.verdict is not Verdict.EQUAL:
+            self.counts[f"damaged outputs, comparer: {found.verdict.name.lower()}"] += 1
+            return
+        self.note(ARROW)
+        try:
+            told = "equal" if same([table], decoded(damaged), is_sorted=False) else "different"
+        except (pa.ArrowException, OSError, ValueError):
+            told = "different" if in_pages else "refused"
+        self.note(IDLE)
+        self.judge(found.verdict, told, files, damaged, "a damaged output")
 
     def compare(
         self,
@@ -293,6 +183,8 @@ class Child:
         options: MergeOptions,
         is_trusted: bool,
     ) -> None:
+        is_sorted = bool(merged.unsorted and options.order == "sort")
+        told = None if is_sorted else self.proven(of, place, files, merged.rows, bytes(merged.view)).verdict
         self.note(ARROW)
         try:
             table = decoded(changed)
@@ -302,14 +194,18 @@ class Child:
                 return
         except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError, OverflowError):
             self.counts["merged, but pyarrow refuses the input"] += 1
+            self.judge(told, "refused", files, bytes(merged.view), "")
             return
         finally:
             self.note(IDLE)
         self.note(ARROW)
         try:
-            is_sorted = merged.unsorted and options.order == "sort"
-            if same(wanted, decoded(pa.py_buffer(merged.view)), is_sorted=is_sorted):
+            found = decoded(pa.py_buffer(merged.view))
+            is_same = same(wanted, found, is_sorted=is_sorted)
+            self.judge(told, "equal" if is_same else "different", files, bytes(merged.view), str(options))
+            if is_same:
                 self.counts["compared, equal"] += 1
+                self.damage(of, place, files, merged, found)
             elif self.codecs_disagree(changed):
                 self.counts["merged, but codec libraries disagree on a damaged page"] += 1
             elif is_trusted:
@@ -317,6 +213,7 @@ class Child:
             else:
                 self.finding("wrong values", files, str(options))
         except (pa.ArrowException, OSError, ValueError) as error:
+            self.judge(told, "different", files, bytes(merged.view), str(error))
             if is_trusted:
                 self.counts["merged on trust, and the comparison finds it"] += 1
                 return
@@ -425,6 +322,7 @@ def _note_fall(held: bytes, code: int, err: str, counts: Counter[str]) -> None:
 def campaign(inputs: int, seed: int) -> int:
     """Mutates so many inputs; returns the number of findings."""
     library = build()
+    build_comparer()
     total: Counter[str] = Counter()
     began = time.monotonic()
     with ThreadPoolExecutor(CHILDREN) as pool:

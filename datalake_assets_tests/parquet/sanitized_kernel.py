@@ -1,4 +1,4 @@
-"""The native kernel under AddressSanitizer and UndefinedBehaviorSanitizer, with a map of the edges that are reached."""
+"""The kernel and the comparer under AddressSanitizer and UndefinedBehaviorSanitizer, with maps of the edges reached."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datalake_assets.parquet import native
+from datalake_assets.parquet import native, proof
 
-__all__ = ["BUILD", "build", "environment"]
+__all__ = ["BUILD", "build", "build_comparer", "environment"]
 
-SOURCES = Path(native.__file__).parent
 BUILD = Path(__file__).parents[2] / "build" / "native-fuzz"
 CODECS = ("SNAPPY", "ZSTD", "ZLIB", "LZ4", "BROTLI")
 COMPILE = (
@@ -25,7 +24,7 @@ COMPILE = (
         "-DPM_SMALL_PAGE_BYTES=64",
         "-DPM_TRIAL_VALUES=20",
     ),
-    *(f"-DPM_WITH_{codec}=1" for codec in CODECS),
+    *(f"-D{prefix}_WITH_{codec}=1" for codec in CODECS for prefix in ("PM", "PC")),
 )
 COMPILER = shutil.which("g++") or "g++"
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -34,29 +33,34 @@ LIBRARIES = ("-lsnappy", "-lzstd", "-lz", "-llz4", "-lbrotlidec")
 
 def build() -> Path:
     """The kernel under sanitizers; built again if its sources are newer."""
-    library = BUILD / "pagemerge.so"
-    sources = [
-        *SOURCES.glob("*.cpp"),
-        *SOURCES.glob("*.h*"),
-        Path(__file__).with_name("native_coverage.cpp"),
-        Path(__file__),
-    ]
-    if library.exists() and library.stat().st_mtime > max(each.stat().st_mtime for each in sources):
-        return library
-    BUILD.mkdir(parents=True, exist_ok=True)
+    return _built("pagemerge", Path(native.__file__).parent)
+
+
+def build_comparer() -> Path:
+    """The comparer under sanitizers; likewise."""
+    return _built("pagecompare", Path(proof.__file__).parent)
+
+
+def _built(name: str, folder: Path) -> Path:
+    library, objects = BUILD / f"{name}.so", BUILD / name
     coverage = Path(__file__).with_name("native_coverage.cpp")
+    sources = [*sorted(folder.glob("*.cpp")), coverage]
+    newest = max(each.stat().st_mtime for each in [*sources, *folder.glob("*.h*"), Path(__file__)])
+    if library.exists() and library.stat().st_mtime > newest:
+        return library
+    objects.mkdir(parents=True, exist_ok=True)
 
     def compiled(source: Path) -> str:
-        target = BUILD / f"{source.stem}.o"
+        target = objects / f"{source.stem}.o"
         extra = () if source == coverage else (*SANITIZE, "-fsanitize-coverage=trace-pc")
         subprocess.run(
-            [COMPILER, *COMPILE, *extra, "-I", str(SOURCES), "-c", str(source), "-o", str(target)], check=True
+            [COMPILER, *COMPILE, *extra, "-I", str(folder), "-c", str(source), "-o", str(target)], check=True
         )
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [*pool.map(compiled, [*sorted(SOURCES.glob("*.cpp")), coverage])]
-    subprocess.run([COMPILER, "-shared", *SANITIZE, *objects, "-o", str(library), *LIBRARIES], check=True)
+        linked = [*pool.map(compiled, sources)]
+    subprocess.run([COMPILER, "-shared", *SANITIZE, *linked, "-o", str(library), *LIBRARIES], check=True)
     return library
 
 

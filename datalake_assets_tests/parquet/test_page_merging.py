@@ -217,7 +217,8 @@ def test_a_kernel_that_makes_something_else_of_the_rows_is_found_out(monkeypatch
     trusted, compared = (rewritten(inputs(*tables), replace(SETTINGS, verify=verify)) for verify in ("rows", "full"))
     assert (trusted.merged, read(trusted).equals(wanted)) == (1, False)
     assert (compared.merged, read(compared).equals(wanted)) == (0, True)
-    assert set(compared.detours.values()) == {"what it made does not read as the inputs do"}
+    (reason,) = set(compared.detours.values())
+    assert reason.startswith("what it made does not read as the inputs do")
 
 
 @pytest.mark.parametrize("verify", LEVELS)

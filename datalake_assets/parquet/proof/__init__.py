@@ -1,0 +1,161 @@
+"""The comparer: proves that a merged row group has its inputs' values, by code that had no part in merging them.
+
+Its C++ was written from the format's specification and shares no line with the kernel that merges pages. It decodes
+both sides page by page and compares levels and values; what it says is equal, it has read. What it does not understand
+it says so, and another reader has to compare: Arrow. `pagecompare.h` has the interface.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+__all__ = ["Compared", "Comparer", "Side", "Verdict", "load_comparer", "open_comparer"]
+
+#: `PC_VERSION` of the header; a library of another one is not used.
+VERSION = 1
+#: Switches the kernel off, and with it all that proves what it makes.
+_SWITCH = "DATALAKE_NATIVE"
+
+
+class _CFile(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("size_bytes", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("proven", ctypes.c_int32),
+    )
+
+
+class _CResult(ctypes.Structure):
+    _fields_ = (
+        ("verdict", ctypes.c_int32),
+        ("input", ctypes.c_int32),
+        ("column", ctypes.c_int32),
+        ("reason", ctypes.c_char * 244),
+        ("rows", ctypes.c_int64),
+        ("values", ctypes.c_int64),
+        ("peak_bytes", ctypes.c_int64),
+    )
+
+
+class Verdict(IntEnum):
+    """What came of a comparison."""
+
+    EQUAL = 0
+    DIFFERS = 1
+    #: A file is damaged, or has something that is not understood here: another reader has to say.
+    UNCLEAR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A file of one side.
+
+    Attributes:
+        data: All of its bytes.
+        rows: That it is said to have.
+        proven: Somebody vouches for its bytes: checksums of pages need not be compared.
+    """
+
+    data: pa.Buffer
+    rows: int
+    proven: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What came of a comparison.
+
+    Attributes:
+        verdict: Whether both sides have the same values.
+        reason: Why not, or why nobody knows; empty where they have.
+        input: Number of the file that it is about; None: the output, or no one alone.
+        column: Number of the leaf that it is about; None: none alone.
+        rows: Of the output.
+        values: Of all its leaves, nulls included, that were compared.
+        peak_bytes: That were allocated at once.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    input: int | None = None
+    column: int | None = None
+    rows: int = 0
+    values: int = 0
+    peak_bytes: int = 0
+
+
+class Comparer:
+    """The loaded library; thread-safe, since no state outlives a call."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def compare(self, inputs: Sequence[Side], output: Side, footer: bytes, *, memory_bytes: int = 0) -> Compared:
+        """Whether a file of one row group has the rows of others, one file after the other; raises nothing.
+
+        Types are compared as Parquet has them: all files have to state the same schema, byte for byte.
+
+        Args:
+            inputs: The others.
+            output: The file.
+            footer: The metadata that it is to have, whatever it has at its end.
+            memory_bytes: That may be allocated; 0: no limit.
+        """
+        files = (_CFile * len(inputs))(*map(_file, inputs))
+        told = _CResult()
+        self._library.pc_compare(
+            len(inputs), files, ctypes.byref(_file(output)), footer, len(footer), memory_bytes, ctypes.byref(told)
+        )
+        return Compared(
+            Verdict(told.verdict),
+            told.reason.decode(errors="replace"),
+            told.input if told.input >= 0 else None,
+            told.column if told.column >= 0 else None,
+            told.rows,
+            told.values,
+            told.peak_bytes,
+        )
+
+
+def _file(side: Side) -> _CFile:
+    return _CFile(side.data.address, side.data.size, side.rows, side.proven)
+
+
+def open_comparer(path: Path) -> Comparer:
+    """Loads a library.
+
+    Raises:
+        OSError: It does not load, or has another interface.
+        AttributeError: It is another library.
+    """
+    library = ctypes.CDLL(str(path))
+    if (version := library.pc_version()) != VERSION:
+        raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.pc_compare.argtypes = (number, pointer, pointer, ctypes.c_char_p, number, number, pointer)
+    return Comparer(library)
+
+
+@lru_cache(maxsize=2)
+def _loaded(setting: str) -> Comparer | None:
+    path = Path(__file__).with_name("pagecompare.so")
+    if setting == "0" or not path.exists():
+        return None
+    try:
+        return open_comparer(path)
+    except (OSError, AttributeError):
+        return None
+
+
+def load_comparer() -> Comparer | None:
+    """The comparer, or None where it is switched off, was not built, or does not load."""
+    return _loaded(os.environ.get(_SWITCH, ""))

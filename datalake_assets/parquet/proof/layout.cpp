@@ -1,0 +1,499 @@
+#include "layout.hpp"
+
+#include <climits>
+
+namespace pagecompare {
+
+namespace {
+
+// Kinds of values in Thrift's compact protocol.
+enum Kind {
+  STOP = 0,
+  YES = 1,
+  NO = 2,
+  I8 = 3,
+  I16 = 4,
+  I32 = 5,
+  I64 = 6,
+  REAL = 7,
+  BINARY = 8,
+  LIST = 9,
+  SET = 10,
+  MAP = 11,
+  STRUCT = 12
+};
+
+constexpr int DEEPEST = 48;
+
+class Reader {
+ public:
+  explicit Reader(Span span) : at_(span.data), end_(span.data + span.size) {}
+
+  const uint8_t* at() const { return at_; }
+
+  // The next field of a structure whose last one was `id`; false at its end.
+  bool next(int& id, int& kind) {
+    uint8_t head = byte();
+    if ((head & 15) == STOP) {
+      if (head) fail();
+      return false;
+    }
+    kind = head & 15;
+    int64_t number = head >> 4 ? id + (head >> 4) : integer();
+    if (number <= id || number > SHRT_MAX) fail();  // writers go up, and each is there once
+    id = static_cast<int>(number);
+    return true;
+  }
+
+  int64_t integer() {
+    uint64_t number = varint();
+    return static_cast<int64_t>(number >> 1) ^ -static_cast<int64_t>(number & 1);
+  }
+
+  int64_t integer(int kind, int wanted) {
+    expect(kind, wanted);
+    return integer();
+  }
+
+  bool truth(int kind) {
+    if (kind != YES && kind != NO) fail();
+    return kind == YES;
+  }
+
+  Span text(int kind) {
+    expect(kind, BINARY);
+    uint64_t size = varint();
+    if (size > left()) fail();
+    Span found{at_, size};
+    at_ += size;
+    return found;
+  }
+
+  // The number of elements in a list of structures.
+  uint64_t structures(int kind) {
+    expect(kind, LIST);
+    int inner;
+    uint64_t count = list(inner);
+    if (count && inner != STRUCT) fail();
+    return count;
+  }
+
+  void skip(int kind, int depth = 0) {
+    if (depth > DEEPEST) fail();
+    switch (kind) {
+      case YES:
+      case NO:
+        return;
+      case I8:
+        byte();
+        return;
+      case I16:
+      case I32:
+      case I64:
+        varint();
+        return;
+      case REAL:
+        for (int i = 0; i < 8; i++) byte();
+        return;
+      case BINARY:
+        text(kind);
+        return;
+      case LIST:
+      case SET: {
+        int inner;
+        for (uint64_t count = list(inner); count; count--) element(inner, depth);
+        return;
+      }
+      case MAP: {
+        uint64_t count = varint();
+        if (!count) return;
+        uint8_t kinds = byte();
+        if (count > left()) fail();
+        for (; count; count--) element(kinds >> 4, depth), element(kinds & 15, depth);
+        return;
+      }
+      case STRUCT: {
+        int id = 0, inner;
+        while (next(id, inner)) skip(inner, depth + 1);
+        return;
+      }
+      default:
+        fail();
+    }
+  }
+
+  static void expect(int kind, int wanted) {
+    if (kind != wanted) fail();
+  }
+
+  [[noreturn]] static void fail() { throw Unclear{"its metadata are damaged"}; }
+
+ private:
+  uint64_t left() const { return static_cast<uint64_t>(end_ - at_); }
+
+  uint8_t byte() {
+    if (at_ == end_) fail();
+    return *at_++;
+  }
+
+  uint64_t varint() {
+    uint64_t number = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      uint8_t next = byte();
+      number |= uint64_t(next & 127) << shift;
+      if (next < 128) return number;
+    }
+    fail();
+  }
+
+  uint64_t list(int& inner) {
+    uint8_t head = byte();
+    inner = head & 15;
+    uint64_t count = head >> 4 == 15 ? varint() : head >> 4;
+    if (count > left()) fail();
+    return count;
+  }
+
+  // In a list, truths are bytes.
+  void element(int kind, int depth) {
+    if (kind == YES || kind == NO)
+      byte();
+    else
+      skip(kind, depth + 1);
+  }
+
+  const uint8_t *at_, *end_;
+};
+
+struct Element {
+  int64_t type = -1, type_length = 0, repetition = -1, children = 0, converted = -1;
+  bool is_unsigned = false, is_decimal = false, is_unordered = false;
+};
+
+void logical_type(Reader& reader, Element& element) {
+  int id = 0, kind;
+  while (reader.next(id, kind)) {
+    element.is_decimal |= id == 5;
+    // of float16 the order is not that of its bytes, and of variants, geometries and what came later it is not known
+    element.is_unordered |= id > 14;
+    if (id == 10) {  // integers
+      Reader::expect(kind, STRUCT);
+      int inner_id = 0, inner;
+      while (reader.next(inner_id, inner)) {
+        if (inner_id == 2)
+          element.is_unsigned |= !reader.truth(inner);
+        else
+          reader.skip(inner);
+      }
+    } else {
+      reader.skip(kind);
+    }
+  }
+}
+
+Element element_of(Reader& reader) {
+  Element element;
+  int id = 0, kind;
+  while (reader.next(id, kind)) {
+    if (id == 1)
+      element.type = reader.integer(kind, I32);
+    else if (id == 2)
+      element.type_length = reader.integer(kind, I32);
+    else if (id == 3)
+      element.repetition = reader.integer(kind, I32);
+    else if (id == 5)
+      element.children = reader.integer(kind, I32);
+    else if (id == 6)
+      element.converted = reader.integer(kind, I32);
+    else if (id == 10 && kind == STRUCT)
+      logical_type(reader, element);
+    else
+      reader.skip(kind);
+  }
+  // UINT_8 to UINT_64; DECIMAL; INTERVAL has no order
+  element.is_unsigned |= element.converted >= 11 && element.converted <= 14;
+  element.is_decimal |= element.converted == 5;
+  element.is_unordered |= element.converted == 21;
+  return element;
+}
+
+Leaf leaf_of(const Element& element, uint32_t definition, uint32_t repetition) {
+  static constexpr uint32_t WIDTHS[] = {1, 4, 8, 12, 4, 8, 0, 0};
+  if (element.type < 0 || element.type > 7) throw Unclear{"a column has a type that is not known"};
+  Leaf leaf{};
+  leaf.type = static_cast<Type>(element.type);
+  leaf.width = WIDTHS[element.type];
+  if (leaf.type == Type::FIXED) {
+    if (element.type_length < 1 || element.type_length > (1 << 28)) throw Unclear{"a column's values have no width"};
+    leaf.width = static_cast<uint32_t>(element.type_length);
+  }
+  leaf.max_definition = definition;
+  leaf.max_repetition = repetition;
+  leaf.is_unsigned = element.is_unsigned;
+  leaf.is_decimal = element.is_decimal;
+  leaf.has_order = !element.is_unordered && leaf.type != Type::INT96;
+  return leaf;
+}
+
+// Elements stand in the order of a walk from the root, each before its children.
+void leaves_below(Reader& reader, uint64_t& left, int64_t children, uint32_t definition, uint32_t repetition, int depth,
+                  std::vector<Leaf>& leaves) {
+  if (depth > DEEPEST) throw Unclear{"its schema is too deep"};
+  for (; children > 0; children--) {
+    if (!left) Reader::fail();
+    left--;
+    Element element = element_of(reader);
+    if (element.repetition < 0 || element.repetition > 2) throw Unclear{"a column does not say how often it is there"};
+    uint32_t defined = definition + (element.repetition != 0), repeated = repetition + (element.repetition == 2);
+    if (element.children > 0) {
+      if (element.type >= 0) Reader::fail();
+      leaves_below(reader, left, element.children, defined, repeated, depth + 1, leaves);
+    } else {
+      leaves.push_back(leaf_of(element, defined, repeated));
+    }
+  }
+}
+
+Statistics statistics_of(Reader& reader, int kind) {
+  Reader::expect(kind, STRUCT);
+  Statistics found;
+  int id = 0;
+  while (reader.next(id, kind)) {
+    if (id == 3) {
+      found.has_nulls = true;
+      found.nulls = reader.integer(kind, I64);
+    } else if (id == 5) {
+      found.has_most = true;
+      found.most = reader.text(kind);
+    } else if (id == 6) {
+      found.has_least = true;
+      found.least = reader.text(kind);
+    } else {
+      reader.skip(kind);
+    }
+  }
+  return found;
+}
+
+Chunk chunk_metadata(Reader& reader, int kind) {
+  Reader::expect(kind, STRUCT);
+  Chunk chunk;
+  int64_t type = -1, codec = -1, dictionary = 0, data = -1;
+  int id = 0;
+  while (reader.next(id, kind)) {
+    if (id == 1)
+      type = reader.integer(kind, I32);
+    else if (id == 4)
+      codec = reader.integer(kind, I32);
+    else if (id == 5)
+      chunk.values = reader.integer(kind, I64);
+    else if (id == 7)
+      chunk.size = reader.integer(kind, I64);
+    else if (id == 9)
+      data = reader.integer(kind, I64);
+    else if (id == 11)
+      dictionary = reader.integer(kind, I64);
+    else if (id == 12)
+      chunk.statistics = statistics_of(reader, kind);
+    else
+      reader.skip(kind);
+  }
+  chunk.begin = dictionary > 0 && dictionary < data ? dictionary : data;
+  if (type < 0 || type > 7 || codec < 0 || codec > 31 || chunk.values < 0 || chunk.size < 0 || chunk.begin < 4)
+    Reader::fail();
+  chunk.type = static_cast<Type>(type);
+  chunk.codec = static_cast<int>(codec);
+  return chunk;
+}
+
+Chunk chunk_of(Reader& reader) {
+  Chunk chunk;
+  bool found = false;
+  int id = 0, kind;
+  while (reader.next(id, kind)) {
+    if (id == 1) {
+      if (reader.text(kind).size) throw Unclear{"its columns lie in other files"};
+    } else if (id == 3) {
+      chunk = chunk_metadata(reader, kind);
+      found = true;
+    } else if (id == 8 || id == 9) {
+      throw Unclear{"it is encrypted"};
+    } else {
+      reader.skip(kind);
+    }
+  }
+  if (!found) Reader::fail();
+  return chunk;
+}
+
+RowGroup row_group_of(Reader& reader) {
+  RowGroup group;
+  int id = 0, kind;
+  while (reader.next(id, kind)) {
+    if (id == 1) {
+      for (uint64_t count = reader.structures(kind); count; count--) group.chunks.push_back(chunk_of(reader));
+    } else if (id == 3) {
+      group.rows = reader.integer(kind, I64);
+    } else {
+      reader.skip(kind);
+    }
+  }
+  return group;
+}
+
+void schema_of(Reader& reader, int kind, Footer& footer, const Footer* like) {
+  uint64_t count = reader.structures(kind);
+  if (!count) Reader::fail();
+  Element root = element_of(reader);
+  uint64_t left = count - 1;
+  Reader below = reader;
+  for (uint64_t i = 0; i < left; i++) reader.skip(STRUCT);
+  footer.elements = {below.at(), static_cast<uint64_t>(reader.at() - below.at())};
+  if (like && like->elements.same(footer.elements)) {
+    footer.leaves = like->leaves;
+    return;
+  }
+  leaves_below(below, left, root.children, 0, 0, 0, footer.leaves);
+  if (left) Reader::fail();
+}
+
+void data_head(Reader& reader, int kind, PageHead& head) {
+  Reader::expect(kind, STRUCT);
+  int id = 0;
+  int64_t values = -1, encoding = -1, of_definition = -1, of_repetition = -1;
+  while (reader.next(id, kind)) {
+    if (id == 1)
+      values = reader.integer(kind, I32);
+    else if (id == 2)
+      encoding = reader.integer(kind, I32);
+    else if (id == 3)
+      of_definition = reader.integer(kind, I32);
+    else if (id == 4)
+      of_repetition = reader.integer(kind, I32);
+    else if (id == 5)
+      head.statistics = statistics_of(reader, kind);
+    else
+      reader.skip(kind);
+  }
+  if (values < 0 || encoding < 0) Reader::fail();
+  if (of_definition != 3 || of_repetition != 3) throw Unclear{"its levels are not run-length encoded"};
+  head.values = static_cast<uint32_t>(values);
+  head.encoding = static_cast<Encoding>(encoding);
+}
+
+void data_head_v2(Reader& reader, int kind, PageHead& head) {
+  Reader::expect(kind, STRUCT);
+  int id = 0;
+  int64_t found[7] = {-1, -1, -1, -1, -1, -1, -1};
+  while (reader.next(id, kind)) {
+    if (id >= 1 && id <= 6)
+      found[id] = reader.integer(kind, I32);
+    else if (id == 7)
+      head.is_compressed = reader.truth(kind);
+    else if (id == 8)
+      head.statistics = statistics_of(reader, kind);
+    else
+      reader.skip(kind);
+  }
+  for (int i = 1; i <= 6; i++)
+    if (found[i] < 0 || found[i] > INT_MAX) Reader::fail();
+  head.values = static_cast<uint32_t>(found[1]);
+  head.nulls = static_cast<uint32_t>(found[2]);
+  head.rows = static_cast<uint32_t>(found[3]);
+  head.encoding = static_cast<Encoding>(found[4]);
+  head.definition_size = static_cast<uint32_t>(found[5]);
+  head.repetition_size = static_cast<uint32_t>(found[6]);
+}
+
+void dictionary_head(Reader& reader, int kind, PageHead& head) {
+  Reader::expect(kind, STRUCT);
+  int id = 0;
+  int64_t values = -1, encoding = -1;
+  while (reader.next(id, kind)) {
+    if (id == 1)
+      values = reader.integer(kind, I32);
+    else if (id == 2)
+      encoding = reader.integer(kind, I32);
+    else
+      reader.skip(kind);
+  }
+  if (values < 0 || values > INT_MAX || (encoding != 0 && encoding != 2)) Reader::fail();
+  head.values = static_cast<uint32_t>(values);
+  head.encoding = Encoding::PLAIN;
+}
+
+}  // namespace
+
+Footer footer_of(Span metadata, const Footer* like) {
+  Footer footer;
+  Reader reader(metadata);
+  bool has_schema = false;
+  int id = 0, kind;
+  while (reader.next(id, kind)) {
+    if (id == 2) {
+      schema_of(reader, kind, footer, like);
+      has_schema = true;
+    } else if (id == 3) {
+      footer.rows = reader.integer(kind, I64);
+    } else if (id == 4) {
+      for (uint64_t count = reader.structures(kind); count; count--) footer.groups.push_back(row_group_of(reader));
+    } else if (id == 8) {
+      throw Unclear{"it is encrypted"};
+    } else {
+      reader.skip(kind);
+    }
+  }
+  if (!has_schema) Reader::fail();
+  int64_t rows = 0;
+  for (const RowGroup& group : footer.groups) {
+    if (group.rows < 0 || group.rows > INT64_MAX - rows || group.chunks.size() != footer.leaves.size()) Reader::fail();
+    rows += group.rows;
+    for (size_t i = 0; i < group.chunks.size(); i++)
+      if (group.chunks[i].type != footer.leaves[i].type) Reader::fail();
+  }
+  if (rows != footer.rows) throw Unclear{"its row groups have another number of rows than it says"};
+  return footer;
+}
+
+Span metadata_of(Span file) {
+  if (file.size < 12 || memcmp(file.data, "PAR1", 4) || memcmp(file.data + file.size - 4, "PAR1", 4))
+    throw Unclear{"it is no Parquet file"};
+  uint64_t size = number32(file.data + file.size - 8);
+  if (size > file.size - 12) throw Unclear{"its metadata are not there"};
+  return file.part(file.size - 8 - size, size);
+}
+
+PageHead page_head(Span rest) {
+  PageHead head{};
+  head.is_compressed = true;
+  Reader reader(rest);
+  int64_t type = -1, plain_size = -1, size = -1;
+  int held = -1, id = 0, kind;
+  while (reader.next(id, kind)) {
+    if (id == 1) {
+      type = reader.integer(kind, I32);
+    } else if (id == 2) {
+      plain_size = reader.integer(kind, I32);
+    } else if (id == 3) {
+      size = reader.integer(kind, I32);
+    } else if (id == 4) {
+      head.has_checksum = true;
+      head.checksum = static_cast<uint32_t>(reader.integer(kind, I32));
+    } else if (id == 5 || id == 7 || id == 8) {
+      if (held >= 0) Reader::fail();
+      held = id == 5 ? 0 : id == 7 ? 2 : 3;
+      (id == 5 ? data_head : id == 7 ? dictionary_head : data_head_v2)(reader, kind, head);
+    } else {
+      reader.skip(kind);
+    }
+  }
+  if (held < 0 || held != type) throw Unclear{"a page is of a kind that is not known"};
+  if (plain_size < 0 || size < 0 || plain_size > INT_MAX || size > INT_MAX || head.values > INT_MAX) Reader::fail();
+  head.kind = static_cast<PageKind>(type);
+  head.size = static_cast<uint32_t>(size);
+  head.plain_size = static_cast<uint32_t>(plain_size);
+  head.head_size = static_cast<uint32_t>(reader.at() - rest.data);
+  return head;
+}
+
+}  // namespace pagecompare

@@ -1,0 +1,56 @@
+/* The comparer's C interface: whether one Parquet row group holds the values of other files, in their order.
+ *
+ * It proves what the kernel that merges pages (`parquet/native`) has made, and so has no part in it: neither a header
+ * nor a line is shared, and both were written from the format's specification. What it answers with PC_EQUAL was read
+ * on both sides: page by page, decompressed, levels and indices unpacked, every value compared with its counterpart.
+ *
+ * Plain C, loaded with ctypes. Nothing is thrown, and no process ended, whatever the files hold.
+ */
+#ifndef DATALAKE_ASSETS_PAGECOMPARE_H
+#define DATALAKE_ASSETS_PAGECOMPARE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PC_API __attribute__((visibility("default")))
+#define PC_VERSION 1
+
+typedef enum {
+  PC_EQUAL = 0,   /* all levels and all values are, and the output's footer says of them what they are */
+  PC_DIFFERS = 1, /* something is not; `reason` says what */
+  PC_UNCLEAR = 2  /* a file is damaged, or has something that is not understood here: another reader has to say */
+} pc_verdict;
+
+/* A file's bytes, which have to stay for as long as the call takes. */
+typedef struct {
+  const uint8_t* data;
+  int64_t size_bytes;
+  int64_t rows;   /* that it is said to have */
+  int32_t proven; /* somebody vouches for the bytes: checksums of pages need not be compared */
+} pc_file;
+
+typedef struct {
+  int32_t verdict; /* pc_verdict */
+  int32_t input;   /* number of the file that it is about; -1: the output, or no one alone */
+  int32_t column;  /* number of the leaf; -1: none alone */
+  char reason[244];
+  int64_t rows, values; /* of the output, counted; of all leaves, nulls included */
+  int64_t peak_bytes;   /* that were allocated at once */
+} pc_result;
+
+PC_API int32_t pc_version(void);
+/* Codecs that can be decompressed, a bit for each of Parquet's numbers. */
+PC_API uint32_t pc_reads(void);
+/* Compares the rows of the inputs, one file after the other, with those of a file of one row group, whose metadata
+ * are in `footer` (a FileMetaData structure, whatever stands at the end of `output`). `memory_bytes` is the most that
+ * may be allocated. Returns the verdict. */
+PC_API int32_t pc_compare(int64_t count, const pc_file* inputs, const pc_file* output, const uint8_t* footer,
+                          int64_t footer_bytes, int64_t memory_bytes, pc_result* result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,98 @@
+// A column's levels and values, page by page, through one column chunk after the other.
+#ifndef PAGECOMPARE_STREAM_HPP
+#define PAGECOMPARE_STREAM_HPP
+
+#include "decoding.hpp"
+#include "unpacking.hpp"
+
+namespace pagecompare {
+
+// Where a column chunk lies.
+struct Place {
+  Span file;  // up to where its metadata begin
+  Chunk chunk;
+  int64_t rows;
+  int input;  // number of the file; -1: the output
+  bool proven;
+};
+
+// How the values of a page are held.
+enum class Form {
+  FIXED,  // one after the other, each as wide as the next
+  TEXT,   // each after its length, in four bytes
+  INDEX   // numbers of entries of the dictionary
+};
+
+// Entries, as PLAIN has them; with each one's place where they differ in length.
+struct Dictionary {
+  explicit Dictionary(Allowance& allowance) : packed(allowance), places(allowance) {}
+
+  // An entry, its length included, or several that follow each other.
+  Span entries(uint32_t first, uint32_t count) const {
+    if (width) return {data + uint64_t(first) * width, uint64_t(count) * width};
+    const uint64_t begin = places.get()[first];
+    return {data + begin, places.get()[first + count] - begin};
+  }
+
+  const uint8_t* data = nullptr;
+  uint32_t count = 0, width = 0;
+  uint64_t number = 0;  // of dictionaries that were read so far
+  Array<uint8_t> packed;
+  Array<uint64_t> places;
+};
+
+class Stream {
+ public:
+  Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker);
+
+  // Goes on to the next page with levels where all of this one were passed; false where there is none.
+  bool fill();
+
+  // Passes levels of the present page; the values are passed by whoever reads them.
+  void pass(uint32_t count) { level_ += count; }
+
+  uint32_t levels_left() const { return levels_ - level_; }
+  const uint8_t* definitions() const { return has_definitions_ ? definitions_.get() + level_ : nullptr; }
+  const uint8_t* repetitions() const { return has_repetitions_ ? repetitions_.get() + level_ : nullptr; }
+
+  // Number of the file that is read; of the output, -1.
+  int input() const { return place_ ? places_[place_ - 1].input : -1; }
+
+  // Of the present page, from the next value on.
+  Form form = Form::FIXED;
+  Span values;
+  const uint32_t* index = nullptr;
+  uint32_t values_left = 0;
+  Dictionary dictionary;
+
+  // Of all that was read.
+  int64_t rows = 0, nulls = 0, total = 0;
+
+ private:
+  void open_chunk();
+  void end_chunk();
+  void read_page();
+  void read_dictionary(const PageHead& head, Span body);
+  void read_levels(Span at, uint32_t most, Array<uint8_t>& to);
+  void read_values(const PageHead& head, Span at);
+  void check_rows(const PageHead& head, uint32_t nulls);
+  Span unpacked(Span packed, uint32_t size, bool is_compressed, Array<uint8_t>& to);
+  const Place& at() const { return places_[place_ - 1]; }
+
+  const Leaf& leaf_;
+  std::vector<Place> places_;
+  size_t place_ = 0;  // of the next chunk
+  Span rest_;         // of the chunk
+  int64_t chunk_values_ = 0, chunk_rows_ = 0, chunk_nulls_ = 0;
+  bool has_dictionary_ = false, has_data_ = false;
+  uint32_t levels_ = 0, level_ = 0;
+  bool has_definitions_ = false, has_repetitions_ = false;
+  Array<uint8_t> definitions_, repetitions_, page_, flags_;
+  Array<uint32_t> indices_;
+  Plainer plainer_;
+  Unpacker& unpacker_;
+};
+
+}  // namespace pagecompare
+
+#endif

@@ -1,0 +1,32 @@
+// Decompression, by the libraries that there were when this was built.
+#ifndef PAGECOMPARE_UNPACKING_HPP
+#define PAGECOMPARE_UNPACKING_HPP
+
+#include "bytes.hpp"
+
+namespace pagecompare {
+
+// Codecs that are there, a bit for each of Parquet's numbers.
+uint32_t unpackable();
+
+// CRC-32 as gzip has it; needs zlib.
+uint32_t checksum_of(Span bytes);
+
+// Decompresses pages; what libraries allocate for it is kept for the next one.
+class Unpacker {
+ public:
+  Unpacker() = default;
+  ~Unpacker();
+  Unpacker(const Unpacker&) = delete;
+  Unpacker& operator=(const Unpacker&) = delete;
+
+  // Fills exactly `size` bytes.
+  void unpack(int codec, Span packed, uint8_t* to, uint64_t size);
+
+ private:
+  void* zstd_ = nullptr;
+};
+
+}  // namespace pagecompare
+
+#endif

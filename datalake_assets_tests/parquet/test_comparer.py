@@ -1,0 +1,214 @@
+"""The comparer says of two sides that they are equal where every value is, and of nothing else."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.parquet import native, proof
+from datalake_assets.parquet.native import MergeOptions, Part, load_kernel
+from datalake_assets.parquet.proof import Side, Verdict, load_comparer
+from datalake_assets_tests.parquet.native_seeds import decoded, group, same
+
+pytestmark = pytest.mark.skipif(load_comparer() is None, reason="the comparer was not built")
+CODECS = ("none", "snappy", "zstd", "gzip", "brotli", "lz4")
+ROWS = 40
+
+
+def encoded(table, **options):
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **{"compression": "none", "store_schema": False, **options})
+    return sink.getvalue()
+
+
+def compared(inputs, output, *, memory_bytes=0, proven=False):
+    """What the comparer says of files, and of a file that is to have the same rows."""
+    footer = output[-8 - int.from_bytes(output[-8:-4], "little") : -8]
+    rows = [max(pq.read_metadata(io.BytesIO(each)).num_rows, 0) for each in inputs]
+    sides = [Side(pa.py_buffer(each), count, proven=proven) for each, count in zip(inputs, rows, strict=True)]
+    made = Side(pa.py_buffer(output), sum(rows))
+    return load_comparer().compare(sides, made, footer, memory_bytes=memory_bytes)
+
+
+def rows_of_all_types(seed=0, rows=ROWS):
+    chosen = random.Random(seed)
+
+    def column(values, kind):
+        return pa.array([None if chosen.random() < 0.2 else value for value in values], kind)
+
+    numbers = [chosen.randrange(-(2**31), 2**31) for _ in range(rows)]
+    lists = [[chosen.randrange(5) if chosen.random() < 0.8 else None for _ in range(i % 4)] for i in range(rows)]
+    pairs = [[{"a": f"x{i % 3}", "b": [i, None]}] * (i % 3) for i in range(rows)]
+    return pa.table(
+        {
+            "flag": column([number % 3 == 0 for number in numbers], pa.bool_()),
+            "int": column(numbers, pa.int32()),
+            "long": column([number * 2**31 for number in numbers], pa.int64()),
+            "float": column([chosen.choice([0.0, -0.0, float("nan"), 1.5]) for _ in numbers], pa.float32()),
+            "double": column([chosen.gauss(0, 9) for _ in numbers], pa.float64()),
+            "half": column([chosen.gauss(0, 9) for _ in numbers], pa.float16()),
+            "money": column([Decimal(number) / 100 for number in numbers], pa.decimal128(25, 2)),
+            "text": column([f"{'long ' * (i % 5)}{i}" for i in range(rows)], pa.string()),
+            "few": column([chosen.choice(["AT", "DE", ""]) for _ in numbers], pa.string()),
+            "fixed": column([chosen.randbytes(5) for _ in numbers], pa.binary(5)),
+            "list": column(lists, pa.list_(pa.int32())),
+            "deep": column(pairs, pa.list_(pa.struct({"a": pa.string(), "b": pa.list_(pa.int64())}))),
+            "there": pa.array(numbers, pa.int64()),
+        },
+        schema=None,
+    )
+
+
+ENCODED = {
+    "int": "DELTA_BINARY_PACKED",
+    "long": "BYTE_STREAM_SPLIT",
+    "there": "DELTA_BINARY_PACKED",
+    "double": "BYTE_STREAM_SPLIT",
+    "float": "BYTE_STREAM_SPLIT",
+    "half": "BYTE_STREAM_SPLIT",
+    "text": "DELTA_BYTE_ARRAY",
+    "few": "DELTA_LENGTH_BYTE_ARRAY",
+    "fixed": "DELTA_BYTE_ARRAY",
+    "flag": "RLE",
+}
+WAYS = {
+    "plain": {"use_dictionary": False},
+    "dictionaries": {"use_dictionary": True},
+    "version 2": {"data_page_version": "2.0", "use_dictionary": ["few", "list.list.element"]},
+    "small pages": {"data_page_size": 60, "write_batch_size": 7, "dictionary_pagesize_limit": 60},
+    "encodings": {"use_dictionary": False, "column_encoding": ENCODED},
+    "encodings, version 2": {"use_dictionary": False, "column_encoding": ENCODED, "data_page_version": "2.0"},
+    "checksums": {"write_page_checksum": True, "use_dictionary": ["few"]},
+    "row groups": {"row_group_size": 7},
+    **{codec: {"compression": codec, "use_dictionary": ["few", "text"]} for codec in CODECS},
+    **{f"{codec}, version 2": {"compression": codec, "data_page_version": "2.0"} for codec in CODECS},
+}
+
+
+def test_the_comparer_shares_no_header_and_no_source_with_what_it_proves():
+    folders = [Path(each.__file__).parent for each in (native, proof)]
+    of_kernel, of_comparer = (
+        {file.name: file.read_text() for file in folder.iterdir() if file.suffix in {".cpp", ".hpp", ".h"}}
+        for folder in folders
+    )
+    assert of_kernel.keys().isdisjoint(of_comparer)
+    included = set(re.findall(r'#include "([^"]+)"', "".join(of_comparer.values())))
+    assert included < of_comparer.keys()
+    assert "pagemerge" not in "".join(of_comparer.values())
+    lines = [
+        {re.sub(r"\W", "", line) for text in of_one.values() for line in text.splitlines()}
+        for of_one in (of_kernel, of_comparer)
+    ]
+    shared = {line for line in lines[0] & lines[1] if len(line) > 40}  # lines that say more than the format does
+    assert not {line for line in shared if not line.startswith(("include", "define", "ifndef"))}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_rows_are_equal_however_they_are_encoded(way):
+    tables = [rows_of_all_types(seed) for seed in range(3)]
+    output = encoded(pa.concat_tables(tables))
+    found = compared([encoded(each, **WAYS[way]) for each in tables], output)
+    assert (found.verdict, found.reason, found.rows) == (Verdict.EQUAL, "", 3 * ROWS)
+    if way != "row groups":
+        again = compared([output], encoded(pa.concat_tables(tables), **WAYS[way]))
+        assert (again.verdict, again.reason) == (Verdict.EQUAL, "")
+
+
+def _changed(column, place):
+    """The column with another value in one place."""
+    values = column.to_pylist()
+    kind = column.type
+    other = next(value for value in [*values[place + 1 :], *values] if repr(value) != repr(values[place]))
+    return pa.array([*values[:place], other, *values[place + 1 :]], kind)
+
+
+@pytest.mark.parametrize("way", ["plain", "dictionaries", "small pages", "encodings, version 2", "snappy"])
+def test_one_other_value_is_found_in_every_column_and_place(way):
+    table = rows_of_all_types()
+    inputs = [encoded(table)]
+    for number, name in enumerate(table.column_names):
+        for place in (0, 1, ROWS // 2, ROWS - 1):
+            other = table.set_column(number, name, _changed(table[name], place))
+            found = compared(inputs, encoded(other, **WAYS[way]))
+            assert found.verdict is Verdict.DIFFERS, (name, place, found)
+    rows = compared(inputs, encoded(table.slice(1), **WAYS[way]))
+    assert rows.verdict is Verdict.DIFFERS
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([[1], None], [[1], []]),
+        ([[1], [None]], [[1], []]),
+        ([[1, 2], [3]], [[1], [2, 3]]),
+        ([[1, None], [3]], [[None, 1], [3]]),
+        ([[1], [2]], [[2], [1]]),
+    ],
+)
+def test_lists_that_have_the_same_values_and_other_borders_differ(one, other):
+    files = [encoded(pa.table({"a": pa.array(rows, pa.list_(pa.int32()))})) for rows in (one, other)]
+    assert compared(files[:1], files[1]).verdict is Verdict.DIFFERS
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.0, -0.0), (float("nan"), -float("nan"))])
+def test_floating_point_numbers_are_equal_if_their_bits_are(one, other):
+    files = [encoded(pa.table({"a": [each]})) for each in (one, other)]
+    assert compared(files[:1], files[0]).verdict is Verdict.EQUAL
+    assert compared(files[:1], files[1]).verdict is Verdict.DIFFERS
+
+
+def test_other_schemas_are_for_others_to_compare():
+    files = [encoded(pa.table({"a": pa.array([1], kind)})) for kind in (pa.int64(), pa.timestamp("us"))]
+    assert compared(files[:1], files[1]).verdict is Verdict.UNCLEAR
+
+
+def test_memory_has_a_limit():
+    files = [encoded(pa.table({"a": ["x" * 10_000] * 3}), compression="zstd")]
+    assert compared(files, files[0], memory_bytes=1_000).verdict is Verdict.UNCLEAR
+    assert compared(files, files[0], memory_bytes=1_000_000).verdict is Verdict.EQUAL
+
+
+def test_pages_with_another_checksum_are_for_others_to_judge():
+    table = rows_of_all_types().select(["there"])
+    body = bytearray(encoded(table, write_page_checksum=True, use_dictionary=False))
+    chunk = pq.read_metadata(io.BytesIO(bytes(body))).row_group(0).column(0)
+    body[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    assert compared([bytes(body)], bytes(body)).verdict is Verdict.UNCLEAR
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False, "data_page_version": "2.0"}])
+def test_no_flipped_bit_of_an_output_passes_unless_arrow_reads_the_same_rows(options):
+    table = rows_of_all_types(rows=9).select(["text", "few", "list", "there", "flag"])
+    body = encoded(table, write_page_index=False, write_statistics=["there"], **options)
+    wanted, inputs, passed = decoded(body), [encoded(table.slice(0, 5)), encoded(table.slice(5))], 0
+    pages = len(body) - 8 - int.from_bytes(body[-8:-4], "little")
+    for place in [*range(4, pages), *range(pages, len(body) - 8, 3)]:
+        changed = bytearray(body)
+        changed[place] ^= 1 << place % 8
+        found = compared(inputs, bytes(changed))
+        if found.verdict is Verdict.EQUAL:
+            passed += 1
+            try:
+                assert same([wanted], decoded(bytes(changed)), is_sorted=False), place
+            except (pa.ArrowException, OSError, ValueError):
+                assert place >= pages, place  # whether Arrow reads a footer is asked before
+    assert passed < (len(body) - pages) // 3  # of what a footer says, and nobody needs to read rows
+
+
+def test_what_the_kernel_merges_is_equal_to_its_inputs():
+    if (kernel := load_kernel()) is None:
+        pytest.skip("the kernel was not built")
+    for seed in range(40):
+        of = group(seed)
+        for codec in ("none", "snappy", "zstd"):
+            options = MergeOptions(codec=codec, key_values={}, page_rows=50)
+            made = kernel.merge([Part(each, proven=True) for each in of.files], options)
+            found = compared(of.files, bytes(made.view), proven=True)
+            assert (found.verdict, found.reason) == (Verdict.EQUAL, ""), (seed, codec)
