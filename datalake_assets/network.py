@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
 
-__all__ = ["AUTHORITIES", "Proxy", "Route", "route_to"]
+__all__ = ["AUTHORITIES", "Proxy", "Route", "aws_client", "route_to"]
 
 #: Variables that name a PEM file of the authorities to trust; the first that is set counts.
 AUTHORITIES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -94,6 +94,44 @@ def route_to(url: str) -> Route:
     named = any(_variable(f"{kind}_proxy") for kind in ("http", "https", "all"))
     secure = parts.scheme == "https"
     return Route(host, secure=secure, proxy=proxy, excepted=named and proxy is None, authorities=_authorities())
+
+
+#: Attempts of AWS clients at a request that may be repeated, in boto3's ``standard`` mode; and their time-outs.
+_AWS_ATTEMPTS, _AWS_CONNECT_S, _AWS_READ_S = 5, 5.0, 60.0
+
+
+def aws_client(service: str) -> Any:
+    """A client of a service of AWS, by the AWS conventions: credentials, region, ``AWS_ENDPOINT_URL_<SERVICE>``.
+
+    Raises:
+        ConfigError: It cannot be set up, or no region is known.
+    """
+    import botocore.session  # noqa: PLC0415  a tenth of a second, for those who need it
+    from botocore import exceptions  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    session = botocore.session.Session()
+    named = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
+    endpoint = next(filter(None, map(os.environ.get, named)), None)
+    region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or (endpoint and "us-east-1")
+    if not region:
+        raise ConfigError(f"no region to look for {service} in: set AWS_REGION")
+    route = route_to(endpoint or f"https://{service}.{region}.amazonaws.com")
+    authorities = session.get_config_variable("ca_bundle") or (str(route.authorities) if route.authorities else None)
+    config = Config(
+        proxies=dict.fromkeys(("http", "https"), route.proxy.url) if route.proxy else {},
+        connect_timeout=_AWS_CONNECT_S,
+        read_timeout=_AWS_READ_S,
+        retries={"total_max_attempts": _AWS_ATTEMPTS, "mode": "standard"},
+    )
+    try:
+        return session.create_client(
+            service, region_name=region, endpoint_url=endpoint, config=config, verify=authorities
+        )
+    except (exceptions.BotoCoreError, ValueError) as error:
+        raise ConfigError(
+            f"the client of {service} cannot be set up ({type(error).__name__}); see AWS_PROFILE"
+        ) from error
 
 
 def _authorities() -> Path | None:

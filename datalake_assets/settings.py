@@ -71,6 +71,14 @@ class Settings(BaseSettings):
             write API's tenants begin with it; unset: with ``records``. Lakes that share a catalog need one each.
         iceberg_credential: ``id:secret`` of a client of a REST catalog.
         iceberg_properties: More properties of the catalog by pyiceberg's names, as the text of a JSON object of texts.
+        catalog: Catalogs that feeds are entered in, for engines that find tables by name: ``duckdb``, ``glue``, or both
+            with a comma between; unset: ``duckdb`` for a lake in a local folder, none for one in S3.
+        catalog_database: The database of AWS Glue that they are entered in. Lakes need one each, or names that differ.
+        catalog_file: The DuckDB file; unset: ``lake.duckdb`` in the lake.
+        catalog_projection: Whether Athena makes partitions of streams from their names, and none is entered in Glue.
+        athena_workgroup: Athena's work group, in which views are made.
+        athena_output: Where Athena writes the answers of such statements, like ``s3://results/athena/``; unset: as the
+            work group says.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file=_FILE, extra="forbid", frozen=True)
@@ -87,6 +95,12 @@ class Settings(BaseSettings):
     iceberg_namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
     iceberg_credential: SecretStr | None = None
     iceberg_properties: SecretStr | None = None
+    catalog: Annotated[str, Field(pattern=r"^[a-z, ]*$")] = ""
+    catalog_database: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,255}$")] = "datalake"
+    catalog_file: str = ""
+    catalog_projection: bool = False
+    athena_workgroup: Annotated[str, Field(min_length=1)] = "primary"
+    athena_output: Annotated[str, Field(pattern=r"^(s3://.+)?$")] = ""
 
     @field_validator("iceberg_properties")
     @classmethod

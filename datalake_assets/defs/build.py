@@ -29,6 +29,7 @@ from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.defs.upkeep.catalog_flow import catalog_asset, catalog_sensor
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
 from datalake_assets.defs.upkeep.new_items import new_items_sensor
 from datalake_assets.defs.upkeep.queue_depth import Connect, queue_depth_sensor
@@ -263,7 +264,10 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
         tables = [next_version_job(runner, feed) for feed in runner.feeds.values() if feed.kind is FeedKind.TABLE]
         evaluations = [evaluate_checks_job(checks)] if checks else []
         automation = dg.Definitions(
-            assets=[lake_report_asset(tuple(runner.feeds.values()), lake_uri=lake.uri)],
+            assets=[
+                lake_report_asset(tuple(runner.feeds.values()), lake_uri=lake.uri),
+                catalog_asset(tuple(runner.feeds.values())),
+            ],
             asset_checks=checks,
             jobs=[*evaluations, export_all_job(runner), *tables, compact, maintenance],
             schedules=[
@@ -277,6 +281,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 interrupted_commit_sensor(runner.feeds, lake),
                 freshness_sensor(runner.feeds, lake),
                 lake_report_sensor(feeds),
+                catalog_sensor(feeds),
                 *(_queue_depth_sensor(runner, feed, connect) for feed in feeds if has_backlog(feed)),
                 *(_new_items_sensor(runner, feed, connect) for feed in feeds if has_news(feed)),
             ],

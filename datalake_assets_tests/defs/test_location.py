@@ -56,6 +56,7 @@ def test_bad_feed_file_is_skipped_with_a_warning(lake: MemoryLake, caplog: pytes
         definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
 
     assert {spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()} == {
+        "catalog",
         "feeds/bad",
         "ksqldb/CLICKS",
         "lake_report",
@@ -111,10 +112,11 @@ def test_lineage_leads_from_the_source_to_the_report(lake: MemoryLake):
     assert graph.get(source).is_external
     assert graph.get(source).child_keys == feeds
     assert graph.get(report).parent_keys == feeds
+    assert graph.get(dg.AssetKey("catalog")).parent_keys == feeds
 
 
 def test_location_without_feeds_loads(lake: MemoryLake):
     definitions = build_definitions(lake.settings, lake=lake, resources=resources(lake))
 
-    assert [spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()] == ["lake_report"]
+    assert [spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()] == ["lake_report", "catalog"]
     assert definitions.resolve_job_def("export_all")

@@ -84,13 +84,17 @@ def conf(spark: SparkSession, **settings: str) -> Iterator[None]:
 
 def _settings(folder: Path) -> dict[str, str]:
     # C1 only: the JVM lives for seconds, and its better compiler would take the other core meanwhile
-    java = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true -Djava.io.tmpdir={folder}"
+    folders = f"-Djava.io.tmpdir={folder} -Dderby.system.home={folder}"
+    java = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true {folders}"
     return {
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.extraJavaOptions": java,
         "spark.driver.host": "127.0.0.1",
         "spark.driver.memory": "512m",
+        # a Hive metastore in a Derby database, made when it is first asked for
+        "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:;databaseName={folder}/metastore;create=true",
         "spark.log.level": "OFF",
+        "spark.sql.catalogImplementation": "hive",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "1",
         "spark.sql.warehouse.dir": str(folder / "warehouse"),

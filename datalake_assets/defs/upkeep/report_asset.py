@@ -226,10 +226,20 @@ class RefreshSensor:
     Args:
         keys: Assets whose materializations make the report old.
         at_most_every_s: Seconds between two runs at the least; what happens meanwhile is reported afterwards.
+        of: The asset that becomes old.
+        jobs: Jobs that make it old without materializing anything.
     """
 
-    def __init__(self, keys: Sequence[dg.AssetKey], *, at_most_every_s: float) -> None:
-        self._keys, self._at_most_every_s = list(keys), at_most_every_s
+    def __init__(
+        self,
+        keys: Sequence[dg.AssetKey],
+        *,
+        at_most_every_s: float,
+        of: dg.AssetKey = LAKE_REPORT,
+        jobs: Sequence[str] = _JOBS,
+    ) -> None:
+        self._keys, self._at_most_every_s, self._of, self._jobs = list(keys), at_most_every_s, of, jobs
+        self._name = of.to_user_string()
 
     def tick(self, instance: dg.DagsterInstance, cursor: str | None, *, now: float) -> dg.SensorResult:
         """One tick.
@@ -242,19 +252,17 @@ class RefreshSensor:
         before = _state(cursor)
         newest = self._newest(instance)
         if not any(newest) or newest == before.get("newest"):
-            return dg.SensorResult(skip_reason="nothing was exported or compacted since the last report", cursor=cursor)
+            return dg.SensorResult(skip_reason=f"nothing has changed since the last {self._name}", cursor=cursor)
         wait_s = before.get("asked_at", 0) + self._spacing_s(instance) - now
         if wait_s > 0:
-            return dg.SensorResult(skip_reason=f"a report is due in {wait_s:.0f} s", cursor=cursor)
+            return dg.SensorResult(skip_reason=f"the next {self._name} is due in {wait_s:.0f} s", cursor=cursor)
         run_key = "/".join(map(str, newest))
         asked = json.dumps({"newest": newest, "asked_at": round(now)})
-        return dg.SensorResult(
-            run_requests=[dg.RunRequest(run_key=run_key, asset_selection=[LAKE_REPORT])], cursor=asked
-        )
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=run_key, asset_selection=[self._of])], cursor=asked)
 
     def _spacing_s(self, instance: dg.DagsterInstance) -> float:
         """Longer for a large lake: a report reads a manifest per partition."""
-        last = instance.get_latest_materialization_event(LAKE_REPORT)
+        last = instance.get_latest_materialization_event(self._of)
         metadata = last.asset_materialization.metadata if last and last.asset_materialization else {}
         partitions = metadata[_PARTITIONS].value if _PARTITIONS in metadata else 0
         return max(self._at_most_every_s, float(str(partitions)) * S_PER_PARTITION)
@@ -263,7 +271,7 @@ class RefreshSensor:
         """The newest materialization of a feed, and the newest run of each job; 0 and "" for none."""
         entries = [each.asset_entry for each in instance.get_asset_records(self._keys)] if self._keys else []
         newest = max((each.last_materialization_storage_id or 0 for each in entries), default=0)
-        return [newest, *(_newest_run(instance, job) for job in _JOBS)]
+        return [newest, *(_newest_run(instance, job) for job in self._jobs)]
 
 
 def _state(cursor: str | None) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def tick(sensor: RefreshSensor, instance, cursor=None, *, now=1e9):
 
 def test_sensor_asks_for_one_report_after_exports_and_is_quiet_until_the_next(feeds, instance):
     sensor = RefreshSensor([asset_key(feed) for feed in feeds.feeds.values()], at_most_every_s=600)
-    assert tick(sensor, instance).skip_reason.skip_message == "nothing was exported or compacted since the last report"
+    assert tick(sensor, instance).skip_reason.skip_message == "nothing has changed since the last lake_report"
     for name in ("clicks", "users"):
         feeds.export(instance, name, quiet=True)
 
@@ -190,7 +190,7 @@ def test_sensor_reports_what_came_meanwhile_once_the_time_is_over(feeds, instanc
     early = tick(sensor, instance, first.cursor, now=1e9 + 100)
     late = tick(sensor, instance, early.cursor, now=1e9 + 600)
 
-    assert early.skip_reason.skip_message == "a report is due in 500 s"
+    assert early.skip_reason.skip_message == "the next lake_report is due in 500 s"
     assert len(late.run_requests) == 1
     assert late.run_requests[0].run_key != first.run_requests[0].run_key
 
@@ -203,7 +203,10 @@ def test_sensor_reports_a_large_lake_less_often(feeds, instance):
     instance.report_runless_asset_event(dg.AssetMaterialization(LAKE_REPORT, metadata=figures))
     feeds.export(instance, "users", quiet=True)
 
-    assert tick(sensor, instance, first.cursor, now=1e9 + 600).skip_reason.skip_message == "a report is due in 3000 s"
+    assert (
+        tick(sensor, instance, first.cursor, now=1e9 + 600).skip_reason.skip_message
+        == "the next lake_report is due in 3000 s"
+    )
     assert len(tick(sensor, instance, first.cursor, now=1e9 + 3600).run_requests) == 1
 
 

@@ -164,6 +164,7 @@ def test_definitions_have_the_sensors_on(lake):
 
     sensors = definitions.get_repository_def().sensor_defs
     assert {sensor.name for sensor in sensors if sensor.default_status is dg.DefaultSensorStatus.RUNNING} == {
+        "catalog_sensor",
         "dead_run_sensor",
         "feed_registry_sensor",
         "freshness_sensor",

@@ -1,0 +1,249 @@
+"""The catalog that needs no server: a DuckDB database with a view of each feed, which every program can open.
+
+Its views list folders, so that they show what was committed since; what else changes (new feeds, columns, the version
+of a table) is brought in step by the next sync. The file is never changed while others read it: a copy is changed, and
+takes its place at once. A lock on its folder keeps two syncs from taking each other's place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import duckdb
+
+from datalake_assets.catalog.base import OWNER, Known, Outcome, State
+from datalake_assets.catalog.entries import FOLDER_COLUMN, Entry
+from datalake_assets.catalog.views import View
+from datalake_assets.core.rules import identifier, literal
+from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
+from datalake_assets.feed_sources import FeedKind
+from datalake_assets.lake.sql_gate import message_of
+
+__all__ = ["DuckDBFile", "duckdb_view"]
+
+#: What DuckDB takes for a pattern rather than for a name.
+_PATTERN = frozenset("*?[")
+_COLUMN_TYPES = {"year": "INTEGER", "month": "INTEGER", "day": "INTEGER", "hour": "INTEGER", "version": "VARCHAR"}
+
+
+def duckdb_view(entry: Entry) -> str:
+    """The statement that makes the view of a feed.
+
+    Raises:
+        ConfigError: Its address has characters that DuckDB takes for a pattern.
+    """
+    if _PATTERN & set(entry.location):
+        raise ConfigError(f"{entry.location}: DuckDB takes '*', '?' and '[' in an address for a pattern")
+    feed, names = entry.feed, entry.listed
+    deep = "" if entry.version or not entry.partition_columns else "**/"
+    kinds = {name: _COLUMN_TYPES[name] for name in names if name in _COLUMN_TYPES and not feed.is_adopted}
+    # files may be older than a change of the policy: only a feed that was never changed has always been frozen
+    union = feed.schema_policy != "freeze" or feed.revision > 1
+    is_hive = bool(kinds) or (feed.is_adopted and FOLDER_COLUMN not in entry.partition_columns)
+    options = [f"hive_partitioning = {str(is_hive).lower()}", f"union_by_name = {str(union).lower()}"]
+    if kinds:
+        options.append(f"hive_types = {{{', '.join(f'{name}: {kind}' for name, kind in kinds.items())}}}")
+    files = literal(f"{entry.location}/{deep}*.parquet")
+    columns = ", ".join(map(identifier, names))
+    query = f"SELECT {columns} FROM read_parquet({files}, {', '.join(options)})"  # noqa: S608  all are quoted
+    return f"CREATE OR REPLACE VIEW {identifier(entry.name)} AS {query}"
+
+
+class DuckDBFile:
+    """A database file; implements `Catalog`.
+
+    Args:
+        file: Where it is, or is to be.
+        lake: The lake's address.
+
+    Raises:
+        ConfigError: The lake is in S3, which DuckDB reads by an extension of its own, with credentials of its own.
+    """
+
+    kind = "duckdb"
+
+    def __init__(self, file: Path, *, lake: str) -> None:
+        if "://" in lake:
+            raise ConfigError(
+                "a DuckDB file is the catalog of local lakes; of a lake in S3 'datalake catalog ddl --dialect duckdb'"
+                " prints the views, for a DuckDB that has httpfs and a secret"
+            )
+        self._file, self._lake = file.absolute(), lake
+        self._copy = self._file.with_name(f"{self._file.name}.new")
+        self._stack = ExitStack()
+        self._open: duckdb.DuckDBPyConnection | None = None
+        self._is_changed = False
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(_locked(self._file.parent))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._open is not None:
+                with _named(self._file):
+                    self._open.close()
+                if self._is_changed:
+                    self._replace()
+        finally:
+            self._open = None
+            _remove(self._copy)
+            self._stack.close()
+
+    def _replace(self) -> None:
+        try:
+            with self._copy.open("rb") as written:
+                os.fsync(written.fileno())
+            self._copy.replace(self._file)
+        except OSError as error:
+            raise LakeUnavailable(str(self._file), error.strerror or str(error)) from error
+
+    @property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """The copy that is changed, made when it is first needed."""
+        if self._open is None:
+            _remove(self._copy)
+            with _named(self._file):
+                if self._file.exists():
+                    _check_alone(self._file)
+                    shutil.copyfile(self._file, self._copy)
+                self._open = duckdb.connect(str(self._copy))
+            self._refuse_others()
+        return self._open
+
+    def _refuse_others(self) -> None:
+        """A database in which somebody keeps rows is no place of ours."""
+        assert self._open is not None  # noqa: S101  for mypy: the caller has opened it
+        tables = self._open.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()
+        if tables:
+            raise ConfigError(
+                f"{self._file} has tables of somebody's in it ({tables[0][0]}): name another file with"
+                " DATALAKE_CATALOG_FILE"
+            )
+
+    def has_database(self) -> bool:
+        """Implements `Catalog`."""
+        return self._file.exists()
+
+    def create_database(self) -> None:
+        """Implements `Catalog`."""
+        self._is_changed = self._is_changed or not self._file.exists()
+        _ = self._connection
+
+    def known(self) -> dict[str, Known]:
+        """Implements `Catalog`."""
+        if self._open is None and not self._file.exists():
+            return {}
+        return {name.lower(): Known(name, told.get(OWNER, ""), "query" in told) for name, told in self._told().items()}
+
+    def _told(self) -> dict[str, dict[str, str]]:
+        rows = self._connection.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall()
+        return {name: _comment(comment) for name, comment in rows}
+
+    def needs(self, entry: Entry) -> bool:
+        """Implements `Catalog`; a view lists partitions by itself."""
+        return self._told().get(entry.name, {}).get("digest") != entry.digest
+
+    def create(self, entry: Entry) -> Outcome:
+        """Implements `Catalog`."""
+        return self._show(entry, "created")
+
+    def update(self, entry: Entry) -> Outcome:
+        """Implements `Catalog`."""
+        return self._show(entry, "updated") if self.needs(entry) else Outcome(self.kind, entry.name, "current")
+
+    def _show(self, entry: Entry, state: State) -> Outcome:
+        told = {OWNER: self._lake, "digest": entry.digest, "description": entry.feed.description}
+        self._put(entry.name, duckdb_view(entry), told)
+        return Outcome(self.kind, entry.name, state, detail=_kind_text(entry))
+
+    def _put(self, name: str, statement: str, told: dict[str, str]) -> None:
+        """Makes a view, and asks it for a row: what is entered can be read."""
+        connection = self._connection
+        connection.execute("BEGIN")
+        try:
+            connection.execute(statement)
+            connection.execute(f"COMMENT ON VIEW {identifier(name)} IS {literal(json.dumps(told))}")
+            connection.execute(f"SELECT * FROM {identifier(name)} LIMIT 1").fetchall()  # noqa: S608  quoted
+            connection.execute("COMMIT")
+        except duckdb.Error as error:
+            connection.execute("ROLLBACK")
+            raise ConfigError(f"DuckDB cannot read {name!r}: {message_of(error)}") from error
+        self._is_changed = True
+
+    def put_view(self, view: View) -> Outcome:
+        """Implements `Catalog`."""
+        told = self._told().get(view.name, {})
+        wanted = {OWNER: self._lake, "query": view.query, "description": view.description}
+        if told == wanted:
+            return Outcome(self.kind, view.name, "current")
+        self._put(view.name, f"CREATE OR REPLACE VIEW {identifier(view.name)} AS {view.query}", wanted)
+        return Outcome(self.kind, view.name, "updated" if told else "created")
+
+    def drop(self, known: Known) -> None:
+        """Implements `Catalog`."""
+        self._connection.execute(f"DROP VIEW IF EXISTS {identifier(known.name)}")
+        self._is_changed = True
+
+
+def _kind_text(entry: Entry) -> str:
+    return f"version {entry.version}" if entry.feed.kind is FeedKind.TABLE else ""
+
+
+def _comment(text: str | None) -> dict[str, str]:
+    try:
+        told = json.loads(text or "{}")
+    except ValueError:  # somebody's own view
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _remove(file: Path) -> None:
+    for each in (file, file.with_name(f"{file.name}.wal")):
+        with suppress(FileNotFoundError):
+            each.unlink()
+
+
+def _check_alone(file: Path) -> None:
+    """A database with a log beside it is being written by somebody, or was not closed: the file alone is not all of it.
+
+    Raises:
+        TransientStoreError: It is so.
+    """
+    if file.with_name(f"{file.name}.wal").exists():
+        raise TransientStoreError(
+            str(file), "somebody writes it, or did not close it; open it with DuckDB and close it"
+        )
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise LakeUnavailable(
+            str(file), f"it cannot be opened: {message_of(error)}", cure="name another file with DATALAKE_CATALOG_FILE"
+        ) from error
+    except OSError as error:
+        raise LakeUnavailable(str(file), error.strerror or str(error)) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits for other syncs of files in the folder; the lock goes with the process that holds it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise LakeUnavailable(str(folder), error.strerror or str(error)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

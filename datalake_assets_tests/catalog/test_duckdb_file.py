@@ -1,0 +1,166 @@
+"""The DuckDB file of a lake: every view reads, in a process that knows nothing of us."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datalake_assets.catalog.duckdb_file import DuckDBFile
+from datalake_assets.catalog.sync import sync_catalogs
+from datalake_assets.errors import ConfigError
+from datalake_assets.lake.adopted.adoption import adopt
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store import open_store
+from datalake_assets.settings import Settings
+from datalake_assets_tests.catalog.catalog_contract import CatalogContract, add_view, land
+from datalake_assets_tests.lake.feeds import stream_feed, table_feed
+
+READ_ALL = """
+import duckdb, json, sys
+with duckdb.connect(sys.argv[1], read_only=True) as connection:
+    names = [row[0] for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()]
+    print(json.dumps({name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in names}))
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    (tmp_path / "lake").mkdir()
+    return open_store(str(tmp_path / "lake"))
+
+
+def file_of(store) -> Path:
+    return Path(store.path("lake.duckdb"))
+
+
+def read_by_others(file: Path) -> dict[str, int]:
+    """Rows of each view, counted by a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-c", READ_ALL, str(file)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return json.loads(ran.stdout)
+
+
+class TestDuckDBFile(CatalogContract):
+    def opened(self, store):
+        return DuckDBFile(file_of(store), lake=store.uri)
+
+    def columns(self, store, name):
+        with duckdb.connect(str(file_of(store)), read_only=True) as connection:
+            return [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall() if row[0] != "version"]
+
+    def counts(self, store, name):
+        with duckdb.connect(str(file_of(store)), read_only=True) as connection:
+            names = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
+            by = "day" if "day" in names else "month" if "month" in names else "1"
+            query = f"SELECT {by}, count(*) FROM {name} GROUP BY 1 ORDER BY 1"  # noqa: S608  names of ours
+            return [n for _, n in connection.execute(query).fetchall()]
+
+    def foreign(self, store, name):
+        with duckdb.connect(str(file_of(store))) as connection:
+            connection.execute(f"CREATE VIEW {name} AS SELECT 1 AS somebodys")
+
+    def test_step_that_fails_for_a_moment_is_repeated_and_ends_as_without(self, store, feed, monkeypatch):
+        super().test_step_that_fails_for_a_moment_is_repeated_and_ends_as_without(store, feed, monkeypatch)
+        assert not file_of(store).with_name("lake.duckdb.new").exists()
+
+
+def synced(store, **options):
+    return sync_catalogs(Settings(lake=store.uri), store, FeedRegistry(store).list().feeds, **options)
+
+
+def test_every_view_reads_in_a_process_that_knows_nothing_of_us(store, tmp_path):
+    registry = FeedRegistry(store)
+    stream, table = registry.add(stream_feed()), registry.add(table_feed())
+    land(store, stream, 1, 2, 30)
+    land(store, table, 4)
+    for name, values in (("plain/a b", [1]), ("plain/c", [2, 3]), ("hive/k=x", [4]), ("hive/k=y%20z", [5, 6])):
+        folder = tmp_path / "others" / name
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"v": values}), folder / "data.parquet")
+    adopt(store, str(tmp_path / "others" / "plain"), "plain")
+    adopt(store, str(tmp_path / "others" / "hive"), "hive")
+    add_view(store)
+
+    told = synced(store)
+
+    assert {each.name: each.state for each in told} == dict.fromkeys(
+        ("s", "t", "plain", "hive", "second_day"), "created"
+    )
+    assert read_by_others(file_of(store)) == {"s": 3, "t": 4, "plain": 3, "hive": 3, "second_day": 1}
+
+
+def test_rows_that_are_landed_later_show_without_a_sync(store):
+    stream = FeedRegistry(store).add(stream_feed())
+    land(store, stream, 1)
+    synced(store)
+    land(store, stream, 2, 30)
+
+    assert read_by_others(file_of(store)) == {"s": 3}
+
+
+def test_file_is_replaced_while_others_read_it(store):
+    stream = FeedRegistry(store).add(stream_feed())
+    land(store, stream, 1)
+    synced(store)
+    with duckdb.connect(str(file_of(store)), read_only=True) as reader:
+        reader.execute("SELECT * FROM s").fetchall()
+        table = FeedRegistry(store).add(table_feed())
+        land(store, table, 3)
+        assert [each.state for each in synced(store)] == ["created", "current"]
+        assert reader.execute("SELECT count(*) FROM s").fetchone() == (1,)
+
+    assert read_by_others(file_of(store)) == {"s": 1, "t": 3}
+
+
+def test_file_in_which_somebody_keeps_rows_is_refused_and_left_as_it_is(store):
+    land(store, FeedRegistry(store).add(stream_feed()), 1)
+    with duckdb.connect(str(file_of(store))) as connection:
+        connection.execute("CREATE TABLE mine AS SELECT 1 AS a")
+    before = file_of(store).read_bytes()
+
+    with pytest.raises(ConfigError, match=r"tables of somebody's in it \(mine\)"):
+        synced(store)
+
+    assert file_of(store).read_bytes() == before
+
+
+def test_views_of_others_in_the_file_stay(store):
+    land(store, FeedRegistry(store).add(stream_feed()), 1)
+    with duckdb.connect(str(file_of(store))) as connection:
+        connection.execute("CREATE VIEW mine AS SELECT 1 AS a")
+
+    synced(store, prune=True)
+
+    assert read_by_others(file_of(store)) == {"mine": 1, "s": 1}
+
+
+def test_feed_that_duckdb_cannot_read_is_named_and_stops_no_other(store):
+    registry = FeedRegistry(store)
+    land(store, registry.add(stream_feed()), 1)
+    broken = registry.add(stream_feed(name="broken"))
+    land(store, broken, 1)
+    (file,) = Path(store.path("streams/broken")).rglob("*.parquet")
+    file.write_bytes(b"no Parquet")
+
+    states = {each.name: each.state for each in synced(store)}
+
+    assert states == {"s": "created", "broken": "failed"}
+    assert read_by_others(file_of(store)) == {"s": 1}
+
+
+def test_folders_above_others_are_left_out(store, tmp_path):
+    folder = tmp_path / "nested" / "a"
+    folder.mkdir(parents=True)
+    for place in (folder, folder.parent):
+        pq.write_table(pa.table({"v": [1]}), place / "data.parquet")
+    adopt(store, str(tmp_path / "nested"), "nested")
+
+    assert [(each.name, each.state) for each in synced(store)] == [("nested", "left_out")]
