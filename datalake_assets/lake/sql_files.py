@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-__all__ = ["READERS", "AskedFile", "AskedFiles", "KeptOpen", "ReadableFile", "serving"]
+__all__ = ["READERS", "AskedFile", "AskedFiles", "KeptEnd", "KeptOpen", "ReadableFile", "serving"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,26 @@ class KeptOpen:
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return file
+
+
+class KeptEnd:
+    """A file whose end is kept once it was read: every query begins with it.
+
+    Args:
+        file: The file.
+        size_bytes: Its length.
+    """
+
+    def __init__(self, file: ReadableFile, size_bytes: int) -> None:
+        self._file, self._end = file, (min(size_bytes, _FOOTER), max(0, size_bytes - _FOOTER))
+        self._kept = b""
+
+    def read_at(self, nbytes: int, offset: int) -> bytes:
+        """Implements `ReadableFile`."""
+        if (nbytes, offset) != self._end:
+            return self._file.read_at(nbytes, offset)
+        self._kept = self._kept or self._file.read_at(nbytes, offset)
+        return self._kept
 
 
 class _KeptFile:

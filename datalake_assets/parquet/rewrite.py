@@ -53,11 +53,6 @@ def use_lean_pool() -> None:
 
 FinishedT = TypeVar("FinishedT")
 
-#: Mean size of row groups from which on copying them costs readers nothing measurable (`benchmarks compaction`).
-COPY_BYTES = 4 << 20
-#: Smaller ones are copied too if they are about as large as ours would be: uncompressed, of `row_group_bytes`.
-AS_LARGE = 0.25
-
 
 @dataclass(frozen=True, slots=True)
 class Rewritten(Generic[FinishedT]):
@@ -352,9 +347,9 @@ class _Pass(Generic[FinishedT]):
 
     def _are_large(self, size_bytes: int, plain_bytes: int, row_groups: int) -> bool:
         """Whether a file's row groups are so large, on average, that they may stay as they are."""
-        as_large_as_ours = self._settings.parquet.row_group_bytes * AS_LARGE
+        as_large_as_ours = self._settings.parquet.row_group_bytes * self._settings.as_large
         return bool(row_groups) and (
-            size_bytes >= row_groups * COPY_BYTES or plain_bytes >= row_groups * as_large_as_ours
+            size_bytes >= row_groups * self._settings.copy_bytes or plain_bytes >= row_groups * as_large_as_ours
         )
 
     def _fits_as_it_is(self, footer: Footer) -> bool:

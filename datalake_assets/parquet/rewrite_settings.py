@@ -9,10 +9,16 @@ from typing import Literal, TypeAlias
 from datalake_assets.parquet.decodable import ROW_BYTES, ROW_GROUPS_HELD
 from datalake_assets.parquet.writer import ParquetSettings
 
-__all__ = ["Kernel", "RewriteSettings", "Verify", "workers_for"]
+__all__ = ["COPY_BYTES", "Kernel", "RewriteSettings", "Verify", "workers_for"]
 
 Kernel: TypeAlias = Literal["auto", "concat", "reencode"]
 Verify: TypeAlias = Literal["full", "pages", "rows"]
+
+
+#: Mean size of row groups from which on copying them costs readers nothing measurable (`benchmarks compaction`).
+COPY_BYTES = 4 << 20
+#: Smaller ones are copied too if they are about as large as ours would be: uncompressed, of `row_group_bytes`.
+AS_LARGE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,9 @@ class RewriteSettings:
         workers: Threads that make row groups.
         scratch: Folder for sorting; None: the system's.
         row_bytes: Decoded bytes of a row at the most: a file with a larger one is left out.
+        copy_bytes: Mean size of a file's row groups from which on ``auto`` copies them; larger where each read takes a
+            way to a store and back.
+        as_large: Of the decoded bytes of a row group of ours, from which on they are copied, too.
     """
 
     parquet: ParquetSettings
@@ -41,6 +50,8 @@ class RewriteSettings:
     workers: int = 2
     scratch: str | None = None
     row_bytes: int = ROW_BYTES
+    copy_bytes: int = COPY_BYTES
+    as_large: float = AS_LARGE
 
     @property
     def compares_bytes(self) -> bool:

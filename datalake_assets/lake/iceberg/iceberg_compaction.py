@@ -23,7 +23,7 @@ from datalake_assets.lake.iceberg.iceberg_rewriting import Rewriting, RewrittenF
 from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly, table_text
-from datalake_assets.parquet.rewrite_settings import RewriteSettings, Verify
+from datalake_assets.parquet.rewrite_settings import AS_LARGE, COPY_BYTES, RewriteSettings, Verify
 from datalake_assets.parquet.writer import ParquetSettings
 
 __all__ = ["IcebergCompaction", "compact_table", "rewrite_settings", "table_rules"]
@@ -82,6 +82,7 @@ def rewrite_settings(
     verify: Verify = "full",
     sort_by: tuple[str, ...] = (),
     workers: int = 2,
+    copies: tuple[int, float] = (COPY_BYTES, AS_LARGE),
 ) -> RewriteSettings:
     """How files of a table are rewritten that says by itself how it wants them.
 
@@ -92,6 +93,7 @@ def rewrite_settings(
         verify: What is compared before a commit.
         sort_by: Columns that rows are sorted by.
         workers: Threads that encode.
+        copies: From which mean size of its row groups on a file's are copied; see `RewriteSettings`.
     """
     codec: Literal["snappy", "zstd"] = "zstd"
     if table.properties.get("write.parquet.compression-codec", "").lower() == "snappy":
@@ -99,7 +101,10 @@ def rewrite_settings(
     parquet = ParquetSettings(
         compression=codec, target_file_bytes=rules.target_file_bytes, row_group_bytes=row_group_bytes
     )
-    return RewriteSettings(parquet=parquet, verify=verify, sort_by=sort_by, workers=workers)
+    copy_bytes, as_large = copies
+    return RewriteSettings(
+        parquet=parquet, verify=verify, sort_by=sort_by, workers=workers, copy_bytes=copy_bytes, as_large=as_large
+    )
 
 
 @dataclass(slots=True)

@@ -37,6 +37,7 @@ from pyiceberg.utils.properties import property_as_bool
 
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError
 from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.object_reads import LeanIO
 from datalake_assets.lake.iceberg.transactions import (
     ENTRIES_PER_MANIFEST,
     TableChange,
@@ -197,7 +198,7 @@ def _only_of(
     table: Table, before: TableMetadata, gone: Iterable[Snapshot], left: Iterable[Snapshot]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths that only the snapshots that are gone name: those in the table's folders, and others."""
-    ids = {snapshot.snapshot_id for snapshot in gone}
+    ids, files = {snapshot.snapshot_id for snapshot in gone}, LeanIO(table.io)
     lists = {snapshot.manifest_list for snapshot in left}
     manifests = {each.manifest_path: each for snapshot in left for each in _manifests(table.io, snapshot)}
     suspects: dict[str, ManifestFile] = {}
@@ -210,11 +211,11 @@ def _only_of(
                 suspects[each.manifest_path] = each
     found |= suspects.keys()
     for manifest in suspects.values():
-        found |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=False)}
+        found |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(files, discard_deleted=False)}
     for manifest in manifests.values():
         if not found:
             break
-        found -= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io)}
+        found -= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(files)}
     statistics = (*before.statistics, *before.partition_statistics)
     found |= {each.statistics_path for each in statistics if each.snapshot_id in ids}
     found -= {each.statistics_path for each in statistics if each.snapshot_id not in ids}
@@ -224,7 +225,7 @@ def _only_of(
 
 
 def _manifests(io: FileIO, snapshot: Snapshot) -> list[ManifestFile]:
-    return snapshot.manifests(io)
+    return snapshot.manifests(LeanIO(io))
 
 
 def _key(location: str) -> str:
@@ -336,7 +337,7 @@ def remove_orphans(
 
 def _named(table: Table) -> dict[str, str]:
     """All files that the table's present metadata leads to, in the spelling for comparisons, and as they are named."""
-    metadata = table.metadata
+    metadata, files = table.metadata, LeanIO(table.io)
     found = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
     found |= {each.statistics_path for each in (*metadata.statistics, *metadata.partition_statistics)}
     manifests: dict[str, ManifestFile] = {}
@@ -345,7 +346,7 @@ def _named(table: Table) -> dict[str, str]:
         manifests |= {each.manifest_path: each for each in _manifests(table.io, snapshot)}
     found |= manifests.keys()
     for manifest in manifests.values():
-        found |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io)}
+        found |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(files)}
     return {_key(path): path for path in found}
 
 

@@ -38,7 +38,7 @@ from datalake_assets.lake.iceberg.iceberg_reads import PresentDataset, arrow_sch
 from datalake_assets.lake.iceberg.iceberg_schemas import column_bounds_of, key_of_value
 from datalake_assets.lake.iceberg.iceberg_views import path_in_table
 from datalake_assets.lake.iceberg.manifests import Manifests
-from datalake_assets.lake.iceberg.present_rows import open_native
+from datalake_assets.lake.iceberg.object_reads import LeanIO
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
 from datalake_assets.lake.table import Difference
 
@@ -181,10 +181,11 @@ class IcebergLook:
         return found
 
     def _count(self, snapshot: Snapshot, found: dict[str, FileChanges]) -> None:
-        for manifest in snapshot.manifests(self.table.io):
+        files = LeanIO(self.table.io)
+        for manifest in snapshot.manifests(files):
             if manifest.added_snapshot_id != snapshot.snapshot_id:
                 continue
-            for entry in manifest.fetch_manifest_entry(self.table.io, discard_deleted=False):
+            for entry in manifest.fetch_manifest_entry(files, discard_deleted=False):
                 if entry.status == ManifestEntryStatus.EXISTING or entry.snapshot_id != snapshot.snapshot_id:
                     continue
                 key = self._key(entry.data_file.spec_id, entry.data_file.partition)
@@ -296,9 +297,8 @@ class IcebergLook:
             yield Difference(key, "rows", name_in_table(self.table, file.path), f"not decoded: it {file.why_unusable}")
             return
         try:
-            with open_native(self.table.io, file.path) as source:
-                if source.size() != file.file.file_size_in_bytes:
-                    return  # told already
+            if len(self.table.io.new_input(file.path)) != file.file.file_size_in_bytes:
+                return  # told already
             rows = PresentDataset.of(self._metadata, self.table.io, [file])
             for _ in rows.scanner().to_batches():
                 pass

@@ -288,10 +288,14 @@ class _Planner:
             name=stated.file_path,
             rows=stated.record_count,
             size_bytes=stated.file_size_in_bytes,
-            min_time=self._moment(stated.lower_bounds, time_field),
+            min_time=self._moment(stated.lower_bounds, time_field) or self._place(file, time_field),
             max_time=self._moment(stated.upper_bounds, time_field),
             written_at=self._written_at(file),
         )
+
+    def _place(self, file: LiveFile, time_field: int | None) -> datetime | None:
+        """Which files follow each other where no time says it: those committed after them. Often their rows do, too."""
+        return EPOCH + timedelta(microseconds=file.sequence_number) if time_field is None else None
 
     def _moment(self, bounds: Mapping[int, bytes] | None, field_id: int | None) -> datetime | None:
         if field_id is None or not bounds or field_id not in bounds:

@@ -21,7 +21,8 @@ from pyiceberg.io.pyarrow import PyArrowFileIO, schema_to_pyarrow
 from pyiceberg.table.metadata import TableMetadata
 
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.lake.iceberg.present_rows import Fetching, PresentRows, open_native, same_fields
+from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
+from datalake_assets.lake.iceberg.present_rows import PresentRows, same_fields
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.parquet.decoding import open_parquet
@@ -98,7 +99,7 @@ class PresentDataset(BoundedDataset):
             or any(pt.is_nested(one.type) for one in self.schema)
         ):
             return False
-        with open_native(self._io, file.path) as source:
+        with open_native(self._io, file.path, file.file.file_size_in_bytes) as source:
             parquet = open_parquet(source)
             _check_rows(file, parquet.metadata.num_rows)
             return same_fields(parquet.schema_arrow, self._wanted)
@@ -155,7 +156,7 @@ def stated_footers(io: FileIO, files: Sequence[LiveFile]) -> Mapping[str, str]:
 
     def look(file: LiveFile) -> str:
         try:
-            with open_native(io, file.path) as source:
+            with open_native(io, file.path, file.file.file_size_in_bytes) as source:
                 _check_rows(file, open_parquet(source).metadata.num_rows)
         except FileNotFoundError:
             raise

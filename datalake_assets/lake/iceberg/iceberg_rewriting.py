@@ -33,7 +33,8 @@ from pyiceberg.typedef import Record
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import CorruptLake
 from datalake_assets.lake.iceberg.data_files import data_file_of
-from datalake_assets.lake.iceberg.present_rows import Fetching, PresentRows, open_native, same_fields
+from datalake_assets.lake.iceberg.object_reads import Fetching, open_native, read_blocks
+from datalake_assets.lake.iceberg.present_rows import PresentRows, SameShape, same_fields
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile
 from datalake_assets.lake.iceberg.transactions import delete_quietly, table_text
 from datalake_assets.parquet.concat import ConcatWriter
@@ -113,6 +114,9 @@ class Rewriting:
             CorruptLake: What was written is not what was read; it was deleted.
         """
         with Fetching(self._io, [file.file for file in files]) as fetching:
+            done = self._as_they_are(files, fetching)
+            if done is not None:
+                return done
             present = PresentRows(self._metadata, self._io, fetching, files)
             if files[0].file.spec_id == self._metadata.default_spec_id:
                 done = self._in_place(files, fetching, present)
@@ -124,6 +128,31 @@ class Rewriting:
         for path in self._scratch.iterdir():
             path.unlink()
         return done
+
+    def _as_they_are(self, files: Sequence[LiveFile], fetching: Fetching) -> RewrittenFiles | None:
+        """Files that are as they should be, as nearly all are: each is read once. None if that comes out otherwise."""
+        if any(file.deletes or file.file.spec_id != self._metadata.default_spec_id for file in files):
+            return None
+        shape = SameShape(self._arrow)
+
+        def opened(path: str) -> pa.NativeFile:
+            source = fetching.open(path)
+            if not shape.has(source):
+                raise _AnotherShape
+            source.seek(0)
+            return source
+
+        partition = files[0].file.partition
+        inputs = [Input(_as_input(each.file), partial(opened, each.path)) for each in files]
+        try:
+            done = self._rewritten(inputs, partition)
+        except _AnotherShape:
+            return None
+        if done.rejected:  # the reason may be one that being brought into shape mends
+            delete_quietly(self._io, [path for path, _ in done.outputs])
+            return None
+        nothing = PresentRows(self._metadata, self._io, fetching, ())
+        return self._checked(done, {file.path: (file,) for file in files}, nothing, partition)
 
     def _in_place(
         self,
@@ -245,7 +274,7 @@ class Rewriting:
         made: list[IcebergFile] = []
         try:
             for path, known in done.outputs:
-                source = open_native(self._io, path)
+                source = open_native(self._io, path, known.size_bytes)
                 try:
                     parquet = open_parquet(source)
                     self._demand(same_fields(parquet.schema_arrow, self._arrow), f"{path} has other columns")
@@ -281,13 +310,14 @@ class Rewriting:
         return _Output(self._io, self._table.location_provider().new_data_location(name))
 
     def _read_back(self, path: str) -> Iterator[bytes]:
-        source = open_native(self._io, path)
-        with closing(source):
-            while block := source.read(BLOCK_BYTES):
-                yield block
+        yield from read_blocks(self._io, path, BLOCK_BYTES)
 
     def _new_scratch(self) -> Path:
         return self._scratch / f"{next(self._numbers):05d}.parquet"
+
+
+class _AnotherShape(Exception):
+    """A file is not as it should be."""
 
 
 def _as_input(file: IcebergFile) -> DataFile:

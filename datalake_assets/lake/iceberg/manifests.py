@@ -17,6 +17,8 @@ from pyiceberg.manifest import (
 )
 from pyiceberg.table.snapshots import Snapshot
 
+from datalake_assets.lake.iceberg.object_reads import LeanIO
+
 __all__ = ["DeleteManifestWriter", "Manifests"]
 
 #: Entries of manifests that are kept at hand; a kilobyte or two each.
@@ -63,7 +65,7 @@ class Manifests:
     """
 
     def __init__(self, io: FileIO) -> None:
-        self._io = io
+        self._io = LeanIO(io)
         self._kept: OrderedDict[str, _Listed] = OrderedDict()
         self._entries = 0
         self._lists: OrderedDict[str, list[ManifestFile]] = OrderedDict()

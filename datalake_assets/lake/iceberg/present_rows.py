@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,75 +29,22 @@ from pyiceberg.io.pyarrow import (
     pyarrow_to_schema,
     schema_to_pyarrow,
 )
-from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema, visit_with_partner
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.types import ListType, MapType, NestedField
 
 from datalake_assets.errors import UnreadableFile
+from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
 from datalake_assets.lake.iceberg.snapshot_files import DeleteFile, LiveFile
 from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.native import Part, load_kernel
 
-__all__ = ["Fetching", "PresentRows", "open_native", "same_fields"]
+__all__ = ["PresentRows", "SameShape", "same_fields"]
 
 FIELD_ID = b"PARQUET:field_id"
 ARROW_SCHEMA = b"ARROW:schema"
-#: Up to this size a file is fetched whole.
-WHOLE_BYTES = 8 << 20
-#: Files that are fetched ahead of the one that is read, and bytes.
-AHEAD_FILES, AHEAD_BYTES = 16, 32 << 20
 #: Rows that equality deletes may name of one rewrite: they are held at once.
 MAX_EQUALITY_DELETES = 5_000_000
-
-
-def open_native(io: FileIO, path: str) -> pa.NativeFile:
-    """Opens a file of the table as Arrow wants it."""
-    opened: Any = io.new_input(path).open()
-    return opened if isinstance(opened, pa.NativeFile) else pa.PythonFile(opened, mode="r")
-
-
-class Fetching:
-    """Opens data files; small ones are fetched whole, and those that follow meanwhile.
-
-    Args:
-        io: The table's.
-        files: In the order in which they will be read.
-    """
-
-    def __init__(self, io: FileIO, files: Sequence[DataFile]) -> None:
-        self._io, self._files = io, list(files)
-        self._places = {file.file_path: place for place, file in enumerate(files)}
-        is_local = all(file.file_path.startswith(("file:", "/")) for file in files)
-        self._pool = None if is_local else ThreadPoolExecutor(AHEAD_FILES, thread_name_prefix="iceberg-fetch")
-        self._ahead: dict[str, Future[bytes]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def open(self, path: str) -> pa.NativeFile:
-        """Opens one."""
-        place = self._places[path]
-        if self._files[place].file_size_in_bytes > WHOLE_BYTES:
-            return open_native(self._io, path)
-        if self._pool is None:
-            return pa.BufferReader(self._fetch(path))
-        budget = AHEAD_BYTES
-        for file in self._files[place : place + AHEAD_FILES]:
-            budget -= file.file_size_in_bytes
-            if file.file_path not in self._ahead and file.file_size_in_bytes <= WHOLE_BYTES and budget >= 0:
-                self._ahead[file.file_path] = self._pool.submit(self._fetch, file.file_path)
-        fetched = self._ahead.pop(path, None)
-        return pa.BufferReader(fetched.result() if fetched is not None else self._fetch(path))
-
-    def _fetch(self, path: str) -> bytes:
-        with self._io.new_input(path).open() as stream:
-            return stream.read()
 
 
 class _Projection(ArrowProjectionVisitor):
@@ -174,7 +120,7 @@ class PresentRows:
         try:
             with closing(self._fetching.open(file.path)) as source:
                 parquet = open_parquet(source)
-                said = {key: value for key, value in (parquet.metadata.metadata or {}).items() if key != ARROW_SCHEMA}
+                said = _said(parquet.metadata)
                 fits = not file.deletes and same_fields(parquet.schema_arrow, self.arrow)
                 if parquet.metadata.num_rows != file.file.record_count:
                     self.rejected[file.path] = (
@@ -243,6 +189,56 @@ class PresentRows:
         spec = self._metadata.specs()[file.file.spec_id]
         stated = _get_column_projection_values(file.file, wanted, self._schema, spec, has.field_ids)
         return partial(projected, wanted, has, stated=stated)
+
+
+class SameShape:
+    """Whether files can be rewritten as they are, one after another as they are read, and by the first alike.
+
+    What makes two files alike, their schema and key-values, stands in their footers byte for byte. Where the native
+    kernel finds it, only those are parsed that differ from all before.
+
+    Args:
+        schema: The table's columns, with field ids.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._kernel = schema, load_kernel()
+        self._known: set[bytes] = set()
+        self._said: Mapping[bytes, bytes] | None = None
+
+    def has(self, source: pa.NativeFile) -> bool:
+        """Whether a file has it; where it is read from does not matter afterwards."""
+        stated = self._stated(source)
+        if stated is not None and stated in self._known:
+            return True
+        source.seek(0)
+        try:
+            parquet = open_parquet(source)
+            fits, said = same_fields(parquet.schema_arrow, self._schema), _said(parquet.metadata)
+        except (pa.ArrowException, OSError, ValueError):
+            return False
+        self._said = said if self._said is None else self._said
+        if not fits or said != self._said:
+            return False
+        if stated is not None:
+            self._known.add(stated)
+        return True
+
+    def _stated(self, source: pa.NativeFile) -> bytes | None:
+        """Schema and key-values of a file that is at hand."""
+        if self._kernel is None or not isinstance(source, pa.BufferReader):
+            return None
+        data = source.read_buffer()
+        (found,) = self._kernel.check([Part(data)])
+        if found.refused:
+            return None
+        view = memoryview(data)
+        return b"".join(bytes(view[at : at + size]) for at, size in (found.schema, found.key_values))
+
+
+def _said(metadata: pq.FileMetaData) -> dict[bytes, bytes]:
+    """What a footer says besides its schema."""
+    return {key: value for key, value in (metadata.metadata or {}).items() if key != ARROW_SCHEMA}
 
 
 @contextmanager
@@ -407,7 +403,7 @@ class _Deletes:
         return str(_renamed(field).name)
 
     def _read_positions(self, delete: DeleteFile, targets: Collection[str]) -> None:
-        with _naming(delete.path), closing(open_native(self._io, delete.path)) as source:
+        with _naming(delete.path), closing(self._opened(delete)) as source:
             parquet = pq.ParquetFile(source)
             for batch in parquet.iter_batches(columns=["file_path", "pos"]):
                 chosen = batch.filter(pc.is_in(batch["file_path"].cast(pa.string()), pa.array(sorted(targets))))
@@ -426,7 +422,7 @@ class _Deletes:
         if self._equal_rows > MAX_EQUALITY_DELETES:
             reason = f"more than {MAX_EQUALITY_DELETES:,} equality deletes apply at once"
             raise UnreadableFile(delete.path, reason)
-        with closing(open_native(self._io, delete.path)) as source:
+        with closing(self._opened(delete)) as source:
             parquet = pq.ParquetFile(source)
             rows = parquet.read()
             file_schema = pyarrow_to_schema(
@@ -439,6 +435,9 @@ class _Deletes:
         keys = _comparable_keys(table, [field.name for field in fields])
         self._equal[delete.path] = (fields, keys)
         return self._equal[delete.path]
+
+    def _opened(self, delete: DeleteFile) -> pa.NativeFile:
+        return open_native(self._io, delete.path, delete.file.file_size_in_bytes)
 
     def _present(self, field: NestedField) -> NestedField:
         """The field as the table has it now, if it still has it: its type may be wider."""

@@ -21,12 +21,13 @@ from urllib.parse import quote_plus
 import pyarrow as pa
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import Table
+from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Operation
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, LakeUnavailable
 from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_failures
+from datalake_assets.lake.iceberg.object_reads import LeanIO
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "WriteKey",
     "data_files",
     "file_totals",
+    "planned",
     "translated",
 ]
 
@@ -302,7 +304,14 @@ def _loaded(text: str | None) -> list[Any]:
 
 def data_files(table: Table) -> list[DataFile]:
     """The data files of the current snapshot."""
-    return [task.file for task in table.scan().plan_files()] if table.current_snapshot() is not None else []
+    return [task.file for task in planned(table)] if table.current_snapshot() is not None else []
+
+
+def planned(table: Table, *, snapshot_id: int | None = None) -> list[FileScanTask]:
+    """The files of a snapshot, of the current one by default, as pyiceberg plans to read them."""
+    scan = table.scan(snapshot_id=snapshot_id)
+    scan.io = LeanIO(table.io)
+    return list(scan.plan_files())
 
 
 def file_totals(files: Sequence[DataFile], small_below_bytes: int) -> FileTotals:

@@ -23,7 +23,7 @@ from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
-from datalake_assets.lake.iceberg.present_rows import open_native
+from datalake_assets.lake.iceberg.object_reads import open_sized
 from datalake_assets.lake.iceberg.record_appends import (
     Appended,
     FileTotals,
@@ -32,9 +32,10 @@ from datalake_assets.lake.iceberg.record_appends import (
     WriteKey,
     data_files,
     file_totals,
+    planned,
     translated,
 )
-from datalake_assets.lake.sql_files import KeptOpen, ReadableFile
+from datalake_assets.lake.sql_files import KeptEnd, KeptOpen, ReadableFile
 
 __all__ = [
     "NoSuchPartitionField",
@@ -235,11 +236,12 @@ class RecordTable:
         files, sizes = self._files_of(found.snapshot_id)
         if all(each.startswith("/") for each in files):
             return Reading(found.snapshot_id, self.arrow_schema, files)
-        return Reading(found.snapshot_id, self.arrow_schema, files, sizes, self._open_file)
+        open_file = partial(self._open_file, dict(zip(files, sizes, strict=True)))
+        return Reading(found.snapshot_id, self.arrow_schema, files, sizes, open_file)
 
-    def _open_file(self, path: str) -> ReadableFile:
+    def _open_file(self, sizes: Mapping[str, int], path: str) -> ReadableFile:
         key = self._table.metadata.table_uuid, self._table.location(), path
-        return _opened.open(key, partial(open_native, self._table.io, path))
+        return _opened.open(key, lambda: KeptEnd(open_sized(self._table.io, path, sizes[path]), sizes[path]))
 
     def _files_of(self, snapshot_id: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Paths and sizes of a snapshot's files, which never change: manifests are read once."""
@@ -247,7 +249,7 @@ class RecordTable:
         known = _files.get(key)
         if known is None:
             with translated():
-                tasks = list(self._table.scan(snapshot_id=snapshot_id).plan_files())
+                tasks = planned(self._table, snapshot_id=snapshot_id)
             if any(task.delete_files for task in tasks):
                 raise UnreadableTable(self.name, "another engine has deleted rows")
             paths = tuple(_local(task.file.file_path) for task in tasks)

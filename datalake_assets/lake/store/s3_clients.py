@@ -15,9 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -46,14 +44,14 @@ from datalake_assets.errors import (
 )
 from datalake_assets.lake.store.base import RequestClass, RequestCounts
 from datalake_assets.lake.store.s3_access import S3Access
-from datalake_assets.network import Proxy, Route, route_to
+from datalake_assets.lake.store.s3_objects import CONNECT_TIMEOUT_S, READ_RETRIES, open_objects
+from datalake_assets.network import Proxy, route_to
 
 if TYPE_CHECKING:
     import pyarrow.fs
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_s3 import S3Client
-    from obstore.store import ClientConfig
 
 __all__ = [
     "READ_ERRORS",
@@ -67,9 +65,7 @@ __all__ = [
 ]
 
 _SCHEMES = ("http", "https")
-CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS = 32
-READ_RETRIES = 3
 # botocore renews session credentials ten minutes before they end; obstore must not hold on to older ones
 CREDENTIALS_TTL = timedelta(minutes=5)
 
@@ -144,23 +140,16 @@ class S3Clients:
     def _obstore(self, session: botocore.session.Session, bucket: str, prefix: str) -> obstore.store.S3Store:
         provider = Boto3CredentialProvider(session, ttl=CREDENTIALS_TTL)
         provider.config = {}  # it would bring a region of its own
-        with _trusting(self._authorities):
-            return obstore.store.S3Store(
-                bucket,
-                prefix=prefix or None,
-                region=self.region,
-                credential_provider=provider,
-                client_options={
-                    "timeout": f"{self._timeout_s}s",
-                    "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-                    "allow_http": True,
-                    **_proxy_options(self._route),
-                },
-                retry_config={"max_retries": READ_RETRIES, "retry_timeout": timedelta(seconds=2 * self._timeout_s)},
-                virtual_hosted_style_request=False,
-                # under both names, or that of the environment's AWS_ENDPOINT_URL_S3 wins over what is given
-                config={"endpoint": self.endpoint, "aws_endpoint_url_s3": self.endpoint} if self.endpoint else {},
-            )
+        return open_objects(
+            bucket,
+            prefix=prefix,
+            region=self.region,
+            endpoint=self.endpoint,
+            timeout_s=self._timeout_s,
+            route=self._route,
+            authorities=self._authorities,
+            credential_provider=provider,
+        )
 
     def count_requests(self, requests: RequestCounts) -> None:
         """Counts boto3's requests from now on, each attempt."""
@@ -211,36 +200,6 @@ def _session(s3: S3Access) -> botocore.session.Session:
 def _arrow_proxy(proxy: Proxy) -> dict[str, str | int]:
     credentials = {"username": proxy.user, "password": proxy.password} if proxy.user else {}
     return {"scheme": proxy.scheme, "host": proxy.host, "port": proxy.port, **credentials}
-
-
-def _proxy_options(route: Route) -> ClientConfig:
-    """Obstore's proxy; where others need one and this server none, a proxy that is never asked, or it takes theirs."""
-    if route.proxy is not None:
-        return {"proxy_url": route.proxy.url}
-    if not route.excepted:
-        return {}
-    return {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": f"{route.host},amazonaws.com,amazonaws.com.cn"}
-
-
-_environment = threading.Lock()
-
-
-@contextmanager
-def _trusting(authorities: str | None) -> Iterator[None]:
-    """Has obstore trust these authorities: it reads them from the environment, when a store is made, and only there."""
-    if authorities is None:
-        yield
-        return
-    with _environment:
-        before = os.environ.get("SSL_CERT_FILE")
-        os.environ["SSL_CERT_FILE"] = authorities
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["SSL_CERT_FILE"]
-            else:
-                os.environ["SSL_CERT_FILE"] = before
 
 
 def _count(requests: RequestCounts, event_name: str, **_: object) -> None:

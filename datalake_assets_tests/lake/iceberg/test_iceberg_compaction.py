@@ -84,6 +84,15 @@ def test_pruning_finds_what_it_found_before(catalog):
     assert list(table.scan(row_filter="id > 1000").plan_files()) == []  # by the bounds of columns
 
 
+def test_rows_stay_in_the_order_of_commits_where_no_time_says_another(catalog):
+    table = create(catalog, spec=UNPARTITIONED)
+    for number in range(8):  # files whose names are drawn at random
+        table.append(rows(number * 4, 4))
+
+    assert compact(table).files_after == 1
+    assert table.scan().to_arrow()["id"].to_pylist() == list(range(32))
+
+
 def test_what_is_not_worth_it_is_left_alone_with_its_reason(catalog):
     table = filled(catalog, appends=2)
     report = compact(table, force=False, min_files=3)
