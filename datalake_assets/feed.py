@@ -29,6 +29,7 @@ from datalake_assets.feed_sources import (
     FeedKind,
     FolderSource,
     IcebergTableSource,
+    MartSource,
     PositionKind,
     SourceModel,
     SystemSource,
@@ -64,6 +65,8 @@ __all__ = [
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,127}")
 #: Dagster slows, then breaks, far above this many partitions of an asset.
 MAX_PARTITIONS = 20_000
+#: Marts are streams and tables that lie in a folder of their own.
+MARTS_FOLDER = "marts"
 #: The check of feeds that are merged: no two rows of a key.
 KEY_CHECK = "unique_key"
 #: No event is older: the epoch of every source's clock.
@@ -197,6 +200,9 @@ class Feed(Model):
         if self.is_iceberg and not self.is_exported:
             msg = f"it is {self.written_by}, and only feeds that are exported can be kept as Iceberg tables"
             raise ValueError(msg)
+        if self.is_iceberg and self.is_mart:
+            msg = "format: a mart is kept as Parquet files; an Iceberg table can be made of it by a project of its own"
+            raise ValueError(msg)
         return self
 
     @property
@@ -221,6 +227,11 @@ class Feed(Model):
     def is_iceberg(self) -> bool:
         """Whether it is kept as an Apache Iceberg table."""
         return self.format.type == "iceberg"
+
+    @property
+    def is_mart(self) -> bool:
+        """Whether it is made of other feeds of the lake, by SQL."""
+        return isinstance(self.source, MartSource)
 
     @property
     def is_exported(self) -> bool:
@@ -270,8 +281,13 @@ class Feed(Model):
 
     @property
     def path(self) -> str:
-        """``streams/<name>``, ``tables/<name>`` or ``folders/<name>``; the first two are data folders in the lake."""
-        return f"{self.kind.folder}/{self.name}"
+        """``streams/<name>``, ``tables/<name>``, ``marts/<name>``, all folders of the lake, or ``folders/<name>``."""
+        return f"{self.folder}/{self.name}"
+
+    @property
+    def folder(self) -> str:
+        """The lake folder, and first part of the asset key, of feeds like this one."""
+        return MARTS_FOLDER if self.is_mart else self.kind.folder
 
 
 def _is_unique(rule: Any, key: Sequence[str]) -> bool:

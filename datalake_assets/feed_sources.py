@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "FeedKind",
     "FolderSource",
     "IcebergTableSource",
+    "MartSource",
     "PositionKind",
     "SourceModel",
     "SystemSource",
@@ -196,6 +198,44 @@ class AssetSource(SourceModel):
         """What is read, for a person."""
         return self.asset
 
+
+class MartSource(SystemSource):
+    """SQL over other feeds of the same lake: the feed is a mart, which is made of them again whenever they change.
+
+    A partition of a stream is made of the partitions of its inputs that lie within it, and of tables and folders as a
+    whole; a table is made of all that there is.
+
+    Attributes:
+        query: One SELECT in DuckDB's SQL, which reads feeds by their names.
+        whole: Streams that each partition reads whole, and not only their partitions of the same time.
+    """
+
+    type: Literal["mart"] = "mart"
+    query: Annotated[str, Field(min_length=1)]
+    whole: tuple[str, ...] = ()
+
+    @field_validator("query")
+    @classmethod
+    def _is_bare(cls, query: str) -> str:
+        return query.strip().rstrip(";").rstrip()
+
+    @property
+    def where(self) -> str:
+        """The query, on one line, or what begins it."""
+        line = " ".join(self.query.split())
+        return line if len(line) <= _SHOWN_SQL else f"{line[: _SHOWN_SQL - 2]} …"
+
+    def position_kind(self, kind: FeedKind) -> PositionKind:
+        """Partitions are replaced as a whole; a table gets a version."""
+        return PositionKind.SNAPSHOT if kind is FeedKind.TABLE else PositionKind.WINDOW
+
+    def reading(self, kind: FeedKind) -> str:  # noqa: ARG002  `SystemSource`
+        """``SQL``."""
+        return "SQL"
+
+
+#: Characters of a mart's query that stand for it in lists.
+_SHOWN_SQL = 60
 
 #: Where the systems are listed that feeds can be exported from. They stand above this module and import it, so they are
 #: found by name, when the first feed or the first setting is read: wherever that is, the list is there (ADR 016).

@@ -13,7 +13,11 @@ pytestmark = pytest.mark.xdist_group("structure")
 
 #: Why a module that a single other one imports stands by itself.
 REASONS = {
-    "defs.upkeep.new_items": "a sensor, which the location puts together",
+    "defs.upkeep.mart_sensor": "a sensor, which the location puts together",
+    "defs.upkeep.new_items": "likewise",
+    "lake.marts.mart_lineage": "a picture for people, by a package that need not be there",
+    "lake.marts.mart_table": "a table; the registry of tables alone knows which there are",
+    "sources.marts.mart_declaration": "a source's declaration; the list of sources alone knows which there are",
     "sources.files.drop_watch": "what a look lists, apart from which of it is new",
     "lake.item_replacing": "how rows leave files: exports decide which, and know no Parquet",
     "sources.files.json_records": "JSON's grammar, as `csv_records` has that of CSV",
@@ -35,7 +39,6 @@ REASONS = {
     "lake.adopted.adopted_delta": "a table, likewise; loaded by name: it brings deltalake",
     "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",
     "lake.adopted.delta_look": "what a Delta table's log says, apart from what is done to the table",
-    "lake.asset_table": "a table, likewise",
     "lake.conversion": "one form of a feed to another; the tables know nothing of it",
     "lake.iceberg.adopted_iceberg": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.iceberg_look": "what the newest snapshot says, apart from what is done to the table",
@@ -102,6 +105,7 @@ TABLES = {
     "datalake_assets.lake.hive",
     "datalake_assets.lake.iceberg.adopted_iceberg",
     "datalake_assets.lake.iceberg.iceberg_table",
+    "datalake_assets.lake.marts.mart_table",
 }
 
 
@@ -144,6 +148,7 @@ OF_FILES = (
     "datalake_assets.lake.iceberg.iceberg_commits",
     "datalake_assets.lake.iceberg.iceberg_folder",
     "datalake_assets.lake.iceberg.iceberg_table",
+    "datalake_assets.lake.marts.mart_table",
     "datalake_assets.lake.iceberg.iceberg_views",
     "datalake_assets.lake.inspection",
     "datalake_assets.lake.item_exports",

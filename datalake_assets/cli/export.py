@@ -28,6 +28,7 @@ from datalake_assets.core.wording import size_text
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
+from datalake_assets.lake.marts.mart_order import made_in_order, made_in_waves
 from datalake_assets.lake.registry import RegistryListing
 from datalake_assets.lake.table import Progress
 from datalake_assets.lake.tables import open_table
@@ -52,6 +53,7 @@ __all__ = [
 @click.option("--all", "everything", is_flag=True, help="Export every active feed.")
 @click.option("--stream", metavar="NAME", help="Export this stream.")
 @click.option("--table", metavar="NAME", help="Export this table.")
+@click.option("--mart", metavar="NAME", help="Make this mart anew, where what it reads has changed.")
 @click.option("--partition", metavar="KEY", help="Only this partition, like 2025-01-15, or a table's version, like v4.")
 @click.option("--range", "between", metavar="A..B", help="Only the partitions from A to B, both included.")
 @click.option(
@@ -74,6 +76,7 @@ def export(
     everything: bool,
     stream: str | None,
     table: str | None,
+    mart: str | None,
     partition: str | None,
     between: str | None,
     parallel: int,
@@ -95,15 +98,15 @@ def export(
     """  # noqa: D301  click reads the \b: keep these lines
     if ends_with_parent:
         end_with_parent()
-    if sum((everything, stream is not None, table is not None)) != 1:
-        raise click.UsageError("give one of --all, --stream NAME and --table NAME")
+    if sum((everything, stream is not None, table is not None, mart is not None)) != 1:
+        raise click.UsageError("give one of --all, --stream NAME, --table NAME and --mart NAME")
     if partition is not None and between is not None:
         raise click.UsageError("give --partition or --range, not both")
     if everything and (partition or between):
-        raise click.UsageError("--partition and --range need --stream or --table")
+        raise click.UsageError("--partition and --range need --stream, --table or --mart")
 
     request = ExportRequest(partition, between, allow_shrink=allow_shrink, new_epoch=new_epoch)
-    chosen = all_feeds(session) if everything else one_feed(session, stream=stream, table=table)
+    chosen = all_feeds(session) if everything else one_feed(session, stream=stream, table=table, mart=mart)
     results = export_feeds(session, chosen.feeds, request, parallel=parallel, quiet=as_json)
     print_results(results, as_json=as_json)
     if chosen.problems or not all(result.success for result in results):
@@ -178,13 +181,13 @@ class ExportRequest:
 
 
 def all_feeds(session: Session) -> RegistryListing:
-    """Every active feed that is exported, streams first; files that are not valid feeds are reported on stderr.
+    """Every active feed that is exported, marts after what they read; files that are no feeds are reported on stderr.
 
     Raises:
         ConfigError: There are no feeds.
     """
     listed, problems = session.feeds()
-    feeds = tuple(feed for feed in listed if feed.is_exported)
+    feeds = made_in_order([feed for feed in listed if feed.is_exported])
     if listed and not feeds and not problems:
         raise ConfigError(
             f"{session.store.uri} has only adopted folders and feeds of assets: nothing is exported to them"
@@ -196,20 +199,20 @@ def all_feeds(session: Session) -> RegistryListing:
     return RegistryListing(feeds, problems)
 
 
-def one_feed(session: Session, *, stream: str | None, table: str | None) -> RegistryListing:
+def one_feed(session: Session, *, stream: str | None, table: str | None, mart: str | None = None) -> RegistryListing:
     """The feed of this name.
 
     Raises:
         ConfigError: There is none, or it is of the other kind.
     """
-    name = stream or table or ""
+    name = stream or table or mart or ""
     feed = session.registry.get(name)
     if feed.is_adopted:
         open_table(session.store, feed).plan()  # raises, and says what can be done
     if not feed.is_exported:
         _ = feed.exported_from  # raises, and says who writes it
-    wanted = "table" if stream is None else "stream"
-    if feed.kind != wanted:
+    wanted = "mart" if mart is not None else "table" if stream is None else "stream"
+    if wanted not in {feed.kind.value, "mart" if feed.is_mart else ""}:
         raise ConfigError(f"feed {name!r} is a {feed.kind}; export it with --{feed.kind} {name}")
     return RegistryListing((feed,))
 
@@ -312,7 +315,7 @@ def result_table(results: Sequence[ExportResult]) -> str:
     columns = ["feed", "rows", "new rows", "files", "size", "partitions", "seconds"]
     rows = [
         [
-            f"{result.kind}s/{result.feed}",
+            f"{result.folder or f'{result.kind}s'}/{result.feed}",
             f"{result.readable.rows:,}",
             f"{result.rows_added:,}",
             result.readable.files,
@@ -386,7 +389,9 @@ def _export_here(
 
 
 def _with_totals(session: Session, feed: Feed, result: ExportResult) -> ExportResult:
-    return replace(result, totals=open_table(session.store, feed).totals()) if result.success else result
+    if not result.success:
+        return result
+    return replace(result, totals=open_table(session.store, feed).totals(), folder=feed.folder)
 
 
 #: Time for a child to end its run after Ctrl-C.
@@ -396,7 +401,7 @@ _GRACE_S = 20.0
 def export_in_children(
     session: Session, feeds: Sequence[Feed], request: ExportRequest, progress: ExportProgress, *, parallel: int
 ) -> list[ExportResult]:
-    """Exports each feed in a process of its own; their results, in the order of ``feeds``."""
+    """Exports each feed in a process of its own, a mart when what it reads is done; their results, in that order."""
     children = _Children(session, request)
     lock = threading.Lock()
 
@@ -408,7 +413,7 @@ def export_in_children(
 
     with ThreadPoolExecutor(parallel) as pool:
         try:
-            return list(pool.map(run, feeds))
+            return [result for wave in made_in_waves(feeds) for result in pool.map(run, wave)]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             children.interrupt()

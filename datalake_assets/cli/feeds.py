@@ -463,13 +463,24 @@ def refuse_unusable(session: Session, feed: Feed, *, as_before: bool = False) ->
     """
     declared = feed.source.problem() if isinstance(feed.source, SystemSource) else None
     problem = (
-        declared or limits_problem(feed) or _refused_by_dagster(session, (feed,), as_before=as_before).get(feed.name)
+        declared
+        or _mart_problem(session, feed)
+        or limits_problem(feed)
+        or _refused_by_dagster(session, (feed,), as_before=as_before).get(feed.name)
     )
     if problem is not None:
         raise InvalidFeed(feed.name, problem)
     if feed.is_iceberg:
         open_table(session.store, feed).partitions()  # asks its catalog, which has to know the lake
     _refuse_misfits(session.store, feed)
+
+
+def _mart_problem(session: Session, feed: Feed) -> str | None:
+    if not feed.is_mart:
+        return None
+    from datalake_assets.lake.marts.mart_inputs import mart_problem  # noqa: PLC0415  DuckDB
+
+    return mart_problem(feed, session.registry.list().feeds)
 
 
 def _refused_by_dagster(session: Session, feeds: Sequence[Feed], *, as_before: bool = False) -> dict[str, str]:

@@ -20,6 +20,7 @@ __all__ = [
     "Batches",
     "ChangedBatches",
     "Decode",
+    "Derived",
     "FinishedItem",
     "InMemoryBatches",
     "LandedItem",
@@ -240,6 +241,15 @@ class ReadInParts(Protocol):
     @property
     def has_more(self) -> bool:
         """Whether the source may have another part by now, which this read wants."""
+
+
+@runtime_checkable
+class Derived(Protocol):
+    """Batches that are made of other feeds of the lake."""
+
+    @property
+    def inputs(self) -> str:
+        """What the rows of the last iteration were made of: equal texts mean equal rows. Empty before the first."""
 
 
 @dataclass(frozen=True, slots=True)

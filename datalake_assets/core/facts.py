@@ -362,6 +362,7 @@ class ExportResult:
         notes: What a person should know besides, a line each.
         checks: The checks that its rows did not pass, errors first.
         totals: The feed after it, where they were asked for and somebody knows them.
+        folder: Of the feed, in the lake; empty: its kind's.
     """
 
     feed: str
@@ -375,6 +376,7 @@ class ExportResult:
     notes: tuple[str, ...] = ()
     checks: tuple[FailedCheck, ...] = ()
     totals: FeedTotals | None = None
+    folder: str = ""
 
     @property
     def success(self) -> bool:

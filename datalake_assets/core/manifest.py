@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.position import Position, position_from_json
+from datalake_assets.core.position import Position, WindowPosition, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
 
 __all__ = [
@@ -44,6 +44,10 @@ __all__ = [
     "Seen",
     "decide",
 ]
+
+
+#: Kinds of changes that leave the rows as they are.
+REWRITES = frozenset({"compact", "convert", "copied"})
 
 
 class Publish(msgspec.Struct, frozen=True):
@@ -187,6 +191,19 @@ class Manifest:
     def committed_already(self, commit_id: str) -> bool:
         """Whether a commit of this id is among the last ones."""
         return any(commit.commit_id == commit_id for commit in self.history)
+
+    @property
+    def content(self) -> str:
+        """A text that changes whenever the rows may have, and with no merging of files; empty before any commit.
+
+        Of a partition that is replaced as a whole it follows from the rows alone: the same rows again are no change.
+        """
+        if isinstance(self.position, WindowPosition):
+            return f"{self.rows} rows {self.position.fingerprint}"
+        changes = [commit.commit_id for commit in self.history if commit.kind not in REWRITES]
+        if changes:
+            return changes[-1]
+        return f"generation {self.generation}" if self.generation else ""
 
     def prepared(self, pending: Pending) -> Manifest:
         """The manifest with ``pending`` under way.

@@ -236,6 +236,7 @@ class WindowPosition:
         as_of: When that pull began, by the store's clock; an older pull never replaces a newer one.
         rows: Rows that it saw.
         fingerprint: Sum of their hashes (`datalake_assets.parquet.fingerprint`), hexadecimal.
+        inputs: Of a mart: what the rows were made of (`datalake_assets.core.batches.Derived`); else empty.
     """
 
     start: datetime
@@ -243,9 +244,10 @@ class WindowPosition:
     as_of: datetime
     rows: int
     fingerprint: str
+    inputs: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """``{"kind": "window", "start", "end", "as_of", "rows", "fingerprint"}``, times in ISO 8601."""
+        """``{"kind": "window", "start", "end", "as_of", "rows", "fingerprint"}``; ``inputs`` of marts. Times in ISO."""
         return {
             "kind": "window",
             "start": self.start.isoformat(),
@@ -253,6 +255,7 @@ class WindowPosition:
             "as_of": self.as_of.isoformat(),
             "rows": self.rows,
             "fingerprint": self.fingerprint,
+            **_inputs(self.inputs),
         }
 
 
@@ -263,14 +266,20 @@ class SnapshotPosition:
     Attributes:
         as_of: When the pull began, by the store's clock.
         rows: Rows that it saw.
+        inputs: As in `WindowPosition`.
     """
 
     as_of: datetime
     rows: int
+    inputs: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """``{"kind": "snapshot", "as_of", "rows"}``."""
-        return {"kind": "snapshot", "as_of": self.as_of.isoformat(), "rows": self.rows}
+        """``{"kind": "snapshot", "as_of", "rows"}``; of marts ``inputs``."""
+        return {"kind": "snapshot", "as_of": self.as_of.isoformat(), "rows": self.rows, **_inputs(self.inputs)}
+
+
+def _inputs(inputs: str) -> dict[str, str]:
+    return {"inputs": inputs} if inputs else {}
 
 
 Position: TypeAlias = OffsetsPosition | WindowPosition | SnapshotPosition | IdsPosition
@@ -298,9 +307,11 @@ def position_from_json(document: Mapping[str, Any] | None) -> Position | None:
             as_of=datetime.fromisoformat(document["as_of"]),
             rows=int(document["rows"]),
             fingerprint=document["fingerprint"],
+            inputs=document.get("inputs", ""),
         )
     if kind == "snapshot":
-        return SnapshotPosition(as_of=datetime.fromisoformat(document["as_of"]), rows=int(document["rows"]))
+        as_of, rows = datetime.fromisoformat(document["as_of"]), int(document["rows"])
+        return SnapshotPosition(as_of, rows, document.get("inputs", ""))
     if kind == "ids":
         return IdsPosition.from_json(document)
     raise CorruptLake("manifest", f"position of unknown kind {kind!r}")

@@ -29,8 +29,10 @@ from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.defs.storage.mart_assets import upstream
 from datalake_assets.defs.upkeep.catalog_flow import catalog_asset, catalog_sensor
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
+from datalake_assets.defs.upkeep.mart_sensor import mart_sensor
 from datalake_assets.defs.upkeep.new_items import new_items_sensor
 from datalake_assets.defs.upkeep.queue_depth import Connect, queue_depth_sensor
 from datalake_assets.defs.upkeep.report_asset import lake_report_asset, lake_report_sensor
@@ -43,6 +45,7 @@ from datalake_assets.defs.upkeep.sensors import (
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.registry import FeedProblem, feed_key
+from datalake_assets.lake.table import IsStale
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem
 from datalake_assets.sources.systems import StandIn, no_stand_in
@@ -256,6 +259,15 @@ def _new_items_sensor(runner: FeedRunner, feed: Feed, connect: Connect) -> dg.Se
     )
 
 
+def _mart_sensor(runner: FeedRunner, feed: Feed) -> dg.SensorDefinition:
+    def is_stale() -> bool:
+        table = runner.lake.table(feed)
+        return isinstance(table, IsStale) and table.is_stale()
+
+    inputs = [each.asset_key for each in upstream(feed, runner.all_feeds)]
+    return mart_sensor(feed, inputs, is_stale=is_stale, next_run=lambda instance: next_run(runner, instance, feed))
+
+
 def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any], connect: Connect) -> dg.Definitions:
     runner = FeedRunner(feeds, lake, resources)
     compact, maintenance = compact_partition_job(lake, feeds), maintenance_job(lake)
@@ -284,6 +296,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 catalog_sensor(feeds),
                 *(_queue_depth_sensor(runner, feed, connect) for feed in feeds if has_backlog(feed)),
                 *(_new_items_sensor(runner, feed, connect) for feed in feeds if has_news(feed)),
+                *(_mart_sensor(runner, feed) for feed in feeds if feed.is_mart and feed.schedule is None),
             ],
         )
         return dg.Definitions.merge(runner.definitions, automation)

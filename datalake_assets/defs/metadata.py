@@ -81,8 +81,8 @@ _MOST_NAMED = 1_000
 
 
 def asset_key(feed: Feed) -> dg.AssetKey:
-    """``["streams", name]`` or ``["tables", name]``; of a feed that an asset of somebody's writes, that asset's."""
-    return dg.AssetKey.from_user_string(feed.asset) if feed.asset else dg.AssetKey([feed.kind.folder, feed.name])
+    """``["streams", name]``, ``["tables", name]``, ``["marts", name]``, or the key of the asset that writes it."""
+    return dg.AssetKey.from_user_string(feed.asset) if feed.asset else dg.AssetKey([feed.folder, feed.name])
 
 
 def source_key(feed: Feed) -> dg.AssetKey:

@@ -19,7 +19,7 @@ from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.landing import Placement
 from datalake_assets.lake.table import ExportPlan, Progress, WriteReport
 
-__all__ = ["AssetTable"]
+__all__ = ["AssetTable", "ReplaceExport", "joined_reports"]
 
 #: Partitions that a message names.
 _NAMED = 5
@@ -93,7 +93,7 @@ class AssetTable(HiveTable):
                 reports.append(self.write(frame, partitions=[key], run_id=run_id, on_progress=on_progress))
                 written |= self._written
             self._written = written
-            return _together(reports)
+            return joined_reports(reports)
         if len(partitions) > 1 and batches.time_column is None:
             raise ConfigError(
                 f"asset {self.feed.asset!r}: it returned one frame for {len(partitions)} partitions, and nothing says"
@@ -125,7 +125,7 @@ class AssetTable(HiveTable):
         return replace(batches, schema=typed_nulls(batches.schema, known, asset=batches.asset))
 
 
-def _together(reports: Sequence[WriteReport]) -> WriteReport:
+def joined_reports(reports: Sequence[WriteReport]) -> WriteReport:
     """The reports of several writes as that of one."""
     requests: Counter[str] = Counter()
     misfits: Counter[str] = Counter()

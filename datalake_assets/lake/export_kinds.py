@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from datalake_assets.core.batches import Batches, Derived
 from datalake_assets.core.feed_state import Version
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
@@ -92,6 +93,8 @@ class WindowExport(Export):
     """The selected partitions are replaced by what one pull of their window saw."""
 
     kind, commit_kind, prefix = "window", "replace", "data"
+    #: Whether a partition that never had rows is committed too, for its position.
+    records_empty = False
 
     def run(self) -> WriteReport:
         """Implements `Export.run`."""
@@ -100,12 +103,12 @@ class WindowExport(Export):
         self.fingerprints = landing.fingerprints or {}
         self._refuse_others(staged)
         self._refuse_shrinking(staged)
-        encoded = self.fix_schema(schema, staged) if staged else None
+        encoded = self.fix_schema(schema, staged) if staged or self.records_empty else None
         files = {key: staged.get(key, ()) for key in self.partitions}
         wanted = {
             key: (each, self._plan(key, each, encoded))
             for key, each in files.items()
-            if each or self.settled(key).files
+            if each or self.settled(key).files or self.records_empty
         }
         reports = self.commit_all(wanted)
         newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
@@ -156,12 +159,16 @@ class WindowExport(Export):
                 self.notes.append(f"partition {key}: a newer pull was committed meanwhile; this one is dropped")
                 return None
             self._check_rows(key, base, files)
-            position = WindowPosition(window.start, window.end, self.as_of, rows, fingerprint)
+            position = WindowPosition(window.start, window.end, self.as_of, rows, fingerprint, _inputs(self.batches))
             if isinstance(base.position, WindowPosition) and replace(base.position, as_of=self.as_of) == position:
                 return None  # the same rows: nothing to write
             return Planned(position=position, remove=tuple(file.name for file in base.files), schema=schema)
 
         return plan
+
+
+def _inputs(batches: Batches) -> str:
+    return batches.inputs if isinstance(batches, Derived) else ""
 
 
 def _offsets(manifest: Manifest) -> OffsetsPosition:
@@ -202,7 +209,7 @@ class SnapshotExport(Export):
         landing, staged, schema = self._pull(key)
         encoded = self.fix_schema(schema, staged)
         files = staged.get(key, ())
-        position = SnapshotPosition(as_of, sum(file.rows for _, file in files))
+        position = SnapshotPosition(as_of, sum(file.rows for _, file in files), _inputs(self.batches))
 
         def plan(base: Manifest) -> Planned | None:
             return None if base.generation else Planned(position=position, schema=encoded)

@@ -133,6 +133,14 @@ class HiveSnapshot:
         """Implements `TableSnapshot`."""
         return self._dataset(self.keys, where=where)
 
+    def manifests(self) -> dict[str, Manifest]:
+        """The manifests of its partitions; those that are not known yet are read several at once."""
+        return dict(zip(self.keys, self._load(self.keys), strict=True))
+
+    def contents(self) -> Mapping[str, str]:
+        """Implements `TableSnapshot`."""
+        return {key: manifest.content for key, manifest in self.manifests().items() if manifest.content}
+
     def has_expired(self) -> bool:
         """Implements `TableSnapshot`."""
         now = HiveSnapshot(self._folder, self._given)

@@ -14,9 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
@@ -29,69 +26,27 @@ from datalake_assets.errors import (
     ObjectNotFound,
     PreconditionFailed,
 )
-from datalake_assets.feed import NAME_PATTERN, Feed, parse_feed
-from datalake_assets.feed_sources import FeedKind
-from datalake_assets.lake.store.base import ObjectInfo, Store
+from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.lake.feed_documents import (
+    ARCHIVED,
+    FEEDS_PREFIX,
+    FeedCopy,
+    FeedDocuments,
+    FeedProblem,
+    RegistryListing,
+    feed_key,
+)
+from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import retried, swap_object
 
 __all__ = ["FEEDS_PREFIX", "FeedProblem", "FeedRegistry", "RegistryListing", "feed_key"]
 
 logger = logging.getLogger(__name__)
 
-FEEDS_PREFIX = "feeds"
-_ACTIVE, _ARCHIVED = f"{FEEDS_PREFIX}/active/", f"{FEEDS_PREFIX}/archived/"
-# A registry is read on every load of the code location; S3 answers a GET in tens of milliseconds.
-_READERS = 8
 #: Attempts at a change that is made on whatever the document is by then.
 ATTEMPTS = 5
 # After this long nobody is still in the middle of moving a feed: a move takes three requests.
 _MOVE_LIMIT = timedelta(minutes=10)
-
-
-@dataclass(frozen=True, slots=True)
-class FeedProblem:
-    """A file of the registry that is not a feed.
-
-    Attributes:
-        file: Its key in the lake.
-        reason: Why it was skipped, on one line.
-        kind: The kind of feed that it says it is, if it says one.
-    """
-
-    file: str
-    reason: str
-    kind: FeedKind | None = None
-
-    @property
-    def name(self) -> str:
-        """The feed's name by the file's."""
-        return _name_of(self.file)
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryListing:
-    """The feeds of a registry, by name, and the files that had to be skipped."""
-
-    feeds: tuple[Feed, ...]
-    problems: tuple[FeedProblem, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """A feed as one of the two folders has it."""
-
-    feed: Feed
-    etag: str
-    key: str
-
-    @property
-    def archived(self) -> bool:
-        return not self.feed.enabled or self.key.startswith(_ARCHIVED)
-
-
-def feed_key(name: str, *, archived: bool = False) -> str:
-    """Where a feed's document lies in the lake."""
-    return f"{_ARCHIVED if archived else _ACTIVE}{name}.json"
 
 
 class FeedRegistry:
@@ -102,7 +57,7 @@ class FeedRegistry:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._documents = store, FeedDocuments(store)
 
     def add(self, feed: Feed) -> Feed:
         """Registers a new feed and returns it as stored, with its first revision.
@@ -111,7 +66,7 @@ class FeedRegistry:
             FeedExists: The name is taken, possibly by an archived feed.
             InvalidFeed: The feed would not be readable again.
         """
-        known = self._newest(feed.name)
+        known = self._documents.newest(feed.name)
         if known is not None:
             raise FeedExists(feed.name, archived=known.archived)
         added = feed.model_copy(update={"enabled": True, "revision": 1})
@@ -132,18 +87,7 @@ class FeedRegistry:
 
     def list(self, *, archived: bool = False) -> RegistryListing:
         """All active feeds, or all archived ones; a file that is no valid feed is reported and never raises."""
-        copies: dict[str, _Copy] = {}
-        problems = []
-        for found in self._read_all(self._store.list(FEEDS_PREFIX)):
-            if isinstance(found, FeedProblem):
-                problems.append(found)
-            else:
-                known = copies.get(found.feed.name)
-                copies[found.feed.name] = found if known is None else _winner(known, found)
-        return RegistryListing(
-            feeds=tuple(copy.feed for _, copy in sorted(copies.items()) if copy.archived is archived),
-            problems=tuple(problem for problem in problems if problem.file.startswith(_ARCHIVED) is archived),
-        )
+        return self._documents.list(archived=archived)
 
     def update(self, feed: Feed, *, expected_revision: int) -> Feed:
         """Replaces an active feed and returns it as stored; also one whose document has become invalid.
@@ -240,8 +184,8 @@ class FeedRegistry:
             FeedNotFound: There is no such feed, or it is archived already.
             PreconditionFailed: Somebody else changed the feed meanwhile.
         """
-        current = self._newest(name)
-        if current is None or current.key.startswith(_ARCHIVED):
+        current = self._documents.newest(name)
+        if current is None or current.key.startswith(ARCHIVED):
             raise FeedNotFound(name, archived=current is not None)
         feed = self._change(current, current.feed, enabled=False) if current.feed.enabled else current.feed
         self._move(feed, to_key=feed_key(name, archived=True), from_key=current.key)
@@ -258,7 +202,7 @@ class FeedRegistry:
             FolderTaken: The folder is another's by now.
             PreconditionFailed: Somebody else changed the feed meanwhile.
         """
-        current = self._newest(name)
+        current = self._documents.newest(name)
         if current is None:
             raise FeedNotFound(name)
         if not current.archived:
@@ -278,7 +222,7 @@ class FeedRegistry:
             FeedNotFound: There is none.
             ConfigError: It is active.
         """
-        current = self._newest(name)
+        current = self._documents.newest(name)
         if current is None:
             raise FeedNotFound(name)
         if not current.archived:
@@ -314,60 +258,13 @@ class FeedRegistry:
         listed = sorted((info.key, info.etag) for info in self._store.list(FEEDS_PREFIX))
         return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
 
-    def _get(self, name: str) -> _Copy:
-        current = self._newest(name)
+    def _get(self, name: str) -> FeedCopy:
+        current = self._documents.newest(name)
         if current is None or current.archived:
             raise FeedNotFound(name, archived=current is not None)
         return current
 
-    def _newest(self, name: str) -> _Copy | None:
-        if not NAME_PATTERN.fullmatch(name):
-            return None
-        active = self._read(feed_key(name))
-        try:
-            archived = self._read(feed_key(name, archived=True))
-        except InvalidFeed:
-            if active is None:
-                raise
-            return active
-        if active is None or archived is None:
-            return active or archived
-        return _winner(active, archived)
-
-    def _read(self, key: str) -> _Copy | None:
-        try:
-            document, etag = self._store.get(key)
-        except ObjectNotFound:
-            return None
-        name = _name_of(key)
-        feed = parse_feed(document, name=name)
-        if feed.name != name:
-            raise InvalidFeed(name, f"its file is named {name!r} but the feed {feed.name!r}; rename one of them")
-        return _Copy(feed, etag, key)
-
-    def _read_all(self, infos: Iterable[ObjectInfo]) -> tuple[_Copy | FeedProblem, ...]:
-        keys = sorted(info.key for info in infos if info.key.endswith(".json"))
-        with ThreadPoolExecutor(_READERS) as readers:
-            return tuple(found for found in readers.map(self._read_or_report, keys) if found is not None)
-
-    def _read_or_report(self, key: str) -> _Copy | FeedProblem | None:
-        try:
-            return self._read(key)
-        except InvalidFeed as error:
-            return FeedProblem(key, error.reason, self._kind_said_by(key))
-        except ConfigError:
-            if NAME_PATTERN.fullmatch(_name_of(key)):
-                raise
-            return FeedProblem(key, "no feed can have this name; rename the file, or remove it")
-
-    def _kind_said_by(self, key: str) -> FeedKind | None:
-        """What a document that is no valid feed says of its kind; by that its asset had its key while it was valid."""
-        try:
-            return FeedKind(json.loads(self._store.get(key)[0])["kind"])
-        except (LakeError, ValueError, TypeError, KeyError, RecursionError):
-            return None
-
-    def _change(self, current: _Copy, feed: Feed, *, enabled: bool) -> Feed:
+    def _change(self, current: FeedCopy, feed: Feed, *, enabled: bool) -> Feed:
         changed = feed.model_copy(update={"enabled": enabled, "revision": current.feed.revision + 1})
         self._write(current.key, changed, etag=current.etag)
         return changed
@@ -377,14 +274,14 @@ class FeedRegistry:
         if target is None:
             self._write(to_key, feed, etag=None)
         else:
-            copy = self._read(to_key)
+            copy = self._documents.read(to_key)
             if copy is None or (copy.feed.revision >= feed.revision and copy.feed != feed):
                 raise _changed(to_key)
             if copy.feed != feed:
                 self._write(to_key, feed, etag=copy.etag)
             if self._store.now() - target.modified_at < _MOVE_LIMIT:
                 return
-        source = self._read(from_key)
+        source = self._documents.read(from_key)
         if source is not None and source.feed.revision <= feed.revision:
             self._store.delete([from_key])
 
@@ -399,10 +296,6 @@ class FeedRegistry:
             swap_object(self._store, key, body, etag=etag)
         except PreconditionFailed as error:
             raise _changed(key) from error
-
-
-def _name_of(key: str) -> str:
-    return key.removeprefix(_ACTIVE).removeprefix(_ARCHIVED).removesuffix(".json")
 
 
 def _give_free(store: Store, feed: Feed) -> None:
@@ -452,10 +345,6 @@ def _form(feed: Feed) -> tuple[object, ...]:
 
 def _adopted(feed: Feed) -> tuple[object, str | None]:
     return (tuple(getattr(feed.source, field, "") for field in _PLACE), feed.time_column)
-
-
-def _winner(one: _Copy, other: _Copy) -> _Copy:
-    return max(one, other, key=lambda copy: (copy.feed.revision, copy.key.startswith(_ARCHIVED)))
 
 
 def _changed(key: str) -> PreconditionFailed:

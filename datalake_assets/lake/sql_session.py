@@ -51,6 +51,10 @@ _ERRORS = (duckdb.Error, OSError, MemoryError, pa.ArrowException)
 Batch = TypeVar("Batch")
 
 
+def _as_it_is(table: TableReader) -> TableSnapshot:
+    return table.snapshot()
+
+
 @dataclass(frozen=True, slots=True)
 class SqlAnswer(Generic[Batch]):
     """The answer to a query, while it is open.
@@ -108,10 +112,15 @@ def open_arrow_answer(
     limits: SqlLimits | None = None,
     on_begin: Callable[[Callable[[], None]], None] | None = None,
     on_left_out: Callable[[str], None] = logger.warning,
+    snapshot_of: Callable[[TableReader], TableSnapshot] = _as_it_is,
 ) -> Iterator[SqlAnswer[pa.RecordBatch]]:
-    """Answers like `open_answer`, in Arrow batches."""
+    """Answers like `open_answer`, in Arrow batches.
+
+    ``snapshot_of`` says what the query sees of a feed; it is asked again whenever the query begins anew.
+    """
     with ExitStack() as stack:
-        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out), _arrow)
+        question = _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out, snapshot_of)
+        yield _begun(stack, question, _arrow)
 
 
 @contextmanager
@@ -137,6 +146,7 @@ class _Question:
     limits: SqlLimits
     on_begin: Callable[[Callable[[], None]], None] | None
     on_left_out: Callable[[str], None]
+    snapshot_of: Callable[[TableReader], TableSnapshot] = _as_it_is
 
     def views(self, checked: CheckedQuery) -> list[_View]:
         """The feeds that the query names, as they are committed now; where it asks for all, those that have data.
@@ -152,7 +162,7 @@ class _Question:
                 continue
             try:
                 table = open_table(self.store, feed)
-                snapshot = table.snapshot()
+                snapshot = self.snapshot_of(table)
                 dataset = snapshot.dataset()
             except LakeError as error:
                 if checked.tables is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -40,6 +40,7 @@ __all__ = [
     "Difference",
     "ExportPlan",
     "FeedTotals",
+    "IsStale",
     "LakeTable",
     "Progress",
     "Reconciliation",
@@ -194,6 +195,12 @@ class TableSnapshot(Protocol):
 
         Args:
             where: Partitions that cannot match it are left out, unread.
+        """
+
+    def contents(self) -> Mapping[str, str]:
+        """By partition that was ever written, a text that changes whenever its rows may have; equal texts, equal rows.
+
+        Merging files changes it of adopted Iceberg and Delta tables alone.
         """
 
     def has_expired(self) -> bool:
@@ -435,6 +442,14 @@ class TableKeeper(Protocol):
         Returns:
             How many objects were deleted.
         """
+
+
+@runtime_checkable
+class IsStale(Protocol):
+    """A table that is made of others of the lake, and can tell whether they have changed since."""
+
+    def is_stale(self) -> bool:
+        """Whether something would be another if it were made now: some requests for each input and partition."""
 
 
 class LakeTable(TableReader, TableWriter, TableKeeper, Protocol):

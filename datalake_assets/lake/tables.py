@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from datalake_assets.core.compaction.plan import CompactionRequest
@@ -69,6 +70,12 @@ def _adopted_delta(store: Store, feed: Feed) -> LakeTable:
     return AdoptedDelta(store, feed)
 
 
+def _mart(store: Store, feed: Feed) -> LakeTable:
+    from datalake_assets.lake.marts.mart_table import MartTable  # noqa: PLC0415  see `feed_figures`
+
+    return MartTable(store, feed, open_input=partial(open_table, store))
+
+
 #: The first one that a feed fits is its table.
 _TABLES: Final[tuple[tuple[Callable[[Feed], bool], Callable[[Store, Feed], LakeTable]], ...]] = (
     (lambda feed: isinstance(feed.source, IcebergTableSource), _adopted_iceberg),
@@ -76,10 +83,11 @@ _TABLES: Final[tuple[tuple[Callable[[Feed], bool], Callable[[Store, Feed], LakeT
     (lambda feed: feed.is_adopted, _adopted),
     (lambda feed: not feed.is_exported, _assets),
     (lambda feed: feed.is_iceberg, _iceberg_table),
+    (lambda feed: feed.is_mart, _mart),
     (lambda _: True, _exported),
 )
 #: Those whose figures follow from manifests alone.
-_WITH_MANIFESTS: Final = frozenset({_adopted, _assets, _exported})
+_WITH_MANIFESTS: Final = frozenset({_adopted, _assets, _exported, _mart})
 
 
 def open_table(store: Store, feed: Feed) -> LakeTable:

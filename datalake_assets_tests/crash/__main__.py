@@ -16,11 +16,12 @@ from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import CHANGES, ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MERGE, QUEUE, Forker
+from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MARTS, MERGE, QUEUE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.file_rounds import FileRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
+from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
@@ -30,7 +31,7 @@ from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 ENOUGH = 5
 FULL = 100
 #: What tells the children which tasks they are for, where not the usual ones.
-WARM = {"iceberg": ICEBERG, "merge": MERGE, "change": CHANGE, "queue": QUEUE, "files": FILES}
+WARM = {"iceberg": ICEBERG, "merge": MERGE, "change": CHANGE, "queue": QUEUE, "files": FILES, "marts": MARTS}
 KINDS: dict[str, Any] = {
     "export": Rounds,
     "compact": CompactRounds,
@@ -39,6 +40,7 @@ KINDS: dict[str, Any] = {
     "change": ChangeRounds,
     "queue": QueueRounds,
     "files": FileRounds,
+    "marts": MartRounds,
 }
 
 

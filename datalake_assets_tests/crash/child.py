@@ -33,7 +33,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["CHANGE", "FILES", "ICEBERG", "MERGE", "QUEUE", "Forker"]
+__all__ = ["CHANGE", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "Forker"]
 
 
 class Forker:
@@ -175,6 +175,8 @@ CHANGE = "CRASH_CHANGE"
 QUEUE = "CRASH_QUEUE"
 #: Likewise, of one whose children land dropped files.
 FILES = "CRASH_FILES"
+#: Likewise, of one whose children make marts.
+MARTS = "CRASH_MARTS"
 
 
 def _warm() -> None:
@@ -203,6 +205,11 @@ def _warm() -> None:
         from datalake_assets_tests.crash.file_rounds import land_files  # noqa: PLC0415
 
         TASKS[land_files.__name__] = land_files
+        return
+    if MARTS in os.environ:
+        from datalake_assets_tests.crash.mart_rounds import make_marts  # noqa: PLC0415
+
+        TASKS[make_marts.__name__] = make_marts
         return
     for scenario in SCENARIOS.values():
         scenario.truth(3)

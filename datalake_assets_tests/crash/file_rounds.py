@@ -12,7 +12,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from datalake_assets.sources.systems import connect
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
 
-__all__ = ["FileRounds", "land_files"]
+__all__ = ["FileRounds", "dying_stores", "land_files"]
 
 KILLED = -signal.SIGKILL
 #: What changes the lake, and how many times an export of some files over three months does it.
@@ -46,8 +46,8 @@ def feed_of(folder: str) -> Feed:
     return parse_feed(json.dumps(document))
 
 
-def land_files(*, lake: str, folder: str, name: str, number: int, moment: str) -> None:
-    """One export by a process that dies before or after its ``number``-th operation ``name``; 0 for never."""
+def dying_stores(operations: Iterable[str], *, name: str, number: int, moment: str) -> None:
+    """Has this process die before or after the ``number``-th operation ``name`` of its local stores; 0 for never."""
     left = [number]
 
     def around(operation: str, real: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -61,9 +61,14 @@ def land_files(*, lake: str, folder: str, name: str, number: int, moment: str) -
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    for operation in OPERATIONS:
+    for operation in operations:
         real = getattr(LocalStore, operation)
         setattr(LocalStore, operation, lambda *given, _o=operation, _r=real, **named: around(_o, _r, *given, **named))
+
+
+def land_files(*, lake: str, folder: str, name: str, number: int, moment: str) -> None:
+    """One export by a process that dies before or after its ``number``-th operation ``name``; 0 for never."""
+    dying_stores(OPERATIONS, name=name, number=number, moment=moment)
     table = open_table(open_store(lake), feed_of(folder))
     plan = table.plan()
     with connect("files", load_settings()) as source:

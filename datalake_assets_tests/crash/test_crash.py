@@ -13,13 +13,14 @@ import pytest
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MERGE, QUEUE, Forker
+from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MARTS, MERGE, QUEUE, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
 from datalake_assets_tests.crash.file_rounds import FileRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS as WAYS_OF_ICEBERG
 from datalake_assets_tests.crash.iceberg_rounds import IcebergRounds
+from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
@@ -98,6 +99,16 @@ def test_killed_exports_of_files_that_change_lose_double_and_mix_no_row(tmp_path
             rounds.round()
         rounds.close()
     assert rounds.hits
+
+
+@pytest.mark.slow
+def test_killed_marts_hold_what_their_inputs_say(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {MARTS: "1"}) as forker:
+        rounds = MartRounds(str(tmp_path), forker, seed=5)
+        rounds.prepare()
+        for _ in range(4):
+            rounds.round()
+    assert rounds.hits.total() > 2
 
 
 @pytest.mark.slow

@@ -104,6 +104,9 @@ class MemorySnapshot:
         read = ds.dataset(self.table.scan(partitions=self.keys).read_all())
         return read if where is None else read.filter(where)
 
+    def contents(self) -> Mapping[str, str]:
+        return {key: str(self.table.data[key].num_rows) for key in self.keys if key in self.table.data}
+
     def has_expired(self) -> bool:
         return False
 

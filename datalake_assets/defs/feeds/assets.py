@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -31,9 +32,10 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.io_manager import FeedRead, read_feed
+from datalake_assets.defs.storage.mart_assets import upstream
 from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import MAX_PARTITIONS, Feed, partitions_problem
-from datalake_assets.feed_sources import FeedKind
+from datalake_assets.feed_sources import FeedKind, MartSource
 from datalake_assets.lake.registry import FeedProblem, feed_key
 
 __all__ = [
@@ -139,12 +141,13 @@ def writer_pool(feed: Feed) -> str:
     return f"lake/{feed.path}/write"
 
 
-def feed_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
+def feed_asset(feed: Feed, *, lake_uri: str, feeds: Mapping[str, Feed] = MappingProxyType({})) -> dg.AssetsDefinition:
     """The asset of a feed.
 
     Args:
         feed: The feed.
         lake_uri: The lake's address, for the links that the UI shows.
+        feeds: The lake's feeds by name: a mart is downstream of those that it reads.
     """
     partitions = partitions_of(feed)
     with known_dagster_warnings_ignored():
@@ -157,22 +160,28 @@ def feed_asset(feed: Feed, *, lake_uri: str) -> dg.AssetsDefinition:
             io_manager_key=IO_MANAGER_KEY,
             check_specs=check_specs(feed, partitions),
             pool=writer_pool(feed),
-            kinds={"parquet", feed.source.type},
+            kinds={"parquet", "duckdb" if feed.is_mart else feed.source.type},
             owners=list(feed.owners),
             tags=feed.tags,
-            group_name=feed.group or feed.kind.folder,
-            description=feed.description or f"{feed.source.where}, as Parquet in the lake.",
+            group_name=feed.group or feed.folder,
+            description=feed.description or _description(feed),
             code_version=code_version(feed),
             metadata=feed_metadata(feed, lake_uri=lake_uri),
-            deps=[source_key(feed)],
+            deps=upstream(feed, feeds),
             freshness_policy=_freshness_policy(feed),
         )
         return asset(_landing(feed))
 
 
+def _description(feed: Feed) -> str:
+    if isinstance(feed.source, MartSource):
+        return f"Made of other feeds, by SQL:\n\n```sql\n{feed.source.query}\n```"
+    return f"{feed.source.where}, as Parquet in the lake."
+
+
 def source_assets(feeds: Iterable[Feed]) -> list[dg.AssetSpec]:
     """What the feeds read, as external assets upstream of them: each once, though several feeds read it."""
-    read = {source_key(feed): feed.source for feed in feeds if feed.is_exported}
+    read = {source_key(feed): feed.source for feed in feeds if feed.is_exported and not feed.is_mart}
     return [
         dg.AssetSpec(
             key,

@@ -40,6 +40,7 @@ from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progre
 from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
+from datalake_assets.lake.marts.mart_order import made_in_order
 from datalake_assets.lake.table import Progress
 from datalake_assets.policies import Level
 from datalake_assets.settings import Settings
@@ -87,6 +88,7 @@ class FeedRunner:
         refused: Mapping[str, RefusedFeed] = MappingProxyType({}),
     ) -> None:
         self.feeds = {feed.name: feed for feed in feeds if feed.asset is None}
+        self.all_feeds = {feed.name: feed for feed in feeds}
         self.lake, self._refused = lake, refused
         self._resources = resources
 
@@ -101,13 +103,14 @@ class FeedRunner:
             )
 
     def _asset(self, feed: Feed) -> dg.AssetsDefinition:
-        make = folder_asset if feed.is_adopted else feed_asset
-        return make(feed, lake_uri=self.lake.uri)
+        if feed.is_adopted:
+            return folder_asset(feed, lake_uri=self.lake.uri)
+        return feed_asset(feed, lake_uri=self.lake.uri, feeds=self.all_feeds)
 
     @property
     def exported(self) -> tuple[str, ...]:
-        """Names of the feeds that are exported; adopted folders are not."""
-        return tuple(name for name, feed in self.feeds.items() if feed.is_exported)
+        """Names of the feeds that are exported, marts after what they read; adopted folders are not."""
+        return tuple(feed.name for feed in made_in_order([each for each in self.feeds.values() if each.is_exported]))
 
     def plan(self, instance: dg.DagsterInstance, name: str, partitions: Sequence[str] | None = None) -> tuple[str, ...]:
         """The partitions that a run of a feed is about, known to Dagster; None catches up, or allocates a version.

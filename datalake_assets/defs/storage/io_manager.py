@@ -32,6 +32,7 @@ from datalake_assets.defs.metadata import (
 from datalake_assets.defs.resources import Lake, LakeResource
 from datalake_assets.defs.runtime import failures_named
 from datalake_assets.defs.storage.asset_feeds import declared_feed, declared_name
+from datalake_assets.defs.storage.mart_assets import lineage_metadata
 from datalake_assets.errors import ConfigError, FeedNotFound, SchemaChanged
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import AssetSource
@@ -72,6 +73,7 @@ class FeedRead:
         report: What the write did; None until it is done.
         environment: Sets when compaction is recommended, where the feed's policy doesn't.
         backlog: Asks what waits at the source; None where it cannot tell.
+        lineage: Of a mart, tells what its columns are made of.
     """
 
     feed: Feed
@@ -82,6 +84,7 @@ class FeedRead:
     report: WriteReport | None = None
     environment: Environment = Environment.DEVELOPMENT
     backlog: Callable[[], Backlog] | None = None
+    lineage: Callable[[Sequence[str]], Metadata] | None = None
 
     @property
     def selected(self) -> tuple[PartitionFacts, ...]:
@@ -137,7 +140,9 @@ def read_feed(
         request = replace(plan.request, items=tuple(items)) if items else plan.request
         batches, environment = source.read(feed, request), lake.settings.env
         waiting = functools.partial(source.backlog, feed) if isinstance(source, HasBacklog) else None
-        return FeedRead(feed, table, batches, tuple(partitions), allow_shrink, environment=environment, backlog=waiting)
+        lineage = functools.partial(lineage_metadata, lake, feed) if feed.is_mart else None
+        read = FeedRead(feed, table, batches, tuple(partitions), allow_shrink, environment=environment)
+        return replace(read, backlog=waiting, lineage=lineage)
 
 
 def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None:
@@ -160,7 +165,8 @@ def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None
         run_log.warning(
             f"{report.rows_quarantined:,} rows of {read.feed.path} could not be landed and are in quarantine"
         )
-    total = {**write_metadata(report), **totals_metadata(read.feed, report.totals)}
+    lineage = read.lineage(report.schema.names) if read.lineage is not None else {}
+    total = {**write_metadata(report), **totals_metadata(read.feed, report.totals), **lineage}
     for each in read.selected:
         run_log.landed(each, _metadata_of(read, each, report, lake_uri))
     for each in read.beyond:

@@ -203,6 +203,10 @@ class LoggedSnapshot:
         """Implements `TableSnapshot`."""
         return self._look.dataset(self.keys, where=where)
 
+    def contents(self) -> Mapping[str, str]:
+        """Implements `TableSnapshot`."""
+        return {key: self._look.digest(key) for key in self.keys if self._look.files(key)}
+
     def has_expired(self) -> bool:
         """Implements `TableSnapshot`."""
         return not self._look.paths(self.keys) <= self._take().paths(self.keys)

@@ -1,0 +1,1 @@
+"""Feeds that are made of other feeds of the lake, by SQL."""

@@ -1,0 +1,1 @@
+"""Marts: the lake itself as a source."""
