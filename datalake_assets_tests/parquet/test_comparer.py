@@ -202,6 +202,48 @@ def test_no_flipped_bit_of_an_output_passes_unless_arrow_reads_the_same_rows(opt
     assert passed < (len(body) - pages) // 3  # of what a footer says, and nobody needs to read rows
 
 
+NUMBERS = list(range(100, 700, 10))
+TEXTS = [f"text {number}" for number in NUMBERS]
+
+
+def _packed(value):
+    return value.to_bytes(8, "little") if isinstance(value, int) else value.encode()
+
+
+@pytest.mark.parametrize("values", [NUMBERS, NUMBERS[::-1], TEXTS], ids=["ascending", "descending", "texts"])
+def test_bounds_and_places_that_are_stated_of_pages_have_to_be_true(values):
+    """Of chunks in the footer, and of pages in the page indexes before it."""
+    table = pa.table({"a": values})
+    options = {"write_page_index": True, "data_page_size": 60, "write_batch_size": 10, "use_dictionary": False}
+    body, inputs = encoded(table, **options), [encoded(table)]
+    chunk = pq.read_metadata(io.BytesIO(body)).row_group(0).column(0)
+    indexes = chunk.data_page_offset + chunk.total_compressed_size
+    assert compared(inputs, body).verdict is Verdict.EQUAL
+    places = [
+        (place, value)
+        for value in values
+        for place in range(indexes, len(body))
+        if body.startswith(_packed(value), place)
+    ]
+    assert len(places) > 10
+    for place, value in places:
+        verdicts = set()
+        for other in {min(values), max(values)} - {value}:  # one of them is true as well, if less tight
+            changed = body[:place] + _packed(other) + body[place + len(_packed(other)) :]
+            verdicts.add(compared(inputs, changed).verdict)
+        assert verdicts != {Verdict.EQUAL}, (place, value)
+
+
+def test_a_number_of_nulls_that_is_stated_has_to_be_true():
+    table = pa.table({"a": [1, None, None, 3]})
+    body = encoded(table, use_dictionary=False)
+    stated = b"\x16\x04\x28"  # null_count of the statistics, and the largest value after it
+    for place in (place for place in range(len(body)) if body.startswith(stated, place)):
+        changed = body[:place] + b"\x16\x02\x28" + body[place + 3 :]
+        assert compared([body], changed).verdict is Verdict.DIFFERS
+    assert stated in body
+
+
 def test_what_the_kernel_merges_is_equal_to_its_inputs():
     if (kernel := load_kernel()) is None:
         pytest.skip("the kernel was not built")

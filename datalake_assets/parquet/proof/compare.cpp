@@ -167,8 +167,9 @@ void compare(int64_t count, const pc_file* inputs, const pc_file* output, Span f
         wanted.push_back(
             {before_metadata(inputs[i]), group.chunks[leaf], group.rows, static_cast<int>(i), inputs[i].proven != 0});
     Stream input(made.leaves[leaf], std::move(wanted), allowance, unpacker);
-    Stream found(made.leaves[leaf], {{pages, made.groups[0].chunks[leaf], made.groups[0].rows, -1, false}}, allowance,
-                 unpacker);
+    const Chunk& chunk = made.groups[0].chunks[leaf];
+    Statements statements(made.leaves[leaf], chunk, pages);
+    Stream found(made.leaves[leaf], {{pages, chunk, made.groups[0].rows, -1, false}}, allowance, unpacker, &statements);
     try {
       Column(input, found, made.leaves[leaf], allowance).compare();
     } catch (...) {

@@ -2,181 +2,24 @@
 
 #include <climits>
 
+#include "compact.hpp"
+
 namespace pagecompare {
 
 namespace {
 
-// Kinds of values in Thrift's compact protocol.
-enum Kind {
-  STOP = 0,
-  YES = 1,
-  NO = 2,
-  I8 = 3,
-  I16 = 4,
-  I32 = 5,
-  I64 = 6,
-  REAL = 7,
-  BINARY = 8,
-  LIST = 9,
-  SET = 10,
-  MAP = 11,
-  STRUCT = 12
-};
-
-constexpr int DEEPEST = 48;
-
-class Reader {
- public:
-  explicit Reader(Span span) : at_(span.data), end_(span.data + span.size) {}
-
-  const uint8_t* at() const { return at_; }
-
-  // The next field of a structure whose last one was `id`; false at its end.
-  bool next(int& id, int& kind) {
-    uint8_t head = byte();
-    if ((head & 15) == STOP) {
-      if (head) fail();
-      return false;
-    }
-    kind = head & 15;
-    int64_t number = head >> 4 ? id + (head >> 4) : integer();
-    if (number <= id || number > SHRT_MAX) fail();  // writers go up, and each is there once
-    id = static_cast<int>(number);
-    return true;
-  }
-
-  int64_t integer() {
-    uint64_t number = varint();
-    return static_cast<int64_t>(number >> 1) ^ -static_cast<int64_t>(number & 1);
-  }
-
-  int64_t integer(int kind, int wanted) {
-    expect(kind, wanted);
-    return integer();
-  }
-
-  bool truth(int kind) {
-    if (kind != YES && kind != NO) fail();
-    return kind == YES;
-  }
-
-  Span text(int kind) {
-    expect(kind, BINARY);
-    uint64_t size = varint();
-    if (size > left()) fail();
-    Span found{at_, size};
-    at_ += size;
-    return found;
-  }
-
-  // The number of elements in a list of structures.
-  uint64_t structures(int kind) {
-    expect(kind, LIST);
-    int inner;
-    uint64_t count = list(inner);
-    if (count && inner != STRUCT) fail();
-    return count;
-  }
-
-  void skip(int kind, int depth = 0) {
-    if (depth > DEEPEST) fail();
-    switch (kind) {
-      case YES:
-      case NO:
-        return;
-      case I8:
-        byte();
-        return;
-      case I16:
-      case I32:
-      case I64:
-        varint();
-        return;
-      case REAL:
-        for (int i = 0; i < 8; i++) byte();
-        return;
-      case BINARY:
-        text(kind);
-        return;
-      case LIST:
-      case SET: {
-        int inner;
-        for (uint64_t count = list(inner); count; count--) element(inner, depth);
-        return;
-      }
-      case MAP: {
-        uint64_t count = varint();
-        if (!count) return;
-        uint8_t kinds = byte();
-        if (count > left()) fail();
-        for (; count; count--) element(kinds >> 4, depth), element(kinds & 15, depth);
-        return;
-      }
-      case STRUCT: {
-        int id = 0, inner;
-        while (next(id, inner)) skip(inner, depth + 1);
-        return;
-      }
-      default:
-        fail();
-    }
-  }
-
-  static void expect(int kind, int wanted) {
-    if (kind != wanted) fail();
-  }
-
-  [[noreturn]] static void fail() { throw Unclear{"its metadata are damaged"}; }
-
- private:
-  uint64_t left() const { return static_cast<uint64_t>(end_ - at_); }
-
-  uint8_t byte() {
-    if (at_ == end_) fail();
-    return *at_++;
-  }
-
-  uint64_t varint() {
-    uint64_t number = 0;
-    for (int shift = 0; shift < 64; shift += 7) {
-      uint8_t next = byte();
-      number |= uint64_t(next & 127) << shift;
-      if (next < 128) return number;
-    }
-    fail();
-  }
-
-  uint64_t list(int& inner) {
-    uint8_t head = byte();
-    inner = head & 15;
-    uint64_t count = head >> 4 == 15 ? varint() : head >> 4;
-    if (count > left()) fail();
-    return count;
-  }
-
-  // In a list, truths are bytes.
-  void element(int kind, int depth) {
-    if (kind == YES || kind == NO)
-      byte();
-    else
-      skip(kind, depth + 1);
-  }
-
-  const uint8_t *at_, *end_;
-};
-
 struct Element {
   int64_t type = -1, type_length = 0, repetition = -1, children = 0, converted = -1;
-  bool is_unsigned = false, is_decimal = false, is_unordered = false;
+  bool is_unsigned = false, is_decimal = false, is_half = false, is_unordered = false;
 };
 
 void logical_type(Reader& reader, Element& element) {
   int id = 0, kind;
   while (reader.next(id, kind)) {
     element.is_decimal |= id == 5;
-    // of float16 the order is not that of its bytes, and of variants, geometries and what came later it is not known
-    element.is_unordered |= id > 14;
-    if (id == 10) {  // integers
+    element.is_half |= id == 15;
+    element.is_unordered |= id > 15;  // variants, geometries, and what came later
+    if (id == 10) {                   // integers
       Reader::expect(kind, STRUCT);
       int inner_id = 0, inner;
       while (reader.next(inner_id, inner)) {
@@ -213,6 +56,7 @@ Element element_of(Reader& reader) {
   // UINT_8 to UINT_64; DECIMAL; INTERVAL has no order
   element.is_unsigned |= element.converted >= 11 && element.converted <= 14;
   element.is_decimal |= element.converted == 5;
+  element.is_unordered |= element.is_decimal && element.type == static_cast<int64_t>(Type::TEXT);  // not by its bytes
   element.is_unordered |= element.converted == 21;
   return element;
 }
@@ -231,6 +75,7 @@ Leaf leaf_of(const Element& element, uint32_t definition, uint32_t repetition) {
   leaf.max_repetition = repetition;
   leaf.is_unsigned = element.is_unsigned;
   leaf.is_decimal = element.is_decimal;
+  leaf.is_half = element.is_half && leaf.type == Type::FIXED && leaf.width == 2;
   leaf.has_order = !element.is_unordered && leaf.type != Type::INT96;
   return leaf;
 }
@@ -257,8 +102,17 @@ void leaves_below(Reader& reader, uint64_t& left, int64_t children, uint32_t def
 Statistics statistics_of(Reader& reader, int kind) {
   Reader::expect(kind, STRUCT);
   Statistics found;
+  Span old_least, old_most;  // of an order that was never said; what is written today has the same in both
   int id = 0;
   while (reader.next(id, kind)) {
+    if (id == 1) {
+      old_most = reader.text(kind);
+      continue;
+    }
+    if (id == 2) {
+      old_least = reader.text(kind);
+      continue;
+    }
     if (id == 3) {
       found.has_nulls = true;
       found.nulls = reader.integer(kind, I64);
@@ -268,10 +122,15 @@ Statistics statistics_of(Reader& reader, int kind) {
     } else if (id == 6) {
       found.has_least = true;
       found.least = reader.text(kind);
+    } else if (id == 7) {
+      found.most_is_exact = reader.truth(kind);
+    } else if (id == 8) {
+      found.least_is_exact = reader.truth(kind);
     } else {
       reader.skip(kind);
     }
   }
+  found.has_old = (old_least.data && !old_least.same(found.least)) || (old_most.data && !old_most.same(found.most));
   return found;
 }
 
@@ -307,7 +166,7 @@ Chunk chunk_metadata(Reader& reader, int kind) {
 }
 
 Chunk chunk_of(Reader& reader) {
-  Chunk chunk;
+  Chunk chunk, places;
   bool found = false;
   int id = 0, kind;
   while (reader.next(id, kind)) {
@@ -316,6 +175,14 @@ Chunk chunk_of(Reader& reader) {
     } else if (id == 3) {
       chunk = chunk_metadata(reader, kind);
       found = true;
+    } else if (id == 4) {
+      places.offset_index = reader.integer(kind, I64);
+    } else if (id == 5) {
+      places.offset_index_size = reader.integer(kind, I32);
+    } else if (id == 6) {
+      places.column_index = reader.integer(kind, I64);
+    } else if (id == 7) {
+      places.column_index_size = reader.integer(kind, I32);
     } else if (id == 8 || id == 9) {
       throw Unclear{"it is encrypted"};
     } else {
@@ -323,6 +190,10 @@ Chunk chunk_of(Reader& reader) {
     }
   }
   if (!found) Reader::fail();
+  chunk.offset_index = places.offset_index;
+  chunk.offset_index_size = places.offset_index_size;
+  chunk.column_index = places.column_index;
+  chunk.column_index_size = places.column_index_size;
   return chunk;
 }
 
@@ -461,6 +332,59 @@ Span metadata_of(Span file) {
   uint64_t size = number32(file.data + file.size - 8);
   if (size > file.size - 12) throw Unclear{"its metadata are not there"};
   return file.part(file.size - 8 - size, size);
+}
+
+std::vector<IndexedPage> offset_index_of(Span index) {
+  std::vector<IndexedPage> pages;
+  Reader reader(index);
+  int id = 0, kind;
+  while (reader.next(id, kind)) {
+    if (id != 1) {
+      reader.skip(kind);
+      continue;
+    }
+    for (uint64_t count = reader.structures(kind); count; count--) {
+      IndexedPage page;
+      int inner_id = 0, inner;
+      while (reader.next(inner_id, inner)) {
+        if (inner_id == 1)
+          page.offset = reader.integer(inner, I64);
+        else if (inner_id == 2)
+          page.size = reader.integer(inner, I32);
+        else if (inner_id == 3)
+          page.row = reader.integer(inner, I64);
+        else
+          reader.skip(inner);
+      }
+      pages.push_back(page);
+    }
+  }
+  return pages;
+}
+
+ColumnIndex column_index_of(Span index) {
+  ColumnIndex found;
+  Reader reader(index);
+  int id = 0, kind;
+  while (reader.next(id, kind)) {
+    if (id == 1) {
+      for (uint64_t count = reader.elements(kind, YES); count; count--) found.is_null.push_back(reader.listed_truth());
+    } else if (id == 2 || id == 3) {
+      std::vector<Span>& bounds = id == 2 ? found.least : found.most;
+      for (uint64_t count = reader.elements(kind, BINARY); count; count--) bounds.push_back(reader.text(BINARY));
+    } else if (id == 4) {
+      found.order = reader.integer(kind, I32);
+    } else if (id == 5) {
+      for (uint64_t count = reader.elements(kind, I64); count; count--) found.nulls.push_back(reader.integer());
+    } else {
+      reader.skip(kind);
+    }
+  }
+  const size_t pages = found.is_null.size();
+  if (found.least.size() != pages || found.most.size() != pages ||
+      (!found.nulls.empty() && found.nulls.size() != pages))
+    Reader::fail();
+  return found;
 }
 
 PageHead page_head(Span rest) {

@@ -27,12 +27,14 @@ struct Leaf {
   Type type;
   uint32_t width;  // of a value; 0: each has its own
   uint32_t max_definition, max_repetition;
-  bool is_unsigned, is_decimal, has_order;  // how values are ordered, for statistics
+  bool is_unsigned, is_decimal, is_half, has_order;  // how values are ordered, for statistics
 };
 
 // What metadata say of values: each may be missing.
 struct Statistics {
   bool has_nulls = false, has_least = false, has_most = false;
+  bool has_old = false;                                // bounds of the old kind that say something else
+  bool least_is_exact = false, most_is_exact = false;  // and not only a bound
   int64_t nulls = 0;
   Span least, most;
 };
@@ -42,6 +44,7 @@ struct Chunk {
   int codec = 0;
   Type type = Type::BOOLEAN;
   Statistics statistics;
+  int64_t offset_index = 0, offset_index_size = 0, column_index = 0, column_index_size = 0;  // 0: there is none
 };
 
 struct RowGroup {
@@ -73,6 +76,23 @@ struct PageHead {
   uint32_t nulls = 0, rows = 0, definition_size = 0, repetition_size = 0;  // of version 2
   Statistics statistics;
 };
+
+// A data page by the page indexes.
+struct IndexedPage {
+  int64_t offset = -1, size = -1, row = -1;
+};
+
+std::vector<IndexedPage> offset_index_of(Span index);
+
+// What the column index says of all pages.
+struct ColumnIndex {
+  std::vector<bool> is_null;
+  std::vector<Span> least, most;
+  std::vector<int64_t> nulls;  // empty: it does not say
+  int64_t order = 0;           // 1: bounds ascend, 2: they descend
+};
+
+ColumnIndex column_index_of(Span index);
 
 // Reads what heads the page that begins here.
 PageHead page_head(Span rest);

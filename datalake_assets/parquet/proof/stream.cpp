@@ -2,7 +2,8 @@
 
 namespace pagecompare {
 
-Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker)
+Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker,
+               Statements* statements)
     : dictionary(allowance),
       leaf_(leaf),
       places_(std::move(places)),
@@ -10,7 +11,9 @@ Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance
       repetitions_(allowance),
       page_(allowance),
       flags_(allowance),
+      used_(allowance),
       indices_(allowance),
+      statements_(statements),
       plainer_(allowance),
       unpacker_(unpacker) {
   if (leaf.max_definition > 255 || leaf.max_repetition > 255) throw Unclear{"its columns are too deep"};
@@ -42,11 +45,7 @@ void Stream::end_chunk() {
   const Place& done = at();
   if (chunk_values_ != done.chunk.values || chunk_rows_ != done.rows)
     throw Unclear{"a column has other numbers of values or rows than its metadata say"};
-  const Statistics& said = done.chunk.statistics;
-  if (done.input < 0 && said.has_nulls && said.nulls != chunk_nulls_)
-    throw Difference{"its statistics say another number of nulls than there are"};
-  rows += chunk_rows_;
-  nulls += chunk_nulls_;
+  if (statements_) statements_->end(chunk_nulls_);
   total += chunk_values_;
 }
 
@@ -102,13 +101,38 @@ void Stream::read_page() {
   }
   if (head.kind == PageKind::DATA_V2 && (head.nulls != missing || head.rows != begun))
     throw Unclear{"a page has other numbers of nulls or rows than its head says"};
-  if (at().input < 0 && head.statistics.has_nulls && head.statistics.nulls != missing)
-    throw Difference{"a page's statistics say another number of nulls than there are"};
+  values_left = levels_ - missing;
+  read_values(head, body);
+  if (statements_) {
+    if (levels_ && has_repetitions_ && repetitions_.get()[0]) throw Unclear{"a page begins within a row"};
+    hold(head, missing);
+  }
   chunk_values_ += levels_;
   chunk_nulls_ += missing;
   chunk_rows_ += begun;
-  values_left = levels_ - missing;
-  read_values(head, body);
+}
+
+// Holds what is stated of the page against its values.
+void Stream::hold(const PageHead& head, uint32_t missing) {
+  Extremes extremes;
+  const bool is_bounded = statements_->has_bounds() || head.statistics.has_least || head.statistics.has_most;
+  if (is_bounded && leaf_.has_order && values_left) {
+    if (form == Form::INDEX) {
+      uint8_t* used = used_.room(dictionary.count);
+      memset(used, 0, dictionary.count);
+      for (uint32_t i = 0; i < values_left; i++) used[index[i]] = 1;
+      for (uint32_t i = 0; i < dictionary.count; i++) {
+        if (!used[i]) continue;
+        Span entry = dictionary.entries(i, 1);
+        extend(leaf_, leaf_.width ? entry : entry.from(4), extremes);
+      }
+    } else {
+      extremes_of(leaf_, values, values_left, extremes);
+    }
+  }
+  const uint64_t size = uint64_t(head.head_size) + head.size;
+  const uint64_t end = static_cast<uint64_t>(rest_.data - at().file.data);
+  statements_->page(end - size, size, chunk_rows_, levels_, missing, head.statistics, extremes);
 }
 
 Span Stream::unpacked(Span packed, uint32_t size, bool is_compressed, Array<uint8_t>& to) {

@@ -2,6 +2,7 @@
 #ifndef PAGECOMPARE_STREAM_HPP
 #define PAGECOMPARE_STREAM_HPP
 
+#include "bounds.hpp"
 #include "decoding.hpp"
 #include "unpacking.hpp"
 
@@ -43,7 +44,9 @@ struct Dictionary {
 
 class Stream {
  public:
-  Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker);
+  // What is stated of the chunk is held against what is read of it, if there is one to be held.
+  Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker,
+         Statements* statements = nullptr);
 
   // Goes on to the next page with levels where all of this one were passed; false where there is none.
   bool fill();
@@ -65,8 +68,8 @@ class Stream {
   uint32_t values_left = 0;
   Dictionary dictionary;
 
-  // Of all that was read.
-  int64_t rows = 0, nulls = 0, total = 0;
+  // Of all that was read, nulls included.
+  int64_t total = 0;
 
  private:
   void open_chunk();
@@ -75,7 +78,7 @@ class Stream {
   void read_dictionary(const PageHead& head, Span body);
   void read_levels(Span at, uint32_t most, Array<uint8_t>& to);
   void read_values(const PageHead& head, Span at);
-  void check_rows(const PageHead& head, uint32_t nulls);
+  void hold(const PageHead& head, uint32_t missing);
   Span unpacked(Span packed, uint32_t size, bool is_compressed, Array<uint8_t>& to);
   const Place& at() const { return places_[place_ - 1]; }
 
@@ -88,7 +91,9 @@ class Stream {
   uint32_t levels_ = 0, level_ = 0;
   bool has_definitions_ = false, has_repetitions_ = false;
   Array<uint8_t> definitions_, repetitions_, page_, flags_;
+  Array<uint8_t> used_;  // entries of the dictionary, in the present page
   Array<uint32_t> indices_;
+  Statements* statements_;
   Plainer plainer_;
   Unpacker& unpacker_;
 };
