@@ -244,6 +244,14 @@ class Feed(Model):
         return self.exported_from.position_kind(self.kind)
 
     @property
+    def shares_numbers(self) -> bool:
+        """Whether rows may share the number that their positions count by (`SystemSource.shared_numbers`)."""
+        source = self.source
+        if not isinstance(source, SystemSource) or self.position_kind is not PositionKind.OFFSETS:
+            return False
+        return source.shared_numbers
+
+    @property
     def row_time(self) -> str | None:
         """The lake column that says when a row was: the declared one, or a stream's own timestamp; None if unknown."""
         if self.time_column is None and self.kind is FeedKind.STREAM and isinstance(self.source, SystemSource):

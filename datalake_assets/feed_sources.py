@@ -85,12 +85,15 @@ class SystemSource(SourceModel):
         has_backlog: Whether the system can tell what waits to be read (`datalake_assets.sources.base.HasBacklog`).
         news_sensor: Begins the name of the sensor that looks for new items; empty if there is nothing to look at
             (`datalake_assets.sources.base.TellsNews`).
+        shared_numbers: Whether rows of positions ``offsets`` may share a number. A read then has all rows of a number,
+            each once; and no row comes later whose number is not above those that were read.
     """
 
     serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM, FeedKind.TABLE})
     counts_rows: ClassVar[bool] = False
     has_backlog: ClassVar[bool] = False
     news_sensor: ClassVar[str] = ""
+    shared_numbers: ClassVar[bool] = False
 
     @abstractmethod
     def position_kind(self, kind: FeedKind) -> PositionKind:

@@ -25,6 +25,7 @@ from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.dagster_storage import spare_storages
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.scheduling import FilesTogether
+from datalake_assets_tests.sources.sql.database_servers import MariaDb, Postgres
 from datalake_assets_tests.sources.sqs.sqs_server import SqsServer
 
 if TYPE_CHECKING:
@@ -128,6 +129,20 @@ def _spare_clients(patch: pytest.MonkeyPatch) -> None:
 def sqs_server() -> Iterator[SqsServer]:
     """A server that speaks SQS, for the whole session; tests that ask for it are of the xdist group ``sqs``."""
     with SqsServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL, for the whole session; tests that ask for it are of the xdist group ``databases``."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDb]:
+    """MariaDB, for the whole session; tests that ask for it are of the xdist group ``databases``."""
+    with MariaDb() as server:
         yield server
 
 

@@ -22,7 +22,8 @@ from datalake_assets.core.batches import RejectedRow
 
 __all__ = ["QuarantinedRow", "row_from_text", "row_to_text", "rows_to_text", "values_of"]
 
-_NUMBERED = re.compile(r"(\d{1,10}):(\d{1,19})")
+#: Rows that share a number are known by a digest of their content, too.
+_NUMBERED = re.compile(r"(\d{1,10}):(\d{1,19})(?:#[0-9a-f]+)?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class OffsetsExport(Export):
 
     def run(self) -> WriteReport:
         """Implements `Export.run`."""
-        self.fence = fence = OffsetsFence(self.state.epoch, self._position_of)
+        self.fence = fence = OffsetsFence(self.state.epoch, self._position_of, shared=self.feed.shares_numbers)
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
         encoded = self.fix_schema(schema, staged) if staged else None
         rejected = fence.rejected_runs

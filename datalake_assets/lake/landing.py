@@ -94,6 +94,7 @@ class OffsetsFence:
         seen: Highest offset read by source partition.
         staged: What was let in, by partition key.
         rejected: Offsets that go to quarantine, by source partition.
+        shared: Whether rows may share an offset; then a read gives each row once (`SystemSource.shared_numbers`).
     """
 
     epoch: int
@@ -101,6 +102,7 @@ class OffsetsFence:
     seen: dict[int, int] = field(default_factory=dict)
     staged: dict[str, Offsets] = field(default_factory=lambda: defaultdict(Offsets))
     rejected: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    shared: bool = False
 
     def doubt(self, batch: SourceBatch) -> str:  # noqa: ARG002  numbers never get out of date
         """Implements `Fence`: never."""
@@ -121,6 +123,14 @@ class OffsetsFence:
             joined.add({partition: (low, each.highest[partition]) for partition, low in each.lowest.items()})
         return joined
 
+    def fresh(self, partitions: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Mask:
+        """Which rows this read gives for the first time; takes note of their offsets."""
+        if not self.shared:
+            return first_seen(self.seen, partitions, offsets)
+        for partition, (_, high) in offset_bounds(partitions, offsets).items():
+            self.seen[partition] = max(high, self.seen.get(partition, high))
+        return np.ones(len(offsets), dtype=np.bool_)
+
     @property
     def rejected_runs(self) -> dict[int, Runs]:
         """The rejected rows, by source partition."""
@@ -130,7 +140,7 @@ class OffsetsFence:
         """Implements `Fence`: what is read for the first time, too."""
         partitions = np.asarray(batch.source_partitions).astype(np.int64)
         offsets = np.asarray(batch.source_offsets).astype(np.int64)
-        wanted = first_seen(self.seen, partitions, offsets) & placed
+        wanted = self.fresh(partitions, offsets) & placed
         for number, key in enumerate(names):
             rows = np.flatnonzero((keys == number) & wanted)
             wanted[rows] = self.position_of(key).new_rows(self.epoch, partitions[rows], offsets[rows])
@@ -284,7 +294,8 @@ class Landing:
         which = np.flatnonzero(found.unfit & wanted)
         columns = _foreign_columns(found)
         for index, raw in zip(which.tolist(), _texts(batch, found, which), strict=True):
-            row = RejectedRow(raw, found.reason(index), _position(batch, index, raw), decoded=True, columns=columns)
+            at = self._position(batch, index, raw)
+            row = RejectedRow(raw, found.reason(index), at, decoded=True, columns=columns)
             self._contract.beside.add((row,), partition_path=self._path(keys[index]), epoch=self._epoch)
         self.values_discarded += sum(int((each.rows & wanted).sum()) for each in found.misfits)
 
@@ -318,8 +329,14 @@ class Landing:
             reason = found.reason(index) if refused[index] else doubt or self._why(column or "", time_)
             known = isinstance(time_, datetime)
             key = key_of(_aware(time_), self._placement.by) if known else "" if column else self._placement.key
-            row = RejectedRow(raw, reason, _position(batch, index, raw), decoded=True, columns=columns)
+            row = RejectedRow(raw, reason, self._position(batch, index, raw), decoded=True, columns=columns)
             self._put_aside((row,), key)
+
+    def _position(self, batch: SourceBatch, index: int, raw: bytes) -> str:
+        """Where a row stood; it is known by its content, too, where others may have stood there."""
+        at = _position(batch, index, raw)
+        shared = isinstance(self.fence, OffsetsFence) and self.fence.shared
+        return f"{at}#{_digest(raw)}" if shared else at
 
     def _why(self, column: str, value: Any) -> str:
         if value is None:

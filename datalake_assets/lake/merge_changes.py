@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, ChangedBatches, SourceBatch
 from datalake_assets.core.merging import MergeRule, key_texts, merged_columns, newest_changes, row_of_change
-from datalake_assets.core.position import Ints, Mask, OffsetsPosition, first_seen, offset_bounds
+from datalake_assets.core.position import Ints, Mask, OffsetsPosition, offset_bounds
 from datalake_assets.errors import LakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.landing import Contract, Landing, OffsetsFence, Placement
@@ -72,21 +72,32 @@ class Spool:
             raise LakeError(tempfile.gettempdir(), f"changes cannot be kept: {error}", cure=cure) from error
         self.bytes_written = self._file.tell()
 
-    def rounds(self) -> Iterator[pa.Table]:
-        """All changes in their order, so many at once."""
+    def rounds(self, *, whole_numbers: bool = False) -> Iterator[pa.Table]:
+        """All changes in their order, so many at once.
+
+        Args:
+            whole_numbers: Changes may share a number, and a round has all changes of each.
+        """
         self._writer.close()
         self._file.seek(0)
         held: list[pa.RecordBatch] = []
         rows = size_bytes = 0
         with pa.ipc.open_stream(self._file) as reader:
-            for batch in reader:
-                held.append(batch)
-                rows, size_bytes = rows + batch.num_rows, size_bytes + batch.nbytes
-                if rows >= ROUND_ROWS or size_bytes >= ROUND_BYTES:
+            for batch in (each for each in reader if each.num_rows):
+                full = rows >= ROUND_ROWS or size_bytes >= ROUND_BYTES
+                if full and not (whole_numbers and _number(held[-1], -1) == _number(batch, 0)):
                     yield pa.Table.from_batches(held)
                     held, rows, size_bytes = [], 0, 0
+                held.append(batch)
+                rows, size_bytes = rows + batch.num_rows, size_bytes + batch.nbytes
         if held:
             yield pa.Table.from_batches(held)
+
+
+def _number(changes: pa.RecordBatch, index: int) -> tuple[int, int]:
+    """Source partition and offset of one of a spool's changes."""
+    first = changes.num_columns - len(_OWN)
+    return changes.column(first)[index].as_py(), changes.column(first + 1)[index].as_py()
 
 
 class Collecting(Landing):
@@ -116,7 +127,7 @@ class Collecting(Landing):
         refused = found.refused(policy)
         partitions = np.asarray(batch.source_partitions).astype(np.int64)
         offsets = np.asarray(batch.source_offsets).astype(np.int64)
-        wanted = first_seen(self._changes.seen, partitions, offsets)
+        wanted = self._changes.fresh(partitions, offsets)
         wanted &= self._done.new_rows(self._changes.epoch, partitions, offsets)
         self.rows_known += int((~wanted).sum())
         deletes = self._rule.deletions(rows, batch.rows.schema.names)

@@ -67,7 +67,8 @@ class MergeExport(OffsetsExport):
         """Implements `Export.run`."""
         merged_columns(self.feed, self._sent.schema)
         self.rule, self.columns = MergeRule.of(self.feed), self.schema()
-        self.fence = fence = OffsetsFence(self.state.epoch, lambda _: OffsetsPosition())
+        shared = self.feed.shares_numbers
+        self.fence = fence = OffsetsFence(self.state.epoch, lambda _: OffsetsPosition(), shared=shared)
         quarantine, placement = self.quarantine(), self._time_placement()
         written = self.folder.prepared(self.columns, time_column=placement.time_column)
         reports: dict[str, PartitionFacts] = {}
@@ -88,7 +89,7 @@ class MergeExport(OffsetsExport):
             encoded = self.fix_schema(self.columns, {}) if landing.rows_landed else ""
             rejected = fence.rejected_runs
             passed = self._passed(fence, rejected)
-            for changes in spool.rounds():
+            for changes in spool.rounds(whole_numbers=shared):
                 self._round = Round.of(changes, self.columns, self.rule, epoch=fence.epoch)
                 for key, report in self._merged(self._round, placement, written, encoded, passed).items():
                     reports[key] = _both(reports.get(key), report)

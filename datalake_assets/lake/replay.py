@@ -86,6 +86,11 @@ def refuse_pulled(folder: FeedFolder) -> None:
             f"feed {feed.name!r} is read item by item: show its rows with 'datalake quarantine show {feed.name}', and"
             " send those again, mended, that are to be landed"
         )
+    if feed.shares_numbers:
+        raise ConfigError(
+            f"feed {feed.name!r} is read on by values that rows may share, so that nobody knows which of them were"
+            f" landed: show them with 'datalake quarantine show {feed.name}', and have the source give them a new value"
+        )
     if feed.position_kind is not PositionKind.OFFSETS:
         again = f"--table {feed.name}" if feed.kind == "table" else f"--stream {feed.name} --range A..B"
         raise ConfigError(

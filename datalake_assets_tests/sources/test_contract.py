@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from datalake_assets.settings import load_settings
 from datalake_assets.sources.base import SourceSystem
 from datalake_assets.sources.systems import connect, registered
 from datalake_assets.testing.sources import SourceContract
+from datalake_assets_tests.sources.sql.database_servers import MariaDb, Postgres
 from datalake_assets_tests.sources.sqs.sqs_server import SqsServer, TestQueue
 from datalake_assets_tests.sources.toy import TOY
 
@@ -146,3 +148,112 @@ class TestFiles(_Files):
 
 class TestFilesAsTable(_Files):
     kind = FeedKind.TABLE
+
+
+class _Sql(SourceContract):
+    """Three rows of a second each, the last of them some days ago; the second has no number."""
+
+    document: ClassVar[dict[str, object]] = {"object": "orders"}
+    more: ClassVar[dict[str, object]] = {}
+    kind = FeedKind.STREAM
+
+    @pytest.fixture
+    def url(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def source(self, url: str) -> Iterator[SourceSystem]:
+        with connect("sql", load_settings(sql_url=url)) as source:
+            yield source
+
+    @pytest.fixture
+    def feed(self) -> Feed:
+        return Feed(name="s", kind=self.kind, source={"type": "sql", **self.document}, **self.more)  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def missing(self) -> Feed:
+        document = {"type": "sql", **self.document, "object": "nowhere", "query": ""}
+        return Feed(name="s", kind=self.kind, source=document, **self.more)  # type: ignore[arg-type]
+
+
+ORDERS = """CREATE TABLE orders (id BIGINT PRIMARY KEY, at {moment} NOT NULL, amount DECIMAL(10, 2), note TEXT);
+INSERT INTO orders VALUES (1, '2025-01-01 10:00:00', 1.10, 'a'), (2, '2025-01-01 10:00:01', NULL, 'b'),
+(7, '2025-01-03 00:00:00', 3.30, NULL);"""
+
+
+class _Sqlite(_Sql):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        connection = sqlite3.connect(tmp_path / "shop.db")
+        connection.executescript(ORDERS.format(moment="TIMESTAMP"))
+        connection.close()
+        return f"sqlite:///{tmp_path / 'shop.db'}"
+
+
+class TestSqliteByNumber(_Sqlite):
+    document: ClassVar[dict[str, object]] = {"object": "orders", "cursor": "id"}
+    more: ClassVar[dict[str, object]] = {"time_column": "at"}
+
+
+class TestSqliteWindows(_Sqlite):
+    document: ClassVar[dict[str, object]] = {"object": "orders"}
+    more: ClassVar[dict[str, object]] = {"time_column": "at"}
+
+
+class TestSqliteTables(_Sqlite):
+    kind = FeedKind.TABLE
+
+
+@pytest.fixture(scope="module")
+def postgres_url(postgres: Postgres) -> str:
+    database = postgres.database()
+    postgres.run(database, ORDERS.format(moment="TIMESTAMPTZ"))
+    return postgres.url(database)
+
+
+@pytest.fixture(scope="module")
+def mariadb_url(mariadb: MariaDb) -> str:
+    database = mariadb.database()
+    mariadb.run(database, ORDERS.format(moment="DATETIME"))
+    return mariadb.url(database)
+
+
+class _Postgres(_Sql):
+    @pytest.fixture
+    def url(self, postgres_url: str) -> str:
+        return postgres_url
+
+
+@pytest.mark.xdist_group("databases")
+class TestPostgresByTime(_Postgres):
+    document: ClassVar[dict[str, object]] = {"object": "orders", "cursor": "at"}
+
+
+@pytest.mark.xdist_group("databases")
+class TestPostgresQueryByNumber(_Postgres):
+    document: ClassVar[dict[str, object]] = {"query": "SELECT id, at, amount * 2 AS twice FROM orders;", "cursor": "id"}
+    more: ClassVar[dict[str, object]] = {"time_column": "at"}
+
+    @pytest.fixture
+    def feed(self) -> Feed:
+        document = {"type": "sql", **self.document, "columns": {"twice": "decimal(12, 2)"}}
+        return Feed(name="s", kind=self.kind, source=document, time_column="at")  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def missing(self) -> Feed:
+        document = {"type": "sql", "query": "SELECT 1 AS id FROM nowhere", "cursor": "id"}
+        return Feed(name="s", kind=self.kind, source=document, time_column="id")  # type: ignore[arg-type]
+
+
+@pytest.mark.xdist_group("databases")
+class TestPostgresTables(_Postgres):
+    kind = FeedKind.TABLE
+
+
+@pytest.mark.xdist_group("databases")
+class TestMariaDbByTime(_Sql):
+    document: ClassVar[dict[str, object]] = {"object": "orders", "cursor": "at", "lag": 0}
+
+    @pytest.fixture
+    def url(self, mariadb_url: str) -> str:
+        return mariadb_url
