@@ -16,6 +16,7 @@ BENCHMARKS = {
     "iceberg_append": "an append to an Iceberg feed whose table has 10 to 1,000 snapshots",
     "queue": "a backlog of 100,000 messages of an SQS queue through `datalake export`",
     "query_after_compact": "queries of the write API on S3 with 30 ms a request, before and after its COMPACT",
+    "startup": "CPU of each command before it works, beside the interpreter and the libraries below",
     "end_to_end": "the demo's feeds through Dagster in one process",
     "report": "`datalake report` on 10,000 partitions, in every format",
     "sensor": "a tick of the compaction sensor in lakes of 10k, 100k and 1M files",

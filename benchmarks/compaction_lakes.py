@@ -23,6 +23,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.commit import Change, Planned
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets.lake.store.s3_access import S3Access
@@ -103,7 +104,9 @@ def _in_threads(work: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
 
 def main(uri: str, files: int, rows: int) -> None:
     """Builds the lake, and prints its rows."""
-    build(open_lake(uri), files=files, rows=rows)
+    store = open_lake(uri)
+    build(store, files=files, rows=rows)
+    FeedRegistry(store).add(feed_of())
     print(files * rows)
 
 

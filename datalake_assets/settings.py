@@ -9,30 +9,28 @@ import difflib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from types import new_class
-from typing import Annotated, Any, TypeVar
+from types import UnionType, new_class
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import yaml
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    YamlConfigSettingsSource,
-)
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed_sources import declared_systems
 from datalake_assets.policies import problem_text
 
-__all__ = ["Environment", "Settings", "load_settings", "settings_model"]
+if TYPE_CHECKING:
+    import yaml
 
-_PREFIX = "DATALAKE_"
+__all__ = ["PREFIX", "Environment", "Settings", "load_settings", "settings_model"]
+
+#: What the names of its variables begin with.
+PREFIX = "DATALAKE_"
 _FILE = "datalake.yaml"
+_NO_SETTINGS = "it is not UTF-8 text with a line 'name: value' for each setting"
 #: Variables of this prefix that are no settings: of one command each, and of the tests.
 _OTHERS = {
     "DATALAKE_TRACEBACK",
@@ -52,8 +50,11 @@ class Environment(StrEnum):
     PRODUCTION = "production"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Settings of an installation: environment variables with the prefix ``DATALAKE_``, or ``datalake.yaml``.
+
+    Arguments win over the environment, the environment over the file. Read without pydantic-settings, whose import
+    costs more than all else that a command needs of settings (ADR 039).
 
     Attributes:
         lake: The lake: a local folder or ``s3://bucket/prefix``.
@@ -81,7 +82,7 @@ class Settings(BaseSettings):
             work group says.
     """
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file=_FILE, extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
 
     lake: str = "./lake"
     env: Environment = Environment.DEVELOPMENT
@@ -101,6 +102,9 @@ class Settings(BaseSettings):
     catalog_projection: bool = False
     athena_workgroup: Annotated[str, Field(min_length=1)] = "primary"
     athena_output: Annotated[str, Field(pattern=r"^(s3://.+)?$")] = ""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**_of_file(Path(_FILE)), **_of_environment(type(self)), **given})
 
     @field_validator("iceberg_properties")
     @classmethod
@@ -139,18 +143,6 @@ class Settings(BaseSettings):
         if (name == "lake" or name.endswith("_file")) and value.startswith("~"):
             return _at_home(value)
         return value
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic-settings' signature
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic-settings' signature
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments win over the environment, the environment over ``datalake.yaml``."""
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
     def of(self, model: type[_OfSource]) -> _OfSource:
         """These settings as those of a source; what `load_settings` reads is that of every source already."""
@@ -191,42 +183,82 @@ def load_settings(**overrides: str | None) -> Settings:
     given = {name: value for name, value in overrides.items() if value is not None}
     _refuse_unknown(os.environ)
     try:
-        _refuse_ambiguous(Path(_FILE))
-        return settings_model()(**given)  # type: ignore[arg-type]  # pydantic coerces
+        return settings_model()(**given)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         raise ConfigError(
             "; ".join(f"{_place(each['loc'], given)}: {problem_text(each)}" for each in problems)
         ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{_FILE}: {_yaml_problem(error)}") from error
-    except OSError as error:
-        raise ConfigError(f"{_FILE}: {error.strerror}") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # not UTF-8; not a mapping of settings
-        raise ConfigError(f"{_FILE}: it is not UTF-8 text with a line 'name: value' for each setting") from error
 
 
 def _refuse_unknown(environment: Iterable[str]) -> None:
-    known = {f"{_PREFIX}{name.upper()}" for name in settings_model().model_fields} | _OTHERS
+    known = {f"{PREFIX}{name.upper()}" for name in settings_model().model_fields} | _OTHERS
     for name in sorted(environment):
-        if name.upper().startswith(_PREFIX) and name.upper() not in known:
-            ends = {each.removeprefix(_PREFIX): each for each in known}
-            similar = difflib.get_close_matches(name.upper().removeprefix(_PREFIX), ends, n=1)
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            ends = {each.removeprefix(PREFIX): each for each in known}
+            similar = difflib.get_close_matches(name.upper().removeprefix(PREFIX), ends, n=1)
             hint = f"did you mean {ends[similar[0]]}?" if similar else "see docs/reference/settings.md"
             raise ConfigError(f"{name}: there is no such setting; {hint}")
 
 
-def _refuse_ambiguous(file: Path) -> None:
-    """A file that would be passed over, or a setting that is there twice: the command would work on another lake."""
+def _of_environment(model: type[Settings]) -> dict[str, Any]:
+    """What the environment says, by field; capitals of variables don't count. Lists and mappings are written as JSON.
+
+    Raises:
+        ConfigError: A list or a mapping is no JSON.
+    """
+    named = {name.upper(): value for name, value in os.environ.items()}
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        variable = f"{PREFIX}{name.upper()}"
+        if variable not in named:
+            continue
+        try:
+            found[name] = json.loads(named[variable]) if _is_collection(field.annotation) else named[variable]
+        except ValueError as error:
+            raise ConfigError(f"{variable}: write it as JSON") from error
+    return found
+
+
+def _is_collection(annotation: Any) -> bool:
+    """Whether a value has members, which a text alone cannot say."""
+    if get_origin(annotation) in {Union, UnionType, Annotated}:
+        return any(_is_collection(each) for each in get_args(annotation))
+    kind = get_origin(annotation) or annotation
+    return isinstance(kind, type) and issubclass(kind, Collection | BaseModel) and not issubclass(kind, str | bytes)
+
+
+def _of_file(file: Path) -> dict[str, Any]:
+    """What ``datalake.yaml`` says; nothing where there is none.
+
+    Raises:
+        ConfigError: It would be passed over, says something twice (the command would work on another lake), or is no
+            mapping of settings.
+    """
     if not os.path.lexists(file):
-        return
+        return {}
     if not file.is_file():
         raise ConfigError(f"{file}: it is not a file, or a link to none; put settings there, or remove it")
-    root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    names = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ConfigError(f"{file}: {', '.join(map(repr, repeated))} is there twice")
+    import yaml  # noqa: PLC0415  most installations have no such file
+
+    try:
+        root = yaml.compose(text := file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        names = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise ConfigError(f"{file}: {', '.join(map(repr, repeated))} is there twice")
+        found = {} if root is None else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: {_yaml_problem(error)}") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{file}: {_NO_SETTINGS}") from error
+    if found is None:  # a document that says nothing
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ConfigError(f"{file}: {_NO_SETTINGS}")
+    return found
 
 
 def _place(path: tuple[int | str, ...], given: Mapping[str, str]) -> str:
@@ -234,13 +266,14 @@ def _place(path: tuple[int | str, ...], given: Mapping[str, str]) -> str:
     name = str(path[0]) if path else ""
     if name in given:
         return f"--{name}"
-    variable = f"{_PREFIX}{name.upper()}"
+    variable = f"{PREFIX}{name.upper()}"
     if any(each.upper() == variable for each in os.environ):
         return variable
     return f"{_FILE}: {'.'.join(map(str, path))}" if path else _FILE
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: it is not YAML: {error.problem or 'it cannot be read'}"
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"line {mark.line + 1}: it is not YAML: {getattr(error, 'problem', None) or 'it cannot be read'}"
     return f"it is not YAML: {' '.join(str(error).split())}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from datalake_assets.lake import compaction
+from datalake_assets.lake import compaction_plans
 from datalake_assets.lake.store.local import LocalStore
 
 
@@ -32,7 +32,7 @@ class Counted:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     """Counts what this process does on local lakes."""
     work = Counted()
-    get, plan = LocalStore.get, compaction.plan_compaction
+    get, plan = LocalStore.get, compaction_plans.plan_compaction
 
     def counting_get(self: LocalStore, key: str) -> tuple[bytes, str]:
         if key.endswith("/manifest.json"):
@@ -44,5 +44,5 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
         return plan(*args, **options)
 
     monkeypatch.setattr(LocalStore, "get", counting_get)
-    monkeypatch.setattr(compaction, "plan_compaction", counting_plan)
+    monkeypatch.setattr(compaction_plans, "plan_compaction", counting_plan)
     return work

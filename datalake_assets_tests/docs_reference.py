@@ -42,7 +42,7 @@ from datalake_assets.policies import (
     SqlRule,
     UniqueRule,
 )
-from datalake_assets.settings import settings_model
+from datalake_assets.settings import PREFIX, settings_model
 
 __all__ = ["PATH", "render"]
 
@@ -105,7 +105,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
 def render() -> str:
     """The whole page."""
     model = settings_model()
-    prefix = model.model_config["env_prefix"]
+    prefix = PREFIX
     settings = _table("variable", model, lambda name: f"{prefix}{name.upper()}")
     lines = [_HEAD, *settings, _FEED, *_table("field", Feed, str)]
     sources = ((f"`source` of a feed that reads {type_}", each.model) for type_, each in declared_systems().items())

@@ -22,6 +22,7 @@ REASONS = {
     "sources.sql.sqlalchemy_database": "the same of another driver, which is optional",
     "sources.sql.sqlite": "the same of the standard library's",
     "sources.files.drop_watch": "what a look lists, apart from which of it is new",
+    "lake.item_exports": "how items without order are landed; loaded by name, for the feeds that have some",
     "lake.item_replacing": "how rows leave files: exports decide which, and know no Parquet",
     "sources.files.json_records": "JSON's grammar, as `csv_records` has that of CSV",
     "parquet.avro_writer": "another format's bytes; whoever converts says of what",
@@ -141,6 +142,7 @@ OF_FILES = (
     "datalake_assets.lake.commit",
     "datalake_assets.lake.compaction",
     "datalake_assets.lake.compaction_inputs",
+    "datalake_assets.lake.compaction_plans",
     "datalake_assets.lake.compaction_rehearsal",
     "datalake_assets.lake.deleted_keys",
     "datalake_assets.lake.conversion",
@@ -162,6 +164,8 @@ OF_FILES = (
     "datalake_assets.lake.merge_export",
     "datalake_assets.lake.replay",
     "datalake_assets.lake.scan",
+    "datalake_assets.lake.sealed_items",
+    "datalake_assets.lake.table_versions",
     "datalake_assets.lake.tables",
 )
 

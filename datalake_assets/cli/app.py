@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 import click
@@ -118,6 +118,8 @@ def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
     """Says which release this is, and with --verbose what of it depends on how it was installed."""
     if not wanted or ctx.resilient_parsing:
         return
+    from importlib import metadata  # noqa: PLC0415  not needed for --help
+
     click.echo(f"datalake, version {metadata.version('datalake-assets')}")
     if ctx.params["verbose"]:
         from datalake_assets.parquet.native import native_status  # noqa: PLC0415  not needed for --help

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import click
 
 from datalake_assets.cli.output import warn, work
 from datalake_assets.errors import ConfigError
+from datalake_assets.retrying import log_retries
 
 if TYPE_CHECKING:
     from datalake_assets.feed import Feed
@@ -58,7 +58,7 @@ class Session:
         """The settings; the lake is an absolute path or a URI, so that child processes mean the same."""
         from datalake_assets.settings import load_settings  # noqa: PLC0415  pydantic is not needed for --help
 
-        _log_retries()
+        log_retries()
         settings = load_settings(lake=self.lake)
         if "://" in settings.lake or not settings.lake:
             return settings
@@ -128,13 +128,6 @@ class Session:
         self.__dict__.pop("store", None)
         self.__dict__.pop("registry", None)
         self.__dict__["settings"], self._used = settings, used
-
-
-def _log_retries() -> None:
-    """Has stamina log retries as everything else is logged: where structlog is installed it would print to stdout."""
-    from stamina import instrumentation  # noqa: PLC0415  not needed for --help
-
-    instrumentation.set_on_retry_hooks((instrumentation.LoggingOnRetryHook,))
 
 
 pass_session: Callable[..., Any] = click.make_pass_decorator(Session)
@@ -252,6 +245,8 @@ def prepare_home() -> Path:
         home.mkdir(parents=True, exist_ok=True)
         if not settings.exists():
             whole = home / f".{_SETTINGS}.{os.getpid()}"
+            from importlib import resources  # noqa: PLC0415  not needed for --help
+
             whole.write_bytes(resources.files("datalake_assets.defs").joinpath(_SETTINGS).read_bytes())
             whole.replace(settings)
     except OSError as error:

@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from datalake_assets.core.partitions import TimeWindow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "Backlog",

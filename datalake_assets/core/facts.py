@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import PastCommit
 from datalake_assets.core.wording import size_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "SIZE_BUCKETS",

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "FOLDER_ITSELF",
@@ -185,6 +186,9 @@ def keys_of(times: pa.Array, by: PartitionBy) -> pa.DictionaryArray:
         times: ``timestamp[*, UTC]`` or naive timestamps, taken as UTC; nulls give null keys.
         by: The kind of partition.
     """
+    import pyarrow as pa  # noqa: PLC0415  who only names partitions need not load it
+    import pyarrow.compute as pc  # noqa: PLC0415
+
     naive = times if times.type.tz is None else times.cast(pa.timestamp(times.type.unit))
     floored = pc.floor_temporal(naive, unit=by.value).cast(pa.timestamp("s"))
     encoded = pc.dictionary_encode(floored)

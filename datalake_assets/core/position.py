@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from datalake_assets.core.item_ids import IdsPosition
 from datalake_assets.errors import CorruptLake
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = [
     "MAX_HOLES",
@@ -39,10 +40,12 @@ __all__ = [
     "within",
 ]
 
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Ints: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = "npt.NDArray[np.bool_]"
+Ints: TypeAlias = "npt.NDArray[np.int64]"
 
 
+#: Offsets are 64-bit numbers, as Kafka has them.
+LAST_OFFSET = 2**63 - 1
 #: Offsets in ascending order as first and last of each run without a gap.
 Runs: TypeAlias = tuple[tuple[int, int], ...]
 #: Runs of holes that a position keeps for a source partition; a manifest is read and written whole.
@@ -51,6 +54,8 @@ MAX_HOLES = 200
 
 def runs_of(offsets: Ints) -> Runs:
     """The runs of some offsets, in whatever order they come."""
+    import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
+
     ordered = np.unique(offsets)
     if not len(ordered):
         return ()
@@ -72,6 +77,8 @@ def merged_runs(one: Runs, other: Runs) -> Runs:
 
 def within(runs: Runs, offsets: Ints) -> Mask:
     """Which of the offsets are in the runs."""
+    import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
+
     if not runs:
         return np.zeros(len(offsets), dtype=np.bool_)
     first, last = np.array(runs, dtype=np.int64).T
@@ -156,11 +163,13 @@ class OffsetsPosition:
         """The first offset of ``epoch`` that is not in the lake; 0 if none is, and beyond all in a past epoch."""
         at_epoch, offset = self.next_offsets.get(source_partition, (epoch, 0))
         if at_epoch > epoch:
-            return np.iinfo(np.int64).max
+            return LAST_OFFSET
         return offset if at_epoch == epoch else 0
 
     def new_rows(self, epoch: int, partitions: Ints, offsets: Ints) -> Mask:
         """Which of these rows are not in the lake yet."""
+        import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
+
         wanted = np.ones(len(offsets), dtype=np.bool_)
         if self.next_offsets:
             for partition in np.unique(partitions):
@@ -347,7 +356,7 @@ def common_position(
             if at == epoch and partition in holes:
                 own, known = each.holes.get(partition, Holes()), holes[partition]
                 lacking = _without(known.runs, _without(known.runs, own.runs))
-                above = known.between(offset, np.iinfo(np.int64).max - 1).runs
+                above = known.between(offset, LAST_OFFSET - 1).runs
                 holes[partition] = Holes(merged_runs(lacking, above), max(known.unsure_below, own.unsure_below))
     next_offsets = {partition: (epoch, offset) for partition, offset in hint.items()}
     return OffsetsPosition(next_offsets, {partition: each for partition, each in holes.items() if each != Holes()})
@@ -361,6 +370,8 @@ def first_seen(highest: MutableMapping[int, int], partitions: Ints, offsets: Int
         partitions: Source partition of each row.
         offsets: Offset of each row. A row at or below the running maximum of its partition came before.
     """
+    import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
+
     fresh = np.ones(len(offsets), dtype=np.bool_)
     for value in np.unique(partitions):
         rows = np.flatnonzero(partitions == value)
@@ -373,6 +384,8 @@ def first_seen(highest: MutableMapping[int, int], partitions: Ints, offsets: Int
 
 def offset_bounds(partitions: Ints, offsets: Ints) -> dict[int, tuple[int, int]]:
     """Lowest and highest offset by source partition."""
+    import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
+
     bounds = {}
     for value in np.unique(partitions):
         own = offsets[partitions == value]

@@ -3,6 +3,9 @@
 Each group of files is one commit of its own, so that an interruption loses the work on a group or two. Appends go on
 meanwhile: a commit conflicts only if one of its inputs is gone. After a pass the plan is made again on what came out;
 what it finds then are files of large row groups, which are copied, not encoded a second time.
+
+What merges files, with Arrow and numpy, is loaded by the first group: where nothing is due, it would be most of the
+work.
 """
 
 from __future__ import annotations
@@ -16,9 +19,8 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from itertools import starmap
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -29,15 +31,11 @@ from datalake_assets.core.compaction.plan import (
     CompactionRequest,
     CompactionRules,
     LeftAlone,
-    again_at,
-    plan_compaction,
     rules_of,
 )
-from datalake_assets.core.facts import UPKEEP, PlannedPartition
+from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import window_of
-from datalake_assets.core.verdicts import health_of
 from datalake_assets.errors import (
     CommitConflict,
     CorruptLake,
@@ -46,15 +44,16 @@ from datalake_assets.errors import (
     unforeseen_text,
 )
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
-from datalake_assets.lake.compaction_inputs import Inputs
+from datalake_assets.lake.compaction_plans import partition_health, plan_of
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
-from datalake_assets.parquet.decodable import ROW_GROUPS_HELD
-from datalake_assets.parquet.inputs import Input
-from datalake_assets.parquet.outputs import Opener
-from datalake_assets.parquet.rewrite import Rewritten, rewrite
-from datalake_assets.parquet.rewrite_settings import RewriteSettings, workers_for
-from datalake_assets.parquet.writer import ParquetSettings
+
+if TYPE_CHECKING:
+    from datalake_assets.lake.compaction_inputs import Inputs
+    from datalake_assets.parquet.inputs import Input
+    from datalake_assets.parquet.outputs import Opener
+    from datalake_assets.parquet.rewrite import Rewritten
+    from datalake_assets.parquet.rewrite_settings import RewriteSettings
 
 __all__ = [
     "Compaction",
@@ -62,39 +61,10 @@ __all__ = [
     "as_inputs",
     "compact",
     "footer_of",
-    "partition_health",
-    "plan_of",
     "staging_opener",
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def plan_of(
-    folder: FeedFolder, key: str, manifest: Manifest, rules: CompactionRules, excluded: Mapping[str, str]
-) -> CompactionPlan:
-    """The plan of a partition whose manifest is known; ``excluded`` are files that must stay, with the reason."""
-    now = folder.store.now()
-    excluded = {file.name: file.kept_as_is for file in manifest.files if file.kept_as_is} | dict(excluded)
-    if manifest.files and (reason := folder.why_final(key)):
-        excluded = dict.fromkeys((file.name for file in manifest.files), reason) | excluded
-    last, closes_at = manifest.history[-1].at if manifest.history else None, _closes_at(folder, key)
-    closed = closes_at is None or closes_at <= now
-    plan = plan_compaction(manifest.files, rules, now=now, closed=closed, last_commit=last, excluded=excluded)
-    usable = [file for file in manifest.files if file.name not in excluded]
-    return replace(plan, again_at=again_at(usable, rules, now=now, closes_at=closes_at, last_commit=last))
-
-
-def partition_health(key: str, manifest: Manifest, plan: CompactionPlan, rules: CompactionRules) -> PlannedPartition:
-    """A partition's facts, and what its compaction policy would do by ``plan``."""
-    last = max((commit.at for commit in manifest.history if commit.kind not in UPKEEP), default=None)
-    return health_of(key, manifest.files, plan, rules, last_write=last)
-
-
-def _closes_at(folder: FeedFolder, key: str) -> datetime | None:
-    """When no more rows are expected; None where none are: versions never change, of adopted folders nobody knows."""
-    by = folder.by
-    return None if by is None else window_of(key, by).end + folder.feed.lateness
 
 
 #: Plans made in a row; each finds less than the one before.
@@ -238,6 +208,8 @@ class Compaction:
 
     def _rewritten(self, groups: Sequence[CompactionGroup], manifest: Manifest) -> Generator[_Work]:
         """Rewrites groups, several at once as the memory budget allows, and hands each on as it is done."""
+        from datalake_assets.parquet.rewrite_settings import workers_for  # noqa: PLC0415  see the module
+
         written = self._folder.feed.format
         workers = workers_for(self._request.memory_bytes, written.row_group_bytes)
         # while one group begins or ends, with a single thread busy, another one keeps the machine so
@@ -260,6 +232,10 @@ class Compaction:
                 self._discard(done)
 
     def _settings(self, workers: int) -> RewriteSettings:
+        from datalake_assets.parquet.decodable import ROW_GROUPS_HELD  # noqa: PLC0415  see the module
+        from datalake_assets.parquet.rewrite_settings import RewriteSettings  # noqa: PLC0415
+        from datalake_assets.parquet.writer import ParquetSettings  # noqa: PLC0415
+
         feed = self._folder.feed
         return RewriteSettings(
             parquet=ParquetSettings(
@@ -277,6 +253,9 @@ class Compaction:
         )
 
     def _rewrite(self, group: CompactionGroup, manifest: Manifest, settings: RewriteSettings) -> _Work:
+        from datalake_assets.lake.compaction_inputs import Inputs  # noqa: PLC0415  see the module
+        from datalake_assets.parquet.rewrite import Rewritten, rewrite  # noqa: PLC0415
+
         store, commit_id, opener = self._folder.data_store, self._folder.new_id(), self._opener()
         reported_bytes = 0
 
@@ -455,6 +434,8 @@ class Compaction:
 
 def staging_opener(folder: FeedFolder, log: PartitionLog, *, prefix: str) -> Opener[StagedFile]:
     """Where files of a partition that are written anew are staged."""
+    from datalake_assets.parquet.outputs import Opener  # noqa: PLC0415  see the module
+
     store, at = folder.data_store, folder.store.now()
 
     def open_output() -> StagedWriter:

@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from datalake_assets.core.compaction.plan import CompactionGroup, CompactionRequest
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.lake.compaction import Compaction, plan_of
+from datalake_assets.lake.compaction import Compaction
 from datalake_assets.lake.compaction_inputs import Inputs
+from datalake_assets.lake.compaction_plans import plan_of
 from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedSink

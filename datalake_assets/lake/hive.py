@@ -17,23 +17,15 @@ from datalake_assets.core.facts import Deletion, Expired, PartitionFacts, Planne
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
-from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.errors import CommitConflict, ConfigError, SnapshotExpired
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
-from datalake_assets.lake import compaction
-from datalake_assets.lake.compaction import partition_health, plan_of
-from datalake_assets.lake.export_commits import Export
-from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport, removed_by_retention
+from datalake_assets.lake.compaction_plans import partition_health, plan_of
 from datalake_assets.lake.inspection import repair, verify
-from datalake_assets.lake.item_exports import ItemsExport, landed_in_parts
-from datalake_assets.lake.item_ledger import ItemLedger
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.manifest_figures import manifest_figures
-from datalake_assets.lake.quarantined_rows import quarantined_rows
-from datalake_assets.lake.replay import refuse_pulled, replay
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import (
@@ -46,6 +38,7 @@ from datalake_assets.lake.table import (
     TableSnapshot,
     WriteReport,
 )
+from datalake_assets.lake.table_versions import removed_by_retention
 from datalake_assets.policies import Rule
 
 if TYPE_CHECKING:
@@ -53,6 +46,8 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
     from datalake_assets.core.report.figures import FeedStatistics
+    from datalake_assets.core.row_texts import QuarantinedRow
+    from datalake_assets.lake.export_commits import Export
     from datalake_assets.lake.feed_compaction import Rehearsed
 
 __all__ = ["HiveSnapshot", "HiveTable"]
@@ -186,15 +181,8 @@ class HiveSnapshot:
 
 #: Times that a write reads the source again because another writer landed the same rows meanwhile.
 ATTEMPTS = 5
-#: How rows are landed, by the kind of positions that they carry.
-_EXPORTS: Mapping[PositionKind, type[Export]] = {
-    PositionKind.OFFSETS: OffsetsExport,
-    PositionKind.WINDOW: WindowExport,
-    PositionKind.SNAPSHOT: SnapshotExport,
-    PositionKind.IDS: ItemsExport,
-}
-#: Kinds of exports that land every new row, whatever its partition.
-_UNSELECTIVE = (OffsetsExport, ItemsExport)
+#: Kinds of positions whose exports land every new row, whatever its partition.
+_UNSELECTIVE = frozenset({PositionKind.OFFSETS, PositionKind.IDS})
 
 
 class HiveTable:
@@ -215,23 +203,40 @@ class HiveTable:
         return self._folder.feed
 
     @property
+    def _positions(self) -> PositionKind | None:
+        """The kind of positions that rows are landed with; None for who is no export, and lands frames."""
+        return self.feed.position_kind if self.feed.is_exported else None
+
+    @property
     def _export(self) -> type[Export]:
+        """How rows are landed: each way loads Arrow and numpy, which no other command of a lake needs."""
         if self.feed.write == "merge":
-            from datalake_assets.lake.merge_export import MergeExport  # noqa: PLC0415  most exports merge nothing
+            from datalake_assets.lake.merge_export import MergeExport  # noqa: PLC0415
 
             return MergeExport
-        return _EXPORTS[self.feed.position_kind]
+        kind = self.feed.position_kind
+        if kind is PositionKind.IDS:
+            from datalake_assets.lake.item_exports import ItemsExport  # noqa: PLC0415
+
+            return ItemsExport
+        from datalake_assets.lake.export_kinds import OffsetsExport, SnapshotExport, WindowExport  # noqa: PLC0415
+
+        if kind is PositionKind.OFFSETS:
+            return OffsetsExport
+        return WindowExport if kind is PositionKind.WINDOW else SnapshotExport
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.item_ledger import ItemLedger  # noqa: PLC0415  see `_export`
+
         if self.feed.kind is FeedKind.TABLE:
             return ExportPlan((self._version(partitions),), ReadRequest(landed=ItemLedger(self._folder)))
         keys = tuple(partitions) if partitions else self._catch_up()
         window = self._window(keys)
-        if issubclass(self._export, OffsetsExport):
+        if self._positions is PositionKind.OFFSETS:
             state = self._folder.state.load()
             return ExportPlan(keys, ReadRequest(start_offsets=dict(state.hint), new_epoch=new_epoch))
-        if self._export is ItemsExport:
+        if self._positions is PositionKind.IDS:
             return ExportPlan(keys, ReadRequest(landed=ItemLedger(self._folder)))
         return ExportPlan(keys, ReadRequest(window=window, new_epoch=new_epoch))
 
@@ -245,6 +250,8 @@ class HiveTable:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> WriteReport:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.item_exports import landed_in_parts  # noqa: PLC0415  see `_export`
+
         store = self._folder.store
         store.probe()
         before = dict(store.requests)
@@ -273,10 +280,14 @@ class HiveTable:
 
     def check_replay(self) -> None:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.replay import refuse_pulled  # noqa: PLC0415  see `_export`
+
         refuse_pulled(self._folder)
 
     def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.replay import replay  # noqa: PLC0415  see `_export`
+
         return replay(self._folder, batches, decode, run_id=run_id)
 
     @property
@@ -313,10 +324,14 @@ class HiveTable:
 
     def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.quarantined_rows import quarantined_rows  # noqa: PLC0415  loads Arrow
+
         return quarantined_rows(self._folder.store, self._folder.quarantine)
 
     def discarded(self) -> Iterator[tuple[str, QuarantinedRow]]:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.quarantined_rows import quarantined_rows  # noqa: PLC0415  loads Arrow
+
         return quarantined_rows(self._folder.store, discarded_folder(self.feed))
 
     def scan(
@@ -363,6 +378,8 @@ class HiveTable:
         on_progress: Callable[[CompactionProgress], None] | None = None,
     ) -> CompactionReport:
         """Implements `LakeTable`."""
+        from datalake_assets.lake import compaction  # noqa: PLC0415  loads all that merges files
+
         return compaction.compact(self._folder, key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
 
     def deletion_plan(self, key: str, where: str) -> Deletion:
@@ -457,7 +474,7 @@ class HiveTable:
         if by is None:
             raise AssertionError
         current = window_of(key_of(now, by), by)
-        if issubclass(self._export, _UNSELECTIVE):
+        if self._positions in _UNSELECTIVE:
             return tuple(keys_in(current, by))
         watermark = self._folder.state.load().watermark
         start = max(self.feed.start_time, watermark - self.feed.lateness) if watermark else self.feed.start_time

@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import PartitionFacts
@@ -24,14 +23,15 @@ from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFailed, TransientStoreError, unforeseen_text
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.commit import PartitionLog
-from datalake_assets.lake.export_kinds import enter_version, retain
 from datalake_assets.lake.file_identity import read_checksum
-from datalake_assets.lake.item_exports import sealed_missing, sweep_sealed
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.sealed_items import sealed_missing, sweep_sealed
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
 from datalake_assets.lake.table import Difference, LakeTable, Repair
-from datalake_assets.parquet.decodable import ROW_BYTES, too_large
-from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.lake.table_versions import enter_version, retain
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "STALE",
@@ -175,6 +175,11 @@ def file_differences(
 
 def content(folder: FeedFolder, key: str, file: DataFile, name: str) -> Iterator[Difference]:
     """Reads a whole file, and compares it with what its manifest says."""
+    import pyarrow as pa  # noqa: PLC0415  only who reads files whole needs what reads them
+
+    from datalake_assets.parquet.decodable import ROW_BYTES, too_large  # noqa: PLC0415
+    from datalake_assets.parquet.decoding import open_parquet, tables  # noqa: PLC0415
+
     try:
         with folder.data_store.filesystem().open_input_file(folder.data_store.path(name)) as opened:
             yield from _digest(key, file, name, opened)

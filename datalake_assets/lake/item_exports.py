@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -30,84 +30,24 @@ from datalake_assets.core.item_ids import (
     forgotten_at,
 )
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import key_of
 from datalake_assets.errors import CommitConflict, CorruptLake, ObjectNotFound
-from datalake_assets.feed_sources import PositionKind
-from datalake_assets.lake import item_ledger
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export
 from datalake_assets.lake.item_ledger import ItemLedger
 from datalake_assets.lake.item_replacing import written_without
 from datalake_assets.lake.landing import Mask
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.sealed_items import PREFIX, SUFFIX, place_of, sealed_keys
 from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import Progress, WriteReport
 
-__all__ = ["ItemsExport", "any_key", "landed_in_parts", "sealed_missing", "sweep_sealed"]
+__all__ = ["ItemsExport", "landed_in_parts"]
 
-# The name of an object of digests.
-PREFIX, SUFFIX = "ids-", ".bin"
 _CURE = "restore it from a backup of the lake: without it nobody knows which items were landed"
 
 Plan = Callable[[Manifest], Planned]
 #: An object of digests, those of them that the position may have itself, and the objects that it replaces.
 Sealed = tuple[SealedIds, Collection[bytes], tuple[str, ...]]
-
-
-def sealed_missing(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[str]:
-    """Keys of those that are not there."""
-    return (name for name in sealed_keys(folder, key, manifest) if folder.store.head(name) is None)
-
-
-def any_key(folder: FeedFolder) -> str:
-    """A partition of a table that has one position for all, which is there without partitions, too.
-
-    It is what is left of a table whose rows another engine deleted.
-    """
-    if folder.by is None:
-        raise AssertionError
-    return key_of(folder.store.now(), folder.by)
-
-
-def sweep_sealed(folder: FeedFolder, *, older_than: timedelta) -> int:
-    """Deletes objects of digests that no manifest names and that are older than any live writer; returns their number.
-
-    To be called after staged files of that age were deleted: a writer that wakes up then can commit nothing any more.
-    """
-    if not folder.feed.is_exported or folder.feed.position_kind is not PositionKind.IDS:
-        return 0
-    now = folder.store.now()
-    found = {
-        each.key
-        for each in folder.store.list(folder.control)
-        if _is_sealed(each.key) and now - each.modified_at > older_than
-    }
-    if found:
-        for key in (any_key(folder),) if folder.commits_at_once else folder.partition_keys():
-            found.difference_update(sealed_keys(folder, key, folder.log(key).load().manifest))
-        found.difference_update(ItemLedger(folder).objects())
-        folder.store.delete(found)
-    return len(found)
-
-
-def _is_sealed(key: str) -> bool:
-    name = key.rpartition("/")[2]
-    ends = ((PREFIX, SUFFIX), (item_ledger.PREFIX, item_ledger.SUFFIX))
-    return any(name.startswith(prefix) and name.endswith(suffix) for prefix, suffix in ends)
-
-
-def sealed_keys(folder: FeedFolder, key: str, manifest: Manifest) -> Iterator[str]:
-    """Keys of the objects of digests that a partition's manifest names, in the lake."""
-    under_way = manifest.pending.position if manifest.pending else None
-    for position in (manifest.position, under_way):
-        if isinstance(position, IdsPosition):
-            for block in position.sealed:
-                yield f"{_place(folder, key)}/{block.name}"
-
-
-def _place(folder: FeedFolder, key: str) -> str:
-    """Where the objects of digests lie: with the manifest; where partitions share one position, with the feed's."""
-    return folder.control if folder.commits_at_once else folder.log(key).manifest_key.rpartition("/")[0]
 
 
 def landed_in_parts(
@@ -365,7 +305,7 @@ class ItemsExport(Export):
         return found
 
     def _digests(self, key: str, block: SealedIds) -> SealedDigests:
-        name = f"{_place(self.folder, key)}/{block.name}"
+        name = f"{place_of(self.folder, key)}/{block.name}"
         if name not in self._known:
             try:
                 self._known[name] = SealedDigests.of(self.folder.store.get(name)[0], block)
@@ -428,7 +368,7 @@ class ItemsExport(Export):
         digests = SealedDigests.merged(recent, (self._digests(key, block) for block in merged))
         last = max(*recent.values(), *(block.forget_after for block in merged))
         block = SealedIds(f"{PREFIX}{self.folder.new_id()}{SUFFIX}", len(digests), last, checksum_of(digests.body))
-        name = f"{_place(self.folder, key)}/{block.name}"
+        name = f"{place_of(self.folder, key)}/{block.name}"
         self.folder.store.put(name, digests.body)
         self._known[name] = digests
         return block, recent.keys(), tuple(each.name for each in merged)
@@ -437,7 +377,7 @@ class ItemsExport(Export):
         """Deletes objects of digests that the partitions needed no longer after these commits."""
         for key in keys:
             left = set(sealed_keys(self.folder, key, self.settled(key)))
-            mine = [name for name in self._known if name.startswith(f"{_place(self.folder, key)}/{PREFIX}")]
+            mine = [name for name in self._known if name.startswith(f"{place_of(self.folder, key)}/{PREFIX}")]
             self.folder.store.delete(name for name in mine if name not in left)
 
 

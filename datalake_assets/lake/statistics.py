@@ -9,7 +9,6 @@ from dataclasses import replace
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, partition_key
 from datalake_assets.core.report.figures import FeedStatistics, Quarantined
-from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.errors import ObjectNotFound
 from datalake_assets.feed import Feed
 from datalake_assets.lake.layout import quarantine_folder
@@ -70,6 +69,11 @@ class _Quarantine:
         """Counts the rows in quarantine by partition; up to `QUARANTINE_BYTES` of them are read."""
         listed = sorted(self._store.list(self._folder), key=lambda info: info.key)
         taken = list(_within(listed, QUARANTINE_BYTES))
+        if not taken:
+            size_bytes = sum(info.size_bytes for info in listed)
+            return Quarantined(objects=len(listed), size_bytes=size_bytes, is_exact=not listed)
+        from datalake_assets.core.row_texts import QuarantinedRow  # noqa: PLC0415  loads Arrow, and few feeds have any
+
         found: dict[str, set[str]] = {}
         for info, body in zip(taken, _mapped(self._body, taken, self._threads), strict=True):
             rows = (QuarantinedRow.from_line(line).identity for line in body.split(b"\n") if line)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import pyarrow as pa
-
 from datalake_assets.core.batches import Batches, Decode, ReadRequest
 from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
@@ -23,7 +21,6 @@ from datalake_assets.core.facts import (
     Progress,
     WriteReport,
 )
-from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.feed import Feed
@@ -32,9 +29,11 @@ from datalake_assets.policies import Rule
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    import pyarrow as pa
     import pyarrow.dataset as ds  # imports pandas
 
     from datalake_assets.core.report.figures import FeedStatistics  # only reports need it
+    from datalake_assets.core.row_texts import QuarantinedRow
 
 __all__ = [
     "Difference",

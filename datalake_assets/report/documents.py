@@ -12,8 +12,9 @@ import orjson
 from datalake_assets.core.compaction.cost import MonthlyCost
 from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition, bucket_bounds, bucket_label
 from datalake_assets.core.manifest import PastCommit
-from datalake_assets.core.report.figures import Quarantined, Series, lake_series
+from datalake_assets.core.report.figures import Quarantined
 from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
+from datalake_assets.core.report.series import Series, lake_series
 from datalake_assets.core.wording import csv_lines, size_text, spreadsheet_text
 
 __all__ = ["CSV_COLUMNS", "csv_text", "json_text"]

@@ -19,8 +19,8 @@ from datalake_assets.core.compaction.cost import (
 )
 from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.manifest import PastCommit
-from datalake_assets.core.report.figures import Series, lake_series
 from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
+from datalake_assets.core.report.series import Series, lake_series
 from datalake_assets.core.wording import (
     count_text,
     counted,

@@ -20,8 +20,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from datalake_assets.core.facts import SIZE_BUCKETS, bucket_bounds, bucket_label
-from datalake_assets.core.report.figures import Series
 from datalake_assets.core.report.findings import Age, FeedReport
+from datalake_assets.core.report.series import Series
 from datalake_assets.core.wording import (
     count_text,
     counted,

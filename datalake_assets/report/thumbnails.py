@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from datalake_assets.core.compaction.cost import MonthlyCost
 from datalake_assets.core.facts import SIZE_BUCKETS
-from datalake_assets.core.report.figures import Series
 from datalake_assets.core.report.findings import Age
+from datalake_assets.core.report.series import Series
 from datalake_assets.core.wording import dollars_text, short_count, span_text
 from datalake_assets.policies import Level
 from datalake_assets.report.plots import escaped

@@ -13,6 +13,7 @@ import click.testing
 import pytest
 from stamina import instrumentation
 
+from datalake_assets import retrying
 from datalake_assets.cli.app import app
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
@@ -36,8 +37,9 @@ def _logging_as_before() -> Iterator[None]:
     """A command sets up the log of its process; here that is everybody's."""
     loggers = [logging.getLogger(name) for name in ("datalake_assets", "stamina")]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    hooks = instrumentation.get_on_retry_hooks()
+    hooks, logged = instrumentation.get_on_retry_hooks(), retrying._logged
     yield
+    retrying._logged = logged
     instrumentation.set_on_retry_hooks(hooks)
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate

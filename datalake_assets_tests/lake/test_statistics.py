@@ -13,7 +13,7 @@ from datalake_assets.core.batches import RejectedRow
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.manifest import Commit, Manifest, PastCommit
-from datalake_assets.core.report.figures import lake_series
+from datalake_assets.core.report.series import lake_series
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake import statistics
 from datalake_assets.lake.hive import HiveTable

@@ -7,12 +7,12 @@ import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.errors import CorruptLake, LakeUnavailable
-from datalake_assets.lake import compaction
 from datalake_assets.lake.adopted import listing
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.feed_compaction import compact_partition
 from datalake_assets.lake.tables import open_table
+from datalake_assets.parquet import rewrite as rewriting
 from datalake_assets_tests.lake.adopted.adopted_folder import ids
 
 FORCE = CompactionRequest(force=True)
@@ -27,14 +27,14 @@ def table(store, folder):
 
 
 def failing_rewrite(monkeypatch, error: Exception, *, when) -> None:
-    rewrite = compaction.rewrite
+    rewrite = rewriting.rewrite
 
     def fail(inputs, *arguments, **options):
         if when([each.file.name for each in inputs]):
             raise error
         return rewrite(inputs, *arguments, **options)
 
-    monkeypatch.setattr(compaction, "rewrite", fail)
+    monkeypatch.setattr(rewriting, "rewrite", fail)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 
 from datalake_assets.core.facts import SIZE_BUCKETS
-from datalake_assets.core.report.figures import Series
 from datalake_assets.core.report.findings import Age, build_report
+from datalake_assets.core.report.series import Series
 from datalake_assets.report.plots import BARS, as_image, cost_bars, freshness_bars, history_steps, size_bars
 from datalake_assets_tests.core.lakes import MIB, NOON, feed_of, partition_of, statistics_of
 from datalake_assets_tests.report.reading import Element, read_page

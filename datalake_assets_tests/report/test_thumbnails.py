@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from datalake_assets.core.compaction.cost import MonthlyCost
 from datalake_assets.core.facts import SIZE_BUCKETS
-from datalake_assets.core.report.figures import Series
 from datalake_assets.core.report.findings import Age
+from datalake_assets.core.report.series import Series
 from datalake_assets.report.thumbnails import (
     INLINE_CHARACTERS,
     cost_thumbnail,

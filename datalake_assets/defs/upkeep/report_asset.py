@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.core.report.figures import lake_series
 from datalake_assets.core.report.findings import LakeReport, build_report
+from datalake_assets.core.report.series import lake_series
 from datalake_assets.core.wording import count_text, counted, dollars_text, moment_text, size_text
 from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import Metadata, asset_key, failed_checks

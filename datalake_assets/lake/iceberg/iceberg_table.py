@@ -19,7 +19,7 @@ from datalake_assets.core.schema import DISCARDING, schema_from_json
 from datalake_assets.errors import CommitConflict
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
-from datalake_assets.lake.compaction import plan_of
+from datalake_assets.lake.compaction_plans import plan_of
 from datalake_assets.lake.hive import HiveSnapshot, HiveTable
 from datalake_assets.lake.iceberg.commit_records import unfinished_commits
 from datalake_assets.lake.iceberg.iceberg_catalogs import load_table, talking
@@ -39,7 +39,7 @@ from datalake_assets.lake.inspection import (
     sweep_staged,
     unknown_file,
 )
-from datalake_assets.lake.item_exports import any_key
+from datalake_assets.lake.sealed_items import any_key
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
 

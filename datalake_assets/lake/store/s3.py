@@ -24,7 +24,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-import stamina
 from obstore.exceptions import PreconditionError
 
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed, TransientStoreError, UploadGone
@@ -51,6 +50,7 @@ from datalake_assets.lake.store.s3_clients import (
     write_failed,
 )
 from datalake_assets.lake.store.s3_uploads import S3Parts, UploadWriter, content_md5, open_uploads, unquoted
+from datalake_assets.retrying import attempts
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -189,7 +189,7 @@ class S3Store:
         """Make a boto3 request: repeated, boundedly, only where that is safe; its errors become ours."""
         may = partial(may_repeat, repeatable=repeatable)
         try:
-            for attempt in stamina.retry_context(
+            for attempt in attempts(
                 on=may, attempts=ATTEMPTS, timeout=RETRY_TIMEOUT_S, wait_initial=0.1, wait_max=2.0, wait_jitter=0.1
             ):
                 with attempt:

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
-import stamina
-
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
 from datalake_assets.network import route_to
+from datalake_assets.retrying import attempts
 from datalake_assets.sources.files.contents import IN_MEMORY_BYTES, PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -263,7 +262,7 @@ class S3Objects:
         from botocore.exceptions import BotoCoreError, HTTPClientError  # noqa: PLC0415  only S3 needs it
 
         with self._named(dropped.name):
-            for attempt in stamina.retry_context(on=(HTTPClientError, OSError), attempts=ATTEMPTS, wait_max=2.0):
+            for attempt in attempts(on=(HTTPClientError, OSError), attempts=ATTEMPTS, wait_max=2.0):
                 with attempt:
                     try:
                         return self._downloaded(dropped)

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import httpx
-import stamina
 
 from datalake_assets.errors import (
     DatalakeError,
@@ -24,6 +23,7 @@ from datalake_assets.errors import (
     SourceRefused,
     SourceUnavailable,
 )
+from datalake_assets.retrying import attempts
 
 __all__ = [
     "ATTEMPTS",
@@ -82,7 +82,7 @@ def retried(call: Callable[[], _T]) -> _T:
         SourceError: The last failure.
     """
     with surfaced():
-        for attempt in stamina.retry_context(on=_backoff, attempts=ATTEMPTS, timeout=RETRY_BUDGET_S):
+        for attempt in attempts(on=_backoff, attempts=ATTEMPTS, timeout=RETRY_BUDGET_S):
             with attempt:
                 return call()
     raise AssertionError("the last attempt returns or raises")

@@ -10,8 +10,9 @@ import pytest
 from datalake_assets.core.compaction.cost import SCANS_PER_MONTH, MonthlyCost, Rewrite, estimate_of, monthly_cost
 from datalake_assets.core.facts import SIZE_BUCKETS, FailedCheck, Outlook, bucket_bounds, bucket_label, bucket_of
 from datalake_assets.core.feed_state import Version
-from datalake_assets.core.report.figures import Quarantined, lake_series
+from datalake_assets.core.report.figures import Quarantined
 from datalake_assets.core.report.findings import DAYS_PER_MONTH, SCANS_PER_DAY, build_report
+from datalake_assets.core.report.series import lake_series
 from datalake_assets.core.wording import (
     counted,
     dollars_text,

@@ -1,0 +1,51 @@
+"""What commands must not load before they work; it was most of their cost (``python -m benchmarks startup``)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from datalake_assets_tests.lake.feeds import stream_feed, table_feed
+from datalake_assets_tests.lake.many_files import append
+
+#: Each costs between a tenth and a whole second, and none of these commands needs it.
+HEAVY = (
+    *("dagster", "pyarrow", "numpy", "pandas", "duckdb", "pydantic_settings", "yaml", "stamina", "asyncio", "ssl"),
+    *("boto3", "obstore", "httpx", "rich", "jinja2", "matplotlib", "datalake_assets.parquet.rewrite"),
+    *("datalake_assets.lake.export_commits", "datalake_assets.parquet.native"),
+)
+COMMANDS = (
+    ("verify",),
+    ("report",),
+    ("report", "--rebuild"),
+    ("feeds", "list"),
+    ("repair",),
+    ("compact", "s"),
+    ("compact", "s", "--dry-run"),
+)
+
+
+@pytest.fixture
+def quiet(lake_store, registry, monkeypatch):
+    """A lake without quarantine, in which nothing is due, and no history of Dagster's."""
+    monkeypatch.delenv("DAGSTER_HOME")
+    append(lake_store, registry.add(stream_feed()), times=2)
+    registry.add(table_feed())
+
+
+def test_commands_load_nothing_heavy_where_nothing_is_to_merge(quiet):
+    program = f"""
+import json, sys
+from datalake_assets.cli.app import app
+loaded = {{}}
+for command in {COMMANDS!r}:
+    app(list(command), standalone_mode=False)
+    loaded[" ".join(command)] = [name for name in {HEAVY!r} if name in sys.modules]
+print(json.dumps(loaded), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stderr) == {" ".join(command): [] for command in COMMANDS}
+    assert "nothing to compact in 3 partitions" in done.stdout
