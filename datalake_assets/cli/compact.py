@@ -354,17 +354,8 @@ def _count(number: int, what: str) -> str:
 def _tell_dagster(session: Session, feed: Feed, done: Sequence[Compacted]) -> None:
     """Tells Dagster what was compacted, if it keeps a history; the data are committed, whatever becomes of this."""
     reports = [each.report for each in done if each.report is not None and each.changed]
-    if not reports:
-        return
-
-    def tell() -> None:
-        # Dagster takes a second to import: only once everything is committed, and only if there is a history to add to
-        from datalake_assets.defs.compaction.job import report_compactions  # noqa: PLC0415
-        from datalake_assets.defs.resources import Lake  # noqa: PLC0415
-
-        report_compactions(Lake(session.settings), feed, reports)
-
-    tell_dagster(tell)
+    if reports:
+        tell_dagster(session, feed.name, "compaction", reports)
 
 
 #: Groups of a partition that are shown unless asked for more.

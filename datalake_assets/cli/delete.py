@@ -162,15 +162,8 @@ def _delete(session: Session, table: LakeTable, where: str, done: _Done) -> None
 
 def _tell_dagster(session: Session, done: _Done) -> None:
     changed = [each for each in (done.deleted or {}).values() if each.matching]
-    if not changed:
-        return
-
-    def tell() -> None:
-        from datalake_assets.defs.feeds.runner import report_deletions  # noqa: PLC0415  Dagster takes a second to import
-
-        report_deletions(session.settings, done.feed, changed)
-
-    tell_dagster(tell)
+    if changed:
+        tell_dagster(session, done.feed.name, "deletion", changed)
 
 
 def _past_text(table: LakeTable) -> str:

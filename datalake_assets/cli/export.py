@@ -235,11 +235,15 @@ def export_feeds(
             return export_in_children(session, feeds, request, progress, parallel=parallel)
         # Dagster takes a second to import, which children and usage errors need not wait for
         from datalake_assets.defs.feeds.runner import warm_up  # noqa: PLC0415
+        from datalake_assets.defs.resources import Lake  # noqa: PLC0415
         from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415
+        from datalake_assets.defs.upkeep.queued_events import report_queued  # noqa: PLC0415
 
         with open_instance() as instance:
             warm_up(session.settings)
-            return [_ended(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
+            done = [_ended(progress, _export_here(session, feed, request, progress, instance)) for feed in feeds]
+            report_queued(Lake(session.settings), instance)  # Dagster is loaded: what waits for it need not wait on
+            return done
 
 
 def _refuse_unconfigured(session: Session, feeds: Sequence[Feed]) -> None:

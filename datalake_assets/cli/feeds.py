@@ -234,7 +234,7 @@ def remove(session: Session, *, name: str, yes: bool) -> None:
     if not yes and not confirmed(f"Remove {feed.path}? {what[0].upper()}{what[1:]}, for good"):
         raise ConfigError(f"{feed.path} stays as it is: nobody said yes")
     deleted = session.registry.remove(name)
-    _forget_in_dagster(feed)
+    _forget_in_dagster(session, feed)
     say(f"removed {feed.path}: {deleted:,} objects deleted")
 
 
@@ -268,20 +268,19 @@ def convert(session: Session, *, name: str, to: str | None, drop_old: bool) -> N
         say(f"the conversion of {feed.path} is given up; it is kept as {to}, as before")
         return
 
-    def tell() -> None:
-        from datalake_assets.defs.feeds.runner import report_conversion  # noqa: PLC0415  Dagster takes a second to import
-
-        report_conversion(session.settings, done.feed, partitions=done.partitions, rows=done.rows)
-
-    tell_dagster(tell)
+    body = {"to": done.feed.format.type, "partitions": done.partitions, "rows": done.rows}
+    tell_dagster(session, name, "conversion", body)
     former = done.feed.format.former
     say(f"converted {feed.path} to {done.feed.format.type}: {done.partitions:,} partitions, {done.rows:,} rows")
     if former is not None:
         say(f"the {former.type} form stays in {former.folder} until 'datalake feeds convert {name} --drop-old'")
 
 
-def _forget_in_dagster(feed: Feed) -> None:
-    """Takes the asset's history, and a table's versions, out of Dagster, where it keeps one."""
+def _forget_in_dagster(session: Session, feed: Feed) -> None:
+    """Takes the asset's history, and a table's versions, out of Dagster, where it keeps one; and what waits for it."""
+    from datalake_assets.lake.event_queue import EventQueue  # noqa: PLC0415  not needed for --help
+
+    EventQueue(session.store).forget_feed(feed.name)
     home = existing_home()
     if home is None:
         return

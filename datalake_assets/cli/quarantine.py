@@ -152,13 +152,11 @@ def _replayed(session: Session, feed: Feed) -> WriteReport:
         decode = partial(source.decode, feed) if isinstance(source, DecodesAgain) else None
         report = table.replay(source.read(feed, ReadRequest()), decode)
 
-    def tell() -> None:
-        from datalake_assets.defs.feeds.runner import report_replay  # noqa: PLC0415  Dagster takes a second to import
-
-        report_replay(session.settings, feed, report)
-
     if report.partitions:
-        tell_dagster(tell)
+        from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415  not needed for --help
+
+        body = {"partitions": report.partitions, "schema": schema_to_json(report.schema)}
+        tell_dagster(session, feed.name, "replay", body)
     return report
 
 

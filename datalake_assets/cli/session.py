@@ -5,6 +5,7 @@ It also finds the folder of Dagster's history, ``DAGSTER_HOME`` or ``./.dagster`
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -20,10 +21,13 @@ from datalake_assets.retrying import log_retries
 
 if TYPE_CHECKING:
     from datalake_assets.feed import Feed
+    from datalake_assets.lake.event_queue import EventKind
     from datalake_assets.lake.registry import FeedProblem, FeedRegistry
     from datalake_assets.lake.store.base import Store
     from datalake_assets.settings import Settings
     from datalake_assets.sources.base import SourceSystem
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "LakeCommand",
@@ -220,17 +224,42 @@ def home_to_tell() -> Path | None:
     return home
 
 
-def tell_dagster(report: Callable[[], None]) -> None:
+def tell_dagster(session: Session, feed: str, kind: EventKind, body: Any) -> None:
     """Tells Dagster what was done without it, if it keeps a history; that is committed, whatever becomes of this.
 
+    The event waits in the lake for Dagster's daemon, which need not be imported here. Where none fetches what waits,
+    this process reports all of it.
+
     Args:
-        report: Does it, in the home that the environment names by then.
+        session: Of the command.
+        feed: Name of the feed.
+        kind: What was done.
+        body: As `datalake_assets.defs.upkeep.queued_events` takes it.
     """
     try:
-        if home_to_tell() is not None:
-            report()
+        if home_to_tell() is None:
+            return
+        from datalake_assets.lake.event_queue import EventQueue  # noqa: PLC0415  not needed for --help
+
+        queue = EventQueue(session.store)
+        key = queue.put(feed, kind, body)
+        logger.info("what was done to feed %s waits for Dagster in %s", feed, key)
+        if queue.is_neglected():
+            _report_queued(session)
     except Exception as error:  # noqa: BLE001  a history that cannot be written is no reason to fail
         warn(f"not shown in Dagster: {type(error).__name__}: {error}")
+
+
+def _report_queued(session: Session) -> None:
+    from datalake_assets.defs.resources import Lake  # noqa: PLC0415  Dagster takes a second to import
+    from datalake_assets.defs.runtime import open_instance  # noqa: PLC0415
+    from datalake_assets.defs.upkeep.queued_events import report_queued  # noqa: PLC0415
+
+    with open_instance() as instance:
+        done = report_queued(Lake(session.settings), instance)
+    logger.info("events that waited for Dagster: %s", done.text)
+    for problem in done.problems:
+        warn(f"not shown in Dagster: {problem}")
 
 
 def prepare_home() -> Path:

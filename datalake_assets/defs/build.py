@@ -35,6 +35,7 @@ from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_mai
 from datalake_assets.defs.upkeep.mart_sensor import mart_sensor
 from datalake_assets.defs.upkeep.new_items import new_items_sensor
 from datalake_assets.defs.upkeep.queue_depth import Connect, queue_depth_sensor
+from datalake_assets.defs.upkeep.queued_events import queued_events_sensor
 from datalake_assets.defs.upkeep.report_asset import lake_report_asset, lake_report_sensor
 from datalake_assets.defs.upkeep.sensors import (
     dead_run_sensor,
@@ -289,6 +290,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
             ],
             sensors=[
                 compaction_sensor(lake, tuple(runner.feeds.values()), job=compact),
+                queued_events_sensor(lake),
                 dead_run_sensor(),
                 interrupted_commit_sensor(runner.feeds, lake),
                 freshness_sensor(runner.feeds, lake),

@@ -11,10 +11,11 @@ import pytest
 from datalake_assets.cli import compact as compacting
 from datalake_assets.cli import compact as planning
 from datalake_assets.core.compaction.plan import CompactionRequest, LeftAlone
-from datalake_assets.defs.runtime import open_instance
 from datalake_assets.errors import CorruptLake, LakeUnavailable
 from datalake_assets.feed import MIB
+from datalake_assets.lake import event_queue
 from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets_tests.cli.told import dagster_told
 from datalake_assets_tests.defs.fakes import MemoryTable, days_ago, rows, stream, table
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -287,7 +288,7 @@ def test_dry_run_as_json_has_every_plan_complete(run, clicks):
 def test_dagster_is_told_of_each_compacted_partition(run, clicks, lake):
     run("compact", "clicks")
 
-    with open_instance() as instance:
+    with dagster_told(lake) as instance:
         records = instance.fetch_observations(dg.AssetKey(["streams", "clicks"]), limit=10).records
         assert instance.get_runs() == []
     assert {record.partition_key for record in records} == {DAYS[1], DAYS[2]}
@@ -295,7 +296,8 @@ def test_dagster_is_told_of_each_compacted_partition(run, clicks, lake):
     assert uri == f"{lake}/streams/clicks/year=2026/month=01/day=02"
 
 
-def test_dagster_that_cannot_be_told_is_a_warning(run, clicks, tmp_path):
+def test_dagster_that_cannot_be_told_is_a_warning(run, clicks, tmp_path, monkeypatch):
+    monkeypatch.setattr(event_queue, "MOST_WAITING", 0)  # nobody fetches what waits
     (tmp_path / "dagster").mkdir()
     (tmp_path / "dagster/dagster.yaml").write_text("storage: [\n")
 
@@ -306,13 +308,13 @@ def test_dagster_that_cannot_be_told_is_a_warning(run, clicks, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_interrupt_leaves_told_what_was_committed_before(run, clicks):
+def test_interrupt_leaves_told_what_was_committed_before(run, clicks, lake):
     clicks.broken[DAYS[1]] = KeyboardInterrupt()
 
     result = run("compact", "clicks")
 
     assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
-    with open_instance() as instance:
+    with dagster_told(lake) as instance:
         (record,) = instance.fetch_observations(dg.AssetKey(["streams", "clicks"]), limit=10).records
     assert record.partition_key == DAYS[2]
 

@@ -17,9 +17,11 @@ import pytest
 
 from datalake_assets.defs.runtime import open_instance
 from datalake_assets.feed import Feed
+from datalake_assets.lake import event_queue
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
+from datalake_assets_tests.cli.told import dagster_told
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed, table_of
 from datalake_assets_tests.lake.many_files import DAYS, append, ids_in
 
@@ -144,7 +146,7 @@ def test_an_unreadable_manifest_stops_no_other_partition(run, feed, lake):
 def test_dagster_has_an_observation_that_agrees_with_the_lake(run, feed, lake):
     run("compact", "s", "--partition", DAYS[0])
 
-    with open_instance() as instance:
+    with dagster_told(lake) as instance:
         (record,) = instance.fetch_observations(dg.AssetKey(["streams", "s"]), limit=10).records
         assert instance.fetch_materializations(dg.AssetKey(["streams", "s"]), limit=10).records == []
     observed = {name: value.value for name, value in record.asset_observation.metadata.items()}
@@ -169,14 +171,38 @@ print(*(name for name in ("dagster", "dagster_aws") if name in sys.modules), fil
     assert not Path(".dagster").exists()
 
 
-def test_dagster_is_told_by_default_where_it_was_set_up_before(run, feed, tmp_path, monkeypatch):
+def test_dagster_is_not_imported_to_be_told(feed, lake):
+    """Importing it, and opening its history, took ten times the CPU time of the compaction."""
+    program = """
+import sys
+from datalake_assets.cli.app import app
+app(["compact", "s"], standalone_mode=False)
+print(*(name for name in ("dagster", "sqlalchemy") if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == "\n"
+    assert len(list((lake / "control/events").iterdir())) == 1
+
+
+def test_dagster_is_told_at_once_where_nobody_fetches_what_waits(run, feed, lake, monkeypatch):
+    run("compact", "s", "--partition", DAYS[0])
+    with open_instance() as instance:
+        assert instance.fetch_observations(dg.AssetKey(["streams", "s"]), limit=10).records == []
+        monkeypatch.setattr(event_queue, "MOST_WAITING", 1)
+        assert run("compact", "s", "--partition", DAYS[1]).stderr == ""
+        records = instance.fetch_observations(dg.AssetKey(["streams", "s"]), limit=10).records
+    assert sorted(record.partition_key for record in records) == list(DAYS[:2])
+    assert not list((lake / "control/events").iterdir())
+
+
+def test_dagster_is_told_by_default_where_it_was_set_up_before(run, feed, lake, tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", "")
     (tmp_path / ".dagster").mkdir()
     (tmp_path / ".dagster/dagster.yaml").write_text("telemetry: {enabled: false}\n")
 
     assert run("compact", "s", "--partition", DAYS[0]).stderr == ""
 
-    with open_instance() as instance:
+    with dagster_told(lake) as instance:
         assert len(instance.fetch_observations(dg.AssetKey(["streams", "s"]), limit=10).records) == 1
 
 

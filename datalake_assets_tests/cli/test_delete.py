@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 
 from datalake_assets.core.batches import RejectedRow
-from datalake_assets.defs.runtime import open_instance
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
+from datalake_assets_tests.cli.told import dagster_told
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.hive_tables import export, ids
 
@@ -120,7 +120,7 @@ def test_dagster_is_told_what_was_deleted_and_what_a_feed_is_kept_as(run, clicks
     run("delete", "s", "--where", "id < 3", "--yes")
     run("delete", "s", "--where", "id < 3", "--yes")  # nothing more
     assert run("feeds", "convert", "s", "--to", "iceberg").exit_code == 0
-    with open_instance() as instance:
+    with dagster_told(lake) as instance:
         (deleted,) = instance.fetch_materializations(dg.AssetKey(["streams", "s"]), limit=9).records
         (kept_as,) = instance.fetch_observations(dg.AssetKey(["streams", "s"]), limit=9).records
     told = {name: value.value for name, value in deleted.asset_materialization.metadata.items()}
@@ -137,12 +137,12 @@ def test_dagster_is_told_what_was_deleted_and_what_a_feed_is_kept_as(run, clicks
     assert told["dagster/uri"] == f"{lake}/streams/s.iceberg"
 
 
-def test_a_past_version_that_lost_rows_does_not_look_like_the_present_one(run, lake_store, registry):
+def test_a_past_version_that_lost_rows_does_not_look_like_the_present_one(run, lake, lake_store, registry):
     table = open_table(lake_store, registry.add(table_feed()))
     for rows in (3, 4):
         export(table, table_of(rows))
     run("delete", "t", "--where", "id = 1", "--partition", "v1", "--yes")
-    with open_instance() as instance:
+    with dagster_told(lake) as instance:
         assert instance.fetch_materializations(dg.AssetKey(["tables", "t"]), limit=9).records == []
         (record,) = instance.fetch_observations(dg.AssetKey(["tables", "t"]), limit=9).records
     assert (record.partition_key, record.asset_observation.description) == ("v1", "1 of 3 rows deleted")

@@ -26,7 +26,7 @@ from datalake_assets.defs.metadata import (
 )
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
-from datalake_assets.defs.runtime import PASSING, failures_named, open_instance
+from datalake_assets.defs.runtime import PASSING, failures_named
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
@@ -52,7 +52,6 @@ __all__ = [
     "compact_feed",
     "compact_partition_job",
     "observation",
-    "report_compactions",
 ]
 
 COMPACT_PARTITION = "compact_partition"
@@ -199,17 +198,6 @@ def observation(feed: Feed, report: CompactionReport, *, lake_uri: str) -> dg.As
         description=f"compacted: {report.text}" if report.kernel else "nothing to compact",
         metadata=compaction_metadata(feed, report, lake_uri=lake_uri),
     )
-
-
-def report_compactions(lake: Lake, feed: Feed, reports: Sequence[CompactionReport]) -> None:
-    """Tells Dagster of compactions that ran without it, in ``DAGSTER_HOME``: observations and checks, of no run."""
-    with open_instance() as instance:
-        for report in reports:
-            instance.report_runless_asset_event(observation(feed, report, lake_uri=lake.uri))
-        healths = [report.health for report in reports]
-        # of partitions only within a run: without one, the second of the same partition breaks SQLite storage
-        for event in size_evaluations(instance, lake, feed, healths, each_partition=False):
-            instance.report_runless_asset_event(event)
 
 
 def example(feeds: Sequence[Feed], now: datetime) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 import atexit
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from importlib import import_module
 from types import MappingProxyType
@@ -12,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from datalake_assets.core.facts import Deletion, ExportResult, FailedCheck, PartitionFacts, WriteReport
+from datalake_assets.core.facts import ExportResult, FailedCheck, PartitionFacts
 from datalake_assets.defs.feeds.assets import (
     IO_MANAGER_KEY,
     ExportConfig,
@@ -26,12 +25,7 @@ from datalake_assets.defs.feeds.folders import folder_asset
 from datalake_assets.defs.metadata import (
     NOTES,
     asset_key,
-    deletion_metadata,
-    event_partition,
     failed_check,
-    feed_metadata,
-    partition_metadata,
-    totals_metadata,
 )
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
@@ -39,7 +33,6 @@ from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_in
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progress_told_to
 from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
-from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.marts.mart_order import made_in_order
 from datalake_assets.lake.table import Progress
 from datalake_assets.policies import Level
@@ -51,9 +44,6 @@ __all__ = [
     "export_feed",
     "feed_runner",
     "repair_runs",
-    "report_conversion",
-    "report_deletions",
-    "report_replay",
     "warm_up",
 ]
 
@@ -247,49 +237,6 @@ def export_feed(
     repair_runs(own)
     with progress_told_to(on_progress), repaired_meanwhile(own):
         return runner.export(own, name, partitions=partitions, config=config, quiet=True)
-
-
-def report_replay(settings: Settings, feed: Feed, write: WriteReport) -> None:
-    """Tells Dagster, in ``DAGSTER_HOME``, of partitions that received rows outside of a run: from quarantine."""
-    with _outside_of_runs(settings, feed) as (report, uri, totals):
-        for each in write.partitions:
-            metadata = partition_metadata(feed, each, lake_uri=uri, schema=write.schema) | totals
-            report(dg.AssetMaterialization(asset_key(feed), partition=each.key, metadata=metadata))
-
-
-def report_deletions(settings: Settings, feed: Feed, done: Iterable[Deletion]) -> None:
-    """Tells Dagster of partitions that lost rows outside of a run, so that what is made of them is out of date.
-
-    A table's versions are observed: a past one that was materialized last would look like the present one.
-    """
-    make = dg.AssetObservation if feed.kind is FeedKind.TABLE else dg.AssetMaterialization
-    with _outside_of_runs(settings, feed) as (report, uri, totals):
-        for each in done:
-            metadata = deletion_metadata(feed, each, lake_uri=uri) | totals
-            text = f"{each.rows_deleted:,} of {each.rows:,} rows deleted"
-            report(
-                make(asset_key(feed), partition=event_partition(feed, each.key), metadata=metadata, description=text)
-            )
-
-
-def report_conversion(settings: Settings, feed: Feed, *, partitions: int, rows: int) -> None:
-    """Tells Dagster what a feed is kept as from now on; its rows are the same, and nothing is out of date for it."""
-    with _outside_of_runs(settings, feed) as (report, uri, totals):
-        kept_as: dict[str, dg.MetadataValue] = {"datalake/format": dg.MetadataValue.text(feed.format.type)}
-        kept_as["dagster/uri"] = feed_metadata(feed, lake_uri=uri)["dagster/uri"]
-        text = f"converted to {feed.format.type}: {partitions:,} partitions, {rows:,} rows"
-        report(dg.AssetObservation(asset_key(feed), metadata=kept_as | totals, description=text))
-
-
-@contextmanager
-def _outside_of_runs(
-    settings: Settings, feed: Feed
-) -> Iterator[tuple[Callable[[dg.AssetMaterialization | dg.AssetObservation], None], str, dict[str, dg.MetadataValue]]]:
-    """Takes events of no run; also gives the lake's URI, and what each event says of the feed as a whole."""
-    lake = Lake(settings)
-    totals = totals_metadata(feed, lake.table(feed).totals())
-    with open_instance() as instance, known_dagster_warnings_ignored():
-        yield instance.report_runless_asset_event, lake.uri, totals
 
 
 def run_config(feed: Feed, config: ExportConfig) -> dict[str, Any]:

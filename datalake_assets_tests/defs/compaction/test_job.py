@@ -18,7 +18,6 @@ from datalake_assets.defs.compaction.job import (
     example,
     observation,
     raise_for_failed,
-    report_compactions,
 )
 from datalake_assets.defs.metadata import PARTITION_ERRORS, asset_key
 from datalake_assets.defs.runs import HOST_TAG, PID_TAG
@@ -228,20 +227,6 @@ def test_example_of_the_launchpad_is_one_that_can_be(feeds, name, key):
 def test_compactor_has_a_pool_apart_from_the_writers(job, lake):
     assert job.all_node_defs[0].pool == COMPACTOR_POOL
     assert not COMPACTOR_POOL.endswith("/write")
-
-
-def test_compactions_without_dagster_are_reported_of_no_run(home, clicks, lake):
-    report = clicks.compact(DAYS[0], CompactionRequest())
-
-    for _ in range(2):
-        report_compactions(lake, stream(), [report])
-
-    _, record = home.fetch_observations(asset_key(stream()), limit=5).records
-    assert (record.partition_key, record.run_id) == (DAYS[0], "")
-    assert record.asset_observation.metadata["datalake/files_removed"].value == 39
-    for name in ("file_size", "small_files"):
-        checked = home.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(asset_key(stream()), name))
-        assert checked.event.dagster_event.asset_check_evaluation_data.passed
 
 
 def test_interrupted_commit_sensor_repairs_the_feed_of_a_failed_compaction(job, instance, lake, clicks):

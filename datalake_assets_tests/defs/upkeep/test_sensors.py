@@ -169,5 +169,6 @@ def test_definitions_have_the_sensors_on(lake):
         "feed_registry_sensor",
         "freshness_sensor",
         "interrupted_commit_sensor",
+        "queued_events_sensor",
         "lake_report_sensor",
     }
