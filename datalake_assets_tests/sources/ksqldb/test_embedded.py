@@ -188,7 +188,7 @@ def test_schema_query_serves_the_first_iteration_and_every_iteration_reads_anew(
 def test_expired_rows_are_an_alarm() -> None:
     with KsqlServer(GeneratorConfig(records=1_200, retention_rows=400)) as server:
         for name in ("user_events", "transaction_flattened"):
-            source = KsqlDB(server.url)
+            source = KsqlDB(server.url, timeout_s=4)  # the first is silent for so long, twice, before it is an alarm
             with pytest.raises(SourceDataLost, match="expired before they were read"):
                 list(source.read(feed(name), ReadRequest(start_offsets={0: 100})))
             rows = landed(source.read(feed(name), ReadRequest(start_offsets={0: 100}, new_epoch=True)))
@@ -200,7 +200,7 @@ def test_expired_rows_are_an_alarm() -> None:
 def test_topic_with_fewer_rows_than_landed_is_an_alarm() -> None:
     with KsqlServer(GeneratorConfig(records=400)) as server:
         for name in ("user_events", "transaction_flattened"):
-            source = KsqlDB(server.url)
+            source = KsqlDB(server.url, timeout_s=4)  # the first is silent for so long, twice, before it is an alarm
             with pytest.raises(SourceRecreated, match="ends at offset"):
                 list(source.read(feed(name), ReadRequest(start_offsets={0: 750, 3: 750})))
             batches = source.read(feed(name), ReadRequest(start_offsets={0: 750, 3: 750}, new_epoch=True))
