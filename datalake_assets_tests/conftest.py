@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Generator, Iterator
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,8 +23,8 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
-from datalake_assets_tests.dagster_storage import spare_storages
 from datalake_assets_tests.fault_proxy import FaultProxy
+from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, spare
 from datalake_assets_tests.scheduling import FilesTogether
 from datalake_assets_tests.sources.sql.database_servers import MariaDb, Postgres
 from datalake_assets_tests.sources.sqs.sqs_server import SqsServer
@@ -106,8 +107,12 @@ def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("GOMEMLIMIT", "600MiB")
         patch.setattr(ScriptDirectory, "from_config", read_once)
         _spare_clients(patch)
+        databases = tmp_path_factory.mktemp("dagster")
+        patch.setenv(FOLDER, str(databases))
         if "dagster" in sys.modules:  # in a run of all tests it is
-            spare_storages(patch, tmp_path_factory.mktemp("dagster"))
+            for name in MODULES:
+                import_module(name)
+                spare(patch.setattr, databases, name)
         yield
 
 

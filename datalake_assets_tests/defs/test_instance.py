@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from datalake_assets.cli.session import prepare_home
+from datalake_assets_tests.processes.spared_storages import FOLDER
 
 
 def test_run_prints_what_a_person_reads_and_keeps_all_events(
@@ -31,6 +32,7 @@ def test_run_prints_what_a_person_reads_and_keeps_all_events(
 
 def test_processes_that_open_a_new_history_at_once_all_can(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.delenv(FOLDER)  # they make it, and copy none
     prepare_home()
     code = "from datalake_assets.defs.runtime import open_instance; open_instance().dispose()"
     children = [subprocess.Popen([sys.executable, "-c", code], env=os.environ) for _ in range(3)]

@@ -8,6 +8,7 @@ import atexit
 import gc
 import os
 import sys
+from _frozen_importlib_external import PathFinder  # as Python has it already; importlib.machinery costs a millisecond
 
 
 @atexit.register
@@ -18,3 +19,32 @@ def _leave_all_to_the_system() -> None:
 
 gc.set_threshold(50_000, 20, 50)
 os.fsync = os.fstat
+
+
+class _SpareStorages:
+    """Has Dagster's storages spared as soon as they are imported."""
+
+    names = frozenset(
+        f"dagster._core.storage.{kind}.sqlite.sqlite_{name}"
+        for kind, name in (("event_log", "event_log"), ("runs", "run_storage"), ("schedules", "schedule_storage"))
+    )
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.names or not os.environ.get("TESTS_DATABASES"):
+            return None
+        found = PathFinder.find_spec(name, path, target)
+        execute = found.loader.exec_module
+
+        def execute_and_spare(module):
+            execute(module)
+            from pathlib import Path  # noqa: PLC0415  whoever imports Dagster has it
+
+            from spared_storages import spare  # noqa: PLC0415
+
+            spare(setattr, Path(os.environ["TESTS_DATABASES"]), name)
+
+        found.loader.exec_module = execute_and_spare
+        return found
+
+
+sys.meta_path.insert(0, _SpareStorages())

@@ -1,8 +1,9 @@
-"""Spares tests what Dagster's SQLite storages do anew for each database and each statement.
+"""Spares processes what Dagster's SQLite storages do anew for each database and each statement.
 
 Each new database is made table by table, and each run has one of its own; each statement gets an engine of its own,
 which compiles it once more; in memory each gets a connection of its own. That was half the CPU of an export in a new
-``DAGSTER_HOME``. Processes that tests start do all of it, as does whoever has a database already.
+``DAGSTER_HOME``. Whoever has a database already goes on with it as ever, and a test of a history's beginning takes
+``FOLDER`` from the environment of its processes.
 """
 
 from __future__ import annotations
@@ -10,36 +11,53 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import sys
+import threading
 import uuid
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy.pool import QueuePool
 
-__all__ = ["spare_storages"]
+__all__ = ["FOLDER", "MODULES", "spare"]
 
+#: The variable that names the folder which keeps the first database of each kind.
+FOLDER = "TESTS_DATABASES"
+#: Dagster's modules that are spared; processes that tests start come by those in memory hardly ever.
+MODULES = tuple(
+    f"dagster._core.storage.{name}"
+    for name in (
+        "event_log.in_memory",
+        "runs.in_memory",
+        "event_log.sqlite.sqlite_event_log",
+        "runs.sqlite.sqlite_run_storage",
+        "schedules.sqlite.sqlite_schedule_storage",
+    )
+)
 _ENGINES = 32
 
 
-def spare_storages(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Has databases copied from the first of their kind, which ``folder`` keeps, and engines kept."""
-    # here, as it takes seconds: where nobody has imported Dagster there is nothing to spare
-    from dagster._core.storage.event_log import in_memory as events_in_memory  # noqa: PLC0415, TID251
-    from dagster._core.storage.event_log.sqlite import sqlite_event_log as events  # noqa: PLC0415, TID251
-    from dagster._core.storage.runs import in_memory as runs_in_memory  # noqa: PLC0415, TID251
-    from dagster._core.storage.runs.sqlite import sqlite_run_storage as runs  # noqa: PLC0415, TID251
-    from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage as schedules  # noqa: PLC0415, TID251
+def spare(set_attribute: Callable[[object, str, object], None], folder: Path, name: str) -> None:
+    """Has databases copied from the first of their kind, which ``folder`` keeps, and engines kept.
 
-    for module in (events_in_memory, runs_in_memory):
-        patch.setattr(module, "create_engine", _pooled(module.create_engine))
-    for module in (events, runs, schedules):
-        patch.setattr(module, "create_engine", _kept(module.create_engine))
-    _copy_new_shards(patch, events.SqliteEventLogStorage, folder / "events.db")
-    _copy_new_databases(patch, runs.SqliteRunStorage, folder / "runs.db")
-    _copy_new_databases(patch, schedules.SqliteScheduleStorage, folder / "schedules.db")
+    Args:
+        set_attribute: Python's own, or a patch's.
+        folder: For all processes.
+        name: One of `MODULES`, imported.
+    """
+    module = sys.modules[name]
+    if name.endswith(".in_memory"):
+        set_attribute(module, "create_engine", _pooled(module.create_engine))
+        return
+    set_attribute(module, "create_engine", _kept(module.create_engine))
+    if name.endswith("sqlite_event_log"):
+        _copy_new_shards(set_attribute, module.SqliteEventLogStorage, folder / "events.db")
+    elif name.endswith("sqlite_run_storage"):
+        _copy_new_databases(set_attribute, module.SqliteRunStorage, folder / "runs.db")
+    else:
+        _copy_new_databases(set_attribute, module.SqliteScheduleStorage, folder / "schedules.db")
 
 
 def _pooled(create_engine: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,29 +74,31 @@ def _pooled(create_engine: Callable[..., Any]) -> Callable[..., Any]:
 def _kept(create_engine: Callable[..., Any]) -> Callable[..., Any]:
     """Gives the engine of a file that it gave before; none of them holds a connection (``NullPool``)."""
     engines: dict[tuple[str, str], Any] = {}
+    one_at_a_time = threading.Lock()
 
     def create(url: str, **options: object) -> Any:
         key = (url, repr(sorted(options.items())))
-        if key not in engines:
-            if len(engines) == _ENGINES:
-                engines.pop(next(iter(engines)))
-            engines[key] = create_engine(url, **options)
-        return engines[key]
+        with one_at_a_time:
+            if key not in engines:
+                if len(engines) == _ENGINES:
+                    engines.pop(next(iter(engines)))
+                engines[key] = create_engine(url, **options)
+            return engines[key]
 
     return create
 
 
-def _copy_new_shards(patch: pytest.MonkeyPatch, storage: Any, first: Path) -> None:
+def _copy_new_shards(set_attribute: Callable[[object, str, object], None], storage: Any, first: Path) -> None:
     original = storage._initdb
 
     def make(self: Any, engine: Any, **options: bool) -> None:
         with _Copied(engine.url.database, first):
             original(self, engine, **options)
 
-    patch.setattr(storage, "_initdb", make)
+    set_attribute(storage, "_initdb", make)
 
 
-def _copy_new_databases(patch: pytest.MonkeyPatch, storage: Any, first: Path) -> None:
+def _copy_new_databases(set_attribute: Callable[[object, str, object], None], storage: Any, first: Path) -> None:
     original = storage.from_local.__func__
 
     def make(cls: Any, base_dir: str, inst_data: Any = None) -> Any:
@@ -86,7 +106,7 @@ def _copy_new_databases(patch: pytest.MonkeyPatch, storage: Any, first: Path) ->
         with _Copied(os.path.join(base_dir, first.name), first):  # noqa: PTH118  base_dir as it is
             return original(cls, base_dir, inst_data)
 
-    patch.setattr(storage, "from_local", classmethod(make))
+    set_attribute(storage, "from_local", classmethod(make))
 
 
 class _Copied:
