@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from datalake_assets_tests.browser.servers import ROOT, DemoUI, running_ui
 
@@ -23,6 +23,14 @@ _PATIENCE_MS = 60_000
 _LANGUAGE = """
 Object.defineProperty(navigator, 'language', {get: () => 'en-US'});
 Object.defineProperty(navigator, 'languages', {get: () => ['en-US']});
+"""
+# what turns and blinks while something is waited for takes half a core, since no graphics card draws it
+_STILL = """
+document.addEventListener('DOMContentLoaded', () => {
+  const still = document.createElement('style');
+  still.textContent = '*, *::before, *::after { animation: none !important; transition: none !important }';
+  document.head.append(still);
+});
 """
 # the app scrolls inside of the page, so that a full-page picture would be of what fits the window
 _HIDDEN_PX = """() => Math.max(0, ...[...document.querySelectorAll('main *, [role=main] *, div')]
@@ -42,8 +50,10 @@ _REMEMBERED = "cookies,indexeddb,local_storage,service_workers"
 _PICTURES = 8
 # a JPEG to compare takes a tenth of the CPU of a PNG
 _COARSE = 30
-# CI runs as root in a container; one process draws all pages, and has the app compiled after the first
-_ARGUMENTS = ["--no-sandbox", "--process-per-site"]
+#: CI runs as root in a container; a process that stands by for the next page is started for nothing
+ARGUMENTS = ["--no-sandbox", "--process-per-site", "--disable-features=SpareRendererForSitePerProcess"]
+#: Where a page is while a test waits: drawn by the same process, as it is of the same origin, and asking for nothing.
+QUIET = "/server_info"
 
 Picture = Callable[[str], Path]
 
@@ -65,31 +75,34 @@ def chromium() -> Iterator[Browser]:
         assert not any(os.environ.get(name) for name in NEEDED), reason
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="package")
-def profile(chromium: Browser, ui: DemoUI) -> Iterator[BrowserContext]:
-    """One for all pages: a new one fetches and compiles the app's megabytes of JavaScript anew."""
+def tab(chromium: Browser, ui: DemoUI) -> Iterator[Page]:
+    """One for all tests: a new one has a new process, which compiles the app's megabytes of JavaScript anew."""
     context = chromium.new_context(
         base_url=ui.url, viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce", timezone_id="UTC"
     )
     context.add_init_script(_LANGUAGE)
+    context.add_init_script(_STILL)
     context.set_default_timeout(_PATIENCE_MS)
-    yield context
+    yield context.new_page()
     context.close()
 
 
 @pytest.fixture
-def page(profile: BrowserContext, ui: DemoUI) -> Iterator[Page]:
+def page(tab: Page, ui: DemoUI) -> Iterator[Page]:
     """A page of the web UI, with nothing left from other tests."""
-    fresh = profile.new_page()
-    fresh.set_default_timeout(_PATIENCE_MS)
-    yield fresh
-    profile.new_cdp_session(fresh).send("Storage.clearDataForOrigin", {"origin": ui.url, "storageTypes": _REMEMBERED})
-    fresh.close()
+    yield tab
+    tab.goto(QUIET)
+    tab.evaluate("sessionStorage.clear()")  # it is the tab's, not the origin's
+    session = tab.context.new_cdp_session(tab)
+    session.send("Storage.clearDataForOrigin", {"origin": ui.url, "storageTypes": _REMEMBERED})
+    session.detach()
+    tab.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 @pytest.fixture

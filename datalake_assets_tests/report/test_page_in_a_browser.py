@@ -7,14 +7,15 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from datalake_assets.core.report.figures import Quarantined
 from datalake_assets.core.report.findings import build_report
 from datalake_assets.report.page import page_html
-from datalake_assets_tests.browser.conftest import NEEDED, PICTURES
+from datalake_assets_tests.browser.conftest import ARGUMENTS, NEEDED, PICTURES
 from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, partition_of, statistics_of
 
 pytestmark = pytest.mark.browser
@@ -27,15 +28,32 @@ _OVERFLOW_PX = "() => document.documentElement.scrollWidth - document.documentEl
 _PAPER = "() => getComputedStyle(document.body).backgroundColor"
 
 
+class Window:
+    """A page, and what it had to load or complained of since it was shown."""
+
+    def __init__(self, page: Page) -> None:
+        self._page, self.asked = page, list[str]()
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("console", lambda message: self.asked.append(message.text))
+
+    def show(self, file: Path, *, width: int, scheme: Literal["light", "dark"] = "light") -> Page:
+        self._page.set_viewport_size({"width": width, "height": 900})
+        self._page.emulate_media(media="screen", color_scheme=scheme)
+        self.asked.clear()
+        self._page.goto(file.as_uri())
+        return self._page
+
+
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def window() -> Iterator[Window]:
+    """One for all tests: each would start a process to draw it."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         assert not any(os.environ.get(name) for name in NEEDED)
         pytest.skip("no chromium and no google-chrome on the PATH")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield Window(browser.new_context(offline=True).new_page())
         browser.close()
 
 
@@ -61,35 +79,24 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page
 
 
-def shown(chromium: Browser, file: Path, *, width: int, scheme: str = "light") -> tuple[Page, list[str]]:
-    """The page in a window, and what it had to load or complained of."""
-    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)  # type: ignore[arg-type]  # two literals
-    page = context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: asked.append(message.text))
-    page.goto(file.as_uri())
-    return page, asked
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [380, 1400])
-def test_page_fits_the_window_and_loads_nothing_but_itself(chromium, file, width, scheme):
-    page, asked = shown(chromium, file, width=width, scheme=scheme)
+def test_page_fits_the_window_and_loads_nothing_but_itself(window, file, width, scheme):
+    page = window.show(file, width=width, scheme=scheme)
 
     PICTURES.mkdir(parents=True, exist_ok=True)
     top = {"x": 0, "y": 0, "width": width, "height": 3000}
     page.screenshot(path=PICTURES / f"report_{width}_{scheme}.png", full_page=True, clip=top)  # type: ignore[arg-type]  # a TypedDict
 
-    assert asked == [file.as_uri()]
+    assert window.asked == [file.as_uri()]
     assert page.evaluate(_OVERFLOW_PX) == 0
     red = int(page.evaluate(_PAPER).removeprefix("rgb(").split(",")[0])
     assert (red < 64) is (scheme == "dark")
 
 
 @pytest.mark.parametrize("width", [380, 768, 1400])
-def test_names_and_figures_in_plots_do_not_touch(chromium, file, width):
-    page, _ = shown(chromium, file, width=width)
+def test_names_and_figures_in_plots_do_not_touch(window, file, width):
+    page = window.show(file, width=width)
 
     beside = page.evaluate(_BESIDE)
 
@@ -97,8 +104,8 @@ def test_names_and_figures_in_plots_do_not_touch(chromium, file, width):
     assert [pair for pair in beside if pair[0] >= pair[1]] == []
 
 
-def test_links_lead_to_their_sections(chromium, file):
-    page, _ = shown(chromium, file, width=1400)
+def test_links_lead_to_their_sections(window, file):
+    page = window.show(file, width=1400)
     link = page.locator(".verdicts a").last
     name = link.inner_text()
 
@@ -107,8 +114,8 @@ def test_links_lead_to_their_sections(chromium, file):
     assert page.locator("section:target h3").inner_text() == name
 
 
-def test_paper_is_white_even_where_screens_are_dark(chromium, file):
-    page, _ = shown(chromium, file, width=1400, scheme="dark")
+def test_paper_is_white_even_where_screens_are_dark(window, file):
+    page = window.show(file, width=1400, scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
 
     assert page.evaluate(_PAPER) == "rgb(255, 255, 255)"
