@@ -100,8 +100,12 @@ def route_to(url: str) -> Route:
 _AWS_ATTEMPTS, _AWS_CONNECT_S, _AWS_READ_S = 5, 5.0, 60.0
 
 
-def aws_client(service: str) -> Any:
+def aws_client(service: str, *, region: str | None = None) -> Any:
     """A client of a service of AWS, by the AWS conventions: credentials, region, ``AWS_ENDPOINT_URL_<SERVICE>``.
+
+    Args:
+        service: boto3's name of it.
+        region: Another region than that of the conventions.
 
     Raises:
         ConfigError: It cannot be set up, or no region is known.
@@ -113,7 +117,9 @@ def aws_client(service: str) -> Any:
     session = botocore.session.Session()
     named = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
     endpoint = next(filter(None, map(os.environ.get, named)), None)
-    region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or (endpoint and "us-east-1")
+    region = (
+        region or os.environ.get("AWS_REGION") or session.get_config_variable("region") or (endpoint and "us-east-1")
+    )
     if not region:
         raise ConfigError(f"no region to look for {service} in: set AWS_REGION")
     route = route_to(endpoint or f"https://{service}.{region}.amazonaws.com")

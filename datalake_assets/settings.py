@@ -72,6 +72,11 @@ class Settings(BaseModel):
             write API's tenants begin with it; unset: with ``records``. Lakes that share a catalog need one each.
         iceberg_credential: ``id:secret`` of a client of a REST catalog.
         iceberg_properties: More properties of the catalog by pyiceberg's names, as the text of a JSON object of texts.
+        notify_webhook: URL of a webhook that takes messages as Slack's does: what failed, and what is well again.
+        notify_sns: ARN of a topic of Amazon SNS that gets them.
+        notify_email: Addresses that get them, with commas between; needs the next two.
+        notify_email_from: The address that they come from.
+        notify_smtp: The mail server, ``smtp://user:password@host:587`` or ``smtps://host:465``.
         catalog: Catalogs that feeds are entered in, for engines that find tables by name: ``duckdb``, ``glue``, or both
             with a comma between; unset: ``duckdb`` for a lake in a local folder, none for one in S3.
         catalog_database: The database of AWS Glue that they are entered in. Lakes need one each, or names that differ.
@@ -96,6 +101,11 @@ class Settings(BaseModel):
     iceberg_namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
     iceberg_credential: SecretStr | None = None
     iceberg_properties: SecretStr | None = None
+    notify_webhook: SecretStr | None = None
+    notify_sns: str = ""
+    notify_email: str = ""
+    notify_email_from: str = ""
+    notify_smtp: SecretStr | None = None
     catalog: Annotated[str, Field(pattern=r"^[a-z, ]*$")] = ""
     catalog_database: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,255}$")] = "datalake"
     catalog_file: str = ""

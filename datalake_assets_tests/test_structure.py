@@ -39,6 +39,7 @@ REASONS = {
     "defs.projects": "public, loaded by name: for other people's projects",
     "defs.upkeep.catalog_flow": "a subject of the location, which puts it together",
     "defs.upkeep.sensors": "likewise: what keeps an installation in order",
+    "defs.upkeep.notify_sensor": "a subject of the location, which puts it together",
     "demo.keeper": "run by path in a bare interpreter",
     "lake.adopted.adopted_delta": "a table, likewise; loaded by name: it brings deltalake",
     "lake.adopted.adopted_table": "a table; the registry of tables alone knows which there are",

@@ -58,6 +58,7 @@ COMMANDS = {
     "report": "Report small files, sizes, freshness, quarantine and costs, from the manifests.",
     "sql": "Answer a SELECT over the feeds, by DuckDB, exactly as committed.",
     "catalog": "Enter feeds in catalogs, so that DuckDB, Athena and Spark find them by name.",
+    "notify": "Send a message: to the webhook, the topic and the addresses that settings name, and to the log.",
     "ops": "Answer one request of the write API, a JSON document on standard input.",
     "quarantine": "Look at rows that could not be landed, and land them once the feed was mended.",
     "convert": "Convert CSV, TSV or JSON files at SRC to Parquet or Avro at DST, once, without a lake.",

@@ -34,6 +34,7 @@ from datalake_assets.defs.upkeep.catalog_flow import catalog_asset, catalog_sens
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
 from datalake_assets.defs.upkeep.mart_sensor import mart_sensor
 from datalake_assets.defs.upkeep.new_items import new_items_sensor
+from datalake_assets.defs.upkeep.notify_sensor import notify_sensor
 from datalake_assets.defs.upkeep.queue_depth import Connect, queue_depth_sensor
 from datalake_assets.defs.upkeep.queued_events import queued_events_sensor
 from datalake_assets.defs.upkeep.report_asset import lake_report_asset, lake_report_sensor
@@ -296,6 +297,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 freshness_sensor(runner.feeds, lake),
                 lake_report_sensor(feeds),
                 catalog_sensor(feeds),
+                notify_sensor(feeds, lake.settings),
                 *(_queue_depth_sensor(runner, feed, connect) for feed in feeds if has_backlog(feed)),
                 *(_new_items_sensor(runner, feed, connect) for feed in feeds if has_news(feed)),
                 *(_mart_sensor(runner, feed) for feed in feeds if feed.is_mart and feed.schedule is None),

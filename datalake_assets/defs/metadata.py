@@ -40,6 +40,7 @@ __all__ = [
     "aimed",
     "asset_key",
     "check_evaluation",
+    "check_names",
     "check_result",
     "code_version",
     "column_schema",
@@ -415,9 +416,14 @@ def failed_checks(instance: dg.DagsterInstance, feeds: Iterable[Feed]) -> dict[s
     return {feed.name: dict(_failed_checks(instance, feed)) for feed in feeds}
 
 
+def check_names(feed: Feed) -> tuple[str, ...]:
+    """Names of all checks that a feed may have."""
+    return (*BUILT_IN_CHECKS, *QUEUE_CHECKS, *(rule.check_name for rule in feed.checks.rules))
+
+
 def _failed_checks(instance: dg.DagsterInstance, feed: Feed) -> Iterator[tuple[str, tuple[FailedCheck, ...]]]:
     asset = asset_key(feed)
-    for name in (*BUILT_IN_CHECKS, *QUEUE_CHECKS, *(rule.check_name for rule in feed.checks.rules)):
+    for name in check_names(feed):
         history = instance.event_log_storage.get_asset_check_execution_history(
             dg.AssetCheckKey(asset, name), limit=_EXECUTIONS
         )

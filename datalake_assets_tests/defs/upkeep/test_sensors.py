@@ -171,4 +171,5 @@ def test_definitions_have_the_sensors_on(lake):
         "interrupted_commit_sensor",
         "queued_events_sensor",
         "lake_report_sensor",
+        "notify_sensor",
     }

@@ -1,0 +1,1 @@
+"""Messages to people: what failed, what needs attention, what is well again."""

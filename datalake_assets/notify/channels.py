@@ -1,0 +1,280 @@
+"""Where messages go: a webhook as Slack has it, a topic of SNS, e-mail, and always the log.
+
+A channel takes a message or says that it has not: for a reason that passes (`SourceUnavailable`), or for one that a
+person must mend (`SourceRefused`). What is secret of an address never shows in either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import logging
+import smtplib
+import ssl
+from collections.abc import Callable, Iterable
+from email.message import EmailMessage
+from email.utils import make_msgid
+from typing import Final, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import stamina
+
+from datalake_assets.errors import ConfigError, DatalakeError, SourceRefused, SourceUnavailable
+from datalake_assets.network import aws_client, route_to
+from datalake_assets.notify.incidents import Message
+from datalake_assets.settings import Settings
+
+__all__ = ["CHANNELS", "Channel", "EmailChannel", "LogChannel", "SnsChannel", "WebhookChannel", "open_channels", "send"]
+
+logger = logging.getLogger(__name__)
+
+#: Attempts at a message that was not taken for a reason that passes; whoever keeps it tries again later.
+ATTEMPTS = 3
+_TIMEOUT_S = 10.0
+#: SNS limits: characters of a subject, and bytes of a message.
+_SUBJECT, _MESSAGE_BYTES = 100, 256 << 10
+#: Slack limit: characters of a message's text (Slack documentation, "chat.postMessage").
+_SLACK_CHARACTERS = 40_000
+_MARKS = {"failure": ":red_circle:", "alert": ":warning:", "recovery": ":white_check_mark:", "info": ""}
+_TOO_MANY, _SERVER_ERROR, _REFUSED = 429, 500, 400
+T = TypeVar("T")
+
+
+class Channel(Protocol):
+    """One way to people."""
+
+    @property
+    def name(self) -> str:
+        """``webhook``, ``sns``, ``email`` or ``log``."""
+
+    def send(self, message: Message) -> None:
+        """Sends a message.
+
+        Raises:
+            SourceUnavailable: It may be taken later.
+            SourceRefused: A person must mend something.
+        """
+
+
+class LogChannel:
+    """The log: failures and alerts as warnings; implements `Channel`."""
+
+    name = "log"
+
+    def send(self, message: Message) -> None:
+        """Implements `Channel`."""
+        level = logging.WARNING if message.level in {"failure", "alert"} else logging.INFO
+        text = " ".join(message.text.split())
+        logger.log(level, "%s: %s%s", message.level, message.title, f": {text}" if text else "")
+
+
+class WebhookChannel:
+    """A webhook that takes ``{"text": …}``: Slack's, Mattermost's, Rocket.Chat's; implements `Channel`.
+
+    Args:
+        url: Its URL, which is a secret.
+    """
+
+    name = "webhook"
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ConfigError("DATALAKE_NOTIFY_WEBHOOK is no http(s) URL")
+        self._url, self._where = url, f"the webhook at {parts.hostname}"
+
+    def send(self, message: Message) -> None:
+        """Implements `Channel`."""
+        import httpx  # noqa: PLC0415  a sixth of a second, needed only when something is told
+
+        try:
+            answer = httpx.post(
+                self._url, json={"text": slack_text(message)}, timeout=_TIMEOUT_S, **route_to(self._url).for_httpx()
+            )
+        except httpx.HTTPError as error:  # its message may have the URL in it
+            raise SourceUnavailable(self._where, type(error).__name__, cure=_LATER) from None
+        if answer.status_code == _TOO_MANY or answer.status_code >= _SERVER_ERROR:
+            raise SourceUnavailable(self._where, f"status {answer.status_code}", cure=_LATER)
+        if answer.status_code >= _REFUSED:
+            raise SourceRefused(self._where, f"status {answer.status_code}", cure="correct DATALAKE_NOTIFY_WEBHOOK")
+
+
+_LATER = "it is tried again later"
+
+
+def slack_text(message: Message) -> str:
+    """A message in Slack's markup; what people wrote cannot become markup of links (Slack, "Formatting text")."""
+    title, text = (html.escape(each, quote=False) for each in (message.title, message.text))
+    link = message.link.replace(">", "%3E").replace("|", "%7C")
+    lines = [f"{_MARKS[message.level]} *{title}*".strip(), text, f"<{link}|open>" if link else ""]
+    return "\n".join(filter(None, lines))[:_SLACK_CHARACTERS]
+
+
+class SnsChannel:
+    """A topic of Amazon SNS, by the AWS conventions; implements `Channel`.
+
+    Args:
+        topic: Its ARN. One that ends with ``.fifo`` gets each message once, also when it is sent again.
+    """
+
+    name = "sns"
+
+    def __init__(self, topic: str) -> None:
+        if not topic.startswith("arn:"):
+            raise ConfigError("DATALAKE_NOTIFY_SNS is no ARN of a topic, like arn:aws:sns:eu-west-1:123456789012:lake")
+        self._topic = topic
+
+    def send(self, message: Message) -> None:
+        """Implements `Channel`."""
+        from botocore import exceptions  # noqa: PLC0415  a tenth of a second, needed only when something is told
+
+        where = f"SNS topic {self._topic.rpartition(':')[2]}"
+        client = aws_client("sns", region=self._topic.split(":")[3])
+        try:
+            client.publish(**self._request(message))
+        except exceptions.ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            reason = str(error.response.get("Error", {}).get("Code", ""))
+            if status >= _SERVER_ERROR or "Throttl" in reason:
+                raise SourceUnavailable(where, reason, cure=_LATER) from error
+            raise SourceRefused(where, reason, cure="correct DATALAKE_NOTIFY_SNS or its access") from error
+        except exceptions.BotoCoreError as error:
+            raise SourceUnavailable(where, type(error).__name__, cure=_LATER) from error
+        finally:
+            client.close()
+
+    def _request(self, message: Message) -> dict[str, object]:
+        body = plain_text(message).encode()[:_MESSAGE_BYTES].decode(errors="ignore")
+        subject = "".join(each if each.isascii() and each.isprintable() else "?" for each in subject_of(message))
+        told: dict[str, object] = {
+            "TopicArn": self._topic,
+            "Subject": subject[:_SUBJECT],
+            "Message": body,
+            "MessageAttributes": {
+                name: {"DataType": "String", "StringValue": value}
+                for name, value in (("level", message.level), ("key", message.key))
+            },
+        }
+        if self._topic.endswith(".fifo"):
+            told["MessageGroupId"] = "datalake"
+            told["MessageDeduplicationId"] = _digest(f"{message.key}\n{body}")
+        return told
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class EmailChannel:
+    """E-mail by a server that takes it; implements `Channel`.
+
+    Args:
+        server: ``smtp://user:password@host:587`` (encrypted, where the server offers it and always before a password)
+            or ``smtps://…:465``; a secret.
+        recipients: Addresses.
+        sender: The address that it comes from.
+    """
+
+    name = "email"
+
+    def __init__(self, server: str, recipients: Iterable[str], *, sender: str) -> None:
+        parts = urlsplit(server)
+        if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
+            raise ConfigError("DATALAKE_NOTIFY_SMTP is no URL like smtp://user:password@host:587")
+        self._parts, self._recipients, self._sender = parts, tuple(recipients), sender
+        self._where = f"the mail server {parts.hostname}"
+        if not self._recipients or not sender:
+            raise ConfigError("e-mail needs DATALAKE_NOTIFY_EMAIL and DATALAKE_NOTIFY_EMAIL_FROM")
+
+    def send(self, message: Message) -> None:
+        """Implements `Channel`."""
+        mail = EmailMessage()
+        mail["Subject"], mail["From"], mail["To"] = subject_of(message), self._sender, ", ".join(self._recipients)
+        mail["Message-ID"] = make_msgid(domain=self._sender.rpartition("@")[2] or None)
+        mail.set_content(plain_text(message))
+        try:
+            with self._connected() as server:
+                server.send_message(mail, self._sender, self._recipients)
+        except smtplib.SMTPRecipientsRefused as error:
+            raise SourceRefused(
+                self._where, "it refuses the recipients", cure="correct DATALAKE_NOTIFY_EMAIL"
+            ) from error
+        except smtplib.SMTPResponseException as error:
+            reason, is_lasting = f"it answers {error.smtp_code}", error.smtp_code >= _SERVER_ERROR
+            kind = SourceRefused if is_lasting else SourceUnavailable
+            raise kind(self._where, reason, cure="correct DATALAKE_NOTIFY_SMTP" if is_lasting else _LATER) from error
+        except smtplib.SMTPNotSupportedError as error:
+            raise SourceRefused(self._where, str(error), cure="correct DATALAKE_NOTIFY_SMTP") from error
+        except (OSError, smtplib.SMTPException) as error:
+            raise SourceUnavailable(self._where, type(error).__name__, cure=_LATER) from error
+
+    def _connected(self) -> smtplib.SMTP:
+        parts, authorities = self._parts, route_to(f"https://{self._parts.hostname}").authorities
+        context = ssl.create_default_context(cafile=authorities)  # loaded in some 30 ms
+        host = parts.hostname or ""
+        if parts.scheme == "smtps":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(host, parts.port or 465, timeout=_TIMEOUT_S, context=context)
+        else:
+            server = smtplib.SMTP(host, parts.port or 587, timeout=_TIMEOUT_S)
+        try:
+            server.ehlo()
+            if parts.scheme == "smtp" and (parts.username or server.has_extn("starttls")):
+                server.starttls(context=context)
+                server.ehlo()
+            if parts.username:
+                server.login(unquote(parts.username), unquote(parts.password or ""))
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+
+def subject_of(message: Message) -> str:
+    """One line with the level in front."""
+    return f"[{message.level}] {' '.join(message.title.split())}"
+
+
+def plain_text(message: Message) -> str:
+    """Title, text and link."""
+    return "\n\n".join(filter(None, (message.title, message.text, message.link))) + "\n"
+
+
+def _webhook(settings: Settings) -> Channel | None:
+    return WebhookChannel(settings.notify_webhook.get_secret_value()) if settings.notify_webhook else None
+
+
+def _sns(settings: Settings) -> Channel | None:
+    return SnsChannel(settings.notify_sns) if settings.notify_sns else None
+
+
+def _email(settings: Settings) -> Channel | None:
+    if not settings.notify_smtp:
+        return None
+    recipients = [each.strip() for each in settings.notify_email.split(",") if each.strip()]
+    return EmailChannel(settings.notify_smtp.get_secret_value(), recipients, sender=settings.notify_email_from)
+
+
+#: The channels that settings can open; another one is a class and a line.
+CHANNELS: Final[tuple[Callable[[Settings], Channel | None], ...]] = (_webhook, _sns, _email, lambda _: LogChannel())
+
+
+def open_channels(settings: Settings) -> tuple[Channel, ...]:
+    """The channels of an installation; talks to nobody yet.
+
+    Raises:
+        ConfigError: A setting cannot work.
+    """
+    return tuple(channel for each in CHANNELS if (channel := each(settings)) is not None)
+
+
+def send(channels: Iterable[Channel], message: Message) -> dict[str, DatalakeError]:
+    """Sends a message by all channels, to each again if it fails for a moment; why those failed that did, by name."""
+    failed: dict[str, DatalakeError] = {}
+    for channel in channels:
+        try:
+            for attempt in stamina.retry_context(on=SourceUnavailable, attempts=ATTEMPTS, wait_initial=0.2, timeout=30):
+                with attempt:
+                    channel.send(message)
+        except DatalakeError as error:
+            failed[channel.name] = error
+    return failed
