@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks compaction", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts (default: all but large)")
-    parser.add_argument("--large", action="store_true", help="10 GB too: needs 30 GB of disk and some minutes")
+    parser.add_argument("--large", action="store_true", help="10 GB too: needs 22 GB of disk and half an hour")
+    parser.add_argument("--sizes", nargs="+", choices=compaction_large.SIZES, help="files of the large part")
     parser.add_argument("--gigabytes", type=float, default=10, help="input of the large part (default: %(default)s)")
     parser.add_argument("--latency-ms", type=int, nargs="+", default=[0, 15], help="of S3 (default: 0 15)")
     parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON, help="the interpreter that has the peers")
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     if "s3" in parts:
         judged += compaction_s3.run(chosen.latency_ms, rounds=chosen.rounds)
     if "large" in parts:
-        judged += compaction_large.run(chosen.gigabytes)
+        judged += compaction_large.run(chosen.gigabytes, sizes=chosen.sizes or list(compaction_large.SIZES))
     print()
     print_targets(judged)
 

@@ -1,7 +1,8 @@
 """A lake with one day of one stream in many files, landed through the product's own commit; a process of its own.
 
 ``python -m benchmarks.compaction_lakes LAKE FILES ROWS`` builds it in a folder or, with the environment of a server, in
-a bucket. What a benchmark changes is not this lake but a clone of it.
+a bucket. What a benchmark changes is not this lake but a clone of it. With a fourth argument, a number of templates, it
+is built in a folder, of files that differ from a template in their ids and times, without a commit for each.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.compaction_inputs import DAY, SCHEMA, InputFile, make_file
+from benchmarks.compaction_inputs import DAY, SCHEMA, InputFile, Template, make_file
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.position import OffsetsPosition
@@ -32,7 +34,7 @@ from datalake_assets.policies import CompactionPolicy, ParquetFormat
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
-__all__ = ["KEY", "build", "feed_of", "open_lake"]
+__all__ = ["KEY", "build", "build_from_templates", "feed_of", "open_lake"]
 
 #: Partition key of the day.
 KEY = f"{DAY:%Y-%m-%d}"
@@ -75,6 +77,25 @@ def build(store: Store, *, files: int, rows: int) -> None:
         folder.log(KEY).commit(change)
 
 
+def build_from_templates(store: Store, *, files: int, rows: int, templates: int) -> None:
+    """Puts so many files where they belong, and into the manifest, which takes a hundred thousand in one write."""
+    folder = FeedFolder(store, feed_of())
+    schema = schema_to_json(SCHEMA)
+    folder.state.change(lambda now: replace(now.with_kind("offsets", feed=folder.feed.name), schema=schema))
+    made = [Template(number, rows) for number in range(templates)]
+    target, listed = Path(store.path(folder.data_folder(KEY))), []
+    target.mkdir(parents=True)
+    for number in range(files):
+        file = made[number % templates].make(number)
+        name = data_file_name("data", file.min_time, folder.new_id())
+        (target / name).write_bytes(file.body)
+        checksum = new_checksum()
+        checksum.update(file.body)
+        listed.append(DataFile(name, file.rows, len(file.body), file.min_time, file.max_time, str(checksum)))
+    log = folder.log(KEY)
+    log.reconcile(log.load(), listed, schema=schema)
+
+
 def _stage(folder: FeedFolder, file: InputFile) -> tuple[StagedFile, DataFile]:
     name = data_file_name("data", file.min_time, folder.new_id())
     with folder.store.stage(f"{folder.data_folder(KEY)}/{name}") as writer:
@@ -102,13 +123,16 @@ def _in_threads(work: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
             waiting += [pool.submit(work, item) for item in islice(remaining, 1)]
 
 
-def main(uri: str, files: int, rows: int) -> None:
+def main(uri: str, files: int, rows: int, templates: int = 0) -> None:
     """Builds the lake, and prints its rows."""
     store = open_lake(uri)
-    build(store, files=files, rows=rows)
+    if templates:
+        build_from_templates(store, files=files, rows=rows, templates=templates)
+    else:
+        build(store, files=files, rows=rows)
     FeedRegistry(store).add(feed_of())
     print(files * rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compaction_lakes import KEY, feed_of, open_lake
-from benchmarks.measuring import Stopwatch
+from benchmarks.measuring import Stopwatch, children_rss_mb
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.hive import HiveTable
@@ -54,6 +54,7 @@ def main(lake: str, settings: Mapping[str, Any]) -> None:
     used = watch.stop()
     answer = {
         "used": asdict(used),
+        "tree_rss_mb": used.peak_rss_mb + children_rss_mb(),
         "kernel": report.way,
         "rows": report.rows,
         "files_before": report.files_before,

@@ -19,7 +19,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["Stopwatch", "Target", "Used", "answer", "child", "medians", "print_targets", "print_used", "server"]
+__all__ = [
+    "Stopwatch",
+    "Target",
+    "Used",
+    "answer",
+    "child",
+    "children_rss_mb",
+    "medians",
+    "print_targets",
+    "print_used",
+    "server",
+]
 
 _MIB = 1024 * 1024
 #: getrusage(2): ru_maxrss is in KiB on Linux, in bytes on macOS.
@@ -63,6 +74,11 @@ def _cpu_s() -> float:
 
 def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES / _MIB
+
+
+def children_rss_mb() -> float:
+    """Most memory that any process held which this one started and has waited for, in MiB; 0 without any."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _MAXRSS_BYTES / _MIB
 
 
 @dataclass(slots=True)

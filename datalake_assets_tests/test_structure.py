@@ -33,6 +33,8 @@ REASONS = {
     "lake.merge_export": "loaded by name where a feed is merged: most exports merge nothing",
     "catalog.glue": "a catalog; the list of catalogs alone knows which there are",
     "catalog.metastore": "a catalog, and statements that are printed: for whoever has the session",
+    "core.manifest_bytes": "how a manifest becomes the bytes that it always had, apart from what it says",
+    "lake.adopted.kernel_footers": "what the native kernel can say of files, which Arrow can say of all of them",
     "core.compaction.packing": "which files go together, apart from when and why: table-driven tests of its own",
     "defs.duckdb_views": "public, loaded by name: it brings DuckDB",
     "defs.s3_lake": "public, loaded by name: it brings dagster-aws",

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.core.manifest_bytes import manifest_bytes
 from datalake_assets.core.position import Position, WindowPosition, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
 
@@ -327,14 +328,12 @@ class Manifest:
             schema=self.schema,
             position=self.position.to_json() if self.position else None,
             deleted=self.deleted,
-            files=self.files,
+            files=(),
             pending=_PendingDocument.of(self.pending) if self.pending else None,
             garbage=tuple(each if each.etag else each.name for each in self.garbage),
             history=self.history,
         )
-        plain = msgspec.to_builtins(document, builtin_types=(datetime,))
-        # of names that are no Unicode, and of the bytes that manifests have had ever since, only `json` knows
-        return json.dumps(plain, separators=(",", ":"), default=datetime.isoformat).encode()
+        return manifest_bytes(document, self.files)
 
     @classmethod
     def from_bytes(cls, body: bytes, *, where: str) -> Manifest:

@@ -297,7 +297,8 @@ class PartitionLog:
         return planned
 
     def _check_unchanged(self, base: Manifest, planned: Planned) -> None:
-        etags = {self.key_of(file.name): file.etag for file in base.files if file.name in set(planned.remove)}
+        replaced = set(planned.remove)
+        etags = {self.key_of(file.name): file.etag for file in base.files if file.name in replaced}
         changed = self._data.changed(etags)
         if changed:
             raise CommitConflict(

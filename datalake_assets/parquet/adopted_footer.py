@@ -48,11 +48,13 @@ class AdoptedFooter:
             the time column, by the statistics; None if these do not give them.
         schema: Arrow's, as a scan reads it, without metadata of the schema as a whole.
         table: The format whose table it was written for; None if nothing marks it as one's.
+        compared: The file's pages were looked at, too, as far as they have checksums.
     """
 
     file: DataFile
     schema: pa.Schema
     table: TableFormat | None = None
+    compared: bool = False
 
 
 def is_parquet(tail: bytes) -> bool:

@@ -185,6 +185,7 @@ class StoreContract:
 
         assert [store.head("a/_x_1")] == [info for info in store.beginning("a/_x_") if info.key == "a/_x_1"]
         assert sorted(info.key for info in store.beginning("a/_x_")) == ["a/_x_1", "a/_x_2"]
+        assert sorted(store.keys("a")) == sorted(info.key for info in store.list("a"))
         assert [info.key for info in store.beginning("_x_")] == ["_x_5"]
         assert list(store.beginning("none/_x_")) == []
         assert list(store.beginning("a/x/_x_")) == []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest import Commit, Garbage, Holdings, Manifest, PastCommit
+from datalake_assets.core.manifest import Commit, Garbage, Holdings, Manifest, PastCommit, Pending, Publish
 from datalake_assets.errors import CorruptLake
 
 ARCHIVE = Path(__file__).parents[1] / "lake" / "data" / "lake_at_4ebcf7b.tar.xz"
@@ -118,3 +121,65 @@ def test_line_of_history_that_says_more_is_refused_but_by_reports():
 def test_what_stands_beside_what_a_release_knows_is_skipped():
     body = UNDER_WAY.replace(b'{"format":1', b'{"later":[1],"format":1')
     assert Manifest.from_bytes(body, where="here").to_bytes() == UNDER_WAY
+
+
+TEXTS = st.text(st.characters(codec="ascii", exclude_categories=()), max_size=8) | st.sampled_from(
+    ["aZ", 'Z","max_time":', '"checksum":"Z', '","files":[],"pending":', '\\"at":"2025Z', "é", "\udc80"]
+)
+TIMES = st.datetimes(timezones=st.just(UTC)) | st.none()
+FILES = st.builds(
+    DataFile,
+    name=TEXTS,
+    rows=st.integers(0, 1 << 62),
+    size_bytes=st.integers(0, 1 << 62),
+    min_time=TIMES,
+    max_time=TIMES,
+    checksum=TEXTS,
+    etag=TEXTS,
+    written_at=TIMES,
+    left_out=TEXTS,
+    damaged=TEXTS,
+)
+GARBAGE = st.builds(
+    Garbage, name=TEXTS, etag=TEXTS.filter(bool), size_bytes=st.none() | st.integers(0, 9), checksum=TEXTS
+)
+COMMITS = st.builds(Commit, TEXTS, TEXTS, st.datetimes(timezones=st.just(UTC)), TEXTS, *[st.integers(0, 9)] * 3)
+MANIFESTS = st.builds(
+    Manifest,
+    files=st.lists(FILES, max_size=4).map(tuple),
+    write_id=TEXTS,
+    schema=TEXTS | st.none(),
+    garbage=st.lists(GARBAGE, max_size=2).map(tuple),
+    history=st.lists(COMMITS, max_size=2).map(tuple),
+    pending=st.none()
+    | st.builds(
+        Pending,
+        commit_id=TEXTS,
+        kind=TEXTS,
+        run_id=TEXTS,
+        publish=st.lists(st.builds(Publish, FILES, TEXTS), max_size=2).map(tuple),
+        remove=st.lists(TEXTS, max_size=2).map(tuple),
+        checksums=st.dictionaries(TEXTS, TEXTS, max_size=2),
+    ),
+)
+
+
+@given(MANIFESTS)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_in_it_a_manifest_has_the_bytes_that_json_gives(manifest):
+    body = manifest.to_bytes()
+    told = json.loads(body)
+
+    assert json.dumps(told, separators=(",", ":")).encode() == body
+    published = [each.file for each in manifest.pending.publish] if manifest.pending else []
+    of_published = [each["file"] for each in told["pending"]["publish"]] if told["pending"] else []
+    for file, each in zip((*manifest.files, *published), (*told["files"], *of_published), strict=True):
+        times = file.min_time, file.max_time, file.written_at
+        assert [each.get(name) for name in ("min_time", "max_time", "written_at")] == [_iso(time) for time in times]
+        assert (each["name"], each["checksum"], each["etag"]) == (file.name, file.checksum, file.etag)
+    assert [each["at"] for each in told["history"]] == [_iso(each.at) for each in manifest.history]
+    assert Manifest.from_bytes(body, where="here") == manifest
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.isoformat() if time is not None else None

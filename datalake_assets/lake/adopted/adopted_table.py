@@ -17,7 +17,8 @@ from datalake_assets.core.wording import name_text
 from datalake_assets.errors import CorruptLake, LakeUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.lake import compaction
-from datalake_assets.lake.adopted.listing import Footers, Listing, list_folder
+from datalake_assets.lake.adopted.footers import Footers
+from datalake_assets.lake.adopted.listing import Listing, list_folder
 from datalake_assets.lake.adopted.marks import SummaryFiles, TableMarks
 from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.adopted.reconcile import (
@@ -33,6 +34,7 @@ from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.inspection import content, known_names, repair, still_true, unfinished
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import ObjectInfo, Store
+from datalake_assets.lake.store.posix import scan_entries
 from datalake_assets.lake.table import Difference, Reconciliation, Repair
 
 __all__ = ["AdoptedTable"]
@@ -151,10 +153,10 @@ class AdoptedTable(TableOfOthers):
         if "://" in store.uri:
             return {}
         root, links = Path(store.path("")).resolve(), {}
-        for info in store.list(self._folder.data_root, links=True):
-            target = Path(store.path(info.key)).resolve() if info.is_link else root
+        for entry in scan_entries(store.path(self._folder.data_root)):
+            target = Path(entry.path).resolve() if entry.is_symlink() else root
             if target != root and target.is_relative_to(root):
-                links[target.relative_to(root).as_posix()] = info.key.rpartition("/")[2]
+                links[target.relative_to(root).as_posix()] = entry.name
         return links
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
@@ -229,22 +231,23 @@ def _device(path: Path) -> int:
 
 
 def _verify(folder: FeedFolder, listing: Listing, keys: Iterable[str], *, deep: bool) -> Iterator[Difference]:
-    unknown = {key: dict(files) for key, files in listing.partitions.items()}
+    unknown, seen = dict[str, Mapping[str, ObjectInfo]](), set[str]()
     again = _Again(folder, listing)
     for key in keys:
         log = folder.log(key)
+        seen.add(key)
         try:
             manifest = log.load().manifest
-        except CorruptLake as error:
+        except CorruptLake as error:  # nobody knows which of its files it names
             yield Difference(key, "manifest", log.manifest_key, error.reason)
-            unknown.pop(key, None)  # nobody knows which of its files it names
             continue
         yield from unfinished(key, manifest, log.manifest_key)
-        there = unknown.pop(key, {})
+        there = listing.partitions.get(key, {})
         for file in manifest.files:
             yield from still_true(log, file, _file(again, key, file, there.get(file.name), deep=deep))
         if left := {name: info for name, info in there.items() if name not in known_names(manifest)}:
             unknown[key] = left
+    unknown |= {key: listing.partitions[key] for key in listing.partitions.keys() - seen}
     yield from _unknown(folder, listing, unknown)
 
 
@@ -259,7 +262,7 @@ class _Again:
         """Whether a file is the one that its manifest names, as one of a copied folder is."""
         if self._copied is None:
             self._copied = looks_copied(self._named())
-        found = self._footers.read([(key, info)]).found.get((key, file.name))
+        found = self._footers.read([key], lambda _: [info]).of(key).get(file.name)
         return found is not None and is_same_file(self.folder, key, file, found, copied=self._copied)
 
     def _named(self) -> Iterator[tuple[DataFile, ObjectInfo]]:
@@ -288,10 +291,12 @@ def _file(again: _Again, key: str, file: DataFile, info: ObjectInfo | None, *, d
             yield from content(folder, key, file, name)
 
 
-def _unknown(folder: FeedFolder, listing: Listing, unknown: dict[str, dict[str, ObjectInfo]]) -> Iterator[Difference]:
-    read = Footers(folder).read([(key, info) for key, files in unknown.items() for info in files.values()])
+def _unknown(
+    folder: FeedFolder, listing: Listing, unknown: Mapping[str, Mapping[str, ObjectInfo]]
+) -> Iterator[Difference]:
+    read = Footers(folder).read(unknown, lambda key: [*unknown[key].values()])
     merged = {folder.log(key).key_of(name) for key in unknown for name in _known_by_now(folder, key)}
-    for key, name in sorted(read.found):
+    for key, name in sorted((key, each.file.name) for key, each in read.found()):
         detail = f"it is in no manifest yet; 'datalake repair {folder.feed.name}' takes it in"
         if (where := folder.log(key).key_of(name)) not in merged:
             yield Difference(key, "new file", where, detail)

@@ -26,7 +26,8 @@ from datalake_assets.core.schema import column_named
 from datalake_assets.errors import ConfigError, DatalakeError, FeedExists, FeedNotFound, LakeError, UnreadableFile
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.feed_sources import DeltaTableSource, FolderSource, IcebergTableSource, SourceModel
-from datalake_assets.lake.adopted.listing import Footers, list_folder
+from datalake_assets.lake.adopted.footers import Footers
+from datalake_assets.lake.adopted.listing import list_folder
 from datalake_assets.lake.adopted.marks import TableMarks
 from datalake_assets.lake.adopted.owners import release_ownership, take_ownership
 from datalake_assets.lake.adopted.reconcile import reconcile
@@ -166,7 +167,7 @@ def _with_policy(lake: Store, feed: Feed) -> Feed:
             f" {MAX_FOLDERS:,}"
         )
     if feed.time_column is not None:
-        _check_time_column({0: look.dataset().schema}, feed.time_column)
+        _check_time_column([look.dataset().schema], feed.time_column)
     if not isinstance(feed.source, IcebergTableSource) or feed.source.table:
         return feed
     # without its catalog it is planned, and nobody should be asked to do what is planned
@@ -261,6 +262,18 @@ class FirstPageLook:
         self._store, self._left_bytes, self._left_s, self._clock = store, most_bytes, most_s, clock
         self._lock, self._end = threading.Lock(), 0.0
         self.compared, self.reached = PagesCompared(), set[str]()
+
+    def walked(self, size_bytes: int, *, has_checksums: bool) -> bool:
+        """Implements `PageLook`."""
+        with self._lock:
+            if self._left_bytes <= 0 or self._left_s <= 0:
+                self.compared.not_compared += 1
+                return False
+            self._left_bytes -= size_bytes
+            self.compared.read_bytes += size_bytes
+            self.compared.files += has_checksums
+            self.compared.without += not has_checksums
+        return True
 
     def damaged(self, files: Sequence[ObjectInfo]) -> Mapping[str, str]:
         """Implements `PageLook`; what changes meanwhile is left to the next look."""
@@ -393,23 +406,22 @@ def _check_folder(
             f"{address.uri} cannot be adopted: {len(listing.partitions):,} folders in it have files, and a feed has at"
             f" most {MAX_FOLDERS:,}; adopt folders in it"
         )
-    files = [(key, info) for key, found in listing.partitions.items() for info in found.values()]
-    read = footers.read(files, on_progress=on_progress)
-    if not read.found:
+    read = footers.read(listing.partitions, lambda key: [*listing.partitions[key].values()], on_progress=on_progress)
+    if not footers.schemas:
         bad = sorted((*listing.problems, *read.problems), key=lambda each: each.name)
         detail = f" that can be read; {bad[0].name}: {bad[0].reason}" if bad else ""
         raise ConfigError(f"{address.uri} cannot be adopted: there are no Parquet files in it{detail}")
     if folder.feed.time_column is not None:
-        _check_time_column({id(each.schema): each.schema for each in read.found.values()}, folder.feed.time_column)
+        _check_time_column(footers.schemas, folder.feed.time_column)
 
 
-def _check_time_column(schemas: Mapping[int, pa.Schema], name: str) -> None:
-    named = ((each, column_named(each.names, name)) for each in schemas.values())
+def _check_time_column(schemas: Sequence[pa.Schema], name: str) -> None:
+    named = ((each, column_named(each.names, name)) for each in schemas)
     kinds = {each.field(found).type for each, found in named if found is not None}
     if any(is_time(kind) for kind in kinds):
         return
     if kinds:
         there = f"it is {min(map(str, kinds))}; give a column of timestamps or dates"
     else:
-        there = f"the files have {', '.join(sorted({column for each in schemas.values() for column in each.names}))}"
+        there = f"the files have {', '.join(sorted({column for each in schemas for column in each.names}))}"
     raise ConfigError(f"{name!r} cannot be the time column: {there}")

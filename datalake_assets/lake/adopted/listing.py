@@ -6,60 +6,27 @@ the others stay in their manifests, are left out of scans, are not compacted, an
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 import msgspec
 import pyarrow as pa
 
-from datalake_assets.core.facts import PagesCompared, Problem
+from datalake_assets.core.facts import Problem
 from datalake_assets.core.files import DataFile, FileKind, file_kind
 from datalake_assets.core.partitions import hive_pairs, partition_key
 from datalake_assets.core.schema import schema_to_json, spelled
 from datalake_assets.core.wording import name_text
-from datalake_assets.errors import (
-    ConfigError,
-    DatalakeError,
-    ObjectNotFound,
-    PreconditionFailed,
-    UnreadableFile,
-    unforeseen_text,
-)
-from datalake_assets.lake.adopted.marks import refuse_path, refused_file
+from datalake_assets.errors import ConfigError
+from datalake_assets.lake.adopted.marks import refuse_path
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
-from datalake_assets.parquet.adopted_footer import (
-    TAIL_BYTES,
-    AdoptedFooter,
-    bytes_needed,
-    is_parquet,
-    read_adopted_footer,
-)
+from datalake_assets.lake.store.base import ObjectInfo, check_key
+from datalake_assets.parquet.adopted_footer import AdoptedFooter
 from datalake_assets.parquet.schemas import Incompatible, unify_schemas, without_views
 
-__all__ = [
-    "FolderSchema",
-    "Footers",
-    "Listing",
-    "Read",
-    "fold",
-    "list_folder",
-]
+__all__ = ["FolderSchema", "Listing", "fold", "list_folder"]
 
-logger = logging.getLogger(__name__)
-
-#: Footers that are read at once; S3 answers in tens of milliseconds.
-THREADS = 32
-#: Footers whose reading is begun before the first of them is parsed.
-AT_ONCE = 1024
 #: S3 limit: bytes of a key (AWS, naming objects).
 KEY_MAX_BYTES = 1024
 #: Linux's PATH_MAX is 4096, and names of temporary files need some of it.
@@ -87,28 +54,59 @@ class Listing:
     links: tuple[Problem, ...]
 
 
-@dataclass(slots=True)
-class Read:
-    """What was found in the footers.
+#: Files that are packed together.
+PACKED = 1024
 
-    Attributes:
-        found: By partition key and file name.
-        problems: Files that cannot be read.
-        other_files: Number of files that turned out to be no data files.
+
+class _Pack(msgspec.Struct, frozen=True, array_like=True):
+    """Files of one folder, column by column."""
+
+    folder: str
+    names: list[str]
+    sizes: list[int]
+    etags: list[str]
+    times: list[datetime]
+
+
+_packs = msgspec.msgpack.Decoder(_Pack)
+
+
+class ListedFiles(Mapping[str, Mapping[str, ObjectInfo]]):
+    """Files by partition key and name, in few bytes: a partition is unpacked each time that it is asked for.
+
+    Only for files whose names are Unicode.
     """
 
-    found: dict[tuple[str, str], AdoptedFooter] = dataclasses.field(default_factory=dict)
-    problems: list[Problem] = dataclasses.field(default_factory=list)
-    other_files: int = 0
+    def __init__(self) -> None:
+        self._packs: dict[str, list[bytes]] = {}
+        self._key, self._folder, self._pending = "", "", list[tuple[str, int, str, datetime]]()
 
-    def add(self, key: str, outcome: AdoptedFooter | Problem | None) -> None:
-        """Sorts one file in."""
-        if isinstance(outcome, AdoptedFooter):
-            self.found[key, outcome.file.name] = outcome
-        elif isinstance(outcome, Problem):
-            self.problems.append(outcome)
-        else:
-            self.other_files += 1
+    def add(self, key: str, folder: str, name: str, info: ObjectInfo) -> None:
+        """Adds a file that is no link; those of one folder had better come one after another."""
+        if folder != self._folder or len(self._pending) >= PACKED:
+            self.pack()
+            self._key, self._folder = key, folder
+        self._pending.append((name, info.size_bytes, info.etag, info.modified_at))
+
+    def pack(self) -> None:
+        """To be called once after the last file."""
+        if self._pending:
+            columns = (list(column) for column in zip(*self._pending, strict=True))
+            self._packs.setdefault(self._key, []).append(msgspec.msgpack.encode([self._folder, *columns]))
+            self._pending = []
+
+    def __getitem__(self, key: str) -> Mapping[str, ObjectInfo]:
+        found = {}
+        for pack in map(_packs.decode, self._packs[key]):
+            for name, size, etag, time in zip(pack.names, pack.sizes, pack.etags, pack.times, strict=True):
+                found[name] = ObjectInfo(f"{pack.folder}{name}", size, etag, time)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packs)
+
+    def __len__(self) -> int:
+        return len(self._packs)
 
 
 def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
@@ -121,29 +119,29 @@ def list_folder(folder: FeedFolder, only: str | None = None) -> Listing:
     Raises:
         ConfigError: It is a table of a format with a log of its own.
     """
-    root, other_files = folder.data_root, 0
-    partitions: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
-    problems, links = [], []
-    long: dict[str, str | None] = {}
+    root, uri, other_files = folder.data_root, _uri(folder), 0
+    partitions, problems, links = ListedFiles(), list[Problem](), list[Problem]()
+    folders: dict[str, tuple[str, str | None]] = {}
     for info in folder.data_store.list(root if only is None else folder.data_folder(only), links=True):
         path = info.key.removeprefix(f"{root}/")
-        refuse_path(_uri(folder), path)
+        refuse_path(uri, path)
         if file_kind(path, info.size_bytes) is FileKind.OTHER:
             other_files += 1
             continue
         above, _, name = path.rpartition("/")
-        key = partition_key(folder.feed, above) or ""
+        if above not in folders:
+            folders[above] = partition_key(folder.feed, above) or "", _wrong_folder(folder, above)
+        key, wrong = folders[above]
         if only not in {None, key}:
             continue
-        if above not in long:
-            long[above] = _too_long(folder, above)
-        wrong = _wrong_name(path) or long[above]
+        wrong = _wrong_name(name) or wrong
         if info.is_link:
             links.append(_problem(key, path, "it is a link, which is neither followed nor deleted"))
         elif wrong:
             problems.append(_problem(key, path, wrong))
         else:
-            partitions[key][name] = info
+            partitions.add(key, info.key.removesuffix(name), name, info)
+    partitions.pack()
     return Listing(partitions, other_files, tuple(problems), tuple(links))
 
 
@@ -151,8 +149,12 @@ def _problem(key: str, path: str, reason: str) -> Problem:
     return Problem(name_text(key), name_text(path), reason)
 
 
-def _too_long(folder: FeedFolder, path: str) -> str | None:
+def _wrong_folder(folder: FeedFolder, path: str) -> str | None:
     """Why a partition of this path can have no manifest, or no file of ours."""
+    if path and (wrong := _wrong_name(path)):
+        return wrong
+    if _OURS & set(path.split("/")):
+        return "a folder above it has a name that manifests need for themselves"
     manifest, ours = f"{folder.control}/{path}/manifest.json", f"{folder.data_root}/{path}/{'x' * OUR_NAME_BYTES}"
     for store, key in ((folder.store, manifest), (folder.data_store, ours)):
         full, most = f"{store.path('')}/{key}", PATH_MAX_BYTES
@@ -164,8 +166,6 @@ def _too_long(folder: FeedFolder, path: str) -> str | None:
 
 
 def _wrong_name(path: str) -> str | None:
-    if _OURS & set(path.split("/")[:-1]):
-        return "a folder above it has a name that manifests need for themselves"
     try:
         check_key(path)
     except ConfigError:
@@ -173,127 +173,8 @@ def _wrong_name(path: str) -> str | None:
     return None
 
 
-class PageLook(Protocol):
-    """Looks at the pages of files, as far as it can."""
-
-    compared: PagesCompared
-    reached: set[str]
-
-    def damaged(self, files: Sequence[ObjectInfo]) -> Mapping[str, str]:
-        """By key, why files are damaged."""
-
-
-class Footers:
-    """Reads the footers of an adopted folder's files, each once: those of files that did not change are remembered.
-
-    Args:
-        folder: The feed.
-        pages: Looks at the pages of these files, too.
-
-    Attributes:
-        files: Footers that were read.
-        seconds: How long that took.
-    """
-
-    def __init__(self, folder: FeedFolder, *, pages: PageLook | None = None) -> None:
-        self._folder, self._pages = folder, pages
-        self._known: dict[str, tuple[str, AdoptedFooter | Problem | None]] = {}
-        self._schemas: dict[bytes, pa.Schema] = {}
-        self.files = 0
-        self.seconds = 0.0
-
-    def read(
-        self, wanted: Sequence[tuple[str, ObjectInfo]], *, on_progress: Callable[[int, int], None] | None = None
-    ) -> Read:
-        """Reads footers, many at once; files that vanish or change meanwhile are left to the next listing.
-
-        Args:
-            wanted: Partition keys and files.
-            on_progress: Called now and then with how many were read, and of how many.
-
-        Raises:
-            ConfigError: A file was written for a table of another format.
-        """
-        began = time.monotonic()
-        unread = [each for each in wanted if self._known.get(each[1].key, ("", None))[0] != each[1].etag]
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
-            for start in range(0, len(unread), AT_ONCE):  # tails are held until they are understood
-                some = unread[start : start + AT_ONCE]
-                for number, (each, outcome) in enumerate(zip(some, pool.map(self._look, some), strict=True), start + 1):
-                    if not isinstance(outcome, _Gone):
-                        self._known[each[1].key] = (each[1].etag, outcome)
-                    if on_progress is not None:
-                        on_progress(number, len(unread))
-        self.files += len(unread)
-        self.seconds += time.monotonic() - began
-        if self._pages is not None:
-            self._look_at_pages(self._pages, [info for _, info in unread])
-        read = Read()
-        for key, info in wanted:
-            etag, known = self._known.get(info.key, ("", None))
-            if etag == info.etag:
-                read.add(key, known)
-        return read
-
-    @property
-    def compared(self) -> PagesCompared | None:
-        """How far pages were compared."""
-        return self._pages.compared if self._pages is not None else None
-
-    @property
-    def pages_compared(self) -> AbstractSet[str]:
-        """Keys of the files whose pages were looked at to the end."""
-        return self._pages.reached if self._pages is not None else frozenset()
-
-    def _look_at_pages(self, pages: PageLook, infos: Sequence[ObjectInfo]) -> None:
-        readable = [info for info in infos if isinstance(self._known.get(info.key, ("", None))[1], AdoptedFooter)]
-        for key, reason in pages.damaged(readable).items():
-            etag, footer = self._known[key]
-            assert isinstance(footer, AdoptedFooter)  # noqa: S101  for mypy: these were asked for
-            file = msgspec.structs.replace(footer.file, damaged=reason)
-            self._known[key] = etag, dataclasses.replace(footer, file=file)
-
-    def _look(self, wanted: tuple[str, ObjectInfo]) -> AdoptedFooter | Problem | _Gone | None:
-        key, info = wanted
-        try:
-            footer = _read(self._folder, info)
-        except (ObjectNotFound, PreconditionFailed):
-            return _Gone()
-        except UnreadableFile as error:
-            return _problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), error.reason)
-        except DatalakeError:
-            raise
-        except Exception as error:
-            logger.exception("the footer of %s cannot be read", info.key)
-            return _problem(key, info.key.removeprefix(f"{self._folder.data_root}/"), unforeseen_text(error))
-        if footer is None:
-            return None
-        if footer.table is not None:
-            where = f"{self._folder.data_store.uri.rstrip('/')}/{info.key}"
-            raise refused_file(_uri(self._folder), where, footer.table)
-        schema = self._schemas.setdefault(footer.schema.serialize().to_pybytes(), footer.schema)
-        file = msgspec.structs.replace(footer.file, etag=info.etag, written_at=info.modified_at)
-        return AdoptedFooter(file, schema)
-
-
-class _Gone:
-    """Nobody can say: the file vanished, or changed, before its footer was read."""
-
-
 def _uri(folder: FeedFolder) -> str:
     return f"{folder.data_store.uri.rstrip('/')}/{folder.data_root}"
-
-
-def _read(folder: FeedFolder, info: ObjectInfo) -> AdoptedFooter | None:
-    """A file's footer; None if a file whose name says nothing is not Parquet."""
-    store: Store = folder.data_store
-    tail = store.tail(info.key, TAIL_BYTES, etag=info.etag) if info.size_bytes else b""
-    if file_kind(info.key, info.size_bytes) is FileKind.PERHAPS and not is_parquet(tail):
-        return None
-    needed = bytes_needed(tail, info.size_bytes, where=info.key)
-    if needed > len(tail):
-        tail = store.tail(info.key, needed, etag=info.etag)
-    return read_adopted_footer(tail, info.size_bytes, time_column=folder.feed.time_column, where=info.key)
 
 
 _LONG_AGO, _FAR_AHEAD = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -408,7 +289,7 @@ def _joined(known: pa.Schema | None, other: pa.Schema) -> pa.Schema:
     joined = other if known is None else unify_schemas([known, other], reading=True)
     for field in other:
         try:
-            pa.array([], field.type).cast(joined.field(field.name).type)
+            pa.nulls(0, field.type).cast(joined.field(field.name).type)
         except (pa.ArrowException, NotImplementedError) as error:
             raise Incompatible(f"column {field.name!r} cannot be read as {joined.field(field.name).type}") from error
     return joined

@@ -169,8 +169,8 @@ def _around(lake: Store, address: FolderAddress) -> Iterator[tuple[FolderAddress
         with contextlib.suppress(LakeUnavailable):  # what we may not see there, we cannot respect
             yield folder, _read(above, "/".join((*parts[:depth], marker_key(parts[depth])))) if above else None
     store = folder_store(lake, address.root)
-    for info in store.list(address.name):
-        below, _, name = info.key.rpartition("/")
+    for key in store.keys(address.name):
+        below, _, name = key.rpartition("/")
         if name.startswith(MARKER) and name.endswith(".json"):
             folder = FolderAddress(f"{address.root.rstrip('/')}/{below}", name[len(MARKER) : -len(".json")])
-            yield folder, _read(store, info.key)
+            yield folder, _read(store, key)

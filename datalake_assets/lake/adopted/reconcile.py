@@ -28,13 +28,8 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.schema import schema_from_json, schema_to_json
 from datalake_assets.errors import AmbiguousWrite, CorruptLake, PreconditionFailed, TransientStoreError
-from datalake_assets.lake.adopted.listing import (
-    FolderSchema,
-    Footers,
-    Read,
-    fold,
-    list_folder,
-)
+from datalake_assets.lake.adopted.footers import Footers, Read
+from datalake_assets.lake.adopted.listing import FolderSchema, fold, list_folder
 from datalake_assets.lake.commit import Loaded
 from datalake_assets.lake.file_identity import differ_by_copy, has_checksum, is_on_disk
 from datalake_assets.lake.layout import FeedFolder
@@ -58,10 +53,12 @@ def looks_copied(known: Iterable[tuple[DataFile, ObjectInfo]]) -> bool:
     Args:
         known: Files of its manifests that are there by name, with what is there.
     """
-    listed = list(known)
-    return len(listed) >= LEAST and all(
-        info.etag != file.etag and info.size_bytes == file.size_bytes and is_on_disk(info.etag) for file, info in listed
-    )
+    files = 0
+    for file, info in known:
+        if info.etag == file.etag or info.size_bytes != file.size_bytes or not is_on_disk(info.etag):
+            return False
+        files += 1
+    return files >= LEAST
 
 
 def is_same_file(folder: FeedFolder, key: str, file: DataFile, found: AdoptedFooter, *, copied: bool) -> bool:
@@ -148,12 +145,82 @@ class _ListedPartition:
     def of(cls, loaded: Loaded, there: Mapping[str, ObjectInfo], *, pages_compared: bool = False) -> _ListedPartition:
         """Finds those files of the manifest that are still what they were."""
         # a file that was mended may have the ETag of the damaged one
-        files = [file for file in loaded.manifest.files if not (pages_compared and file.damaged)]
-        return cls(
-            loaded,
-            there,
-            {file.name: file for file in files if file.name in there and there[file.name].etag == file.etag},
+        known = {
+            file.name: file
+            for file in loaded.manifest.files
+            if (info := there.get(file.name)) is not None
+            and info.etag == file.etag
+            and not (pages_compared and file.damaged)
+        }
+        return cls(loaded, there, known)
+
+    @property
+    def unknown(self) -> Sequence[ObjectInfo]:
+        """The files that the manifest does not name as they are."""
+        if len(self.known) == len(self.there):
+            return ()
+        return [info for name, info in self.there.items() if name not in self.known]
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the manifest names the files that are there, each as it is."""
+        return len(self.known) == len(self.there) == len(self.loaded.manifest.files)
+
+
+class _Looks(Mapping[str, _ListedPartition]):
+    """All partitions of a look, each made when it is asked for: of many files, only one partition's are held.
+
+    Args:
+        loaded: Settled manifests by key; None for those that nobody can settle now.
+        listing: What was there after these had been read.
+        wanted: The partitions to look at; None: all.
+        pages_compared: Whether files that are damaged are looked at once more.
+        under_way: Whether files of commits that are under way count as if they were not there.
+    """
+
+    def __init__(
+        self,
+        loaded: Mapping[str, Loaded | None],
+        listing: Mapping[str, Mapping[str, ObjectInfo]],
+        *,
+        wanted: Collection[str] | None = None,
+        pages_compared: bool = False,
+        under_way: bool = False,
+    ) -> None:
+        self._loaded, self._listing = loaded, listing
+        self._pages_compared, self._under_way = pages_compared, under_way
+        self.forgets = False
+        self._keys = sorted(
+            key
+            for key in {*loaded, *listing}
+            if (wanted is None or key in wanted) and loaded.get(key, True) is not None
         )
+
+    def __getitem__(self, key: str) -> _ListedPartition:
+        loaded, there = self._loaded.get(key) or Loaded(None, Manifest()), self._listing.get(key, {})
+        manifest = loaded.manifest
+        if self._under_way and (manifest.pending is not None or manifest.garbage):
+            pending = manifest.pending.publish if manifest.pending else ()
+            passing = {*(each.name for each in manifest.garbage), *(each.file.name for each in pending)}
+            there = {name: info for name, info in there.items() if name not in passing}
+        look = _ListedPartition.of(loaded, there, pages_compared=self._pages_compared)
+        return replace(look, known={}) if self.forgets else look
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def unknown(self, key: str) -> Sequence[ObjectInfo]:
+        """The files of a partition that are not in its manifest as they are."""
+        return self[key].unknown
+
+    @property
+    def named(self) -> Iterator[tuple[DataFile, ObjectInfo]]:
+        """Files of manifests that are there by name."""
+        known = (key for key in self._keys if (loaded := self._loaded.get(key)) and loaded.manifest.files)
+        return (each for key in known for each in self[key].named)
 
 
 class _Reconciler:
@@ -195,23 +262,13 @@ class _Reconciler:
         if wanted is None or self._only is not None:
             self._done.other_files, self._done.problems = listing.other_files, list(listing.problems)
             self._done.links = list(listing.links)
-        looks = {
-            key: _ListedPartition.of(
-                loaded.get(key) or Loaded(None, Manifest()),
-                listing.partitions.get(key, {}),
-                pages_compared=self._footers.compared is not None,
-            )
-            for key in {*loaded, *listing.partitions}
-            if (wanted is None or key in wanted) and loaded.get(key, True) is not None
-        }
-        anew = self._only is None and _has_no_rows_yet(looks.values())
-        if anew:
-            looks = {key: replace(look, known={}) for key, look in looks.items()}
+        looks = _Looks(loaded, listing.partitions, wanted=wanted, pages_compared=self._footers.compared is not None)
+        looks.forgets = self._only is None and _has_no_rows_yet(looks)
         read = self._read(looks)
-        schema = self._fold(read, anew=anew)
-        self._copied = self._only is None and looks_copied(each for look in looks.values() for each in look.named)
+        schema = self._fold(read, anew=looks.forgets)
+        self._copied = self._only is None and looks_copied(looks.named)
         with ThreadPoolExecutor(THREADS) as pool:
-            jobs = {key: pool.submit(self._commit, key, look, read, schema) for key, look in sorted(looks.items())}
+            jobs = {key: pool.submit(self._commit, key, looks, read, schema) for key in looks}
             return {key for key, job in jobs.items() if not job.result()}
 
     def foresee(self) -> tuple[Reconciliation, Mapping[str, Manifest]]:
@@ -219,22 +276,13 @@ class _Reconciler:
         loaded = self._load(None, self._unchanged)
         listing = list_folder(self._folder)
         self._done.problems, self._done.links = list(listing.problems), list(listing.links)
-        looks = {}
-        for key in {*loaded, *listing.partitions}:
-            known = loaded.get(key, Loaded(None, Manifest()))
-            if known is None:
-                continue
-            manifest = known.manifest
-            pending = manifest.pending.publish if manifest.pending else ()
-            under_way = {*(each.name for each in manifest.garbage), *(each.file.name for each in pending)}
-            there = {name: info for name, info in listing.partitions.get(key, {}).items() if name not in under_way}
-            looks[key] = _ListedPartition.of(Loaded(None, manifest), there)
+        looks = _Looks(loaded, listing.partitions, under_way=True)
         read = self._read(looks)
-        anew = _has_no_rows_yet(looks.values())
+        anew = _has_no_rows_yet(looks)
         before = self._folder.state.load().schema
-        found = ((self._folder.partition_path(key), each) for (key, _), each in read.found.items())
+        found = ((self._folder.partition_path(key), each) for key, each in read.found())
         schema = fold(schema_from_json(before) if before and not anew else None, found)
-        self._copied = looks_copied(each for look in looks.values() for each in look.named)
+        self._copied = looks_copied(looks.named)
         manifests = {
             key: replace(look.loaded.manifest, files=tuple(self._files(key, look, read, schema)[0]), pending=None)
             for key, look in looks.items()
@@ -263,11 +311,8 @@ class _Reconciler:
             self._done.waiting.append(f"{key}: {error.reason}")
             return None
 
-    def _read(self, looks: Mapping[str, _ListedPartition]) -> Read:
-        wanted = [
-            (key, info) for key, look in looks.items() for name, info in look.there.items() if name not in look.known
-        ]
-        read = self._footers.read(wanted, on_progress=self._on_progress)
+    def _read(self, looks: _Looks) -> Read:
+        read = self._footers.read(looks, looks.unknown, on_progress=self._on_progress)
         self._done.footers_read, self._done.footers_s = self._footers.files, self._footers.seconds
         self._done.other_files += read.other_files
         self._done.problems += read.problems
@@ -282,7 +327,7 @@ class _Reconciler:
         """
         before = self._folder.state.load().schema
         known = schema_from_json(before) if before and not anew else None
-        found = ((self._folder.partition_path(key), each) for (key, _), each in read.found.items())
+        found = ((self._folder.partition_path(key), each) for key, each in read.found())
         folded = fold(known, found)
         widened = folded.schema
         if widened is not None and (known is None or not widened.equals(known, check_metadata=True)):
@@ -300,11 +345,12 @@ class _Reconciler:
         self._done.schema = folded.schema
         return folded
 
-    def _commit(self, key: str, look: _ListedPartition, read: Read, schema: FolderSchema) -> bool:
+    def _commit(self, key: str, looks: _Looks, read: Read, schema: FolderSchema) -> bool:
         """Takes a partition's files over; False if another process was faster."""
+        look = looks[key]
         log, loaded, manifest = self._folder.log(key), look.loaded, look.loaded.manifest
-        now, same = self._files(key, look, read, schema)
-        if set(now) != set(manifest.files):
+        now, same = (manifest.files, set[str]()) if look.is_unchanged else self._files(key, look, read, schema)
+        if not look.is_unchanged and set(now) != set(manifest.files):
             names = {file.name for file in now} ^ {file.name for file in manifest.files}
             is_copied = not names and {file.name for file in set(now) - set(manifest.files)} <= same
             encoded = schema_to_json(schema.schema) if schema.schema is not None else None
@@ -317,7 +363,8 @@ class _Reconciler:
             if not is_copied:
                 self._count(key, manifest, loaded.manifest, same)
             manifest = loaded.manifest
-        self.settled[key] = loaded
+        if self._only is not None:
+            self.settled[key] = loaded
         if manifest.generation:
             self._done.partitions[key] = self._folder.report(key, manifest)
             theirs = [commit.commit_id for commit in manifest.history if commit.kind == "reconcile"]
@@ -336,9 +383,9 @@ class _Reconciler:
     ) -> tuple[Sequence[DataFile], set[str]]:
         """What the manifest should name, and those of it that are the same files as before with other ETags."""
         path, before = self._folder.partition_path(key), {file.name: file for file in look.loaded.manifest.files}
-        log, files, same = self._folder.log(key), [], set()
+        files, same, read_now = [], set(), read.of(key, look.unknown)
         for name in sorted(look.there):
-            found = read.found.get((key, name))
+            found = read_now.get(name)
             if name in look.known:
                 files.append(look.known[name])
             elif found is not None:
@@ -347,8 +394,7 @@ class _Reconciler:
                 if old is not None and (
                     old.etag == now.etag or is_same_file(self._folder, key, old, found, copied=self._copied)
                 ):
-                    is_compared = log.key_of(name) in self._footers.pages_compared
-                    damaged = now.damaged if is_compared else old.damaged
+                    damaged = now.damaged if found.compared else old.damaged
                     now = msgspec.structs.replace(old, etag=now.etag, left_out=now.left_out, damaged=damaged)
                     if damaged == old.damaged:
                         same.add(name)
@@ -363,8 +409,14 @@ class _Reconciler:
         self._done.rewritten += sum(was[name] != file for name, file in now.items() if name in was and name not in same)
 
 
-def _has_no_rows_yet(looks: Collection[_ListedPartition]) -> bool:
+def _has_no_rows_yet(looks: _Looks) -> bool:
     """Whether rows come to files that have none: what these say of the schema counts no more, since rows decide."""
-    known = [file for look in looks for file in look.known.values()]
-    has_news = any(len(look.there) > len(look.known) for look in looks) or any(file.left_out for file in known)
-    return has_news and bool(known) and not any(file.rows for file in known if not file.left_out)
+    has_news = has_known = False
+    for look in looks.values() if next(looks.named, None) else ():
+        has_news = has_news or len(look.there) > len(look.known)
+        for file in look.known.values():
+            if file.rows and not file.left_out:
+                return False
+            has_known = True
+            has_news = has_news or bool(file.left_out)
+    return has_news and has_known

@@ -188,6 +188,9 @@ class Store(Protocol):
                 links to files count as files, and others are passed over. Only a local folder has links.
         """
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys of all that `list` shows there with links, in no promised order; cheaper, where no more is asked."""
+
     def beginning(self, key: str) -> Sequence[ObjectInfo]:
         """Objects in one folder whose names begin as the key's last segment does; those deeper below don't count.
 
@@ -293,6 +296,7 @@ class RequestCounts(Mapping[RequestClass, int]):
         return f"{type(self).__name__}({dict(self)})"
 
 
+_NO_NAMES = frozenset({"", ".", ".."})
 # DeleteObjects carries keys in XML, which has no way to write control characters
 _NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\]")
 
@@ -300,7 +304,7 @@ _NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\]")
 def check_key(key: str) -> str:
     """The key itself, if it can name an object on every store; otherwise raises `ConfigError`."""
     segments = key.split("/")
-    if _NOT_IN_KEYS.search(key) or any(segment in {"", ".", ".."} for segment in segments):
+    if _NOT_IN_KEYS.search(key) or not _NO_NAMES.isdisjoint(segments):
         raise ConfigError(f"{key!r} cannot be a key: relative, '/' between names, no '.', '..' or empty name")
     if is_reserved(key):
         raise ConfigError(f"{key!r} cannot be a key: {STAGING!r} is reserved")

@@ -11,12 +11,6 @@ would find it:
 
 It has to be on the device of the data folders: publishing is a hard link, atomic, and unlike a rename it cannot
 overwrite.
-
-Deletes of files that others may be overwriting meanwhile: POSIX has no "unlink, if it is still this file".
-
-So a file is moved aside first, which is atomic, and examined where nobody else writes. It is deleted if it is the one
-that was meant, and put back if it is not, unless its writer has put a newer one in its place already. Whoever dies in
-between leaves it under a name that follows from its key and its ETag, where the next one to delete it finds it.
 """
 
 from __future__ import annotations
@@ -27,7 +21,7 @@ import os
 import stat
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -48,53 +42,20 @@ from datalake_assets.lake.store.base import (
     check_prefix,
     is_reserved,
 )
-from datalake_assets.lake.store.posix import DurableTree, files_beginning, fsync_folder, scan_files
+from datalake_assets.lake.store.posix import (
+    DurableTree,
+    delete_if_same,
+    files_beginning,
+    fsync_folder,
+    scan_entries,
+    scan_files,
+)
 from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, BESIDE, CatalogAccess, S3Access
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
-__all__ = ["LocalStore", "delete_if_same"]
-
-
-def delete_if_same(file: Path, held: Path, *, is_same: Callable[[os.stat_result], bool]) -> bool:
-    """Deletes a file if it is still the one that is meant; the caller holds its lock.
-
-    Args:
-        file: The file.
-        held: Where it is moved aside, on the same device; the same for each attempt at this deletion.
-        is_same: Whether a file with this status is the one that is meant.
-
-    Returns:
-        Whether it is gone: False if another file is there, which stays.
-    """
-    _finish(file, held, is_same)
-    while True:
-        try:
-            if not is_same(file.lstat()):  # nor is a link what was meant, whatever it points to
-                return False
-            held.parent.mkdir(parents=True, exist_ok=True)
-            file.rename(held)
-        except (FileNotFoundError, NotADirectoryError):
-            if not os.path.lexists(file):  # else the folder of what is moved aside was tidied away
-                return True
-        else:
-            return _finish(file, held, is_same)
-
-
-def _finish(file: Path, held: Path, is_same: Callable[[os.stat_result], bool]) -> bool:
-    """Deletes what was moved aside, or puts it back; returns False for the latter."""
-    try:
-        status = held.lstat()
-    except FileNotFoundError:
-        return True
-    same = is_same(status)
-    if not same:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # overwritten meanwhile: what we hold is what its writer replaced
-            file.hardlink_to(held)
-    held.unlink(missing_ok=True)
-    return same
+__all__ = ["LocalStore"]
 
 
 NAME_MAX_BYTES = 255  # Linux and macOS: bytes in one file name
@@ -239,6 +200,19 @@ class LocalStore:
                 if not is_reserved(key):
                     yield _info(key, status)
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Implements `Store.keys`: asks for no file's status."""
+        self._requests.add("list")
+        with self._tree.translating(check_prefix(prefix)):
+            self._tree.check_root()
+            if self._is_behind_link(self._root / prefix):
+                return
+            root = f"{self.uri.rstrip('/')}/"
+            for entry in scan_entries(f"{root}{prefix}"):
+                key = entry.path.removeprefix(root)
+                if not is_reserved(key) and (entry.is_symlink() or entry.is_file()):
+                    yield key
+
     def beginning(self, key: str) -> Sequence[ObjectInfo]:
         """Implements `Store.beginning`."""
         self._requests.add("list")
@@ -276,36 +250,42 @@ class LocalStore:
 
     def delete_if(self, etags: Mapping[str, str]) -> tuple[str, ...]:
         """Move each aside, and delete it there if it still is what it was; else it is moved back."""
-        folders, kept = set(), []
-        for key, etag in etags.items():
-            self._requests.add("delete")
-            file = self._root / check_key(key)
-            held = self._root / HELD / _digest(f"{key}\n{etag}".encode())
-            with self._tree.translating(key), self._tree.lock(_digest(key.encode())):
+        by_lock: defaultdict[str, list[str]] = defaultdict(list)
+        for key in etags:
+            by_lock[_digest(check_key(key).encode())[:2]].append(key)
+        self._requests.add("delete", len(etags))
+        real, kept = {key.rpartition("/")[0]: False for key in etags}, []
+        for folder in real:
+            with self._tree.translating(folder):
                 self._tree.check_root()
-                same = partial(_has_identity, etag)
-                if self._is_behind_link(file.parent) or not delete_if_same(file, held, is_same=same):
-                    kept.append(key)
-            if file.parent.is_dir():
-                folders.add(file.parent)
-        for folder in sorted(folders):
-            with self._tree.translating(folder.relative_to(self._root).as_posix()):
-                fsync_folder(folder)
+                real[folder] = not self._is_behind_link(self._root / folder)
+        for lock, together in by_lock.items():
+            with self._tree.translating(together[0]), self._tree.lock(lock):
+                kept += [key for key in together if not self._delete_if(key, etags[key], real)]
+        for folder in sorted(folder for folder in real if (self._root / folder).is_dir()):
+            with self._tree.translating(folder):
+                fsync_folder(self._root / folder)
         return tuple(kept)
 
-    def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
-        """One look each."""
-        return tuple(key for key, etag in etags.items() if self._own_identity(key) != etag)
-
-    def _own_identity(self, key: str) -> str | None:
-        """The identity of what has the name itself: a link's differs from that of the file that it points to."""
-        self._requests.add("get")
+    def _delete_if(self, key: str, etag: str, real: Mapping[str, bool]) -> bool:
+        held = f"{self.uri}/{HELD}/" + _digest(f"{key}\n{etag}".encode())
         with self._tree.translating(key):
-            try:
-                return _identity((self._root / check_key(key)).lstat())
-            except (FileNotFoundError, NotADirectoryError):
-                self._tree.check_root()
-                return None
+            is_same = partial(_has_identity, etag)
+            return real[key.rpartition("/")[0]] and delete_if_same(f"{self.uri}/{key}", held, is_same=is_same)
+
+    def changed(self, etags: Mapping[str, str]) -> tuple[str, ...]:
+        """One look each, at what has the name itself: a link's identity differs from that of its file."""
+        root, others = f"{self.uri.rstrip('/')}/", []
+        self._requests.add("get", len(etags))
+        with self._tree.translating(next(iter(etags), "")):
+            for key, etag in etags.items():
+                try:
+                    if _identity(os.lstat(f"{root}{check_key(key)}")) == etag:  # pathlib takes three times as long
+                        continue
+                except (FileNotFoundError, NotADirectoryError):
+                    self._tree.check_root()
+                others.append(key)
+        return tuple(others)
 
     def stage(self, key: str) -> _LocalWriter:
         """Begin a file in `.staging/files/`."""

@@ -3,6 +3,11 @@
 A new name is durable only after an fsync of its folder, and a new folder only after one of the folder above. A process
 cannot know whether the one that made a folder lived to sync it, so each process syncs the way up once for every folder
 that it uses.
+
+POSIX has no "unlink, if it is still this file", which files take that others may be overwriting meanwhile. So one is
+moved aside first, which is atomic, and examined where nobody else writes. It is deleted if it is the one
+that was meant, and put back if it is not, unless its writer has put a newer one in its place already. Whoever dies in
+between leaves it under a name that follows from its key and its ETag, where the next one to delete it finds it.
 """
 
 from __future__ import annotations
@@ -13,13 +18,13 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from datalake_assets.errors import AmbiguousWrite, LakeError, LakeUnavailable, TransientStoreError
 
-__all__ = ["DurableTree", "files_beginning", "fsync_folder", "scan_files"]
+__all__ = ["DurableTree", "delete_if_same", "files_beginning", "fsync_folder", "scan_entries", "scan_files"]
 
 LOCK_TIMEOUT_S = 30.0  # a holder keeps a lock for a few fsyncs; longer means that it is stopped
 LOCK_POLL_S = 0.002
@@ -221,6 +226,54 @@ def _is_named(handle: int, file: Path) -> bool:
     return os.path.samestat(there, os.fstat(handle))
 
 
+def delete_if_same(file: str, held: str, *, is_same: Callable[[os.stat_result], bool]) -> bool:
+    """Deletes a file if it is still the one that is meant; the caller holds its lock.
+
+    Args:
+        file: The file's path; of thousands at a time, `Path` objects take longer than the disk.
+        held: Where it is moved aside, on the same device; the same for each attempt at this deletion.
+        is_same: Whether a file with this status is the one that is meant.
+
+    Returns:
+        Whether it is gone: False if another file is there, which stays.
+    """
+    _finish(file, held, is_same)
+    while True:
+        try:
+            if not is_same(os.lstat(file)):  # nor is a link what was meant, whatever it points to
+                return False
+            _move_aside(file, held)
+        except (FileNotFoundError, NotADirectoryError):
+            if not os.path.lexists(file):  # else the folder of what is moved aside was tidied away
+                return True
+        else:
+            return _finish(file, held, is_same)
+
+
+def _move_aside(file: str, held: str) -> None:
+    try:
+        os.rename(file, held)  # noqa: PTH104
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(held), exist_ok=True)  # noqa: PTH103, PTH120
+        os.rename(file, held)  # noqa: PTH104
+
+
+def _finish(file: str, held: str, is_same: Callable[[os.stat_result], bool]) -> bool:
+    """Deletes what was moved aside, or puts it back; returns False for the latter."""
+    try:
+        status = os.lstat(held)
+    except FileNotFoundError:
+        return True
+    same = is_same(status)
+    if not same:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # overwritten meanwhile: what we hold is what its writer replaced
+            os.link(held, file)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(held)  # noqa: PTH108
+    return same
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a folder's entries durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -237,6 +290,14 @@ def scan_files(folder: str, *, links: bool = False) -> Iterator[tuple[str, os.st
 
     Paths are texts that begin with ``folder``: of ten thousand files, `Path` objects take longer than the disk.
     """
+    for entry in scan_entries(folder):
+        status = _file_status(entry, links=links)
+        if status is not None:
+            yield entry.path, status
+
+
+def scan_entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """All below a folder that is no folder itself, recursively; not through links, and not what vanishes meanwhile."""
     pending = [folder]
     while pending:
         try:
@@ -246,10 +307,8 @@ def scan_files(folder: str, *, links: bool = False) -> Iterator[tuple[str, os.st
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
-                continue
-            status = _file_status(entry, links=links)
-            if status is not None:
-                yield entry.path, status
+            else:
+                yield entry
 
 
 def files_beginning(folder: Path, beginning: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:

@@ -275,6 +275,10 @@ class S3Store:
         except READ_ERRORS as error:
             raise read_failed(error, where=self._where(prefix), lake=self.uri) from error
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Implements `Store.keys`."""
+        return (info.key for info in self.list(prefix))
+
     def beginning(self, key: str) -> Sequence[ObjectInfo]:
         """Implements `Store.beginning` with one request."""
         bucket, full = self._bucket, self._full(check_key(key))

@@ -17,7 +17,7 @@ import pytest
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import PagesCompared
 from datalake_assets.lake.adopted.adoption import FirstPageLook, adopt
-from datalake_assets.lake.adopted.listing import Footers
+from datalake_assets.lake.adopted.footers import Footers
 from datalake_assets.lake.adopted.reconcile import reconcile
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store import open_store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datalake_assets.lake.store.local import delete_if_same
+from datalake_assets.lake.store.posix import delete_if_same
 
 
 class _Died(BaseException):
@@ -34,7 +34,7 @@ def delete(file: Path, meant: os.stat_result, *, before_look: Callable[[int], No
         before_look(looks)
         return (status.st_ino, status.st_size, status.st_mtime_ns) == (meant.st_ino, meant.st_size, meant.st_mtime_ns)
 
-    return delete_if_same(file, file.parent.parent / "held" / "name", is_same=is_same)
+    return delete_if_same(str(file), str(file.parent.parent / "held" / "name"), is_same=is_same)
 
 
 def there(file: Path) -> dict[str, bytes]:
@@ -68,13 +68,13 @@ def test_overwritten_file_stays(file: Path, *, in_place: bool):
 
 
 def test_file_overwritten_between_look_and_move_is_put_back(file: Path, monkeypatch: pytest.MonkeyPatch):
-    meant, rename = file.stat(), Path.rename
+    meant, rename = file.stat(), os.rename
 
-    def overwritten_first(self: Path, target: Path) -> Path:
+    def overwritten_first(path: str, target: str) -> None:
         overwrite(file, b"newer")
-        return rename(self, target)
+        rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", overwritten_first)
+    monkeypatch.setattr(os, "rename", overwritten_first)
 
     assert not delete(file, meant)
     assert there(file) == {"data/a.parquet": b"newer"}
@@ -96,7 +96,7 @@ def test_death_at_any_point_is_mended_by_the_next_attempt(
     file: Path, monkeypatch: pytest.MonkeyPatch, *, dies_at: int, overwritten: bool, newest: bytes | None
 ):
     """Killed before the move, or before the unlink that follows it: nothing is lost but the file that was meant."""
-    meant, rename, unlink, calls = file.stat(), Path.rename, Path.unlink, 0
+    meant, rename, unlink, calls = file.stat(), os.rename, os.unlink, 0
 
     def mortal(real: Callable[..., None]) -> Callable[..., None]:
         def call(*args: object, **kwargs: object) -> None:
@@ -108,13 +108,13 @@ def test_death_at_any_point_is_mended_by_the_next_attempt(
 
         return call
 
-    def move(self: Path, target: Path) -> None:
+    def move(path: str, target: str) -> None:
         if overwritten:
-            overwrite(self, b"newer")
-        rename(self, target)
+            overwrite(Path(path), b"newer")
+        rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", mortal(move))
-    monkeypatch.setattr(Path, "unlink", mortal(unlink))
+    monkeypatch.setattr(os, "rename", mortal(move))
+    monkeypatch.setattr(os, "unlink", mortal(unlink))
     with pytest.raises(_Died):
         delete(file, meant)
     monkeypatch.undo()
