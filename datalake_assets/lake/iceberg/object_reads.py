@@ -9,13 +9,14 @@ stores, Arrow reads.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -40,6 +41,8 @@ KEPT = 16
 WHOLE_BYTES = 8 << 20
 #: Files that are fetched ahead of the one that is read, and bytes.
 AHEAD_FILES, AHEAD_BYTES = 16, 32 << 20
+#: Bytes of a block of memory from which on it is given back at once; and glibc's number of that setting (malloc.h).
+LARGE_BLOCK, _M_MMAP_THRESHOLD = 4 << 20, -3
 #: Seconds that a store may stay silent.
 TIMEOUT_S = 60.0
 _SCHEMES = ("s3", "s3a", "s3n")
@@ -281,6 +284,7 @@ def _object_of(files: FileIO, location: str) -> tuple[S3Store, str] | None:
 
 def _opened(bucket: str, said: dict[str, str]) -> S3Store:
     """The client of a bucket; that of a lake's store, with all that it is made of, where nobody gave credentials."""
+    _give_large_blocks_back()
     if not said["access_key"]:
         from datalake_assets.lake.store.s3_clients import S3Clients  # noqa: PLC0415  boto3, which takes long to load
 
@@ -302,6 +306,17 @@ def _opened(bucket: str, said: dict[str, str]) -> S3Store:
         secret_access_key=said["secret_key"],
         **token,
     )
+
+
+def _give_large_blocks_back() -> None:
+    """Has glibc give memory of this size back to the system when it is freed; obstore has no other allocator.
+
+    Once it has freed one of up to 32 MiB, glibc keeps such blocks (mallopt(3), M_MMAP_THRESHOLD), those of each thread
+    apart: a compaction of 600 MB took a GB, and ever more the longer it ran. Whoever has set that otherwise has it so.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ and "mmap_threshold" not in os.environ.get("GLIBC_TUNABLES", ""):
+        with suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 @contextmanager
