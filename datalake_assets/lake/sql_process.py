@@ -5,7 +5,8 @@ that a function is just making, nor does an interrupt end one. So a query that i
 has only so much memory, and is killed when its time is up.
 
 Starting an interpreter with DuckDB and Arrow takes a second or two, forking one a hundredth: a waiting process, which
-runs no query itself and starts no threads, forks one for each. It ends when its parent does.
+runs no query itself and starts no threads, forks one for each. Opening a session takes several hundredths, so the next
+query's process is forked, and opens its own, while nobody waits. They end when their parents do.
 
 Files in a store are read by the parent, who has the credentials (`sql_files`).
 """
@@ -16,7 +17,9 @@ import base64
 import json
 import os
 import resource
+import secrets
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -27,14 +30,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from datalake_assets.core.wording import plain
 from datalake_assets.errors import DatalakeError
 from datalake_assets.lake.sql_files import READERS, AskedFile, AskedFiles, ReadableFile, serving
+
+if TYPE_CHECKING:
+    from datalake_assets.lake.sql_gate import SqlSession
 
 __all__ = ["SqlFailed", "SqlJob", "SqlProcesses", "SqlRows"]
 
@@ -48,6 +54,8 @@ _SPILL_PERCENT = 5
 _GRACE_S = 1.0
 #: Seconds that a query waits for its turn; whoever waits keeps a thread.
 _WAIT_S = 2.0
+#: Seconds for which a session is good that was opened before its query: it has looked how much room the disk has.
+_FRESH_S = 600.0
 #: Characters of a reason that are told.
 _REASON = 1000
 #: Longest answer of a process; the limits of a job are below it.
@@ -242,37 +250,77 @@ def main() -> None:
     from datalake_assets.lake import exact_answers, sql_gate  # noqa: F401, PLC0415
 
     control = socket.socket(fileno=int(sys.argv[1]))
+    child = _Child.forked(control)
     while (document := _receive(sys.stdin.buffer)) is not None:
         job, files = SqlJob(**document), None
         if job.sizes:
             files = socket.socket(fileno=socket.recv_fds(control, 1, 1)[1][0])
-        with tempfile.TemporaryDirectory(prefix="datalake-query-") as folder:  # a killed query leaves its files
-            answer = _forked(job, folder, files, control)
+        if child.is_stale:
+            child.end()
+            child = _Child.forked(control)
+        try:
+            answer = child.answer(job, files)
+        finally:
+            child.end()
         _send(sys.stdout.buffer, answer)
+        child = _Child.forked(control)  # while nobody waits
+    child.end()
 
 
-def _forked(job: SqlJob, folder: str, files: socket.socket | None, control: socket.socket) -> bytes:
-    """Runs a query in a process of its own, and kills it when its time is up; the answer as it came from there."""
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read_end)
-        control.close()
-        _child(job, folder, files, write_end)
-    os.close(write_end)
-    if files is not None:
-        files.close()
-    try:
-        message, is_late = _read_until(read_end, time.monotonic() + job.timeout_s + _GRACE_S)
-    finally:
-        os.close(read_end)
-        os.kill(pid, signal.SIGKILL)  # it has ended, or is to
-        os.waitpid(pid, 0)
-    if is_late:
-        return _message(_failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less"))
-    if not _is_whole(message):
-        return _message(_failure("large", "it takes more memory than a query may; ask for less"))
-    return message
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A process for one query, which opens its session before that comes, and the parent's ends of what leads there."""
+
+    pid: int
+    folder: Path
+    jobs: socket.socket
+    answers: int
+    since: float
+
+    @classmethod
+    def forked(cls, control: socket.socket) -> Self:
+        """One that waits for its query; ``control`` is not for it."""
+        name = f"datalake-query-{secrets.token_hex(8)}"
+        folder = Path(tempfile.gettempdir(), name)  # a killed query leaves its files
+        read_end, write_end = os.pipe()
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read_end)
+            ours.close()
+            control.close()
+            _run(folder, theirs, write_end)
+        os.close(write_end)
+        theirs.close()
+        return cls(pid, folder, ours, read_end, time.monotonic())
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether so much time has passed that there may be another amount of room on the disk."""
+        return time.monotonic() - self.since > _FRESH_S
+
+    def answer(self, job: SqlJob, files: socket.socket | None) -> bytes:
+        """Has it run its query; the answer as it came from there."""
+        deadline = time.monotonic() + job.timeout_s + _GRACE_S
+        with suppress(OSError):  # it has ended: then there is no answer
+            socket.send_fds(self.jobs, [b"j"], [files.fileno()] if files is not None else [])
+            self.jobs.sendall(_message(asdict(job)))
+        if files is not None:
+            files.close()
+        message, is_late = _read_until(self.answers, deadline)
+        if is_late:
+            return _message(_failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less"))
+        if not _is_whole(message):
+            return _message(_failure("large", "it takes more memory than a query may; ask for less"))
+        return message
+
+    def end(self) -> None:
+        """Kills it, if it has not ended, and removes its files."""
+        os.close(self.answers)
+        self.jobs.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
@@ -289,30 +337,59 @@ def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
     return b"", False
 
 
-def _child(job: SqlJob, folder: str, files: socket.socket | None, write_end: int) -> None:
-    """In the process of a query: never returns."""
+def _run(folder: Path, jobs: socket.socket, write_end: int) -> None:
+    """In the process of a query: opens a session, waits for the query, and never returns."""
+    import duckdb  # noqa: PLC0415  loaded before
+
+    from datalake_assets.lake.sql_gate import SqlLimits, open_session  # noqa: PLC0415
+
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
         os.dup2(nothing, 1)
-        tempfile.tempdir = folder
-        _bound(job.timeout_s)
-        answer = _answer(job, files)
-        with os.fdopen(write_end, "wb") as file:
-            file.write(_message(answer))
+        folder.mkdir(mode=0o700)
+        tempfile.tempdir = str(folder)
+        _bound_memory()
+        limits = SqlLimits(memory=DUCKDB_MEMORY, spill_percent=_SPILL_PERCENT, threads=THREADS)
+        with ExitStack() as stack:
+            session: SqlSession | Exception
+            try:
+                session = stack.enter_context(open_session(limits=limits))
+            except (duckdb.Error, OSError) as error:
+                session = error
+            message, given, _, _ = socket.recv_fds(jobs, 1, 1)
+            if not message:  # its parent has ended, or been killed
+                shutil.rmtree(folder, ignore_errors=True)
+                os._exit(0)
+            with jobs.makefile("rb") as file:
+                document = _receive(file)
+            assert document is not None  # noqa: S101  for mypy: else the parent has ended
+            job = SqlJob(**document)
+            _bound_time(job.timeout_s)
+            answer = _answer(job, socket.socket(fileno=given[0]) if given else None, session)
+            with os.fdopen(write_end, "wb") as out:
+                out.write(_message(answer))
+            os._exit(0)
     except BaseException:  # noqa: BLE001  whatever it is, the parent must not run on in two processes
         os._exit(1)
-    os._exit(0)
 
 
-def _bound(timeout_s: float) -> None:
-    """Bounds what this process may take."""
-    memory = MEMORY_BYTES + _data_bytes()
-    seconds = int(timeout_s + 2 * _GRACE_S) * THREADS + 1
-    for kind, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
-        _, hard = resource.getrlimit(kind)
-        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)  # nobody may raise it again
-        resource.setrlimit(kind, (lower, lower))
+def _bound_memory() -> None:
+    """Bounds what this process may take of memory."""
+    _lower(resource.RLIMIT_DATA, MEMORY_BYTES + _data_bytes())
+    _lower(resource.RLIMIT_CORE, 0)
+
+
+def _bound_time(timeout_s: float) -> None:
+    """Bounds what it may take of the processor, besides what it has had."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + timeout_s + 2 * _GRACE_S) * THREADS + 1)
+
+
+def _lower(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    lower = most if hard == resource.RLIM_INFINITY else min(most, hard)  # nobody may raise it again
+    resource.setrlimit(kind, (lower, lower))
 
 
 def _data_bytes() -> int:
@@ -329,34 +406,27 @@ def _failure(kind: str, reason: str) -> dict[str, Any]:
     return {"kind": kind, "reason": reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"}
 
 
-def _answer(job: SqlJob, files: socket.socket | None) -> dict[str, Any]:
+def _answer(job: SqlJob, files: socket.socket | None, session: SqlSession | Exception) -> dict[str, Any]:
     import duckdb  # noqa: PLC0415  loaded before
     import pyarrow as pa  # noqa: PLC0415
 
     from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
     from datalake_assets.lake.exact_answers import exact_query  # noqa: PLC0415
-    from datalake_assets.lake.sql_gate import (  # noqa: PLC0415
-        SqlLimits,
-        SqlRefused,
-        SqlTimedOut,
-        message_of,
-        open_session,
-        show,
-    )
+    from datalake_assets.lake.sql_gate import SqlRefused, SqlTimedOut, message_of, show  # noqa: PLC0415
 
     pa.set_cpu_count(THREADS)
-    limits = SqlLimits(memory=DUCKDB_MEMORY, spill_percent=_SPILL_PERCENT, threads=THREADS)
     asked = None if files is None else AskedFiles(files)
     try:
-        with open_session(limits=limits) as session:
-            checked = session.check(job.query)
-            schema = schema_from_json(job.schema)
-            dataset = _dataset(job, schema, asked)
-            # a name of DuckDB's own views is free for a temporary one
-            show(session.connection, job.table, dataset, is_temporary=True)
-            with session.limited(job.timeout_s):
-                exact = exact_query(session.connection, checked.text)
-                return _fetched(session.connection.execute(exact), job)
+        if isinstance(session, Exception):
+            raise session
+        checked = session.check(job.query)
+        schema = schema_from_json(job.schema)
+        dataset = _dataset(job, schema, asked)
+        # a name of DuckDB's own views is free for a temporary one
+        show(session.connection, job.table, dataset, is_temporary=True)
+        with session.limited(job.timeout_s):
+            exact = exact_query(session.connection, checked.text)
+            return _fetched(session.connection.execute(exact), job)
     except SqlTimedOut as error:
         return _failure("late", error.reason)
     except SqlRefused as error:

@@ -50,8 +50,8 @@ __all__ = [
 
 #: Of files that one compaction merges.
 MAX_BYTES = 64 << 30
-#: Decoded bytes of a row group. In a store far away a query asks for each column of each, so that few are better; but it
-#: has to hold some of them, and so has whoever makes them: half a GiB is enough with one thread.
+#: Decoded bytes of a row group. In a store far away a query asks for each column of each, so that few are better; but
+#: it has to hold some of them, and so has whoever makes them: half a GiB is enough with one thread.
 ROW_GROUP_BYTES = 32 << 20
 #: Files of snapshots that are kept in mind; some hundred bytes each.
 KNOWN_FILES = 100_000
