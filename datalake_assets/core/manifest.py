@@ -17,17 +17,16 @@ who change a partition, `Holdings` for those who read thousands of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.manifest_bytes import manifest_bytes
+from datalake_assets.core.manifest_bytes import FORMAT, decoded_manifest, manifest_bytes
 from datalake_assets.core.position import Position, WindowPosition, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
 
@@ -152,8 +151,6 @@ class Garbage(msgspec.Struct, frozen=True, omit_defaults=True):
     checksum: str = ""
 
 
-#: Version of the manifest's JSON layout.
-FORMAT = 1
 #: Commits remembered in a manifest.
 HISTORY = 20
 
@@ -346,7 +343,7 @@ class Manifest:
         Raises:
             CorruptLake: It is not a manifest, or one of a later format.
         """
-        document = _decoded(body, _documents, where)
+        document = decoded_manifest(body, _documents, where)
         try:
             return cls(
                 generation=document.generation,
@@ -425,36 +422,10 @@ class Holdings(msgspec.Struct, frozen=True, gc=False):
         Raises:
             CorruptLake: It is not a manifest, or one of a later format.
         """
-        return _decoded(body, _holdings, where)
+        return decoded_manifest(body, _holdings, where)
 
 
-_DocumentT = TypeVar("_DocumentT", _Document, Holdings)
 _documents, _holdings = msgspec.json.Decoder(_Document), msgspec.json.Decoder(Holdings)
-
-
-def _decoded(body: bytes, decoder: msgspec.json.Decoder[_DocumentT], where: str) -> _DocumentT:
-    try:
-        document = decoder.decode(body)
-    except msgspec.MsgspecError:
-        return _decoded_slowly(body, decoder.type, where)
-    if document.format != FORMAT:
-        raise _later_format(where, document.format)
-    return document
-
-
-def _decoded_slowly(body: bytes, kind: type[_DocumentT], where: str) -> _DocumentT:
-    """What msgspec refuses: names that are no Unicode, which are read, and what is not a manifest, with the reason."""
-    try:
-        plain = json.loads(body)
-        if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
-            raise _later_format(where, plain["format"])
-        return msgspec.convert(plain, kind)
-    except ValueError as error:
-        raise CorruptLake(where, f"not a manifest: {error}") from error
-
-
-def _later_format(where: str, written: object) -> CorruptLake:
-    return CorruptLake(where, f"manifest of format {written}", cure="use a newer release of this package")
 
 
 def _entry(

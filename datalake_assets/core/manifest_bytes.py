@@ -1,6 +1,7 @@
 """The bytes of manifests: those that they have had ever since, however they are made.
 
-A partition of a hundred thousand files has a manifest of 25 MB, which each commit writes three times.
+A partition of a hundred thousand files has a manifest of 25 MB, which each commit writes three times: so msgspec writes
+and reads what it can, and ``json`` the rest.
 """
 
 from __future__ import annotations
@@ -8,12 +9,17 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from datalake_assets.core.files import DataFile
+from datalake_assets.errors import CorruptLake
 
-__all__ = ["manifest_bytes"]
+__all__ = ["FORMAT", "decoded_manifest", "manifest_bytes"]
+
+#: Version of the manifest's JSON layout.
+FORMAT = 1
 
 #: A time in UTC as msgspec writes it; within a text, quotes are preceded by a backslash.
 _IN_UTC = re.compile(rb'("(?:min_time|max_time|written_at|at)":"[0-9T:.-]+)Z"')
@@ -43,3 +49,46 @@ def manifest_bytes(document: msgspec.Struct, files: tuple[DataFile, ...]) -> byt
             return b"".join((begin, b'"files":', _WRITTEN_AT.sub(rb'\1+00:00"', of_files), b',"pending":', end))
     plain = msgspec.to_builtins(msgspec.structs.replace(document, files=files), builtin_types=(datetime,))
     return json.dumps(plain, separators=(",", ":"), default=datetime.isoformat).encode()
+
+
+class _HasFormat(Protocol):
+    @property
+    def format(self) -> int: ...
+
+
+_DocumentT = TypeVar("_DocumentT", bound=_HasFormat)
+
+
+def decoded_manifest(body: bytes, decoder: msgspec.json.Decoder[_DocumentT], where: str) -> _DocumentT:
+    """What a manifest says.
+
+    Args:
+        body: Its JSON.
+        decoder: Of what is wanted of it, with a field ``format``.
+        where: The object's key, for errors.
+
+    Raises:
+        CorruptLake: It is not a manifest, or one of a later format.
+    """
+    try:
+        document = decoder.decode(body)
+    except msgspec.MsgspecError:
+        return _decoded_slowly(body, decoder.type, where)
+    if document.format != FORMAT:
+        raise _later_format(where, document.format)
+    return document
+
+
+def _decoded_slowly(body: bytes, kind: type[_DocumentT], where: str) -> _DocumentT:
+    """What msgspec refuses: names that are no Unicode, which are read, and what is not a manifest, with the reason."""
+    try:
+        plain = json.loads(body)
+        if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
+            raise _later_format(where, plain["format"])
+        return msgspec.convert(plain, kind)
+    except ValueError as error:
+        raise CorruptLake(where, f"not a manifest: {error}") from error
+
+
+def _later_format(where: str, written: object) -> CorruptLake:
+    return CorruptLake(where, f"manifest of format {written}", cure="use a newer release of this package")
