@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
 
-__all__ = ["AUTHORITIES", "Proxy", "Route", "aws_client", "route_to"]
+__all__ = ["AUTHORITIES", "Proxy", "Route", "aws_client", "aws_region", "route_to"]
 
 #: Variables that name a PEM file of the authorities to trust; the first that is set counts.
 AUTHORITIES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -117,9 +117,7 @@ def aws_client(service: str, *, region: str | None = None) -> Any:
     session = botocore.session.Session()
     named = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
     endpoint = next(filter(None, map(os.environ.get, named)), None)
-    region = (
-        region or os.environ.get("AWS_REGION") or session.get_config_variable("region") or (endpoint and "us-east-1")
-    )
+    region = region or aws_region() or (endpoint and "us-east-1")
     if not region:
         raise ConfigError(f"no region to look for {service} in: set AWS_REGION")
     route = route_to(endpoint or f"https://{service}.{region}.amazonaws.com")
@@ -138,6 +136,14 @@ def aws_client(service: str, *, region: str | None = None) -> Any:
         raise ConfigError(
             f"the client of {service} cannot be set up ({type(error).__name__}); see AWS_PROFILE"
         ) from error
+
+
+def aws_region() -> str | None:
+    """The region of AWS's conventions; None if they name none."""
+    import botocore.session  # noqa: PLC0415  a tenth of a second, for those who need it
+
+    found: str | None = os.environ.get("AWS_REGION") or botocore.session.Session().get_config_variable("region")
+    return found
 
 
 def _authorities() -> Path | None:

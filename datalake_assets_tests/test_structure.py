@@ -66,6 +66,7 @@ REASONS = {
     "parquet.native.interface": "the C header's structs: changes with it and nothing else does",
     "parquet.segment_queue": "the order in which threads make row groups",
     "report.documents": "CSV and JSON, beside the page",
+    "report.metrics": "for Prometheus and CloudWatch, beside the page",
     "report.thumbnails": "small pictures for Dagster's UI",
     "sources.ksqldb.decode.flat": "the fast way for rows without nesting",
     "sources.ksqldb.decode.response": "the framing of answers, apart from their rows",

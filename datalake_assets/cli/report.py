@@ -43,10 +43,11 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float |
 @click.option(
     "--format",
     "output",
-    type=click.Choice(["console", "csv", "json", "html"]),
+    type=click.Choice(["console", "csv", "json", "html", "prometheus", "cloudwatch"]),
     default="console",
     show_default=True,
-    help="console: a summary; csv: a line per partition; json: everything; html: a page with plots.",
+    help="console: a summary; csv: a line per partition; json: everything; html: a page with plots; prometheus: metrics"
+    " as its text; cloudwatch: metrics, alarms and a dashboard, as arguments of its API.",
 )
 @click.option(
     "--output",
@@ -63,6 +64,13 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float |
     metavar="N",
     help="How often each partition is read, for the costs.  [default: 1]",
 )
+@click.option(
+    "--cost-limit",
+    type=click.FloatRange(min=0),
+    callback=_finite,
+    metavar="USD",
+    help="CloudWatch: dollars a month on S3 above which there is an alarm.  [default: 10]",
+)
 @click.option("--raw", is_flag=True, help="CSV: leave names that a spreadsheet takes for a formula without a quote.")
 @click.option("--rebuild", is_flag=True, help="Also write every feed's _metadata.json anew.")
 @json_option
@@ -74,6 +82,7 @@ def report(
     file: str | None,
     names: tuple[str, ...],
     scans_per_day: float | None,
+    cost_limit: float | None,
     raw: bool,
     rebuild: bool,
     as_json: bool,
@@ -83,6 +92,7 @@ def report(
     \b
     datalake report --format html --output lake.html
     datalake report --format csv --feed transaction_stream
+    datalake report --format prometheus --output /var/lib/node_exporter/datalake.prom
     """  # noqa: D301  click reads the \b: keep these lines
     with _no_collections():
         feeds = tuple(session.feeds(name)[0][0] for name in dict.fromkeys(names)) if names else session.feeds()[0]
@@ -91,9 +101,14 @@ def report(
         if rebuild:
             _rebuild(session, found)
         output = "json" if as_json else output
+        if output == "cloudwatch" and names:
+            raise click.UsageError("--format cloudwatch has alarms of the whole lake; leave --feed out")
         if file is None and output == "html" and sys.stdout.isatty():
             file = PAGE
         width = None if file else terminal_width()
+        if output in {"prometheus", "cloudwatch"}:
+            _write(_metrics(session, found, output, cost_limit=cost_limit), file)
+            return
         _write(_render(found, output, raw=raw, width=width), file)
 
 
@@ -114,7 +129,10 @@ def _write(text: str, file: str | None) -> None:
         click.echo(text, nl=False)
         return
     try:
-        Path(file).write_text(text, encoding="utf-8")
+        whole = Path(f"{file}.{os.getpid()}") if Path(file).suffix == ".prom" else Path(file)
+        whole.write_text(text, encoding="utf-8")
+        if whole != Path(file):  # collectors read such files whenever they like
+            whole.replace(file)
     except OSError as error:
         raise ConfigError(f"--output {file}: {error.strerror}") from error
     say(f"wrote {file}")
@@ -165,6 +183,36 @@ def _rebuild(session: Session, found: LakeReport) -> None:
 
     for each in rebuild_summaries(session.store, found.statistics):
         warn(f"the summary of {each.feed.path} stays as it was: not all of its manifests can be read")
+
+
+def _metrics(session: Session, found: LakeReport, output: str, *, cost_limit: float | None) -> str:
+    from datalake_assets.network import aws_region  # noqa: PLC0415  not needed for --help
+    from datalake_assets.report import metrics  # noqa: PLC0415  not needed for --help
+
+    depths = _queue_depths(session, [each.feed for each in found.feeds])
+    if output == "prometheus":
+        return metrics.prometheus_text(found, depths)
+    limit = metrics.COST_LIMIT if cost_limit is None else cost_limit
+    region = aws_region() or "us-east-1"
+    return metrics.cloudwatch_text(found, depths, region=region, cost_limit=limit, topic=session.settings.notify_sns)
+
+
+def _queue_depths(session: Session, feeds: Sequence[Feed]) -> dict[str, int]:
+    """What waits at the sources that can tell, by feed; one that does not answer is named and left out."""
+    from datalake_assets.errors import DatalakeError  # noqa: PLC0415  not needed for --help
+    from datalake_assets.sources.base import HasBacklog  # noqa: PLC0415  not needed for --help
+
+    found: dict[str, int] = {}
+    asked = [feed for feed in feeds if feed.is_exported and feed.exported_from.has_backlog]
+    for kind in dict.fromkeys(feed.source.type for feed in asked):
+        try:
+            with session.source(kind) as system:
+                for feed in (each for each in asked if each.source.type == kind):
+                    if isinstance(system, HasBacklog):
+                        found[feed.name] = system.backlog(feed).waiting
+        except DatalakeError as error:
+            warn(f"queue depth is left out: {error}")
+    return found
 
 
 def _render(found: LakeReport, output: str, *, raw: bool, width: int | None) -> str:

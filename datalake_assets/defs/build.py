@@ -30,7 +30,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
 from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.mart_assets import upstream
-from datalake_assets.defs.upkeep.catalog_flow import catalog_asset, catalog_sensor
+from datalake_assets.defs.upkeep.catalog_flow import catalog_asset, catalog_sensor, keeps_catalog
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
 from datalake_assets.defs.upkeep.mart_sensor import mart_sensor
 from datalake_assets.defs.upkeep.new_items import new_items_sensor
@@ -280,7 +280,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
         automation = dg.Definitions(
             assets=[
                 lake_report_asset(tuple(runner.feeds.values()), lake_uri=lake.uri),
-                catalog_asset(tuple(runner.feeds.values())),
+                *([catalog_asset(tuple(runner.feeds.values()))] if keeps_catalog(lake) else []),
             ],
             asset_checks=checks,
             jobs=[*evaluations, export_all_job(runner), *tables, compact, maintenance],
@@ -296,7 +296,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 interrupted_commit_sensor(runner.feeds, lake),
                 freshness_sensor(runner.feeds, lake),
                 lake_report_sensor(feeds),
-                catalog_sensor(feeds),
+                *([catalog_sensor(feeds)] if keeps_catalog(lake) else []),
                 notify_sensor(feeds, lake.settings),
                 *(_queue_depth_sensor(runner, feed, connect) for feed in feeds if has_backlog(feed)),
                 *(_new_items_sensor(runner, feed, connect) for feed in feeds if has_news(feed)),

@@ -140,6 +140,9 @@ def test_a_reader_that_went_away_is_no_bug(run, failing):
     assert (result.exit_code, result.stderr) == (1, "")
 
 
+FORMATS = "'console', 'csv', 'json', 'html', 'prometheus', 'cloudwatch'"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,7 +161,7 @@ def test_a_reader_that_went_away_is_no_bug(run, failing):
         (("serve", "ksqldb", "--user", "u"), "give --user and --password together"),
         (
             ("report", "--format", "pdf"),
-            "Invalid value for '--format': 'pdf' is not one of 'console', 'csv', 'json', 'html'.",
+            f"Invalid value for '--format': 'pdf' is not one of {FORMATS}.",
         ),
     ],
 )

@@ -30,6 +30,8 @@ def test_a_queue_is_added_checked_landed_and_asked(run, lake, server, registry):
     assert (added.exit_code, added.stdout) == (0, f"added streams/trades, from {queue.name}\n"), added.stderr
     assert registry.get("trades").source.fields == {"n": "long not null", "price": "decimal(10,2)"}
     assert run("feeds", "check").stdout == "trades: ok\n"
+    metrics = run("report", "--format", "prometheus").stdout
+    assert re.search(r'^datalake_queue_depth\{.*feed="trades".*\} 21\.0$', metrics, re.MULTILINE)
 
     result = run("export", "--stream", "trades", "--ignore-checks", "--json")
 
@@ -73,6 +75,10 @@ def test_a_queue_that_is_not_there_is_named(run, lake, server):
     result = run("feeds", "check")
     assert result.exit_code == 1
     assert "queue 'nothere': there is no such queue" in result.stderr
+    result = run("report", "--format", "prometheus")
+    assert result.exit_code == 0
+    assert "queue depth is left out: queue 'nothere'" in result.stderr
+    assert "datalake_queue_depth{" not in result.stdout
 
 
 def test_the_how_to_leads_from_a_queue_to_an_answer(run, lake, server):

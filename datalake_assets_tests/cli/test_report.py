@@ -208,3 +208,15 @@ def test_garbage_is_collected_again_after_a_report(run, lake):
     assert gc.isenabled()
     run("report", "--output", "no/such/folder")
     assert gc.isenabled()
+
+
+def test_metrics_are_printed_with_the_depth_of_queues_and_without_what_cannot_be_asked(run, filled, tmp_path):
+    file = tmp_path / "lake.prom"
+    result = run("report", "--format", "prometheus", "--output", str(file))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert 'datalake_small_files{lake="' in file.read_text()
+    assert list(tmp_path.glob("lake.prom*")) == [file]
+
+    document = json.loads(run("report", "--format", "cloudwatch", "--cost-limit", "3").stdout)
+    assert [each["Threshold"] for each in document["alarms"] if each["MetricName"] == "MonthlyCost"] == [3.0]
+    assert run("report", "--format", "cloudwatch", "--feed", "s").exit_code == 2

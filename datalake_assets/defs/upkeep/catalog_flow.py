@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datalake_assets.catalog.base import Outcome
     from datalake_assets.catalog.sync import CatalogSync
 
-__all__ = ["CATALOG", "catalog_asset", "catalog_sensor"]
+__all__ = ["CATALOG", "catalog_asset", "catalog_sensor", "keeps_catalog"]
 
 CATALOG = dg.AssetKey("catalog")
 INTERVAL_S = 60
@@ -49,6 +49,11 @@ Feeds and views as catalogs have them, so that DuckDB, Athena and Spark find the
 If the database or a table is missing it is created; else it gets the columns and partitions that it lacks. A step that
 was skipped was not needed. `catalog_sensor` starts this after exports; `datalake catalog sync` does the same.
 """
+
+
+def keeps_catalog(lake: Lake) -> bool:
+    """Whether there is a catalog to be kept; of a lake in S3 there is none unless settings name one."""
+    return bool(lake.settings.catalog.strip(", ")) or "://" not in lake.uri
 
 
 def catalog_asset(feeds: Sequence[Feed] = ()) -> dg.AssetsDefinition:
