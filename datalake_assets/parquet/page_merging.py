@@ -244,7 +244,7 @@ class Merger:
         if is_full and not reason:
             reason = self._difference(segment, files, is_sorted=made.unsorted)
         if reason:
-            logger.error("the kernel that merges pages is not to be trusted: %s; nothing of it is kept", reason)
+            logger.error("nothing is kept of a row group whose pages were merged: %s", reason)
             raise Refused(Refusal.INTERNAL, -1, reason)
         return segment
 

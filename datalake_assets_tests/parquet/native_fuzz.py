@@ -141,15 +141,21 @@ class Child:
         self.note(IDLE)
         return found
 
-    def judge(self, verdict: Verdict | None, told: str, files: list[bytes], output: bytes, why: str) -> None:
+    def judge(self, found: Compared | None, told: str, files: list[bytes], output: bytes, why: str) -> None:
         """Counts what the comparer said, if it was asked, beside what pyarrow says: equal, different, or refused."""
-        if verdict is None:
+        if found is None:
             return
-        if verdict is not Verdict.UNCLEAR and told != "refused" and (told == "equal") != (verdict is Verdict.EQUAL):
-            if not any(self.codecs_disagree(each) for each in (*files, output)):
-                self.finding(f"comparer: {verdict.name.lower()}, pyarrow: {told}", [*files, output], why)
-            return
-        self.counts[f"comparer: {verdict.name.lower()}, pyarrow: {told}"] += 1
+        what = f"comparer: {found.verdict.name.lower()}, pyarrow: {told}"
+        if (
+            found.verdict is Verdict.UNCLEAR
+            or told == "refused"
+            or (told == "equal") == (found.verdict is Verdict.EQUAL)
+        ):
+            self.counts[what] += 1
+        elif told == "equal" and ("bound" in found.reason or "stated" in found.reason):
+            self.counts["comparer: an input's bounds are wrong, pyarrow: equal"] += 1  # to which it is blind
+        elif not any(self.codecs_disagree(each) for each in (*files, output)):
+            self.finding(what, [*files, output], f"{found.reason}; {why}")
 
     def damage(self, of: Group, place: int, files: list[bytes], merged: native.Merged, table: pa.Table) -> None:
         """Has the comparer look at a damaged output; pages that pyarrow does not read must not pass."""
@@ -170,7 +176,7 @@ class Child:
         except (pa.ArrowException, OSError, ValueError):
             told = "different" if in_pages else "refused"
         self.note(IDLE)
-        self.judge(found.verdict, told, files, damaged, "a damaged output")
+        self.judge(found, told, files, damaged, "a damaged output")
 
     def compare(
         self,
@@ -184,7 +190,7 @@ class Child:
         is_trusted: bool,
     ) -> None:
         is_sorted = bool(merged.unsorted and options.order == "sort")
-        told = None if is_sorted else self.proven(of, place, files, merged.rows, bytes(merged.view)).verdict
+        told = None if is_sorted else self.proven(of, place, files, merged.rows, bytes(merged.view))
         self.note(ARROW)
         try:
             table = decoded(changed)
