@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--large", action="store_true", help="10 GB too: needs 22 GB of disk and half an hour")
     parser.add_argument("--sizes", nargs="+", choices=compaction_large.SIZES, help="files of the large part")
     parser.add_argument("--gigabytes", type=float, default=10, help="input of the large part (default: %(default)s)")
-    parser.add_argument("--latency-ms", type=int, nargs="+", default=[0, 15], help="of S3 (default: 0 15)")
+    parser.add_argument("--latency-ms", type=int, nargs="+", default=[0, 30], help="of S3 (default: 0 30)")
+    parser.add_argument("--no-queries", action="store_true", help="on S3, rewrite only")
     parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON, help="the interpreter that has the peers")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help="these alone, such as ours 'Polars sink'")
     chosen = parser.parse_args(arguments)
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str]) -> None:
             who = contenders(WORKLOADS[name], python=chosen.peers_python)
             judged += rewrites(WORKLOADS[name], _picked(who, chosen.contenders), rounds=chosen.rounds)
     if "s3" in parts:
-        judged += compaction_s3.run(chosen.latency_ms, rounds=chosen.rounds)
+        judged += compaction_s3.run(
+            chosen.latency_ms, rounds=chosen.rounds, peers_python=chosen.peers_python, queries=not chosen.no_queries
+        )
     if "large" in parts:
         judged += compaction_large.run(chosen.gigabytes, sizes=chosen.sizes or list(compaction_large.SIZES))
     print()

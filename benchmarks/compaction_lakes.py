@@ -2,13 +2,13 @@
 
 ``python -m benchmarks.compaction_lakes LAKE FILES ROWS`` builds it in a folder or, with the environment of a server, in
 a bucket. What a benchmark changes is not this lake but a clone of it. With a fourth argument, a number of templates, it
-is built in a folder, of files that differ from a template in their ids and times, without a commit for each.
+is built of files that differ from a template in their ids and times, without a commit for each.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -83,15 +83,22 @@ def build_from_templates(store: Store, *, files: int, rows: int, templates: int)
     schema = schema_to_json(SCHEMA)
     folder.state.change(lambda now: replace(now.with_kind("offsets", feed=folder.feed.name), schema=schema))
     made = [Template(number, rows) for number in range(templates)]
-    target, listed = Path(store.path(folder.data_folder(KEY))), []
-    target.mkdir(parents=True)
-    for number in range(files):
-        file = made[number % templates].make(number)
+    target, is_local = Path(store.path(folder.data_folder(KEY))), "://" not in store.uri
+    if is_local:
+        target.mkdir(parents=True)
+
+    def put(file: InputFile) -> DataFile:
         name = data_file_name("data", file.min_time, folder.new_id())
-        (target / name).write_bytes(file.body)
+        if is_local:
+            (target / name).write_bytes(file.body)
+        else:
+            store.put(folder.file_key(KEY, name), file.body)
         checksum = new_checksum()
         checksum.update(file.body)
-        listed.append(DataFile(name, file.rows, len(file.body), file.min_time, file.max_time, str(checksum)))
+        return DataFile(name, file.rows, len(file.body), file.min_time, file.max_time, str(checksum))
+
+    files_made = (made[number % templates].make(number) for number in range(files))
+    listed = [*(map(put, files_made) if is_local else _in_threads(put, files_made))]
     log = folder.log(KEY)
     log.reconcile(log.load(), listed, schema=schema)
 
@@ -113,7 +120,7 @@ def _plan(end: int, schema: str) -> Callable[[Manifest], Planned]:
     return plan
 
 
-def _in_threads(work: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
+def _in_threads(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """Results in order, never many more at once than there are threads."""
     with ThreadPoolExecutor(THREADS) as pool:
         remaining = iter(items)

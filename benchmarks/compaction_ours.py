@@ -34,11 +34,9 @@ def main(lake: str, settings: Mapping[str, Any]) -> None:
     """Compacts the partition, once, whatever a plan would think of it."""
     policy = CompactionPolicy(**{name: settings[name] for name in POLICY if name in settings})
     written = ParquetFormat(**{name: settings[name] for name in FORMAT if name in settings})
-    root = Path(lake)
     if settings.get("adopted"):
-        root /= "adopting"
-        root.mkdir()
-    store = open_lake(str(root))
+        Path(lake, "adopting").mkdir()
+    store = open_lake(f"{lake}/adopting" if settings.get("adopted") else lake)
     store.probe()
     table: LakeTable
     if settings.get("adopted"):

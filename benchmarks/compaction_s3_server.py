@@ -1,7 +1,8 @@
 """The real S3 server, and in front of it a proxy for each latency, in a process of its own.
 
 ``python -m benchmarks.compaction_s3_server FOLDER LATENCY_MS...`` prints one line of JSON: ``environment``, and
-``endpoints`` by latency; it serves until stdin ends. S3 itself answers a small request after 10 to 30 ms, the server on
+``endpoints`` by latency; each line on stdin is answered by the requests since the line before, by method, through
+proxies alone; it serves until stdin ends. S3 itself answers a small request after 10 to 30 ms, the server on
 this machine after less than one; the proxy delays each request by that much, and knows nothing of HTTP: a request is
 what a client says after the server has spoken.
 """
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ from datalake_assets.demo.s3_server import S3Server
 __all__ = ["LatencyProxy", "main"]
 
 CHUNK_BYTES = 256 * 1024
+METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
 
 
 class LatencyProxy:
@@ -35,10 +38,11 @@ class LatencyProxy:
     Attributes:
         url: What clients are told.
         requests: How many there were.
+        by_method: The same, by method.
     """
 
     def __init__(self, upstream: str, latency_s: float) -> None:
-        self.requests = 0
+        self.requests, self.by_method = 0, Counter[str]()
         parts = urlsplit(upstream)
         self._upstream, self._latency_s = (parts.hostname, parts.port), latency_s
         self._started = threading.Event()
@@ -77,6 +81,8 @@ class LatencyProxy:
                 if answered.is_set():
                     answered.clear()
                     self.requests += 1
+                    method = data.partition(b" ")[0].decode(errors="replace")
+                    self.by_method[method] += method in METHODS  # else it is a body that was waited for
                     await asyncio.sleep(self._latency_s)
                 writer.write(data)
                 await writer.drain()
@@ -94,12 +100,16 @@ class LatencyProxy:
 def main(folder: Path, latencies_ms: Sequence[int]) -> None:
     """Serves until stdin ends."""
     with S3Server(folder) as server:
-        endpoints = {0: server.endpoint}
-        endpoints |= {ms: LatencyProxy(server.endpoint, ms / 1000).url for ms in latencies_ms if ms}
+        proxies = {ms: LatencyProxy(server.endpoint, ms / 1000) for ms in latencies_ms if ms}
+        endpoints = {0: server.endpoint} | {ms: proxy.url for ms, proxy in proxies.items()}
         nobody = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
         environment = server.environment() | nobody
         print(json.dumps({"bucket": server.bucket, "environment": environment, "endpoints": endpoints}), flush=True)
-        sys.stdin.read()
+        for _ in sys.stdin:
+            counted = sum((proxy.by_method for proxy in proxies.values()), Counter())
+            for proxy in proxies.values():
+                proxy.by_method.clear()
+            print(json.dumps(+counted), flush=True)
 
 
 if __name__ == "__main__":

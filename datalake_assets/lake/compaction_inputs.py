@@ -25,7 +25,7 @@ WHOLE_LOCAL_BYTES: Final = 1 << 20
 #: The same where its row groups may be copied by the store, so that most of it need not be read.
 WHOLE_UNLESS_COPIED_BYTES: Final = 1 << 20
 #: Requests under way.
-THREADS: Final = 32
+THREADS: Final = 64
 #: Bytes that are fetched ahead of the reader.
 AHEAD_BYTES: Final = 32 << 20
 
