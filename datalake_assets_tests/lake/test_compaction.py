@@ -77,6 +77,16 @@ def test_the_summary_follows_and_keeps_the_time_of_the_last_export(store):
     assert (after["partitions"][0]["files"], after["partitions"][0]["records"]) == (1, ROWS)
 
 
+@pytest.mark.parametrize("native", ["", "0"], ids=["as installed", "without kernel"])
+def test_each_file_is_asked_for_once(store, monkeypatch, native):
+    """Besides there are the manifest, the first file once more, for its schema, the output and the summary."""
+    monkeypatch.setenv("DATALAKE_NATIVE", native)
+    table = with_files(store, 24)
+    before = store.requests["get"]
+    assert table.compact(DAY, FORCE).files_compacted == 24
+    assert store.requests["get"] - before <= 24 + 6
+
+
 def test_a_second_compaction_finds_nothing(store):
     table = with_files(store, 4)
     table.compact(DAY, FORCE)

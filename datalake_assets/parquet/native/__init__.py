@@ -433,6 +433,7 @@ def _span(span: CSpan) -> Span:
     return span.offset, span.size_bytes
 
 
+@lru_cache(maxsize=64)
 def _names(bits: int) -> frozenset[str]:
     return frozenset(_NAMES.get(number, f"codec {number}") for number in range(32) if bits >> number & 1)
 
