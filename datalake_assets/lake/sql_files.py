@@ -6,7 +6,8 @@ and what the parent holds for it is bounded, whatever a query makes of its proce
 The way to a store takes longer than what is read there. Arrow would read the row groups of a file at once, and can't of
 a file that Python reads, which it locks meanwhile. So footers are fetched while the query is being prepared, and where
 a query reads the same columns of one row group after another, those of the following are asked for before it comes to
-them: of two at first, then of twice as many each time, as files are read ahead everywhere.
+them: of two at first, then of twice as many each time, as files are read ahead everywhere. Where it filters nothing,
+and there is little to read of each, those of a file are asked for at once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ READERS = 16
 _PIECE = 4 << 20
 #: What Arrow reads of a file first (kDefaultFooterReadSize in its parquet/file_reader.cc).
 _FOOTER = 64 << 10
+#: Bytes of the columns of a row group that is read ahead from the first on: a query may end early all the same.
+_LITTLE = 1 << 20
 #: Row groups that are read ahead of one file; and bytes of all files, those included that nobody came to read.
 _AHEAD, _AHEAD_BYTES = 16, 64 << 20
 #: A question: its number, that of the file, offset, length. An answer: the number, and how many bytes follow.
@@ -179,7 +182,8 @@ class _Serving:
             fetched = self._footers.pop((file, offset, length), None)
             data, size = self._read(file, offset, length) if fetched is None else fetched.result()
             with self._sending, suppress(OSError):  # the query may have ended
-                self._socket.sendall(_ANSWER.pack(number, size) + data)
+                self._socket.sendall(_ANSWER.pack(number, size))
+                self._socket.sendall(data)
         finally:
             self._free.release()
 
@@ -208,19 +212,19 @@ class _Serving:
         return False
 
 
-def _exactly(sender: socket.socket, size: int) -> bytes:
+def _exactly(sender: socket.socket, size: int) -> bytes | bytearray:
     """So many bytes; none if the other end is closed before."""
-    parts: list[bytes] = []
-    while size:
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
         try:
-            part = sender.recv(min(size, 1 << 20))
+            received = sender.recv_into(left)
         except OSError:
             return b""
-        if not part:
+        if not received:
             return b""
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        left = left[received:]
+    return data
 
 
 class AskedFiles:
@@ -232,18 +236,19 @@ class AskedFiles:
     Attributes:
         is_gone: Whether a file was not there any more.
         is_unreachable: Whether one could not be read.
+        reads_all: Whether no row group is left out by what it states of its values.
     """
 
     def __init__(self, parent: socket.socket) -> None:
         self._socket, self._lock, self._asked = parent, threading.Lock(), 0
-        self._answers: dict[int, Future[bytes]] = {}
+        self._answers: dict[int, Future[bytes | bytearray]] = {}
         self._left = _AHEAD_BYTES
-        self.is_gone = self.is_unreachable = False
+        self.is_gone = self.is_unreachable = self.reads_all = False
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def ask(self, file: int, offset: int, length: int) -> Future[bytes]:
+    def ask(self, file: int, offset: int, length: int) -> Future[bytes | bytearray]:
         """Asks for a stretch of a file, of a few MiB; it fails with OSError if it cannot be read."""
-        answer: Future[bytes] = Future()
+        answer: Future[bytes | bytearray] = Future()
         with self._lock:
             number = self._asked = (self._asked + 1) % (1 << 32)
             self._answers[number] = answer
@@ -286,7 +291,7 @@ class AskedFile(io.RawIOBase):
     def __init__(self, asked: AskedFiles, number: int, size_bytes: int) -> None:
         super().__init__()
         self._asked, self._number, self._size, self._place = asked, number, size_bytes, 0
-        self._ahead: dict[tuple[int, int], list[Future[bytes]]] = {}
+        self._ahead: dict[tuple[int, int], list[Future[bytes | bytearray]]] = {}
         self._groups: _RowGroups | None = None
         self._reads = 0
 
@@ -322,16 +327,19 @@ class AskedFile(io.RawIOBase):
             self._groups = _RowGroups.of(data)
         return data
 
-    def _ask(self, start: int, end: int) -> list[Future[bytes]]:
+    def _ask(self, start: int, end: int) -> list[Future[bytes | bytearray]]:
         pieces = range(start, end, _PIECE)
         return [self._asked.ask(self._number, piece, min(_PIECE, end - piece)) for piece in pieces]
 
     def _read_ahead(self, start: int, end: int) -> None:
-        """Asks for the same columns of other row groups, once those of two were read."""
+        """Asks for the same columns of other row groups, once those of two were read, or where all will be."""
         assert self._groups is not None  # noqa: S101  for mypy: the caller has looked
         alike = self._groups.like(start, end)
         self._reads += bool(alike)
-        most = min(_AHEAD, 1 << (self._reads - 1)) if self._reads > 1 else 0
+        if self._asked.reads_all and end - start <= _LITTLE:
+            most = _AHEAD
+        else:
+            most = min(_AHEAD, 1 << (self._reads - 1)) if self._reads > 1 else 0
         for stretch in (each for each in alike if each not in self._ahead):
             if len(self._ahead) >= most or not self._asked.take_ahead(stretch[1] - stretch[0]):
                 break

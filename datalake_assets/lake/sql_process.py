@@ -456,7 +456,14 @@ def _dataset(job: SqlJob, schema: Any, asked: AskedFiles | None) -> Any:
     pa.set_io_thread_count(READERS)
     form = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
     opened = (pa.PythonFile(AskedFile(asked, number, size), mode="r") for number, size in enumerate(job.sizes))
-    return ds.FileSystemDataset([form.make_fragment(file) for file in opened], schema, form)
+
+    class Scanned(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
+        def scanner(self, **how: Any) -> ds.Scanner:
+            assert asked is not None  # noqa: S101  for mypy
+            asked.reads_all |= how.get("filter") is None
+            return super().scanner(**how)
+
+    return Scanned([form.make_fragment(file) for file in opened], schema, form)
 
 
 def _without_paths(reason: str, files: Sequence[str]) -> str:

@@ -101,6 +101,22 @@ def test_column_of_all_row_groups_is_read_ahead_and_each_once(parquet, order):
     assert sorted(stored.reads[1:]) == sorted(columns(parquet, "b"))
 
 
+def test_all_row_groups_are_asked_for_with_the_first_where_all_are_read(parquet):
+    stored = Stored(parquet)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        file = opened(theirs, parquet)
+        file._asked.reads_all = True
+        file.seek(len(parquet) - (64 << 10))
+        file.read(64 << 10)
+        start, size = columns(parquet, "b")[0]
+        file.seek(start)
+        file.read(size)
+        for answers in file._ahead.values():
+            [answer.result(10) for answer in answers]
+
+    assert sorted(stored.reads[1:]) == sorted(columns(parquet, "b"))
+
+
 def test_no_more_is_read_ahead_than_may_be_held(parquet, monkeypatch):
     monkeypatch.setattr(sql_files, "_AHEAD_BYTES", 0)
     stored = Stored(parquet)

@@ -38,9 +38,9 @@ __all__ = ["Fetching", "LeanIO", "SizedObject", "open_native", "open_sized", "re
 #: Stores whose connections are kept open, the latest.
 KEPT = 16
 #: Up to this size a file is fetched whole.
-WHOLE_BYTES = 8 << 20
+WHOLE_BYTES = 16 << 20
 #: Files that are fetched ahead of the one that is read, and bytes.
-AHEAD_FILES, AHEAD_BYTES = 16, 32 << 20
+AHEAD_FILES, AHEAD_BYTES = 16, 16 << 20
 #: Bytes of a block of memory from which on it is given back at once; and glibc's number of that setting (malloc.h).
 LARGE_BLOCK, _M_MMAP_THRESHOLD = 4 << 20, -3
 #: Seconds that a store may stay silent.
