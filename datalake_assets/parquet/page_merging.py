@@ -4,12 +4,16 @@ A merge never decodes rows: it costs a fifth of decoding and encoding. What the 
 and the refused file takes a detour: Arrow decodes it and encodes it alone, and the kernel merges what comes of that.
 Where most files of a row group would take the detour, all of them are decoded, and encoded as one.
 
+Files that are too large for one row group, and have many small ones, are merged by parts: a part is some of their row
+groups, copied into a file of its own in memory.
+
 What the kernel merged is compared with its inputs value by value, by readers that share no code with it: the comparer,
 and Arrow where the comparer cannot tell.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -22,14 +26,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.errors import UnreadableFile
+from datalake_assets.errors import CorruptLake, UnreadableFile
+from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.decoding import fits_piece, open_parquet, tables
 from datalake_assets.parquet.elements import encoded_schema
 from datalake_assets.parquet.fingerprint import same_values
-from datalake_assets.parquet.footer import key_values_of
+from datalake_assets.parquet.footer import Footer, key_values_of
 from datalake_assets.parquet.inputs import Input, OpenInput
 from datalake_assets.parquet.keys import ARROW_SCHEMA
 from datalake_assets.parquet.native import Kernel, MergeOptions, Part, Refusal, Refused, load_kernel
+from datalake_assets.parquet.outputs import Evidence
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.schemas import Shape, conform_table
@@ -66,7 +72,8 @@ class WholeFile:
         row_groups: How many.
         key_values: Of its footer.
         why: Why the kernel cannot take it; empty if it may.
-        is_ours: It was encoded, and compared, a moment ago.
+        is_ours: It was encoded, and compared, a moment ago; or copied from what somebody vouches for.
+        part_of: Name of the file that it is a part of; empty if it is whole.
     """
 
     file: DataFile
@@ -77,6 +84,7 @@ class WholeFile:
     key_values: Mapping[bytes, bytes] = field(default_factory=dict)
     why: str = ""
     is_ours: bool = False
+    part_of: str = ""
 
     @property
     def is_proven(self) -> bool:
@@ -202,6 +210,55 @@ class Merger:
         weight_bytes = max(plain_bytes, file.rows * self._row_width)
         return WholeFile(file, data, weight_bytes, plain_bytes, row_groups, **known)
 
+    def parts(self, source: OpenInput) -> Iterator[WholeFile] | None:
+        """A file that is too large for one row group, in parts that are not; None if its rows have to be decoded.
+
+        Only of files that somebody vouches for: the others are decoded in any case.
+
+        Raises:
+            UnreadableFile: It cannot be read, or must not be decoded; on the way too.
+            UnsoundPages: Its pages are not what its metadata says; on the way too.
+        """
+        if not source.is_whole or not source.file.checksum or source.row_groups < 2:  # noqa: PLR2004  some
+            return None
+        metadata, limit_bytes = source.parquet.metadata, self._row_group_bytes
+        plain = [metadata.row_group(number).total_byte_size for number in range(source.row_groups)]
+        is_small = min(plain) >= 0 and max(source.largest_row_group_bytes, max(plain) // LARGER) <= limit_bytes
+        schema = encoded_schema(source.footer_bytes, self._form.model.schema)
+        if not is_small or schema != self._form.model.schema:
+            return None
+        source.check_decodable()
+        return self._parts(source, plain)
+
+    def _parts(self, source: OpenInput, plain: Sequence[int]) -> Iterator[WholeFile]:
+        footer, some, size_bytes = source.footer(), list[int](), 0
+        for number, group_bytes in enumerate(plain):
+            if some and size_bytes + group_bytes > self._row_group_bytes:
+                yield self._part(source, footer, some, size_bytes)
+                some, size_bytes = [], 0
+            some.append(number)
+            size_bytes += group_bytes
+        if some:
+            yield self._part(source, footer, some, size_bytes)
+
+    def _part(self, source: OpenInput, footer: Footer, numbers: Sequence[int], plain_bytes: int) -> WholeFile:
+        """Some row groups as a file of its own; Arrow's reading of both says that they are those."""
+        name, sink = source.file.name, io.BytesIO()
+        wanted, writer = (
+            Evidence(source.parquet.metadata, numbers),
+            ConcatWriter(sink, footer, block_bytes=self._row_group_bytes),
+        )
+        writer.append(footer, source.read_at, numbers, seen=wanted.feed)
+        done, data = writer.close(), pa.py_buffer(sink.getvalue())
+        _, found = Evidence.of_tail(done.tail)
+        found.feed(0, data)
+        if found.digests() != wanted.digests():
+            raise CorruptLake(name, "row groups that were copied do not read as they did; nothing was committed")
+        file = msgspec.structs.replace(source.file, name=f"{name}#{numbers[0]}", rows=done.file.rows, checksum="")
+        file = msgspec.structs.replace(file, size_bytes=data.size)
+        known = {"key_values": source.key_values, "is_ours": True, "part_of": name}
+        return self._whole(file, data, plain_bytes, len(numbers), **known)
+
     def merge(self, files: Sequence[WholeFile]) -> Merged:
         """Makes row groups of the files' rows, in their order; as a rule one.
 
@@ -209,6 +266,17 @@ class Merger:
             BrokenHalfway: A file is bad, and some of its rows had been encoded when that came out.
             CorruptLake: What was encoded does not decode to the rows that went in.
         """
+        part_of = {each.file.name: each.part_of for each in files if each.part_of}
+        try:
+            done = self._merge(files)
+        except BrokenHalfway as error:
+            raise BrokenHalfway(part_of.get(error.name, error.name), error.reason) from error
+        for name in part_of.keys() & done.rejected.keys():
+            raise BrokenHalfway(part_of[name], done.rejected[name])  # other parts may be in row groups already
+        done.detours = {part_of.get(name, name): why for name, why in done.detours.items()}
+        return done
+
+    def _merge(self, files: Sequence[WholeFile]) -> Merged:
         done, parts = Merged(), {each.file.name: each for each in files}
         waiting = {each.file.name: each.why for each in files if each.why}
         refusals, why = 0, ""

@@ -316,6 +316,11 @@ class _Pass(Generic[FinishedT]):
             if (whole := self._queue.whole(source)) is not None:
                 self._queue.add_file(whole)
                 return
+            if source.file.name not in self._unsound and (parts := self._queue.parts(source)) is not None:
+                for part in parts:
+                    self._is_in = True
+                    self._queue.add_file(part)
+                return
             for table in source.tables():
                 rows = conformed(table, self._shape.schema, source.file.name)
                 self._is_in = True

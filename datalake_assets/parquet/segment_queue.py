@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
@@ -89,6 +89,10 @@ class SegmentQueue:
             UnreadableFile: It cannot be read, or must not be decoded.
         """
         return self._merger.whole(source) if self._merger is not None else None
+
+    def parts(self, source: OpenInput) -> Iterator[WholeFile] | None:
+        """An input for `add_file`, in parts, which has to stay open meanwhile; see `Merger.parts`."""
+        return self._merger.parts(source) if self._merger is not None else None
 
     def add_file(self, file: WholeFile) -> None:
         """Takes all rows of a file."""

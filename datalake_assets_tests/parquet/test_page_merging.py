@@ -17,7 +17,7 @@ from datalake_assets.parquet import inputs as inputs_module
 from datalake_assets.parquet import page_merging
 from datalake_assets.parquet import rewrite as rewrite_module
 from datalake_assets.parquet.inputs import Input
-from datalake_assets.parquet.native import load_kernel
+from datalake_assets.parquet.native import Refusal, Refused, load_kernel
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import rewrite
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
@@ -171,6 +171,73 @@ def test_a_dictionary_whose_rows_would_fill_memory_is_left_to_others():
     settings = replace(SETTINGS, parquet=ParquetSettings(row_group_bytes=1 << 20), row_bytes=1 << 20)
     result = rewritten(files, settings)
     assert pc.sum(pc.binary_length(read(result)["text"])).as_py() == 6_000 * 200_000
+
+
+SMALL_GROUPS = replace(SETTINGS, parquet=ParquetSettings(row_group_bytes=64 << 10))
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Gives files that are larger than a row group of ours, of many small row groups, in place."""
+
+    def made(change=bytes):
+        found = []
+        for start in (0, 12_000):
+            rows = events(start, 12_000, noise=pa.array(np.random.default_rng(start).random(12_000)))
+            body = change(encoded(rows, row_group_size=100, compression="none", use_dictionary=["value"]))
+            path = tmp_path / f"{start}.parquet"
+            path.write_bytes(body)
+            given = input_of(path.name, body)
+            found.append(replace(given, open=lambda path=path: pa.OSFile(str(path))))
+        return found
+
+    return made
+
+
+def whole_tables(files):
+    return pa.concat_tables([pq.read_table(each.open()) for each in files])
+
+
+@pytest.mark.parametrize("verify", LEVELS)
+def test_a_large_file_of_small_row_groups_is_merged_by_parts(opened, large, verify):
+    files = large()
+    result = rewritten(files, replace(SMALL_GROUPS, verify=verify))
+    assert (result.merged, dict(result.detours), opened[1]) == (result.encoded, {}, [])
+    assert read(result).equals(whole_tables(files))
+    assert pq.read_metadata(io.BytesIO(result.outputs[0][0])).num_row_groups == result.merged < 24
+
+
+def test_a_part_that_the_kernel_refuses_takes_a_detour_and_its_file_is_named(monkeypatch, large):
+    class Refusing(_Broken):
+        def merge(self, parts, options):
+            if refusals:
+                raise refusals.pop()
+            return self._honest.merge(parts, options)
+
+    refusals, files = [Refused(Refusal.UNSUPPORTED, 0, "for a test")], large()
+    monkeypatch.setattr(page_merging, "load_kernel", lambda: Refusing(lambda table: table))
+    result = rewritten(files, SMALL_GROUPS)
+    assert dict(result.detours) == {files[0].file.name: "for a test"}
+    assert read(result).equals(whole_tables(files))
+
+
+def test_a_large_file_whose_metadata_are_not_what_its_pages_are_is_decoded(opened, large):
+    def misstated(body):
+        """The last chunk says that it takes a byte more, uncompressed."""
+        chunk = pq.read_metadata(io.BytesIO(body)).row_group(119).column(3)
+        size, more = (_varint(2 * (chunk.total_uncompressed_size + by)) for by in (0, 1))
+        place = body.rindex(b"\x16" + size + b"\x16" + size)
+        return body[: place + 1] + more + body[place + 1 + len(more) :]
+
+    files = large(misstated)
+    result = rewritten(files, SMALL_GROUPS)
+    assert (result.rejected, set(opened[1])) == ({}, {each.file.name for each in files})
+    assert read(result).equals(whole_tables(files))
+
+
+def _varint(number):
+    assert number < 1 << 14
+    return bytes([number & 127 | 128, number >> 7])
 
 
 def _another_value(table):
