@@ -101,6 +101,8 @@ class Feed(Model):
         kind: Stream, table, or an adopted folder.
         source: Where the rows come from.
         partition_by: Length of a stream's partitions.
+        partition_prefix: Begins the names of a stream's partition columns: with ``pickup_`` its folders are
+            ``pickup_year=2025/pickup_month=01/…``.
         time_column: The lake column that partitions a stream; default: the record's own timestamp, where its source has
             one. Of a folder, the column that its rows are ordered by; default: none.
         start: First day that a stream can have rows on; earlier rows are quarantined.
@@ -131,6 +133,7 @@ class Feed(Model):
     kind: FeedKind
     source: Annotated[SourceModel, SerializeAsAny(), BeforeValidator(as_declared)]
     partition_by: Literal["month", "day", "hour"] = "day"
+    partition_prefix: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_]{0,63}_)?$")] = ""
     time_column: str | None = None
     start: Annotated[date, Field(ge=EARLIEST_START)] = date(2025, 1, 1)
     lateness: Duration = timedelta(days=1)
@@ -199,6 +202,9 @@ class Feed(Model):
             raise ValueError(msg)
         if self.is_iceberg and not self.is_exported:
             msg = f"it is {self.written_by}, and only feeds that are exported can be kept as Iceberg tables"
+            raise ValueError(msg)
+        if self.partition_prefix and (self.kind is not FeedKind.STREAM or self.is_iceberg):
+            msg = "partition_prefix: only streams of plain Parquet files have folders that are named by their times"
             raise ValueError(msg)
         if self.is_iceberg and self.is_mart:
             msg = "format: a mart is kept as Parquet files; an Iceberg table can be made of it by a project of its own"

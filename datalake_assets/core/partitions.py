@@ -31,6 +31,7 @@ __all__ = [
     "keys_of",
     "parse_path",
     "partition_by",
+    "partition_columns",
     "partition_key",
     "partition_path",
     "path_of",
@@ -213,14 +214,28 @@ def partition_path(feed: Feed, key: str) -> str:
     """
     if feed.is_adopted:
         return "" if key == FOLDER_ITSELF else key
-    return path_of(key, partition_by(feed))
+    path = path_of(key, partition_by(feed))
+    return "/".join(f"{feed.partition_prefix}{part}" for part in path.split("/")) if feed.partition_prefix else path
+
+
+def partition_columns(feed: Feed) -> tuple[str, ...]:
+    """The columns that a feed's paths give, in their order; none of an adopted folder, whose paths say anything."""
+    by = partition_by(feed)
+    if feed.is_adopted:
+        return ()
+    if by is None:
+        return ("version",)
+    return tuple(f"{feed.partition_prefix}{part.partition('=')[0]}" for part in by.path_format.split("/"))
 
 
 def partition_key(feed: Feed, path: str) -> str | None:
     """The inverse of `partition_path`; None if it is no such path."""
     if feed.is_adopted:
         return path or FOLDER_ITSELF
-    return parse_path(path, partition_by(feed))
+    parts, prefix = path.split("/"), feed.partition_prefix
+    if not all(part.startswith(prefix) for part in parts):
+        return None
+    return parse_path("/".join(part.removeprefix(prefix) for part in parts), partition_by(feed))
 
 
 def hive_pairs(path: str) -> list[tuple[str, str]]:

@@ -267,7 +267,13 @@ def _mart_sensor(runner: FeedRunner, feed: Feed) -> dg.SensorDefinition:
         return isinstance(table, IsStale) and table.is_stale()
 
     inputs = [each.asset_key for each in upstream(feed, runner.all_feeds)]
-    return mart_sensor(feed, inputs, is_stale=is_stale, next_run=lambda instance: next_run(runner, instance, feed))
+    return mart_sensor(
+        feed,
+        inputs,
+        is_stale=is_stale,
+        blocked_by=lambda instance: runner.blocked_by(instance, feed.name),
+        next_run=lambda instance: next_run(runner, instance, feed),
+    )
 
 
 def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any], connect: Connect) -> dg.Definitions:

@@ -160,6 +160,12 @@ def _kept_as(feed: Feed, type_: str, folder: str) -> Feed:
 def _refuse(feed: Feed, state: FeedState) -> None:
     if not feed.is_exported:
         raise ConfigError(f"feed {feed.name!r} is {feed.written_by}: only feeds that are exported can be converted")
+    if feed.is_mart:
+        raise ConfigError(f"feed {feed.name!r} is a mart, which is kept as Parquet files")
+    if feed.partition_prefix:
+        raise ConfigError(
+            f"feed {feed.name!r} has a partition_prefix, which is for plain folders: it cannot be converted"
+        )
     if feed.write == "merge":
         raise ConfigError(f"feed {feed.name!r} is merged by key, and such feeds cannot be converted yet")
     if feed.format.parts:

@@ -18,9 +18,9 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import PartitionBy, keys_of
+from datalake_assets.core.partitions import PartitionBy, keys_of, partition_columns
 from datalake_assets.core.schema import SchemaPolicy, annotated, evolve, schema_from_json, schema_to_json
-from datalake_assets.errors import CommitConflict
+from datalake_assets.errors import CommitConflict, InvalidFeed
 from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.landing import AHEAD, Contract, Fence, Landing, Placement
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
@@ -158,6 +158,11 @@ class Export(ABC):
         if self.state.schema is not None:
             known = schema_from_json(self.state.schema)
             schema = evolve(known, incoming, policy=self.feed.schema_policy, source=self.source)
+        hidden = sorted(set(partition_columns(self.feed)).intersection(schema.names))
+        if hidden:
+            raise InvalidFeed(
+                self.feed.name, f"column {hidden[0]!r} is named like a partition key; rename it in the feed"
+            )
         return annotated(schema, {name: note.model_dump() for name, note in self.feed.columns.items()})
 
     def commit_all(self, wanted: Mapping[str, Wanted]) -> dict[str, PartitionFacts]:

@@ -111,6 +111,10 @@ class FeedRegistry:
             raise InvalidFeed(
                 feed.name, "kind and partition_by are for life; archive the feed and add one under another name"
             )
+        if (feed.folder, feed.partition_prefix) != (current.feed.folder, current.feed.partition_prefix):
+            raise InvalidFeed(
+                feed.name, "partition_prefix, and to be a mart or none, are for life; archive the feed and add another"
+            )
         if _form(feed) != _form(current.feed):
             raise InvalidFeed(
                 feed.name, f"what it is kept as is changed by 'datalake feeds convert {feed.name} --to …' alone"
@@ -326,6 +330,7 @@ def _for_life(feed: Feed, document: dict[str, Any]) -> tuple[object, ...]:
     merging = document.get("merge", {})
     kept += (merging.get("order_by"), merging.get("envelope", "none"), *document.get("key", ()))
     write = document.get("write", "append")
+    kept += (source["type"] == "mart", document.get("partition_prefix", ""))
     return (document["name"], document["kind"], document.get("partition_by", "day"), form, *where, write, *kept)
 
 

@@ -29,8 +29,8 @@ import pyarrow.fs as pafs
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import hive_pairs
-from datalake_assets.core.schema import schema_from_json, spellings
+from datalake_assets.core.partitions import hive_pairs, partition_columns
+from datalake_assets.core.schema import RESERVED_NAMES, schema_from_json, spellings
 from datalake_assets.core.verdicts import Drift, PartitionFooters
 from datalake_assets.errors import CorruptLake, LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
@@ -444,10 +444,6 @@ def _guarded(
         yield from batches
 
 
-#: What the paths of streams and tables say, and their files don't.
-_PATH_COLUMNS = {"year", "month", "day", "hour", "version"}
-
-
 def partition_footers(folder: FeedFolder, key: str, dataset: ds.FileSystemDataset) -> PartitionFooters:
     """Opens every file of a partition and compares its columns with the feed's; one that cannot be read is a drift.
 
@@ -468,7 +464,7 @@ def partition_footers(folder: FeedFolder, key: str, dataset: ds.FileSystemDatase
             drifts.append(Drift(fragment.path.rpartition("/")[2], drift))
     others = {other for field in dataset.schema for other in spellings(field)}
     names = [name for name in dataset.schema.names if name not in others]
-    columns = sum(name not in _PATH_COLUMNS or folder.is_adopted for name in names)
+    columns = sum(name not in partition_columns(folder.feed) for name in names)
     return PartitionFooters(key, len(dataset.files), rows, columns, tuple(drifts))
 
 
@@ -488,8 +484,9 @@ def _drift(folder: FeedFolder, fragment: ds.ParquetFileFragment, contract: pa.Sc
     ]
     others = {other for field in contract for other in spellings(field)}
     unseen = [field.name for field in contract if not {field.name, *spellings(field)} & {*found.names}]
-    missing = [name for name in unseen if name not in _PATH_COLUMNS | others]
-    own = [name for name in contract.names if name not in _PATH_COLUMNS | others]
+    paths = RESERVED_NAMES.union(partition_columns(folder.feed), others)
+    missing = [name for name in unseen if name not in paths]
+    own = [name for name in contract.names if name not in paths]
     is_older = missing == own[len(own) - len(missing) :] and all(contract.field(name).nullable for name in missing)
     may_lack = folder.feed.schema_policy != "freeze" or (is_older and not folder.is_adopted)
     parts = [f"has a column {name!r} that the feed hasn't" for name in extra]

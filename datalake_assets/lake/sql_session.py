@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
+from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
 from datalake_assets.feed import Feed
@@ -42,7 +43,6 @@ ROWS = 2048
 ARROW_ROWS = 1 << 13
 # what DuckDB takes for a pattern, or for a partition, rather than for a name
 _PATTERN = frozenset("*?[{=")
-_HIVE_TYPES = {"year": "INTEGER", "month": "INTEGER", "day": "INTEGER", "hour": "INTEGER", "version": "VARCHAR"}
 
 
 #: What reading an answer fails with: Arrow's reader wraps DuckDB's errors.
@@ -206,7 +206,8 @@ class _View:
 def _files_query(feed: Feed, dataset: ds.Dataset) -> str:
     columns = ", ".join(map(identifier, dataset.schema.names))
     listed = ", ".join(map(literal, dataset.files))
-    kinds = ", ".join(f"'{column}': {kind}" for column, kind in _HIVE_TYPES.items() if column in dataset.schema.names)
+    given = [column for column in partition_columns(feed) if column in dataset.schema.names]
+    kinds = ", ".join(f"'{column}': {'VARCHAR' if column == 'version' else 'INTEGER'}" for column in given)
     # files may be older than a change of the policy: only a feed that was never changed has always been frozen
     union = feed.schema_policy != "freeze" or feed.revision > 1
     options = f"hive_partitioning = true, hive_types = {{{kinds}}}, union_by_name = {union}"

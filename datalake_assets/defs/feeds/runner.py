@@ -26,12 +26,14 @@ from datalake_assets.defs.metadata import (
     NOTES,
     asset_key,
     failed_check,
+    failed_checks,
 )
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progress_told_to
-from datalake_assets.errors import DatalakeError, FeedNotFound, InvalidFeed
+from datalake_assets.defs.storage.mart_assets import upstream
+from datalake_assets.errors import ConfigError, DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.lake.marts.mart_order import made_in_order
 from datalake_assets.lake.table import Progress
@@ -139,6 +141,11 @@ class FeedRunner:
         """
         began = time.monotonic()
         try:
+            if blocked := self.blocked_by(instance, name):
+                raise ConfigError(
+                    f"feed {name!r} is not made anew: check {blocked} fails, which blocks what is made of it;"
+                    " mend the rows, or take the check out of 'blocking'"
+                )
             keys = self.plan(instance, name, partitions)
         except DatalakeError as error:
             return ExportResult(name, self._kind(name), seconds=time.monotonic() - began, error=str(error))
@@ -152,6 +159,20 @@ class FeedRunner:
                 tags={**partition_tags(keys), **(tags or {})},
             )
         return _result(result, feed, seconds=time.monotonic() - began)
+
+    def blocked_by(self, instance: dg.DagsterInstance, name: str) -> str:
+        """The check that keeps a mart from being made: a blocking one of what it reads, which fails; else empty."""
+        feed = self.feeds.get(name)
+        if feed is None or not feed.is_mart:
+            return ""
+        read = {dependency.asset_key for dependency in upstream(feed, self.all_feeds)}
+        inputs = [each for each in self.all_feeds.values() if each.checks.blocking and asset_key(each) in read]
+        for name_of_input, checks in failed_checks(instance, inputs).items():
+            blocking = self.all_feeds[name_of_input].checks.blocking
+            for check, failures in checks.items():
+                if check in blocking and any(each.level == Level.ERROR.value for each in failures):
+                    return f"{check} of {self.all_feeds[name_of_input].path}"
+        return ""
 
     def build(self) -> None:
         """Builds what a run needs; each run would, and the first one does."""

@@ -32,6 +32,7 @@ class MartSensor:
         feed: The mart.
         inputs: The assets of the feeds that it reads.
         is_stale: Asks the lake.
+        blocked_by: The blocking check of an input that fails; empty if there is none.
         next_run: The run that makes it anew.
     """
 
@@ -42,8 +43,10 @@ class MartSensor:
         *,
         is_stale: Callable[[], bool],
         next_run: Callable[[dg.DagsterInstance], dg.RunRequest],
+        blocked_by: Callable[[dg.DagsterInstance], str] = lambda _: "",
     ) -> None:
         self._feed, self._inputs, self._is_stale, self._next_run = feed, list(inputs), is_stale, next_run
+        self._blocked_by = blocked_by
 
     def tick(self, instance: dg.DagsterInstance, cursor: str | None, *, now: float) -> dg.SensorResult:
         """One tick.
@@ -57,12 +60,9 @@ class MartSensor:
         newest = self._newest(instance)
         if newest == state.get("made_of"):
             return _skip("nothing that it reads has changed", cursor)
-        if is_running(instance, self._feed):
-            return _skip("a run of it is under way", cursor)
         attempt = int(state.get("attempt", 0)) if state.get("asked_for") == newest else 0
-        wait_s = float(state.get("asked_at", 0)) + _wait_s(attempt) - now if attempt else 0
-        if wait_s > 0:
-            return _skip(f"its last run failed, and is tried again in {wait_s:.0f} s", cursor)
+        if waits_for := self._waits_for(instance, attempt, float(state.get("asked_at", 0)), now):
+            return _skip(waits_for, cursor)
         try:
             if not self._is_stale():
                 return _skip("it is up to date", json.dumps({"made_of": newest}))
@@ -71,6 +71,16 @@ class MartSensor:
             return _skip(str(error), cursor)
         asked = {"made_of": state.get("made_of"), "asked_for": newest, "asked_at": round(now), "attempt": attempt + 1}
         return dg.SensorResult(run_requests=[request], cursor=json.dumps(asked))
+
+    def _waits_for(self, instance: dg.DagsterInstance, attempt: int, asked_at: float, now: float) -> str:
+        """Why no run is asked for by now; empty if one can be."""
+        if is_running(instance, self._feed):
+            return "a run of it is under way"
+        wait_s = asked_at + _wait_s(attempt) - now if attempt else 0
+        if wait_s > 0:
+            return f"its last run failed, and is tried again in {wait_s:.0f} s"
+        blocked = self._blocked_by(instance)
+        return f"it waits for check {blocked}" if blocked else ""
 
     def _newest(self, instance: dg.DagsterInstance) -> list[list[int]]:
         """The newest materialization and the newest observation of each input."""
@@ -104,9 +114,10 @@ def mart_sensor(
     *,
     is_stale: Callable[[], bool],
     next_run: Callable[[dg.DagsterInstance], dg.RunRequest],
+    blocked_by: Callable[[dg.DagsterInstance], str],
 ) -> dg.SensorDefinition:
     """The sensor of a mart; see `MartSensor` for its arguments."""
-    sensor = MartSensor(feed, inputs, is_stale=is_stale, next_run=next_run)
+    sensor = MartSensor(feed, inputs, is_stale=is_stale, next_run=next_run, blocked_by=blocked_by)
 
     @dg.sensor(
         name=f"mart_sensor_{feed.name}",
