@@ -21,6 +21,7 @@ import duckdb
 from datalake_assets.catalog.base import OWNER, Known, Outcome, State
 from datalake_assets.catalog.entries import FOLDER_COLUMN, Entry
 from datalake_assets.catalog.views import View
+from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed_sources import FeedKind
@@ -30,7 +31,6 @@ __all__ = ["DuckDBFile", "duckdb_view"]
 
 #: What DuckDB takes for a pattern rather than for a name.
 _PATTERN = frozenset("*?[")
-_COLUMN_TYPES = {"year": "INTEGER", "month": "INTEGER", "day": "INTEGER", "hour": "INTEGER", "version": "VARCHAR"}
 
 
 def duckdb_view(entry: Entry) -> str:
@@ -43,7 +43,8 @@ def duckdb_view(entry: Entry) -> str:
         raise ConfigError(f"{entry.location}: DuckDB takes '*', '?' and '[' in an address for a pattern")
     feed, names = entry.feed, entry.listed
     deep = "" if entry.version or not entry.partition_columns else "**/"
-    kinds = {name: _COLUMN_TYPES[name] for name in names if name in _COLUMN_TYPES and not feed.is_adopted}
+    given = set(names).intersection(partition_columns(feed))
+    kinds = {name: "VARCHAR" if name == "version" else "INTEGER" for name in names if name in given}
     # files may be older than a change of the policy: only a feed that was never changed has always been frozen
     union = feed.schema_policy != "freeze" or feed.revision > 1
     is_hive = bool(kinds) or (feed.is_adopted and FOLDER_COLUMN not in entry.partition_columns)

@@ -20,7 +20,7 @@ from datalake_assets.cli.output import as_table, print_json, say, terminal_width
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
 from datalake_assets.core.facts import ExportResult
-from datalake_assets.demo.demo_lake import DemoLake, demo_feeds, prepare_demo, read_demo, source_line
+from datalake_assets.demo.demo_lake import DemoLake, demo_feeds, demo_marts, prepare_demo, read_demo, source_line
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
 from datalake_assets.feed import Feed
 
@@ -37,7 +37,7 @@ __all__ = ["demo", "run_demo", "run_in_foreground"]
 @json_option
 @pass_session
 def demo(session: Session, *, on_s3: bool, records: int, ui: bool, port: int, as_json: bool) -> None:
-    """Build a data lake from four streams and four tables of an embedded server.
+    """Build a data lake from four streams and four tables of an embedded server, and two marts of these.
 
     Starts the server unless the settings name one of yours, and exports everything through Dagster.
     Run it again with more --records: only what is new is added.
@@ -109,7 +109,7 @@ def _prepare(session: Session, records: int) -> DemoLake:
                 f"{', …' if len(known) > 3 else ''}); give another --lake"  # noqa: PLR2004  as many as are named
             )
     demo = prepare_demo(store, records)
-    for feed in demo_feeds(demo.start):
+    for feed in (*demo_feeds(demo.start), *demo_marts(demo.start)):
         try:
             registry.add(feed)
         except FeedExists:

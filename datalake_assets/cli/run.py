@@ -21,6 +21,8 @@ from datalake_assets.cli.output import warn
 from datalake_assets.cli.session import Session, WorkCommand, pass_session
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
+from datalake_assets.lake.marts.mart_order import made_in_order
+from datalake_assets.lake.table import IsStale
 
 __all__ = ["run"]
 
@@ -74,7 +76,7 @@ def _streams(session: Session, names: Sequence[str]) -> list[Feed]:
         ConfigError: One of them is no such feed.
     """
     if not names:
-        return [feed for feed in session.feeds()[0] if feed.is_exported and feed.kind == "stream"]
+        return list(made_in_order([each for each in session.feeds()[0] if each.is_exported and each.kind == "stream"]))
     found = [session.registry.get(name) for name in dict.fromkeys(names)]
     for feed in found:
         _ = feed.exported_from  # raises, and says who writes it
@@ -91,6 +93,11 @@ def _waits(session: Session, feed: Feed) -> bool:
     """
     from datalake_assets.sources.base import HasBacklog  # noqa: PLC0415  not needed for --help
 
+    if feed.is_mart:
+        from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
+
+        table = open_table(session.store, feed)
+        return not isinstance(table, IsStale) or table.is_stale()
     if not feed.exported_from.has_backlog:
         return True
     with session.source(feed.source.type) as source:

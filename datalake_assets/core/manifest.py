@@ -27,7 +27,7 @@ import msgspec
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest_bytes import FORMAT, decoded_manifest, manifest_bytes
-from datalake_assets.core.position import Position, WindowPosition, position_from_json
+from datalake_assets.core.position import Position, SnapshotPosition, WindowPosition, position_from_json
 from datalake_assets.errors import CommitConflict, CorruptLake
 
 __all__ = [
@@ -194,9 +194,10 @@ class Manifest:
     def content(self) -> str:
         """A text that changes whenever the rows may have, and with no merging of files; empty before any commit.
 
-        Of a partition that is replaced as a whole it follows from the rows alone: the same rows again are no change.
+        Of a partition that is replaced as a whole, and of a version, it follows from the rows alone: the same rows
+        again are no change.
         """
-        if isinstance(self.position, WindowPosition):
+        if isinstance(self.position, WindowPosition | SnapshotPosition) and self.position.fingerprint:
             return f"{self.rows} rows {self.position.fingerprint}"
         changes = [commit.commit_id for commit in self.history if commit.kind not in REWRITES]
         if changes:

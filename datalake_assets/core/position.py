@@ -276,15 +276,18 @@ class SnapshotPosition:
         as_of: When the pull began, by the store's clock.
         rows: Rows that it saw.
         inputs: As in `WindowPosition`.
+        fingerprint: Likewise; empty of versions that were landed before there was one.
     """
 
     as_of: datetime
     rows: int
     inputs: str = ""
+    fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """``{"kind": "snapshot", "as_of", "rows"}``; of marts ``inputs``."""
-        return {"kind": "snapshot", "as_of": self.as_of.isoformat(), "rows": self.rows, **_inputs(self.inputs)}
+        """``{"kind": "snapshot", "as_of", "rows", "fingerprint"}``; of marts ``inputs``."""
+        told = {"fingerprint": self.fingerprint} if self.fingerprint else {}
+        return {"kind": "snapshot", "as_of": self.as_of.isoformat(), "rows": self.rows, **told, **_inputs(self.inputs)}
 
 
 def _inputs(inputs: str) -> dict[str, str]:
@@ -320,7 +323,7 @@ def position_from_json(document: Mapping[str, Any] | None) -> Position | None:
         )
     if kind == "snapshot":
         as_of, rows = datetime.fromisoformat(document["as_of"]), int(document["rows"])
-        return SnapshotPosition(as_of, rows, document.get("inputs", ""))
+        return SnapshotPosition(as_of, rows, document.get("inputs", ""), document.get("fingerprint", ""))
     if kind == "ids":
         return IdsPosition.from_json(document)
     raise CorruptLake("manifest", f"position of unknown kind {kind!r}")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
 
 from datalake_assets.feed import ColumnNote, Feed
-from datalake_assets.feed_sources import FeedKind
+from datalake_assets.feed_sources import FeedKind, MartSource
 from datalake_assets.policies import (
     Checks,
     Freshness,
@@ -45,9 +45,11 @@ from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
 __all__ = [
     "DEMO_FEED_NAMES",
     "DEMO_KEY",
+    "DEMO_MART_NAMES",
     "DEMO_SEED",
     "DemoLake",
     "demo_feeds",
+    "demo_marts",
     "demo_stand_in",
     "plan_demo",
     "prepare_demo",
@@ -378,6 +380,60 @@ _COLUMNS: dict[str, dict[str, ColumnNote]] = {
 }
 
 DEMO_FEED_NAMES = tuple(name for name, *_ in (*_STREAMS, *_TABLES))
+
+#: What is made of the feeds, by SQL: one by day, one of all there is.
+_MARTS: tuple[tuple[str, FeedKind, str, str, str], ...] = (
+    (
+        "daily_payments",
+        FeedKind.STREAM,
+        "payments",
+        "Payments of each day by currency and category, and how many of them a rule objected to.",
+        """
+SELECT t.currency, t.merchant.category AS category,
+       count(DISTINCT t.transaction_id) AS payments,
+       CAST(sum(t.amount) AS DECIMAL(18, 2)) AS amount,
+       count(DISTINCT a.transaction_id) AS objected
+FROM transaction_stream t
+LEFT JOIN transaction_alerts a USING (transaction_id)
+GROUP BY ALL
+""",
+    ),
+    (
+        "risky_users",
+        FeedKind.TABLE,
+        "risk",
+        "Users with alerts, by how much they paid.",
+        """
+SELECT f.user_id, f.alert_count, f.max_score, s.txn_count AS payments, s.total_amount
+FROM fraud_scores f
+JOIN user_transaction_summary s USING (user_id)
+WHERE f.alert_count > 0
+ORDER BY s.total_amount DESC
+""",
+    ),
+)
+DEMO_MART_NAMES = tuple(name for name, *_ in _MARTS)
+
+
+def demo_marts(start: dt.date) -> tuple[Feed, ...]:
+    """The two marts of a demo lake.
+
+    Args:
+        start: The first day that its streams have rows on.
+    """
+    return tuple(
+        Feed(
+            name=name,
+            kind=kind,
+            source=MartSource(query=query),
+            start=start,
+            owners=_OWNERS,
+            tags={"demo": "", "domain": group},
+            group=group,
+            description=description,
+        )
+        for name, kind, group, description, query in _MARTS
+    )
 
 
 def demo_feeds(start: dt.date) -> tuple[Feed, ...]:

@@ -204,7 +204,8 @@ class SnapshotExport(Export):
         landing, staged, schema = self._pull(key)
         encoded = self.fix_schema(schema, staged)
         files = staged.get(key, ())
-        position = SnapshotPosition(as_of, sum(file.rows for _, file in files), _inputs(self.batches))
+        fingerprint = f"{(landing.fingerprints or {}).get(key, 0):016x}"
+        position = SnapshotPosition(as_of, sum(file.rows for _, file in files), _inputs(self.batches), fingerprint)
 
         def plan(base: Manifest) -> Planned | None:
             return None if base.generation else Planned(position=position, schema=encoded)
@@ -234,14 +235,14 @@ class SnapshotExport(Export):
     def _pull(self, key: str) -> tuple[Landing, Staged, pa.Schema]:
         """Pulls; and pulls again if the first answer may have been cut short."""
         placement = replace(self._time_placement(), time_column=None, key=key)
-        landing, staged, schema = self.land(placement)
+        landing, staged, schema = self.land(placement, fingerprint=True)
         previous = self.state.current.rows if self.state.current else 0
         rows = _rows(staged)
         if self.allow_shrink or not suspicious(rows, previous_rows=previous):
             return landing, staged, schema
         logger.warning("%s: %d rows after %d in the last version; pulled again", self.source, rows, previous)
         self.discard(staged)
-        landing, staged, schema = self.land(placement)
+        landing, staged, schema = self.land(placement, fingerprint=True)
         again = _rows(staged)
         if not agree(rows, again):
             self.discard(staged)

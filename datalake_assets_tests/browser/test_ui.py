@@ -10,7 +10,14 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from datalake_assets.defs.runs import PID_TAG
-from datalake_assets.demo.demo_lake import DEMO_DAYS, DEMO_FEED_NAMES, demo_feeds, demo_stand_in, read_demo
+from datalake_assets.demo.demo_lake import (
+    DEMO_DAYS,
+    DEMO_FEED_NAMES,
+    DEMO_MART_NAMES,
+    demo_feeds,
+    demo_stand_in,
+    read_demo,
+)
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
@@ -136,9 +143,9 @@ def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, pa
     page.wait_for_url("**expanded=**")
     page.reload()  # and fits them to the window
 
-    for name in DEMO_FEED_NAMES:
+    for name in (*DEMO_FEED_NAMES, *DEMO_MART_NAMES):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
-    expect(page.get_by_text("Parquet", exact=True)).to_have_count(len(DEMO_FEED_NAMES))
+    expect(page.get_by_text("Parquet", exact=True)).to_have_count(len(DEMO_FEED_NAMES) + len(DEMO_MART_NAMES))
     expect(page.get_by_text("ksqldb", exact=True)).to_have_count(2 * len(DEMO_FEED_NAMES))  # of what they read, too
     picture("1-asset-graph")
 
@@ -168,6 +175,18 @@ def test_page_of_a_stream_shows_columns_and_plots_numbers(page: Page, picture: P
         expect(page.get_by_text(key, exact=True).first).to_be_visible()
     expect(page.locator("canvas").first).to_be_visible()
     picture("2-stream-plots")
+
+
+def test_page_of_a_mart_shows_its_query_and_what_its_columns_are_made_of(page: Page, picture: Picture):
+    page.goto("/assets/marts/daily_payments")
+    expect(page.get_by_text("how many of them a rule objected to").first).to_be_visible()
+    expect(page.get_by_text("decimal128(18, 2)").first).to_be_visible()
+    picture("2-mart-overview")
+
+    page.goto("/assets/marts/daily_payments?view=lineage&lineageScope=upstream&column=amount")
+    expect(page.get_by_text("transaction_stream", exact=True).first).to_be_visible()
+    expect(page.get_by_text("amount", exact=True).first).to_be_visible()
+    picture("2-mart-column-lineage")
 
 
 def test_checks_of_a_stream_have_results(ui: DemoUI, page: Page, picture: Picture):

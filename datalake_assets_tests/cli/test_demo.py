@@ -18,7 +18,7 @@ from click.testing import Result
 
 from datalake_assets.cli.export import result_table
 from datalake_assets.core.facts import ExportResult, FeedTotals, PartitionFacts
-from datalake_assets.demo.demo_lake import DEMO_FEED_NAMES, read_demo
+from datalake_assets.demo.demo_lake import DEMO_FEED_NAMES, DEMO_MART_NAMES, read_demo
 from datalake_assets.demo.ksqldb_server.generator import Generator
 from datalake_assets.lake.store import open_store
 from datalake_assets_tests.lake.feeds import stream_feed
@@ -48,19 +48,19 @@ def test_the_demo_lands_each_row_once_however_often_it_runs(run_process, run, tm
     _suggests_what_works(first.stdout, run)
 
     more = _outcomes(run("demo", "--records", "500", "--json"))
-    assert list(more) == [*sorted(STREAMS), *sorted(DEMO_FEED_NAMES[4:])]
+    assert list(more) == [*sorted(STREAMS), *sorted(DEMO_FEED_NAMES[4:]), *DEMO_MART_NAMES]
     assert [(more[name]["rows"], more[name]["new_rows"]) for name in STREAMS] == [(500, 200)] * 4
     _every_reader_agrees(run, tmp_path / "lake")
 
     repeated = _outcomes(run("export", "--all", "--json"))
-    assert [outcome["new_rows"] for outcome in repeated.values()] == [0] * 8
-    assert run("verify", "--deep").stdout == "8 feeds, no differences\n"
+    assert [outcome["new_rows"] for outcome in repeated.values()] == [0] * 10
+    assert run("verify", "--deep").stdout == "10 feeds, no differences\n"
     _children_read_the_embedded_server_too(run)
 
 
 def _children_read_the_embedded_server_too(run: Any) -> None:
     kept = ["transaction_stream", "account_balances"]  # a stream and a table: each child takes seconds to start
-    for name in set(DEMO_FEED_NAMES) - set(kept):
+    for name in {*DEMO_FEED_NAMES, *DEMO_MART_NAMES} - set(kept):
         assert run("feeds", "archive", name).exit_code == 0
     repeated = _outcomes(run("export", "--all", "--parallel", "2", "--json"))
     assert {name: outcome["new_rows"] for name, outcome in repeated.items()} == dict.fromkeys(kept, 0)
@@ -71,8 +71,8 @@ def _says_what_it_did(output: str, *, lake: Path) -> None:
     assert lines[0] == f"lake    {lake}"
     assert lines[1].startswith("ksqlDB  http://127.0.0.1:")
     assert "transaction_stream: +300 rows in " in output
-    assert next(line.split() for line in lines if line.startswith("row_count")) == ["row_count", "8", "of", "8"]
-    assert any(line.startswith("8 of 8 feeds exported, +") for line in lines)
+    assert next(line.split() for line in lines if line.startswith("row_count")) == ["row_count", "10", "of", "10"]
+    assert any(line.startswith("10 of 10 feeds exported, +") for line in lines)
 
 
 def _first_feed_took_no_longer_than_others(output: str) -> None:
@@ -118,7 +118,7 @@ def test_the_demo_on_s3_leaves_a_lake_that_can_be_served_again(run_process, run,
     assert [first[name]["rows"] for name in STREAMS] == [100] * 4
     assert not (tmp_path / "lake").exists()
     with _Served("s3", "lake-s3", lines=5, rest="stopped\n") as environment:
-        assert "8 feeds, no differences" in run("verify", "--deep", env=environment).stdout
+        assert "10 feeds, no differences" in run("verify", "--deep", env=environment).stdout
         answer = run("sql", "select count(*) as n from user_events", "--json", env=environment).stdout
         assert json.loads(answer) == [{"n": 100}]
 

@@ -16,6 +16,7 @@ from datalake_assets.defs.upkeep.mart_sensor import MartSensor
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import MartSource
 from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.policies import Checks, RangeRule
 from datalake_assets.settings import load_settings
 from datalake_assets_tests.sources.files.dropping import Dropping, files_feed
 
@@ -93,6 +94,26 @@ def test_sensor_of_a_mart_asks_for_a_run_only_when_it_is_stale(lake, dropping):
         runner.export(instance, "sums", quiet=True)
         late = json.loads(asked.cursor) | {"asked_at": 0}
         assert look(json.dumps(late)).skip_message == "it is up to date"
+
+
+def test_a_blocking_check_that_fails_keeps_marts_from_being_made_until_it_passes(lake, dropping):
+    registry, feed = FeedRegistry(lake.store), lake.registry.get("s")
+    rule = RangeRule(column="amount", min=0)
+    blocking = feed.model_copy(update={"checks": Checks(rules=(rule,), blocking=("range_amount",))})
+    registry.update(blocking, expected_revision=feed.revision)
+    definitions, runner = build_definitions(lake.settings), runner_of(lake)
+    (sensor,) = [each for each in definitions.sensors if each.name == "mart_sensor_sums"]
+    dropping.drop("a.csv", "item,amount\n1,-10\n")
+    with dg.DagsterInstance.ephemeral() as instance, known_dagster_warnings_ignored():
+        runner.export(instance, "s", quiet=True)
+        held = runner.export(instance, "sums", quiet=True)
+        assert "feed 'sums' is not made anew: check range_amount of streams/s fails" in (held.error or "")
+        with dg.build_sensor_context(instance, definitions=definitions) as context:
+            assert sensor.evaluate_tick(context).skip_message == "it waits for check range_amount of streams/s"
+
+        dropping.drop("a.csv", "item,amount\n1,10\n")
+        runner.export(instance, "s", quiet=True)
+        assert runner.export(instance, "sums", quiet=True).rows_added == 1
 
 
 def test_sensor_of_a_mart_tries_again_after_twice_as_long():

@@ -122,8 +122,11 @@ def test_only_partitions_are_made_anew_whose_inputs_changed(shop):
     assert shop.generations("revenue") == {**before, D3: before[D3] + 1}
 
 
-def test_an_input_that_is_read_whole_makes_every_partition_stale(shop):
+def test_an_input_that_is_read_whole_makes_every_partition_stale_when_its_rows_are_others(shop):
     shop.make("revenue")
+    shop.users((2, "bo"), (1, "ann"))  # another version with the same rows
+    assert not shop.is_stale("revenue")
+
     shop.users((1, "ann"), (2, "bob"))
     shop.make("revenue")
 

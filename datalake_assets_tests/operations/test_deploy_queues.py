@@ -1,4 +1,4 @@
-"""What ``deploy/queues`` has, as far as it can be checked without an account of AWS; nothing is deployed."""
+"""What ``deploy/queues`` and ``deploy/files`` have, as far as it can be checked without an account of AWS."""
 
 from __future__ import annotations
 
@@ -18,30 +18,33 @@ from datalake_assets.cli.app import app
 from datalake_assets.settings import settings_model
 
 QUEUES = Path(__file__).parents[2] / "deploy" / "queues"
+FILES = QUEUES.with_name("files")
 
 
-def template(name):
-    found, problems = cfnlint.decode.decode(str(QUEUES / name))
+def template(name, folder=QUEUES):
+    found, problems = cfnlint.decode.decode(str(folder / name))
     assert problems == []
     return found["Resources"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fargate.yaml", "lambda.yaml"])
-def test_templates_are_some_that_cloudformation_takes(name):
-    found = cfnlint.api.lint((QUEUES / name).read_text(), regions=["us-east-1"])
+@pytest.mark.parametrize("path", [QUEUES / "fargate.yaml", QUEUES / "lambda.yaml", FILES / "fargate.yaml"], ids=str)
+def test_templates_are_some_that_cloudformation_takes(path):
+    found = cfnlint.api.lint(path.read_text(), regions=["us-east-1"])
     assert [f"{each.linenumber}: {each.rule.id} {each.message}" for each in found] == []
 
 
 def commands():
-    (container,) = template("fargate.yaml")["Task"]["Properties"]["ContainerDefinitions"]
-    yield [word if isinstance(word, str) else "feed" for word in container["Command"]]
+    for folder in (QUEUES, FILES):
+        (container,) = template("fargate.yaml", folder)["Task"]["Properties"]["ContainerDefinitions"]
+        yield [word if isinstance(word, str) else "9" for word in container["Command"]]
     text = (QUEUES / "Dockerfile").read_text()
     yield json.loads(text[text.rindex("CMD ") + 4 :])
-    unit = configparser.ConfigParser(interpolation=None, strict=True)
-    unit.optionxform = str
-    unit.read_string((QUEUES / "datalake-run.service").read_text())
-    yield shlex.split(unit["Service"]["ExecStart"])
+    for path in (QUEUES / "datalake-run.service", FILES / "datalake-files.service"):
+        unit = configparser.ConfigParser(interpolation=None, strict=True)
+        unit.optionxform = str
+        unit.read_string(path.read_text())
+        yield shlex.split(unit["Service"]["ExecStart"])
 
 
 def test_commands_are_some_that_there_are():
@@ -61,6 +64,7 @@ def test_function_has_a_handler_and_takes_partial_answers():
 
 def test_settings_are_some_that_there_are():
     known = {f"DATALAKE_{name.upper()}" for name in settings_model().model_fields}
-    named = {name for each in QUEUES.iterdir() for name in re.findall(r"\bDATALAKE_[A-Z_]+", each.read_text())}
+    files = [*QUEUES.iterdir(), *FILES.iterdir()]
+    named = {name for each in files for name in re.findall(r"\bDATALAKE_[A-Z_]+", each.read_text())}
     assert "DATALAKE_LAKE" in named
     assert named <= known

@@ -7,6 +7,7 @@ import dagster as dg
 
 from datalake_assets.defs.metadata import Metadata, asset_key, source_key
 from datalake_assets.defs.resources import Lake
+from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
@@ -32,7 +33,10 @@ def upstream(feed: Feed, feeds: Mapping[str, Feed]) -> list[dg.AssetDep]:
         inputs = MartInputs.of(feed, feeds.values())
     except DatalakeError:  # each run says why; and a feed that is looked at by itself has no inputs yet
         return []
-    return [dg.AssetDep(asset_key(each), partition_mapping=_mapping(inputs, each)) for each in inputs.inputs.values()]
+    with known_dagster_warnings_ignored():
+        return [
+            dg.AssetDep(asset_key(each), partition_mapping=_mapping(inputs, each)) for each in inputs.inputs.values()
+        ]
 
 
 def _mapping(inputs: "MartInputs", each: Feed) -> dg.PartitionMapping | None:

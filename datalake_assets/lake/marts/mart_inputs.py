@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 
@@ -140,9 +141,13 @@ class MartInputs:
     def digest(self, contents: Contents) -> str:
         """What rows were made of, by what their query saw of its inputs."""
         source = declared_mart(self.feed)
-        seen = {name: sorted(contents.get(name, {}).items()) for name in self.inputs}
+        seen = {name: self._seen(each, contents.get(name, {})) for name, each in self.inputs.items()}
         document = json.dumps([source.query, sorted(source.whole), self.feed.time_column, seen], sort_keys=True)
         return hashlib.blake2b(document.encode(), digest_size=16).hexdigest()
+
+    def _seen(self, each: Feed, contents: Mapping[str, str]) -> list[Any]:
+        """What is seen of an input; of a table not which version it is: the same rows again are no change."""
+        return sorted(contents.values() if each.kind is FeedKind.TABLE else contents.items())
 
     def by_partition(self, contents: Contents, keys: Sequence[str] | None = None) -> dict[str, str]:
         """What each partition would be made of now; a partition without any rows to read is left out.
