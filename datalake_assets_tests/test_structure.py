@@ -18,6 +18,7 @@ REASONS = {
     "lake.marts.mart_lineage": "a picture for people, by a package that need not be there",
     "lake.marts.mart_table": "a table; the registry of tables alone knows which there are",
     "sources.marts.mart_declaration": "a source's declaration; the list of sources alone knows which there are",
+    "sources.dlt.extraction": "dlt itself, which runs and keeps a state; the source knows the lake's side of it",
     "sources.sql.postgresql": "what one driver and its database can do; the source knows what all can",
     "sources.sql.sqlalchemy_database": "the same of another driver, which is optional",
     "sources.sql.sqlite": "the same of the standard library's",

@@ -133,12 +133,14 @@ class FinishedItem:
         former: What its source knew of it before.
         replaces: Rows of its former content are to go when its own come.
         name_column: The column of the rows that has the item's name, by which former rows are found.
+        is_mark: It stands for all that was read, and no row has its identity: it is entered before any row is landed.
     """
 
     item: LandedItem
     former: LandedItem | None = None
     replaces: bool = False
     name_column: str = ""
+    is_mark: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ class _Named:
             for key in before:
                 self.former[key].append(going)
         partitions = tuple(sorted(mine | known | before))
-        if mine or (each.replaces and superseded and before and not item.refused):
+        if mine or each.is_mark or (each.replaces and superseded and before and not item.refused):
             self._begin[replace(item, partitions=partitions, superseded=superseded)] = former
         left = mine | known if each.replaces and not is_same and not item.refused else mine | known | before
         kept = superseded if item.refused else ()

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from datalake_assets.errors import ConfigError
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceSystem, System
+from datalake_assets.sources.dlt.dlt_declaration import DLT
 from datalake_assets.sources.files.files_declaration import FILES
 from datalake_assets.sources.ksqldb.declaration import KSQLDB
 from datalake_assets.sources.marts.mart_declaration import MARTS
@@ -25,7 +26,7 @@ from datalake_assets.sources.sqs.sqs_model import SQS
 __all__ = ["ENTRY_POINTS", "StandIn", "connect", "no_stand_in", "register", "registered", "system", "systems"]
 
 #: The first one is meant where a feed's document names no type.
-_BUILT_IN = (KSQLDB, SQS, FILES, MARTS, SQL)
+_BUILT_IN = (KSQLDB, SQS, FILES, MARTS, SQL, DLT)
 #: The group of entry points by which other packages add systems.
 ENTRY_POINTS = "datalake_assets.sources"
 

@@ -16,22 +16,33 @@ from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import CHANGES, ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MARTS, MERGE, QUEUE, Forker
+from datalake_assets_tests.crash.child import CHANGE, DLT, FILES, ICEBERG, MARTS, MERGE, QUEUE, SQL, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
+from datalake_assets_tests.crash.dlt_rounds import DltRounds
 from datalake_assets_tests.crash.file_rounds import FileRounds
 from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
 from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
 #: Kills of each protocol step in a full run of 100 rounds.
 ENOUGH = 5
 FULL = 100
 #: What tells the children which tasks they are for, where not the usual ones.
-WARM = {"iceberg": ICEBERG, "merge": MERGE, "change": CHANGE, "queue": QUEUE, "files": FILES, "marts": MARTS}
+WARM = {
+    "iceberg": ICEBERG,
+    "merge": MERGE,
+    "change": CHANGE,
+    "queue": QUEUE,
+    "files": FILES,
+    "marts": MARTS,
+    "sql": SQL,
+    "dlt": DLT,
+}
 KINDS: dict[str, Any] = {
     "export": Rounds,
     "compact": CompactRounds,
@@ -41,6 +52,8 @@ KINDS: dict[str, Any] = {
     "queue": QueueRounds,
     "files": FileRounds,
     "marts": MartRounds,
+    "sql": SqlRounds,
+    "dlt": DltRounds,
 }
 
 
@@ -65,6 +78,10 @@ def main() -> None:
     for name, default in asdict(Load()).items():
         how = {"action": "store_true"} if default is False else {"type": int, "default": default}
         parser.add_argument(f"--{name}", **how, help=f"with --what queue; default: {default}")
+    for name, default in asdict(Table()).items():
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, help=f"with --what sql; default: {default}"
+        )
     chosen = parser.parse_args()
     logging.getLogger("datalake_assets").addHandler(logging.NullHandler())
     began = time.monotonic()
@@ -96,7 +113,7 @@ def main() -> None:
     print("kills by moment:", _figures(rounds.moments, rounds.moments))
     print("happened:", _figures(rounds.happened, rounds.happened))
     rare = [step for step in rounds.steps if rounds.hits[step] < ENOUGH]
-    is_full = (chosen.deaths if chosen.what == "queue" else chosen.rounds) >= FULL
+    is_full = (chosen.deaths if chosen.what == "queue" else chosen.rounds) >= FULL and chosen.what != "sql"
     assert not (is_full and rare), f"too few kills of {rare}"
 
 
@@ -108,6 +125,8 @@ def _options(chosen: argparse.Namespace) -> dict[str, Any]:
         return {"ways": chosen.way or CHANGES}
     if chosen.what == "merge":
         return {"sizes": Sizes(chosen.changes, chosen.keys, chosen.batches, chosen.kills)}
+    if chosen.what == "sql":
+        return {"table": Table(chosen.rows, chosen.killed, chosen.cursor)}
     return {"load": Load(chosen.messages, chosen.deaths, chosen.fifo)} if chosen.what == "queue" else {}
 
 

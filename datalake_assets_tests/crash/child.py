@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +34,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["CHANGE", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "Forker"]
+__all__ = ["CHANGE", "DLT", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "SQL", "Forker"]
 
 
 class Forker:
@@ -177,40 +178,31 @@ QUEUE = "CRASH_QUEUE"
 FILES = "CRASH_FILES"
 #: Likewise, of one whose children make marts.
 MARTS = "CRASH_MARTS"
+#: Likewise, of one whose children land tables of a database.
+SQL = "CRASH_SQL"
+#: Likewise, of one whose children land resources of dlt.
+DLT = "CRASH_DLT"
+
+
+#: What the children of a forker do that is for one thing: the task, and what it imports besides.
+_WARM = {
+    ICEBERG: ("iceberg_upkeep", "keep_up"),
+    MERGE: ("merge_rounds", "merge"),
+    CHANGE: ("change_rounds", "change"),
+    QUEUE: ("queue_rounds", "consume"),
+    FILES: ("file_rounds", "land_files"),
+    MARTS: ("mart_rounds", "make_marts"),
+    SQL: ("sql_rounds", "export_table"),
+    DLT: ("dlt_rounds", "export_resource"),
+}
 
 
 def _warm() -> None:
     """What would otherwise be done in each child; nothing here may start a thread."""
-    if ICEBERG in os.environ:
-        from datalake_assets_tests.crash.iceberg_upkeep import keep_up  # noqa: PLC0415
-
-        TASKS[keep_up.__name__] = keep_up
-        return
-    if MERGE in os.environ:
-        from datalake_assets_tests.crash.merge_rounds import merge  # noqa: PLC0415
-
-        TASKS[merge.__name__] = merge
-        return
-    if CHANGE in os.environ:
-        from datalake_assets_tests.crash.change_rounds import change  # noqa: PLC0415
-
-        TASKS[change.__name__] = change
-        return
-    if QUEUE in os.environ:
-        from datalake_assets_tests.crash.queue_rounds import consume  # noqa: PLC0415
-
-        TASKS[consume.__name__] = consume
-        return
-    if FILES in os.environ:
-        from datalake_assets_tests.crash.file_rounds import land_files  # noqa: PLC0415
-
-        TASKS[land_files.__name__] = land_files
-        return
-    if MARTS in os.environ:
-        from datalake_assets_tests.crash.mart_rounds import make_marts  # noqa: PLC0415
-
-        TASKS[make_marts.__name__] = make_marts
-        return
+    for variable, (module, task) in _WARM.items():
+        if variable in os.environ:
+            TASKS[task] = getattr(import_module(f"datalake_assets_tests.crash.{module}"), task)
+            return
     for scenario in SCENARIOS.values():
         scenario.truth(3)
     if "AWS_ACCESS_KEY_ID" in os.environ:

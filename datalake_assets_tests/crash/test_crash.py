@@ -13,7 +13,7 @@ import pytest
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, FILES, ICEBERG, MARTS, MERGE, QUEUE, Forker
+from datalake_assets_tests.crash.child import CHANGE, DLT, FILES, ICEBERG, MARTS, MERGE, QUEUE, SQL, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
@@ -24,6 +24,7 @@ from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
 
@@ -95,6 +96,31 @@ def test_killed_exports_of_files_that_change_lose_double_and_mix_no_row(tmp_path
     with Forker(dict(os.environ) | {FILES: "1"}) as forker:
         rounds = FileRounds(str(tmp_path), forker, seed=3)
         rounds.prepare()
+        for _ in range(6):
+            rounds.round()
+        rounds.close()
+    assert rounds.hits
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("databases")
+@pytest.mark.parametrize("cursor", ["id", "given"])
+def test_killed_exports_of_a_table_that_grows_lose_and_double_no_row(tmp_path: Path, cursor: str) -> None:
+    with Forker(dict(os.environ) | {SQL: "1"}) as forker:
+        rounds = SqlRounds(str(tmp_path), forker, seed=6, table=Table(rows=40_000, killed=3, cursor=cursor))
+        rounds.prepare()
+        while not rounds.is_done:
+            rounds.round()
+        rounds.close()
+    assert rounds.hits
+
+
+@pytest.mark.slow
+def test_killed_exports_of_an_api_that_grows_lose_and_double_no_row(tmp_path: Path) -> None:
+    from datalake_assets_tests.crash.dlt_rounds import DltRounds  # noqa: PLC0415  dlt takes a second to import
+
+    with Forker(dict(os.environ) | {DLT: "1"}) as forker:
+        rounds = DltRounds(str(tmp_path), forker, seed=2)
         for _ in range(6):
             rounds.round()
         rounds.close()

@@ -257,3 +257,40 @@ class TestMariaDbByTime(_Sql):
     @pytest.fixture
     def url(self, mariadb_url: str) -> str:
         return mariadb_url
+
+
+class _Dlt(SourceContract):
+    kind = FeedKind.STREAM
+    module = "datalake_assets_tests.sources.dlt.paging_api"
+
+    @pytest.fixture
+    def source(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceSystem]:
+        monkeypatch.setenv("RUNTIME__DLTHUB_TELEMETRY", "false")
+        with connect("dlt", load_settings(dlt_modules=self.module)) as source:
+            yield source
+
+    def _feed(self, factory: str) -> Feed:
+        document = {
+            "type": "dlt",
+            "factory": f"{self.module}:{factory}",
+            "arguments": {"url": "same"},
+            "columns": {"at": "timestamptz"},
+        }
+        more = {"time_column": "at"} if self.kind is FeedKind.STREAM else {}
+        return Feed(name="s", kind=self.kind, source=document, **more)  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def feed(self) -> Feed:
+        return self._feed("counted")
+
+    @pytest.fixture
+    def missing(self) -> Feed:
+        return self._feed("nothing")
+
+
+class TestDlt(_Dlt):
+    pass
+
+
+class TestDltAsTable(_Dlt):
+    kind = FeedKind.TABLE

@@ -1,0 +1,192 @@
+"""One extraction by dlt: a resource is made, given a state, and run to its end; rows wait in a file on this machine.
+
+dlt keeps a resource's state in a dictionary, which it finds by a context. Here that context holds the state that was
+committed with the rows before, and what it is afterwards is committed with these.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from importlib import import_module
+from itertools import islice
+from typing import IO, Any
+
+import pyarrow as pa
+
+from datalake_assets.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
+from datalake_assets.sources.dlt.dlt_declaration import DltSource
+
+__all__ = ["Extraction", "extracted", "resource_of"]
+
+State = dict[str, Any]
+
+
+def resource_of(source: DltSource, allowed: Sequence[str]) -> Any:
+    """The resource that a feed names.
+
+    Raises:
+        ConfigError: dlt is not installed, or the settings do not allow its module.
+        SourceRefused: There is none of that name, or it cannot be made.
+    """
+    module, _, name = source.factory.partition(":")
+    if not any(module == each or module.startswith(f"{each}.") for each in allowed):
+        raise ConfigError(f"feeds may not name {module!r}; allow it by DATALAKE_DLT_MODULES={module}")
+    try:
+        from dlt.extract import DltResource  # noqa: PLC0415  an optional extra
+        from dlt.extract import DltSource as Several  # noqa: PLC0415  the same
+    except ImportError as error:
+        raise ConfigError("dlt is not installed; pip install 'datalake-assets[dlt]'") from error
+    try:
+        found = getattr(import_module(module), name)
+        if source.arguments or not isinstance(found, DltResource | Several):
+            made = found(**deepcopy(source.arguments))
+        else:  # one that is there once, for everybody
+            made = found.with_name(found.name) if isinstance(found, DltResource) else found.clone()
+        if isinstance(made, Several):
+            made = made.resources[source.resource or next(iter(made.resources))] if made.resources else None
+    except Exception as error:
+        raise SourceRefused(source.where, f"it cannot be made: {_said(error)}") from error
+    if not isinstance(made, DltResource):
+        raise SourceRefused(source.where, f"it makes {type(made).__name__}, no resource of dlt")
+    if source.resource and made.name != source.resource:
+        raise SourceRefused(source.where, f"it makes the resource {made.name!r}")
+    return made
+
+
+class Extraction:
+    """What one run of a resource gave.
+
+    Attributes:
+        before: The state that it began with.
+        after: That in the end.
+        rows: How many.
+        types: The types of Python's values, by column in the order in which they came; with the scales of decimals.
+        hints: What dlt knows of the columns.
+    """
+
+    def __init__(self, before: State) -> None:
+        self.before, self.after, self.rows = before, before, 0
+        self.types: dict[str, set[str]] = {}
+        self.hints: Mapping[str, Mapping[str, Any]] = {}
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="datalake-dlt-")  # noqa: SIM115  it outlives this
+        weakref.finalize(self, self._file.close)  # who only wanted the columns reads no rows
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes a row."""
+        from dlt.common.json import json  # noqa: PLC0415  an optional extra
+
+        for name, value in row.items():
+            known = self.types.setdefault(str(name), set())
+            if value is not None:
+                known.add(kind_of(value))
+        self._file.write(json.typed_dumpb(dict(row)) + b"\n")
+        self.rows += 1
+
+    def batches(self, rows: int) -> Iterator[list[dict[str, Any]]]:
+        """The rows, so many at once, in their order."""
+        from dlt.common.json import json  # noqa: PLC0415  an optional extra
+
+        self._file.seek(0)
+        while some := list(islice(self._file, rows)):
+            yield [json.typed_loadb(line) for line in some]
+
+    def close(self) -> None:
+        """Gives the file up."""
+        self._file.close()
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a value: ``bool``, ``int``, ``large``, ``float``, ``decimal:S``, ``str``, ``json`` and so on."""
+    from datetime import date, datetime, time  # noqa: PLC0415  names that are columns' kinds, too
+    from decimal import Decimal  # noqa: PLC0415  the same
+
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int" if -(1 << 63) <= value < 1 << 63 else "large"
+    if isinstance(value, Decimal):
+        exponent = value.as_tuple().exponent
+        return f"decimal:{max(0, -exponent)}" if isinstance(exponent, int) else "decimal:0"
+    if isinstance(value, datetime):
+        return "moment" if value.tzinfo else "clock"
+    plain: tuple[tuple[type, str], ...] = (
+        (date, "date"),
+        (time, "time"),
+        (float, "float"),
+        (str, "str"),
+        (bytes, "bytes"),
+    )
+    return next((kind for type_, kind in plain if isinstance(value, type_)), "json")
+
+
+def extracted(source: DltSource, allowed: Sequence[str], state: State) -> Extraction:
+    """Runs a resource from a state on, to its end.
+
+    Raises:
+        SourceUnavailable: It failed for what may pass.
+        SourceError: It failed.
+    """
+    resource = resource_of(source, allowed)
+    from dlt.common.configuration.container import Container  # noqa: PLC0415  an optional extra
+    from dlt.common.pipeline import StateInjectableContext  # noqa: PLC0415  the same
+    from dlt.extract.exceptions import DataItemRequiredForDynamicTableHints  # noqa: PLC0415  the same
+
+    extraction = Extraction(state)
+    own = deepcopy(state)
+    try:
+        with Container().injectable_context(StateInjectableContext(state=own)):  # type: ignore[arg-type]  # a dictionary
+            for item in resource:
+                for row in _rows(item):
+                    extraction.add(row)
+        with suppress(DataItemRequiredForDynamicTableHints):  # there are no hints without rows, so the values tell
+            extraction.hints = resource.compute_table_schema().get("columns", {})
+    except SourceError:
+        extraction.close()
+        raise
+    except Exception as error:
+        extraction.close()
+        raise _translated(source, error) from error
+    extraction.after = own
+    return extraction
+
+
+def _rows(item: Any) -> Iterable[Mapping[str, Any]]:
+    """The rows of what a resource yields: a row, or a table of Arrow's or pandas'."""
+    if isinstance(item, Mapping):
+        return (item,)
+    if hasattr(item, "to_dict") and hasattr(item, "columns"):
+        item = pa.Table.from_pandas(item, preserve_index=False)
+    if isinstance(item, pa.Table | pa.RecordBatch):
+        rows: list[dict[str, Any]] = item.to_pylist()
+        return rows
+    return ({"value": item},)
+
+
+def _translated(source: DltSource, error: Exception) -> SourceError:
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    from requests.exceptions import ConnectionError as Unreachable  # noqa: PLC0415  dlt's own
+    from requests.exceptions import HTTPError, Timeout  # noqa: PLC0415  the same
+
+    for each in chain:
+        if isinstance(each, Unreachable | Timeout):
+            return SourceUnavailable(source.where, _said(each))
+        if isinstance(each, HTTPError):
+            status = each.response.status_code if each.response is not None else 0
+            passing = status in {408, 425, 429} or status >= 500  # noqa: PLR2004  RFC 9110
+            return (SourceUnavailable if passing else SourceRefused)(source.where, _said(each))
+    return SourceRefused(source.where, _said(chain[-1]))
+
+
+def _said(error: BaseException) -> str:
+    """An error on one line, without what a URL asks for, which may be a key."""
+    text = re.sub(r"\?[^\s'\")]+", "?…", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {re.sub(r'//[^/@ ]+@', '//…@', text)[:300]}"
