@@ -23,6 +23,7 @@ from benchmarks.measuring import Stopwatch, Target, Used, print_targets
 from datalake_assets.cli.session import prepare_home
 from datalake_assets.core.facts import ExportResult
 from datalake_assets.defs.feeds.runner import export_feed
+from datalake_assets.defs.runtime import open_instance
 from datalake_assets.demo.demo_lake import demo_feeds, demo_stand_in, prepare_demo
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: F401  imported by the server's start otherwise
 from datalake_assets.lake.registry import FeedRegistry
@@ -81,7 +82,7 @@ def export(settings: Settings, records: int, *, ephemeral: bool) -> list[ExportR
         feeds = [FeedRegistry(store).add(feed) for feed in demo_feeds(prepare_demo(store, records).start)]
     with _timed("Dagster's instance"):
         prepare_home()
-        instance = dg.DagsterInstance.ephemeral() if ephemeral else dg.DagsterInstance.get()
+        instance = dg.DagsterInstance.ephemeral() if ephemeral else open_instance()
     results = []
     with instance, demo_stand_in(settings, store, {"ksqldb"}) as served:
         for feed in feeds:
