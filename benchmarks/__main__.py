@@ -15,6 +15,7 @@ BENCHMARKS = {
     "iceberg": "small files of an Iceberg table into few, beside pyiceberg, delta-rs, Spark and a Rust library; on S3",
     "iceberg_append": "an append to an Iceberg feed whose table has 10 to 1,000 snapshots",
     "many_files": "a folder of many tiny files adopted, looked at again, planned and merged; whether that is linear",
+    "kafka": "a million messages of a Kafka topic to Parquet, beside a plain loop and dlt",
     "queue": "a backlog of 100,000 messages of an SQS queue through `datalake export`",
     "query_after_compact": "queries of the write API on S3 with 30 ms a request, before and after its COMPACT",
     "startup": "CPU of each command before it works, beside the interpreter and the libraries below",

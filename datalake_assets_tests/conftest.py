@@ -26,6 +26,7 @@ from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, spare
 from datalake_assets_tests.scheduling import FilesTogether
+from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
 from datalake_assets_tests.sources.sql.database_servers import MariaDb, Postgres
 from datalake_assets_tests.sources.sqs.sqs_server import SqsServer
 
@@ -148,6 +149,13 @@ def postgres() -> Iterator[Postgres]:
 def mariadb() -> Iterator[MariaDb]:
     """MariaDB, for the whole session; tests that ask for it are of the xdist group ``databases``."""
     with MariaDb() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[KafkaServer]:
+    """A broker that speaks Kafka, for the whole session; tests that ask for it are of the xdist group ``kafka``."""
+    with KafkaServer() as server:
         yield server
 
 

@@ -156,6 +156,8 @@ class SourceBatch:
             without order. A read gives an item once, its rows in one batch or in several.
         forget_after: When the items of the batch can no longer come again; given where ``source_items`` are.
         finished: Items whose last rows are in this batch, from sources that ask what is known of items by name.
+        read_to: By source partition, the next offset to be read after this batch, where it lies beyond the last row:
+            not every number has one.
     """
 
     rows: pa.RecordBatch
@@ -165,6 +167,7 @@ class SourceBatch:
     source_items: pa.Array | None = None
     forget_after: datetime | None = None
     finished: tuple[FinishedItem, ...] = ()
+    read_to: Mapping[int, int] = field(default_factory=dict)
 
     def taking(self, which: pa.Array, *, also_rejected: Sequence[RejectedRow] = ()) -> SourceBatch:
         """Some of its rows, by their numbers; others may have been rejected meanwhile."""
@@ -172,7 +175,8 @@ class SourceBatch:
         partitions, offsets, items = (None if each is None else each.take(which) for each in along)
         rejected = (*self.rejected, *also_rejected)
         rows = self.rows.take(which)
-        return SourceBatch(rows, partitions, offsets, rejected, items, self.forget_after, self.finished)
+        after, finished = self.forget_after, self.finished
+        return SourceBatch(rows, partitions, offsets, rejected, items, after, finished, self.read_to)
 
 
 @dataclass(frozen=True, slots=True)

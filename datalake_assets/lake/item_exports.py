@@ -124,6 +124,9 @@ class _Fence:
     def reject(self, row: RejectedRow) -> None:
         """Implements `Fence`: quarantine knows its rows by their identity."""
 
+    def passed(self, read_to: Mapping[int, int]) -> None:
+        """Implements `Fence`: items have no numbers."""
+
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
         """Implements `Fence`."""
         if batch.source_items is None or batch.forget_after is None:

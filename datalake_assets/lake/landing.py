@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -73,6 +73,9 @@ class Fence(Protocol):
     def reject(self, row: RejectedRow) -> None:
         """Takes note of a row that goes to quarantine."""
 
+    def passed(self, read_to: Mapping[int, int]) -> None:
+        """Takes note of numbers that no row has: of each source partition all before the one given."""
+
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
         """Which rows are to be landed: not in their partition yet.
 
@@ -115,6 +118,12 @@ class OffsetsFence:
             partition, offset = at
             self.rejected[partition].append(offset)
             self.seen[partition] = max(offset, self.seen.get(partition, offset))
+
+    def passed(self, read_to: Mapping[int, int]) -> None:
+        """Implements `Fence`."""
+        for partition, offset in read_to.items():
+            if offset > 0:
+                self.seen[partition] = max(offset - 1, self.seen.get(partition, 0))
 
     def together(self) -> Offsets:
         """What was let in, wherever it goes."""
@@ -249,6 +258,8 @@ class Landing:
             if batch.rows.num_rows:
                 self._land(batch)
             self._put_aside(batch.rejected)
+            if self.fence is not None:
+                self.fence.passed(batch.read_to)
             self.finished += batch.finished
             self._report()
         self._quarantine.flush()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import SystemSource
 from datalake_assets.settings import Settings
@@ -154,6 +155,7 @@ class System:
         options: What ``feeds add`` offers for it.
         object_field: The model's field that takes the name of what `SourceSystem.discover` lists.
         discovery: What ``feeds add --from-<type>`` adds, in a sentence; empty if there is nothing to list.
+        extra: The extra of our package that has what it imports; empty if it needs none.
     """
 
     model: type[SystemSource]
@@ -162,14 +164,21 @@ class System:
     options: tuple[FeedOption, ...] = ()
     object_field: str = "object"
     discovery: str = ""
+    extra: str = ""
 
     def open(self, settings: Settings) -> SourceSystem:
         """Connects; close it.
 
         Raises:
-            ConfigError: The settings cannot work.
+            ConfigError: The settings cannot work, or what it needs is not installed.
         """
-        found = resolve_name(self.connect) if isinstance(self.connect, str) else self.connect
+        try:
+            found = resolve_name(self.connect) if isinstance(self.connect, str) else self.connect
+        except ModuleNotFoundError as error:
+            if not self.extra:
+                raise
+            missing = f"source {self.type!r}: {error.name} is not installed"
+            raise ConfigError(f"{missing}; pip install 'datalake-assets[{self.extra}]'") from error
         opened: SourceSystem = found(settings)
         return opened
 

@@ -34,7 +34,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["CHANGE", "DLT", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "SQL", "Forker"]
+__all__ = ["CHANGE", "DLT", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "SQL", "TOPIC", "Forker"]
 
 
 class Forker:
@@ -182,6 +182,8 @@ MARTS = "CRASH_MARTS"
 SQL = "CRASH_SQL"
 #: Likewise, of one whose children land resources of dlt.
 DLT = "CRASH_DLT"
+#: Likewise, of one whose children read a topic.
+TOPIC = "CRASH_TOPIC"
 
 
 #: What the children of a forker do that is for one thing: the task, and what it imports besides.
@@ -194,6 +196,7 @@ _WARM = {
     MARTS: ("mart_rounds", "make_marts"),
     SQL: ("sql_rounds", "export_table"),
     DLT: ("dlt_rounds", "export_resource"),
+    TOPIC: ("topic_rounds", "export_topic"),
 }
 
 

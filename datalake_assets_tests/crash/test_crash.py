@@ -13,7 +13,7 @@ import pytest
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, DLT, FILES, ICEBERG, MARTS, MERGE, QUEUE, SQL, Forker
+from datalake_assets_tests.crash.child import CHANGE, DLT, FILES, ICEBERG, MARTS, MERGE, QUEUE, SQL, TOPIC, Forker
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
@@ -25,6 +25,7 @@ from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
 from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
+from datalake_assets_tests.crash.topic_rounds import TopicRounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
 
 
@@ -135,6 +136,18 @@ def test_killed_marts_hold_what_their_inputs_say(tmp_path: Path) -> None:
         for _ in range(4):
             rounds.round()
     assert rounds.hits.total() > 2
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("kafka")
+def test_killed_exports_of_a_topic_lose_and_double_no_message(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {TOPIC: "1"}) as forker:
+        rounds = TopicRounds(str(tmp_path), forker, seed=5)
+        rounds.prepare()
+        for _ in range(5):
+            rounds.round()
+        rounds.close()
+    assert rounds.hits
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from datalake_assets.settings import load_settings
 from datalake_assets.sources.base import SourceSystem
 from datalake_assets.sources.systems import connect, registered
 from datalake_assets.testing.sources import SourceContract
+from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
 from datalake_assets_tests.sources.sql.database_servers import MariaDb, Postgres
 from datalake_assets_tests.sources.sqs.sqs_server import SqsServer, TestQueue
 from datalake_assets_tests.sources.toy import TOY
@@ -115,6 +116,31 @@ class TestSqs(_Sqs):
 @pytest.mark.xdist_group("sqs")
 class TestSqsFifo(_Sqs):
     fifo = True
+
+
+@pytest.fixture(scope="module")
+def topic(kafka_server: KafkaServer) -> str:
+    topic = kafka_server.topic(2)
+    topic.send([{"n": n} for n in range(5)], keys=["a"] * 5)
+    topic.send([{"n": n} for n in range(3)], partition=1)
+    return topic.name
+
+
+@pytest.mark.xdist_group("kafka")
+class TestKafka(SourceContract):
+    @pytest.fixture
+    def source(self, kafka_server: KafkaServer) -> Iterator[SourceSystem]:
+        with connect("kafka", load_settings(kafka_servers=kafka_server.servers, kafka_timeout_s=10)) as source:
+            yield source
+
+    @pytest.fixture
+    def feed(self, topic: str) -> Feed:
+        document = {"type": "kafka", "topic": topic, "fields": {"n": "long"}}
+        return Feed(name="s", kind=FeedKind.STREAM, source=document)  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def missing(self) -> Feed:
+        return Feed(name="s", kind=FeedKind.STREAM, source={"type": "kafka", "topic": "nothere"})  # type: ignore[arg-type]
 
 
 class _Files(SourceContract):

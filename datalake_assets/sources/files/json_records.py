@@ -18,7 +18,7 @@ from datalake_assets.sources.files.contents import BadFile
 from datalake_assets.sources.files.csv_records import CsvDialect, blocks
 from datalake_assets.sources.files.csv_values import KEPT_BYTES, BadRecord, Parsed, too_long
 from datalake_assets.sources.files.text_values import TEXT, Kind, classified, converted, joined
-from datalake_assets.sources.json_members import members_of
+from datalake_assets.sources.json_fields import members_of
 
 __all__ = ["JsonBlock", "decode_json", "infer_json", "json_blocks"]
 

@@ -5,11 +5,10 @@ Loaded wherever feeds are read, so nothing heavy is imported before the connecti
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from datalake_assets.errors import ConfigError, InvalidFeed
 from datalake_assets.feed import Feed
@@ -17,6 +16,7 @@ from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.policies import MIB, Duration
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import FeedOption, System
+from datalake_assets.sources.field_types import FieldType
 
 __all__ = [
     "GROUP",
@@ -25,8 +25,6 @@ __all__ = [
     "SENT_AT",
     "SEQUENCE",
     "SQS",
-    "TYPES",
-    "FieldType",
     "SqsSettings",
     "SqsSource",
     "declared",
@@ -38,38 +36,12 @@ GROUP, SEQUENCE = "message_group_id", "sequence_number"
 OTHER_FIELDS = "other_fields"
 #: The one column of bodies that are not taken apart.
 BODY = "body"
-#: Types of fields, as Iceberg spells them; ``json`` is any value as its text, the ``epoch_…`` are numbers since 1970.
-TYPES = (
-    *("boolean", "int", "long", "double", "string", "binary", "date", "time"),
-    *("timestamp", "timestamptz", "epoch_s", "epoch_ms", "json"),
-)
-_DECIMAL = re.compile(r"decimal\(([1-9][0-9]?),([0-9]{1,2})\)")
-_NOT_NULL = " not null"
-#: Digits of the widest decimal (Iceberg specification, "Primitive Types").
-_DIGITS = 38
 #: SQS keeps no message longer (SQS limit: MessageRetentionPeriod, 1,209,600 seconds).
 LONGEST_RETENTION = timedelta(days=14)
 #: SQS limit: a visibility timeout is at most 12 hours, a long poll at most 20 seconds.
 LONGEST_VISIBILITY_S, LONGEST_POLL_S = 43_200, 20
 #: SQS limit: a name has at most 80 characters; or a queue's URL.
 _QUEUE = r"^([A-Za-z0-9_-]{1,75}(\.fifo)?|[A-Za-z0-9_-]{76,80}|https?://[^\s?#@]+/[A-Za-z0-9_.-]{1,80})$"
-
-
-def _known_type(text: str) -> str:
-    words = " ".join(text.lower().split())
-    kind = words.removesuffix(_NOT_NULL).replace(" ", "")
-    decimal = _DECIMAL.fullmatch(kind)
-    fits = decimal is not None and int(decimal[2]) <= int(decimal[1]) <= _DIGITS
-    if not fits and kind not in TYPES:
-        msg = (
-            f"there is no type {text!r}; use {', '.join(TYPES)} or decimal(precision,scale), each also with 'not null'"
-        )
-        raise ValueError(msg)
-    return kind + (_NOT_NULL if words.endswith(_NOT_NULL) else "")
-
-
-#: A field's type: one of `TYPES`, or ``decimal(precision,scale)``; with ``not null`` behind it, every body needs one.
-FieldType = Annotated[str, AfterValidator(_known_type)]
 
 
 class SqsSource(SystemSource):

@@ -120,7 +120,7 @@ def test_what_is_no_object_is_refused(body):
 
 @pytest.mark.parametrize("body", ['{"a":1,"a":2}', '{"a" : 1, "b": {"a":1}, "a" : 2}', '{"a":"x","b":1,"\\u0061":"y"}'])
 def test_a_member_that_is_there_twice_is_poison(body):
-    assert reason({"a": "json"}, body) == "the body is not a JSON object: it has member 'a' twice"
+    assert reason({"a": "json"}, body) == "it is not a JSON object: it has member 'a' twice"
 
 
 def test_members_of_nested_objects_are_not_the_bodys():

@@ -1,0 +1,347 @@
+"""Messages as Kafka has them, to Arrow: a row for each, or the reason why it is none.
+
+What a value holds is one of `ValueFormat`'s matters; around it stand the columns that every message has. A message in
+quarantine is kept whole, as JSON, so that it can be decoded again.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from datalake_assets.core.batches import RejectedRow, SourceBatch
+from datalake_assets.core.schema import lake_names, source_metadata
+from datalake_assets.errors import InvalidFeed
+from datalake_assets.feed import Feed
+from datalake_assets.sources.fitting_rows import fitting_rows
+from datalake_assets.sources.json_fields import JsonFields, MemberRefused
+from datalake_assets.sources.kafka.kafka_model import (
+    HEADERS,
+    KEY,
+    OFFSET,
+    OTHER_FIELDS,
+    PARTITION,
+    TIMESTAMP,
+    TOMBSTONE,
+    VALUE,
+    KafkaSource,
+    declared,
+)
+
+__all__ = ["ColumnsChanged", "KafkaMessage", "KeptMessage", "MessageLayout", "Refused", "ValueFormat", "plain_format"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+#: Kafka's type of timestamp of a message that has none (confluent_kafka.TIMESTAMP_NOT_AVAILABLE).
+_NO_TIMESTAMP = 0
+
+
+class Refused(ValueError):
+    """A message is not what its feed says of it."""
+
+
+class ColumnsChanged(Exception):
+    """A message has a field that was registered after the read began."""
+
+
+class KafkaMessage(Protocol):
+    """A message, as confluent-kafka gives it."""
+
+    def partition(self) -> int: ...  # noqa: D102
+    def offset(self) -> int: ...  # noqa: D102
+    def timestamp(self) -> tuple[int, int]: ...  # noqa: D102
+    def key(self) -> bytes | None: ...  # noqa: D102
+    def value(self) -> bytes | None: ...  # noqa: D102
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...  # noqa: D102
+
+
+class ValueFormat(Protocol):
+    """What values are.
+
+    Attributes:
+        columns: Columns by their names at the source.
+    """
+
+    @property
+    def columns(self) -> Sequence[pa.Field]: ...  # noqa: D102  see above
+
+    def arrays(self, values: Sequence[bytes]) -> list[pa.Array] | None:
+        """The columns of many values at once; None where each has to be looked at."""
+
+    def values(self, value: bytes) -> Sequence[Any]:
+        """A value's columns.
+
+        Raises:
+            Refused: It is none of this format.
+            ColumnsChanged: It has columns that are not known yet.
+        """
+
+
+class _Whole:
+    """Values that are landed as they are."""
+
+    def __init__(self, *, is_text: bool) -> None:
+        self.columns = (pa.field(VALUE, pa.string() if is_text else pa.binary()),)
+        self._is_text = is_text
+
+    def arrays(self, values: Sequence[bytes]) -> list[pa.Array] | None:
+        whole = pa.array(values, pa.binary())
+        return [whole.cast(pa.string())] if self._is_text else [whole]
+
+    def values(self, value: bytes) -> Sequence[Any]:
+        return (_text(value, "the value") if self._is_text else value,)
+
+
+class _Json:
+    """JSON objects with declared members."""
+
+    def __init__(self, source: KafkaSource) -> None:
+        self._fields = JsonFields(source.fields, undeclared=source.undeclared)
+        types = (type_ for type_, _ in self._fields.columns)
+        self.columns = tuple(pa.field(name, type_) for name, type_ in zip(source.fields, types, strict=True))
+        self._keeps = source.undeclared == "keep"
+        if self._keeps:
+            self.columns = (*self.columns, pa.field(OTHER_FIELDS, pa.string()))
+
+    def arrays(self, values: Sequence[bytes]) -> list[pa.Array] | None:
+        found = self._fields.arrays(values)
+        return [*found, pa.nulls(len(values), pa.string())] if found and self._keeps else found
+
+    def values(self, value: bytes) -> Sequence[Any]:
+        try:
+            found, other = self._fields.values(value)
+        except MemberRefused as error:
+            raise Refused(str(error)) from error
+        return (*found, other) if self._keeps else found
+
+
+def plain_format(source: KafkaSource) -> ValueFormat:
+    """The format of values that need no registry."""
+    return _Json(source) if source.value_format == "json" else _Whole(is_text=source.value_format == "text")
+
+
+class MessageLayout:
+    """The columns of a feed's messages, and how one becomes a row.
+
+    Args:
+        feed: A feed of a topic.
+        value: What its values are.
+        key: What its keys are: the one column of them; None for the text or the bytes themselves.
+
+    Attributes:
+        schema: Columns of the value under their names in the lake, then what every message has; times in UTC.
+
+    Raises:
+        InvalidFeed: Two columns would share a name; the feed's time column is none of these, or no time.
+    """
+
+    def __init__(self, feed: Feed, value: ValueFormat, key: ValueFormat | None = None) -> None:
+        self._source = source = declared(feed)
+        self._value, self._key = value, key
+        columns = [*value.columns, *(_OWN[name] for name in source.own_columns if name != OTHER_FIELDS)]
+        if source.key != "ignore":
+            key_type = key.columns[0].type if key else pa.binary() if source.key == "binary" else pa.string()
+            columns[[each.name for each in columns].index(KEY)] = pa.field(KEY, key_type)
+        names = lake_names([each.name for each in columns], feed=feed.name, rename=source.rename)
+        self.schema = pa.schema(
+            each.with_name(name).with_metadata(source_metadata(each.name))
+            for name, each in zip(names, columns, strict=True)
+        )
+        time_ = feed.row_time or source.time_column
+        if time_ not in self.schema.names or not pa.types.is_timestamp(self.schema.field(time_).type):
+            raise InvalidFeed(feed.name, f"time_column: {time_!r} is no column of times; declare it 'timestamptz'")
+
+    def batch(self, messages: Sequence[KafkaMessage]) -> SourceBatch:
+        """Messages as rows, those that are none as rejected.
+
+        Raises:
+            ColumnsChanged: One has columns that are not known yet.
+        """
+        return self._at_once(messages) or self._one_by_one(messages)
+
+    def _at_once(self, messages: Sequence[KafkaMessage]) -> SourceBatch | None:
+        """All messages as rows, if none is left out or refused; None if each has to be looked at."""
+        values = [each.value() for each in messages]
+        source = self._source
+        if not values or None in values or self._key is not None:
+            return None
+        try:
+            columns = self._value.arrays([each for each in values if each is not None])
+            if columns is None:
+                return None
+            keys = pa.array([each.key() for each in messages], pa.binary()) if source.key != "ignore" else None
+            own = {
+                KEY: keys.cast(pa.string()) if keys is not None and source.key == "text" else keys,
+                HEADERS: pa.array(map(_headers, messages), _OWN[HEADERS].type) if source.headers else None,
+                TOMBSTONE: pa.repeat(False, len(messages)),
+                PARTITION: pa.array([each.partition() for each in messages], pa.int32()),
+                OFFSET: pa.array([each.offset() for each in messages], pa.int64()),
+                TIMESTAMP: pa.array(map(_moment, messages), _OWN[TIMESTAMP].type),
+            }
+        except pa.ArrowException:  # a text that is none in UTF-8
+            return None
+        columns += [own[name] for name in source.own_columns if name != OTHER_FIELDS]
+        rows = pa.RecordBatch.from_arrays(columns, schema=self.schema)
+        return SourceBatch(rows, own[PARTITION], own[OFFSET])
+
+    def _one_by_one(self, messages: Sequence[KafkaMessage]) -> SourceBatch:
+        rows: list[Sequence[Any]] = []
+        kept: list[KafkaMessage] = []
+        refused: list[RejectedRow] = []
+        for message in messages:
+            try:
+                row = self._row(message)
+            except Refused as error:
+                refused.append(_rejected(message, str(error)))
+                continue
+            if row is not None:
+                rows.append(row)
+                kept.append(message)
+        batch, misfits = fitting_rows(rows, self.schema)
+        refused += [_rejected(kept[number], reason) for number, reason in misfits.items()]
+        landed = [each for number, each in enumerate(kept) if number not in misfits]
+        partitions = pa.array([each.partition() for each in landed], pa.int32())
+        offsets = pa.array([each.offset() for each in landed], pa.int64())
+        return SourceBatch(batch, partitions, offsets, tuple(refused))
+
+    def _row(self, message: KafkaMessage) -> Sequence[Any] | None:
+        """A message's values in the order of the columns; None if it is left out."""
+        value, source = message.value(), self._source
+        if value is not None:
+            values = self._value.values(value)
+        elif source.tombstones == "keep":
+            values = (None,) * len(self._value.columns)
+        else:
+            return None
+        row = [*values]
+        if source.key != "ignore":
+            row.append(self._key_of(message))
+        if source.headers:
+            row.append(_headers(message))
+        if source.tombstones == "keep":
+            row.append(value is None)
+        if source.positions:
+            row += (message.partition(), message.offset())
+        row.append(_moment(message))
+        return row
+
+    def _key_of(self, message: KafkaMessage) -> Any:
+        key = message.key()
+        if key is None or self._source.key == "binary":
+            return key
+        return self._key.values(key)[0] if self._key else _text(key, "the key")
+
+
+_OWN: Mapping[str, pa.Field] = {
+    KEY: pa.field(KEY, pa.string()),
+    HEADERS: pa.field(HEADERS, pa.list_(pa.struct({"name": pa.string(), "value": pa.binary()}))),
+    TOMBSTONE: pa.field(TOMBSTONE, pa.bool_(), nullable=False),
+    PARTITION: pa.field(PARTITION, pa.int32(), nullable=False),
+    OFFSET: pa.field(OFFSET, pa.int64(), nullable=False),
+    TIMESTAMP: pa.field(TIMESTAMP, pa.timestamp("ms", "UTC")),
+}
+
+
+def _headers(message: KafkaMessage) -> list[dict[str, Any]]:
+    return [{"name": name, "value": each} for name, each in message.headers() or ()]
+
+
+def _text(value: bytes, what: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise Refused(f"{what} is no text in UTF-8: {error}") from error
+
+
+def _moment(message: KafkaMessage) -> int | None:
+    """A message's timestamp in milliseconds since 1970; None if it has none."""
+    kind, milliseconds = message.timestamp()
+    return None if kind == _NO_TIMESTAMP else milliseconds
+
+
+def _rejected(message: KafkaMessage, reason: str) -> RejectedRow:
+    return RejectedRow(KeptMessage.of(message).to_json(), reason, f"{message.partition()}:{message.offset()}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMessage:
+    """A message as quarantine keeps it; is one itself."""
+
+    document: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, message: KafkaMessage) -> KeptMessage:
+        """Keeps a message."""
+        return cls(
+            {
+                "partition": message.partition(),
+                "offset": message.offset(),
+                "timestamp": list(message.timestamp()),
+                **_kept("key", message.key()),
+                **_kept("value", message.value()),
+                "headers": [[name, *_kept("value", value).items()] for name, value in message.headers() or ()],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> KeptMessage:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: It is none.
+        """
+        document = msgspec.json.decode(raw)
+        if not isinstance(document, dict) or not {"partition", "offset", "timestamp"} <= document.keys():
+            raise ValueError("it is no message of a topic")
+        return cls(document)
+
+    def to_json(self) -> bytes:
+        """One line of JSON; what is no text is in base64."""
+        return msgspec.json.encode(self.document)
+
+    def partition(self) -> int:
+        """Implements `KafkaMessage`."""
+        return int(self.document["partition"])
+
+    def offset(self) -> int:
+        """Implements `KafkaMessage`."""
+        return int(self.document["offset"])
+
+    def timestamp(self) -> tuple[int, int]:
+        """Implements `KafkaMessage`."""
+        kind, milliseconds = self.document["timestamp"]
+        return int(kind), int(milliseconds)
+
+    def key(self) -> bytes | None:
+        """Implements `KafkaMessage`."""
+        return _restored("key", self.document)
+
+    def value(self) -> bytes | None:
+        """Implements `KafkaMessage`."""
+        return _restored("value", self.document)
+
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """Implements `KafkaMessage`."""
+        return [(name, _restored("value", dict(parts))) for name, *parts in self.document["headers"]]
+
+
+def _kept(name: str, value: bytes | None) -> dict[str, str | None]:
+    if value is None:
+        return {name: None}
+    try:
+        return {name: value.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(value).decode()}
+
+
+def _restored(name: str, document: Mapping[str, Any]) -> bytes | None:
+    if f"{name}_base64" in document:
+        return base64.b64decode(document[f"{name}_base64"])
+    text = document[name]
+    return None if text is None else text.encode()

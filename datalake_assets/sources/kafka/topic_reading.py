@@ -1,0 +1,244 @@
+"""One read of a topic: from given offsets to those that it had when the read began, each message once.
+
+The brokers say what there is of each partition before the first message is asked for, so that what expired unread, and
+a topic that was created anew, are seen at once; and that a partition was read to its end is known from them, by its
+last offset or by their word that there is nothing beyond. Silence proves nothing: it ends a read with an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from datalake_assets.core.batches import ReadRequest, SourceBatch
+from datalake_assets.errors import SourceDataLost, SourceRecreated, SourceUnavailable
+from datalake_assets.feed import Feed
+from datalake_assets.sources.kafka.brokers import Brokers, Extent, failure, translated
+from datalake_assets.sources.kafka.kafka_model import declared
+from datalake_assets.sources.kafka.messages import ColumnsChanged, KafkaMessage, MessageLayout
+
+__all__ = ["TopicBatches"]
+
+logger = logging.getLogger(__name__)
+
+#: Messages that become one batch: more gain nothing, and are held in memory.
+_MESSAGES = 10_000
+#: `Consumer.consume` waits so long for a batch to be full, though there be nothing more.
+_POLL_S = 0.1
+#: A topic that is written faster than it is read ends a read here; the next one goes on.
+LONGEST_READ_S = 3600.0
+#: What is wrong with a broker for now, or is told of it; the read waits, as long as the settings say.
+_PASSING = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  confluent-kafka names librdkafka's own errors so
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._RESOLVE,  # noqa: SLF001
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+_EXPIRED = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})  # noqa: SLF001
+
+
+class TopicBatches:
+    """One read of a feed; implements `Batches`.
+
+    Args:
+        brokers: The cluster.
+        feed: A feed of a topic.
+        request: What is wanted.
+        layout: Gives the columns; asked once a read.
+    """
+
+    def __init__(self, brokers: Brokers, feed: Feed, request: ReadRequest, layout: Callable[[], MessageLayout]) -> None:
+        self._brokers, self._feed, self.request, self._new_layout = brokers, feed, request, layout
+        self._declared = declared(feed)
+        self._source = brokers.source(self._declared.topic)
+        self._layout: MessageLayout | None = None
+        self._reached: dict[int, int] = {}
+        self.recreated = False
+        self.unfinished = ""
+
+    @property
+    def layout(self) -> MessageLayout:
+        """How messages become rows, as far as is known now."""
+        if self._layout is None:
+            self._layout = self._new_layout()
+        return self._layout
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the feed's messages; asks a schema registry if there is one."""
+        return self.layout.schema
+
+    @property
+    def time_column(self) -> str | None:
+        """The column that partitions the rows."""
+        return self._feed.row_time
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Streams the messages.
+
+        Raises:
+            SourceError: The cluster failed or refused, or does not have what was to be read.
+        """
+        layout, self._reached, self.unfinished = self.layout, {}, ""
+        consumer = self._brokers.consumer(isolation=self._declared.isolation)
+        try:
+            extents = self._brokers.extents(consumer, self._declared.topic)
+            reading = _Reading(self._source, self._declared.topic, consumer, self._starts(extents), extents)
+            for messages, read_to in reading.parts(self._brokers.timeout_s):
+                yield self._batch(layout, messages, read_to)
+                if self.unfinished:
+                    return
+            if not reading.is_over:
+                self.unfinished = f"not caught up within {LONGEST_READ_S:g} s; the next export goes on from there"
+        finally:
+            consumer.close()
+
+    def _batch(
+        self, layout: MessageLayout, messages: Sequence[KafkaMessage], read_to: Mapping[int, int]
+    ) -> SourceBatch:
+        try:
+            batch = layout.batch(messages)
+        except ColumnsChanged as change:
+            self.unfinished = f"{change}; what came until then is landed, and the next export goes on from there"
+            logger.warning("%s: %s", self._source, self.unfinished)
+            return _until_changed(layout, messages)
+        self._reached |= read_to
+        return replace(batch, read_to=read_to)
+
+    def _starts(self, extents: Mapping[int, Extent]) -> dict[int, int]:
+        """Where to begin in each partition.
+
+        Raises:
+            SourceRecreated: The topic ends before what was landed of it.
+            SourceDataLost: What comes next has expired.
+        """
+        wanted = {each: start for each, start in (self.request.start_offsets or {}).items() if start > 0}
+        gone = sorted(each for each, start in wanted.items() if each not in extents or extents[each].high < start)
+        late = sorted(each for each in wanted.keys() - set(gone) if extents[each].low > wanted[each])
+        self.recreated = bool(gone) and self.request.new_epoch
+        if self.recreated:
+            wanted = {}
+        elif gone:
+            raise SourceRecreated(self._source, _recreated(gone[0], wanted[gone[0]], extents.get(gone[0])))
+        elif late and not self.request.new_epoch:
+            lost = f"rows from offset {wanted[late[0]]} to {extents[late[0]].low - 1} expired before they were read"
+            raise SourceDataLost(self._source, f"partition {late[0]}: {lost}")
+        return {partition: max(each.low, wanted.get(partition, 0)) for partition, each in extents.items()}
+
+    def acknowledge(self) -> None:
+        """Tells the feed's consumer group, if it has one, what was landed; a failure loses nothing."""
+        if self._declared.group is None or not self._reached:
+            return
+        consumer = self._brokers.consumer(group=self._declared.group)
+        try:
+            landed = [TopicPartition(self._declared.topic, each, offset) for each, offset in self._reached.items()]
+            consumer.commit(offsets=landed, asynchronous=False)
+        except KafkaException as error:
+            logger.warning("%s: group %s was not told: %s", self._source, self._declared.group, error)
+        finally:
+            consumer.close()
+
+
+def _recreated(partition: int, start: int, extent: Extent | None) -> str:
+    if extent is None:
+        return f"there is no partition {partition} any more, but offsets below {start} were landed already"
+    return f"partition {partition} ends at offset {extent.high - 1}, but offsets below {start} were landed already"
+
+
+def _until_changed(layout: MessageLayout, messages: Sequence[KafkaMessage]) -> SourceBatch:
+    """The messages before the first one that has other columns; what comes after it is left to the next read."""
+    for end in range(len(messages)):
+        try:
+            layout.batch(messages[end : end + 1])
+        except ColumnsChanged:
+            return layout.batch(messages[:end])
+    raise AssertionError("one of them has other columns")
+
+
+class _Reading:
+    """Partitions that are being read, each until its end.
+
+    Args:
+        source: What is read, for errors.
+        topic: Its name.
+        consumer: Of this read alone.
+        starts: Where to begin, by partition.
+        extents: What there was of each partition when the read began.
+    """
+
+    def __init__(
+        self, source: str, topic: str, consumer: Consumer, starts: Mapping[int, int], extents: Mapping[int, Extent]
+    ) -> None:
+        self._source, self._topic, self._consumer = source, topic, consumer
+        self._extents = extents
+        self._left = {partition for partition, start in starts.items() if start < extents[partition].high}
+        self._given = {partition: starts[partition] for partition in self._left}
+        self._ended: set[int] = set()
+        consumer.assign([TopicPartition(topic, partition, starts[partition]) for partition in sorted(self._left)])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every partition was read to its end."""
+        return not self._left
+
+    def parts(self, timeout_s: float) -> Iterator[tuple[Sequence[KafkaMessage], Mapping[int, int]]]:
+        """Messages as they come, in the order of their offsets within each partition, and up to where that is all.
+
+        Args:
+            timeout_s: Silence after which what is missing will not come.
+
+        Raises:
+            SourceError: The cluster failed or refused.
+        """
+        began = heard = time.monotonic()
+        while self._left and time.monotonic() - began < LONGEST_READ_S:
+            with translated(self._source):
+                taken: list[Any] = self._consumer.consume(_MESSAGES, timeout=_POLL_S)
+            # a partition that is over goes on to be written: its messages are the next read's
+            messages = [each for each in taken if each.error() is None and each.partition() in self._left]
+            self._given |= {each.partition(): each.offset() + 1 for each in messages}
+            are_ends = self._note_ends([each for each in taken if each.error() is not None])
+            if messages or are_ends:
+                yield messages, dict(self._given)
+                heard = time.monotonic()
+            elif time.monotonic() - heard > timeout_s:
+                reason = f"nothing came of partitions {sorted(self._left)} within {timeout_s:g} s, and there is more"
+                raise SourceUnavailable(self._source, reason)
+
+    def _note_ends(self, notices: Sequence[Any]) -> bool:
+        """Whether some partitions are over now; these are not asked for more."""
+        for each in notices:
+            if self._is_end(each) and each.partition() in self._left:
+                # beyond the last message, where markers of transactions or compacted rows had numbers
+                self._given[each.partition()] = max(each.offset(), self._given[each.partition()])
+                self._ended.add(each.partition())
+        self._ended |= {each for each in self._left if self._given[each] >= self._extents[each].high}
+        over = sorted(self._ended & self._left)
+        self._left -= self._ended
+        if over:
+            with translated(self._source):
+                self._consumer.pause([TopicPartition(self._topic, each) for each in over])
+        return bool(over)
+
+    def _is_end(self, message: Any) -> bool:
+        """Whether it says that a partition has nothing more; anything else that it says is an error, or passes."""
+        error = message.error()
+        if error is None or error.code() in _PASSING:
+            return False
+        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  confluent-kafka's name
+            return True
+        if error.code() in _EXPIRED:
+            reason = f"partition {message.partition()}: the next rows expired while it was being read"
+            raise SourceDataLost(self._source, reason)
+        raise failure(self._source, error)
