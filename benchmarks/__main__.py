@@ -14,6 +14,7 @@ BENCHMARKS = {
     "drops": "a look of the sensor at a prefix of a million dropped files, ten of them new",
     "iceberg": "small files of an Iceberg table into few, beside pyiceberg, delta-rs, Spark and a Rust library; on S3",
     "iceberg_append": "an append to an Iceberg feed whose table has 10 to 1,000 snapshots",
+    "iceberg_large": "10 GB of an Iceberg table in files of 1 MB, in half a GB of memory",
     "many_files": "a folder of many tiny files adopted, looked at again, planned and merged; whether that is linear",
     "kafka": "a million messages of a Kafka topic to Parquet, beside a plain loop and dlt",
     "queue": "a backlog of 100,000 messages of an SQS queue through `datalake export`",

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from benchmarks.compaction_rewrites import PEERS_PYTHON
 from benchmarks.measuring import Stopwatch, Target, Used, answer, child, print_targets, print_used
 
-__all__ = ["main"]
+__all__ = ["main", "make"]
 
 MIB = 1 << 20
 DAYS = 4
@@ -200,7 +200,8 @@ def _rows(number: int, count: int) -> Any:
     )
 
 
-def _make(name: str, folder: str, files: int, rows: int) -> None:
+def make(name: str, folder: str, files: int, rows: int) -> None:
+    """The table that is to be compacted: so many files of so many rows."""
     if name == DELTA:
         deltalake = import_module("deltalake")
         properties = deltalake.WriterProperties(compression="ZSTD")
@@ -281,7 +282,7 @@ def _work() -> None:
     what, name, place, *rest = sys.argv[1:]
     if what == "make":
         watch = Stopwatch()
-        _make(name, place, *map(int, rest))
+        make(name, place, *map(int, rest))
         print_used(watch.stop())
     elif what == "fetch":
         print(json.dumps(_fetched(place, *rest)))
