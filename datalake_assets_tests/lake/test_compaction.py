@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import pairwise
 
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake import compaction
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.parquet import rewrite, segments
+from datalake_assets.parquet import rewrite_settings, segments
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of, table_feed, table_of
 from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids, listed
 
@@ -240,7 +241,8 @@ def _noting(make, encoded):
 
 def test_what_several_groups_became_is_merged_without_encoding_it_again(store, monkeypatch):
     """Where encoding makes files smaller, the outputs of a first pass are small files to a second one."""
-    monkeypatch.setattr(rewrite, "AS_LARGE", 0)
+    settings = partial(rewrite_settings.RewriteSettings, as_large=0)
+    monkeypatch.setattr(rewrite_settings, "RewriteSettings", settings)
     encoded = []
     for name in ("encode", "adopted"):
         monkeypatch.setattr(segments.Encoder, name, _noting(getattr(segments.Encoder, name), encoded))

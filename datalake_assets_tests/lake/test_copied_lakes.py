@@ -21,7 +21,7 @@ from datalake_assets.lake import compaction_inputs
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
-from datalake_assets.lake.store import local, open_store
+from datalake_assets.lake.store import open_store, posix
 from datalake_assets.lake.tables import open_table
 from datalake_assets.policies import CompactionPolicy
 from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids, parquet_bytes
@@ -343,7 +343,7 @@ def test_file_that_was_moved_aside_when_its_folder_was_copied_is_deleted(tmp_pat
         folder.write(f"{number}.parquet", [number])
     table = open_table(store, adopt(store, folder.uri, "clicks").feed)
     with monkeypatch.context() as patch:
-        patch.setattr(local, "_finish", lambda _file, held, _is_same: not held.exists() or killed())
+        patch.setattr(posix, "_finish", lambda _file, held, _is_same: not Path(held).exists() or killed())
         with pytest.raises(Killed):
             table.compact(".", FORCE)
     assert [*(tmp_path / "raw/.staging/held").iterdir()]

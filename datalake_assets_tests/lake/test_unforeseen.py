@@ -7,7 +7,7 @@ import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.errors import CorruptLake, LakeUnavailable
-from datalake_assets.lake.adopted import listing
+from datalake_assets.lake.adopted import footers
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.feed_compaction import compact_partition
@@ -113,14 +113,14 @@ def test_error_at_one_partition_leaves_the_others_done(table, monkeypatch):
 def test_error_at_one_footer_leaves_that_file_out_and_names_it(store, folder, monkeypatch):
     for number in range(3):
         folder.write(f"{number}.parquet", [number])
-    read = listing.read_adopted_footer
+    read = footers.read_adopted_footer
 
     def fail(*arguments, where, **options):
         if where.endswith("1.parquet"):
             raise RecursionError("maximum recursion depth exceeded")
         return read(*arguments, where=where, **options)
 
-    monkeypatch.setattr(listing, "read_adopted_footer", fail)
+    monkeypatch.setattr(footers, "read_adopted_footer", fail)
 
     adoption = adopt(store, folder.uri, "clicks")
 

@@ -23,7 +23,6 @@ from datalake_assets.errors import (
     UnreadableFile,
 )
 from datalake_assets.lake import compaction_inputs as inputs_module
-from datalake_assets.lake import inspection
 from datalake_assets.lake.adopted import adopted_table
 from datalake_assets.lake.adopted import reconcile as reconcile_module
 from datalake_assets.lake.adopted.adopted_table import AdoptedTable
@@ -36,6 +35,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.sql_gate import SqlRefused
 from datalake_assets.lake.statistics import lake_statistics
 from datalake_assets.lake.tables import open_table
+from datalake_assets.parquet import decodable
 from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes
 from datalake_assets_tests.lake.sql_answers import run_sql
 
@@ -387,7 +387,7 @@ def test_rows_that_take_more_than_a_third_of_the_memory_are_named_and_stay(table
 
 
 def test_deep_verify_does_not_decode_rows_that_are_too_large(table, folder, monkeypatch):
-    monkeypatch.setattr(inspection, "ROW_BYTES", 300_000)
+    monkeypatch.setattr(decodable, "ROW_BYTES", 300_000)
     folder.write("day=1/large.parquet", [9, 10], text=["x" * 400_000, ""])
     table.look_again()
 
