@@ -183,10 +183,13 @@ def test_page_of_a_mart_shows_its_query_and_what_its_columns_are_made_of(page: P
     expect(page.get_by_text("decimal128(18, 2)").first).to_be_visible()
     picture("2-mart-overview")
 
-    page.goto("/assets/marts/daily_payments?view=lineage&lineageScope=upstream&column=amount")
-    expect(page.get_by_text("transaction_stream", exact=True).first).to_be_visible()
-    expect(page.get_by_text("amount", exact=True).first).to_be_visible()
-    picture("2-mart-column-lineage")
+    page.get_by_text("datalake/made_of", exact=True).first.scroll_into_view_if_needed()
+    expect(page.get_by_text("streams/transaction_stream.amount").first).to_be_visible()
+    picture("2-mart-made-of")
+
+    page.goto("/assets/marts/daily_payments?view=lineage&lineageScope=upstream")
+    for name in ("transaction_stream", "transaction_alerts"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
 
 
 def test_checks_of_a_stream_have_results(ui: DemoUI, page: Page, picture: Picture):

@@ -69,6 +69,7 @@ def test_marts_are_downstream_of_what_they_read_and_tell_of_their_columns(lake, 
         "total": [(keys["s"], "amount")],
     }
     assert metadata["dagster/partition_row_count"].value == 2
+    assert "| total | streams/s.amount |" in metadata["datalake/made_of"].value
 
 
 def test_sensor_of_a_mart_asks_for_a_run_only_when_it_is_stale(lake, dropping):

@@ -48,7 +48,10 @@ def _mapping(inputs: "MartInputs", each: Feed) -> dg.PartitionMapping | None:
 
 
 def lineage_metadata(lake: Lake, feed: Feed, columns: Sequence[str]) -> Metadata:
-    """The columns that those of a mart are made of, as Dagster's UI shows them; nothing where they are not known."""
+    """The columns that those of a mart are made of; nothing where they are not known.
+
+    Dagster's own form of it, which Dagster+ draws, and a table for its open-source UI, which draws no columns.
+    """
     from datalake_assets.lake.marts.mart_inputs import MartInputs  # noqa: PLC0415  DuckDB; other feeds need none
     from datalake_assets.lake.marts.mart_lineage import column_lineage  # noqa: PLC0415  likewise
 
@@ -61,4 +64,11 @@ def lineage_metadata(lake: Lake, feed: Feed, columns: Sequence[str]) -> Metadata
         column: [dg.TableColumnDep(asset_key=asset_key(inputs[name]), column_name=read) for name, read in each]
         for column, each in found.items()
     }
-    return {"dagster/column_lineage": dg.MetadataValue.column_lineage(dg.TableColumnLineage(by_column))}
+    lines = [
+        f"| {column} | {', '.join(f'{inputs[name].path}.{read}' for name, read in each)} |"
+        for column, each in found.items()
+    ]
+    return {
+        "dagster/column_lineage": dg.MetadataValue.column_lineage(dg.TableColumnLineage(by_column)),
+        "datalake/made_of": dg.MetadataValue.md("\n".join(["| column | made of |", "|---|---|", *lines])),
+    }
