@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, partition_key
-from datalake_assets.core.report.figures import FeedStatistics, Quarantined
+from datalake_assets.core.report.figures import FeedStatistics, Quarantined, ReadFile, ReadFiles
 from datalake_assets.errors import ObjectNotFound
 from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.lake.tables import feed_figures, open_table
@@ -29,7 +30,7 @@ def lake_statistics(
     """The figures of each feed, in the order given.
 
     Takes two listings and two requests per feed, one request per partition, and up to `QUARANTINE_BYTES` of its
-    quarantine.
+    quarantine; of a feed of items its ledger besides.
 
     Args:
         store: The lake.
@@ -43,7 +44,38 @@ def lake_statistics(
         threads = pool if "://" in store.uri else None  # local files are not read any faster by threads
         asked = request or CompactionRequest()
         figures = [(feed, feed_figures(store, feed, asked, threads=threads)) for feed in feeds]
-        return tuple(replace(each, quarantined=_Quarantine(store, feed, threads).counted()) for feed, each in figures)
+        counted = ((feed, each, _Quarantine(store, feed, threads).counted()) for feed, each in figures)
+        return tuple(
+            replace(each, quarantined=rows, read_files=_read_files(store, feed)) for feed, each, rows in counted
+        )
+
+
+#: Dropped files that a report names, those that were written last.
+NAMED_FILES = 1_000
+
+
+def _read_files(store: Store, feed: Feed) -> ReadFiles | None:
+    """What a feed's ledger remembers of dropped files; None if it has none."""
+    if not feed.is_exported or feed.position_kind is not PositionKind.IDS:
+        return None
+    import pyarrow.compute as pc  # noqa: PLC0415  few feeds have any
+
+    from datalake_assets.lake.item_ledger import ItemLedger  # noqa: PLC0415  likewise
+    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  likewise
+
+    entries = ItemLedger(FeedFolder(store, feed)).entries()
+    if not entries.num_rows:
+        return None
+    landed = entries.filter(pc.equal(entries["refused"], ""))
+    newest = entries.sort_by([("modified", "descending"), ("name", "ascending")]).slice(0, NAMED_FILES)
+    named = newest.select([each.name for each in fields(ReadFile)]).to_pylist()
+    sums = {name: pc.sum(landed[name]).as_py() or 0 for name in ("rows", "rejected", "size_bytes", "seconds")}
+    return ReadFiles(
+        newest=tuple(ReadFile(**each) for each in named),
+        landed=landed.num_rows,
+        refused=entries.num_rows - landed.num_rows,
+        **sums,
+    )
 
 
 def rebuild_summaries(store: Store, statistics: Sequence[FeedStatistics]) -> tuple[FeedStatistics, ...]:

@@ -12,7 +12,7 @@ import orjson
 from datalake_assets.core.compaction.cost import MonthlyCost
 from datalake_assets.core.facts import SIZE_BUCKETS, PlannedPartition, bucket_bounds, bucket_label
 from datalake_assets.core.manifest import PastCommit
-from datalake_assets.core.report.figures import Quarantined
+from datalake_assets.core.report.figures import FeedStatistics, Quarantined, ReadFile, ReadFiles
 from datalake_assets.core.report.findings import Age, FeedReport, LakeReport
 from datalake_assets.core.report.series import Series, lake_series
 from datalake_assets.core.wording import csv_lines, size_text, spreadsheet_text
@@ -160,6 +160,7 @@ def _feed(report: FeedReport, series: Series) -> dict[str, Any]:
         ],
         "current_version": f"v{statistics.current.number}" if statistics.current else None,
         "quarantine": _quarantine(statistics.quarantined),
+        "dropped_files": None if statistics.read_files is None else _read_files(statistics, statistics.read_files),
         "files_after_compaction": report.files_after,
         "monthly_cost": _cost(report.cost),
         "monthly_cost_after_compaction": _cost(report.cost_after),
@@ -211,6 +212,38 @@ def _age(age: Age) -> dict[str, Any]:
         "fail_age_s": None if age.fail is None else age.fail.total_seconds(),
         "level": age.level.value,
     }
+
+
+def _read_files(statistics: FeedStatistics, read: ReadFiles) -> dict[str, Any]:
+    """Sums, and the files that were written last; ``kept_bytes`` is a file's share of the feed's bytes, by its rows."""
+    return {
+        "landed": read.landed,
+        "refused": read.refused,
+        "rows": read.rows,
+        "rejected": read.rejected,
+        "size_bytes": read.size_bytes,
+        "seconds": round(read.seconds, 3),
+        "ratio": _ratio(read.size_bytes, statistics.kept_bytes(read.rows - read.rejected)),
+        "newest": [_read_file(statistics, each) for each in read.newest],
+    }
+
+
+def _read_file(statistics: FeedStatistics, one: ReadFile) -> dict[str, Any]:
+    kept = 0 if one.refused else statistics.kept_bytes(one.rows - one.rejected)
+    return {
+        "name": one.name,
+        "rows": one.rows,
+        "rejected": one.rejected,
+        "size_bytes": one.size_bytes,
+        "kept_bytes": kept,
+        "ratio": _ratio(one.size_bytes, kept),
+        "seconds": round(one.seconds, 3),
+        "refused": one.refused or None,
+    }
+
+
+def _ratio(size_bytes: int, kept_bytes: int) -> float | None:
+    return round(size_bytes / kept_bytes, 2) if kept_bytes else None
 
 
 def _quarantine(quarantined: Quarantined) -> dict[str, Any]:

@@ -191,6 +191,10 @@ def _figures(report: FeedReport) -> Iterator[tuple[str, str]]:
             yield f"Newest {age.what}", _age(age)
     if statistics.current is not None:
         yield "Current version", f"v{statistics.current.number}, {len(statistics.versions)} kept"
+    if (read := statistics.read_files) is not None:
+        refused = f", {counted(read.refused, 'file')} refused" if read.refused else ""
+        what = f"{counted(read.landed, 'file')}, {size_text(read.size_bytes)}, {counted(read.rows, 'row')}"
+        yield "Dropped files landed", f"{what} in {read.seconds:,.1f} s{refused}"
     quarantined = statistics.quarantined
     if quarantined.objects:
         at_least = "" if quarantined.is_exact else "at least "

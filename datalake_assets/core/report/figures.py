@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FeedStatistics",
     "Quarantined",
+    "ReadFile",
+    "ReadFiles",
     "last_arrival",
 ]
 
@@ -63,6 +65,50 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A dropped file, as it was read last.
+
+    Attributes:
+        name: Its name.
+        rows: Rows that were read.
+        rejected: Of these, rows in quarantine.
+        size_bytes: Its size.
+        seconds: Time that it took.
+        refused: Why nothing of it was landed; empty if it was.
+    """
+
+    name: str
+    rows: int
+    rejected: int
+    size_bytes: int
+    seconds: float
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFiles:
+    """The dropped files that a feed remembers.
+
+    Attributes:
+        newest: Those that were written last.
+        landed: How many were landed.
+        refused: How many were refused.
+        rows: Rows of the landed ones.
+        rejected: Of these, rows in quarantine.
+        size_bytes: Their size.
+        seconds: Time that they took, added up.
+    """
+
+    newest: tuple[ReadFile, ...]
+    landed: int
+    refused: int
+    rows: int
+    rejected: int
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class FeedStatistics:
     """A feed.
 
@@ -75,6 +121,7 @@ class FeedStatistics:
         quarantined: What could not be landed.
         last_run: When it was last exported, with new rows or without; None if nobody knows.
         problems: Manifests that cannot be read, with the reason.
+        read_files: Of a feed of dropped files, what is remembered of these; else None.
     """
 
     feed: Feed
@@ -85,11 +132,16 @@ class FeedStatistics:
     quarantined: Quarantined = Quarantined()
     last_run: datetime | None = None
     problems: tuple[str, ...] = ()
+    read_files: ReadFiles | None = None
 
     @property
     def rows(self) -> int:
         """Rows; of a table, those of all versions that are kept."""
         return sum(partition.rows for partition in self.partitions)
+
+    def kept_bytes(self, rows: int) -> int:
+        """Bytes in the lake of so many of its rows, if all take the same."""
+        return round(self.size_bytes * rows / self.rows) if self.rows else 0
 
     @property
     def files(self) -> int:
