@@ -60,11 +60,9 @@ def _read_files(store: Store, feed: Feed) -> ReadFiles | None:
         return None
     import pyarrow.compute as pc  # noqa: PLC0415  few feeds have any
 
-    from datalake_assets.lake.item_ledger import ItemLedger  # noqa: PLC0415  likewise
-    from datalake_assets.lake.layout import FeedFolder  # noqa: PLC0415  likewise
-
-    entries = ItemLedger(FeedFolder(store, feed)).entries()
-    if not entries.num_rows:
+    landed_items = open_table(store, feed).plan().request.landed
+    entries = None if landed_items is None else landed_items.entries()
+    if entries is None or not entries.num_rows:
         return None
     landed = entries.filter(pc.equal(entries["refused"], ""))
     newest = entries.sort_by([("modified", "descending"), ("name", "ascending")]).slice(0, NAMED_FILES)

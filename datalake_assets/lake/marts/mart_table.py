@@ -30,6 +30,13 @@ class MartExport(ReplaceExport):
     records_empty = True
 
 
+class MartVersionExport(SnapshotExport):
+    """A version is what the query gives for everything; one that is made of what there is now stays, as it should."""
+
+    def _committed_before(self, key: str) -> WriteReport:
+        return replace(super()._committed_before(key), notes=())
+
+
 class MartTable(HiveTable):
     """A mart; implements `LakeTable`.
 
@@ -45,7 +52,7 @@ class MartTable(HiveTable):
 
     @property
     def _export(self) -> type[Export]:
-        return SnapshotExport if self.feed.kind is FeedKind.TABLE else MartExport
+        return MartVersionExport if self.feed.kind is FeedKind.TABLE else MartExport
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         """Implements `LakeTable`: None means from the first stale partition to the last; if none is, the last one.
