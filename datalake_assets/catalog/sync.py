@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-import stamina
-
 from datalake_assets.catalog.base import Catalog, Known, Outcome
 from datalake_assets.catalog.duckdb_file import DuckDBFile
 from datalake_assets.catalog.entries import Entry, NotEntered, entries_of
@@ -30,6 +28,7 @@ from datalake_assets.catalog.views import View, ViewRegistry
 from datalake_assets.errors import ConfigError, DatalakeError, TransientStoreError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
+from datalake_assets.retrying import attempts
 from datalake_assets.settings import Settings
 
 __all__ = ["CATALOGS", "CatalogSync", "Wanted", "catalog_kinds", "open_catalogs", "sync_catalogs"]
@@ -233,7 +232,7 @@ class CatalogSync:
 
 def _patiently(step: Callable[[], T]) -> T:
     """A step, again after a failure that passes."""
-    for attempt in stamina.retry_context(on=TransientStoreError, attempts=ATTEMPTS, wait_initial=0.5, timeout=120):
+    for attempt in attempts(TransientStoreError, attempts=ATTEMPTS, wait_initial=0.5, timeout=120):
         with attempt:
             return step()
     raise AssertionError("stamina ends by returning or raising")

@@ -29,6 +29,7 @@ from datalake_assets.errors import (
 from datalake_assets.lake.file_identity import Leftover, covers_all, leftover_of
 from datalake_assets.lake.store.base import ObjectInfo, StagedFile, Store
 from datalake_assets.lake.store.swap import known_object, swap_object
+from datalake_assets.tracing import span
 
 __all__ = ["Change", "Loaded", "PartitionLog", "Planned"]
 
@@ -234,13 +235,14 @@ class PartitionLog:
             CommitConflict: The staged files are of no use any more; read the source again and stage anew.
             LakeError: The store failed. A later commit, or a repair, finishes what may be under way.
         """
-        for _ in range(ATTEMPTS - 1):
-            try:
-                return self._attempt(change, base)
-            except (PreconditionFailed, TransientStoreError, AmbiguousWrite) as error:
-                logger.debug("commit %s of %s tried again: %s", change.commit_id, self.data_folder, error)
-                base = None
-        return self._attempt(change)
+        with span("commit", folder=self.data_folder, commit=change.commit_id):
+            for _ in range(ATTEMPTS - 1):
+                try:
+                    return self._attempt(change, base)
+                except (PreconditionFailed, TransientStoreError, AmbiguousWrite) as error:
+                    logger.debug("commit %s of %s tried again: %s", change.commit_id, self.data_folder, error)
+                    base = None
+            return self._attempt(change)
 
     def discard(self, change: Change) -> None:
         """Gives up the staged files of a change that was not prepared; failures are left to the sweep by age."""

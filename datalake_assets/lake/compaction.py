@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import starmap
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,7 @@ from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
 from datalake_assets.lake.compaction_plans import partition_health, plan_of
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
+from datalake_assets.tracing import span
 
 if TYPE_CHECKING:
     from datalake_assets.lake.compaction_inputs import Inputs
@@ -108,7 +110,8 @@ def compact(
     """
     folder.probe()
     work = Compaction(folder, key, request, run_id, on_progress, excluded=excluded, guard=guard)
-    return work.run(base, on_plan=on_plan)
+    with span("compact", feed=folder.feed.path, partition=key):
+        return work.run(base, on_plan=on_plan)
 
 
 @dataclass(slots=True)
@@ -217,7 +220,7 @@ class Compaction:
         settings = self._settings(min(workers // at_once, 2))
         self._stopped.clear()
         with ThreadPoolExecutor(at_once, thread_name_prefix="compaction") as pool:
-            jobs = deque(pool.submit(self._rewrite, group, manifest, settings) for group in groups)
+            jobs = deque(pool.submit(copy_context().run, self._rewrite, group, manifest, settings) for group in groups)
             try:
                 while jobs:
                     yield jobs.popleft().result()
@@ -277,7 +280,7 @@ class Compaction:
                 may_copy=settings.kernel != "reencode" and settings.verify == "rows" and not settings.sort_by,
                 made=self._tally.made,
             )
-            with closing(inputs):
+            with closing(inputs), span("rewrite", files=len(files)):
                 metadata = footer_of(self._folder, manifest, commit_id=commit_id, run_id=self._run_id)
                 done = rewrite(self._given(inputs), settings, opener, metadata=metadata, on_progress=on_progress)
             checksums.update(inputs.checksums)

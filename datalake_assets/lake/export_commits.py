@@ -29,6 +29,7 @@ from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.parquet.rolling import RollingWriter
 from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets.tracing import span
 
 __all__ = ["Export", "Staged"]
 
@@ -86,6 +87,11 @@ class Export(ABC):
         Raises:
             CommitConflict: Another writer landed some of the same rows: begin again.
         """
+
+    def run_traced(self) -> WriteReport:
+        """Runs as one span of a trace."""
+        with span("export", feed=self.feed.path):
+            return self.run()
 
     @abstractmethod
     def position_read(self, key: str) -> Mapping[str, Any]:

@@ -263,7 +263,7 @@ class HiveTable:
                 export = self._export(
                     self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=tell
                 )
-                report = export.run()
+                report = export.run_traced()
                 self._written |= {each.key: export.settled(each.key) for each in report.partitions}
                 return report
 

@@ -17,11 +17,10 @@ from email.utils import make_msgid
 from typing import Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import stamina
-
 from datalake_assets.errors import ConfigError, DatalakeError, SourceRefused, SourceUnavailable
 from datalake_assets.network import aws_client, route_to
 from datalake_assets.notify.incidents import Message
+from datalake_assets.retrying import attempts
 from datalake_assets.settings import Settings
 
 __all__ = ["CHANNELS", "Channel", "EmailChannel", "LogChannel", "SnsChannel", "WebhookChannel", "open_channels", "send"]
@@ -272,7 +271,7 @@ def send(channels: Iterable[Channel], message: Message) -> dict[str, DatalakeErr
     failed: dict[str, DatalakeError] = {}
     for channel in channels:
         try:
-            for attempt in stamina.retry_context(on=SourceUnavailable, attempts=ATTEMPTS, wait_initial=0.2, timeout=30):
+            for attempt in attempts(SourceUnavailable, attempts=ATTEMPTS, wait_initial=0.2, timeout=30):
                 with attempt:
                     channel.send(message)
         except DatalakeError as error:

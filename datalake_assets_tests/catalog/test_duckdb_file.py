@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,55 @@ def test_folders_above_others_are_left_out(store, tmp_path):
     adopt(store, str(tmp_path / "nested"), "nested")
 
     assert [(each.name, each.state) for each in synced(store)] == [("nested", "left_out")]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from datalake_assets.catalog import duckdb_file
+from datalake_assets.catalog.sync import sync_catalogs
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store import open_store
+from datalake_assets.settings import Settings
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+put, replace = duckdb_file.DuckDBFile._put, Path.replace
+where, puts = sys.argv[2], []
+if where == "between views":
+    duckdb_file.DuckDBFile._put = lambda self, *told: die() if puts else puts.append(put(self, *told))
+elif where == "before it takes the place":
+    Path.replace = die
+elif where == "once it has taken the place":
+    Path.replace = lambda self, other: (replace(self, other), die())
+store = open_store(sys.argv[1])
+sync_catalogs(Settings(lake=store.uri), store, FeedRegistry(store).list().feeds)
+"""
+
+
+@pytest.mark.parametrize("where", ["between views", "before it takes the place", "once it has taken the place"])
+def test_sync_that_is_killed_leaves_the_former_file_or_the_new_one_and_the_next_ends_it(store, where):
+    registry = FeedRegistry(store)
+    land(store, registry.add(stream_feed()), 1)
+    synced(store)
+    for name in ("more", "most"):
+        land(store, registry.add(stream_feed(name=name)), 1, 2)
+
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, store.uri, where], capture_output=True, check=False, timeout=60
+    )
+
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    former, new = {"s": 1}, {"s": 1, "more": 2, "most": 2}
+    assert counts_in(file_of(store)) == (new if where == "once it has taken the place" else former)
+    synced(store)
+    assert counts_in(file_of(store)) == new
+    assert not list(Path(store.path("")).glob("lake.duckdb?*"))
+
+
+def counts_in(file: Path) -> dict[str, int]:
+    """Rows of each view, counted in this process."""
+    with duckdb.connect(str(file), read_only=True) as connection:
+        names = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        return {name: len(connection.execute(f"FROM {name}").fetchall()) for (name,) in names}

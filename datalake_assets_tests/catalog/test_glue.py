@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import boto3
@@ -234,3 +237,51 @@ def test_local_lake_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="lakes in S3"):
         CATALOGS["glue"](Settings(lake=store.uri), store)
+
+
+KILLED = """
+import os, signal, sys
+from botocore.httpsession import URLLib3Session
+from datalake_assets.catalog.glue import GlueCatalog, GlueSettings
+from datalake_assets.catalog.sync import sync_catalogs
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.settings import Settings
+
+lake, s3, moto, database, last = sys.argv[1:]
+send, seen = URLLib3Session.send, []
+
+def send_and_die(self, request):
+    answer = send(self, request)
+    seen.append(request) if request.url.startswith(moto) else None
+    if len(seen) == int(last):
+        os.kill(os.getpid(), signal.SIGKILL)  # it was done, and nobody knows
+    return answer
+
+URLLib3Session.send = send_and_die
+store = open_store(lake, s3=S3Access(endpoint=s3))
+catalog = GlueCatalog(GlueSettings(database), lake=store.uri)
+sync_catalogs(Settings(lake=lake), store, FeedRegistry(store).list().feeds, catalogs=[catalog])
+"""
+
+
+def test_sync_that_is_killed_after_a_request_is_ended_by_the_next_one(store, feed, moto, glue, s3_server):
+    """Killed once the database, then the table, then the partitions are there, and their sync does not know it."""
+    database = database_of(store)
+    land(store, feed, 1, 30)
+    for last in ("2", "3", "4"):
+        ran = subprocess.run(
+            [sys.executable, "-c", KILLED, store.uri, s3_server.endpoint, moto, database, last],
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+        assert ran.returncode == -signal.SIGKILL, ran.stderr
+
+    synced(store)
+
+    assert [each.state for each in synced(store)] == ["current"]
+    found = glue.get_partitions(DatabaseName=database, TableName="s")["Partitions"]
+    assert sorted(each["Values"][2] for each in found) == ["01", "02"]
+    assert len(glue.get_tables(DatabaseName=database)["TableList"]) == 1
