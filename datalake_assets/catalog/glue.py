@@ -18,6 +18,7 @@ from datalake_assets.catalog.base import OWNER, Known, Outcome, State
 from datalake_assets.catalog.entries import Entry
 from datalake_assets.catalog.views import View, translated
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.network import aws_client
 
 __all__ = ["GlueCatalog", "GlueSettings"]
@@ -210,8 +211,8 @@ class GlueCatalog:
         return {"Values": list(values), "StorageDescriptor": _storage(entry, entry.partitions[values])}
 
     def _projects(self, entry: Entry) -> bool:
-        known = {"year", *_RANGES}
-        return self._settings.is_projected and set(entry.partition_columns) <= known and bool(entry.partitions)
+        is_stream = entry.feed.kind is FeedKind.STREAM and bool(entry.partitions)
+        return self._settings.is_projected and is_stream
 
     def _told(self, entry: Entry) -> dict[str, Any]:
         parameters = {
@@ -388,10 +389,11 @@ def _storage(entry: Entry, address: str) -> dict[str, Any]:
 def _projection(entry: Entry) -> dict[str, str]:
     """How Athena makes the partitions itself: of each year that there is one of, and of the next."""
     years = [int(values[0]) for values in entry.partitions]
-    told = {"projection.enabled": "true", "projection.year.type": "integer"}
-    told["projection.year.range"] = f"{min(years)},{max(years) + 1}"
+    year = entry.partition_columns[0]
+    told = {"projection.enabled": "true", f"projection.{year}.type": "integer"}
+    told[f"projection.{year}.range"] = f"{min(years)},{max(years) + 1}"
     for name in entry.partition_columns[1:]:
-        span, digits = _RANGES[name]
+        span, digits = _RANGES[name.removeprefix(entry.feed.partition_prefix)]
         told[f"projection.{name}.type"] = "integer"
         told[f"projection.{name}.range"], told[f"projection.{name}.digits"] = span, str(digits)
     parts = "/".join(f"{name}=${{{name}}}" for name in entry.partition_columns)

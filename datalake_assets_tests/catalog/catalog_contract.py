@@ -146,6 +146,14 @@ class CatalogContract(ABC):
         assert self.columns(store, "s") == ["id", "note", "rowtime", "year", "month"]
         assert self.counts(store, "s") == self.expected([3])
 
+    def test_folders_that_are_named_by_a_prefix_give_columns_of_these_names(self, store):
+        trips = FeedRegistry(store).add(stream_feed(name="trips", partition_by="month", partition_prefix="pickup_"))
+        land(store, trips, 1, 2, 24 * 40)
+
+        assert self.synced(store) == {"trips": "created"}
+        assert self.columns(store, "trips")[-2:] == ["pickup_year", "pickup_month"]
+        assert self.counts(store, "trips") == self.expected([2, 1])
+
     def test_step_that_fails_for_a_moment_is_repeated_and_ends_as_without(self, store, feed, monkeypatch):
         land(store, feed, 1, 30)
         catalog = self.opened(store)

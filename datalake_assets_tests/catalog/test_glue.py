@@ -187,6 +187,17 @@ def test_projected_partitions_are_told_and_none_is_entered(store, feed, glue, da
     assert "projection.enabled" not in glue.get_table(DatabaseName=database, Name="s")["Table"]["Parameters"]
 
 
+def test_projection_knows_columns_by_their_prefix(store, glue, database):
+    trips = FeedRegistry(store).add(stream_feed(name="trips", partition_by="month", partition_prefix="pickup_"))
+    land(store, trips, 1)
+    synced(store, is_projected=True)
+
+    parameters = glue.get_table(DatabaseName=database, Name="trips")["Table"]["Parameters"]
+    assert parameters["projection.pickup_year.range"] == "2025,2026"
+    assert parameters["projection.pickup_month.digits"] == "2"
+    assert parameters["storage.location.template"].endswith("/pickup_year=${pickup_year}/pickup_month=${pickup_month}/")
+
+
 def test_parameters_of_others_stay(store, feed, glue, database):
     land(store, feed, 1)
     synced(store)
