@@ -19,9 +19,9 @@ from benchmarks.measuring import Target, Used, answer, print_targets
 
 __all__ = ["main"]
 
-STEPS = ("adopt", "look", "plan", "compact")
+STEPS = ("adopt", "look", "verify", "plan", "compact")
 #: Of 200,000 files, in CPU seconds; of fewer in proportion, with what one partition more or less costs.
-WANTED_CPU_S = {"adopt": 15.0, "look": 5.0, "plan": 5.0, "compact": 120.0}
+WANTED_CPU_S = {"adopt": 15.0, "look": 5.0, "verify": 10.0, "plan": 5.0, "compact": 120.0}
 OF_FILES = 200_000
 WANTED_RSS_MB = {"adopt": 200.0}
 #: CPU may grow by so much more than the number of files does.
@@ -76,6 +76,7 @@ def _wrong(step: str, found: Mapping[str, object], files: int) -> str:
     every: Mapping[str, Mapping[str, object]] = {
         "adopt": {"files": files, "problems": 0},
         "look": {"changed": 0, "footers": 0},
+        "verify": {"differences": 0},
         "plan": {},
         "compact": {"merged": files, "errors": []},
     }

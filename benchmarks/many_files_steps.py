@@ -85,10 +85,8 @@ def adopt(root: Path) -> Mapping[str, object]:
 
     lake = _lake(root)
     watch = Stopwatch()
-    done = adoption.adopt(lake, str(root / "folder"), FEED, time_column="event_time")
-    return _told(
-        watch, found=done.found.added, partitions=len(done.found.partitions), problems=len(done.found.problems)
-    )
+    found = adoption.adopt(lake, str(root / "folder"), FEED, time_column="event_time").found
+    return _told(watch, files=found.added, partitions=len(found.partitions), problems=len(found.problems))
 
 
 def look(root: Path) -> Mapping[str, object]:
@@ -107,6 +105,14 @@ def plan(root: Path) -> Mapping[str, object]:
     watch = Stopwatch()
     plans = [table.compaction_plan(key, CompactionRequest()) for key in table.partitions()]
     return _told(watch, groups=sum(len(each.groups) for each in plans))
+
+
+def verify(root: Path) -> Mapping[str, object]:
+    """Compares the manifests with what is there."""
+    table = _table(root)
+    watch = Stopwatch()
+    differences = len(list(table.verify()))
+    return _told(watch, differences=differences)
 
 
 def compact(root: Path) -> Mapping[str, object]:
@@ -162,6 +168,7 @@ STEPS: Mapping[str, Callable[..., Mapping[str, object]]] = {
     "make": make,
     "adopt": adopt,
     "look": look,
+    "verify": verify,
     "plan": plan,
     "compact": compact,
     "check": check,

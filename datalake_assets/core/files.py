@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 
 import msgspec
 
@@ -98,14 +99,19 @@ def file_kind(path: str, size_bytes: int) -> FileKind:
     Files and folders that begin with ``_`` or ``.`` are hidden, as for Spark and Arrow, unless they are a partition
     (``_day=1/``). Temporary names end in something else than a Parquet extension.
     """
-    *folders, name = path.split("/")
-    if any(_is_hidden(folder) and "=" not in folder for folder in folders) or _is_hidden(name):
+    folder, _, name = path.rpartition("/")
+    if _is_hidden(name) or _is_below_hidden(folder):
         return FileKind.OTHER
     if name.lower().endswith(_EXTENSIONS):
         return FileKind.DATA
     if "." in name or name.endswith(_FOLDER_MARK) or not size_bytes:
         return FileKind.OTHER
     return FileKind.PERHAPS
+
+
+@lru_cache(maxsize=1024)  # asked for each file of a folder in turn
+def _is_below_hidden(path: str) -> bool:
+    return any(_is_hidden(folder) and "=" not in folder for folder in path.split("/"))
 
 
 def _is_hidden(name: str) -> bool:

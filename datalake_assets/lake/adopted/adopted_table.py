@@ -245,7 +245,8 @@ def _verify(folder: FeedFolder, listing: Listing, keys: Iterable[str], *, deep: 
         there = listing.partitions.get(key, {})
         for file in manifest.files:
             yield from still_true(log, file, _file(again, key, file, there.get(file.name), deep=deep))
-        if left := {name: info for name, info in there.items() if name not in known_names(manifest)}:
+        known = known_names(manifest)
+        if left := {name: info for name, info in there.items() if name not in known}:
             unknown[key] = left
     unknown |= {key: listing.partitions[key] for key in listing.partitions.keys() - seen}
     yield from _unknown(folder, listing, unknown)

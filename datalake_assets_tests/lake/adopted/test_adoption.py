@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import NOON, ids, kinds, parquet_bytes, refused, rows
 
@@ -229,7 +231,7 @@ def lines_run(call: Callable[[], object]) -> int:
 
 
 def test_looks_take_twice_as_long_for_twice_the_files(local_store, tmp_path):
-    first, second = {}, {}
+    first, second, verified, merged = {}, {}, {}, {}
     for count in (100, 200):
         flat = tmp_path / f"raw{count}/flat"
         flat.mkdir(parents=True)
@@ -237,6 +239,12 @@ def test_looks_take_twice_as_long_for_twice_the_files(local_store, tmp_path):
             (flat / f"{number}.parquet").write_bytes(parquet_bytes({"id": [number]}))
         first[count] = lines_run(lambda flat=flat, count=count: adopt(local_store, str(flat), f"flat{count}"))
         second[count] = lines_run(lambda flat=flat, count=count: adopt(local_store, str(flat), f"flat{count}"))
+        table = open_table(local_store, FeedRegistry(local_store).get(f"flat{count}"))
+        verified[count] = lines_run(lambda table=table: list(table.verify()))
+        merged[count] = lines_run(lambda table=table: table.compact(".", CompactionRequest(force=True)))
+        assert len(list(flat.iterdir())) == 1
 
     assert first[200] < 2.3 * first[100]
     assert second[200] < 2.3 * second[100]
+    assert verified[200] < 2.3 * verified[100]
+    assert merged[200] < 2.3 * merged[100]
