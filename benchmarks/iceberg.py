@@ -232,6 +232,11 @@ def ours(folder: str) -> Used:
     return _ours(folder, verify="full")
 
 
+def ours_by_pages(folder: str) -> Used:
+    """Likewise, with ``verify: pages``."""
+    return _ours(folder, verify="pages")
+
+
 def ours_by_numbers(folder: str) -> Used:
     """Likewise, with ``verify: rows``."""
     return _ours(folder, verify="rows")
@@ -271,6 +276,7 @@ DELTA, SPARK, RUST = "delta-rs optimize (a Delta table)", "Spark rewrite_data_fi
 OURS_ON_S3 = "ours, on S3"
 WAYS: dict[str, Callable[[str], Used]] = {
     "ours": ours,
+    "ours, verify: pages": ours_by_pages,
     "ours, verify: rows": ours_by_numbers,
     "pyiceberg, read and overwrite": pyiceberg,
     DELTA: delta_rs,

@@ -58,6 +58,8 @@ _WAIT_S = 2.0
 _FRESH_S = 600.0
 #: Characters of a reason that are told.
 _REASON = 1000
+#: What a process says once it has its query.
+_TAKEN = b"t"
 #: Longest answer of a process; the limits of a job are below it.
 _MOST_BYTES = 64 << 20
 _LENGTH = struct.Struct(">Q")
@@ -255,13 +257,14 @@ def main() -> None:
         job, files = SqlJob(**document), None
         if job.sizes:
             files = socket.socket(fileno=socket.recv_fds(control, 1, 1)[1][0])
-        if child.is_stale:
-            child.end()
+        answer = None if child.is_stale else child.answer(job, files)
+        child.end()
+        if answer is None:  # it ended while it waited, which one that has just begun does not
             child = _Child.forked(control)
-        try:
-            answer = child.answer(job, files)
-        finally:
+            answer = child.answer(job, files) or _message(_failure("busy", "the processes of queries end at once"))
             child.end()
+        if files is not None:
+            files.close()
         _send(sys.stdout.buffer, answer)
         child = _Child.forked(control)  # while nobody waits
     child.end()
@@ -296,21 +299,21 @@ class _Child:
 
     @property
     def is_stale(self) -> bool:
-        """Whether so much time has passed that there may be another amount of room on the disk."""
+        """Whether it has waited so long that there may be another amount of room on the disk."""
         return time.monotonic() - self.since > _FRESH_S
 
-    def answer(self, job: SqlJob, files: socket.socket | None) -> bytes:
-        """Has it run its query; the answer as it came from there."""
+    def answer(self, job: SqlJob, files: socket.socket | None) -> bytes | None:
+        """Has it run its query; the answer as it came from there, or None if it had ended before."""
         deadline = time.monotonic() + job.timeout_s + _GRACE_S
         with suppress(OSError):  # it has ended: then there is no answer
             socket.send_fds(self.jobs, [b"j"], [files.fileno()] if files is not None else [])
             self.jobs.sendall(_message(asdict(job)))
-        if files is not None:
-            files.close()
         message, is_late = _read_until(self.answers, deadline)
         if is_late:
             return _message(_failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less"))
-        if not _is_whole(message):
+        if not message.startswith(_TAKEN):
+            return None
+        if not _is_whole(message := message.removeprefix(_TAKEN)):
             return _message(_failure("large", "it takes more memory than a query may; ask for less"))
         return message
 
@@ -364,6 +367,7 @@ def _run(folder: Path, jobs: socket.socket, write_end: int) -> None:
             with jobs.makefile("rb") as file:
                 document = _receive(file)
             assert document is not None  # noqa: S101  for mypy: else the parent has ended
+            os.write(write_end, _TAKEN)
             job = SqlJob(**document)
             _bound_time(job.timeout_s)
             answer = _answer(job, socket.socket(fileno=given[0]) if given else None, session)
@@ -375,13 +379,11 @@ def _run(folder: Path, jobs: socket.socket, write_end: int) -> None:
 
 
 def _bound_memory() -> None:
-    """Bounds what this process may take of memory."""
     _lower(resource.RLIMIT_DATA, MEMORY_BYTES + _data_bytes())
     _lower(resource.RLIMIT_CORE, 0)
 
 
 def _bound_time(timeout_s: float) -> None:
-    """Bounds what it may take of the processor, besides what it has had."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + timeout_s + 2 * _GRACE_S) * THREADS + 1)
 

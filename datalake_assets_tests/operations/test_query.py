@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -222,6 +223,21 @@ def test_query_that_makes_a_huge_value_fails_alone(query):
 
     assert answer["error"]["code"] == "LIMIT_EXCEEDED"
     assert query("SELECT 1")["rows"] == [[1]]
+
+
+def test_query_is_answered_though_the_process_that_waited_for_it_was_killed(lake):
+    with Operations(str(lake)) as operations:
+        operations.answer({"operation": "CREATE_TABLE", **ORDERS, "schema": SCHEMA})
+        ask = {"operation": "QUERY", **ORDERS, "sql": "SELECT 1"}
+        assert operations.answer(ask).ok
+        parent = operations._processes._waiting[0].process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children")
+        while not (found := children.read_text().split()):  # it is forked once the answer is given
+            time.sleep(0.01)
+        os.kill(int(found[0]), signal.SIGKILL)
+
+        assert operations.answer(ask).to_json()["rows"] == [[1]]
+        assert operations._processes._waiting[0].process.pid == parent
 
 
 def test_query_leaves_no_process_and_no_file(lake, tmp_path, monkeypatch):
