@@ -150,7 +150,7 @@ $(VENV)-peers/.peers: benchmarks/peers-constraints.txt | $(VENV)/.dev
 	@echo "installing into $(VENV)-peers, once: about a minute ..."
 	@$(BIN)/python -m venv --clear $(VENV)-peers
 	@$(subst $(BIN),$(VENV)-peers/bin,$(subst constraints.txt,$<,$(PIP))) daft deltalake duckdb polars pyarrow \
-	  pyspark snowpark-connect-deps-iceberg iceberg-compaction
+	  pyspark snowpark-connect-deps-iceberg iceberg-compaction awswrangler fastavro pandas
 	@touch $@
 
 # a comma inside an argument of $(call)

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import boto3
 
 from benchmarks.compaction_rewrites import PEERS_PYTHON
 from benchmarks.csv_input import write_csv
 from benchmarks.measuring import Target, Used, answer, medians, print_targets
+from datalake_assets.demo.s3_server import S3Server
 
 __all__ = ["main"]
 
 #: Both outputs by the product, and by the usual way.
 OURS_BOTH, USUAL = "both declared", "usual"
+#: Reads and writes S3 alone: it gets the file on a server of this machine, whose CPU seconds are not counted.
+WRANGLER = "awswrangler"
 OURS = ("lake", "lake declared", "both", OURS_BOTH, "parquet declared")
-PEERS = (USUAL, "pandas", "duckdb", "polars", "pyarrow")
+PEERS = (USUAL, "pandas", "duckdb", "polars", "pyarrow", WRANGLER)
 #: As issue #13 asks for.
 WANTED_RATIO, WANTED_RSS_MB = 8.0, 300.0
 
@@ -42,12 +49,41 @@ def main(arguments: Sequence[str]) -> None:
         source = place / "payments.csv"
         rows = write_csv(source, chosen.megabytes)
         print(f"{source.stat().st_size / 1e6:.0f} MB, {rows:,} rows\n")
-        runs = _runs(source, Path(folder), chosen)
+        with ExitStack() as stack:
+            served = stack.enter_context(_on_s3(source, Path(folder))) if _has_wrangler(chosen) else {}
+            runs = _runs(source, Path(folder), chosen, served)
     _report({name: medians(each) for name, each in runs.items() if each}, rows=rows, repeats=chosen.repeats)
 
 
-def _runs(source: Path, folder: Path, chosen: argparse.Namespace) -> dict[str, list[Used]]:
+def _has_wrangler(chosen: argparse.Namespace) -> bool:
+    """Whether awswrangler is asked for, and there."""
+    python = str(chosen.peers_python) if chosen.peers_python.exists() else sys.executable
+    wanted = not chosen.only or WRANGLER in chosen.only
+    return (
+        wanted and not subprocess.run([python, "-c", f"import {WRANGLER}"], capture_output=True, check=False).returncode
+    )
+
+
+@contextmanager
+def _on_s3(source: Path, folder: Path) -> Iterator[dict[str, str]]:
+    """Serves the file from S3; gives what awswrangler has to know."""
+    with S3Server(folder / "s3") as server:
+        environment = server.environment()
+        client = boto3.client(
+            "s3",
+            endpoint_url=server.endpoint,
+            region_name=environment["AWS_REGION"],
+            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        )
+        client.upload_file(str(source), server.bucket, source.name)
+        yield environment | {"BENCH_BUCKET": server.bucket, "AWS_ENDPOINT_URL": server.endpoint}
+
+
+def _runs(source: Path, folder: Path, chosen: argparse.Namespace, environment: dict[str, str]) -> dict[str, list[Used]]:
     wanted = [name for name in (*OURS, *PEERS) if not chosen.only or name in chosen.only]
+    if not environment:
+        wanted = [name for name in wanted if name != WRANGLER]
     runs: dict[str, list[Used]] = {name: [] for name in wanted}
     for number in range(1, chosen.repeats + 1):
         for name in wanted:
@@ -55,10 +91,10 @@ def _runs(source: Path, folder: Path, chosen: argparse.Namespace) -> dict[str, l
             out.mkdir()
             if name in OURS:
                 said = answer("benchmarks.csv_ours", name, str(source), str(out))
-            elif chosen.peers_python.exists():
-                said = answer("benchmarks.csv_peers", name, str(source), str(out), python=str(chosen.peers_python))
             else:
-                said = answer("benchmarks.csv_peers", name, str(source), str(out), python=sys.executable)
+                python = str(chosen.peers_python) if chosen.peers_python.exists() else sys.executable
+                told = environment if name == WRANGLER else {}
+                said = answer("benchmarks.csv_peers", name, str(source), str(out), python=python, env=told)
             shutil.rmtree(out)
             runs[name].append(Used(**said))
             used = runs[name][-1]

@@ -151,6 +151,7 @@ def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, pa
 
 
 def test_catalog_lists_every_feed_with_its_description(ui: DemoUI, page: Page, picture: Picture):
+    page.set_viewport_size({"width": WIDTH, "height": 3000})  # what does not fit is not there
     page.goto("/assets")
 
     for node in ui.api.assets().values():
