@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import duckdb
@@ -20,9 +25,35 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "nyc_taxi"
 MONTHS, TRIPS = 2, 1_000
 
 
-def run(script: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+class Webhook(BaseHTTPRequestHandler):
+    """Keeps what it is told in ``server.told``."""
+
+    def do_POST(self) -> None:
+        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """A server that is told news; its URL, and what it was told."""
+    with HTTPServer(("127.0.0.1", 0), Webhook) as server:
+        server.told = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", server.told
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def run(script: str, *arguments: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DATALAKE_", "DAGSTER_"))}
-    environment |= {"DAGSTER_HOME": str(home / "dagster"), "PYTHONWARNINGS": "ignore"}
+    environment |= {"DAGSTER_HOME": str(home / "dagster"), "PYTHONWARNINGS": "ignore", **more}
     command = [sys.executable, str(EXAMPLE / script), *arguments]
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
@@ -51,8 +82,10 @@ def is_possible(trip: dict[str, str]) -> bool:
 @pytest.mark.timeout(600)
 def test_flow_lands_validates_joins_and_tells_and_a_repetition_changes_nothing(tmp_path: Path) -> None:
     said = ("--data", "data", "--lake", "lake", "--months", str(MONTHS), "--per-month", str(TRIPS))
-    first = run("flow.py", *said, home=tmp_path)
+    with webhook() as (url, told):
+        first = run("flow.py", *said, home=tmp_path, DATALAKE_NOTIFY_WEBHOOK=url)
     assert first.returncode == 0, first.stdout + first.stderr
+    assert ["NYC taxi trips are up to date" in json.dumps(each) for each in told] == [True]
     assert len(re.findall(r"^check \w+: passed$", first.stdout, re.MULTILINE)) == 4
     assert f"{MONTHS * 2:>5,} in quarantine" in first.stdout
     lake, data = tmp_path / "lake", tmp_path / "data"

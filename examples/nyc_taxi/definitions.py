@@ -5,14 +5,14 @@ and does not run when a check failed. The rest (files in, quarantine, partitions
 see ``feeds/``.
 """
 
-import os
 from pathlib import Path
 
 import dagster as dg
-import httpx
 
 from datalake_assets.defs import LakeDuckDBResource, LakeResource
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.notify.channels import open_channels, send
+from datalake_assets.notify.incidents import Message
 from datalake_assets.settings import Settings, load_settings
 
 MARTS = ("trips_enriched", "trips_rejected", "zone_revenue")
@@ -44,15 +44,17 @@ def validation(duckdb: LakeDuckDBResource) -> dg.MaterializeResult:
 
 
 @dg.asset(key=["taxi", "news"], deps=[VALIDATION], group_name="taxi")
-def news(context: dg.AssetExecutionContext) -> None:
-    """Tells that the trips are there: the log, and the Slack-compatible ``DATALAKE_NOTIFY_WEBHOOK`` if that is set."""
+def news(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
+    """Tells that the trips are there: the log, and a webhook, SNS or e-mail if ``DATALAKE_NOTIFY_…`` names one."""
     event = context.instance.get_latest_materialization_event(VALIDATION)
     figures = {name: value.value for name, value in event.asset_materialization.metadata.items()}
     text = "{trips:,} trips, {rejected:,} rejected, {revenue_usd:,.2f} USD".format(**figures)
+    message = Message("nyc_taxi", "info", "NYC taxi trips are up to date", text)
+    failed = send(open_channels(lake.settings), message)
+    for channel, error in failed.items():
+        context.log.warning("not told by %s: %s", channel, error)
     context.log.info(text)
-    if url := os.environ.get("DATALAKE_NOTIFY_WEBHOOK"):
-        httpx.post(url, json={"text": f"NYC taxi trips are up to date: {text}"}, timeout=10).raise_for_status()
-    context.add_output_metadata({"told": text})
+    context.add_output_metadata({"told": text, "not_told_by": ", ".join(failed)})
 
 
 def definitions_of(settings: Settings) -> dg.Definitions:
