@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
+    ConfigDict,
     Field,
     field_validator,
     model_validator,
@@ -67,6 +68,9 @@ class SourceModel(Model, ABC):
         type: Tells the models apart.
         serves: The kinds of feeds that it can be the source of.
     """
+
+    #: Built when the first feed declares one: a command reads few kinds of sources, and there are many.
+    model_config = ConfigDict(defer_build=True)
 
     type: str
     serves: ClassVar[frozenset[FeedKind]]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from datalake_assets.core.batches import Backlog
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRules, outlook_of_plan
 from datalake_assets.core.facts import FailedCheck, PartitionFacts, PlannedPartition
 from datalake_assets.core.files import DataFile
@@ -19,6 +19,9 @@ from datalake_assets.core.partitions import PartitionBy, TimeWindow, key_of, key
 from datalake_assets.core.wording import files_text, size_text
 from datalake_assets.errors import SchemaChanged
 from datalake_assets.policies import Checks, Freshness, Level, Limits
+
+if TYPE_CHECKING:
+    from datalake_assets.core.batches import Backlog
 
 __all__ = [
     "FILE_SIZE",

@@ -10,7 +10,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from datalake_assets.core.batches import Batches, Decode, ReadRequest
 from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
 from datalake_assets.core.facts import Deletion, Expired, PartitionFacts, PlannedPartition, Problem
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
+    from datalake_assets.core.batches import Batches, Decode
     from datalake_assets.core.report.figures import FeedStatistics
     from datalake_assets.core.row_texts import QuarantinedRow
     from datalake_assets.lake.export_commits import Export
@@ -227,7 +227,8 @@ class HiveTable:
 
     def plan(self, partitions: Sequence[str] | None = None, *, new_epoch: bool = False) -> ExportPlan:
         """Implements `LakeTable`."""
-        from datalake_assets.lake.item_ledger import ItemLedger  # noqa: PLC0415  see `_export`
+        from datalake_assets.core.batches import ReadRequest  # noqa: PLC0415  see `_export`
+        from datalake_assets.lake.item_ledger import ItemLedger  # noqa: PLC0415
 
         if self.feed.kind is FeedKind.TABLE:
             return ExportPlan((self._version(partitions),), ReadRequest(landed=ItemLedger(self._folder)))

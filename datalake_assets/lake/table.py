@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from datalake_assets.core.batches import Batches, Decode, ReadRequest
 from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
 from datalake_assets.core.facts import (
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds  # imports pandas
 
+    from datalake_assets.core.batches import Batches, Decode, ReadRequest
     from datalake_assets.core.report.figures import FeedStatistics  # only reports need it
     from datalake_assets.core.row_texts import QuarantinedRow
 
