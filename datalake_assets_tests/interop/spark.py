@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["conf", "missing_java", "quiet", "running_spark"]
 
+# of a JVM that lives for seconds: its better compiler would take the other core meanwhile, and checking Spark's own
+# classes takes a sixth of its time.
+_FRUGAL = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
 #: Set by ``.ci/run``; most CI systems set CI.
 NEEDED = ("CI", "TESTS_NEED_JAVA")
 
@@ -83,9 +86,8 @@ def conf(spark: SparkSession, **settings: str) -> Iterator[None]:
 
 
 def _settings(folder: Path) -> dict[str, str]:
-    # C1 only: the JVM lives for seconds, and its better compiler would take the other core meanwhile
     folders = f"-Djava.io.tmpdir={folder} -Dderby.system.home={folder}"
-    java = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true {folders}"
+    java = f"{_FRUGAL} -Djava.net.preferIPv4Stack=true {folders}"
     return {
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.extraJavaOptions": java,
