@@ -124,7 +124,8 @@ def compact(root: Path) -> Mapping[str, object]:
     watch = Stopwatch()
     known = table.look_again().partitions
     keys = most_small_files_first(lambda: table, list(known), known=known)
-    done = [compact_partition(table, key, CompactionRequest()) for key in keys]
+    request = CompactionRequest(max_files=sum(each.files for each in known.values()))
+    done = [compact_partition(table, key, request) for key in keys]
     reports = [each.report for each in done if each.report is not None]
     errors = [str(each.error) for each in done if each.error is not None]
     after = sum(each.files_after for each in reports)
