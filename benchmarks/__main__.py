@@ -22,6 +22,7 @@ BENCHMARKS = {
     "startup": "CPU of each command before it works, beside the interpreter and the libraries below",
     "end_to_end": "the demo's feeds through Dagster in one process",
     "report": "`datalake report` on 10,000 partitions, in every format",
+    "sql": "a million rows of a PostgreSQL table, beside pandas.read_sql and dlt",
     "sensor": "a tick of the compaction sensor in lakes of 10k, 100k and 1M files",
     "policies": "when to compact a growing partition: a simulation of bytes rewritten and files left",
 }

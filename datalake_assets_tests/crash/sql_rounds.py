@@ -151,7 +151,7 @@ class SqlRounds:
 
     def _is_due(self, left: float) -> bool:
         """Whether more is to be inserted, so that there is always some to come until enough were killed."""
-        return 1 - left < (self.hits.total() + 1) / self._table.killed
+        return 1 - left < (self.hits.total() + 3) / self._table.killed
 
     @property
     def is_done(self) -> bool:

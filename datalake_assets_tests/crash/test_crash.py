@@ -108,7 +108,7 @@ def test_killed_exports_of_files_that_change_lose_double_and_mix_no_row(tmp_path
 @pytest.mark.parametrize("cursor", ["id", "given"])
 def test_killed_exports_of_a_table_that_grows_lose_and_double_no_row(tmp_path: Path, cursor: str) -> None:
     with Forker(dict(os.environ) | {SQL: "1"}) as forker:
-        rounds = SqlRounds(str(tmp_path), forker, seed=6, table=Table(rows=40_000, killed=3, cursor=cursor))
+        rounds = SqlRounds(str(tmp_path), forker, seed=6, table=Table(rows=12_000, killed=2, cursor=cursor))
         rounds.prepare()
         while not rounds.is_done:
             rounds.round()
@@ -122,7 +122,7 @@ def test_killed_exports_of_an_api_that_grows_lose_and_double_no_row(tmp_path: Pa
 
     with Forker(dict(os.environ) | {DLT: "1"}) as forker:
         rounds = DltRounds(str(tmp_path), forker, seed=2)
-        for _ in range(6):
+        for _ in range(4):
             rounds.round()
         rounds.close()
     assert rounds.hits

@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -44,7 +44,7 @@ class _Server:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="datalake-db-", dir="/tmp"))
         self.port = _free_port()
-        self._user: dict[str, str] = {}
+        self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             self._user = {"user": _NOBODY}
             os.chown(self._folder, pwd.getpwnam(_NOBODY).pw_uid, -1)
