@@ -122,8 +122,8 @@ def test_add_of_a_known_name_is_one_line(run, lake):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "missing --name, --kind, --object (or give --file or --from-ksqldb or --from-sqs)"),
-        (("--name", "x"), "missing --kind, --object (or give --file or --from-ksqldb or --from-sqs)"),
+        ((), "missing --name, --kind, --object (or give --file or --from-ksqldb or --from-sqs"),
+        (("--name", "x"), "missing --kind, --object (or give --file or --from-ksqldb or --from-sqs"),
         (("--from-ksqldb", "--name", "x"), "--from-ksqldb cannot be combined with --name"),
         (("--file", "-", "--object", "x"), "--file cannot be combined with --object"),
         (("--file", "-", "--from-ksqldb"), "--file cannot be combined with --from-ksqldb"),
