@@ -119,11 +119,14 @@ def test_add_of_a_known_name_is_one_line(run, lake):
     assert (result.exit_code, result.stderr) == (1, line)
 
 
+LISTED = "--from-ksqldb or --from-sqs or --from-sql or --from-kafka"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "missing --name, --kind, --object (or give --file or --from-ksqldb or --from-sqs"),
-        (("--name", "x"), "missing --kind, --object (or give --file or --from-ksqldb or --from-sqs"),
+        ((), f"missing --name, --kind, --object (or give --file or {LISTED})"),
+        (("--name", "x"), f"missing --kind, --object (or give --file or {LISTED})"),
         (("--from-ksqldb", "--name", "x"), "--from-ksqldb cannot be combined with --name"),
         (("--file", "-", "--object", "x"), "--file cannot be combined with --object"),
         (("--file", "-", "--from-ksqldb"), "--file cannot be combined with --from-ksqldb"),
