@@ -25,6 +25,7 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import WriteReport
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
+from datalake_assets_tests.lake.mortal_store import Killed, MortalStore
 
 D1, D2, D3 = "2026-01-01", "2026-01-02", "2026-01-03"
 REVENUE = "SELECT u.name, sum(o.amount)::BIGINT AS total FROM orders o JOIN users u ON u.id = o.user_id GROUP BY ALL"
@@ -163,6 +164,26 @@ def test_a_mart_of_a_mart_is_stale_only_when_rows_changed(shop):
     shop.make("revenue")
     shop.make("totals")
     assert shop.rows("totals", "name", "total", "version") == [("ann", 36, "v2"), ("bo", 30, "v2")]
+
+
+def test_a_refresh_finishes_what_one_that_was_killed_left(shop):
+    shop.make("revenue")
+    shop.orders(D1, (2, 7))
+    mortal: Any = MortalStore(shop.store)
+    shop_of_mortal, died = Shop(mortal), 0
+    for number in range(16):  # before and after each of the first changes
+        mortal.left, mortal.after = 1 + number // 2, bool(number % 2)
+        try:
+            shop_of_mortal.make("revenue")
+        except Killed:
+            died += 1
+        mortal.left = -1
+        shop.make("revenue")
+        files = shop.store.list("marts/revenue/year=2026/month=01/day=01")
+        assert len(list(files)) == 1
+        assert not shop.is_stale("revenue")
+        shop.orders(D1, (2, 8 + number))
+    assert died > 5
 
 
 def test_partitions_that_no_longer_have_rows_are_emptied_and_not_made_again_and_again(shop):

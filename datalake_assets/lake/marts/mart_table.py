@@ -171,7 +171,12 @@ class MartTable(HiveTable):
 
 
 def _is_current(manifest: Manifest, digest: str | None) -> bool:
-    """Whether a partition is made of what it would be made of now; without anything to read, whether it has no rows."""
+    """Whether a partition is made of what it would be made of now; without anything to read, whether it has no rows.
+
+    One whose last commit was interrupted is not: making it anew finishes that, and writes nothing if all is there.
+    """
+    if manifest.pending is not None or manifest.garbage:
+        return False
     if digest is None:
         return not manifest.files
     return isinstance(manifest.position, WindowPosition) and manifest.position.inputs == digest
