@@ -13,7 +13,7 @@ __all__ = ["GraphQL", "eventually"]
 
 #: A loaded machine of two cores takes its time; only a test that fails waits as long.
 PATIENCE_S = 90.0
-_POLL_S = 0.5
+_POLL_S = 1.0
 #: Knows no authorities: reading those of the machine costs more than a question.
 _NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 

@@ -255,6 +255,7 @@ def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page,
     page.goto("/assets")
     expect(page.get_by_text("Payments that a fraud rule objected to").first).to_be_visible()
 
+    page.goto(QUIET)
     ui.datalake(
         *("feeds", "add", "--name", "payments_by_month", "--kind", "stream", "--object", "TRANSACTION_STREAM"),
         *("--partition-by", "month", "--start", day(ui, 0), "--group", "payments"),
@@ -262,6 +263,7 @@ def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page,
     )
 
     eventually(lambda: "streams/payments_by_month" in ui.api.assets(), "the new feed is an asset")
+    page.goto("/assets")
     expect(page.get_by_text("The payments once more").first).to_be_visible()
     picture("5-feed-added")
 
