@@ -26,7 +26,9 @@ __all__ = ["DemoUI", "free_port", "kill_all", "own_environment", "running_ui"]
 ROOT = Path(datalake_assets.__file__).parent.parent
 #: Three days of a demo lake's streams, the last of which goes on growing; long ago, so that the clock has no say.
 RECORDS = 600
-_COMMAND_S = 120
+_COMMAND_S = 240
+#: Three processes that import Dagster.
+_START_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def running_ui(folder: Path) -> Iterator[DemoUI]:
         ) as process,
     ):
         try:
-            eventually(ui.api.assets, "the web UI shows assets")
+            eventually(ui.api.assets, "the web UI shows assets", within_s=_START_S)
             yield ui
         finally:
             kill_all(process)
