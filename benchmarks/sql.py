@@ -20,7 +20,7 @@ TABLE = """CREATE TABLE events (id bigint PRIMARY KEY, customer text, amount num
 active boolean, note text, score double precision, region bigint);
 INSERT INTO events SELECT i, 'customer ' || i % 50000, (i * 7919 % 100000000) / 100.0,
 timestamptz '2025-01-01' + (i * 7919 % 604800) * interval '1 second', i % 3 = 0,
-repeat('note ', i % 12), i / 7.0, i % 97 FROM generate_series(1, {rows}::bigint) i"""
+repeat('note ', (i % 12)::int), i / 7.0, i % 97 FROM generate_series(1, {rows}::bigint) i"""
 
 
 def main(arguments: Sequence[str]) -> None:
