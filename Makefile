@@ -86,6 +86,7 @@ crash: $(VENV)/.dev $(NPM)/node_modules ## kill exports (ROUNDS=100), compaction
 	@$(BIN)/python -m datalake_assets_tests.crash --what merge --batches $(ROUNDS) --kills $$(($(ROUNDS) / 2))
 	@$(BIN)/python -m datalake_assets_tests.crash --what change --rounds $$((2 * $(ROUNDS)))
 	@$(BIN)/python -m datalake_assets_tests.crash --what files --rounds $(ROUNDS)
+	@$(BIN)/python -m datalake_assets_tests.crash --what marts --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what sql --rows $$((10000 * $(ROUNDS))) --killed $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what sql --cursor given --rows $$((1000 * $(ROUNDS))) --killed $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what dlt --rounds $(ROUNDS)

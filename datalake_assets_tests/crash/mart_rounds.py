@@ -28,7 +28,7 @@ from datalake_assets_tests.crash.file_rounds import KILLED, dying_stores
 __all__ = ["MartRounds", "make_marts"]
 
 #: What changes the lake, and how many times making both marts does it.
-OPERATIONS: dict[str, int] = {"stage": 4, "swap": 12, "put": 4, "publish": 4, "delete": 4}
+OPERATIONS: dict[str, int] = {"stage": 4, "swap": 12, "publish": 4, "delete": 4}
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 WORKERS = 2
 FEEDS = (
