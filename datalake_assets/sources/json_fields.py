@@ -32,8 +32,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: More digits of a second than a microsecond has, unless they are zeros.
 _FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
 _NULL = b"null"
-#: Times that Arrow reads as msgspec does.
-_PLAIN_UTC = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,6})?Z$"
+#: Times that Arrow reads as msgspec does; Arrow knows a year 0, too.
+_PLAIN_UTC = r"^(\d{3}[1-9]|\d{2}[1-9]0|\d[1-9]00|[1-9]000)-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,6})?Z$"
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _pairs = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_float=str, parse_constant=str)
@@ -120,15 +120,15 @@ class JsonFields:
         Args:
             texts: JSON in UTF-8.
         """
-        lines = b"\n".join(texts)
+        joined = b" ".join(texts)
         # an object that has them all has at least so many colons behind a quote: if the sum is right, each has no more
-        if not _has_no_more(len(self._fields) * len(texts), lines) or lines.count(b"\n") != len(texts) - 1:
+        if not _has_no_more(len(self._fields) * len(texts), joined):
             return None
         try:
-            lines.decode()  # msgspec does not look into texts that it hands on
-            wholes = self._whole.decode_lines(lines)
-            if len(wholes) != len(texts):
-                return None
+            joined.decode()  # msgspec does not look into texts that it hands on
+            # each by itself: `decode_lines` takes values where they begin, not lines, so that one text's end or second
+            # object would stand for another text
+            wholes = list(map(self._whole.decode, texts))
             members = zip(self._fields.values(), self._members, strict=True)
             return [each.array(list(map(member, wholes))) for each, member in members]
         except (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException):
