@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -268,7 +268,7 @@ class DltBatches:
     ) -> SourceBatch:
         found, bad = [], dict[int, str]()
         for field, name in zip(schema, originals, strict=True):
-            column = exact([_plain(row.get(name)) if name else None for row in rows], field.type)
+            column = exact([row.get(name) if name else None for row in rows], field.type)
             found.append(column.values)
             for row, reason in column.bad.items():
                 bad.setdefault(row, f"{field.name}: {reason}")
@@ -284,7 +284,7 @@ class DltBatches:
 
     def _item(self, row: Mapping[str, Any], generation: _Generation, seen: Counter[str]) -> str:
         """A row's identity: its extraction, its content, and how many like it came before in that extraction."""
-        digest = hashlib.blake2b(_json().typed_dumpb(row, sort_keys=True), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(ascii(sorted(row.items())).encode(), digest_size=16).hexdigest()
         seen[digest] += 1
         return f"{generation.number}:{digest}:{seen[digest]}"
 
@@ -304,17 +304,3 @@ def _hinted(hint: Mapping[str, Any]) -> pa.DataType | None:
     if kind == "timestamp" and hint.get("timezone") is False:
         return _CLOCK
     return _HINTED.get(kind or "")
-
-
-def _plain(value: Any) -> Any:
-    """A value as `exact` takes it: of Python's own types, what is nested as JSON."""
-    if isinstance(value, dict | list | tuple):
-        text: str = _json().dumps(value)
-        return text
-    if isinstance(value, datetime) and type(value) is not datetime:  # pendulum's
-        return datetime.fromisoformat(value.isoformat())
-    if isinstance(value, date) and type(value) not in {date, datetime}:
-        return date(value.year, value.month, value.day)
-    if isinstance(value, time) and type(value) is not time:
-        return time.fromisoformat(value.isoformat())
-    return value

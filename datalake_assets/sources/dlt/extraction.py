@@ -6,14 +6,18 @@ committed with the rows before, and what it is afterwards is committed with thes
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import Enum
 from importlib import import_module
-from itertools import islice
 from typing import IO, Any
 
 import pyarrow as pa
@@ -77,34 +81,84 @@ class Extraction:
         weakref.finalize(self, self._file.close)  # who only wanted the columns reads no rows
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Takes a row."""
-        from dlt.common.json import json  # noqa: PLC0415  an optional extra
+        """Takes a row.
 
+        Raises:
+            TypeError: A value is nothing that JSON can say.
+        """
+        plain = {str(name): plain_of(value) for name, value in row.items()}
         for name, value in row.items():
             known = self.types.setdefault(str(name), set())
             if value is not None:
-                known.add(kind_of(value))
-        self._file.write(json.typed_dumpb(dict(row)) + b"\n")
+                known.add("json" if isinstance(value, _NESTED) else kind_of(plain[str(name)]))
+        # dlt's own JSON has no NaN, no numbers beyond 64 bits, and takes some texts for times and decimals
+        pickle.dump(plain, self._file, pickle.HIGHEST_PROTOCOL)
         self.rows += 1
 
     def batches(self, rows: int) -> Iterator[list[dict[str, Any]]]:
-        """The rows, so many at once, in their order."""
-        from dlt.common.json import json  # noqa: PLC0415  an optional extra
-
+        """The rows, so many at once, in their order; their values are of Python's own types, what is nested as JSON."""
         self._file.seek(0)
-        while some := list(islice(self._file, rows)):
-            yield [json.typed_loadb(line) for line in some]
+        left = self.rows
+        while left:
+            some = min(rows, left)
+            yield [pickle.load(self._file) for _ in range(some)]  # noqa: S301  this process wrote it
+            left -= some
 
     def close(self) -> None:
         """Gives the file up."""
         self._file.close()
 
 
+def plain_of(value: Any) -> Any:
+    """A value as one of Python's own types, as it is; what is nested as JSON.
+
+    Raises:
+        TypeError: It is nothing that JSON can say.
+    """
+    if value is None or type(value) in _OWN:
+        return value
+    if isinstance(value, Enum):
+        return plain_of(value.value)
+    if isinstance(value, _NESTED):
+        return _json_of(value)
+    for kind, made in _MADE:  # numpy's, pendulum's; times with an offset for their zone, whose text is alike everywhere
+        if isinstance(value, kind):
+            return made(value)
+    text = _json_of(value)  # a UUID, for one
+    found = json.loads(text)
+    return found if isinstance(found, str) else text
+
+
+def _json_of(value: Any) -> str:
+    """By dlt's own JSON; by the standard library's what that has no place for."""
+    from dlt.common.json import custom_encode  # noqa: PLC0415  an optional extra
+    from dlt.common.json import json as dlt_json  # noqa: PLC0415  the same
+
+    try:
+        text: str = dlt_json.dumps(value)
+    except TypeError:  # numbers beyond 64 bits, texts that are none in UTF-8
+        return json.dumps(value, default=custom_encode, separators=(",", ":"))
+    else:
+        return text
+
+
+_OWN = frozenset({bool, int, float, str, bytes, Decimal, date})
+_NESTED = (dict, list, tuple)
+#: Own types by those that others are derived from; times are dates, too, and come first.
+_MADE: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (datetime, lambda value: datetime.fromisoformat(value.isoformat())),
+    (date, lambda value: date(value.year, value.month, value.day)),
+    (time, lambda value: time.fromisoformat(value.isoformat())),
+    (str, str.__str__),
+    (int, int),
+    (float, float),
+    (bytes, bytes),
+    (Decimal, Decimal),
+)
+
+
 def kind_of(value: Any) -> str:
     """The kind of a value: ``bool``, ``int``, ``large``, ``float``, ``decimal:S``, ``str``, ``json`` and so on."""
-    from datetime import date, datetime, time  # noqa: PLC0415  names that are columns' kinds, too
-    from decimal import Decimal  # noqa: PLC0415  the same
-
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import dlt
 from dlt.sources.rest_api import rest_api_resources
 
-__all__ = ["PagingApi", "broken", "counted", "events", "nobody", "plain"]
+__all__ = ["PagingApi", "broken", "counted", "events", "nobody", "odd", "plain"]
 
 PAGE = 50
 
@@ -102,6 +102,17 @@ def counted(url: str) -> Iterator[dict[str, Any]]:
 
 
 plain = dlt.resource([{"id": 1, "mixed": 1}, {"id": 2, "mixed": "x"}], name="plain")
+
+
+#: Values that dlt's own JSON has no place for, or takes for others.
+odd = dlt.resource(
+    [
+        {"id": 1, "number": float("inf"), "large": 2**70, "text": "\uf0261.5", "nested": {"n": 2**70}},
+        {"id": 2, "number": float("-inf"), "large": -(2**65), "text": "\uf0272024-01-01", "nested": None},
+        {"id": 3, "number": 0.5, "large": 1, "text": "\ud800", "nested": ["\uf0261.5"]},
+    ],
+    name="odd",
+)
 
 
 def nobody() -> None:

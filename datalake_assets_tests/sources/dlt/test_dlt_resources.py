@@ -183,3 +183,15 @@ def test_a_time_that_is_text_is_refused_until_its_type_is_declared(api, store, s
         land(store, source, feed_of(url=api.url))
     land(store, source, feed_of(url=api.url, **TYPES))
     assert landed(store, feed_of(url=api.url, **TYPES), "at") == [datetime(2025, 2, 2, tzinfo=UTC)]
+
+
+def test_values_land_as_they_are_also_where_json_has_no_place_for_them(store, source):
+    feed = feed_of("odd", kind="table")
+
+    report = land(store, source, feed)
+
+    assert (report.rows_added, report.rows_quarantined) == (2, 1)  # a text that is none in UTF-8 holds up nobody
+    assert landed(store, feed, "number") == [float("inf"), float("-inf")]
+    assert landed(store, feed, "large") == [2**70, -(2**65)]
+    assert landed(store, feed, "text") == ["\uf0261.5", "\uf0272024-01-01"]
+    assert json.loads(landed(store, feed, "nested")[0]) == {"n": 2**70}
