@@ -124,8 +124,10 @@ def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
     click.echo(f"datalake, version {metadata.version('datalake-assets')}")
     if ctx.params["verbose"]:
         from datalake_assets.parquet.native import native_status  # noqa: PLC0415  not needed for --help
+        from datalake_assets.parquet.proof import comparer_status  # noqa: PLC0415  likewise
 
         click.echo(str(native_status()))
+        click.echo(comparer_status())
     ctx.exit()
 
 

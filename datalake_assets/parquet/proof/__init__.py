@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-__all__ = ["Compared", "Comparer", "Side", "Verdict", "load_comparer", "open_comparer"]
+__all__ = ["Compared", "Comparer", "Side", "Verdict", "comparer_status", "load_comparer", "open_comparer"]
 
 #: `PC_VERSION` of the header; a library of another one is not used.
 VERSION = 1
@@ -146,16 +146,26 @@ def open_comparer(path: Path) -> Comparer:
 
 
 @lru_cache(maxsize=2)
-def _loaded(setting: str) -> Comparer | None:
+def _loaded(setting: str) -> tuple[Comparer | None, str]:
+    """The comparer, or why there is none."""
     path = Path(__file__).with_name("pagecompare.so")
-    if setting == "0" or not path.exists():
-        return None
+    if setting == "0":
+        return None, f"{_SWITCH} is 0"
+    if not path.exists():
+        note = path.with_name("not-built.txt")
+        return None, note.read_text().strip() if note.exists() else "it was not built"
     try:
-        return open_comparer(path)
-    except (OSError, AttributeError):
-        return None
+        return open_comparer(path), ""
+    except (OSError, AttributeError) as error:
+        return None, str(error)
 
 
 def load_comparer() -> Comparer | None:
     """The comparer, or None where it is switched off, was not built, or does not load."""
-    return _loaded(os.environ.get(_SWITCH, ""))
+    return _loaded(os.environ.get(_SWITCH, ""))[0]
+
+
+def comparer_status() -> str:
+    """Whether the comparer is there, for a person; if not, why not."""
+    _, reason = _loaded(os.environ.get(_SWITCH, ""))
+    return f"comparer: none ({reason}); Arrow compares, more slowly" if reason else "comparer: there"

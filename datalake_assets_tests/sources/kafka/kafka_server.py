@@ -22,7 +22,8 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 _STARTED_WITHIN_S = 30.0
 
