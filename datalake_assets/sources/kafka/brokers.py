@@ -24,6 +24,8 @@ _NO_GROUP = "datalake-assets"
 _FETCHED_AHEAD_KB = 32_768
 #: Bytes that one answer may have; brokers give a larger message all the same (Kafka: fetch.max.bytes).
 _ANSWER_BYTES = 16 * 1024 * 1024
+#: Of one answer (librdkafka: socket.timeout.ms).
+_LONGEST_TIMEOUT_MS = 300_000
 _REFUSALS = frozenset(
     {
         KafkaError._AUTHENTICATION,  # noqa: SLF001  confluent-kafka names librdkafka's own errors so
@@ -88,21 +90,26 @@ class Brokers:
         return f"kafka://{self._servers.split(',', maxsplit=1)[0].strip()} {topic}".rstrip()
 
     def consumer(self, *, isolation: str = "read_committed", group: str | None = None) -> Consumer:
-        """A consumer that begins and ends where it is told, and commits nothing by itself; close it."""
-        return Consumer(
-            {
-                **self._configuration,
-                "group.id": group or _NO_GROUP,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "error",
-                "enable.partition.eof": True,
-                "isolation.level": isolation,
-                "queued.max.messages.kbytes": _FETCHED_AHEAD_KB,
-                "fetch.max.bytes": _ANSWER_BYTES,
-            },
-            logger=logger,
-        )
+        """A consumer that begins and ends where it is told, and commits nothing by itself; close it.
+
+        Raises:
+            ConfigError: The settings cannot work.
+        """
+        configuration = {
+            **self._configuration,
+            "group.id": group or _NO_GROUP,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "isolation.level": isolation,
+            "queued.max.messages.kbytes": _FETCHED_AHEAD_KB,
+            "fetch.max.bytes": _ANSWER_BYTES,
+        }
+        try:
+            return Consumer(configuration, logger=logger)
+        except KafkaException as error:  # a file that is no PEM, a value beyond its range
+            raise ConfigError(f"the settings of Kafka: {' '.join(error.args[0].str().split())}") from error
 
     def topics(self) -> dict[str, str]:
         """The topics that there are, but for Kafka's own, each with what is wrong with it.
@@ -170,7 +177,7 @@ def _configuration(settings: KafkaSettings) -> dict[str, Any]:
     found: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_servers,
         "security.protocol": settings.kafka_security,
-        "socket.timeout.ms": max(1000, int(settings.kafka_timeout_s * 1000)),
+        "socket.timeout.ms": min(max(1000, int(settings.kafka_timeout_s * 1000)), _LONGEST_TIMEOUT_MS),
     }
     if settings.kafka_security.startswith("sasl"):
         if not settings.kafka_user or settings.kafka_password is None:

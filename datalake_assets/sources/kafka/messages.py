@@ -297,9 +297,12 @@ class KeptMessage:
             ValueError: It is none.
         """
         document = msgspec.json.decode(raw)
-        if not isinstance(document, dict) or not {"partition", "offset", "timestamp"} <= document.keys():
-            raise ValueError("it is no message of a topic")
-        return cls(document)
+        try:
+            kept = cls(document)
+            kept.partition(), kept.offset(), kept.timestamp(), kept.key(), kept.value(), kept.headers()
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError("it is no message of a topic") from error
+        return kept
 
     def to_json(self) -> bytes:
         """One line of JSON; what is no text is in base64."""

@@ -272,9 +272,10 @@ class PostgreSql(AdbcDatabase):
         return super().has_nulls(relation, column)
 
     def _refuse_blindness(self, cursor: SqlColumn) -> None:
-        standby, sees_all, prepared = self._row(
+        standby, sees_all, prepared, hidden = self._row(
             "SELECT pg_is_in_recovery(), pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),"
-            " EXISTS (SELECT 1 FROM pg_prepared_xacts WHERE database = current_database())"
+            " EXISTS (SELECT 1 FROM pg_prepared_xacts WHERE database = current_database()),"
+            " EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'disabled')"
         )
         if standby:
             raise refuse_unsettled(self, cursor, "a standby does not tell which transactions are open")
@@ -285,6 +286,10 @@ class PostgreSql(AdbcDatabase):
         if not sees_all:
             raise refuse_unsettled(
                 self, cursor, "the user does not see when transactions of others began (pg_read_all_stats)"
+            )
+        if hidden:
+            raise refuse_unsettled(
+                self, cursor, "a session does not tell when its transactions began (track_activities)"
             )
         if prepared:
             raise refuse_unsettled(self, cursor, "nobody knows when the prepared transactions of it began")

@@ -21,6 +21,7 @@ from datalake_assets.errors import (
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
+from datalake_assets.sources.kafka.brokers import Brokers
 from datalake_assets.sources.kafka.kafka import connect
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings
 from datalake_assets.sources.kafka.messages import KeptMessage, MessageLayout, plain_format
@@ -224,6 +225,24 @@ def test_a_topic_that_is_not_there_is_refused(store, kafka, topic):
 def test_settings_that_cannot_work_are_refused(settings, reason):
     with pytest.raises(ConfigError, match=reason):
         system("kafka").open(KafkaSettings(**settings))
+
+
+def test_a_file_that_is_no_certificate_is_refused_and_patience_has_no_limit(tmp_path):
+    pem = tmp_path / "ca.pem"
+    pem.write_text("nonsense")
+    settings = KafkaSettings(kafka_servers="127.0.0.1:1", kafka_security="ssl", kafka_ca_file=str(pem))
+    with pytest.raises(ConfigError, match=r"ssl\.ca\.location"):
+        list(connect(settings).discover())
+    Brokers(KafkaSettings(kafka_servers="127.0.0.1:1", kafka_timeout_s=3600)).consumer().close()
+
+
+@pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"partition": 0, "offset": 1, "timestamp": [1, 1], "headers": []}'])
+def test_a_line_of_quarantine_that_is_no_message_stays_there_alone(raw):
+    feed = parse_feed(json.dumps({"name": "e", "kind": "stream", "source": SOURCE}))
+    kafka = connect(KafkaSettings(kafka_servers="127.0.0.1:1"))
+    good = KeptMessage.of(message(1, '{"n": 1, "at": "2026-01-01T00:00:00Z"}')).to_json()
+    batch = kafka.decode(feed, [raw, good])
+    assert (batch.rows.num_rows, [each.raw for each in batch.rejected]) == (1, [raw])
 
 
 @pytest.mark.parametrize(

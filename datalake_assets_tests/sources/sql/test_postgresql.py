@@ -204,6 +204,14 @@ def test_who_cannot_see_open_transactions_has_to_say_how_late_rows_may_be(postgr
     sql("DROP OWNED BY blind; DROP ROLE blind")
 
 
+def test_a_session_that_hides_its_transactions_is_never_taken_for_none(sql, source, session):
+    sql("CREATE TABLE t (id int, at timestamptz DEFAULT now())")
+    session.run("SET track_activities = off; BEGIN; INSERT INTO t VALUES (1)")  # pg_stat_activity has no start of it
+    with pytest.raises(SourceRefused, match=r"track_activities.*--lag"):
+        source.check(feed_of(cursor="at"))
+    source.check(feed_of(cursor="at", lag=1))
+
+
 def test_changes_of_one_moment_are_merged_in_one_round(sql, source, store, monkeypatch):
     monkeypatch.setattr(merge_changes, "ROUND_ROWS", 10)
     sql("CREATE TABLE t (id int PRIMARY KEY, note text, at timestamptz, changed timestamptz)")
