@@ -315,3 +315,20 @@ def test_a_mart_is_asked_of_the_lake_and_named_in_its_folder(shop):
     assert (feed.path, feed.kind, feed.is_exported) == ("marts/revenue", FeedKind.STREAM, True)
     shop.make("revenue")
     assert shop.store.list("marts/revenue/year=2026/month=01/day=01")
+
+
+def test_partitions_without_anything_to_read_any_more_are_made_anew_once(shop):
+    shop.add(stream("returns"), mart("counts", "SELECT count(*)::BIGINT AS n FROM orders"))
+    shop.put("returns", D2, (1,), (2,), columns=("id",))
+    shop.make("counts")
+
+    feed = shop.feed("counts")
+    other = feed.model_copy(update={"source": MartSource(query="SELECT count(*)::BIGINT AS n FROM returns")})
+    FeedRegistry(shop.store).update(other, expected_revision=feed.revision)
+    shop.make("counts")
+
+    assert shop.rows("counts", "n", "day") == [(0, 1), (0, 3), (2, 2)]
+    assert not shop.is_stale("counts")
+    before = shop.generations("counts")
+    shop.make("counts", D1, D2, D3)
+    assert shop.generations("counts") == before

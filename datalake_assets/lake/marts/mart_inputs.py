@@ -159,7 +159,7 @@ class MartInputs:
         own = partition_by(self.feed)
         if own is None:
             raise AssertionError
-        whole = {name: dict(contents.get(name, {})) for name, each in self.inputs.items() if self._length(each) is None}
+        whole = self._whole(contents)
         parts: dict[str, dict[str, dict[str, str]]] = {}
         for name, each in self.inputs.items():
             length = self._length(each)
@@ -171,6 +171,13 @@ class MartInputs:
             parts |= {key: {} for key in keys}
         wanted = sorted(parts) if keys is None else [key for key in keys if key in parts]
         return {key: self.digest({**whole, **parts[key]}) for key in wanted}
+
+    def emptied(self, contents: Contents) -> str:
+        """What a partition is made of by now whose inputs have no such partition, or none any more."""
+        return self.digest(self._whole(contents))
+
+    def _whole(self, contents: Contents) -> dict[str, Mapping[str, str]]:
+        return {name: contents.get(name, {}) for name, each in self.inputs.items() if self._length(each) is None}
 
 
 class MadeByPartition(ABC):

@@ -101,12 +101,13 @@ class MartTable(HiveTable):
             raise ConfigError(f"feed {self.feed.name!r} is a mart: only its query gives its rows")
         if self.feed.kind is FeedKind.TABLE:
             return self._land(batches, partitions[0], run_id, on_progress)
-        stale = batches.inputs.by_partition(batches.contents(), partitions)
+        contents = batches.contents()
+        wanted, emptied = batches.inputs.by_partition(contents, partitions), batches.inputs.emptied(contents)
         known = self.snapshot(partitions).manifests()
         reports: list[WriteReport] = []
         written: dict[str, Manifest] = {}
         for key in partitions:
-            if _is_current(known[key], stale.get(key)):
+            if _is_current(known[key], wanted.get(key), emptied):
                 reports.append(self._untouched(key, known[key], batches))
                 continue
             reports.append(self._land(batches, key, run_id, on_progress))
@@ -148,35 +149,40 @@ class MartTable(HiveTable):
     def _stale_window(self) -> TimeWindow | None:
         """From the first stale partition to the last."""
         by, now = PartitionBy(self.feed.partition_by), self._folder.store.now()
-        wanted = self._wanted(self._folder.partition_keys())
+        wanted, emptied = self._wanted(self._folder.partition_keys())
         known = self.snapshot(list(wanted)).manifests()
-        windows = [window_of(key, by) for key, digest in wanted.items() if not _is_current(known[key], digest)]
+        stale = [key for key, digest in wanted.items() if not _is_current(known[key], digest, emptied)]
+        windows = [window_of(key, by) for key in stale]
         windows = [each for each in windows if each.end > self.feed.start_time and each.start <= now]
         if not windows:
             return None
         return TimeWindow(min(each.start for each in windows), max(each.end for each in windows))
 
-    def _wanted(self, present: Sequence[str]) -> Mapping[str, str | None]:
-        """What each partition is to be made of; None of one that is there, and has nothing to be made of any more."""
+    def _wanted(self, present: Sequence[str]) -> tuple[Mapping[str, str | None], str]:
+        """What each partition is to be made of; None of one that is there, and has nothing to be made of any more.
+
+        And what such a one is made of.
+        """
         inputs, contents = self._inputs_now()
         found = inputs.by_partition(contents)
         if not found:  # no input has partitions of its own
             current = key_of(self._folder.store.now(), PartitionBy(self.feed.partition_by))
             found = inputs.by_partition(contents, sorted({*present, current}))
-        return {**dict.fromkeys(present), **found}
+        return {**dict.fromkeys(present), **found}, inputs.emptied(contents)
 
     def _inputs_now(self) -> tuple[MartInputs, Contents]:
         inputs = MartInputs.of(self.feed, FeedDocuments(self._folder.store).list().feeds)
         return inputs, contents_of(inputs, self._open_input)
 
 
-def _is_current(manifest: Manifest, digest: str | None) -> bool:
-    """Whether a partition is made of what it would be made of now; without anything to read, whether it has no rows.
+def _is_current(manifest: Manifest, digest: str | None, emptied: str) -> bool:
+    """Whether a partition is made of what it would be made of now.
 
+    One without anything to read is, too, if it has no rows; its query can give some all the same, as ``count(*)`` does.
     One whose last commit was interrupted is not: making it anew finishes that, and writes nothing if all is there.
     """
     if manifest.pending is not None or manifest.garbage:
         return False
-    if digest is None:
-        return not manifest.files
-    return isinstance(manifest.position, WindowPosition) and manifest.position.inputs == digest
+    if digest is None and not manifest.files:
+        return True
+    return isinstance(manifest.position, WindowPosition) and manifest.position.inputs == (digest or emptied)
