@@ -134,6 +134,22 @@ def test_sensor_of_a_mart_tries_again_after_twice_as_long():
     assert waits == [60, 120, 240, 480]
 
 
+def test_sensor_of_a_mart_looks_when_its_query_is_another_and_once_an_hour_though_no_event_came():
+    feed = Feed(name="m", kind="table", source=MartSource(query="SELECT 1 AS a"), revision=1)
+    stale = [False]
+
+    def sensor(feed):
+        return MartSensor(feed, [dg.AssetKey("a")], is_stale=lambda: stale[0], next_run=lambda _: dg.RunRequest())
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor = sensor(feed).tick(instance, None, now=1_000).cursor
+        stale[0] = True
+        assert not sensor(feed).tick(instance, cursor, now=1_030).run_requests
+        changed = feed.model_copy(update={"source": MartSource(query="SELECT 2 AS a"), "revision": 2})
+        assert len(sensor(changed).tick(instance, cursor, now=1_030).run_requests) == 1
+        assert len(sensor(feed).tick(instance, cursor, now=4_600).run_requests) == 1
+
+
 def test_a_mart_with_a_schedule_has_no_sensor_and_one_that_reads_what_is_gone_harms_no_other(lake):
     registry = FeedRegistry(lake.store)
     registry.add(Feed(name="timed", kind="table", source=MartSource(query=SUMS), schedule="0 3 * * *"))

@@ -1,8 +1,8 @@
 """The sensor that makes a mart anew when what it reads has changed.
 
 It asks the event log first, one query however many partitions there are, and looks at manifests only when something
-happened to an input. Whether the mart is stale is the lake's to say. A run that failed is tried again after a minute,
-then after twice as long each time.
+happened to an input, when the mart itself was changed, and once an hour: an event can be lost. Whether the mart is
+stale is the lake's to say. A run that failed is tried again after a minute, then after twice as long each time.
 """
 
 import json
@@ -23,6 +23,8 @@ __all__ = ["MartSensor", "mart_sensor"]
 INTERVAL_S = 30
 #: Seconds after which a failed run is tried again, at first and at the most.
 FIRST_WAIT_S, LONGEST_WAIT_S = 60.0, 3_600.0
+#: Seconds after which the lake is asked though the event log tells of nothing.
+LOOK_ANYWAY_S = 3_600.0
 
 
 class MartSensor:
@@ -58,14 +60,14 @@ class MartSensor:
         """
         state = _state(cursor)
         newest = self._newest(instance)
-        if newest == state.get("made_of"):
+        if newest == state.get("made_of") and now - _number(state.get("looked_at")) < LOOK_ANYWAY_S:
             return _skip("nothing that it reads has changed", cursor)
-        attempt = int(state.get("attempt", 0)) if state.get("asked_for") == newest else 0
-        if waits_for := self._waits_for(instance, attempt, float(state.get("asked_at", 0)), now):
+        attempt = int(_number(state.get("attempt"))) if state.get("asked_for") == newest else 0
+        if waits_for := self._waits_for(instance, attempt, _number(state.get("asked_at")), now):
             return _skip(waits_for, cursor)
         try:
             if not self._is_stale():
-                return _skip("it is up to date", json.dumps({"made_of": newest}))
+                return _skip("it is up to date", json.dumps({"made_of": newest, "looked_at": round(now)}))
             request = self._next_run(instance)
         except DatalakeError as error:
             return _skip(str(error), cursor)
@@ -82,18 +84,23 @@ class MartSensor:
         blocked = self._blocked_by(instance)
         return f"it waits for check {blocked}" if blocked else ""
 
-    def _newest(self, instance: dg.DagsterInstance) -> list[list[int]]:
-        """The newest materialization and the newest observation of each input."""
+    def _newest(self, instance: dg.DagsterInstance) -> list[Any]:
+        """The revision of the mart; of each input the newest materialization and the newest observation."""
         records = {each.asset_entry.asset_key: each.asset_entry for each in instance.get_asset_records(self._inputs)}
         found = [records.get(key) for key in self._inputs]
-        return [
+        events = [
             [each.last_materialization_storage_id or 0, each.last_observation_storage_id or 0] if each else [0, 0]
             for each in found
         ]
+        return [self._feed.revision, *events]
 
 
 def _wait_s(attempt: int) -> float:
     return float(min(FIRST_WAIT_S * 2 ** (attempt - 1), LONGEST_WAIT_S))
+
+
+def _number(found: Any) -> float:
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def _skip(reason: str, cursor: str | None) -> dg.SensorResult:
