@@ -12,6 +12,7 @@ import logging
 import smtplib
 import ssl
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from email.message import EmailMessage
 from email.utils import make_msgid
 from typing import Final, Protocol, TypeVar
@@ -257,23 +258,50 @@ def _email(settings: Settings) -> Channel | None:
 CHANNELS: Final[tuple[Callable[[Settings], Channel | None], ...]] = (_webhook, _sns, _email, lambda _: LogChannel())
 
 
-def open_channels(settings: Settings) -> tuple[Channel, ...]:
+def open_channels(settings: Settings, *, on_broken: Callable[[ConfigError], None] | None = None) -> tuple[Channel, ...]:
     """The channels of an installation; talks to nobody yet.
+
+    Args:
+        settings: The installation.
+        on_broken: Called with what is wrong with the settings of a channel, which is left out; unset: it is raised.
 
     Raises:
         ConfigError: A setting cannot work.
     """
-    return tuple(channel for each in CHANNELS if (channel := each(settings)) is not None)
+    opened = []
+    for each in CHANNELS:
+        try:
+            channel = each(settings)
+        except ConfigError as error:
+            if on_broken is None:
+                raise
+            on_broken(error)
+            continue
+        opened += [channel] if channel is not None else []
+    return tuple(opened)
 
 
-def send(channels: Iterable[Channel], message: Message) -> dict[str, DatalakeError]:
-    """Sends a message by all channels, to each again if it fails for a moment; why those failed that did, by name."""
+def send(channels: Iterable[Channel], message: Message, *, most_attempts: int = ATTEMPTS) -> dict[str, DatalakeError]:
+    """Sends a message by all channels, to each again if it fails for a moment; why those failed that did, by name.
+
+    A channel that fails as none should keeps no other from its message, either: it has refused it.
+    """
     failed: dict[str, DatalakeError] = {}
+    told = _writable(message)
     for channel in channels:
         try:
-            for attempt in attempts(SourceUnavailable, attempts=ATTEMPTS, wait_initial=0.2, timeout=30):
+            for attempt in attempts(SourceUnavailable, attempts=most_attempts, wait_initial=0.2, timeout=30):
                 with attempt:
-                    channel.send(message)
+                    channel.send(told)
         except DatalakeError as error:
             failed[channel.name] = error
+        except Exception as error:  # noqa: BLE001  its text may have an address in it, which is a secret
+            reason = f"it failed unforeseen, with {type(error).__name__}"
+            failed[channel.name] = SourceRefused(f"channel {channel.name}", reason, cure="look at its settings")
     return failed
+
+
+def _writable(message: Message) -> Message:
+    """A message that every channel can write: names of files can have bytes in them that are no text."""
+    title, text, link = (each.encode(errors="replace").decode() for each in (message.title, message.text, message.link))
+    return replace(message, title=title, text=text, link=link)

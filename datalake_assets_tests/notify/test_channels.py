@@ -127,6 +127,29 @@ def test_one_channel_that_fails_keeps_no_other_from_its_message(webhook, caplog)
     assert "failure: streams/s failed: a < b & <c>" in caplog.messages
 
 
+def test_name_of_a_file_that_is_no_text_and_a_channel_that_fails_unforeseen_keep_no_message_back(webhook):
+    class Broken:
+        name = "broken"
+
+        def send(self, message):
+            raise ValueError("https://hooks.example.com/secret")
+
+    with running_mail_server() as (mails, server):
+        channels = [
+            Broken(),
+            WebhookChannel(webhook.url),
+            EmailChannel(server, ["a@example.com"], sender="l@example.com"),
+        ]
+        failed = send(channels, Message("k", "failure", "drop/\udcff.csv", "it is \udcff"))
+
+    assert list(failed) == ["broken"]
+    assert isinstance(failed["broken"], SourceRefused)
+    assert "ValueError" in str(failed["broken"])
+    assert "secret" not in str(failed["broken"])
+    assert webhook.texts == [":red_circle: *drop/?.csv*\nit is ?"]
+    assert mails.taken[0][1]["Subject"] == "[failure] drop/?.csv"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

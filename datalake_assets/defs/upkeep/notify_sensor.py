@@ -14,7 +14,7 @@ import dagster as dg
 from datalake_assets.core.facts import FailedCheck
 from datalake_assets.defs.compaction.job import FEED_TAG
 from datalake_assets.defs.metadata import asset_key, check_names, failed_checks
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import SourceUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.notify.channels import Channel, open_channels, send
 from datalake_assets.notify.incidents import MOST_WAITING, Level, Message, Outbox, observed
@@ -33,7 +33,7 @@ _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 
 
 def notify_sensor(
-    feeds: Sequence[Feed], settings: Settings, *, channels: Callable[[Settings], Sequence[Channel]] = open_channels
+    feeds: Sequence[Feed], settings: Settings, *, channels: Callable[..., Sequence[Channel]] = open_channels
 ) -> dg.SensorDefinition:
     """The sensor.
 
@@ -51,14 +51,14 @@ def notify_sensor(
         description="Tells of failed runs and checks, and when they are well again: log, webhook, SNS, e-mail.",
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        try:
-            opened = channels(settings)
-        except ConfigError as error:
-            return dg.SkipReason(str(error))
+        broken: list[str] = []
+        opened = channels(settings, on_broken=lambda error: broken.append(str(error)))
+        for line in broken:
+            context.log.warning(line)
         before = Outbox.from_json(context.cursor)
         outbox, told = watch.look(context.instance, before, opened, now=datetime.now(UTC), warn=context.log.warning)
         context.update_cursor(outbox.to_json())
-        return dg.SkipReason(f"{told} messages" if told else "nothing to tell")
+        return dg.SkipReason("; ".join([f"{told} messages" if told else "nothing to tell", *broken]))
 
     return look
 
@@ -97,12 +97,16 @@ class Watch:
             incidents, told = observed(incidents, key, message, at=now)
             messages += [told] if told is not None else []
         everywhere = tuple(each.name for each in channels)
-        waiting = []
+        waiting, silent = [], set[str]()
         for message, names in [*before.waiting, *((each, everywhere) for each in messages)]:
-            failed = send([each for each in channels if each.name in names], message)
-            for error in failed.values():
+            # one that does not answer is asked once a look: else Dagster would end the look, and all be told again
+            asked = [each for each in channels if each.name in names and each.name not in silent]
+            failed = send(asked, message, most_attempts=1)
+            for name, error in failed.items():
                 warn(f"{message.title!r} was not taken: {error}")
-            waiting += [(message, tuple(failed))] if failed else []
+                silent |= {name} if isinstance(error, SourceUnavailable) else set()
+            left = tuple(name for name in names if name in failed or name in silent)
+            waiting += [(message, left)] if left else []
         for message, _ in waiting[:-MOST_WAITING]:
             warn(f"{message.title!r} is given up: too many messages wait")
         return Outbox(cursor, incidents, tuple(waiting[-MOST_WAITING:])), len(messages)
