@@ -254,7 +254,8 @@ class Merger:
         found.feed(0, data)
         if found.digests() != wanted.digests():
             raise CorruptLake(name, "row groups that were copied do not read as they did; nothing was committed")
-        file = msgspec.structs.replace(source.file, name=f"{name}#{numbers[0]}", rows=done.file.rows, checksum="")
+        part = f"{name}\0{numbers[0]}"  # no file has such a name
+        file = msgspec.structs.replace(source.file, name=part, rows=done.file.rows, checksum="")
         file = msgspec.structs.replace(file, size_bytes=data.size)
         known = {"key_values": source.key_values, "is_ours": True, "part_of": name}
         return self._whole(file, data, plain_bytes, len(numbers), **known)

@@ -80,6 +80,15 @@ def test_events_of_a_removed_feed_go_with_it(queue):
     assert queue.waiting() == [kept]
 
 
+@pytest.mark.parametrize("body", [b"{", b'{"id": "x", "feed": "s", "kind": "of a later release"}'])
+def test_what_is_no_event_keeps_no_feed_from_being_removed(queue, local_store, body):
+    queue.put("gone", "deletion", [])
+    other = f"{EVENTS}/20250101T000000_x.json"
+    local_store.put(other, body)
+    queue.forget_feed("gone")
+    assert queue.waiting() == [other]
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"id": "x"}', b"\xff"])
 def test_what_is_no_event_is_named(queue, local_store, body):
     key = f"{EVENTS}/20250101T000000_x.json"

@@ -207,6 +207,14 @@ def test_a_large_file_of_small_row_groups_is_merged_by_parts(opened, large, veri
     assert pq.read_metadata(io.BytesIO(result.outputs[0][0])).num_row_groups == result.merged < 24
 
 
+def test_a_file_named_as_parts_might_be_is_another_one(large):
+    first, _ = large()
+    rows = [events(12_000 + number, 1, noise=pa.array([0.5])) for number in range(120)]
+    others = [input_of(f"{first.file.name}#{number}", encoded(each)) for number, each in enumerate(rows)]
+    result = rewritten([first, *others], SMALL_GROUPS)
+    assert read(result).equals(whole_tables([first, *others]))
+
+
 def test_a_part_that_the_kernel_refuses_takes_a_detour_and_its_file_is_named(monkeypatch, large):
     class Refusing(_Broken):
         def merge(self, parts, options):
