@@ -234,6 +234,25 @@ def test_bounds_and_places_that_are_stated_of_pages_have_to_be_true(values):
         assert verdicts != {Verdict.EQUAL}, (place, value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "none"), [(pa.float32(), b"\x00\x00\xc0\x7f"), (pa.float64(), b"\x00" * 6 + b"\xf8\x7f")]
+)
+def test_no_bound_of_numbers_is_none(kind, none):
+    """Of the chunk, and of the page in the index."""
+    least = pa.array([1.375], kind)
+    table = pa.table({"a": pa.array([1.375, 2.5, float("nan"), None], kind)})
+    body = encoded(table, use_dictionary=False, write_page_index=True)
+    packed = least.buffers()[1].to_pybytes()[: len(none)]
+    chunk = pq.read_metadata(io.BytesIO(body)).row_group(0).column(0)
+    indexes = chunk.data_page_offset + chunk.total_compressed_size
+    places = [place for place in range(indexes, len(body)) if body.startswith(packed, place)]
+    for changed in (places[:1], places[1:]):  # in the footer it is stated in the old way too, which has to be the same
+        made = body
+        for place in changed:
+            made = made[:place] + none + made[place + len(none) :]
+        assert compared([body], made).verdict is Verdict.DIFFERS
+
+
 def test_a_number_of_nulls_that_is_stated_has_to_be_true():
     table = pa.table({"a": [1, None, None, 3]})
     body = encoded(table, use_dictionary=False)

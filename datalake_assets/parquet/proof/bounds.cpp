@@ -189,6 +189,7 @@ void Statements::within(const Statistics& said, const Extremes& extremes) const 
   for (const Span* bound : {said.has_least ? &said.least : nullptr, said.has_most ? &said.most : nullptr}) {
     if (!bound) continue;
     if (!is_value(*bound)) throw Unclear{"a bound is no value"};
+    if (!is_number(leaf_, *bound)) throw Difference{"a bound is no number"};  // readers would skip all values by it
   }
   if ((said.has_least && ordered(leaf_, said.least, extremes.least) > 0) ||
       (said.has_most && ordered(leaf_, said.most, extremes.most) < 0))
