@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -252,7 +253,8 @@ def absent_driver(name: str, extra: str, error: ImportError) -> ConfigError:
 def translated(database: str, error: Exception, *, transient: bool, url: str = "") -> SourceRefused | SourceUnavailable:
     """A driver's error as ours, on one line, without the statement and without what the URL says of users."""
     text = str(error).split("Query was:")[0].split("[SQL:")[0]
-    for part in sorted({each for each in re.split(r"[/@:?&=]", url) if len(each) > 2}, key=len, reverse=True):  # noqa: PLR2004  shorter ones are words
+    parts = {each for each in re.split(r"[/@:?&=]", url) if len(each) > 2}  # noqa: PLR2004  shorter ones are words
+    for part in sorted(parts | {unquote(each) for each in parts}, key=len, reverse=True):  # drivers decode them
         if part.lower() not in {"postgresql", "sqlite", "mysql", "pymysql", "localhost", "127.0.0.1"}:
             text = text.replace(part, "…")
     kind = SourceUnavailable if transient else SourceRefused

@@ -16,7 +16,7 @@ from datalake_assets.errors import ConfigError, InvalidFeed, SourceRefused
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
-from datalake_assets.sources.sql.databases import exact, relation_of
+from datalake_assets.sources.sql.databases import exact, relation_of, translated
 from datalake_assets.sources.sql.sql_source import connect
 from datalake_assets.sources.sql.sqlite import declared_type
 from datalake_assets_tests.sources.sql.landing import feed_of, land, landed, quarantine
@@ -292,3 +292,8 @@ def test_a_late_time_zone_of_a_window_is_utc(shop, source, store):
         datetime(2025, 1, 1, 10, tzinfo=UTC),
         datetime(2025, 1, 2, 0, 30, tzinfo=UTC),
     ]
+
+
+def test_a_password_is_kept_out_of_messages_also_as_drivers_decode_it():
+    said = translated("d", ValueError("bad p@ss/word"), transient=False, url="mysql://u:p%40ss%2Fword@h/x")
+    assert "p@ss" not in str(said)
