@@ -14,8 +14,8 @@ repeated after a crash, by anybody, and two syncs at once end with the same cata
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -93,6 +93,7 @@ class Wanted:
         entries: Feeds.
         left_out: Feeds that they cannot have.
         views: Views.
+        broken: Documents that are no views, by name, with what is wrong; what catalogs have of these names is kept.
         is_whole: Whether these are all active feeds, so that what is ours and none of them is stale.
     """
 
@@ -100,13 +101,17 @@ class Wanted:
     left_out: tuple[NotEntered, ...]
     views: tuple[View, ...]
     is_whole: bool = True
+    broken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, store: Store, feeds: Iterable[Feed], *, is_whole: bool = True) -> Wanted:
         """Reads it from the lake; some feeds alone have no views."""
         entries, left_out = entries_of(store, feeds)
-        views = ViewRegistry(store).list() if is_whole else ()
-        return cls(tuple(entries), tuple(left_out), views, is_whole)
+        broken: dict[str, str] = {}
+        views: tuple[View, ...] = ()
+        if is_whole:
+            views = ViewRegistry(store).list(on_problem=lambda name, error: broken.update({name: str(error)}))
+        return cls(tuple(entries), tuple(left_out), views, is_whole, broken)
 
 
 class CatalogSync:
@@ -173,6 +178,9 @@ class CatalogSync:
         known = _patiently(self._catalog.known)
         told = [self._done(each.name, partial(self._view, each, known)) for each in self._wanted.views]
         told += [
+            Outcome(self._catalog.kind, name, "failed", detail=reason) for name, reason in self._wanted.broken.items()
+        ]
+        told += [
             Outcome(self._catalog.kind, each.feed.name, "left_out", detail=each.reason)
             for each in self._wanted.left_out
         ]
@@ -190,6 +198,7 @@ class CatalogSync:
         kept = {each.name.lower() for each in self._wanted.entries}
         kept |= {each.name.lower() for each in self._wanted.views}
         kept |= {each.feed.name.lower() for each in self._wanted.left_out}
+        kept |= {name.lower() for name in self._wanted.broken}
         for name, each in sorted(known.items()):
             if name in kept or self._is_anothers(each):
                 continue
@@ -263,15 +272,22 @@ def sync_catalogs(
         What became of each feed and view in each catalog.
 
     Raises:
-        DatalakeError: A catalog cannot be reached, or its database not created.
+        DatalakeError: A catalog cannot be reached, or its database not created; the others are in step.
     """
     wanted = Wanted.of(store, feeds, is_whole=is_whole)
     told: list[Outcome] = []
+    failed: list[DatalakeError] = []
     opened = open_catalogs(settings, store, catalog_kinds(settings, store, kinds)) if catalogs is None else catalogs
     for each in opened:
-        with each as catalog:
-            steps = CatalogSync(catalog, wanted, lake=store.uri)
-            steps.ensure_database()
-            done = [*steps.create(), *steps.update()]
-            told += [*done, *steps.current(done), *steps.finish(prune=prune)]
+        try:
+            with each as catalog:
+                steps = CatalogSync(catalog, wanted, lake=store.uri)
+                steps.ensure_database()
+                done = [*steps.create(), *steps.update()]
+                told += [*done, *steps.current(done), *steps.finish(prune=prune)]
+        except DatalakeError as error:  # keeps no other catalog from being brought in step
+            logger.warning("the catalog %s: %s", each.kind, error)
+            failed.append(error)
+    if failed:
+        raise failed[0]
     return told

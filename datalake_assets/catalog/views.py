@@ -7,7 +7,7 @@ has those, and nothing else of the lake.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
@@ -87,15 +87,27 @@ class ViewRegistry:
         self._store.swap(_key(view.name), _document(changed), etag=etag)
         return changed
 
-    def list(self) -> tuple[View, ...]:
-        """All views by name; a document that is none raises `ConfigError`."""
+    def list(self, *, on_problem: Callable[[str, ConfigError], None] | None = None) -> tuple[View, ...]:
+        """All views by name.
+
+        Args:
+            on_problem: Called with the name of a document that is no view, which is left out, and with what is wrong.
+
+        Raises:
+            ConfigError: A document is no view, and nobody is to be called.
+        """
         keys = sorted(each.key for each in self._store.list(VIEWS_PREFIX) if each.key.endswith(".json"))
         found = []
         for key in keys:
+            name = key.rpartition("/")[2].removesuffix(".json")
             try:
-                found.append(_parsed(key.rpartition("/")[2].removesuffix(".json"), self._store.get(key)[0]))
+                found.append(_parsed(name, self._store.get(key)[0]))
             except ObjectNotFound:  # removed since the listing
                 continue
+            except ConfigError as error:
+                if on_problem is None:
+                    raise
+                on_problem(name, error)
         return tuple(found)
 
     def remove(self, name: str) -> None:

@@ -49,6 +49,22 @@ def test_feeds_and_views_are_entered_and_views_can_be_removed(store):
     assert run("views") == "there are no views\n"
 
 
+def test_a_document_that_is_no_view_keeps_no_feed_and_no_other_view_from_being_entered(store):
+    for name in ("good", "late"):
+        run("add-view", name, "SELECT id FROM s")
+    run("sync")
+    _, etag = store.get("views/late.json")
+    store.swap("views/late.json", b"{", etag=etag)
+    land(store, FeedRegistry(store).add(stream_feed(name="t")), 1, 30)
+
+    told = json.loads(run("sync", "--prune", "--json", exit_code=1))
+
+    states = {each["name"]: each["state"] for each in told}
+    assert states == {"s": "current", "t": "created", "good": "current", "late": "failed"}
+    with duckdb.connect(store.path("lake.duckdb"), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM late").fetchall() == [(2,)]
+
+
 def test_printed_views_run_in_duckdb_as_they_are(store):
     run("add-view", "late", "SELECT id FROM s WHERE day = '02' -- a comment")
 

@@ -15,7 +15,7 @@ import pytest
 
 from datalake_assets.catalog.duckdb_file import DuckDBFile
 from datalake_assets.catalog.sync import sync_catalogs
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import ConfigError, LakeUnavailable
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
@@ -217,3 +217,14 @@ def counts_in(file: Path) -> dict[str, int]:
     with duckdb.connect(str(file), read_only=True) as connection:
         names = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         return {name: len(connection.execute(f"FROM {name}").fetchall()) for (name,) in names}
+
+
+def test_a_catalog_that_cannot_be_reached_keeps_no_other_from_being_brought_in_step(store, tmp_path):
+    feed = FeedRegistry(store).add(stream_feed())
+    land(store, feed, 1, 2)
+    gone = DuckDBFile(tmp_path / "gone" / "lake.duckdb", lake=store.uri)
+
+    with pytest.raises(LakeUnavailable, match="gone"):
+        synced(store, catalogs=[gone, DuckDBFile(file_of(store), lake=store.uri)])
+
+    assert read_by_others(file_of(store)) == {"s": 2}
