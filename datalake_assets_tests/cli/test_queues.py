@@ -40,7 +40,7 @@ def test_a_queue_is_added_checked_landed_and_asked(run, lake, server, registry):
     assert (feed["new_rows"], feed["quarantined"], feed["partitions"]) == (20, 1, 1)
     asked = run("sql", "select sum(paid) as paid, count(distinct message_id) as n from trades", "--json")
     assert json.loads(asked.stdout) == [{"paid": "200.00", "n": 20}]
-    assert "the body is not a JSON object" in run("quarantine", "show", "trades").stdout
+    assert "it is not a JSON object" in run("quarantine", "show", "trades").stdout
     assert run("verify", "--deep").exit_code == 0
     assert "messages" in run("feeds", "list").stdout
     assert queue.left == (0, 0)
