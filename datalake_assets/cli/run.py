@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
+from types import FrameType
 
 import click
 
@@ -110,8 +111,14 @@ def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
 
     Dagster takes SIGTERM for Ctrl-C in a run, and leaves it so; and an interruption can be lost, where Dagster defers
     it to the end of a step, or in what Python calls on its own. So which signals came is read where the interpreter
-    itself writes it, and waiting ends with any that nobody heeded.
+    itself writes it, and waiting ends with any that nobody heeded. Where SIGINT is ignored, as of what a shell's script
+    starts in the background, it stays so, and a run must not take that for SIGTERM's handler.
     """
+    ends_it = {signal.SIGTERM, signal.SIGINT}
+    interrupted = signal.getsignal(signal.SIGINT)
+    if interrupted is signal.SIG_IGN:
+        ends_it.remove(signal.SIGINT)
+        signal.signal(signal.SIGINT, _heed_sigterm)
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     os.set_blocking(receiving, False)
@@ -128,7 +135,7 @@ def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
         while (left := ends - time.monotonic()) > 0:
             select.select([receiving], [], [], left)
             look()
-            if signal.SIGTERM in came or signal.SIGINT in came:
+            if ends_it & set(came):
                 raise KeyboardInterrupt
 
     try:
@@ -139,6 +146,13 @@ def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
             raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupted)
         signal.set_wakeup_fd(woken)
         os.close(receiving)
         os.close(sending)
+
+
+def _heed_sigterm(number: int, frame: FrameType | None) -> None:
+    """Handles SIGINT where it is ignored, and SIGTERM where Dagster gives it the same handler."""
+    if number == signal.SIGTERM:
+        signal.default_int_handler(number, frame)

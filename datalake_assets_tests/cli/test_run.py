@@ -59,6 +59,18 @@ def test_what_cannot_be_run_is_told_at_once(run, lake, arguments, code, reason):
     assert (result.exit_code, reason in result.stderr) == (code, True)
 
 
+@pytest.fixture
+def interrupts(request):
+    """How this process, and those that it starts, take SIGINT: a shell has it ignored by what it starts behind it."""
+    before = signal.signal(signal.SIGINT, getattr(request, "param", signal.default_int_handler))
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize(
+    "interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["shown", "behind"], indirect=True
+)
 def test_sigterm_ends_it(lake, queue):
     command = [sys.executable, "-m", "datalake_assets.cli", "run", "trades", "--every", "0.2"]
     with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as process:
@@ -74,12 +86,10 @@ def test_sigterm_ends_it(lake, queue):
     assert queue.left == (0, 0)
 
 
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_that_an_export_swallowed_ends_it_after_the_pass(lake, run, monkeypatch, request, sent, code):
+def test_a_signal_that_an_export_swallowed_ends_it_after_the_pass(lake, run, monkeypatch, sent, code):
     passes = []
-    # what a shell starts in the background ignores SIGINT
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def swallowing(*_):
         passes.append(sent)
