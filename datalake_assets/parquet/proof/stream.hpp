@@ -29,10 +29,10 @@ struct Dictionary {
   explicit Dictionary(Allowance& allowance) : packed(allowance), places(allowance) {}
 
   // An entry, its length included, or several that follow each other.
-  Span entries(uint32_t first, uint32_t count) const {
-    if (width) return {data + uint64_t(first) * width, uint64_t(count) * width};
+  Span entries(uint32_t first, uint32_t some) const {
+    if (width) return {data + uint64_t(first) * width, uint64_t(some) * width};
     const uint64_t begin = places.get()[first];
-    return {data + begin, places.get()[first + count] - begin};
+    return {data + begin, places.get()[first + some] - begin};
   }
 
   const uint8_t* data = nullptr;
