@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Generator, Iterator
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 _COLLECTED_AFTER = (10_000, 20, 50)
 #: Where Python finds what it runs first in each process that tests start.
 _PROCESSES = Path(__file__).with_name("processes")
+
+
+def pytest_configure() -> None:
+    """Has SIGINT end what tests start, also where a shell started them in the background, and has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
