@@ -16,7 +16,7 @@ BENCHMARKS = {
     "iceberg_append": "an append to an Iceberg feed whose table has 10 to 1,000 snapshots",
     "iceberg_large": "10 GB of an Iceberg table in files of 1 MB, in half a GB of memory",
     "many_files": "a folder of many tiny files adopted, looked at again, planned and merged; whether that is linear",
-    "kafka": "a million messages of a Kafka topic to Parquet, beside a plain loop and dlt",
+    "kafka": "400,000 messages of a Kafka topic to Parquet, beside a plain loop and dlt",
     "queue": "a backlog of 100,000 messages of an SQS queue through `datalake export`",
     "query_after_compact": "queries of the write API on S3 with 30 ms a request, before and after its COMPACT",
     "startup": "CPU of each command before it works, beside the interpreter and the libraries below",
