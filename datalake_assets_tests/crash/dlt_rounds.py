@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,11 @@ from datalake_assets.sources.dlt.dlt_source import connect
 from datalake_assets.sources.dlt.extraction import Extraction
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.killing import KILLED, die_at
 from datalake_assets_tests.sources.dlt.paging_api import PagingApi
 
 __all__ = ["DltRounds", "export_resource"]
 
-KILLED = -signal.SIGKILL
 MODULE = "datalake_assets_tests.sources.dlt.paging_api"
 #: What is killed, and how many times an export does it at the most.
 OPERATIONS: dict[tuple[type, str], int] = {
@@ -56,21 +54,9 @@ def feed_of(url: str) -> Feed:
 def export_resource(*, lake: str, url: str, name: str, number: int, moment: str) -> None:
     """One export by a process that dies before or after its ``number``-th operation ``name``; 0 for never."""
     os.environ.update(RUNTIME__REQUEST_BACKOFF_FACTOR="0", RUNTIME__DLTHUB_TELEMETRY="false")
-    left = [number]
-
-    def around(real: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0 and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = real(*given, **named)
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
     for owner, operation in OPERATIONS:
         if f"{owner.__name__}.{operation}" == name:
-            real = getattr(owner, operation)
-            setattr(owner, operation, lambda *given, _r=real, **named: around(_r, *given, **named))
+            die_at(owner, operation, number=number, moment=moment)
     source = connect(DltSettings(dlt_modules=MODULE))
     table = open_table(open_store(lake), feed_of(url))
     plan = table.plan()

@@ -10,12 +10,9 @@ import csv
 import json
 import os
 import random
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -27,10 +24,10 @@ from datalake_assets.settings import load_settings
 from datalake_assets.sources.systems import connect
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.killing import KILLED, die_at
 
-__all__ = ["FileRounds", "dying_stores", "land_files"]
+__all__ = ["FileRounds", "land_files"]
 
-KILLED = -signal.SIGKILL
 #: What changes the lake, and how many times an export of some files over three months does it.
 OPERATIONS: dict[str, int] = {"stage": 9, "create": 4, "swap": 14, "put": 8, "publish": 9, "delete": 9}
 #: Rounds between two looks, and rows of a file.
@@ -46,29 +43,10 @@ def feed_of(folder: str) -> Feed:
     return parse_feed(json.dumps(document))
 
 
-def dying_stores(operations: Iterable[str], *, name: str, number: int, moment: str) -> None:
-    """Has this process die before or after the ``number``-th operation ``name`` of its local stores; 0 for never."""
-    left = [number]
-
-    def around(operation: str, real: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        if operation == name:
-            left[0] -= 1
-        dies = operation == name and left[0] == 0
-        if dies and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = real(*given, **named)
-        if dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    for operation in operations:
-        real = getattr(LocalStore, operation)
-        setattr(LocalStore, operation, lambda *given, _o=operation, _r=real, **named: around(_o, _r, *given, **named))
-
-
 def land_files(*, lake: str, folder: str, name: str, number: int, moment: str) -> None:
     """One export by a process that dies before or after its ``number``-th operation ``name``; 0 for never."""
-    dying_stores(OPERATIONS, name=name, number=number, moment=moment)
+    if name:
+        die_at(LocalStore, name, number=number, moment=moment)
     table = open_table(open_store(lake), feed_of(folder))
     plan = table.plan()
     with connect("files", load_settings()) as source:

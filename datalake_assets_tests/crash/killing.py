@@ -16,7 +16,7 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import AmbiguousWrite
 from datalake_assets.lake.store.base import StagedFile, StagedWriter, StaleUpload, Store
 
-__all__ = ["MOMENTS", "STEPS", "KillPoint", "KillingStore", "Moment"]
+__all__ = ["KILLED", "MOMENTS", "STEPS", "KillPoint", "KillingStore", "Moment", "die_at"]
 
 Moment = Literal["before", "during", "after", "lost", "asleep"]
 MOMENTS: tuple[Moment, ...] = ("before", "during", "after", "lost")
@@ -24,7 +24,27 @@ MOMENTS: tuple[Moment, ...] = ("before", "during", "after", "lost")
 #: What an operation is to the commit protocol (design section 3), and around it.
 STEPS = ("stage", "prepare", "publish", "sync", "commit", "delete", "sweep", "feed state", "metadata", "quarantine")
 
+#: Exit code of a process that was killed.
+KILLED = -signal.SIGKILL
+
 Result = TypeVar("Result")
+
+
+def die_at(owner: type, operation: str, *, number: int, moment: str) -> None:
+    """Has this process die before or after the ``number``-th time that a class does something; 0 for never."""
+    left, real = [number], getattr(owner, operation)
+
+    def around(*given: Any, **named: Any) -> Any:
+        left[0] -= 1
+        dies = left[0] == 0
+        if dies and moment == "before":
+            _die()
+        result = real(*given, **named)
+        if dies:
+            _die()
+        return result
+
+    setattr(owner, operation, around)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ from datalake_assets.lake.frames import frame_batches
 from datalake_assets.lake.marts.mart_reading import LakeSystem
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
-from datalake_assets_tests.crash.file_rounds import KILLED, dying_stores
+from datalake_assets_tests.crash.killing import KILLED, die_at
 
 __all__ = ["MartRounds", "make_marts"]
 
@@ -49,7 +50,8 @@ FEEDS = (
 
 def make_marts(*, lake: str, name: str, number: int, moment: str) -> None:
     """Makes both marts by a process that dies at its ``number``-th operation ``name``; 0 for never."""
-    dying_stores(OPERATIONS, name=name, number=number, moment=moment)
+    if name:
+        die_at(LocalStore, name, number=number, moment=moment)
     store = open_store(lake)
     for feed in FEEDS[1:]:
         table = open_table(store, feed)

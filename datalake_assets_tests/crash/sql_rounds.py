@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -29,11 +26,11 @@ from datalake_assets.sources.sql.sql_declaration import SqlSettings
 from datalake_assets.sources.sql.sql_source import SqlBatches, connect
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.killing import KILLED, die_at
 from datalake_assets_tests.sources.sql.database_servers import Postgres
 
 __all__ = ["SqlRounds", "Table", "export_table"]
 
-KILLED = -signal.SIGKILL
 #: What is killed, and how many times an export does it at the most.
 OPERATIONS: dict[tuple[type, str], int] = {
     (LocalStore, "stage"): 3,
@@ -66,21 +63,9 @@ def feed_of(cursor: str) -> Feed:
 
 def export_table(*, lake: str, url: str, cursor: str, name: str, number: int, moment: str) -> None:
     """One export by a process that dies before or after its ``number``-th operation ``name``; 0 for never."""
-    left = [number]
-
-    def around(real: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0 and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = real(*given, **named)
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
     for owner, operation in OPERATIONS:
         if f"{owner.__name__}.{operation}" == name:
-            real = getattr(owner, operation)
-            setattr(owner, operation, lambda *given, _r=real, **named: around(_r, *given, **named))
+            die_at(owner, operation, number=number, moment=moment)
     source = connect(SqlSettings(sql_url=url))  # type: ignore[arg-type]  # pydantic coerces
     table = open_table(open_store(lake), feed_of(cursor))
     plan = table.plan()

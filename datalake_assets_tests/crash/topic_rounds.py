@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,11 @@ from datalake_assets.sources.kafka.kafka import Kafka
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.killing import KILLED, die_at
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
 
 __all__ = ["TopicRounds", "export_topic"]
 
-KILLED = -signal.SIGKILL
 #: What changes the lake, and how many times an export of some partitions does it.
 OPERATIONS = {"stage": 3, "create": 2, "swap": 8, "put": 1, "publish": 3, "delete": 2}
 SELDOM = frozenset({"create", "put", "delete"})
@@ -46,21 +44,8 @@ def feed_of(topic: str) -> Feed:
 
 def export_topic(*, lake: str, servers: str, topic: str, name: str, number: int, moment: str) -> None:
     """One export that dies before or after its ``number``-th operation ``name``; 0 for never."""
-    left = [number]
-
-    def around(operation: str, real: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        left[0] -= operation == name
-        dies = operation == name and left[0] == 0
-        if dies and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = real(*given, **named)
-        if dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    for operation in OPERATIONS:
-        real = getattr(LocalStore, operation)
-        setattr(LocalStore, operation, lambda *given, _o=operation, _r=real, **named: around(_o, _r, *given, **named))
+    if name:
+        die_at(LocalStore, name, number=number, moment=moment)
     table = open_table(open_store(lake), feed_of(topic))
     kafka = Kafka(KafkaSettings(kafka_servers=servers))
     plan = table.plan()
