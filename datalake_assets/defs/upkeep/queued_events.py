@@ -106,7 +106,11 @@ def report_queued(lake: Lake, instance: dg.DagsterInstance, *, budget_s: float =
 
 def _reported(lake: Lake, instance: dg.DagsterInstance, *, until: float) -> Reported:
     queue, events, dropped, problems = EventQueue(lake.store), 0, 0, []
-    for key in queue.waiting():
+    try:
+        waiting = queue.waiting()
+    except DatalakeError as error:  # a command that asked for it has done its own work
+        return Reported(problems=(str(error),))
+    for key in waiting:
         if time.monotonic() > until:
             break
         try:

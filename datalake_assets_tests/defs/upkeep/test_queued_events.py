@@ -17,6 +17,7 @@ from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.upkeep import queued_events
 from datalake_assets.defs.upkeep.queued_events import EVENT, QUEUED_EVENTS_SENSOR, report_queued
+from datalake_assets.errors import LakeUnavailable
 from datalake_assets.lake.event_queue import EVENTS, LEASE, EventQueue
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
@@ -111,6 +112,15 @@ def test_what_cannot_be_reported_keeps_nothing_else_waiting(instance, local_stor
     assert queue.waiting() == [f"{EVENTS}/20250101T000000_bad.json", odd]
     (record,) = instance.fetch_materializations(asset_key(feed), limit=5).records
     assert (record.partition_key, record.asset_materialization.description) == (DAYS[0], "3 of 4 rows deleted")
+
+
+def test_a_lake_that_cannot_be_asked_ends_no_command(instance, local_store, monkeypatch):
+    def unavailable(_):
+        raise LakeUnavailable("lake", "busy")
+
+    monkeypatch.setattr(EventQueue, "waiting", unavailable)
+    done = report_queued(Lake(Settings(lake=local_store.uri)), instance)
+    assert (done.events, len(done.problems), "busy" in done.text) == (0, 1, True)
 
 
 def test_a_look_that_is_still_at_it_is_not_joined(instance, local_store):
