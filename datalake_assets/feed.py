@@ -35,6 +35,7 @@ from datalake_assets.feed_sources import (
     SystemSource,
     as_declared,
 )
+from datalake_assets.live_policies import MOST_TILES, LiveWindowPolicy, Tile
 from datalake_assets.policies import (
     MIB,
     MOST,
@@ -119,6 +120,8 @@ class Feed(Model):
         checks: Limits of the other checks, and rules on the rows.
         small_file_bytes: Files below this size count as small.
         compaction: When and how small files are merged.
+        live: How much of its present the live view keeps, and what is late there.
+        tiles: Questions in SQL that the live view always asks.
         schedule: Cron line (UTC) on which the feed is exported; None for none.
         owners: Dagster owners: ``team:name`` or an e-mail address.
         tags: Dagster tags.
@@ -147,6 +150,8 @@ class Feed(Model):
     checks: Checks = Checks()
     small_file_bytes: Annotated[int, Field(ge=0, le=MOST)] = 64 * MIB
     compaction: CompactionPolicy = CompactionPolicy()
+    live: LiveWindowPolicy = LiveWindowPolicy()
+    tiles: Annotated[tuple[Tile, ...], Field(max_length=MOST_TILES)] = ()
     schedule: str | None = None
     owners: tuple[str, ...] = ()
     tags: dict[str, str] = Field(default_factory=dict)
@@ -184,6 +189,16 @@ class Feed(Model):
         problem = _merging_problem(self)
         if problem:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_can_be_shown(self) -> Feed:
+        names = Counter(each.name for each in self.tiles)
+        repeated = [name for name, count in names.items() if count > 1]
+        problem = f"{repeated[0]!r} is there twice" if repeated else self.why_not_live if self.tiles else ""
+        if problem:
+            msg = f"tiles: {problem}"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
@@ -256,6 +271,15 @@ class Feed(Model):
         if not isinstance(source, SystemSource) or self.position_kind is not PositionKind.OFFSETS:
             return False
         return source.shared_numbers
+
+    @property
+    def why_not_live(self) -> str:
+        """Why it has no live view: each row has to be told from those seen before; empty if it has one."""
+        if not self.is_exported or self.is_mart or self.kind is not FeedKind.STREAM:
+            return "only streams that are exported from a source have a live view"
+        if self.position_kind not in {PositionKind.OFFSETS, PositionKind.IDS}:
+            return "it is pulled by windows, so that new rows cannot be told from those before; only numbered rows can"
+        return ""
 
     @property
     def row_time(self) -> str | None:

@@ -32,6 +32,7 @@ from datalake_assets.core.row_texts import QuarantinedRow, rows_to_text, values_
 from datalake_assets.core.schema import DISCARDING, Fitted, SchemaPolicy, conform, fitted, schema_to_json
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.table import Progress
+from datalake_assets.lake.watching import present_watch
 from datalake_assets.parquet.fingerprint import row_hashes
 
 __all__ = ["AHEAD", "Fence", "Landing", "Mask", "Offsets", "OffsetsFence", "Placement"]
@@ -242,6 +243,7 @@ class Landing:
         self.misfits: Counter[str] = Counter()
         self.finished: list[FinishedItem] = []
         self._reported_at = 0.0
+        self._watch = present_watch()
 
     def run(self, batches: Batches) -> None:
         """Reads all of ``batches``.
@@ -268,6 +270,8 @@ class Landing:
     def _put_aside(self, rows: Sequence[RejectedRow], key: str = "") -> None:
         """To quarantine; under a partition if that is known."""
         self._quarantine.add(rows, partition_path=self._path(key), epoch=self._epoch)
+        if rows and self._watch is not None:
+            self._watch.quarantined(rows)
         if self.fence is not None:
             for row in rows:
                 self.fence.reject(row)
@@ -293,7 +297,20 @@ class Landing:
                 added = int(hashes[(codes == number) & wanted].sum())
                 self.fingerprints[key] = (self.fingerprints[key] + added) % (1 << 64)
         self.rows_landed += int(wanted.sum())
+        self._show(batch, rows, wanted, placed & ~wanted)
         self._writer.write(rows if wanted.all() else rows.filter(pa.array(wanted)))
+
+    def _show(self, batch: SourceBatch, rows: pa.RecordBatch, wanted: Mask, known: Mask) -> None:
+        """Shows whoever watches the pass what becomes of a batch's rows."""
+        if self._watch is None:
+            return
+        for which, tell in ((wanted, self._watch.accepted), (known, self._watch.known)):
+            if which.any():
+                partitions, offsets = (
+                    None if each is None else np.asarray(each).astype(np.int64)[which]
+                    for each in (batch.source_partitions, batch.source_offsets)
+                )
+                tell(rows if which.all() else rows.filter(pa.array(which)), partitions, offsets)
 
     def _fitted(self, rows: pa.RecordBatch) -> Fitted:
         if self._contract.policy not in DISCARDING:

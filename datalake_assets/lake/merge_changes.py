@@ -141,6 +141,7 @@ class Collecting(Landing):
         numbers = (batch.source_partitions, batch.source_offsets, pa.array(deletes), where)
         taken = pa.array(kept)
         self.rows_landed += int(kept.sum())
+        self._show(batch, rows, kept, ~wanted)
         self._spool.write(rows.filter(taken), *(each.filter(taken) for each in numbers if each is not None))
 
 
