@@ -18,7 +18,14 @@ from datalake_assets.core.batches import Batches, Derived
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, window_of
-from datalake_assets.core.position import Holes, OffsetsPosition, Runs, SnapshotPosition, WindowPosition
+from datalake_assets.core.position import (
+    Holes,
+    OffsetsPosition,
+    Runs,
+    SnapshotPosition,
+    SourcePartition,
+    WindowPosition,
+)
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import CommitConflict, IncompleteResponse, SourceShrank
 from datalake_assets.lake.commit import Planned
@@ -64,13 +71,13 @@ class OffsetsExport(Export):
     def _position_of(self, key: str) -> OffsetsPosition:
         return _offsets(self.settled(key))
 
-    def _passed(self, fence: OffsetsFence, rejected: Mapping[int, Runs]) -> dict[int, Holes]:
+    def _passed(self, fence: OffsetsFence, rejected: Mapping[SourcePartition, Runs]) -> dict[SourcePartition, Holes]:
         """Rows in quarantine, of this read and of those before: no partition has got them."""
         before = self.state.rejected if fence.epoch == self.state.epoch else {}
         return {each: before.get(each, Holes()).added(rejected.get(each, ())) for each in {*before, *rejected}}
 
     def _plan(
-        self, key: str, fence: OffsetsFence, schema: str | None, passed: Mapping[int, Holes]
+        self, key: str, fence: OffsetsFence, schema: str | None, passed: Mapping[SourcePartition, Holes]
     ) -> Callable[[Manifest], Planned]:
         bounds = fence.together() if self.folder.commits_at_once else fence.staged[key]
 

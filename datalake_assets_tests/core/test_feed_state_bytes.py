@@ -68,7 +68,7 @@ def test_states_of_an_old_lake_have_the_bytes_of_before():
         (b'"format": 1', b'"format": 2', "feed's state of format 2; use a newer release"),
         (b'"epoch": 2', b'"epoch": "2"', "Expected `int`, got `str`"),
         (b'"epoch": 2,', b"", "missing required field `epoch`"),
-        (b'"2": 7', b'"two": 7', "not a feed's state"),
+        (b'"2": 7', b'"2": "seven"', "not a feed's state"),
         (b"[2, 3]", b"[2]", "not a feed's state"),
         (b"{", b"", "not a feed's state"),
     ],
