@@ -49,6 +49,7 @@ from datalake_assets.policies import (
     ParquetFormat,
     RangeRule,
     Retention,
+    RunPolicy,
     problems_line,
 )
 
@@ -122,6 +123,7 @@ class Feed(Model):
         compaction: When and how small files are merged.
         live: How much of its present the live view keeps, and what is late there.
         tiles: Questions in SQL that the live view always asks.
+        runs: How much of it a run takes on, and what its launcher should give it.
         schedule: Cron line (UTC) on which the feed is exported; None for none.
         owners: Dagster owners: ``team:name`` or an e-mail address.
         tags: Dagster tags.
@@ -152,6 +154,7 @@ class Feed(Model):
     compaction: CompactionPolicy = CompactionPolicy()
     live: LiveWindowPolicy = LiveWindowPolicy()
     tiles: Annotated[tuple[Tile, ...], Field(max_length=MOST_TILES)] = ()
+    runs: RunPolicy = RunPolicy()
     schedule: str | None = None
     owners: tuple[str, ...] = ()
     tags: dict[str, str] = Field(default_factory=dict)

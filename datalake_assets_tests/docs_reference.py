@@ -147,7 +147,7 @@ def _values(kind: Any) -> str:
     """What a field takes, in words."""
     options = get_args(kind)
     if get_origin(kind) is Literal:
-        return ", ".join(f"`{option}`" for option in options)
+        return ", ".join(f"`{option}`" for option in options if option != "")
     if get_origin(kind) in {Union, UnionType}:
         return " or ".join(dict.fromkeys(_bounded(option) for option in options if option is not type(None)))
     if get_origin(kind) is tuple:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow as pa
 from datalake_assets.core.batches import Batches, Derived
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import PartitionBy, window_of
+from datalake_assets.core.partitions import PartitionBy, key_of, window_of
 from datalake_assets.core.position import (
     Holes,
     OffsetsPosition,
@@ -114,8 +115,18 @@ class WindowExport(Export):
         }
         reports = self.commit_all(wanted)
         newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
-        self.folder.state.change(lambda now: now.with_watermark(newest))
+        self.folder.state.change(lambda now: now.with_watermark(newest) if self._goes_on_from(now.watermark) else now)
         return self.result(landing, reports, schema)
+
+    def _goes_on_from(self, watermark: datetime | None) -> bool:
+        """Whether nothing between what is in the lake and these partitions was left out, by design or by a failure.
+
+        The next export begins at the watermark: past a gap, nobody would come back to it.
+        """
+        by = PartitionBy(self.feed.partition_by)
+        begin = window_of(self.partitions[0], by).start
+        reached = self.feed.start_time if watermark is None else window_of(key_of(watermark, by), by).end
+        return begin <= max(self.feed.start_time, reached)
 
     def position_read(self, key: str) -> Mapping[str, Any]:
         """Implements `Export.position_read`: the window, and when its pull began."""
