@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from datalake_assets.errors import ConfigError, InvalidFeed
+from datalake_assets.feed_sinks import SinkModel, as_declared_sink
 from datalake_assets.feed_sources import (
     ADOPTED,
     AssetSource,
@@ -130,6 +131,7 @@ class Feed(Model):
         group: Dagster asset group.
         description: Shown in the UI; Markdown.
         columns: What people should know of columns, by their names in the lake.
+        sinks: Where a stream's rows, or alerts about it, are sent on to once they are committed.
         enabled: False once archived.
         revision: Raised by every change; the registry's compare-and-swap counter.
     """
@@ -161,6 +163,7 @@ class Feed(Model):
     group: str = ""
     description: str = ""
     columns: dict[str, ColumnNote] = Field(default_factory=dict)
+    sinks: tuple[Annotated[SinkModel, SerializeAsAny(), BeforeValidator(as_declared_sink)], ...] = ()
     enabled: bool = True
     revision: Annotated[int, Field(ge=0, le=MOST)] = 0
 
@@ -226,6 +229,17 @@ class Feed(Model):
             raise ValueError(msg)
         if self.is_iceberg and self.is_mart:
             msg = "format: a mart is kept as Parquet files; an Iceberg table can be made of it by a project of its own"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _sinks_are_of_streams(self) -> Feed:
+        names = [each.label for each in self.sinks]
+        if len(set(names)) < len(names):
+            msg = "sinks: two have one name; give them names"
+            raise ValueError(msg)
+        if self.kind is not FeedKind.STREAM and any(each.takes_rows for each in self.sinks):
+            msg = f"sinks: rows of streams can be sent on, and this is a {self.kind}"
             raise ValueError(msg)
         return self
 

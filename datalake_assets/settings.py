@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.feed_sinks import declared_sinks
 from datalake_assets.feed_sources import declared_systems
 from datalake_assets.policies import problem_text
 
@@ -179,8 +180,9 @@ _OfSource = TypeVar("_OfSource", bound=Settings)
 
 
 def settings_model() -> type[Settings]:
-    """The settings of an installation and of all its sources as one model."""
-    return _combined(tuple(dict.fromkeys(each.settings for each in declared_systems().values())))
+    """The settings of an installation and of all its sources and sinks as one model."""
+    declared = (*declared_systems().values(), *declared_sinks().values())
+    return _combined(tuple(dict.fromkeys(each.settings for each in declared)))
 
 
 @cache
