@@ -312,12 +312,10 @@ class Landing:
         """Shows whoever watches the pass what becomes of a batch's rows."""
         if self._watch is None:
             return
+        numbers = None if batch.source_partitions is None else batch.numbers
         for which, tell in ((wanted, self._watch.accepted), (known, self._watch.known)):
             if which.any():
-                partitions, offsets = (
-                    None if each is None else np.asarray(each).astype(np.int64)[which]
-                    for each in (batch.source_partitions, batch.source_offsets)
-                )
+                partitions, offsets = (None, None) if numbers is None else (each[which] for each in numbers)
                 tell(rows if which.all() else rows.filter(pa.array(which)), partitions, offsets)
 
     def _fitted(self, rows: pa.RecordBatch) -> Fitted:

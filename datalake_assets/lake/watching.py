@@ -15,18 +15,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from datalake_assets.core.batches import RejectedRow
+from datalake_assets.core.position import Ints
 from datalake_assets.feed import Feed
 
-__all__ = ["Ints", "PassWatch", "Watcher", "present_watch", "watched_by", "watched_pass"]
+__all__ = ["PassWatch", "Watcher", "present_watch", "watched_by", "watched_pass"]
 
 logger = logging.getLogger(__name__)
-
-Ints = npt.NDArray[np.int64]
 
 
 class PassWatch(Protocol):
@@ -37,8 +34,8 @@ class PassWatch(Protocol):
 
         Args:
             rows: In the feed's columns.
-            partitions: Source partition of each row; None of rows without numbers.
-            offsets: Offset of each row; given where ``partitions`` are.
+            partitions: Source partition of each row, int64, or texts as Python's objects; None of rows without numbers.
+            offsets: Offset of each row, int64, or Python's own numbers; given where ``partitions`` are.
         """
 
     def known(self, rows: pa.RecordBatch, partitions: Ints | None, offsets: Ints | None) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.lake.watching import Ints
+from datalake_assets.core.position import Ints
 
 __all__ = [
     "CHUNK_ROWS",

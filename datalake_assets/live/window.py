@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,10 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datalake_assets.core.batches import RejectedRow
-from datalake_assets.core.position import Runs, merged_runs, runs_of, within
+from datalake_assets.core.position import Ints, Runs, SourcePartition, merged_runs, runs_of, within
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
-from datalake_assets.lake.watching import Ints
 from datalake_assets.live.chunks import (
     CHUNK_ROWS,
     NO_TIME,
@@ -113,6 +112,7 @@ class LiveWindow:
         self._rows = self._bytes = 0
         self._newest_time = NO_TIME
         self._newest_seen_at: float | None = None
+        self._named: dict[str, int] = {}
         self._watermarks: dict[int, int] = {}
         self._watermarks_before: dict[int, int] = {}
         self._accepted, self._again = _Numbers(), _Numbers()
@@ -195,13 +195,13 @@ class LiveWindow:
         with self.locked:
             self._error = " ".join(reason.split())
 
-    def landed_before(self, next_offsets: dict[int, int]) -> None:
+    def landed_before(self, next_offsets: Mapping[SourcePartition, int]) -> None:
         """The lake has all rows below these offsets, by source partition: whoever lands them is another."""
         with self.locked:
             for chunk in self._settled:
-                upto = np.full(len(chunk), NO_TIME)
+                upto = np.full(len(chunk), NO_TIME, dtype=chunk.offsets.dtype)
                 for partition, offset in next_offsets.items():
-                    upto[chunk.partitions == partition] = offset
+                    upto[chunk.partitions == self._code(partition)] = offset
                 self._land(chunk, ~chunk.landed & (chunk.offsets < upto) & (chunk.partitions >= 0))
 
     def view(self) -> WindowView:
@@ -243,10 +243,19 @@ class LiveWindow:
             landed=np.zeros(count, dtype=np.bool_),
             late=np.zeros(count, dtype=np.bool_),
             duplicate=np.zeros(count, dtype=np.bool_),
-            partitions=none if not numbered or partitions is None else partitions,
+            partitions=none if not numbered or partitions is None else self._codes(partitions),
             offsets=none if not numbered or offsets is None else offsets,
             keys=self._hashes(rows),
         )
+
+    def _codes(self, partitions: Ints) -> Ints:
+        """Source partitions as numbers, whatever the source calls them."""
+        if partitions.dtype != object:
+            return partitions
+        return np.array([self._code(each) for each in partitions.tolist()], dtype=np.int64)
+
+    def _code(self, partition: SourcePartition) -> int:
+        return partition if isinstance(partition, int) else self._named.setdefault(partition, len(self._named))
 
     def _hashes(self, rows: pa.RecordBatch) -> tuple[npt.NDArray[np.uint64], ...]:
         """Hashes of the values that have to be unique; 0 where one of them is null, as `repeats_query` has it."""

@@ -116,6 +116,34 @@ def test_rows_that_are_sent_again_are_counted_and_not_shown_again(lake):
     assert lake.totals == totals(seen=13, landed=13, known=6)
 
 
+def as_shards(batch: SourceBatch) -> SourceBatch:
+    """The rows as a source gives them that names its partitions, and whose numbers have more than 64 bits."""
+    assert batch.source_offsets is not None
+    names = pa.array(["shardId-000000000000"] * batch.rows.num_rows)
+    offsets = pa.array([str((1 << 180) + each) for each in batch.source_offsets.to_pylist()])
+    return dataclasses.replace(batch, source_partitions=names, source_offsets=offsets)
+
+
+def test_rows_of_named_partitions_and_of_large_numbers_are_shown_once_too(lake):
+    lake.export(as_shards(numbered(range(10))))
+    with pytest.raises(IncompleteResponse):
+        lake.export(as_shards(numbered(range(5, 15))), breaks=True)
+    lake.export(as_shards(numbered(range(10, 20))))
+    assert lake.shown() == ids(lake.table) == list(range(20))
+    assert lake.totals == totals(seen=20, landed=20, known=5)
+
+
+def test_a_window_that_lands_nothing_learns_of_named_partitions_too():
+    window = LiveWindow(stream_feed(), lands=False, clock=Clock())
+    batch = as_shards(numbered(range(10)))
+    window.begin().accepted(batch.rows, *batch.numbers)
+    window.ended(None)
+    window.landed_before({"shardId-000000000000": (1 << 180) + 4, "another": 1 << 181})
+    last = window.last(20)
+    assert last
+    assert last.column("_state").to_pylist() == ["landed"] * 4 + ["seen"] * 6
+
+
 def test_a_pass_that_failed_shows_no_row_twice_when_it_is_repeated(lake):
     lake.export(numbered(range(10)), breaks=False)
     with pytest.raises(IncompleteResponse):
