@@ -151,9 +151,8 @@ def serve() -> None:
 def _queries(ask: Any, proxies: Sequence[LatencyProxy], rows: int) -> dict[str, tuple[float, int]]:
     """The least time and the median of requests of each query; the first one of all is not counted."""
     ask("QUERY", sql="SELECT 1")
-    return {
-        name: _best([_asked(ask, proxies, name, number, ROUNDS, rows) for number in range(ROUNDS)]) for name in QUERIES
-    }
+    parts = [(number + 0.5) / ROUNDS for number in range(ROUNDS)]
+    return {name: _best([_asked(ask, proxies, name, rows, part) for part in parts]) for name in QUERIES}
 
 
 def _first_queries(
@@ -166,7 +165,7 @@ def _first_queries(
         for number in range(FIRST_ROUNDS):
             with _api(settings) as ask:
                 ask("QUERY", table=OTHER, sql="SELECT 1")
-                took.append(_asked(ask, proxies, name, number, FIRST_ROUNDS, rows))
+                took.append(_asked(ask, proxies, name, rows, (number + 0.5) / FIRST_ROUNDS))
         found[name] = _best(took)
     return found
 
@@ -175,15 +174,13 @@ def _best(took: Sequence[tuple[float, int]]) -> tuple[float, int]:
     return min(seconds for seconds, _ in took), round(median(requests for _, requests in took))
 
 
-def _asked(
-    ask: Any, proxies: Sequence[LatencyProxy], name: str, number: int, rounds: int, rows: int
-) -> tuple[float, int]:
-    """Seconds and requests of a query; each of the rounds looks for another row.
+def _asked(ask: Any, proxies: Sequence[LatencyProxy], name: str, rows: int, part: float) -> tuple[float, int]:
+    """Seconds and requests of a query, which looks for a row in some part of all.
 
     Raises:
         SystemExit: Its answer is wrong.
     """
-    query = QUERIES[name].format(row_id=(number * 2 + 1) * rows // (2 * rounds))
+    query = QUERIES[name].format(row_id=int(part * rows))
     counted, began = sum(each.requests for each in proxies), time.perf_counter()
     answer = ask("QUERY", sql=query, timeout_s=60)
     taken, requests = time.perf_counter() - began, sum(each.requests for each in proxies) - counted
