@@ -28,15 +28,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.types as pt
 
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.core.schema import spellings
 from datalake_assets.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds  # imports pandas
 
 __all__ = [
     "CheckedQuery",
@@ -438,6 +441,8 @@ def _rows(dataset: ds.Dataset | pa.Table, schema: pa.Schema) -> ds.Dataset | pa.
         return schema.empty_table()
     if schema.equals(dataset.schema):
         return dataset
+    import pyarrow.dataset as ds  # noqa: PLC0415  whoever has a dataset has it
+
     return ds.FileSystemDataset(list(dataset.get_fragments()), schema, dataset.format, dataset.filesystem)
 
 

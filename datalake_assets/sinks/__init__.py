@@ -1,1 +1,0 @@
-"""Rows that were landed, and alerts about feeds, sent on to systems of others."""

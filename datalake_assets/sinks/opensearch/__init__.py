@@ -1,1 +1,0 @@
-"""OpenSearch and Elasticsearch as sinks."""

@@ -1,1 +1,0 @@
-"""Webhooks as sinks of alerts."""
