@@ -80,7 +80,7 @@ def running_ui(folder: Path) -> Iterator[DemoUI]:
     _serve(ui.store, RECORDS)
     ui.datalake("demo", "--records", str(RECORDS), "--json")
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", url[17:]]
-    command += ["--log-level", "warning"]
+    command += ["--log-level", "warning", "--live-data-poll-rate", "60000"]
     # as `make dev` has it, but for warnings that Python hides by default
     shown = {"PYTHONWARNINGS": "default,ignore:Function `dev_command`"}
     with (

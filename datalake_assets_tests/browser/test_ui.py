@@ -22,7 +22,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.systems import connect
-from datalake_assets_tests.browser.conftest import QUIET, WIDTH, Picture
+from datalake_assets_tests.browser.conftest import QUIET, WIDTH, Picture, visit
 from datalake_assets_tests.browser.graphql import eventually
 from datalake_assets_tests.browser.servers import RECORDS, DemoUI
 
@@ -63,7 +63,7 @@ def small_files(ui: DemoUI, name: str, key: str) -> int:
 
 def _wait_for_success(ui: DemoUI, page: Page, run_id: str) -> None:
     """Waits for a run's end without a page that follows it: drawing it takes as much CPU as the run."""
-    page.goto(QUIET)
+    visit(page, QUIET)
     eventually(lambda: ui.api.run_status(run_id) in {"SUCCESS", "FAILURE"}, f"run {run_id} ends")
     assert ui.api.run_status(run_id) == "SUCCESS"
 
@@ -90,7 +90,7 @@ def choose_partitions(page: Page, partitions: str) -> Locator:
 
 def launch_backfill(ui: DemoUI, page: Page, picture: Picture) -> str:
     """Launches one of a range of days; its id."""
-    page.goto("/assets/streams/transaction_alerts")
+    visit(page, "/assets/streams/transaction_alerts")
     dialog = choose_partitions(page, f"[{day(ui, BACKFILLED[0])}...{day(ui, BACKFILLED[-1])}]")
     expect(dialog.get_by_role("button", name="Launch backfill")).to_be_enabled()
     picture("4-backfill-dialog")
@@ -125,23 +125,25 @@ def turn_on_sensor(ui: DemoUI, page: Page, picture: Picture) -> None:
     ui.datalake("export", "--stream", SMALL.removeprefix("streams/"))
     assert small_files(ui, SMALL, day(ui, 2)) >= SMALL_FILES
     assert ui.api.checks(SMALL)["small_files"] is False
-    page.goto(f"/assets/{SMALL}?view=checks&checkDetail=small_files")
+    visit(page, f"/assets/{SMALL}?view=checks&checkDetail=small_files")
     expect(page.get_by_text("Evaluation result")).to_be_visible()
     picture("6-small-files-before")
-    page.goto("/locations/datalake_assets/sensors/compaction_sensor")
+    visit(page, "/locations/datalake_assets/sensors/compaction_sensor")
     page.locator("label", has=page.get_by_role("checkbox")).first.click()  # the switch itself is not drawn
 
 
 def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, page: Page, picture: Picture):
     page.set_viewport_size({"width": 2 * WIDTH, "height": 4000})  # what does not fit is drawn without its details
-    page.goto("/asset-groups")
+    visit(page, "/asset-groups")
     groups = {feed.group for feed in demo_feeds(FeedRegistry(ui.store).get("user_events").start)}
     for group in groups:
         expect(page.get_by_text(group, exact=True).last).to_be_visible()
 
     page.keyboard.press("Alt+e")  # expands all groups
     page.wait_for_url("**expanded=**")
-    page.reload()  # and fits them to the window
+    expanded = page.url
+    visit(page, QUIET)
+    visit(page, expanded)  # which fits them to the window
 
     for name in (*DEMO_FEED_NAMES, *DEMO_MART_NAMES):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
@@ -152,7 +154,7 @@ def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, pa
 
 def test_catalog_lists_every_feed_with_its_description(ui: DemoUI, page: Page, picture: Picture):
     page.set_viewport_size({"width": WIDTH, "height": 3000})  # what does not fit is not there
-    page.goto("/assets")
+    visit(page, "/assets")
 
     for node in ui.api.assets().values():
         expect(page.get_by_text(node["description"][:40]).first).to_be_visible()
@@ -162,7 +164,7 @@ def test_catalog_lists_every_feed_with_its_description(ui: DemoUI, page: Page, p
 
 
 def test_page_of_a_stream_shows_columns_and_plots_numbers(page: Page, picture: Picture):
-    page.goto("/assets/streams/transaction_stream")
+    visit(page, "/assets/streams/transaction_stream")
 
     expect(page.get_by_text("Every card payment as it arrives")).to_be_visible()
     for column, kind in {"amount": "decimal128(18, 2)", "merchant": "struct<", "rowtime": "timestamp[ms"}.items():
@@ -179,7 +181,7 @@ def test_page_of_a_stream_shows_columns_and_plots_numbers(page: Page, picture: P
 
 
 def test_page_of_a_mart_shows_its_query_and_what_its_columns_are_made_of(page: Page, picture: Picture):
-    page.goto("/assets/marts/daily_payments")
+    visit(page, "/assets/marts/daily_payments")
     expect(page.get_by_text("how many of them a rule objected to").first).to_be_visible()
     expect(page.get_by_text("decimal128(18, 2)").first).to_be_visible()
     picture("2-mart-overview")
@@ -188,7 +190,7 @@ def test_page_of_a_mart_shows_its_query_and_what_its_columns_are_made_of(page: P
     expect(page.get_by_text("streams/transaction_stream.amount").first).to_be_visible()
     picture("2-mart-made-of")
 
-    page.goto("/assets/marts/daily_payments?view=lineage&lineageScope=upstream")
+    visit(page, "/assets/marts/daily_payments?view=lineage&lineageScope=upstream")
     for name in ("transaction_stream", "transaction_alerts"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
 
@@ -198,7 +200,7 @@ def test_checks_of_a_stream_have_results(ui: DemoUI, page: Page, picture: Pictur
     evaluated = {name for name, passed in results.items() if passed is not None}
     assert {"file_size", "freshness", "quarantine", "row_count", "schema", "small_files"} <= evaluated
 
-    page.goto("/assets/streams/transaction_alerts?view=checks")
+    visit(page, "/assets/streams/transaction_alerts?view=checks")
 
     for name in sorted(evaluated):
         page.get_by_text(name, exact=True).first.click()
@@ -226,7 +228,7 @@ def test_partition_is_materialized_by_hand(ui: DemoUI, page: Page, picture: Pict
     ui.serve_records(RECORDS + 100)
     key = day(ui, 2)
     before = rows_in_lake(ui, "transaction_stream", key)
-    page.goto("/assets/streams/transaction_stream")
+    visit(page, "/assets/streams/transaction_stream")
 
     dialog = choose_partitions(page, key)
     expect(dialog.get_by_role("button", name="Launch 1 run")).to_be_enabled()
@@ -239,7 +241,7 @@ def test_partition_is_materialized_by_hand(ui: DemoUI, page: Page, picture: Pict
     page.wait_for_url(f"**/runs/{run_id}*")
     run_page = page.url
     _wait_for_success(ui, page, run_id)
-    page.goto(run_page)
+    visit(page, run_page)
     _check_that_the_worker_named_its_process(ui, run_id)
     expect(page.get_by_text("Success", exact=True).first).to_be_visible()
     picture("3-run")
@@ -252,10 +254,10 @@ def test_partition_is_materialized_by_hand(ui: DemoUI, page: Page, picture: Pict
 
 
 def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page, picture: Picture):
-    page.goto("/assets")
+    visit(page, "/assets")
     expect(page.get_by_text("Payments that a fraud rule objected to").first).to_be_visible()
 
-    page.goto(QUIET)
+    visit(page, QUIET)
     ui.datalake(
         *("feeds", "add", "--name", "payments_by_month", "--kind", "stream", "--object", "TRANSACTION_STREAM"),
         *("--partition-by", "month", "--start", day(ui, 0), "--group", "payments"),
@@ -269,7 +271,7 @@ def test_feed_added_by_command_appears_without_a_restart(ui: DemoUI, page: Page,
 
 
 def test_report_of_the_lake_shows_its_plots(ui: DemoUI, page: Page, picture: Picture):
-    page.goto("/assets/lake_report")
+    visit(page, "/assets/lake_report")
     page.get_by_role("button", name=re.compile("Materialize$")).first.click()
 
     launched = page.get_by_text(re.compile("Launched run [0-9a-f]{8}"))
@@ -336,7 +338,7 @@ def test_sensor_compacts_the_feed_within_two_ticks(ui: DemoUI, page: Page, pictu
     page.goto(f"/assets/{SMALL}?view=checks&checkDetail=small_files")
     expect(page.get_by_text("Passed").first).to_be_visible()
     picture("6-small-files-after")
-    page.goto(f"/assets/{SMALL}")
+    visit(page, f"/assets/{SMALL}")
     page.get_by_role("button", name="Plots").click()
     page.get_by_role("button", name="Events").click()
     expect(page.get_by_text("datalake/small_files", exact=True).first).to_be_visible()
