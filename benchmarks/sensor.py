@@ -28,7 +28,8 @@ from typing import Any
 import dagster as dg
 
 from benchmarks.measuring import Target, answer, print_targets
-from datalake_assets.core.compaction.watch import FeedWatch, WatchState, state_to_json
+from datalake_assets.core.compaction.watch import FeedWatch
+from datalake_assets.core.compaction.watch_state import WatchState, state_to_json
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Commit, Manifest
 from datalake_assets.core.position import OffsetsPosition

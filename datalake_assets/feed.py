@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from datalake_assets.errors import ConfigError, InvalidFeed
+from datalake_assets.feed_sinks import SinkModel, as_declared_sink
 from datalake_assets.feed_sources import (
     ADOPTED,
     AssetSource,
@@ -35,6 +36,7 @@ from datalake_assets.feed_sources import (
     SystemSource,
     as_declared,
 )
+from datalake_assets.live_policies import MOST_TILES, LiveWindowPolicy, Tile
 from datalake_assets.policies import (
     MIB,
     MOST,
@@ -48,6 +50,7 @@ from datalake_assets.policies import (
     ParquetFormat,
     RangeRule,
     Retention,
+    RunPolicy,
     problems_line,
 )
 
@@ -119,12 +122,16 @@ class Feed(Model):
         checks: Limits of the other checks, and rules on the rows.
         small_file_bytes: Files below this size count as small.
         compaction: When and how small files are merged.
+        live: How much of its present the live view keeps, and what is late there.
+        tiles: Questions in SQL that the live view always asks.
+        runs: How much of it a run takes on, and what its launcher should give it.
         schedule: Cron line (UTC) on which the feed is exported; None for none.
         owners: Dagster owners: ``team:name`` or an e-mail address.
         tags: Dagster tags.
         group: Dagster asset group.
         description: Shown in the UI; Markdown.
         columns: What people should know of columns, by their names in the lake.
+        sinks: Where a stream's rows, or alerts about it, are sent on to once they are committed.
         enabled: False once archived.
         revision: Raised by every change; the registry's compare-and-swap counter.
     """
@@ -147,12 +154,16 @@ class Feed(Model):
     checks: Checks = Checks()
     small_file_bytes: Annotated[int, Field(ge=0, le=MOST)] = 64 * MIB
     compaction: CompactionPolicy = CompactionPolicy()
+    live: LiveWindowPolicy = LiveWindowPolicy()
+    tiles: Annotated[tuple[Tile, ...], Field(max_length=MOST_TILES)] = ()
+    runs: RunPolicy = RunPolicy()
     schedule: str | None = None
     owners: tuple[str, ...] = ()
     tags: dict[str, str] = Field(default_factory=dict)
     group: str = ""
     description: str = ""
     columns: dict[str, ColumnNote] = Field(default_factory=dict)
+    sinks: tuple[Annotated[SinkModel, SerializeAsAny(), BeforeValidator(as_declared_sink)], ...] = ()
     enabled: bool = True
     revision: Annotated[int, Field(ge=0, le=MOST)] = 0
 
@@ -187,6 +198,16 @@ class Feed(Model):
         return self
 
     @model_validator(mode="after")
+    def _tiles_can_be_shown(self) -> Feed:
+        names = Counter(each.name for each in self.tiles)
+        repeated = [name for name, count in names.items() if count > 1]
+        problem = f"{repeated[0]!r} is there twice" if repeated else self.why_not_live if self.tiles else ""
+        if problem:
+            msg = f"tiles: {problem}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _source_is_of_its_kind(self) -> Feed:
         if self.kind not in self.source.serves:
             msg = f"a {self.kind} cannot have a source of type {self.source.type!r}"
@@ -208,6 +229,17 @@ class Feed(Model):
             raise ValueError(msg)
         if self.is_iceberg and self.is_mart:
             msg = "format: a mart is kept as Parquet files; an Iceberg table can be made of it by a project of its own"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _sinks_are_of_streams(self) -> Feed:
+        names = [each.label for each in self.sinks]
+        if len(set(names)) < len(names):
+            msg = "sinks: two have one name; give them names"
+            raise ValueError(msg)
+        if self.kind is not FeedKind.STREAM and any(each.takes_rows for each in self.sinks):
+            msg = f"sinks: rows of streams can be sent on, and this is a {self.kind}"
             raise ValueError(msg)
         return self
 
@@ -256,6 +288,15 @@ class Feed(Model):
         if not isinstance(source, SystemSource) or self.position_kind is not PositionKind.OFFSETS:
             return False
         return source.shared_numbers
+
+    @property
+    def why_not_live(self) -> str:
+        """Why it has no live view: each row has to be told from those seen before; empty if it has one."""
+        if not self.is_exported or self.is_mart or self.kind is not FeedKind.STREAM:
+            return "only streams that are exported from a source have a live view"
+        if self.position_kind not in {PositionKind.OFFSETS, PositionKind.IDS}:
+            return "it is pulled by windows, so that new rows cannot be told from those before; only numbered rows can"
+        return ""
 
     @property
     def row_time(self) -> str | None:

@@ -108,6 +108,11 @@ class SystemSource(SourceModel):
         """The lake column of a record's own timestamp, which partitions a stream that names no other."""
         return None
 
+    @property
+    def position_columns(self) -> tuple[str, str] | None:
+        """The lake columns that carry a row's source partition and offset, where both are landed."""
+        return None
+
     def reading(self, kind: FeedKind) -> str:
         """How the rows are read, in a word or two, for a list of feeds."""
         return self.position_kind(kind).value

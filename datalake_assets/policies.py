@@ -28,6 +28,7 @@ __all__ = [
     "Retention",
     "Rule",
     "RuleBase",
+    "RunPolicy",
     "SqlRule",
     "UniqueRule",
     "problem_text",
@@ -198,6 +199,40 @@ class CompactionPolicy(Model):
     verify: Literal["full", "pages", "rows"] = "full"
     summary_files: Literal["keep", "remove"] = "keep"
     recommend_every: Annotated[int, Field(ge=0, le=MOST)] = 10
+
+
+#: Names of Dagster's own tags that a person may set on a run; by the others Dagster, and we, find runs again.
+_DAGSTERS_TAGS = {f"dagster/{name}" for name in ("max_retries", "max_runtime", "priority", "retry_strategy")}
+_TAG = re.compile(r"(?!(\.?dagster|datalake)/)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9._-]{1,127})?")
+
+
+class RunPolicy(Model):
+    """How much of a feed a run takes on, and what its launcher should give it; how to say so is the launcher's.
+
+    Attributes:
+        max_bytes: Bytes of files that a run of compactions merges, and that a run of a backfill lands; None: as the
+            installation says, by `DATALAKE_RUN_MB`.
+        partitions: Partitions of a stream that a run of a backfill exports; None: by their bytes where a launcher is
+            named by `DATALAKE_RUN_LAUNCHER`, else all of them.
+        cores: Cores for a run; None: by what its work is estimated to take.
+        memory_mb: Memory for a run; None: likewise.
+        tags: Dagster's tags of a run, which go before all that are made of the above, like
+            ``{"dagster-celery/queue": "large"}``.
+    """
+
+    max_bytes: Annotated[int, Field(ge=1 * MIB, le=MOST * MIB)] | None = None
+    partitions: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    cores: Annotated[float, Field(ge=0.25, le=1_000)] | None = None
+    memory_mb: Annotated[int, Field(ge=256, le=MOST)] | None = None
+    tags: dict[str, Annotated[str, Field(max_length=4_000)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _tags_are_a_launchers(self) -> RunPolicy:
+        for name in self.tags:
+            if name not in _DAGSTERS_TAGS and not _TAG.fullmatch(name):
+                msg = f"tags: {name!r} is no tag of a launcher, nor one of {', '.join(sorted(_DAGSTERS_TAGS))}"
+                raise ValueError(msg)
+        return self
 
 
 class Level(StrEnum):

@@ -14,11 +14,12 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import UnionType, new_class
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.feed_sinks import declared_sinks
 from datalake_assets.feed_sources import declared_systems
 from datalake_assets.policies import problem_text
 
@@ -60,6 +61,10 @@ class Settings(BaseModel):
         lake: The lake: a local folder or ``s3://bucket/prefix``.
         env: Sets compaction thresholds.
         compaction_memory_mb: Megabytes of decoded rows that a compaction may hold; says how much it does at once.
+        run_mb: Megabytes of files that a run of compactions merges, and that a run of a backfill lands: a backlog is
+            cut into runs of about so much. It should take minutes.
+        run_launcher: Whose tags runs carry, so that each is given the cores and the memory that its work is estimated
+            to take: ``kubernetes``, ``ecs`` or ``celery``; unset: none. ``dagster.yaml`` names the launcher itself.
         s3_endpoint: URL of an S3-compatible server; unset: AWS. Credentials come by the AWS conventions only.
         webserver_url: The Dagster web server, which is asked to reload when feeds change.
         ops_tokens_file: Who may use the write API over HTTP: a JSON object of a token, or a list of tokens, by tenant.
@@ -92,6 +97,8 @@ class Settings(BaseModel):
     lake: str = "./lake"
     env: Environment = Environment.DEVELOPMENT
     compaction_memory_mb: Annotated[int, Field(ge=64)] = 400
+    run_mb: Annotated[int, Field(ge=1)] = 8192
+    run_launcher: Literal["", "kubernetes", "ecs", "celery"] = ""
     s3_endpoint: str | None = None
     webserver_url: str = "http://127.0.0.1:3000"
     ops_tokens_file: str | None = None
@@ -173,8 +180,9 @@ _OfSource = TypeVar("_OfSource", bound=Settings)
 
 
 def settings_model() -> type[Settings]:
-    """The settings of an installation and of all its sources as one model."""
-    return _combined(tuple(dict.fromkeys(each.settings for each in declared_systems().values())))
+    """The settings of an installation and of all its sources and sinks as one model."""
+    declared = (*declared_systems().values(), *declared_sinks().values())
+    return _combined(tuple(dict.fromkeys(each.settings for each in declared)))
 
 
 @cache

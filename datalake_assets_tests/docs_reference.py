@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from datalake_assets.feed import ColumnNote, Feed
+from datalake_assets.feed_sinks import declared_sinks
 from datalake_assets.feed_sources import (
     AssetSource,
     DeltaTableSource,
@@ -43,6 +44,7 @@ from datalake_assets.policies import (
     UniqueRule,
 )
 from datalake_assets.settings import PREFIX, settings_model
+from datalake_assets.sinks.opensearch.opensearch_model import RolloverLimits
 
 __all__ = ["PATH", "render"]
 
@@ -84,6 +86,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`source` of an Iceberg table of others", IcebergTableSource),
     ("`source` of a Delta table of others", DeltaTableSource),
     ("`source` of an asset of another project", AssetSource),
+    ("`rollover` of a sink", RolloverLimits),
     ("each column in `columns`", ColumnNote),
     ("`format`", ParquetFormat),
     ("every part in `format.parts`", PartitionPart),
@@ -109,7 +112,8 @@ def render() -> str:
     settings = _table("variable", model, lambda name: f"{prefix}{name.upper()}")
     lines = [_HEAD, *settings, _FEED, *_table("field", Feed, str)]
     sources = ((f"`source` of a feed that reads {type_}", each.model) for type_, each in declared_systems().items())
-    for name, model in (*sources, *_PARTS):
+    sinks = ((f"`sinks` of a feed that is sent to {type_}", each.model) for type_, each in declared_sinks().items())
+    for name, model in (*sources, *sinks, *_PARTS):
         lines += ["", f"### {name}", "", _summary(model), "", *_table("field", model, str)]
     return "\n".join(lines) + "\n"
 
@@ -147,7 +151,7 @@ def _values(kind: Any) -> str:
     """What a field takes, in words."""
     options = get_args(kind)
     if get_origin(kind) is Literal:
-        return ", ".join(f"`{option}`" for option in options)
+        return ", ".join(f"`{option}`" for option in options if option != "")
     if get_origin(kind) in {Union, UnionType}:
         return " or ".join(dict.fromkeys(_bounded(option) for option in options if option is not type(None)))
     if get_origin(kind) is tuple:

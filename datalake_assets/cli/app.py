@@ -61,6 +61,7 @@ COMMANDS = {
     "notify": "Send a message: to the webhook, the topic and the addresses that settings name, and to the log.",
     "ops": "Answer one request of the write API, a JSON document on standard input.",
     "quarantine": "Look at rows that could not be landed, and land them once the feed was mended.",
+    "sinks": "Send on what was landed to the sinks that feeds declare; look how far they are.",
     "convert": "Convert CSV, TSV or JSON files at SRC to Parquet or Avro at DST, once, without a lake.",
     "files": "Say what became of each dropped file of feed NAME: rows, bytes, seconds, or why it was refused.",
     "delete": "Delete the rows of a feed that a condition is true of; first shows how many, by partition and file.",
@@ -69,7 +70,7 @@ COMMANDS = {
     "serve": "Run an embedded server, or the write API, on this machine until Ctrl-C.",
 }
 #: Commands whose module has another name.
-_MODULES = {"repair": "verify", "files": "dropped_files"}
+_MODULES = {"repair": "verify", "files": "dropped_files", "sinks": "deliver"}
 
 
 class _App(click.Group):

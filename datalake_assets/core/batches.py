@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from datalake_assets.core.partitions import TimeWindow
+from datalake_assets.core.position import Ints, SourcePartition, numbers_of, row_position
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,8 +150,10 @@ class SourceBatch:
 
     Attributes:
         rows: The rows, in the lake's columns; equal schema in all batches of a read.
-        source_partitions: int32 per row, no nulls; only from sources that number their rows.
-        source_offsets: int64 per row, no nulls; given where ``source_partitions`` are.
+        source_partitions: int32 per row, no nulls; only from sources that number their rows. Or string, none of them
+            a number, of sources that name their partitions.
+        source_offsets: int64 per row, no nulls; given where ``source_partitions`` are. Or string, of decimal digits, of
+            sources whose numbers are larger; the partitions are strings then, too.
         rejected: Rows that could not be decoded.
         source_items: string per row, no nulls: the item that it came with, a message or a file; only from sources
             without order. A read gives an item once, its rows in one batch or in several.
@@ -167,7 +170,20 @@ class SourceBatch:
     source_items: pa.Array | None = None
     forget_after: datetime | None = None
     finished: tuple[FinishedItem, ...] = ()
-    read_to: Mapping[int, int] = field(default_factory=dict)
+    read_to: Mapping[SourcePartition, int] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> tuple[Ints, Ints]:
+        """Source partition and offset of each row, of a source that numbers them."""
+        if self.source_partitions is None or self.source_offsets is None:
+            raise AssertionError
+        return numbers_of(self.source_partitions, self.source_offsets)
+
+    def position(self, row: int) -> str | None:
+        """Source partition and offset of a row, as quarantine writes them; None if it has none."""
+        if self.source_partitions is None or self.source_offsets is None:
+            return None
+        return row_position(self.source_partitions[row].as_py(), self.source_offsets[row].as_py())
 
     def taking(self, which: pa.Array, *, also_rejected: Sequence[RejectedRow] = ()) -> SourceBatch:
         """Some of its rows, by their numbers; others may have been rejected meanwhile."""
@@ -192,10 +208,15 @@ class ReadRequest:
     """
 
     window: TimeWindow | None = None
-    start_offsets: Mapping[int, int] | None = None
+    start_offsets: Mapping[SourcePartition, int] | None = None
     new_epoch: bool = False
     landed: LandedItems | None = None
     items: tuple[str, ...] | None = None
+
+    @property
+    def numbered_starts(self) -> dict[int, int]:
+        """``start_offsets``, for sources whose partitions are numbers."""
+        return {each: start for each, start in (self.start_offsets or {}).items() if isinstance(each, int)}
 
 
 class Batches(Protocol):

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from datalake_assets.core.partitions import version_key
-from datalake_assets.core.position import Holes, Runs
+from datalake_assets.core.position import Holes, Runs, SourcePartition, offset_to_json, partition_of
 from datalake_assets.errors import ConfigError, CorruptLake
 
 __all__ = ["Conversion", "FeedState", "Version"]
@@ -76,13 +76,13 @@ class FeedState:
 
     position_kind: str | None = None
     epoch: int = 0
-    hint: Mapping[int, int] = field(default_factory=dict)
+    hint: Mapping[SourcePartition, int] = field(default_factory=dict)
     watermark: datetime | None = None
     next_version: int = 1
     versions: tuple[Version, ...] = ()
     removing: tuple[int, ...] = ()
     schema: str | None = None
-    rejected: Mapping[int, Holes] = field(default_factory=dict)
+    rejected: Mapping[SourcePartition, Holes] = field(default_factory=dict)
     deleted: str = ""
     form: str = ""
     conversion: Conversion | None = None
@@ -122,7 +122,11 @@ class FeedState:
         return replace(self, position_kind=kind)
 
     def with_hint(
-        self, offsets: Mapping[int, int], *, epoch: int, rejected: Mapping[int, Runs] | None = None
+        self,
+        offsets: Mapping[SourcePartition, int],
+        *,
+        epoch: int,
+        rejected: Mapping[SourcePartition, Runs] | None = None,
     ) -> FeedState:
         """The state with the hint moved up to ``offsets`` of ``epoch``; an older epoch's offsets change nothing.
 
@@ -139,7 +143,7 @@ class FeedState:
             aside[partition] = aside.get(partition, Holes()).added(runs)
         return replace(self, hint=merged, epoch=epoch, rejected=aside)
 
-    def without_rejected(self, landed: Mapping[int, Runs], *, epoch: int) -> FeedState:
+    def without_rejected(self, landed: Mapping[SourcePartition, Runs], *, epoch: int) -> FeedState:
         """The state without rejected rows that were landed after all."""
         if epoch != self.epoch:
             return self
@@ -186,7 +190,7 @@ class FeedState:
             write_id=self.write_id,
             position_kind=self.position_kind,
             epoch=self.epoch,
-            hint=dict(sorted(self.hint.items())),
+            hint={str(key): offset_to_json(each) for key, each in sorted(self.hint.items(), key=_in_order)},
             watermark=self.watermark,
             next_version=self.next_version,
             current_version=self.current.number if self.current else None,
@@ -194,7 +198,7 @@ class FeedState:
             versions=self.versions,
             removing=self.removing,
             schema=self.schema,
-            rejected={key: each.to_json() for key, each in sorted(self.rejected.items())},
+            rejected={str(key): each.to_json() for key, each in sorted(self.rejected.items(), key=_in_order)},
             deleted=self.deleted,
             form=self.form,
             conversion=self.conversion,
@@ -218,13 +222,13 @@ class FeedState:
             return cls(
                 position_kind=document.position_kind,
                 epoch=document.epoch,
-                hint=document.hint,
+                hint={partition_of(key): int(each) for key, each in document.hint.items()},
                 watermark=document.watermark,
                 next_version=document.next_version,
                 versions=document.versions,
                 removing=document.removing,
                 schema=document.schema,
-                rejected={key: Holes.from_json(each) for key, each in document.rejected.items()},
+                rejected={partition_of(key): Holes.from_json(each) for key, each in document.rejected.items()},
                 deleted=document.deleted,
                 form=document.form,
                 conversion=document.conversion,
@@ -241,7 +245,7 @@ class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
     write_id: str
     position_kind: str | None
     epoch: int
-    hint: dict[int, int]
+    hint: dict[str, int | str]
     watermark: datetime | None
     next_version: int
     current_version: int | None
@@ -249,7 +253,12 @@ class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
     versions: tuple[Version, ...]
     removing: tuple[int, ...]
     schema: str | None
-    rejected: dict[int, list[Any]] = msgspec.field(default_factory=dict)
+    rejected: dict[str, list[Any]] = msgspec.field(default_factory=dict)
     deleted: str = ""
     form: str = ""
     conversion: Conversion | None = None
+
+
+def _in_order(each: tuple[SourcePartition, Any]) -> tuple[bool, SourcePartition]:
+    """Numbers by their size, then names."""
+    return isinstance(each[0], str), each[0]

@@ -10,10 +10,11 @@ below it and are not in the lake, until a replay fills them. See the ADR on quar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from datalake_assets.core.item_ids import IdsPosition
 from datalake_assets.errors import CorruptLake
@@ -21,6 +22,7 @@ from datalake_assets.errors import CorruptLake
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
 
 __all__ = [
     "MAX_HOLES",
@@ -29,27 +31,103 @@ __all__ = [
     "Position",
     "Runs",
     "SnapshotPosition",
+    "SourcePartition",
     "WindowPosition",
     "common_position",
     "first_seen",
+    "integers",
     "merged_runs",
+    "number_arrays",
+    "numbers_in",
+    "numbers_of",
     "offset_bounds",
+    "offset_to_json",
+    "partition_of",
     "position_facts",
     "position_from_json",
+    "row_position",
     "runs_of",
     "within",
 ]
 
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
-Ints: TypeAlias = "npt.NDArray[np.int64]"
+#: Offsets, or source partitions, of rows: int64, or Python's own numbers and texts where the source's are larger.
+Ints: TypeAlias = "npt.NDArray[Any]"
+#: What a source calls a part of it that has an order of its own: a number, as Kafka does; or a text that is no number,
+#: as Kinesis does.
+SourcePartition: TypeAlias = int | str
 
 
-#: Offsets are 64-bit numbers, as Kafka has them.
-LAST_OFFSET = 2**63 - 1
+#: Above all offsets. Kafka's have 63 bits; Kinesis's sequence numbers 186, and 24 more within an aggregated record.
+LAST_OFFSET = 2**256 - 1
+_INT64 = 2**63
 #: Offsets in ascending order as first and last of each run without a gap.
 Runs: TypeAlias = tuple[tuple[int, int], ...]
 #: Runs of holes that a position keeps for a source partition; a manifest is read and written whole.
 MAX_HOLES = 200
+
+
+def partition_of(text: str) -> SourcePartition:
+    """The source partition that is written so in JSON, where names are texts: the inverse of ``str``."""
+    return int(text) if re.fullmatch("0|-?[1-9][0-9]*", text) else text
+
+
+#: Source partition and offset, as `row_position` writes them. Rows that share a number have a digest behind it.
+_NUMBERED = re.compile(r"(?:(\d{1,10})|\[([^\]]{1,200})\]):(\d{1,80})(?:#[0-9a-f]+)?")
+
+
+def row_position(partition: SourcePartition, offset: int | str) -> str:
+    """Where a row stood, as quarantine writes it: ``0:17``; names are told from numbers by brackets."""
+    return f"[{partition}]:{offset}" if isinstance(partition, str) else f"{partition}:{offset}"
+
+
+def numbers_in(position: str) -> tuple[SourcePartition, int] | None:
+    """Source partition and offset of a position as `row_position` writes it; None if it is another."""
+    match = _NUMBERED.fullmatch(position)
+    return None if match is None else (match[2] or int(match[1]), int(match[3]))
+
+
+def offset_to_json(offset: int) -> int | str:
+    """A number as JSON has it: a text where 64 bits don't hold it, as they do all that earlier releases wrote.
+
+    ``int`` is the inverse.
+    """
+    return offset if -_INT64 <= offset < _INT64 else str(offset)
+
+
+def integers(values: Sequence[int]) -> Ints:
+    """Numbers of any size."""
+    import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
+
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError:
+        return np.array(values, dtype=object)
+
+
+def numbers_of(partitions: pa.Array, offsets: pa.Array) -> tuple[Ints, Ints]:
+    """What `datalake_assets.core.batches.SourceBatch` says of its rows, to compute with.
+
+    Args:
+        partitions: The source partition of each row: integers, or strings that are no numbers.
+        offsets: The offset of each row: integers, or strings of decimal digits.
+    """
+    import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
+    import pyarrow.types as pt  # noqa: PLC0415  who reads and writes positions need not load it
+
+    if pt.is_integer(offsets.type):
+        return np.asarray(partitions).astype(np.int64), np.asarray(offsets).astype(np.int64)
+    names = np.array(partitions.to_pylist(), dtype=object)
+    return names, np.array([int(each) for each in offsets.to_pylist()], dtype=object)
+
+
+def number_arrays(at: Sequence[tuple[SourcePartition, int]]) -> tuple[pa.Array, pa.Array]:
+    """The inverse of `numbers_of`, of pairs of source partition and offset; int32 and int64 where these hold them."""
+    import pyarrow as pa  # noqa: PLC0415  who reads and writes positions need not load it
+
+    if all(isinstance(partition, int) and offset < _INT64 for partition, offset in at):
+        return pa.array([each for each, _ in at], pa.int32()), pa.array([each for _, each in at], pa.int64())
+    return pa.array([each for each, _ in at], pa.string()), pa.array([str(each) for _, each in at], pa.string())
 
 
 def runs_of(offsets: Ints) -> Runs:
@@ -81,7 +159,7 @@ def within(runs: Runs, offsets: Ints) -> Mask:
 
     if not runs:
         return np.zeros(len(offsets), dtype=np.bool_)
-    first, last = np.array(runs, dtype=np.int64).T
+    first, last = (integers(each) for each in zip(*runs, strict=True))
     run = np.searchsorted(first, offsets, side="right") - 1
     inside: Mask = (run >= 0) & (offsets <= last[run])
     return inside
@@ -137,7 +215,7 @@ class Holes:
 
     def to_json(self) -> list[Any]:
         """``[unsure_below, [first, last], …]``."""
-        return [self.unsure_below, *(list(run) for run in self.runs)]
+        return [offset_to_json(self.unsure_below), *(list(map(offset_to_json, run)) for run in self.runs)]
 
     @classmethod
     def from_json(cls, document: Sequence[Any]) -> Holes:
@@ -156,10 +234,10 @@ class OffsetsPosition:
         holes: By source partition, of the same epoch; those without any are left out.
     """
 
-    next_offsets: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    holes: Mapping[int, Holes] = field(default_factory=dict)
+    next_offsets: Mapping[SourcePartition, tuple[int, int]] = field(default_factory=dict)
+    holes: Mapping[SourcePartition, Holes] = field(default_factory=dict)
 
-    def floor(self, source_partition: int, epoch: int) -> int:
+    def floor(self, source_partition: SourcePartition, epoch: int) -> int:
         """The first offset of ``epoch`` that is not in the lake; 0 if none is, and beyond all in a past epoch."""
         at_epoch, offset = self.next_offsets.get(source_partition, (epoch, 0))
         if at_epoch > epoch:
@@ -172,17 +250,21 @@ class OffsetsPosition:
 
         wanted = np.ones(len(offsets), dtype=np.bool_)
         if self.next_offsets:
-            for partition in np.unique(partitions):
+            for partition in np.unique(partitions).tolist():
                 rows = partitions == partition
-                wanted[rows] = offsets[rows] >= self.floor(int(partition), epoch)
+                wanted[rows] = offsets[rows] >= self.floor(partition, epoch)
         return wanted
 
-    def admits(self, epoch: int, lowest: Mapping[int, int]) -> bool:
+    def admits(self, epoch: int, lowest: Mapping[SourcePartition, int]) -> bool:
         """Whether rows whose lowest offsets are ``lowest`` (by source partition) are all new here."""
         return all(offset >= self.floor(partition, epoch) for partition, offset in lowest.items())
 
     def advanced(
-        self, epoch: int, highest: Mapping[int, int], *, passed: Mapping[int, Holes] | None = None
+        self,
+        epoch: int,
+        highest: Mapping[SourcePartition, int],
+        *,
+        passed: Mapping[SourcePartition, Holes] | None = None,
     ) -> OffsetsPosition:
         """The position after landing rows up to and including ``highest`` (offset by source partition).
 
@@ -201,13 +283,15 @@ class OffsetsPosition:
             holes[partition] = known.joined((passed or {}).get(partition, Holes()).between(floor, offset))
         return OffsetsPosition(merged, {partition: each for partition, each in holes.items() if each != Holes()})
 
-    def lacks(self, epoch: int, partition: int, offsets: Ints) -> Mask:
+    def lacks(self, epoch: int, partition: SourcePartition, offsets: Ints) -> Mask:
         """Which rows of a source partition are certainly not in the lake."""
         holes = Holes() if self._is_of_before(partition, epoch) else self.holes.get(partition, Holes())
         above: Mask = offsets >= self.floor(partition, epoch)
         return above | within(holes.runs, offsets)
 
-    def replayed(self, epoch: int, taken: Mapping[int, Runs], *, passed: Mapping[int, Holes]) -> OffsetsPosition:
+    def replayed(
+        self, epoch: int, taken: Mapping[SourcePartition, Runs], *, passed: Mapping[SourcePartition, Holes]
+    ) -> OffsetsPosition:
         """The position after rows that were in quarantine were landed.
 
         Args:
@@ -223,16 +307,30 @@ class OffsetsPosition:
             moved.next_offsets, {partition: each for partition, each in holes.items() if each != Holes()}
         )
 
-    def _is_of_before(self, partition: int, epoch: int) -> bool:
+    def _is_of_before(self, partition: SourcePartition, epoch: int) -> bool:
         """Whether what is known of a source partition is about another epoch."""
         return self.next_offsets.get(partition, (epoch, 0))[0] != epoch
 
     def to_json(self) -> dict[str, Any]:
-        """``{"kind": "offsets", "next": {"0": [epoch, offset]}}``, with ``"holes"`` where there are some."""
-        pairs = sorted(self.next_offsets.items())
-        holes = {str(partition): each.to_json() for partition, each in sorted(self.holes.items())}
-        document = {"kind": "offsets", "next": {str(partition): list(at) for partition, at in pairs}}
+        """``{"kind": "offsets", "next": {"0": [epoch, offset]}}``, with ``"holes"`` where there are some.
+
+        Offsets of more than 64 bits are texts.
+        """
+        pairs = _by_partition(self.next_offsets)
+        holes = {str(partition): each.to_json() for partition, each in _by_partition(self.holes)}
+        document = {
+            "kind": "offsets",
+            "next": {str(partition): [epoch, offset_to_json(offset)] for partition, (epoch, offset) in pairs},
+        }
         return document | ({"holes": holes} if holes else {})
+
+
+T = TypeVar("T")
+
+
+def _by_partition(found: Mapping[SourcePartition, T]) -> Iterable[tuple[SourcePartition, T]]:
+    """In the order of the source partitions: numbers by their size, then names."""
+    return sorted(found.items(), key=lambda each: (isinstance(each[0], str), each[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +407,8 @@ def position_from_json(document: Mapping[str, Any] | None) -> Position | None:
     if kind == "offsets":
         pairs, holes = document["next"].items(), document.get("holes", {}).items()
         return OffsetsPosition(
-            {int(partition): (int(at[0]), int(at[1])) for partition, at in pairs},
-            {int(partition): Holes.from_json(each) for partition, each in holes},
+            {partition_of(partition): (int(at[0]), int(at[1])) for partition, at in pairs},
+            {partition_of(partition): Holes.from_json(each) for partition, each in holes},
         )
     if kind == "window":
         return WindowPosition(
@@ -340,8 +438,8 @@ def common_position(
     positions: Sequence[OffsetsPosition],
     *,
     epoch: int,
-    hint: Mapping[int, int],
-    rejected: Mapping[int, Holes],
+    hint: Mapping[SourcePartition, int],
+    rejected: Mapping[SourcePartition, Holes],
 ) -> OffsetsPosition | None:
     """The one position of all partitions of a feed; None if some have rows of a read that others have not.
 
@@ -365,7 +463,7 @@ def common_position(
     return OffsetsPosition(next_offsets, {partition: each for partition, each in holes.items() if each != Holes()})
 
 
-def first_seen(highest: MutableMapping[int, int], partitions: Ints, offsets: Ints) -> Mask:
+def first_seen(highest: MutableMapping[SourcePartition, int], partitions: Ints, offsets: Ints) -> Mask:
     """Which rows come for the first time, in a read that is in offset order within each source partition.
 
     Args:
@@ -376,21 +474,21 @@ def first_seen(highest: MutableMapping[int, int], partitions: Ints, offsets: Int
     import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
 
     fresh = np.ones(len(offsets), dtype=np.bool_)
-    for value in np.unique(partitions):
+    for value in np.unique(partitions).tolist():
         rows = np.flatnonzero(partitions == value)
         own = offsets[rows]
-        before = np.maximum.accumulate(np.concatenate(([highest.get(int(value), -1)], own)))
+        before = np.maximum.accumulate(np.concatenate((integers([highest.get(value, -1)]), own)))
         fresh[rows] = own > before[:-1]
-        highest[int(value)] = int(before[-1])
+        highest[value] = int(before[-1])
     return fresh
 
 
-def offset_bounds(partitions: Ints, offsets: Ints) -> dict[int, tuple[int, int]]:
+def offset_bounds(partitions: Ints, offsets: Ints) -> dict[SourcePartition, tuple[int, int]]:
     """Lowest and highest offset by source partition."""
     import numpy as np  # noqa: PLC0415  who reads and writes positions need not load it
 
     bounds = {}
-    for value in np.unique(partitions):
+    for value in np.unique(partitions).tolist():
         own = offsets[partitions == value]
-        bounds[int(value)] = (int(own.min()), int(own.max()))
+        bounds[value] = (int(own.min()), int(own.max()))
     return bounds

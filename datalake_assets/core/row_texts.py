@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -19,11 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from datalake_assets.core.batches import RejectedRow
+from datalake_assets.core.position import SourcePartition, numbers_in
 
 __all__ = ["QuarantinedRow", "row_from_text", "row_to_text", "rows_to_text", "values_of"]
-
-#: Rows that share a number are known by a digest of their content, too.
-_NUMBERED = re.compile(r"(\d{1,10}):(\d{1,19})(?:#[0-9a-f]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +50,9 @@ class QuarantinedRow:
         return cls(raw, row.reason, row.position, epoch, row.decoded, row.columns)
 
     @property
-    def offset(self) -> tuple[int, int] | None:
+    def offset(self) -> tuple[SourcePartition, int] | None:
         """Source partition and offset; None if the source did not number the row, or its numbers are not known."""
-        match = _NUMBERED.fullmatch(self.position)
-        return None if match is None else (int(match[1]), int(match[2]))
+        return numbers_in(self.position)
 
     @property
     def identity(self) -> str:

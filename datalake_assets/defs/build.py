@@ -25,6 +25,7 @@ from datalake_assets.defs.feeds.assets import (
     usable_feeds,
 )
 from datalake_assets.defs.feeds.runner import FeedRunner, default_resources, partition_tags, run_config
+from datalake_assets.defs.launchers import export_tags
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
@@ -170,7 +171,7 @@ def next_run(
     return dg.RunRequest(
         asset_selection=[asset_key(feed)],
         asset_check_keys=on_write_check_keys(feed),
-        tags=partition_tags(keys),
+        tags={**export_tags(runner.lake.settings, feed), **partition_tags(keys)},
         run_config=run_config(feed, ExportConfig(items=list(items))),
     )
 

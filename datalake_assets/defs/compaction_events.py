@@ -8,6 +8,7 @@ import dagster as dg
 from datalake_assets.core.compaction.watch import RunOutcome
 from datalake_assets.defs.metadata import (
     COMPACTION_FAILURES,
+    COMPACTION_TIME,
     FEED_PARTITION,
     FILES_COMPACTED,
     PARTITION_ERRORS,
@@ -50,11 +51,13 @@ class RunEnd:
         outcome: Whether it goes on, or how it ended.
         errors: Its error for each partition that failed; empty too if it was killed.
         flawed: Partitions that it compacted, each with whether that left files which no rewrite can take.
+        work_s: Seconds that it has merged files.
     """
 
     outcome: RunOutcome
     errors: Mapping[str, str] = field(default_factory=dict)
     flawed: Mapping[str, bool] = field(default_factory=dict)
+    work_s: float = 0.0
 
 
 class EventReader:
@@ -128,21 +131,24 @@ def end_of(instance: dg.DagsterInstance, run_key: str) -> RunEnd:
     (run,) = runs
     if not run.is_finished:
         return RunEnd(RunOutcome.RUNNING)
-    flawed = _flaws(instance, run.run_id)
+    flawed, work_s = _compacted(instance, run.run_id)
     if run.is_success:
-        return RunEnd(RunOutcome.SUCCEEDED, flawed=flawed)
-    return RunEnd(RunOutcome.FAILED, _errors(instance, run.run_id), flawed)
+        return RunEnd(RunOutcome.SUCCEEDED, flawed=flawed, work_s=work_s)
+    return RunEnd(RunOutcome.FAILED, _errors(instance, run.run_id), flawed, work_s)
 
 
-def _flaws(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, bool]:
-    """The partitions that a run compacted, each with whether that left files which no rewrite can take."""
-    flawed = {}
+def _compacted(instance: dg.DagsterInstance, run_id: str) -> tuple[Mapping[str, bool], float]:
+    """The partitions that a run compacted, each with whether that left files which no rewrite can take; its seconds."""
+    flawed: dict[str, bool] = {}
+    work_ms = 0
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION):
         event = entry.get_dagster_event().asset_observation_data.asset_observation
         key = _event_partition(event)
         if key is not None and FILES_COMPACTED in event.metadata:
             flawed[key] = bool(_files(event.metadata))
-    return flawed
+            took = event.metadata.get(COMPACTION_TIME)
+            work_ms += took.value or 0 if isinstance(took, dg.IntMetadataValue) else 0
+    return flawed, work_ms / 1000
 
 
 def _errors(instance: dg.DagsterInstance, run_id: str) -> Mapping[str, str]:

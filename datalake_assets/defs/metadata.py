@@ -31,6 +31,7 @@ from datalake_assets.settings import Environment
 
 __all__ = [
     "COMPACTION_FAILURES",
+    "COMPACTION_TIME",
     "FEED_PARTITION",
     "FILES_COMPACTED",
     "NOTES",
@@ -73,6 +74,7 @@ FILES_COMPACTED = "datalake/files_compacted"
 UNUSABLE_FILES = "datalake/unusable_files"
 #: On observations of what cannot be compacted, and on no others.
 COMPACTION_FAILURES = "datalake/compaction_failures"
+COMPACTION_TIME = "datalake/compaction_time_ms"
 #: On the failure of a compaction run: what went wrong with each of its partitions that failed.
 PARTITION_ERRORS = "datalake/errors"
 #: What a person should know of a write, a line each; not there if there is nothing.
@@ -122,8 +124,8 @@ def rows_key(feed: Feed) -> str:
 
 
 def code_version(feed: Feed) -> str:
-    """Changes when the feed's declaration does; archiving, restoring and notes on columns change nothing."""
-    document = feed.model_dump(mode="json", exclude={"revision", "enabled", "columns"})
+    """Changes when the feed's declaration does; how it is run, archiving, and notes on columns change nothing."""
+    document = feed.model_dump(mode="json", exclude={"revision", "enabled", "columns", "runs"})
     return _digest(json.dumps(document, sort_keys=True))
 
 
@@ -191,7 +193,7 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
         "datalake/files_skipped": dg.MetadataValue.int(len(report.skipped)),
         "datalake/bytes_saved": dg.MetadataValue.int(report.bytes_saved),
         "datalake/rows_compacted": dg.MetadataValue.int(report.rows),
-        "datalake/compaction_time_ms": dg.MetadataValue.int(report.compaction_time_ms),
+        COMPACTION_TIME: dg.MetadataValue.int(report.compaction_time_ms),
         "datalake/kernel": dg.MetadataValue.text(report.kernel or "none"),
         "datalake/row_groups_merged": dg.MetadataValue.int(report.row_groups_merged),
         "datalake/row_groups_encoded": dg.MetadataValue.int(report.row_groups_encoded),

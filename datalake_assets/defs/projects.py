@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 import dagster as dg
 
-from datalake_assets.core.compaction.watch import FeedWatch, WatchState, heard, state_from_json, state_to_json
+from datalake_assets.core.compaction.watch import FeedWatch, heard
+from datalake_assets.core.compaction.watch_state import WatchState, state_from_json, state_to_json
 from datalake_assets.core.facts import PlannedPartition
 from datalake_assets.core.partitions import PartitionBy, window_of
 from datalake_assets.core.verdicts import FILE_SIZE, FRESHNESS, SMALL_FILES, Verdict, freshness_verdict

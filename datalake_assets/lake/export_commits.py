@@ -27,6 +27,7 @@ from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import Progress, WriteReport
+from datalake_assets.lake.watching import watched_pass
 from datalake_assets.parquet.rolling import RollingWriter
 from datalake_assets.parquet.writer import ParquetSettings
 from datalake_assets.tracing import span
@@ -89,8 +90,8 @@ class Export(ABC):
         """
 
     def run_traced(self) -> WriteReport:
-        """Runs as one span of a trace."""
-        with span("export", feed=self.feed.path):
+        """Runs as one span of a trace, and as one pass for whoever watches."""
+        with span("export", feed=self.feed.path), watched_pass(self.feed):
             return self.run()
 
     @abstractmethod

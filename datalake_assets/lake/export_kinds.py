@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +18,15 @@ import pyarrow as pa
 from datalake_assets.core.batches import Batches, Derived
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.core.partitions import PartitionBy, window_of
-from datalake_assets.core.position import Holes, OffsetsPosition, Runs, SnapshotPosition, WindowPosition
+from datalake_assets.core.partitions import PartitionBy, key_of, window_of
+from datalake_assets.core.position import (
+    Holes,
+    OffsetsPosition,
+    Runs,
+    SnapshotPosition,
+    SourcePartition,
+    WindowPosition,
+)
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import CommitConflict, IncompleteResponse, SourceShrank
 from datalake_assets.lake.commit import Planned
@@ -64,13 +72,13 @@ class OffsetsExport(Export):
     def _position_of(self, key: str) -> OffsetsPosition:
         return _offsets(self.settled(key))
 
-    def _passed(self, fence: OffsetsFence, rejected: Mapping[int, Runs]) -> dict[int, Holes]:
+    def _passed(self, fence: OffsetsFence, rejected: Mapping[SourcePartition, Runs]) -> dict[SourcePartition, Holes]:
         """Rows in quarantine, of this read and of those before: no partition has got them."""
         before = self.state.rejected if fence.epoch == self.state.epoch else {}
         return {each: before.get(each, Holes()).added(rejected.get(each, ())) for each in {*before, *rejected}}
 
     def _plan(
-        self, key: str, fence: OffsetsFence, schema: str | None, passed: Mapping[int, Holes]
+        self, key: str, fence: OffsetsFence, schema: str | None, passed: Mapping[SourcePartition, Holes]
     ) -> Callable[[Manifest], Planned]:
         bounds = fence.together() if self.folder.commits_at_once else fence.staged[key]
 
@@ -107,8 +115,18 @@ class WindowExport(Export):
         }
         reports = self.commit_all(wanted)
         newest = max((report.max_time for report in reports.values() if report.max_time), default=None)
-        self.folder.state.change(lambda now: now.with_watermark(newest))
+        self.folder.state.change(lambda now: now.with_watermark(newest) if self._goes_on_from(now.watermark) else now)
         return self.result(landing, reports, schema)
+
+    def _goes_on_from(self, watermark: datetime | None) -> bool:
+        """Whether nothing between what is in the lake and these partitions was left out, by design or by a failure.
+
+        The next export begins at the watermark: past a gap, nobody would come back to it.
+        """
+        by = PartitionBy(self.feed.partition_by)
+        begin = window_of(self.partitions[0], by).start
+        reached = self.feed.start_time if watermark is None else window_of(key_of(watermark, by), by).end
+        return begin <= max(self.feed.start_time, reached)
 
     def position_read(self, key: str) -> Mapping[str, Any]:
         """Implements `Export.position_read`: the window, and when its pull began."""

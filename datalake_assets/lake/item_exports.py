@@ -30,6 +30,7 @@ from datalake_assets.core.item_ids import (
     forgotten_at,
 )
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.core.position import SourcePartition
 from datalake_assets.errors import CommitConflict, CorruptLake, ObjectNotFound
 from datalake_assets.lake.commit import Planned
 from datalake_assets.lake.export_commits import Export
@@ -124,7 +125,7 @@ class _Fence:
     def reject(self, row: RejectedRow) -> None:
         """Implements `Fence`: quarantine knows its rows by their identity."""
 
-    def passed(self, read_to: Mapping[int, int]) -> None:
+    def passed(self, read_to: Mapping[SourcePartition, int]) -> None:
         """Implements `Fence`: items have no numbers."""
 
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:

@@ -27,11 +27,21 @@ import pyarrow.compute as pc
 
 from datalake_assets.core.batches import Batches, FinishedItem, RejectedRow, SourceBatch
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of
-from datalake_assets.core.position import OffsetsPosition, Runs, first_seen, offset_bounds, runs_of
+from datalake_assets.core.position import (
+    Ints,
+    OffsetsPosition,
+    Runs,
+    SourcePartition,
+    first_seen,
+    integers,
+    offset_bounds,
+    runs_of,
+)
 from datalake_assets.core.row_texts import QuarantinedRow, rows_to_text, values_of
 from datalake_assets.core.schema import DISCARDING, Fitted, SchemaPolicy, conform, fitted, schema_to_json
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.table import Progress
+from datalake_assets.lake.watching import present_watch
 from datalake_assets.parquet.fingerprint import row_hashes
 
 __all__ = ["AHEAD", "Fence", "Landing", "Mask", "Offsets", "OffsetsFence", "Placement"]
@@ -48,10 +58,10 @@ Mask = npt.NDArray[np.bool_]
 class Offsets:
     """Lowest and highest offset staged, by source partition."""
 
-    lowest: dict[int, int] = field(default_factory=dict)
-    highest: dict[int, int] = field(default_factory=dict)
+    lowest: dict[SourcePartition, int] = field(default_factory=dict)
+    highest: dict[SourcePartition, int] = field(default_factory=dict)
 
-    def add(self, bounds: dict[int, tuple[int, int]]) -> None:
+    def add(self, bounds: dict[SourcePartition, tuple[int, int]]) -> None:
         """Takes in more rows."""
         for partition, (low, high) in bounds.items():
             self.lowest[partition] = min(low, self.lowest.get(partition, low))
@@ -73,7 +83,7 @@ class Fence(Protocol):
     def reject(self, row: RejectedRow) -> None:
         """Takes note of a row that goes to quarantine."""
 
-    def passed(self, read_to: Mapping[int, int]) -> None:
+    def passed(self, read_to: Mapping[SourcePartition, int]) -> None:
         """Takes note of numbers that no row has: of each source partition all before the one given."""
 
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
@@ -102,9 +112,9 @@ class OffsetsFence:
 
     epoch: int
     position_of: Callable[[str], OffsetsPosition]
-    seen: dict[int, int] = field(default_factory=dict)
+    seen: dict[SourcePartition, int] = field(default_factory=dict)
     staged: dict[str, Offsets] = field(default_factory=lambda: defaultdict(Offsets))
-    rejected: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    rejected: dict[SourcePartition, list[int]] = field(default_factory=lambda: defaultdict(list))
     shared: bool = False
 
     def doubt(self, batch: SourceBatch) -> str:  # noqa: ARG002  numbers never get out of date
@@ -119,7 +129,7 @@ class OffsetsFence:
             self.rejected[partition].append(offset)
             self.seen[partition] = max(offset, self.seen.get(partition, offset))
 
-    def passed(self, read_to: Mapping[int, int]) -> None:
+    def passed(self, read_to: Mapping[SourcePartition, int]) -> None:
         """Implements `Fence`."""
         for partition, offset in read_to.items():
             if offset > 0:
@@ -132,7 +142,7 @@ class OffsetsFence:
             joined.add({partition: (low, each.highest[partition]) for partition, low in each.lowest.items()})
         return joined
 
-    def fresh(self, partitions: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Mask:
+    def fresh(self, partitions: Ints, offsets: Ints) -> Mask:
         """Which rows this read gives for the first time; takes note of their offsets."""
         if not self.shared:
             return first_seen(self.seen, partitions, offsets)
@@ -141,14 +151,13 @@ class OffsetsFence:
         return np.ones(len(offsets), dtype=np.bool_)
 
     @property
-    def rejected_runs(self) -> dict[int, Runs]:
+    def rejected_runs(self) -> dict[SourcePartition, Runs]:
         """The rejected rows, by source partition."""
-        return {partition: runs_of(np.array(offsets, dtype=np.int64)) for partition, offsets in self.rejected.items()}
+        return {partition: runs_of(integers(offsets)) for partition, offsets in self.rejected.items()}
 
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
         """Implements `Fence`: what is read for the first time, too."""
-        partitions = np.asarray(batch.source_partitions).astype(np.int64)
-        offsets = np.asarray(batch.source_offsets).astype(np.int64)
+        partitions, offsets = batch.numbers
         wanted = self.fresh(partitions, offsets) & placed
         for number, key in enumerate(names):
             rows = np.flatnonzero((keys == number) & wanted)
@@ -242,6 +251,7 @@ class Landing:
         self.misfits: Counter[str] = Counter()
         self.finished: list[FinishedItem] = []
         self._reported_at = 0.0
+        self._watch = present_watch()
 
     def run(self, batches: Batches) -> None:
         """Reads all of ``batches``.
@@ -268,6 +278,8 @@ class Landing:
     def _put_aside(self, rows: Sequence[RejectedRow], key: str = "") -> None:
         """To quarantine; under a partition if that is known."""
         self._quarantine.add(rows, partition_path=self._path(key), epoch=self._epoch)
+        if rows and self._watch is not None:
+            self._watch.quarantined(rows)
         if self.fence is not None:
             for row in rows:
                 self.fence.reject(row)
@@ -293,7 +305,18 @@ class Landing:
                 added = int(hashes[(codes == number) & wanted].sum())
                 self.fingerprints[key] = (self.fingerprints[key] + added) % (1 << 64)
         self.rows_landed += int(wanted.sum())
+        self._show(batch, rows, wanted, placed & ~wanted)
         self._writer.write(rows if wanted.all() else rows.filter(pa.array(wanted)))
+
+    def _show(self, batch: SourceBatch, rows: pa.RecordBatch, wanted: Mask, known: Mask) -> None:
+        """Shows whoever watches the pass what becomes of a batch's rows."""
+        if self._watch is None:
+            return
+        numbers = None if batch.source_partitions is None else batch.numbers
+        for which, tell in ((wanted, self._watch.accepted), (known, self._watch.known)):
+            if which.any():
+                partitions, offsets = (None, None) if numbers is None else (each[which] for each in numbers)
+                tell(rows if which.all() else rows.filter(pa.array(which)), partitions, offsets)
 
     def _fitted(self, rows: pa.RecordBatch) -> Fitted:
         if self._contract.policy not in DISCARDING:
@@ -376,8 +399,9 @@ def _foreign_columns(found: Fitted) -> str:
 
 
 def _position(batch: SourceBatch, index: int, raw: bytes) -> str:
-    if batch.source_partitions is not None and batch.source_offsets is not None:
-        return f"{batch.source_partitions[index].as_py()}:{batch.source_offsets[index].as_py()}"
+    at = batch.position(index)
+    if at is not None:
+        return at
     if batch.source_items is not None:
         return f"{batch.source_items[index].as_py()}#{_digest(raw)}"
     return f"row:{_digest(raw)}"

@@ -49,6 +49,7 @@ __all__ = [
     "overlap",
     "parse_address",
     "quarantine_folder",
+    "sink_folder",
 ]
 
 
@@ -220,6 +221,11 @@ def discarded_folder(feed: Feed) -> str:
     return f"discarded/{feed.path}"
 
 
+def sink_folder(feed: Feed, sink: str = "") -> str:
+    """Folder, in the lake, of what a sink of a feed has, and of its dead letters; without a name, of all its sinks."""
+    return f"sinks/{feed.path}/{sink}".rstrip("/")
+
+
 def new_id() -> str:
     """A fresh unique text: 64 random bits in hexadecimal."""
     return secrets.token_hex(8)
@@ -299,7 +305,8 @@ class FeedFolder:
         data = () if self.is_adopted else (self.data_root,)
         deleted = 0
         # rows first: a feed that is restored after half of this misses files, and never lands rows twice
-        for prefix in (*data, self.quarantine, discarded_folder(self.feed), self.summary.folder, self.control):
+        beside = (self.quarantine, discarded_folder(self.feed), sink_folder(self.feed), self.summary.folder)
+        for prefix in (*data, *beside, self.control):
             keys = [info.key for info in self.store.list(prefix)]
             self.store.delete(keys)
             deleted += len(keys)

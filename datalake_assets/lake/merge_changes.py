@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, ChangedBatches, SourceBatch
 from datalake_assets.core.merging import MergeRule, key_texts, merged_columns, newest_changes, row_of_change
-from datalake_assets.core.position import Ints, Mask, OffsetsPosition, offset_bounds
+from datalake_assets.core.position import Ints, Mask, OffsetsPosition, SourcePartition, numbers_of, offset_bounds
 from datalake_assets.errors import LakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.landing import Contract, Landing, OffsetsFence, Placement
@@ -33,12 +33,7 @@ ROUND_ROWS = 500_000
 ROUND_BYTES = 128 << 20
 
 #: What a spool keeps of each change besides its columns.
-_OWN = (
-    pa.field("source partition", pa.int32()),
-    pa.field("source offset", pa.int64()),
-    pa.field("deletes", pa.bool_()),
-    pa.field("partition", pa.string()),
-)
+_OWN = ("source partition", "source offset", "deletes", "partition")
 
 
 class Spool:
@@ -49,10 +44,9 @@ class Spool:
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._schema = pa.schema([*schema.remove_metadata(), *_OWN])
+        self._schema = schema.remove_metadata()
         self._file = tempfile.TemporaryFile(prefix="datalake-merge-")  # noqa: SIM115  it outlives this
-        options = pa.ipc.IpcWriteOptions(compression="lz4", emit_dictionary_deltas=True)
-        self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
+        self._writer: pa.RecordBatchStreamWriter | None = None
         self.bytes_written = 0
 
     def __enter__(self) -> Self:
@@ -66,6 +60,11 @@ class Spool:
     def write(self, rows: pa.RecordBatch, *own: pa.Array) -> None:
         """Takes changes in the order in which they were read."""
         try:
+            if self._writer is None:  # what numbers a source has is known from its first rows
+                numbered = [pa.field(name, each.type) for name, each in zip(_OWN, own, strict=True)]
+                options = pa.ipc.IpcWriteOptions(compression="lz4", emit_dictionary_deltas=True)
+                self._schema = pa.schema([*self._schema, *numbered])
+                self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
             self._writer.write_batch(pa.RecordBatch.from_arrays([*rows.columns, *own], schema=self._schema))
         except OSError as error:
             cure = "make room there, or set TMPDIR to a folder that has some"
@@ -78,6 +77,8 @@ class Spool:
         Args:
             whole_numbers: Changes may share a number, and a round has all changes of each.
         """
+        if self._writer is None:
+            return
         self._writer.close()
         self._file.seek(0)
         held: list[pa.RecordBatch] = []
@@ -94,7 +95,7 @@ class Spool:
             yield pa.Table.from_batches(held)
 
 
-def _number(changes: pa.RecordBatch, index: int) -> tuple[int, int]:
+def _number(changes: pa.RecordBatch, index: int) -> tuple[Any, Any]:
     """Source partition and offset of one of a spool's changes."""
     first = changes.num_columns - len(_OWN)
     return changes.column(first)[index].as_py(), changes.column(first + 1)[index].as_py()
@@ -125,8 +126,7 @@ class Collecting(Landing):
         policy, fitted = self._contract.policy, self._fitted(batch.rows)
         rows, found = fitted.rows, replace(fitted, misfits=(*fitted.misfits, *self._rule.refused(fitted.rows)))
         refused = found.refused(policy)
-        partitions = np.asarray(batch.source_partitions).astype(np.int64)
-        offsets = np.asarray(batch.source_offsets).astype(np.int64)
+        partitions, offsets = batch.numbers
         wanted = self._changes.fresh(partitions, offsets)
         wanted &= self._done.new_rows(self._changes.epoch, partitions, offsets)
         self.rows_known += int((~wanted).sum())
@@ -141,6 +141,7 @@ class Collecting(Landing):
         numbers = (batch.source_partitions, batch.source_offsets, pa.array(deletes), where)
         taken = pa.array(kept)
         self.rows_landed += int(kept.sum())
+        self._show(batch, rows, kept, ~wanted)
         self._spool.write(rows.filter(taken), *(each.filter(taken) for each in numbers if each is not None))
 
 
@@ -171,8 +172,8 @@ class Round:
     offsets: Ints
     places: npt.NDArray[np.object_]
     named: frozenset[str]
-    lowest: Mapping[int, int]
-    highest: Mapping[int, int]
+    lowest: Mapping[SourcePartition, int]
+    highest: Mapping[SourcePartition, int]
     epoch: int
     stale: Mask = field(init=False)
 
@@ -183,20 +184,19 @@ class Round:
     def of(cls, changes: pa.Table, schema: pa.Schema, rule: MergeRule, *, epoch: int) -> Round:
         """Takes what a `Spool` gave."""
         table = changes.combine_chunks()
-        partitions, offsets, deleted, places = (
-            np.asarray(table.column(len(schema) + index)) for index in range(len(_OWN))
-        )
+        own = [one_array(table.column(len(schema) + index)) for index in range(len(_OWN))]
+        (partitions, offsets), deleted, places = numbers_of(*own[:2]), np.asarray(own[2]), np.asarray(own[3])
         rows = table.select(range(len(schema)))  # what a spool adds may have a name of theirs
         keys = key_texts([one_array(rows.column(name)) for name in rule.key])
         order = None if rule.order_by is None else one_array(rows.column(rule.order_by))
-        newest = newest_changes(keys, order, partitions.astype(np.int64), offsets)
+        newest = newest_changes(keys, order, partitions, offsets)
         taken, bounds = pa.array(newest), offset_bounds(partitions, offsets)
         return cls(
             rows=rows.take(taken),
             keys=keys.take(taken),
             order=None if order is None else order.take(taken),
             deleted=deleted[newest],
-            partitions=partitions[newest].astype(np.int64),
+            partitions=partitions[newest],
             offsets=offsets[newest],
             places=np.where(deleted, "", places)[newest],
             named=frozenset(set(places[~deleted].tolist())),

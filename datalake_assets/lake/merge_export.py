@@ -32,7 +32,7 @@ from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.merging import MergeRule, key_texts, merged_columns
-from datalake_assets.core.position import Holes, Ints, Mask, OffsetsPosition
+from datalake_assets.core.position import Holes, Ints, Mask, OffsetsPosition, SourcePartition
 from datalake_assets.core.schema import conform, schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, UnreadableFile
 from datalake_assets.lake.commit import Planned
@@ -116,7 +116,7 @@ class MergeExport(OffsetsExport):
         placement: Placement,
         written: pa.Schema,
         schema: str,
-        passed: Mapping[int, Holes],
+        passed: Mapping[SourcePartition, Holes],
     ) -> dict[str, PartitionFacts]:
         """One round: looks, writes anew, commits."""
         self.folder, self._logs = self.folder.pinned(), {}
@@ -246,7 +246,7 @@ class _Work:
         return (1 if len(self.gained) and self.lost else 0 if len(self.gained) else 2, self.key)
 
     def plan(
-        self, folder: FeedFolder, changes: Round, schema: str, passed: Mapping[int, Holes]
+        self, folder: FeedFolder, changes: Round, schema: str, passed: Mapping[SourcePartition, Holes]
     ) -> Callable[[Manifest], Planned]:
         """What its commit does on whatever base: it was looked at as one, and is another if anybody changed it."""
         names = {file.name for file in self.base.files}

@@ -26,7 +26,20 @@ from datalake_assets.core.batches import Batches, Decode, ReadRequest, RejectedR
 from datalake_assets.core.facts import PartitionFacts, WriteReport
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
-from datalake_assets.core.position import Holes, OffsetsPosition, Runs, merged_runs, runs_of, within
+from datalake_assets.core.position import (
+    Holes,
+    Ints,
+    OffsetsPosition,
+    Runs,
+    SourcePartition,
+    integers,
+    merged_runs,
+    number_arrays,
+    offset_to_json,
+    partition_of,
+    runs_of,
+    within,
+)
 from datalake_assets.core.row_texts import QuarantinedRow, row_from_text
 from datalake_assets.core.schema import SchemaPolicy, schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
@@ -116,7 +129,7 @@ class _Waiting:
         self._state = folder.state.load()
         self.epoch = self._state.epoch
         self.stayed: Counter[str] = Counter()
-        self.offsets: dict[int, list[int]] = defaultdict(list)
+        self.offsets: dict[SourcePartition, list[int]] = defaultdict(list)
 
     @cached_property
     def _known(self) -> pa.Schema:
@@ -226,13 +239,7 @@ class _Waiting:
                     reason = " ".join(str(error).split())
                     rejected.append(RejectedRow(row.raw.encode(), reason, row.position, decoded=True))
             read = pa.concat_batches(each_read) if each_read else _read([], schema)
-        at = [row.offset or (0, 0) for row in good]
-        return SourceBatch(
-            read,
-            pa.array([partition for partition, _ in at], pa.int32()),
-            pa.array([offset for _, offset in at], pa.int64()),
-            tuple(rejected),
-        )
+        return SourceBatch(read, *number_arrays([row.offset for row in good if row.offset]), tuple(rejected))
 
     def _own_schema(self, columns: str) -> pa.Schema:
         """The schema of rows that were decoded before: the lake's columns, but for those that their lines have."""
@@ -297,14 +304,15 @@ class _ReplayFence(OffsetsFence):
         taken: Offsets let in, by partition key and source partition.
     """
 
-    hint: Mapping[int, int] = field(default_factory=dict)
+    hint: Mapping[SourcePartition, int] = field(default_factory=dict)
     stayed: Counter[str] = field(default_factory=Counter)
-    taken: dict[str, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    taken: dict[str, dict[SourcePartition, list[int]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
 
     def new_rows(self, batch: SourceBatch, keys: npt.NDArray[np.int32], names: list[str], placed: Mask) -> Mask:
         """Implements `Fence`."""
-        partitions = np.asarray(batch.source_partitions).astype(np.int64)
-        offsets = np.asarray(batch.source_offsets).astype(np.int64)
+        partitions, offsets = batch.numbers
         wanted = np.zeros(len(offsets), dtype=np.bool_)
         for number, key in enumerate(names):
             position = self.position_of(key)
@@ -363,7 +371,7 @@ class ReplayExport(Export):
         return _offsets(self.settled(key))
 
     def _commit_all(
-        self, staged: Staged, taken: Mapping[str, Mapping[int, Runs]], epoch: int, schema: str
+        self, staged: Staged, taken: Mapping[str, Mapping[SourcePartition, Runs]], epoch: int, schema: str
     ) -> dict[str, PartitionFacts]:
         together = _joined(taken.values())
         waiting = self._waiting(together)
@@ -372,11 +380,11 @@ class ReplayExport(Export):
             {key: (staged[key], self._plan(key, epoch, landed[key], waiting, schema)) for key in sorted(staged)}
         )
 
-    def _waiting(self, taken: Mapping[int, Runs]) -> dict[int, Holes]:
+    def _waiting(self, taken: Mapping[SourcePartition, Runs]) -> dict[SourcePartition, Holes]:
         """The other rows in quarantine, any of which may belong to any partition."""
         waiting = {}
         for partition, offsets in self.batches.offsets.items():
-            numbers = np.array(offsets, dtype=np.int64)
+            numbers = integers(offsets)
             rest = runs_of(numbers[~within(taken.get(partition, ()), numbers)])
             waiting[partition] = (
                 self.state.rejected.get(partition, Holes()).filled(taken.get(partition, ())).added(rest)
@@ -384,7 +392,12 @@ class ReplayExport(Export):
         return waiting
 
     def _plan(
-        self, key: str, epoch: int, taken: Mapping[int, Runs], passed: Mapping[int, Holes], schema: str
+        self,
+        key: str,
+        epoch: int,
+        taken: Mapping[SourcePartition, Runs],
+        passed: Mapping[SourcePartition, Holes],
+        schema: str,
     ) -> Callable[[Manifest], Planned]:
         def plan(base: Manifest) -> Planned:
             position = _offsets(base)
@@ -400,25 +413,28 @@ def _offsets(manifest: Manifest) -> OffsetsPosition:
     return manifest.position if isinstance(manifest.position, OffsetsPosition) else OffsetsPosition()
 
 
-def _runs(taken: Mapping[int, Sequence[int]]) -> dict[int, Runs]:
-    return {partition: runs_of(np.array(offsets, dtype=np.int64)) for partition, offsets in taken.items()}
+def _runs(taken: Mapping[SourcePartition, Sequence[int]]) -> dict[SourcePartition, Runs]:
+    return {partition: runs_of(integers(offsets)) for partition, offsets in taken.items()}
 
 
-def _expanded(runs: Runs) -> npt.NDArray[np.int64]:
-    ranges = [np.arange(first, last + 1, dtype=np.int64) for first, last in runs]
-    return np.concatenate(ranges) if ranges else np.empty(0, dtype=np.int64)
+def _expanded(runs: Runs) -> Ints:
+    return integers([offset for first, last in runs for offset in range(first, last + 1)])
 
 
 def _replays(folder: FeedFolder) -> str:
     return f"{folder.control}/replays"
 
 
-def _begin(folder: FeedFolder, epoch: int, taken: Mapping[str, tuple[str, Mapping[int, Runs]]]) -> str:
+def _begin(folder: FeedFolder, epoch: int, taken: Mapping[str, tuple[str, Mapping[SourcePartition, Runs]]]) -> str:
     """Writes down what is about to be landed by which commits; returns the object's key."""
     key = f"{_replays(folder)}/{folder.new_id()}.json"
-    partitions = {name: {"commit_id": commit_id, "taken": runs} for name, (commit_id, runs) in taken.items()}
+    partitions = {name: {"commit_id": commit_id, "taken": _plain(each)} for name, (commit_id, each) in taken.items()}
     folder.store.create(key, json.dumps({"epoch": epoch, "partitions": partitions}).encode())
     return key
+
+
+def _plain(taken: Mapping[SourcePartition, Runs]) -> dict[str, list[list[int | str]]]:
+    return {str(partition): [list(map(offset_to_json, run)) for run in runs] for partition, runs in taken.items()}
 
 
 def finish_replays(folder: FeedFolder) -> None:
@@ -432,7 +448,10 @@ def finish_replays(folder: FeedFolder) -> None:
         except ObjectNotFound:
             continue
         landed = [
-            {int(partition): tuple((first, last) for first, last in runs) for partition, runs in each["taken"].items()}
+            {
+                partition_of(partition): tuple((int(first), int(last)) for first, last in runs)
+                for partition, runs in each["taken"].items()
+            }
             for key, each in document["partitions"].items()
             if _settled(folder, key).committed_already(each["commit_id"])
         ]
@@ -447,24 +466,24 @@ def _settled(folder: FeedFolder, key: str) -> Manifest:
     return log.settle(log.load()).manifest
 
 
-def _joined(taken: Iterable[Mapping[int, Runs]]) -> dict[int, Runs]:
+def _joined(taken: Iterable[Mapping[SourcePartition, Runs]]) -> dict[SourcePartition, Runs]:
     """The rows of all partitions, by source partition."""
-    joined: dict[int, Runs] = {}
+    joined: dict[SourcePartition, Runs] = {}
     for each in taken:
         for partition, runs in each.items():
             joined[partition] = merged_runs(joined.get(partition, ()), runs)
     return joined
 
 
-def _take_out(folder: FeedFolder, epoch: int, landed: Mapping[int, Runs]) -> None:
+def _take_out(folder: FeedFolder, epoch: int, landed: Mapping[SourcePartition, Runs]) -> None:
     """Takes the lines of these rows out of quarantine, unless the rows went into what the feed was before."""
     folder.state.to_write()
     take_out(folder.store, folder.quarantine, lambda _, rows: [_is_gone(row, epoch, landed) for row in rows])
     folder.state.change(lambda now: now.without_rejected(landed, epoch=epoch))
 
 
-def _is_gone(row: QuarantinedRow, epoch: int, gone: Mapping[int, Runs]) -> bool:
+def _is_gone(row: QuarantinedRow, epoch: int, gone: Mapping[SourcePartition, Runs]) -> bool:
     if row.offset is None or (row.epoch or 0) != epoch:
         return False
     partition, offset = row.offset
-    return bool(within(gone.get(partition, ()), np.array([offset], dtype=np.int64))[0])
+    return bool(within(gone.get(partition, ()), integers([offset]))[0])

@@ -11,6 +11,7 @@ import pytest
 
 from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.partitions import TimeWindow
+from datalake_assets.core.position import SourcePartition
 from datalake_assets.errors import SourceError
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
@@ -122,11 +123,15 @@ class SourceContract:
     def test_only_offsets_number_the_rows(self, source: SourceSystem, feed: Feed) -> None:
         numbered = feed.position_kind is PositionKind.OFFSETS
         for batch in source.read(feed, ReadRequest()):
-            for numbers, type_ in ((batch.source_partitions, pa.int32()), (batch.source_offsets, pa.int64())):
-                assert (numbers is not None) == numbered
-                if numbers is not None:
-                    assert (numbers.type, numbers.null_count) == (type_, 0)
-                    assert len(numbers) == batch.rows.num_rows
+            found = (batch.source_partitions, batch.source_offsets)
+            assert [each is not None for each in found] == [numbered, numbered]
+            numbers = [each for each in found if each is not None]
+            types = [each.type for each in numbers]
+            assert types in ([], [pa.int32(), pa.int64()], [pa.string(), pa.string()])
+            assert all((len(each), each.null_count) == (batch.rows.num_rows, 0) for each in numbers)
+            if types == [pa.string(), pa.string()]:
+                assert not any(each.isdecimal() for each in numbers[0].to_pylist())
+                assert all(each.isdecimal() for each in numbers[1].to_pylist())
 
     def test_only_items_are_named(self, source: SourceSystem, feed: Feed) -> None:
         named = feed.position_kind is PositionKind.IDS
@@ -179,13 +184,11 @@ def _times(source: SourceSystem, feed: Feed, request: ReadRequest) -> list[datet
     return sorted(row[column] for row in _rows(batches))
 
 
-def _offsets(batches: Batches) -> dict[int, list[int]]:
+def _offsets(batches: Batches) -> dict[SourcePartition, list[int]]:
     """The offsets by source partition, in the order in which they came."""
-    found: dict[int, list[int]] = {}
+    found: dict[SourcePartition, list[int]] = {}
     for batch in batches:
-        assert batch.source_partitions is not None
-        assert batch.source_offsets is not None
-        pairs = zip(batch.source_partitions.to_pylist(), batch.source_offsets.to_pylist(), strict=True)
-        for partition, offset in pairs:
+        partitions, offsets = batch.numbers
+        for partition, offset in zip(partitions.tolist(), offsets.tolist(), strict=True):
             found.setdefault(partition, []).append(offset)
     return found

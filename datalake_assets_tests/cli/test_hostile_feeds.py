@@ -60,6 +60,11 @@ NO_FEED = [
     *of("compaction", {"min_files": 1}, {"min_files": 10**30}, {"max_files": 0}, {"max_bytes": 1}, {"fan_in": 1}),
     *of("compaction", {"min_file_age": "P999999999D"}, {"min_partition_age": "-P1D"}, {"split_above": float("nan")}),
     *of("compaction", {"split_above": 1e999}, {"split_above": -1}, {"recommend_every": -1}, {"sort_by": "id"}),
+    *of("runs", {"max_bytes": 1}, {"partitions": 0}, {"cores": 0}, {"cores": 1e999}, {"memory_mb": 1}, {"x": 1}),
+    *of("runs", {"tags": {"dagster/run_key": "k"}}, {"tags": {"datalake/feed": "x"}}, {"tags": {"": "x"}}),
+    *of(
+        "runs", {"tags": {".dagster/x": "x"}}, {"tags": {"a b": "x"}}, {"tags": {"a": 1}}, {"tags": {"a": "x" * 9_999}}
+    ),
     *of("schedule", "daily", "61 * * * *", "* * * * * *", "@foo", "@reboot", "0 0 31 2 *", "*/0 * * * *", "a b c d e"),
     *of("schedule", "0 0 * * * 2025", "@", "0 25 * * *", 5),
     *of("owners", ["x"], ["team:"], ["@"], ["a@b"], [""], ["TEAM:x"], "team:x", [None], ["a@b.example", "nobody"]),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datalake_assets.core.compaction.watch import Past, Tried, state_from_json, state_to_json
+from datalake_assets.core.compaction.watch import Past, Requested, Tried
+from datalake_assets.core.compaction.watch_state import state_from_json, state_to_json
 from datalake_assets.core.feed_state import FeedState, Version
 from datalake_assets.core.position import Holes
 from datalake_assets.errors import CorruptLake
@@ -36,10 +37,15 @@ VERSIONS = (
     b'\n  {\n   "number": 5,\n   "as_of": "2025-01-15T12:00:00+00:00",\n   "rows": 11\n  }\n ],\n "removing": [\n '
     b' 1,\n  2\n ],\n "schema": null\n}'
 )
-CURSOR = (
+FORMER_CURSOR = (
     '{"v":1,"turn":3,"feeds":{"streams/a":[7,8,{"k":0,"l\\udc80":1736942401},{"k":["d","f",2,1736942400.25'
     ',"disk \\"full\\"",true,false,"t","s"],"\\u00e9":["","",0,0.0,"",false,true,"",""]},["run",{"k":"d"}],1'
     '736942400.75],"tables/b":[0,0,{},{},null,0.0]}}'
+)
+CURSOR = (
+    '{"v":2,"turn":3,"feeds":{"streams/a":[7,8,{"k":0,"l\\udc80":1736942401},{"k":["d","f",2,1736942400.25'
+    ',"disk \\"full\\"",true,false,"t","s"],"\\u00e9":["","",0,0.0,"",false,true,"",""]},[["run",{"k":"d"},0]],1'
+    '736942400.75,0.0],"tables/b":[0,0,{},{},[],0.0,0.0]}}'
 )
 
 
@@ -68,7 +74,7 @@ def test_states_of_an_old_lake_have_the_bytes_of_before():
         (b'"format": 1', b'"format": 2', "feed's state of format 2; use a newer release"),
         (b'"epoch": 2', b'"epoch": "2"', "Expected `int`, got `str`"),
         (b'"epoch": 2,', b"", "missing required field `epoch`"),
-        (b'"2": 7', b'"two": 7', "not a feed's state"),
+        (b'"2": 7', b'"2": "seven"', "not a feed's state"),
         (b"[2, 3]", b"[2]", "not a feed's state"),
         (b"{", b"", "not a feed's state"),
     ],
@@ -87,6 +93,13 @@ def test_the_cursor_has_the_bytes_of_before():
     assert state.feeds["streams/a"].past["k"] == Past(
         "d", Tried.FAILED, 2, NOON.timestamp() + 0.25, 'disk "full"', blamed=True, told="t", said="s"
     )
+
+
+def test_the_cursor_of_a_former_release_is_read_with_the_run_that_it_waits_for():
+    state = state_from_json(FORMER_CURSOR)
+    assert state_to_json(state) == CURSOR
+    assert state.feeds["streams/a"].requested == (Requested("run", {"k": "d"}),)
+    assert state.feeds["tables/b"].requested == ()
 
 
 def test_the_cursor_is_ascii_and_whole_seconds():

@@ -16,7 +16,19 @@ from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import CHANGES, ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, DLT, FILES, ICEBERG, MARTS, MERGE, QUEUE, SQL, TOPIC, Forker
+from datalake_assets_tests.crash.child import (
+    CHANGE,
+    DLT,
+    FILES,
+    ICEBERG,
+    MARTS,
+    MERGE,
+    QUEUE,
+    SINKS,
+    SQL,
+    TOPIC,
+    Forker,
+)
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.dlt_rounds import DltRounds
@@ -26,6 +38,7 @@ from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.crash.sink_rounds import SinkRounds
 from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
 from datalake_assets_tests.crash.topic_rounds import TopicRounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
@@ -44,6 +57,7 @@ WARM = {
     "sql": SQL,
     "dlt": DLT,
     "topic": TOPIC,
+    "sinks": SINKS,
 }
 KINDS: dict[str, Any] = {
     "export": Rounds,
@@ -57,6 +71,7 @@ KINDS: dict[str, Any] = {
     "sql": SqlRounds,
     "dlt": DltRounds,
     "topic": TopicRounds,
+    "sinks": SinkRounds,
 }
 
 

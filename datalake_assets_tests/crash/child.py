@@ -34,7 +34,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["CHANGE", "DLT", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "SQL", "TOPIC", "Forker"]
+__all__ = ["CHANGE", "DLT", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "SINKS", "SQL", "TOPIC", "Forker"]
 
 
 class Forker:
@@ -184,6 +184,8 @@ SQL = "CRASH_SQL"
 DLT = "CRASH_DLT"
 #: Likewise, of one whose children read a topic.
 TOPIC = "CRASH_TOPIC"
+#: Likewise, of one whose children deliver to sinks.
+SINKS = "CRASH_SINKS"
 
 
 #: What the children of a forker do that is for one thing: the task, and what it imports besides.
@@ -197,6 +199,7 @@ _WARM = {
     SQL: ("sql_rounds", "export_table"),
     DLT: ("dlt_rounds", "export_resource"),
     TOPIC: ("topic_rounds", "export_topic"),
+    SINKS: ("sink_rounds", "act"),
 }
 
 

@@ -13,7 +13,19 @@ import pytest
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets_tests.crash.change_rounds import ChangeRounds
-from datalake_assets_tests.crash.child import CHANGE, DLT, FILES, ICEBERG, MARTS, MERGE, QUEUE, SQL, TOPIC, Forker
+from datalake_assets_tests.crash.child import (
+    CHANGE,
+    DLT,
+    FILES,
+    ICEBERG,
+    MARTS,
+    MERGE,
+    QUEUE,
+    SINKS,
+    SQL,
+    TOPIC,
+    Forker,
+)
 from datalake_assets_tests.crash.cli_rounds import CliRounds
 from datalake_assets_tests.crash.compact_rounds import CompactRounds
 from datalake_assets_tests.crash.compacted_lake import WAYS
@@ -24,6 +36,7 @@ from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.crash.sink_rounds import SinkRounds
 from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
 from datalake_assets_tests.crash.topic_rounds import TopicRounds
 from datalake_assets_tests.operations.shared_catalogs import ready_rest_catalog
@@ -207,3 +220,13 @@ def test_killed_export_to_iceberg_tables_loses_and_doubles_nothing(tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_killed_deliveries_leave_a_sink_with_each_row_once_and_no_other(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {SINKS: "1"}) as forker:
+        rounds = SinkRounds(str(tmp_path), forker, seed=5)
+        for _ in range(12):
+            rounds.round()
+        assert rounds.hits.total() >= 8
+        rounds.close()

@@ -202,6 +202,18 @@ def test_catching_up_by_pull_goes_back_as_far_as_rows_may_be_late(store):
     assert table.plan().partitions[0] == "2025-01-04"  # the newest row is of January 5th, 03:00
 
 
+def test_catching_up_by_pull_comes_back_to_a_gap_that_a_failed_run_of_a_backfill_left(store):
+    table = HiveTable(store, stream_feed("pull", lateness="P1D"))
+    days = [f"2025-01-{day:02}" for day in range(1, 10)]
+    parts = {day: SourceBatch(rows(range(24 * number, 24 * number + 24))) for number, day in enumerate(days)}
+    for chosen in (days[6:], days[:3]):  # the runs of days 4 to 6 fail, and the last ones are the first to end
+        export(table, stream_of(*(parts[day] for day in chosen)), chosen)
+    assert table.plan().partitions[0] == "2025-01-02"  # a day before the newest of those that are complete
+    export(table, stream_of(*(parts[day] for day in days[3:6])), days[3:6])
+    assert table.plan().partitions[0] == "2025-01-05"  # and what is there already is pulled once more
+    assert ids(table) == list(range(24 * 9))
+
+
 def test_two_writers_of_the_same_rows_land_them_once(store):
     table = HiveTable(store, stream_feed())
 

@@ -19,6 +19,7 @@ from pyiceberg.types import StringType
 
 from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.position import SourcePartition, number_arrays
 from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake import merge_changes
@@ -65,7 +66,7 @@ def at(day: int) -> datetime:
     return START + timedelta(days=day, hours=12)
 
 
-def sent(changes: Iterable[Change], *, first: int = 0, partition: int = 0) -> SourceBatch:
+def sent(changes: Iterable[Change], *, first: int = 0, partition: SourcePartition = 0) -> SourceBatch:
     """Changes as a source sends them, numbered from ``first`` on."""
     rows = [
         {
@@ -81,8 +82,7 @@ def sent(changes: Iterable[Change], *, first: int = 0, partition: int = 0) -> So
     count = len(rows)
     return SourceBatch(
         pa.RecordBatch.from_pylist(rows, schema=SCHEMA),
-        pa.array([partition] * count, pa.int32()),
-        pa.array(range(first, first + count), pa.int64()),
+        *number_arrays([(partition, offset) for offset in range(first, first + count)]),
     )
 
 
@@ -122,14 +122,17 @@ def opened(folder: Path, feed: Feed) -> LakeTable:
     return open_table(open_store(str(folder)), feed)
 
 
-def test_merge_keeps_the_newest_change_of_each_key(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize(("partition", "base"), [(0, 0), ("shard-0", 2**186)])
+def test_merge_keeps_the_newest_change_of_each_key(
+    tmp_path: Path, form: str, partition: SourcePartition, base: int
+) -> None:
     feed = merged_feed(form)
     first = [(1, "a", 0, 0), (2, "b", 0, 0), (3, "c", 1, 0), (1, "d", 0, 0)]
     second = [(2, "e", 1, 0), (3, None, 1, 0), (4, "f", 2, 0), (5, None, 0, 0), (4, "g", 0, 0)]
-    report = write(opened(tmp_path, feed), sent(first))
+    report = write(opened(tmp_path, feed), sent(first, first=base, partition=partition))
     assert (report.rows_read, report.rows_added) == (4, 3)
     assert held(opened(tmp_path, feed)) == {1: ("d", 0), 2: ("b", 0), 3: ("c", 1)}
-    report = write(opened(tmp_path, feed), sent(second, first=4))
+    report = write(opened(tmp_path, feed), sent(second, first=base + 4, partition=partition))
     assert held(opened(tmp_path, feed)) == {1: ("d", 0), 2: ("e", 1), 4: ("g", 0)}
     assert report.rows_added == 0
 

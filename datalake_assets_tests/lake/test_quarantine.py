@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,7 +15,14 @@ import pyarrow as pa
 import pytest
 
 from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
-from datalake_assets.core.position import Holes, OffsetsPosition, position_from_json
+from datalake_assets.core.position import (
+    Holes,
+    OffsetsPosition,
+    SourcePartition,
+    number_arrays,
+    position_from_json,
+    row_position,
+)
 from datalake_assets.core.row_texts import QuarantinedRow, row_from_text, row_to_text, rows_to_text
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
@@ -270,11 +277,19 @@ def test_texts_give_back_values_of_types_that_few_sources_have(value, kind):
     assert pa.array(back, kind).equals(rows["x"])
 
 
+#: No number of Arrow's has so many bits.
+LARGE = 2**186
+
+
 @dataclasses.dataclass
 class Topic:
-    """A source: rows of four days in two partitions, some of which cannot be decoded before it was mended."""
+    """A source: rows of four days in two partitions, some of which cannot be decoded before it was mended.
+
+    Its partitions are numbers; or large ones, of names and offsets beyond 64 bits.
+    """
 
     rng: random.Random
+    is_large: bool = False
     rows: dict[int, list[tuple[int, bool]]] = dataclasses.field(default_factory=lambda: {0: [], 1: []})
     mended: bool = False
 
@@ -282,6 +297,13 @@ class Topic:
         for _ in range(count):
             partition = self.rng.randrange(2)
             self.rows[partition].append((self.rng.randrange(96), self.rng.random() < 0.3))
+
+    def at(self, partition: int, offset: int) -> tuple[SourcePartition, int]:
+        return (f"shard-{partition}", LARGE + offset) if self.is_large else (partition, offset)
+
+    def start(self, partition: int, starts: Mapping[SourcePartition, int]) -> int:
+        name, first = self.at(partition, 0)
+        return starts.get(name, first) - first
 
     def identity(self, partition: int, offset: int) -> int:
         return partition * 10_000 + offset
@@ -292,15 +314,19 @@ class Topic:
         numbers = [self.identity(partition, each) for each in good]
         batch = pa.record_batch([pa.array(numbers, pa.int64()), pa.array(["n"] * len(good)), times], schema=SCHEMA)
         bad = [each for each in offsets if each not in good]
-        rejected = [RejectedRow(f"[{partition},{each}]".encode(), "bad", f"{partition}:{each}") for each in bad]
-        return SourceBatch(
-            batch, pa.array([partition] * len(good), pa.int32()), pa.array(good, pa.int64()), tuple(rejected)
-        )
+        rejected = [
+            RejectedRow(f"[{partition},{each}]".encode(), "bad", row_position(*self.at(partition, each)))
+            for each in bad
+        ]
+        numbered = [self.at(partition, each) for each in good]
+        if self.is_large and not good:
+            return SourceBatch(batch, pa.array([], pa.string()), pa.array([], pa.string()), tuple(rejected))
+        return SourceBatch(batch, *number_arrays(numbered), tuple(rejected))
 
     def read(self, request: ReadRequest) -> InMemoryBatches:
         starts = request.start_offsets or {}
         batches = [
-            self.batch(partition, range(starts.get(partition, 0), len(self.rows[partition])), decodes=self.mended)
+            self.batch(partition, range(self.start(partition, starts), len(self.rows[partition])), decodes=self.mended)
             for partition in self.rows
         ]
         return stream_of(*batches, request=request)
@@ -319,7 +345,7 @@ class Topic:
 @pytest.mark.parametrize("seed", range(12))
 def test_every_row_is_landed_once_whatever_dies_between_exports_and_replays(local_store: Store, seed: int):
     rng = random.Random(seed)
-    store, topic, day = MortalStore(local_store), Topic(rng), 4
+    store, topic, day = MortalStore(local_store), Topic(rng, is_large=seed % 2 == 1), 4
     topic.produce(30)
 
     def export_all(feed: Feed) -> None:

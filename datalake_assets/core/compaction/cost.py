@@ -68,6 +68,11 @@ class Estimate:
     dollars_saved_per_month: float
     dollars_cost: float
 
+    @property
+    def benefit(self) -> float:
+        """Dollars that it saves in a month for each dollar that it costs; 0 if there is nothing to do."""
+        return self.dollars_saved_per_month / self.dollars_cost if self.dollars_cost else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:

@@ -11,16 +11,12 @@ A partition is *due* when it is worth planning. From there::
       ├──same files, the run succeeded──> given up: these files cannot be merged
       └──same files, the run failed──> due again after a while, in a smaller run; given up after `ATTEMPTS`
     given up ──an event──> due: nothing happens while the files are the same
-
-The compaction sensor's memory between two ticks, as text of bounded size: Dagster keeps a copy with every tick.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,32 +27,24 @@ import msgspec
 from msgspec.structs import replace
 
 from datalake_assets.core.compaction.plan import CompactionPlan, LeftAlone
+from datalake_assets.core.compaction.run_groups import MAX_PARTITIONS, Wanted, cut_into_runs, is_full
 
 __all__ = [
     "ATTEMPTS",
-    "MAX_PARTITIONS",
-    "MEMORY",
-    "WAITING",
     "FeedWatch",
     "Past",
     "Report",
     "Requested",
     "RunOutcome",
     "Tried",
-    "Wanted",
-    "WatchState",
     "WatchedPlan",
-    "bounded",
     "ended",
+    "grouped",
     "heard",
     "looked",
     "request",
-    "state_from_json",
-    "state_to_json",
 ]
 
-#: Partitions of one run.
-MAX_PARTITIONS = 100
 #: Runs for the same files of a partition before it is given up.
 ATTEMPTS = 5
 #: Seconds until a partition whose run failed is tried again; twice as long after each further failure.
@@ -118,15 +106,17 @@ class Past(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Requested(msgspec.Struct, frozen=True, array_like=True):
-    """The one run of a feed that was asked for and has not been seen to end.
+    """A run of a feed that was asked for and has not been seen to end.
 
     Attributes:
         run_key: Dagster's key of the request; it never runs one twice.
         files: Digest of the files to merge, by partition.
+        size_bytes: Of these files.
     """
 
     run_key: str
     files: Mapping[str, str]
+    size_bytes: int = 0
 
 
 class FeedWatch(msgspec.Struct, frozen=True, array_like=True):
@@ -137,27 +127,33 @@ class FeedWatch(msgspec.Struct, frozen=True, array_like=True):
         observed: Storage id of the last observation that was read.
         due: Partitions to plan, with the time from when on, in seconds since 1970; 0 is at once.
         past: What is remembered of partitions that are not as they should be.
-        requested: The run that was asked for.
+        requested: The runs that were asked for; no partition is in two of them.
         began: When this memory begins, in seconds since 1970; a part of run keys, so that Dagster does not take a
             request for an old run's after somebody wiped the memory to try again what failed.
+        pace: Bytes per second that the last runs have merged; 0 if there was none yet.
     """
 
     materialized: int = 0
     observed: int = 0
     due: Mapping[str, float] = msgspec.field(default_factory=dict)
     past: Mapping[str, Past] = msgspec.field(default_factory=dict)
-    requested: Requested | None = None
+    requested: tuple[Requested, ...] = ()
     began: float = 0.0
+    pace: float = 0.0
+
+    @property
+    def in_flight(self) -> frozenset[str]:
+        """The partitions of the runs that were asked for."""
+        return frozenset(key for each in self.requested for key in each.files)
 
     def waiting(self, now: float) -> int:
         """Partitions that are to be planned as soon as may be."""
         return sum(at <= now for at in self.due.values())
 
     def ready(self, now: float) -> list[str]:
-        """The partitions to plan now, in the order of the work; none while a run is going on."""
-        if self.requested is not None:
-            return []
-        ready = [key for key, at in self.due.items() if at <= now]
+        """The partitions to plan now, in the order of the work; none that a run is about."""
+        in_flight = self.in_flight
+        ready = [key for key, at in self.due.items() if at <= now and key not in in_flight]
         return sorted(ready, key=lambda key: (self._place(key, now), self.failures(key), self.due[key]))
 
     def _place(self, key: str, now: float) -> int:
@@ -196,6 +192,8 @@ class WatchedPlan:
         again_at: When time alone may change the plan, in seconds since 1970; None for never.
         unusable: Files that no rewrite can take.
         error: Why there is no plan; empty if there is one.
+        size_bytes: Bytes that the plan rewrites.
+        benefit: What it saves in a month for what it costs once.
     """
 
     key: str
@@ -203,6 +201,8 @@ class WatchedPlan:
     again_at: float | None = None
     unusable: tuple[LeftAlone, ...] = ()
     error: str = ""
+    size_bytes: int = 0
+    benefit: float = 0.0
 
     @classmethod
     def of(cls, key: str, plan: CompactionPlan, *, unusable: Mapping[str, str]) -> WatchedPlan:
@@ -213,20 +213,14 @@ class WatchedPlan:
             files=tuple(sorted(file.name for group in plan.groups for file in group.files)),
             again_at=plan.again_at.timestamp() if plan.again_at else None,
             unusable=tuple(LeftAlone(name, unusable[name], unusable=True) for name in left),
+            size_bytes=plan.estimate.bytes_rewritten,
+            benefit=plan.estimate.benefit,
         )
 
     @property
     def digest(self) -> str:
         """Identifies the set of files to merge, or the error; empty if there is neither."""
         return _digest([self.error, *self.files]) if self.files or self.error else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A partition that a run should merge."""
-
-    key: str
-    files: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,19 +262,29 @@ def heard(watch: FeedWatch, changed: Iterable[str], *, flawed: Mapping[str, bool
     return replace(watch, due=due, past=past)
 
 
-def ended(watch: FeedWatch, outcome: RunOutcome, errors: Mapping[str, str] = _NOTHING) -> FeedWatch:
-    """The watch after a query for the run that was asked for: once that has ended, its partitions are due.
+def ended(
+    watch: FeedWatch,
+    run_key: str,
+    outcome: RunOutcome,
+    errors: Mapping[str, str] = _NOTHING,
+    *,
+    work_s: float = 0.0,
+) -> FeedWatch:
+    """The watch after a query for a run that was asked for: once that has ended, its partitions are due.
 
     Args:
         watch: What was known.
-        outcome: What became of the run.
+        run_key: The run.
+        outcome: What became of it.
         errors: A failed run's error for each partition; one without any was killed, and any partition may be the cause.
+        work_s: Seconds that it has merged files; 0 if nobody knows.
     """
-    if watch.requested is None or outcome is RunOutcome.RUNNING:
+    run = next((each for each in watch.requested if each.run_key == run_key), None)
+    if run is None or outcome is RunOutcome.RUNNING:
         return watch
     failed = outcome is RunOutcome.FAILED
     past, due = dict(watch.past), dict(watch.due)
-    for key, files in watch.requested.files.items():
+    for key, files in run.files.items():
         known = replace(past.get(key, Past()), files=files, tried=Tried.FAILED if failed else Tried.SUCCEEDED)
         blamed = failed and (key in errors or not errors)
         past[key] = replace(
@@ -290,7 +294,12 @@ def ended(watch: FeedWatch, outcome: RunOutcome, errors: Mapping[str, str] = _NO
             blamed=blamed,
         )
         due[key] = 0.0
-    return replace(watch, past=past, due=due, requested=None)
+    others = tuple(each for each in watch.requested if each is not run)
+    pace = watch.pace
+    if not failed and work_s > 0 and run.size_bytes:
+        measured = run.size_bytes / work_s
+        pace = float(round((pace + measured) / 2 if pace else measured))
+    return replace(watch, past=past, due=due, requested=others, pace=pace)
 
 
 def looked(watch: FeedWatch, look: WatchedPlan, *, now: float) -> tuple[FeedWatch, Wanted | None, tuple[Report, ...]]:
@@ -322,36 +331,48 @@ def looked(watch: FeedWatch, look: WatchedPlan, *, now: float) -> tuple[FeedWatc
     if look.error or (past.tried is Tried.FAILED and not past.retry_at and (same or past.blamed)):
         watch, given_up = _failed(watch, look, past, now)
         return watch, None, flaws + given_up
-    return watch, Wanted(look.key, look.digest), flaws
+    return watch, Wanted(look.key, look.digest, look.size_bytes, look.benefit), flaws
 
 
-def request(watch: FeedWatch, wanted: Iterable[Wanted], *, feed: str, now: float) -> tuple[FeedWatch, Requested | None]:
-    """Makes one run of the partitions that are wanted; what it doesn't take in stays due.
+def grouped(watch: FeedWatch, wanted: Iterable[Wanted], *, max_bytes: int, now: float) -> list[tuple[Wanted, ...]]:
+    """Cuts what is wanted into runs, in the order in which to ask for them.
+
+    A partition that failed goes with others that did as often, and at last alone. While a run of the feed waits or goes
+    on, another is asked for only if it is worth one: what changes meanwhile is gathered.
 
     Args:
         watch: What is known.
-        wanted: In the order of the work.
-        feed: The feed's path, which is part of the run's key.
+        wanted: The partitions, of which no run is about any.
+        max_bytes: Bytes that a run rewrites, unless one partition alone has more.
         now: Seconds since 1970.
     """
-    files = {each.key: each.files for each in _together(watch, list(wanted), now)}
-    if not files:
-        return watch, None
+    classes: dict[tuple[bool, int], list[Wanted]] = {}
+    for each in wanted:
+        place = (not watch.overdue(each.key, now), _size_class(watch, each.key))
+        classes.setdefault(place, []).append(each)
+    groups = []
+    for place in sorted(classes):
+        most = RUN_SIZES[place[1]]
+        cut = cut_into_runs(classes[place], max_bytes=max_bytes, most=most)
+        groups += [group for group in cut if not watch.requested or is_full(group, max_bytes=max_bytes, most=most)]
+    return groups
+
+
+def request(watch: FeedWatch, group: Sequence[Wanted], *, feed: str) -> tuple[FeedWatch, Requested]:
+    """Makes one run of partitions that are wanted; they are due no more.
+
+    Args:
+        watch: What is known.
+        group: The partitions of the run, one or more, of which no other run is about any.
+        feed: The feed's path, which is part of the run's key.
+    """
+    files = {each.key: each.files for each in group}
     attempt = 1 + max(watch.failures(key) for key in files)
     digest = _digest([feed, f"{watch.began:.0f}", *sorted(f"{key}={names}" for key, names in files.items())])
-    made = Requested(f"{digest}-{attempt}", files)
+    made = Requested(f"{digest}-{attempt}", files, sum(each.size_bytes for each in group))
     due = {key: at for key, at in watch.due.items() if key not in files}
     past = {key: replace(each, retry_at=0.0) if key in files else each for key, each in watch.past.items()}
-    return replace(watch, due=due, past=past, requested=made), made
-
-
-def _together(watch: FeedWatch, wanted: list[Wanted], now: float) -> list[Wanted]:
-    """The partitions of one run: one that failed goes with others that did, and at last alone."""
-    if not wanted:
-        return []
-    first = min(wanted, key=lambda each: (not watch.overdue(each.key, now), _size_class(watch, each.key)))
-    chosen = _size_class(watch, first.key)
-    return [each for each in wanted if _size_class(watch, each.key) == chosen][: RUN_SIZES[chosen]]
+    return replace(watch, due=due, past=past, requested=(*watch.requested, made)), made
 
 
 def _size_class(watch: FeedWatch, key: str) -> int:
@@ -405,79 +426,3 @@ def _listed(names: Sequence[str]) -> str:
 
 def _digest(parts: Iterable[str]) -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
-
-
-#: Version of the text; a text of another version counts as none.
-VERSION = 1
-#: Partitions that wait for a time; what is above is left to the nightly maintenance.
-WAITING = 1_000
-#: Partitions that something is remembered of; of those forgotten the same may be tried and reported once more.
-MEMORY = 500
-
-
-@dataclass(frozen=True, slots=True)
-class WatchState:
-    """All that is remembered.
-
-    Attributes:
-        feeds: By the feed's path.
-        turn: Ticks so far; says which feed comes first, since a tick may not get through all.
-    """
-
-    feeds: Mapping[str, FeedWatch] = dataclasses.field(default_factory=dict)
-    turn: int = 0
-
-
-def bounded(state: WatchState, now: float) -> tuple[WatchState, int]:
-    """Forgets what is too much to keep.
-
-    Args:
-        state: All of it.
-        now: Seconds since 1970.
-
-    Returns:
-        The rest, and the number of partitions that were to be planned later and now are not.
-    """
-    waiting = [(at, path, key) for path, watch in state.feeds.items() for key, at in watch.due.items() if at > now]
-    past = [(path, key) for path, watch in state.feeds.items() for key in watch.past if key not in _running(watch)]
-    if len(waiting) <= WAITING and len(past) <= MEMORY:
-        return state, 0
-    late = {(path, key) for _, path, key in sorted(waiting)[WAITING:]}
-    # the earliest of each feed go first, and of each feed as large a share as of all
-    share = max(0, len(past) - MEMORY) / len(past) if past else 0.0
-    feeds = {path: _forgetful(path, watch, late, share) for path, watch in state.feeds.items()}
-    return WatchState(feeds, state.turn), len(late)
-
-
-def state_to_json(state: WatchState) -> str:
-    """The state as text: ASCII, whatever the names of partitions are."""
-    feeds = {path: _with_whole_seconds(watch) for path, watch in state.feeds.items()}
-    document = {"v": VERSION, "turn": state.turn, "feeds": msgspec.to_builtins(feeds)}
-    return json.dumps(document, separators=(",", ":"))
-
-
-def state_from_json(text: str | None) -> WatchState:
-    """Reads it back; begins anew with a text that cannot be read, of an older release or by somebody's hand."""
-    try:
-        document = json.loads(text or "")  # of names that are no Unicode only `json` knows
-        if document["v"] != VERSION:
-            return WatchState()
-        return WatchState(msgspec.convert(document["feeds"], dict[str, FeedWatch]), int(document["turn"]))
-    except (ValueError, KeyError, TypeError):
-        return WatchState()
-
-
-def _forgetful(path: str, watch: FeedWatch, late: set[tuple[str, str]], share: float) -> FeedWatch:
-    running = _running(watch)
-    others = [key for key in watch.past if key not in running]
-    gone = set(others[: math.ceil(share * len(others))])
-    due = {key: at for key, at in watch.due.items() if (path, key) not in late}
-    return replace(watch, due=due, past={key: each for key, each in watch.past.items() if key not in gone})
-
-
-def _running(watch: FeedWatch) -> Mapping[str, str]:
-    return watch.requested.files if watch.requested else {}
-
-
-def _with_whole_seconds(watch: FeedWatch) -> FeedWatch:
-    return replace(watch, due={key: math.ceil(at) for key, at in watch.due.items()})

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from datalake_assets.core.compaction.compaction_report import CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
+from datalake_assets.core.compaction.run_groups import MAX_PARTITIONS
 from datalake_assets.core.partitions import PartitionBy, key_of
 from datalake_assets.core.wording import size_text
 from datalake_assets.defs.checks.at_rest import size_evaluations
@@ -25,7 +26,7 @@ from datalake_assets.defs.metadata import (
     event_partition,
 )
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.runs import tag_run
+from datalake_assets.defs.runs import UNFINISHED, tag_run
 from datalake_assets.defs.runtime import PASSING, failures_named
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
@@ -45,13 +46,13 @@ __all__ = [
     "COMPACT_OP",
     "COMPACT_PARTITION",
     "FEED_TAG",
-    "MAX_PARTITIONS",
     "CompactConfig",
     "CompactionLog",
     "OpLog",
     "compact_feed",
     "compact_partition_job",
     "observation",
+    "partitions_at_work",
 ]
 
 COMPACT_PARTITION = "compact_partition"
@@ -62,8 +63,8 @@ FEED_TAG = "datalake/feed"
 #: Dagster fixes pools when it loads the job, and the feed is in the run's configuration: so one pool for all feeds,
 #: apart from the writers'. Its limit is how many compactions run at once; exactness never rests on it.
 COMPACTOR_POOL = "lake/compact"
-#: Partitions of one run; a sensor asks for more runs instead.
-MAX_PARTITIONS = 100
+#: Of runs that have not ended, those that still wait included.
+_NOT_ENDED = [dg.DagsterRunStatus.QUEUED, *UNFINISHED]
 _MAX_TARGET_MB = 4096
 
 _DESCRIPTION = """\
@@ -164,6 +165,19 @@ def compact_partition_job(lake: Lake, feeds: Sequence[Feed]) -> dg.JobDefinition
         compact()
 
     return compact_partition
+
+
+def partitions_at_work(instance: dg.DagsterInstance, feed: Feed) -> frozenset[str]:
+    """The partitions of a feed that runs of this job are about which have not ended, whoever asked for them.
+
+    A run that somebody launched by hand is known from its first step on.
+    """
+    wanted = dg.RunsFilter(job_name=COMPACT_PARTITION, statuses=_NOT_ENDED, tags={FEED_TAG: feed.path})
+    keys: set[str] = set()
+    for run in instance.get_runs(wanted):
+        config: Any = run.run_config
+        keys.update(config["ops"][COMPACT_OP]["config"]["partitions"])
+    return frozenset(keys)
 
 
 def compact_feed(

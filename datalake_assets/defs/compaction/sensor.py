@@ -13,31 +13,29 @@ import dagster as dg
 from msgspec.structs import replace
 
 from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.core.compaction.run_groups import MAX_PARTITIONS, Wanted, chosen_runs, estimated_run, run_bytes
 from datalake_assets.core.compaction.watch import (
-    MAX_PARTITIONS,
     FeedWatch,
     Report,
-    Requested,
     RunOutcome,
-    Wanted,
     WatchedPlan,
-    WatchState,
-    bounded,
     ended,
+    grouped,
     heard,
     looked,
     request,
-    state_from_json,
-    state_to_json,
 )
-from datalake_assets.defs.compaction.job import COMPACT_OP, FEED_TAG
+from datalake_assets.core.compaction.watch_state import WatchState, bounded, state_from_json, state_to_json
+from datalake_assets.defs.compaction.job import COMPACT_OP, FEED_TAG, partitions_at_work
 from datalake_assets.defs.compaction_events import PAGE, EventReader, end_of, unusable_files
+from datalake_assets.defs.launchers import compaction_tags
 from datalake_assets.defs.metadata import asset_key, compaction_report_metadata, event_partition
 from datalake_assets.defs.runtime import PASSING
 from datalake_assets.errors import DatalakeError, LakeUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.table import LakeTable
+from datalake_assets.policies import MIB
 from datalake_assets.settings import Settings
 
 __all__ = ["COMPACTION_SENSOR", "CompactionWatcher", "WatchedLake", "compaction_sensor"]
@@ -48,13 +46,21 @@ INTERVAL_S = 30
 BUDGET_S = 15.0
 #: Partitions to plan, of all feeds: with more, no more events are read. It keeps the cursor small.
 ENOUGH = 2_000
-#: Runs that were asked for and have not ended, of all feeds; the compactor's pool runs one at a time.
+#: Runs that were asked for and have not ended, of all feeds. Dagster's queue says how many of them go on at a time.
 MAX_RUNS = 20
+#: Partitions of these runs; the cursor names each.
+MAX_AT_ONCE = 1_000
+#: Seconds of a tick that a feed has at least, if there are any left.
+_SHARE_S = 1.0
+#: Partitions are planned until there is this many times what can be asked for: so the best of them come first.
+_AHEAD = 2
 
 _DESCRIPTION = """\
 Compacts the partitions that need it by their feed's policy, as they change: it looks at what was written since its last
-tick, and asks for runs of `compact_partition`. Partitions that cannot be compacted are reported once, as an observation
-on the feed's asset. Off until somebody turns it on here; the first ticks go through all that was ever written.
+tick, and asks for runs of `compact_partition`, each of partitions of one feed with about so many bytes to merge as
+`DATALAKE_RUN_MB` says; what saves most for what it costs comes first. Partitions that cannot be compacted are reported
+once, as an observation on the feed's asset. Off until somebody turns it on here; the first ticks go through all that
+was ever written.
 """
 
 
@@ -145,15 +151,14 @@ class CompactionWatcher:
         """
         now = float(round(time.time() if now is None else now))
         before = state_from_json(cursor)
-        deadline = time.monotonic() + self._budget_s
-        shared = _Shared(self._lake, instance, now, deadline, self._page, _running(before))
-        ticks = {path: self._visit(path, before, shared, warn) for path in self._order(before.turn)}
+        shared = _Shared(self._lake, instance, now, time.monotonic() + self._budget_s, self._page, _running(before))
+        ticks = self._visits(before, shared, warn)
+        requests = self._requests(ticks, shared)
         idle = {path: watch for path, watch in before.feeds.items() if path in self._disabled}
         feeds = {**idle, **{path: each.watch for path, each in sorted(ticks.items())}}
         state, dropped = bounded(WatchState(feeds, before.turn + 1), now)
         if dropped:
             warn(f"{dropped:,} partitions that are too young now are left to the nightly maintenance")
-        requests = [_run_request(each.feed, each.made) for each in ticks.values() if each.made]
         reports = [self._observed(each.feed, report) for each in ticks.values() for report in each.reports]
         return dg.SensorResult(
             run_requests=requests,
@@ -163,6 +168,26 @@ class CompactionWatcher:
             if requests
             else _why_nothing(state, now, reports, behind=any(each.behind for each in ticks.values())),
         )
+
+    def _visits(self, before: WatchState, shared: "_Shared", warn: Callable[[str], None]) -> "dict[str, _FeedTick]":
+        """Looks at every feed, as far as time allows; each has its share of what is left."""
+        paths, ends_at = self._order(before.turn), shared.deadline
+        ticks = {}
+        for place, path in enumerate(paths):
+            left_s = ends_at - time.monotonic()
+            shared.deadline = min(ends_at, time.monotonic() + max(_SHARE_S, left_s / (len(paths) - place)))
+            ticks[path] = self._visit(path, before, shared, warn)
+        return ticks
+
+    def _requests(self, ticks: "dict[str, _FeedTick]", shared: "_Shared") -> list[dg.RunRequest]:
+        """One run for each group of partitions that there is room for."""
+        chosen = chosen_runs(
+            {path: each.groups for path, each in ticks.items()},
+            busy={path for path, each in ticks.items() if each.watch.requested},
+            runs=MAX_RUNS - shared.running,
+            partitions=MAX_AT_ONCE - sum(len(each.watch.in_flight) for each in ticks.values()),
+        )
+        return [ticks[path].ask(group) for path, group in chosen]
 
     def _order(self, turn: int) -> list[str]:
         """Every feed is the first in turn, since the time may not last for all."""
@@ -232,7 +257,6 @@ class _FeedTick:
     watch: FeedWatch
     reports: list[Report] = field(default_factory=list)
     wanted: list[Wanted] = field(default_factory=list)
-    made: Requested | None = None
     behind: bool = False
 
     def run(self) -> None:
@@ -242,23 +266,52 @@ class _FeedTick:
             return
         self._settle()
         self.behind = not self._read()
-        if self.watch.requested is not None or self.shared.running >= MAX_RUNS:
+        if self.shared.running >= MAX_RUNS:
             return
         self._look()
-        while self.behind and not self.shared.late and len(self.wanted) < MAX_PARTITIONS:
+        while self.behind and not self.shared.late and not self._has_enough:
             self.behind = not self._read()
             self._look()
-        self.watch, self.made = request(self.watch, self.wanted, feed=self.feed.path, now=self.shared.now)
-        self.shared.running += self.made is not None
+
+    @property
+    def groups(self) -> list[tuple[Wanted, ...]]:
+        """The runs that the feed should have, in their order; partitions that runs of others are about are in none."""
+        if not self.wanted:
+            return []
+        at_work = partitions_at_work(self.shared.instance, self.feed)
+        wanted = [each for each in self.wanted if each.key not in at_work]
+        return grouped(self.watch, wanted, max_bytes=self._run_bytes, now=self.shared.now)
+
+    def ask(self, group: Sequence[Wanted]) -> dg.RunRequest:
+        """Asks for the run of a group."""
+        self.watch, made = request(self.watch, group, feed=self.feed.path)
+        settings = self.shared.lake.settings
+        memory_bytes = request_of(settings).memory_bytes
+        estimate = estimated_run(group, pace=self.watch.pace, memory_bytes=memory_bytes)
+        config: dict[str, Any] = {"feed": self.feed.name, "partitions": list(made.files)}
+        return dg.RunRequest(
+            run_key=made.run_key,
+            run_config={"ops": {COMPACT_OP: {"config": config}}},
+            tags={FEED_TAG: self.feed.path, **compaction_tags(settings, self.feed, estimate)},
+        )
+
+    @property
+    def _run_bytes(self) -> int:
+        return run_bytes(self.feed.runs.max_bytes or self.shared.lake.settings.run_mb * MIB, self.watch.pace)
+
+    @property
+    def _has_enough(self) -> bool:
+        runs = _AHEAD * (MAX_RUNS - self.shared.running)
+        total = sum(each.size_bytes for each in self.wanted)
+        return len(self.wanted) >= runs * MAX_PARTITIONS or total >= runs * self._run_bytes
 
     def _settle(self) -> None:
-        run = self.watch.requested
-        if run is None:
-            return
-        end = end_of(self.shared.instance, run.run_key)
-        if end.outcome is not RunOutcome.RUNNING:
-            self.watch = heard(ended(self.watch, end.outcome, end.errors), (), flawed=end.flawed)
-            self.shared.running -= 1
+        for run in self.watch.requested:
+            end = end_of(self.shared.instance, run.run_key)
+            if end.outcome is not RunOutcome.RUNNING:
+                now = ended(self.watch, run.run_key, end.outcome, end.errors, work_s=end.work_s)
+                self.watch = heard(now, (), flawed=end.flawed)
+                self.shared.running -= 1
 
     def _read(self) -> bool:
         """Reads events as long as there is room for what they name; says whether it came to their end."""
@@ -284,14 +337,14 @@ class _FeedTick:
         return not self.shared.late and waiting < self.shared.page
 
     def _look(self) -> None:
-        """Plans what is due, until a run is full or time is up."""
+        """Plans what is due, until there is more than enough for a tick or time is up."""
         wanted = {each.key for each in self.wanted}
         ready = [key for key in self.watch.ready(self.shared.now) if key not in wanted]
         if not ready:
             return
         table, asked = self.shared.lake.table(self.feed), request_of(self.shared.lake.settings)
         for key in ready:
-            if self.shared.late or len(self.wanted) >= MAX_PARTITIONS:
+            if self.shared.late or self._has_enough:
                 break
             look = self._plan(table, key, asked)
             self.watch, one, reports = looked(self.watch, look, now=self.shared.now)
@@ -310,28 +363,25 @@ class _FeedTick:
         return WatchedPlan.of(key, plan, unusable=unusable)
 
 
-def _run_request(feed: Feed, made: Requested) -> dg.RunRequest:
-    config: dict[str, Any] = {"feed": feed.name, "partitions": list(made.files)}
-    return dg.RunRequest(
-        run_key=made.run_key, run_config={"ops": {COMPACT_OP: {"config": config}}}, tags={FEED_TAG: feed.path}
-    )
-
-
 def _running(state: WatchState) -> int:
-    return sum(watch.requested is not None for watch in state.feeds.values())
+    return sum(len(watch.requested) for watch in state.feeds.values())
 
 
 def _why_nothing(state: WatchState, now: float, reports: Sequence[dg.AssetObservation], *, behind: bool) -> str:
     """What a tick that asks for no run says in the UI."""
-    running = [path for path, watch in state.feeds.items() if watch.requested]
+    running = [f"{path}: {_runs(len(watch.requested))}" for path, watch in state.feeds.items() if watch.requested]
     ready = sum(len(watch.ready(now)) for watch in state.feeds.values())
     later = sum(at > now for watch in state.feeds.values() for at in watch.due.values())
     parts = [f"{_partitions(len(reports))} cannot be compacted as a whole: see the observations"] if reports else []
-    parts += [f"{', '.join(running)}: a compaction goes on"] if running else []
+    parts += [", ".join(running)] if running else []
     parts += [f"{_partitions(ready)} to look at in the next tick"] if ready else []
     parts += ["the next tick reads on in the event log"] if behind else []
     parts += [f"{_partitions(later)} to look at later: too young, or to be tried again"] if later else []
     return "; ".join(parts) or "nothing to compact"
+
+
+def _runs(count: int) -> str:
+    return "a compaction goes on" if count == 1 else f"{count:,} compactions go on, or wait"
 
 
 def _partitions(count: int) -> str:

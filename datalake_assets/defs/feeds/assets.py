@@ -141,21 +141,27 @@ def writer_pool(feed: Feed) -> str:
     return f"lake/{feed.path}/write"
 
 
-def feed_asset(feed: Feed, *, lake_uri: str, feeds: Mapping[str, Feed] = MappingProxyType({})) -> dg.AssetsDefinition:
+def feed_asset(
+    feed: Feed,
+    *,
+    lake_uri: str,
+    feeds: Mapping[str, Feed] = MappingProxyType({}),
+    run_partitions: int | None = None,
+) -> dg.AssetsDefinition:
     """The asset of a feed.
 
     Args:
         feed: The feed.
         lake_uri: The lake's address, for the links that the UI shows.
         feeds: The lake's feeds by name: a mart is downstream of those that it reads.
+        run_partitions: Partitions of a stream that a run of a backfill exports; None for all of them.
     """
     partitions = partitions_of(feed)
     with known_dagster_warnings_ignored():
         asset = dg.asset(
             key=asset_key(feed),
             partitions_def=partitions,
-            # a table's versions are pulled one by one: each is what the table was at one moment
-            backfill_policy=_backfill_policy(feed),
+            backfill_policy=_backfill_policy(feed, run_partitions),
             required_resource_keys={"lake", feed.source.type},
             io_manager_key=IO_MANAGER_KEY,
             check_specs=check_specs(feed, partitions),
@@ -223,8 +229,13 @@ def _read(feed: Feed, keys: Sequence[str], config: ExportConfig, resources: Any)
     return lake, read
 
 
-def _backfill_policy(feed: Feed) -> dg.BackfillPolicy:
-    return dg.BackfillPolicy.multi_run(1) if feed.kind is FeedKind.TABLE else dg.BackfillPolicy.single_run()
+def _backfill_policy(feed: Feed, run_partitions: int | None) -> dg.BackfillPolicy:
+    if feed.kind is FeedKind.TABLE:
+        # its versions are pulled one by one: each is what the table was at one moment
+        return dg.BackfillPolicy.multi_run(1)
+    if run_partitions is None:
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(run_partitions)
 
 
 def _freshness_policy(feed: Feed) -> dg.FreshnessPolicy | None:

@@ -35,9 +35,10 @@ from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progre
 from datalake_assets.defs.storage.mart_assets import upstream
 from datalake_assets.errors import ConfigError, DatalakeError, FeedNotFound, InvalidFeed
 from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.marts.mart_order import made_in_order
 from datalake_assets.lake.table import Progress
-from datalake_assets.policies import Level
+from datalake_assets.policies import MIB, Level
 from datalake_assets.settings import Settings
 from datalake_assets.sources.systems import StandIn, no_stand_in, systems
 
@@ -45,6 +46,7 @@ __all__ = [
     "FeedRunner",
     "export_feed",
     "feed_runner",
+    "partitions_of_a_run",
     "repair_runs",
     "warm_up",
 ]
@@ -58,6 +60,8 @@ _INTERRUPTS = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
 _CHECK_FAILED = "DagsterAssetCheckFailedError"
 #: Modules that are loaded when they are first needed: pyarrow's datasets bring pandas, rules bring DuckDB.
 _LOADED_LATE = ("datalake_assets.lake.tables", "datalake_assets.lake.scan", "datalake_assets.lake.broken_rules")
+#: Partitions that a run of a backfill exports as long as nobody knows how large they are.
+UNKNOWN_RUN = 30
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -97,7 +101,8 @@ class FeedRunner:
     def _asset(self, feed: Feed) -> dg.AssetsDefinition:
         if feed.is_adopted:
             return folder_asset(feed, lake_uri=self.lake.uri)
-        return feed_asset(feed, lake_uri=self.lake.uri, feeds=self.all_feeds)
+        run_partitions = partitions_of_a_run(self.lake, feed)
+        return feed_asset(feed, lake_uri=self.lake.uri, feeds=self.all_feeds, run_partitions=run_partitions)
 
     @property
     def exported(self) -> tuple[str, ...]:
@@ -193,6 +198,28 @@ class FeedRunner:
         if name not in self.feeds:
             raise FeedNotFound(name)
         return self.feeds[name]
+
+
+def partitions_of_a_run(lake: Lake, feed: Feed) -> int | None:
+    """How many partitions of a stream a run of a backfill should export; None for all of them.
+
+    Only where each is pulled by itself: rows that are numbered come in their order, whatever partitions are selected.
+    By their bytes only where a launcher is named: one request for the feed, in each process that loads the location.
+    """
+    if feed.kind is not FeedKind.STREAM or not feed.is_exported or feed.is_mart:
+        return None
+    if feed.position_kind is not PositionKind.WINDOW:
+        return None
+    if feed.runs.partitions is not None or not lake.settings.run_launcher:
+        return feed.runs.partitions
+    try:
+        totals = lake.table(feed).totals()
+    except DatalakeError:  # it says so when it is run
+        totals = None
+    if totals is None or not totals.partitions or not totals.size_bytes:
+        return UNKNOWN_RUN
+    most = feed.runs.max_bytes or lake.settings.run_mb * MIB
+    return max(1, most * totals.partitions // totals.size_bytes)
 
 
 def default_resources(settings: Settings, *, stand_in: StandIn = no_stand_in) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from functools import partial
 import dagster as dg
 from pydantic import Field
 
+from datalake_assets.core.compaction.run_groups import MAX_PARTITIONS
 from datalake_assets.defs.compaction.job import (
     COMPACTOR_POOL,
-    MAX_PARTITIONS,
     CompactConfig,
     CompactionLog,
     OpLog,

@@ -263,9 +263,7 @@ def _cast(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def _rejected(batch: SourceBatch, number: int, reason: str) -> RejectedRow:
     row = batch.rows.slice(number, 1)
     (raw,) = rows_to_text(row)
-    position = f"row:{hashlib.blake2b(raw, digest_size=12).hexdigest()}"
-    if batch.source_partitions is not None and batch.source_offsets is not None:
-        position = f"{batch.source_partitions[number].as_py()}:{batch.source_offsets[number].as_py()}"
+    position = batch.position(number) or f"row:{hashlib.blake2b(raw, digest_size=12).hexdigest()}"
     columns = schema_to_json(row.schema.remove_metadata())
     return RejectedRow(raw, f"Iceberg cannot hold a value: {reason}", position, decoded=True, columns=columns)
 

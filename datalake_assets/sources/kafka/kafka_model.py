@@ -114,6 +114,12 @@ class KafkaSource(SystemSource):
         return PositionKind.OFFSETS
 
     @property
+    def position_columns(self) -> tuple[str, str] | None:
+        """Partition and offset, if they are landed."""
+        names = (self.rename.get(PARTITION, PARTITION), self.rename.get(OFFSET, OFFSET))
+        return names if self.positions else None
+
+    @property
     def own_columns(self) -> tuple[str, ...]:
         """Names of the columns that no value has, the last ones."""
         own = {

@@ -114,7 +114,7 @@ class TopicBatches:
             logger.warning("%s: %s", self._source, self.unfinished)
             return _until_changed(layout, messages)
         self._reached |= read_to
-        return replace(batch, read_to=read_to)
+        return replace(batch, read_to=dict(read_to.items()))
 
     def _starts(self, extents: Mapping[int, Extent]) -> dict[int, int]:
         """Where to begin in each partition.
@@ -123,7 +123,7 @@ class TopicBatches:
             SourceRecreated: The topic ends before what was landed of it.
             SourceDataLost: What comes next has expired.
         """
-        wanted = {each: start for each, start in (self.request.start_offsets or {}).items() if start > 0}
+        wanted = {each: start for each, start in self.request.numbered_starts.items() if start > 0}
         gone = sorted(each for each, start in wanted.items() if each not in extents or extents[each].high < start)
         late = sorted(each for each in wanted.keys() - set(gone) if extents[each].low > wanted[each])
         self.recreated = bool(gone) and self.request.new_epoch

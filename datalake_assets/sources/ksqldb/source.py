@@ -313,13 +313,13 @@ class _KsqlBatches:
     @property
     def _starts(self) -> dict[int, int]:
         """Next offset wanted by source partition; nothing if everything is."""
-        return {} if self._request.new_epoch else dict(self._request.start_offsets or {})
+        return {} if self._request.new_epoch else self._request.numbered_starts
 
     def _bounds(self, numbering: tuple[str, str], *, nullable: bool) -> str:
         return at_or_after(numbering, first_offsets(self._starts), nullable=nullable)
 
     def _offset_reader(self, query: Query) -> OffsetReader:
-        starts = self._request.start_offsets
+        starts = self._request.numbered_starts
         if self._request.new_epoch and starts:
             watch = PositionWatch(self._source, starts)
             self._recreated = starts_anew(starts, scan(self._client, query, watch.is_settled_by))

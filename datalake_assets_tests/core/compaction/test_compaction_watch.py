@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,31 +10,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalake_assets.core.compaction.plan import LeftAlone
+from datalake_assets.core.compaction.run_groups import MAX_PARTITIONS, Wanted
 from datalake_assets.core.compaction.watch import (
     ATTEMPTS,
     LONGEST_BACK_OFF_S,
-    MAX_PARTITIONS,
-    MEMORY,
     OVERDUE_S,
-    WAITING,
     FeedWatch,
     Past,
     Requested,
     RunOutcome,
     Tried,
-    Wanted,
     WatchedPlan,
-    WatchState,
-    bounded,
     ended,
+    grouped,
     heard,
     looked,
     request,
+)
+from datalake_assets.core.compaction.watch_state import (
+    MEMORY,
+    WAITING,
+    WatchState,
+    bounded,
     state_from_json,
     state_to_json,
 )
 
 NOW = 1_000_000.0
+MIB = 1 << 20
 FILES = ("a", "b")
 
 
@@ -43,13 +47,19 @@ def asked(watch: FeedWatch, *looks: WatchedPlan, now: float = NOW) -> tuple[Feed
     for look in looks:
         watch, one, _ = looked(watch, look, now=now)
         wanted += [one] if one else []
-    return request(watch, wanted, feed="streams/s", now=now)
+    return asked_first(watch, wanted, now=now)
+
+
+def asked_first(watch: FeedWatch, wanted: Sequence[Wanted], *, now: float) -> tuple[FeedWatch, Requested | None]:
+    """After a request for the first run of what is wanted."""
+    groups = grouped(watch, wanted, max_bytes=MIB, now=now)
+    return request(watch, groups[0], feed="streams/s") if groups else (watch, None)
 
 
 def after_run(outcome: RunOutcome, *keys: str, **errors: str) -> FeedWatch:
     """A feed of which a run for some partitions has ended."""
-    watch, _ = asked(heard(FeedWatch(), keys), *(WatchedPlan(key, FILES) for key in keys))
-    return ended(watch, outcome, errors)
+    watch, made = asked(heard(FeedWatch(), keys), *(WatchedPlan(key, FILES) for key in keys))
+    return ended(watch, made.run_key, outcome, errors)
 
 
 def test_partition_is_forgotten_when_there_is_nothing_to_merge():
@@ -74,18 +84,39 @@ def test_run_key_follows_from_the_feed_the_files_and_the_attempt():
         asked(watch, WatchedPlan("l", FILES), WatchedPlan("k", FILES))[1].run_key,
         asked(watch, WatchedPlan("k", FILES))[1].run_key,
         asked(watch, WatchedPlan("k", (*FILES, "c")))[1].run_key,
-        request(watch, [Wanted("k", WatchedPlan("k", FILES).digest)], feed="streams/t", now=NOW)[1].run_key,
+        request(watch, [Wanted("k", WatchedPlan("k", FILES).digest)], feed="streams/t")[1].run_key,
     ]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
 
 
-def test_nothing_is_ready_while_a_run_goes_on():
+def test_no_partition_is_ready_while_a_run_is_about_it_though_it_changes():
     watch, made = asked(heard(FeedWatch(), "kl"), WatchedPlan("k", FILES))
     assert list(made.files) == ["k"]
-    assert watch.ready(NOW) == []
-    assert ended(watch, RunOutcome.RUNNING) == watch
-    assert ended(watch, RunOutcome.SUCCEEDED).ready(NOW) == ["k", "l"]
+    assert heard(watch, "k").ready(NOW) == ["l"]
+    assert ended(watch, made.run_key, RunOutcome.RUNNING) == watch
+    assert ended(watch, "another run", RunOutcome.SUCCEEDED) == watch
+    assert ended(watch, made.run_key, RunOutcome.SUCCEEDED).ready(NOW) == ["k", "l"]
+
+
+def test_what_changes_while_a_run_goes_on_is_gathered_until_it_is_worth_a_run():
+    watch, first = asked(heard(FeedWatch(), "klm"), WatchedPlan("k", FILES, size_bytes=9))
+    small, large = Wanted("l", "d", MIB // 2 - 1), Wanted("m", "d", 1)
+    assert grouped(watch, [small], max_bytes=MIB, now=NOW) == []
+    assert grouped(watch, [small, large], max_bytes=MIB, now=NOW) == [(small, large)]
+    idle = ended(watch, first.run_key, RunOutcome.SUCCEEDED)
+    assert grouped(idle, [small], max_bytes=MIB, now=NOW) == [(small,)]
+
+
+def test_runs_of_a_feed_end_one_by_one_and_each_says_how_fast_it_was():
+    watch = heard(FeedWatch(), "kl")
+    watch, first = request(watch, [Wanted("k", "d", 1000)], feed="f")
+    watch, other = request(watch, [Wanted("l", "d", 1000)], feed="f")
+    assert watch.in_flight == {"k", "l"}
+    watch = ended(watch, other.run_key, RunOutcome.SUCCEEDED, work_s=10)
+    assert (watch.in_flight, watch.ready(NOW), watch.pace) == ({"k"}, ["l"], 100)
+    assert ended(watch, first.run_key, RunOutcome.FAILED, work_s=1).pace == 100
+    assert ended(watch, first.run_key, RunOutcome.SUCCEEDED, work_s=5).pace == 150
 
 
 def test_files_that_a_run_left_as_they_were_are_reported_and_left_until_they_change():
@@ -108,7 +139,7 @@ def test_failed_run_is_tried_again_twice_as_late_each_time():
         now = watch.due["k"]
         watch, made = asked(watch, WatchedPlan("k", FILES), now=now)
         assert made.run_key.endswith(f"-{len(waits) + 1}")
-        watch = ended(watch, RunOutcome.FAILED, {"k": "disk full"})
+        watch = ended(watch, made.run_key, RunOutcome.FAILED, {"k": "disk full"})
     watch, wanted, (report,) = looked(watch, WatchedPlan("k", FILES), now=now)
     assert waits == [60, 120, 240, 480]
     assert (wanted, watch.due, report.failures) == (None, {}, ATTEMPTS)
@@ -126,14 +157,14 @@ def test_partition_that_was_given_up_is_tried_for_new_files_an_hour_later_and_th
     later = NOW + LONGEST_BACK_OFF_S
     watch, made = asked(watch, WatchedPlan("k", (*FILES, "c")), now=later)
     assert made is not None
-    watch = ended(watch, RunOutcome.FAILED, {"k": "disk full"})
+    watch = ended(watch, made.run_key, RunOutcome.FAILED, {"k": "disk full"})
     watch, wanted, reports = looked(watch, WatchedPlan("k", (*FILES, "c")), now=later)
     assert (wanted, reports, watch.due) == (None, (), {})
 
 
 def test_partition_given_up_for_another_reason_is_said_again():
-    watch, _ = asked(heard(given_up(), ["k"]), WatchedPlan("k", (*FILES, "c")), now=NOW + LONGEST_BACK_OFF_S)
-    watch = ended(watch, RunOutcome.FAILED, {"k": "no access"})
+    watch, made = asked(heard(given_up(), ["k"]), WatchedPlan("k", (*FILES, "c")), now=NOW + LONGEST_BACK_OFF_S)
+    watch = ended(watch, made.run_key, RunOutcome.FAILED, {"k": "no access"})
     _, _, (report,) = looked(watch, WatchedPlan("k", (*FILES, "c")), now=NOW)
     assert report.text == "6 runs failed: no access"
 
@@ -159,11 +190,11 @@ def test_partition_that_killed_its_run_is_found_and_the_others_get_done():
             watch, one, told = looked(watch, WatchedPlan(key) if key in done else WatchedPlan(key, FILES), now=now)
             wanted += [one] if one else []
             reports += told
-        watch, made = request(watch, wanted, feed="f", now=now)
+        watch, made = asked_first(watch, wanted, now=now)
         if made:
             killed = "k00" in made.files
             done |= set() if killed else set(made.files)
-            watch = ended(watch, RunOutcome.FAILED if killed else RunOutcome.SUCCEEDED)
+            watch = ended(watch, made.run_key, RunOutcome.FAILED if killed else RunOutcome.SUCCEEDED)
         now += 60
     assert done == set(keys[1:])
     assert [each.key for each in reports] == ["k00"]
@@ -244,7 +275,10 @@ WATCHES = st.builds(
     st.integers(0),
     st.dictionaries(st.text(max_size=3), st.integers(0, 10**10).map(float)),
     st.dictionaries(st.text(max_size=3), PASTS),
-    st.none() | st.builds(Requested, st.text(), st.dictionaries(st.text(max_size=3), st.text(max_size=3))),
+    st.lists(
+        st.builds(Requested, st.text(), st.dictionaries(st.text(max_size=3), st.text(max_size=3)), st.integers(0))
+    ).map(tuple),
+    st.integers(0, 10**10).map(float),
     st.integers(0, 10**10).map(float),
 )
 
@@ -255,7 +289,10 @@ def test_state_survives_being_written(state):
     assert state_from_json(state_to_json(state)) == state
 
 
-@pytest.mark.parametrize("text", [None, "", "null", "[]", '{"v":2,"feeds":{},"turn":0}', '{"v":1,"turn":0}'])
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "null", "[]", '{"v":3,"feeds":{},"turn":0}', '{"v":1,"turn":0}', '{"v":1,"feeds":{"f":[1]},"turn":0}'],
+)
 def test_text_that_is_no_state_is_the_beginning(text):
     assert state_from_json(text) == WatchState()
 
@@ -265,7 +302,9 @@ def test_memory_is_bounded_and_what_runs_is_never_forgotten():
     running = Requested("r" * 20, dict.fromkeys(keys[:MAX_PARTITIONS], "d" * 16))
     past = {key: Past("d" * 16, Tried.GIVEN_UP, 5, NOW, flawed=True, told="t" * 16, said="s" * 16) for key in keys}
     feeds = {
-        "streams/a": FeedWatch(due={key: NOW + index for index, key in enumerate(keys)}, past=past, requested=running),
+        "streams/a": FeedWatch(
+            due={key: NOW + index for index, key in enumerate(keys)}, past=past, requested=(running,)
+        ),
         "streams/b": FeedWatch(due={"k": NOW}, past={"k": Past(flawed=True)}),
     }
     state, dropped = bounded(WatchState(feeds), NOW)
@@ -285,7 +324,7 @@ def test_whatever_happens_no_run_is_asked_for_twice_and_all_that_can_be_merged_i
     """Partitions are written to, runs fail, die and vanish for a while; then all goes well, but for the bad ones."""
     keys = "abcdef"
     bad = data.draw(st.sets(st.sampled_from(keys), max_size=2), label="never merged")
-    watch, files, now, run_keys, runs = FeedWatch(began=1.0), dict.fromkeys(keys, 2), NOW, [], {}
+    watch, files, now, run_keys = FeedWatch(began=1.0), dict.fromkeys(keys, 2), NOW, []
     watch, named = heard(watch, keys), iter(range(10**6))
     there = {key: tuple(f"{next(named)}" for _ in range(count)) for key, count in files.items()}
     for step in range(120):
@@ -296,23 +335,26 @@ def test_whatever_happens_no_run_is_asked_for_twice_and_all_that_can_be_merged_i
             watch = heard(watch, [key])
         wanted = []
         for key in watch.ready(now):
-            watch, one, _ = looked(watch, WatchedPlan(key, there[key] if len(there[key]) > 1 else ()), now=now)
+            look = WatchedPlan(key, there[key] if len(there[key]) > 1 else (), size_bytes=400)
+            watch, one, _ = looked(watch, look, now=now)
             wanted += [one] if one else []
-        watch, made = request(watch, wanted, feed="f", now=now)
-        watch = state_from_json(state_to_json(WatchState({"f": watch}))).feeds["f"]
-        if made:
+        for group in grouped(watch, wanted, max_bytes=1_000, now=now):
+            assert not watch.in_flight.intersection(each.key for each in group)
+            watch, made = request(watch, group, feed="f")
             run_keys.append(made.run_key)
-            runs[made.run_key] = 0
-        if watch.requested and (calm or data.draw(st.booleans())):
+        watch = state_from_json(state_to_json(WatchState({"f": watch}))).feeds["f"]
+        for run in watch.requested:
+            if not calm and data.draw(st.booleans()):
+                continue
             ok = calm or data.draw(st.booleans())
-            blamed = {key: "x" for key in watch.requested.files if key in bad or not ok}
-            for key in set(watch.requested.files).difference(blamed):
+            blamed = {key: "x" for key in run.files if key in bad or not ok}
+            for key in set(run.files).difference(blamed):
                 there[key] = (f"{next(named)}",)
-            watch = ended(watch, RunOutcome.FAILED if blamed else RunOutcome.SUCCEEDED, blamed)
+            watch = ended(watch, run.run_key, RunOutcome.FAILED if blamed else RunOutcome.SUCCEEDED, blamed)
         now += 30 if not calm else 600
     assert len(set(run_keys)) == len(run_keys)
     assert {key for key in keys if len(there[key]) > 1} <= bad | {
         key for key, past in watch.past.items() if past.tried is Tried.GIVEN_UP
     }
-    assert watch.requested is None
+    assert watch.requested == ()
     assert watch.ready(now) == []

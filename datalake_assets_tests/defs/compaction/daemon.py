@@ -105,10 +105,10 @@ def damage(file: Path) -> str:
     return file.name
 
 
-def synthetic(store: Store, feed: Feed, key: str, *names: str) -> None:
+def synthetic(store: Store, feed: Feed, key: str, *names: str, size_bytes: int = 1000) -> None:
     """A manifest of files that nobody ever reads."""
     folder = FeedFolder(store, feed)
-    entries = tuple(DataFile(name, 1, 1000) for name in names)
+    entries = tuple(DataFile(name, 1, size_bytes) for name in names)
     file = Path(store.path(folder.log(key).manifest_key))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(Manifest(len(names), "w", entries).to_bytes())

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.defs.feeds.assets import ExportConfig
-from datalake_assets.policies import Checks, Freshness, NotNullRule, Retention
+from datalake_assets.defs.feeds.runner import UNKNOWN_RUN, FeedRunner, partitions_of_a_run
+from datalake_assets.defs.resources import Lake
+from datalake_assets.policies import MIB, Checks, Freshness, NotNullRule, Retention
 from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
 from datalake_assets_tests.defs.fakes import days_ago, stream, table
 from datalake_assets_tests.defs.sent import RECENT, exporter, key
@@ -44,6 +46,30 @@ def test_dagster_and_the_lake_agree_on_every_partition(lake, sent, instance):
     checks = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     assert all(entry.dagster_event.asset_check_evaluation_data.passed for entry in checks)
     assert len(checks) == 18  # four checks of three partitions each and of the run, freshness and quarantine
+
+
+def test_backfill_of_pulled_windows_is_cut_into_runs_by_their_bytes_where_a_launcher_is_named(lake, sent, instance):
+    feed = stream(**PULL)
+    feeds = exporter(lake, sent, feed)
+    launched = Lake(lake.settings.model_copy(update={"run_launcher": "celery", "run_mb": 1}))
+    assert partitions_of_a_run(launched, feed) == UNKNOWN_RUN
+    feeds.export(instance, "clicks", partitions=[key(2), key(1), key(0)], quiet=True)
+
+    sizes = [feeds.lake.table(feed).report(key(day)).size_bytes for day in range(3)]
+    found = partitions_of_a_run(launched, feed)
+    assert found * sum(sizes) / 3 <= MIB < (found + 1) * sum(sizes) / 3
+    assert partitions_of_a_run(launched, stream(**PULL, runs={"partitions": 7})) == 7
+    assert partitions_of_a_run(launched, stream(**PULL, runs={"max_bytes": 4 * MIB})) == 4 * MIB * 3 // sum(sizes)
+    asset = FeedRunner([feed], launched, feeds._resources)._asset(feed)
+    assert asset.backfill_policy == dg.BackfillPolicy.multi_run(found)
+
+
+def test_backfill_stays_one_run_where_nobody_asks_for_more_or_rows_are_numbered(lake):
+    launched = Lake(lake.settings.model_copy(update={"run_launcher": "celery"}))
+    assert partitions_of_a_run(lake, stream(**PULL)) is None
+    assert partitions_of_a_run(lake, stream(**PULL, runs={"partitions": 7})) == 7
+    assert partitions_of_a_run(launched, stream(**RECENT)) is None
+    assert partitions_of_a_run(launched, table()) is None
 
 
 def test_versions_of_a_table_come_and_go_with_retention(lake, sent, instance):

@@ -1,0 +1,1 @@
+"""Webhooks as sinks of alerts."""

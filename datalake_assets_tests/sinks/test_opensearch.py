@@ -1,0 +1,257 @@
+"""Rows sent on to search servers: what a store of documents is to do; what deliveries make of busy and absent ones."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pytest
+
+from datalake_assets.errors import ConfigError, InvalidFeed
+from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.lake.store import open_store
+from datalake_assets.sinks.base import DocumentStore
+from datalake_assets.sinks.delivery import dead_letters, deliver, forget_delivered, sink_lag
+from datalake_assets.sinks.kinds import sink_kind
+from datalake_assets.sinks.opensearch.index_template import mapping
+from datalake_assets.sinks.opensearch.opensearch_model import OpenSearchSettings
+from datalake_assets.testing.document_stores import DocumentStoreContract
+from datalake_assets_tests.crash.sink_rounds import act
+from datalake_assets_tests.sinks.search_server import SearchServer
+
+pytestmark = pytest.mark.xdist_group("search")
+
+
+def feed_of(name: str, **sink: object) -> Feed:
+    source = {"type": "kafka", "topic": "t", "fields": {"n": "long"}}
+    document = {"name": name, "kind": "stream", "source": source, "time_column": "at"}
+    return parse_feed(json.dumps({**document, "sinks": [{"type": "opensearch", **sink}]}))
+
+
+def store_of(server: SearchServer, folder: Path, **sink: object) -> DocumentStore:
+    feed = feed_of(f"f{uuid.uuid4().hex[:8]}", **sink)
+    settings = OpenSearchSettings(opensearch_url=server.url, opensearch_retry_s=5)
+    return sink_kind("opensearch").open(open_store(str(folder)), feed, feed.sinks[0], settings)
+
+
+class TestOpenSearch(DocumentStoreContract):
+    @pytest.fixture(params=["partition", "feed"])
+    def documents(self, request, osmem, tmp_path) -> Iterator[DocumentStore]:
+        store = store_of(osmem, tmp_path, by=request.param)
+        yield store
+        store.close()
+
+
+class TestElasticsearch(DocumentStoreContract):
+    @pytest.fixture(params=["partition", "rollover"])
+    def documents(self, request, noida, tmp_path) -> Iterator[DocumentStore]:
+        store = store_of(noida, tmp_path, by=request.param, rollover={"max_docs": 1})
+        yield store
+        store.close()
+
+
+class Proxy:
+    """A server in front of another that answers some bulk requests as a busy one does."""
+
+    def __init__(self, url: str) -> None:
+        self.faults: list[str] = []
+        self.bulks: list[int] = []
+        proxy = self
+
+        class _Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _pass(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fault = proxy.faults.pop(0) if "_bulk" in self.path and proxy.faults else ""
+                status, answer = proxy.answer(url, self, body, fault)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _pass  # noqa: N815  http.server's names
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def answer(self, url: str, request: BaseHTTPRequestHandler, body: bytes, fault: str) -> tuple[int, bytes]:
+        headers = {
+            name: request.headers[name] for name in ("Content-Type", "Content-Encoding") if name in request.headers
+        }
+        if fault == "busy":
+            return 429, b'{"error":{"type":"es_rejected_execution_exception"},"status":429}'
+        answer = httpx.request(request.command, url + request.path, content=body, headers=headers, timeout=30)
+        content = answer.content
+        if fault == "half":
+            document = answer.json()
+            for item in document["items"][::2]:
+                item["index"] |= {"status": 429, "error": {"type": "es_rejected_execution_exception"}}
+            content = json.dumps(document).encode()
+        if fault == "lost":
+            return 503, b"{}"
+        return answer.status_code, content
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def rows(start: int, end: int) -> list[list[object]]:
+    return [[number, number / 4, number % 3, number] for number in range(start, end)]
+
+
+def changed(lake: Path, what: str, some: list[list[object]] = []) -> None:  # noqa: B006  never changed
+    act(lake=str(lake), url="", feed="numbered", what=what, rows=some, name="", number=0, moment="")
+
+
+@pytest.fixture
+def numbered(tmp_path) -> Iterator[tuple[Path, Feed]]:
+    """A lake whose feed has rows, and indices of its own."""
+    from datalake_assets_tests.crash.sink_rounds import feed_of as declared  # noqa: PLC0415
+
+    feed = declared("numbered")
+    sink = feed.sinks[0].model_copy(update={"prefix": f"{uuid.uuid4().hex[:8]}-"})
+    changed(tmp_path, "land", rows(0, 100))
+    return tmp_path, feed.model_copy(update={"sinks": (sink,)})
+
+
+def sent(lake: Path, feed: Feed, url: str, *, retry_s: float = 5):
+    (report,) = deliver(open_store(str(lake)), feed, OpenSearchSettings(opensearch_url=url, opensearch_retry_s=retry_s))
+    return report
+
+
+def found(server: SearchServer, feed: Feed) -> list[int]:
+    return sorted(each["n"] for each in server.documents(f"{feed.sinks[0].prefix}{feed.name}"))
+
+
+def test_a_busy_server_gets_each_row_once(numbered, osmem):
+    lake, feed = numbered
+    proxy = Proxy(osmem.url)
+    proxy.faults = ["busy", "half", "half", "lost", "", "half"]
+    try:
+        report = sent(lake, feed, proxy.url, retry_s=30)
+    finally:
+        proxy.close()
+    assert (report.sent, report.refused, report.error, proxy.faults) == (100, 0, "", [])
+    assert found(osmem, feed) == list(range(100))
+
+
+def test_a_sink_that_is_away_keeps_nothing_from_landing_and_gets_all_later(numbered, osmem):
+    lake, feed = numbered
+    report = sent(lake, feed, "http://127.0.0.1:9", retry_s=0.1)
+    assert "cannot be reached" in report.error
+    assert report.lag_rows == 100
+    changed(lake, "land", rows(100, 150))
+    changed(lake, "merge")
+    assert sink_lag(open_store(str(lake)), feed, feed.sinks[0]).lag_rows == 150
+    assert sent(lake, feed, osmem.url).sent == 150
+    changed(lake, "merge")
+    assert sent(lake, feed, osmem.url).sent == 0
+    assert sink_lag(open_store(str(lake)), feed, feed.sinks[0]).lag_rows == 0
+    assert found(osmem, feed) == list(range(150))
+
+
+def test_what_a_sink_has_lost_is_sent_again_and_rows_that_are_deleted_leave_it(numbered, osmem):
+    lake, feed = numbered
+    sent(lake, feed, osmem.url)
+    httpx.delete(f"{osmem.url}/{feed.sinks[0].prefix}numbered-2026-11-01").raise_for_status()
+    assert len(found(osmem, feed)) < 100
+    store = open_store(str(lake))
+    assert forget_delivered(store, feed, "opensearch") == 3
+    assert sent(lake, feed, osmem.url).sent == 100
+    changed(lake, "delete", [[7]])
+    report = sent(lake, feed, osmem.url)
+    assert (report.sent, report.removed) == (0, 1)
+    assert found(osmem, feed) == [number for number in range(100) if number != 7]
+
+
+def test_refused_documents_are_dead_letters_that_can_be_sent_again(numbered, osmem):
+    lake, feed = numbered
+    changed(lake, "land", [[100, None, 0, 100], [101, 1.0, 0, 101]])
+    report = sent(lake, feed, osmem.url)
+    assert (report.sent, report.refused) == (101, 1)
+    store = open_store(str(lake))
+    (letter,) = dead_letters(store, feed, "opensearch")
+    assert (letter.position, json.loads(letter.raw)["n"]) == ("0-100", 100)
+    assert "price" in letter.reason
+    assert sink_lag(store, feed, feed.sinks[0]).refused == 1
+    forget_delivered(store, feed, "opensearch")
+    assert dead_letters(store, feed, "opensearch") == []
+
+
+def test_indices_of_another_lake_are_left_alone(numbered, osmem, tmp_path_factory):
+    lake, feed = numbered
+    sent(lake, feed, osmem.url)
+    other = tmp_path_factory.mktemp("other")
+    changed(other, "land", rows(500, 510))
+    assert "give the sink another prefix" in sent(other, feed, osmem.url).error
+    assert found(osmem, feed) == list(range(100))
+
+
+def test_fields_have_the_types_of_their_columns():
+    schema = pa.schema(
+        [
+            ("id", pa.int32()),
+            ("paid", pa.decimal128(10, 2)),
+            ("at", pa.timestamp("us", "UTC")),
+            ("note", pa.string()),
+            ("tags", pa.list_(pa.string())),
+            ("who", pa.struct([("age", pa.int64())])),
+            ("more", pa.map_(pa.string(), pa.int64())),
+        ]
+    )
+    found = mapping(schema, text=["note", "id"])
+    kinds = {name: each["type"] for name, each in found.items()}
+    assert kinds == {
+        "id": "long",
+        "paid": "double",
+        "at": "date",
+        "note": "text",
+        "tags": "keyword",
+        "who": "object",
+        "more": "object",
+        "datalake_partition": "keyword",
+    }
+    assert found["who"]["properties"]["age"] == {"type": "long"}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"kind": "table", "source": {"object": "X"}, "sinks": [{"type": "opensearch"}]}, "rows of streams"),
+        ({"sinks": [{"type": "opensearch"}, {"type": "opensearch"}]}, "two have one name"),
+        ({"sinks": [{"type": "fax"}]}, "there is no sink of type 'fax'"),
+        ({"sinks": [{"type": "opensearch", "password": "x"}]}, "password"),
+        ({"sinks": [{"type": "opensearch", "prefix": "_no"}]}, "prefix"),
+    ],
+)
+def test_a_feed_whose_sinks_cannot_work_is_refused(document, words):
+    stream = {"name": "x", "kind": "stream", "source": {"type": "kafka", "topic": "t"}}
+    with pytest.raises(InvalidFeed, match=words):
+        parse_feed(json.dumps({**stream, **document}))
+
+
+def test_settings_without_a_server_are_named(numbered):
+    lake, feed = numbered
+    assert "set DATALAKE_OPENSEARCH_URL" in sent(lake, feed, "").error
+    with pytest.raises(ConfigError, match="settings of their own"):
+        sink_kind("opensearch").open(
+            open_store(str(lake)),
+            feed,
+            feed.sinks[0],
+            OpenSearchSettings(opensearch_url="http://user:secret@search:9200"),
+        )
