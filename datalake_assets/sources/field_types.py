@@ -10,8 +10,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-__all__ = ["TYPES", "FieldType"]
+__all__ = ["OTHER_FIELDS", "TYPES", "VALUE", "FieldType"]
 
+#: The one column of values that are not taken apart; what a JSON value has that no field declares.
+VALUE, OTHER_FIELDS = "value", "other_fields"
 #: Types of fields, as Iceberg spells them; ``json`` is any value as its text, the ``epoch_…`` are numbers since 1970.
 TYPES = (
     *("boolean", "int", "long", "double", "string", "binary", "date", "time"),

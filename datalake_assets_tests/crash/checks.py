@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.crash.scenarios import Row, Rows, Scenario, rows_of
 
-__all__ = ["CrashError", "check_after_crash", "check_after_retry", "check_summary", "feed_state"]
+__all__ = ["CrashError", "check_after_crash", "check_after_retry", "check_summary", "feed_state", "require_equal"]
 
 
 class CrashError(AssertionError):
@@ -25,6 +26,17 @@ class CrashError(AssertionError):
 def _require(condition: object, what: str) -> None:
     if not condition:
         raise CrashError(what)
+
+
+def require_equal(what: str, found: Counter[Any], expected: Counter[Any]) -> None:
+    """Compares what stands with what was sent.
+
+    Raises:
+        CrashError: Something is missing, or there too often.
+    """
+    if found != expected:
+        missing, more = list((expected - found).items())[:5], list((found - expected).items())[:5]
+        raise CrashError(f"{what}: {found.total():,} for {expected.total():,}; missing {missing}, too many {more}")
 
 
 def feed_state(store: Store, scenario: Scenario) -> FeedState:

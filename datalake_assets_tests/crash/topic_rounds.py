@@ -12,7 +12,6 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -22,7 +21,7 @@ from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.kafka.kafka import Kafka
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings
-from datalake_assets_tests.crash.checks import CrashError
+from datalake_assets_tests.crash.checks import CrashError, require_equal
 from datalake_assets_tests.crash.child import Forker
 from datalake_assets_tests.crash.killing import KILLED, die_at
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
@@ -152,18 +151,12 @@ class TopicRounds:
         landed: Counter[int] = Counter()
         for file in files:
             landed.update(pq.read_table(file, columns=["n"], partitioning=None)["n"].to_pylist())
-        _require("messages in the lake", landed, self._good)
+        require_equal("messages in the lake", landed, self._good)
         lines = [
             json.loads(line)
             for file in Path(self._lake, "quarantine", "streams", "topic").rglob("*.jsonl")
             for line in file.read_text().splitlines()
         ]
         by_position = {each["position"]: json.loads(each["raw"])["value"] for each in lines}
-        _require("messages in quarantine", Counter(by_position.values()), self._poison)
+        require_equal("messages in quarantine", Counter(by_position.values()), self._poison)
         self.happened |= Counter(landed=landed.total(), quarantined=len(by_position), files=len(files))
-
-
-def _require(what: str, found: Counter[Any], expected: Counter[Any]) -> None:
-    if found != expected:
-        missing, more = list((expected - found).items())[:5], list((found - expected).items())[:5]
-        raise CrashError(f"{what}: {found.total():,} for {expected.total():,}; missing {missing}, too many {more}")

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import fastavro
 import pyarrow as pa
 
-from datalake_assets.sources.kafka.messages import Refused
+from datalake_assets.sources.message_values import Refused
 
 __all__ = ["AvroDecoding"]
 

@@ -11,7 +11,7 @@ from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.kafka.brokers import Brokers
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings, declared
-from datalake_assets.sources.kafka.messages import KeptMessage, MessageLayout, plain_format
+from datalake_assets.sources.kafka.messages import KeptMessage, MessageLayout, plain_values
 from datalake_assets.sources.kafka.schema_registry import FORMATS, Registry
 from datalake_assets.sources.kafka.topic_reading import TopicBatches
 
@@ -41,9 +41,9 @@ class Kafka:
     def _layout(self, feed: Feed) -> MessageLayout:
         source = declared(feed)
         if not source.has_registry:
-            return MessageLayout(feed, plain_format(source))
+            return MessageLayout(feed, plain_values(source))
         is_registered = source.value_format in FORMATS
-        value = self._registry.value_format(source) if is_registered else plain_format(source)
+        value = self._registry.value_format(source) if is_registered else plain_values(source)
         return MessageLayout(feed, value, self._registry.key_format(source) if source.key == "avro" else None)
 
     def discover(self) -> Iterator[SourceObject]:

@@ -14,18 +14,16 @@ from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import FeedOption, System
-from datalake_assets.sources.field_types import FieldType
+from datalake_assets.sources.field_types import OTHER_FIELDS, FieldType
 
 __all__ = [
     "HEADERS",
     "KAFKA",
     "KEY",
     "OFFSET",
-    "OTHER_FIELDS",
     "PARTITION",
     "TIMESTAMP",
     "TOMBSTONE",
-    "VALUE",
     "KafkaSettings",
     "KafkaSource",
     "declared",
@@ -34,9 +32,6 @@ __all__ = [
 #: Columns of every feed of a topic, whatever its values are.
 KEY, HEADERS, TOMBSTONE = "kafka_key", "kafka_headers", "kafka_tombstone"
 PARTITION, OFFSET, TIMESTAMP = "kafka_partition", "kafka_offset", "kafka_timestamp"
-#: The one column of values that are not taken apart; what a JSON value has that no field declares.
-VALUE, OTHER_FIELDS = "value", "other_fields"
-
 #: Kafka: a topic's name has at most 249 of these characters (org.apache.kafka.common.internals.Topic).
 _TOPIC = r"^[a-zA-Z0-9._-]{1,249}$"
 

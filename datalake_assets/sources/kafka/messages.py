@@ -6,7 +6,6 @@ quarantine is kept whole, as JSON, so that it can be decoded again.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,31 +18,33 @@ from datalake_assets.core.batches import RejectedRow, SourceBatch
 from datalake_assets.core.schema import lake_names, source_metadata
 from datalake_assets.errors import InvalidFeed
 from datalake_assets.feed import Feed
+from datalake_assets.sources.field_types import OTHER_FIELDS
 from datalake_assets.sources.fitting_rows import fitting_rows
-from datalake_assets.sources.json_fields import JsonFields, MemberRefused
 from datalake_assets.sources.kafka.kafka_model import (
     HEADERS,
     KEY,
     OFFSET,
-    OTHER_FIELDS,
     PARTITION,
     TIMESTAMP,
     TOMBSTONE,
-    VALUE,
     KafkaSource,
     declared,
 )
+from datalake_assets.sources.message_values import (
+    Refused,
+    ValueFormat,
+    kept_bytes,
+    plain_format,
+    restored_bytes,
+    text_of,
+)
 
-__all__ = ["ColumnsChanged", "KafkaMessage", "KeptMessage", "MessageLayout", "Refused", "ValueFormat", "plain_format"]
+__all__ = ["ColumnsChanged", "KafkaMessage", "KeptMessage", "MessageLayout", "plain_values"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 #: Kafka's type of timestamp of a message that has none (confluent_kafka.TIMESTAMP_NOT_AVAILABLE).
 _NO_TIMESTAMP = 0
-
-
-class Refused(ValueError):
-    """A message is not what its feed says of it."""
 
 
 class ColumnsChanged(Exception):
@@ -61,69 +62,12 @@ class KafkaMessage(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...  # noqa: D102
 
 
-class ValueFormat(Protocol):
-    """What values are.
-
-    Attributes:
-        columns: Columns by their names at the source.
-    """
-
-    @property
-    def columns(self) -> Sequence[pa.Field]: ...  # noqa: D102  see above
-
-    def arrays(self, values: Sequence[bytes]) -> list[pa.Array] | None:
-        """The columns of many values at once; None where each has to be looked at."""
-
-    def values(self, value: bytes) -> Sequence[Any]:
-        """A value's columns.
-
-        Raises:
-            Refused: It is none of this format.
-            ColumnsChanged: It has columns that are not known yet.
-        """
-
-
-class _Whole:
-    """Values that are landed as they are."""
-
-    def __init__(self, *, is_text: bool) -> None:
-        self.columns = (pa.field(VALUE, pa.string() if is_text else pa.binary()),)
-        self._is_text = is_text
-
-    def arrays(self, values: Sequence[bytes]) -> list[pa.Array] | None:
-        whole = pa.array(values, pa.binary())
-        return [whole.cast(pa.string())] if self._is_text else [whole]
-
-    def values(self, value: bytes) -> Sequence[Any]:
-        return (_text(value, "the value") if self._is_text else value,)
-
-
-class _Json:
-    """JSON objects with declared members."""
-
-    def __init__(self, source: KafkaSource) -> None:
-        self._fields = JsonFields(source.fields, undeclared=source.undeclared)
-        types = (type_ for type_, _ in self._fields.columns)
-        self.columns = tuple(pa.field(name, type_) for name, type_ in zip(source.fields, types, strict=True))
-        self._keeps = source.undeclared == "keep"
-        if self._keeps:
-            self.columns = (*self.columns, pa.field(OTHER_FIELDS, pa.string()))
-
-    def arrays(self, values: Sequence[bytes]) -> list[pa.Array] | None:
-        found = self._fields.arrays(values)
-        return [*found, pa.nulls(len(values), pa.string())] if found and self._keeps else found
-
-    def values(self, value: bytes) -> Sequence[Any]:
-        try:
-            found, other = self._fields.values(value)
-        except MemberRefused as error:
-            raise Refused(str(error)) from error
-        return (*found, other) if self._keeps else found
-
-
-def plain_format(source: KafkaSource) -> ValueFormat:
+def plain_values(source: KafkaSource) -> ValueFormat:
     """The format of values that need no registry."""
-    return _Json(source) if source.value_format == "json" else _Whole(is_text=source.value_format == "text")
+    kind = source.value_format
+    if kind not in ("json", "text", "binary"):
+        raise AssertionError(kind)
+    return plain_format(kind, source.fields, source.undeclared)
 
 
 class MessageLayout:
@@ -235,7 +179,7 @@ class MessageLayout:
         key = message.key()
         if key is None or self._source.key == "binary":
             return key
-        return self._key.values(key)[0] if self._key else _text(key, "the key")
+        return self._key.values(key)[0] if self._key else text_of(key, "the key")
 
 
 _OWN: Mapping[str, pa.Field] = {
@@ -250,13 +194,6 @@ _OWN: Mapping[str, pa.Field] = {
 
 def _headers(message: KafkaMessage) -> list[dict[str, Any]]:
     return [{"name": name, "value": each} for name, each in message.headers() or ()]
-
-
-def _text(value: bytes, what: str) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise Refused(f"{what} is no text in UTF-8: {error}") from error
 
 
 def _moment(message: KafkaMessage) -> int | None:
@@ -283,9 +220,9 @@ class KeptMessage:
                 "partition": message.partition(),
                 "offset": message.offset(),
                 "timestamp": list(message.timestamp()),
-                **_kept("key", message.key()),
-                **_kept("value", message.value()),
-                "headers": [[name, *_kept("value", value).items()] for name, value in message.headers() or ()],
+                **kept_bytes("key", message.key()),
+                **kept_bytes("value", message.value()),
+                "headers": [[name, *kept_bytes("value", value).items()] for name, value in message.headers() or ()],
             }
         )
 
@@ -323,28 +260,12 @@ class KeptMessage:
 
     def key(self) -> bytes | None:
         """Implements `KafkaMessage`."""
-        return _restored("key", self.document)
+        return restored_bytes("key", self.document)
 
     def value(self) -> bytes | None:
         """Implements `KafkaMessage`."""
-        return _restored("value", self.document)
+        return restored_bytes("value", self.document)
 
     def headers(self) -> Sequence[tuple[str, bytes | None]]:
         """Implements `KafkaMessage`."""
-        return [(name, _restored("value", dict(parts))) for name, *parts in self.document["headers"]]
-
-
-def _kept(name: str, value: bytes | None) -> dict[str, str | None]:
-    if value is None:
-        return {name: None}
-    try:
-        return {name: value.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(value).decode()}
-
-
-def _restored(name: str, document: Mapping[str, Any]) -> bytes | None:
-    if f"{name}_base64" in document:
-        return base64.b64decode(document[f"{name}_base64"])
-    text = document[name]
-    return None if text is None else text.encode()
+        return [(name, restored_bytes("value", dict(parts))) for name, *parts in self.document["headers"]]

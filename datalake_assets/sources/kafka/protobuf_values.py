@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescript
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from datalake_assets.sources.kafka.messages import Refused
+from datalake_assets.sources.message_values import Refused
 
 __all__ = ["ProtobufDecoding"]
 

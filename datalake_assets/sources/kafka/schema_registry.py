@@ -20,8 +20,9 @@ from confluent_kafka.schema_registry.error import SchemaRegistryError
 from datalake_assets.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
 from datalake_assets.sources.kafka.avro_values import AvroDecoding
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings, KafkaSource
-from datalake_assets.sources.kafka.messages import ColumnsChanged, Refused, ValueFormat
+from datalake_assets.sources.kafka.messages import ColumnsChanged
 from datalake_assets.sources.kafka.protobuf_values import ProtobufDecoding
+from datalake_assets.sources.message_values import Refused, ValueFormat
 
 __all__ = ["FORMATS", "Decoded", "Decoding", "Registry"]
 

@@ -7,23 +7,16 @@ entries can fail for some of them, which are told apart.
 from __future__ import annotations
 
 import base64
-import functools
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-
-import botocore.session
-from botocore import exceptions
-from botocore.config import Config
 
 from datalake_assets.core.batches import Backlog
-from datalake_assets.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
-from datalake_assets.network import route_to
+from datalake_assets.errors import SourceError, SourceRefused, SourceUnavailable
+from datalake_assets.sources.aws_clients import AwsClients, translated
 from datalake_assets.sources.sqs.sqs_messages import Message
 from datalake_assets.sources.sqs.sqs_model import LONGEST_POLL_S, SqsSettings
 
@@ -34,7 +27,6 @@ __all__ = [
     "QueueFull",
     "QueueServer",
     "message_of",
-    "refuse_endpoint",
     "region_of",
 ]
 
@@ -105,43 +97,19 @@ class QueueServer:
     """
 
     def __init__(self, region: str, settings: SqsSettings) -> None:
-        session = botocore.session.Session()
-        refuse_endpoint(settings)
-        endpoint = settings.sqs_endpoint
-        self.region = (
-            region
-            or settings.sqs_region
-            or os.environ.get("AWS_REGION")
-            or session.get_config_variable("region")
-            or ("us-east-1" if endpoint else "")
-        )
-        if not self.region:
-            raise ConfigError("no region to look for queues in: set AWS_REGION, or the feed's region")
-        self._timeout_s = settings.sqs_timeout_s
-        try:
-            self.client = self._connected(session, endpoint)
-        except (exceptions.BotoCoreError, ValueError) as error:
-            raise ConfigError(f"the SQS client cannot be set up ({type(error).__name__}); see AWS_PROFILE") from error
-
-    def _connected(self, session: botocore.session.Session, endpoint: str | None) -> Any:
-        make = functools.partial(session.create_client, "sqs", region_name=self.region, endpoint_url=endpoint)
-        set_ = next(filter(None, map(os.environ.get, ("AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"))), None)
-        url = endpoint or set_ or f"https://sqs.{self.region}.amazonaws.com"
-        route = route_to(url)
-        own = session.get_config_variable("ca_bundle")
-        config = Config(
-            proxies=dict.fromkeys(("http", "https"), route.proxy.url) if route.proxy else {},
-            connect_timeout=self._timeout_s,
-            read_timeout=self._timeout_s + LONGEST_POLL_S,
+        clients = AwsClients("sqs", region or settings.sqs_region or "", settings.sqs_endpoint)
+        self.region = clients.region
+        self.client = clients.client(
+            connect_timeout=settings.sqs_timeout_s,
+            read_timeout=settings.sqs_timeout_s + LONGEST_POLL_S,
             max_pool_connections=_CONNECTIONS,
             retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
         )
-        return make(config=config, verify=own or (str(route.authorities) if route.authorities else None))
 
     def names(self) -> Iterator[str]:
         """URLs of all queues of the region, in no order."""
         pages = self.client.get_paginator("list_queues").paginate(PaginationConfig={"PageSize": 1000})
-        with translated("the queues of SQS"):
+        with translated("the queues of SQS", _refusal):
             for page in pages:
                 yield from page.get("QueueUrls", ())
 
@@ -153,7 +121,7 @@ class QueueServer:
         """
         if "://" in name_or_url:
             return Queue(self.client, name_or_url)
-        with translated(f"queue {name_or_url!r}"):
+        with translated(f"queue {name_or_url!r}", _refusal):
             return Queue(self.client, self.client.get_queue_url(QueueName=name_or_url)["QueueUrl"])
 
     def close(self) -> None:
@@ -166,17 +134,6 @@ def region_of(name_or_url: str) -> str:
     host = name_or_url.partition("://")[2].partition("/")[0]
     parts = host.split(".")
     return parts[1] if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) and parts[0] == "sqs" else ""
-
-
-def refuse_endpoint(settings: SqsSettings) -> None:
-    """Refuses an endpoint that is none.
-
-    Raises:
-        ConfigError: It is no http(s) URL, or has credentials in it.
-    """
-    endpoint = settings.sqs_endpoint
-    if endpoint and (urlsplit(endpoint).username or urlsplit(endpoint).scheme not in {"http", "https"}):
-        raise ConfigError("the SQS endpoint must be an http(s) URL without credentials in it")
 
 
 class Queue:
@@ -202,7 +159,7 @@ class Queue:
         Raises:
             SourceError: It could not be asked.
         """
-        with translated(self.source):
+        with translated(self.source, _refusal):
             answer = self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
         return QueueAttributes.of(answer.get("Attributes", {}))
 
@@ -218,7 +175,7 @@ class Queue:
             QueueFull: Too many are hidden already.
             SourceError: The queue failed.
         """
-        with translated(self.source):
+        with translated(self.source, _refusal):
             answer = self._client.receive_message(
                 QueueUrl=self.url,
                 MaxNumberOfMessages=min(most, BATCH),
@@ -249,7 +206,7 @@ class Queue:
             left = list(some)
             for _ in range(ATTEMPTS):
                 entries = [{"Id": str(number), "ReceiptHandle": each, **change} for number, each in enumerate(left)]
-                with translated(self.source):
+                with translated(self.source, _refusal):
                     failed = send({"QueueUrl": self.url, "Entries": entries}).get("Failed", ())
                 again = [left[int(each["Id"])] for each in failed if not each.get("SenderFault")]
                 final = len(failed) - len(again)
@@ -276,7 +233,7 @@ class Queue:
         attributes = dict([*message.attributes.items(), *added.items()][:_ATTRIBUTES])
         is_fifo = self.name.endswith(".fifo")
         group = {"MessageGroupId": message.group or message.id, "MessageDeduplicationId": message.id}
-        with translated(self.source):
+        with translated(self.source, _refusal):
             self._client.send_message(
                 QueueUrl=self.url,
                 MessageBody=message.body,
@@ -320,32 +277,7 @@ def _attribute(found: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"DataType": kind, "BinaryValue": base64.b64decode(binary) if isinstance(binary, str) else binary}
 
 
-class translated:  # noqa: N801  a context manager, used like a function
-    """Turns what boto3 raises into ours."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Raises ours in place of boto3's."""
-        if isinstance(error, exceptions.ClientError):
-            raise _refusal(self._source, error) from error
-        if isinstance(error, exceptions.NoCredentialsError | exceptions.CredentialRetrievalError):
-            cure = "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
-            raise SourceRefused(self._source, "no credentials were found", cure=cure) from error
-        if isinstance(error, exceptions.BotoCoreError):
-            reason = f"it cannot be reached ({type(error).__name__})"
-            raise SourceUnavailable(self._source, reason, cure="run it again when the queue is well") from error
-
-
-def _refusal(source: str, error: exceptions.ClientError) -> SourceError | QueueFull:
-    answer = error.response
-    code = str(answer.get("Error", {}).get("Code", "")).rpartition(".")[2]
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    text = " ".join(str(answer.get("Error", {}).get("Message", "")).split())
+def _refusal(source: str, code: str, text: str, status: int) -> SourceError | QueueFull:
     if code == _OVER_LIMIT:
         return QueueFull(source)
     if code in _BUSY or status >= _SERVER_ERROR:

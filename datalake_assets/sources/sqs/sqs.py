@@ -22,6 +22,7 @@ from datalake_assets.core.batches import Backlog, Batches, ReadRequest, SourceBa
 from datalake_assets.errors import SourceError, SourceUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.settings import Settings
+from datalake_assets.sources.aws_clients import refuse_endpoint
 from datalake_assets.sources.base import SourceObject
 from datalake_assets.sources.sqs.messages_read import CHUNK, MessageReader
 from datalake_assets.sources.sqs.queue import (
@@ -30,7 +31,6 @@ from datalake_assets.sources.sqs.queue import (
     QueueAttributes,
     QueueFull,
     QueueServer,
-    refuse_endpoint,
     region_of,
 )
 from datalake_assets.sources.sqs.sqs_messages import Message, MessageLayout
@@ -145,7 +145,7 @@ def connect(settings: Settings) -> Sqs:
         ConfigError: They cannot work.
     """
     own = settings.of(SqsSettings)
-    refuse_endpoint(own)
+    refuse_endpoint("sqs", own.sqs_endpoint)
     return Sqs(own)
 
 

@@ -24,7 +24,7 @@ from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.kafka.brokers import Brokers
 from datalake_assets.sources.kafka.kafka import connect
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings
-from datalake_assets.sources.kafka.messages import KeptMessage, MessageLayout, plain_format
+from datalake_assets.sources.kafka.messages import KeptMessage, MessageLayout, plain_values
 from datalake_assets.sources.systems import system
 from datalake_assets_tests.sources.kafka.conftest import feed_of, land, landed
 
@@ -263,7 +263,7 @@ def test_a_line_of_quarantine_that_is_no_message_stays_there_alone(raw):
 )
 def test_messages_come_to_the_same_at_once_and_one_by_one(odd):
     feed = parse_feed(json.dumps({"name": "e", "kind": "stream", "source": SOURCE}))
-    layout = MessageLayout(feed, plain_format(feed.exported_from))
+    layout = MessageLayout(feed, plain_values(feed.exported_from))
     values = ['{"n": 1, "at": "2026-01-01T00:00:00.5Z"}', odd, '{"n": null, "at": "2026-01-03T00:00:00Z"}']
     some = [message(number, value) for number, value in enumerate(values)]
 

@@ -1,54 +1,29 @@
 """An SQS server of its own: fauxqs, a pinned package of npm's, in a process of its own on loopback.
 
 It keeps visibility, receive counts, redrive policies, groups and deduplication as SQS does (moto loses messages under
-several threads). It is installed beside its lock file when a test first needs it.
+several threads).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-import subprocess
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import boto3
-import pytest
 
-NPM = Path(__file__).parents[2] / "npm"
-_LOCK, _INSTALLED = NPM / "package-lock.json", NPM / "node_modules" / ".package-lock.json"
+from datalake_assets_tests.node_servers import NodeServer
 
 
-def install() -> None:
-    """Installs what the lock file pins, once, whichever process is first; without Node, skips the test."""
-    if shutil.which("npm") is None and "TESTS_NEED_NODE" not in os.environ:
-        pytest.skip("no Node.js with npm, which the SQS server of tests runs on")
-    with (NPM / "package.json").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _INSTALLED.exists() or _INSTALLED.stat().st_mtime < _LOCK.stat().st_mtime:
-            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-            subprocess.run(command, cwd=NPM, check=True, stdout=subprocess.DEVNULL)
-            _INSTALLED.touch()
-
-
-class SqsServer:
+class SqsServer(NodeServer):
     """The server, while the context is open; it ends with this process, however that ends."""
 
+    def __init__(self) -> None:
+        super().__init__("sqs_server.mjs")
+
     def __enter__(self) -> Self:
-        install()
-        self._process = subprocess.Popen(
-            ["node", "sqs_server.mjs"],  # noqa: S607
-            cwd=NPM,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout
-        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        super().__enter__()
         self.client = boto3.Session().client(
             "sqs",
             endpoint_url=self.url,
@@ -60,8 +35,7 @@ class SqsServer:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        self._process.kill()
-        self._process.communicate()
+        super().__exit__()
 
     def environment(self) -> dict[str, str]:
         """What a process needs that reads it."""

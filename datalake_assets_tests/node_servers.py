@@ -1,0 +1,64 @@
+"""Servers of npm's that tests start: pinned packages, each in a process of its own on loopback.
+
+They are installed beside their lock file when a test first needs one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+__all__ = ["NodeServer", "install"]
+
+NPM = Path(__file__).with_name("npm")
+_LOCK, _INSTALLED = NPM / "package-lock.json", NPM / "node_modules" / ".package-lock.json"
+
+
+def install() -> None:
+    """Installs what the lock file pins, once, whichever process is first; without Node, skips the test."""
+    if shutil.which("npm") is None and "TESTS_NEED_NODE" not in os.environ:
+        pytest.skip("no Node.js with npm, which a server of tests runs on")
+    with (NPM / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _INSTALLED.exists() or _INSTALLED.stat().st_mtime < _LOCK.stat().st_mtime:
+            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+            subprocess.run(command, cwd=NPM, check=True, stdout=subprocess.DEVNULL)
+            _INSTALLED.touch()
+
+
+class NodeServer:
+    """A server, while the context is open; it ends with this process, however that ends.
+
+    Args:
+        script: What Node runs: it says its port on the first line, and ends with its standard input.
+    """
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+
+    def __enter__(self) -> Self:
+        install()
+        command = ["node", self._script]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=NPM, stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdout
+        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def tell(self, line: str) -> None:
+        """Has the script do something, and waits until it is done."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
