@@ -28,6 +28,7 @@ from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, spare
 from datalake_assets_tests.scheduling import FilesTogether
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
+from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer
 from datalake_assets_tests.sources.sql.database_servers import MariaDb, Postgres
 from datalake_assets_tests.sources.sqs.sqs_server import SqsServer
 
@@ -142,6 +143,13 @@ def _spare_clients(patch: pytest.MonkeyPatch) -> None:
 def sqs_server() -> Iterator[SqsServer]:
     """A server that speaks SQS, for the whole session; tests that ask for it are of the xdist group ``sqs``."""
     with SqsServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kinesis_server() -> Iterator[KinesisServer]:
+    """A server that speaks Kinesis, for the whole session; tests that ask for it are of the xdist group ``kinesis``."""
+    with KinesisServer() as server:
         yield server
 
 

@@ -26,6 +26,8 @@ REASONS = {
     "sources.kafka.protobuf_values": "Protobuf's types; changes with them",
     "sources.kafka.schema_registry": "what a registry says; topics without one do not load it",
     "sources.kafka.topic_reading": "one read; the source around it lists, checks and connects",
+    "sources.kinesis.aggregated_records": "the Kinesis Producer Library's format; changes with it",
+    "sources.kinesis.shard_reading": "one read; the source around it lists, checks and connects",
     "sources.marts.mart_declaration": "a source's declaration; the list of sources alone knows which there are",
     "sources.dlt.extraction": "dlt itself, which runs and keeps a state; the source knows the lake's side of it",
     "sources.sql.postgresql": "what one driver and its database can do; the source knows what all can",

@@ -19,6 +19,7 @@ from datalake_assets.sources.base import SourceSystem, System
 from datalake_assets.sources.dlt.dlt_declaration import DLT
 from datalake_assets.sources.files.files_declaration import FILES
 from datalake_assets.sources.kafka.kafka_model import KAFKA
+from datalake_assets.sources.kinesis.kinesis_model import KINESIS
 from datalake_assets.sources.ksqldb.declaration import KSQLDB
 from datalake_assets.sources.marts.mart_declaration import MARTS
 from datalake_assets.sources.sql.sql_declaration import SQL
@@ -27,7 +28,7 @@ from datalake_assets.sources.sqs.sqs_model import SQS
 __all__ = ["ENTRY_POINTS", "StandIn", "connect", "no_stand_in", "register", "registered", "system", "systems"]
 
 #: The first one is meant where a feed's document names no type.
-_BUILT_IN = (KSQLDB, SQS, FILES, MARTS, SQL, DLT, KAFKA)
+_BUILT_IN = (KSQLDB, SQS, FILES, MARTS, SQL, DLT, KAFKA, KINESIS)
 #: The group of entry points by which other packages add systems.
 ENTRY_POINTS = "datalake_assets.sources"
 

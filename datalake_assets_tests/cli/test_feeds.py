@@ -119,7 +119,7 @@ def test_add_of_a_known_name_is_one_line(run, lake):
     assert (result.exit_code, result.stderr) == (1, line)
 
 
-LISTED = "--from-ksqldb or --from-sqs or --from-sql or --from-kafka"
+LISTED = "--from-ksqldb or --from-sqs or --from-sql or --from-kafka or --from-kinesis"
 
 
 @pytest.mark.parametrize(

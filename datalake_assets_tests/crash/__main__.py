@@ -24,6 +24,7 @@ from datalake_assets_tests.crash.child import (
     MARTS,
     MERGE,
     QUEUE,
+    SHARDS,
     SINKS,
     SQL,
     TOPIC,
@@ -38,6 +39,7 @@ from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.crash.shard_rounds import ShardRounds
 from datalake_assets_tests.crash.sink_rounds import SinkRounds
 from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
 from datalake_assets_tests.crash.topic_rounds import TopicRounds
@@ -58,6 +60,7 @@ WARM = {
     "dlt": DLT,
     "topic": TOPIC,
     "sinks": SINKS,
+    "shards": SHARDS,
 }
 KINDS: dict[str, Any] = {
     "export": Rounds,
@@ -72,6 +75,7 @@ KINDS: dict[str, Any] = {
     "dlt": DltRounds,
     "topic": TopicRounds,
     "sinks": SinkRounds,
+    "shards": ShardRounds,
 }
 
 

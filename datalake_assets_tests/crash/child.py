@@ -34,7 +34,7 @@ from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
 
-__all__ = ["CHANGE", "DLT", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "SINKS", "SQL", "TOPIC", "Forker"]
+__all__ = ["CHANGE", "DLT", "FILES", "ICEBERG", "MARTS", "MERGE", "QUEUE", "SHARDS", "SINKS", "SQL", "TOPIC", "Forker"]
 
 
 class Forker:
@@ -186,6 +186,8 @@ DLT = "CRASH_DLT"
 TOPIC = "CRASH_TOPIC"
 #: Likewise, of one whose children deliver to sinks.
 SINKS = "CRASH_SINKS"
+#: Likewise, of one whose children read a Kinesis stream.
+SHARDS = "CRASH_SHARDS"
 
 
 #: What the children of a forker do that is for one thing: the task, and what it imports besides.
@@ -200,6 +202,7 @@ _WARM = {
     DLT: ("dlt_rounds", "export_resource"),
     TOPIC: ("topic_rounds", "export_topic"),
     SINKS: ("sink_rounds", "act"),
+    SHARDS: ("shard_rounds", "export_stream"),
 }
 
 

@@ -21,6 +21,7 @@ from datalake_assets_tests.crash.child import (
     MARTS,
     MERGE,
     QUEUE,
+    SHARDS,
     SINKS,
     SQL,
     TOPIC,
@@ -36,6 +37,7 @@ from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
 from datalake_assets_tests.crash.rounds import Rounds
+from datalake_assets_tests.crash.shard_rounds import ShardRounds
 from datalake_assets_tests.crash.sink_rounds import SinkRounds
 from datalake_assets_tests.crash.sql_rounds import SqlRounds, Table
 from datalake_assets_tests.crash.topic_rounds import TopicRounds
@@ -161,6 +163,19 @@ def test_killed_exports_of_a_topic_lose_and_double_no_message(tmp_path: Path) ->
             rounds.round()
         rounds.close()
     assert rounds.hits
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("kinesis")
+def test_killed_exports_of_a_stream_land_each_record_once_while_shards_are_split_and_merged(tmp_path: Path) -> None:
+    with Forker(dict(os.environ) | {SHARDS: "1"}) as forker:
+        rounds = ShardRounds(str(tmp_path), forker, seed=5)
+        rounds.prepare()
+        for _ in range(8):
+            rounds.round()
+        rounds.close()
+    assert rounds.hits
+    assert (rounds.happened["splits"], rounds.happened["merges"]) == (1, 1)
 
 
 @pytest.mark.slow

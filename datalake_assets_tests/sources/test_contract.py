@@ -19,6 +19,7 @@ from datalake_assets.sources.base import SourceSystem
 from datalake_assets.sources.systems import connect, registered
 from datalake_assets.testing.sources import SourceContract
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
+from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer, aggregated
 from datalake_assets_tests.sources.sql.database_servers import MariaDb, Postgres
 from datalake_assets_tests.sources.sqs.sqs_server import SqsServer, TestQueue
 from datalake_assets_tests.sources.toy import TOY
@@ -141,6 +142,34 @@ class TestKafka(SourceContract):
     @pytest.fixture
     def missing(self) -> Feed:
         return Feed(name="s", kind=FeedKind.STREAM, source={"type": "kafka", "topic": "nothere"})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def kinesis_stream(kinesis_server: KinesisServer) -> str:
+    stream = kinesis_server.stream(2)
+    first, second = stream.open_shards()
+    stream.send([{"n": n} for n in range(5)], shard=first)
+    stream.send([aggregated([("a", b'{"n": 6}'), ("b", b'{"n": 7}'), ("a", b'{"n": 8}')])], shard=second)
+    return stream.name
+
+
+@pytest.mark.xdist_group("kinesis")
+class TestKinesis(SourceContract):
+    @pytest.fixture
+    def source(self, kinesis_server: KinesisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceSystem]:
+        for name, value in kinesis_server.environment().items():
+            monkeypatch.setenv(name, value)
+        with connect("kinesis", load_settings()) as source:
+            yield source
+
+    @pytest.fixture
+    def feed(self, kinesis_stream: str) -> Feed:
+        document = {"type": "kinesis", "stream": kinesis_stream, "fields": {"n": "long"}}
+        return Feed(name="s", kind=FeedKind.STREAM, source=document)  # type: ignore[arg-type]
+
+    @pytest.fixture
+    def missing(self) -> Feed:
+        return Feed(name="s", kind=FeedKind.STREAM, source={"type": "kinesis", "stream": "nothere"})  # type: ignore[arg-type]
 
 
 class _Files(SourceContract):

@@ -1,0 +1,1 @@
+"""Kinesis Data Streams as a source: the only package that knows it."""

@@ -1,0 +1,57 @@
+"""A stream on a real server, and a feed that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import WriteReport
+from datalake_assets.lake.tables import open_table
+from datalake_assets.sources.kinesis.kinesis import Kinesis, connect
+from datalake_assets.sources.kinesis.kinesis_model import KinesisSettings
+from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer, TestStream
+
+
+@pytest.fixture(autouse=True)
+def _credentials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "kinesis_server" in request.fixturenames:
+        for name, value in request.getfixturevalue("kinesis_server").environment().items():
+            monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def kinesis(kinesis_server: KinesisServer) -> Iterator[Kinesis]:
+    """The source, connected to."""
+    connected = connect(KinesisSettings(kinesis_endpoint=kinesis_server.url, kinesis_timeout_s=10))
+    yield connected
+    connected.close()
+
+
+@pytest.fixture
+def stream(kinesis_server: KinesisServer) -> TestStream:
+    """An empty stream of one shard."""
+    return kinesis_server.stream()
+
+
+def feed_of(stream: TestStream, *, feed: dict[str, Any] | None = None, **source: Any) -> Feed:
+    """A feed of a stream."""
+    document = {"type": "kinesis", "stream": stream.name, **source}
+    return Feed(name="events", kind=FeedKind.STREAM, source=document, **(feed or {}))  # type: ignore[arg-type]
+
+
+def land(store: Store, kinesis: Kinesis, feed: Feed, *, new_epoch: bool = False) -> WriteReport:
+    """Exports what there is."""
+    table = open_table(store, feed)
+    plan = table.plan(new_epoch=new_epoch)
+    return table.write(kinesis.read(feed, plan.request), partitions=plan.partitions, run_id="test")
+
+
+def landed(store: Store, feed: Feed, *columns: str) -> list[Any]:
+    """What the lake has of some columns, in the order of its rows; of one, its values."""
+    rows = open_table(store, feed).scan(columns=list(columns)).read_all().to_pylist()
+    return [row[columns[0]] for row in rows] if len(columns) == 1 else [tuple(row.values()) for row in rows]
