@@ -15,6 +15,7 @@
     │   ├── SourceRecreated          the topic begins anew: its end is below our position
     │   ├── SourceDataLost           rows between our position and the oldest available offset are gone
     │   └── SchemaChanged            the source's schema is not the feed's frozen one
+    ├── EngineError                  where rewrites run: a cluster is out of reach, or its workers cannot do the work
     └── LakeError                    the place that we write to
         ├── LakeUnavailable          no such bucket or folder, no access, disk full, read-only
         ├── UnsafeStore              the store ignores conditional writes
@@ -30,10 +31,13 @@
         └── CorruptLake              what is stored contradicts itself
 
 Every error names the culprit and the cure, and keeps the culprits as attributes. Foreign exceptions are translated
-once, at the adapter that talks to the foreign system.
+once, at the adapter that talks to the foreign system. Errors can be pickled: workers of other machines raise them too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = [
     "AmbiguousWrite",
@@ -41,6 +45,7 @@ __all__ = [
     "ConfigError",
     "CorruptLake",
     "DatalakeError",
+    "EngineError",
     "FeedExists",
     "FeedNotFound",
     "FolderTaken",
@@ -68,6 +73,16 @@ __all__ = [
 
 class DatalakeError(Exception):
     """Base of everything that this package raises on purpose; ``str()`` is one line fit for a person."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is picklable of most exceptions, and not of those that take other arguments than their text."""
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
+
+def _restored(kind: type[DatalakeError], args: tuple[object, ...], state: Mapping[str, Any]) -> DatalakeError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 def unforeseen_text(error: BaseException) -> str:
@@ -160,6 +175,22 @@ class SchemaChanged(SourceError):
     """The source's columns differ from the feed's frozen schema."""
 
     default_cure = "nothing was committed; undo the change, or set the feed's schema_policy to 'evolve'"
+
+
+class EngineError(DatalakeError):
+    """What rewrites run on failed; what was committed stays, and the rest can be done again.
+
+    Args:
+        engine: Its name.
+        reason: What happened.
+        cure: What a person can do about it.
+    """
+
+    default_cure = "run it again: what was committed is kept, and nothing is doubled"
+
+    def __init__(self, engine: str, reason: str, *, cure: str = "") -> None:
+        self.engine, self.reason, self.cure = engine, reason, cure or self.default_cure
+        super().__init__(f"engine {engine}: {reason}; {self.cure}")
 
 
 class LakeError(DatalakeError):

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import UnionType, new_class
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -32,6 +33,8 @@ __all__ = ["PREFIX", "Environment", "Settings", "load_settings", "settings_model
 PREFIX = "DATALAKE_"
 _FILE = "datalake.yaml"
 _NO_SETTINGS = "it is not UTF-8 text with a line 'name: value' for each setting"
+#: Where engines are listed. That stands above this module, so it is found by name, when another than ours is named.
+_ENGINES = "datalake_assets.engines"
 #: Variables of this prefix that are no settings: of one command each, and of the tests.
 _OTHERS = {
     "DATALAKE_TRACEBACK",
@@ -65,6 +68,9 @@ class Settings(BaseModel):
             cut into runs of about so much. It should take minutes.
         run_launcher: Whose tags runs carry, so that each is given the cores and the memory that its work is estimated
             to take: ``kubernetes``, ``ecs`` or ``celery``; unset: none. ``dagster.yaml`` names the launcher itself.
+        engine: Where files are rewritten: ``local``, in threads of the process that compacts, or ``ray``, by workers of
+            the Ray cluster that ``RAY_ADDRESS`` names; without that, of one on this machine, which is started if there
+            is none.
         s3_endpoint: URL of an S3-compatible server; unset: AWS. Credentials come by the AWS conventions only.
         webserver_url: The Dagster web server, which is asked to reload when feeds change.
         ops_tokens_file: Who may use the write API over HTTP: a JSON object of a token, or a list of tokens, by tenant.
@@ -99,6 +105,7 @@ class Settings(BaseModel):
     compaction_memory_mb: Annotated[int, Field(ge=64)] = 400
     run_mb: Annotated[int, Field(ge=1)] = 8192
     run_launcher: Literal["", "kubernetes", "ecs", "celery"] = ""
+    engine: str = "local"
     s3_endpoint: str | None = None
     webserver_url: str = "http://127.0.0.1:3000"
     ops_tokens_file: str | None = None
@@ -122,6 +129,15 @@ class Settings(BaseModel):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{**_of_file(Path(_FILE)), **_of_environment(type(self)), **given})
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, value: str) -> str:
+        known = import_module(_ENGINES).ENGINES if value != "local" else {}
+        if value != "local" and value not in known:
+            msg = f"there is no such engine; take one of {', '.join(sorted(known))}"
+            raise ValueError(msg)
+        return value
 
     @field_validator("iceberg_properties")
     @classmethod

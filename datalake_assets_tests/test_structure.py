@@ -13,6 +13,7 @@ pytestmark = pytest.mark.xdist_group("structure")
 
 #: Why a module that a single other one imports stands by itself.
 REASONS = {
+    "engines.worker": "what runs on workers, where nothing of an engine's own package may be needed",
     "defs.upkeep.mart_sensor": "a sensor, which the location puts together",
     "defs.upkeep.new_items": "likewise",
     "lake.marts.mart_lineage": "a picture for people, by a package that need not be there",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import click
 from datalake_assets.cli.export import ExportRequest
 from datalake_assets.cli.output import CompactProgress, one_line, print_json, say, warn
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, tell_dagster
-from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport, way_text
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport, tasks_text, way_text
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, Estimate, LeftAlone
 from datalake_assets.core.facts import PartitionFacts, Problem
 from datalake_assets.core.wording import size_text
@@ -23,7 +24,7 @@ from datalake_assets.lake.feed_compaction import (
     Compacted,
     Rehearses,
     by_reason,
-    compact_partition,
+    compact_partitions,
     kernel_of,
     missing_partitions,
     most_small_files_first,
@@ -246,6 +247,7 @@ def total_line(feed: Feed, done: Sequence[Compacted]) -> str:
         f" files {total['files_before']:,} -> {total['files_after']:,},"
         f" {size_text(total['bytes_before'])} -> {size_text(total['bytes_after'])}, {total['rows']:,} rows,"
         f" {way}, {total['compaction_time_ms'] / 1000:.1f} s"
+        + tasks_text([task for report in changed for task in report.tasks])
     )
 
 
@@ -300,16 +302,22 @@ def _compact(
     quiet: bool,
 ) -> None:
     """Adds to ``done`` what became of each partition, so that an interrupt leaves there what is committed."""
-    table = open_table(session.store, feed)
     with CompactProgress(feed.path, partitions=len(keys), quiet=quiet) as progress:
 
         def advance(key: str, now: CompactionProgress) -> None:
             progress.advance(key, bytes_done=now.bytes_done, bytes_planned=now.bytes_planned)
 
-        for key in keys:
-            progress.begin()
-            done.append(compact_partition(table, key, request, on_progress=partial(advance, key)))
-            _tell(progress, feed, done[-1])
+        compacted = compact_partitions(
+            partial(open_table, session.store, feed),
+            keys,
+            request,
+            on_begin=lambda _: progress.begin(),
+            on_progress=advance,
+        )
+        with closing(compacted):
+            for each in compacted:
+                done.append(each)
+                _tell(progress, feed, each)
 
 
 def _tell(progress: CompactProgress, feed: Feed, one: Compacted) -> None:
@@ -336,7 +344,8 @@ def _print_totals(feed: Feed, done: Sequence[Compacted], *, verbose: bool) -> No
 def _record(report: CompactionReport) -> dict[str, Any]:
     figures = {name: getattr(report, name) for name in _TOTALS}
     named = {"skipped": left_alone_records(report.skipped), "decoded": left_alone_records(report.detours)}
-    return {"partition": report.key, **figures, **named}
+    tasks = {"tasks": [asdict(each) for each in report.tasks]} if report.tasks else {}
+    return {"partition": report.key, **figures, **named, **tasks}
 
 
 def _totals(reports: Iterable[CompactionReport]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ Numbers stay numbers and plot.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import dagster as dg
 import pyarrow as pa
 
-from datalake_assets.core.compaction.compaction_report import CompactionReport
+from datalake_assets.core.compaction.compaction_report import CompactionReport, TaskFigures
 from datalake_assets.core.compaction.plan import CompactionRequest, rules_of
 from datalake_assets.core.compaction.watch import Report
 from datalake_assets.core.facts import Deletion, FailedCheck, PartitionFacts
@@ -198,6 +199,18 @@ def compaction_metadata(feed: Feed, report: CompactionReport, *, lake_uri: str) 
         "datalake/row_groups_merged": dg.MetadataValue.int(report.row_groups_merged),
         "datalake/row_groups_encoded": dg.MetadataValue.int(report.row_groups_encoded),
         "datalake/files_decoded": dg.MetadataValue.int(len(report.detours)),
+        **_tasks_metadata(report.tasks),
+    }
+
+
+def _tasks_metadata(tasks: Sequence[TaskFigures]) -> dict[str, dg.MetadataValue]:
+    """What other processes did for a compaction; nothing if it needed none."""
+    if not tasks:
+        return {}
+    return {
+        "datalake/engine_tasks": dg.MetadataValue.json([asdict(each) for each in tasks[:_MOST_NAMED]]),
+        "datalake/engine_workers": dg.MetadataValue.int(len({each.worker for each in tasks})),
+        "datalake/engine_cpu_s": dg.MetadataValue.float(sum(each.cpu_s or 0.0 for each in tasks)),
     }
 
 

@@ -14,18 +14,15 @@ import json
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import starmap
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
+from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport, TaskFigures
 from datalake_assets.core.compaction.plan import (
     CompactionGroup,
     CompactionPlan,
@@ -35,25 +32,20 @@ from datalake_assets.core.compaction.plan import (
     rules_of,
 )
 from datalake_assets.core.facts import PlannedPartition
-from datalake_assets.core.files import DataFile, data_file_name
+from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
-from datalake_assets.errors import (
-    CommitConflict,
-    CorruptLake,
-    DatalakeError,
-    ObjectNotFound,
-    unforeseen_text,
-)
+from datalake_assets.engines import open_engine
+from datalake_assets.engines.base import Engine, Task
+from datalake_assets.errors import CommitConflict
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog, Planned
 from datalake_assets.lake.compaction_plans import partition_health, plan_of
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.store.base import StagedFile, StagedWriter
+from datalake_assets.lake.store import PortableStore
+from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.tracing import span
 
 if TYPE_CHECKING:
-    from datalake_assets.lake.compaction_inputs import Inputs
-    from datalake_assets.parquet.inputs import Input
-    from datalake_assets.parquet.outputs import Opener
+    from datalake_assets.lake.compaction_jobs import RewriteJob, RewriteResult
     from datalake_assets.parquet.rewrite import Rewritten
     from datalake_assets.parquet.rewrite_settings import RewriteSettings
 
@@ -63,7 +55,6 @@ __all__ = [
     "as_inputs",
     "compact",
     "footer_of",
-    "staging_opener",
 ]
 
 logger = logging.getLogger(__name__)
@@ -129,6 +120,7 @@ class _Tally:
     excluded: dict[str, str] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     made: set[str] = field(default_factory=set)
+    tasks: list[TaskFigures] = field(default_factory=list)
 
     @property
     def kernel(self) -> str:
@@ -146,10 +138,6 @@ class _Work:
     done: Rewritten[StagedFile] | None
     failed: frozenset[str] = frozenset()
     checksums: Mapping[str, str] = field(default_factory=dict)
-
-
-class _Stopped(Exception):
-    """The compaction was interrupted while a group was being rewritten; its outputs are dropped."""
 
 
 class Compaction:
@@ -173,7 +161,7 @@ class Compaction:
         self._kept = dict(excluded or {})
         self._tally = _Tally(excluded=dict(self._kept))
         self._planned_bytes = self._done_bytes = 0
-        self._stopped, self._telling = threading.Event(), threading.Lock()
+        self._telling = threading.Lock()
 
     def run(self, base: Loaded | None, *, on_plan: Callable[[CompactionPlan], None] | None = None) -> CompactionReport:
         """Plans, rewrites and commits until a plan is empty or the run's limits are reached."""
@@ -210,29 +198,34 @@ class Compaction:
         return self._log.settle(self._log.load())
 
     def _rewritten(self, groups: Sequence[CompactionGroup], manifest: Manifest) -> Generator[_Work]:
-        """Rewrites groups, several at once as the memory budget allows, and hands each on as it is done."""
-        from datalake_assets.parquet.rewrite_settings import workers_for  # noqa: PLC0415  see the module
+        """Rewrites groups, several at once as the engine allows, and hands each on as it is done."""
+        from datalake_assets.lake.compaction_jobs import check_shared  # noqa: PLC0415  see the module
+        from datalake_assets.parquet.decodable import ROW_GROUPS_HELD  # noqa: PLC0415
 
-        written = self._folder.feed.format
-        workers = workers_for(self._request.memory_bytes, written.row_group_bytes)
-        # while one group begins or ends, with a single thread busy, another one keeps the machine so
-        at_once = min(len(groups), max(min(workers, 2), workers // 2))
-        settings = self._settings(min(workers // at_once, 2))
-        self._stopped.clear()
-        with ThreadPoolExecutor(at_once, thread_name_prefix="compaction") as pool:
-            jobs = deque(pool.submit(copy_context().run, self._rewrite, group, manifest, settings) for group in groups)
-            try:
-                while jobs:
-                    yield jobs.popleft().result()
-            finally:
-                self._stopped.set()
-                self._give_up(jobs)
+        feed, engine = self._folder.feed, self._engine()
+        thread_bytes = ROW_GROUPS_HELD * feed.format.row_group_bytes
+        share = engine.share(len(groups), memory_bytes=self._request.memory_bytes, thread_bytes=thread_bytes)
+        settings = self._settings(share.threads)
+        jobs = [self._job(group, manifest, settings) for group in groups]
+        what = f"{feed.path} {self._key}"
+        tasks = [Task(job.run, f"{what}: rewrite {len(job.files)} files", job.memory_bytes) for job in jobs]
+        reported = [0] * len(jobs)
 
-    def _give_up(self, jobs: Iterable[Future[_Work]]) -> None:
-        """Drops what was rewritten and not handed on when the work was interrupted."""
-        for job in jobs:
-            if not job.cancel() and job.exception() is None and (done := job.result().done) is not None:
-                self._discard(done)
+        def report(index: int, done_bytes: int) -> None:
+            self._report_progress(done_bytes - reported[index])
+            reported[index] = done_bytes
+
+        def drop(result: RewriteResult) -> None:
+            jobs[0].discard(result.done)
+
+        with closing(engine.run(tasks, share, on_progress=report, drop=drop)) as results:
+            for each in results:
+                job, result = jobs[each.index], each.result
+                if engine.is_remote:
+                    check_shared(job, result, engine=engine.name, worker=each.figures.worker)
+                    report(each.index, job.size_bytes)
+                    self._tally.tasks.append(each.figures)
+                yield _Work(groups[each.index], job.commit_id, result.done, result.failed, result.checksums)
 
     def _settings(self, workers: int) -> RewriteSettings:
         from datalake_assets.parquet.decodable import ROW_GROUPS_HELD  # noqa: PLC0415  see the module
@@ -255,79 +248,26 @@ class Compaction:
             row_bytes=self._request.memory_bytes // ROW_GROUPS_HELD,
         )
 
-    def _rewrite(self, group: CompactionGroup, manifest: Manifest, settings: RewriteSettings) -> _Work:
-        from datalake_assets.lake.compaction_inputs import Inputs  # noqa: PLC0415  see the module
-        from datalake_assets.parquet.rewrite import Rewritten, rewrite  # noqa: PLC0415
+    def _engine(self) -> Engine:
+        return open_engine(self._request.engine)
 
-        store, commit_id, opener = self._folder.data_store, self._folder.new_id(), self._opener()
-        reported_bytes = 0
+    def _job(self, group: CompactionGroup, manifest: Manifest, settings: RewriteSettings) -> RewriteJob:
+        from datalake_assets.lake.compaction_jobs import RewriteJob  # noqa: PLC0415  see the module
 
-        def report(done_bytes: int) -> None:
-            nonlocal reported_bytes
-            if self._stopped.is_set():
-                raise _Stopped
-            self._report_progress(done_bytes - reported_bytes)
-            reported_bytes = done_bytes
-
-        checksums: dict[str, str] = {}
-
-        def run(files: Sequence[DataFile], on_progress: Callable[[int], None]) -> Rewritten[StagedFile]:
-            inputs = Inputs(
-                store,
-                self._log,
-                files,
-                adopted=self._folder.is_adopted,
-                may_copy=settings.kernel != "reencode" and settings.verify == "rows" and not settings.sort_by,
-                made=self._tally.made,
-            )
-            with closing(inputs), span("rewrite", files=len(files)):
-                metadata = footer_of(self._folder, manifest, commit_id=commit_id, run_id=self._run_id)
-                done = rewrite(self._given(inputs), settings, opener, metadata=metadata, on_progress=on_progress)
-            checksums.update(inputs.checksums)
-            return done
-
-        try:
-            return _Work(group, commit_id, run(group.files, report), checksums=checksums)
-        except ObjectNotFound as error:
-            logger.info("a file of %s is gone, merged by somebody else: %s", self._log.data_folder, error)
-            return _Work(group, commit_id, None)
-        except Exception as error:
-            if not _is_of_files(error):
-                raise
-            logger.exception("a merge in %s failed; its files are tried one by one", self._log.data_folder)
-            culprits = self._culprits(group, run, error)
-            return _Work(group, commit_id, Rewritten(rejected=culprits), frozenset(culprits))
-
-    def _opener(self) -> Opener[StagedFile]:
-        return staging_opener(self._folder, self._log, prefix="compacted")
-
-    def _given(self, inputs: Inputs) -> Sequence[Input]:
-        return inputs.files
-
-    def _culprits(
-        self,
-        group: CompactionGroup,
-        run: Callable[[Sequence[DataFile], Callable[[int], None]], Rewritten[StagedFile]],
-        error: Exception,
-    ) -> dict[str, str]:
-        """The files of a group that failed which fail alone, too, with the reason; all if it takes several to fail."""
-
-        def go_on(_: int) -> None:
-            if self._stopped.is_set():
-                raise _Stopped
-
-        found = {}
-        for file in group.files:
-            try:
-                done = run([file], go_on)
-            except Exception as alone:
-                if not _is_of_files(alone):
-                    raise
-                found[file.name] = _failure_text(alone)
-            else:
-                self._discard(done)
-        return found or dict.fromkeys(
-            (file.name for file in group.files), f"not merged together: {_failure_text(error)}"
+        folder, commit_id = self._folder, self._folder.new_id()
+        return RewriteJob(
+            store=PortableStore(folder.data_store),
+            folder=self._log.data_folder,
+            files=group.files,
+            keys=tuple(self._log.key_of(file.name) for file in group.files),
+            settings=settings,
+            commit_id=commit_id,
+            metadata=footer_of(folder, manifest, commit_id=commit_id, run_id=self._run_id),
+            at=folder.store.now(),
+            new_id=folder.new_id,
+            adopted=folder.is_adopted,
+            may_copy=settings.kernel != "reencode" and settings.verify == "rows" and not settings.sort_by,
+            made=frozenset(self._tally.made.intersection(file.name for file in group.files)),
         )
 
     def _discard(self, done: Rewritten[StagedFile]) -> None:
@@ -415,6 +355,7 @@ class Compaction:
             row_groups_merged=tally.merged,
             row_groups_encoded=tally.encoded - tally.merged,
             detours=tuple(starmap(LeftAlone, tally.detours.items())),
+            tasks=tuple(tally.tasks),
         )
 
     def _blocked(self, before: Manifest) -> set[str]:
@@ -435,19 +376,6 @@ class Compaction:
         return partition_health(self._key, after, plan, policy)
 
 
-def staging_opener(folder: FeedFolder, log: PartitionLog, *, prefix: str) -> Opener[StagedFile]:
-    """Where files of a partition that are written anew are staged."""
-    from datalake_assets.parquet.outputs import Opener  # noqa: PLC0415  see the module
-
-    store, at = folder.data_store, folder.store.now()
-
-    def open_output() -> StagedWriter:
-        return store.stage(log.key_of(data_file_name(prefix, at, folder.new_id())))
-
-    block_bytes = (8 if "://" in store.uri else 1) << 20
-    return Opener(open_output, store.discard_staged, store.read_staged, where=log.data_folder, block_bytes=block_bytes)
-
-
 def footer_of(folder: FeedFolder, manifest: Manifest, *, commit_id: str, run_id: str) -> dict[str, str]:
     """What such a file says of itself; its rows are among those that the partition's position stands for."""
     return {
@@ -456,15 +384,6 @@ def footer_of(folder: FeedFolder, manifest: Manifest, *, commit_id: str, run_id:
         "datalake.run_id": run_id,
         "datalake.position": json.dumps(manifest.position.to_json() if manifest.position else {}),
     }
-
-
-def _is_of_files(error: Exception) -> bool:
-    """Whether an error of a rewrite comes from what is in the files, and not from where they are or are written."""
-    return not isinstance(error, (DatalakeError, _Stopped)) or isinstance(error, CorruptLake)
-
-
-def _failure_text(error: Exception) -> str:
-    return str(error) if isinstance(error, DatalakeError) else unforeseen_text(error)
 
 
 def as_inputs(file: DataFile, inputs: Collection[DataFile]) -> DataFile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import ObjectNotFound, PreconditionFailed, UnreadableFile
-from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.file_identity import checksum_of, end_checksum, stored_checksum
 from datalake_assets.lake.store.base import Store
 from datalake_assets.parquet.inputs import CHANGED, Input
@@ -35,7 +34,7 @@ class Inputs:
 
     Args:
         store: Where the files live.
-        log: Of their partition.
+        key_of: Gives the key of each, by its name.
         files: In the order in which they will be read.
         adopted: Other writers change the folder too: a file counts only if it still has its ETag.
         may_copy: The store may copy row groups without our reading them.
@@ -50,14 +49,14 @@ class Inputs:
     def __init__(
         self,
         store: Store,
-        log: PartitionLog,
+        key_of: Callable[[str], str],
         files: Sequence[DataFile],
         *,
         adopted: bool,
         may_copy: bool,
         made: Collection[str] = (),
     ) -> None:
-        self._store, self._log, self._listed = store, log, list(files)
+        self._store, self._key_of, self._listed = store, key_of, list(files)
         self._adopted, self._made = adopted, made
         self.checksums: dict[str, str] = {}
         is_remote = "://" in store.uri
@@ -76,7 +75,7 @@ class Inputs:
         self._ahead.clear()
 
     def _input(self, index: int, file: DataFile) -> Input:
-        copy_source = (self._log.key_of(file.name), file.etag) if file.name in self._copyable else None
+        copy_source = (self._key_of(file.name), file.etag) if file.name in self._copyable else None
         opener, on_checksum = partial(self._open, index), None
         if self._adopted and self._pool is None and file.size_bytes > self._whole_bytes:
             on_checksum = partial(self.checksums.__setitem__, file.name)
@@ -88,10 +87,10 @@ class Inputs:
         In a lake that was copied, all may have another: then the files are read, and compared with their checksums.
         """
         large = [file for file in self._listed if file.etag and file.size_bytes > self._whole_bytes]
-        etags = {self._log.key_of(file.name): file.etag for file in large}
+        etags = {self._key_of(file.name): file.etag for file in large}
         changed = set(self._store.changed(etags)) if etags else set()
-        copyable = [file.name for file in large if self._log.key_of(file.name) not in changed]
-        doubted = [file.name for file in large if self._log.key_of(file.name) in changed and file.checksum]
+        copyable = [file.name for file in large if self._key_of(file.name) not in changed]
+        doubted = [file.name for file in large if self._key_of(file.name) in changed and file.checksum]
         return copyable, set(doubted)
 
     def _prove(self, file: DataFile, key: str) -> None:
@@ -126,7 +125,7 @@ class Inputs:
                 self._ahead[following] = pool.submit(self._fetch, file)
 
     def _fetch(self, file: DataFile) -> bytes:
-        key = self._log.key_of(file.name)
+        key = self._key_of(file.name)
         if self._adopted:
             return self._unchanged(file, key)
         if self._pool is not None:
@@ -147,7 +146,7 @@ class Inputs:
         return body
 
     def _in_place(self, file: DataFile) -> pa.NativeFile:
-        key = self._log.key_of(file.name)
+        key = self._key_of(file.name)
         if file.name in self._doubted:
             self._prove(file, key)
         if self._adopted:

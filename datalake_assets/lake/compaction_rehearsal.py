@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from datalake_assets.core.compaction.plan import CompactionGroup, CompactionRequest
 from datalake_assets.core.manifest import Manifest
+from datalake_assets.engines import DEFAULT, open_engine
+from datalake_assets.engines.base import Engine
 from datalake_assets.lake.compaction import Compaction
 from datalake_assets.lake.compaction_inputs import Inputs
+from datalake_assets.lake.compaction_jobs import RewriteJob
 from datalake_assets.lake.compaction_plans import plan_of
 from datalake_assets.lake.feed_compaction import Rehearsed
 from datalake_assets.lake.layout import FeedFolder
@@ -22,6 +25,7 @@ from datalake_assets.lake.store.base import StagedFile, StagedSink
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.outputs import Opener
 from datalake_assets.parquet.rewrite import Rewritten
+from datalake_assets.parquet.rewrite_settings import RewriteSettings
 
 __all__ = ["rehearse"]
 
@@ -91,14 +95,23 @@ class _Rehearsal(Compaction):
         if done.outputs and (reason := done.gains_nothing):
             self._tally.excluded |= dict.fromkeys(done.rewritten, reason)
 
+    def _engine(self) -> Engine:
+        return open_engine(DEFAULT)  # outputs that go nowhere cannot be sent back
+
+    def _job(self, group: CompactionGroup, manifest: Manifest, settings: RewriteSettings) -> RewriteJob:
+        job = super()._job(group, manifest, settings)
+        return _RehearsedJob(**{each.name: getattr(job, each.name) for each in fields(job)})
+
+
+class _RehearsedJob(RewriteJob):
     def _opener(self) -> Opener[StagedFile]:
-        where = self._log.data_folder
+        where = self.folder
         return Opener(lambda: _Nowhere(f"{where}/rehearsal"), _forget, _forget, where=where, block_bytes=1 << 20)
 
     def _given(self, inputs: Inputs) -> Sequence[Input]:
         return [replace(each, copy_source=None) for each in inputs.files]
 
-    def _discard(self, done: Rewritten[StagedFile]) -> None:
+    def discard(self, done: Rewritten[StagedFile] | None) -> None:
         """Nothing is there."""
 
 

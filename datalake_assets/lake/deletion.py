@@ -40,8 +40,9 @@ from datalake_assets.errors import (
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.commit import Change, Loaded, Planned
-from datalake_assets.lake.compaction import as_inputs, footer_of, staging_opener
+from datalake_assets.lake.compaction import as_inputs, footer_of
 from datalake_assets.lake.compaction_inputs import Inputs
+from datalake_assets.lake.compaction_jobs import staging_opener
 from datalake_assets.lake.layout import FeedFolder, discarded_folder, quarantine_folder
 from datalake_assets.lake.quarantined_rows import quarantine_objects, take_out
 from datalake_assets.lake.row_conditions import RowCondition, open_condition
@@ -261,10 +262,12 @@ class _Partition:
     ) -> list[tuple[StagedFile, DataFile]]:
         """One file written anew, by the rewriter's rules."""
         store = self._folder.data_store
-        inputs = Inputs(store, self._log, [file], adopted=False, may_copy=False)
+        inputs = Inputs(store, self._log.key_of, [file], adopted=False, may_copy=False)
         with closing(inputs):
             given = [replace(each, keep=keep, copy_source=None) for each in inputs.files]
-            opener = staging_opener(self._folder, self._log, prefix="data")
+            opener = staging_opener(
+                store, self._log.data_folder, prefix="data", at=self._folder.store.now(), new_id=self._folder.new_id
+            )
             done: Rewritten[StagedFile] = rewrite(given, self._settings(), opener, metadata=metadata)
         where = self._log.key_of(file.name)
         outputs = [(staged, as_inputs(one, [file])) for staged, one in done.outputs]

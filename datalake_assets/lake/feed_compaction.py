@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, LeftAlone
 from datalake_assets.core.facts import PartitionFacts, Problem
+from datalake_assets.engines import open_engine
+from datalake_assets.engines.base import Cancelled
 from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.lake.table import LakeTable, TableKeeper, TableReader
 from datalake_assets.policies import MIB
@@ -24,6 +28,7 @@ __all__ = [
     "Rehearses",
     "by_reason",
     "compact_partition",
+    "compact_partitions",
     "kernel_of",
     "missing_partitions",
     "most_small_files_first",
@@ -36,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: Partitions whose facts are read at once.
 THREADS = 8
+#: Partitions that are planned and committed at once, while others rewrite their files.
+PARTITIONS_AT_ONCE = 8
 _OWN_FIGURE = re.compile(r"^is [^:]+: ")
 
 
@@ -104,6 +111,7 @@ def request_of(
         target_file_bytes=None if target_file_size_mb is None else target_file_size_mb * MIB,
         max_files=max_files,
         memory_bytes=settings.compaction_memory_mb * MIB,
+        engine=settings.engine,
     )
 
 
@@ -162,10 +170,73 @@ def compact_partition(
         report = table.compact(key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
     except DatalakeError as error:
         return Compacted(key, error=error)
+    except Cancelled:
+        raise
     except Exception as error:
         logger.exception("compaction of %s %s failed", table.feed.path, key)
         return Compacted(key, error=DatalakeError(unforeseen_text(error)))
     return Compacted(key, report, _failure(report.failed) if report.failed else None)
+
+
+def compact_partitions(
+    open_table: Callable[[], TableKeeper],
+    keys: Sequence[str],
+    request: CompactionRequest,
+    *,
+    run_id: str = "",
+    on_begin: Callable[[str], None] = lambda _: None,
+    on_plan: Callable[[str, CompactionPlan], None] = lambda _key, _plan: None,
+    on_progress: Callable[[str, CompactionProgress], None] = lambda _key, _now: None,
+) -> Generator[Compacted]:
+    """Compacts partitions, and says of each what became of it, when it did.
+
+    One after another, each with all of this process; several at once where others do the rewriting, as many groups as a
+    cluster has room for. Where this is closed, those under way end after their present group.
+
+    Args:
+        open_table: Opens the feed's table; called once per thread.
+        keys: Partition keys.
+        request: What is asked for.
+        run_id: The Dagster run; empty if there is none.
+        on_begin: Called with each partition's key before anything is done to it, in any thread.
+        on_plan: Called with its plan: before its work begins, or, of several at once, before what became of it is said.
+        on_progress: Called with what is done of it so far, in any thread.
+    """
+    stopped, local = threading.Event(), threading.local()
+
+    def progress(key: str, now: CompactionProgress) -> None:
+        if stopped.is_set():
+            raise Cancelled
+        on_progress(key, now)
+
+    def compacted(key: str, tell: Callable[[CompactionPlan], None]) -> Compacted:
+        if not hasattr(local, "table"):
+            local.table = open_table()
+        on_begin(key)
+        return compact_partition(
+            local.table,
+            key,
+            request,
+            run_id=run_id,
+            on_plan=tell,
+            on_progress=partial(progress, key),
+        )
+
+    if len(keys) < 2 or not open_engine(request.engine).is_remote:  # noqa: PLR2004  one is not several
+        yield from (compacted(key, partial(on_plan, key)) for key in keys)
+        return
+    plans: dict[str, CompactionPlan] = {}
+    with ThreadPoolExecutor(PARTITIONS_AT_ONCE, thread_name_prefix="partition") as pool:
+        jobs = [pool.submit(compacted, key, partial(plans.__setitem__, key)) for key in keys]
+        try:
+            for job in as_completed(jobs):
+                done = job.result()
+                if done.key in plans:
+                    on_plan(done.key, plans[done.key])
+                yield done
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def rehearsed(table: LakeTable, key: str, request: CompactionRequest, *, most_bytes: int) -> Rehearsed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datalake_assets.core.compaction.plan import LeftAlone
 from datalake_assets.core.facts import PartitionFacts, PlannedPartition
 from datalake_assets.core.wording import size_text
 
-__all__ = ["CompactionProgress", "CompactionReport", "way_text"]
+__all__ = ["CompactionProgress", "CompactionReport", "TaskFigures", "tasks_text", "way_text"]
 
 
 def way_text(kernel: str, *, merged: int, encoded: int) -> str:
@@ -21,6 +22,25 @@ def way_text(kernel: str, *, merged: int, encoded: int) -> str:
     """
     by = " and ".join(["native"] * bool(merged) + ["arrow"] * bool(encoded))
     return f"{kernel} ({by})" if by else kernel
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFigures:
+    """What a task took, by the attempt whose result counts.
+
+    Attributes:
+        worker: Where it ran, as ``host/pid``; empty: in this process.
+        wall_s: From its begin to its end.
+        cpu_s: User and system time of the worker meanwhile; None where others work in the same process.
+        peak_memory_bytes: Most that the worker has held so far; None likewise.
+        waited_s: From when it was handed over to its begin, by the clocks of both machines.
+    """
+
+    worker: str = ""
+    wall_s: float = 0.0
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,7 @@ class CompactionReport:
         row_groups_merged: Row groups that the native kernel merged page by page.
         row_groups_encoded: Row groups of decoded rows.
         detours: Files that were decoded though the native kernel is there, with the reason.
+        tasks: What each rewrite took that other processes did for this one.
     """
 
     key: str
@@ -68,6 +89,7 @@ class CompactionReport:
     row_groups_merged: int = 0
     row_groups_encoded: int = 0
     detours: tuple[LeftAlone, ...] = ()
+    tasks: tuple[TaskFigures, ...] = ()
 
     @property
     def way(self) -> str:
@@ -80,13 +102,22 @@ class CompactionReport:
         return (
             f"files {self.files_before:,} -> {self.files_after:,},"
             f" {size_text(self.bytes_before)} -> {size_text(self.bytes_after)}, {self.rows:,} rows,"
-            f" {self.way}, {self.compaction_time_ms / 1000:.1f} s"
+            f" {self.way}, {self.compaction_time_ms / 1000:.1f} s{tasks_text(self.tasks)}"
         )
 
     @property
     def bytes_saved(self) -> int:
         """Bytes less than before; negative if the files grew."""
         return self.bytes_before - self.bytes_after
+
+
+def tasks_text(tasks: Sequence[TaskFigures]) -> str:
+    """What other processes did, for a person; begins with a comma, and is empty if they did nothing."""
+    if not tasks:
+        return ""
+    workers = len({each.worker for each in tasks})
+    cpu_s = sum(each.cpu_s or 0.0 for each in tasks)
+    return f", {len(tasks)} task{'s' * (len(tasks) > 1)} on {workers} worker{'s' * (workers > 1)}, {cpu_s:.1f} CPU-s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class CompactionRequest:
         target_file_bytes: In place of the format's.
         max_files: In place of the policy's.
         memory_bytes: Of decoded rows held at once; says how many row groups are encoded at once.
+        engine: Where files are rewritten, as settings name it.
     """
 
     environment: Environment = Environment.DEVELOPMENT
@@ -72,6 +73,7 @@ class CompactionRequest:
     target_file_bytes: int | None = None
     max_files: int | None = None
     memory_bytes: int = 384 << 20
+    engine: str = "local"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ run again, and the feed is no fresher.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
@@ -34,7 +35,7 @@ from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import (
     Compacted,
     by_reason,
-    compact_partition,
+    compact_partitions,
     missing_partitions,
     request_of,
     unusable,
@@ -193,10 +194,17 @@ def compact_feed(
         table = lake.table(feed)
         missing = missing_partitions(table, config.partitions)
     done = [Compacted(key, error=error) for key, error in missing.items()]
-    for key in dict.fromkeys(each for each in config.partitions if each not in missing):
-        tell = partial(_log_plan, feed, key, run_log)
-        done.append(compact_partition(table, key, request, run_id=run_id, on_plan=tell))
-        _log_outcome(lake, feed, done[-1], run_log)
+    compacted = compact_partitions(
+        partial(lake.table, feed),
+        [*dict.fromkeys(each for each in config.partitions if each not in missing)],
+        request,
+        run_id=run_id,
+        on_plan=lambda key, plan: _log_plan(feed, key, run_log, plan),
+    )
+    with closing(compacted):
+        for each in compacted:
+            done.append(each)
+            _log_outcome(lake, feed, each, run_log)
     with failures_named(feed):
         healths = [each.report.health for each in done if each.report is not None]
         for event in aimed(run_log.instance, size_evaluations(run_log.instance, lake, feed, healths)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from datalake_assets.errors import ConfigError
@@ -9,7 +12,7 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.store.s3_access import AWS_CONVENTIONS, BESIDE, CatalogAccess, S3Access
 
-__all__ = ["open_store"]
+__all__ = ["PortableStore", "open_store"]
 
 
 def open_store(uri: str, *, s3: S3Access = AWS_CONVENTIONS, catalog: CatalogAccess = BESIDE) -> Store:
@@ -40,3 +43,41 @@ def _local(folder: str, s3: S3Access, catalog: CatalogAccess) -> Store:
     if not folder:
         raise ConfigError("'' cannot be a lake: give a local folder, or s3://bucket/prefix")
     return LocalStore(folder, s3=s3, catalog=catalog)
+
+
+class PortableStore:
+    """A store that goes to other processes as its address; there it is opened again, once in each.
+
+    No credentials go along: whoever opens it takes its own by the AWS conventions. Endpoint and region go, though this
+    process may have them from its environment.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its address.
+
+        Raises:
+            ConfigError: The store is reached by credentials that this process alone was given.
+        """
+        s3 = self.store.s3
+        if "://" not in self.store.uri:
+            return _reopened, (self.store.uri, None, None, None)
+        if s3.access_key:
+            raise ConfigError(
+                f"{self.store.uri} is reached by credentials that only this process was given, and no worker gets them:"
+                " give workers and this process theirs by the AWS conventions alone, or use the engine 'local'"
+            )
+        endpoint, region = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_REGION"))
+        endpoint = s3.endpoint or endpoint or os.environ.get("AWS_ENDPOINT_URL")
+        region = s3.region or region or os.environ.get("AWS_DEFAULT_REGION")
+        return _reopened, (self.store.uri, endpoint, region, s3.profile)
+
+
+@cache
+def _reopened(uri: str, endpoint: str | None, region: str | None, profile: str | None) -> PortableStore:
+    return PortableStore(open_store(uri, s3=S3Access(endpoint=endpoint, region=region, profile=profile)))

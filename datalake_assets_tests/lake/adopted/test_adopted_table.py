@@ -68,7 +68,7 @@ def test_a_file_that_was_written_again_since_is_not_read(table, folder, monkeypa
     monkeypatch.setattr(inputs_module, "WHOLE_BYTES", largest_read_whole)
     log, listed = table._folder.log("day=1"), manifest(table).files
     folder.write("day=1/2.parquet", [77])
-    inputs = inputs_module.Inputs(table._folder.data_store, log, listed, adopted=True, may_copy=False)
+    inputs = inputs_module.Inputs(table._folder.data_store, log.key_of, listed, adopted=True, may_copy=False)
     for each in inputs.files:
         if each.file.name == "2.parquet":
             with pytest.raises(UnreadableFile, match="was changed by somebody else"):

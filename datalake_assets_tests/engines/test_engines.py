@@ -1,0 +1,182 @@
+"""Engines without a cluster: the contract, and that no fault of an engine reaches a lake."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from datetime import timedelta
+from importlib import metadata
+
+import pytest
+
+from datalake_assets import engines, errors
+from datalake_assets.core.compaction.plan import CompactionRequest
+from datalake_assets.engines import open_engine, worker
+from datalake_assets.engines.threads import ThreadEngine
+from datalake_assets.errors import ConfigError, DatalakeError, EngineError, LakeUnavailable
+from datalake_assets.lake import inspection
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.store import PortableStore, open_store
+from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.settings import load_settings
+from datalake_assets.testing.engines import EngineContract
+from datalake_assets_tests.engines.toy import DoublingEngine, ToyEngine
+from datalake_assets_tests.lake.hive_tables import folder_ids, ids
+from datalake_assets_tests.lake.test_compaction import DAY, FOLDER, ROWS, with_files
+
+#: Several groups: each file is about as large as this says of an output.
+SEVERAL = CompactionRequest(force=True, target_file_bytes=4000, engine="toy")
+
+
+class TestThreads(EngineContract):
+    @pytest.fixture
+    def engine(self):
+        return ThreadEngine()
+
+
+class TestToy(EngineContract):
+    @pytest.fixture
+    def engine(self):
+        return ToyEngine()
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The toy engine by its name; what it was given is seen."""
+    made = DoublingEngine()
+    monkeypatch.setitem(engines.ENGINES, "toy", (ToyEngine.__module__, "DoublingEngine"))
+    monkeypatch.setattr(f"{ToyEngine.__module__}.DoublingEngine", lambda: made)
+    open_engine.cache_clear()
+    yield made
+    open_engine.cache_clear()
+
+
+def test_doubled_tasks_and_zombies_harm_nothing(store, toy, monkeypatch):
+    table = with_files(store, 12)
+    report = table.compact(DAY, SEVERAL)
+
+    assert 1 <= report.files_after < 12
+    assert len(toy.zombies) == len(report.tasks) > 1
+    assert ids(table) == folder_ids(store, FOLDER) == list(range(ROWS))
+    assert list(table.verify(deep=True)) == []
+
+    assert len(list(store.list_staged(""))) == len(toy.zombies), "what the zombies staged waits to be swept"
+    monkeypatch.setattr(inspection, "STALE", timedelta(days=-1))
+    assert table.repair().swept == len(toy.zombies)
+    assert list(store.list_staged("")) == []
+    assert ids(table) == list(range(ROWS))
+
+
+def test_rewrites_carry_no_credentials(store, toy, monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "")
+    with_files(store, 4).compact(DAY, SEVERAL)
+    access = [value for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID") if (value := _environment(name))]
+    assert toy.payloads
+    assert not [each for each in access for payload in toy.payloads if each.encode() in payload]
+
+
+def _environment(name):
+    import os  # noqa: PLC0415  asked at the time of the test
+
+    return os.environ.get(name)
+
+
+def test_store_reached_by_credentials_of_this_process_alone_is_refused():
+    access = S3Access(endpoint="http://127.0.0.1:9", access_key="key", secret_key="hush")
+    with pytest.raises(ConfigError, match="only this process was given") as caught:
+        pickle.dumps(PortableStore(open_store("s3://bucket/lake", s3=access)))
+    assert "hush" not in str(caught.value)
+
+
+elsewhere = ""
+
+
+def opened_elsewhere(*_):
+    return PortableStore(open_store(elsewhere))
+
+
+def refused(*_):
+    raise LakeUnavailable("s3://b/lake", "no S3 credentials were found", cure="set AWS_ACCESS_KEY_ID")
+
+
+def test_worker_that_has_another_folder_by_that_name_is_found_out(local_store, toy, monkeypatch, tmp_path):
+    """As on a node where the lake's folder is not mounted."""
+    table = with_files(local_store, 4)
+    monkeypatch.setattr(f"{__name__}.elsewhere", str(tmp_path))
+    monkeypatch.setattr("datalake_assets.lake.store._reopened", opened_elsewhere)
+    with pytest.raises(EngineError, match=r"does not see .* as this process does; mount a lake's folder on every node"):
+        table.compact(DAY, SEVERAL)
+    assert ids(table) == list(range(ROWS))
+
+
+def test_lake_that_a_worker_cannot_reach_is_one_line_that_names_the_worker(local_store, toy, monkeypatch):
+    table = with_files(local_store, 4)
+    monkeypatch.setattr("datalake_assets.lake.store._reopened", refused)
+    with pytest.raises(LakeUnavailable) as caught:
+        table.compact(DAY, SEVERAL)
+    text = str(caught.value)
+    assert text.startswith("worker ")
+    assert text.endswith("s3://b/lake: no S3 credentials were found; set AWS_ACCESS_KEY_ID")
+    assert caught.value.where == "s3://b/lake"
+
+
+def test_worker_with_another_version_of_the_package_says_so():
+    found = worker.do(pickle.dumps(len), "0.0.0", 0.0)
+    mine = metadata.version("datalake-assets")
+    assert isinstance(found.error, EngineError)
+    assert f"has datalake-assets {mine}, and this process 0.0.0; install datalake-assets==0.0.0" in str(found.error)
+
+
+def test_unknown_engine_is_refused_where_it_is_set(monkeypatch):
+    monkeypatch.setenv("DATALAKE_ENGINE", "spark")
+    with pytest.raises(ConfigError, match="DATALAKE_ENGINE: there is no such engine; take one of local, ray"):
+        load_settings()
+    with pytest.raises(ConfigError, match="there is no engine 'spark'; set DATALAKE_ENGINE to one of local, ray"):
+        open_engine("spark")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.FeedNotFound("clicks", archived=True),
+        errors.SourceShrank("topic", "fewer rows"),
+        errors.ObjectNotFound("a/b", "is gone", cure="look"),
+        errors.UnreadableFile("x.parquet", "no Parquet"),
+        EngineError("ray", "no cluster"),
+        ConfigError("wrong"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_are_the_same_on_both_sides(error):
+    back: DatalakeError = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)
+
+
+HIDDEN = """
+import sys
+sys.modules["ray"] = None  # as if it were not installed
+import datalake_assets.cli.app, datalake_assets.lake.compaction
+from datalake_assets.engines import open_engine
+assert "datalake_assets.engines.ray_cluster" not in sys.modules
+try:
+    open_engine("ray").share(1, memory_bytes=1, thread_bytes=1)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_without_ray_nothing_is_missed_until_it_is_asked_for():
+    done = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "ConfigError the engine 'ray' takes a package that is not installed (ray): pip install 'datalake-assets[ray]'"
+    ]
+    assert done.stderr == ""
+
+
+def test_a_compaction_reports_what_each_rewrite_took(store, toy):
+    report = HiveTable.compact(with_files(store, 6), DAY, SEVERAL)
+    assert all(each.worker and each.wall_s >= 0 and each.peak_memory_bytes for each in report.tasks)
+    assert f"{len(report.tasks)} tasks on 1 worker" in report.text
