@@ -3,6 +3,8 @@
 ``python -m benchmarks.compaction_lakes LAKE FILES ROWS`` builds it in a folder or, with the environment of a server, in
 a bucket. What a benchmark changes is not this lake but a clone of it. With a fourth argument, a number of templates, it
 is built of files that differ from a template in their ids and times, without a commit for each.
+
+What makes files is imported where they are made: who opens the lake is measured, with all that it imports.
 """
 
 from __future__ import annotations
@@ -14,13 +16,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from benchmarks.compaction_inputs import DAY, SCHEMA, InputFile, Template, make_file
 from datalake_assets.core.files import DataFile, data_file_name
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.position import OffsetsPosition
-from datalake_assets.core.schema import schema_to_json
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.commit import Change, Planned
@@ -34,10 +34,13 @@ from datalake_assets.policies import CompactionPolicy, ParquetFormat
 from datalake_assets.settings import load_settings
 from datalake_assets.sources.ksqldb.declaration import KsqlDBSource
 
+if TYPE_CHECKING:
+    from benchmarks.compaction_inputs import InputFile
+
 __all__ = ["KEY", "build", "build_from_templates", "feed_of", "open_lake"]
 
-#: Partition key of the day.
-KEY = f"{DAY:%Y-%m-%d}"
+#: Partition key of the day, which is that of `benchmarks.compaction_inputs`.
+KEY = "2025-01-15"
 #: Files that are made and staged at once.
 THREADS = 4
 #: Files of one commit.
@@ -66,6 +69,9 @@ def feed_of(policy: CompactionPolicy | None = None, written: ParquetFormat | Non
 
 def build(store: Store, *, files: int, rows: int) -> None:
     """Lands so many files of so many rows each."""
+    from benchmarks.compaction_inputs import SCHEMA, make_file  # noqa: PLC0415  see the module
+    from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415
+
     folder = FeedFolder(store, feed_of())
     schema = schema_to_json(SCHEMA)
     folder.state.change(lambda now: replace(now.with_kind("offsets", feed=folder.feed.name), schema=schema))
@@ -79,6 +85,9 @@ def build(store: Store, *, files: int, rows: int) -> None:
 
 def build_from_templates(store: Store, *, files: int, rows: int, templates: int) -> None:
     """Puts so many files where they belong, and into the manifest, which takes a hundred thousand in one write."""
+    from benchmarks.compaction_inputs import SCHEMA, Template  # noqa: PLC0415  see the module
+    from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415
+
     folder = FeedFolder(store, feed_of())
     schema = schema_to_json(SCHEMA)
     folder.state.change(lambda now: replace(now.with_kind("offsets", feed=folder.feed.name), schema=schema))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import gc
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ import click
 from datalake_assets.cli.output import Streams, one_line
 from datalake_assets.cli.session import Session, lake_option
 from datalake_assets.errors import DatalakeError
+from datalake_assets.short_process import prepare_short_process
 
 __all__ = ["TRACEBACK_VARIABLE", "app", "main"]
 
@@ -166,10 +166,6 @@ def _log_to_stderr(*, verbose: bool) -> None:
         logger.propagate = False
 
 
-#: Objects made before Python looks for garbage among the young ones; its own 700 costs a command a tenth of its time.
-_COLLECTED_AFTER = 50_000
-
-
 def main() -> None:
     """The entry point of ``datalake``.
 
@@ -184,7 +180,7 @@ def main() -> None:
             os._exit(status)
 
     atexit.register(leave)
-    gc.set_threshold(_COLLECTED_AFTER)
+    prepare_short_process()
     if not sys.warnoptions:
         import warnings  # noqa: PLC0415  Dagster's deprecations are not for our users
 

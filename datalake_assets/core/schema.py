@@ -10,14 +10,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datalake_assets.errors import InvalidFeed, SchemaChanged
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "DISCARDING",
@@ -316,6 +317,8 @@ def _fitted_column(column: pa.Array, field: pa.Field, *, is_needed: bool) -> tup
 
 def _exact(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """The values in another type, null where that is not the same value; and which fit."""
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     nothing = pa.nulls(len(column), kind), np.asarray(column.is_null())
     if column.null_count == len(column) or not _is_alike(column.type, kind):
         return nothing
@@ -385,6 +388,8 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _equal(left: pa.Array, right: pa.Array) -> npt.NDArray[np.bool_]:
     """Which values of two arrays of one type are the same; what is not a number is the same as such another."""
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     kind = right.type
     both_null = np.asarray(left.is_null()) & np.asarray(right.is_null())
     if pa.types.is_map(kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -131,8 +132,7 @@ class Inputs:
         if self._pool is not None:
             return self._store.get(key)[0]
         try:
-            with open(self._store.path(key), "rb", buffering=0) as source:  # noqa: PTH123  a path for each of many files
-                return source.read()
+            return _content(self._store.path(key))
         except FileNotFoundError as error:
             raise ObjectNotFound(key, "is gone") from error
 
@@ -168,3 +168,16 @@ class Inputs:
             raise UnreadableFile(file.name, CHANGED) from error
         except FileNotFoundError as error:
             raise ObjectNotFound(key, "is gone") from error
+
+
+def _content(path: str) -> bytes:
+    """All bytes of a small file: three system calls, where Python's files take twice as many."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size_bytes = os.fstat(handle).st_size
+        body = os.read(handle, size_bytes)
+        while len(body) < size_bytes and (more := os.read(handle, size_bytes - len(body))):
+            body += more
+        return body
+    finally:
+        os.close(handle)

@@ -8,12 +8,14 @@ Source: apache/parquet-format, Encodings.md.
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from datalake_assets.parquet.thrift import MalformedThrift
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "LENGTH_BYTES",
@@ -25,7 +27,7 @@ __all__ = [
     "text_lengths",
 ]
 
-Numbers: TypeAlias = npt.NDArray[np.int64]
+Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
 #: Values of a page above which it is not looked at: Arrow's own limit of memory is not far.
 MAX_VALUES = 1 << 24

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -42,6 +41,9 @@ from datalake_assets.parquet.pages import (
 )
 from datalake_assets.parquet.row_groups import MAGIC
 from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, MalformedThrift
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "BY_DICTIONARY",

@@ -12,16 +12,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as pt
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["Hashes", "Multiset", "MultisetHasher", "row_hashes", "same_rows", "same_values"]
 
-Hashes = npt.NDArray[np.uint64]
+Hashes: TypeAlias = "npt.NDArray[np.uint64]"
 
 # Constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -142,6 +144,8 @@ def _fixed_list(array: pa.Array) -> Hashes:
 
 
 def _struct(array: pa.Array) -> Hashes:
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     total = np.zeros(len(array), dtype=np.uint64)
     for field in array.type:
         total += _mix(_hashes(pc.struct_field(array, field.name)) ^ _salt(field.name))
@@ -296,6 +300,8 @@ def _equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
 
 def _parts(column: pa.ChunkedArray) -> list[pa.ChunkedArray]:
     """Columns that are the same exactly where it is the same, a level less deep; empty if nobody knows them."""
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return [_storage(column)]

@@ -143,6 +143,7 @@ class Merger:
         self._time_leaf = _time_leaf(form)
         self._comparer = load_comparer()
         self._read_alike: dict[bytes | None, bool] = {}
+        self._last_key_values: tuple[bytes, Mapping[bytes, bytes]] = (b"", {})
         self._options = MergeOptions(
             codec=settings.parquet.compression,
             level=settings.parquet.compression_level or ZSTD_LEVEL,
@@ -176,10 +177,13 @@ class Merger:
         schema, texts = (bytes(view[at : at + size]) for at, size in (found.schema, found.key_values))
         if schema != self._form.model.schema:
             return None
-        try:
-            key_values = key_values_of(texts)
-        except MalformedThrift:  # whoever opens the file says so
-            return None
+        known, key_values = self._last_key_values
+        if texts != known:  # most files have the same as the one before
+            try:
+                key_values = key_values_of(texts)
+            except MalformedThrift:  # whoever opens the file says so
+                return None
+            self._last_key_values = texts, key_values
         if like.known is None or key_values.get(ARROW_SCHEMA) != like.known.footer.get(ARROW_SCHEMA):
             return None
         if file.checksum:

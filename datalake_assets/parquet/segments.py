@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
@@ -41,9 +39,12 @@ from datalake_assets.parquet.writer import (
     time_bounds,
 )
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 __all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "pieces", "sorted_pieces"]
 
-Indices: TypeAlias = npt.NDArray[np.int64]
+Indices: TypeAlias = "npt.NDArray[np.int64]"
 
 #: Share of wrong positives of a bloom filter that is built anew (Parquet's own default).
 BLOOM_FPP = 0.05
@@ -299,6 +300,8 @@ def _bloom_options(table: pa.Table, columns: Sequence[str] | frozenset[str]) -> 
 
 
 def _distinct(table: pa.Table, path: str) -> int:
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     if path not in table.schema.names:
         return int(table.num_rows)
     try:
@@ -322,6 +325,8 @@ def sorted_pieces(
         piece_bytes: Decoded size of a piece.
         scratch: Folder of the temporary file; None: the system's.
     """
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     with tempfile.TemporaryDirectory(prefix="datalake-sort-", dir=scratch) as folder:
         file = Path(folder) / "rows.arrow"
         keys: list[pa.Table] = []

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datalake_assets.core.files import DataFile
@@ -102,6 +101,8 @@ def _leaves(path: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
 
 
 def _has_few_values(leaf: pa.Array) -> bool:
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     # Parquet has a bit for a boolean anyway
     if not len(leaf) or pa.types.is_boolean(leaf.type) or pa.types.is_null(leaf.type):
         return False
@@ -305,6 +306,8 @@ def open_writer(
 
 def time_bounds(times: pa.ChunkedArray) -> tuple[datetime, ...]:
     """The earliest and the latest of timestamps or dates, as `moment_of` tells them; empty if all are null."""
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     ends = pc.min_max(times)
     # as_py would import a library of time zones
     return tuple(moment_of(end.value, times.type) for end in (ends["min"], ends["max"]) if end.is_valid)
@@ -325,6 +328,8 @@ def moment_of(count: int, kind: pa.DataType) -> datetime:
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
     """Sorts rows by time, those of equal time in their order; leaves them untouched where they are sorted already."""
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
     times = table[column].combine_chunks()
     if len(times) < 2 or pc.all(pc.greater_equal(times[1:], times[:-1]), skip_nulls=False).as_py():  # noqa: PLR2004  # one row is sorted
         return table

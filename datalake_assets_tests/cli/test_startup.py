@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from datalake_assets.parquet.native import load_kernel
+from datalake_assets.short_process import BLAS_THREADS, prepare_short_process
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed
 from datalake_assets_tests.lake.many_files import append
 
@@ -47,3 +51,33 @@ print(json.dumps(loaded), file=sys.stderr)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stderr) == {" ".join(command): [] for command in COMMANDS}
     assert "nothing to compact in 3 partitions" in done.stdout
+
+
+def test_a_merge_by_the_kernel_loads_none_of_arrows_functions(lake_store, registry, monkeypatch):
+    if load_kernel() is None:
+        pytest.skip("the kernel was not built")
+    monkeypatch.delenv("DAGSTER_HOME")
+    append(lake_store, registry.add(stream_feed()), times=3)
+    program = """
+import sys
+from datalake_assets.cli.app import app
+app(["compact", "s", "--force"], standalone_mode=False)
+unneeded = ("pyarrow.compute", "pyarrow.dataset", "numpy.typing")
+print(*(name for name in unneeded if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "reencode (native)" in done.stdout
+    assert done.stderr.strip() == ""
+
+
+def test_a_command_begins_no_threads_for_matrices_unless_the_environment_says_so(monkeypatch):
+    before = gc.get_threshold()
+    try:
+        for said, wanted in ((None, "1"), ("3", "3")):
+            monkeypatch.delenv(BLAS_THREADS, raising=False)
+            if said is not None:
+                monkeypatch.setenv(BLAS_THREADS, said)
+            prepare_short_process()
+            assert os.environ[BLAS_THREADS] == wanted
+    finally:
+        gc.set_threshold(*before)

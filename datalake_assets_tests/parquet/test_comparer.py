@@ -273,3 +273,62 @@ def test_what_the_kernel_merges_is_equal_to_its_inputs():
             made = kernel.merge([Part(each, proven=True) for each in of.files], options)
             found = compared(of.files, bytes(made.view), proven=True)
             assert (found.verdict, found.reason) == (Verdict.EQUAL, ""), (seed, codec)
+
+
+#: The first of them are tried with a dictionary; from some file on their pages are joined as they are compressed.
+FILES = 12
+JOINED = [[f"{file:02} {row} {'x' * (row % 9)}" if row % 7 else None for row in range(900)] for file in range(FILES)]
+#: Of the values of a file near the end, which are among those that were joined.
+LATE = -2
+
+
+def _joined(codec):
+    """Files whose pages are joined, what the kernel makes of them, and where it has the values of a late one."""
+    if (kernel := load_kernel()) is None:
+        pytest.skip("the kernel was not built")
+    inputs = [encoded(pa.table({"a": values}), compression=codec, data_page_version="2.0") for values in JOINED]
+    made = kernel.merge([Part(each, proven=True) for each in inputs], MergeOptions(codec=codec, key_values={}))
+    assert made.copied_pages == 1
+    chunk = pq.read_metadata(io.BytesIO(inputs[LATE])).row_group(0).column(0)
+    begin, end = chunk.dictionary_page_offset, chunk.data_page_offset
+    values, output = inputs[LATE][begin + 20 : end], bytes(made.view)  # behind the page's head
+    assert output.count(values) == 1
+    return inputs, output, range(output.index(values), output.index(values) + len(values))
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd"])
+def test_joined_pages_are_equal_to_their_inputs_and_to_none_in_another_order(codec):
+    inputs, output, _ = _joined(codec)
+    others = [encoded(pa.table({"a": values}), compression="gzip") for values in JOINED]
+    for sides in (inputs, others, [*others[:-1], inputs[-1]], [*inputs[:-1], others[-1]]):
+        found = compared(sides, output, proven=True)
+        assert (found.verdict, found.reason) == (Verdict.EQUAL, "")
+    assert compared([*inputs[:-2], inputs[-1], inputs[-2]], output).verdict is Verdict.DIFFERS
+    assert compared([*inputs[:-2], inputs[-2], inputs[-2]], output).verdict is Verdict.DIFFERS
+    changed = encoded(pa.table({"a": [*JOINED[-1][:-1], "another"]}), compression=codec, data_page_version="2.0")
+    assert compared([*inputs[:-1], changed], output).verdict is Verdict.DIFFERS
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd"])
+def test_no_changed_byte_of_a_joined_page_passes(codec):
+    inputs, output, places = _joined(codec)
+    for place in places[::29]:
+        changed = bytearray(output)
+        changed[place] ^= 1 << place % 8
+        assert compared(inputs, bytes(changed), proven=True).verdict is not Verdict.EQUAL, place
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd"])
+def test_bounds_of_joined_pages_have_to_be_true(codec):
+    """The greatest value of all files is in the last: the bound is that of the chunk, and that of the joined page."""
+    inputs, output, values = _joined(codec)
+    most = max(value for each in JOINED for value in each if value is not None).encode()
+    places = [at for at in range(values.stop, len(output)) if output.startswith(most, at)]
+    found = set()
+    for place in places:
+        changed = bytearray(output)
+        changed[place + len(most) - 1] -= 1
+        found.add((told := compared(inputs, bytes(changed), proven=True)).reason)
+        assert told.verdict is Verdict.DIFFERS, place
+    assert "a value lies outside of the bounds that are stated" in found
+    assert len(places) >= 2

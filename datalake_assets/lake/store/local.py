@@ -235,8 +235,8 @@ class LocalStore:
     def _delete(self, keys: Iterable[str]) -> None:
         by_lock: defaultdict[str, list[str]] = defaultdict(list)
         for key in keys:
-            self._requests.add("delete")
             by_lock[_digest(key.encode())[:2]].append(key)
+        self._requests.add("delete", sum(map(len, by_lock.values())))
         root, folders = str(self._root), set()
         for lock, together in by_lock.items():
             with self._tree.translating(together[0]), self._tree.lock(lock):

@@ -161,10 +161,10 @@ class DurableTree:
 
     def _open_lock(self, file: Path) -> int:
         for _ in range(TIDY_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):
-                self.make_folder(self._locks)
+            try:
                 return os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
-        self.make_folder(self._locks)
+            except FileNotFoundError:
+                self.make_folder(self._locks)
         return os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
 
     def tidy(self) -> None:

@@ -26,6 +26,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import msgspec
+
 from datalake_assets.parquet.native.interface import (
     STEPS,
     CChecked,
@@ -106,8 +108,7 @@ class Refused(Exception):
         self.kind, self.index, self.why = kind, index, why
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):  # one for each of many files
     """An input.
 
     Attributes:
@@ -209,8 +210,7 @@ class Merged:
     seconds: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """What is known of a file.
 
     Attributes:

@@ -34,7 +34,9 @@ void UnionDictionary::grow_slots() {
   }
 }
 
-u32 UnionDictionary::add(const u8* value, size_t size) {
+template <size_t Width>
+u32 UnionDictionary::add(const u8* value, size_t given) {
+  const size_t size = Width ? Width : given;
   u64 mask = slots_.size() - 1;
   u64 slot = XXH3_64bits(value, size) & mask;
   while (slots_[slot]) {
@@ -137,9 +139,16 @@ void Column::map_dictionary(size_t entries, Scratch& scratch) {
   scratch.map.resize(entries);
   size_t width = leaf->width();
   const u8* from = scratch.dictionary.data;
-  for (size_t i = 0; i < entries; i++) {
-    size_t begin = width ? i * width : scratch.ends[i], end = width ? begin + width : scratch.ends[i + 1];
-    scratch.map[i] = dictionary.add(from + begin, end - begin);
+  u32* map = scratch.map.data();
+  if (width == 4) {
+    for (size_t i = 0; i < entries; i++) map[i] = dictionary.add<4>(from + i * 4);
+  } else if (width == 8) {
+    for (size_t i = 0; i < entries; i++) map[i] = dictionary.add<8>(from + i * 8);
+  } else {
+    for (size_t i = 0; i < entries; i++) {
+      size_t begin = width ? i * width : scratch.ends[i], end = width ? begin + width : scratch.ends[i + 1];
+      map[i] = dictionary.add(from + begin, end - begin);
+    }
   }
 }
 

@@ -14,8 +14,9 @@ class UnionDictionary {
   void reset();
   size_t count() const { return offsets.size() - 1; }
   size_t entry_bytes(size_t entry) const { return offsets[entry + 1] - offsets[entry]; }
-  // The entry of a value, which is added if it is new.
-  u32 add(const u8* value, size_t size);
+  // The entry of a value, which is added if it is new; `Width`: its size where that is known beforehand, else 0.
+  template <size_t Width = 0>
+  u32 add(const u8* value, size_t size = Width);
 
  private:
   Numbers<u32> slots_;  // 1 + entry; 0: free

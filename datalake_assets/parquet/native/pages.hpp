@@ -32,7 +32,7 @@ struct DataPage {
 };
 
 struct Scratch {
-  Bytes page, levels, dictionary, kept, check, out_page, packed;
+  Bytes page, levels, dictionary, kept, check, used, out_page, packed;
   Numbers<u32> indices, ends, map;
   DecodeScratch decode;
   Codecs codecs;

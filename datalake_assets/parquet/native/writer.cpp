@@ -16,39 +16,25 @@ void came_out(bool right) {
 
 namespace {
 
-// Entries of a dictionary by rank, so that a page's bounds are those of integers.
-struct Ranks {
-  std::vector<std::string> entries;
-  std::vector<u32> rank, by_rank;  // rank: NONE for what is no number
-  static constexpr u32 NONE = UINT32_MAX;
-
-  Ranks(const Leaf& leaf, const UnionDictionary& dictionary) {
-    size_t count = dictionary.count(), head = leaf.type == BYTE_ARRAY ? 4 : 0;
-    entries.resize(count);
-    rank.assign(count, NONE);
-    for (u32 i = 0; i < count; i++) {
-      const u8* from = dictionary.plain.data + dictionary.offsets[i] + head;
-      entries[i].assign(reinterpret_cast<const char*>(from), dictionary.entry_bytes(i) - head);
-      if (leaf.order != Order::FLOATING || is_number(leaf, entries[i])) by_rank.push_back(i);
-    }
-    std::sort(by_rank.begin(), by_rank.end(), [&](u32 a, u32 b) { return compare(leaf, entries[a], entries[b]) < 0; });
-    for (u32 i = 0; i < by_rank.size(); i++) rank[by_rank[i]] = i;
+// Bounds of the values that a page's indices mean: of the entries that it uses, each once, as PLAIN has them.
+MinMax used_range(const Leaf& leaf, const UnionDictionary& dictionary, const u32* indices, size_t count, Bytes& used,
+                  Bytes& entries) {
+  used.clear();
+  u8* flags = used.grow(dictionary.count());
+  memset(flags, 0, dictionary.count());
+  for (size_t i = 0; i < count; i++) flags[indices[i]] = 1;
+  entries.clear();
+  size_t some = 0;
+  for (size_t first = 0; first < dictionary.count();) {
+    size_t end = first;
+    while (end < dictionary.count() && flags[end]) end++;
+    size_t from = dictionary.offsets[first];
+    entries.put(dictionary.plain.data + from, dictionary.offsets[end] - from);
+    some += end - first;
+    first = end + 1;
   }
-
-  MinMax range(const Leaf& leaf, const u32* indices, size_t count) const {
-    u32 low = NONE, high = 0;
-    for (size_t i = 0; i < count; i++) {
-      u32 of = rank[indices[i]];
-      if (of == NONE) continue;
-      low = std::min(low, of);
-      high = std::max(high, of);
-    }
-    if (low == NONE) return {};
-    MinMax found{true, entries[by_rank[low]], entries[by_rank[high]]};
-    if (leaf.order == Order::FLOATING) widen_zeros(leaf, found.min, found.max);
-    return found;
-  }
-};
+  return some ? min_max(leaf, entries.data, some) : MinMax{};
+}
 
 // Gives the dictionary up where values take less without, before compression.
 void choose_form(Column& column) {
@@ -155,7 +141,6 @@ void ChunkWriter::encode(Column& column) {
   choose_form(column);
   size_t from = out_.size;
   Bytes& page = scratch_.out_page;
-  std::vector<Ranks> ranks;  // one, or none
   info_.values += static_cast<i64>(column.levels);
   int index_bits = 0;
   if (column.has_dictionary) {
@@ -166,7 +151,6 @@ void ChunkWriter::encode(Column& column) {
     page.clear();
     page.put(dictionary.plain.data, dictionary.plain.size);
     put_page(DICTIONARY_PAGE, dictionary.count(), PLAIN, page);
-    if (leaf_.order != Order::NONE) ranks.emplace_back(leaf_, dictionary);
   }
   begin_data();
   size_t level = 0, value = 0;
@@ -184,7 +168,10 @@ void ChunkWriter::encode(Column& column) {
     if (column.has_dictionary) {
       page.put_byte(static_cast<u8>(index_bits));
       encode_indices(column.indices.data() + value, extent.values, index_bits, page);
-      if (!ranks.empty()) info.range = ranks[0].range(leaf_, column.indices.data() + value, extent.values);
+      if (leaf_.order != Order::NONE) {
+        const u32* indices = column.indices.data() + value;
+        info.range = used_range(leaf_, column.dictionary, indices, extent.values, scratch_.check, scratch_.used);
+      }
     } else {
       if (leaf_.type == BOOLEAN) {
         put_booleans(plain, extent.values, page);

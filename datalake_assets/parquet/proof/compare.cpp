@@ -14,19 +14,6 @@ constexpr uint32_t AT_ONCE = 256;
 
 [[noreturn]] void values_differ() { throw Difference{"a value is another one"}; }
 
-// The bytes that the next values take, each after its length.
-Span texts(const Stream& stream, uint32_t count) {
-  uint64_t place = 0;
-  const Span& values = stream.values;
-  for (; count; count--) {
-    if (values.size - place < 4) throw Unclear{"a page ends early"};
-    uint64_t size = number32(values.data + place);
-    if (size > INT_MAX || size > values.size - place - 4) throw Unclear{"a page ends early"};
-    place += 4 + size;
-  }
-  return {values.data, place};
-}
-
 void pass_values(Stream& stream, Span passed, uint32_t count) {
   if (stream.form == Form::INDEX)
     stream.index += count;
@@ -69,6 +56,13 @@ class Column {
   void values(uint32_t count) {
     if (count > input_.values_left || count > output_.values_left) throw Unclear{"a page ends early"};
     if (!count) return;
+    if (output_.is_packed()) {
+      if (count == input_.values_left && output_.take(input_.piece(), count)) {
+        pass_values(input_, input_.values, count);
+        return;
+      }
+      output_.unpack();
+    }
     const bool in_indexed = input_.form == Form::INDEX, out_indexed = output_.form == Form::INDEX;
     if (in_indexed && out_indexed)
       indices(count);
@@ -81,7 +75,7 @@ class Column {
   }
 
   void plain(uint32_t count) {
-    Span wanted = leaf_.width ? input_.values.part(0, uint64_t(count) * leaf_.width) : texts(input_, count);
+    Span wanted = leaf_.width ? input_.values.part(0, uint64_t(count) * leaf_.width) : texts(input_.values, count);
     // lengths are among what is compared: where all bytes are the same, so are the values that they make
     if (output_.values.size < wanted.size || memcmp(wanted.data, output_.values.data, wanted.size)) values_differ();
     pass_values(input_, wanted, count);

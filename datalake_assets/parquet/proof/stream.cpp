@@ -2,6 +2,17 @@
 
 namespace pagecompare {
 
+Span texts(Span values, uint32_t count) {
+  uint64_t place = 0;
+  for (; count; count--) {
+    if (values.size - place < 4) throw Unclear{"a page ends early"};
+    uint64_t size = number32(values.data + place);
+    if (size > INT_MAX || size > values.size - place - 4) throw Unclear{"a page ends early"};
+    place += 4 + size;
+  }
+  return {values.data, place};
+}
+
 Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance, Unpacker& unpacker,
                Statements* statements)
     : dictionary(allowance),
@@ -13,6 +24,7 @@ Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance
       flags_(allowance),
       used_(allowance),
       indices_(allowance),
+      taken_bounds_(allowance),
       statements_(statements),
       plainer_(allowance),
       unpacker_(unpacker) {
@@ -21,6 +33,7 @@ Stream::Stream(const Leaf& leaf, std::vector<Place> places, Allowance& allowance
 
 bool Stream::fill() {
   while (level_ == levels_) {
+    if (is_open_) end_page();
     if (rest_.size) {
       read_page();
       continue;
@@ -66,28 +79,7 @@ void Stream::read_page() {
   level_ = 0;
   has_definitions_ = leaf_.max_definition > 0;
   has_repetitions_ = leaf_.max_repetition > 0;
-  Span body;
-  if (head.kind == PageKind::DATA) {
-    body = unpacked(packed, head.plain_size, true, page_);
-    for (bool is_definition : {false, true}) {  // repetition levels come first
-      if (!(is_definition ? has_definitions_ : has_repetitions_)) continue;
-      if (body.size < 4) throw Unclear{"a page ends before its levels"};
-      Span levels = body.part(4, number32(body.data));
-      read_levels(levels, is_definition ? leaf_.max_definition : leaf_.max_repetition,
-                  is_definition ? definitions_ : repetitions_);
-      body = body.from(4 + levels.size);
-    }
-  } else {
-    Span repeated = packed.part(0, head.repetition_size);
-    Span defined = packed.part(head.repetition_size, head.definition_size);
-    const uint64_t levels_size = repeated.size + defined.size;
-    if ((repeated.size && !has_repetitions_) || (defined.size && !has_definitions_) || head.plain_size < levels_size)
-      throw Unclear{"a page has levels where there are none"};
-    if (has_repetitions_) read_levels(repeated, leaf_.max_repetition, repetitions_);
-    if (has_definitions_) read_levels(defined, leaf_.max_definition, definitions_);
-    body = unpacked(packed.from(levels_size), head.plain_size - static_cast<uint32_t>(levels_size), head.is_compressed,
-                    page_);
-  }
+  Packed held = head.kind == PageKind::DATA ? after_levels(head, packed) : beside_levels(head, packed);
   uint32_t missing = 0, begun = levels_;
   if (has_definitions_) {
     const uint8_t* levels = definitions_.get();
@@ -101,22 +93,66 @@ void Stream::read_page() {
   }
   if (head.kind == PageKind::DATA_V2 && (head.nulls != missing || head.rows != begun))
     throw Unclear{"a page has other numbers of nulls or rows than its head says"};
-  values_left = levels_ - missing;
-  read_values(head, body);
+  values_left = page_values_ = levels_ - missing;
+  is_packed_ = false;
   if (statements_) {
     if (levels_ && has_repetitions_ && repetitions_.get()[0]) throw Unclear{"a page begins within a row"};
-    hold(head, missing);
+    is_open_ = true;
+    head_ = head;
+    offset_ = static_cast<uint64_t>(packed.data - at().file.data) - head.head_size;
+    missing_ = missing;
+    first_row_ = chunk_rows_;
+  }
+  if (may_wait(head)) {
+    wait(held);
+  } else {
+    const Span body = head.kind == PageKind::DATA ? held.plain : unpacked(held, page_);
+    const bool is_plain = head.encoding == Encoding::PLAIN && leaf_.type != Type::BOOLEAN;
+    page_piece_ = {held.packed, body, is_plain ? held.codec : 0};
+    read_values(head, body);
+    if (statements_) hold_all();
   }
   chunk_values_ += levels_;
   chunk_nulls_ += missing;
   chunk_rows_ += begun;
 }
 
-// Holds what is stated of the page against its values.
-void Stream::hold(const PageHead& head, uint32_t missing) {
+// Levels of version 1 are compressed with the values.
+Packed Stream::after_levels(const PageHead& head, Span packed) {
+  Packed held{packed, {}, head.plain_size, at().chunk.codec};
+  held.plain = unpacked(held, page_);
+  for (bool is_definition : {false, true}) {  // repetition levels come first
+    if (!(is_definition ? has_definitions_ : has_repetitions_)) continue;
+    if (held.plain.size < 4) throw Unclear{"a page ends before its levels"};
+    Span levels = held.plain.part(4, number32(held.plain.data));
+    read_levels(levels, is_definition ? leaf_.max_definition : leaf_.max_repetition,
+                is_definition ? definitions_ : repetitions_);
+    held.plain = held.plain.from(4 + levels.size);
+    held.codec = 0;  // the values alone are no piece
+  }
+  return held;
+}
+
+// Those of version 2 lie before the values, as they are.
+Packed Stream::beside_levels(const PageHead& head, Span packed) {
+  Span repeated = packed.part(0, head.repetition_size);
+  Span defined = packed.part(head.repetition_size, head.definition_size);
+  const uint64_t size = repeated.size + defined.size;
+  if ((repeated.size && !has_repetitions_) || (defined.size && !has_definitions_) || head.plain_size < size)
+    throw Unclear{"a page has levels where there are none"};
+  if (has_repetitions_) read_levels(repeated, leaf_.max_repetition, repetitions_);
+  if (has_definitions_) read_levels(defined, leaf_.max_definition, definitions_);
+  return {packed.from(size), {}, head.plain_size - size, head.is_compressed ? at().chunk.codec : 0};
+}
+
+bool Stream::is_bounded() const {
+  return leaf_.has_order && (statements_->has_bounds() || head_.statistics.has_least || head_.statistics.has_most);
+}
+
+// Holds what is stated of the page against all of its values, none of which was passed.
+void Stream::hold_all() {
   Extremes extremes;
-  const bool is_bounded = statements_->has_bounds() || head.statistics.has_least || head.statistics.has_most;
-  if (is_bounded && leaf_.has_order && values_left) {
+  if (is_bounded() && values_left) {
     if (form == Form::INDEX) {
       uint8_t* used = used_.room(dictionary.count);
       memset(used, 0, dictionary.count);
@@ -130,27 +166,112 @@ void Stream::hold(const PageHead& head, uint32_t missing) {
       extremes_of(leaf_, values, values_left, extremes);
     }
   }
-  const uint64_t size = uint64_t(head.head_size) + head.size;
-  const uint64_t end = static_cast<uint64_t>(rest_.data - at().file.data);
-  statements_->page(end - size, size, chunk_rows_, levels_, missing, head.statistics, extremes);
+  hold(extremes);
 }
 
-Span Stream::unpacked(Span packed, uint32_t size, bool is_compressed, Array<uint8_t>& to) {
-  if (!is_compressed || at().chunk.codec == 0) {
-    if (packed.size != size) throw Unclear{"a page has another size than its head says"};
-    return packed;
+void Stream::hold(const Extremes& extremes) {
+  const uint64_t size = uint64_t(head_.head_size) + head_.size;
+  statements_->page(offset_, size, first_row_, levels_, missing_, head_.statistics, extremes);
+  is_open_ = false;
+}
+
+// ---- pages that wait
+
+Span Bounds::kept(Span value, Array<uint8_t>& to) {
+  uint8_t* room = to.room(value.size);
+  if (value.size) memcpy(room, value.data, value.size);
+  return {room, value.size};
+}
+
+void Bounds::widen(const Leaf& leaf, const Extremes& more) {
+  if (!more.found) return;
+  const bool is_first = !extremes.found;
+  if (is_first || ordered(leaf, more.least, extremes.least) < 0) extremes.least = kept(more.least, least_);
+  if (is_first || ordered(leaf, more.most, extremes.most) > 0) extremes.most = kept(more.most, most_);
+  extremes.found = true;
+}
+
+Piece Stream::piece() const {
+  if (!values_left || values_left != page_values_) return {};
+  if (form != Form::INDEX) {
+    const Span all = leaf_.width ? values.part(0, uint64_t(values_left) * leaf_.width) : texts(values, values_left);
+    return all.size == values.size ? page_piece_ : Piece{};
   }
-  if (!size && !packed.size) return packed;  // version 2: no values, and nothing to compress
-  uint8_t* room = to.room(size);
-  unpacker_.unpack(at().chunk.codec, packed, room, size);
-  return {room, size};
+  if (dictionary.count != values_left) return {};
+  uint32_t wrong = 0;
+  for (uint32_t i = 0; i < values_left; i++) wrong |= index[i] ^ i;
+  return wrong ? Piece{} : dictionary.piece;
+}
+
+bool Stream::may_wait(const PageHead& head) const {
+  return statements_ && head.kind == PageKind::DATA_V2 && head.encoding == Encoding::PLAIN && head.is_compressed &&
+         values_left && leaf_.type != Type::BOOLEAN && is_joinable(at().chunk.codec);
+}
+
+void Stream::wait(const Packed& held) {
+  form = leaf_.width ? Form::FIXED : Form::TEXT;
+  values = {};
+  is_packed_ = true;
+  waiting_ = held;
+  left_ = parts_of(held.codec, held.packed, held.size);
+  taken_ = 0;
+  taken_bounds_.clear();
+}
+
+bool Stream::take(const Piece& piece, uint32_t count) {
+  if (!piece.codec || piece.codec != waiting_.codec || piece.plain.size > waiting_.size - taken_) return false;
+  const Span next = parts_of(piece.codec, piece.packed, piece.plain.size);
+  if (next.size > left_.size || memcmp(next.data, left_.data, next.size)) return false;
+  if (is_bounded()) {
+    Extremes extremes;
+    extremes_of(leaf_, piece.plain, count, extremes);
+    taken_bounds_.widen(leaf_, extremes);
+  }
+  left_ = left_.from(next.size);
+  taken_ += piece.plain.size;
+  values_left -= count;
+  return true;
+}
+
+void Stream::unpack() {
+  is_packed_ = false;
+  const uint32_t left = values_left;
+  values = unpacked(waiting_, page_);
+  if (leaf_.width && values.size < uint64_t(page_values_) * leaf_.width) throw Unclear{"a page ends early"};
+  values_left = page_values_;
+  hold_all();
+  values_left = left;
+  values = values.from(taken_);
+}
+
+// All values of a page that waited were passed.
+void Stream::end_page() {
+  if (left_.size || taken_ != waiting_.size) {
+    unpack();  // there is more than values were taken for
+    return;
+  }
+  is_packed_ = false;
+  hold(taken_bounds_.extremes);
+}
+
+Span Stream::unpacked(const Packed& held, Array<uint8_t>& to) {
+  if (!held.codec) {
+    if (held.packed.size != held.size) throw Unclear{"a page has another size than its head says"};
+    return held.packed;
+  }
+  if (!held.size && !held.packed.size) return held.packed;  // version 2: no values, and nothing to compress
+  uint8_t* room = to.room(held.size);
+  unpacker_.unpack(held.codec, held.packed, room, held.size);
+  return {room, held.size};
 }
 
 void Stream::read_dictionary(const PageHead& head, Span packed) {
   if (has_dictionary_ || has_data_) throw Unclear{"a dictionary is not the first page, or not the only one"};
   if (leaf_.type == Type::BOOLEAN) throw Unclear{"truths have a dictionary"};
   has_dictionary_ = true;
-  Span body = unpacked(packed, head.plain_size, true, dictionary.packed);
+  const int codec = at().chunk.codec;
+  Span body = unpacked({packed, {}, head.plain_size, codec}, dictionary.packed);
+  dictionary.piece = {packed, body, codec};
   dictionary.data = body.data;
   dictionary.count = head.values;
   dictionary.width = leaf_.width;

@@ -24,6 +24,22 @@ enum class Form {
   INDEX   // numbers of entries of the dictionary
 };
 
+// Values in PLAIN, all of them, and what they were decompressed from.
+struct Piece {
+  Span packed, plain;
+  int codec = 0;  // 0: there is none
+};
+
+// The values of a page, as they lie in the file.
+struct Packed {
+  Span packed, plain;  // plain: where it had to be decompressed for its levels
+  uint64_t size = 0;   // decompressed
+  int codec = 0;       // 0: it is not compressed
+};
+
+// The bytes that texts take, so many, each after its length.
+Span texts(Span values, uint32_t count);
+
 // Entries, as PLAIN has them; with each one's place where they differ in length.
 struct Dictionary {
   explicit Dictionary(Allowance& allowance) : packed(allowance), places(allowance) {}
@@ -38,8 +54,25 @@ struct Dictionary {
   const uint8_t* data = nullptr;
   uint32_t count = 0, width = 0;
   uint64_t number = 0;  // of dictionaries that were read so far
+  Piece piece;
   Array<uint8_t> packed;
   Array<uint64_t> places;
+};
+
+// The least and the most of values that are elsewhere by now.
+class Bounds {
+ public:
+  explicit Bounds(Allowance& allowance) : least_(allowance), most_(allowance) {}
+
+  void clear() { extremes.found = false; }
+  void widen(const Leaf& leaf, const Extremes& more);
+
+  Extremes extremes;
+
+ private:
+  static Span kept(Span value, Array<uint8_t>& to);
+
+  Array<uint8_t> least_, most_;
 };
 
 class Stream {
@@ -61,6 +94,21 @@ class Stream {
   // Number of the file that is read; of the output, -1.
   int input() const { return place_ ? places_[place_ - 1].input : -1; }
 
+  // All values of the present page as one piece, if none was passed yet and they were compressed as one: they are those
+  // of a page in PLAIN, or the entries of a dictionary from the first to the last, each once.
+  Piece piece() const;
+
+  // Pages of the output are not decompressed before they have to be. Whether this one waits for that:
+  bool is_packed() const { return is_packed_; }
+
+  // Whether the next values of a page that waits are those of a piece, so many: they are if its compressed bytes come
+  // next, since pieces were decompressed by themselves. A part of Snappy's elements refers to nothing before its own
+  // start then, and a frame of Zstandard's never does; so they make here what they made there.
+  bool take(const Piece& piece, uint32_t count);
+
+  // Decompresses the page that waits; values that were taken are passed.
+  void unpack();
+
   // Of the present page, from the next value on.
   Form form = Form::FIXED;
   Span values;
@@ -78,8 +126,15 @@ class Stream {
   void read_dictionary(const PageHead& head, Span body);
   void read_levels(Span at, uint32_t most, Array<uint8_t>& to);
   void read_values(const PageHead& head, Span at);
-  void hold(const PageHead& head, uint32_t missing);
-  Span unpacked(Span packed, uint32_t size, bool is_compressed, Array<uint8_t>& to);
+  bool may_wait(const PageHead& head) const;
+  void wait(const Packed& held);
+  void end_page();
+  bool is_bounded() const;
+  void hold_all();
+  void hold(const Extremes& extremes);
+  Packed after_levels(const PageHead& head, Span packed);
+  Packed beside_levels(const PageHead& head, Span packed);
+  Span unpacked(const Packed& held, Array<uint8_t>& to);
   const Place& at() const { return places_[place_ - 1]; }
 
   const Leaf& leaf_;
@@ -90,9 +145,23 @@ class Stream {
   bool has_dictionary_ = false, has_data_ = false;
   uint32_t levels_ = 0, level_ = 0;
   bool has_definitions_ = false, has_repetitions_ = false;
+  uint32_t page_values_ = 0;  // of the present page
+  Piece page_piece_;          // its values in PLAIN, if they were compressed as one
+  // Of a page of the output that waits: all of its values, what is left of them, and how many bytes were taken.
+  bool is_packed_ = false;
+  Packed waiting_;
+  Span left_;
+  uint64_t taken_ = 0;
+  // The page whose statements are not held against its values yet.
+  bool is_open_ = false;
+  PageHead head_{};
+  uint64_t offset_ = 0;
+  uint32_t missing_ = 0;
+  int64_t first_row_ = 0;
   Array<uint8_t> definitions_, repetitions_, page_, flags_;
   Array<uint8_t> used_;  // entries of the dictionary, in the present page
   Array<uint32_t> indices_;
+  Bounds taken_bounds_;
   Statements* statements_;
   Plainer plainer_;
   Unpacker& unpacker_;

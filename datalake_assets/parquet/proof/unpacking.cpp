@@ -2,6 +2,8 @@
 
 #include <climits>
 
+#include "decoding.hpp"
+
 // The build says which libraries there are. For a compiler's warnings, which have no build, all are.
 #ifndef PC_WITH_SNAPPY
 #define PC_WITH_SNAPPY 1
@@ -81,6 +83,15 @@ uint32_t checksum_of(Span bytes) {
   (void)bytes;
   throw Unclear{"checksums of pages cannot be compared: zlib was not there when this was built"};
 #endif
+}
+
+bool is_joinable(int codec) { return (codec == SNAPPY || codec == ZSTD) && unpackable() >> codec & 1; }
+
+Span parts_of(int codec, Span packed, uint64_t size) {
+  if (codec != SNAPPY) return packed;
+  uint64_t place = 0;
+  if (varint_at(packed, place) != size) throw Unclear{"a page does not decompress to what its head says"};
+  return packed.from(place);
 }
 
 Unpacker::~Unpacker() {

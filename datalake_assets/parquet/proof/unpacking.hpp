@@ -12,6 +12,12 @@ uint32_t unpackable();
 // CRC-32 as gzip has it; needs zlib.
 uint32_t checksum_of(Span bytes);
 
+// Whether what is compressed in parts, each by itself, decompresses to the same where the parts follow each other.
+bool is_joinable(int codec);
+
+// Those parts of what decompresses to `size` bytes: all but the length that Snappy has in front.
+Span parts_of(int codec, Span packed, uint64_t size);
+
 // Decompresses pages; what libraries allocate for it is kept for the next one.
 class Unpacker {
  public:
