@@ -25,7 +25,7 @@ PARTITIONS, DAYS, SIZE = 8, 5, 200
 def main(arguments: Sequence[str]) -> None:
     """Sends, and reads it all by each way in turn."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks kafka", description=__doc__)
-    parser.add_argument("--messages", type=int, default=400_000, help="the broker answers with all: at most 100 MB")
+    parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=["ours", "loop", "dlt"])
     chosen = parser.parse_args(arguments)

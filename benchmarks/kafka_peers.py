@@ -37,7 +37,9 @@ def _messages(servers: str, topic: str) -> Iterator[list[Any]]:
     """All messages, by a consumer that ends with each partition."""
     from confluent_kafka import Consumer, KafkaError, TopicPartition  # noqa: PLC0415
 
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench", "enable.partition.eof": True})
+    # the broker gives all that a partition has in one answer, and librdkafka refuses more than 100 MB unless it is told
+    largest = {"receive.message.max.bytes": 1_000_000_000, "fetch.max.bytes": 16 * 1024 * 1024}
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench", "enable.partition.eof": True, **largest})
     left = set(consumer.list_topics(topic).topics[topic].partitions)
     consumer.assign([TopicPartition(topic, each, 0) for each in left])
     while left:

@@ -132,8 +132,7 @@ class OffsetsFence:
     def passed(self, read_to: Mapping[SourcePartition, int]) -> None:
         """Implements `Fence`."""
         for partition, offset in read_to.items():
-            if offset > 0:
-                self.seen[partition] = max(offset - 1, self.seen.get(partition, 0))
+            self.seen[partition] = max(offset - 1, self.seen.get(partition, -1))
 
     def together(self) -> Offsets:
         """What was let in, wherever it goes."""

@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,6 +35,10 @@ _FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
 _NULL = b"null"
 #: Times that Arrow reads as msgspec does; Arrow knows a year 0, too.
 _PLAIN_UTC = r"^(\d{3}[1-9]|\d{2}[1-9]0|\d[1-9]00|[1-9]000)-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,6})?Z$"
+
+#: Bytes of text from which on numpy is faster than Python.
+_MANY_BYTES = 4096
+_SPACES = np.frombuffer(b" \t\n\r", dtype=np.uint8)
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _pairs = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_float=str, parse_constant=str)
@@ -69,9 +74,18 @@ def _has_no_more(members: int, text: bytes) -> bool:
 
     A name's colon follows a quote, or a space; what nested objects and texts have is counted with it.
     """
+    if len(text) >= _MANY_BYTES:
+        return _has_no_more_of_many(members, text)
     if text.count(b'":') != members:
         return False
     return not (b" :" in text or b"\t:" in text or b"\n:" in text or b"\r:" in text)
+
+
+def _has_no_more_of_many(members: int, text: bytes) -> bool:
+    """The same, at once: Python looks for two characters in some nanoseconds for each that begins like them."""
+    characters = np.frombuffer(text, dtype=np.uint8)
+    before = characters[np.flatnonzero(characters[1:] == ord(":"))]
+    return int((before == ord('"')).sum()) == members and not np.isin(before, _SPACES).any()
 
 
 class MemberRefused(ValueError):

@@ -24,6 +24,9 @@ _NO_GROUP = "datalake-assets"
 _FETCHED_AHEAD_KB = 32_768
 #: Bytes that one answer may have; brokers give a larger message all the same (Kafka: fetch.max.bytes).
 _ANSWER_BYTES = 16 * 1024 * 1024
+#: Bytes of an answer that is read all the same: not every broker heeds what it is asked for. librdkafka refuses above
+#: 100 MB unless it is told, and asks for the same again (librdkafka: receive.message.max.bytes).
+_LARGEST_ANSWER_BYTES = 1_000_000_000
 #: Of one answer (librdkafka: socket.timeout.ms).
 _LONGEST_TIMEOUT_MS = 300_000
 _REFUSALS = frozenset(
@@ -105,6 +108,7 @@ class Brokers:
             "isolation.level": isolation,
             "queued.max.messages.kbytes": _FETCHED_AHEAD_KB,
             "fetch.max.bytes": _ANSWER_BYTES,
+            "receive.message.max.bytes": _LARGEST_ANSWER_BYTES,
         }
         try:
             return Consumer(configuration, logger=logger)

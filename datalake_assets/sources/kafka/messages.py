@@ -126,7 +126,7 @@ class MessageLayout:
                 TOMBSTONE: pa.repeat(False, len(messages)),
                 PARTITION: pa.array([each.partition() for each in messages], pa.int32()),
                 OFFSET: pa.array([each.offset() for each in messages], pa.int64()),
-                TIMESTAMP: pa.array(map(_moment, messages), _OWN[TIMESTAMP].type),
+                TIMESTAMP: pa.array(_moments(messages), _OWN[TIMESTAMP].type),
             }
         except pa.ArrowException:  # a text that is none in UTF-8
             return None
@@ -172,7 +172,7 @@ class MessageLayout:
             row.append(value is None)
         if source.positions:
             row += (message.partition(), message.offset())
-        row.append(_moment(message))
+        row += _moments([message])
         return row
 
     def _key_of(self, message: KafkaMessage) -> Any:
@@ -196,10 +196,12 @@ def _headers(message: KafkaMessage) -> list[dict[str, Any]]:
     return [{"name": name, "value": each} for name, each in message.headers() or ()]
 
 
-def _moment(message: KafkaMessage) -> int | None:
-    """A message's timestamp in milliseconds since 1970; None if it has none."""
-    kind, milliseconds = message.timestamp()
-    return None if kind == _NO_TIMESTAMP else milliseconds
+def _moments(messages: Sequence[KafkaMessage]) -> list[int | None]:
+    """The messages' timestamps in milliseconds since 1970; None of those that have none."""
+    return [
+        None if kind == _NO_TIMESTAMP else milliseconds
+        for kind, milliseconds in [message.timestamp() for message in messages]
+    ]
 
 
 def _rejected(message: KafkaMessage, reason: str) -> RejectedRow:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from operator import methodcaller
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +49,10 @@ _PASSING = frozenset(
     }
 )
 _EXPIRED = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})  # noqa: SLF001
+
+
+#: Source partition of a message.
+_PARTITION = methodcaller("partition")
 
 
 class TopicBatches:
@@ -95,10 +102,14 @@ class TopicBatches:
         try:
             extents = self._brokers.extents(consumer, self._declared.topic)
             reading = _Reading(self._source, self._declared.topic, consumer, self._starts(extents), extents)
-            for messages, read_to in reading.parts(self._brokers.timeout_s):
-                yield self._batch(layout, messages, read_to)
-                if self.unfinished:
-                    return
+            # where a partition is empty, what comes first is wanted, though nothing was landed: it may expire unread
+            if reading.empty:
+                yield self._batch(layout, (), reading.empty)
+            with closing(reading.parts(self._brokers.timeout_s)) as parts:
+                for messages, read_to in parts:
+                    yield self._batch(layout, messages, read_to)
+                    if self.unfinished:
+                        return
             if not reading.is_over:
                 self.unfinished = f"not caught up within {LONGEST_READ_S:g} s; the next export goes on from there"
         finally:
@@ -123,9 +134,10 @@ class TopicBatches:
             SourceRecreated: The topic ends before what was landed of it.
             SourceDataLost: What comes next has expired.
         """
-        wanted = {each: start for each, start in self.request.numbered_starts.items() if start > 0}
-        gone = sorted(each for each, start in wanted.items() if each not in extents or extents[each].high < start)
-        late = sorted(each for each in wanted.keys() - set(gone) if extents[each].low > wanted[each])
+        wanted = self.request.numbered_starts
+        there = {each: extents[each].high if each in extents else -1 for each in wanted}
+        gone = sorted(each for each, start in wanted.items() if 0 < start > there[each])
+        late = sorted(each for each in wanted.keys() & extents.keys() - set(gone) if extents[each].low > wanted[each])
         self.recreated = bool(gone) and self.request.new_epoch
         if self.recreated:
             wanted = {}
@@ -175,6 +187,9 @@ class _Reading:
         consumer: Of this read alone.
         starts: Where to begin, by partition.
         extents: What there was of each partition when the read began.
+
+    Attributes:
+        empty: Where those begin of which there was nothing to read.
     """
 
     def __init__(
@@ -184,6 +199,7 @@ class _Reading:
         self._extents = extents
         self._left = {partition for partition, start in starts.items() if start < extents[partition].high}
         self._given = {partition: starts[partition] for partition in self._left}
+        self.empty = {each: start for each, start in starts.items() if each not in self._left}
         self._ended: set[int] = set()
         consumer.assign([TopicPartition(topic, partition, starts[partition]) for partition in sorted(self._left)])
 
@@ -192,8 +208,10 @@ class _Reading:
         """Whether every partition was read to its end."""
         return not self._left
 
-    def parts(self, timeout_s: float) -> Iterator[tuple[Sequence[KafkaMessage], Mapping[int, int]]]:
+    def parts(self, timeout_s: float) -> Generator[tuple[Sequence[KafkaMessage], Mapping[int, int]], None, None]:
         """Messages as they come, in the order of their offsets within each partition, and up to where that is all.
+
+        While some are being landed the next ones are waited for, in a thread of their own. Close it.
 
         Args:
             timeout_s: Silence after which what is missing will not come.
@@ -201,14 +219,27 @@ class _Reading:
         Raises:
             SourceError: The cluster failed or refused.
         """
+        with ThreadPoolExecutor(1, thread_name_prefix="kafka") as ahead:
+            yield from self._parts(lambda: ahead.submit(self._consumer.consume, _MESSAGES, timeout=_POLL_S), timeout_s)
+
+    def _parts(
+        self, ask: Callable[[], Future[list[Any]]], timeout_s: float
+    ) -> Iterator[tuple[Sequence[KafkaMessage], Mapping[int, int]]]:
         began = heard = time.monotonic()
+        asked = ask()
         while self._left and time.monotonic() - began < LONGEST_READ_S:
             with translated(self._source):
-                taken: list[Any] = self._consumer.consume(_MESSAGES, timeout=_POLL_S)
+                taken = asked.result()
             # a partition that is over goes on to be written: its messages are the next read's
-            messages = [each for each in taken if each.error() is None and each.partition() in self._left]
-            self._given |= {each.partition(): each.offset() + 1 for each in messages}
-            are_ends = self._note_ends([each for each in taken if each.error() is not None])
+            notices = [each for each in taken if each.error() is not None]
+            messages = [each for each in taken if each.error() is None] if notices else taken
+            if not self._left.issuperset(map(_PARTITION, messages)):
+                messages = [each for each in messages if each.partition() in self._left]
+            last = dict(zip(map(_PARTITION, messages), messages, strict=True))  # of each partition
+            self._given |= {partition: each.offset() + 1 for partition, each in last.items()}
+            are_ends = self._note_ends(notices)
+            if self._left:
+                asked = ask()
             if messages or are_ends:
                 yield messages, dict(self._given)
                 heard = time.monotonic()

@@ -142,6 +142,22 @@ def test_messages_that_expired_unread_are_an_alarm(store, kafka, topic):
     assert land(store, kafka, feed).rows_added == 1
 
 
+def test_messages_that_expired_in_a_partition_which_was_empty_are_an_alarm(store, kafka, kafka_server):
+    topic = kafka_server.topic(2)
+    feed = feed_of(topic)
+    assert land(store, kafka, feed).rows_read == 0
+    topic.send(["x"])
+    assert land(store, kafka, feed).rows_added == 1
+    topic.send(["y"] * 3, partition=1)
+    topic.delete_before(2, partition=1)
+
+    with pytest.raises(SourceDataLost, match="partition 1: rows from offset 0 to 1 expired"):
+        land(store, kafka, feed)
+    assert land(store, kafka, feed, new_epoch=True).rows_added == 1
+    topic.send(["z"], partition=1)
+    assert land(store, kafka, feed).rows_added == 1
+
+
 def test_a_topic_that_was_created_anew_is_an_alarm(store, kafka, kafka_server):
     topic = kafka_server.topic()
     feed = feed_of(topic)
