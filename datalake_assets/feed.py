@@ -36,7 +36,7 @@ from datalake_assets.feed_sources import (
     SystemSource,
     as_declared,
 )
-from datalake_assets.live_policies import MOST_TILES, LiveWindowPolicy, Tile
+from datalake_assets.live_policies import MOST_TILES, BatchPolicy, LiveWindowPolicy, Tile
 from datalake_assets.policies import (
     MIB,
     MOST,
@@ -125,6 +125,7 @@ class Feed(Model):
         live: How much of its present the live view keeps, and what is late there.
         tiles: Questions in SQL that the live view always asks.
         runs: How much of it a run takes on, and what its launcher should give it.
+        batch: When `datalake run` commits what it reads of a feed that it follows.
         schedule: Cron line (UTC) on which the feed is exported; None for none.
         owners: Dagster owners: ``team:name`` or an e-mail address.
         tags: Dagster tags.
@@ -157,6 +158,7 @@ class Feed(Model):
     live: LiveWindowPolicy = LiveWindowPolicy()
     tiles: Annotated[tuple[Tile, ...], Field(max_length=MOST_TILES)] = ()
     runs: RunPolicy = RunPolicy()
+    batch: BatchPolicy = BatchPolicy()
     schedule: str | None = None
     owners: tuple[str, ...] = ()
     tags: dict[str, str] = Field(default_factory=dict)
@@ -297,6 +299,12 @@ class Feed(Model):
         if self.position_kind not in {PositionKind.OFFSETS, PositionKind.IDS}:
             return "it is pulled by windows, so that new rows cannot be told from those before; only numbered rows can"
         return ""
+
+    @property
+    def can_be_followed(self) -> bool:
+        """Whether rows can be read on and on as they come, and committed in batches."""
+        source = self.source
+        return isinstance(source, SystemSource) and self.kind is FeedKind.STREAM and source.can_be_followed
 
     @property
     def row_time(self) -> str | None:

@@ -99,6 +99,11 @@ class SystemSource(SourceModel):
     news_sensor: ClassVar[str] = ""
     shared_numbers: ClassVar[bool] = False
 
+    @property
+    def can_be_followed(self) -> bool:
+        """Whether the system gives a stream's rows as they come (`datalake_assets.sources.base.Follows`)."""
+        return False
+
     @abstractmethod
     def position_kind(self, kind: FeedKind) -> PositionKind:
         """The kind of positions that the rows carry, if they are read for a feed of this kind."""

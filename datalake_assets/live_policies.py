@@ -1,18 +1,44 @@
-"""What a feed may say of its live view: how much of the present is kept, and which questions are always asked of it."""
+"""What a feed may say of its present: when it is committed, how much of it is kept, what is always asked of it."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from datalake_assets.policies import Duration, Model
+from datalake_assets.policies import MIB, MOST, Duration, Model
 
-__all__ = ["MOST_TILES", "LiveWindowPolicy", "Tile"]
+__all__ = ["MOST_TILES", "BatchPolicy", "LiveWindowPolicy", "Tile"]
 
 #: Tiles of a feed; each is a query a second.
 MOST_TILES = 12
+
+
+class BatchPolicy(Model):
+    """When `datalake run` commits what it has read of a feed that it follows: whatever comes first.
+
+    Attributes:
+        max_rows: Rows of a batch.
+        max_bytes: Bytes of a batch, as they are held in memory.
+        max_age: How long the first row of a batch waits for its commit, while commits are cheap and small files few.
+        longest_age: How long it waits at the most: the wait grows with the small files of the partitions, and with what
+            a commit takes.
+        small_files: Small files that a partition may have before the wait grows.
+    """
+
+    max_rows: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
+    max_bytes: Annotated[int, Field(ge=64 * 1024, le=4096 * MIB)] = 64 * MIB
+    max_age: Annotated[Duration, Field(ge=timedelta(milliseconds=50), le=timedelta(hours=1))] = timedelta(seconds=5)
+    longest_age: Annotated[Duration, Field(le=timedelta(hours=1))] = timedelta(minutes=1)
+    small_files: Annotated[int, Field(ge=1, le=MOST)] = 100
+
+    @model_validator(mode="after")
+    def _grows(self) -> BatchPolicy:
+        if self.longest_age < self.max_age:
+            msg = "longest_age: it must be no shorter than max_age"
+            raise ValueError(msg)
+        return self
 
 
 class LiveWindowPolicy(Model):

@@ -29,7 +29,7 @@ Settings come from the environment (`DATALAKE_*`) or `datalake.yaml`; `--lake` g
 | 1 | failed, or not all that was due was done, or `verify`, `check` and `repair` found something; named on stderr |
 | 2 | the command was written wrongly |
 | 3 | `export`: rows were landed, and a check of severity ERROR failed for them; not with `--ignore-checks` |
-| 130 | Ctrl-C |
+| 130 | Ctrl-C, or SIGTERM; `datalake run` ends with 0 by SIGTERM |
 
 `--json` prints one JSON document on stdout and nothing else. Unexpected errors are one line too; `--traceback`, or
 `DATALAKE_TRACEBACK=1`, shows where they come from.

@@ -15,6 +15,7 @@ import click
 
 from datalake_assets.cli.output import Streams, one_line
 from datalake_assets.cli.session import Session, lake_option
+from datalake_assets.cli.signals import heed_signals
 from datalake_assets.errors import DatalakeError
 from datalake_assets.short_process import prepare_short_process
 
@@ -52,7 +53,7 @@ COMMANDS = {
     "init": "Make a new lake: a folder, or a place in a bucket that commits are safe in.",
     "feeds": "Say what is landed: list, add, check, change, archive, restore and remove feeds.",
     "export": "Land what is new at the source: of one feed, or of all.",
-    "run": "Land what comes of streams, pass after pass, until it is told to end.",
+    "run": "Land what comes of streams until it is told to end.",
     "adopt": "Take over what others write at ADDRESS, as feed NAME: a folder of Parquet files, or a table.",
     "compact": "Merge the small files of a feed into few large ones with the same rows.",
     "report": "Report small files, sizes, freshness, quarantine and costs, from the manifests.",
@@ -76,7 +77,7 @@ _MODULES = {"repair": "verify", "files": "dropped_files", "sinks": "deliver"}
 class _App(click.Group):
     """Finds commands when they are asked for; turns every error into one line and an exit code.
 
-    Exit codes: 1, usage errors 2, exports whose rows failed a check 3, Ctrl-C 130.
+    Exit codes: 1, usage errors 2, exports whose rows failed a check 3, Ctrl-C and SIGTERM 130.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
@@ -187,6 +188,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
     streams = Streams()
     try:
+        heed_signals()
         app(prog_name="datalake")
     except SystemExit as end:
         status = streams.close(end.code if isinstance(end.code, int) else int(end.code is not None))

@@ -441,7 +441,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1):
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -489,6 +489,7 @@ class _Children:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # a terminal's Ctrl-C is this process's, which interrupts each once
         )
 
     def interrupt(self) -> None:
@@ -497,7 +498,7 @@ class _Children:
             self.interrupted = True
         for child in self._running:
             if child.poll() is None:
-                child.send_signal(signal.SIGINT)
+                child.send_signal(signal.SIGTERM)
         for child in self._running:
             try:
                 child.wait(_GRACE_S)

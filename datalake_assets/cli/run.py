@@ -1,7 +1,8 @@
-"""``datalake run``: lands what comes, pass after pass, until it is told to end; the worker of a container or a unit.
+"""``datalake run``: lands what comes of streams until it is told to end; the worker of a container or a unit.
 
-Each pass exports the feeds that have something to land, by the same assets as ``datalake export``. A feed whose source
-can tell what waits is left alone while nothing does; others are exported in each pass.
+Streams that their source gives as they come are followed, each in a thread, and committed batch by batch. Others are
+exported in passes, by the same assets as ``datalake export``: one whose source can tell what waits is left alone while
+nothing does.
 """
 
 from __future__ import annotations
@@ -9,21 +10,26 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from datalake_assets.cli.export import ExportRequest, export_feeds, print_results
-from datalake_assets.cli.output import warn
-from datalake_assets.cli.session import Session, WorkCommand, pass_session
+from datalake_assets.cli.output import say, warn
+from datalake_assets.cli.session import Session, WorkCommand, pass_session, tell_dagster
+from datalake_assets.cli.signals import heed_signals
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.marts.mart_order import made_in_order
 from datalake_assets.lake.table import IsStale
+
+if TYPE_CHECKING:
+    from datalake_assets.continuous.following import Following, Landed
 
 __all__ = ["run"]
 
@@ -37,28 +43,110 @@ __all__ = ["run"]
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait after a pass.",
+    help="How long to wait after a pass over streams that cannot be followed.",
 )
-@click.option("--passes", type=click.IntRange(min=1), metavar="N", help="End after so many passes.  [default: never]")
+@click.option(
+    "--passes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="End after so many passes; none is followed.  [default: never]",
+)
 @pass_session
 def run(session: Session, *, names: tuple[str, ...], everything: bool, every: float, passes: int | None) -> None:
-    """Land what comes of streams, pass after pass, until it is told to end.
+    """Land what comes of streams until it is told to end.
 
-    SIGTERM ends it as Ctrl-C does, with exit code 0: an export that is under way is given up, and what it committed
-    stays. A pass that fails is reported, and the next one tries again.
+    Streams of numbered rows, such as topics, are followed: rows are committed in batches as they come, by the feed's
+    'batch' policy. Others are exported pass after pass.
+
+    SIGTERM ends it as Ctrl-C does, with exit code 0: what was read of a batch is committed; an export that is under way
+    is given up, and what it committed stays. What fails is reported, and tried again.
 
     \b
     datalake run insider_trades
     """  # noqa: D301  click reads the \b: keep these lines
     if bool(names) == everything:
         raise click.UsageError("give NAME..., or --all")
-    _streams(session, names)  # what cannot be run is told at once
+    feeds = _streams(session, names)  # what cannot be run is told at once
     with _ended_by_sigterm() as pause:
+        if passes is None:
+            with session.serving({feed.source.type for feed in feeds}), _following(session) as following:
+                _go_on(session, names, following, lambda: pause(every))
+            return
         for number in count(1):
             _pass(session, names)
             if number == passes:
                 return
             pause(every)
+
+
+def _go_on(session: Session, names: Sequence[str], following: Following, pause: Callable[[], None]) -> None:
+    """Follows what can be followed, and exports the rest again and again; returns when nothing is left to do."""
+    followed: set[str] = set()
+    while True:
+        left = [name for name in names if name not in followed]
+        try:
+            feeds = _streams(session, left) if left or not names else []
+        except DatalakeError as error:
+            warn(f"Error: {error}")
+            feeds = []
+        for feed in feeds:
+            if feed.can_be_followed and feed.name not in followed:
+                following.follow(feed.name)
+                followed.add(feed.name)
+        others = [feed.name for feed in feeds if feed.name not in followed]
+        if others:
+            _pass(session, others)
+        pause()
+        following.check()
+        if names and not left and following.is_over:
+            return
+
+
+@contextmanager
+def _following(session: Session) -> Iterator[Following]:
+    """Followers that end with the context; they tell Dagster what they do by way of the lake."""
+    from datalake_assets.continuous.following import Following  # noqa: PLC0415  not needed for --help
+    from datalake_assets.sources.systems import connect  # noqa: PLC0415  likewise
+
+    settings, store = session.settings, session.store
+    with Following(lambda: store, connect=lambda type_: connect(type_, settings), log=_Log(session)) as following:
+        yield following
+
+
+class _Log:
+    """Says what followers do, a line at a time; implements `FollowingLog`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._failed: dict[str, str] = {}
+
+    def landed(self, landed: Landed) -> None:
+        """Implements `FollowingLog`."""
+        from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415  loaded by now
+
+        feed, report = landed.feed, landed.report
+        self._failed.pop(feed.name, None)
+        rows = f"{report.rows_added:,} rows in {landed.batches:,} {'batch' if landed.batches == 1 else 'batches'}"
+        aside = f", {report.rows_quarantined:,} to quarantine" if report.rows_quarantined else ""
+        small = max((each.small_files for each in report.partitions), default=0)
+        say(f"{feed.path}: {rows}{aside}, {landed.seconds / landed.batches:.1f} s each; small files {small:,}")
+        sys.stdout.flush()
+        for note in report.notes:
+            warn(f"{feed.name}: {note}")
+        body = {"partitions": report.partitions, "schema": schema_to_json(report.schema), "rows_read": report.rows_read}
+        body |= {"rows_quarantined": report.rows_quarantined, "batches": landed.batches}
+        tell_dagster(self._session, feed.name, "landing", body)
+
+    def failed(self, feed: str, error: DatalakeError, *, again_in_s: float) -> None:
+        """Implements `FollowingLog`: the same failure again and again is said once."""
+        text = str(error)
+        if self._failed.get(feed) != text:
+            self._failed[feed] = text
+            warn(f"Error: {text if feed in text else f'{feed}: {text}'}; tried again in {again_in_s:g} s")
+
+    def gone(self, feed: str, reason: str) -> None:
+        """Implements `FollowingLog`."""
+        warn(f"{feed} is followed no longer: {reason}")
 
 
 def _pass(session: Session, names: Sequence[str]) -> None:
@@ -109,21 +197,15 @@ def _waits(session: Session, feed: Feed) -> bool:
 def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
     """Lets SIGTERM interrupt what is inside, and ends it well; gives what waits for some seconds.
 
-    Dagster takes SIGTERM for Ctrl-C in a run, and leaves it so; and an interruption can be lost, where Dagster defers
-    it to the end of a step, or in what Python calls on its own. So which signals came is read where the interpreter
-    itself writes it, and waiting ends with any that nobody heeded. Where SIGINT is ignored, as of what a shell's script
-    starts in the background, it stays so, and a run must not take that for SIGTERM's handler.
+    An interruption can be lost, where Dagster defers it to the end of a step, or in what Python calls on its own. So
+    which signals came is read where the interpreter itself writes it, and waiting ends with any that nobody heeded.
     """
-    ends_it = {signal.SIGTERM, signal.SIGINT}
-    interrupted = signal.getsignal(signal.SIGINT)
-    if interrupted is signal.SIG_IGN:
-        ends_it.remove(signal.SIGINT)
-        signal.signal(signal.SIGINT, _heed_sigterm)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ends_it = heed_signals()
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     os.set_blocking(receiving, False)
     woken = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     came = bytearray()
 
     def look() -> None:
@@ -145,14 +227,8 @@ def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
         if signal.SIGTERM not in came:
             raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, interrupted)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(woken)
         os.close(receiving)
         os.close(sending)
-
-
-def _heed_sigterm(number: int, frame: FrameType | None) -> None:
-    """Handles SIGINT where it is ignored, and SIGTERM where Dagster gives it the same handler."""
-    if number == signal.SIGTERM:
-        signal.default_int_handler(number, frame)

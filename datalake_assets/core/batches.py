@@ -6,7 +6,7 @@ This is the seam between reading and writing; sources and lakes know this module
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -23,6 +23,7 @@ __all__ = [
     "ChangedBatches",
     "Decode",
     "Derived",
+    "EndlessBatches",
     "FinishedItem",
     "InMemoryBatches",
     "LandedItem",
@@ -257,6 +258,13 @@ class Batches(Protocol):
 
     def acknowledge(self) -> None:
         """Tells the source that all rows of the last iteration are committed; does nothing where it needn't know."""
+
+
+class EndlessBatches(Batches, Protocol):
+    """A read that goes on with what comes; what iterates over it closes the iterator."""
+
+    def __iter__(self) -> Generator[SourceBatch, None, None]:  # noqa: PYI058  it is closed
+        """As of `Batches`, but beyond the end of what there is."""
 
 
 @runtime_checkable

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -328,6 +329,22 @@ class WriteReport:
     def rows_added(self) -> int:
         """Rows that this write added to the lake, net."""
         return sum(partition.rows_added for partition in self.partitions)
+
+    def and_then(self, later: WriteReport) -> WriteReport:
+        """Two writes of one feed as one."""
+        counted = ("rows_read", "rows_quarantined", "rows_known", "values_discarded")
+        known = {each.key: each for each in self.partitions}
+        for each in later.partitions:
+            before = known.get(each.key, PartitionFacts(each.key))
+            rows, files = before.rows_added + each.rows_added, before.files_added + each.files_added
+            known[each.key] = replace(each, rows_added=rows, files_added=files)
+        return replace(
+            later,
+            partitions=tuple(sorted(known.values(), key=lambda each: (len(each.key), each.key))),
+            **{name: getattr(self, name) + getattr(later, name) for name in counted},
+            notes=tuple(dict.fromkeys((*self.notes, *later.notes))),
+            misfits=dict(Counter(self.misfits) + Counter(later.misfits)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

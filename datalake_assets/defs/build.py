@@ -24,6 +24,7 @@ from datalake_assets.defs.feeds.assets import (
     left_out_keys,
     usable_feeds,
 )
+from datalake_assets.defs.feeds.follow_job import follow_jobs
 from datalake_assets.defs.feeds.runner import FeedRunner, default_resources, partition_tags, run_config
 from datalake_assets.defs.launchers import export_tags
 from datalake_assets.defs.metadata import asset_key
@@ -290,7 +291,14 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 *([catalog_asset(tuple(runner.feeds.values()))] if keeps_catalog(lake) else []),
             ],
             asset_checks=checks,
-            jobs=[*evaluations, export_all_job(runner), *tables, compact, maintenance],
+            jobs=[
+                *evaluations,
+                export_all_job(runner),
+                *follow_jobs(lake, feeds, connect),
+                *tables,
+                compact,
+                maintenance,
+            ],
             schedules=[
                 *(feed_schedule(runner, feed) for feed in feeds if feed.schedule),
                 *map(nightly_checks, evaluations),

@@ -25,7 +25,7 @@ __all__ = ["EVENTS", "EventKind", "EventQueue", "QueuedEvent"]
 
 #: Where the objects lie in the lake.
 EVENTS = "control/events"
-EventKind: TypeAlias = Literal["compaction", "deletion", "conversion", "replay"]
+EventKind: TypeAlias = Literal["compaction", "deletion", "conversion", "replay", "landing"]
 #: A claim that is older was made by a process that died: reporting one event takes milliseconds.
 LEASE = timedelta(minutes=10)
 #: Where one waits longer, nobody fetches them: the sensor looks every 30 seconds.

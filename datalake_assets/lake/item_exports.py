@@ -6,7 +6,7 @@ in an object beside the manifest, written before the commit that names it; one t
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, FinishedItem, LandedItem, ReadInParts, RejectedRow, SourceBatch
-from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.item_ids import (
     MAX_RECENT,
@@ -69,7 +68,7 @@ def landed_in_parts(
     report = land(on_progress)
     batches.acknowledge()
     while isinstance(batches, ReadInParts) and batches.has_more:
-        report = _joined(report, land(_after(report, on_progress)))
+        report = report.and_then(land(_after(report, on_progress)))
         batches.acknowledge()
     return report
 
@@ -78,25 +77,6 @@ def _after(report: WriteReport, on_progress: Callable[[Progress], None] | None) 
     if on_progress is None:
         return None
     return lambda now: on_progress(replace(now, rows=report.rows_read + now.rows))
-
-
-def _joined(first: WriteReport, later: WriteReport) -> WriteReport:
-    """Two writes of one feed as one."""
-    known = {each.key: each for each in first.partitions}
-    for each in later.partitions:
-        before = known.get(each.key, PartitionFacts(each.key))
-        rows, files = before.rows_added + each.rows_added, before.files_added + each.files_added
-        known[each.key] = replace(each, rows_added=rows, files_added=files)
-    return replace(
-        later,
-        partitions=tuple(sorted(known.values(), key=lambda each: (len(each.key), each.key))),
-        rows_read=first.rows_read + later.rows_read,
-        rows_quarantined=first.rows_quarantined + later.rows_quarantined,
-        rows_known=first.rows_known + later.rows_known,
-        notes=tuple(dict.fromkeys((*first.notes, *later.notes))),
-        misfits=dict(Counter(first.misfits) + Counter(later.misfits)),
-        values_discarded=first.values_discarded + later.values_discarded,
-    )
 
 
 @dataclass(slots=True)

@@ -13,9 +13,17 @@ from datalake_assets.feed_sources import SystemSource
 from datalake_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from datalake_assets.core.batches import Backlog, Batches, LandedItems, News, ReadRequest, SourceBatch
+    from datalake_assets.core.batches import (
+        Backlog,
+        Batches,
+        EndlessBatches,
+        LandedItems,
+        News,
+        ReadRequest,
+        SourceBatch,
+    )
 
-__all__ = ["DecodesAgain", "FeedOption", "HasBacklog", "SourceObject", "SourceSystem", "System", "TellsNews"]
+__all__ = ["DecodesAgain", "FeedOption", "Follows", "HasBacklog", "SourceObject", "SourceSystem", "System", "TellsNews"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,23 @@ class DecodesAgain(Protocol):
 
         Raises:
             SourceError: Its columns could not be asked for.
+        """
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A system that gives a stream's rows as they come; its model says so (``can_be_followed``)."""
+
+    def follow(self, feed: Feed, request: ReadRequest) -> EndlessBatches:
+        """Prepares to read ``feed`` on and on: as `SystemSource.read`, but beyond the end of what is there.
+
+        It gives rows within a tenth of a second or so, and a batch without rows at least each half second, so that its
+        reader can see to other things. It reads ahead only as far as its buffers go. It ends without an error where it
+        has to begin anew from the position that was committed.
+
+        Args:
+            feed: A feed whose rows are numbered (positions ``offsets``).
+            request: Where to begin; never a window.
         """
 
 

@@ -142,6 +142,23 @@ def test_ctrl_c_ends_an_export_with_130(feeds, silent_server, arguments):
     assert (process.returncode, output, errors) == (130, "", "Interrupted\n")
 
 
+@pytest.mark.slow
+def test_sigterm_ends_an_export_that_a_script_started_in_the_background(feeds, silent_server):
+    """Its shell has SIGINT ignored by it, and Dagster gives SIGTERM the handler of that."""
+    script = f"{sys.executable} -m datalake_assets.cli export --stream orders & echo $!; wait $!"
+    environment = os.environ | {"DATALAKE_KSQLDB_URL": f"http://127.0.0.1:{silent_server.getsockname()[1]}"}
+    with subprocess.Popen(
+        ["/bin/sh", "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as shell:
+        assert shell.stdout
+        export = int(shell.stdout.readline())
+        connection, _ = silent_server.accept()
+        with connection:
+            os.kill(export, signal.SIGTERM)
+            output, errors = shell.communicate(timeout=60)
+    assert (shell.returncode, output, errors) == (130, "", "Interrupted\n")
+
+
 def test_child_that_is_being_started_at_ctrl_c_ends_too(monkeypatch):
     session = SimpleNamespace(settings=SimpleNamespace(lake="lake"), environment=dict(os.environ))
     children, started, popen = _Children(session, ExportRequest()), [], subprocess.Popen
@@ -157,7 +174,7 @@ def test_child_that_is_being_started_at_ctrl_c_ends_too(monkeypatch):
     children.run(_feed("orders"))
     ctrl_c.join()
 
-    assert [child.returncode for child in started] == [-signal.SIGINT]
+    assert [child.returncode for child in started] == [-signal.SIGTERM]
     assert children.run(_feed("accounts", "table")).error == "it was not started"
     assert len(started) == 1
 

@@ -56,6 +56,7 @@ __all__ = [
     "CheckedPartition",
     "check_specs",
     "evaluate_checks",
+    "evaluations_now",
     "freshness_of",
     "has_backlog",
     "health_now",
@@ -290,6 +291,41 @@ def size_verdicts(feed: Feed, partitions: Sequence[PlannedPartition]) -> dict[st
         FILE_SIZE: file_size_verdict(partitions, feed.checks),
         SMALL_FILES: small_files_verdict(partitions, feed.checks),
     }
+
+
+def evaluations_now(
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    feed: Feed,
+    report: WriteReport,
+    *,
+    rules: bool,
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """What the checks say after rows were landed outside of the feed's own runs, of all partitions that got some.
+
+    Args:
+        instance: Dagster's instance.
+        lake: The lake.
+        feed: The feed.
+        report: What was landed.
+        rules: Whether the feed's rules are evaluated, which reads these partitions, whole.
+    """
+    table, request = lake.table(feed), request_of(lake.settings)
+    snapshot = table.snapshot([each.key for each in report.partitions if each.files])
+    broken = _broken(table, snapshot) if rules else {}
+    looks = [look_at(instance, table, snapshot.only(key), request, broken=broken.get(key, {})) for key in snapshot.keys]
+    of_rules = {rule.check_name for rule in feed.checks.rules_on_write}
+    for name, verdict in _verdicts(feed, looks).items() if looks else ():
+        if rules or name not in of_rules:
+            yield check_evaluation(name, verdict, asset_key=asset_key(feed))
+    newest = max((each.max_time for each in report.partitions if each.max_time), default=None)
+    fresh = freshness_verdict(feed.freshness, commit=datetime.now(UTC), event=newest, now=datetime.now(UTC))
+    yield check_evaluation(FRESHNESS, fresh, asset_key=asset_key(feed))
+    where = f"{lake.uri}/{quarantine_folder(feed)}"
+    aside = quarantine_verdict(
+        rows_read=report.rows_read, rows_quarantined=report.rows_quarantined, checks=feed.checks, where=where
+    )
+    yield check_evaluation(QUARANTINE, aside, asset_key=asset_key(feed))
 
 
 def _is_changed(report: PartitionFacts) -> bool:

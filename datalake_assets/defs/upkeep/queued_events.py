@@ -15,9 +15,10 @@ import dagster as dg
 import msgspec
 
 from datalake_assets.core.compaction.compaction_report import CompactionReport
-from datalake_assets.core.facts import Deletion, PartitionFacts
+from datalake_assets.core.facts import Deletion, PartitionFacts, WriteReport
 from datalake_assets.core.schema import schema_from_json
 from datalake_assets.defs.checks.at_rest import size_evaluations
+from datalake_assets.defs.checks.on_write import evaluations_now
 from datalake_assets.defs.compaction.job import observation
 from datalake_assets.defs.metadata import (
     asset_key,
@@ -83,7 +84,7 @@ def queued_events_sensor(lake: Lake) -> dg.SensorDefinition:
         name=QUEUED_EVENTS_SENSOR,
         minimum_interval_seconds=INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Shows what 'datalake compact', 'delete', 'feeds convert' and 'quarantine replay' did.",
+        description="Shows what 'datalake run', 'compact', 'delete', 'feeds convert' and 'quarantine replay' did.",
     )
     def fetch(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         return dg.SkipReason(report_queued(lake, context.instance).text)
@@ -138,6 +139,10 @@ def _report(lake: Lake, instance: dg.DagsterInstance, queued: QueuedEvent) -> No
             marked = _marked(event, f"{queued.id}/{number}", queued)
             if not (queued.may_be_reported and _is_there(instance, marked)):
                 instance.report_runless_asset_event(marked)
+        if queued.kind == "landing":
+            report = _written(queued.body)
+            for evaluation in evaluations_now(instance, lake, feed, report, rules=False):
+                instance.report_runless_asset_event(evaluation)
         if queued.kind == "compaction":
             # what a check says is a state: to say it again changes nothing
             healths = [each.health for each in _compactions(queued.body)]
@@ -181,6 +186,27 @@ def _replayed(lake: Lake, feed: Feed, body: Any) -> Iterator[_Event]:
         yield dg.AssetMaterialization(asset_key(feed), partition=each.key, metadata=metadata)
 
 
+def _written(body: Any) -> WriteReport:
+    """What `datalake run` landed, as far as its event says."""
+    return WriteReport(
+        tuple(msgspec.convert(body["partitions"], list[PartitionFacts])),
+        rows_read=body["rows_read"],
+        rows_quarantined=body["rows_quarantined"],
+        rows_known=0,
+        schema=schema_from_json(body["schema"]),
+        requests={},
+    )
+
+
+def _landed(lake: Lake, feed: Feed, body: Any) -> Iterator[_Event]:
+    """Partitions that `datalake run` landed rows in, in some batches."""
+    figures: dict[str, dg.MetadataValue] = {
+        f"datalake/{name}": dg.MetadataValue.int(body[name]) for name in ("rows_read", "rows_quarantined", "batches")
+    }
+    for event in _replayed(lake, feed, body):
+        yield event.with_metadata({**event.metadata, **figures})
+
+
 def _deleted(lake: Lake, feed: Feed, body: Any) -> Iterator[_Event]:
     """Partitions that lost rows outside of a run, so that what is made of them is out of date.
 
@@ -209,4 +235,5 @@ _EVENTS: Mapping[EventKind, Callable[[Lake, Feed, Any], Iterator[_Event]]] = {
     "deletion": _deleted,
     "conversion": _converted,
     "replay": _replayed,
+    "landing": _landed,
 }

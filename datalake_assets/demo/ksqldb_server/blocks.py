@@ -343,7 +343,9 @@ class GeneratorConfig:
         start: When the first row arrives: an aware UTC midnight.
         events_per_day: Rows per day in each stream.
         records: Exactly so many rows in each stream, whatever the time; None lets the streams grow with the clock.
-        paces: Later paces in the order of their rows and times; streams that have some have ``records``, too.
+        paces: Later paces in the order of their rows and times.
+        punctual: Whether events arrive when they happen, but for four in a thousand, which are a day late or more.
+        broken_every: One in so many rows of the streams has a first value of another type; None: none has.
         retention_rows: Only so many of the latest rows of each stream are still there; None keeps all.
         partitions: Source partitions of each stream.
     """
@@ -355,6 +357,8 @@ class GeneratorConfig:
     retention_rows: int | None = None
     partitions: int = 4
     paces: tuple[Pace, ...] = ()
+    punctual: bool = False
+    broken_every: int | None = None
 
     def __post_init__(self) -> None:
         if self.start.utcoffset() != dt.timedelta(0) or self.start.time() != dt.time(0):
@@ -364,6 +368,7 @@ class GeneratorConfig:
             ("partitions", self.partitions, 1),
             ("records", self.records, 0),
             ("retention_rows", self.retention_rows, 0),
+            ("broken_every", self.broken_every, 1),
         )
         for name, value, least in counts:
             if value is not None and value < least:
@@ -378,8 +383,12 @@ class GeneratorConfig:
         """How many rows each stream has had by then, expired ones included."""
         if self.records is not None:
             return self.records
-        elapsed_ms = now_ms - self.start_ms
-        return 0 if elapsed_ms < 0 else ((elapsed_ms + 1) * self.events_per_day - 1) // DAY_MS + 1
+        rows = 0
+        for first, since_ms, events_per_day, end in self.segments():
+            elapsed_ms = now_ms - since_ms
+            if elapsed_ms >= 0:
+                rows = min(first + ((elapsed_ms + 1) * events_per_day - 1) // DAY_MS + 1, end)
+        return rows
 
     def first_index_at(self, ms: int) -> int:
         """The first index that arrives at or after this time."""
@@ -449,8 +458,15 @@ class Rows:
         bits = self.draw("lateness")
         share, size = (bits % np.uint64(1000)).astype(np.int64), (bits >> np.uint64(10)).astype(np.int64)
         late = np.where(share < 970, size % 30_000, np.where(share < 996, size % (4 * _HOUR_MS), 0))  # noqa: PLR2004 - shares
+        if self.config.punctual:
+            late = np.zeros_like(late)
         late = np.where(share >= 996, DAY_MS + size % (MAX_LATE_MS - DAY_MS), late)  # noqa: PLR2004 - in thousandths
         return np.maximum(self.arrival_ms() - late, self.config.start_ms)
+
+    def broken(self) -> Longs:
+        """Places of the rows that are broken."""
+        every = self.config.broken_every
+        return np.flatnonzero(self.index % every == every - 1) if every else np.array([], dtype=np.int64)
 
     def partition(self) -> Longs:
         """The source partition of each row."""

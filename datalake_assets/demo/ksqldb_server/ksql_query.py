@@ -39,10 +39,11 @@ class OutputColumn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Some rows of a result, perhaps none."""
+    """Some rows of a result, perhaps none; ``broken`` are those whose first value is of another type."""
 
     rows: int
     columns: tuple[Column, ...]
+    broken: tuple[int, ...] = ()
 
 
 class Cursor(Protocol):
@@ -251,7 +252,14 @@ class _StreamCursor:
         if where is not None:
             index = index[self._reads.filtered(where, self._columns(index))]
         make = self._columns(index)
-        return Batch(len(index), tuple(make(ref) for ref in self._reads.output) if len(index) else ())
+        columns = tuple(make(ref) for ref in self._reads.output) if len(index) else ()
+        return Batch(len(index), columns, self._broken(index))
+
+    def _broken(self, index: Longs) -> tuple[int, ...]:
+        first = self._reads.column(self._reads.output[0])
+        if first.name in _PSEUDO or first.made_from in {"SRC_PART", "SRC_OFF"}:
+            return ()
+        return tuple(self._reads.generator.block(self._reads.found.name, index).rows.broken().tolist())
 
     def _columns(self, index: Longs) -> Callable[[ColumnRef], Column]:
         block = self._reads.generator.block(self._reads.found.name, index)

@@ -108,7 +108,8 @@ def bounds(expression: Expression | None, config: GeneratorConfig) -> tuple[int,
     """A range [low, high) of global indices outside of which the expression is false."""
     if isinstance(expression, All):
         ranges = [bounds(part, config) for part in expression.parts]
-        return max(low for low, _ in ranges), min(high for _, high in ranges)
+        low = max(_resumed(expression, config), *(low for low, _ in ranges))
+        return low, min(high for _, high in ranges)
     if isinstance(expression, Any_):
         ranges = [bounds(part, config) for part in expression.parts]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -118,6 +119,33 @@ def bounds(expression: Expression | None, config: GeneratorConfig) -> tuple[int,
         if expression.column.name == "ROWOFFSET":
             return _offset_bounds(expression, config)
     return 0, _NO_END
+
+
+def _resumed(expression: All, config: GeneratorConfig) -> int:
+    """Where rows begin that are asked for from an offset of each source partition on."""
+    first: dict[int, int] = {}
+    for part in expression.parts:
+        if not isinstance(part, Any_) or len(part.parts) != 2:  # noqa: PLR2004 - another partition, or late enough
+            continue
+        other, later = part.parts
+        if _is(other, "ROWPARTITION", "!=") and _is(later, "ROWOFFSET", ">="):
+            first[_number(other)] = _number(later)
+    if not first.keys() >= set(range(config.partitions)):
+        return 0
+    return max(0, min(offset * config.partitions + partition for partition, offset in first.items()))
+
+
+def _is(expression: Expression, name: str, sign: str) -> bool:
+    return (
+        isinstance(expression, Compare)
+        and (expression.column.name, expression.operator) == (name, sign)
+        and len(expression.literals) == 1
+        and isinstance(expression.literals[0], int)
+    )
+
+
+def _number(expression: Expression) -> int:
+    return int(expression.literals[0]) if isinstance(expression, Compare) else 0
 
 
 def _rowtime_bounds(expression: Compare, config: GeneratorConfig) -> tuple[int, int]:

@@ -78,7 +78,14 @@ def row_values(batch: Batch) -> list[bytes]:
     """The values of each row, separated by commas."""
     if not batch.rows:
         return []
-    return list(map(b",".join, zip(*(column.fragments() for column in batch.columns), strict=True)))
+    fragments = [column.fragments() for column in batch.columns]
+    for row in batch.broken:
+        fragments[0][row] = _BROKEN
+    return list(map(b",".join, zip(*fragments, strict=True)))
+
+
+#: No value of any type that the streams' keys have.
+_BROKEN = b'{"broken":true}'
 
 
 class StreamedRowWriter:

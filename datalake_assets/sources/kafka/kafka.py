@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch
+from datalake_assets.core.batches import Batches, EndlessBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
@@ -37,6 +37,10 @@ class Kafka:
     def read(self, feed: Feed, request: ReadRequest) -> Batches:
         """Prepares to read ``feed``; nothing is asked before the iteration, or its ``schema``."""
         return TopicBatches(self._brokers, feed, request, lambda: self._layout(feed))
+
+    def follow(self, feed: Feed, request: ReadRequest) -> EndlessBatches:
+        """Prepares to read ``feed`` on and on; implements `Follows`."""
+        return TopicBatches(self._brokers, feed, request, lambda: self._layout(feed), follows=True)
 
     def _layout(self, feed: Feed) -> MessageLayout:
         source = declared(feed)

@@ -104,6 +104,11 @@ class KafkaSource(SystemSource):
         """The lake name of a message's timestamp, which its producer or the broker set."""
         return self.rename.get(TIMESTAMP, TIMESTAMP)
 
+    @property
+    def can_be_followed(self) -> bool:
+        """Brokers hand on messages as they come."""
+        return True
+
     def position_kind(self, kind: FeedKind) -> PositionKind:  # noqa: ARG002  topics are streams
         """Messages are numbered."""
         return PositionKind.OFFSETS

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -36,6 +36,8 @@ _MESSAGES = 10_000
 _POLL_S = 0.1
 #: A topic that is written faster than it is read ends a read here; the next one goes on.
 LONGEST_READ_S = 3600.0
+#: A topic that is followed is looked at this often for new partitions.
+_LOOK_S = 30.0
 #: What is wrong with a broker for now, or is told of it; the read waits, as long as the settings say.
 _PASSING = frozenset(
     {
@@ -63,10 +65,20 @@ class TopicBatches:
         feed: A feed of a topic.
         request: What is wanted.
         layout: Gives the columns; asked once a read.
+        follows: Go on with what comes, until the topic gets other partitions or its messages other columns.
     """
 
-    def __init__(self, brokers: Brokers, feed: Feed, request: ReadRequest, layout: Callable[[], MessageLayout]) -> None:
+    def __init__(
+        self,
+        brokers: Brokers,
+        feed: Feed,
+        request: ReadRequest,
+        layout: Callable[[], MessageLayout],
+        *,
+        follows: bool = False,
+    ) -> None:
         self._brokers, self._feed, self.request, self._new_layout = brokers, feed, request, layout
+        self._follows = follows
         self._declared = declared(feed)
         self._source = brokers.source(self._declared.topic)
         self._layout: MessageLayout | None = None
@@ -91,7 +103,7 @@ class TopicBatches:
         """The column that partitions the rows."""
         return self._feed.row_time
 
-    def __iter__(self) -> Iterator[SourceBatch]:
+    def __iter__(self) -> Generator[SourceBatch, None, None]:
         """Streams the messages.
 
         Raises:
@@ -105,15 +117,26 @@ class TopicBatches:
             # where a partition is empty, what comes first is wanted, though nothing was landed: it may expire unread
             if reading.empty:
                 yield self._batch(layout, (), reading.empty)
-            with closing(reading.parts(self._brokers.timeout_s)) as parts:
+            timeout_s = self._brokers.timeout_s
+            with closing(self._followed(reading) if self._follows else reading.parts(timeout_s)) as parts:
                 for messages, read_to in parts:
                     yield self._batch(layout, messages, read_to)
                     if self.unfinished:
                         return
-            if not reading.is_over:
+            if not reading.is_over and not self._follows:
                 self.unfinished = f"not caught up within {LONGEST_READ_S:g} s; the next export goes on from there"
         finally:
             consumer.close()
+
+    def _followed(self, reading: _Reading) -> Generator[tuple[Sequence[KafkaMessage], Mapping[int, int]], None, None]:
+        """What comes, until the topic has other partitions than when the read began."""
+        looked = time.monotonic()
+        for part in reading.followed(self._brokers.timeout_s):
+            yield part
+            if time.monotonic() - looked >= _LOOK_S:
+                looked = time.monotonic()
+                if self._brokers.partitions(reading.consumer, self._declared.topic) != reading.partitions:
+                    return
 
     def _batch(
         self, layout: MessageLayout, messages: Sequence[KafkaMessage], read_to: Mapping[int, int]
@@ -189,19 +212,28 @@ class _Reading:
         extents: What there was of each partition when the read began.
 
     Attributes:
+        consumer: Of this read alone.
         empty: Where those begin of which there was nothing to read.
     """
 
     def __init__(
         self, source: str, topic: str, consumer: Consumer, starts: Mapping[int, int], extents: Mapping[int, Extent]
     ) -> None:
-        self._source, self._topic, self._consumer = source, topic, consumer
-        self._extents = extents
+        self._source, self._topic, self.consumer = source, topic, consumer
+        self._extents, self._starts = extents, starts
         self._left = {partition for partition, start in starts.items() if start < extents[partition].high}
         self._given = {partition: starts[partition] for partition in self._left}
         self.empty = {each: start for each, start in starts.items() if each not in self._left}
         self._ended: set[int] = set()
-        consumer.assign([TopicPartition(topic, partition, starts[partition]) for partition in sorted(self._left)])
+
+    @property
+    def partitions(self) -> list[int]:
+        """The topic's partitions when the read began."""
+        return sorted(self._extents)
+
+    def _assign(self, partitions: Iterable[int]) -> None:
+        with translated(self._source):
+            self.consumer.assign([TopicPartition(self._topic, each, self._starts[each]) for each in sorted(partitions)])
 
     @property
     def is_over(self) -> bool:
@@ -219,8 +251,9 @@ class _Reading:
         Raises:
             SourceError: The cluster failed or refused.
         """
+        self._assign(self._left)
         with ThreadPoolExecutor(1, thread_name_prefix="kafka") as ahead:
-            yield from self._parts(lambda: ahead.submit(self._consumer.consume, _MESSAGES, timeout=_POLL_S), timeout_s)
+            yield from self._parts(lambda: ahead.submit(self.consumer.consume, _MESSAGES, timeout=_POLL_S), timeout_s)
 
     def _parts(
         self, ask: Callable[[], Future[list[Any]]], timeout_s: float
@@ -247,6 +280,35 @@ class _Reading:
                 reason = f"nothing came of partitions {sorted(self._left)} within {timeout_s:g} s, and there is more"
                 raise SourceUnavailable(self._source, reason)
 
+    def followed(self, timeout_s: float) -> Iterator[tuple[Sequence[KafkaMessage], Mapping[int, int]]]:
+        """Messages of all partitions as they come, for ever; parts without any show that none came.
+
+        Args:
+            timeout_s: How long a broker may be out of reach.
+
+        Raises:
+            SourceError: The cluster failed or refused.
+        """
+        self._assign(self._starts)
+        self._given = dict(self._starts)
+        failing_since: float | None = None
+        while True:
+            with translated(self._source):
+                taken: list[Any] = self.consumer.consume(_MESSAGES, timeout=_POLL_S)
+            messages = [each for each in taken if each.error() is None]
+            self._given |= {each.partition(): each.offset() + 1 for each in messages}
+            for each in taken:
+                if each.error() is None:
+                    failing_since = None
+                elif self._is_end(each):
+                    failing_since = None
+                    self._given[each.partition()] = max(each.offset(), self._given[each.partition()])
+                else:
+                    failing_since = failing_since or time.monotonic()
+            yield messages, dict(self._given)
+            if failing_since is not None and time.monotonic() - failing_since > timeout_s:
+                raise SourceUnavailable(self._source, f"its brokers were out of reach for {timeout_s:g} s")
+
     def _note_ends(self, notices: Sequence[Any]) -> bool:
         """Whether some partitions are over now; these are not asked for more."""
         for each in notices:
@@ -259,7 +321,7 @@ class _Reading:
         self._left -= self._ended
         if over:
             with translated(self._source):
-                self._consumer.pause([TopicPartition(self._topic, each) for each in over])
+                self.consumer.pause([TopicPartition(self._topic, each) for each in over])
         return bool(over)
 
     def _is_end(self, message: Any) -> bool:

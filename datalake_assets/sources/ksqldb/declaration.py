@@ -65,6 +65,11 @@ class KsqlDBSource(SystemSource):
         """The lake name of ROWTIME."""
         return self.rename.get(ROWTIME, ROWTIME.lower())
 
+    @property
+    def can_be_followed(self) -> bool:
+        """Numbered rows come by a push query."""
+        return self.mode is KsqlDBMode.OFFSETS
+
     def position_kind(self, kind: FeedKind) -> PositionKind:
         """Snapshots of tables; offsets or windows of streams, by mode."""
         if kind is FeedKind.TABLE:

@@ -54,12 +54,16 @@ class OrderWatch:
 
     Args:
         source: What is read, for errors.
+
+    Attributes:
+        gaps: How many are remembered.
     """
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._seen = SeenOffsets()
         self._gaps: dict[int, list[tuple[_Offsets, _Offsets]]] = {}
+        self.gaps = 0
 
     def add(self, partitions: _Partitions, offsets: _Offsets) -> None:
         """Takes the next rows.
@@ -74,6 +78,7 @@ class OrderWatch:
             ahead = own > highest + 1
             if ahead.any():
                 self._gaps.setdefault(partition, []).append((highest[ahead] + 1, own[ahead] - 1))
+                self.gaps += int(ahead.sum())
             again = own[own <= highest]
             if len(again):
                 self._refuse_new(partition, again, known.lowest)

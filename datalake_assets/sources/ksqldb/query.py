@@ -40,10 +40,15 @@ _JOIN_S = 0.5
 
 
 class Pump:
-    """A thread that reads an answer ahead of its one consumer, within bounded memory; `stop` it."""
+    """A thread that reads an answer ahead of its one consumer, within bounded memory; `stop` it.
 
-    def __init__(self, answer: KsqlAnswer) -> None:
-        self._answer = answer
+    Args:
+        answer: The answer.
+        hold_s: Rows are handed on when the first of them has waited this long.
+    """
+
+    def __init__(self, answer: KsqlAnswer, *, hold_s: float = _LONGEST_HOLD_S) -> None:
+        self._answer, self._hold_s = answer, hold_s
         self._changed = threading.Condition()
         self._chunks: list[bytes] = []
         self._size_bytes = self._received_bytes = 0
@@ -76,7 +81,7 @@ class Pump:
         return b"".join(taken)
 
     def _gather(self) -> None:
-        deadline = time.monotonic() + _LONGEST_HOLD_S
+        deadline = time.monotonic() + self._hold_s
         before = -1
         while before != self._received_bytes and not self._over and self._size_bytes < _BLOCK_BYTES:
             before = self._received_bytes
@@ -142,6 +147,7 @@ class Query:
         push: Whether it goes on with every change.
         says_completed: Whether the answer must end with a completion message; table pulls have none.
         limited: Whether it may end before that, since it has a LIMIT.
+        hold_s: Of a push query: rows are handed on when the first of them has waited this long.
     """
 
     sql: str
@@ -153,6 +159,7 @@ class Query:
     push: bool = False
     says_completed: bool = False
     limited: bool = False
+    hold_s: float = _LONGEST_HOLD_S
 
     @property
     def object(self) -> str:
@@ -266,7 +273,7 @@ class PushQuery(_Running):
         super().__init__(query)
         self._client, self.ended = client, False
         answer = client.query(query.sql, source=query.source, properties=query.properties, endless=True)
-        self._pump = Pump(answer)
+        self._pump = Pump(answer, hold_s=query.hold_s)
         deadline = time.monotonic() + client.timeout_s
         try:
             while self._parser.header is None and not self.ended:

@@ -27,17 +27,16 @@ from datalake_assets.sources.ksqldb.columns import AnswerLayout
 from datalake_assets.sources.ksqldb.declaration import ROWTIME, declared
 from datalake_assets.sources.ksqldb.decode.rows import DecodedRows, RowDecoder, UndecodedRow
 from datalake_assets.sources.ksqldb.failures import retried
+from datalake_assets.sources.ksqldb.pace import LONGEST_PUSH_S, Pace
 from datalake_assets.sources.ksqldb.positions import OrderWatch, PositionWatch, SeenOffsets
 from datalake_assets.sources.ksqldb.query import EARLIEST, PullQuery, PushQuery, Query
 from datalake_assets.sources.ksqldb.statements import before, select
 
 __all__ = [
-    "LONGEST_PUSH_S",
     "Batcher",
     "Beginning",
     "FirstRow",
     "OffsetReader",
-    "Pace",
     "decoded_again",
     "numbers_of",
     "older",
@@ -131,8 +130,7 @@ def decoded_again(source: str, layout: AnswerLayout, raws: Sequence[bytes]) -> S
         tables.append(decoded.table)
         rejected += decoded.rejected
     rows_again = DecodedRows(pa.concat_tables(tables), tuple(rejected))
-    empty = SourceBatch(pa.RecordBatch.from_pylist([], schema=layout.schema), pa.array([], pa.int32()))
-    return Batcher(source, layout).batch(rows_again) or replace(empty, source_offsets=pa.array([], pa.int64()))
+    return Batcher(source, layout).batch(rows_again) or _no_rows(layout)
 
 
 def has_rows_before(rows: DecodedRows, layout: AnswerLayout, moment_ms: int) -> bool:
@@ -169,6 +167,11 @@ def position_of(raw: bytes, columns: int) -> tuple[int, int] | None:
     return (partition, offset) if whole and 0 <= partition < 2**31 and 0 <= offset < 2**63 else None
 
 
+def _no_rows(layout: AnswerLayout) -> SourceBatch:
+    rows = pa.RecordBatch.from_pylist([], schema=layout.schema)
+    return SourceBatch(rows, pa.array([], pa.int32()), pa.array([], pa.int64()))
+
+
 def _combined(table: pa.Table) -> pa.RecordBatch:
     batches = table.combine_chunks().to_batches()
     if len(batches) == 1:
@@ -176,58 +179,10 @@ def _combined(table: pa.Table) -> pa.RecordBatch:
     return pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
-#: A read of a stream that never pauses ends after this long, wherever it is; the next one goes on.
-LONGEST_PUSH_S = 3600.0
-_LONGEST_POLL_S = 0.5
-
-
-class Pace:
-    """When a read that has no end is over.
-
-    Only time that was spent waiting for the server counts as silence, so that a busy consumer, or a machine that slept,
-    ends no read early.
-
-    Args:
-        idle_s: Silence that counts as the end, once rows have come.
-        long_s: Silence after which nothing will ever come.
-        clock: Monotonic seconds.
-
-    Attributes:
-        long_s: See above; at least the idle time.
-    """
-
-    def __init__(self, idle_s: float, long_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._idle_s, self.long_s = clock, idle_s, max(idle_s, long_s)
-        self._began = clock()
-        self._silence_s = 0.0
-
-    def poll(self, running: PushQuery) -> list[DecodedRows]:
-        """Waits for the next rows of a query, for a while."""
-        left_s = self._idle_s - self._silence_s
-        patience_s = min(_LONGEST_POLL_S, left_s) if left_s > 0 else _LONGEST_POLL_S
-        began = self._clock()
-        blocks = running.poll(patience_s)
-        self._silence_s += min(self._clock() - began, patience_s)
-        return blocks
-
-    def restart(self) -> None:
-        """A row came."""
-        self._silence_s = 0.0
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing came for the idle time."""
-        return self._silence_s >= self._idle_s
-
-    @property
-    def is_quiet_for_long(self) -> bool:
-        """Whether nothing came for so long that it never will."""
-        return self._silence_s >= self.long_s
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether the read has taken as long as any may."""
-        return self._clock() - self._began >= LONGEST_PUSH_S
+#: A query that is followed shows this often that it is alive.
+_HEARTBEAT_S = 0.1
+#: Gaps between offsets, 16 bytes each, after which an endless read begins anew: compacted topics have many.
+_MOST_GAPS = 2_000_000
 
 
 def older(client: KsqlClient, query: Query, ends: Mapping[int, int]) -> SeenOffsets:
@@ -464,6 +419,28 @@ class OffsetReader:
                 self._unfinished(f"rows still came after {LONGEST_PUSH_S:g} s")
                 return
 
+    def followed(self, running: PushQuery) -> Iterator[SourceBatch]:
+        """The rows of an endless query as they come, for ever; batches without rows show that none came.
+
+        It ends where the server ends the query, and where more gaps between offsets are remembered than memory allows.
+
+        Raises:
+            SourceDataLost: Rows between position and oldest offset are gone.
+            SourceRecreated: A source partition ends before the position.
+            SourceUnavailable: The server did not reach the position.
+        """
+        batcher, pace = self._batcher(running.layout), Pace(declared(self.query.feed).idle_s, self.client.timeout_s)
+        nothing = _no_rows(running.layout)
+        while not running.ended:
+            batches = [batch for block in pace.poll(running, longest_s=_HEARTBEAT_S) if (batch := batcher.batch(block))]
+            if self.watch.gaps:
+                self.watch.settle(self._scan())
+            elif self.watch.silent and pace.is_quiet:
+                self._settle_silence(pace)
+            yield from batches or [nothing]
+            if batcher.order is not None and batcher.order.gaps > _MOST_GAPS:
+                return
+
     def _batcher(self, layout: AnswerLayout) -> Batcher:
         return Batcher(
             self.query.source,
@@ -484,11 +461,15 @@ class OffsetReader:
         """Whether silence means that there is nothing more, rather than that the server still skips old rows."""
         if not self.watch.silent:
             return beginning.is_the_end(pace)
+        self._settle_silence(pace)
+        return False
+
+    def _settle_silence(self, pace: Pace) -> None:
+        """Finds out what became of source partitions of which nothing came although there must be something."""
         owed = self.watch.settle(self._scan())
         if owed and pace.is_quiet_for_long:
             reason = f"the server did not reach the position in partitions {sorted(owed)} in time"
             raise SourceUnavailable(self.query.source, reason, cure="run it again, or raise DATALAKE_KSQLDB_TIMEOUT_S")
-        return False
 
     def _scan(self) -> SeenOffsets:
         """What there is of the source partitions in doubt; read once."""

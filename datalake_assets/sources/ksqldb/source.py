@@ -22,13 +22,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from pydantic import SecretStr
 
-from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
+from datalake_assets.core.batches import Batches, EndlessBatches, ReadRequest, SourceBatch
 from datalake_assets.errors import ConfigError, SchemaChanged, SourceRefused
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
@@ -51,6 +51,8 @@ _PSEUDO_NUMBERING = ("ROWPARTITION", "ROWOFFSET")
 #: A query that was opened to learn the schema serves the iteration too, if that begins within this time: later, its
 #: rows would be older than the caller thinks.
 _HELD_S = 5.0
+#: Rows of a stream that is followed are handed on when the first of them has waited this long.
+_FOLLOWED_HOLD_S = 0.1
 
 
 class KsqlDB:
@@ -84,6 +86,10 @@ class KsqlDB:
     def read(self, feed: Feed, request: ReadRequest) -> Batches:
         """Prepares to read ``feed``; nothing is asked before the iteration, or its ``schema``."""
         return _KsqlBatches(self._client, feed, request)
+
+    def follow(self, feed: Feed, request: ReadRequest) -> EndlessBatches:
+        """Prepares to read ``feed`` by a push query that goes on; implements `Follows`."""
+        return _KsqlBatches(self._client, feed, request, follows=True)
 
     def discover(self) -> Iterator[SourceObject]:
         """Lists streams and tables; the note says why one cannot be landed.
@@ -156,8 +162,8 @@ class _Read:
 class _KsqlBatches:
     """One read of a feed."""
 
-    def __init__(self, client: KsqlClient, feed: Feed, request: ReadRequest) -> None:
-        self._client, self._feed, self._request = client, feed, request
+    def __init__(self, client: KsqlClient, feed: Feed, request: ReadRequest, *, follows: bool = False) -> None:
+        self._client, self._feed, self._request, self._follows = client, feed, request, follows
         self._declared = declared(feed)
         self._source = client.source(self._declared.object)
         self._schema: pa.Schema | None = None
@@ -216,7 +222,7 @@ class _KsqlBatches:
         with contextlib.suppress(Exception):  # nobody is left to tell
             self.close()
 
-    def __iter__(self) -> Iterator[SourceBatch]:
+    def __iter__(self) -> Generator[SourceBatch, None, None]:
         """Streams the rows. Failures before the first batch are retried; later ones are the caller's.
 
         Raises:
@@ -258,7 +264,7 @@ class _KsqlBatches:
         by = time_source(self._feed, description.columns)
         if self._declared.mode is KsqlDBMode.PULL:
             return self._window(description, by)
-        if self._declared.offset_columns is None:
+        if self._follows or self._declared.offset_columns is None:
             return self._push(description, by)
         return self._numbered(description, by)
 
@@ -275,29 +281,32 @@ class _KsqlBatches:
         return _read(running, lambda: (batch for block in running.blocks() if (batch := batcher.batch(block))))
 
     def _push(self, description: Description, by: str) -> _Read:
-        sql = select(
-            [*description.columns, ROWTIME, *_PSEUDO_NUMBERING],
-            self._declared.object,
-            where=[self._bounds(_PSEUDO_NUMBERING, nullable=False)],
-            push=True,
-        )
-        query = self._query(sql, by=by, numbering=_PSEUDO_NUMBERING, push=True)
+        is_own = self._declared.offset_columns is not None
+        numbering = self._numbering(description) if is_own else _PSEUDO_NUMBERING
+        columns = [name for name in description.columns if name not in numbering]
+        where = [self._bounds(numbering, nullable=is_own)]
+        sql = select([*columns, ROWTIME, *numbering], self._declared.object, where=where, push=True)
+        query = self._query(sql, by=by, numbering=numbering, push=True)
+        if self._follows:
+            query = replace(query, hold_s=_FOLLOWED_HOLD_S)
         self._reader = reader = self._offset_reader(query)
         running = PushQuery(self._client, query)
-        return _read(running, lambda: reader.pushed(running))
+        return _read(running, lambda: reader.followed(running) if self._follows else reader.pushed(running))
 
     def _numbered(self, description: Description, by: str) -> _Read:
         self._refuse_old("pull queries on streams")
-        wanted = self._declared.offset_columns or _PSEUDO_NUMBERING
-        numbering = (
-            resolve(self._feed, wanted[0], description.columns),
-            resolve(self._feed, wanted[1], description.columns),
-        )
+        numbering = self._numbering(description)
         sql = self._select(description, by, numbering=numbering)
         query = self._query(sql, by=by, numbering=numbering, says_completed=True)
         reader = self._offset_reader(query)
         running = PullQuery(self._client, query)
         return _read(running, lambda: reader.pulled(running))
+
+    def _numbering(self, description: Description) -> tuple[str, str]:
+        """The source's names of the columns that carry source partition and offset."""
+        partition, offset = self._declared.offset_columns or _PSEUDO_NUMBERING
+        columns = description.columns
+        return resolve(self._feed, partition, columns), resolve(self._feed, offset, columns)
 
     def _select(self, description: Description, by: str, *, numbering: tuple[str, str] | None = None) -> str:
         """A bounded query of a stream: its columns, ROWTIME if it partitions, source partition and offset last."""

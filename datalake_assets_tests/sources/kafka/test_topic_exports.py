@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from datalake_assets.core.batches import InMemoryBatches, SourceBatch
+from datalake_assets.core.batches import InMemoryBatches, ReadRequest, SourceBatch
 from datalake_assets.errors import (
     ConfigError,
     SourceDataLost,
@@ -21,6 +22,7 @@ from datalake_assets.errors import (
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
+from datalake_assets.sources.kafka import topic_reading
 from datalake_assets.sources.kafka.brokers import Brokers
 from datalake_assets.sources.kafka.kafka import connect
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings
@@ -297,3 +299,40 @@ SOURCE = {"type": "kafka", "topic": "t", "fields": {"n": "long", "at": "timestam
 def message(number, value):
     document = {"partition": 0, "offset": number, "timestamp": [1, number], "key": "k", "value": value, "headers": []}
     return KeptMessage(document)
+
+
+def test_a_topic_is_followed_beyond_its_end_and_read_on_from_where_it_was(store, kafka, kafka_server):
+    topic = kafka_server.topic(partitions=2)
+    feed = feed_of(topic, fields={"n": "long"})
+    topic.send(numbers(range(3)))
+    with closing(iter(reading := kafka.follow(feed, open_plan(store, feed)))) as rows:
+        given = _until(rows, 3)
+        topic.send(numbers(range(3, 5)), partition=1)
+        given += _until(rows, 2)
+        assert next(rows).rows.num_rows == 0
+    assert sorted(each["n"] for each in given) == list(range(5))
+    assert reading.unfinished == ""
+    start = ReadRequest(start_offsets={0: 2, 1: 1})
+    with closing(iter(kafka.follow(feed, start))) as rows:
+        assert sorted(each["n"] for each in _until(rows, 2)) == [2, 4]
+    with pytest.raises(SourceRecreated), closing(iter(kafka.follow(feed, ReadRequest(start_offsets={0: 9})))) as rows:
+        next(rows)
+
+
+def test_a_topic_that_gets_partitions_is_read_anew(store, kafka, kafka_server, monkeypatch):
+    monkeypatch.setattr(topic_reading, "_LOOK_S", 0.2)
+    topic = kafka_server.topic(partitions=1)
+    feed = feed_of(topic, fields={"n": "long"})
+    with closing(iter(kafka.follow(feed, open_plan(store, feed)))) as rows:
+        assert next(rows).rows.num_rows == 0
+        monkeypatch.setattr(Brokers, "partitions", lambda *_: [0, 1])
+        assert sum(batch.rows.num_rows for batch in rows) == 0  # it ends
+
+
+def _until(rows, count):
+    """Rows of an endless read, until there are so many."""
+    found, ends = [], time.monotonic() + 20
+    while len(found) < count:
+        found += next(rows).rows.to_pylist()
+        assert time.monotonic() < ends
+    return found
