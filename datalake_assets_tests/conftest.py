@@ -67,13 +67,49 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(*_COLLECTED_AFTER)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-case-on-s3", action="store_true", help="run all cases of a test on S3, where one stands for its kind"
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out cases on S3 that others stand for, and names groups."""
+    if not config.option.every_case_on_s3:
+        _leave_one_on_s3(config, items)
+    if getattr(config.option, "loadgroup", False):
+        _name_groups(items)
+
+
+def _leave_one_on_s3(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test that has several cases on each kind of store, one runs on S3: a store sees the same in all of them.
+
+    All of them run on a local folder; S3 takes five times the CPU. Where the store makes a difference to the cases, the
+    test is marked ``every_case_on_s3``.
+    """
+    seen, left_out = set[str](), []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if _is_on_s3(item) and not item.get_closest_marker("every_case_on_s3"):
+            if test in seen:
+                left_out.append(item)
+            seen.add(test)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+
+
+def _is_on_s3(item: pytest.Item) -> bool:
+    cases = getattr(item, "callspec", None)
+    return cases is not None and any(str(value).partition(" ")[0] == "s3" for value in cases.params.values())
+
+
+def _name_groups(items: list[pytest.Item]) -> None:
     """Names the group in the tests' ids, for pytest-xdist's ``--dist loadgroup``.
 
     pytest-xdist 3.8 does so by an attribute that pytest 9.2 looks at no more, and every process would start a Spark.
     """
-    if not getattr(config.option, "loadgroup", False):
-        return
     for item in items:
         group = item.get_closest_marker("xdist_group")
         if group is not None and "@" not in item.nodeid:

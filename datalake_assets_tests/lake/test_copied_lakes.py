@@ -244,6 +244,7 @@ def test_large_files_are_known_by_the_bytes_that_were_merged(tmp_path, monkeypat
     }
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_replaced_files_of_a_copied_folder_are_deleted(store, folder, moved, monkeypatch, size):
     count = enough(size, store)
@@ -261,6 +262,7 @@ def test_replaced_files_of_a_copied_folder_are_deleted(store, folder, moved, mon
     assert list(table.verify(deep=True)) == []
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("again", ["compact", "repair"])
 def test_replaced_files_of_a_copied_folder_are_deleted_by_whoever_comes(store, folder, moved, monkeypatch, again):
     for number in range(3):
@@ -275,6 +277,7 @@ def test_replaced_files_of_a_copied_folder_are_deleted_by_whoever_comes(store, f
     assert len(folder.files()) == 1
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_replaced_file_of_a_copied_folder_that_others_wrote_again_stays(store, folder, moved, monkeypatch, size):
     count = enough(size, store)
@@ -310,6 +313,7 @@ def test_replaced_file_of_a_copied_folder_with_one_other_byte_stays(store, folde
     assert len(folder.files()) == 2
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_replaced_file_that_others_mended_in_its_middle_stays(store, folder, monkeypatch, size, in_parts):

@@ -271,6 +271,7 @@ class Died(BaseException):
     """What a process does between two calls."""
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.usefixtures("few_in_manifests")
 @pytest.mark.parametrize("seed", [1, 5])
 def test_each_item_lands_once_however_workers_die(store, feed, monkeypatch, seed):

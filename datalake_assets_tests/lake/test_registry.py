@@ -300,6 +300,7 @@ def test_an_unknown_feed_is_named(registry, act):
         getattr(registry, act)("nope")
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("step", range(1, 13))
 @pytest.mark.parametrize("after", [False, True])
 def test_archive_interrupted_anywhere_leaves_one_state_and_can_be_finished(store, registry, step, after):
@@ -314,6 +315,7 @@ def test_archive_interrupted_anywhere_leaves_one_state_and_can_be_finished(store
     assert registry.list(archived=True).feeds == ()
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("step", range(1, 10))
 @pytest.mark.parametrize("after", [False, True])
 def test_restore_interrupted_anywhere_leaves_one_state_and_can_be_finished(store, registry, step, after):
@@ -376,6 +378,7 @@ def test_an_old_leftover_of_a_move_is_cleared_by_the_next(store, registry):
     assert [info.key for info in store.list("feeds")] == ["feeds/active/orders.json"]
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("operation", ["create", "swap"])
 def test_a_lost_answer_is_settled_by_reading_back(store, registry, operation):
     lost = FeedRegistry(Wrapped(store, operation, after=_raise(AmbiguousWrite("feeds", "no answer"))))
@@ -383,6 +386,7 @@ def test_a_lost_answer_is_settled_by_reading_back(store, registry, operation):
     assert registry.get("orders") == added
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("operation", ["create", "swap"])
 def test_a_lost_request_is_repeated(store, registry, operation):
     lost = FeedRegistry(Wrapped(store, operation, before=_raise(AmbiguousWrite("feeds", "no answer"))))

@@ -62,6 +62,7 @@ def manifest(table, key="day=1"):
 # ---- compaction
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("largest_read_whole", [0, 1 << 20], ids=["in place", "whole"])
 def test_a_file_that_was_written_again_since_is_not_read(table, folder, monkeypatch, largest_read_whole):
     monkeypatch.setattr(inputs_module, "WHOLE_LOCAL_BYTES", largest_read_whole)
@@ -247,6 +248,7 @@ def test_a_merge_after_the_listing_is_no_difference(table, monkeypatch):
     assert differences(table) == []
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("swept", [True, False])
 def test_a_merge_after_the_manifest_was_read_is_no_difference(table, folder, monkeypatch, swept):
     """The new file was in no manifest then, and the others were to be read whole."""

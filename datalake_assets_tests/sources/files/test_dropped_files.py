@@ -205,6 +205,7 @@ class Killed(BaseException):
     """The process dies here."""
 
 
+@pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("steps", range(4))
 def test_what_a_crash_left_is_finished_by_the_next_export(dropping, monkeypatch, steps):
     """Three commits of partitions, with the ledger's entries before and after them."""
