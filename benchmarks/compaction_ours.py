@@ -11,6 +11,7 @@ before the clock runs, as peers' modules are; `startup_cpu_s` has it.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -35,7 +36,10 @@ __all__ = ["main"]
 #: Of the feed's files, in its lake.
 FOLDER = "streams/events"
 LOADED_WITH_FIRST_GROUP = (
+    "_strptime",
+    "datalake_assets.engines.threads",
     "datalake_assets.lake.compaction_inputs",
+    "datalake_assets.lake.compaction_jobs",
     "datalake_assets.parquet.rewrite",
     "datalake_assets.parquet.rewrite_settings",
 )
@@ -47,6 +51,7 @@ def main(lake: str, settings: Mapping[str, Any]) -> None:
     policy = CompactionPolicy(**{name: settings[name] for name in POLICY if name in settings})
     written = ParquetFormat(**{name: settings[name] for name in FORMAT if name in settings})
     if settings.get("adopted"):
+        _leave_files_alone(Path(lake))
         Path(lake, "adopting").mkdir()
     store = open_lake(f"{lake}/adopting" if settings.get("adopted") else lake)
     store.probe()
@@ -78,6 +83,13 @@ def main(lake: str, settings: Mapping[str, Any]) -> None:
         "imported_late": sorted({name.partition(".")[0] for name in set(sys.modules) - loaded}),
     }
     print(json.dumps(answer))
+
+
+def _leave_files_alone(lake: Path) -> None:
+    """Takes away what makes the folder a lake: nobody adopts files that a lake knows."""
+    for each in lake.iterdir():
+        if each.name != FOLDER.partition("/")[0]:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
 
 
 if __name__ == "__main__":
