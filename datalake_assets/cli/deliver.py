@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from datalake_assets.feed import Feed
     from datalake_assets.sinks.base import DeliveryReport
 
-__all__ = ["report_lines", "sinks"]
+__all__ = ["delivering", "sinks"]
 
 #: Characters of a document that a line shows; ``--json`` has all of it.
 _SHOWN = 100
@@ -58,6 +59,33 @@ def list_sinks(session: Session, *, feeds: tuple[str, ...], as_json: bool) -> No
         say(as_table(head, rows, width=terminal_width()))
     else:
         say("no feed declares a sink")
+
+
+@contextmanager
+def delivering(session: Session, names: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """Delivers what is landed of feeds meanwhile, by `Courier`; gives what says that something was.
+
+    Args:
+        session: Of the command.
+        names: Of the feeds; none: all.
+    """
+
+    def feeds() -> list[Feed]:
+        return [session.registry.get(name) for name in names] if names else list(session.registry.list().feeds)
+
+    def tell(report: DeliveryReport) -> None:
+        for line in report_lines(report):
+            say(line)
+        if report.error:
+            warn(f"Error: {report.feed}: sink {report.sink}: {report.error}")
+
+    if not any(feed.sinks for feed in feeds()):
+        yield lambda: None
+        return
+    from datalake_assets.sinks.courier import Courier  # noqa: PLC0415  few lakes have sinks
+
+    with Courier(feeds, session.store, session.settings, tell) as courier:
+        yield courier.landed
 
 
 def _lag(report: DeliveryReport | None) -> dict[str, int]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from datalake_assets.core.wording import dollars_text, scans_text, size_text
 from datalake_assets.errors import ConfigError
 
 if TYPE_CHECKING:
+    from datalake_assets.core.report.figures import SinkLag
     from datalake_assets.core.report.findings import FeedReport, LakeReport
     from datalake_assets.core.verdicts import FailedChecks
     from datalake_assets.feed import Feed
@@ -145,6 +147,7 @@ def lake_report(session: Session, feeds: Sequence[Feed], *, scans_per_day: float
     from datalake_assets.lake.statistics import lake_statistics  # noqa: PLC0415  not needed for --help
 
     statistics = lake_statistics(session.store, feeds, request_of(session.settings))
+    statistics = [replace(each, sinks=_sink_lags(session, each.feed)) for each in statistics]
     scans = SCANS_PER_DAY if scans_per_day is None else scans_per_day
     return build_report(
         statistics,
@@ -153,6 +156,16 @@ def lake_report(session: Session, feeds: Sequence[Feed], *, scans_per_day: float
         scans_per_day=scans,
         failed_checks=_failed_checks(feeds),
     )
+
+
+def _sink_lags(session: Session, feed: Feed) -> tuple[SinkLag, ...]:
+    if not feed.sinks:
+        return ()
+    from datalake_assets.core.report import figures  # noqa: PLC0415  not needed for --help
+    from datalake_assets.sinks.delivery import sink_lag  # noqa: PLC0415  few feeds have sinks
+
+    lags = [sink_lag(session.store, feed, sink) for sink in feed.sinks if sink.takes_rows]
+    return tuple(figures.SinkLag(each.sink, each.lag_rows, each.refused) for each in lags)
 
 
 def _warn_of_problems(found: LakeReport) -> None:
@@ -217,7 +230,12 @@ def _queue_depths(session: Session, feeds: Sequence[Feed]) -> dict[str, int]:
 
 def _render(found: LakeReport, output: str, *, raw: bool, width: int | None) -> str:
     if output == "console":
-        return console_report(found, width=width) + "\n"
+        lags = [(each.feed, lag) for each in found.statistics for lag in each.sinks if lag.rows or lag.dead_letters]
+        lines = [
+            f"{feed.path} to {lag.sink}: {lag.rows:,} rows not sent, {lag.dead_letters:,} dead letters"
+            for feed, lag in lags
+        ]
+        return "\n".join([console_report(found, width=width), *lines]) + "\n"
     from datalake_assets.report import documents, page  # noqa: PLC0415  not needed for --help
 
     if output == "html":

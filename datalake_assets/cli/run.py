@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from datalake_assets.cli.deliver import delivering
 from datalake_assets.cli.export import ExportRequest, export_feeds, print_results
 from datalake_assets.cli.output import say, warn
 from datalake_assets.cli.session import Session, WorkCommand, pass_session, tell_dagster
@@ -59,7 +60,8 @@ def run(session: Session, *, names: tuple[str, ...], everything: bool, every: fl
     'batch' policy. Others are exported pass after pass.
 
     SIGTERM ends it as Ctrl-C does, with exit code 0: what was read of a batch is committed; an export that is under way
-    is given up, and what it committed stays. What fails is reported, and tried again.
+    is given up, and what it committed stays. What fails is reported, and tried again. What is landed is sent on to the
+    sinks that feeds declare, which hold nothing up.
 
     \b
     datalake run insider_trades
@@ -67,19 +69,20 @@ def run(session: Session, *, names: tuple[str, ...], everything: bool, every: fl
     if bool(names) == everything:
         raise click.UsageError("give NAME..., or --all")
     feeds = _streams(session, names)  # what cannot be run is told at once
-    with _ended_by_sigterm() as pause:
+    with _ended_by_sigterm() as pause, delivering(session, names) as landed:
         if passes is None:
-            with session.serving({feed.source.type for feed in feeds}), _following(session) as following:
-                _go_on(session, names, following, lambda: pause(every))
+            with session.serving({feed.source.type for feed in feeds}), _following(session, landed) as following:
+                _go_on(session, names, following, lambda: (landed(), pause(every)))
             return
         for number in count(1):
             _pass(session, names)
+            landed()
             if number == passes:
                 return
             pause(every)
 
 
-def _go_on(session: Session, names: Sequence[str], following: Following, pause: Callable[[], None]) -> None:
+def _go_on(session: Session, names: Sequence[str], following: Following, pause: Callable[[], object]) -> None:
     """Follows what can be followed, and exports the rest again and again; returns when nothing is left to do."""
     followed: set[str] = set()
     while True:
@@ -103,21 +106,23 @@ def _go_on(session: Session, names: Sequence[str], following: Following, pause: 
 
 
 @contextmanager
-def _following(session: Session) -> Iterator[Following]:
+def _following(session: Session, landed: Callable[[], None]) -> Iterator[Following]:
     """Followers that end with the context; they tell Dagster what they do by way of the lake."""
     from datalake_assets.continuous.following import Following  # noqa: PLC0415  not needed for --help
     from datalake_assets.sources.systems import connect  # noqa: PLC0415  likewise
 
     settings, store = session.settings, session.store
-    with Following(lambda: store, connect=lambda type_: connect(type_, settings), log=_Log(session)) as following:
+    with Following(
+        lambda: store, connect=lambda type_: connect(type_, settings), log=_Log(session, landed)
+    ) as following:
         yield following
 
 
 class _Log:
     """Says what followers do, a line at a time; implements `FollowingLog`."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, landed: Callable[[], None]) -> None:
+        self._session, self._landed = session, landed
         self._failed: dict[str, str] = {}
 
     def landed(self, landed: Landed) -> None:
@@ -125,6 +130,7 @@ class _Log:
         from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415  loaded by now
 
         feed, report = landed.feed, landed.report
+        self._landed()
         self._failed.pop(feed.name, None)
         rows = f"{report.rows_added:,} rows in {landed.batches:,} {'batch' if landed.batches == 1 else 'batches'}"
         aside = f", {report.rows_quarantined:,} to quarantine" if report.rows_quarantined else ""

@@ -46,6 +46,7 @@ from datalake_assets.defs.upkeep.sensors import (
     freshness_sensor,
     interrupted_commit_sensor,
 )
+from datalake_assets.defs.upkeep.sink_delivery import deliver_job, has_sinks, sink_sensor
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.registry import FeedProblem, feed_key
@@ -285,6 +286,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
         checks = nightly_checks_of(feeds)
         tables = [next_version_job(runner, feed) for feed in runner.feeds.values() if feed.kind is FeedKind.TABLE]
         evaluations = [evaluate_checks_job(checks)] if checks else []
+        deliveries = [deliver_job(feeds, lake)] if any(map(has_sinks, feeds)) else []
         automation = dg.Definitions(
             assets=[
                 lake_report_asset(tuple(runner.feeds.values()), lake_uri=lake.uri),
@@ -296,6 +298,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 export_all_job(runner),
                 *follow_jobs(lake, feeds, connect),
                 *tables,
+                *deliveries,
                 compact,
                 maintenance,
             ],
@@ -313,6 +316,7 @@ def _definitions(feeds: Sequence[Feed], lake: Lake, resources: Mapping[str, Any]
                 lake_report_sensor(feeds),
                 *([catalog_sensor(feeds)] if keeps_catalog(lake) else []),
                 notify_sensor(feeds, lake.settings),
+                *(sink_sensor(feeds, lake, job=job) for job in deliveries),
                 *(_queue_depth_sensor(runner, feed, connect) for feed in feeds if has_backlog(feed)),
                 *(_new_items_sensor(runner, feed, connect) for feed in feeds if has_news(feed)),
                 *(_mart_sensor(runner, feed) for feed in feeds if feed.is_mart and feed.schedule is None),

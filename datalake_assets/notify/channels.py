@@ -73,15 +73,16 @@ class WebhookChannel:
 
     Args:
         url: Its URL, which is a secret.
+        setting: What has it, for messages.
     """
 
     name = "webhook"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, setting: str = "DATALAKE_NOTIFY_WEBHOOK") -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigError("DATALAKE_NOTIFY_WEBHOOK is no http(s) URL")
-        self._url, self._where = url, f"the webhook at {parts.hostname}"
+            raise ConfigError(f"{setting} is no http(s) URL")
+        self._url, self._where, self._setting = url, f"the webhook at {parts.hostname}", setting
 
     def send(self, message: Message) -> None:
         """Implements `Channel`."""
@@ -96,7 +97,7 @@ class WebhookChannel:
         if answer.status_code == _TOO_MANY or answer.status_code >= _SERVER_ERROR:
             raise SourceUnavailable(self._where, f"status {answer.status_code}", cure=_LATER)
         if answer.status_code >= _REFUSED:
-            raise SourceRefused(self._where, f"status {answer.status_code}", cure="correct DATALAKE_NOTIFY_WEBHOOK")
+            raise SourceRefused(self._where, f"status {answer.status_code}", cure=f"correct {self._setting}")
 
 
 _LATER = "it is tried again later"

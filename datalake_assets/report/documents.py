@@ -161,6 +161,7 @@ def _feed(report: FeedReport, series: Series) -> dict[str, Any]:
         "current_version": f"v{statistics.current.number}" if statistics.current else None,
         "quarantine": _quarantine(statistics.quarantined),
         "dropped_files": None if statistics.read_files is None else _read_files(statistics, statistics.read_files),
+        **({"sinks": [asdict(each) for each in statistics.sinks]} if statistics.sinks else {}),
         "files_after_compaction": report.files_after,
         "monthly_cost": _cost(report.cost),
         "monthly_cost_after_compaction": _cost(report.cost_after),

@@ -99,6 +99,7 @@ _METRICS = (
     ),
 )
 _QUEUE = _Metric("queue_depth", "QueueDepth", "Count", "Messages that wait at the source.", lambda _: None)
+_SINKS = _Metric("sink_lag_rows", "SinkLag", "Count", "Rows that sinks do not have yet.", lambda _: None)
 _COSTS = ("MonthlyCost", "MonthlyCostAfterCompaction")
 
 
@@ -133,6 +134,9 @@ def _gauges(report: LakeReport, depths: Mapping[str, int]) -> Iterator[tuple[_Me
         yield metric, [(feed, float(value)) for feed, value in told if value is not None]
     waiting = [(each.feed, depths.get(each.feed.name)) for each in report.feeds]
     yield _QUEUE, [(feed, float(depth)) for feed, depth in waiting if depth is not None]
+    sent = [each for each in report.feeds if each.statistics.sinks]
+    if sent:
+        yield _SINKS, [(each.feed, float(sum(sink.rows for sink in each.statistics.sinks))) for each in sent]
 
 
 def cloudwatch_text(

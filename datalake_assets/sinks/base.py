@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pkgutil import resolve_name
@@ -129,18 +129,14 @@ class DeliveryReport:
     error: str = ""
 
 
-#: Sends on what is due to one sink of a feed, as far as the sink takes it: an unreachable one is told in the report.
-Deliver = Callable[[Any, Feed, SinkModel, Settings, Sequence[str] | None], DeliveryReport]
-
-
 @dataclass(frozen=True, slots=True)
 class SinkKind:
     """A kind of sink; a line in `datalake_assets.sinks.kinds` makes it one of those that there are.
 
     Attributes:
         model: What a feed may say of it.
-        connect: Address, ``package.module:function``, of what gives the `DocumentStore` of a feed's sink from the feed,
-            the model and the settings; of a sink that takes no rows, of what sends its alerts (`Deliver`).
+        connect: Address, ``package.module:function``, of what gives the `DocumentStore` of a feed's sink from the lake,
+            the feed, the model and the settings; of a sink that takes no rows, of what gives the route of its alerts.
         settings: The installation's settings with the sink's own.
         extra: The extra of our package that has what it imports; empty if it needs none.
     """
@@ -178,6 +174,3 @@ class SinkKind:
         """
         opened: DocumentStore = self.found()(lake, feed, sink, settings.of(self.settings))
         return opened
-
-
-Kinds = Mapping[str, SinkKind]

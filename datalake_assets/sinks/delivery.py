@@ -52,7 +52,7 @@ _UNKNOWN = "?"
 def deliver(
     lake: Store, feed: Feed, settings: Settings, *, names: Sequence[str] = (), partitions: Sequence[str] | None = None
 ) -> list[DeliveryReport]:
-    """Sends on to each sink of a feed what it does not have yet; one that is away keeps no other from its rows.
+    """Sends rows on to each sink of a feed that lacks them; one that is away keeps no other from its rows.
 
     Args:
         lake: The lake.
@@ -63,14 +63,10 @@ def deliver(
     """
     reports = []
     for sink in feed.sinks:
-        if names and sink.label not in names:
+        if not sink.takes_rows or (names and sink.label not in names):
             continue
         try:
-            kind = sink_kind(sink.type)
-            if not sink.takes_rows:
-                reports.append(kind.found()(lake, feed, sink, settings.of(kind.settings)))
-                continue
-            store = kind.open(lake, feed, sink, settings)
+            store = sink_kind(sink.type).open(lake, feed, sink, settings)
             try:
                 reports.append(RowDelivery(lake, feed, sink, store).run(partitions))
             finally:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from datalake_assets.errors import ConfigError
 from datalake_assets.sinks.base import SinkKind
 from datalake_assets.sinks.opensearch.opensearch_model import OPENSEARCH
+from datalake_assets.sinks.webhook.webhook_model import WEBHOOK
 
 __all__ = ["sink_kind", "sink_kinds"]
 
-_KINDS: Mapping[str, SinkKind] = {each.type: each for each in (OPENSEARCH,)}
+_KINDS: Mapping[str, SinkKind] = {each.type: each for each in (OPENSEARCH, WEBHOOK)}
 
 
 def sink_kinds() -> Mapping[str, SinkKind]:

@@ -109,6 +109,21 @@ class ReadFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkLag:
+    """How far a sink of a feed is.
+
+    Attributes:
+        sink: Its name.
+        rows: Rows that it does not have yet, or of which that is not known.
+        dead_letters: Documents that it has refused.
+    """
+
+    sink: str
+    rows: int
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True)
 class FeedStatistics:
     """A feed.
 
@@ -122,6 +137,7 @@ class FeedStatistics:
         last_run: When it was last exported, with new rows or without; None if nobody knows.
         problems: Manifests that cannot be read, with the reason.
         read_files: Of a feed of dropped files, what is remembered of these; else None.
+        sinks: How far the sinks of its rows are, where that was asked for.
     """
 
     feed: Feed
@@ -133,6 +149,7 @@ class FeedStatistics:
     last_run: datetime | None = None
     problems: tuple[str, ...] = ()
     read_files: ReadFiles | None = None
+    sinks: tuple[SinkLag, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -19,6 +19,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.notify.channels import Channel, open_channels, send
 from datalake_assets.notify.incidents import MOST_WAITING, Level, Message, Outbox, observed
 from datalake_assets.settings import Settings
+from datalake_assets.sinks.webhook.alerts import Route, routes
 
 __all__ = ["Watch", "notify_sensor"]
 
@@ -29,6 +30,8 @@ _RUNS = 200
 _NAMED = 3
 #: Steps whose errors a message has.
 _STEPS = 3
+#: Begins the keys of messages about checks.
+_CHECK = "check"
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 
 
@@ -53,10 +56,13 @@ def notify_sensor(
     def look(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         broken: list[str] = []
         opened = channels(settings, on_broken=lambda error: broken.append(str(error)))
+        own = list(routes(feeds, settings, on_broken=lambda error: broken.append(str(error))))
         for line in broken:
             context.log.warning(line)
         before = Outbox.from_json(context.cursor)
-        outbox, told = watch.look(context.instance, before, opened, now=datetime.now(UTC), warn=context.log.warning)
+        outbox, told = watch.look(
+            context.instance, before, opened, own=own, now=datetime.now(UTC), warn=context.log.warning
+        )
         context.update_cursor(outbox.to_json())
         return dg.SkipReason("; ".join([f"{told} messages" if told else "nothing to tell", *broken]))
 
@@ -80,6 +86,7 @@ class Watch:
         before: Outbox,
         channels: Sequence[Channel],
         *,
+        own: Sequence[Route] = (),
         now: datetime,
         warn: Callable[[str], None],
     ) -> tuple[Outbox, int]:
@@ -89,6 +96,7 @@ class Watch:
             instance: Dagster's instance.
             before: What the last look kept. The first one begins with now: what failed before is known already.
             channels: Where messages go.
+            own: Webhooks of feeds, where some messages about these go, too.
             now: The time.
             warn: Called with a line on what was not taken.
         """
@@ -96,11 +104,11 @@ class Watch:
         for key, message in [*self._runs(instance, cursor, now), *self._checks(instance, cursor)]:
             incidents, told = observed(incidents, key, message, at=now)
             messages += [told] if told is not None else []
-        everywhere = tuple(each.name for each in channels)
+        reached = [*channels, *(each.channel for each in own)]
         waiting, silent = [], set[str]()
-        for message, names in [*before.waiting, *((each, everywhere) for each in messages)]:
+        for message, names in [*before.waiting, *((each, self.reached(each, channels, own)) for each in messages)]:
             # one that does not answer is asked once a look: else Dagster would end the look, and all be told again
-            asked = [each for each in channels if each.name in names and each.name not in silent]
+            asked = [each for each in reached if each.name in names and each.name not in silent]
             failed = send(asked, message, most_attempts=1)
             for name, error in failed.items():
                 warn(f"{message.title!r} was not taken: {error}")
@@ -110,6 +118,14 @@ class Watch:
         for message, _ in waiting[:-MOST_WAITING]:
             warn(f"{message.title!r} is given up: too many messages wait")
         return Outbox(cursor, incidents, tuple(waiting[-MOST_WAITING:])), len(messages)
+
+    @staticmethod
+    def reached(message: Message, channels: Sequence[Channel], own: Sequence[Route]) -> tuple[str, ...]:
+        """Names of the channels that a message goes to; see `look`."""
+        kind, _, about = message.key.partition(" ")
+        path, _, check = about.partition(" ")
+        of_feed = [each.channel.name for each in own if kind == _CHECK and each.takes(path, check)]
+        return (*(each.name for each in channels), *of_feed)
 
     def _runs(
         self, instance: dg.DagsterInstance, cursor: dict[str, Any], now: datetime
@@ -163,7 +179,7 @@ class Watch:
         for name, failed in failed_checks(instance, changed).items():
             feed = next(each for each in changed if each.name == name)
             for check, found in failed.items():
-                yield f"check {feed.path} {check}", self._check_message(feed, check, found)
+                yield f"{_CHECK} {feed.path} {check}", self._check_message(feed, check, found)
 
     def _check_message(self, feed: Feed, check: str, found: Sequence[FailedCheck]) -> Message | None:
         if not found:
@@ -174,7 +190,7 @@ class Watch:
         key = asset_key(feed)
         title = f"check {check} of {feed.path} {'failed' if level == 'failure' else 'warns'}"
         link = f"{self._link}/assets/{'/'.join(key.path)}?view=checks"
-        return Message(f"check {feed.path} {check}", level, title, "\n".join([*lines[:_NAMED], *more]), link)
+        return Message(f"{_CHECK} {feed.path} {check}", level, title, "\n".join([*lines[:_NAMED], *more]), link)
 
 
 def _run_subject(run: dg.DagsterRun) -> str:

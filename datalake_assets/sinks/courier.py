@@ -1,0 +1,91 @@
+"""Deliveries beside a process that lands: in a thread of their own, so that a slow or absent sink holds nothing up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from datalake_assets.errors import DatalakeError, unforeseen_text
+from datalake_assets.feed import Feed
+from datalake_assets.lake.store.base import Store
+from datalake_assets.settings import Settings
+from datalake_assets.sinks.base import DeliveryReport
+from datalake_assets.sinks.delivery import deliver
+
+__all__ = ["Courier"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which it looks anyway: for rows that others landed, and for what a sink did not take.
+_AGAIN_S = 10.0
+#: Seconds that an interruption waits for a delivery under way: what it does not finish is due the next time.
+_LAST_S = 5.0
+
+
+class Courier:
+    """Delivers what is landed of some feeds, while the context is open, and at its end what was landed until then.
+
+    Args:
+        feeds: Gives the feeds, as they are by then.
+        store: The lake.
+        settings: The installation.
+        tell: Called, from the thread, with each report of something that was done or failed.
+    """
+
+    def __init__(
+        self,
+        feeds: Callable[[], Iterable[Feed]],
+        store: Store,
+        settings: Settings,
+        tell: Callable[[DeliveryReport], None],
+    ) -> None:
+        self._feeds, self._store, self._settings, self._tell = feeds, store, settings, tell
+        self._changed = threading.Event()
+        self._ends = False
+        self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ends = True
+        self._changed.set()
+        self._thread.join(None if kind is None else _LAST_S)
+
+    def landed(self) -> None:
+        """Says that there may be new rows; returns at once."""
+        self._changed.set()
+
+    def _run(self) -> None:
+        while True:
+            self._changed.wait(_AGAIN_S)
+            self._changed.clear()
+            ends = self._ends  # before the last look, which has all that was landed until then
+            for feed in self._known():
+                for each in self._delivered(feed):
+                    if each.partitions or each.error:
+                        self._tell(each)
+            if ends:
+                return
+
+    def _known(self) -> list[Feed]:
+        try:
+            return [feed for feed in self._feeds() if any(sink.takes_rows for sink in feed.sinks)]
+        except DatalakeError as error:  # the registry cannot be read for now
+            logger.warning("feeds with sinks: %s", error)
+            return []
+
+    def _delivered(self, feed: Feed) -> list[DeliveryReport]:
+        try:
+            return deliver(self._store, feed, self._settings)
+        except DatalakeError as error:
+            return [DeliveryReport(feed.name, "", error=str(error))]
+        except Exception as error:  # the next delivery tries again, and landing goes on
+            logger.warning("delivery of %s", feed.name, exc_info=True)
+            return [DeliveryReport(feed.name, "", error=unforeseen_text(error))]
