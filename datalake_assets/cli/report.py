@@ -147,7 +147,7 @@ def lake_report(session: Session, feeds: Sequence[Feed], *, scans_per_day: float
     from datalake_assets.lake.statistics import lake_statistics  # noqa: PLC0415  not needed for --help
 
     statistics = lake_statistics(session.store, feeds, request_of(session.settings))
-    statistics = [replace(each, sinks=_sink_lags(session, each.feed)) for each in statistics]
+    statistics = tuple(replace(each, sinks=_sink_lags(session, each.feed)) for each in statistics)
     scans = SCANS_PER_DAY if scans_per_day is None else scans_per_day
     return build_report(
         statistics,
