@@ -33,7 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format wheel crash chaos fuzz fuzz-native bench clean
+.PHONY: help demo dev test check format wheel crash chaos fanout fuzz fuzz-native bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -98,6 +98,9 @@ crash: $(VENV)/.dev $(NPM)/node_modules ## kill exports (ROUNDS=100), compaction
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows
 	@$(BIN)/python -m datalake_assets_tests.chaos --minutes $(MINUTES) $(ARGS)
+
+fanout: $(VENV)/.dev ## drain a backlog of 2,000 partitions by Celery while runs are killed, and read every row
+	@$(BIN)/python -m datalake_assets_tests.fanout $(ARGS)
 
 fuzz: $(VENV)/.dev ## merge FILES=100000 damaged Parquet files, ask REQUESTS=5000 malformed requests: nothing is lost or falls
 	@$(BIN)/python -m datalake_assets_tests.interop.fuzz $(FILES) $(ARGS)

@@ -40,6 +40,7 @@ from datalake_assets.policies import (
     RegexRule,
     Retention,
     RuleBase,
+    RunPolicy,
     SqlRule,
     UniqueRule,
 )
@@ -94,6 +95,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`retention`", Retention),
     ("`freshness`", Freshness),
     ("`compaction`", CompactionPolicy),
+    ("`runs`", RunPolicy),
     ("`checks`", Checks),
     ("limits of a check", Limits),
     ("every rule in `checks.rules`", RuleBase),

@@ -90,7 +90,7 @@ def _sized(settings: Settings, runs: RunPolicy, size: RunSize | None) -> dict[st
 
 
 def _kubernetes(cores: float | None, memory_bytes: int | None) -> Mapping[str, str]:
-    """Of `K8sRunLauncher`, `CeleryK8sRunLauncher`: the container's resources (dagster-k8s, "Per-job configuration")."""
+    """Of `K8sRunLauncher`: the container's resources (dagster-k8s, "Per-job configuration")."""
     requests, limits = {}, {}
     if cores is not None:
         requests["cpu"] = f"{ceil(cores * 1000)}m"

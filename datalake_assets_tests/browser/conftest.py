@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 1400, 1000
 _HIGHEST = 4000
 _PATIENCE_MS = 60_000
 # a POSIX locale blanks Dagster's app: "Invalid language tag: en-US@posix"
-_LANGUAGE = """
+LANGUAGE = """
 Object.defineProperty(navigator, 'language', {get: () => 'en-US'});
 Object.defineProperty(navigator, 'languages', {get: () => ['en-US']});
 """
@@ -91,7 +91,7 @@ def tab(chromium: Browser, ui: DemoUI) -> Iterator[Page]:
     context = chromium.new_context(
         base_url=ui.url, viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce", timezone_id="UTC"
     )
-    context.add_init_script(_LANGUAGE)
+    context.add_init_script(LANGUAGE)
     context.add_init_script(_STILL)
     context.set_default_timeout(_PATIENCE_MS)
     page = context.new_page()
