@@ -148,6 +148,7 @@ class Merger:
             codec=settings.parquet.compression,
             level=settings.parquet.compression_level or ZSTD_LEVEL,
             verify=settings.verify == "pages",
+            compared=settings.verify == "full",
             copy=settings.kernel == "auto",
             time_leaf=self._time_leaf,
             order="sort" if self._time_leaf is not None else "keep",

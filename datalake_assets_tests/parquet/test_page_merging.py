@@ -362,3 +362,33 @@ def test_files_of_others_that_do_not_decode_are_not_copied(verify):
     files[1] = replace(files[1], open=lambda: pa.BufferReader(bytes(body)))
     result = rewritten(files, replace(SETTINGS, verify=verify))
     assert (list(result.rejected), result.copied) == (["f1"], 2)
+
+
+def _referring_to_a_neighbour(body):
+    """The file with one byte of Snappy's changed: the first copy of its texts is of bytes before their own start."""
+    chunk = pq.read_metadata(io.BytesIO(body)).row_group(0).column(0)
+    begin, end = chunk.dictionary_page_offset, chunk.data_page_offset
+    (at,) = (place for place in range(begin, end) if body.startswith(b"text 0", place))  # in the first literal
+    at -= 4 + 1  # its length, and the literal's tag
+    made = (body[at] >> 2) + 1
+    assert not body[at] & 3, "a short literal"
+    copy = at + 1 + made
+    assert body[copy] & 3 == 2, "a copy whose distance has two bytes"
+    return body[: copy + 2] + b"\x01" + body[copy + 3 :]
+
+
+@pytest.mark.parametrize("verify", LEVELS)
+def test_a_compressed_part_that_refers_to_bytes_before_its_own_start_is_never_joined(verify):
+    """It would read its neighbour's values, and only who reads it by itself would find out."""
+    tables = [pa.table({"a": [f"text {row} {file} {'of many' * 5}" for row in range(900)]}) for file in range(9)]
+    files = inputs(*tables, compression="snappy")
+    settings = replace(SETTINGS, verify=verify, time_column=None)
+    whole = rewritten(files, settings)
+    joined = pq.read_metadata(io.BytesIO(whole.outputs[0][0])).row_group(0).column(0)
+    assert (whole.merged, "PLAIN" in joined.encodings) == (1, True)
+    damaged = _referring_to_a_neighbour(encoded(tables[7], compression="snappy"))
+    with pytest.raises(OSError, match=r"[Ss]nappy"):
+        pq.read_table(io.BytesIO(damaged))
+    result = rewritten([*files[:7], input_of("f7", damaged), files[8]], settings)
+    assert list(result.rejected) == ["f7"]
+    assert read(result).equals(pa.concat_tables([*tables[:7], tables[8]]))

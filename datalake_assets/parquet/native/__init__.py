@@ -154,6 +154,8 @@ class MergeOptions:
         page_bytes: Of a page before compression, at the most, but for a single row.
         page_rows: Of a page, at the most.
         verify: Read encoded pages again from the output, and compare.
+        compared: Others read each input by itself, and compare its values with the output's: then parts of pages that
+            stay compressed are not gone through. ``verify`` does not count then.
         copy: Copy compressed pages where they can stay as they are.
         time_leaf: Place among the schema's leaves of a column of integers, one a row; None: none.
         order: What becomes of rows that are not in order of the time leaf: ``keep`` them so, ``sort`` them (nulls last,
@@ -170,6 +172,7 @@ class MergeOptions:
     page_bytes: int = 1 << 20
     page_rows: int = 20_000
     verify: bool = True
+    compared: bool = False
     copy: bool = True
     time_leaf: int | None = None
     order: Literal["keep", "sort", "refuse"] = "keep"
@@ -357,7 +360,7 @@ class Kernel:
             level=options.level,
             page_bytes=options.page_bytes,
             page_rows=options.page_rows,
-            verify=options.verify,
+            verify=2 if options.compared else int(options.verify),  # pm_verify
             copy=options.copy,
             time_leaf=-1 if options.time_leaf is None else options.time_leaf,
             order=("keep", "sort", "refuse").index(options.order),

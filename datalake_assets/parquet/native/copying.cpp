@@ -120,7 +120,8 @@ bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Col
   Found found;
   if (!find(file, chunk, found)) return false;
   View elements;
-  if (!found.as_is && !joinable(settings_.codec, found.compressed, found.plain_bytes, elements)) return false;
+  if (!found.as_is && !joinable(settings_.codec, found.compressed, found.plain_bytes, settings_.walk, elements))
+    return false;
   prove(chunk, found, proven);
   if (before.has_dictionary) before.forget_values();
   if (before.levels) {  // nothing that is called from there uses `scratch_.kept`

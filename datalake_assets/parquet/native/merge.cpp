@@ -90,7 +90,8 @@ class Merge {
     settings_.level = options.level;
     settings_.page_bytes = static_cast<size_t>(options.page_bytes);
     settings_.page_rows = static_cast<size_t>(options.page_rows);
-    settings_.verify = options.verify != 0;
+    settings_.verify = options.verify == PM_VERIFY_ENCODED;
+    settings_.walk = options.verify != PM_VERIFY_ELSEWHERE;
     settings_.copy = options.copy != 0;
     size_t row = 0;
     for (size_t i = 0; i < files.size(); i++) {

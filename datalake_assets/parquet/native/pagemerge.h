@@ -58,12 +58,20 @@ typedef enum { PM_ORDER_KEEP = 0, PM_ORDER_SORT = 1, PM_ORDER_REFUSE = 2 } pm_or
 
 typedef enum { PM_BLOOM_DROP = 0, PM_BLOOM_BUILD = 1, PM_BLOOM_REFUSE = 2 } pm_bloom;
 
+/* Who proves the output. Parts of a page that stay compressed are gone through element by element, lest they refer to
+ * bytes before their own start, unless somebody else decompresses each input by itself and compares its values. */
+typedef enum {
+  PM_VERIFY_NOT = 0,
+  PM_VERIFY_ENCODED = 1, /* what was encoded is decoded here, and compared */
+  PM_VERIFY_ELSEWHERE = 2
+} pm_verify;
+
 typedef struct {
   int32_t codec;      /* of the output, Parquet's number: 0, 1 (Snappy) or 6 (Zstandard) */
   int32_t level;      /* of Zstandard */
   int64_t page_bytes; /* at the most, before compression, but for a single row */
   int64_t page_rows;
-  int32_t verify;       /* decode what was encoded, and compare */
+  int32_t verify;       /* pm_verify */
   int32_t copy;         /* copy compressed pages where they can stay as they are */
   int32_t time_leaf;    /* a leaf of integers, one a row; -1: none */
   int32_t order;        /* pm_order; sorted are nulls last, rows of equal time in their order */

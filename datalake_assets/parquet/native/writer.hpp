@@ -16,7 +16,7 @@ double cpu_now();           // seconds of this thread
 struct WriterSettings {
   int codec = UNCOMPRESSED, level = 1;
   size_t page_bytes = 1 << 20, page_rows = 20'000;
-  bool verify = true, copy = true;
+  bool verify = true, walk = true, copy = true;
 };
 
 // What the page index says of a page.
