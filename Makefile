@@ -94,6 +94,7 @@ crash: $(VENV)/.dev $(NPM)/node_modules ## kill exports (ROUNDS=100), compaction
 	@$(BIN)/python -m datalake_assets_tests.crash --what shards --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what queue --messages $$((200 * $(ROUNDS))) --deaths $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what queue --fifo --messages $$((10 * $(ROUNDS))) --deaths $$(($(ROUNDS) / 5))
+	@if $(BIN)/python -c 'import ray' 2>/dev/null; then $(BIN)/python -m datalake_assets_tests.crash --what ray --kills $$(($(ROUNDS) / 2)); fi
 	@$(BIN)/python -m datalake_assets_tests.crash.iceberg_exports "$$(mktemp -d)" $(ROUNDS) 1
 
 chaos: $(VENV)/.dev ## kill daemon, web server, code server and runs at random for MINUTES=10, and count the rows

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "kafka": "400,000 messages of a Kafka topic to Parquet, beside a plain loop and dlt",
     "queue": "a backlog of 100,000 messages of an SQS queue through `datalake export`",
     "query_after_compact": "queries of the write API on S3 with 30 ms a request, before and after its COMPACT",
+    "scale": "a compaction of 4 GB in threads, and by 1, 2 and 4 workers of a Ray cluster; a model of more",
     "startup": "CPU of each command before it works, beside the interpreter and the libraries below",
     "end_to_end": "the demo's feeds through Dagster in one process",
     "report": "`datalake report` on 10,000 partitions, in every format",

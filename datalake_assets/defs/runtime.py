@@ -23,6 +23,7 @@ from datalake_assets.errors import (
     CommitConflict,
     ConfigError,
     DatalakeError,
+    EngineError,
     IncompleteResponse,
     LakeError,
     SnapshotExpired,
@@ -38,6 +39,7 @@ __all__ = ["PASSING", "as_failure", "failures_named", "known_dagster_warnings_ig
 PASSING = (
     AmbiguousWrite,
     CommitConflict,
+    EngineError,
     IncompleteResponse,
     SnapshotExpired,
     SourceUnavailable,
@@ -52,6 +54,8 @@ def as_failure(error: DatalakeError, feed: Feed | str) -> dg.Failure:
         cause, cure = f"{error.source}: {error.reason}", error.cure
     elif isinstance(error, LakeError):
         cause, cure = f"{error.where}: {error.reason}", error.cure
+    elif isinstance(error, EngineError):
+        cause, cure = f"engine {error.engine}: {error.reason}", error.cure
     return dg.Failure(
         description=str(error),
         metadata={

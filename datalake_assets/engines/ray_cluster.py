@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import socket
 import threading
 import time
@@ -127,7 +128,7 @@ def _bootstrap() -> Callable[..., Any]:
             import socket  # noqa: PLC0415
 
             return "missing", error.name, f"{socket.gethostname()}/{os.getpid()}"
-        return do(payload, version, given_at)
+        return do("ray", payload, version, given_at)
 
     return work
 
@@ -136,7 +137,8 @@ def _initialize(ray: Any) -> None:
     """Connects to the cluster that `RAY_ADDRESS` names, or to one on this machine, or starts one there."""
     address = os.environ.get("RAY_ADDRESS", "")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "datalake"}
-    with _one_line(address):
+    with _one_line(address), _signals_kept():
+        _keep_stdout(ray)
         if address and address != "local":
             _reach(address)
             ray.init(address=address, **quiet)
@@ -146,6 +148,7 @@ def _initialize(ray: Any) -> None:
                 ray.init(address="auto", **quiet)
                 return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody unasked
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15 more than ours: threads would have ours, too
         logger.info("starting a Ray cluster on this machine")
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         atexit.register(ray.shutdown)
@@ -160,6 +163,34 @@ def _one_line(address: str) -> Iterator[None]:
     except Exception as error:
         reason = f"no cluster at {address or 'this machine'} ({_line(error)})"
         raise EngineError("ray", reason, cure="start one with 'ray start --head', or mend RAY_ADDRESS") from error
+
+
+def _keep_stdout(ray: Any) -> None:
+    """What Ray has to say of dead workers goes to the log, a line each; by itself it prints pages to stdout.
+
+    No setting keeps it from that (Ray 2.60, ``listen_error_messages``), and stdout belongs to what a command answers.
+    """
+
+    def logged(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        for text in data.get("lines", ()):
+            logger.info("%s: %s", data.get("pid", "ray"), _line(text))
+
+    if hasattr(ray._private.worker, "print_to_stdstream"):  # noqa: SLF001  there is no other way
+        ray._private.worker.print_to_stdstream = logged  # noqa: SLF001
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of that by which Dagster ends a run in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _reach(address: str) -> None:
@@ -276,7 +307,7 @@ def _cancel(pending: Sequence[Any], drop: Callable[[Any], None]) -> None:
                 drop(outcome.result)
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | str) -> str:
     """The line of an error of Ray that says most; its own texts are pages."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

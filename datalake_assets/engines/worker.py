@@ -41,10 +41,11 @@ def _ignored(_: int) -> None:
     """Nobody is told."""
 
 
-def do(payload: bytes, version: str, given_at: float, progress: Progress = _ignored) -> Outcome:
+def do(engine: str, payload: bytes, version: str, given_at: float, progress: Progress = _ignored) -> Outcome:
     """Runs a task.
 
     Args:
+        engine: Who sent it, for messages.
         payload: ``Task.run``, pickled.
         version: Of the package that sent it; another one's tasks may mean something else.
         given_at: When it was handed over, in seconds since the epoch.
@@ -56,7 +57,7 @@ def do(payload: bytes, version: str, given_at: float, progress: Progress = _igno
     worker = f"{socket.gethostname()}/{os.getpid()}"
     if (mine := metadata.version("datalake-assets")) != version:
         reason = f"the worker {worker} has datalake-assets {mine}, and this process {version}"
-        return Outcome(error=EngineError("of the worker", reason, cure=f"install datalake-assets=={version} there"))
+        return Outcome(error=EngineError(engine, reason, cure=f"install datalake-assets=={version} there"))
     began, cpu_s = time.time(), _cpu_s()
     try:
         result = pickle.loads(payload)(progress)  # noqa: S301  from whoever may run code here anyway

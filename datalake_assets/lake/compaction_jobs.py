@@ -173,7 +173,7 @@ def check_shared(job: RewriteJob, result: RewriteResult, *, engine: str, worker:
     """
     store = job.store.store
     if result.done is None:
-        if store.changed({key: file.etag for key, file in zip(job.keys, job.files, strict=True)}):
+        if any(store.head(key) is None for key in job.keys):
             return
     elif "://" in store.uri or all(store.has_staged(staged) for staged, _ in result.done.outputs):
         return

@@ -38,6 +38,7 @@ from datalake_assets_tests.crash.iceberg_rounds import WAYS, IcebergRounds
 from datalake_assets_tests.crash.mart_rounds import MartRounds
 from datalake_assets_tests.crash.merge_rounds import MergeRounds, Sizes
 from datalake_assets_tests.crash.queue_rounds import Load, QueueRounds
+from datalake_assets_tests.crash.ray_rounds import RayRounds
 from datalake_assets_tests.crash.rounds import Rounds
 from datalake_assets_tests.crash.shard_rounds import ShardRounds
 from datalake_assets_tests.crash.sink_rounds import SinkRounds
@@ -63,6 +64,7 @@ WARM = {
     "shards": SHARDS,
 }
 KINDS: dict[str, Any] = {
+    "ray": RayRounds,
     "export": Rounds,
     "compact": CompactRounds,
     "iceberg": IcebergRounds,
@@ -147,6 +149,8 @@ def _options(chosen: argparse.Namespace) -> dict[str, Any]:
         return {"ways": chosen.way or CHANGES}
     if chosen.what == "merge":
         return {"sizes": Sizes(chosen.changes, chosen.keys, chosen.batches, chosen.kills)}
+    if chosen.what == "ray":
+        return {"kills": chosen.kills}
     if chosen.what == "sql":
         return {"table": Table(chosen.rows, chosen.killed, chosen.cursor)}
     return {"load": Load(chosen.messages, chosen.deaths, chosen.fifo)} if chosen.what == "queue" else {}

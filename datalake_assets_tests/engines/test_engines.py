@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from contextlib import closing
 from datetime import timedelta
 from importlib import metadata
 
@@ -16,13 +17,15 @@ from datalake_assets.engines import open_engine, worker
 from datalake_assets.engines.threads import ThreadEngine
 from datalake_assets.errors import ConfigError, DatalakeError, EngineError, LakeUnavailable
 from datalake_assets.lake import inspection
+from datalake_assets.lake.feed_compaction import compact_partitions
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import PortableStore, open_store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.settings import load_settings
 from datalake_assets.testing.engines import EngineContract
 from datalake_assets_tests.engines.toy import DoublingEngine, ToyEngine
-from datalake_assets_tests.lake.hive_tables import folder_ids, ids
+from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
+from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids
 from datalake_assets_tests.lake.test_compaction import DAY, FOLDER, ROWS, with_files
 
 #: Several groups: each file is about as large as this says of an output.
@@ -122,9 +125,10 @@ def test_lake_that_a_worker_cannot_reach_is_one_line_that_names_the_worker(local
 
 
 def test_worker_with_another_version_of_the_package_says_so():
-    found = worker.do(pickle.dumps(len), "0.0.0", 0.0)
+    found = worker.do("ray", pickle.dumps(len), "0.0.0", 0.0)
     mine = metadata.version("datalake-assets")
     assert isinstance(found.error, EngineError)
+    assert str(found.error).startswith("engine ray: the worker ")
     assert f"has datalake-assets {mine}, and this process 0.0.0; install datalake-assets==0.0.0" in str(found.error)
 
 
@@ -153,6 +157,42 @@ def test_errors_are_the_same_on_both_sides(error):
     assert type(back) is type(error)
     assert str(back) == str(error)
     assert vars(back) == vars(error)
+
+
+def test_partitions_go_to_the_engine_together(local_store, toy):
+    table = HiveTable(local_store, stream_feed())
+    for hour in range(0, 24, 6):
+        export(table, stream_of(numbered([day * 24 + each for day in range(3) for each in range(hour, hour + 6)])))
+    keys, begun, plans = table.partitions(), [], []
+
+    done = list(
+        compact_partitions(
+            lambda: HiveTable(local_store, table.feed),
+            [*keys, "2031-01-01"],
+            SEVERAL,
+            on_begin=begun.append,
+            on_plan=lambda key, _: plans.append(key),
+        )
+    )
+
+    assert sorted(begun) == sorted(each.key for each in done) == [*keys, "2031-01-01"]
+    assert [each.key for each in done if each.key in plans] == plans
+    assert [each.error for each in done if each.error] == []
+    assert {each.report.files_after < 4 for each in done if each.key in keys} == {True}
+    assert ids(HiveTable(local_store, table.feed)) == list(range(72))
+
+
+def test_partitions_under_way_end_when_nobody_wants_them(local_store, toy):
+    """Each is whole or as it was."""
+    table = HiveTable(local_store, stream_feed())
+    for hour in range(0, 24, 6):
+        export(table, stream_of(numbered([day * 24 + each for day in range(12) for each in range(hour, hour + 6)])))
+    with closing(compact_partitions(lambda: HiveTable(local_store, table.feed), table.partitions(), SEVERAL)) as some:
+        next(some)
+
+    assert ids(HiveTable(local_store, table.feed)) == list(range(12 * 24))
+    assert len(toy.payloads) < 24, "those that had not begun stay as they were"
+    assert list(table.verify(deep=True)) == []
 
 
 HIDDEN = """

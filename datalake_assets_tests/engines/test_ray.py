@@ -7,12 +7,17 @@ ray``. This starts one cluster, and takes less of it.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.engines import open_engine
+from datalake_assets.engines import open_engine, ray_cluster
+from datalake_assets.engines.base import Share, Task
 from datalake_assets.errors import EngineError
 from datalake_assets.testing.engines import EngineContract
 from datalake_assets_tests.lake.hive_tables import folder_ids, ids
@@ -52,8 +57,62 @@ def test_compaction_by_workers_is_exact(local_store, cluster):
     assert list(local_store.list_staged("")) == []
 
 
-def test_task_for_which_no_node_is_large_enough_is_refused(cluster):
-    from datalake_assets.engines.base import Share, Task  # noqa: PLC0415
+def test_cluster_that_does_not_answer_is_one_line_at_once(cluster, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(
+        EngineError, match=r"no cluster at 127.0.0.1:9 \(.*refused\); start one with 'ray start --head'"
+    ):
+        ray_cluster._initialize(ray)
 
+
+def test_what_ray_has_to_say_of_dead_workers_is_not_printed(cluster, tmp_path, capfd, caplog):
+    """Stdout is a command's answer, a JSON document perhaps."""
+    caplog.set_level("INFO", logger="datalake_assets")
+    task = Task(partial(die_once, str(tmp_path)), "dies")
+    (done,) = cluster.run([task], Share(1, 1), on_progress=print, drop=print)
+    ray._private.worker.print_to_stdstream({"lines": ["a worker died\nand more"], "pid": "raylet", "is_err": False})
+
+    assert done.result == 2, "it was begun again"
+    assert capfd.readouterr().out == ""
+    assert "raylet: a worker died" in caplog.messages
+
+
+def die_once(folder, _progress):
+    """As under SIGKILL, at the first attempt."""
+    with Path(folder, "attempts").open("a") as attempts:
+        attempts.write("x")
+    if Path(folder, "attempts").stat().st_size == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Path(folder, "attempts").stat().st_size
+
+
+def test_dagsters_signal_handler_stays(cluster):
+    assert signal.getsignal(signal.SIGTERM) in {signal.SIG_DFL, signal.default_int_handler}
+
+
+def without_package(work):
+    """Calls it where our package cannot be imported."""
+    kept = {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == "datalake_assets"}
+    sys.modules["datalake_assets"] = None
+    try:
+        return work(b"", "", 0.0)
+    finally:
+        del sys.modules["datalake_assets"]
+        sys.modules.update(kept)
+
+
+def test_worker_without_the_package_says_so(cluster):
+    """What workers are sent runs where nothing of ours is installed."""
+    hidden = ray.remote(without_package)
+    work = ray_cluster._bootstrap()
+    found = ray.get(hidden.remote(work))
+    assert found[0] == "missing"
+    with pytest.raises(
+        EngineError, match=r"has no module 'datalake_assets.*'; install datalake-assets==.* on every node"
+    ):
+        ray_cluster._outcome(ray.put(found))
+
+
+def test_task_for_which_no_node_is_large_enough_is_refused(cluster):
     with pytest.raises(EngineError, match=r"no node of the cluster has 1 CPU and .* MiB of memory for a task"):
         list(cluster.run([Task(len, "", 1 << 50)], Share(1, 1), on_progress=print, drop=print))

@@ -71,7 +71,7 @@ class ToyEngine:
 
     def _outcome(self, payload: bytes, progress: Callable[[int], None]) -> worker.Outcome:
         def attempt() -> worker.Outcome:
-            done = worker.do(payload, metadata.version("datalake-assets"), time.time(), progress)
+            done = worker.do("toy", payload, metadata.version("datalake-assets"), time.time(), progress)
             return pickle.loads(pickle.dumps(done))  # noqa: S301
 
         try:
