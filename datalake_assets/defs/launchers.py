@@ -21,7 +21,8 @@ RunSize = tuple[float, int]
 #: On runs of compactions: what the sensor expects of them.
 BYTES_TAG, SECONDS_TAG = "datalake/bytes_to_merge", "datalake/estimated_s"
 #: The sensor asks for what is left of a run that failed, in smaller runs: Dagster does not start it again as it was.
-_NO_RETRIES = {"dagster/max_retries": "0"}
+#: And exports that wait in the queue go before: a backlog takes hours, and nobody waits for its end.
+_AS_ASKED = {"dagster/max_retries": "0", "dagster/priority": "-1"}
 #: Seconds after which Dagster ends a run whose worker is gone without anybody's having noticed, besides its work: it
 #: may have waited in its process for the pool as long as the nightly maintenance goes on.
 _LONGEST_WAIT_S = 8 * 3600
@@ -54,7 +55,7 @@ def compaction_tags(settings: Settings, feed: Feed, estimate: RunEstimate) -> di
     ends = {"dagster/max_runtime": str(_LONGEST_WAIT_S + ceil(_PATIENCE * estimate.work_s))}
     return {
         **expected,
-        **_NO_RETRIES,
+        **_AS_ASKED,
         **(ends if settings.run_launcher else {}),
         **_sized(settings, feed.runs, (estimate.cores, estimate.memory_bytes)),
     }

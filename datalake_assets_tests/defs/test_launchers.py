@@ -53,6 +53,7 @@ def test_without_a_launcher_a_run_says_what_is_expected_of_it_and_that_it_is_not
         "datalake/bytes_to_merge": str(8 << 30),
         "datalake/estimated_s": "119",
         "dagster/max_retries": "0",
+        "dagster/priority": "-1",
     }
 
 

@@ -234,7 +234,7 @@ class FanOut:
             page = browser.new_page(base_url=self._cluster.url, viewport={"width": WIDTH, "height": HEIGHT})
             page.add_init_script(LANGUAGE)
             page.goto(path, timeout=120_000)
-            page.get_by_text(JOB).first.wait_for(timeout=120_000)
+            page.get_by_text("datalake/feed: ").first.wait_for(timeout=120_000)
             page.screenshot(path=self.folder / f"{name}.png")
             browser.close()
 

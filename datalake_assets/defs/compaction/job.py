@@ -177,7 +177,7 @@ def partitions_at_work(instance: dg.DagsterInstance, feed: Feed) -> frozenset[st
     keys: set[str] = set()
     for run in instance.get_runs(wanted):
         config: Any = run.run_config
-        keys.update(config["ops"][COMPACT_OP]["config"]["partitions"])
+        keys.update(config.get("ops", {}).get(COMPACT_OP, {}).get("config", {}).get("partitions", ()))
     return frozenset(keys)
 
 

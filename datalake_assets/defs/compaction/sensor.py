@@ -257,6 +257,7 @@ class _FeedTick:
     watch: FeedWatch
     reports: list[Report] = field(default_factory=list)
     wanted: list[Wanted] = field(default_factory=list)
+    wanted_bytes: int = 0
     behind: bool = False
 
     def run(self) -> None:
@@ -302,8 +303,8 @@ class _FeedTick:
     @property
     def _has_enough(self) -> bool:
         runs = _AHEAD * (MAX_RUNS - self.shared.running)
-        total = sum(each.size_bytes for each in self.wanted)
-        return len(self.wanted) >= runs * MAX_PARTITIONS or total >= runs * self._run_bytes
+        partitions = min(runs * MAX_PARTITIONS, _AHEAD * MAX_AT_ONCE)
+        return len(self.wanted) >= partitions or self.wanted_bytes >= runs * self._run_bytes
 
     def _settle(self) -> None:
         for run in self.watch.requested:
@@ -349,7 +350,9 @@ class _FeedTick:
             look = self._plan(table, key, asked)
             self.watch, one, reports = looked(self.watch, look, now=self.shared.now)
             self.reports += reports
-            self.wanted += [one] if one else []
+            if one is not None:
+                self.wanted.append(one)
+                self.wanted_bytes += one.size_bytes
 
     def _plan(self, table: LakeTable, key: str, asked: CompactionRequest) -> WatchedPlan:
         known = self.watch.past.get(key)

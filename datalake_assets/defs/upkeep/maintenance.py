@@ -19,6 +19,7 @@ from datalake_assets.defs.compaction.job import (
     CompactionLog,
     OpLog,
     compact_feed,
+    partitions_at_work,
 )
 from datalake_assets.defs.compaction_events import unusable_files
 from datalake_assets.defs.feeds.assets import add_versions
@@ -269,6 +270,8 @@ class Maintenance:
             unusable=lambda key: unusable_files(self._instance, asset_key(feed), key),
         )
         done.compacted += [Compacted(key, error=error) for key, error in errors.items()]
+        at_work = partitions_at_work(self._instance, feed)
+        keys = [key for key in keys if key not in at_work]
         for start in range(0, len(keys), MAX_PARTITIONS):
             if time.monotonic() >= until:
                 self._log.warning(

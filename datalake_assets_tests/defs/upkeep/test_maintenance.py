@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.defs.compaction.job import COMPACT_PARTITION, FEED_TAG
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.upkeep.maintenance import MAINTAIN_OP, MAINTENANCE, NIGHTLY_MAINTENANCE
 from datalake_assets.feed import Feed
@@ -98,6 +99,15 @@ def test_nothing_is_compacted_where_nobody_asked_for_it_or_no_time_is_left(job, 
     late = run(job, instance, compact_hours=0.0)
     assert row(late, feed)["partitions compacted"] == "0"
     assert warned(instance, late) == ["streams/s: no time left for 3 partitions that need compaction"]
+
+
+def test_what_runs_that_wait_are_about_is_left_to_them(job, feed, instance, local_store):
+    compact = build_definitions(Settings(lake=local_store.uri)).resolve_job_def(COMPACT_PARTITION)
+    config = {"ops": {"compact": {"config": {"feed": feed.name, "partitions": [DAYS[1]]}}}}
+    instance.create_run_for_job(compact, run_config=config, tags={FEED_TAG: feed.path})
+
+    assert row(run(job, instance), feed)["partitions compacted"] == "2"
+    assert [key for key, _ in observed(instance, feed, "datalake/files_removed")] == [DAYS[0], DAYS[2]]
 
 
 def test_what_a_listing_finds_is_a_warning_and_numbers_and_nothing_is_deleted(job, feed, instance, local_store):
