@@ -121,14 +121,19 @@ def _bootstrap() -> Callable[..., Any]:
     """What workers are sent: pickled as it stands, so that it runs where our package is missing, and says so."""
 
     def work(payload: bytes, version: str, given_at: float) -> Any:
-        try:
-            from datalake_assets.engines.worker import do  # noqa: PLC0415  may be missing there
-        except ModuleNotFoundError as error:
-            import os  # noqa: PLC0415  nothing of this module is there
-            import socket  # noqa: PLC0415
+        import os  # noqa: PLC0415  nothing of this module is there
+        import socket  # noqa: PLC0415
+        from importlib import metadata  # noqa: PLC0415
 
-            return "missing", error.name, f"{socket.gethostname()}/{os.getpid()}"
-        return do("ray", payload, version, given_at)
+        worker = f"{socket.gethostname()}/{os.getpid()}"
+        try:
+            mine = metadata.version("datalake-assets")
+            if mine != version:  # what it calls a task may be something else
+                return worker, f"has datalake-assets {mine}, and this process {version}"
+            from datalake_assets.engines.worker import do  # noqa: PLC0415  may be missing there
+        except ModuleNotFoundError as error:  # that of a package without its metadata is one, too
+            return worker, f"has no package {error.name or 'datalake-assets'!r}"
+        return do(payload, given_at)
 
     return work
 
@@ -278,11 +283,14 @@ def _outcome(ref: Any) -> Outcome:
     except ray.exceptions.RayError as error:
         cure = "look for memory in Ray's logs; run it again: what was committed is kept"
         raise EngineError("ray", f"a task was lost {RETRIES + 1} times ({_line(error)})", cure=cure) from error
-    if isinstance(found, Outcome):
-        return found
-    _, module, worker = found
+    if not isinstance(found, Outcome):
+        raise _misfit(*found)
+    return found
+
+
+def _misfit(worker: str, reason: str) -> EngineError:
     cure = f"install {PACKAGE}=={_version()} on every node"
-    raise EngineError("ray", f"the worker {worker} has no module {module!r}", cure=cure)
+    return EngineError("ray", f"the worker {worker} {reason}", cure=cure)
 
 
 def _cancel(pending: Sequence[Any], drop: Callable[[Any], None]) -> None:

@@ -9,12 +9,11 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, Final
 
 from datalake_assets.core.compaction.compaction_report import TaskFigures
 from datalake_assets.engines.base import Progress, transient
-from datalake_assets.errors import DatalakeError, EngineError
+from datalake_assets.errors import DatalakeError
 
 __all__ = ["Outcome", "do"]
 
@@ -41,13 +40,11 @@ def _ignored(_: int) -> None:
     """Nobody is told."""
 
 
-def do(engine: str, payload: bytes, version: str, given_at: float, progress: Progress = _ignored) -> Outcome:
+def do(payload: bytes, given_at: float, progress: Progress = _ignored) -> Outcome:
     """Runs a task.
 
     Args:
-        engine: Who sent it, for messages.
         payload: ``Task.run``, pickled.
-        version: Of the package that sent it; another one's tasks may mean something else.
         given_at: When it was handed over, in seconds since the epoch.
         progress: Told how far it is; may cancel it.
 
@@ -55,9 +52,6 @@ def do(engine: str, payload: bytes, version: str, given_at: float, progress: Pro
         Exception: Another attempt may come through; its text names the worker.
     """
     worker = f"{socket.gethostname()}/{os.getpid()}"
-    if (mine := metadata.version("datalake-assets")) != version:
-        reason = f"the worker {worker} has datalake-assets {mine}, and this process {version}"
-        return Outcome(error=EngineError(engine, reason, cure=f"install datalake-assets=={version} there"))
     began, cpu_s = time.time(), _cpu_s()
     try:
         result = pickle.loads(payload)(progress)  # noqa: S301  from whoever may run code here anyway

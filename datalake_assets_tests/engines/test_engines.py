@@ -13,7 +13,7 @@ import pytest
 
 from datalake_assets import engines, errors
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.engines import open_engine, worker
+from datalake_assets.engines import open_engine, ray_cluster
 from datalake_assets.engines.threads import ThreadEngine
 from datalake_assets.errors import ConfigError, DatalakeError, EngineError, LakeUnavailable
 from datalake_assets.lake import inspection
@@ -125,11 +125,11 @@ def test_lake_that_a_worker_cannot_reach_is_one_line_that_names_the_worker(local
 
 
 def test_worker_with_another_version_of_the_package_says_so():
-    found = worker.do("ray", pickle.dumps(len), "0.0.0", 0.0)
+    """Before it looks at what it was sent."""
     mine = metadata.version("datalake-assets")
-    assert isinstance(found.error, EngineError)
-    assert str(found.error).startswith("engine ray: the worker ")
-    assert f"has datalake-assets {mine}, and this process 0.0.0; install datalake-assets==0.0.0" in str(found.error)
+    text = str(ray_cluster._misfit(*ray_cluster._bootstrap()(b"no pickle", "0.0.0", 0.0)))
+    assert text.startswith("engine ray: the worker ")
+    assert f"has datalake-assets {mine}, and this process 0.0.0; install datalake-assets=={mine} on every" in text
 
 
 def test_unknown_engine_is_refused_where_it_is_set(monkeypatch):

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import metadata
 from typing import Any
 
 from datalake_assets.engines import worker
@@ -71,7 +70,7 @@ class ToyEngine:
 
     def _outcome(self, payload: bytes, progress: Callable[[int], None]) -> worker.Outcome:
         def attempt() -> worker.Outcome:
-            done = worker.do("toy", payload, metadata.version("datalake-assets"), time.time(), progress)
+            done = worker.do(payload, time.time(), progress)
             return pickle.loads(pickle.dumps(done))  # noqa: S301
 
         try:
