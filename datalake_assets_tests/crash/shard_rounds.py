@@ -137,10 +137,9 @@ class ShardRounds:
         self._stream.send(bodies, keys=[f"k{self._rng.randrange(1000)}" for _ in bodies])
         self._count(bodies)
         packed = [self._body() for _ in range(self._rng.randint(1, SENT))]
-        self._stream.send(
-            [aggregated([(f"k{number}", body.encode()) for number, body in enumerate(packed)])],
-            keys=[f"k{self._rng.randrange(1000)}"],
-        )
+        to = str(self._rng.randrange(2**128))
+        keyed = [(f"k{number}", body.encode()) for number, body in enumerate(packed)]
+        self._stream.send([aggregated(keyed, hash_key=to)], hash_key=to)
         self._count(packed)
         self.happened["aggregates"] += 1
 

@@ -149,7 +149,8 @@ def kinesis_stream(kinesis_server: KinesisServer) -> str:
     stream = kinesis_server.stream(2)
     first, second = stream.open_shards()
     stream.send([{"n": n} for n in range(5)], shard=first)
-    stream.send([aggregated([("a", b'{"n": 6}'), ("b", b'{"n": 7}'), ("a", b'{"n": 8}')])], shard=second)
+    records = [("a", b'{"n": 6}'), ("b", b'{"n": 7}'), ("a", b'{"n": 8}')]
+    stream.send([aggregated(records, hash_key=stream.hash_key(second))], shard=second)
     return stream.name
 
 

@@ -25,10 +25,12 @@ class UserRecord(NamedTuple):
     Attributes:
         key: Its partition key.
         data: What it holds.
+        hash_key: By which Kinesis would choose its shard: its producer's, or the MD5 digest of the partition key.
     """
 
     key: str
     data: bytes
+    hash_key: int
 
 
 def split(data: bytes, *, most: int) -> list[UserRecord]:
@@ -52,10 +54,23 @@ def split(data: bytes, *, most: int) -> list[UserRecord]:
         raise ValueError("a record in it has no key or no data")
     if len(message.records) > most:
         raise ValueError(f"it has {len(message.records):,} records")
-    keys = list(message.partition_key_table)
-    if any(each.partition_key_index >= len(keys) for each in message.records):
-        raise ValueError("a record in it has a key that is not in its table")
-    return [UserRecord(keys[each.partition_key_index], each.data) for each in message.records]
+    keys, given = list(message.partition_key_table), list(message.explicit_hash_key_table)
+    try:
+        explicit = [int(given[each.explicit_hash_key_index]) if _is_given(each) else None for each in message.records]
+        named = [keys[each.partition_key_index] for each in message.records]
+    except (IndexError, ValueError) as error:
+        raise ValueError("a record in it has a key that is not in its tables") from error
+    records = zip(named, message.records, explicit, strict=True)
+    return [UserRecord(key, each.data, _hashed(key) if hash_ is None else hash_) for key, each, hash_ in records]
+
+
+def _is_given(record: Any) -> bool:
+    return bool(record.HasField("explicit_hash_key_index"))
+
+
+def _hashed(key: str) -> int:
+    """Kinesis's hash of a partition key (API reference, PutRecord: MD5, as an integer of 128 bits)."""
+    return int.from_bytes(hashlib.md5(key.encode(), usedforsecurity=False).digest())
 
 
 def _aggregated() -> Any:
@@ -68,6 +83,7 @@ def _aggregated() -> Any:
                 name="Record",
                 field=[
                     _FIELD(name="partition_key_index", number=1, label=_REQUIRED, type=_FIELD.TYPE_UINT64),
+                    _FIELD(name="explicit_hash_key_index", number=2, label=_OPTIONAL, type=_FIELD.TYPE_UINT64),
                     _FIELD(name="data", number=3, label=_REQUIRED, type=_FIELD.TYPE_BYTES),
                 ],
             ),
@@ -75,6 +91,7 @@ def _aggregated() -> Any:
                 name="AggregatedRecord",
                 field=[
                     _FIELD(name="partition_key_table", number=1, label=_REPEATED, type=_FIELD.TYPE_STRING),
+                    _FIELD(name="explicit_hash_key_table", number=2, label=_REPEATED, type=_FIELD.TYPE_STRING),
                     _FIELD(
                         name="records",
                         number=3,
@@ -91,5 +108,5 @@ def _aggregated() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("datalake_assets.kpl.AggregatedRecord"))
 
 
-_REQUIRED, _REPEATED = _FIELD.LABEL_REQUIRED, _FIELD.LABEL_REPEATED
+_OPTIONAL, _REQUIRED, _REPEATED = _FIELD.LABEL_OPTIONAL, _FIELD.LABEL_REQUIRED, _FIELD.LABEL_REPEATED
 _AGGREGATED = _aggregated()

@@ -38,6 +38,14 @@ class Kinesis:
         """
         return ShardBatches(self._stream(feed), feed, request)
 
+    def follow(self, feed: Feed, request: ReadRequest) -> ShardBatches:
+        """Prepares to read ``feed`` on and on, by asking each shard four times a second.
+
+        Raises:
+            InvalidFeed: Its columns don't fit what the feed says of them.
+        """
+        return ShardBatches(self._stream(feed), feed, request, follows=True)
+
     def discover(self) -> Iterator[SourceObject]:
         """Lists the streams of the region of the settings.
 

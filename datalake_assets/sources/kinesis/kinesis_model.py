@@ -50,7 +50,9 @@ class KinesisSource(SystemSource):
         undeclared: What becomes of members that no field declares: they are landed together in the column
             ``other_fields``, as JSON; or left out; or their record goes to quarantine.
         aggregated: What becomes of records into which the Kinesis Producer Library has packed several: each is landed
-            as a row of its own, under its own partition key; or the whole is landed as it is.
+            as a row of its own, under its own partition key; or the whole is landed as it is (``keep``). By ``split``,
+            records that were packed with one which belongs to another shard go to quarantine, since the Library sends
+            them again after a reshard; by ``split_all`` they are landed: other producers pack regardless of shards.
         key: Whether partition keys are landed, in the column ``kinesis_partition_key``.
         positions: Whether shard, sequence number and sub-sequence number are landed, in the columns
             ``kinesis_shard_id``, ``kinesis_sequence_number``, a text of decimal digits, and
@@ -66,7 +68,7 @@ class KinesisSource(SystemSource):
     value: Literal["json", "text", "binary"] | None = None
     fields: dict[str, FieldType] = Field(default_factory=dict)
     undeclared: Literal["keep", "ignore", "reject"] = "keep"
-    aggregated: Literal["split", "keep"] = "split"
+    aggregated: Literal["split", "split_all", "keep"] = "split"
     key: Literal["text", "ignore"] = "text"
     positions: bool = True
     rename: dict[str, str] = Field(default_factory=dict)
@@ -178,7 +180,7 @@ KINESIS = System(
             "--aggregated",
             "aggregated",
             "Records that the Kinesis Producer Library packed into one.  [default: split]",
-            choices=("split", "keep"),
+            choices=("split", "split_all", "keep"),
         ),
         FeedOption("--rename", "rename", "Name of a column in the lake.", "OLD=NEW", shape="pairs"),
     ),

@@ -8,7 +8,7 @@ apart as any others are. An offset whose lowest bits are zero is no row's: it st
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -40,7 +40,11 @@ __all__ = ["RecordLayout", "StreamRecord", "after_record", "end_of_shard", "firs
 #: takes six bytes.
 _PLACE_BITS = 24
 _LAST_PLACE = (1 << _PLACE_BITS) - 1
+_LAST_HASH_KEY = 2**128 - 1
+#: The Kinesis Client Library passes over all records of such an aggregate, as the Producer Library sends them again.
+MISPLACED = "it was packed with records of other shards, and its producer sends it again; see 'aggregated'"
 _ALL: Mapping[SourcePartition, int] = MappingProxyType({})
+_ANY: Mapping[str, tuple[int, int]] = MappingProxyType({})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -102,8 +106,17 @@ class StreamRecord:
         """Its row's."""
         return first_of(self.sequence_number) + (self.place or 0)
 
-    def to_json(self, *, damaged: bool = False) -> bytes:
-        """One line of JSON, for quarantine: all that it is; what is no text is in base64."""
+    @property
+    def is_aggregate(self) -> bool:
+        """Whether several were packed into it."""
+        return self.place is None and self.data.startswith(MAGIC)
+
+    def to_json(self, *, misplaced: bool = False) -> bytes:
+        """One line of JSON, for quarantine: all that it is; what is no text is in base64.
+
+        Args:
+            misplaced: It was packed into one that came to another shard than it belongs to.
+        """
         document = {
             "shard": self.shard,
             "sequence_number": str(self.sequence_number),
@@ -112,11 +125,11 @@ class StreamRecord:
             "arrived_ms": self.arrived_ms,
             **kept_bytes("data", self.data),
         }
-        return msgspec.json.encode(document | ({"damaged": True} if damaged else {}))
+        return msgspec.json.encode(document | ({"misplaced": True} if misplaced else {}))
 
     @classmethod
     def from_json(cls, raw: bytes) -> tuple[StreamRecord, bool]:
-        """The inverse of `to_json`: the record, and whether it was a damaged aggregate.
+        """The inverse of `to_json`: the record, and whether it was misplaced.
 
         Raises:
             ValueError: It is none.
@@ -126,7 +139,7 @@ class StreamRecord:
             data, place = restored_bytes("data", found) or b"", found["sub_sequence_number"]
             shard, number, arrived = str(found["shard"]), int(found["sequence_number"]), found["arrived_ms"]
             record = cls(shard, number, str(found["key"]), arrived, data, place)
-            return record, bool(found.get("damaged"))
+            return record, bool(found.get("misplaced"))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError("it is no record of a stream") from error
 
@@ -158,16 +171,23 @@ class RecordLayout:
         if time_ not in self.schema.names or not pa.types.is_timestamp(self.schema.field(time_).type):
             raise InvalidFeed(feed.name, f"time_column: {time_!r} is no column of times; declare it 'timestamptz'")
 
-    def batch(self, records: Sequence[StreamRecord], starts: Mapping[SourcePartition, int] = _ALL) -> SourceBatch:
+    def batch(
+        self,
+        records: Sequence[StreamRecord],
+        starts: Mapping[SourcePartition, int] = _ALL,
+        hash_keys: Mapping[str, tuple[int, int]] = _ANY,
+    ) -> SourceBatch:
         """Records as rows, those that are none as rejected.
 
         Args:
             records: In the order of their numbers within each shard.
             starts: The first offset that is wanted, by shard; of others all are.
+            hash_keys: The first and the last hash key that a shard takes, by its id; of others all.
         """
         refused: list[RejectedRow] = []
         wanted = [each for each in records if after_record(each.sequence_number) > starts.get(each.shard, 0)]
-        singles = [each for each in self._singles(wanted, refused) if each.offset >= starts.get(each.shard, 0)]
+        found = self._singles(wanted, hash_keys, refused)
+        singles = [each for each in found if each.offset >= starts.get(each.shard, 0)]
         columns = self._at_once(singles)
         if columns is None:
             rows, landed = self._one_by_one(singles, refused)
@@ -180,36 +200,44 @@ class RecordLayout:
     def again(self, raws: Sequence[bytes]) -> SourceBatch:
         """Records that went to quarantine, as `batch` makes rows of them.
 
-        A damaged aggregate becomes one row, if the feed takes it as it is, and stays where it is otherwise: one line of
+        A damaged aggregate becomes one row if the feed takes it as it is, and stays where it is otherwise: one line of
         quarantine stands for one row.
         """
         kept, stay = [], []
         for raw in raws:
             try:
-                record, is_damaged = StreamRecord.from_json(raw)
+                record, is_misplaced = StreamRecord.from_json(raw)
             except ValueError as error:
                 stay.append(RejectedRow(raw, str(error), ""))
                 continue
-            if is_damaged and self._source.aggregated == "split":
-                stay.append(_rejected(record, "it is a damaged aggregate", damaged=True))
+            if record.is_aggregate and self._source.aggregated != "keep":
+                stay.append(_rejected(record, "it is an aggregate, and one row can come of it at most"))
+            elif is_misplaced and self._source.aggregated == "split":
+                stay.append(_rejected(record, MISPLACED, misplaced=True))
             else:
                 kept.append(record)
         batch = self.batch(kept)
         return SourceBatch(batch.rows, batch.source_partitions, batch.source_offsets, (*batch.rejected, *stay))
 
-    def _singles(self, records: Sequence[StreamRecord], refused: list[RejectedRow]) -> Iterator[StreamRecord]:
+    def _singles(
+        self, records: Sequence[StreamRecord], hash_keys: Mapping[str, tuple[int, int]], refused: list[RejectedRow]
+    ) -> Iterator[StreamRecord]:
         """The records, and instead of aggregated ones those in them."""
         for record in records:
-            if record.place is not None or self._source.aggregated == "keep" or not record.data.startswith(MAGIC):
+            if self._source.aggregated == "keep" or not record.is_aggregate:
                 yield record
                 continue
             try:
                 inner = split(record.data, most=_LAST_PLACE - 1)
             except ValueError as error:
-                refused.append(_rejected(record, f"it is a damaged aggregate: {error}", damaged=True))
+                refused.append(_rejected(record, f"it is a damaged aggregate: {error}"))
                 continue
-            for place, each in enumerate(inner):
-                yield StreamRecord(record.shard, record.sequence_number, each.key, record.arrived_ms, each.data, place)
+            singles = [replace(record, key=each.key, data=each.data, place=at) for at, each in enumerate(inner)]
+            first, last = hash_keys.get(record.shard, (0, _LAST_HASH_KEY))
+            if self._source.aggregated == "split" and not all(first <= each.hash_key <= last for each in inner):
+                refused += [_rejected(each, MISPLACED, misplaced=True) for each in singles]
+            else:
+                yield from singles
 
     def _at_once(self, records: Sequence[StreamRecord]) -> list[pa.Array] | None:
         """The columns of all records, if none is refused; None if each has to be looked at."""
@@ -257,5 +285,5 @@ _OWN: Mapping[str, pa.Field] = {
 }
 
 
-def _rejected(record: StreamRecord, reason: str, *, damaged: bool = False) -> RejectedRow:
-    return RejectedRow(record.to_json(damaged=damaged), reason, row_position(record.shard, record.offset))
+def _rejected(record: StreamRecord, reason: str, *, misplaced: bool = False) -> RejectedRow:
+    return RejectedRow(record.to_json(misplaced=misplaced), reason, row_position(record.shard, record.offset))

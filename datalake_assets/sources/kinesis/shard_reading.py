@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -59,6 +60,9 @@ LONGEST_READ_S = 3600.0
 _MARGIN = timedelta(minutes=1)
 #: Creation times that differ by no more are one: they are rounded.
 _SAME_CREATION_S = 1
+#: A stream that is followed is asked this often, within what each shard allows; and this often for shards, besides when
+#: one is closed.
+_POLL_S, _LOOK_S = 0.25, 30.0
 #: Between two looks at what is to be seen soon.
 _PAUSE_S = 0.2
 #: Answers without a record that a look at one record takes: a shard gives some, where records have expired.
@@ -78,10 +82,11 @@ class ShardBatches:
         stream: The stream.
         feed: A feed of it.
         request: What is wanted.
+        follows: Go on with what comes.
     """
 
-    def __init__(self, stream: Stream, feed: Feed, request: ReadRequest) -> None:
-        self._stream, self._feed, self.request = stream, feed, request
+    def __init__(self, stream: Stream, feed: Feed, request: ReadRequest, *, follows: bool = False) -> None:
+        self._stream, self._feed, self.request, self._follows = stream, feed, request, follows
         self._layout = RecordLayout(feed)
         self.recreated = False
         self.unfinished = ""
@@ -96,7 +101,7 @@ class ShardBatches:
         """The column that partitions the rows."""
         return self._feed.row_time
 
-    def __iter__(self) -> Iterator[SourceBatch]:
+    def __iter__(self) -> Generator[SourceBatch, None, None]:
         """Streams the records.
 
         Raises:
@@ -108,8 +113,8 @@ class ShardBatches:
             raise SourceUnavailable(self._stream.source, f"the stream is {facts.status}")
         starts = self._starts(facts, shards)
         reading = _Reading(self._stream, facts, shards, starts, began)
-        for records, read_to in reading.parts():
-            yield replace(self._layout.batch(records, starts), read_to=read_to)
+        for records, read_to in reading.followed() if self._follows else reading.parts():
+            yield replace(self._layout.batch(records, starts, reading.hash_keys), read_to=read_to)
         if not reading.is_over:
             self.unfinished = f"not caught up within {LONGEST_READ_S:g} s; the next export goes on from there"
 
@@ -192,7 +197,7 @@ class _Place:
         until_ms: All that arrived before it was read, in milliseconds of the server's clock.
         iterator: Where to read on; None before the first answer, and after the last.
         is_caught_up: It was read beyond the read's beginning.
-        is_exhausted: It is closed, and has nothing more.
+        exhausted_at: When it said that it is closed and has nothing more, by `time.monotonic`; 0 before.
         pace: Keeps to the limit.
     """
 
@@ -201,7 +206,7 @@ class _Place:
     until_ms: int
     iterator: str | None = None
     is_caught_up: bool = False
-    is_exhausted: bool = False
+    exhausted_at: float = 0.0
     pace: Pace = field(default_factory=Pace)
 
     def iterator_of(self, stream: Stream) -> str:
@@ -227,6 +232,10 @@ class _Place:
             except IteratorExpired:
                 self.iterator = None
         raise SourceUnavailable(stream.source, f"shard {self.shard.id}: a place expired as soon as it was given")
+
+
+#: Records in the order of their numbers within each shard, and up to where that is all.
+_Part: TypeAlias = tuple[Sequence[StreamRecord], dict[SourcePartition, int]]
 
 
 class _Reading:
@@ -257,6 +266,7 @@ class _Reading:
         self._starts = starts
         self._places: dict[str, _Place] = {}
         self._left: dict[str, int] = {}
+        self._seen_ms = 0  # when the shards were listed
         self._take_up()
 
     @property
@@ -264,61 +274,94 @@ class _Reading:
         """Whether all was read that had come when the read began."""
         return all(each.is_caught_up for each in self._places.values())
 
-    def parts(self) -> Iterator[tuple[Sequence[StreamRecord], dict[SourcePartition, int]]]:
-        """Records as they come, in the order of their numbers within each shard, and up to where that is all.
+    @property
+    def hash_keys(self) -> dict[str, tuple[int, int]]:
+        """The first and the last hash key that each shard takes, by its id."""
+        return {each.id: each.hash_keys for each in self._shards.values()}
+
+    def parts(self) -> Iterator[_Part]:
+        """Records as they come, until all was read that had come when the read began.
 
         Raises:
             SourceError: The stream failed or refused.
         """
-        heard = time.monotonic()
+        with ThreadPoolExecutor(READERS, thread_name_prefix="kinesis") as threads:
+            while not self.is_over:
+                places = [each for each in self._places.values() if not (each.is_caught_up or each.exhausted_at)]
+                yield from self._read(places, threads)
+                if self._has_exhausted:
+                    if not places:
+                        time.sleep(_PAUSE_S)
+                    yield self._look()
+                if time.monotonic() - self._began > LONGEST_READ_S:
+                    return
+
+    def followed(self) -> Iterator[_Part]:
+        """Records as they come, for ever; parts without any show that none came.
+
+        Raises:
+            SourceError: The stream failed or refused.
+        """
+        looked = time.monotonic()
         with ThreadPoolExecutor(READERS, thread_name_prefix="kinesis") as threads:
             while True:
-                reading = [each for each in self._places.values() if not (each.is_caught_up or each.is_exhausted)]
-                at_ms = self._elapsed_ms
-                answers = list(threads.map(lambda each: each.read(self._stream), reading))
-                for place, answer in zip(reading, answers, strict=True):
-                    self._note(place, answer, at_ms)
-                self._end_exhausted()
-                yield [record for each in answers for record in each.records], self._read_to
-                if self.is_over or time.monotonic() - self._began > LONGEST_READ_S:
-                    return
-                if reading:
-                    heard = time.monotonic()
-                    continue
-                if time.monotonic() - heard > self._stream.timeout_s:
-                    waiting = sorted(each.shard.id for each in self._places.values() if each.is_exhausted)
-                    reason = f"shards {waiting} are closed, and what became of them is not listed"
-                    raise SourceUnavailable(self._stream.source, reason)
-                time.sleep(_PAUSE_S)
+                began = time.monotonic()
+                yield from self._read([each for each in self._places.values() if not each.exhausted_at], threads)
+                if self._has_exhausted or began - looked > _LOOK_S:
+                    looked = began
+                    yield self._look()
+                time.sleep(max(0.0, began + _POLL_S - time.monotonic()))
+
+    def _read(self, places: Sequence[_Place], threads: ThreadPoolExecutor) -> Iterator[_Part]:
+        """An answer of each, some at once."""
+        for begin in range(0, len(places), READERS):
+            at_ms, some = self._elapsed_ms, places[begin : begin + READERS]
+            answers = list(threads.map(lambda each: each.read(self._stream), some))
+            for place, answer in zip(some, answers, strict=True):
+                self._note(place, answer, at_ms)
+            yield [record for each in answers for record in each.records], self._read_to
 
     @property
     def _elapsed_ms(self) -> int:
         return int((time.monotonic() - self._began) * 1000)
+
+    @property
+    def _has_exhausted(self) -> bool:
+        return any(each.exhausted_at for each in self._places.values())
 
     def _note(self, place: _Place, answer: Answer, at_ms: int) -> None:
         """Takes note of an answer to a request that was made ``at_ms`` after the beginning."""
         if answer.records:
             place.next = max(place.next, after_record(answer.records[-1].sequence_number))
         place.iterator = answer.next
-        place.is_exhausted = answer.next is None
+        if answer.next is None:
+            place.exhausted_at = time.monotonic()
         if place.shard.last is None and (answer.is_short or answer.behind_ms > 0):
-            # shards that came of it since the beginning have nothing that is older than that
-            place.until_ms = max(place.until_ms, self._began_ms - max(0, answer.behind_ms - at_ms))
-            place.is_caught_up = not place.is_exhausted and answer.behind_ms <= at_ms
+            # what came of it since it was seen open has nothing that is older than that
+            place.until_ms = max(place.until_ms, self._began_ms + min(self._seen_ms, at_ms - answer.behind_ms))
+            place.is_caught_up = not place.exhausted_at and answer.behind_ms <= at_ms
 
-    def _end_exhausted(self) -> None:
-        """Ends shards that have nothing more, once it is known what became of them, and takes up these."""
-        exhausted = [each for each in self._places.values() if each.is_exhausted]
-        if not exhausted:
-            return
+    def _look(self) -> _Part:
+        """Lists the shards again; ends those that have nothing more, once it is known what became of them.
+
+        Raises:
+            SourceError: They cannot be listed, or that stays unknown.
+        """
+        self._seen_ms = self._elapsed_ms
         self._shards = self._stream.shards()
         parents = {parent for each in self._shards.values() for parent in each.parents}
-        for place in exhausted:
-            found = self._shards.get(place.shard.id)
-            if found is not None and found.last is not None and found.id in parents:
-                self._ended[found.id] = end_of_shard(found.last)
-                self._left[found.id] = self._places.pop(found.id).until_ms
+        for place in list(self._places.values()):
+            place.shard = self._shards.get(place.shard.id, place.shard)
+            if not place.exhausted_at:
+                continue
+            if place.shard.last is not None and place.shard.id in parents:
+                self._ended[place.shard.id] = end_of_shard(place.shard.last)
+                self._left[place.shard.id] = self._places.pop(place.shard.id).until_ms
+            elif time.monotonic() - place.exhausted_at > self._stream.timeout_s:
+                reason = f"shard {place.shard.id} is closed, and what became of it is not listed"
+                raise SourceUnavailable(self._stream.source, reason)
         self._take_up()
+        return [], self._read_to
 
     def _take_up(self) -> None:
         """Begins the shards whose parents have all been read to their ends, or are there no more."""

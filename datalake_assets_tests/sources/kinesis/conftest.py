@@ -17,17 +17,15 @@ from datalake_assets.sources.kinesis.kinesis_model import KinesisSettings
 from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer, TestStream
 
 
-@pytest.fixture(autouse=True)
-def _credentials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "kinesis_server" in request.fixturenames:
-        for name, value in request.getfixturevalue("kinesis_server").environment().items():
-            monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def kinesis(kinesis_server: KinesisServer) -> Iterator[Kinesis]:
-    """The source, connected to."""
-    connected = connect(KinesisSettings(kinesis_endpoint=kinesis_server.url, kinesis_timeout_s=10))
+    """The source, connected to once: a client takes a third of a second to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in kinesis_server.environment().items():
+            patch.setenv(name, value)
+        connected = connect(KinesisSettings(kinesis_endpoint=kinesis_server.url, kinesis_timeout_s=10))
+        for _ in connected.discover():
+            pass
     yield connected
     connected.close()
 

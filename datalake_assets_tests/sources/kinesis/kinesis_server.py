@@ -83,15 +83,22 @@ class TestStream:
         self.client.delete_stream(StreamName=self.name)
         self._until("")
 
-    def send(self, bodies: Iterable[Any], *, keys: Sequence[str] = ("a",), shard: str | None = None) -> None:
-        """Sends bodies, bytes, texts or what JSON is made of; their keys in turn, or all to one shard."""
-        to = {} if shard is None else {"ExplicitHashKey": self.shards()[shard]["HashKeyRange"]["StartingHashKey"]}
+    def send(
+        self, bodies: Iterable[Any], *, keys: Sequence[str] = ("a",), shard: str | None = None, hash_key: str = ""
+    ) -> None:
+        """Sends bodies, bytes, texts or what JSON is made of; their keys in turn, or all to one shard, or by a hash."""
+        hash_key = hash_key or (self.hash_key(shard) if shard else "")
+        to = {"ExplicitHashKey": hash_key} if hash_key else {}
         records = [
             {"Data": _data(body), "PartitionKey": keys[number % len(keys)], **to} for number, body in enumerate(bodies)
         ]
         for begin in range(0, len(records), 500):
             answer = self.client.put_records(StreamName=self.name, Records=records[begin : begin + 500])
             assert answer["FailedRecordCount"] == 0
+
+    def hash_key(self, shard: str) -> str:
+        """The first hash key that a shard takes."""
+        return str(self.shards()[shard]["HashKeyRange"]["StartingHashKey"])
 
     def shards(self) -> dict[str, dict[str, Any]]:
         """All shards, by id."""

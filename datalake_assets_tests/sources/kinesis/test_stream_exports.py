@@ -9,7 +9,7 @@ from hashlib import md5
 
 import pytest
 from botocore.stub import Stubber
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalake_assets.core.batches import ReadRequest
@@ -170,15 +170,40 @@ def test_a_damaged_aggregate_waits_in_quarantine_and_lands_whole_if_the_feed_say
     assert [batch.rows["value"].to_pylist() for batch in kinesis.read(whole, ReadRequest())] == [[good, bad]]
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=9)), max_size=8), st.data())
 def test_aggregates_are_taken_apart_exactly_or_not_at_all(records, data):
     packed = aggregated(records)
-    assert split(packed, most=10) == [UserRecord(*each) for each in records]
+    assert split(packed, most=10) == [UserRecord(key, text, hash_of(key)) for key, text in records]
+    explicit = split(aggregated(records, hash_key=str(2**127)), most=10)
+    assert explicit == [UserRecord(*each, 2**127) for each in records]
     at = data.draw(st.integers(4, len(packed) - 1))
     damaged = packed[:at] + bytes([packed[at] ^ data.draw(st.integers(1, 255))]) + packed[at + 1 :]
     for text in (damaged, packed[:at]):
         with pytest.raises(ValueError, match="digest"):
             split(text, most=10)
+
+
+def hash_of(key):
+    return int(md5(key.encode(), usedforsecurity=False).hexdigest(), 16)
+
+
+def test_records_packed_for_another_shard_are_put_aside_since_they_come_again(store, kinesis, kinesis_server):
+    stream = kinesis_server.stream(2)
+    feed = feed_of(stream)
+    keys = sorted((f"k{number}" for number in range(20)), key=hash_of)
+    mixed = aggregated([(keys[0], b"a"), (keys[-1], b"b")])
+    stream.send([mixed, aggregated([(keys[0], b"c"), (keys[1], b"d")])], shard=stream.open_shards()[0])
+    report = land(store, kinesis, feed)
+    assert (report.rows_added, report.rows_quarantined) == (2, 2)
+    assert landed(store, feed, "value") == ["c", "d"]
+    raws = [each.raw.encode() for each in quarantined(store, feed)]
+    assert kinesis.decode(feed, raws).rows.num_rows == 0
+    trusting = feed_of(stream, aggregated="split_all")
+    assert kinesis.decode(trusting, raws).rows["value"].to_pylist() == ["a", "b"]
+    assert [batch.rows["value"].to_pylist() for batch in kinesis.read(trusting, ReadRequest())] == [
+        ["a", "b", "c", "d"]
+    ]
 
 
 @pytest.mark.parametrize("body", [b"\x1a\x02\x08\x00", b"\x0a\x01a\x1a\x04\x08\x01\x1a\x00", b"\xff"])
@@ -385,7 +410,9 @@ def test_a_stream_that_is_not_there_is_refused(store, kinesis, stream):
         land(store, kinesis, feed)
 
 
-def test_a_server_that_is_not_there_is_an_error_in_time(store, stream, monkeypatch):
+def test_a_server_that_is_not_there_is_an_error_in_time(store, kinesis_server, stream, monkeypatch):
+    for name, value in kinesis_server.environment().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(streams, "ATTEMPTS", 2)
     away = connect(KinesisSettings(kinesis_endpoint="http://127.0.0.1:9", kinesis_timeout_s=1))
     with pytest.raises(SourceUnavailable, match="cannot be reached"):
@@ -412,3 +439,69 @@ def test_what_no_stream_can_be_read_by_is_refused(stream, source, problem):
             system("kinesis").model(stream=stream.name, **source)
     else:
         assert problem in feed_of(stream, **source).source.problem()
+
+
+def test_what_comes_is_followed_through_splits_and_merges(kinesis, kinesis_server, monkeypatch):
+    stream = kinesis_server.stream(2)
+    feed = feed_of(stream, fields={"n": "long"})
+    followed = iter(kinesis.follow(feed, ReadRequest()))
+    found, hint = [], {}
+
+    def read_until(count):
+        for batch in followed:
+            found.extend(batch.rows["n"].to_pylist())
+            hint.update({each: max(hint.get(each, 0), to) for each, to in batch.read_to.items()})
+            if len(found) >= count:
+                return
+
+    keys = ["a", "b", "c", "d", "e", "f"]
+    stream.send(numbers(range(6)), keys=keys)
+    read_until(6)
+    assert next(followed).rows.num_rows == 0
+    stream.split(stream.open_shards()[0])
+    stream.send(numbers(range(6, 12)), keys=keys)
+    read_until(12)
+    stream.merge(*stream.open_shards()[:2])
+    stream.send(numbers(range(12, 18)), keys=keys)
+    read_until(18)
+    followed.close()
+    assert sorted(found) == [*range(18)]
+    stream.send(numbers([18]))
+    rest = [batch.rows["n"].to_pylist() for batch in kinesis.read(feed, ReadRequest(start_offsets=hint))]
+    assert [each for each in rest if each] == [[18]]
+
+
+def test_a_stream_that_is_followed_is_known_to_be_read(kinesis, kinesis_server, clock, monkeypatch):
+    clock(-60 * HOUR)
+    stream = kinesis_server.stream()
+    feed = feed_of(stream)
+    monkeypatch.setattr(shard_reading, "_LOOK_S", 0.0)
+    followed = iter(kinesis.follow(feed, ReadRequest()))
+    until = shard_reading.read_until(stream.open_shards()[0])
+    untils = [next(followed).read_to[until] for _ in range(5)]
+    followed.close()
+    now = (datetime.now(UTC) - timedelta(hours=60)).timestamp() * 1000
+    assert untils == sorted(untils)
+    assert untils[0] < untils[-1]
+    assert abs(untils[-1] - now) < 60_000
+
+
+def test_each_shard_has_to_be_vouched_for(kinesis, kinesis_server):
+    stream = kinesis_server.stream(2)
+    feed = feed_of(stream)
+    first, second = stream.open_shards()
+    stream.send(["a"], shard=first)
+    hint = {}
+    for batch in kinesis.read(feed, ReadRequest()):
+        hint.update(batch.read_to)
+
+    def rows(**late_or_gone):
+        starts = {each: to for each, to in hint.items() if each not in late_or_gone.get("gone", ())}
+        starts |= dict.fromkeys(map(shard_reading.read_until, late_or_gone.get("late", ())), 1)
+        return sum(batch.rows.num_rows for batch in kinesis.read(feed, ReadRequest(start_offsets=starts)))
+
+    assert rows() == 0
+    assert rows(late=[first]) == 0  # its last record is still there
+    for how in ({"late": [second]}, {"late": [first, second]}, {"gone": [second]}):
+        with pytest.raises(SourceDataLost, match="records may have expired unread"):
+            rows(**how)
