@@ -162,6 +162,7 @@ class SourceBatch:
         finished: Items whose last rows are in this batch, from sources that ask what is known of items by name.
         read_to: By source partition, the next offset to be read after this batch, where it lies beyond the last row:
             not every number has one.
+        source_id: Names what numbers the rows; another one numbers them anew. Empty where nobody can tell.
     """
 
     rows: pa.RecordBatch
@@ -172,6 +173,7 @@ class SourceBatch:
     forget_after: datetime | None = None
     finished: tuple[FinishedItem, ...] = ()
     read_to: Mapping[SourcePartition, int] = field(default_factory=dict)
+    source_id: str = ""
 
     @property
     def numbers(self) -> tuple[Ints, Ints]:
@@ -193,7 +195,7 @@ class SourceBatch:
         rejected = (*self.rejected, *also_rejected)
         rows = self.rows.take(which)
         after, finished = self.forget_after, self.finished
-        return SourceBatch(rows, partitions, offsets, rejected, items, after, finished, self.read_to)
+        return SourceBatch(rows, partitions, offsets, rejected, items, after, finished, self.read_to, self.source_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ class ReadRequest:
         new_epoch: Accept that the source was recreated or has lost rows.
         landed: What the lake has of the feed already; None: nothing.
         items: Names of the only items to look at; None: whatever there is.
+        source_id: `SourceBatch.source_id` of what ``start_offsets`` are about; empty if that is not known.
     """
 
     window: TimeWindow | None = None
@@ -213,6 +216,7 @@ class ReadRequest:
     new_epoch: bool = False
     landed: LandedItems | None = None
     items: tuple[str, ...] | None = None
+    source_id: str = ""
 
     @property
     def numbered_starts(self) -> dict[int, int]:

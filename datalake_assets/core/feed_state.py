@@ -71,6 +71,7 @@ class FeedState:
         deleted: Key of the file of deleted keys, of a feed that is merged by an order column; empty if there is none.
         form: What may be written, as `datalake_assets.lake.layout.form_of` says it; empty: whatever the feed is.
         conversion: One that is under way: nothing may be written.
+        source_id: ``offsets``: names what numbers the rows of this epoch (`SourceBatch.source_id`); empty if unknown.
         write_id: Fresh for every write.
     """
 
@@ -86,6 +87,7 @@ class FeedState:
     deleted: str = ""
     form: str = ""
     conversion: Conversion | None = None
+    source_id: str = ""
     write_id: str = ""
 
     def check_written(self, form: str, *, feed: str) -> None:
@@ -127,6 +129,7 @@ class FeedState:
         *,
         epoch: int,
         rejected: Mapping[SourcePartition, Runs] | None = None,
+        source_id: str = "",
     ) -> FeedState:
         """The state with the hint moved up to ``offsets`` of ``epoch``; an older epoch's offsets change nothing.
 
@@ -134,6 +137,7 @@ class FeedState:
             offsets: Next offset wanted by source partition.
             epoch: Of all these offsets.
             rejected: Rows that went to quarantine on the way.
+            source_id: What numbers them; empty if that is not known.
         """
         if epoch < self.epoch:
             return self
@@ -141,7 +145,8 @@ class FeedState:
         merged = {key: max(base.get(key, 0), offsets.get(key, 0)) for key in {*base, *offsets}}
         for partition, runs in (rejected or {}).items():
             aside[partition] = aside.get(partition, Holes()).added(runs)
-        return replace(self, hint=merged, epoch=epoch, rejected=aside)
+        known = source_id or (self.source_id if epoch == self.epoch else "")
+        return replace(self, hint=merged, epoch=epoch, rejected=aside, source_id=known)
 
     def without_rejected(self, landed: Mapping[SourcePartition, Runs], *, epoch: int) -> FeedState:
         """The state without rejected rows that were landed after all."""
@@ -202,6 +207,7 @@ class FeedState:
             deleted=self.deleted,
             form=self.form,
             conversion=self.conversion,
+            source_id=self.source_id,
         )
         plain = msgspec.to_builtins(document, builtin_types=(datetime,))
         return json.dumps(plain, indent=1, default=datetime.isoformat).encode()
@@ -232,6 +238,7 @@ class FeedState:
                 deleted=document.deleted,
                 form=document.form,
                 conversion=document.conversion,
+                source_id=document.source_id,
                 write_id=document.write_id,
             )
         except (ValueError, TypeError) as error:
@@ -239,7 +246,7 @@ class FeedState:
 
 
 class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A feed's state in JSON, in this order; the last four are only there if there are some."""
+    """A feed's state in JSON, in this order; the last five are only there if there are some."""
 
     format: int
     write_id: str
@@ -257,6 +264,7 @@ class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
     deleted: str = ""
     form: str = ""
     conversion: Conversion | None = None
+    source_id: str = ""
 
 
 def _in_order(each: tuple[SourcePartition, Any]) -> tuple[bool, SourcePartition]:

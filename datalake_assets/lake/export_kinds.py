@@ -61,7 +61,8 @@ class OffsetsExport(Export):
             {key: (staged[key], self._plan(key, fence, encoded, passed)) for key in sorted(staged)}
         )
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
-        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected))
+        known = landing.source_id
+        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known))
         return self.result(landing, reports, schema)
 
     def position_read(self, key: str) -> Mapping[str, Any]:

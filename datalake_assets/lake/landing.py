@@ -230,6 +230,7 @@ class Landing:
         misfit_rows: Rows that could not be landed for it.
         values_discarded: Values of rows that were landed without them.
         finished: Items that were read to their ends.
+        source_id: `SourceBatch.source_id` of what was read.
     """
 
     def __init__(
@@ -249,6 +250,7 @@ class Landing:
         self.rows_read = self.rows_known = self.rows_landed = self.misfit_rows = self.values_discarded = 0
         self.misfits: Counter[str] = Counter()
         self.finished: list[FinishedItem] = []
+        self.source_id = ""
         self._reported_at = 0.0
         self._watch = present_watch()
 
@@ -270,6 +272,7 @@ class Landing:
             if self.fence is not None:
                 self.fence.passed(batch.read_to)
             self.finished += batch.finished
+            self.source_id = batch.source_id or self.source_id
             self._report()
         self._quarantine.flush()
         self._contract.beside.flush()

@@ -94,7 +94,8 @@ class MergeExport(OffsetsExport):
                 for key, report in self._merged(self._round, placement, written, encoded, passed).items():
                     reports[key] = _both(reports.get(key), report)
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
-        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected))
+        known = landing.source_id
+        self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known))
         return self.result(landing, reports, self.columns)
 
     def settled(self, key: str) -> Manifest:

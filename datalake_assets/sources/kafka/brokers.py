@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from datalake_assets.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings, KafkaSource
@@ -160,6 +162,18 @@ class Brokers:
                 raise SourceUnavailable(self.source(topic), reason, cure="raise DATALAKE_KAFKA_TIMEOUT_S")
             extents[partition] = Extent(*found)
         return extents
+
+    def topic_id(self, topic: str) -> str:
+        """The id that a topic has for life, whatever its name (KIP-516); empty if the brokers do not tell."""
+        admin = AdminClient(self._configuration, logger=logger)
+        try:
+            found = admin.describe_topics(TopicCollection([topic]), request_timeout=self.timeout_s)[topic]
+            told = found.result(self.timeout_s).topic_id
+        except (KafkaException, FutureTimeout) as error:  # too old, or not allowed: the offsets have to do
+            logger.info("%s: its id is not known: %s", self.source(topic), error)
+            return ""
+        is_one = told is not None and (told.get_most_significant_bits() or told.get_least_significant_bits())
+        return str(told) if is_one else ""
 
     def check(self, declared: KafkaSource) -> None:
         """Asks for a topic's offsets.

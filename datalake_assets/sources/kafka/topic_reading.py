@@ -83,6 +83,7 @@ class TopicBatches:
         self._source = brokers.source(self._declared.topic)
         self._layout: MessageLayout | None = None
         self._reached: dict[int, int] = {}
+        self._topic_id = ""
         self.recreated = False
         self.unfinished = ""
 
@@ -112,6 +113,7 @@ class TopicBatches:
         layout, self._reached, self.unfinished = self.layout, {}, ""
         consumer = self._brokers.consumer(isolation=self._declared.isolation)
         try:
+            self._topic_id = self._brokers.topic_id(self._declared.topic)
             extents = self._brokers.extents(consumer, self._declared.topic)
             reading = _Reading(self._source, self._declared.topic, consumer, self._starts(extents), extents)
             # where a partition is empty, what comes first is wanted, though nothing was landed: it may expire unread
@@ -148,24 +150,29 @@ class TopicBatches:
             logger.warning("%s: %s", self._source, self.unfinished)
             return _until_changed(layout, messages)
         self._reached |= read_to
-        return replace(batch, read_to=dict(read_to.items()))
+        return replace(batch, read_to=dict(read_to.items()), source_id=self._topic_id)
 
     def _starts(self, extents: Mapping[int, Extent]) -> dict[int, int]:
         """Where to begin in each partition.
 
         Raises:
-            SourceRecreated: The topic ends before what was landed of it.
+            SourceRecreated: The topic ends before what was landed of it, or is another one by its id.
             SourceDataLost: What comes next has expired.
         """
         wanted = self.request.numbered_starts
         there = {each: extents[each].high if each in extents else -1 for each in wanted}
         gone = sorted(each for each, start in wanted.items() if 0 < start > there[each])
         late = sorted(each for each in wanted.keys() & extents.keys() - set(gone) if extents[each].low > wanted[each])
-        self.recreated = bool(gone) and self.request.new_epoch
+        before = self.request.source_id
+        is_other = "" not in {before, self._topic_id} and before != self._topic_id
+        self.recreated = (bool(gone) or is_other) and self.request.new_epoch
         if self.recreated:
             wanted = {}
         elif gone:
             raise SourceRecreated(self._source, _recreated(gone[0], wanted[gone[0]], extents.get(gone[0])))
+        elif is_other:
+            reason = f"it was created anew: its id is {self._topic_id}, and what was landed is of {before}"
+            raise SourceRecreated(self._source, reason)
         elif late and not self.request.new_epoch:
             lost = f"rows from offset {wanted[late[0]]} to {extents[late[0]].low - 1} expired before they were read"
             raise SourceDataLost(self._source, f"partition {late[0]}: {lost}")
