@@ -14,6 +14,8 @@ NPM := datalake_assets_tests/npm
 PORT ?= 3000
 # processes of pytest: one more than two cores, since tests wait for servers and disks
 WORKERS ?= 3
+# MB that the files of tests may take: 3,000 do
+ROOM_MB ?= 5000
 # what `make bench` measures, each with ARGS
 BENCHMARKS ?= ingest compaction
 # rounds of `make crash`, on each kind of store: so many exports, twice as many compactions
@@ -48,8 +50,16 @@ dev: $(VENV)/.demo ## open the lake in Dagster's web UI: http://127.0.0.1:3000, 
 	  DAGSTER_HOME=$$home DATALAKE_WEBSERVER_URL=http://127.0.0.1:$(PORT) PYTHONWARNINGS='ignore:Function `dev_command`' \
 	  exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT) --log-level warning
 
+# their files are in memory where there is room for them, so that nothing waits for a disk; what failing ones left stays
 test: $(VENV)/.dev $(NPM)/node_modules ## run the tests
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+	@free=$$(df --output=avail -BM /dev/shm 2>/dev/null | tail -n 1 | tr -dc 0-9); \
+	memory=$$(awk '/^MemAvailable:/ {print int($$2 / 1024)}' /proc/meminfo 2>/dev/null); \
+	if [ -z "$$TMPDIR" ] && [ "$${free:-0}" -gt $(ROOM_MB) ] && [ "$${memory:-0}" -gt $$((2 * $(ROOM_MB))) ]; then \
+	  in_memory=$$(mktemp -d /dev/shm/tests-XXXXXX) && export TMPDIR=$$in_memory; fi; \
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS); status=$$?; \
+	if [ -n "$$in_memory" ]; then \
+	  if [ $$status = 0 ]; then rm -rf "$$in_memory"; else echo "files of tests, in memory until you remove them: $$in_memory"; fi; \
+	fi; exit $$status
 
 check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the compiler's warnings
 	@$(BIN)/ruff check --quiet .
