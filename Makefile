@@ -102,6 +102,7 @@ crash: $(VENV)/.dev $(NPM)/node_modules ## kill exports (ROUNDS=100), compaction
 	@$(BIN)/python -m datalake_assets_tests.crash --what dlt --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what topic --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what shards --rounds $(ROUNDS)
+	@$(BIN)/python -m datalake_assets_tests.crash --what sinks --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what queue --messages $$((200 * $(ROUNDS))) --deaths $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what queue --fifo --messages $$((10 * $(ROUNDS))) --deaths $$(($(ROUNDS) / 5))
 	@if $(BIN)/python -c 'import ray' 2>/dev/null; then $(BIN)/python -m datalake_assets_tests.crash --what ray --kills $$(($(ROUNDS) / 2)); fi

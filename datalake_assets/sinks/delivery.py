@@ -28,7 +28,7 @@ from datalake_assets.errors import ConfigError, SnapshotExpired, SourceError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sinks import SinkModel
 from datalake_assets.lake.layout import sink_folder
-from datalake_assets.lake.quarantined_rows import Quarantine, quarantined_rows
+from datalake_assets.lake.quarantined_rows import Quarantine, quarantined_rows, take_out
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable, TableSnapshot
 from datalake_assets.lake.tables import open_table
@@ -285,6 +285,9 @@ class RowDelivery:
             ids, refused = self._lacking(key, snapshot, places, begun.target, by_position=False, again=again)
         gone = [each for each in stored if each.id not in ids or places[each.id] != each.target]
         self._store.remove(gone)
+        # of a row that was deleted no dead letter stays, either
+        letters = f"{_letters(self._feed, self._sink.label)}/{key}"
+        take_out(self._lake, letters, lambda _, rows: [row.position not in ids for row in rows])
         self._report = replace(self._report, removed=self._report.removed + len(gone))
         return Delivered(
             content=snapshot.contents().get(key, ""),

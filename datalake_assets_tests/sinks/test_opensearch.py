@@ -191,6 +191,12 @@ def test_refused_documents_are_dead_letters_that_can_be_sent_again(numbered, osm
     assert sink_lag(store, feed, feed.sinks[0]).refused == 1
     forget_delivered(store, feed, "opensearch")
     assert dead_letters(store, feed, "opensearch") == []
+    assert sent(lake, feed, osmem.url).refused == 1
+    changed(lake, "delete", [[0]])  # and with its row its dead letter
+    assert sent(lake, feed, osmem.url).removed == 1
+    assert dead_letters(store, feed, "opensearch") == []
+    assert sink_lag(store, feed, feed.sinks[0]).refused == 0
+    assert found(osmem, feed) == [*range(1, 100), 101]
 
 
 def test_indices_of_another_lake_are_left_alone(numbered, osmem, tmp_path_factory):
