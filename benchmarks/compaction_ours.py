@@ -38,6 +38,7 @@ FOLDER = "streams/events"
 LOADED_WITH_FIRST_GROUP = (
     "_strptime",
     "datalake_assets.engines.threads",
+    "datalake_assets.lake.compaction",
     "datalake_assets.lake.compaction_inputs",
     "datalake_assets.lake.compaction_jobs",
     "datalake_assets.parquet.rewrite",
