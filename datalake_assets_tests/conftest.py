@@ -25,6 +25,7 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
+from datalake_assets_tests.engines.toy import toy  # noqa: F401  likewise
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, spare
 from datalake_assets_tests.scheduling import FilesTogether

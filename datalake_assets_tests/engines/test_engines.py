@@ -11,7 +11,7 @@ from importlib import metadata
 
 import pytest
 
-from datalake_assets import engines, errors
+from datalake_assets import errors
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.engines import open_engine, ray_cluster
 from datalake_assets.engines.threads import ThreadEngine
@@ -23,7 +23,7 @@ from datalake_assets.lake.store import PortableStore, open_store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.settings import load_settings
 from datalake_assets.testing.engines import EngineContract
-from datalake_assets_tests.engines.toy import DoublingEngine, ToyEngine
+from datalake_assets_tests.engines.toy import ToyEngine
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids
 from datalake_assets_tests.lake.test_compaction import DAY, FOLDER, ROWS, with_files
@@ -42,17 +42,6 @@ class TestToy(EngineContract):
     @pytest.fixture
     def engine(self):
         return ToyEngine()
-
-
-@pytest.fixture
-def toy(monkeypatch):
-    """The toy engine by its name; what it was given is seen."""
-    made = DoublingEngine()
-    monkeypatch.setitem(engines.ENGINES, "toy", (ToyEngine.__module__, "DoublingEngine"))
-    monkeypatch.setattr(f"{ToyEngine.__module__}.DoublingEngine", lambda: made)
-    open_engine.cache_clear()
-    yield made
-    open_engine.cache_clear()
 
 
 def test_doubled_tasks_and_zombies_harm_nothing(store, toy, monkeypatch):

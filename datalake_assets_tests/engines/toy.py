@@ -8,14 +8,17 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
+from datalake_assets import engines
 from datalake_assets.engines import worker
 from datalake_assets.engines.base import Cancelled, Done, Share, Task, transient
 
-__all__ = ["DoublingEngine", "ToyEngine"]
+__all__ = ["DoublingEngine", "ToyEngine", "toy"]
 
 
 class ToyEngine:
@@ -89,3 +92,22 @@ class DoublingEngine(ToyEngine):
     """Does each task twice."""
 
     doubles = True
+
+
+#: The one that settings mean by ``toy``, while there is one.
+current: list[ToyEngine] = []
+
+
+def current_engine() -> ToyEngine:
+    return current[-1]
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[DoublingEngine]:
+    """The doubling engine by its name; what it was given can be seen."""
+    made = DoublingEngine()
+    monkeypatch.setattr(f"{__name__}.current", [made])
+    monkeypatch.setitem(engines.ENGINES, "toy", (__name__, "current_engine"))
+    engines.open_engine.cache_clear()
+    yield made
+    engines.open_engine.cache_clear()

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.defs.build import build_definitions
-from datalake_assets.defs.compaction.job import COMPACT_PARTITION
+from datalake_assets.defs.compaction.job import COMPACT_PARTITION, raise_for_failed
 from datalake_assets.defs.metadata import asset_key
+from datalake_assets.errors import EngineError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.adopted.adoption import adopt
+from datalake_assets.lake.feed_compaction import Compacted
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
@@ -82,6 +84,29 @@ def test_partition_that_cannot_be_compacted_stops_no_other(job, feed, home, loca
     (event,) = [event for event in result.all_events if event.is_step_failure]
     assert event.step_failure_data.user_failure_data.description.startswith("1 of 3 partitions failed: 2025-01-01: ")
     assert {key: seen["datalake/files"] for key, seen in observed(home, feed).items()} == {DAYS[1]: 1, DAYS[2]: 1}
+
+
+def test_what_an_engine_did_elsewhere_shows_in_the_observation(feed, home, local_store, toy):
+    elsewhere = build_definitions(Settings(lake=local_store.uri, engine="toy")).resolve_job_def(COMPACT_PARTITION)
+
+    assert run(elsewhere, home, feed.name, *DAYS).success
+
+    records = home.fetch_observations(asset_key(feed), limit=100).records
+    for record in records:
+        metadata = record.asset_observation.metadata
+        (task,) = metadata["datalake/engine_tasks"].value
+        assert task["worker"]
+        assert metadata["datalake/engine_workers"].value == 1
+        assert metadata["datalake/engine_cpu_s"].value >= 0
+    assert len(records) == len(toy.zombies) == len(DAYS)
+    assert ids_in(local_store, feed) == list(range(len(DAYS) * TIMES))
+
+
+def test_run_is_retried_where_an_engine_is_out_of_reach():
+    error = EngineError("ray", "no cluster at 10.0.0.1:6379", cure="start one")
+    with pytest.raises(dg.Failure, match=r"engine ray: no cluster at 10.0.0.1:6379; start one") as caught:
+        raise_for_failed([Compacted(DAYS[0], error=error)])
+    assert caught.value.allow_retries
 
 
 def test_version_that_retention_removed_meanwhile_is_no_failure(job, home, local_store):
