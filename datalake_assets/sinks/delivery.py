@@ -148,7 +148,7 @@ class RowDelivery:
                     self._take_merged(key, snapshot, delivered)
                 else:
                     if not is_ready:
-                        self._store.prepare(self._schema(snapshot))
+                        self._store.prepare(self._schema(snapshot.only(key)))
                         is_ready = True
                     self._partition(key)
                 waiting.remove(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pyarrow as pa
 import pytest
+import trustme
 
 from datalake_assets.errors import ConfigError, InvalidFeed
 from datalake_assets.feed import Feed, parse_feed
@@ -59,7 +61,7 @@ class TestElasticsearch(DocumentStoreContract):
 class Proxy:
     """A server in front of another that answers some bulk requests as a busy one does."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, tls: trustme.LeafCert | None = None) -> None:
         self.faults: list[str] = []
         self.bulks: list[int] = []
         proxy = self
@@ -83,7 +85,13 @@ class Proxy:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.configure_cert(context)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -249,6 +257,21 @@ def test_a_feed_whose_sinks_cannot_work_is_refused(document, words):
     stream = {"name": "x", "kind": "stream", "source": {"type": "kafka", "topic": "t"}}
     with pytest.raises(InvalidFeed, match=words):
         parse_feed(json.dumps({**stream, **document}))
+
+
+def test_a_server_with_a_certificate_that_nobody_trusts_is_refused(numbered, osmem, tmp_path_factory):
+    lake, feed = numbered
+    authority = trustme.CA()
+    proxy = Proxy(osmem.url, tls=authority.issue_cert("127.0.0.1"))
+    file = tmp_path_factory.mktemp("tls") / "authority.pem"
+    authority.cert_pem.write_to_path(str(file))
+    try:
+        report = sent(lake, feed, proxy.url, retry_s=30)
+        assert "set DATALAKE_OPENSEARCH_CA_FILE" in report.error
+        settings = OpenSearchSettings(opensearch_url=proxy.url, opensearch_ca_file=str(file))
+        assert deliver(open_store(str(lake)), feed, settings)[0].sent == 100
+    finally:
+        proxy.close()
 
 
 def test_settings_without_a_server_are_named(numbered):

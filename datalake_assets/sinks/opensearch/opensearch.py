@@ -22,6 +22,8 @@ from datalake_assets.sinks.opensearch.opensearch_model import OpenSearchSettings
 __all__ = ["OpenSearchStore", "connect"]
 
 logger = logging.getLogger(__name__)
+#: The client logs each answer that is an error; some are expected, and of the others the errors tell.
+logging.getLogger("opensearch").addHandler(logging.NullHandler())
 
 _T = TypeVar("_T")
 #: What a server says when it has too much to do, or its shards are not there for now.
@@ -245,6 +247,9 @@ class OpenSearchStore:
         """An answer; the client's errors as ours."""
         try:
             return question()
+        except exceptions.SSLError as error:
+            reason = "its certificate is not trusted, or it speaks no TLS"
+            raise SourceRefused(self.where, reason, cure="set DATALAKE_OPENSEARCH_CA_FILE") from error
         except (exceptions.ConnectionError, exceptions.SerializationError) as error:
             raise SourceUnavailable(self.where, _words(error), cure=_LATER) from error
         except exceptions.TransportError as error:
