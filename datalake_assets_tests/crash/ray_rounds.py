@@ -52,6 +52,8 @@ GROUP_BYTES = 40 << 20
 NODES = 2
 #: One kill in so many is of a node.
 NODE_IN = 6
+#: Kills of a round, at the most: it should come to an end.
+KILLS = 8
 #: Between two kills, at the most.
 PAUSE_S = 1.0
 #: Longer than any wait, on a busy machine.
@@ -189,12 +191,12 @@ class RayRounds:
     def round(self) -> str:
         """Lands two partitions, compacts them, kills meanwhile, and counts."""
         keys = self._land()
-        before, provokes = self.hits.total(), self.hits["zombie"] * 8 <= self.hits.total()
+        before = self.hits.total()
         attempts: list[str] = []
         work = threading.Thread(target=self._compact, args=(keys, attempts))
         work.start()
-        zombie = self._provoke(work) if provokes else None
-        self._kill(work)
+        zombie = self._provoke(work)
+        self._kill(work, most=min(before + KILLS, self._kills))
         work.join(PATIENCE_S)
         require(not work.is_alive(), "the compaction does not end")
         require(attempts[-1] == "", f"the compaction failed: {attempts[-1]}")
@@ -240,10 +242,10 @@ class RayRounds:
             if strange or not errors:
                 return
 
-    def _kill(self, work: threading.Thread) -> None:
+    def _kill(self, work: threading.Thread, *, most: int) -> None:
         while work.is_alive():
             time.sleep(self._rng.uniform(0.05, PAUSE_S))
-            if self.hits.total() < self._kills and (busy := self._cluster.busy()):
+            if self.hits.total() < most and (busy := self._cluster.busy()):
                 node, worker = self._rng.choice(busy)
                 if self.hits["node"] * NODE_IN <= self.hits.total():
                     self._cluster.kill(node)

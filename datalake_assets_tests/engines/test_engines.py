@@ -17,13 +17,16 @@ from datalake_assets.engines import open_engine, ray_cluster
 from datalake_assets.engines.threads import ThreadEngine
 from datalake_assets.errors import ConfigError, DatalakeError, EngineError, LakeUnavailable
 from datalake_assets.lake import inspection
+from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.feed_compaction import compact_partitions
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import PortableStore, open_store
 from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
 from datalake_assets.testing.engines import EngineContract
 from datalake_assets_tests.engines.toy import ToyEngine
+from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder
 from datalake_assets_tests.lake.feeds import numbered, stream_feed, stream_of
 from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids
 from datalake_assets_tests.lake.test_compaction import DAY, FOLDER, ROWS, with_files
@@ -58,6 +61,31 @@ def test_doubled_tasks_and_zombies_harm_nothing(store, toy, monkeypatch):
     assert table.repair().swept == len(toy.zombies)
     assert list(store.list_staged("")) == []
     assert ids(table) == list(range(ROWS))
+
+
+def test_iceberg_feeds_go_to_the_engine_too(local_store, toy):
+    table = open_table(local_store, stream_feed(format={"type": "iceberg"}))
+    for hour in range(0, 24, 6):
+        export(table, stream_of(numbered(range(hour, hour + 6))))
+    report = table.compact(DAY, SEVERAL)
+
+    assert report.files_after < report.files_before == 4
+    assert len(toy.zombies) == len(report.tasks) > 0
+    assert ids(open_table(local_store, table.feed)) == list(range(ROWS))
+    assert list(table.verify(deep=True)) == []
+
+
+def test_adopted_folders_go_to_the_engine_too(local_store, toy, tmp_path):
+    folder = AdoptedFolder(open_store(str(tmp_path)), "clicks")
+    for number in range(6):
+        folder.write(f"day=1/{number}.parquet", range(number * 10, number * 10 + 10))
+    table = open_table(local_store, adopt(local_store, f"{tmp_path}/clicks", "clicks").feed)
+    report = table.compact("day=1", SEVERAL)
+
+    assert report.files_after < report.files_before == 6
+    assert len(toy.zombies) == len(report.tasks) > 0
+    assert sorted(table.scan().read_all()["id"].to_pylist()) == list(range(60))
+    assert list(table.verify(deep=True)) == []
 
 
 def test_rewrites_carry_no_credentials(store, toy, monkeypatch):
