@@ -75,6 +75,8 @@ class Settings(BaseModel):
         webserver_url: The Dagster web server, which is asked to reload when feeds change.
         ops_tokens_file: Who may use the write API over HTTP: a JSON object of a token, or a list of tokens, by tenant.
         ops_tokens: The same object itself, where there is no file.
+        live_token: What readers of a live view have to know that others than this machine can reach, 32 characters or
+            more; unset: a new one each time.
         iceberg_catalog: The catalog that knows the feeds which are Iceberg tables, and of a lake in S3 also the tables
             of the write API: the URL of a REST catalog, ``glue`` for AWS Glue, or a database's URL; unset: SQLite files
             in the lake, which has to be a local folder.
@@ -110,6 +112,7 @@ class Settings(BaseModel):
     webserver_url: str = "http://127.0.0.1:3000"
     ops_tokens_file: str | None = None
     ops_tokens: SecretStr | None = None
+    live_token: SecretStr | None = None
     iceberg_catalog: str = ""
     iceberg_warehouse: str = ""
     iceberg_namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""

@@ -27,6 +27,7 @@ from datalake_assets.feed_sources import (
     IcebergTableSource,
     declared_systems,
 )
+from datalake_assets.live_policies import LiveWindowPolicy, Tile
 from datalake_assets.policies import (
     Checks,
     CompactionPolicy,
@@ -94,6 +95,8 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`merge`", Merging),
     ("`retention`", Retention),
     ("`freshness`", Freshness),
+    ("`live`", LiveWindowPolicy),
+    ("one of `tiles`", Tile),
     ("`compaction`", CompactionPolicy),
     ("`runs`", RunPolicy),
     ("`checks`", Checks),

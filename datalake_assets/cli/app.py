@@ -54,6 +54,7 @@ COMMANDS = {
     "feeds": "Say what is landed: list, add, check, change, archive, restore and remove feeds.",
     "export": "Land what is new at the source: of one feed, or of all.",
     "run": "Land what comes of streams until it is told to end.",
+    "live": "Show what comes of streams just now on a page, as it comes: rows, rates, ages, rules and tiles.",
     "adopt": "Take over what others write at ADDRESS, as feed NAME: a folder of Parquet files, or a table.",
     "compact": "Merge the small files of a feed into few large ones with the same rows.",
     "report": "Report small files, sizes, freshness, quarantine and costs, from the manifests.",

@@ -496,7 +496,7 @@ def _refused_by_dagster(session: Session, feeds: Sequence[Feed], *, as_before: b
 
 def _refuse_misfits(store: Store, feed: Feed, *, source: SourceSystem | None = None) -> None:
     """Binds what a feed says of columns to those that the lake knows of, or else the source."""
-    if not feed.checks.rules and not feed.compaction.sort_by:
+    if not (feed.checks.rules or feed.compaction.sort_by or feed.tiles):
         return
     from datalake_assets.lake.broken_rules import refuse_misfits  # noqa: PLC0415  DuckDB
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ import click
 
 from datalake_assets.cli.deliver import delivering
 from datalake_assets.cli.export import ExportRequest, export_feeds, print_results
+from datalake_assets.cli.live import page_options, shown_live
 from datalake_assets.cli.output import say, warn
 from datalake_assets.cli.session import Session, WorkCommand, pass_session, tell_dagster
 from datalake_assets.cli.signals import heed_signals
@@ -52,8 +53,20 @@ __all__ = ["run"]
     metavar="N",
     help="End after so many passes; none is followed.  [default: never]",
 )
+@click.option("--live", "is_live", is_flag=True, help="Show what is landed on a page, before it is committed.")
+@page_options
 @pass_session
-def run(session: Session, *, names: tuple[str, ...], everything: bool, every: float, passes: int | None) -> None:
+def run(
+    session: Session,
+    *,
+    names: tuple[str, ...],
+    everything: bool,
+    every: float,
+    passes: int | None,
+    is_live: bool,
+    host: str,
+    port: int,
+) -> None:
     """Land what comes of streams until it is told to end.
 
     Streams of numbered rows, such as topics, are followed: rows are committed in batches as they come, by the feed's
@@ -69,7 +82,11 @@ def run(session: Session, *, names: tuple[str, ...], everything: bool, every: fl
     if bool(names) == everything:
         raise click.UsageError("give NAME..., or --all")
     feeds = _streams(session, names)  # what cannot be run is told at once
-    with _ended_by_sigterm() as pause, delivering(session, names) as landed:
+    with (
+        _ended_by_sigterm() as pause,
+        delivering(session, names) as landed,
+        _shown(session, feeds, host=host, port=port) if is_live else nullcontext(),
+    ):
         if passes is None:
             with session.serving({feed.source.type for feed in feeds}), _following(session, landed) as following:
                 _go_on(session, names, following, lambda: (landed(), pause(every)))
@@ -80,6 +97,19 @@ def run(session: Session, *, names: tuple[str, ...], everything: bool, every: fl
             if number == passes:
                 return
             pause(every)
+
+
+@contextmanager
+def _shown(session: Session, feeds: Sequence[Feed], *, host: str, port: int) -> Iterator[None]:
+    """Shows what is landed, of feeds that have a live view, as long as the context is open."""
+    from datalake_assets.lake.watching import watched_by  # noqa: PLC0415  not needed for --help
+
+    shown = [feed for feed in feeds if not feed.why_not_live]
+    for feed in feeds:
+        if feed.why_not_live:
+            warn(f"{feed.path} is landed, and not shown: {feed.why_not_live}")
+    with shown_live(session, shown, host=host, port=port) as windows, watched_by(windows):
+        yield
 
 
 def _go_on(session: Session, names: Sequence[str], following: Following, pause: Callable[[], object]) -> None:
@@ -145,7 +175,10 @@ class _Log:
 
     def failed(self, feed: str, error: DatalakeError, *, again_in_s: float) -> None:
         """Implements `FollowingLog`: the same failure again and again is said once."""
+        from datalake_assets.lake.watching import show_failure  # noqa: PLC0415  loaded by now
+
         text = str(error)
+        show_failure(feed, text)
         if self._failed.get(feed) != text:
             self._failed[feed] = text
             warn(f"Error: {text if feed in text else f'{feed}: {text}'}; tried again in {again_in_s:g} s")

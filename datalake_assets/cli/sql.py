@@ -7,7 +7,7 @@ import json
 import select
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from errno import EPIPE
 from itertools import chain
@@ -67,7 +67,8 @@ def sql(session: Session, *, query: str, output: str, limit: int | None, raw: bo
     """Answer a SELECT over the feeds, by DuckDB, exactly as committed.
 
     Streams have the columns year, month, day (hour) of their partitions; tables are read at their current version.
-    A query reads the feeds and nothing else: no files, no network.
+    A query reads the feeds and nothing else: no files, no network. live.NAME are the last rows of a feed that a live
+    view on this machine shows, committed or not ('datalake live').
 
     \b
     datalake sql "select year, month, day, count(*) as records from transaction_stream group by all order by all"
@@ -78,15 +79,23 @@ def sql(session: Session, *, query: str, output: str, limit: int | None, raw: bo
     output = "json" if as_json else output
     most = limit if limit is not None else (_ROWS_SHOWN if output == "table" else 0)
     feeds = session.feeds()[0]
+
+    def live(names: Collection[str]) -> Mapping[str, pa.Table]:
+        from datalake_assets.live.servers import live_rows  # noqa: PLC0415  most queries are not of the present
+
+        return live_rows(session.store.uri, names)
+
     with _Reader() as reader, sql_session.memory_errors_named():
         if output in _BINARY:
             _refuse_terminal(output)
             with sql_session.open_arrow_answer(
-                session.store, feeds, query, on_begin=reader.watch, on_left_out=warn
+                session.store, feeds, query, on_begin=reader.watch, on_left_out=warn, live=live
             ) as arrow:
                 _write_arrow(arrow, output, most or None)
             return
-        with sql_session.open_answer(session.store, feeds, query, on_begin=reader.watch, on_left_out=warn) as answer:
+        with sql_session.open_answer(
+            session.store, feeds, query, on_begin=reader.watch, on_left_out=warn, live=live
+        ) as answer:
             rows = _Limited(answer.batches, most or None)
             _write_text(answer.columns, rows, output, raw=raw)
             if rows.truncated:

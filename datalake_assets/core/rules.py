@@ -16,6 +16,7 @@ from datalake_assets.policies import NotNullRule, RangeRule, RegexRule, Rule, Sq
 __all__ = [
     "DATA",
     "RuleCount",
+    "broken_condition",
     "columns_of",
     "counting_query",
     "identifier",
@@ -76,7 +77,7 @@ def columns_of(rule: Rule) -> tuple[str, ...]:
 
 def counting_query(rules: Sequence[Rule]) -> str:
     """Counts all rows, then for each row rule the rows that break it: one row of ``1 + len(rules)`` numbers."""
-    counts = [f"count(*) FILTER (WHERE {_broken(rule)})" for rule in rules]
+    counts = [f"count(*) FILTER (WHERE {broken_condition(rule)})" for rule in rules]
     return f"SELECT {', '.join(['count(*)', *counts])} FROM {DATA}"  # noqa: S608  names and values are quoted
 
 
@@ -111,7 +112,7 @@ def rule_verdict(rule: Rule, counts: Sequence[RuleCount]) -> Verdict:
     return Verdict(worst(levels), figures, (*lines, *([f"and {more:,} more partitions"] if more > 0 else [])))
 
 
-def _broken(rule: Rule) -> str:
+def broken_condition(rule: Rule) -> str:
     """An SQL condition that is true of the rows which break a row rule."""
     if isinstance(rule, NotNullRule):
         return f"{identifier(rule.column)} IS NULL"

@@ -7,13 +7,14 @@ DuckDB and Arrow are asked whether they take its rules and its columns at all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_query, is_row_rule, literal, repeats_query
+from datalake_assets.core.schema import RESERVED_NAMES
 from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
 from datalake_assets.feed import Feed
 from datalake_assets.lake.sql_gate import (
@@ -28,6 +29,8 @@ from datalake_assets.lake.sql_gate import (
     show,
 )
 from datalake_assets.lake.table import TableReader, TableSnapshot
+from datalake_assets.lake.watching import MARKS
+from datalake_assets.live_policies import Tile
 from datalake_assets.policies import RegexRule, Rule, SqlRule, UniqueRule
 
 __all__ = ["count_broken", "refuse_misfits"]
@@ -40,6 +43,8 @@ LIMITS = SqlLimits(memory="512MB", threads=4)
 BROKEN = "broken"
 #: Seconds for which a rule's query is tried before its feed is declared.
 TRIAL_S = 1.0
+#: Rows that a tile's query is asked for when it is tried.
+_TRIED_ROWS = 20
 #: Seconds for counting the rows where no rule says another limit.
 TIMEOUT_S = 600.0
 
@@ -61,7 +66,7 @@ def count_broken(
 
 
 def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
-    """Asks DuckDB for the feed's rules and Arrow for its columns, before any row is there.
+    """Asks DuckDB for the feed's rules and tiles, and Arrow for its columns, before any row is there.
 
     A query that a person wrote is bound, and run on a row of nulls for a second at the most.
 
@@ -70,7 +75,7 @@ def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
         schema: Its columns; None while nobody knows them: then only what needs none is asked.
 
     Raises:
-        InvalidFeed: A rule or a column does not work; says which one and why.
+        InvalidFeed: A rule, a tile or a column does not work; says which one and why.
     """
     with open_session(limits=LIMITS) as session:
         for rule in feed.checks.rules:
@@ -80,6 +85,12 @@ def refuse_misfits(feed: Feed, schema: pa.Schema | None) -> None:
                 raise InvalidFeed(feed.name, f"rule {rule.check_name!r}: {error.reason}") from error
             except ConfigError as error:
                 raise InvalidFeed(feed.name, str(error)) from error
+        for tile in feed.tiles:
+            try:
+                _try_tile(session, tile, schema)
+            except (SqlRefused, duckdb.Error) as error:
+                reason = error.reason if isinstance(error, SqlRefused) else message_of(error)
+                raise InvalidFeed(feed.name, f"tile {tile.name!r}: {reason}") from error
     if schema is None:
         return
     for column in feed.compaction.sort_by:
@@ -107,6 +118,23 @@ def _ask(session: SqlSession, rule: Rule, schema: pa.Schema | None) -> None:
     except _Unevaluated as error:
         if not error.is_too_dear:  # one that takes its time is well
             raise
+    finally:
+        session.connection.unregister(DATA)
+
+
+def _try_tile(session: SqlSession, tile: Tile, schema: pa.Schema | None) -> None:
+    """Lets the gate look at a tile's query, and binds and runs it on a row of nulls, if its columns are known."""
+    checked = session.check(tile.sql)
+    if schema is None:
+        return
+    own = {} if tile.history else {name: kind for name, kind in MARKS.items() if name not in schema.names}
+    taken = as_taken(pa.schema([*(each for each in schema if each.name not in RESERVED_NAMES), *own.items()]))
+    session.connection.register(DATA, pa.table([pa.nulls(1, field.type) for field in taken], names=taken.names))
+    try:
+        with suppress(SqlTimedOut), session.bounded(), session.limited(TRIAL_S):  # one that takes its time is well
+            # a view takes the query as it is, with its semicolon and its comments
+            session.connection.execute(f"CREATE OR REPLACE TEMP VIEW {BROKEN} AS {checked.text}")
+            session.connection.execute(f"SELECT * FROM {BROKEN} LIMIT {_TRIED_ROWS}").fetchall()  # noqa: S608  our own
     finally:
         session.connection.unregister(DATA)
 

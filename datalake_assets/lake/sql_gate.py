@@ -106,11 +106,13 @@ class CheckedQuery:
         text: What is to be run: what was checked, and nothing around it.
         tables: Names that it reads by, in lower case; None where it asks for all there are.
         defined: Of these, names that it defines itself; they may mean tables all the same.
+        schemas: Names of schemas that it names before tables, in lower case.
     """
 
     text: str
     tables: frozenset[str] | None
     defined: frozenset[str] = frozenset()
+    schemas: frozenset[str] = frozenset()
 
 
 #: Statements that only read; DESCRIBE, SUMMARIZE, SHOW, VALUES and FROM are SELECTs to DuckDB's parser.
@@ -283,11 +285,11 @@ class SqlSession:
         found = self.connection.execute(
             "SELECT tree->>'error_message', json_extract_string(tree, '$..type'),"
             " json_extract_string(tree, '$..function.function_name'), json_extract_string(tree, '$..table_name'),"
-            " json_extract_string(tree, '$..cte_map.map[*].key')"
+            " json_extract_string(tree, '$..cte_map.map[*].key'), json_extract_string(tree, '$..schema_name')"
             " FROM (SELECT json_serialize_sql(?::VARCHAR) AS tree)",
             [text],
         ).fetchall()
-        ((error, types, functions, tables, defined),) = found
+        ((error, types, functions, tables, defined, schemas),) = found
         if error is not None:
             raise SqlRefused(error)
         if any(name.endswith("_NODE") and name not in _NODES for name in types):
@@ -299,7 +301,8 @@ class SqlSession:
                 )
         if any(name.startswith('"') for name in tables):  # how SHOW TABLES and the like name what they show
             return CheckedQuery(text, None)
-        return CheckedQuery(text, frozenset(map(str.lower, tables)), frozenset(map(str.lower, defined)))
+        named, own, before = (frozenset(map(str.lower, filter(None, each))) for each in (tables, defined, schemas))
+        return CheckedQuery(text, named, own, before)
 
     def _checked_pivot(self, text: str) -> CheckedQuery:
         """Checks a PIVOT by its words: DuckDB takes it for several statements, and has no tree for them."""
@@ -373,7 +376,12 @@ _NOTHING = "no column"
 
 
 def show(
-    connection: duckdb.DuckDBPyConnection, name: str, dataset: ds.Dataset | pa.Table, *, is_temporary: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    dataset: ds.Dataset | pa.Table,
+    *,
+    is_temporary: bool = False,
+    schema: str = "",
 ) -> None:
     """Makes a view of a dataset, or of rows that are at hand, in place of one of that name.
 
@@ -382,14 +390,16 @@ def show(
         name: The view.
         dataset: Its rows.
         is_temporary: The view goes with the connection, and hides one of that name which a database file keeps.
+        schema: The schema that it is made in, which is there and has none of that name; by default the session's own.
     """
-    if not is_temporary:
+    if not is_temporary and not schema:
         hide(connection, name)
     taken = as_taken(dataset.schema)
     if not taken.names:  # rows can still be counted
         taken = pa.schema([pa.field(_NOTHING, pa.null())])
-    connection.register(_source(name), _rows(dataset, taken))
-    shown = [row[0] for row in connection.execute(f"DESCRIBE {identifier(_source(name))}").fetchall()]
+    from_ = _source(f"{schema} {name}" if schema else name)
+    connection.register(from_, _rows(dataset, taken))
+    shown = [row[0] for row in connection.execute(f"DESCRIBE {identifier(from_)}").fetchall()]
     known = dict(zip(taken.names, map(identifier, shown), strict=True))  # names that differ in case stay apart
     others = {other for field in dataset.schema for other in spellings(field)}
     columns = [
@@ -397,9 +407,10 @@ def show(
         for field in dataset.schema
         if field.name not in others
     ]
-    source = identifier(_source(name))
+    source = identifier(from_)
     kind = "OR REPLACE TEMP VIEW" if is_temporary else "VIEW"
-    connection.execute(f"CREATE {kind} {identifier(name)} AS SELECT {', '.join(columns)} FROM {source}")  # noqa: S608  all are quoted
+    called = f"{identifier(schema)}.{identifier(name)}" if schema else identifier(name)
+    connection.execute(f"CREATE {kind} {called} AS SELECT {', '.join(columns)} FROM {source}")  # noqa: S608  all are quoted
 
 
 def hide(connection: duckdb.DuckDBPyConnection, name: str) -> None:

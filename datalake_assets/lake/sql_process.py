@@ -13,7 +13,6 @@ Files in a store are read by the parent, who has the credentials (`sql_files`).
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import resource
@@ -29,26 +28,24 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeAlias
 
-from datalake_assets.core.wording import plain
-from datalake_assets.errors import DatalakeError
-from datalake_assets.lake.sql_files import READERS, AskedFile, AskedFiles, ReadableFile, serving
+from datalake_assets.lake.sql_files import ReadableFile, serving
+from datalake_assets.lake.sql_jobs import THREADS, SqlFailed, SqlJob, SqlRows, TableJob, answered, failure
 
 if TYPE_CHECKING:
     from datalake_assets.lake.sql_gate import SqlSession
 
-__all__ = ["SqlFailed", "SqlJob", "SqlProcesses", "SqlRows"]
+__all__ = ["SqlProcesses"]
 
 #: Of memory that a query may take besides what an idle process has; DuckDB spills to disk before.
 MEMORY_BYTES = 1 << 30
 #: Of one row group at least, and of the answer, on top of what DuckDB is given.
 DUCKDB_MEMORY = "256MB"
-THREADS = 2
 _SPILL_PERCENT = 5
 #: Seconds after the time limit until the process is killed: an interrupt ends most queries at once.
 _GRACE_S = 1.0
@@ -56,69 +53,11 @@ _GRACE_S = 1.0
 _WAIT_S = 2.0
 #: Seconds for which a session is good that was opened before its query: it has looked how much room the disk has.
 _FRESH_S = 600.0
-#: Characters of a reason that are told.
-_REASON = 1000
 #: What a process says once it has its query.
 _TAKEN = b"t"
 #: Longest answer of a process; the limits of a job are below it.
 _MOST_BYTES = 64 << 20
 _LENGTH = struct.Struct(">Q")
-
-
-class SqlFailed(DatalakeError):
-    """A query that was not answered.
-
-    Args:
-        kind: ``refused``, ``late``, ``large``, ``busy``; ``expired``: a file of its snapshot is gone; ``unreachable``:
-            one cannot be read just now.
-        reason: For the person who asked.
-    """
-
-    def __init__(self, kind: str, reason: str) -> None:
-        self.kind, self.reason = kind, reason
-        super().__init__(reason)
-
-
-@dataclass(frozen=True, slots=True)
-class SqlJob:
-    """A query over one table.
-
-    Attributes:
-        query: The SQL.
-        table: The name of the table in it.
-        schema: Arrow's IPC message of the table's schema, in base64.
-        files: Local Parquet files, by absolute path, that are the table; of files in a store what their names may be.
-        sizes: Bytes of each, of files in a store; none of local ones.
-        max_rows: Of the answer.
-        max_bytes: Of the rows of the answer, as JSON.
-        timeout_s: Seconds that it may take.
-    """
-
-    query: str
-    table: str
-    schema: str
-    files: Sequence[str]
-    max_rows: int
-    max_bytes: int
-    timeout_s: float
-    sizes: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SqlRows:
-    """The answer to a query.
-
-    Attributes:
-        columns: Names of the columns.
-        types: Their types, as DuckDB names them.
-        rows: Values as JSON has them: exact numbers and times are texts, bytes base64.
-        truncated: Whether there are more rows than were asked for, or than fit.
-    """
-
-    columns: list[str]
-    types: list[str]
-    rows: list[list[Any]]
-    truncated: bool
 
 
 class SqlProcesses:
@@ -145,33 +84,61 @@ class SqlProcesses:
         """
         if not self._free.acquire(timeout=min(job.timeout_s, _WAIT_S)):
             raise SqlFailed("busy", "too many queries run just now")
+        lent = (lambda: serving(job.files, job.sizes, open_file)) if job.sizes and open_file else nullcontext
         try:
-            answer = self._exchanged(job, open_file)
+            answer = self._exchanged(job, lent)
         finally:
             self._free.release()
         if "kind" in answer:
             raise SqlFailed(answer["kind"], answer["reason"])
         return SqlRows(**answer)
 
-    def _exchanged(self, job: SqlJob, open_file: Callable[[str], ReadableFile] | None) -> dict[str, Any]:
+    def answers(self, job: TableJob, memory: int) -> list[SqlRows | SqlFailed]:
+        """Runs queries over one table, in one process.
+
+        Args:
+            job: The queries.
+            memory: Descriptor of memory, or of a file, that is an Arrow IPC file: the table. It stays the caller's.
+
+        Returns:
+            An answer, or why there is none, for each query.
+
+        Raises:
+            SqlFailed: There is none to any: one of them took more than it may, or the table cannot be read.
+        """
+        if not self._free.acquire(timeout=min(job.timeout_s, _WAIT_S)):
+            raise SqlFailed("busy", "too many queries run just now")
+        try:
+            answer = self._exchanged(job, lambda: nullcontext(memory))
+        finally:
+            self._free.release()
+        if "kind" in answer:
+            raise SqlFailed(answer["kind"], answer["reason"])
+        return [SqlFailed(**each) if "kind" in each else SqlRows(**each) for each in answer["answers"]]
+
+    def _exchanged(self, job: SqlJob | TableJob, lent: Callable[[], AbstractContextManager[_Lent]]) -> dict[str, Any]:
         """The answer of a process that waits; of a new one if that has ended meanwhile."""
         for _ in range(2):
             try:
                 waiting = self._waiting.pop()
             except IndexError:
                 waiting = _started()
-            with serving(job.files, job.sizes, open_file) if job.sizes and open_file else nullcontext() as theirs:
+            with lent() as theirs:
                 answer = waiting.exchange(job, theirs)
             if answer is not None:
                 self._waiting.append(waiting)
                 return answer
             _end_all([waiting])
             self.close()
-        return _failure("busy", "the processes of queries end at once")
+        return failure("busy", "the processes of queries end at once")
 
     def close(self) -> None:
         """Ends the processes that wait; the next query starts another."""
         _end_all(self._waiting)
+
+
+#: What a process is lent for a job: a socket, which is its own then; a descriptor, which is not; or nothing.
+_Lent: TypeAlias = socket.socket | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +148,24 @@ class _Waiting:
     process: subprocess.Popen[bytes]
     control: socket.socket
 
-    def exchange(self, job: SqlJob, theirs: socket.socket | None) -> dict[str, Any] | None:
+    def exchange(self, job: SqlJob | TableJob, theirs: _Lent) -> dict[str, Any] | None:
         """Sends a job and reads its answer; None if the process has ended."""
         assert self.process.stdin is not None  # noqa: S101  for mypy: it has pipes
         assert self.process.stdout is not None  # noqa: S101  likewise
         try:
             _send(self.process.stdin, _message(asdict(job)))
-            if theirs is not None:
+            if isinstance(theirs, int):
+                socket.send_fds(self.control, [b"f"], [theirs])
+            elif theirs is not None:
                 socket.send_fds(self.control, [b"f"], [theirs.fileno()])
                 theirs.close()  # so that its last owner's end is the end
             return _receive(self.process.stdout)
         except (OSError, ValueError):
             return None
+
+
+def _job(document: dict[str, Any]) -> SqlJob | TableJob:
+    return TableJob(**document) if "queries" in document else SqlJob(**document)
 
 
 def _end_all(processes: list[_Waiting]) -> None:
@@ -254,17 +227,17 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     child = _Child.forked(control)
     while (document := _receive(sys.stdin.buffer)) is not None:
-        job, files = SqlJob(**document), None
-        if job.sizes:
-            files = socket.socket(fileno=socket.recv_fds(control, 1, 1)[1][0])
+        job, files = _job(document), None
+        if isinstance(job, TableJob) or job.sizes:
+            files = socket.recv_fds(control, 1, 1)[1][0]
         answer = None if child.is_stale else child.answer(job, files)
         child.end()
         if answer is None:  # it ended while it waited, which one that has just begun does not
             child = _Child.forked(control)
-            answer = child.answer(job, files) or _message(_failure("busy", "the processes of queries end at once"))
+            answer = child.answer(job, files) or _message(failure("busy", "the processes of queries end at once"))
             child.end()
         if files is not None:
-            files.close()
+            os.close(files)
         _send(sys.stdout.buffer, answer)
         child = _Child.forked(control)  # while nobody waits
     child.end()
@@ -302,19 +275,19 @@ class _Child:
         """Whether it has waited so long that there may be another amount of room on the disk."""
         return time.monotonic() - self.since > _FRESH_S
 
-    def answer(self, job: SqlJob, files: socket.socket | None) -> bytes | None:
+    def answer(self, job: SqlJob | TableJob, files: int | None) -> bytes | None:
         """Has it run its query; the answer as it came from there, or None if it had ended before."""
         deadline = time.monotonic() + job.timeout_s + _GRACE_S
         with suppress(OSError):  # it has ended: then there is no answer
-            socket.send_fds(self.jobs, [b"j"], [files.fileno()] if files is not None else [])
+            socket.send_fds(self.jobs, [b"j"], [files] if files is not None else [])
             self.jobs.sendall(_message(asdict(job)))
         message, is_late = _read_until(self.answers, deadline)
         if is_late:
-            return _message(_failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less"))
+            return _message(failure("late", f"it was not done after {job.timeout_s:g} s, and was ended; ask for less"))
         if not message.startswith(_TAKEN):
             return None
         if not _is_whole(message := message.removeprefix(_TAKEN)):
-            return _message(_failure("large", "it takes more memory than a query may; ask for less"))
+            return _message(failure("large", "it takes more memory than a query may; ask for less"))
         return message
 
     def end(self) -> None:
@@ -368,9 +341,9 @@ def _run(folder: Path, jobs: socket.socket, write_end: int) -> None:
                 document = _receive(file)
             assert document is not None  # noqa: S101  for mypy: else the parent has ended
             os.write(write_end, _TAKEN)
-            job = SqlJob(**document)
+            job = _job(document)
             _bound_time(job.timeout_s)
-            answer = _answer(job, socket.socket(fileno=given[0]) if given else None, session)
+            answer = answered(job, given[0] if given else None, session)
             with os.fdopen(write_end, "wb") as out:
                 out.write(_message(answer))
             os._exit(0)
@@ -401,98 +374,6 @@ def _data_bytes() -> int:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
     except OSError:
         return 2 << 30
-
-
-def _failure(kind: str, reason: str) -> dict[str, Any]:
-    """A reason may hold what a query made: ``error(repeat('x', 1e8))``."""
-    return {"kind": kind, "reason": reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"}
-
-
-def _answer(job: SqlJob, files: socket.socket | None, session: SqlSession | Exception) -> dict[str, Any]:
-    import duckdb  # noqa: PLC0415  loaded before
-    import pyarrow as pa  # noqa: PLC0415
-
-    from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
-    from datalake_assets.lake.exact_answers import exact_query  # noqa: PLC0415
-    from datalake_assets.lake.sql_gate import SqlRefused, SqlTimedOut, message_of, show  # noqa: PLC0415
-
-    pa.set_cpu_count(THREADS)
-    asked = None if files is None else AskedFiles(files)
-    try:
-        if isinstance(session, Exception):
-            raise session
-        checked = session.check(job.query)
-        schema = schema_from_json(job.schema)
-        dataset = _dataset(job, schema, asked)
-        # a name of DuckDB's own views is free for a temporary one
-        show(session.connection, job.table, dataset, is_temporary=True)
-        with session.limited(job.timeout_s):
-            exact = exact_query(session.connection, checked.text)
-            return _fetched(session.connection.execute(exact), job)
-    except SqlTimedOut as error:
-        return _failure("late", error.reason)
-    except SqlRefused as error:
-        return _failure("refused", error.reason)
-    except duckdb.OutOfMemoryException:
-        return _failure("large", "it takes more memory than a query may; ask for less")
-    except (duckdb.Error, OSError, pa.ArrowException) as error:
-        return _failed(job, asked, message_of(error))
-
-
-def _failed(job: SqlJob, asked: AskedFiles | None, message: str) -> dict[str, Any]:
-    """Why a query failed that may do what it did: perhaps not by its own fault."""
-    is_gone = not all(Path(file).exists() for file in job.files) if asked is None else asked.is_gone
-    if is_gone:
-        return _failure("expired", "a file of the snapshot was removed meanwhile")
-    if asked is not None and asked.is_unreachable:
-        return _failure("unreachable", "a file of the table cannot be read just now; ask again later")
-    return _failure("refused", _without_paths(message, job.files))
-
-
-def _dataset(job: SqlJob, schema: Any, asked: AskedFiles | None) -> Any:
-    import pyarrow as pa  # noqa: PLC0415  loaded before
-    import pyarrow.dataset as ds  # noqa: PLC0415
-
-    if asked is None:
-        return ds.dataset(list(job.files), schema=schema, format="parquet", filesystem=pa.fs.LocalFileSystem())
-    pa.set_io_thread_count(READERS)
-    form = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
-    opened = (pa.PythonFile(AskedFile(asked, number, size), mode="r") for number, size in enumerate(job.sizes))
-
-    class Scanned(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
-        def scanner(self, **how: Any) -> ds.Scanner:
-            assert asked is not None  # noqa: S101  for mypy
-            asked.reads_all |= how.get("filter") is None
-            return super().scanner(**how)
-
-    return Scanned([form.make_fragment(file) for file in opened], schema, form)
-
-
-def _without_paths(reason: str, files: Sequence[str]) -> str:
-    """The reason without where the lake lies."""
-    for folder in sorted({str(Path(file).parent) for file in files}, key=len, reverse=True):
-        reason = reason.replace(f"{folder}/", "")
-    return reason
-
-
-def _fetched(connection: Any, job: SqlJob) -> dict[str, Any]:
-    """The rows of an answer, as many as may be."""
-    described = connection.description or []
-    names, types = [str(column[0]) for column in described], [str(column[1]) for column in described]
-    left = job.max_bytes - len(json.dumps([names, types]).encode())
-    if left < 0:
-        return _failure("large", "its columns alone are more than an answer may have; ask for fewer")
-    rows: list[list[Any]] = []
-    truncated = False
-    while not truncated and (batch := connection.fetchmany(256)):
-        for row in batch:
-            values = [plain(value, binary=lambda data: base64.b64encode(data).decode()) for value in row]
-            left -= len(json.dumps(values, ensure_ascii=False).encode())
-            if left < 0 or len(rows) == job.max_rows:
-                truncated = True
-                break
-            rows.append(values)
-    return {"columns": names, "types": types, "rows": rows, "truncated": truncated}
 
 
 if __name__ == "__main__":

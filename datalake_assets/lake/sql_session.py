@@ -8,7 +8,7 @@ of then. Rows are handed on as they are made: an answer is never in memory as a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.tables import open_table
 
-__all__ = ["SqlAnswer", "memory_errors_named", "open_answer", "open_arrow_answer"]
+__all__ = ["LiveRows", "SqlAnswer", "memory_errors_named", "open_answer", "open_arrow_answer"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,10 @@ _PATTERN = frozenset("*?[{=")
 _ERRORS = (duckdb.Error, OSError, MemoryError, pa.ArrowException)
 
 Batch = TypeVar("Batch")
+#: The schema of the present: ``live.<feed>`` are the rows that a live view has of a feed.
+LIVE = "live"
+#: Gives the rows of the present, of those of some feeds that it has.
+LiveRows = Callable[[Collection[str]], Mapping[str, pa.Table]]
 
 
 def _as_it_is(table: TableReader) -> TableSnapshot:
@@ -81,6 +85,7 @@ def open_answer(
     limits: SqlLimits | None = None,
     on_begin: Callable[[Callable[[], None]], None] | None = None,
     on_left_out: Callable[[str], None] = logger.warning,
+    live: LiveRows | None = None,
 ) -> Iterator[SqlAnswer[list[tuple[Any, ...]]]]:
     """Answers one SELECT (or DESCRIBE, SUMMARIZE, EXPLAIN, …) over feeds by their names.
 
@@ -94,13 +99,16 @@ def open_answer(
         limits: What it may take of the machine.
         on_begin: Called with what ends the query from another thread; again whenever it begins anew.
         on_left_out: Called with a line for each feed that cannot be read, where the query asks for all.
+        live: Gives the rows that ``live.<feed>`` means; None where there are none such.
 
     Raises:
         SqlRefused: It is no single read, or DuckDB refuses it; also while rows are read.
         SnapshotExpired: Its files were replaced every time, or after the first rows had been read.
     """
     with ExitStack() as stack:
-        yield _begun(stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out), _rows)
+        yield _begun(
+            stack, _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out, live=live), _rows
+        )
 
 
 @contextmanager
@@ -113,13 +121,14 @@ def open_arrow_answer(
     on_begin: Callable[[Callable[[], None]], None] | None = None,
     on_left_out: Callable[[str], None] = logger.warning,
     snapshot_of: Callable[[TableReader], TableSnapshot] = _as_it_is,
+    live: LiveRows | None = None,
 ) -> Iterator[SqlAnswer[pa.RecordBatch]]:
     """Answers like `open_answer`, in Arrow batches.
 
     ``snapshot_of`` says what the query sees of a feed; it is asked again whenever the query begins anew.
     """
     with ExitStack() as stack:
-        question = _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out, snapshot_of)
+        question = _Question(store, feeds, query, limits or SqlLimits(), on_begin, on_left_out, snapshot_of, live)
         yield _begun(stack, question, _arrow)
 
 
@@ -147,6 +156,13 @@ class _Question:
     on_begin: Callable[[Callable[[], None]], None] | None
     on_left_out: Callable[[str], None]
     snapshot_of: Callable[[TableReader], TableSnapshot] = _as_it_is
+    live: LiveRows | None = None
+
+    def live_rows(self, checked: CheckedQuery) -> Mapping[str, pa.Table]:
+        """The rows of the present that the query names, by feed."""
+        if self.live is None or checked.tables is None or LIVE not in checked.schemas:
+            return {}
+        return self.live([feed.name for feed in self.feeds if feed.name in checked.tables])
 
     def views(self, checked: CheckedQuery) -> list[_View]:
         """The feeds that the query names, as they are committed now; where it asks for all, those that have data.
@@ -171,7 +187,7 @@ class _Question:
                 continue
             if dataset.schema.names:
                 views.append(_View(table, snapshot, dataset, root=self.store.path("")))
-            elif checked.tables is not None and feed.name not in checked.defined:
+            elif checked.tables is not None and feed.name not in checked.defined and LIVE not in checked.schemas:
                 raise SqlRefused(f"feed {feed.name!r} has no data yet; {_cure(feed)}")
         return views
 
@@ -243,6 +259,7 @@ def _begun(
     """Runs a query until it has its first rows; its session stays open as long as ``stack``."""
     with open_session(limits=question.limits) as session:
         checked = session.check(question.query)
+    present = question.live_rows(checked)
     for attempt in range(ATTEMPTS):
         views = question.views(checked)
         with ExitStack() as opened:
@@ -253,6 +270,7 @@ def _begun(
             if question.on_begin is not None:
                 question.on_begin(session.interrupt)
             try:
+                _show_present(session.connection, present)
                 begun, first = _first(session.connection, views, checked.text, run)
             except _ERRORS as error:
                 if not any(view.has_expired() for view in views):
@@ -278,6 +296,14 @@ def _first(
         view.register(connection)
     begun = run(connection, text)
     return begun, list(islice(begun.batches, 1))
+
+
+def _show_present(connection: duckdb.DuckDBPyConnection, present: Mapping[str, pa.Table]) -> None:
+    """Makes ``live.<feed>`` of the rows of the present, which are the same however often the query begins anew."""
+    if present:
+        connection.execute(f"CREATE SCHEMA {LIVE}")
+    for name, rows in present.items():
+        show(connection, name, rows, schema=LIVE)
 
 
 def _raise_for_missing(files: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.report.figures import FeedStatistics
@@ -19,7 +19,18 @@ from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 
-__all__ = ["check_adopted", "feed_figures", "folder_of", "open_table", "release_adopted", "take_adopted"]
+if TYPE_CHECKING:
+    from datalake_assets.core.batches import Batches
+
+__all__ = [
+    "check_adopted",
+    "feed_figures",
+    "folder_of",
+    "open_table",
+    "release_adopted",
+    "stored_batches",
+    "take_adopted",
+]
 
 
 def _adopted(store: Store, feed: Feed) -> LakeTable:
@@ -103,6 +114,16 @@ def folder_of(store: Store, feed: Feed) -> FeedFolder:
     from datalake_assets.lake.iceberg.iceberg_folder import IcebergFolder  # noqa: PLC0415  likewise
 
     return IcebergFolder(store, feed)
+
+
+def stored_batches(store: Store, feed: Feed, batches: Batches) -> Batches:
+    """The batches as an exported feed's table lands them: in the types that its format has."""
+    if not feed.is_iceberg:
+        return batches
+    _iceberg_table(store, feed)  # is its package there?
+    from datalake_assets.lake.iceberg.iceberg_table import IcebergTable  # noqa: PLC0415  likewise
+
+    return IcebergTable(store, feed).storable(batches)
 
 
 def feed_figures(

@@ -21,9 +21,18 @@ from datalake_assets.core.batches import RejectedRow
 from datalake_assets.core.position import Ints
 from datalake_assets.feed import Feed
 
-__all__ = ["PassWatch", "Watcher", "present_watch", "watched_by", "watched_pass"]
+__all__ = ["MARKS", "PassWatch", "Watcher", "present_watch", "show_failure", "watched_by", "watched_pass"]
 
 logger = logging.getLogger(__name__)
+
+#: What rows that are shown have besides their feed's columns: when they were seen, whether they are committed, and what
+#: is odd about them.
+MARKS = {
+    "_seen_at": pa.timestamp("us", "UTC"),
+    "_state": pa.string(),
+    "_late": pa.bool_(),
+    "_duplicate": pa.bool_(),
+}
 
 
 class PassWatch(Protocol):
@@ -53,6 +62,9 @@ class Watcher(Protocol):
 
     def begin(self, feed: Feed) -> PassWatch | None:
         """A pass over a feed's source begins; None: nobody looks at it."""
+
+    def failed(self, name: str, reason: str) -> None:
+        """A feed's source cannot be read for now, by no pass."""
 
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
@@ -92,6 +104,13 @@ def watched_pass(feed: Feed) -> Iterator[None]:
 def present_watch() -> PassWatch | None:
     """Who sees the pass that runs in this thread, if anybody does."""
     return _present.get()
+
+
+def show_failure(name: str, reason: str) -> None:
+    """Tells who watches the passes of this thread, if anybody does, that a feed cannot be read for now."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher.failed(name, reason)
 
 
 class _Guarded:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datalake_assets.core.position import Ints
+from datalake_assets.lake.watching import MARKS
 
 __all__ = [
     "CHUNK_ROWS",
     "LANDED",
-    "MARKS",
     "NO_TIME",
     "SEEN",
     "Chunk",
@@ -27,13 +27,6 @@ __all__ = [
 ]
 
 Mask = npt.NDArray[np.bool_]
-#: What the window's rows have besides the feed's columns, and their types in Arrow.
-MARKS = {
-    "_seen_at": pa.timestamp("us", "UTC"),
-    "_state": pa.string(),
-    "_late": pa.bool_(),
-    "_duplicate": pa.bool_(),
-}
 SEEN, LANDED = "seen", "landed"
 #: Of a row without a time; smaller than any time.
 NO_TIME = np.iinfo(np.int64).min
@@ -56,7 +49,7 @@ class Chunk:
         landed: Whether they are committed.
         late: Whether they came late.
         duplicate: Whether an earlier row of the window has the same key.
-        partitions: Source partitions; -1 of rows without numbers.
+        partitions: Source partitions, as the window counts them; -1 of rows without numbers.
         offsets: Source offsets; -1 likewise.
         keys: Hashes of their keys, by unique rule; 0 of rows without a key.
     """

@@ -112,7 +112,7 @@ class LiveWindow:
         self._rows = self._bytes = 0
         self._newest_time = NO_TIME
         self._newest_seen_at: float | None = None
-        self._named: dict[str, int] = {}
+        self._codes: dict[SourcePartition, int] = {}
         self._watermarks: dict[int, int] = {}
         self._watermarks_before: dict[int, int] = {}
         self._accepted, self._again = _Numbers(), _Numbers()
@@ -140,9 +140,13 @@ class LiveWindow:
         with self.locked:
             chunk = self._chunk(rows, partitions, offsets)
             fresh = ~self._again.taken(chunk)
-            self._accepted.add(chunk)
             self._count(chunk, fresh)
-            self._keep(self._pending, chunk)
+            if self._lands:
+                self._accepted.add(chunk)
+                self._keep(self._pending, chunk)
+            else:  # what is looked at is not taken back, nor looked at again
+                self._keep(self._settled, chunk)
+                self._join()
 
     def known(self, rows: pa.RecordBatch, partitions: Ints | None, offsets: Ints | None) -> None:
         """Implements `PassWatch`: what a pass has committed that failed is landed; all else was sent again."""
@@ -180,12 +184,10 @@ class LiveWindow:
             if error is not None:
                 return
             self._accepted, self._again = _Numbers(), _Numbers()
-            if self._lands:
-                self.figures.totals.landed += self._gone
+            self.figures.totals.landed += self._gone
             self._gone = 0
             for chunk in self._pending:
-                if self._lands:
-                    self._land(chunk, ~chunk.landed)
+                self._land(chunk, ~chunk.landed)
                 self._settled.append(chunk)
             self._pending.clear()
             self._join()
@@ -199,10 +201,10 @@ class LiveWindow:
         """The lake has all rows below these offsets, by source partition: whoever lands them is another."""
         with self.locked:
             for chunk in self._settled:
-                upto = np.full(len(chunk), NO_TIME, dtype=chunk.offsets.dtype)
+                which = np.zeros(len(chunk), dtype=np.bool_)
                 for partition, offset in next_offsets.items():
-                    upto[chunk.partitions == self._code(partition)] = offset
-                self._land(chunk, ~chunk.landed & (chunk.offsets < upto) & (chunk.partitions >= 0))
+                    which |= (chunk.partitions == self._codes.get(partition, -2)) & (chunk.offsets < offset)
+                self._land(chunk, which & ~chunk.landed)
 
     def view(self) -> WindowView:
         """The window now; what is too old goes."""
@@ -216,14 +218,14 @@ class LiveWindow:
     def last(self, count: int) -> pa.Table | None:
         """The last rows that came, with their marks, in the order in which they came; None without any."""
         with self.locked:
-            chunks, found = [], 0
+            chunks: list[Chunk] = []
             for chunk in reversed([*self._settled, *self._pending]):
-                chunks.append(chunk if len(chunk) <= count else chunk.after(len(chunk) - count))
-                found += len(chunk)
-                if found >= count:
+                wanted = count - sum(map(len, chunks))
+                if wanted <= 0:
                     break
-            tables = [each.table() for each in reversed(chunks)]
-        return None if not tables else tables_together(tables).slice(max(0, found - count) if found > count else 0)
+                chunks.append(chunk if len(chunk) <= wanted else chunk.after(len(chunk) - wanted))
+            tables = [each.table() for each in reversed(chunks) if len(each)]
+        return tables_together(tables) if tables else None
 
     def table(self) -> pa.Table | None:
         """All rows with their marks, in the order in which they came; None without any."""
@@ -235,7 +237,6 @@ class LiveWindow:
     def _chunk(self, rows: pa.RecordBatch, partitions: Ints | None, offsets: Ints | None) -> Chunk:
         count = rows.num_rows
         none = np.full(count, -1, dtype=np.int64)
-        numbered = partitions is not None and offsets is not None
         return Chunk(
             rows=rows,
             times=times_of(rows, self.feed.row_time),
@@ -243,19 +244,18 @@ class LiveWindow:
             landed=np.zeros(count, dtype=np.bool_),
             late=np.zeros(count, dtype=np.bool_),
             duplicate=np.zeros(count, dtype=np.bool_),
-            partitions=none if not numbered or partitions is None else self._codes(partitions),
-            offsets=none if not numbered or offsets is None else offsets,
+            partitions=none if partitions is None else self._codes_of(partitions),
+            offsets=none if offsets is None else offsets,
             keys=self._hashes(rows),
         )
 
-    def _codes(self, partitions: Ints) -> Ints:
-        """Source partitions as numbers, whatever the source calls them."""
-        if partitions.dtype != object:
-            return partitions
-        return np.array([self._code(each) for each in partitions.tolist()], dtype=np.int64)
-
-    def _code(self, partition: SourcePartition) -> int:
-        return partition if isinstance(partition, int) else self._named.setdefault(partition, len(self._named))
+    def _codes_of(self, partitions: Ints) -> Ints:
+        """Source partitions by small numbers: some sources name them."""
+        if not partitions.dtype.hasobject and len(partitions) and (partitions == partitions[0]).all():
+            only = self._codes.setdefault(int(partitions[0]), len(self._codes))
+            return np.full(len(partitions), only, dtype=np.int64)
+        codes = [self._codes.setdefault(each, len(self._codes)) for each in partitions.tolist()]
+        return np.array(codes, dtype=np.int64)
 
     def _hashes(self, rows: pa.RecordBatch) -> tuple[npt.NDArray[np.uint64], ...]:
         """Hashes of the values that have to be unique; 0 where one of them is null, as `repeats_query` has it."""

@@ -41,7 +41,8 @@ from datalake_assets.lake.iceberg.record_tables import (
     UnreadableTable,
 )
 from datalake_assets.lake.iceberg.tenant_tables import NameTooLong, TableExists, TableNotFound, Tenants, TenantTables
-from datalake_assets.lake.sql_process import SqlFailed, SqlJob, SqlProcesses
+from datalake_assets.lake.sql_jobs import SqlFailed, SqlJob
+from datalake_assets.lake.sql_process import SqlProcesses
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datalake_assets.lake import sql_process
+from datalake_assets.lake.sql_jobs import SqlFailed, SqlJob
 from datalake_assets.operations import Operations
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, files_below
 
@@ -150,9 +151,9 @@ def test_query_of_a_table_named_like_one_of_duckdbs_sees_its_rows(served, name):
 def test_query_waits_for_its_turn_for_a_moment_only(monkeypatch):
     monkeypatch.setattr(sql_process, "_WAIT_S", 0.01)
     processes = sql_process.SqlProcesses(most=0)
-    job = sql_process.SqlJob("SELECT 1", "t", "", (), max_rows=1, max_bytes=1000, timeout_s=60)
+    job = SqlJob("SELECT 1", "t", "", (), max_rows=1, max_bytes=1000, timeout_s=60)
 
-    with pytest.raises(sql_process.SqlFailed, match="too many queries run just now"):
+    with pytest.raises(SqlFailed, match="too many queries run just now"):
         processes.answer(job)
 
 

@@ -122,7 +122,7 @@ class IcebergTable(HiveTable):
         if self.feed.write == "merge":
             self._apply_deletes()
         return super().write(
-            self._storable(batches),
+            self.storable(batches),
             partitions=partitions,
             run_id=run_id,
             allow_shrink=allow_shrink,
@@ -131,7 +131,7 @@ class IcebergTable(HiveTable):
 
     def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
         """Implements `LakeTable`."""
-        stored = self._storable(batches)
+        stored = self.storable(batches)
 
         def decoded(raws: Sequence[bytes]) -> SourceBatch:
             if decode is None:
@@ -140,7 +140,8 @@ class IcebergTable(HiveTable):
 
         return super().replay(stored, None if decode is None else decoded, run_id=run_id)
 
-    def _storable(self, batches: Batches) -> StorableBatches:
+    def storable(self, batches: Batches) -> StorableBatches:
+        """The batches in types that Iceberg has."""
         # the first rows make the contract, so that all of them have to fit Iceberg
         known = self._folder.state.load().schema if self.feed.schema_policy in DISCARDING else None
         contract = None if known is None else schema_from_json(known)

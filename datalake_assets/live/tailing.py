@@ -1,0 +1,145 @@
+"""Shows feeds that somebody else lands, or nobody: reads their sources as an export does, and commits nothing.
+
+A feed begins where the lake's rows end, so that what is shown is what is new. Each has a thread of its own, which asks
+the lake from time to time how much of what it has shown is landed by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import pyarrow as pa
+
+from datalake_assets.core.batches import Batches, ChangedBatches, ReadRequest, SourceBatch
+from datalake_assets.core.position import SourcePartition
+from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import PositionKind
+from datalake_assets.lake.look import look, next_offsets
+from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.watching import watched_by
+from datalake_assets.live.window import LiveWindows
+from datalake_assets.sources.base import Follows, SourceSystem
+
+__all__ = ["Connect", "tailing"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two passes, between two questions to the lake, and after a pass that failed.
+_PAUSE_S, _LAKE_S, _FAILED_S = 0.2, 2.0, 2.0
+
+
+class Connect(Protocol):
+    """Connects to a system by its type; the context closes it."""
+
+    def __call__(self, type_: str, /) -> AbstractContextManager[SourceSystem]:
+        """The system."""
+
+
+@contextlib.contextmanager
+def tailing(store: Store, feeds: tuple[Feed, ...], connect: Connect, windows: LiveWindows) -> Iterator[None]:
+    """Reads feeds, while the block runs, and shows the windows what an export would do.
+
+    Raises:
+        ConfigError: A feed's rows are not numbered: to look at a queue is to take from it.
+    """
+    for feed in feeds:
+        if feed.position_kind is not PositionKind.OFFSETS:
+            raise ConfigError(
+                f"feed {feed.name!r}: who looks at a queue takes from it; land it, with 'datalake run {feed.name}"
+                " --live'"
+            )
+    stopped = threading.Event()
+    threads = [
+        threading.Thread(
+            target=_Tail(store, feed, connect, windows, stopped).run, name=f"live-{feed.name}", daemon=True
+        )
+        for feed in feeds
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join(timeout=5)
+
+
+class _Tail:
+    """One feed."""
+
+    def __init__(
+        self, store: Store, feed: Feed, connect: Connect, windows: LiveWindows, stopped: threading.Event
+    ) -> None:
+        self._store, self._feed, self._connect = store, feed, connect
+        self._windows, self._stopped = windows, stopped
+        self._seen: dict[SourcePartition, int] = {}
+        self._knows_start = False
+        self._asked_lake = 0.0
+
+    def run(self) -> None:
+        """Passes, one after another, until it is stopped."""
+        while not self._stopped.is_set():
+            try:
+                with self._connect(self._feed.source.type) as source:
+                    while not self._stopped.wait(_PAUSE_S):
+                        self._pass(source)
+            except DatalakeError as error:
+                self._windows.failed(self._feed.name, str(error))
+            except Exception as error:
+                logger.exception("feed %s cannot be followed", self._feed.name)
+                self._windows.failed(self._feed.name, f"{type(error).__name__}: {error}")
+            self._stopped.wait(_FAILED_S)
+
+    def _pass(self, source: SourceSystem) -> None:
+        if not self._knows_start:
+            self._seen.update({each: offset - 1 for each, offset in next_offsets(self._store, self._feed).items()})
+            self._knows_start = True
+        request = ReadRequest(start_offsets={each: offset + 1 for each, offset in self._seen.items()})
+        if self._feed.can_be_followed and isinstance(source, Follows):
+            given: Batches = source.follow(self._feed, request)
+        else:
+            given = source.read(self._feed, request)
+        with watched_by(self._windows):
+            look(self._store, self._feed, _UntilStopped(given, self), self._seen)
+
+    def goes_on(self) -> bool:
+        """Whether more is wanted; asks the lake how far it is, if that was long ago."""
+        window = self._windows.get(self._feed.name)
+        if window is not None and time.monotonic() - self._asked_lake > _LAKE_S:
+            self._asked_lake = time.monotonic()
+            window.landed_before(next_offsets(self._store, self._feed))
+        return not self._stopped.is_set()
+
+
+class _UntilStopped(ChangedBatches):
+    """Batches that end early when nobody wants them any more."""
+
+    def __init__(self, batches: Batches, tail: _Tail) -> None:
+        super().__init__(batches)
+        self._tail = tail
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Implements `Batches`."""
+        return self._batches.schema
+
+    def changed(self, batch: SourceBatch) -> SourceBatch:
+        """Implements `ChangedBatches`: as it is."""
+        return batch
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Streams the batches."""
+        given = iter(self._batches)
+        with contextlib.closing(given) if isinstance(given, Generator) else contextlib.nullcontext():
+            for batch in given:
+                if not self._tail.goes_on():
+                    return
+                yield batch
