@@ -86,11 +86,12 @@ def _leave_one_on_s3(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a test that has several cases on each kind of store, one runs on S3: a store sees the same in all of them.
 
     All of them run on a local folder; S3 takes five times the CPU. Where the store makes a difference to the cases, the
-    test is marked ``every_case_on_s3``.
+    test is marked ``every_case_on_s3``; a module that is about what is in files is marked ``one_case_on_s3``.
     """
     seen, left_out = set[str](), []
     for item in items:
-        test = item.nodeid.partition("[")[0]
+        about = "::" if item.get_closest_marker("one_case_on_s3") else "["
+        test = item.nodeid.partition(about)[0]
         if _is_on_s3(item) and not item.get_closest_marker("every_case_on_s3"):
             if test in seen:
                 left_out.append(item)

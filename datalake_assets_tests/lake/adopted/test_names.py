@@ -15,6 +15,8 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes, refused
 
+pytestmark = pytest.mark.one_case_on_s3
+
 FORCE = CompactionRequest(force=True)
 
 

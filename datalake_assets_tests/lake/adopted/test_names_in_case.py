@@ -13,6 +13,8 @@ from datalake_assets.lake.sql_gate import show
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import parquet_bytes
 
+pytestmark = pytest.mark.one_case_on_s3
+
 FORCE = CompactionRequest(force=True)
 
 

@@ -24,6 +24,8 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import AdoptedFolder, ids
 
+pytestmark = pytest.mark.one_case_on_s3
+
 FORCE = CompactionRequest(force=True)
 
 

@@ -14,6 +14,8 @@ from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import ids, parquet_bytes
 from datalake_assets_tests.lake.sql_answers import run_sql
 
+pytestmark = pytest.mark.one_case_on_s3
+
 FORCE = CompactionRequest(force=True)
 
 
