@@ -13,7 +13,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -21,6 +21,7 @@ from typing import Protocol, Self
 from datalake_assets.continuous.micro_batches import MicroBatch, Pacing, has_rows
 from datalake_assets.core.batches import Batches, SourceBatch
 from datalake_assets.core.facts import WriteReport
+from datalake_assets.core.position import SourcePartition
 from datalake_assets.errors import ConfigError, DatalakeError, FeedNotFound
 from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedRegistry
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 REPORT_S = 30.0
 #: Seconds after which it is looked whether the feed is still what it was.
 LOOK_S = 10.0
+#: Seconds after which the position is committed of a source that went on, though no row came: Kinesis's says until when
+#: it was read, and what brokers have of a topic may end with markers alone.
+POSITION_S = 600.0
 #: Seconds before a feed that failed is tried again: doubled from the first to the second.
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 #: Time for followers to commit what they have once they are told to end.
@@ -145,15 +149,18 @@ class Follower:
     def _land(self, table: LakeTable, reading: Batches, rows: Iterator[SourceBatch]) -> None:
         """Lands batch after batch, until the reading ends, the feed is another, or this is to end."""
         pacing = Pacing(table.feed.batch)
-        looked = time.monotonic()
+        looked = committed_at = time.monotonic()
+        reached: Mapping[SourcePartition, int] = {}
         for batch in rows:
-            if has_rows(batch):
+            has_moved = batch.read_to != reached and time.monotonic() - committed_at >= POSITION_S
+            if has_rows(batch) or has_moved:
                 micro = MicroBatch(reading, rows, pacing, self._ending.is_set, [batch])
                 self._commit(table, micro)
                 if micro.failure is not None:
                     raise micro.failure
                 if micro.ended:
                     return
+                reached, committed_at = micro.taken[-1].read_to, time.monotonic()
             self._wait_s = SHORTEST_WAIT_S
             if self._ending.is_set():
                 return
@@ -168,6 +175,8 @@ class Follower:
         began = time.monotonic()
         report = table.write(micro, partitions=(), run_id=self._run_id)
         ended = time.monotonic()
+        if not report.rows_read:
+            return
         micro.pacing.committed(report, seconds=ended - micro.over_at)
         logger.info(
             "%s: %d rows in %.2f s, committed in %.3f s; the next batch waits %.2f s",

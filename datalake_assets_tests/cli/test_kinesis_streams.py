@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.xdist_group("kinesis")
@@ -53,3 +59,42 @@ def test_streams_are_found_and_what_is_not_there_is_said(run, lake, server):
     result = run("feeds", "check", "payments")
     assert result.exit_code == 1
     assert "correct the feed's stream and region" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_stream_is_followed_through_a_split_and_a_kill(run, lake, server):
+    stream = server.stream()
+    run("feeds", "add", "--name", "hits", "--kind", "stream", "--source", "kinesis", "--stream-name", stream.name)
+    keys = [f"k{number}" for number in range(9)]
+    sent: list[str] = []
+
+    def send():
+        some = [f"r{len(sent) + number}" for number in range(9)]
+        stream.send(some, keys=keys)
+        sent.extend(some)
+
+    def landed():
+        files = lake.rglob("streams/hits/**/*.parquet")
+        return sorted(each for file in files for each in pq.read_table(file, columns=["value"])["value"].to_pylist())
+
+    def wait():
+        ends = time.monotonic() + 60
+        while landed() != sorted(sent):
+            assert time.monotonic() < ends, (len(landed()), len(sent))
+            time.sleep(0.1)
+
+    command = [sys.executable, "-m", "datalake_assets.cli", "run", "hits"]
+    send()
+    with subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL) as process:
+        wait()
+        stream.split(stream.open_shards()[0])
+        send()
+        process.kill()
+    with subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL) as process:
+        wait()
+        stream.merge(*stream.open_shards())
+        send()
+        wait()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert json.loads(run("export", "--stream", "hits", "--json").stdout)["feeds"][0]["new_rows"] == 0

@@ -11,12 +11,17 @@ import json
 import os
 import random
 import threading
+import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from datalake_assets.continuous.following import Following, Landed
+from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
@@ -37,6 +42,8 @@ SELDOM = frozenset({"create", "put", "delete"})
 SHARDS, WORKERS, SENT, POISON_EVERY = 4, 2, 40, 40
 #: Every so many rounds a shard is split, or two are merged, while exports are under way.
 RESHARD_EVERY = 4
+#: In every so many rounds, one of the two follows the stream for some seconds.
+FOLLOW_EVERY, FOLLOW_S = 3, 2.0
 
 
 def feed_of(stream: str) -> Feed:
@@ -47,15 +54,36 @@ def feed_of(stream: str) -> Feed:
     return parse_feed(json.dumps(document))
 
 
-def export_stream(*, lake: str, url: str, stream: str, name: str, number: int, moment: str) -> None:
-    """One export that dies before or after its ``number``-th operation ``name``; 0 for never."""
+def export_stream(
+    *, lake: str, url: str, stream: str, name: str, number: int, moment: str, follow_s: float = 0.0
+) -> None:
+    """One export that dies before or after its ``number``-th operation ``name``; 0 for never.
+
+    Args:
+        follow_s: Follow the stream instead, so many seconds, as `datalake run` does.
+    """
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     if name:
         die_at(Stream if name in ASKED else LocalStore, name, number=number, moment=moment)
-    table = open_table(open_store(lake), feed_of(stream))
-    kinesis = Kinesis(KinesisSettings(kinesis_endpoint=url, kinesis_region="us-east-1"))
+    store, settings = open_store(lake), KinesisSettings(kinesis_endpoint=url, kinesis_region="us-east-1")
+    if follow_s:
+        with Following(lambda: store, connect=lambda _: closing(Kinesis(settings)), log=_Log()) as following:
+            following.follow("shards")
+            time.sleep(follow_s)
+            following.check()
+        return
+    table, kinesis = open_table(store, feed_of(stream)), Kinesis(settings)
     plan = table.plan()
     table.write(kinesis.read(table.feed, plan.request), partitions=plan.partitions, run_id=f"export {os.getpid()}")
+
+
+class _Log:
+    """Hears of followers; implements `FollowingLog`. A failure is tried again, as when another export came first."""
+
+    def landed(self, landed: Landed) -> None: ...
+    def failed(self, feed: str, error: DatalakeError, *, again_in_s: float) -> None: ...
+    def gone(self, feed: str, reason: str) -> None:
+        raise CrashError(f"{feed} is gone: {reason}")
 
 
 class ShardRounds:
@@ -84,11 +112,18 @@ class ShardRounds:
     def prepare(self) -> None:
         """Makes the stream."""
         self._stream = self._server.stream(SHARDS)
+        FeedRegistry(open_store(self._lake)).add(feed_of(self._stream.name))
 
     def round(self) -> str:
         """Two exports at once, each with an operation to die at, while records come, and now and then a reshard."""
         self._send()
-        children = [(self._start(name, number, moment), name, moment) for name, number, moment in self._points()]
+        follows = self._rounds % FOLLOW_EVERY == 0
+        points = self._points()
+        children = [
+            (self._start(*point, follow_s=FOLLOW_S if follows and not turn else 0.0), point[0], point[2])
+            for turn, point in enumerate(points)
+        ]
+        self.happened["followers"] += follows
         producing = threading.Thread(target=self._send)
         producing.start()
         self._rounds += 1
@@ -109,7 +144,7 @@ class ShardRounds:
         names = self._rng.choices(list(OPERATIONS), k=WORKERS)
         return [(name, self._rng.randint(1, OPERATIONS[name]), self._rng.choice(("before", "after"))) for name in names]
 
-    def _start(self, name: str, number: int, moment: str) -> int:
+    def _start(self, name: str, number: int, moment: str, *, follow_s: float = 0.0) -> int:
         return self._forker.start(
             "export_stream",
             lake=self._lake,
@@ -118,6 +153,7 @@ class ShardRounds:
             name=name,
             number=number,
             moment=moment,
+            follow_s=follow_s,
         )
 
     def _reshard(self) -> None:

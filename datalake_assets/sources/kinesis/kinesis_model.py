@@ -95,6 +95,11 @@ class KinesisSource(SystemSource):
         """The lake name of the time at which Kinesis took the record in."""
         return self.rename.get(ARRIVAL_TIME, ARRIVAL_TIME)
 
+    @property
+    def can_be_followed(self) -> bool:
+        """Shards are asked again and again."""
+        return True
+
     def position_kind(self, kind: FeedKind) -> PositionKind:  # noqa: ARG002  these are streams
         """Records are numbered."""
         return PositionKind.OFFSETS

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
 
@@ -12,10 +14,12 @@ from botocore.stub import Stubber
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datalake_assets.continuous import following
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.errors import ConfigError, SourceDataLost, SourceRecreated, SourceRefused, SourceUnavailable
 from datalake_assets.feed import parse_feed
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.kinesis import shard_reading, streams
@@ -484,6 +488,29 @@ def test_a_stream_that_is_followed_is_known_to_be_read(kinesis, kinesis_server, 
     assert untils == sorted(untils)
     assert untils[0] < untils[-1]
     assert abs(untils[-1] - now) < 60_000
+
+
+def test_a_stream_without_records_is_known_to_be_read_while_it_is_followed(store, kinesis, stream, monkeypatch):
+    monkeypatch.setattr(following, "POSITION_S", 0.0)
+    feed = FeedRegistry(store).add(feed_of(stream))
+    stream.send(["a"])
+    assert land(store, kinesis, feed).rows_added == 1
+    until = shard_reading.read_until(stream.open_shards()[0])
+    before = open_table(store, feed).plan().request.start_offsets
+    monkeypatch.setattr(shard_reading, "_LOOK_S", 0.0)
+
+    class Log:
+        def __getattr__(self, name):
+            pytest.fail(f"{name}: there was nothing to tell")
+
+    with following.Following(lambda: store, connect=lambda _: nullcontext(kinesis), log=Log()) as followers:
+        followers.follow(feed.name)
+        ends = time.monotonic() + 30
+        while (now := open_table(store, feed).plan().request.start_offsets)[until] <= before[until] + 2_000:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+            followers.check()
+    assert {**now, until: 0} == {**before, until: 0}
 
 
 def test_each_shard_has_to_be_vouched_for(kinesis, kinesis_server):
