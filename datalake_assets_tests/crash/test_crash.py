@@ -241,7 +241,7 @@ def test_killed_export_to_iceberg_tables_loses_and_doubles_nothing(tmp_path: Pat
 def test_killed_deliveries_leave_a_sink_with_each_row_once_and_no_other(tmp_path: Path) -> None:
     with Forker(dict(os.environ) | {SINKS: "1"}) as forker:
         rounds = SinkRounds(str(tmp_path), forker, seed=5)
-        for _ in range(12):
+        for _ in range(5):
             rounds.round()
-        assert rounds.hits.total() >= 8
+        assert rounds.hits.total() >= 3
         rounds.close()
