@@ -219,7 +219,8 @@ def _pickled(task: Task[Any]) -> bytes:
 def _nodes() -> list[Mapping[str, Any]]:
     import ray  # noqa: PLC0415  imported by whoever connected
 
-    nodes: list[Mapping[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
+    with _one_line(os.environ.get("RAY_ADDRESS", "")):
+        nodes: list[Mapping[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
     return [node for node in nodes if node["Alive"]]
 
 
@@ -244,7 +245,7 @@ def _finished(pending: Sequence[Any], cpus: int) -> Sequence[Any]:
 
     alone_since: float | None = None
     while True:
-        with _one_line(""):
+        with _one_line(os.environ.get("RAY_ADDRESS", "")):
             done, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_S)
         if done:
             return list(done)
@@ -304,7 +305,9 @@ def _cancel(pending: Sequence[Any], drop: Callable[[Any], None]) -> None:
     for ref in pending:
         with contextlib.suppress(Exception):
             ray.cancel(ref, force=False)
-    done, late = ray.wait(list(pending), num_returns=len(pending), timeout=CANCEL_S)
+    done, late = list[Any](), list(pending)
+    with contextlib.suppress(Exception):  # the cluster is gone: so is what was under way
+        done, late = ray.wait(late, num_returns=len(late), timeout=CANCEL_S)
     for ref in late:
         with contextlib.suppress(Exception):
             ray.cancel(ref, force=True)
