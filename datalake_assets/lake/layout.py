@@ -402,11 +402,17 @@ class FeedFolder:
         """Keys of all partitions that have a manifest, in time or version order; one listing."""
         found = set()
         for info in self.store.list(self.control):
-            path = info.key.removeprefix(f"{self.control}/").removesuffix("manifest.json").rstrip("/")
-            key = partition_key(self.feed, path) if info.key.endswith("/manifest.json") else None
+            key = self.partition_of(info.key)
             if key is not None:
                 found.add(key)
         return tuple(sorted(found, key=lambda key: (0 if self.is_adopted else len(key), key)))
+
+    def partition_of(self, object_key: str) -> str | None:
+        """The partition whose manifest an object is; None if it is none of the feed's."""
+        if not object_key.endswith("/manifest.json"):
+            return None
+        path = object_key.removeprefix(f"{self.control}/").removesuffix("manifest.json").rstrip("/")
+        return partition_key(self.feed, path)
 
     def report(self, key: str, manifest: Manifest, *, before: Manifest | None = None) -> PartitionFacts:
         """A partition's facts, and what was added since ``before`` (default: nothing)."""

@@ -10,7 +10,8 @@ from typing import Self
 
 from datalake_assets.errors import DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
-from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.settings import Settings
 from datalake_assets.sinks.base import DeliveryReport
 from datalake_assets.sinks.delivery import deliver
@@ -20,7 +21,7 @@ __all__ = ["Courier"]
 logger = logging.getLogger(__name__)
 
 #: Seconds after which it looks anyway: for rows that others landed, and for what a sink did not take.
-_AGAIN_S = 10.0
+_AGAIN_S = 3.0
 #: Seconds that an interruption waits for a delivery under way: what it does not finish is due the next time.
 _LAST_S = 5.0
 
@@ -45,6 +46,8 @@ class Courier:
         self._feeds, self._store, self._settings, self._tell = feeds, store, settings, tell
         self._changed = threading.Event()
         self._ends = False
+        #: Of each feed its revision, and its manifests as they were listed when sinks had all of them.
+        self._sent: dict[str, tuple[int, dict[str, ObjectInfo]]] = {}
         self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
 
     def __enter__(self) -> Self:
@@ -83,9 +86,26 @@ class Courier:
 
     def _delivered(self, feed: Feed) -> list[DeliveryReport]:
         try:
-            return deliver(self._store, feed, self._settings)
+            return self._deliver_changed(feed)
         except DatalakeError as error:
             return [DeliveryReport(feed.name, "", error=str(error))]
         except Exception as error:  # the next delivery tries again, and landing goes on
             logger.warning("delivery of %s", feed.name, exc_info=True)
             return [DeliveryReport(feed.name, "", error=unforeseen_text(error))]
+
+    def _deliver_changed(self, feed: Feed) -> list[DeliveryReport]:
+        """Delivers the partitions whose manifests changed: one listing tells, where asking for each costs a request."""
+        folder = FeedFolder(self._store, feed)
+        listed = {info.key: info for info in self._store.list(folder.control)}
+        revision, before = self._sent.get(feed.name, (-1, {}))
+        keys = None
+        if revision == feed.revision and not feed.is_iceberg:
+            changed = (key for key, info in listed.items() if before.get(key) != info)
+            found = [folder.partition_of(key) for key in changed]
+            keys = [key for key in found if key is not None]
+        if keys == []:
+            return []
+        reports = deliver(self._store, feed, self._settings, partitions=keys)
+        if not any(each.error for each in reports):
+            self._sent[feed.name] = (feed.revision, listed)
+        return reports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -103,11 +104,18 @@ def test_a_courier_delivers_beside_what_lands_and_tells_what_fails(lake, osmem, 
         courier.landed()
     assert [(each.sent, each.error) for each in told] == [(100, "")]
     land(tmp_path / "lake", 100, 130)
+    with Courier(lambda: [feed], lake.store, lake.settings, told.append) as courier:
+        deadline = time.monotonic() + 60
+        while sum(each.sent for each in told) < 130:
+            assert time.monotonic() < deadline
+        land(tmp_path / "lake", 130, 140)
+    assert [each.sent for each in told if each.sent] == [100, 30, 10]
+    land(tmp_path / "lake", 140, 170)
     away = lake.settings.model_copy(update={"opensearch_url": "http://127.0.0.1:9", "opensearch_retry_s": 0.1})
     with Courier(lambda: [feed], lake.store, away, told.append):
         pass
     assert (told[-1].lag_rows, "cannot be reached" in told[-1].error) == (30, True)
-    assert len(osmem.documents(f"{feed.sinks[0].prefix}numbered")) == 100
+    assert len(osmem.documents(f"{feed.sinks[0].prefix}numbered")) == 140
 
 
 def test_webhooks_of_feeds_are_told_of_the_checks_that_they_name(lake, instance):
