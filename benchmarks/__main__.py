@@ -17,6 +17,7 @@ BENCHMARKS = {
     "iceberg_large": "10 GB of an Iceberg table in files of 1 MB, in half a GB of memory",
     "many_files": "a folder of many tiny files adopted, looked at again, planned and merged; whether that is linear",
     "kafka": "400,000 messages of a Kafka topic to Parquet, beside a plain loop and dlt",
+    "live": "5,000 events a second on a page and in the lake: latency, loss, memory, CPU; killed every 20 s",
     "queue": "a backlog of 100,000 messages of an SQS queue through `datalake export`",
     "query_after_compact": "queries of the write API on S3 with 30 ms a request, before and after its COMPACT",
     "scale": "a compaction of 4 GB in threads, and by 1, 2 and 4 workers of a Ray cluster; a model of more",

@@ -24,7 +24,8 @@ from datalake_assets.cli.session import prepare_home
 from datalake_assets.core.facts import ExportResult
 from datalake_assets.defs.feeds.runner import export_feed
 from datalake_assets.defs.runtime import open_instance
-from datalake_assets.demo.demo_lake import demo_feeds, demo_stand_in, prepare_demo
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.demo_lake import demo_stand_in, prepare_demo
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: F401  imported by the server's start otherwise
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store

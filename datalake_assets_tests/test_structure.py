@@ -43,8 +43,10 @@ REASONS = {
     "lake.item_replacing": "how rows leave files: exports decide which, and know no Parquet",
     "sources.files.json_records": "JSON's grammar, as `csv_records` has that of CSV",
     "parquet.avro_writer": "another format's bytes; whoever converts says of what",
+    "demo.demo_feeds": "what the demo lands, apart from what its server serves",
     "cli.feed_options": "which options sources offer, and the feed that they describe",
     "cli.live": "a command; `run` shows the same page of what it lands",
+    "cli.run": "a command; the live demo goes on as it does",
     "cli.report": "a command; the demo shows it at its end",
     "lake.deleted_keys": "what a merge has to remember, apart from how it writes rows anew",
     "lake.merge_export": "loaded by name where a feed is merged: most exports merge nothing",
@@ -125,6 +127,7 @@ def test_only_the_list_of_sources_knows_which_there_are(modules):
     outside = {name for name in importers if not name.startswith("datalake_assets.sources.ksqldb")}
     assert outside == {
         "datalake_assets.sources.systems",
+        "datalake_assets.demo.demo_feeds",
         "datalake_assets.demo.demo_lake",
     }
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,7 +21,8 @@ from datalake_assets.cli.output import as_table, print_json, say, terminal_width
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
 from datalake_assets.core.facts import ExportResult
-from datalake_assets.demo.demo_lake import DemoLake, demo_feeds, demo_marts, prepare_demo, read_demo, source_line
+from datalake_assets.demo.demo_feeds import demo_feeds, demo_marts
+from datalake_assets.demo.demo_lake import DemoLake, growing_demo, prepare_demo, read_demo, source_line, source_url
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
 from datalake_assets.feed import Feed
 
@@ -34,19 +36,47 @@ __all__ = ["demo", "run_demo", "run_in_foreground"]
 )
 @click.option("--ui", is_flag=True, help="Then open Dagster's web UI on the result, until Ctrl-C.")
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port of the web UI.")
+@click.option("--live", is_flag=True, help="Then let the streams grow, land and show them, until Ctrl-C.")
+@click.option(
+    "--rate",
+    "events_per_s",
+    type=click.IntRange(1, 20_000),
+    default=50,
+    show_default=True,
+    help="With --live: rows a second.",
+)
+@click.option(
+    "--live-port", type=click.IntRange(0, 65535), default=8092, show_default=True, help="Port of the live page."
+)
 @json_option
 @pass_session
-def demo(session: Session, *, on_s3: bool, records: int, ui: bool, port: int, as_json: bool) -> None:
+def demo(
+    session: Session,
+    *,
+    on_s3: bool,
+    records: int,
+    ui: bool,
+    port: int,
+    live: bool,
+    events_per_s: int,
+    live_port: int,
+    as_json: bool,
+) -> None:
     """Build a data lake from four streams and four tables of an embedded server, and two marts of these.
 
     Starts the server unless the settings name one of yours, and exports everything through Dagster.
-    Run it again with more --records: only what is new is added.
+    Run it again with more --records: only what is new is added. With --live the streams then grow: rows are landed as
+    they come, and a page shows them, with those that are late, were sent twice, or are broken.
     """
     if on_s3 and session.lake is not None:
         raise click.UsageError("--s3 brings its own lake; leave out --lake")
-    if as_json and ui:
-        raise click.UsageError("--json cannot be combined with --ui")
-    if not run_demo(session, records=records, on_s3=on_s3, ui_port=port if ui else None, as_json=as_json):
+    if as_json and (ui or live):
+        raise click.UsageError("--json cannot be combined with --ui or --live")
+    if live and ui:
+        raise click.UsageError("give --ui or --live")
+    growing = Growing(events_per_s, live_port) if live else None
+    shown = port if ui else None
+    if not run_demo(session, records=records, on_s3=on_s3, ui_port=shown, as_json=as_json, growing=growing):
         raise click.exceptions.Exit(1)
 
 
@@ -54,7 +84,28 @@ S3_FOLDER = "lake-s3"
 _UI_GRACE_S = 15.0
 
 
-def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None, as_json: bool) -> bool:
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """How a demo's streams grow afterwards.
+
+    Attributes:
+        events_per_s: Rows a second in each.
+        port: Of the page that shows them; 0: a free one.
+    """
+
+    events_per_s: int
+    port: int
+
+
+def run_demo(
+    session: Session,
+    *,
+    records: int,
+    on_s3: bool,
+    ui_port: int | None,
+    as_json: bool,
+    growing: Growing | None = None,
+) -> bool:
     """Runs the demo; whether everything was exported.
 
     Raises:
@@ -75,6 +126,8 @@ def run_demo(session: Session, *, records: int, on_s3: bool, ui_port: int | None
                 _conclude(session, demo, results, on_s3=on_s3, seconds=time.monotonic() - began)
             if ui_port is not None:
                 _serve_ui(session, home, ui_port)
+        if growing is not None:
+            _go_on(session, growing)
     return all(result.success for result in results)
 
 
@@ -166,6 +219,21 @@ def _suggest(session: Session, demo: DemoLake, *, on_s3: bool) -> None:
         ui = "make dev" if Path("Makefile").exists() else "datalake demo --ui"
         say(f"  {environment}{ui}          # Dagster's web UI on this lake")
     say("  datalake demo --records 2000" + (" --s3" if on_s3 else "") + "          # only the new rows are added")
+
+
+def _go_on(session: Session, growing: Growing) -> None:
+    """Has the streams grow, lands them and shows them, until Ctrl-C."""
+    from datalake_assets.cli.run import run_until_ended  # noqa: PLC0415  only then it is needed
+
+    if source_url(session.settings):
+        raise ConfigError("--live has the embedded server's streams grow; yours: 'datalake run --all --live'")
+    feeds = [feed for feed in session.feeds()[0] if feed.can_be_followed and not feed.why_not_live]
+    say(f"\n{growing.events_per_s:,} rows a second come of each of {len(feeds)} streams from now on (Ctrl-C ends it);")
+    say("a few are a day late, a few were sent twice, a few are broken: the page says which.\n")
+    with growing_demo(session.store, growing.events_per_s) as changed:
+        session.use(**changed)
+        run_until_ended(session, feeds, host="127.0.0.1", port=growing.port)
+    say("stopped; the lake keeps what came")
 
 
 def _shown(path: str) -> str:

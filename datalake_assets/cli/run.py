@@ -33,7 +33,10 @@ from datalake_assets.lake.table import IsStale
 if TYPE_CHECKING:
     from datalake_assets.continuous.following import Following, Landed
 
-__all__ = ["run"]
+__all__ = ["run", "run_until_ended"]
+
+#: Seconds after a pass, if nobody says others.
+_EVERY_S = 5.0
 
 
 @click.command(cls=WorkCommand)
@@ -42,7 +45,7 @@ __all__ = ["run"]
 @click.option(
     "--every",
     type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
+    default=_EVERY_S,
     show_default=True,
     metavar="SECONDS",
     help="How long to wait after a pass over streams that cannot be followed.",
@@ -97,6 +100,20 @@ def run(
             if number == passes:
                 return
             pause(every)
+
+
+def run_until_ended(session: Session, feeds: Sequence[Feed], *, host: str, port: int) -> None:
+    """Follows feeds until SIGTERM or Ctrl-C, with a page that shows what is landed."""
+    names, page = [feed.name for feed in feeds], _shown(session, feeds, host=host, port=port)
+    with (
+        suppress(KeyboardInterrupt),
+        _ended_by_sigterm() as pause,
+        delivering(session, names) as landed,
+        page,
+        session.serving({feed.source.type for feed in feeds}),
+        _following(session, landed) as following,
+    ):
+        _go_on(session, names, following, lambda: (landed(), pause(_EVERY_S)))
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""The demo lake: its feeds, and which server it reads: the configured one, or one inside this process.
+"""The demo lake, and which server it reads: the configured one, or one inside this process.
 
 A demo lake carries ``control/demo.json``, which says what its server serves. Every process that exports such a lake
 (a command, a Dagster run) starts a server of its own from it, and since the rows are a pure function of that document,
-all of them serve the same rows. The feeds are what a payments company would land from its ksqlDB, one of each way to
-read a stream.
+all of them serve the same rows.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ import datetime as dt
 import errno
 import math
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from datalake_assets.errors import ConfigError, CorruptLake, ObjectNotFound
+from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNotFound
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import swap_object
 from datalake_assets.settings import Settings
@@ -27,36 +27,19 @@ from datalake_assets.sources.ksqldb.declaration import KSQLDB, KsqlDBSettings
 if TYPE_CHECKING:
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
 
-from datalake_assets.feed import ColumnNote, Feed
-from datalake_assets.feed_sources import FeedKind, MartSource
-from datalake_assets.policies import (
-    Checks,
-    Freshness,
-    Limits,
-    NotNullRule,
-    RangeRule,
-    RegexRule,
-    Rule,
-    SqlRule,
-    UniqueRule,
-)
-from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
-
 __all__ = [
-    "DEMO_FEED_NAMES",
     "DEMO_KEY",
-    "DEMO_MART_NAMES",
     "DEMO_SEED",
     "DemoLake",
-    "demo_feeds",
-    "demo_marts",
     "demo_stand_in",
+    "growing_demo",
     "plan_demo",
     "prepare_demo",
     "read_demo",
     "serve_ksqldb",
     "served_from",
     "source_line",
+    "source_url",
 ]
 
 
@@ -70,6 +53,10 @@ EVENTS_PER_DAY = 250
 LEAST_SPAN = dt.timedelta(seconds=1)
 
 
+#: Of the rows of a demo that grows, one in so many is broken.
+LIVE_BROKEN_EVERY = 199
+#: How long a demo's streams go on growing after the process that has them grow was killed.
+LIVE_LEASE = dt.timedelta(minutes=1)
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -80,6 +67,8 @@ class DemoPace(BaseModel):
         index: The first row.
         since: When it arrives.
         events_per_day: Rows per day in each stream.
+        punctual: Whether events arrive when they happen, but for a few that are a day late or more.
+        broken_every: One in so many rows is broken; None: none is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +76,8 @@ class DemoPace(BaseModel):
     index: Annotated[int, Field(ge=0)]
     since: AwareDatetime
     events_per_day: Annotated[int, Field(ge=1)]
+    punctual: bool = False
+    broken_every: Annotated[int, Field(ge=2)] | None = None
 
 
 class DemoLake(BaseModel):
@@ -98,6 +89,8 @@ class DemoLake(BaseModel):
         events_per_day: Rows per day in each stream.
         records: Rows in each stream; None lets them grow with the clock.
         paces: How fast the rows arrive that were asked for later.
+        grows_until: Streams that grow just now do so by the clock up to then. It is moved on meanwhile: after a kill
+            they stop. None: they do not grow, or for ever.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +100,7 @@ class DemoLake(BaseModel):
     events_per_day: Annotated[int, Field(ge=1)]
     records: Annotated[int, Field(ge=1)] | None = None
     paces: tuple[DemoPace, ...] = ()
+    grows_until: AwareDatetime | None = None
 
     @property
     def start_time(self) -> dt.datetime:
@@ -131,8 +125,41 @@ class DemoLake(BaseModel):
             start=self.start_time,
             events_per_day=self.events_per_day,
             records=self.records,
-            paces=tuple(Pace(each.index, each.since, each.events_per_day) for each in self.paces),
+            paces=tuple(
+                Pace(each.index, each.since, each.events_per_day, each.punctual, each.broken_every)
+                for each in self.paces
+            ),
+            until=self.grows_until,
         )
+
+    def settled(self, now: dt.datetime) -> DemoLake:
+        """What it serves once its streams grow no longer: the rows that there are by now.
+
+        Args:
+            now: Aware UTC.
+        """
+        if self.grows_until is None:
+            return self
+        rows = self.generator().rows_by((now - _EPOCH) // dt.timedelta(milliseconds=1))
+        return self.model_copy(update={"records": rows, "grows_until": None})
+
+    def growing(self, events_per_s: int, now: dt.datetime) -> DemoLake:
+        """What it serves while its streams grow from now on, so many rows a second, for a while."""
+        settled = self.settled(now)
+        pace = DemoPace(
+            index=settled.records or 0,
+            since=now,
+            events_per_day=events_per_s * 86_400,
+            punctual=True,
+            broken_every=LIVE_BROKEN_EVERY,
+        )
+        paces = (*settled.paces, pace)
+        return settled.model_copy(update={"records": None, "paces": paces, "grows_until": now + LIVE_LEASE})
+
+    def to_bytes(self) -> bytes:
+        """The document, as a lake keeps it."""
+        left_out = {"grows_until"} if self.grows_until is None else None
+        return self.model_dump_json(indent=2, exclude=left_out).encode() + b"\n"
 
 
 def plan_demo(current: DemoLake | None, records: int, *, now: dt.datetime) -> DemoLake:
@@ -150,6 +177,7 @@ def plan_demo(current: DemoLake | None, records: int, *, now: dt.datetime) -> De
         start = now.date() - dt.timedelta(days=days)
         elapsed = now - dt.datetime.combine(start, dt.time(), dt.UTC)
         return DemoLake(start=start, events_per_day=_pace(records, elapsed), records=records)
+    current = current.settled(now)
     if current.records is None or records <= current.records:
         return current
     end = current.end_time()
@@ -183,8 +211,48 @@ def prepare_demo(store: Store, records: int) -> DemoLake:
     wanted = plan_demo(current, records, now=store.now())
     if wanted == current:
         return wanted
-    body = wanted.model_dump_json(indent=2).encode() + b"\n"
-    swap_object(store, DEMO_KEY, body, etag=None if current is None else etag)
+    swap_object(store, DEMO_KEY, wanted.to_bytes(), etag=None if current is None else etag)
+    return wanted
+
+
+@contextmanager
+def growing_demo(store: Store, events_per_s: int) -> Iterator[dict[str, str]]:
+    """Has a demo lake's streams grow while the block runs; gives the settings of the server that has them.
+
+    Other processes that read the lake meanwhile get the same rows. Afterwards the streams stay as they are; after a
+    kill they have grown for a minute at the most.
+
+    Args:
+        store: A demo lake.
+        events_per_s: Rows a second in each stream.
+    """
+    from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  costs a server's imports
+
+    demo = _changed(store, lambda now: now.growing(events_per_s, store.now()))
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(LIVE_LEASE.total_seconds() / 3):
+            with suppress(LakeError):  # the next time will do
+                _changed(store, lambda now: now.model_copy(update={"grows_until": store.now() + LIVE_LEASE}))
+
+    renewing = threading.Thread(target=go_on, name="demo-grows", daemon=True)
+    renewing.start()
+    try:
+        with KsqlServer(demo.model_copy(update={"grows_until": None}).generator()) as server:
+            yield {"ksqldb_url": server.url}
+    finally:
+        ended.set()
+        renewing.join()
+        _changed(store, lambda now: now.settled(store.now()))
+
+
+def _changed(store: Store, change: Callable[[DemoLake], DemoLake]) -> DemoLake:
+    current, etag = _read(store)
+    if current is None:
+        raise ConfigError(f"{store.uri} is no demo lake")
+    wanted = change(current)
+    swap_object(store, DEMO_KEY, wanted.to_bytes(), etag=etag)
     return wanted
 
 
@@ -209,9 +277,14 @@ def demo_stand_in(settings: Settings, store: Store, types: Collection[str]) -> I
         yield settings.of(KsqlDBSettings).model_copy(update={"ksqldb_url": server.url})
 
 
+def source_url(settings: Settings) -> str | None:
+    """The server that the settings name; None: a demo lake has its own."""
+    return settings.of(KsqlDBSettings).ksqldb_url
+
+
 def source_line(settings: Settings) -> str:
     """Where a demo lake's rows come from, for its first screen: the system, and its server."""
-    return f"ksqlDB  {settings.of(KsqlDBSettings).ksqldb_url}"
+    return f"ksqlDB  {source_url(settings)}"
 
 
 def served_from(
@@ -287,190 +360,3 @@ def _read(store: Store) -> tuple[DemoLake | None, str]:
         raise CorruptLake(
             f"{store.uri}/{DEMO_KEY}", "it does not say what the demo serves", cure="mend it, or delete it"
         ) from error
-
-
-#: The embedded server answers at once; waiting longer for stragglers only makes the demo slow.
-_IDLE_S = 0.5
-#: The latest event comes 30 hours after it happened (the generator's MAX_LATE_MS); a day is pulled again until then.
-_LATENESS = dt.timedelta(hours=30)
-_OWNERS = ("team:payments",)
-_FRESH = Freshness(max_commit_age=dt.timedelta(hours=24))
-#: The demo's rows end when it is made: one that is exported again long after has no new ones, and is stale.
-_FRESH_ROWS = _FRESH.model_copy(update={"max_event_age": dt.timedelta(days=3)})
-
-_STREAMS: tuple[tuple[str, str, str, KsqlDBMode, tuple[str, str] | None], ...] = (
-    (
-        "transaction_stream",
-        "payments",
-        "Every card payment as it arrives, its merchant nested. Read by a push query, resumed by offset.",
-        KsqlDBMode.OFFSETS,
-        None,
-    ),
-    (
-        "transaction_flattened",
-        "payments",
-        (
-            "The same payments with the merchant's fields as columns. A derived stream that carries the source's "
-            "partition and offset, read by bounded pull queries."
-        ),
-        KsqlDBMode.OFFSETS,
-        ("SRC_PART", "SRC_OFF"),
-    ),
-    (
-        "transaction_alerts",
-        "risk",
-        "Payments that a fraud rule objected to. Read by pull queries; a day is replaced as a whole.",
-        KsqlDBMode.PULL,
-        None,
-    ),
-    (
-        "user_events",
-        "users",
-        "Log-ins, devices and consent: every kind of nested column. Read by a push query, resumed by offset.",
-        KsqlDBMode.OFFSETS,
-        None,
-    ),
-)
-_TABLES: tuple[tuple[str, str, str], ...] = (
-    ("user_transaction_summary", "users", "Number and volume of payments per user."),
-    ("merchant_summary", "payments", "Number and volume of payments per merchant."),
-    ("account_balances", "payments", "The balance of every account."),
-    ("fraud_scores", "risk", "The latest fraud score of every user."),
-)
-
-#: What the rows of some feeds have to meet: a rule of each kind. A few payments are sent twice, as it happens.
-_RULES: dict[str, tuple[Rule, ...]] = {
-    "transaction_stream": (
-        NotNullRule(column="user_id", description="Every payment is somebody's."),
-        RegexRule(column="currency", pattern="[A-Z]{3}", description="Currencies are ISO 4217 codes."),
-        UniqueRule(
-            columns=("transaction_id",),
-            limits=Limits(warn=1, error=5),
-            description="Payments are sent once; a percent of repetitions a day is known and put up with.",
-        ),
-    ),
-    "transaction_alerts": (
-        RangeRule(column="score", min=0, max=1, description="Scores are probabilities."),
-        SqlRule(
-            name="alert_after_payment",
-            query="SELECT * FROM data WHERE detected_at > rowtime + INTERVAL 1 DAY",
-            description="An alert is about a payment of the same day.",
-        ),
-    ),
-}
-
-_AMOUNT = ColumnNote(description="What was paid.", unit="of `currency`")
-_USER = ColumnNote(description="Who paid.", tags={"pii": "indirect"})
-#: What some columns mean, as the UI shows it.
-_COLUMNS: dict[str, dict[str, ColumnNote]] = {
-    "transaction_stream": {
-        "transaction_id": ColumnNote(description="The payment; a few are sent twice."),
-        "user_id": _USER,
-        "amount": _AMOUNT,
-        "currency": ColumnNote(description="An ISO 4217 code."),
-        "risk_score": ColumnNote(description="How likely the payment is fraud.", unit="probability"),
-        "event_time": ColumnNote(description="When the card was used; `rowtime` is when the payment arrived."),
-    },
-    "transaction_alerts": {
-        "user_id": _USER,
-        "score": ColumnNote(description="How sure the rule is.", unit="probability"),
-        "detected_at": ColumnNote(description="When the rule objected."),
-    },
-    "account_balances": {"balance": ColumnNote(description="What the account holds.", unit="USD")},
-}
-
-DEMO_FEED_NAMES = tuple(name for name, *_ in (*_STREAMS, *_TABLES))
-
-#: What is made of the feeds, by SQL: one by day, one of all there is.
-_MARTS: tuple[tuple[str, FeedKind, str, str, str], ...] = (
-    (
-        "daily_payments",
-        FeedKind.STREAM,
-        "payments",
-        "Payments of each day by currency and category, and how many of them a rule objected to.",
-        """
-SELECT t.currency, t.merchant.category AS category,
-       count(DISTINCT t.transaction_id) AS payments,
-       CAST(sum(t.amount) AS DECIMAL(18, 2)) AS amount,
-       count(DISTINCT a.transaction_id) AS objected
-FROM transaction_stream t
-LEFT JOIN transaction_alerts a USING (transaction_id)
-GROUP BY ALL
-""",
-    ),
-    (
-        "risky_users",
-        FeedKind.TABLE,
-        "risk",
-        "Users with alerts, by how much they paid.",
-        """
-SELECT f.user_id, f.alert_count, f.max_score, s.txn_count AS payments, s.total_amount
-FROM fraud_scores f
-JOIN user_transaction_summary s USING (user_id)
-WHERE f.alert_count > 0
-ORDER BY s.total_amount DESC
-""",
-    ),
-)
-DEMO_MART_NAMES = tuple(name for name, *_ in _MARTS)
-
-
-def demo_marts(start: dt.date) -> tuple[Feed, ...]:
-    """The two marts of a demo lake.
-
-    Args:
-        start: The first day that its streams have rows on.
-    """
-    return tuple(
-        Feed(
-            name=name,
-            kind=kind,
-            source=MartSource(query=query),
-            start=start,
-            owners=_OWNERS,
-            tags={"demo": "", "domain": group},
-            group=group,
-            description=description,
-        )
-        for name, kind, group, description, query in _MARTS
-    )
-
-
-def demo_feeds(start: dt.date) -> tuple[Feed, ...]:
-    """The eight feeds of a demo lake.
-
-    Args:
-        start: The first day that its streams have rows on.
-    """
-    streams = (
-        _feed(name, FeedKind.STREAM, group, description, start, mode=mode, offset_columns=offsets)
-        for name, group, description, mode, offsets in _STREAMS
-    )
-    tables = (_feed(name, FeedKind.TABLE, group, description, start) for name, group, description in _TABLES)
-    return (*streams, *tables)
-
-
-def _feed(
-    name: str,
-    kind: FeedKind,
-    group: str,
-    description: str,
-    start: dt.date,
-    *,
-    mode: KsqlDBMode = KsqlDBMode.OFFSETS,
-    offset_columns: tuple[str, str] | None = None,
-) -> Feed:
-    return Feed(
-        name=name,
-        kind=kind,
-        source=KsqlDBSource(object=name.upper(), mode=mode, offset_columns=offset_columns, idle_s=_IDLE_S),
-        start=start,
-        lateness=_LATENESS,
-        freshness=_FRESH if kind is FeedKind.TABLE else _FRESH_ROWS,
-        checks=Checks(rules=_RULES.get(name, ())),
-        owners=_OWNERS,
-        tags={"demo": "", "domain": group},
-        group=group,
-        description=description,
-        columns=_COLUMNS.get(name, {}),
-    )

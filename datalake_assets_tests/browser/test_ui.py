@@ -10,14 +10,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from datalake_assets.defs.runs import PID_TAG
-from datalake_assets.demo.demo_lake import (
-    DEMO_DAYS,
-    DEMO_FEED_NAMES,
-    DEMO_MART_NAMES,
-    demo_feeds,
-    demo_stand_in,
-    read_demo,
-)
+from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, DEMO_MART_NAMES, demo_feeds
+from datalake_assets.demo.demo_lake import DEMO_DAYS, demo_stand_in, read_demo
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import psutil
 
-from datalake_assets.demo.demo_lake import demo_feeds
+from datalake_assets.demo.demo_feeds import demo_feeds
 from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,9 +20,12 @@ from click.testing import Result
 
 from datalake_assets.cli.export import result_table
 from datalake_assets.core.facts import ExportResult, FeedTotals, PartitionFacts
-from datalake_assets.demo.demo_lake import DEMO_FEED_NAMES, DEMO_MART_NAMES, read_demo
+from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, DEMO_MART_NAMES
+from datalake_assets.demo.demo_lake import read_demo
 from datalake_assets.demo.ksqldb_server.generator import Generator
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
+from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.feeds import stream_feed
 
 STREAMS = DEMO_FEED_NAMES[:4]
@@ -214,3 +219,43 @@ def test_quarantined_rows_are_shown_and_failures_left_out():
         "─────────  ─────  ────────  ─────  ───────  ──────────  ───────  ───────────",
         "streams/s  1,234     1,000      2  1.5 KiB           2      1.0            3",
     ]
+
+
+#: What ``datalake demo --live`` does once everything was exported.
+_LIVE = """
+import sys
+from datalake_assets.cli.demo import Growing, _go_on, _prepare
+from datalake_assets.cli.session import Session
+from datalake_assets.cli.signals import heed_signals
+heed_signals()
+session = Session(sys.argv[1])
+_prepare(session, 300)
+_go_on(session, Growing(1_000, 0))
+"""
+
+
+@pytest.mark.slow
+def test_a_live_demo_lands_what_comes_and_shows_what_is_late_twice_or_broken(lake, lake_store):
+    with subprocess.Popen([sys.executable, "-c", _LIVE, str(lake)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        page = next(found[0] for line in process.stdout if (found := re.findall(r"http://127\.0\.0\.1:\d+", line)))
+        wanted = ("rows_landed", "rows_late", "rows_duplicate", "rows_quarantined")
+        ends = time.monotonic() + 60
+        while True:
+            feeds = json.loads(urllib.request.urlopen(f"{page}/state", timeout=30).read())["feeds"]  # noqa: S310  loopback
+            payments = next(feed for feed in feeds if feed["name"] == "transaction_stream")
+            if all(payments[name] > 0 for name in wanted):
+                break
+            assert time.monotonic() < ends, payments
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+    assert (process.returncode, said.splitlines()[-1]) == (0, "stopped; the lake keeps what came")
+
+    demo, feed = read_demo(lake_store), FeedRegistry(lake_store).get("transaction_stream")
+    assert demo.grows_until is None
+    table = open_table(lake_store, feed)
+    starts = table.plan().request.start_offsets
+    read, broken = sum(starts.values()), len({row.position for _, row in table.quarantined()})
+    rows = table.scan(columns=["rowtime"]).read_all().num_rows
+    assert rows + broken == read <= demo.records

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from datalake_assets.demo.demo_lake import demo_feeds, demo_stand_in, prepare_demo
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.demo_lake import demo_stand_in, prepare_demo
 from datalake_assets.policies import Checks, Limits, RangeRule
 from datalake_assets.settings import load_settings
 

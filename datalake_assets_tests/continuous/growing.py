@@ -27,9 +27,7 @@ def growing(events_per_s: int) -> Iterator[KsqlServer]:
     config = GeneratorConfig(
         start=start,
         events_per_day=1,
-        paces=(Pace(1, now, events_per_s * 86_400),),
-        punctual=True,
-        broken_every=BROKEN_EVERY,
+        paces=(Pace(1, now, events_per_s * 86_400, punctual=True, broken_every=BROKEN_EVERY),),
     )
     with KsqlServer(config) as server:
         yield server

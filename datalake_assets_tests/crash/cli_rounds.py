@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.core.batches import ReadRequest
-from datalake_assets.demo.demo_lake import demo_feeds
+from datalake_assets.demo.demo_feeds import demo_feeds
 from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
 from datalake_assets.feed import Feed

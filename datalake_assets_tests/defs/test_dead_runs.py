@@ -26,7 +26,8 @@ from datalake_assets.defs.runs import (
     repair_runs,
     started_at,
 )
-from datalake_assets.demo.demo_lake import demo_feeds, demo_stand_in, prepare_demo
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.demo_lake import demo_stand_in, prepare_demo
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.settings import load_settings
 from datalake_assets_tests.defs.runs.left_runs import dead_pid, empty, launched_run, log, started_run

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 from datalake_assets.core.verdicts import freshness_verdict
+from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, demo_feeds
 from datalake_assets.demo.demo_lake import (
-    DEMO_FEED_NAMES,
     DEMO_KEY,
     DemoLake,
-    demo_feeds,
+    DemoPace,
     demo_stand_in,
+    growing_demo,
     plan_demo,
     prepare_demo,
     read_demo,
     served_from,
 )
-from datalake_assets.demo.ksqldb_server.blocks import MAX_LATE_MS
+from datalake_assets.demo.ksqldb_server.blocks import MAX_LATE_MS, Rows
 from datalake_assets.errors import AmbiguousWrite, ConfigError, CorruptLake, PreconditionFailed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import load_settings
@@ -187,3 +188,44 @@ def test_demo_that_is_exported_again_long_after_is_stale_by_its_rows():
         "the newest commit is 0:00:00 old",
         "the newest event is 60 days, 0:00:00 old, the feed allows 3 days, 0:00:00",
     )
+
+
+def test_streams_that_grow_keep_their_rows_and_stop_when_nobody_has_them_grow(store):
+    now = store.now()
+    before = prepare_demo(store, 300)
+    with growing_demo(store, 500) as changed:
+        assert changed["ksqldb_url"].startswith("http://127.0.0.1:")
+        growing = read_demo(store)
+        assert growing.records is None
+        assert growing.grows_until > now + dt.timedelta(seconds=30)
+        a_minute_on = growing.generator().rows_by(_ms(now + dt.timedelta(hours=5)))
+        assert 300 + 500 * 55 < a_minute_on < 300 + 500 * 65
+    after = read_demo(store)
+    assert after.grows_until is None
+    assert 300 <= after.records < a_minute_on
+    rows = np.arange(after.records)
+    arrivals = after.generator().arrival_ms(rows)
+    assert arrivals[:300].tolist() == before.generator().arrival_ms(rows[:300]).tolist()
+    assert (np.diff(arrivals) >= 0).all()
+    assert plan_demo(after, 100, now=now) == after
+    killed = growing.settled(growing.grows_until + dt.timedelta(days=3))
+    assert (killed.records, killed.grows_until) == (a_minute_on, None)
+    again = killed.growing(20, growing.grows_until + dt.timedelta(days=3))
+    assert again.generator().arrival_ms(rows).tolist() == arrivals.tolist()
+
+
+def test_events_are_late_or_broken_only_at_the_paces_that_say_so():
+    pace = DemoPace(index=1000, since=NOW, events_per_day=86_400, punctual=True, broken_every=100)
+    last = DemoPace(index=2000, since=NOW + dt.timedelta(days=1), events_per_day=86_400)
+    demo = DemoLake(start=START, events_per_day=250, records=3000, paces=(pace, last))
+    rows = Rows(demo.generator(), "TRANSACTION_STREAM", np.arange(3000))
+    late_ms = rows.arrival_ms() - rows.rowtime_ms()
+    assert [int((late_ms[low : low + 1000] > 0).sum()) > 900 for low in (0, 1000, 2000)] == [True, False, True]
+    few = late_ms[1000:2000][late_ms[1000:2000] > 0]
+    assert 0 < len(few) < 20
+    assert few.min() >= 86_400_000
+    assert rows.broken().tolist() == list(range(1099, 2000, 100))
+
+
+def _ms(moment):
+    return int(moment.timestamp() * 1000)

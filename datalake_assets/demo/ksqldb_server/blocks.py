@@ -327,11 +327,15 @@ class Pace:
         index: The first row of this pace.
         since: When it arrives; aware.
         events_per_day: Rows per day in each stream.
+        punctual: Whether events arrive when they happen, but for four in a thousand, which are a day late or more.
+        broken_every: One in so many rows has a first value of another type; None: none has.
     """
 
     index: int
     since: dt.datetime
     events_per_day: int
+    punctual: bool = False
+    broken_every: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,8 +361,7 @@ class GeneratorConfig:
     retention_rows: int | None = None
     partitions: int = 4
     paces: tuple[Pace, ...] = ()
-    punctual: bool = False
-    broken_every: int | None = None
+    until: dt.datetime | None = None
 
     def __post_init__(self) -> None:
         if self.start.utcoffset() != dt.timedelta(0) or self.start.time() != dt.time(0):
@@ -368,7 +371,6 @@ class GeneratorConfig:
             ("partitions", self.partitions, 1),
             ("records", self.records, 0),
             ("retention_rows", self.retention_rows, 0),
-            ("broken_every", self.broken_every, 1),
         )
         for name, value, least in counts:
             if value is not None and value < least:
@@ -377,12 +379,14 @@ class GeneratorConfig:
     @property
     def start_ms(self) -> int:
         """The start in milliseconds since the epoch."""
-        return (self.start - _EPOCH) // dt.timedelta(milliseconds=1)
+        return _ms(self.start)
 
     def rows_by(self, now_ms: int) -> int:
         """How many rows each stream has had by then, expired ones included."""
         if self.records is not None:
             return self.records
+        if self.until is not None:
+            now_ms = min(now_ms, _ms(self.until))
         rows = 0
         for first, since_ms, events_per_day, end in self.segments():
             elapsed_ms = now_ms - since_ms
@@ -411,7 +415,12 @@ class GeneratorConfig:
         paces = (Pace(0, self.start, self.events_per_day), *self.paces)
         ends = (*(each.index for each in self.paces), _NO_END)
         for pace, end in zip(paces, ends, strict=True):
-            yield pace.index, (pace.since - _EPOCH) // dt.timedelta(milliseconds=1), pace.events_per_day, end
+            yield pace.index, _ms(pace.since), pace.events_per_day, end
+
+
+def _ms(moment: dt.datetime) -> int:
+    """Milliseconds since the epoch."""
+    return (moment - _EPOCH) // dt.timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -458,15 +467,25 @@ class Rows:
         bits = self.draw("lateness")
         share, size = (bits % np.uint64(1000)).astype(np.int64), (bits >> np.uint64(10)).astype(np.int64)
         late = np.where(share < 970, size % 30_000, np.where(share < 996, size % (4 * _HOUR_MS), 0))  # noqa: PLR2004 - shares
-        if self.config.punctual:
-            late = np.zeros_like(late)
+        for pace, mine in self._paces():
+            if pace.punctual:
+                late = np.where(mine, 0, late)
         late = np.where(share >= 996, DAY_MS + size % (MAX_LATE_MS - DAY_MS), late)  # noqa: PLR2004 - in thousandths
         return np.maximum(self.arrival_ms() - late, self.config.start_ms)
 
     def broken(self) -> Longs:
         """Places of the rows that are broken."""
-        every = self.config.broken_every
-        return np.flatnonzero(self.index % every == every - 1) if every else np.array([], dtype=np.int64)
+        broken = np.zeros(len(self.index), dtype=np.bool_)
+        for pace, mine in self._paces():
+            if pace.broken_every:
+                broken |= mine & (self.index % pace.broken_every == pace.broken_every - 1)
+        return np.flatnonzero(broken)
+
+    def _paces(self) -> Iterable[tuple[Pace, Bools]]:
+        """The later paces, and which of the rows came at each."""
+        ends = (*(each.index for each in self.config.paces[1:]), _NO_END)
+        for pace, end in zip(self.config.paces, ends, strict=True) if self.config.paces else ():
+            yield pace, (self.index >= pace.index) & (self.index < end)
 
     def partition(self) -> Longs:
         """The source partition of each row."""

@@ -8,7 +8,8 @@ import pytest
 
 from datalake_assets.defs.feeds.runner import FeedRunner, default_resources, export_feed, feed_runner
 from datalake_assets.defs.resources import Lake
-from datalake_assets.demo.demo_lake import demo_feeds, demo_stand_in, prepare_demo
+from datalake_assets.demo.demo_feeds import demo_feeds
+from datalake_assets.demo.demo_lake import demo_stand_in, prepare_demo
 from datalake_assets.errors import FeedNotFound
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from datalake_assets.defs.feeds.runner import export_feed
-from datalake_assets.demo.demo_lake import demo_feeds
+from datalake_assets.demo.demo_feeds import demo_feeds
 from datalake_assets.demo.ksqldb_server.generator import GeneratorConfig
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
 from datalake_assets.lake.registry import FeedRegistry

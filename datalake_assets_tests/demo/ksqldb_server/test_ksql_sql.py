@@ -178,5 +178,10 @@ def test_bounds_lose_no_row(condition: str) -> None:
 def test_bounds_are_narrow_for_a_resumed_read_and_for_a_day() -> None:
     resumed = "(ROWPARTITION = 0 AND ROWOFFSET >= 500) OR (ROWPARTITION = 1 AND ROWOFFSET > 498)"
     assert bounds(select(f"SELECT * FROM s WHERE {resumed};").where, CONFIG)[0] == 1_992
+    starts = [500, 498, 700, 600]
+    each = [f"(ROWPARTITION <> {number} OR ROWOFFSET >= {start})" for number, start in enumerate(starts)]
+    whole = bounds(select(f"SELECT * FROM s WHERE {' AND '.join(each)};").where, CONFIG)
+    assert (CONFIG.partitions, whole[0]) == (4, 498 * 4 + 1)
+    assert bounds(select(f"SELECT * FROM s WHERE {' AND '.join(each[1:])};").where, CONFIG)[0] == 0
     day = "ROWTIME >= '2025-01-03' AND ROWTIME < '2025-01-04'"
     assert bounds(select(f"SELECT * FROM s WHERE {day};").where, CONFIG) == (500, 1_063)

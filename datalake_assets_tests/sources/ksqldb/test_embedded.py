@@ -15,7 +15,7 @@ import trustme
 
 from datalake_assets.core.batches import Batches, ReadRequest, SourceBatch
 from datalake_assets.core.partitions import TimeWindow
-from datalake_assets.demo.demo_lake import demo_feeds
+from datalake_assets.demo.demo_feeds import demo_feeds
 from datalake_assets.demo.ksqldb_server.generator import Generator, GeneratorConfig
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
 from datalake_assets.demo.ksqldb_server.table_data import TableState
