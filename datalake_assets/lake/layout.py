@@ -28,7 +28,7 @@ from datalake_assets.feed_sources import DeltaTableSource, FolderSource
 from datalake_assets.lake.adopted.claims import RECORD, Claim
 from datalake_assets.lake.commit import Change, Loaded, PartitionLog
 from datalake_assets.lake.store import open_store
-from datalake_assets.lake.store.base import Store, check_key
+from datalake_assets.lake.store.base import ObjectInfo, Store, check_key
 from datalake_assets.lake.store.swap import change_object, known_object
 from datalake_assets.lake.summary import Summary
 
@@ -41,6 +41,7 @@ __all__ = [
     "FolderAddress",
     "StateLog",
     "address_of",
+    "commit_marks",
     "discarded_folder",
     "folder_store",
     "form_of",
@@ -231,6 +232,11 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
+def commit_marks(store: Store, feed: Feed) -> dict[str, ObjectInfo] | None:
+    """By partition, what changes with every commit to it, from one listing; None where a listing cannot tell."""
+    return None if feed.is_iceberg or feed.is_adopted else FeedFolder(store, feed).marks()
+
+
 @dataclass(frozen=True, slots=True)
 class FeedFolder:
     """One feed's corner of a lake.
@@ -402,12 +408,17 @@ class FeedFolder:
         """Keys of all partitions that have a manifest, in time or version order; one listing."""
         found = set()
         for info in self.store.list(self.control):
-            key = self.partition_of(info.key)
+            key = self._partition_of(info.key)
             if key is not None:
                 found.add(key)
         return tuple(sorted(found, key=lambda key: (0 if self.is_adopted else len(key), key)))
 
-    def partition_of(self, object_key: str) -> str | None:
+    def marks(self) -> dict[str, ObjectInfo]:
+        """What a listing shows of each partition's manifest."""
+        listed = ((self._partition_of(info.key), info) for info in self.store.list(self.control))
+        return {key: info for key, info in listed if key is not None}
+
+    def _partition_of(self, object_key: str) -> str | None:
         """The partition whose manifest an object is; None if it is none of the feed's."""
         if not object_key.endswith("/manifest.json"):
             return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from datalake_assets.errors import DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
-from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.layout import commit_marks
 from datalake_assets.lake.store.base import ObjectInfo, Store
 from datalake_assets.settings import Settings
 from datalake_assets.sinks.base import DeliveryReport
@@ -46,8 +46,8 @@ class Courier:
         self._feeds, self._store, self._settings, self._tell = feeds, store, settings, tell
         self._changed = threading.Event()
         self._ends = False
-        #: Of each feed its revision, and its manifests as they were listed when sinks had all of them.
-        self._sent: dict[str, tuple[int, dict[str, ObjectInfo]]] = {}
+        #: Of each feed its revision, and what a listing showed of its partitions when sinks had all of them.
+        self._sent: dict[str, tuple[int, Mapping[str, ObjectInfo] | None]] = {}
         self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
 
     def __enter__(self) -> Self:
@@ -94,15 +94,12 @@ class Courier:
             return [DeliveryReport(feed.name, "", error=unforeseen_text(error))]
 
     def _deliver_changed(self, feed: Feed) -> list[DeliveryReport]:
-        """Delivers the partitions whose manifests changed: one listing tells, where asking for each costs a request."""
-        folder = FeedFolder(self._store, feed)
-        listed = {info.key: info for info in self._store.list(folder.control)}
-        revision, before = self._sent.get(feed.name, (-1, {}))
+        """Delivers the partitions that changed: one listing tells, where asking for each costs a request."""
+        listed = commit_marks(self._store, feed)
+        revision, before = self._sent.get(feed.name, (-1, None))
         keys = None
-        if revision == feed.revision and not feed.is_iceberg:
-            changed = (key for key, info in listed.items() if before.get(key) != info)
-            found = [folder.partition_of(key) for key in changed]
-            keys = [key for key in found if key is not None]
+        if revision == feed.revision and listed is not None and before is not None:
+            keys = [key for key, info in listed.items() if before.get(key) != info]
         if keys == []:
             return []
         reports = deliver(self._store, feed, self._settings, partitions=keys)
