@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.parquet import rewrite as rewriting
+from datalake_assets.lake import compaction_jobs
 from datalake_assets_tests.cli.conftest import Run
 
 
@@ -232,7 +232,7 @@ def test_compact_names_files_that_cannot_be_read(run, clicks):
 
 
 def test_compact_exits_1_when_a_file_made_it_fail_and_merges_the_others(run, clicks, monkeypatch):
-    rewrite = rewriting.rewrite
+    rewrite = compaction_jobs.rewrite
     for number in (3, 4):
         pq.write_table(pa.table({"id": [number]}), clicks / f"region=us/{number}.parquet")
 
@@ -241,7 +241,7 @@ def test_compact_exits_1_when_a_file_made_it_fail_and_merges_the_others(run, cli
             raise ZeroDivisionError("division by zero")
         return rewrite(inputs, *arguments, **options)
 
-    monkeypatch.setattr(rewriting, "rewrite", fail)
+    monkeypatch.setattr(compaction_jobs, "rewrite", fail)
     run("adopt", str(clicks), "--name", "clicks")
     result = run("compact", "clicks", "--force")
 
