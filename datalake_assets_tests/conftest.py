@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
 
 #: Objects made before the young ones are looked through, as gc.set_threshold takes them; Python's own first is 700.
-_COLLECTED_AFTER = (10_000, 20, 50)
+_COLLECTED_AFTER = (50_000, 20, 50)
 #: Where Python finds what it runs first in each process that tests start.
 _PROCESSES = Path(__file__).with_name("processes")
 
