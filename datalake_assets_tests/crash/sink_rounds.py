@@ -88,7 +88,7 @@ def act(
         for key in table.partitions():
             table.delete_rows(key, f"n % 100 = {rows[0][0]}")
     else:
-        settings = OpenSearchSettings(lake=lake, opensearch_url=url, opensearch_retry_s=5)
+        settings = OpenSearchSettings(lake=lake, opensearch_url=url, opensearch_retry_s=120)
         failed = [each.error for each in deliver(store, declared, settings) if each.error]
         assert not failed, failed
 
