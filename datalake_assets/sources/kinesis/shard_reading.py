@@ -6,9 +6,9 @@ behind that is, and no more than the read is old will do; or that a closed shard
 proves nothing by itself.
 
 Kinesis drops records after a time, and says nothing of it: a reader that asks for the next number gets the oldest that
-there is. Marks in the feed's hint, under names that no shard has, tell what it doesn't: when the stream was created,
-and of each shard the time until which everything that arrived was read. As long as that is younger than the stream's
-retention, nothing can have expired unread.
+there is. A mark for each shard in the feed's hint, under a name that no shard has, tells what Kinesis doesn't: the time
+until which everything that arrived was read. As long as that is younger than the stream's retention, nothing can have
+expired unread.
 """
 
 from __future__ import annotations
@@ -47,13 +47,10 @@ from datalake_assets.sources.kinesis.streams import (
     StreamFacts,
 )
 
-__all__ = ["CREATED", "ShardBatches", "read_until"]
+__all__ = ["ShardBatches", "read_until"]
 
 logger = logging.getLogger(__name__)
 
-#: When the stream was created, in seconds since 1970. No shard is called so: Kinesis takes letters, digits, ``_``,
-#: ``.`` and ``-`` for their ids.
-CREATED = "created (s)"
 #: A stream that is written faster than it is read ends a read here; the next one goes on.
 LONGEST_READ_S = 3600.0
 #: Kinesis dates arrivals approximately, and clocks differ: so much is given away before anything counts as not expired.
@@ -71,7 +68,10 @@ _HASH_KEYS = 2**128
 
 
 def read_until(shard: str) -> str:
-    """The name of the time until which everything was read that arrived at a shard, in milliseconds since 1970."""
+    """The name of the time until which everything was read that arrived at a shard, in milliseconds since 1970.
+
+    No shard is called so: Kinesis takes letters, digits, ``_``, ``.`` and ``-`` for their ids.
+    """
     return f"{shard} until (ms)"
 
 
@@ -114,7 +114,8 @@ class ShardBatches:
         starts = self._starts(facts, shards)
         reading = _Reading(self._stream, facts, shards, starts, began)
         for records, read_to in reading.followed() if self._follows else reading.parts():
-            yield replace(self._layout.batch(records, starts, reading.hash_keys), read_to=read_to)
+            batch = self._layout.batch(records, starts, reading.hash_keys)
+            yield replace(batch, read_to=read_to, source_id=str(facts.created_s))
         if not reading.is_over:
             self.unfinished = f"not caught up within {LONGEST_READ_S:g} s; the next export goes on from there"
 
@@ -129,16 +130,16 @@ class ShardBatches:
             SourceDataLost: Records may have expired unread.
         """
         starts = dict(self.request.start_offsets or {})
-        created = starts.get(CREATED, facts.created_s)
-        is_another = abs(created - facts.created_s) > _SAME_CREATION_S
-        self.recreated = is_another and self.request.new_epoch
+        known = self.request.source_id
+        is_same = known.isdecimal() and abs(int(known) - facts.created_s) <= _SAME_CREATION_S
+        self.recreated = bool(known) and not is_same and self.request.new_epoch
         if self.recreated:
             return {}
-        if is_another:
-            was, is_ = (datetime.fromtimestamp(each, UTC).isoformat() for each in (created, facts.created_s))
-            reason = f"the stream was created at {is_}, and what was landed is of one that was created at {was}"
+        if known and not is_same:
+            created = datetime.fromtimestamp(facts.created_s, UTC).isoformat()
+            reason = f"the stream was created at {created}, and what was landed is of another"
             raise SourceRecreated(self._stream.source, reason)
-        if CREATED in starts and not self.request.new_epoch:
+        if self.request.source_id and not self.request.new_epoch:
             self._refuse_gaps(facts, shards, starts)
         return starts
 
@@ -257,7 +258,7 @@ class _Reading:
         starts: Mapping[SourcePartition, int],
         began: float,
     ) -> None:
-        self._stream, self._facts, self._shards, self._began = stream, facts, shards, began
+        self._stream, self._shards, self._began = stream, shards, began
         self._began_ms = int(facts.now.timestamp() * 1000)
         self._oldest_ms = self._began_ms - int(facts.retention / timedelta(milliseconds=1))
         self._ended: dict[SourcePartition, int] = {
@@ -380,7 +381,7 @@ class _Reading:
     @property
     def _read_to(self) -> dict[SourcePartition, int]:
         """Where each shard is to be read on, and the marks."""
-        read_to: dict[SourcePartition, int] = {CREATED: self._facts.created_s, **self._ended}
+        read_to: dict[SourcePartition, int] = dict(self._ended)
         for each in self._places.values():
             read_to[each.shard.id], read_to[read_until(each.shard.id)] = each.next, each.until_ms
         return read_to

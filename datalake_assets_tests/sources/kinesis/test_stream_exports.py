@@ -521,11 +521,14 @@ def test_each_shard_has_to_be_vouched_for(kinesis, kinesis_server):
     hint = {}
     for batch in kinesis.read(feed, ReadRequest()):
         hint.update(batch.read_to)
+    known = batch.source_id
 
     def rows(**late_or_gone):
         starts = {each: to for each, to in hint.items() if each not in late_or_gone.get("gone", ())}
         starts |= dict.fromkeys(map(shard_reading.read_until, late_or_gone.get("late", ())), 1)
-        return sum(batch.rows.num_rows for batch in kinesis.read(feed, ReadRequest(start_offsets=starts)))
+        return sum(
+            batch.rows.num_rows for batch in kinesis.read(feed, ReadRequest(start_offsets=starts, source_id=known))
+        )
 
     assert rows() == 0
     assert rows(late=[first]) == 0  # its last record is still there
