@@ -40,7 +40,7 @@ from datalake_assets.lake.tables import open_table
 from datalake_assets.live_policies import Tile
 from datalake_assets.policies import Rule, SqlRule, UniqueRule
 
-__all__ = ["FeedQuestions", "Reply", "history_of", "tile_rows"]
+__all__ = ["FeedQuestions", "Reply", "history_of", "shared_memory", "tile_rows"]
 
 #: Rows of a tile's answer by its kind, and bytes of any.
 ROWS = {"number": 1, "series": 240, "table": 20}
@@ -128,7 +128,7 @@ class FeedQuestions:
             return
         moment = time.monotonic()
         due = [each for each in wanted if each.rests_until <= moment]
-        with _shared(rows) as memory:
+        with shared_memory(rows) as memory:
             for question, found in zip(due, self._asked(due, memory), strict=True):
                 question.reply = Reply.of(found, now)
                 if isinstance(found, SqlFailed) and found.kind in _DEAR:
@@ -190,7 +190,7 @@ def _examples(rules: Sequence[Rule]) -> str:
 
 
 @contextmanager
-def _shared(rows: pa.Table) -> Iterator[int]:
+def shared_memory(rows: pa.Table) -> Iterator[int]:
     """Memory with the rows in it as an Arrow IPC file, by its descriptor; where there is none such, a nameless file."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("datalake-live", os.MFD_CLOEXEC)

@@ -138,6 +138,7 @@ class LiveWindow:
     def accepted(self, rows: pa.RecordBatch, partitions: Ints | None, offsets: Ints | None) -> None:
         """Implements `PassWatch`."""
         with self.locked:
+            self._error = ""  # what failed before does not any more
             chunk = self._chunk(rows, partitions, offsets)
             fresh = ~self._again.taken(chunk)
             self._count(chunk, fresh)

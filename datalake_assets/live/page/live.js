@@ -245,7 +245,8 @@ function drawTiles(view, tiles) {
   for (const tile of tiles) {
     let parts = view.tiles.get(tile.name);
     if (!parts) {
-      parts = {now: element('div'), then: element('div'), span: element('h4')};
+      const scrolled = what => element('div', {class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${tile.name}, ${what}`});
+      parts = {now: scrolled('now'), then: scrolled('in the lake'), span: element('h4')};
       const sides = [element('div', {class: 'part'}, element('h4', {text: 'now, in the window'}), parts.now)];
       if (tile.history) sides.push(element('div', {class: 'part'}, parts.span, parts.then));
       view.tileGrid.append(element('div', {class: 'tile'}, element('h3', {text: tile.name}),

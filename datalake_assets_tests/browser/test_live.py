@@ -1,0 +1,155 @@
+"""The live page, seen: what a person sees of rows as they come, and of a source or a server that has stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from datalake_assets.core.batches import RejectedRow
+from datalake_assets_tests.browser.conftest import PICTURES
+from datalake_assets_tests.browser.servers import free_port
+from datalake_assets_tests.live.lakes import HOSTILE, LiveLake, live_lake
+
+# one browser for all: they go to one worker, one after another
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+PATIENCE_MS = 60_000
+#: Seconds within which a source that has stopped shows as late.
+LATE_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveLake]:
+    with live_lake(tmp_path_factory.mktemp("live")) as running:
+        running.land(20)
+        running.land(1, age_s=60)
+        running.land(2, note=HOSTILE, rejected=(RejectedRow(HOSTILE.encode(), HOSTILE, "0:23"),))
+        yield running
+
+
+@contextlib.contextmanager
+def opened(chromium: Browser, url: str, *, width: int = 1400, scheme: str = "light") -> Iterator[Page]:
+    """The page, which may not have an error."""
+    context = chromium.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if scheme == "dark" else "light",
+        reduced_motion="reduce",
+        timezone_id="UTC",
+        locale="en-US",
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.goto(url)
+    expect(page.locator("section.feed")).to_have_count(1, timeout=PATIENCE_MS)
+    try:
+        yield page
+        assert errors == []
+    finally:
+        context.close()
+
+
+@contextlib.contextmanager
+def landing(lake: LiveLake) -> Iterator[None]:
+    """Rows come, ten times a second or as often as the machine can, until the context ends."""
+    stopped = threading.Event()
+
+    def land() -> None:
+        while not stopped.wait(0.1):
+            lake.land(5)
+
+    thread = threading.Thread(target=land)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def figure(page: Page, label: str) -> int:
+    text = page.locator("dl div", has=page.get_by_text(label, exact=True)).locator("dd").inner_text()
+    return int(text.replace(",", ""))
+
+
+def moves(page: Page, label: str, beyond: int) -> bool:
+    """Whether a figure becomes larger than it was."""
+    ends = time.monotonic() + PATIENCE_MS / 1000
+    while figure(page, label) <= beyond:
+        if time.monotonic() > ends:
+            return False
+        page.wait_for_timeout(100)
+    return True
+
+
+def test_numbers_move_and_a_source_that_stops_shows_as_late(chromium, lake):
+    with opened(chromium, lake.url) as page:
+        badge = page.locator("section.feed .head .badge")
+        with landing(lake):
+            expect(badge).to_have_text("live", timeout=PATIENCE_MS)
+            assert moves(page, "Seen", figure(page, "Seen"))
+            assert moves(page, "Landed", figure(page, "Landed"))
+        stopped = time.monotonic()
+        window = lake.windows.get("s")
+        assert window
+        expect(badge).to_have_text("late", timeout=PATIENCE_MS)
+        last = window.view().newest_seen_at
+        assert last
+        shown_s = time.time() - last
+        assert shown_s <= LATE_S + (time.monotonic() - stopped) * 0.2, f"late after {shown_s:.1f} s"
+        expect(page.locator("section.feed .said").first).to_contain_text("nothing has come for")
+
+
+def test_every_oddity_is_shown_as_such_and_no_text_is_markup(chromium, lake):
+    with opened(chromium, lake.url) as page:
+        expect(page.locator("h2")).to_have_text("s")
+        assert page.title() == "Live: datalake"
+        assert page.locator("script, img").count() == 1  # the page's own script
+        assert (figure(page, "Late"), figure(page, "Duplicate"), figure(page, "In quarantine")) == (1, 1, 1)
+        expect(page.get_by_text(HOSTILE).first).to_be_visible()
+        quarantine = page.get_by_role("region", name="Quarantine of s")
+        expect(quarantine.locator(".mark.broken")).to_have_text("quarantined")
+        rules = page.get_by_role("region", name="Rules broken in the window of s")
+        expect(rules.locator(".badge.error")).to_have_count(1, timeout=PATIENCE_MS)
+        tile = page.locator(".tile").first
+        expect(tile.locator(".number")).to_have_count(2, timeout=PATIENCE_MS)  # the window, and the lake beside it
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_the_page_fits_its_screen_light_and_dark(chromium, lake, width, scheme):
+    with opened(chromium, lake.url, width=width, scheme=scheme) as page:
+        expect(page.locator(".tile .number")).to_have_count(3, timeout=PATIENCE_MS)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        red, green, blue = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        assert (red + green + blue > 3 * 128) == (scheme == "light")
+        names = page.evaluate(
+            "[...document.querySelectorAll('svg, .scroll')].map(node => node.getAttribute('aria-label'))"
+        )
+        assert all(names)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURES / f"live-{scheme}.png", full_page=True)
+
+
+def test_the_page_finds_the_server_again_when_it_restarts(chromium, tmp_path: Path):
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        with live_lake(tmp_path, port=port) as first:
+            first.land(3)
+            page = stack.enter_context(opened(chromium, first.url))
+            expect(page.locator("#connection")).to_have_text("connected")
+            assert moves(page, "Seen", 2)
+        expect(page.locator("#connection")).to_contain_text("the connection is lost", timeout=PATIENCE_MS)
+        with live_lake(tmp_path, port=port) as second:
+            second.land(9)
+            expect(page.locator("#connection")).to_have_text("connected", timeout=PATIENCE_MS)
+            assert moves(page, "Seen", 8)
