@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datalake_assets.core.batches import ReadRequest
+from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
+from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import WriteReport
 from datalake_assets.lake.tables import open_table
@@ -28,6 +32,12 @@ def kinesis(kinesis_server: KinesisServer) -> Iterator[Kinesis]:
             pass
     yield connected
     connected.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty lake."""
+    return open_store(str(tmp_path))
 
 
 @pytest.fixture
@@ -53,3 +63,19 @@ def landed(store: Store, feed: Feed, *columns: str) -> list[Any]:
     """What the lake has of some columns, in the order of its rows; of one, its values."""
     rows = open_table(store, feed).scan(columns=list(columns)).read_all().to_pylist()
     return [row[columns[0]] for row in rows] if len(columns) == 1 else [tuple(row.values()) for row in rows]
+
+
+def quarantined(store: Store, feed: Feed) -> list[QuarantinedRow]:
+    """The lines in quarantine, in the order of their offsets."""
+    keys = [each.key for each in store.list(f"quarantine/streams/{feed.name}")]
+    lines = [QuarantinedRow.from_line(line) for key in keys for line in store.get(key)[0].splitlines()]
+    return sorted(lines, key=lambda row: (str(row.offset[0]), row.offset[1]) if row.offset else ("", 0))
+
+
+def offsets_of(kinesis: Kinesis, feed: Feed, start_offsets: dict[Any, int] | None = None) -> dict[Any, list[int]]:
+    """The offsets of a read, by shard."""
+    found: dict[Any, list[int]] = {}
+    for batch in kinesis.read(feed, ReadRequest(start_offsets=start_offsets)):
+        for shard, offset in zip(*map(list, batch.numbers), strict=True):
+            found.setdefault(shard, []).append(offset)
+    return found

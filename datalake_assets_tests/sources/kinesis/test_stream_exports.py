@@ -7,37 +7,26 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
-from hashlib import md5
 
 import pytest
 from botocore.stub import Stubber
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from datalake_assets.continuous import following
 from datalake_assets.core.batches import ReadRequest
-from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.errors import ConfigError, SourceDataLost, SourceRecreated, SourceRefused, SourceUnavailable
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake.registry import FeedRegistry
-from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.kinesis import shard_reading, streams
-from datalake_assets.sources.kinesis.aggregated_records import UserRecord, split
 from datalake_assets.sources.kinesis.kinesis import connect
 from datalake_assets.sources.kinesis.kinesis_model import KinesisSettings
 from datalake_assets.sources.kinesis.streams import Pace, Stream
 from datalake_assets.sources.systems import system
-from datalake_assets_tests.sources.kinesis.conftest import feed_of, land, landed
+from datalake_assets_tests.sources.kinesis.conftest import feed_of, land, landed, quarantined
 from datalake_assets_tests.sources.kinesis.kinesis_server import aggregated
 
 pytestmark = pytest.mark.xdist_group("kinesis")
 HOUR = 3600.0
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store(str(tmp_path))
 
 
 @pytest.fixture
@@ -49,16 +38,6 @@ def clock(kinesis_server):
 
 def numbers(some):
     return [{"n": number} for number in some]
-
-
-def read(kinesis, feed, start_offsets=None):
-    """Offsets by shard, and the order in which shards came."""
-    found, order = {}, []
-    for batch in kinesis.read(feed, ReadRequest(start_offsets=start_offsets)):
-        for shard, offset in zip(*map(list, batch.numbers), strict=True):
-            found.setdefault(shard, []).append(offset)
-            order += [] if order[-1:] == [shard] else [shard]
-    return found, order
 
 
 def test_records_land_once_with_what_kinesis_says_of_them(store, kinesis, stream):
@@ -114,12 +93,6 @@ def test_bad_records_wait_in_quarantine_and_land_once_the_feed_takes_them(store,
     assert len(again.rejected) == 3
 
 
-def quarantined(store, feed):
-    keys = [each.key for each in store.list(f"quarantine/streams/{feed.name}")]
-    lines = [line for key in keys for line in store.get(key)[0].splitlines()]
-    return sorted(map(QuarantinedRow.from_line, lines), key=lambda row: row.offset)
-
-
 def test_rows_that_were_put_aside_are_replayed_once(store, kinesis, stream):
     feed = feed_of(stream, fields={"n": "int not null"}, key="ignore")
     stream.send(['{"n": 1}', aggregated([("a", b'{"n": 4294967296}'), ("a", b'{"n": 2}')]), '{"n": 3}'])
@@ -136,84 +109,6 @@ def test_rows_that_were_put_aside_are_replayed_once(store, kinesis, stream):
         assert table.replay(batches, lambda raws: kinesis.decode(mended, raws)).rows_added == added
     assert sorted(landed(store, mended, "n")) == ["1", "2", "3", "4294967296"]
     assert land(store, kinesis, mended).rows_read == 0
-
-
-def test_records_in_one_land_each_in_the_partition_of_its_own_time(store, kinesis, stream):
-    feed = feed_of(stream, feed={"time_column": "at"}, fields={"n": "long", "at": "timestamptz"})
-    days = [f"2025-01-{1 + number % 3:02}T00:00:00Z" for number in range(30)]
-    packed = [(f"k{number % 7}", json.dumps({"n": number, "at": day}).encode()) for number, day in enumerate(days)]
-    stream.send([aggregated(packed[:10], hash_key="0"), packed[10][1], aggregated(packed[11:])])
-    report = land(store, kinesis, feed)
-    assert (report.rows_added, {each.rows for each in report.partitions if each.rows_added}) == (30, {10})
-    assert land(store, kinesis, feed).rows_read == 0
-    rows = landed(store, feed, "n", "kinesis_partition_key", "kinesis_sub_sequence_number")
-    expected = [(n, "a" if n == 10 else f"k{n % 7}", n if n < 10 else max(0, n - 11)) for n in range(30)]
-    assert sorted(rows) == expected
-
-
-def test_a_read_begins_within_an_aggregated_record(kinesis, stream):
-    stream.send(["a", aggregated([("k", b"b"), ("k", b"c"), ("k", b"d")]), "e"])
-    feed = feed_of(stream)
-    ((shard, offsets),) = read(kinesis, feed)[0].items()
-    assert len(offsets) == 5
-    for number, start in enumerate(offsets):
-        assert read(kinesis, feed, {shard: start})[0] == {shard: offsets[number:]}
-
-
-def test_a_damaged_aggregate_waits_in_quarantine_and_lands_whole_if_the_feed_says_so(store, kinesis, stream):
-    feed = feed_of(stream, value="binary")
-    good = aggregated([("a", b"x"), ("b", b"y")])
-    bad = good[:-1] + bytes([good[-1] ^ 1])
-    stream.send([good, bad])
-    report = land(store, kinesis, feed)
-    assert (report.rows_added, report.rows_quarantined) == (2, 1)
-    raws = [each.raw.encode() for each in quarantined(store, feed)]
-    assert kinesis.decode(feed, raws).rows.num_rows == 0
-    whole = feed_of(stream, value="binary", aggregated="keep")
-    assert kinesis.decode(whole, raws).rows["value"].to_pylist() == [bad]
-    assert [batch.rows["value"].to_pylist() for batch in kinesis.read(whole, ReadRequest())] == [[good, bad]]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=9)), max_size=8), st.data())
-def test_aggregates_are_taken_apart_exactly_or_not_at_all(records, data):
-    packed = aggregated(records)
-    assert split(packed, most=10) == [UserRecord(key, text, hash_of(key)) for key, text in records]
-    explicit = split(aggregated(records, hash_key=str(2**127)), most=10)
-    assert explicit == [UserRecord(*each, 2**127) for each in records]
-    at = data.draw(st.integers(4, len(packed) - 1))
-    damaged = packed[:at] + bytes([packed[at] ^ data.draw(st.integers(1, 255))]) + packed[at + 1 :]
-    for text in (damaged, packed[:at]):
-        with pytest.raises(ValueError, match="digest"):
-            split(text, most=10)
-
-
-def hash_of(key):
-    return int(md5(key.encode(), usedforsecurity=False).hexdigest(), 16)
-
-
-def test_records_packed_for_another_shard_are_put_aside_since_they_come_again(store, kinesis, kinesis_server):
-    stream = kinesis_server.stream(2)
-    feed = feed_of(stream)
-    keys = sorted((f"k{number}" for number in range(20)), key=hash_of)
-    mixed = aggregated([(keys[0], b"a"), (keys[-1], b"b")])
-    stream.send([mixed, aggregated([(keys[0], b"c"), (keys[1], b"d")])], shard=stream.open_shards()[0])
-    report = land(store, kinesis, feed)
-    assert (report.rows_added, report.rows_quarantined) == (2, 2)
-    assert landed(store, feed, "value") == ["c", "d"]
-    raws = [each.raw.encode() for each in quarantined(store, feed)]
-    assert kinesis.decode(feed, raws).rows.num_rows == 0
-    trusting = feed_of(stream, aggregated="split_all")
-    assert kinesis.decode(trusting, raws).rows["value"].to_pylist() == ["a", "b"]
-    assert [batch.rows["value"].to_pylist() for batch in kinesis.read(trusting, ReadRequest())] == [
-        ["a", "b", "c", "d"]
-    ]
-
-
-@pytest.mark.parametrize("body", [b"\x1a\x02\x08\x00", b"\x0a\x01a\x1a\x04\x08\x01\x1a\x00", b"\xff"])
-def test_an_aggregate_that_makes_no_sense_is_refused_though_its_digest_is_right(body):
-    with pytest.raises(ValueError, match="record"):
-        split(b"\xf3\x89\x9a\xc2" + body + md5(body, usedforsecurity=False).digest(), most=10)
 
 
 def test_shards_that_came_of_others_are_read_after_them(store, kinesis, kinesis_server):
