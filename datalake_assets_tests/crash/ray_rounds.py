@@ -50,6 +50,8 @@ PARTITIONS = 2
 GROUP_BYTES = 40 << 20
 #: Nodes that work, of one CPU each.
 NODES = 2
+#: Attempts to start a node.
+STARTS = 5
 #: One kill in so many is of a node.
 NODE_IN = 6
 #: Kills of a round, at the most: it should come to an end.
@@ -97,6 +99,9 @@ class _Cluster:
         self._cluster.wait_for_nodes()
 
     def _node(self) -> Any:
+        for _ in range(STARTS - 1):
+            with suppress(Exception):  # Ray gives a node 30 s to start, which a busy machine may exceed
+                return self._cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
         return self._cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
 
     def busy(self) -> list[tuple[Any, psutil.Process]]:
@@ -117,7 +122,8 @@ class _Cluster:
         self.nodes[self.nodes.index(node)] = self._node()
 
     def close(self) -> None:
-        self._cluster.shutdown()
+        with suppress(ValueError):  # a compaction that failed may be connected yet
+            self._cluster.shutdown()
 
     @staticmethod
     def _daemon(node: Any) -> int:
