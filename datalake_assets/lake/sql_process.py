@@ -132,6 +132,11 @@ class SqlProcesses:
             self.close()
         return failure("busy", "the processes of queries end at once")
 
+    def warm(self) -> None:
+        """Starts a process ahead of the first query, which would wait for it."""
+        if not self._waiting:
+            self._waiting.append(_started())
+
     def close(self) -> None:
         """Ends the processes that wait; the next query starts another."""
         _end_all(self._waiting)

@@ -147,6 +147,8 @@ class Board:
         return {"span": span_text(length), **({"waiting": True} if reply is None else _answer(reply))}
 
     def _ask_windows(self) -> None:
+        if any(each.feed.tiles or each.feed.checks.rules for each in self.windows):
+            self._processes.warm()
         while self._is_looked_at(WINDOW_EVERY_S):
             for window in self.windows:
                 questions = self._questions[window.feed.name]
