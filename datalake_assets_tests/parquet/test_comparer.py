@@ -263,6 +263,20 @@ def test_a_number_of_nulls_that_is_stated_has_to_be_true():
     assert stated in body
 
 
+@pytest.mark.parametrize("written", ["PLAIN", "DELTA_BYTE_ARRAY"])
+def test_a_page_without_values_has_an_encoding_that_readers_know(written):
+    """Arrow asks for the encoding before it looks whether there are values."""
+    table = pa.table({"a": pa.array([None] * 3, pa.string())})
+    body = encoded(table, use_dictionary=False, column_encoding={"a": written}, write_statistics=False)
+    assert compared([encoded(table)], body).verdict is Verdict.EQUAL
+    begin = body.index(b"\x2c\x15\x06\x15") + 4  # the head of version 1: values, encoding
+    for other in (5, 9, 11):
+        changed = body[:begin] + bytes([2 * other]) + body[begin + 1 :]
+        with pytest.raises(OSError, match=r"(?i)coding|coder|split"):
+            pq.read_table(io.BytesIO(changed))
+        assert compared([encoded(table)], changed).verdict is Verdict.UNCLEAR, other
+
+
 def test_what_the_kernel_merges_is_equal_to_its_inputs():
     if (kernel := load_kernel()) is None:
         pytest.skip("the kernel was not built")

@@ -324,7 +324,7 @@ void Stream::read_values(const PageHead& head, Span body) {
     values = {flags, count};
   } else if (head.encoding == Encoding::PLAIN) {
     values = body;
-  } else if (count || body.size) {
+  } else {
     values = plainer_.plain(head.encoding, body, leaf_, count);
   }
   if (leaf_.width && values.size < uint64_t(count) * leaf_.width) throw Unclear{"a page ends early"};
