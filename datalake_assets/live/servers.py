@@ -57,6 +57,8 @@ def new_token() -> str:
 def registered(server: LiveServer) -> Iterator[None]:
     """Lets others of this user find the server, while the block runs."""
     folder = _folder(make=True)
+    for other in folder.glob("*.json"):
+        _read(other)  # one whose process has ended goes, of whatever lake it was
     file = folder / f"{_digest(server.lake)}-{server.pid}-{secrets.token_hex(4)}.json"
     written = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(written, "w", encoding="utf-8") as out:
@@ -72,14 +74,22 @@ def running_servers(lake: str) -> list[LiveServer]:
     folder = _folder(make=False)
     found: list[tuple[float, LiveServer]] = []
     for file in folder.glob(f"{_digest(lake)}-*.json") if folder.is_dir() else ():
-        with suppress(OSError, ValueError, KeyError, TypeError):  # it ended, or is no file of ours
-            document = json.loads(file.read_text(encoding="utf-8"))
-            server = LiveServer(**{**document, "feeds": tuple(document["feeds"])})
-            if _runs(server.pid):
+        server = _read(file)
+        if server is not None:
+            with suppress(OSError):  # it ends just now
                 found.append((file.stat().st_mtime, server))
-            else:
-                file.unlink(missing_ok=True)
     return [server for _, server in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _read(file: Path) -> LiveServer | None:
+    """The live view of a file; None, and the file goes, if its process has ended, or if it is no file of ours."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        server = LiveServer(**{**document, "feeds": tuple(document["feeds"])})
+        if _runs(server.pid):
+            return server
+        file.unlink(missing_ok=True)
+    return None
 
 
 def live_rows(lake: str, names: Collection[str]) -> Mapping[str, pa.Table]:

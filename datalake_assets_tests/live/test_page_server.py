@@ -193,6 +193,7 @@ def test_a_server_that_has_ended_is_not_found_any_more(tmp_path, monkeypatch):
         with registered(LiveServer(os.getpid(), "http://127.0.0.1:9", "t", "/lake", ("b",))):
             assert [each.feeds for each in running_servers("/lake")] == [("b",)]
             assert running_servers("/other") == []
+            assert not file.exists()
             with pytest.raises(ConfigError, match="the live views that run here show b, and nothing else"):
                 live_rows("/lake", ["a"])
 
