@@ -128,11 +128,18 @@ class FanOut:
             with suppress(psutil.NoSuchProcess):
                 self._rng.choice(busy).kill()
         elif what == "worker":
-            self._cluster.kill("worker")
-            self._cluster.start("worker")
+            self._lose_worker()
         if what:
             self.killed[what] += 1
         return bool(what)
+
+    def _lose_worker(self) -> None:
+        """Nobody but a person can know that a machine is gone with all of its runs: they are marked as failed."""
+        on_it = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+        self._cluster.kill("worker")
+        for run in self._instance.get_runs(dg.RunsFilter(statuses=on_it)):
+            self._instance.report_run_failed(run, "the worker was lost")
+        self._cluster.start("worker")
 
     def _weigh(self) -> None:
         with suppress(psutil.Error):
