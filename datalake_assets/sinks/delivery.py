@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.position import OffsetsPosition, position_from_json
 from datalake_assets.core.row_texts import QuarantinedRow
-from datalake_assets.errors import ConfigError, SnapshotExpired, SourceError
+from datalake_assets.errors import ConfigError, DatalakeError, SnapshotExpired, SourceError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sinks import SinkModel
 from datalake_assets.lake.layout import sink_folder
@@ -33,7 +34,7 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable, TableSnapshot
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import Settings
-from datalake_assets.sinks.base import PARTITION_FIELD, DeliveryReport, Document, DocumentStore, Refusal
+from datalake_assets.sinks.base import PARTITION_FIELD, DeliveryReport, Document, DocumentStore, Refusal, StoredId
 from datalake_assets.sinks.delivered import Delivered, DeliveredLog, Overtaken, UnderWay
 from datalake_assets.sinks.kinds import sink_kind
 from datalake_assets.sinks.row_documents import ByContent, ByPosition, NoPositions, is_numbered_once
@@ -52,7 +53,7 @@ _UNKNOWN = "?"
 def deliver(
     lake: Store, feed: Feed, settings: Settings, *, names: Sequence[str] = (), partitions: Sequence[str] | None = None
 ) -> list[DeliveryReport]:
-    """Sends rows on to each sink of a feed that lacks them; one that is away keeps no other from its rows.
+    """Sends rows on to each sink of a feed that lacks them; one that fails, for whatever reason, stops no other.
 
     Args:
         lake: The lake.
@@ -71,8 +72,13 @@ def deliver(
                 reports.append(RowDelivery(lake, feed, sink, store).run(partitions))
             finally:
                 store.close()
-        except (SourceError, ConfigError) as error:
+        except DatalakeError as error:
             reports.append(DeliveryReport(feed.name, sink.label, error=str(error)))
+        except Overtaken:
+            reports.append(DeliveryReport(feed.name, sink.label, error="other deliveries were first, again and again"))
+        except Exception as error:  # one feed's keeps no other from its sinks, either; what was not sent stays due
+            logger.warning("sink %s of %s", sink.label, feed.name, exc_info=True)
+            reports.append(DeliveryReport(feed.name, sink.label, error=unforeseen_text(error)))
     return reports
 
 
@@ -127,6 +133,7 @@ class RowDelivery:
         self._table: LakeTable = open_table(lake, feed)
         self._log = DeliveredLog(lake, feed, sink.label)
         self._report = DeliveryReport(feed.name, sink.label)
+        self._schema: pa.Schema | None = None
         source = feed.source
         columns = getattr(source, "position_columns", None)
         self._columns: tuple[str, str] | None = columns if feed.write == "append" else None
@@ -136,23 +143,20 @@ class RowDelivery:
 
         Raises:
             LakeError: The lake failed.
+            Overtaken: Other deliveries were first, again and again.
         """
         snapshot = self._table.snapshot(partitions)
         contents = snapshot.contents()
         waiting = [key for key in snapshot.keys if key in contents]
         try:
-            is_ready = False
             for key in list(waiting):
                 delivered = self._log.load(key)
                 if delivered.has(contents[key]):
                     self._take_merged(key, snapshot, delivered)
                 else:
-                    if not is_ready:
-                        self._store.prepare(self._schema(snapshot.only(key)))
-                        is_ready = True
                     self._partition(key)
                 waiting.remove(key)
-            if is_ready:
+            if self._schema is not None:
                 self._store.tidy()
         except SourceError as error:
             logger.warning("sink %s of %s: %s", self._sink.label, self._feed.name, error)
@@ -171,8 +175,8 @@ class RowDelivery:
         with suppress(Overtaken):
             self._log.save(key, msgspec.structs.replace(delivered, generation=facts.generation, files=files))
 
-    def _schema(self, snapshot: TableSnapshot) -> pa.Schema:
-        """The columns that documents have: not those that the paths of partitions give.
+    def _prepare(self, snapshot: TableSnapshot) -> None:
+        """Tells the sink of the columns that documents have, before it gets one: not those that paths give.
 
         Raises:
             ConfigError: One has the name of the field by which a partition's documents are found.
@@ -183,7 +187,9 @@ class RowDelivery:
             raise ConfigError(
                 f"feed {self._feed.name!r}: rename its column {PARTITION_FIELD!r}: documents have that field"
             )
-        return schema
+        if self._schema is None or not schema.equals(self._schema):  # one may have come since the delivery began
+            self._store.prepare(schema)
+            self._schema = schema
 
     def _partition(self, key: str) -> None:
         """Sends a partition until the sink has all of it."""
@@ -213,6 +219,7 @@ class RowDelivery:
         content, facts = snapshot.contents().get(key, ""), snapshot.report(key)
         if facts is None or before.has(content):
             return True
+        self._prepare(snapshot)
         position = dict(facts.position) or None
         by_position = self._columns is not None and is_numbered_once(position)
         if begun is None:  # before anything is written: who repeats it is to know
@@ -228,7 +235,11 @@ class RowDelivery:
             is_first = True
         else:
             is_first = False
+        # what it has may be from a time that nobody remembers: `forget_delivered`, a delivery that died
+        had = list(self._store.stored(key)) if by_position and not before.content else []
         after = self._appended(key, snapshot, before, begun, is_first=is_first) if by_position else None
+        if after is not None and had:
+            after = self._without_strays(key, had, begun.target, after)
         if after is None:
             after = self._compared(key, before, begun, by_position=by_position, is_first=is_first)
         self._log.save(key, after)
@@ -262,6 +273,35 @@ class RowDelivery:
             refused=before.refused + refused,
         )
 
+    def _without_strays(self, key: str, had: Sequence[StoredId], target: str, after: Delivered) -> Delivered | None:
+        """Removes documents whose rows are gone, or that lie elsewhere by now; None if rows have no positions.
+
+        Args:
+            key: The partition.
+            had: What the sink had before all rows were sent.
+            target: Where they were sent.
+            after: What the sink has of the partition.
+        """
+        if self._columns is None:
+            return None
+        ids: set[str] = set()
+        rows = ByPosition(key, self._columns)
+        try:
+            for batch in _batches(self._table.snapshot([key])):
+                ids.update(rows.ids(batch))
+        except NoPositions:
+            return None
+        gone = [each for each in had if each.id not in ids or each.target != target]
+        self._remove(key, gone, ids)
+        return msgspec.structs.replace(after, compared=after.compared + 1)
+
+    def _remove(self, key: str, gone: Sequence[StoredId], ids: AbstractSet[str]) -> None:
+        """Removes documents, and the dead letters of all rows but those of ``ids``."""
+        self._store.remove(gone)
+        letters = f"{_letters(self._feed, self._sink.label)}/{key}"
+        take_out(self._lake, letters, lambda _, rows: [row.position not in ids for row in rows])
+        self._report = replace(self._report, removed=self._report.removed + len(gone))
+
     def _compared(
         self, key: str, before: Delivered, begun: UnderWay, *, by_position: bool, is_first: bool
     ) -> Delivered:
@@ -269,26 +309,23 @@ class RowDelivery:
 
         The sink is asked before the lake: then a document that has no row in the lake had one that is gone. Rows that
         are known by their content may have come again since: where another delivery may yet remove their documents, all
-        are sent, each to where it lies, so that those are others than it has seen.
+        are sent, each to where it lies, so that those are others than it has seen. So they are where nothing is
+        remembered of what the sink has.
         """
         stored = list(self._store.stored(key))
         places: dict[str, str] = {}
         for each in stored:
             places.setdefault(each.id, each.target)
         snapshot = self._table.snapshot([key])
+        self._prepare(snapshot)
         facts = snapshot.report(key) or PartitionFacts(key)
-        again = not is_first
+        again = not is_first or not before.content
         try:
             ids, refused = self._lacking(key, snapshot, places, begun.target, by_position=by_position, again=again)
         except NoPositions:
             by_position = False
             ids, refused = self._lacking(key, snapshot, places, begun.target, by_position=False, again=again)
-        gone = [each for each in stored if each.id not in ids or places[each.id] != each.target]
-        self._store.remove(gone)
-        # of a row that was deleted no dead letter stays, either
-        letters = f"{_letters(self._feed, self._sink.label)}/{key}"
-        take_out(self._lake, letters, lambda _, rows: [row.position not in ids for row in rows])
-        self._report = replace(self._report, removed=self._report.removed + len(gone))
+        self._remove(key, [each for each in stored if each.id not in ids or places[each.id] != each.target], ids)
         return Delivered(
             content=snapshot.contents().get(key, ""),
             generation=facts.generation,

@@ -107,6 +107,14 @@ class ByPosition:
         for id_, body in zip(_ids(rows, self.columns), _bodies(rows, self.partition), strict=True):
             yield Document(id_, body)
 
+    def ids(self, rows: pa.RecordBatch) -> list[str]:
+        """The ids of all of some rows, whether they are to be sent or not.
+
+        Raises:
+            NoPositions: A row has none.
+        """
+        return _ids(rows, self.columns)
+
 
 class ByContent:
     """Documents of rows that are known by their content alone; all of a partition go through one of these.

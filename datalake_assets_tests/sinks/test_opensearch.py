@@ -58,6 +58,23 @@ class TestElasticsearch(DocumentStoreContract):
         store.close()
 
 
+#: What servers say of each document when nothing can be written to its index.
+REFUSALS = {
+    "blocked": {
+        "status": 403,
+        "error": {
+            "type": "cluster_block_exception",
+            "reason": "blocked by: [FORBIDDEN/8/index write (api)] the index itself",
+        },
+    },
+    "closed": {"status": 400, "error": {"type": "index_closed_exception", "reason": "closed: the index itself"}},
+    "missing": {
+        "status": 404,
+        "error": {"type": "index_not_found_exception", "reason": "no such index: the index itself"},
+    },
+}
+
+
 class Proxy:
     """A server in front of another that answers some bulk requests as a busy one does."""
 
@@ -107,6 +124,11 @@ class Proxy:
             document = answer.json()
             for item in document["items"][::2]:
                 item["index"] |= {"status": 429, "error": {"type": "es_rejected_execution_exception"}}
+            content = json.dumps(document).encode()
+        if fault in REFUSALS:
+            document = answer.json()
+            for item in document["items"]:
+                item["index"] |= REFUSALS[fault]
             content = json.dumps(document).encode()
         if fault == "lost":
             return 503, b"{}"
@@ -205,6 +227,67 @@ def test_refused_documents_are_dead_letters_that_can_be_sent_again(numbered, osm
     assert dead_letters(store, feed, "opensearch") == []
     assert sink_lag(store, feed, feed.sinks[0]).refused == 0
     assert found(osmem, feed) == [*range(1, 100), 101]
+
+
+def test_an_index_that_cannot_be_written_makes_no_dead_letters(numbered, osmem):
+    lake, feed = numbered
+    proxy = Proxy(osmem.url)
+    try:
+        for fault in ("blocked", "closed", "missing"):
+            proxy.faults = ["", fault]
+            report = sent(lake, feed, proxy.url)
+            assert (report.refused, report.lag_rows > 0) == (0, True)
+            assert "the index itself" in report.error
+    finally:
+        proxy.close()
+    assert dead_letters(open_store(str(lake)), feed, "opensearch") == []
+    assert sent(lake, feed, osmem.url).error == ""
+    assert found(osmem, feed) == list(range(100))
+
+
+def test_documents_of_deleted_rows_leave_though_nothing_is_remembered_of_them(numbered, osmem):
+    lake, feed = numbered
+    sent(lake, feed, osmem.url)
+    changed(lake, "delete", [[7]])
+    forget_delivered(open_store(str(lake)), feed, "opensearch")
+    report = sent(lake, feed, osmem.url)
+    assert (report.sent, report.removed) == (99, 1)
+    assert found(osmem, feed) == [number for number in range(100) if number != 7]
+
+
+def test_what_is_sent_anew_lies_in_the_newest_index_alone(numbered, noida):
+    lake, feed = numbered
+    sink = feed.sinks[0]
+    limits = sink.rollover.model_copy(update={"max_docs": 1})
+    feed = feed.model_copy(update={"sinks": (sink.model_copy(update={"by": "rollover", "rollover": limits}),)})
+    sent(lake, feed, noida.url)
+    forget_delivered(open_store(str(lake)), feed, "opensearch")
+    assert sent(lake, feed, noida.url).sent == 100
+    assert found(noida, feed) == list(range(100))
+
+
+def test_rows_that_are_known_by_their_content_are_sent_anew(tmp_path, osmem):
+    from datalake_assets_tests.crash.sink_rounds import feed_of as declared  # noqa: PLC0415
+
+    feed = declared("plain")
+    feed = feed.model_copy(update={"sinks": (feed.sinks[0].model_copy(update={"prefix": f"{uuid.uuid4().hex[:8]}-"}),)})
+    act(lake=str(tmp_path), url="", feed="plain", what="land", rows=rows(0, 30), name="", number=0, moment="")
+    assert sent(tmp_path, feed, osmem.url).sent == 30
+    forget_delivered(open_store(str(tmp_path)), feed, "opensearch")
+    assert sent(tmp_path, feed, osmem.url).sent == 30
+    assert found(osmem, feed) == list(range(30))
+
+
+def test_a_feed_that_cannot_be_read_is_told_and_ends_no_other_ones_delivery(numbered, osmem):
+    lake, feed = numbered
+    for file in lake.rglob("*.parquet"):
+        file.write_bytes(b"PAR1 of old")
+    assert sent(lake, feed, osmem.url).error
+    store = open_store(str(lake))
+    sent(lake, feed, "http://127.0.0.1:9", retry_s=0.1)
+    progress = next(each.key for each in store.list("sinks") if "/position/" in each.key)
+    (lake / progress).write_bytes(b"{")
+    assert "begins anew" in sent(lake, feed, osmem.url).error
 
 
 def test_indices_of_another_lake_are_left_alone(numbered, osmem, tmp_path_factory):

@@ -35,6 +35,12 @@ _GONE, _CONFLICT = 404, 409
 _PAGE = 5_000
 #: Characters of a server's words that are kept.
 _REASON = 500
+#: What it says of each document where nothing can be written: an index that is gone, closed or blocked, missing rights.
+_OF_INDEX = frozenset({401, 403, _GONE})
+_OF_INDEX_KINDS = frozenset({"cluster_block_exception", "index_closed_exception", "index_not_found_exception"})
+_UNBLOCK = (
+    "grant the right to write, or open the index; what was not sent stays due, and is sent with the next delivery"
+)
 _LATER = "what was not sent stays due; it is sent with the next delivery"
 
 
@@ -62,6 +68,7 @@ class OpenSearchStore:
     def prepare(self, schema: pa.Schema) -> None:
         """Implements `DocumentStore`: the index template, and of ``rollover`` the first index."""
         self._properties = mapping(schema, text=self._sink.text)
+        self._there.clear()
         owner = {"lake": self._lake, "feed": self._feed.name, "sink": self._sink.label}
         body = template(self._base, self._sink, self._properties, owner=owner)
         self._refuse_others(owner)
@@ -115,8 +122,7 @@ class OpenSearchStore:
 
     def write(self, target: str, documents: Iterable[Document]) -> Iterator[Refusal]:
         """Implements `DocumentStore`: by bulk requests, each again until it is answered, and what of it was put off."""
-        if self._sink.by == "rollover":
-            self._ensure(target)
+        self._ensure(target)
         for batch in _batches(documents, rows=self._sink.batch_rows, size=self._sink.batch_mb << 20):
             yield from self._written(target, batch)
 
@@ -134,6 +140,8 @@ class OpenSearchStore:
                     continue
                 if status in _BUSY:
                     later.append(document)
+                elif _is_of_index(status, error):
+                    raise SourceRefused(self.where, f"{target}: {_reason(error)}", cure=_UNBLOCK)
                 else:
                     refused.append(Refusal(document, _reason(error)))
             left = later
@@ -197,7 +205,10 @@ class OpenSearchStore:
 
         def send() -> None:
             answer = self._once(lambda: self._client.bulk(body=[line(each) for each in ids]))
-            statuses = {int(item["delete"].get("status", 500)) for item in answer.get("items", ())}
+            items = answer.get("items", ())
+            if len(items) != len(ids):
+                raise SourceUnavailable(self.where, f"it answers for {len(items):,} of {len(ids):,} documents")
+            statuses = {int(item["delete"].get("status", 500)) for item in items}
             if statuses & _BUSY:
                 raise SourceUnavailable(self.where, "it puts off the removal of documents", cure=_LATER)
             wrong = {each for each in statuses if each >= 400} - {_GONE, _CONFLICT}  # noqa: PLR2004  HTTP's errors
@@ -282,6 +293,11 @@ def _words(error: Exception) -> str:
     if isinstance(error, exceptions.TransportError):
         return _line(f"status {error.status_code}: {error.error}")
     return type(error).__name__
+
+
+def _is_of_index(status: int, error: Any) -> bool:
+    """Whether any document would be refused for this: then it is no dead letter."""
+    return status in _OF_INDEX or (isinstance(error, Mapping) and error.get("type") in _OF_INDEX_KINDS)
 
 
 def _reason(error: Any) -> str:
