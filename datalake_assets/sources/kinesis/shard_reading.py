@@ -150,12 +150,15 @@ class ShardBatches:
 
         A shard has lost nothing if it was read within the time for which the stream keeps records, or if its last
         landed record is still there; and none of the shards that came of it has. Such shards have to take all hash
-        keys.
+        keys; for one that waits for its other parent, the parent that was read to its end does.
         """
-        begun = {each: starts[each] for each in shards if each in starts and not is_end(starts[each])}
+        waiting = {parent for each in shards.values() if each.id not in starts for parent in each.parents}
+        begun = {
+            each: starts[each] for each in shards if each in starts and (each in waiting or not is_end(starts[each]))
+        }
         untils = {each: datetime.fromtimestamp(starts.get(read_until(each), 0) / 1000, UTC) for each in begun}
         late = {each for each, until in untils.items() if facts.now - until > facts.retention - _MARGIN}
-        late = {each for each in late if not self._has(each, begun[each])}
+        late = {each for each in late if not self._is_whole(each, shards, starts)}
         reached = 0
         for first, last in sorted(shards[each].hash_keys for each in begun.keys() - late):
             if first > reached:
@@ -169,23 +172,29 @@ class ShardBatches:
             )
             raise SourceDataLost(self._stream.source, f"records may have expired unread: {kept}, and {was}")
 
-    def _has(self, shard: str, offset: int) -> bool:
-        """Whether a shard still has the record before, or at, a next offset."""
-        number = record_of(offset)
-        try:
-            place: str | None = self._stream.iterator(shard, at=number)
-            for _ in range(_EMPTY_ANSWERS):
-                if place is None:
-                    return False
-                answer = self._stream.records(shard, place, most=1)
-                if answer.records:
-                    return answer.records[0].sequence_number == number
-                if answer.behind_ms == 0:
-                    return False
-                place = answer.next
-        except NotThere:
-            pass
-        return False
+    def _is_whole(self, shard: str, shards: Mapping[str, Shard], starts: Mapping[SourcePartition, int]) -> bool:
+        """Whether a shard has all from where it begins: its last landed record is there, or one of before the shard."""
+        ended = [each for each in shards[shard].parents if each in shards and is_end(starts.get(each, 0))]
+        return any(_has(self._stream, each, starts[each]) for each in (shard, *ended))
+
+
+def _has(stream: Stream, shard: str, offset: int) -> bool:
+    """Whether a shard still has the record before, or at, a next offset; or any record, if it was read to its end."""
+    number = None if is_end(offset) else record_of(offset)
+    try:
+        place: str | None = stream.iterator(shard, at=number)
+        for _ in range(_EMPTY_ANSWERS):
+            if place is None:
+                return False
+            answer = stream.records(shard, place, most=1)
+            if answer.records:
+                return number is None or answer.records[0].sequence_number == number
+            if answer.behind_ms == 0 and number is not None:
+                return False
+            place = answer.next
+    except NotThere:
+        pass
+    return False
 
 
 @dataclass(slots=True)
@@ -198,6 +207,7 @@ class _Place:
         until_ms: All that arrived before it was read, in milliseconds of the server's clock.
         iterator: Where to read on; None before the first answer, and after the last.
         is_caught_up: It was read beyond the read's beginning.
+        was_ahead: It was read to where nothing was about to expire; then nothing may expire unread any more.
         exhausted_at: When it said that it is closed and has nothing more, by `time.monotonic`; 0 before.
         pace: Keeps to the limit.
     """
@@ -207,6 +217,7 @@ class _Place:
     until_ms: int
     iterator: str | None = None
     is_caught_up: bool = False
+    was_ahead: bool = False
     exhausted_at: float = 0.0
     pace: Pace = field(default_factory=Pace)
 
@@ -260,7 +271,9 @@ class _Reading:
     ) -> None:
         self._stream, self._shards, self._began = stream, shards, began
         self._began_ms = int(facts.now.timestamp() * 1000)
-        self._oldest_ms = self._began_ms - int(facts.retention / timedelta(milliseconds=1))
+        self._kept_ms = int(facts.retention / timedelta(milliseconds=1))
+        # a stream has nothing that is older than what it keeps, or than itself
+        self._oldest_ms = max(self._began_ms - self._kept_ms, facts.created_s * 1000)
         self._ended: dict[SourcePartition, int] = {
             each: offset for each, offset in starts.items() if is_end(offset) and each in shards
         }
@@ -319,8 +332,22 @@ class _Reading:
             at_ms, some = self._elapsed_ms, places[begin : begin + READERS]
             answers = list(threads.map(lambda each: each.read(self._stream), some))
             for place, answer in zip(some, answers, strict=True):
+                self._refuse_gap(place, answer)
                 self._note(place, answer, at_ms)
             yield [record for each in answers for record in each.records], self._read_to
+
+    def _refuse_gap(self, place: _Place, answer: Answer) -> None:
+        """Makes sure that nothing expired between an answer and the one before, where reading falls behind.
+
+        Raises:
+            SourceDataLost: Records may have.
+        """
+        unread_ms = self._began_ms + self._elapsed_ms - place.until_ms
+        if unread_ms <= self._kept_ms - _MARGIN / timedelta(milliseconds=1):
+            place.was_ahead = True
+        elif place.was_ahead and answer.records and not _has(self._stream, place.shard.id, place.next):
+            reason = f"reading shard {place.shard.id} fell behind by more than the {self._kept_ms / 3_600_000:g} h"
+            raise SourceDataLost(self._stream.source, f"{reason} for which the stream keeps records; some may be lost")
 
     @property
     def _elapsed_ms(self) -> int:

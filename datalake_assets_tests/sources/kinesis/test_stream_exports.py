@@ -430,3 +430,42 @@ def test_each_shard_has_to_be_vouched_for(kinesis, kinesis_server):
     for how in ({"late": [second]}, {"late": [first, second]}, {"gone": [second]}):
         with pytest.raises(SourceDataLost, match="records may have expired unread"):
             rows(**how)
+
+
+def test_a_read_goes_on_from_wherever_it_broke_off(kinesis, kinesis_server, monkeypatch):
+    stream = kinesis_server.stream(2)
+    feed = feed_of(stream, fields={"n": "long"})
+    first, second = stream.open_shards()
+    stream.send(numbers([0]), shard=first)
+    stream.send(numbers(range(1, 31)), shard=second)
+    stream.merge(first, second)
+    stream.send(numbers([31]))
+    monkeypatch.setattr(streams, "ANSWER_RECORDS", 20)
+    found, hint, seen = [], {}, set()
+    for batch in kinesis.read(feed, ReadRequest()):
+        found += batch.rows["n"].to_pylist()
+        hint.update(batch.read_to)
+        seen.add(frozenset(hint))
+        request = ReadRequest(start_offsets=dict(hint), source_id=batch.source_id)
+        rest = [n for later in kinesis.read(feed, request) for n in later.rows["n"].to_pylist()]
+        assert sorted([*found, *rest]) == [*range(32)]
+    assert len(seen) > 1  # the shard that came of both began
+
+
+@pytest.mark.parametrize("has_expired", [False, True])
+def test_records_that_expire_unread_while_a_stream_is_followed_are_an_alarm(
+    kinesis, stream, clock, monkeypatch, has_expired
+):
+    monkeypatch.setattr(shard_reading, "_MARGIN", timedelta(hours=24, seconds=-1))  # one second late is late
+    followed = iter(kinesis.follow(feed_of(stream), ReadRequest()))
+    next(followed)
+    stream.send(["a"])
+    while not next(followed).rows.num_rows:
+        pass
+    stream.send(["lost"])
+    time.sleep(1.1)
+    clock(25 * HOUR if has_expired else 0)
+    stream.send(["b"])
+    with pytest.raises(SourceDataLost, match="fell behind") if has_expired else nullcontext():
+        assert next(followed).rows["value"].to_pylist() == ["lost", "b"]
+    followed.close()
