@@ -6,6 +6,7 @@ Values of rows are texts here, cut to what a table cell takes; the page shows te
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -20,15 +21,19 @@ import pyarrow as pa
 from datalake_assets.core.row_texts import values_of
 from datalake_assets.core.rules import RuleCount
 from datalake_assets.core.wording import SURROGATE_ESCAPES, plain, span_text
+from datalake_assets.feed import Feed
 from datalake_assets.lake.sql_process import SqlProcesses
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.watching import MARKS
 from datalake_assets.live.questions import FeedQuestions, Reply, history_of
 from datalake_assets.live.seconds import Ages
 from datalake_assets.live.window import LiveWindow, LiveWindows, WindowView
+from datalake_assets.live_policies import Tile
 from datalake_assets.policies import Level
 
 __all__ = ["Board"]
+
+logger = logging.getLogger(__name__)
 
 #: Rows and columns of a feed that are shown, characters of a value, and rows of quarantine.
 LAST_ROWS, COLUMNS, CHARACTERS, REFUSED = 12, 30, 120, 10
@@ -62,6 +67,7 @@ class Board:
         self._processes = SqlProcesses(most=2)
         self._questions = {each.feed.name: FeedQuestions(each.feed, self._processes) for each in windows}
         self._history: dict[tuple[str, str], Reply] = {}
+        self._failures: dict[str, str] = {}
         self._made: dict[frozenset[str], tuple[float, bytes]] = {}
         self._making = threading.Lock()
         self._looked_at = 0.0
@@ -153,7 +159,10 @@ class Board:
             for window in self.windows:
                 questions = self._questions[window.feed.name]
                 if not self._stopped.is_set() and (questions.feed.tiles or questions.feed.checks.rules):
-                    questions.ask(window.table(), self._clock())
+                    try:
+                        questions.ask(window.table(), self._clock())
+                    except Exception as error:  # noqa: BLE001  of one feed, for once: it is asked again
+                        questions.failed(self._told(window.feed.name, error), self._clock())
 
     def _ask_lake(self) -> None:
         while self._is_looked_at(0.2):
@@ -166,10 +175,25 @@ class Board:
             for window, tile in due:
                 if self._stopped.is_set():
                     return
-                now = datetime.fromtimestamp(self._clock(), tz=UTC)
-                self._history[window.feed.name, tile.name] = history_of(
-                    self._store, window.feed, tile, self._processes, now=now, stopped=self._stopped, clock=self._clock
-                )
+                self._history[window.feed.name, tile.name] = self._asked_of_lake(window.feed, tile)
+
+    def _asked_of_lake(self, feed: Feed, tile: Tile) -> Reply:
+        now = self._clock()
+        moment = datetime.fromtimestamp(now, tz=UTC)
+        try:
+            return history_of(
+                self._store, feed, tile, self._processes, now=moment, stopped=self._stopped, clock=self._clock
+            )
+        except Exception as error:  # noqa: BLE001  of one tile, for once
+            return Reply(problem=self._told(f"{feed.name}, {tile.name}", error), at=now)
+
+    def _told(self, what: str, error: Exception) -> str:
+        """What a failure is called on the page; in the log it is once, however often it comes again."""
+        problem = f"{type(error).__name__}: {error}"
+        if self._failures.get(what) != problem:
+            self._failures[what] = problem
+            logger.error("live view of %s: a question failed", what, exc_info=error)
+        return " ".join(problem.split())
 
     def _is_due(self, feed: str, tile: str) -> bool:
         reply = self._history.get((feed, tile))
@@ -303,7 +327,7 @@ def _cell(value: Any) -> str | None:
 
 def _text(text: str) -> str:
     """A text that JSON can have, cut to what is shown."""
-    clean = text.translate(SURROGATE_ESCAPES)
+    clean = text[: CHARACTERS + 1].translate(SURROGATE_ESCAPES)
     return clean if len(clean) <= CHARACTERS else f"{clean[: CHARACTERS - 1]}…"
 
 

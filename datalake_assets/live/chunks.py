@@ -21,6 +21,7 @@ __all__ = [
     "SEEN",
     "Chunk",
     "Mask",
+    "owned",
     "runs_of_chunks",
     "tables_together",
     "times_of",
@@ -36,6 +37,8 @@ CHUNK_ROWS = 8192
 _ARRAYS = ("times", "seen_at", "landed", "late", "duplicate", "partitions", "offsets")
 #: Bytes that a key takes which duplicates are known by: a dictionary's entry.
 _KEY_BYTES = 110
+#: Bytes that rows may hold besides their own.
+_SMALL_BYTES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -113,6 +116,13 @@ def times_of(rows: pa.RecordBatch, column: str | None) -> Ints:
     return np.asarray(filled).astype(np.int64)
 
 
+def owned(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows without what else is in the memory that they lie in, where that is more than they are themselves."""
+    if rows.get_total_buffer_size() <= 2 * rows.nbytes + _SMALL_BYTES:
+        return rows
+    return rows.take(pa.array(np.arange(rows.num_rows)))
+
+
 def runs_of_chunks(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
     """Neighbours of equal columns, not too many rows at once."""
     runs: list[list[Chunk]] = []
@@ -131,5 +141,5 @@ def tables_together(tables: Sequence[pa.Table]) -> pa.Table:
     while True:
         try:
             return pa.concat_tables(kept, promote_options="default")
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
             kept = kept[1:]

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import uvicorn
@@ -37,7 +37,7 @@ from datalake_assets.live.board import Board
 from datalake_assets.live.servers import LiveServer, new_token, registered
 from datalake_assets.live.window import LiveWindows
 
-__all__ = ["LEAST_TOKEN", "live_app", "serving_live"]
+__all__ = ["LEAST_TOKEN", "live_app", "opened_at", "serving_live"]
 
 #: Seconds between two documents that a page is sent, and the longest without one.
 _TICK_S, _IDLE_S = 0.25, 1.0
@@ -259,7 +259,7 @@ def serving_live(
         with board.open(), _running(server, [listener]):
             url = _url(host, listener.getsockname()[1])
             with registered(LiveServer(os.getpid(), url, known, store.uri, tuple(each.name for each in shown))):
-                announce(url if local else f"{url}/?token={known}")
+                announce(url if local else opened_at(url, known))
                 yield windows
 
 
@@ -270,6 +270,11 @@ def _listener(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise LakeUnavailable(f"{host}:{port}", f"cannot listen there: {reason}", cure="choose another") from error
+
+
+def opened_at(url: str, token: str) -> str:
+    """The address that opens a page which asks for a token."""
+    return f"{url}/?token={quote(token, safe='')}"
 
 
 def _url(host: str, port: int) -> str:
@@ -290,6 +295,7 @@ def _server(board: Board, token: str | None, *, local: bool) -> uvicorn.Server:
         timeout_graceful_shutdown=1,
         lifespan="off",
         ws="none",
+        http="h11",  # which bounds what it reads of a request before it is whole, whoever sends it
     )
     server = uvicorn.Server(config)
     return server

@@ -134,6 +134,11 @@ class FeedQuestions:
                 if isinstance(found, SqlFailed) and found.kind in _DEAR:
                     question.rests_until = moment + _REST_S
 
+    def failed(self, problem: str, now: float) -> None:
+        """No question has an answer just now."""
+        for each in (self._counts, *self._examples, *self._compared, *self._tiles):
+            each.reply = Reply(problem=problem, at=now)
+
     def _asked(self, due: Sequence[_Question], memory: int) -> list[SqlRows | SqlFailed]:
         if not due:
             return []

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PERCENTILES", "Ages", "Figures", "Second", "Totals"]
+__all__ = ["LOOKED_BACK_S", "PERCENTILES", "Ages", "Figures", "Second", "Totals"]
+
+#: Seconds that a chart looks back at the most, and a step more; each second takes some kilobytes.
+LOOKED_BACK_S = 660
 
 #: Percentiles that are shown, by their names.
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}

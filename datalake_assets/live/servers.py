@@ -1,11 +1,13 @@
 """Which live views run on this machine: a file for each, of this user alone, that says where it is and its token.
 
-Whoever asks for rows of a live view finds it there. The files lie in a folder that only this user can read; one whose
-process has ended is passed over, and removed.
+Whoever asks for rows of a live view finds it there. The files lie in a folder that only this user can read. A server
+locks its file, and the system ends that lock with its process, however that ends: a file without a lock is passed over,
+and removed. The number of a process says less: another may have it by now.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -62,11 +64,13 @@ def registered(server: LiveServer) -> Iterator[None]:
     file = folder / f"{_digest(server.lake)}-{server.pid}-{secrets.token_hex(4)}.json"
     written = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(written, "w", encoding="utf-8") as out:
+        fcntl.flock(out, fcntl.LOCK_EX)  # before it says anything
         json.dump(asdict(server), out)
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
+        out.flush()
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def running_servers(lake: str) -> list[LiveServer]:
@@ -86,7 +90,7 @@ def _read(file: Path) -> LiveServer | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         document = json.loads(file.read_text(encoding="utf-8"))
         server = LiveServer(**{**document, "feeds": tuple(document["feeds"])})
-        if _runs(server.pid):
+        if _is_locked(file):
             return server
         file.unlink(missing_ok=True)
     return None
@@ -132,7 +136,10 @@ def _folder(*, make: bool) -> Path:
         LakeUnavailable: It is not this user's alone.
     """
     runtime = os.environ.get(_RUNTIME)
-    folder = Path(runtime, "datalake-live") if runtime else Path(tempfile.gettempdir(), f"datalake-live-{os.getuid()}")
+    if runtime and os.access(runtime, os.R_OK | os.W_OK | os.X_OK):  # it is another's, or gone, after su or in cron
+        folder = Path(runtime, "datalake-live")
+    else:
+        folder = Path(tempfile.gettempdir(), f"datalake-live-{os.getuid()}")
     if make:
         folder.mkdir(mode=0o700, exist_ok=True)
     if folder.exists():
@@ -146,11 +153,10 @@ def _digest(lake: str) -> str:
     return hashlib.blake2b(lake.rstrip("/").encode(), digest_size=8).hexdigest()
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _is_locked(file: Path) -> bool:
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -29,11 +29,12 @@ from datalake_assets.live.chunks import (
     NO_TIME,
     Chunk,
     Mask,
+    owned,
     runs_of_chunks,
     tables_together,
     times_of,
 )
-from datalake_assets.live.seconds import Figures, Totals
+from datalake_assets.live.seconds import LOOKED_BACK_S, Figures, Totals
 from datalake_assets.parquet.fingerprint import row_hashes
 from datalake_assets.policies import MIB, UniqueRule
 
@@ -104,7 +105,7 @@ class LiveWindow:
     def __init__(self, feed: Feed, *, lands: bool = True, clock: Callable[[], float] = time.time) -> None:
         self.feed, self._lands, self._clock = feed, lands, clock
         self._policy = feed.live
-        self.figures = Figures(int(self._policy.minutes * 60) + 1)
+        self.figures = Figures(min(int(self._policy.minutes * 60), LOOKED_BACK_S) + 1)
         self.began_at = clock()
         self.locked = threading.RLock()
         self._settled: deque[Chunk] = deque()
@@ -116,6 +117,7 @@ class LiveWindow:
         self._watermarks: dict[int, int] = {}
         self._watermarks_before: dict[int, int] = {}
         self._accepted, self._again = _Numbers(), _Numbers()
+        self._unnumbered = Totals()
         self._gone = 0
         self._unique = _unique_columns(feed)
         self._counts: list[dict[int, int]] = [{} for _ in self._unique]
@@ -125,9 +127,14 @@ class LiveWindow:
     def begin(self) -> LiveWindow:
         """A pass begins: what one that failed has shown is taken back, and comes again."""
         with self.locked:
-            self._again, self._accepted = self._accepted, _Numbers()
+            self._again.come_again(self._accepted)
+            self._accepted = _Numbers()
             if self._pending or self._gone:
-                self.figures.totals.seen -= sum(int((each.partitions < 0).sum()) for each in self._pending)
+                totals, taken_back = self.figures.totals, self._unnumbered
+                totals.seen -= taken_back.seen
+                totals.late -= taken_back.late
+                totals.duplicate -= taken_back.duplicate
+                self._unnumbered = Totals()
                 for chunk in self._pending:
                     self._forget(chunk)
                 self._pending.clear()
@@ -155,7 +162,7 @@ class LiveWindow:
             count = rows.num_rows
             if partitions is not None and self._again:
                 chunk = self._chunk(rows, partitions, offsets)
-                ours = self._again.taken(chunk)
+                ours = self._again.taken(chunk, for_good=True)
                 if ours.any():
                     kept = self._chunk(rows.filter(pa.array(ours)), chunk.partitions[ours], chunk.offsets[ours])
                     kept.landed[:] = True
@@ -185,6 +192,7 @@ class LiveWindow:
             if error is not None:
                 return
             self._accepted, self._again = _Numbers(), _Numbers()
+            self._unnumbered = Totals()
             self.figures.totals.landed += self._gone
             self._gone = 0
             for chunk in self._pending:
@@ -239,7 +247,7 @@ class LiveWindow:
         count = rows.num_rows
         none = np.full(count, -1, dtype=np.int64)
         return Chunk(
-            rows=rows,
+            rows=owned(rows),
             times=times_of(rows, self.feed.row_time),
             seen_at=np.full(count, int(self._clock() * _US), dtype=np.int64),
             landed=np.zeros(count, dtype=np.bool_),
@@ -278,7 +286,8 @@ class LiveWindow:
         self._mark_duplicates(chunk)
         now = self._clock()
         second, totals = self.figures.at(now), self.figures.totals
-        for each in (second, totals):
+        is_numbered = bool(len(chunk)) and chunk.partitions[0] >= 0
+        for each in (second, totals) if is_numbered else (second, totals, self._unnumbered):
             each.seen += int(fresh.sum())
             each.late += int((chunk.late & fresh).sum())
             each.duplicate += int((chunk.duplicate & fresh).sum())
@@ -426,6 +435,7 @@ class _Numbers:
     def __init__(self) -> None:
         self._runs: dict[int, Runs] = {}
         self._taken: dict[int, Runs] = {}
+        self._done: dict[int, Runs] = {}
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -437,8 +447,16 @@ class _Numbers:
             if len(known) < _MOST_RUNS:
                 self._runs[partition] = merged_runs(known, runs_of(offsets))
 
-    def taken(self, chunk: Chunk) -> Mask:
-        """Which of a chunk's rows are among them; each row is said to be so once."""
+    def come_again(self, more: _Numbers) -> None:
+        """Takes note of another's rows, too, and says of all that they are among them, but of those taken for good."""
+        for partition, runs in more._runs.items():
+            known = self._runs.get(partition, ())
+            if len(known) < _MOST_RUNS:
+                self._runs[partition] = merged_runs(known, runs)
+        self._taken = dict(self._done)
+
+    def taken(self, chunk: Chunk, *, for_good: bool = False) -> Mask:
+        """Which of a chunk's rows are among them; each row is said to be so once, or once until they come again."""
         found = np.zeros(len(chunk), dtype=np.bool_)
         if not self._runs:
             return found
@@ -446,7 +464,10 @@ class _Numbers:
             taken = self._taken.get(partition, ())
             there = within(self._runs.get(partition, ()), offsets) & ~within(taken, offsets)
             found[chunk.partitions == partition] = there
-            self._taken[partition] = merged_runs(taken, runs_of(offsets[there]))
+            runs = runs_of(offsets[there])
+            self._taken[partition] = merged_runs(taken, runs)
+            if for_good:
+                self._done[partition] = merged_runs(self._done.get(partition, ()), runs)
         return found
 
 

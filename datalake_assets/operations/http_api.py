@@ -121,6 +121,7 @@ def serve_http(operations: Operations, tokens: Tokens, *, host: str, port: int, 
             access_log=False,
             server_header=False,
             limit_concurrency=_CONCURRENT,
+            http="h11",  # which bounds what it reads of a request before it is whole, whoever sends it
         )
         announce(f"http://{host}:{listener.getsockname()[1]}")
         with suppress(KeyboardInterrupt):  # uvicorn raises it again when it has ended what it was doing

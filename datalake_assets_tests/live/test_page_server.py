@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -20,10 +21,10 @@ from datalake_assets.core.batches import RejectedRow
 from datalake_assets.errors import ConfigError, InvalidFeed
 from datalake_assets.lake.broken_rules import refuse_misfits
 from datalake_assets.live.board import Board
-from datalake_assets.live.page_server import live_app, serving_live
+from datalake_assets.live.page_server import live_app, opened_at, serving_live
 from datalake_assets.live.servers import LiveServer, live_rows, registered, running_servers
 from datalake_assets.live.window import LiveWindows
-from datalake_assets_tests.lake.feeds import SCHEMA, stream_feed
+from datalake_assets_tests.lake.feeds import SCHEMA, numbered, stream_feed
 from datalake_assets_tests.live.lakes import HOSTILE, TILES, LiveLake, live_feed, live_lake
 
 PATIENCE_S = 60.0
@@ -50,6 +51,13 @@ def feed_of(lake: LiveLake, is_there: Callable[[dict[str, Any]], object]) -> dic
         if is_there(found):
             return dict(found)
         assert time.monotonic() < ends, json.dumps(found, indent=1)
+        time.sleep(0.1)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    ends = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < ends
         time.sleep(0.1)
 
 
@@ -183,19 +191,66 @@ def test_beyond_the_loopback_a_token_is_asked_for(lake):
         assert web.get("/state").status_code == 200
 
 
+def test_a_token_of_any_characters_opens_the_page(lake):
+    token = 'a;b,c"d\\e+f&g#h%i=j k' * 2
+    board = Board(LiveWindows([live_feed()]), lake.store)
+    app = live_app(board, token=token, local=False, closing=lambda: False)
+    with TestClient(app, base_url="http://lake.example") as web:
+        assert web.get(opened_at("http://lake.example", token)).status_code == 200
+        assert web.get("/state").status_code == 200
+
+
 def test_a_server_that_has_ended_is_not_found_any_more(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    with registered(LiveServer(ended.pid, "http://127.0.0.1:9", "t", "/lake", ("a",))):
+    with registered(LiveServer(os.getpid(), "http://127.0.0.1:9", "t", "/lake", ("a",))):
         (file,) = Path(tmp_path, "datalake-live").iterdir()
         assert file.stat().st_mode & 0o777 == 0o600
+        killed = file.with_name(f"{file.stem}-left.json")
+        killed.write_bytes(file.read_bytes())  # its process was killed, and another has its number
+        assert [each.feeds for each in running_servers("/lake")] == [("a",)]
+        assert (file.exists(), killed.exists()) == (True, False)
+        assert running_servers("/other") == []
+        with pytest.raises(ConfigError, match="the live views that run here show a, and nothing else"):
+            live_rows("/lake", ["b"])
+        left = file.with_name(f"other{killed.name}")
+        left.write_bytes(file.read_bytes())
         with registered(LiveServer(os.getpid(), "http://127.0.0.1:9", "t", "/lake", ("b",))):
-            assert [each.feeds for each in running_servers("/lake")] == [("b",)]
-            assert running_servers("/other") == []
-            assert not file.exists()
-            with pytest.raises(ConfigError, match="the live views that run here show b, and nothing else"):
-                live_rows("/lake", ["a"])
+            assert not left.exists()  # of whatever lake it was
+            assert {each.feeds for each in running_servers("/lake")} == {("a",), ("b",)}
+    assert running_servers("/lake") == []
+
+
+def test_a_folder_of_the_session_that_is_not_there_keeps_no_live_view_from_beginning(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with registered(LiveServer(os.getpid(), "http://127.0.0.1:9", "t", "/lake", ("a",))):
+        assert [each.feeds for each in running_servers("/lake")] == [("a",)]
+
+
+def test_a_request_without_an_end_takes_no_memory(lake):
+    with socket.create_connection(("127.0.0.1", httpx.URL(lake.url).port or 0), timeout=PATIENCE_S) as sent:
+        sent.sendall(b"GET /state HTTP/1.1\r\nHost: localhost\r\nx: " + b"a" * (1 << 17))
+        assert sent.recv(12) == b"HTTP/1.1 400"
+
+
+def test_a_feed_that_cannot_be_asked_is_asked_again_and_holds_no_other_back(lake):
+    feeds = [live_feed(), live_feed(name="z")]
+    windows = LiveWindows(feeds)
+    rows = numbered(range(3)).rows
+    for window in windows:
+        window.begin().accepted(rows, np.zeros(3, np.int64), np.arange(3))
+    broken, table = windows.get("s"), windows.get("s").table
+    broken.table = lambda: 1 / 0
+    board = Board(windows, lake.store)
+    with board.open():
+
+        def told(feed: str) -> dict[str, Any]:
+            return next(each for each in json.loads(board.document())["feeds"] if each["name"] == feed)["tiles"][0]
+
+        wait_for(lambda: "ZeroDivisionError" in told("s")["live"].get("problem", ""))
+        wait_for(lambda: told("z")["live"].get("rows") == [[3]])
+        broken.table = table
+        wait_for(lambda: told("s")["live"].get("rows") == [[3]])
 
 
 def test_a_tile_that_takes_too_much_harms_no_other(tmp_path):

@@ -17,6 +17,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.watching import watched_by
+from datalake_assets.live.board import CHART_S, POINTS
 from datalake_assets.live.window import LiveWindow, LiveWindows
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of
 from datalake_assets_tests.lake.hive_tables import export, ids
@@ -156,6 +157,31 @@ def test_a_pass_that_failed_shows_no_row_twice_when_it_is_repeated(lake):
     assert lake.window.view().error == ""
 
 
+def test_passes_that_fail_one_after_another_count_no_row_twice(lake):
+    for rows in (range(10), range(3), ()):
+        with pytest.raises(IncompleteResponse):
+            lake.export(numbered(rows), breaks=True)
+    export(lake.table, stream_of(numbered(range(6))))  # as if the first had come so far
+    with pytest.raises(IncompleteResponse):
+        lake.export(numbered(range(8)), breaks=True)
+    lake.export(numbered(range(6, 12)))
+    assert sorted(lake.shown()) == list(range(12))
+    assert lake.totals == totals(seen=12, landed=12)
+
+
+def test_rows_without_numbers_are_taken_back_with_all_that_was_counted_of_them():
+    window = LiveWindow(
+        stream_feed(live={"max_rows": 6}, checks={"rules": [{"type": "unique", "name": "once", "columns": ["note"]}]}),
+        clock=Clock(),
+    )
+    rows = numbered(range(10)).rows
+    rows = rows.set_column(1, "note", pa.array(["same"] * 10))
+    for error in (IncompleteResponse("S", "broke"), None):
+        window.begin().accepted(rows, None, None)
+        window.ended(error)
+    assert dataclasses.astuple(window.view().totals) == totals(seen=10, landed=10, duplicate=9)
+
+
 def test_rows_that_were_pruned_during_a_pass_that_failed_are_counted_once(tmp_path):
     lake = Lake(tmp_path, live={"max_rows": 10})
     with pytest.raises(IncompleteResponse):
@@ -256,6 +282,39 @@ def test_the_window_takes_no_more_memory_than_it_may():
     assert 0.7 * 2**20 < view.size_bytes <= 2**20
     assert table.column("id").to_pylist() == list(range(60_000 - view.rows, 60_000))
     assert view.totals.seen == 60_000
+
+
+def test_rows_that_lie_in_a_large_piece_of_memory_do_not_hold_it():
+    window = LiveWindow(stream_feed(), clock=Clock())
+    window.begin().accepted(numbered(range(100_000)).rows.slice(500, 10), np.zeros(10, np.int64), np.arange(10))
+    table = window.table()
+    assert table
+    assert table.column("id").to_pylist() == list(range(500, 510))
+    assert table.get_total_buffer_size() < 10_000
+
+
+def test_figures_are_kept_for_as_long_as_charts_look_back():
+    clock = Clock()
+    window = LiveWindow(stream_feed(live={"minutes": 1440}), clock=clock)
+    for second in range(1000):
+        clock.now = NOW + second
+        window.begin().accepted(numbered([second]).rows, np.zeros(1, np.int64), np.array([second]))
+        window.ended(None)
+    kept = [number for number, _ in window.figures.since(0, clock.now + 1)]
+    assert CHART_S + CHART_S // POINTS < len(kept) < 700
+    assert window.view().totals.seen == 1000
+
+
+def test_rows_of_a_type_that_no_longer_fits_leave_the_newest_shown():
+    window = LiveWindow(stream_feed(), clock=Clock())
+    rows = numbered(range(3)).rows
+    for number, type_ in enumerate((pa.int64(), pa.int32(), pa.string())):
+        changed = rows.set_column(0, "id", rows.column(0).cast(type_))
+        window.begin().accepted(changed, np.zeros(3, np.int64), np.arange(3) + 3 * number)
+        window.ended(None)
+    for table in (window.table(), window.last(9)):
+        assert table
+        assert table.column("id").to_pylist() == ["0", "1", "2"]
 
 
 def test_many_small_batches_are_few_chunks_of_the_same_rows():
