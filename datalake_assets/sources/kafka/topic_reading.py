@@ -36,7 +36,7 @@ _MESSAGES = 10_000
 _POLL_S = 0.1
 #: A topic that is written faster than it is read ends a read here; the next one goes on.
 LONGEST_READ_S = 3600.0
-#: A topic that is followed is looked at this often for new partitions.
+#: A topic that is followed is looked at this often: it may have new partitions, or have been created anew.
 _LOOK_S = 30.0
 #: What is wrong with a broker for now, or is told of it; the read waits, as long as the settings say.
 _PASSING = frozenset(
@@ -65,7 +65,8 @@ class TopicBatches:
         feed: A feed of a topic.
         request: What is wanted.
         layout: Gives the columns; asked once a read.
-        follows: Go on with what comes, until the topic gets other partitions or its messages other columns.
+        follows: Go on with what comes, until the topic gets other partitions or its messages other columns, or it is
+            created anew.
     """
 
     def __init__(
@@ -131,13 +132,16 @@ class TopicBatches:
             consumer.close()
 
     def _followed(self, reading: _Reading) -> Generator[tuple[Sequence[KafkaMessage], Mapping[int, int]], None, None]:
-        """What comes, until the topic has other partitions than when the read began."""
+        """What comes, until the topic has other partitions than when the read began, or is another by its id."""
         looked = time.monotonic()
         for part in reading.followed(self._brokers.timeout_s):
             yield part
             if time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()
                 if self._brokers.partitions(reading.consumer, self._declared.topic) != reading.partitions:
+                    return
+                now = self._brokers.topic_id(self._declared.topic)
+                if "" not in {now, self._topic_id} and now != self._topic_id:
                     return
 
     def _batch(

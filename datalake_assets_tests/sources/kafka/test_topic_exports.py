@@ -329,6 +329,19 @@ def test_a_topic_that_gets_partitions_is_read_anew(store, kafka, kafka_server, m
         assert sum(batch.rows.num_rows for batch in rows) == 0  # it ends
 
 
+def test_a_topic_that_is_created_anew_while_it_is_followed_is_an_alarm(store, kafka, topic, monkeypatch):
+    monkeypatch.setattr(topic_reading, "_LOOK_S", 0.2)
+    feed = feed_of(topic, fields={"n": "long"})
+    ids = iter(["one", "", "one", "other", "other"])  # an id that is not told says nothing
+    monkeypatch.setattr(Brokers, "topic_id", lambda *_: next(ids))
+    with closing(iter(kafka.follow(feed, open_plan(store, feed)))) as rows:
+        known = next(rows).source_id
+        assert sum(batch.rows.num_rows for batch in rows) == 0  # it ends
+    with pytest.raises(SourceRecreated, match="its id is other"):
+        next(iter(kafka.follow(feed, ReadRequest(start_offsets={0: 0}, source_id=known))))
+    assert not [*ids]
+
+
 def _until(rows, count):
     """Rows of an endless read, until there are so many."""
     found, ends = [], time.monotonic() + 20
