@@ -261,8 +261,11 @@ class Following:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Has all commit what they have, and waits for it; what hangs is left to its crash safety."""
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Has all commit what they have, and waits for it; what hangs is left to its crash safety.
+
+        What a follower raised at the very end is raised here, unless something else is; then it is logged.
+        """
         self._ending.set()
         ends = time.monotonic() + GRACE_S
         for thread in self._threads.values():
@@ -270,3 +273,7 @@ class Following:
         left = [name for name, thread in self._threads.items() if thread.is_alive()]
         if left:
             logger.warning("%s did not end within %g s and is given up", ", ".join(left), GRACE_S)
+        if kind is None:
+            self.check()
+        elif self._error is not None:
+            logger.error("a follower failed at the end", exc_info=self._error)

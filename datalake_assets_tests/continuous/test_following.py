@@ -179,6 +179,13 @@ def test_an_error_that_nobody_foresaw_is_raised_where_it_is_waited(follow, lake,
             following.check()
 
 
+def test_an_error_at_the_very_end_is_raised_too(follow, lake, monkeypatch):
+    FeedRegistry(open_store(str(lake))).add(payments())
+    monkeypatch.setattr(module, "open_table", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), follow("payments") as (following, _):
+        following._threads["payments"].join(10)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_again_and_again_loses_and_doubles_nothing(lake, server, tmp_path):
     store = open_store(str(lake))

@@ -60,8 +60,8 @@ class IteratorExpired(Exception):
     """A place in a shard was not read on from within five minutes; never leaves this package."""
 
 
-class NotThere(Exception):
-    """A shard has no record of this number, or not any more; never leaves this package."""
+class NotThere(SourceRefused):
+    """A shard has no record of this number, or not any more; or what else was asked is refused as no valid argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,13 +285,13 @@ def _tried(source: str, call: Callable[..., T], **asked: Any) -> T:
     raise AssertionError("the last attempt raises")
 
 
-def _refusal(source: str, code: str, text: str, status: int) -> SourceError | IteratorExpired | NotThere:
+def _refusal(source: str, code: str, text: str, status: int) -> SourceError | IteratorExpired:
     if code == _EXPIRED:
         return IteratorExpired(source)
     if code in _BUSY or status >= _SERVER_ERROR:
         return SourceUnavailable(source, f"it is busy or restarting ({code}, {status})", cure="run it again")
     if code == _INVALID:
-        return NotThere(text)
+        return NotThere(source, f"it refused: {text or code}", cure="run it again")
     if code == _UNKNOWN:
         return SourceRefused(source, text or "there is no such stream", cure="correct the feed's stream and region")
     return SourceRefused(source, f"it refused: {text or code}", cure="correct the feed or the credentials")

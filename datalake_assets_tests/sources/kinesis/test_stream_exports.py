@@ -266,6 +266,15 @@ def test_what_is_refused_for_long_is_an_error_and_loses_nothing(store, kinesis, 
     assert land(store, kinesis, feed).rows_added == 2
 
 
+def test_a_place_that_is_no_valid_argument_is_a_refusal(store, kinesis, kinesis_server, stream):
+    feed = feed_of(stream)
+    stream.send(["a"])
+    kinesis_server.refuse("GetRecords", "InvalidArgumentException", 1)
+    with pytest.raises(SourceRefused, match="it refused"):
+        land(store, kinesis, feed)
+    assert land(store, kinesis, feed).rows_added == 1
+
+
 def test_a_shard_is_asked_five_times_in_any_second():
     now, times = [0.0], []
 
