@@ -55,8 +55,6 @@ logger = logging.getLogger(__name__)
 LONGEST_READ_S = 3600.0
 #: Kinesis dates arrivals approximately, and clocks differ: so much is given away before anything counts as not expired.
 _MARGIN = timedelta(minutes=1)
-#: Creation times that differ by no more are one: they are rounded.
-_SAME_CREATION_S = 1
 #: A stream that is followed is asked this often, within what each shard allows; and this often for shards, besides when
 #: one is closed.
 _POLL_S, _LOOK_S = 0.25, 30.0
@@ -115,7 +113,7 @@ class ShardBatches:
         reading = _Reading(self._stream, facts, shards, starts, began)
         for records, read_to in reading.followed() if self._follows else reading.parts():
             batch = self._layout.batch(records, starts, reading.hash_keys)
-            yield replace(batch, read_to=read_to, source_id=str(facts.created_s))
+            yield replace(batch, read_to=read_to, source_id=facts.id)
         if not reading.is_over:
             self.unfinished = f"not caught up within {LONGEST_READ_S:g} s; the next export goes on from there"
 
@@ -131,13 +129,13 @@ class ShardBatches:
         """
         starts = dict(self.request.start_offsets or {})
         known = self.request.source_id
-        is_same = known.isdecimal() and abs(int(known) - facts.created_s) <= _SAME_CREATION_S
+        is_same = facts.is_of(known)
         self.recreated = bool(known) and not is_same and self.request.new_epoch
         if self.recreated:
             return {}
         if known and not is_same:
             created = datetime.fromtimestamp(facts.created_s, UTC).isoformat()
-            reason = f"the stream was created at {created}, and what was landed is of another"
+            reason = f"the stream was created at {created}, and what was landed is of another stream"
             raise SourceRecreated(self._stream.source, reason)
         if self.request.source_id and not self.request.new_epoch:
             self._refuse_gaps(facts, shards, starts)

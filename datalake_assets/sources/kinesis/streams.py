@@ -49,6 +49,8 @@ _BUSY = frozenset(
         *("InternalFailure", "InternalFailureException", "ServiceUnavailable", "ServiceUnavailableException"),
     }
 )
+#: Creation times that differ by no more are one.
+_SAME_CREATION_S = 1
 _EXPIRED = "ExpiredIteratorException"
 _UNKNOWN = "ResourceNotFoundException"
 _INVALID = "InvalidArgumentException"
@@ -103,16 +105,28 @@ class StreamFacts:
     """What a stream says of itself.
 
     Attributes:
+        arn: Its name in all regions and accounts.
         created_s: When it was created, in whole seconds since 1970.
         retention: How long it keeps a record.
         now: Its server's time.
         status: ``ACTIVE``, ``UPDATING``; or it cannot be read.
     """
 
+    arn: str
     created_s: int
     retention: timedelta
     now: datetime
     status: str
+
+    @property
+    def id(self) -> str:
+        """Names it among all streams that there ever were."""
+        return f"{self.arn} {self.created_s}"
+
+    def is_of(self, id_: str) -> bool:
+        """Whether an id is its own; creation times are rounded."""
+        arn, _, created = id_.rpartition(" ")
+        return arn == self.arn and created.isdecimal() and abs(int(created) - self.created_s) <= _SAME_CREATION_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +239,7 @@ class Stream:
         found = answer["StreamDescriptionSummary"]
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         return StreamFacts(
+            arn=str(found["StreamARN"]),
             created_s=int(found["StreamCreationTimestamp"].timestamp()),
             retention=timedelta(hours=found["RetentionPeriodHours"]),
             now=parsedate_to_datetime(date) if date else datetime.now(UTC),

@@ -240,6 +240,16 @@ def test_a_stream_that_was_created_anew_is_an_alarm(store, kinesis, stream, cloc
     assert landed(store, feed, "value") == ["a", "b", "c"]
 
 
+def test_another_stream_that_was_created_in_the_same_second_is_an_alarm(store, kinesis, kinesis_server):
+    other, stream = kinesis_server.stream(), kinesis_server.stream()
+    other.send(["lost"])
+    stream.send(["a"])
+    assert land(store, kinesis, feed_of(stream)).rows_added == 1
+    with pytest.raises(SourceRecreated, match="is of another stream"):
+        land(store, kinesis, feed_of(other))
+    assert land(store, kinesis, feed_of(other), new_epoch=True).rows_added == 1
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
