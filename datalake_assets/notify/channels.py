@@ -56,6 +56,20 @@ class Channel(Protocol):
         """
 
 
+class _WithoutPath(logging.Filter):
+    """httpx logs whole URLs of what it sends; the path of a webhook is its secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Leaves the host of an URL."""
+        if isinstance(record.args, tuple) and len(record.args) > 1 and record.args[0] == "POST":
+            method, url, *rest = record.args
+            record.args = (method, f"{urlsplit(str(url)).scheme}://{urlsplit(str(url)).hostname}/…", *rest)
+        return True
+
+
+logging.getLogger("httpx").addFilter(_WithoutPath())
+
+
 class LogChannel:
     """The log: failures and alerts as warnings; implements `Channel`."""
 
@@ -79,8 +93,12 @@ class WebhookChannel:
     name = "webhook"
 
     def __init__(self, url: str, *, setting: str = "DATALAKE_NOTIFY_WEBHOOK") -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            is_url = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:  # brackets that are no address, a port that is no number
+            is_url = False
+        if not is_url:
             raise ConfigError(f"{setting} is no http(s) URL")
         self._url, self._where, self._setting = url, f"the webhook at {parts.hostname}", setting
 

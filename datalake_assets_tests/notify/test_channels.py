@@ -41,6 +41,13 @@ def test_webhook_gets_slacks_markup_and_nothing_that_people_wrote_becomes_some(w
     ]
 
 
+def test_no_log_has_the_secret_of_a_webhook(webhook, caplog):
+    with caplog.at_level(logging.DEBUG):
+        assert send([WebhookChannel(f"{webhook.url}/services/secret")], FAILED) == {}
+    assert any(record.name == "httpx" for record in caplog.records)
+    assert "secret" not in caplog.text
+
+
 def test_webhook_is_tried_again_while_it_is_busy_and_not_when_it_refuses(webhook):
     webhook.statuses = [500, 429]
     assert send([WebhookChannel(webhook.url)], FAILED) == {}
@@ -154,6 +161,8 @@ def test_name_of_a_file_that_is_no_text_and_a_channel_that_fails_unforeseen_keep
     ("name", "value", "message"),
     [
         ("WEBHOOK", "hooks.example.com/secret", "NOTIFY_WEBHOOK is no http"),
+        ("WEBHOOK", "https://[hooks/secret", "NOTIFY_WEBHOOK is no http"),
+        ("WEBHOOK", "https://hooks:secret/secret", "NOTIFY_WEBHOOK is no http"),
         ("SNS", "lake", "no ARN"),
         ("SMTP", "mail.example.com:secret", "no URL like smtp://"),
         ("SMTP", "smtp://mail.example.com", "needs DATALAKE_NOTIFY_EMAIL"),

@@ -360,6 +360,7 @@ def test_a_server_with_a_certificate_that_nobody_trusts_is_refused(numbered, osm
 def test_settings_without_a_server_are_named(numbered):
     lake, feed = numbered
     assert "set DATALAKE_OPENSEARCH_URL" in sent(lake, feed, "").error
+    assert "write http(s)://host:port" in sent(lake, feed, "http://[search").error
     with pytest.raises(ConfigError, match="settings of their own"):
         sink_kind("opensearch").open(
             open_store(str(lake)),

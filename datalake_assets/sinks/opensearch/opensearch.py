@@ -342,8 +342,12 @@ def _urls(settings: OpenSearchSettings) -> list[str]:
     if not urls:
         raise ConfigError("no OpenSearch to send rows to: set DATALAKE_OPENSEARCH_URL, like 'https://search1:9200'")
     for each in urls:
-        parts = urlsplit(each)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
+        try:
+            parts = urlsplit(each)
+            is_url = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:  # brackets that are no address, a port that is no number
+            is_url = False
+        if not is_url or parts.username or parts.password:
             raise ConfigError(
                 "DATALAKE_OPENSEARCH_URL: write http(s)://host:port; user and password are settings of their own"
             )

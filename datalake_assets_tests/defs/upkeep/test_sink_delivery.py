@@ -122,7 +122,7 @@ def test_webhooks_of_feeds_are_told_of_the_checks_that_they_name(lake, instance)
     (feed,) = lake.registry.list().feeds
     other = feed.model_copy(update={"name": "other"})
     with running_webhook() as hook, running_webhook() as busy:
-        settings = WebhookSettings(sink_webhooks=json.dumps({"team": hook.url, "busy": busy.url, "odd": "ftp://x"}))
+        settings = WebhookSettings(sink_webhooks=json.dumps({"team": hook.url, "busy": busy.url, "odd": "https://[odd"}))
         sinks = (
             WebhookSink(webhook="team", on=("quarantine", "late")),
             WebhookSink(name="all", webhook="busy", on=("rules", "quarantine", "late", "other")),
