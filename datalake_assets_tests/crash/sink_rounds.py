@@ -25,7 +25,7 @@ from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
-from datalake_assets.sinks.delivery import deliver
+from datalake_assets.sinks.delivery import deliver, forget_delivered
 from datalake_assets.sinks.opensearch.opensearch import OpenSearchStore
 from datalake_assets.sinks.opensearch.opensearch_model import OpenSearchSettings
 from datalake_assets_tests.crash.checks import CrashError
@@ -69,7 +69,7 @@ def feed_of(name: str) -> Feed:
 def act(
     *, lake: str, url: str, feed: str, what: str, rows: list[list[Any]], name: str, number: int, moment: str
 ) -> None:
-    """Lands rows, merges files, deletes rows or delivers; dies before or after its ``number``-th operation ``name``."""
+    """Lands, merges, deletes or delivers, or forgets; dies before or after its ``number``-th operation ``name``."""
     if name:
         owner = LocalStore if name in {"swap", "create", "put"} else OpenSearchStore
         die_at(owner, name, number=number, moment=moment)
@@ -87,6 +87,8 @@ def act(
     elif what == "delete":
         for key in table.partitions():
             table.delete_rows(key, f"n % 100 = {rows[0][0]}")
+    elif what == "resend":
+        forget_delivered(store, declared, declared.sinks[0].label)
     else:
         settings = OpenSearchSettings(lake=lake, opensearch_url=url, opensearch_retry_s=120)
         failed = [each.error for each in deliver(store, declared, settings) if each.error]
@@ -144,6 +146,7 @@ class SinkRounds:
         if self._rng.random() < 0.4:
             self._run(feed, "merge", [])
             self.happened["merges"] += 1
+        self._forget(feed)
         for child, name, moment in children:
             code = self._forker.wait(child)
             if code == KILLED:
@@ -163,6 +166,12 @@ class SinkRounds:
             before = len(self._rows[feed])
             self._rows[feed] = [row for row in self._rows[feed] if row[0] % 100 != digit]
             self.happened["deleted"] += before - len(self._rows[feed])
+        self._forget(feed)
+
+    def _forget(self, feed: str) -> None:
+        if self._rng.random() < 0.15:
+            self._run(feed, "resend", [])
+            self.happened["sent anew"] += 1
 
     def _land(self, feed: str) -> None:
         rows = []
