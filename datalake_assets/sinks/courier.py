@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which it looks anyway: for rows that others landed, and for what a sink did not take.
 _AGAIN_S = 3.0
+#: Seconds at the most until a feed whose delivery failed is looked at again; twice as long each time till then.
+_LONGEST_WAIT_S = 60.0
 #: Seconds that an interruption waits for a delivery under way: what it does not finish is due the next time.
 _LAST_S = 5.0
 
@@ -48,6 +51,8 @@ class Courier:
         self._ends = False
         #: Of each feed its revision, and what a listing showed of its partitions when sinks had all of them.
         self._sent: dict[str, tuple[int, Mapping[str, ObjectInfo] | None]] = {}
+        #: Of each feed whose delivery failed when to try again, by the monotonic clock, and how long that is to wait.
+        self._failed: dict[str, tuple[float, float]] = {}
         self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
 
     def __enter__(self) -> Self:
@@ -71,7 +76,7 @@ class Courier:
             self._changed.clear()
             ends = self._ends  # before the last look, which has all that was landed until then
             for feed in self._known():
-                for each in self._delivered(feed):
+                for each in self._delivered(feed) if ends or self._is_due(feed) else ():
                     if each.partitions or each.error:
                         self._tell(each)
             if ends:
@@ -84,7 +89,20 @@ class Courier:
             logger.warning("feeds with sinks: %s", error)
             return []
 
+    def _is_due(self, feed: Feed) -> bool:
+        """Whether a feed is looked at now: one whose sink takes nothing neither fills the log nor holds others up."""
+        return time.monotonic() >= self._failed.get(feed.name, (0.0, 0.0))[0]
+
     def _delivered(self, feed: Feed) -> list[DeliveryReport]:
+        reports = self._tried(feed)
+        if any(each.error for each in reports):
+            wait_s = min(2 * self._failed.get(feed.name, (0.0, _AGAIN_S / 2))[1], _LONGEST_WAIT_S)
+            self._failed[feed.name] = time.monotonic() + wait_s, wait_s
+        else:
+            self._failed.pop(feed.name, None)
+        return reports
+
+    def _tried(self, feed: Feed) -> list[DeliveryReport]:
         try:
             return self._deliver_changed(feed)
         except DatalakeError as error:
