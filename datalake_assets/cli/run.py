@@ -7,6 +7,7 @@ nothing does.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -25,7 +26,7 @@ from datalake_assets.cli.live import page_options, shown_live
 from datalake_assets.cli.output import say, warn
 from datalake_assets.cli.session import Session, WorkCommand, pass_session, tell_dagster
 from datalake_assets.cli.signals import heed_signals
-from datalake_assets.errors import ConfigError, DatalakeError
+from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.lake.marts.mart_order import made_in_order
 from datalake_assets.lake.table import IsStale
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from datalake_assets.continuous.following import Following, Landed
 
 __all__ = ["run", "run_until_ended"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after a pass, if nobody says others.
 _EVERY_S = 5.0
@@ -134,11 +137,7 @@ def _go_on(session: Session, names: Sequence[str], following: Following, pause: 
     followed: set[str] = set()
     while True:
         left = [name for name in names if name not in followed]
-        try:
-            feeds = _streams(session, left) if left or not names else []
-        except DatalakeError as error:
-            warn(f"Error: {error}")
-            feeds = []
+        feeds = _streams_now(session, left) if left or not names else []
         for feed in feeds:
             if feed.can_be_followed and feed.name not in followed:
                 following.follow(feed.name)
@@ -206,12 +205,32 @@ class _Log:
 
 
 def _pass(session: Session, names: Sequence[str]) -> None:
-    try:
-        for feed in _streams(session, names):
+    """Exports what waits, feed by feed: one that fails holds no other up."""
+    for feed in _streams_now(session, names):
+        with _told(feed.path):
             if _waits(session, feed):
                 print_results(export_feeds(session, [feed], ExportRequest()), as_json=False)
+
+
+@contextmanager
+def _told(feed: str) -> Iterator[None]:
+    """Says what fails of a feed, and goes on."""
+    try:
+        yield
     except DatalakeError as error:
         warn(f"Error: {error}")
+    except Exception as error:  # the other feeds can be landed
+        logger.exception("%s", feed)
+        warn(f"Error: {feed}: {unforeseen_text(error)}")
+
+
+def _streams_now(session: Session, names: Sequence[str]) -> list[Feed]:
+    """Those of the feeds to run that are there; says what is wrong with the others."""
+    found: list[Feed] = []
+    for some in [[name] for name in names] or [[]]:
+        with _told(some[0] if some else "feeds"):
+            found += _streams(session, some)
+    return found
 
 
 def _streams(session: Session, names: Sequence[str]) -> list[Feed]:

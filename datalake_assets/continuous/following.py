@@ -22,7 +22,7 @@ from datalake_assets.continuous.micro_batches import MicroBatch, Pacing, has_row
 from datalake_assets.core.batches import Batches, SourceBatch
 from datalake_assets.core.facts import WriteReport
 from datalake_assets.core.position import SourcePartition
-from datalake_assets.errors import ConfigError, DatalakeError, FeedNotFound
+from datalake_assets.errors import ConfigError, DatalakeError, FeedNotFound, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
@@ -127,11 +127,17 @@ class Follower:
                 self._log.gone(self._name, str(error))
                 return
             except DatalakeError as error:
-                self._tell()
-                self._log.failed(self._name, error, again_in_s=self._wait_s)
-                self._ending.wait(self._wait_s)
-                self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+                self._wait_after(error)
+            except Exception as error:  # the other feeds can be followed
+                logger.exception("feed %s", self._name)
+                self._wait_after(DatalakeError(f"feed {self._name}: {unforeseen_text(error)}"))
         self._tell()
+
+    def _wait_after(self, error: DatalakeError) -> None:
+        self._tell()
+        self._log.failed(self._name, error, again_in_s=self._wait_s)
+        self._ending.wait(self._wait_s)
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
     def _follow(self) -> None:
         """Follows the feed as it is declared now, until its reading has to begin anew."""
@@ -248,7 +254,7 @@ class Following:
             self._error = self._error or error
 
     def check(self) -> None:
-        """Raises what a follower raised that nobody foresaw."""
+        """Raises what ended a follower: telling what became of it failed, or the interpreter is to end."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -10,6 +10,8 @@ from contextlib import suppress
 
 import pytest
 
+from datalake_assets.cli import run as run_command
+from datalake_assets.errors import FeedNotFound, SourceUnavailable
 from datalake_assets_tests.cli.test_queues import FIELDS
 from datalake_assets_tests.sources.sqs.conftest import bodies, landed
 
@@ -44,6 +46,29 @@ def test_a_pass_that_fails_is_told_and_the_next_one_tries_again(run, lake, queue
     result = run("run", "trades", "--passes", "2", "--every", "0.01")
     assert result.exit_code == 0
     assert result.stderr.count("cannot be reached") == 2
+
+
+@pytest.mark.usefixtures("lake")
+def test_a_feed_that_fails_holds_no_other_up(run, queue, registry, lake_store, monkeypatch):
+    """Nor does one that is not there any more."""
+    for name in ("away", "gone"):
+        run("feeds", "add", "--name", name, "--kind", "stream", "--source", "sqs", "--queue", queue.name, *FIELDS)
+    queue.send(bodies(range(5)))
+    right, errors = run_command._waits, iter([SourceUnavailable("sqs", "is away"), ZeroDivisionError("oh")])
+
+    def waits(session, feed):
+        if feed.name == "away":
+            with suppress(FeedNotFound):
+                registry.archive("gone")
+            raise next(errors)
+        return right(session, feed)
+
+    monkeypatch.setattr(run_command, "_waits", waits)
+    result = run("run", "away", "trades", "gone", "--passes", "2", "--every", "0.01")
+    assert result.exit_code == 0
+    for told in ("is away", "streams/away: unexpected ZeroDivisionError: oh", "feed 'gone' is archived"):
+        assert told in result.stderr
+    assert sorted(landed(lake_store, registry.get("trades"))) == list(range(5))
 
 
 @pytest.mark.parametrize(

@@ -170,11 +170,29 @@ def test_what_fails_is_told_and_tried_again(follow, lake, server, monkeypatch):
     assert [each[2] for each in log.failures[:3]] == [0.01, 0.02, 0.04]
 
 
-def test_an_error_that_nobody_foresaw_is_raised_where_it_is_waited(follow, lake, monkeypatch):
+def test_an_error_that_nobody_foresaw_ends_no_feed(follow, lake, server, monkeypatch):
+    monkeypatch.setattr(module, "SHORTEST_WAIT_S", 0.01)
+    registry, right = FeedRegistry(open_store(str(lake))), module.open_table
+    for name in ("payments", "others"):
+        registry.add(payments().model_copy(update={"name": name, "batch": OFTEN}))
+    wrong = ["others"]
+    monkeypatch.setattr(module, "open_table", lambda store, feed: 1 / 0 if feed.name in wrong else right(store, feed))
+    with follow("payments", "others") as (following, log):
+        log.wait(lambda: log.failures and log.told)
+        wrong.clear()
+        log.wait(lambda: {"payments", "others"} <= {each.feed.name for each in log.told})
+        following.check()
+    assert "feed others: unexpected ZeroDivisionError: division by zero" in log.failures[0][1]
+    for name in ("payments", "others"):
+        assert_exact(lake, registry.get(name), server)
+
+
+def test_an_error_in_whoever_is_told_is_raised_where_it_is_waited(follow, lake):
     FeedRegistry(open_store(str(lake))).add(payments())
-    monkeypatch.setattr(module, "open_table", lambda *_: 1 / 0)
-    with follow("payments") as (following, _):
-        following._threads["payments"].join(10)
+    with follow("payments") as (following, log):
+        log.landed = lambda _: 1 / 0
+        log.failed = lambda *_, **__: 1 / 0
+        following._threads["payments"].join(20)
         with pytest.raises(ZeroDivisionError):
             following.check()
 
