@@ -190,7 +190,8 @@ class _Guard:
         if not self._is_token(given):
             return _plain(401, "that is not the token of this live view")
         answer = RedirectResponse("/", 303, headers=_HEADERS)
-        answer.set_cookie(_COOKIE, given, httponly=True, samesite="strict")
+        # strict is not sent after a link of another site, such as a chat; whoever has it can only read, and only here
+        answer.set_cookie(_COOKIE, given, httponly=True, samesite="lax")
         return answer
 
     def _is_token(self, text: str) -> bool:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from datalake_assets.core.batches import RejectedRow
 from datalake_assets_tests.browser.conftest import PICTURES
 from datalake_assets_tests.browser.servers import free_port
-from datalake_assets_tests.live.lakes import HOSTILE, LiveLake, live_lake
+from datalake_assets_tests.live.lakes import HOSTILE, LiveLake, live_feed, live_lake
 
 # one browser for all: they go to one worker, one after another
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
@@ -121,6 +121,24 @@ def test_every_oddity_is_shown_as_such_and_no_text_is_markup(chromium, lake):
         expect(rules.locator(".badge.error")).to_have_count(1, timeout=PATIENCE_MS)
         tile = page.locator(".tile").first
         expect(tile.locator(".number")).to_have_count(2, timeout=PATIENCE_MS)  # the window, and the lake beside it
+
+
+def test_numbers_of_tiles_are_as_they_are(chromium, tmp_path):
+    tiles = [
+        {"name": "Small", "sql": "SELECT 0.0042::DOUBLE FROM data", "kind": "number", "history": "PT0S"},
+        {"name": "Large", "sql": "SELECT 9007199254740991 FROM data", "kind": "number", "history": "PT0S"},
+        {
+            "name": "Gap",
+            "sql": "SELECT l, n FROM (VALUES ('a', -0.25::DOUBLE), ('b', NULL)) v(l, n), data ORDER BY 1",
+            "kind": "series",
+            "history": "PT0S",
+        },
+    ]
+    with live_lake(tmp_path, feed=live_feed(tiles=tiles)) as lake, opened(chromium, lake.url) as page:
+        lake.land(1)
+        expect(page.locator(".tile .number")).to_have_text(["0.0042", "9,007,199,254,740,991"], timeout=PATIENCE_MS)
+        told = page.locator(".tile figcaption")
+        expect(told).to_have_text("a to b: last null, up to -0.25", timeout=PATIENCE_MS)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])

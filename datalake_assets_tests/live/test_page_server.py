@@ -187,7 +187,7 @@ def test_beyond_the_loopback_a_token_is_asked_for(lake):
         opened = web.get(f"/?token={token}", follow_redirects=False)
         assert (opened.status_code, opened.headers["location"]) == (303, "/")
         assert "HttpOnly" in opened.headers["set-cookie"]
-        assert "SameSite=strict" in opened.headers["set-cookie"]
+        assert "SameSite=lax" in opened.headers["set-cookie"]
         assert web.get("/state").status_code == 200
 
 

@@ -23,6 +23,10 @@ function say(node, text) {
 
 const count = number => Number(number).toLocaleString('en-US', {maximumFractionDigits: 1});
 
+// a value as it is, not rounded to be read at a glance: all digits that a double has for certain
+const exact = number => Number.isInteger(number) ? count(number)
+  : number.toLocaleString('en-US', {maximumSignificantDigits: 15});
+
 function seconds(number) {
   if (number === null || number === undefined) return '–';
   if (number < 1) return `${Math.round(number * 1000)} ms`;
@@ -218,7 +222,7 @@ function answer(tile, found) {
   if (!found.rows || !found.rows.length) return none('no rows');
   if (tile.kind === 'number') {
     const value = found.rows[0][0];
-    const text = value === null ? 'null' : typeof value === 'number' ? count(value) : String(value);
+    const text = value === null ? 'null' : typeof value === 'number' ? exact(value) : String(value);
     return element('p', {class: 'number', text: tile.unit ? `${text} ${tile.unit}` : text});
   }
   if (tile.kind === 'series') return drawSeries(tile, found);
@@ -227,15 +231,17 @@ function answer(tile, found) {
 }
 
 function drawSeries(tile, found) {
-  const values = found.rows.map(row => Number(row[row.length - 1]));
-  if (values.some(value => !Number.isFinite(value))) return element('p', {class: 'problem',
+  const values = found.rows.map(row => row[row.length - 1]).map(value => value === null ? null : Number(value));
+  if (values.some(value => value !== null && !Number.isFinite(value))) return element('p', {class: 'problem',
     text: 'the last column of a series has to be a number'});
   const chart = makeChart(tile.name);
   chart.svg.append(...(values.length > 1 && values.some(value => value < 0) ? [path(values, 240, 60)]
     : bars([{values, kind: 'bar'}], 240, 60)));
   const [first, last] = [found.rows[0][0], found.rows[found.rows.length - 1][0]];
   const unit = tile.unit ? ` ${tile.unit}` : '';
-  const told = `${first} to ${last}: last ${count(values[values.length - 1])}${unit}, up to ${count(Math.max(...values))}${unit}`;
+  const known = values.filter(value => value !== null), newest = values[values.length - 1];
+  const told = `${first} to ${last}: last ${newest === null ? 'null' : exact(newest) + unit}, `
+    + `up to ${known.length ? exact(Math.max(...known)) + unit : '–'}`;
   chart.svg.setAttribute('aria-label', `${tile.name}, ${told}`);
   say(chart.caption, told);
   return chart.figure;
