@@ -80,6 +80,7 @@ class Proxy:
 
     def __init__(self, url: str, *, tls: trustme.LeafCert | None = None) -> None:
         self.faults: list[str] = []
+        self.scrolls_to_lose = 0
         self.bulks: list[int] = []
         proxy = self
 
@@ -116,6 +117,9 @@ class Proxy:
         headers = {
             name: request.headers[name] for name in ("Content-Type", "Content-Encoding") if name in request.headers
         }
+        if "_search/scroll" in request.path and request.command != "DELETE" and self.scrolls_to_lose:
+            self.scrolls_to_lose -= 1
+            return 404, json.dumps({"error": {"type": "search_phase_execution_exception"}, "status": 404}).encode()
         if fault == "busy":
             return 429, b'{"error":{"type":"es_rejected_execution_exception"},"status":429}'
         answer = httpx.request(request.command, url + request.path, content=body, headers=headers, timeout=30)
@@ -252,6 +256,20 @@ def test_documents_of_deleted_rows_leave_though_nothing_is_remembered_of_them(nu
     forget_delivered(open_store(str(lake)), feed, "opensearch")
     report = sent(lake, feed, osmem.url)
     assert (report.sent, report.removed) == (99, 1)
+    assert found(osmem, feed) == [number for number in range(100) if number != 7]
+
+
+def test_a_search_that_is_lost_midway_is_not_taken_for_an_empty_index(numbered, osmem):
+    lake, feed = numbered
+    sent(lake, feed, osmem.url)
+    changed(lake, "delete", [[7]])
+    proxy = Proxy(osmem.url)
+    proxy.scrolls_to_lose = 1
+    try:
+        report = sent(lake, feed, proxy.url, retry_s=30)
+    finally:
+        proxy.close()
+    assert (report.sent, report.removed, report.error, proxy.scrolls_to_lose) == (0, 1, "", 0)
     assert found(osmem, feed) == [number for number in range(100) if number != 7]
 
 

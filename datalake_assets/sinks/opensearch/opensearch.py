@@ -181,9 +181,15 @@ class OpenSearchStore:
 
         def found() -> list[StoredId]:
             hits = helpers.scan(self._client, index=pattern, query=query, size=_PAGE, raise_on_error=True)
-            return [StoredId(hit["_index"], hit["_id"], _version(hit)) for hit in hits]
+            try:
+                return [StoredId(hit["_index"], hit["_id"], _version(hit)) for hit in hits]
+            except exceptions.NotFoundError as error:
+                if error.error == "index_not_found_exception":
+                    return []
+                # the server has lost the search: what it has given so far is not all
+                raise SourceUnavailable(self.where, "a search was lost midway", cure=_LATER) from error
 
-        yield from self._asked(found, missing=[])
+        yield from self._asked(found)
 
     def remove(self, ids: Iterable[StoredId]) -> None:
         """Implements `DocumentStore`."""
