@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -35,7 +35,7 @@ from datalake_assets.feed import NAME_PATTERN, Feed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.live.board import Board
 from datalake_assets.live.servers import LiveServer, new_token, registered
-from datalake_assets.live.window import LiveWindows
+from datalake_assets.live.window import LiveWindow, LiveWindows
 
 __all__ = ["LEAST_TOKEN", "live_app", "opened_at", "serving_live"]
 
@@ -45,6 +45,8 @@ _TICK_S, _IDLE_S = 0.25, 1.0
 _CONCURRENT = 64
 #: Windows that are sent at the same time, each as a whole.
 _WINDOWS_AT_ONCE = 2
+#: Seconds that one may take, and bytes of a part of it.
+_SENT_S, _PART_BYTES = 60.0, 1 << 16
 #: Characters of a token.
 LEAST_TOKEN = 32
 _COOKIE = "datalake_live"
@@ -106,11 +108,7 @@ def live_app(board: Board, *, token: str | None, local: bool, closing: Callable[
             return _plain(404, "that feed is not shown here")
         if not windows_sent.acquire(blocking=False):
             return _plain(503, "others are being sent windows; ask again")
-        try:
-            body = await run_in_threadpool(lambda: _ipc(window.table()))
-        finally:
-            windows_sent.release()
-        return Response(body, headers={**_HEADERS, "Content-Type": "application/vnd.apache.arrow.stream"})
+        return await _window(window, windows_sent.release)
 
     routes = [Route(path, file) for path in bodies]
     routes += [Route("/state", state), Route("/events", events), Route("/feeds/{name}/rows.arrow", rows)]
@@ -141,12 +139,42 @@ def _names(request: Request) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def _ipc(table: pa.Table | None) -> bytes:
+class _Window(StreamingResponse):
+    """A window, in parts: what waits for a slow reader is held once, and not for long."""
+
+    def __init__(self, body: memoryview, release: Callable[[], None]) -> None:
+        headers = {"Content-Type": "application/vnd.apache.arrow.stream", "Content-Length": str(len(body))}
+        super().__init__(_parts(body), headers={**_HEADERS, **headers})
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with suppress(TimeoutError):  # then it is not whole, which its reader sees by its length
+                async with asyncio.timeout(_SENT_S):
+                    await super().__call__(scope, receive, send)
+        finally:
+            self._release()
+
+
+async def _window(window: LiveWindow, release: Callable[[], None]) -> Response:
+    try:
+        return _Window(await run_in_threadpool(lambda: _ipc(window.table())), release)
+    except BaseException:
+        release()
+        raise
+
+
+async def _parts(body: memoryview) -> AsyncIterator[memoryview]:
+    for start in range(0, len(body), _PART_BYTES):
+        yield body[start : start + _PART_BYTES]
+
+
+def _ipc(table: pa.Table | None) -> memoryview:
     sink = pa.BufferOutputStream()
     rows = pa.table({}) if table is None else table
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
-    return bytes(sink.getvalue())
+    return memoryview(sink.getvalue())
 
 
 def _plain(status: int, text: str, **headers: str) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
@@ -231,6 +233,22 @@ def test_a_request_without_an_end_takes_no_memory(lake):
     with socket.create_connection(("127.0.0.1", httpx.URL(lake.url).port or 0), timeout=PATIENCE_S) as sent:
         sent.sendall(b"GET /state HTTP/1.1\r\nHost: localhost\r\nx: " + b"a" * (1 << 17))
         assert sent.recv(12) == b"HTTP/1.1 400"
+
+
+def test_windows_that_nobody_reads_are_few(tmp_path):
+    with live_lake(tmp_path) as lake, contextlib.ExitStack() as readers:
+        lake.land(20, note="x" * (1 << 20))
+        path = "/feeds/s/rows.arrow"
+        assert len(pa.ipc.open_stream(ask(lake, path).content).read_all()) == 20
+        for _ in range(2):
+            reader = readers.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+            reader.connect(("127.0.0.1", httpx.URL(lake.url).port or 0))
+            reader.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert reader.recv(12) == b"HTTP/1.1 200"
+        assert ask(lake, path).status_code == 503
+        readers.close()
+        wait_for(lambda: ask(lake, path).status_code == 200)
 
 
 def test_a_feed_that_cannot_be_asked_is_asked_again_and_holds_no_other_back(lake):
