@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which it looks anyway: for rows that others landed, and for what a sink did not take.
 _AGAIN_S = 3.0
+#: Seconds after which all partitions are looked at, whether they changed or not: somebody may want all sent anew.
+_LOOK_ANYWAY_S = 600.0
 #: Seconds at the most until a feed whose delivery failed is looked at again; twice as long each time till then.
 _LONGEST_WAIT_S = 60.0
 #: Seconds that an interruption waits for a delivery under way: what it does not finish is due the next time.
@@ -49,8 +51,9 @@ class Courier:
         self._feeds, self._store, self._settings, self._tell = feeds, store, settings, tell
         self._changed = threading.Event()
         self._ends = False
-        #: Of each feed its revision, and what a listing showed of its partitions when sinks had all of them.
-        self._sent: dict[str, tuple[int, Mapping[str, ObjectInfo] | None]] = {}
+        #: Of each feed its revision, what a listing showed of its partitions when sinks had all of them, and when all
+        #: were looked at.
+        self._sent: dict[str, tuple[int, Mapping[str, ObjectInfo] | None, float]] = {}
         #: Of each feed whose delivery failed when to try again, by the monotonic clock, and how long that is to wait.
         self._failed: dict[str, tuple[float, float]] = {}
         self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
@@ -114,13 +117,15 @@ class Courier:
     def _deliver_changed(self, feed: Feed) -> list[DeliveryReport]:
         """Delivers the partitions that changed: one listing tells, where asking for each costs a request."""
         listed = commit_marks(self._store, feed)
-        revision, before = self._sent.get(feed.name, (-1, None))
+        revision, before, looked_at = self._sent.get(feed.name, (-1, None, 0.0))
+        now = time.monotonic()
         keys = None
-        if revision == feed.revision and listed is not None and before is not None:
+        is_recent = now - looked_at < _LOOK_ANYWAY_S
+        if is_recent and revision == feed.revision and listed is not None and before is not None:
             keys = [key for key, info in listed.items() if before.get(key) != info]
         if keys == []:
             return []
         reports = deliver(self._store, feed, self._settings, partitions=keys)
         if not any(each.error for each in reports):
-            self._sent[feed.name] = (feed.revision, listed)
+            self._sent[feed.name] = (feed.revision, listed, now if keys is None else looked_at)
         return reports

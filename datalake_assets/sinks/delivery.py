@@ -25,7 +25,14 @@ from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.position import OffsetsPosition, position_from_json
 from datalake_assets.core.row_texts import QuarantinedRow
-from datalake_assets.errors import ConfigError, DatalakeError, SnapshotExpired, SourceError, unforeseen_text
+from datalake_assets.errors import (
+    ConfigError,
+    CorruptLake,
+    DatalakeError,
+    SnapshotExpired,
+    SourceError,
+    unforeseen_text,
+)
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sinks import SinkModel
 from datalake_assets.lake.layout import sink_folder
@@ -88,7 +95,11 @@ def sink_lag(lake: Store, feed: Feed, sink: SinkModel) -> DeliveryReport:
     contents = snapshot.contents()
     rows = partitions = refused = 0
     for key, content in contents.items():
-        delivered = log.load(key)
+        try:
+            delivered = log.load(key)
+        except CorruptLake as error:  # nobody knows what the sink has: a delivery says how that is mended
+            logger.warning("%s", error)
+            delivered = Delivered()
         refused += delivered.refused
         if not delivered.has(content):
             partitions += 1

@@ -306,6 +306,7 @@ def test_a_feed_that_cannot_be_read_is_told_and_ends_no_other_ones_delivery(numb
     progress = next(each.key for each in store.list("sinks") if "/position/" in each.key)
     (lake / progress).write_bytes(b"{")
     assert "begins anew" in sent(lake, feed, osmem.url).error
+    assert sink_lag(store, feed, feed.sinks[0]).lag_rows == 100
 
 
 def test_indices_of_another_lake_are_left_alone(numbered, osmem, tmp_path_factory):

@@ -21,6 +21,7 @@ from datalake_assets.notify.incidents import Message, Outbox
 from datalake_assets.settings import load_settings
 from datalake_assets.sinks.base import DeliveryReport
 from datalake_assets.sinks.courier import Courier
+from datalake_assets.sinks.delivery import forget_delivered
 from datalake_assets.sinks.webhook.alerts import routes
 from datalake_assets.sinks.webhook.webhook_model import WebhookSettings, WebhookSink
 from datalake_assets_tests.crash.sink_rounds import act, feed_of
@@ -97,7 +98,7 @@ def test_a_sink_that_takes_nothing_is_tried_again_later_and_later(lake, instance
     assert json.loads(result.cursor) == {"numbered": {"seen": [feed.revision, 0, 0], "looked_at": 1000}}
 
 
-def test_a_courier_delivers_beside_what_lands_and_tells_what_fails(lake, osmem, tmp_path):
+def test_a_courier_delivers_beside_what_lands_and_tells_what_fails(lake, osmem, tmp_path, monkeypatch):
     (feed,) = lake.registry.list().feeds
     told: list[DeliveryReport] = []
     with Courier(lambda: [feed], lake.store, lake.settings, told.append) as courier:
@@ -110,6 +111,16 @@ def test_a_courier_delivers_beside_what_lands_and_tells_what_fails(lake, osmem, 
             assert time.monotonic() < deadline
         land(tmp_path / "lake", 130, 140)
     assert [each.sent for each in told if each.sent] == [100, 30, 10]
+    monkeypatch.setattr("datalake_assets.sinks.courier._LOOK_ANYWAY_S", 0.0)
+    told.clear()
+    with Courier(lambda: [feed], lake.store, lake.settings, told.append) as courier:
+        while feed.name not in courier._sent:  # it has seen that the sink has all
+            assert time.monotonic() < deadline
+        forget_delivered(lake.store, feed, "opensearch")
+        while sum(each.sent for each in told) < 140:
+            assert time.monotonic() < deadline
+            courier.landed()
+            time.sleep(0.01)
     land(tmp_path / "lake", 140, 170)
     away = lake.settings.model_copy(update={"opensearch_url": "http://127.0.0.1:9", "opensearch_retry_s": 0.1})
     before = len(told)
