@@ -139,8 +139,8 @@ def _go_on(session: Session, names: Sequence[str], following: Following, pause: 
         left = [name for name in names if name not in followed]
         feeds = _streams_now(session, left) if left or not names else []
         for feed in feeds:
-            if feed.can_be_followed and feed.name not in followed:
-                following.follow(feed.name)
+            if feed.can_be_followed:
+                following.follow(feed.name)  # again, if it was gone and has come back
                 followed.add(feed.name)
         others = [feed.name for feed in feeds if feed.name not in followed]
         if others:

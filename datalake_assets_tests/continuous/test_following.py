@@ -11,6 +11,8 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +27,7 @@ from datalake_assets.live_policies import BatchPolicy
 from datalake_assets.sources.ksqldb.source import KsqlDB
 from datalake_assets_tests.continuous.growing import committed_files, expected, growing, payments, rows_of
 
+run_module = import_module("datalake_assets.cli.run")
 #: Small batches, so that there are many.
 OFTEN = BatchPolicy(max_age=timedelta(milliseconds=200), longest_age=timedelta(milliseconds=200), small_files=10**6)
 
@@ -202,6 +205,29 @@ def test_an_error_at_the_very_end_is_raised_too(follow, lake, monkeypatch):
     monkeypatch.setattr(module, "open_table", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), follow("payments") as (following, _):
         following._threads["payments"].join(10)
+
+
+def test_a_feed_that_was_archived_and_comes_back_is_followed_again(follow, lake, server, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_S", 0.05)
+    registry = FeedRegistry(open_store(str(lake)))
+    feed = registry.add(payments(batch=OFTEN.model_dump(mode="json")))
+    went = 0
+
+    def pause():
+        nonlocal went
+        log.wait(lambda: len(log.told) > 2 * went)
+        if went:
+            raise KeyboardInterrupt
+        registry.archive("payments")
+        log.wait(lambda: log.went)
+        following._threads["payments"].join(10)
+        registry.restore("payments")
+        went, log.told[:] = 1, []
+
+    session = SimpleNamespace(feeds=lambda: (registry.list().feeds, ()))
+    with follow() as (following, log), pytest.raises(KeyboardInterrupt):
+        run_module._go_on(session, (), following, pause)
+    assert_exact(lake, feed, server)
 
 
 @pytest.mark.slow
