@@ -203,6 +203,7 @@ def test_an_error_in_whoever_is_told_is_raised_where_it_is_waited(follow, lake):
 def test_an_error_at_the_very_end_is_raised_too(follow, lake, monkeypatch):
     FeedRegistry(open_store(str(lake))).add(payments())
     monkeypatch.setattr(module, "open_table", lambda *_: 1 / 0)
+    monkeypatch.setattr(Log, "failed", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError), follow("payments") as (following, _):
         following._threads["payments"].join(10)
 
