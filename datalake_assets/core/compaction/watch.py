@@ -425,4 +425,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _digest(parts: Iterable[str]) -> str:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+    text = "\0".join(parts).encode("utf-8", "surrogatepass")  # names that are no Unicode, in folders of others
+    return hashlib.blake2b(text, digest_size=8).hexdigest()

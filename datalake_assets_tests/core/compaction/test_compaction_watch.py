@@ -108,6 +108,13 @@ def test_what_changes_while_a_run_goes_on_is_gathered_until_it_is_worth_a_run():
     assert grouped(idle, [small], max_bytes=MIB, now=NOW) == [(small,)]
 
 
+def test_names_that_are_no_unicode_are_asked_for_like_others():
+    key, name = "caf\udce9", "\udc80.parquet"
+    _, made = asked(heard(FeedWatch(), [key]), WatchedPlan(key, files=(name,)))
+    assert made is not None
+    assert list(made.files) == [key]
+
+
 def test_runs_of_a_feed_end_one_by_one_and_each_says_how_fast_it_was():
     watch = heard(FeedWatch(), "kl")
     watch, first = request(watch, [Wanted("k", "d", 1000)], feed="f")
