@@ -209,6 +209,7 @@ class ReadRequest:
         landed: What the lake has of the feed already; None: nothing.
         items: Names of the only items to look at; None: whatever there is.
         source_id: `SourceBatch.source_id` of what ``start_offsets`` are about; empty if that is not known.
+        epoch: The feed's when ``start_offsets`` were read; None if nobody has to know.
     """
 
     window: TimeWindow | None = None
@@ -217,6 +218,7 @@ class ReadRequest:
     landed: LandedItems | None = None
     items: tuple[str, ...] | None = None
     source_id: str = ""
+    epoch: int | None = None
 
     @property
     def numbered_starts(self) -> dict[int, int]:

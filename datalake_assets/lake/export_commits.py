@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datalake_assets.core.batches import Batches
+from datalake_assets.core.batches import Batches, ReadRequest
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.files import DataFile, data_file_name
@@ -77,9 +77,21 @@ class Export(ABC):
         self.folder, self.feed, self.batches, self.partitions = folder.pinned(), folder.feed, batches, partitions
         self.run_id, self.allow_shrink, self._on_progress = run_id, allow_shrink, on_progress
         self.state = folder.state.to_write().with_kind(self.kind, feed=self.feed.name)
+        self._check_epoch(batches.request)
         self.notes: list[str] = []
         self._logs: dict[str, Loaded] = {}
         self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)
+
+    def _check_epoch(self, request: ReadRequest) -> None:
+        """What is followed is read long before it is landed; a read that may begin an epoch did so by its first part.
+
+        Raises:
+            CommitConflict: It is of another epoch.
+        """
+        if request.epoch is not None and not request.epoch <= self.state.epoch <= request.epoch + request.new_epoch:
+            raise CommitConflict(
+                self.feed.path, "since it was read, its source was taken for another; nothing was landed"
+            )
 
     @abstractmethod
     def run(self) -> WriteReport:

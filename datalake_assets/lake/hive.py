@@ -236,9 +236,8 @@ class HiveTable:
         window = self._window(keys)
         if self._positions is PositionKind.OFFSETS:
             state = self._folder.state.load()
-            return ExportPlan(
-                keys, ReadRequest(start_offsets=dict(state.hint), new_epoch=new_epoch, source_id=state.source_id)
-            )
+            known = {"source_id": state.source_id, "epoch": state.epoch}
+            return ExportPlan(keys, ReadRequest(start_offsets=dict(state.hint), new_epoch=new_epoch, **known))
         if self._positions is PositionKind.IDS:
             return ExportPlan(keys, ReadRequest(landed=ItemLedger(self._folder)))
         return ExportPlan(keys, ReadRequest(window=window, new_epoch=new_epoch))

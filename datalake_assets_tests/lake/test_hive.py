@@ -13,7 +13,7 @@ import pytest
 
 from datalake_assets.core.batches import InMemoryBatches, RejectedRow, SourceBatch
 from datalake_assets.core.feed_state import FeedState
-from datalake_assets.errors import ConfigError, IncompleteResponse, SchemaChanged, SourceShrank
+from datalake_assets.errors import CommitConflict, ConfigError, IncompleteResponse, SchemaChanged, SourceShrank
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, rows, stream_feed, stream_of, table_feed, table_of
@@ -96,6 +96,18 @@ def test_a_recreated_source_starts_a_new_epoch(store):
     assert ids(table) == sorted([*range(10), *range(10)])
     report = export(table, stream_of(numbered(range(12))))
     assert (report.rows_added, report.rows_known) == (2, 10)
+
+
+def test_rows_that_were_read_before_a_new_epoch_do_not_land_in_it(store):
+    """A stream that is followed is read for hours, while somebody may export its source as one created anew."""
+    table = HiveTable(store, stream_feed())
+    export(table, stream_of(numbered(range(10))))
+    followed = table.plan().request
+    export(table, stream_of(numbered(range(3)), request=table.plan(new_epoch=True).request, recreated=True))
+    with pytest.raises(CommitConflict, match="its source was taken for another"):
+        export(table, stream_of(numbered(range(10, 20)), request=followed))
+    export(table, stream_of(numbered(range(5)), request=table.plan().request))
+    assert ids(table) == sorted([*range(10), *range(5)])
 
 
 def test_an_unplaceable_row_is_quarantined_with_its_position(store):
