@@ -288,7 +288,7 @@ class _Bench:
         some = max(1, min(len(memory) // 3, int(len(memory) * _WARM_S / max(seconds - warm_s, 1))))
         first, last = float(np.mean(memory[:some])), float(np.mean(memory[-some:]))
         print(f"memory after {warm_s:g} s {first:.0f} MiB, at the end {last:.0f}: means of {some} looks each")
-        print(f"the first look {memory[0]:.0f} MiB, the last {memory[-1]:.0f}, from {min(memory):.0f} to {max(memory):.0f}")
+        print(f"first look {memory[0]:.0f} MiB, last {memory[-1]:.0f}, from {min(memory):.0f} to {max(memory):.0f}")
         print(f"CPU {cpu:.2f} of a core, {cpu_s / max(counted, 1) * 1e6:.1f} s a million rows")
         print(f"it ended {worker_ended_s:.1f} s after SIGTERM")
         on_page = seen.latencies(self._source, since)

@@ -16,6 +16,7 @@ from datalake_assets.cli.session import LakeCommand, Session, pass_session
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
+from datalake_assets.short_process import prepare_long_process
 
 if TYPE_CHECKING:
     from datalake_assets.live.window import LiveWindows
@@ -110,6 +111,7 @@ def _numbered(session: Session, names: Sequence[str]) -> tuple[Feed, ...]:
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """Lets SIGTERM end what is inside as Ctrl-C does, and ends it well."""
+    prepare_long_process()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with suppress(KeyboardInterrupt):

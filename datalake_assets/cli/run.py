@@ -30,6 +30,7 @@ from datalake_assets.errors import ConfigError, DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.lake.marts.mart_order import made_in_order
 from datalake_assets.lake.table import IsStale
+from datalake_assets.short_process import prepare_long_process
 
 if TYPE_CHECKING:
     from datalake_assets.continuous.following import Following, Landed
@@ -275,6 +276,7 @@ def _ended_by_sigterm() -> Iterator[Callable[[float], None]]:
     An interruption can be lost, where Dagster defers it to the end of a step, or in what Python calls on its own. So
     which signals came is read where the interpreter itself writes it, and waiting ends with any that nobody heeded.
     """
+    prepare_long_process()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ends_it = heed_signals()
     receiving, sending = os.pipe()

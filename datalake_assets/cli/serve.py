@@ -10,6 +10,7 @@ from datalake_assets.cli.output import say
 from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, pass_session
 from datalake_assets.demo.demo_lake import serve_ksqldb
 from datalake_assets.errors import ConfigError
+from datalake_assets.short_process import prepare_long_process
 
 __all__ = ["serve"]
 
@@ -17,6 +18,7 @@ __all__ = ["serve"]
 @click.group(cls=OrderedGroup)
 def serve() -> None:
     """Run an embedded server, or the write API, on this machine until Ctrl-C."""
+    prepare_long_process()
 
 
 @serve.command()
