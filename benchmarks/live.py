@@ -37,8 +37,11 @@ __all__ = ["main"]
 _BROKEN_EVERY = 10_007
 #: Source partitions of the embedded source.
 _PARTITIONS = 4
-#: Figures of memory, CPU and latency begin here, or at half of a shorter run: before it, windows and caches fill.
-_WARM_S = 60.0
+#: Figures of memory, CPU and latency begin here, or at half of a shorter run: before it, windows and caches fill, and
+#: the processes begin that queries run in.
+_WARM_S = 120.0
+#: Seconds whose mean a figure of memory is: it goes up and down by a third as windows are pruned.
+_LOOKED_S = 60.0
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 _FEED = {
     "kind": "stream",
@@ -284,8 +287,7 @@ class _Bench:
         page.join(5)
         since = began + warm_s
         print(f"{self._source.rate:,} events a second for {seconds:g} s, {page.documents:,} documents of the page")
-        # it goes up and down by a third within seconds, as windows are pruned and commits collected
-        some = max(1, min(len(memory) // 3, int(len(memory) * _WARM_S / max(seconds - warm_s, 1))))
+        some = max(1, min(len(memory) // 3, int(len(memory) * _LOOKED_S / max(seconds - warm_s, 1))))
         first, last = float(np.mean(memory[:some])), float(np.mean(memory[-some:]))
         print(f"memory after {warm_s:g} s {first:.0f} MiB, at the end {last:.0f}: means of {some} looks each")
         print(f"first look {memory[0]:.0f} MiB, last {memory[-1]:.0f}, from {min(memory):.0f} to {max(memory):.0f}")
