@@ -236,8 +236,8 @@ class HiveTable:
         window = self._window(keys)
         if self._positions is PositionKind.OFFSETS:
             state = self._folder.state.load()
-            known = {"source_id": state.source_id, "epoch": state.epoch}
-            return ExportPlan(keys, ReadRequest(start_offsets=dict(state.hint), new_epoch=new_epoch, **known))
+            starts = ReadRequest(start_offsets=dict(state.hint), source_id=state.source_id, epoch=state.epoch)
+            return ExportPlan(keys, replace(starts, new_epoch=new_epoch))
         if self._positions is PositionKind.IDS:
             return ExportPlan(keys, ReadRequest(landed=ItemLedger(self._folder)))
         return ExportPlan(keys, ReadRequest(window=window, new_epoch=new_epoch))

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from datalake_assets.core.batches import RejectedRow
 from datalake_assets.core.facts import PartitionFacts
@@ -432,6 +431,8 @@ def _batches(snapshot: TableSnapshot, *, without: frozenset[str] = frozenset()) 
         SnapshotExpired: A file was replaced while it was read.
     """
     dataset = snapshot.dataset()
+    import pyarrow.dataset as ds  # noqa: PLC0415  pandas with it, which the code location need not load
+
     if without and isinstance(dataset, ds.FileSystemDataset):
         files = [each for each in dataset.get_fragments() if _name(each.path) not in without]
         if not files:

@@ -158,7 +158,7 @@ FORMATS = "'console', 'csv', 'json', 'html', 'prometheus', 'cloudwatch'"
         (("export", "--stream", "s", "--partition", "k", "--range", "a..b"), "give --partition or --range, not both"),
         (("export", "--all", "--parallel", "0"), "Invalid value for '--parallel': 0 is not in the range x>=1."),
         (("demo", "--s3", "--lake", "x"), "--s3 brings its own lake; leave out --lake"),
-        (("demo", "--json", "--ui"), "--json cannot be combined with --ui"),
+        (("demo", "--json", "--ui"), "--json cannot be combined with --ui or --live"),
         (("demo", "--records", "0"), "Invalid value for '--records': 0 is not in the range x>=1."),
         (("serve", "ksqldb", "--user", "u"), "give --user and --password together"),
         (

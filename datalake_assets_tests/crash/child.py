@@ -30,6 +30,7 @@ from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets.lake.store.s3_clients import S3Clients
+from datalake_assets.retrying import log_retries
 from datalake_assets_tests.crash import small_files
 from datalake_assets_tests.crash.killing import KillingStore, KillPoint
 from datalake_assets_tests.crash.scenarios import SCENARIOS
@@ -219,6 +220,7 @@ def _warm() -> None:
 
 
 def _serve() -> None:
+    log_retries()  # or they are printed among the answers
     _warm()
     children: dict[int, int] = {}  # process id by pidfd, which is readable once the process has ended
     while True:

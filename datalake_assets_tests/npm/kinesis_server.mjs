@@ -23,6 +23,8 @@ server.on('request', (request, response) => {
   request.resume()
   request.on('end', () => response.end(JSON.stringify({ __type: failure.code, message: 'asked for' })))
 })
+// it throws what ends a request of a client that was killed amid it
+process.on('uncaughtException', (error) => { if (error.code !== 'ECONNRESET') throw error })
 server.listen(0, '127.0.0.1', () => console.log(server.address().port))
 const lines = createInterface({ input: process.stdin })
 lines.on('line', (line) => {

@@ -59,7 +59,7 @@ def source(server: KsqlServer) -> Iterator[KsqlDB]:
 
 def feed(name: str, *, time_column: str | None = None, **source: Any) -> Feed:
     own = FEEDS[name].source.model_dump() | {"idle_s": IDLE_S} | source
-    return Feed(**FEEDS[name].model_dump() | {"source": own, "time_column": time_column})
+    return Feed(**FEEDS[name].model_dump() | {"source": own, "time_column": time_column, "tiles": ()})
 
 
 def plain(value: Any, kind: pa.DataType) -> Any:
