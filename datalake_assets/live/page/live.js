@@ -151,7 +151,7 @@ function drawCharts(view, series) {
 function cell(value) {
   if (value === null) return element('td', {class: 'null', text: 'null'});
   if (typeof value === 'number') return element('td', {class: 'n', text: String(value)});
-  return element('td', {text: String(value)});
+  return element('td', {class: 'cut', title: String(value), text: String(value)});
 }
 
 function marks(found) {
@@ -211,7 +211,7 @@ function drawQuarantine(view, found) {
     const reasons = found.reasons.map(([reason, rows]) => element('tr', {}, cell(rows), element('td', {text: reason})));
     const last = found.last.map(row => element('tr', {}, element('td', {text: time(row.at)}),
       element('td', {}, element('span', {class: 'mark broken', text: 'quarantined'}), row.reason),
-      element('td', {text: row.position}), element('td', {text: row.raw})));
+      element('td', {text: row.position}), cell(row.raw)));
     return element('div', {}, table(['rows', 'reason'], reasons), table(['seen', 'why', 'position', 'as it came'], last));
   }, view.quarantine.body);
 }
