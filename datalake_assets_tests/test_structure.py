@@ -18,7 +18,6 @@ REASONS = {
     "defs.upkeep.new_items": "likewise",
     "lake.marts.mart_lineage": "a picture for people, by a package that need not be there",
     "lake.marts.mart_table": "a table; the registry of tables alone knows which there are",
-    "short_process": "benchmarks prepare themselves by it as well, and load nothing of the command line for that",
     "sinks.delivered": "how far a sink has got: a small file of its own, apart from what is sent",
     "sinks.row_documents": "how rows become documents and get ids, apart from which are sent",
     "sinks.courier": "deliveries beside a process that lands; the command that does knows the command line",

@@ -76,20 +76,15 @@ class DurableTree:
                 self.check_root()
                 raise
             self.check_root()
-            self._make_below(folder)
+            for left in reversed(range(TIDY_ATTEMPTS)):  # others may tidy away what is above it, while it is empty
+                self.make_folder(folder.parent)
+                try:
+                    folder.mkdir(exist_ok=True)
+                    break
+                except FileNotFoundError:
+                    if not left:
+                        raise
         self._anchored.discard(folder)
-
-    def _make_below(self, folder: Path) -> None:
-        """Make a folder in one that has to be made, and that others may tidy away again before anything is in it."""
-        for left in reversed(range(TIDY_ATTEMPTS)):
-            self.make_folder(folder.parent)
-            try:
-                folder.mkdir(exist_ok=True)
-            except FileNotFoundError:
-                if not left:
-                    raise
-            else:
-                return
 
     def sync_folder(self, folder: Path) -> None:
         """Make the folder's entries durable, and the way to it, up to the first folder known to be reachable."""
