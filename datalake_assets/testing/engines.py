@@ -128,4 +128,7 @@ class EngineContract:
         with closing(self.run(engine, folder, [make_file, make_file, make_slowly, make_slowly])) as results:
             taken = next(results)
 
-        assert [str(path) for path in folder.glob("made-*")] == [taken.result]
+        left = {str(path) for path in folder.glob("made-*")}
+        assert taken.result in left
+        if not engine.is_remote:  # what ended elsewhere just as it was cancelled may be lost on its way; it is swept
+            assert left == {taken.result}
