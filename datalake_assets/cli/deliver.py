@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,7 +12,7 @@ import click
 
 from datalake_assets.cli.output import as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, WorkCommand, json_option, pass_session
-from datalake_assets.errors import ConfigError
+from datalake_assets.errors import ConfigError, CorruptLake
 
 if TYPE_CHECKING:
     from datalake_assets.core.row_texts import QuarantinedRow
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from datalake_assets.sinks.base import DeliveryReport
 
 __all__ = ["delivering", "sinks"]
+
+logger = logging.getLogger(__name__)
 
 #: Characters of a document that a line shows; ``--json`` has all of it.
 _SHOWN = 100
@@ -70,8 +73,14 @@ def delivering(session: Session, names: Sequence[str]) -> Iterator[Callable[[], 
         names: Of the feeds; none: all.
     """
 
-    def feeds() -> list[Feed]:
-        return [session.registry.get(name) for name in names] if names else list(session.registry.list().feeds)
+    def feeds() -> Iterator[Feed]:
+        if not names:
+            yield from session.registry.list().feeds
+        for name in names:
+            try:
+                yield session.registry.get(name)
+            except (ConfigError, CorruptLake) as error:  # it was archived, say; what the others landed is sent on
+                logger.warning("sinks of %s: %s", name, error)
 
     def tell(report: DeliveryReport) -> None:
         for line in report_lines(report):

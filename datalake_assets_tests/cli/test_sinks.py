@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
+from types import SimpleNamespace
 
 import pytest
 
+from datalake_assets.cli.deliver import delivering
+from datalake_assets.feed import Feed
+from datalake_assets.settings import load_settings
+from datalake_assets.sinks import courier as courier_module
+from datalake_assets.sinks.courier import Courier
 from datalake_assets_tests.sinks.search_server import SearchServer
 
 pytestmark = pytest.mark.xdist_group("search")
@@ -70,3 +76,24 @@ def test_sinks_are_listed_delivered_looked_at_and_sent_to_again(run, topic, osme
     assert run("sinks", "deliver", "trades", "--sink", "opensearch").stdout == "trades to opensearch: 20 sent\n"
     wrong = run("sinks", "resend", "trades", "--sink", "fax")
     assert (wrong.exit_code, "has no sink 'fax'" in wrong.stderr) == (1, True)
+
+
+def test_a_feed_that_is_gone_keeps_no_other_from_its_sinks(registry, lake_store, monkeypatch):
+    """Of those that 'datalake run' was told to land, one may be archived meanwhile."""
+    source = {"type": "kafka", "topic": "t", "fields": {"n": "long not null"}}
+    for name in ("gone", "trades"):
+        sink = {"type": "opensearch", "prefix": f"{name}-"}
+        registry.add(Feed.model_validate({"name": name, "kind": "stream", "source": source, "sinks": [sink]}))
+    couriers = []
+
+    class Watched(Courier):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            couriers.append(self)
+            self._tried = lambda _: []
+
+    monkeypatch.setattr(courier_module, "Courier", Watched)
+    session = SimpleNamespace(registry=registry, store=lake_store, settings=load_settings())
+    with delivering(session, ["gone", "trades"]):
+        registry.archive("gone")
+        assert [feed.name for feed in couriers[0]._known()] == ["trades"]
