@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +59,8 @@ def live(session: Session, *, names: tuple[str, ...], host: str, port: int) -> N
     datalake live insider_trades
     """  # noqa: D301  click reads the \b: keep these lines
     feeds = _numbered(session, names)
-    with session.serving({feed.source.type for feed in feeds}), _ended_by_sigterm():
+    prepare_long_process()
+    with session.serving({feed.source.type for feed in feeds}), suppress(KeyboardInterrupt):  # by SIGTERM, too
         from datalake_assets.live.tailing import tailing  # noqa: PLC0415  not needed for --help
         from datalake_assets.sources.systems import connect  # noqa: PLC0415  likewise
 
@@ -106,15 +106,3 @@ def _numbered(session: Session, names: Sequence[str]) -> tuple[Feed, ...]:
     if not found:
         raise ConfigError(f"{session.store.uri} has no stream of numbered rows; only these can be looked at live")
     return found
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end what is inside as Ctrl-C does, and ends it well."""
-    prepare_long_process()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with suppress(KeyboardInterrupt):
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
