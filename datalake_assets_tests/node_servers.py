@@ -12,9 +12,10 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
+import boto3
 import pytest
 
-__all__ = ["NodeServer", "install"]
+__all__ = ["AwsServer", "NodeServer", "install"]
 
 NPM = Path(__file__).with_name("npm")
 _LOCK, _INSTALLED = NPM / "package-lock.json", NPM / "node_modules" / ".package-lock.json"
@@ -62,3 +63,42 @@ class NodeServer:
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
         assert self._process.stdout.readline() == "done\n"
+
+
+class AwsServer(NodeServer):
+    """A server of a service of AWS.
+
+    Args:
+        service: As boto3 calls it; ``<service>_server.mjs`` runs it.
+
+    Attributes:
+        client: boto3's.
+    """
+
+    def __init__(self, service: str) -> None:
+        super().__init__(f"{service}_server.mjs")
+        self._service = service
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.client = boto3.Session().client(
+            self._service,
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        super().__exit__()
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs that reads it."""
+        return {
+            f"DATALAKE_{self._service.upper()}_ENDPOINT": self.url,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }

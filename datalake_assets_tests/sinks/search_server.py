@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import httpx
 
-from datalake_assets_tests.sources.kafka.kafka_server import _free_port
+from datalake_assets_tests.sources.kafka.kafka_server import free_port
 
 _STARTED_WITHIN_S = 30.0
 _PAGE = 10_000
@@ -33,7 +33,7 @@ class SearchServer:
         spec = find_spec(package)
         assert spec is not None
         assert spec.origin is not None
-        folder, port = Path(spec.origin).parent, _free_port()
+        folder, port = Path(spec.origin).parent, free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="search-")
         self.url = f"http://127.0.0.1:{port}"
         command = {

@@ -28,24 +28,23 @@ from confluent_kafka.cimpl import NewTopic
 _STARTED_WITHIN_S = 30.0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
-class KafkaServer:
-    """The broker, while the context is open; dies with this process, however that ends."""
+class Broker:
+    """A broker, while the context is open; dies with this process, however that ends.
 
-    def __enter__(self) -> Self:
-        spec = find_spec("noida_db")
-        assert spec is not None
-        assert spec.origin is not None
-        binary = Path(spec.origin).with_name("noida-db")
-        self._folder = tempfile.TemporaryDirectory(prefix="kafka-")
-        port = _free_port()
+    Attributes:
+        servers: Where it is.
+        admin: A client for its topics.
+    """
+
+    def _start(self, port: int, command: Sequence[str]) -> None:
+        """Runs it, and waits until it answers."""
         self.servers = f"127.0.0.1:{port}"
-        command = [str(binary), "start", "--data-dir", self._folder.name, "--only", "kafka", "--kafka-port", str(port)]
         # a shell that waits for its standard input kills it when this process is gone
         self._process = subprocess.Popen(
             ["sh", "-c", '"$@" & broker=$!; read _; kill -9 $broker', "sh", *command],  # noqa: S607
@@ -62,10 +61,27 @@ class KafkaServer:
                 if time.monotonic() > deadline:
                     raise
             else:
-                return self
+                return
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate(b"\n")
+
+
+class KafkaServer(Broker):
+    """noida-db."""
+
+    def __enter__(self) -> Self:
+        spec = find_spec("noida_db")
+        assert spec is not None
+        assert spec.origin is not None
+        binary, port = Path(spec.origin).with_name("noida-db"), free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="kafka-")
+        command = [str(binary), "start", "--data-dir", self._folder.name, "--only", "kafka", "--kafka-port", str(port)]
+        self._start(port, command)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
         self._folder.cleanup()
 
     def environment(self) -> dict[str, str]:

