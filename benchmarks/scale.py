@@ -15,8 +15,10 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -91,7 +93,7 @@ def _measured(lake: str, engine: str, count: str, *, group_bytes: int) -> None:
         _start(int(count))
         _compact(str(Path(lake).with_name("warm")), engine, 1, group_bytes=4 << 20)
     start_s = time.monotonic() - began
-    cpu_s, began = _cpu_s(), time.monotonic()
+    cpu, began = _Cpu(), time.monotonic()
     report = _compact(lake, engine, int(count), group_bytes=group_bytes)
     wall_s = time.monotonic() - began
     busy = [each.wall_s for each in report.tasks]
@@ -99,7 +101,7 @@ def _measured(lake: str, engine: str, count: str, *, group_bytes: int) -> None:
         json.dumps(
             {
                 "wall_s": wall_s,
-                "cpu_s": _cpu_s() - cpu_s,
+                "cpu_s": cpu.seconds(),
                 "start_s": start_s,
                 "files": [report.files_before, report.files_after],
                 "task_wall_s": busy,
@@ -129,18 +131,35 @@ def _compact(lake: str, engine: str, threads: int, *, group_bytes: int) -> Any:
     return table.compact(KEY, request, run_id="benchmark")
 
 
-def _cpu_s() -> float:
-    """Of this process and all below it, the daemons of a cluster too."""
-    import psutil  # type: ignore[import-untyped]  # noqa: PLC0415  of the tests' extras
+class _Cpu:
+    """CPU of this process and all below it, daemons of a cluster too; looked at each second, since some end."""
 
-    me = psutil.Process()
-    total = 0.0
-    for each in (me, *me.children(recursive=True)):
-        try:
-            total += sum(each.cpu_times()[:2])
-        except psutil.Error:  # it ended just now
-            continue
-    return total
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, float], float] = {}
+        self._ended = threading.Event()
+        self._look()
+        self._before = sum(self._seen.values())
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
+
+    def seconds(self) -> float:
+        """Since the start."""
+        self._ended.set()
+        self._watching.join()
+        self._look()
+        return sum(self._seen.values()) - self._before
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            self._look()
+
+    def _look(self) -> None:
+        import psutil  # type: ignore[import-untyped]  # noqa: PLC0415  of the tests' extras
+
+        me = psutil.Process()
+        for each in (me, *me.children(recursive=True)):
+            with suppress(psutil.Error):  # it ended just now
+                self._seen[each.pid, each.create_time()] = sum(each.cpu_times()[:2])
 
 
 Runs = Mapping[tuple[str, int], Mapping[str, Any]]

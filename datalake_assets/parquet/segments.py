@@ -7,14 +7,15 @@ keys are kept in memory: the rows themselves lie in a file meanwhile.
 
 from __future__ import annotations
 
+import io
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,12 +40,7 @@ from datalake_assets.parquet.writer import (
     time_bounds,
 )
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
 __all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "pieces", "sorted_pieces"]
-
-Indices: TypeAlias = "npt.NDArray[np.int64]"
 
 #: Share of wrong positives of a bloom filter that is built anew (Parquet's own default).
 BLOOM_FPP = 0.05
@@ -310,41 +306,50 @@ def _distinct(table: pa.Table, path: str) -> int:
         return int(table.num_rows)
 
 
+#: Decoded bytes of a sorted run that are read at once.
+_READ_BYTES = 256 << 10
+
+
 def sorted_pieces(
     tables: Iterable[pa.Table], schema: pa.Schema, by: Sequence[str], *, piece_bytes: int, scratch: str | None = None
 ) -> Iterator[pa.Table]:
     """All rows in ascending order of some columns, nulls last, in pieces of about ``piece_bytes``; stable.
 
-    Holds the sort keys, an index of 8 bytes per row and one piece in memory. The decoded rows are written to a
-    temporary file, uncompressed, which is gone when the iteration ends.
+    A merge sort outside of memory: runs of ``piece_bytes`` are sorted and written to a temporary file, uncompressed,
+    which is gone when the iteration ends; then each is read once, from its start to its end. Holds the sort keys, an
+    index of 8 bytes per row, one or two pieces, and a quarter MB of each run in memory.
 
     Args:
         tables: The rows, of this schema.
         schema: Theirs.
         by: Columns to sort by; they must be of types that Arrow can order.
-        piece_bytes: Decoded size of a piece.
+        piece_bytes: Decoded size of a piece, and of a run.
         scratch: Folder of the temporary file; None: the system's.
     """
+    with tempfile.TemporaryFile(prefix="datalake-sort-", dir=scratch) as file:
+        keys, runs, total_bytes = [_sort_keys(schema.empty_table(), by)], list[_Run](), 0
+        for run in _sorted_runs(tables, by, piece_bytes):
+            keys.append(_sort_keys(run, by))
+            runs.append(_Run(file, run))
+            total_bytes += run.nbytes
+            del run
+        # runs are in the order that their rows came in, and sorting is stable: of each, rows are taken front to back
+        order = _order(pa.concat_tables(keys), by)
+        keys.clear()
+        count = max(1, int(len(order) * piece_bytes / max(total_bytes, 1)))
+        ends = np.cumsum([run.rows for run in runs], dtype=np.int64)
+        for start in range(0, len(order), count):
+            sources = np.searchsorted(ends, order.slice(start, count).to_numpy(), side="right")
+            taken = [run.read(many) for run, many in zip(runs, np.bincount(sources, minlength=len(runs)), strict=True)]
+            place = np.empty(len(sources), np.int64)
+            place[np.argsort(sources, kind="stable")] = np.arange(len(sources))
+            yield pa.concat_tables(taken).combine_chunks().take(pa.array(place))
+
+
+def _order(keys: pa.Table, by: Sequence[str]) -> pa.Array:
     import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
 
-    with tempfile.TemporaryDirectory(prefix="datalake-sort-", dir=scratch) as folder:
-        file = Path(folder) / "rows.arrow"
-        keys: list[pa.Table] = []
-        total_bytes = 0
-        # a stream, since in Arrow's files all batches share the dictionaries of the first
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for table in tables:
-                writer.write_table(table)
-                keys.append(_sort_keys(table, by))
-                total_bytes += table.nbytes
-        order = pc.sort_indices(_joined_keys(keys, schema, by), sort_keys=[(name, "ascending") for name in by])
-        keys.clear()
-        with pa.memory_map(str(file)) as mapped:
-            batches = list(pa.ipc.open_stream(mapped))
-            starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
-            count = max(1, int(len(order) * piece_bytes / max(total_bytes, 1)))
-            for start in range(0, len(order), count):
-                yield _gathered(batches, starts, order.slice(start, count).to_numpy().astype(np.int64))
+    return pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in by])
 
 
 def _sort_keys(table: pa.Table, by: Sequence[str]) -> pa.Table:
@@ -354,18 +359,74 @@ def _sort_keys(table: pa.Table, by: Sequence[str]) -> pa.Table:
     return pa.table(plain, names=list(by))
 
 
-def _joined_keys(keys: Sequence[pa.Table], schema: pa.Schema, by: Sequence[str]) -> pa.Table:
-    return pa.concat_tables(keys) if keys else _sort_keys(schema.empty_table(), by)
+def _sorted_runs(tables: Iterable[pa.Table], by: Sequence[str], run_bytes: int) -> Iterator[pa.Table]:
+    """The same rows in sorted tables of one chunk, of about so many bytes: Arrow has no text of more than 2 GiB."""
+    held: list[pa.Table] = []
+    held_bytes = 0
+
+    def flush() -> pa.Table:
+        nonlocal held_bytes
+        run = pa.concat_tables(held).combine_chunks()
+        held.clear()
+        held_bytes = 0
+        return run.take(_order(_sort_keys(run, by), by))
+
+    for table in tables:
+        for piece in pieces(table, run_bytes):
+            if held and held_bytes + piece.nbytes > run_bytes:
+                yield flush()
+            held.append(piece)
+            held_bytes += piece.nbytes
+    if held:
+        yield flush()
 
 
-def _gathered(batches: Sequence[pa.RecordBatch], starts: Indices, rows: Indices) -> pa.Table:
-    """Picks rows in an order. Arrow would join all batches first, which more than 2 GiB of text do not survive."""
-    sources = np.searchsorted(starts, rows, side="right") - 1
-    by_source = np.argsort(sources, kind="stable")
-    parts = []
-    for number in np.unique(sources):
-        inside = rows[by_source][sources[by_source] == number] - starts[number]
-        parts.append(pa.Table.from_batches([batches[number].take(pa.array(inside))]))
-    place = np.empty(len(rows), np.int64)
-    place[by_source] = np.arange(len(rows))
-    return pa.concat_tables(parts).combine_chunks().take(pa.array(place))
+class _Run:
+    """Sorted rows in a file that others lie in, too.
+
+    Args:
+        file: Is written to its end.
+        table: The rows.
+
+    Attributes:
+        rows: How many there are.
+    """
+
+    def __init__(self, file: IO[bytes], table: pa.Table) -> None:
+        self.rows = table.num_rows
+        start = file.seek(0, os.SEEK_END)
+        at_once = max(1, _READ_BYTES * table.num_rows // max(table.nbytes, 1))
+        # a stream, since in Arrow's files all batches share the dictionaries of the first
+        with pa.ipc.new_stream(pa.PythonFile(file, "w"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=at_once)
+        file.flush()
+        self._section = _Section(file.fileno(), start)
+        self._batches: Iterator[pa.RecordBatch] | None = None
+        self._left = table.schema.empty_table()
+
+    def read(self, rows: int) -> pa.Table:
+        """The next so many rows."""
+        if self._batches is None:
+            self._batches = iter(pa.ipc.open_stream(pa.PythonFile(self._section, "r")))
+        parts, missing = [self._left], rows - self._left.num_rows
+        while missing > 0:
+            parts.append(pa.Table.from_batches([next(self._batches)]))
+            missing -= parts[-1].num_rows
+        held = pa.concat_tables(parts)
+        self._left = held.slice(rows)
+        return held.slice(0, rows)
+
+
+class _Section(io.RawIOBase):
+    """A file from a place on, for a reader among others of the same file."""
+
+    def __init__(self, descriptor: int, start: int) -> None:
+        self._descriptor, self._at = descriptor, start
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        read = os.preadv(self._descriptor, [into], self._at)
+        self._at += read
+        return read

@@ -435,6 +435,27 @@ def test_sorting_takes_categories_that_differ_from_file_to_file(by):
     assert pa.types.is_dictionary(read(result).schema.field("c").type)
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), piece_bytes=st.sampled_from([1, 200, 3_000]))
+def test_rows_that_are_sorted_outside_of_memory_keep_their_order_among_equals(data, piece_bytes):
+    texts = st.one_of(st.none(), st.sampled_from(["", "a", "b", "long " * 9, "é"]))
+    tables, number = [], 0
+    for size in data.draw(st.lists(st.integers(0, 40), max_size=6)):
+        column = data.draw(st.lists(texts, min_size=size, max_size=size))
+        categories = pa.array(column, pa.string()).dictionary_encode()
+        ids = pa.array(range(number, number + size), pa.int64())
+        tables.append(pa.table({"t": pa.array(column, pa.string()), "c": categories, "id": ids}))
+        number += size
+    schema = pa.schema([("t", pa.string()), ("c", pa.dictionary(pa.int32(), pa.string())), ("id", pa.int64())])
+    by = data.draw(st.sampled_from([("t",), ("c",), ("c", "t")]))
+    found = list(segments.sorted_pieces(tables, schema, by, piece_bytes=piece_bytes))
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert [row for piece in found for row in piece.to_pylist()] == sorted(
+        rows, key=lambda row: [(row[name] is None, row[name] or "") for name in by]
+    )
+    assert all(piece.schema == schema for piece in found)
+
+
 @pytest.mark.parametrize(("groups", "held"), [(17, [17, 17]), (33, [32, 1, 32, 1])])
 def test_more_row_groups_than_a_file_holds_go_into_several(groups, held, monkeypatch):
     """The true limit is pinned where row groups are numbered: `test_concat_refusals.py`."""
