@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +14,20 @@ import click
 
 from datalake_assets.cli.output import as_table, one_line, print_json, say, terminal_width, warn
 from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, WorkCommand, json_option, pass_session
-from datalake_assets.errors import ConfigError, CorruptLake
+from datalake_assets.errors import ConfigError, CorruptLake, DatalakeError
 
 if TYPE_CHECKING:
     from datalake_assets.core.row_texts import QuarantinedRow
     from datalake_assets.feed import Feed
     from datalake_assets.sinks.base import DeliveryReport
+    from datalake_assets.sinks.courier import Courier
 
 __all__ = ["delivering", "sinks"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds after which it is looked for a feed that has a sink by now.
+_LOOK_AGAIN_S = 30.0
 #: Characters of a document that a line shows; ``--json`` has all of it.
 _SHOWN = 100
 
@@ -82,19 +87,48 @@ def delivering(session: Session, names: Sequence[str]) -> Iterator[Callable[[], 
             except (ConfigError, CorruptLake) as error:  # it was archived, say; what the others landed is sent on
                 logger.warning("sinks of %s: %s", name, error)
 
-    def tell(report: DeliveryReport) -> None:
-        for line in report_lines(report):
-            say(line)
-        if report.error:
-            warn(f"Error: {report.feed}: sink {report.sink}: {report.error}")
+    with ExitStack() as stack:
+        post = _Post(session, feeds, stack)
+        post.landed()
+        yield post.landed
 
-    if not any(feed.sinks for feed in feeds()):
-        yield lambda: None
-        return
-    from datalake_assets.sinks.courier import Courier  # noqa: PLC0415  few lakes have sinks
 
-    with Courier(feeds, session.store, session.settings, tell) as courier:
-        yield courier.landed
+class _Post:
+    """A courier from the moment on that a feed has a sink, which may be declared while a command goes on."""
+
+    def __init__(self, session: Session, feeds: Callable[[], Iterable[Feed]], stack: ExitStack) -> None:
+        self._session, self._feeds, self._stack = session, feeds, stack
+        self._lock = threading.Lock()
+        self._looked_at = -_LOOK_AGAIN_S
+        self._courier: Courier | None = None
+
+    def landed(self) -> None:
+        """Says that there may be new rows; returns soon."""
+        with self._lock:
+            if self._courier is None and time.monotonic() - self._looked_at >= _LOOK_AGAIN_S:
+                self._looked_at = time.monotonic()
+                self._courier = self._found()
+        if self._courier is not None:
+            self._courier.landed()
+
+    def _found(self) -> Courier | None:
+        try:
+            if not any(feed.sinks for feed in self._feeds()):
+                return None
+        except DatalakeError as error:  # the registry cannot be read for now
+            logger.warning("feeds with sinks: %s", error)
+            return None
+        from datalake_assets.sinks.courier import Courier  # noqa: PLC0415  few lakes have sinks
+
+        session = self._session
+        return self._stack.enter_context(Courier(self._feeds, session.store, session.settings, _tell))
+
+
+def _tell(report: DeliveryReport) -> None:
+    for line in report_lines(report):
+        say(line)
+    if report.error:
+        warn(f"Error: {report.feed}: sink {report.sink}: {report.error}")
 
 
 def _lag(report: DeliveryReport | None) -> dict[str, int]:

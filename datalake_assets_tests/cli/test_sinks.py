@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from datalake_assets.cli import deliver
 from datalake_assets.cli.deliver import delivering
 from datalake_assets.feed import Feed
+from datalake_assets.lake.registry import FeedRegistry
+from datalake_assets.lake.store import open_store
 from datalake_assets.settings import load_settings
 from datalake_assets.sinks import courier as courier_module
 from datalake_assets.sinks.courier import Courier
@@ -97,3 +100,19 @@ def test_a_feed_that_is_gone_keeps_no_other_from_its_sinks(registry, lake_store,
     with delivering(session, ["gone", "trades"]):
         registry.archive("gone")
         assert [feed.name for feed in couriers[0]._known()] == ["trades"]
+
+
+def test_a_sink_that_is_declared_while_a_worker_goes_on_gets_what_is_landed(run, topic, osmem, lake, monkeypatch):
+    store = open_store(str(lake))
+    registry = FeedRegistry(store)
+    feed = registry.get("trades")
+    without = registry.update(feed.model_copy(update={"sinks": ()}), expected_revision=feed.revision)
+    session = SimpleNamespace(registry=registry, store=store, settings=load_settings())
+    monkeypatch.setattr(deliver, "_LOOK_AGAIN_S", 0.0)
+    with delivering(session, ["trades"]) as landed:
+        assert run("export", "--stream", "trades").exit_code == 0
+        landed()
+        assert not osmem.documents(f"{topic.prefix}trades")
+        registry.update(without.model_copy(update={"sinks": feed.sinks}), expected_revision=without.revision)
+        landed()
+    assert len(osmem.documents(f"{topic.prefix}trades")) == 20
