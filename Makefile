@@ -162,12 +162,18 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(SOURCES)
 $(NPM)/node_modules: $(NPM)/package-lock.json
 	@if command -v npm > /dev/null; then npm ci --prefix $(NPM) --ignore-scripts --no-audit --no-fund --silent > /dev/null && touch $@; fi
 
+# DuckDB's reader of Iceberg tables, of the last release that the registry has it of
+DUCKDB_ICEBERG := 1.5.5
+DUCKDB_EXTENSIONS := duckdb-extension-avro duckdb-extension-httpfs duckdb-extension-iceberg
+
 # what compaction is measured beside; an environment of its own, since Daft needs an older pyarrow than ours
 $(VENV)-peers/.peers: benchmarks/peers-constraints.txt | $(VENV)/.dev
 	@echo "installing into $(VENV)-peers, once: about a minute ..."
 	@$(BIN)/python -m venv --clear $(VENV)-peers
 	@$(subst $(BIN),$(VENV)-peers/bin,$(subst constraints.txt,$<,$(PIP))) daft deltalake duckdb polars pyarrow \
 	  pyspark snowpark-connect-deps-iceberg iceberg-compaction awswrangler fastavro pandas
+	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(VENV)-peers/duckdb-iceberg $(foreach name,duckdb $(DUCKDB_EXTENSIONS),$(name)==$(DUCKDB_ICEBERG))
 	@touch $@
 
 # a comma inside an argument of $(call)

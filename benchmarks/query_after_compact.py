@@ -1,11 +1,15 @@
-"""Three queries of the write API before and after ``COMPACT``, on S3 with latency added to each request.
+"""Three queries before and after ``COMPACT``, on S3 with latency added to each request.
 
 ``python -m benchmarks query_after_compact [--files N] [--latency-ms N]``: files of 1 to 10 MB each, as many appends
 would leave them, on the real S3 server and its REST catalog. This process has the server, and the proxies that add the
-latency and count requests; the write API is in one of its own, which has asked a query before, so that its processes
-wait. Each query is asked several times, and the fastest counts, since the machine does other things besides: once by a
-process that knows the table, and has its files' ends at hand, and once by processes that never saw it, as after a
-restart or in a Lambda function. Rows are drawn at random, so that they hardly compress.
+latency and count requests. The same SQL is asked of two engines, in processes of their own that have asked a query of
+another table before: of ``QUERY`` of the write API, and of DuckDB with its own reader of Iceberg tables, as somebody
+reads the table who is given the catalog. Each query is asked several times, and the fastest counts, since the machine
+does other things besides: by a process that knows the table, and by processes that never saw it, as after a restart or
+in a Lambda function. Rows are drawn at random, so that they hardly compress.
+
+``QUERY`` counts rows by the snapshot's manifests, and reads no file for it, before as after: there is nothing that
+fewer files could make faster.
 """
 
 from __future__ import annotations
@@ -18,15 +22,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import query_peers
 from benchmarks.compaction_s3_server import LatencyProxy
 from benchmarks.measuring import Target, print_targets
 from datalake_assets.demo.s3_server import S3Server
+from datalake_assets.lake.iceberg.tenant_tables import NAMESPACES
 
 __all__ = ["main"]
 
@@ -51,6 +58,12 @@ QUERIES = {
 LETTERS, ROW_BYTES = 240, 175
 ROUNDS, FIRST_ROUNDS = 7, 3
 WANTED = 5.0
+#: The write API in a process of its own.
+SERVE = ("benchmarks", "query_after_compact", "serve")
+#: Where `make bench` installs DuckDB and its extensions.
+DUCKDB = Path(f"{sys.prefix}-peers") / "duckdb-iceberg"
+#: Asks an engine: an operation, and what it takes.
+Ask = Callable[..., Any]
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -61,6 +74,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks query_after_compact", description=__doc__)
     parser.add_argument("--files", type=int, default=100)
     parser.add_argument("--latency-ms", type=int, default=30)
+    parser.add_argument("--duckdb", type=Path, default=DUCKDB, help="the folder that has DuckDB and its extensions")
     given = parser.parse_args(arguments)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -72,11 +86,12 @@ def main(arguments: Sequence[str] = ()) -> None:
             _settings(server, store.url, catalog.url),
         )
         rows = _fill(near, given.files)
-        ask = stack.enter_context(_api(far))
+        ask = stack.enter_context(_asker(SERVE, far))
+        engines = _engines(far, given.duckdb)
 
         def queries() -> dict[str, dict[str, tuple[float, int]]]:
-            known = _queries(ask, (store, catalog), rows)
-            return {"known": known, "never seen": _first_queries(far, (store, catalog), rows)}
+            found = {"QUERY, known": _queries(ask, (store, catalog), rows)}
+            return found | {name: _first_queries(each, (store, catalog), rows) for name, each in engines.items()}
 
         before = queries()
         described = ask("DESCRIBE")
@@ -88,17 +103,33 @@ def main(arguments: Sequence[str] = ()) -> None:
         taken, requests = time.perf_counter() - began, store.requests + catalog.requests - requests
         print(f"COMPACT: {stats['files_before']} to {stats['files_after']} files in {taken:.1f} s, {requests} requests")
         after = queries()
-    print(f"{'':34}{'before':>16}{'after':>18}")
-    print(f"{'table':12}{'query':22}{'s':>8}{'requests':>10}{'s':>8}{'requests':>10}{'factor':>8}")
-    targets = []
+    print_targets(list(_compared(before, after)))
+
+
+def _engines(settings: dict[str, str], duckdb: Path) -> dict[str, Callable[[], AbstractContextManager[Ask]]]:
+    """What begins a process that never saw the table, of each engine."""
+    found: dict[str, Callable[[], AbstractContextManager[Ask]]] = {
+        "QUERY, never seen": partial(_asker, SERVE, settings)
+    }
+    if lack := query_peers.lack(duckdb):
+        print(f"DuckDB: not run: there is no {lack}")
+        return found
+    path = {"PYTHONPATH": os.pathsep.join([str(duckdb), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = ["benchmarks.query_peers", f"{NAMESPACES}_{len(TABLE['tenant_id'])}_{TABLE['tenant_id']}_sales"]
+    return found | {"DuckDB, never seen": partial(_asker, command, settings | path)}
+
+
+def _compared(
+    before: dict[str, dict[str, tuple[float, int]]], after: dict[str, dict[str, tuple[float, int]]]
+) -> Iterator[Target]:
+    print(f"{'':42}{'before':>16}{'after':>18}")
+    print(f"{'engine and table':20}{'query':22}{'s':>8}{'requests':>10}{'s':>8}{'requests':>10}{'factor':>8}")
     for table in before:
         for name in QUERIES:
             (was, many), (now, few) = before[table][name], after[table][name]
             factor = was / now
-            print(f"{table:12}{name:22}{was:8.3f}{many:10}{now:8.3f}{few:10}{factor:8.1f}")
-            label = f"{name}, table {table}: times faster"
-            targets.append(Target(label, f"at least {WANTED:g}", f"{factor:.1f}", factor >= WANTED))
-    print_targets(targets)
+            print(f"{table:20}{name:22}{was:8.3f}{many:10}{now:8.3f}{few:10}{factor:8.1f}")
+            yield Target(f"{table}: {name}, times faster", f"at least {WANTED:g}", f"{factor:.1f}", factor >= WANTED)
 
 
 def _settings(server: S3Server, endpoint: str, catalog: str) -> dict[str, str]:
@@ -115,12 +146,14 @@ def _settings(server: S3Server, endpoint: str, catalog: str) -> dict[str, str]:
 
 
 @contextmanager
-def _api(settings: dict[str, str]) -> Iterator[Any]:
-    """The write API in a process of its own; gives what asks it."""
-    command = [sys.executable, "-m", "benchmarks", "query_after_compact", "serve"]
-    environment = os.environ | settings
+def _asker(command: Sequence[str], settings: dict[str, str]) -> Iterator[Ask]:
+    """An engine in a process of its own; gives what asks it."""
     with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", *command],
+        env=os.environ | settings,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -148,7 +181,7 @@ def serve() -> None:
             print(json.dumps(operations.answer(line).to_json()), flush=True)
 
 
-def _queries(ask: Any, proxies: Sequence[LatencyProxy], rows: int) -> dict[str, tuple[float, int]]:
+def _queries(ask: Ask, proxies: Sequence[LatencyProxy], rows: int) -> dict[str, tuple[float, int]]:
     """The least time and the median of requests of each query; the first one of all is not counted."""
     ask("QUERY", sql="SELECT 1")
     parts = [(number + 0.5) / ROUNDS for number in range(ROUNDS)]
@@ -156,15 +189,15 @@ def _queries(ask: Any, proxies: Sequence[LatencyProxy], rows: int) -> dict[str, 
 
 
 def _first_queries(
-    settings: dict[str, str], proxies: Sequence[LatencyProxy], rows: int
+    begin: Callable[[], AbstractContextManager[Ask]], proxies: Sequence[LatencyProxy], rows: int
 ) -> dict[str, tuple[float, int]]:
     """The same, of processes that have started and were asked nothing of the table."""
     found = {}
     for name in QUERIES:
         took = []
         for number in range(FIRST_ROUNDS):
-            with _api(settings) as ask:
-                ask("QUERY", table=OTHER, sql="SELECT 1")
+            with begin() as ask:
+                ask("QUERY", table=OTHER, sql=f"SELECT count(*) FROM {OTHER}")
                 took.append(_asked(ask, proxies, name, rows, (number + 0.5) / FIRST_ROUNDS))
         found[name] = _best(took)
     return found
@@ -174,7 +207,7 @@ def _best(took: Sequence[tuple[float, int]]) -> tuple[float, int]:
     return min(seconds for seconds, _ in took), round(median(requests for _, requests in took))
 
 
-def _asked(ask: Any, proxies: Sequence[LatencyProxy], name: str, rows: int, part: float) -> tuple[float, int]:
+def _asked(ask: Ask, proxies: Sequence[LatencyProxy], name: str, rows: int, part: float) -> tuple[float, int]:
     """Seconds and requests of a query, which looks for a row in some part of all.
 
     Raises:
@@ -191,7 +224,7 @@ def _asked(ask: Any, proxies: Sequence[LatencyProxy], name: str, rows: int, part
 
 def _fill(settings: dict[str, str], files: int) -> int:
     """Creates the table, and appends to it, a file at a time."""
-    with _api(settings) as ask:
+    with _asker(SERVE, settings) as ask:
         for table in (TABLE["table"], OTHER):
             ask("CREATE_TABLE", table=table, schema=SCHEMA, if_not_exists=True)
     code = "from benchmarks.query_after_compact import fill; import sys; print(fill(int(sys.argv[1])))"

@@ -4,7 +4,8 @@ The questions go over a socket: stretches of the files of one snapshot, by their
 and what the parent holds for it is bounded, whatever a query makes of its process.
 
 The way to a store takes longer than what is read there. Arrow would read the row groups of a file at once, and can't of
-a file that Python reads, which it locks meanwhile. So footers are fetched while the query is being prepared, and where
+a file that Python reads, which it locks meanwhile. So footers are fetched while the query is being prepared, unless it
+names no column, and where
 a query reads the same columns of one row group after another, those of the following are asked for before it comes to
 them: of two at first, then of twice as many each time, as files are read ahead everywhere. Where it filters nothing,
 and there is little to read of each, those of a file are asked for at once.
@@ -43,6 +44,8 @@ _LITTLE = 1 << 20
 _AHEAD, _AHEAD_BYTES = 16, 64 << 20
 #: A question: its number, that of the file, offset, length. An answer: the number, and how many bytes follow.
 _QUESTION, _ANSWER = struct.Struct(">IIQI"), struct.Struct(">Iq")
+#: In place of a file's number: the ends of the first files will be wanted. It has no answer.
+_ENDS = (1 << 32) - 1
 #: In place of how many: the file is gone; it cannot be read.
 _GONE, _UNREADABLE = -1, -2
 
@@ -164,18 +167,25 @@ class _Serving:
 
     def run(self) -> None:
         """Answers until the other end is closed, or asks for what it may not."""
-        pool = ThreadPoolExecutor(READERS, thread_name_prefix="query-read")
-        for file, size in enumerate(self._sizes[:READERS]):  # one for each thread, before anybody asks
-            stretch = file, max(0, size - _FOOTER), min(size, _FOOTER)
-            self._footers[stretch] = pool.submit(self._read, *stretch)
+        pool, is_announced = ThreadPoolExecutor(READERS, thread_name_prefix="query-read"), False
         with self._socket:
             while question := _exactly(self._socket, _QUESTION.size):
                 number, file, offset, length = _QUESTION.unpack(question)
+                if file == _ENDS and not is_announced:
+                    is_announced = True
+                    self._fetch_ends(pool)
+                    continue
                 if file >= len(self._files) or length > _PIECE:
                     break
                 self._free.acquire()
                 pool.submit(self._answer, number, file, offset, length)
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch_ends(self, pool: ThreadPoolExecutor) -> None:
+        """One for each thread, before anybody asks."""
+        for file, size in enumerate(self._sizes[:READERS]):
+            stretch = file, max(0, size - _FOOTER), min(size, _FOOTER)
+            self._footers[stretch] = pool.submit(self._read, *stretch)
 
     def _answer(self, number: int, file: int, offset: int, length: int) -> None:
         try:
@@ -254,6 +264,11 @@ class AskedFiles:
             self._answers[number] = answer
             self._socket.sendall(_QUESTION.pack(number, file, offset, length))
         return answer
+
+    def announce(self) -> None:
+        """Says that files will be read, from their ends on."""
+        with self._lock:
+            self._socket.sendall(_QUESTION.pack(0, _ENDS, 0, 0))
 
     def take_ahead(self, size_bytes: int) -> bool:
         """Whether so much more may be read ahead; given back with a number below zero."""

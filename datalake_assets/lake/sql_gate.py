@@ -23,10 +23,11 @@ import resource
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds  # imports pandas
 
 __all__ = [
+    "NO_COLUMN",
     "CheckedQuery",
     "SqlLimits",
     "SqlRefused",
@@ -107,16 +109,20 @@ class CheckedQuery:
         tables: Names that it reads by, in lower case; None where it asks for all there are.
         defined: Of these, names that it defines itself; they may mean tables all the same.
         schemas: Names of schemas that it names before tables, in lower case.
+        names_columns: Whether it names columns, or all of them; where it does not, rows may be counted all the same.
     """
 
     text: str
     tables: frozenset[str] | None
     defined: frozenset[str] = frozenset()
     schemas: frozenset[str] = frozenset()
+    names_columns: bool = True
 
 
 #: Statements that only read; DESCRIBE, SUMMARIZE, SHOW, VALUES and FROM are SELECTs to DuckDB's parser.
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+#: Expressions of columns.
+_COLUMNS = frozenset({"COLUMN_REF", "STAR", "POSITIONAL_REFERENCE"})
 #: Table functions that make rows of their arguments, or describe the views of the session.
 _TABLE_FUNCTIONS = frozenset(
     {
@@ -302,7 +308,7 @@ class SqlSession:
         if any(name.startswith('"') for name in tables):  # how SHOW TABLES and the like name what they show
             return CheckedQuery(text, None)
         named, own, before = (frozenset(map(str.lower, filter(None, each))) for each in (tables, defined, schemas))
-        return CheckedQuery(text, named, own, before)
+        return CheckedQuery(text, named, own, before, names_columns=not _COLUMNS.isdisjoint(types))
 
     def _checked_pivot(self, text: str) -> CheckedQuery:
         """Checks a PIVOT by its words: DuckDB takes it for several statements, and has no tree for them."""
@@ -371,8 +377,8 @@ _BELOW = re.compile(r"\n\nLINE |\s+Possible solutions:|\. Detail: Python excepti
 
 #: Digits of DuckDB's widest decimals (DuckDB documentation, "Numeric Types").
 MAX_DIGITS = 38
-#: A column that no file has.
-_NOTHING = "no column"
+#: A column that no file has, and no view shows.
+NO_COLUMN = "no column"
 
 
 def show(
@@ -382,6 +388,7 @@ def show(
     *,
     is_temporary: bool = False,
     schema: str = "",
+    as_schema: Callable[[pa.Schema], ds.Dataset] | None = None,
 ) -> None:
     """Makes a view of a dataset, or of rows that are at hand, in place of one of that name.
 
@@ -391,15 +398,18 @@ def show(
         dataset: Its rows.
         is_temporary: The view goes with the connection, and hides one of that name which a database file keeps.
         schema: The schema that it is made in, which is there and has none of that name; by default the session's own.
+        as_schema: Gives the dataset in other columns, of which the first, `NO_COLUMN`, is in no file; by default Arrow
+            does.
     """
     if not is_temporary and not schema:
         hide(connection, name)
     taken = as_taken(dataset.schema)
-    if not taken.names:  # rows can still be counted
-        taken = pa.schema([pa.field(_NOTHING, pa.null())])
+    # of rows that are only counted, DuckDB reads the first column: all of it, if files had it
+    spare = next(each for n in count() if (each := NO_COLUMN + " " * n) not in taken.names)
     from_ = _source(f"{schema} {name}" if schema else name)
-    connection.register(from_, _rows(dataset, taken))
-    shown = [row[0] for row in connection.execute(f"DESCRIBE {identifier(from_)}").fetchall()]
+    given = pa.schema([pa.field(spare, pa.null()), *taken])
+    connection.register(from_, as_schema(given) if as_schema is not None else _rows(dataset, given))
+    _, *shown = (row[0] for row in connection.execute(f"DESCRIBE {identifier(from_)}").fetchall())
     known = dict(zip(taken.names, map(identifier, shown), strict=True))  # names that differ in case stay apart
     others = {other for field in dataset.schema for other in spellings(field)}
     columns = [
@@ -446,12 +456,16 @@ def _refusal(field: pa.Field, name: str) -> str:
 
 
 def _rows(dataset: ds.Dataset | pa.Table, schema: pa.Schema) -> ds.Dataset | pa.Table:
+    """The rows in other columns, of which the first is in no file."""
+    spare, *taken = schema
     if isinstance(dataset, pa.Table):
-        return dataset.select(schema.names).cast(schema)
+        rows = dataset.select([each.name for each in taken]).cast(pa.schema(taken))
+        return rows.add_column(0, spare, pa.nulls(dataset.num_rows))
     if not dataset.files:
         return schema.empty_table()
-    if schema.equals(dataset.schema):
-        return dataset
+    types = {each.name: each.type for each in dataset.schema}
+    if all(types[each.name] == each.type for each in taken):
+        return dataset.replace_schema(schema)
     import pyarrow.dataset as ds  # noqa: PLC0415  whoever has a dataset has it
 
     return ds.FileSystemDataset(list(dataset.get_fragments()), schema, dataset.format, dataset.filesystem)

@@ -10,7 +10,7 @@ import base64
 import json
 import mmap
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,15 @@ from datalake_assets.errors import DatalakeError
 from datalake_assets.lake.sql_files import READERS, AskedFile, AskedFiles
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from datalake_assets.lake.sql_gate import SqlSession
 
 __all__ = ["THREADS", "SqlFailed", "SqlJob", "SqlRows", "TableJob", "answered", "failure"]
 
 THREADS = 2
+#: Rows at a time that are counted and not read.
+_COUNTED_ROWS = 1 << 20
 #: Characters of a reason that are told.
 _REASON = 1000
 
@@ -54,6 +58,7 @@ class SqlJob:
         schema: Arrow's IPC message of the table's schema, in base64.
         files: Local Parquet files, by absolute path, that are the table; of files in a store what their names may be.
         sizes: Bytes of each, of files in a store; none of local ones.
+        rows: Of all files together.
         max_rows: Of the answer.
         max_bytes: Of the rows of the answer, as JSON.
         timeout_s: Seconds that it may take.
@@ -67,6 +72,7 @@ class SqlJob:
     max_bytes: int
     timeout_s: float
     sizes: Sequence[int] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +215,12 @@ def _answer(job: SqlJob, files: socket.socket | None, session: SqlSession | Exce
     def run() -> dict[str, Any]:
         if isinstance(session, Exception):
             raise session
-        session.check(job.query)  # before anything is read
+        checked = session.check(job.query)  # before anything is read
+        if asked is not None and checked.names_columns:
+            asked.announce()
+        columns, files_of = schema_from_json(job.schema).empty_table(), partial(_dataset, job, asked)
         # a name of DuckDB's own views is free for a temporary one
-        show(session.connection, job.table, _dataset(job, schema_from_json(job.schema), asked), is_temporary=True)
+        show(session.connection, job.table, columns, is_temporary=True, as_schema=files_of)
         return _run(session, job.query, job, job.timeout_s)
 
     found: dict[str, Any] = _tried(run, lambda message: _failed(job, asked, message))
@@ -228,23 +237,39 @@ def _failed(job: SqlJob, asked: AskedFiles | None, message: str) -> dict[str, An
     return failure("refused", _without_paths(message, job.files))
 
 
-def _dataset(job: SqlJob, schema: Any, asked: AskedFiles | None) -> Any:
+def _dataset(job: SqlJob, asked: AskedFiles | None, schema: pa.Schema) -> Any:
+    """The files as Arrow reads them; where only the first column is wanted, which is in no file, none is read."""
     import pyarrow as pa  # noqa: PLC0415  loaded before
     import pyarrow.dataset as ds  # noqa: PLC0415
 
     if asked is None:
-        return ds.dataset(list(job.files), schema=schema, format="parquet", filesystem=pa.fs.LocalFileSystem())
-    pa.set_io_thread_count(READERS)
-    form = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
-    opened = (pa.PythonFile(AskedFile(asked, number, size), mode="r") for number, size in enumerate(job.sizes))
+        form, local = ds.ParquetFileFormat(), pa.fs.LocalFileSystem()
+        fragments = [form.make_fragment(file, filesystem=local) for file in job.files]
+    else:
+        pa.set_io_thread_count(READERS)
+        form = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
+        opened = (pa.PythonFile(AskedFile(asked, number, size), mode="r") for number, size in enumerate(job.sizes))
+        fragments = [form.make_fragment(file) for file in opened]
+    first = pa.schema([schema.field(0)])
 
     class Scanned(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
         def scanner(self, **how: Any) -> ds.Scanner:
-            assert asked is not None  # noqa: S101  for mypy
-            asked.reads_all |= how.get("filter") is None
+            is_whole = how.get("filter") is None
+            if is_whole and how.get("columns") == first.names:
+                return ds.Scanner.from_batches(_counted(job.rows, first), schema=first)
+            if asked is not None:
+                asked.reads_all |= is_whole
             return super().scanner(**how)
 
-    return Scanned([form.make_fragment(file) for file in opened], schema, form)
+    return Scanned(fragments, schema, form)
+
+
+def _counted(rows: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """So many rows of one column without values."""
+    import pyarrow as pa  # noqa: PLC0415  loaded before
+
+    for start in range(0, rows, _COUNTED_ROWS):
+        yield pa.record_batch([pa.nulls(min(_COUNTED_ROWS, rows - start))], schema=schema)
 
 
 def _without_paths(reason: str, files: Sequence[str]) -> str:

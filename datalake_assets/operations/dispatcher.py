@@ -229,6 +229,7 @@ class Operations:
             max_bytes=MAX_ANSWER_BYTES,
             timeout_s=request.timeout_s,
             sizes=reading.sizes,
+            rows=reading.rows,
         )
         found = self._processes.answer(job, reading.open_file)
         columns = [QueryColumn(name=name, type=kind) for name, kind in zip(found.columns, found.types, strict=True)]

@@ -74,6 +74,26 @@ def test_rows_are_counted_where_no_column_can_be_read(connection, tmp_path):
     assert connection.execute("select count(*) from t").fetchall() == [(2,)]
 
 
+def test_rows_are_counted_by_footers_alone(connection, tmp_path):
+    found = dataset(tmp_path, pa.table({"a": range(10_000), "no column": [1] * 10_000, "No Column": [2] * 10_000}))
+    file = tmp_path / "0.parquet"
+    whole = file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    file.write_bytes(whole[:4] + bytes(len(whole) - 4 - footer) + whole[-footer:])
+
+    show(connection, "t", found)
+
+    assert connection.execute("select count(*) from t").fetchall() == [(10_000,)]
+    with pytest.raises(duckdb.Error):
+        connection.execute("select sum(a) from t").fetchall()
+
+
+def test_columns_of_any_name_stay_what_they_are(connection, tmp_path):
+    columns = {"no column": [1, 2], "No Column": [3, 4], "no column ": [5, 6]}
+    show(connection, "t", dataset(tmp_path, pa.table(columns)))
+    assert connection.execute("select * from t order by 1").fetchall() == [(1, 3, 5), (2, 4, 6)]
+
+
 def test_a_view_can_be_made_anew_and_taken_away(connection, tmp_path):
     for number in (1, 2):
         show(connection, "order", dataset(tmp_path, pa.table({"id": [number]})))

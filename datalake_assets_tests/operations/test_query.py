@@ -76,6 +76,22 @@ def test_query_reads_the_snapshot_of_a_moment(query, served):
     assert [each["rows"] for each in answers] == [[[3]], [[1]]]
 
 
+def test_query_counts_rows_by_the_manifests(lake, ask, orders):
+    """No file is read for it: that these are gone shows only where a column is."""
+    for first in (0, 3):
+        ask("WRITE", **orders, records=[{"id": first + number} for number in range(3)])
+    for file in lake.rglob("*.parquet"):
+        file.unlink()
+
+    for sql, rows in (
+        ("count(*) FROM orders", 6),
+        ("sum(6) FROM orders", 36),
+        ("count(*) FROM orders a, orders b", 36),
+    ):
+        assert ask("QUERY", **orders, sql=f"SELECT {sql}")["rows"] == [[rows]]
+    assert ask("QUERY", **orders, sql="SELECT sum(id) FROM orders")["error"]["code"] == "CONFLICT"
+
+
 def test_query_of_a_snapshot_that_was_queried_before_reads_no_manifest_again(query, monkeypatch):
     """Its files never change."""
     first = query("SELECT count(*) FROM orders")

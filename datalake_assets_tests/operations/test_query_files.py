@@ -56,13 +56,32 @@ def test_file_reads_as_it_is_whatever_the_order(parquet):
         assert found.equals(pq.read_table(pa.BufferReader(parquet)))
 
 
-def test_end_of_a_file_is_read_before_anybody_asks_and_once(parquet):
+def test_end_of_a_file_is_read_once_where_reads_are_announced(parquet):
     stored = Stored(parquet)
     with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
         file = opened(theirs, parquet)
+        file._asked.announce()
         file.seek(len(parquet) - (64 << 10))
         assert file.read(64 << 10) == parquet[-(64 << 10) :]
     assert stored.reads == [(len(parquet) - (64 << 10), 64 << 10)]
+
+
+def test_no_file_is_read_that_nobody_asks_for(parquet):
+    stored = Stored(parquet)
+    with serving(["a", "b"], [len(parquet)] * 2, lambda _: stored) as theirs:
+        AskedFile(AskedFiles(theirs), 1, len(parquet)).read(4)
+
+    assert stored.reads == [(0, 4)]
+
+
+def test_reads_are_announced_once(parquet):
+    with serving(["a"], [len(parquet)], lambda _: Stored(parquet)) as theirs:
+        asked = AskedFiles(theirs)
+        asked.announce()
+        asked.announce()  # whoever goes on saying so is not served
+
+        with pytest.raises(OSError, match="nobody reads files any more"):
+            AskedFile(asked, 0, len(parquet)).read(10)
 
 
 def columns(parquet, name):

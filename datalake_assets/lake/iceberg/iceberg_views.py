@@ -355,8 +355,9 @@ class TableView:
     def _entries(self, snapshot: Snapshot, *, deletes_too: bool = False) -> Iterator[ManifestEntry]:
         if self._reader is None:
             return
-        for manifest in self._reader.of(snapshot) if deletes_too else self._data_manifests(snapshot):
-            yield from self._reader.entries(manifest)
+        manifests = self._reader.of(snapshot) if deletes_too else list(self._data_manifests(snapshot))
+        for _, entries in self._reader.all_entries(manifests):
+            yield from entries
 
     def _known_key(self, value: str, file: IcebergFile) -> str:
         """The key of a file's partition, whose values are this text; files of one partition are many."""

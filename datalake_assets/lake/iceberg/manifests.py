@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Mapping
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,8 @@ __all__ = ["DeleteManifestWriter", "Manifests"]
 CACHED_ENTRIES = 50_000
 #: Lists of manifests that are kept at hand: those of the newest snapshots.
 CACHED_LISTS = 16
+#: Manifests that are fetched at once; what takes the time is the way to the store.
+FETCHED = 16
 
 
 class DeleteManifestWriter(ManifestWriterV2):
@@ -91,6 +94,24 @@ class Manifests:
         """What a manifest lists and has not deleted; nobody may change these."""
         return self._listed(manifest).entries
 
+    def all_entries(self, manifests: Sequence[ManifestFile]) -> Iterator[tuple[ManifestFile, list[ManifestEntry]]]:
+        """The same of several manifests, in their order; where they are far away, some are fetched ahead."""
+        wanted = [each for each in manifests if not self.at_hand(each) and "://" in each.manifest_path]
+        wanted = [each for each in wanted if not each.manifest_path.startswith("file:")]
+        if len(wanted) <= 1:
+            yield from ((each, self.entries(each)) for each in manifests)
+            return
+        left, ahead = iter(wanted), deque[tuple[str, Future[list[ManifestEntry]]]]()
+        with ThreadPoolExecutor(FETCHED, thread_name_prefix="manifests") as pool:
+            for manifest in manifests:
+                while len(ahead) < FETCHED and (each := next(left, None)) is not None:
+                    ahead.append((each.manifest_path, pool.submit(each.fetch_manifest_entry, self._io)))
+                if ahead and ahead[0][0] == manifest.manifest_path:
+                    path, fetched = ahead.popleft()
+                    yield manifest, self._keep(path, fetched.result()).entries
+                else:
+                    yield manifest, self.entries(manifest)
+
     def by_partition(self, manifest: ManifestFile) -> Mapping[str, list[ManifestEntry]]:
         """The same by the text of the partition's values, of one spec; nobody may change these."""
         return self._listed(manifest).by_partition
@@ -100,8 +121,10 @@ class Manifests:
         if path in self._kept:
             self._kept.move_to_end(path)
             return self._kept[path]
-        found = _Listed(manifest.fetch_manifest_entry(self._io))
-        self._kept[path] = found
+        return self._keep(path, manifest.fetch_manifest_entry(self._io))
+
+    def _keep(self, path: str, entries: list[ManifestEntry]) -> _Listed:
+        found = self._kept[path] = _Listed(entries)
         self._entries += len(found.entries)
         while self._entries > CACHED_ENTRIES and len(self._kept) > 1:
             self._entries -= len(self._kept.popitem(last=False)[1].entries)

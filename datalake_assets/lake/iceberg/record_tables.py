@@ -119,6 +119,7 @@ class Reading:
         files: Parquet files that are its rows, each with all columns: by absolute path, or by URI in a store.
         sizes: Bytes of each, if they are in a store.
         open_file: Opens one, if they are in a store.
+        rows: Of all files, as manifests have them.
     """
 
     snapshot_id: int | None
@@ -126,34 +127,44 @@ class Reading:
     files: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     open_file: Callable[[str], ReadableFile] | None = None
+    rows: int = 0
 
 
 #: A table's id and place, and a snapshot's number.
 _SnapshotKey = tuple[UUID, str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _SnapshotFiles:
+    """The files of a snapshot: paths, sizes, and rows of all together."""
+
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+    rows: int
+
+
 class _KnownFiles:
     """The files of snapshots that were queried lately, whatever the table; used by several threads."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[_SnapshotKey, tuple[tuple[str, ...], tuple[int, ...]]] = OrderedDict()
+        self._kept: OrderedDict[_SnapshotKey, _SnapshotFiles] = OrderedDict()
         self._lock, self._files = threading.Lock(), 0
 
-    def get(self, key: _SnapshotKey) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
-        """Paths and sizes, if they are known."""
+    def get(self, key: _SnapshotKey) -> _SnapshotFiles | None:
+        """The files, if they are known."""
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
             return found
 
-    def keep(self, key: _SnapshotKey, files: tuple[tuple[str, ...], tuple[int, ...]]) -> None:
+    def keep(self, key: _SnapshotKey, files: _SnapshotFiles) -> None:
         """Remembers them, and forgets what was asked for longest ago if there are too many."""
         with self._lock:
-            self._files += len(files[0]) + 1 if key not in self._kept else 0
+            self._files += len(files.paths) + 1 if key not in self._kept else 0
             self._kept[key] = files
             while self._files > KNOWN_FILES:
-                self._files -= len(self._kept.popitem(last=False)[1][0]) + 1
+                self._files -= len(self._kept.popitem(last=False)[1].paths) + 1
 
 
 _files = _KnownFiles()
@@ -236,18 +247,18 @@ class RecordTable:
             raise SnapshotNotFound(self.name, "there is no such snapshot")
         if len(self._table.schemas()) > 1:
             raise UnreadableTable(self.name, "another engine has changed columns")
-        files, sizes = self._files_of(found.snapshot_id)
-        if all(each.startswith("/") for each in files):
-            return Reading(found.snapshot_id, self.arrow_schema, files)
-        open_file = partial(self._open_file, dict(zip(files, sizes, strict=True)))
-        return Reading(found.snapshot_id, self.arrow_schema, files, sizes, open_file)
+        files = self._files_of(found.snapshot_id)
+        if all(each.startswith("/") for each in files.paths):
+            return Reading(found.snapshot_id, self.arrow_schema, files.paths, rows=files.rows)
+        open_file = partial(self._open_file, dict(zip(files.paths, files.sizes, strict=True)))
+        return Reading(found.snapshot_id, self.arrow_schema, files.paths, files.sizes, open_file, files.rows)
 
     def _open_file(self, sizes: Mapping[str, int], path: str) -> ReadableFile:
         key = self._table.metadata.table_uuid, self._table.location(), path
         return _opened.open(key, lambda: KeptEnd(open_sized(self._table.io, path, sizes[path]), sizes[path]))
 
-    def _files_of(self, snapshot_id: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Paths and sizes of a snapshot's files, which never change: manifests are read once."""
+    def _files_of(self, snapshot_id: int) -> _SnapshotFiles:
+        """A snapshot's files, which never change: manifests are read once."""
         key = self._table.metadata.table_uuid, self._table.location(), snapshot_id  # a moved copy has other paths
         known = _files.get(key)
         if known is None:
@@ -255,8 +266,12 @@ class RecordTable:
                 tasks = planned(self._table, snapshot_id=snapshot_id)
             if any(task.delete_files for task in tasks):
                 raise UnreadableTable(self.name, "another engine has deleted rows")
-            paths = tuple(_local(task.file.file_path) for task in tasks)
-            known = paths, tuple(task.file.file_size_in_bytes for task in tasks)
+            files = [task.file for task in tasks]
+            paths, sizes = (
+                tuple(_local(each.file_path) for each in files),
+                tuple(each.file_size_in_bytes for each in files),
+            )
+            known = _SnapshotFiles(paths, sizes, sum(each.record_count for each in files))
             _files.keep(key, known)
         return known
 

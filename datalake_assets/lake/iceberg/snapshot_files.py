@@ -139,11 +139,11 @@ class SnapshotFiles:
     def __init__(self, metadata: TableMetadata, manifests: Manifests, snapshot: Snapshot | None) -> None:
         found: list[ManifestEntry] = []
         self.deletes: list[DeleteFile] = []
-        for manifest in manifests.of(snapshot):
+        for manifest, entries in manifests.all_entries(manifests.of(snapshot)):
             if manifest.content == ManifestContent.DELETES:
-                self.deletes += [_delete_file(entry, metadata) for entry in manifests.entries(manifest)]
+                self.deletes += [_delete_file(entry, metadata) for entry in entries]
             else:
-                found += manifests.entries(manifest)
+                found += entries
         self._reach = _Reach(self.deletes)
         self.data = {entry.data_file.file_path: self._live(entry) for entry in found}
         counts = Counter(entry.data_file.file_path for entry in found)
