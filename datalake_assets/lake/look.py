@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from datalake_assets.core.batches import Batches, RejectedRow
+from datalake_assets.core.feed_state import FeedState
 from datalake_assets.core.merging import MergeRule, merged_columns
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import OffsetsPosition, SourcePartition
@@ -26,12 +27,12 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import WriteReport
 from datalake_assets.lake.tables import folder_of, stored_batches
 
-__all__ = ["look", "next_offsets"]
+__all__ = ["look", "state_of"]
 
 
-def next_offsets(store: Store, feed: Feed) -> dict[SourcePartition, int]:
-    """By source partition, the first offset that the lake does not have for certain."""
-    return dict(folder_of(store, feed).state.load().hint)
+def state_of(store: Store, feed: Feed) -> FeedState:
+    """What the lake knows of a feed: how far its source was landed, and which source that was."""
+    return folder_of(store, feed).state.load()
 
 
 def look(store: Store, feed: Feed, batches: Batches, seen: dict[SourcePartition, int]) -> None:

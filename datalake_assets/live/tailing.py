@@ -1,7 +1,7 @@
 """Shows feeds that somebody else lands, or nobody: reads their sources as an export does, and commits nothing.
 
 A feed begins where the lake's rows end, so that what is shown is what is new. Each has a thread of its own, which asks
-the lake from time to time how much of what it has shown is landed by now.
+the lake from time to time how much of what it has shown is landed by now, and whether its source is landed anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from datalake_assets.core.position import SourcePartition
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
-from datalake_assets.lake.look import look, next_offsets
+from datalake_assets.lake.look import look, state_of
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.watching import watched_by
 from datalake_assets.live.window import LiveWindows
@@ -81,7 +81,8 @@ class _Tail:
         self._store, self._feed, self._connect = store, feed, connect
         self._windows, self._stopped = windows, stopped
         self._seen: dict[SourcePartition, int] = {}
-        self._knows_start = False
+        self._epoch: int | None = None
+        self._source_id = ""
         self._asked_lake = 0.0
 
     def run(self) -> None:
@@ -99,10 +100,9 @@ class _Tail:
             self._stopped.wait(_FAILED_S)
 
     def _pass(self, source: SourceSystem) -> None:
-        if not self._knows_start:
-            self._seen.update({each: offset - 1 for each, offset in next_offsets(self._store, self._feed).items()})
-            self._knows_start = True
-        request = ReadRequest(start_offsets={each: offset + 1 for each, offset in self._seen.items()})
+        self._ask_lake()
+        starts = {each: offset + 1 for each, offset in self._seen.items()}
+        request = ReadRequest(start_offsets=starts, source_id=self._source_id)
         if self._feed.can_be_followed and isinstance(source, Follows):
             given: Batches = source.follow(self._feed, request)
         else:
@@ -110,13 +110,29 @@ class _Tail:
         with watched_by(self._windows):
             look(self._store, self._feed, _UntilStopped(given, self), self._seen)
 
-    def goes_on(self) -> bool:
-        """Whether more is wanted; asks the lake how far it is, if that was long ago."""
-        window = self._windows.get(self._feed.name)
-        if window is not None and time.monotonic() - self._asked_lake > _LAKE_S:
-            self._asked_lake = time.monotonic()
-            window.landed_before(next_offsets(self._store, self._feed))
-        return not self._stopped.is_set()
+    def goes_on(self, batch: SourceBatch) -> bool:
+        """Whether more is wanted of a source that gave this batch."""
+        self._source_id = self._source_id or batch.source_id
+        epoch = self._epoch
+        self._ask_lake()
+        return epoch == self._epoch and not self._stopped.is_set()
+
+    def _ask_lake(self) -> None:
+        """Asks how far the lake is, unless that was just now; where it begins with a source anew, so does the view.
+
+        Until then a source that was created anew is an error, as it is to those who land it.
+        """
+        if self._epoch is not None and time.monotonic() - self._asked_lake <= _LAKE_S:
+            return
+        self._asked_lake = time.monotonic()
+        window, state = self._windows.get(self._feed.name), state_of(self._store, self._feed)
+        if self._epoch != state.epoch:
+            if self._epoch is not None and window is not None:
+                window.numbered_anew()
+            self._epoch, self._source_id = state.epoch, state.source_id
+            self._seen = {each: offset - 1 for each, offset in state.hint.items()}
+        if window is not None:
+            window.landed_before(state.hint)
 
 
 class _UntilStopped(ChangedBatches):
@@ -140,6 +156,6 @@ class _UntilStopped(ChangedBatches):
         given = iter(self._batches)
         with contextlib.closing(given) if isinstance(given, Generator) else contextlib.nullcontext():
             for batch in given:
-                if not self._tail.goes_on():
+                if not self._tail.goes_on(batch):
                     return
                 yield batch

@@ -215,6 +215,12 @@ class LiveWindow:
                     which |= (chunk.partitions == self._codes.get(partition, -2)) & (chunk.offsets < offset)
                 self._land(chunk, which & ~chunk.landed)
 
+    def numbered_anew(self) -> None:
+        """The source was created anew: what the lake says of its numbers is not about rows that came until now."""
+        with self.locked:
+            for chunk in self._settled:
+                chunk.partitions[:] = -1
+
     def view(self) -> WindowView:
         """The window now; what is too old goes."""
         with self.locked:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow, SourceBatch
-from datalake_assets.errors import ConfigError, SourceUnavailable
+from datalake_assets.errors import ConfigError, SourceRecreated, SourceUnavailable
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.look import look
@@ -37,6 +37,8 @@ class Growing:
         if self.is_down:
             raise SourceUnavailable("S", "connection refused")
         start = dict(request.start_offsets or {}).get(0, 0)
+        if start > self.rows:
+            raise SourceRecreated("S", "it ends before what was landed of it")
         self.starts.append(int(start))
         return stream_of(numbered(range(int(start), self.rows)), request=request)
 
@@ -82,6 +84,32 @@ def test_a_tail_shows_what_is_new_and_learns_what_others_land(tmp_path):
     assert shown.column("id").to_pylist() == list(range(5, 20))
     assert source.starts[0] == 5
     assert ids(table) == list(range(20))
+
+
+def test_a_source_that_was_created_anew_is_shown_from_its_beginning_once_it_is_landed_so(tmp_path):
+    store, feed, source = open_store(str(tmp_path)), stream_feed(), Growing()
+    table = HiveTable(store, feed)
+    export(table, stream_of(numbered(range(5))))
+    windows = LiveWindows([feed], lands=False)
+    window = windows.get("s")
+    assert window
+    source.rows = 12
+    with tailing(store, (feed,), source.connect, windows):
+        eventually(lambda: window.view().totals.seen == 7)
+        source.rows = 3
+        eventually(lambda: "it ends before what was landed of it" in window.view().error)
+        assert window.view().totals.seen == 7  # an alarm, as it is to those who land it
+        export(table, stream_of(numbered(range(2)), recreated=True))
+        eventually(lambda: window.view().totals.seen == 8)
+        assert window.view().error == ""
+        source.rows = 4
+        eventually(lambda: window.view().totals.seen == 9)
+        export(table, stream_of(numbered(range(2, 4))))
+        eventually(lambda: window.view().totals.landed == 2)  # and not those of the same numbers before
+    shown = window.table()
+    assert shown
+    assert shown.column("id").to_pylist() == [*range(5, 12), 2, 3]
+    assert shown.column("_state").to_pylist() == ["seen"] * 7 + ["landed"] * 2
 
 
 def test_a_look_refuses_and_places_as_an_export_does(tmp_path):
