@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datalake_assets.demo.s3_server import S3Server
+from datalake_assets_tests.crash.broker_rounds import BrokerRounds
 from datalake_assets_tests.crash.change_rounds import CHANGES, ChangeRounds
 from datalake_assets_tests.crash.child import (
     CHANGE,
@@ -76,6 +77,7 @@ KINDS: dict[str, Any] = {
     "sql": SqlRounds,
     "dlt": DltRounds,
     "topic": TopicRounds,
+    "broker": BrokerRounds,
     "sinks": SinkRounds,
     "shards": ShardRounds,
 }
@@ -106,6 +108,7 @@ def main() -> None:
         parser.add_argument(
             f"--{name}", type=type(default), default=default, help=f"with --what sql; default: {default}"
         )
+    parser.add_argument("--idempotent", action="store_true", help="with --what broker: the producer is")
     chosen = parser.parse_args()
     logging.getLogger("datalake_assets").addHandler(logging.NullHandler())
     began = time.monotonic()
@@ -143,14 +146,14 @@ def main() -> None:
 
 def _options(chosen: argparse.Namespace) -> dict[str, Any]:
     """What the rounds of one kind take besides."""
-    if chosen.what == "iceberg":
-        return {"ways": chosen.way or WAYS}
-    if chosen.what == "change":
-        return {"ways": chosen.way or CHANGES}
+    if chosen.what in {"iceberg", "change"}:
+        return {"ways": chosen.way or (WAYS if chosen.what == "iceberg" else CHANGES)}
     if chosen.what == "merge":
         return {"sizes": Sizes(chosen.changes, chosen.keys, chosen.batches, chosen.kills)}
     if chosen.what == "ray":
         return {"kills": chosen.kills}
+    if chosen.what == "broker":
+        return {"kills": chosen.kills, "is_idempotent": chosen.idempotent}
     if chosen.what == "sql":
         return {"table": Table(chosen.rows, chosen.killed, chosen.cursor)}
     return {"load": Load(chosen.messages, chosen.deaths, chosen.fifo)} if chosen.what == "queue" else {}

@@ -7,6 +7,7 @@ own script is a parent whose end leaves the broker running.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import tempfile
@@ -42,7 +43,7 @@ class Broker:
         admin: A client for its topics.
     """
 
-    def _start(self, port: int, command: Sequence[str]) -> None:
+    def _start(self, port: int, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Runs it, and waits until it answers."""
         self.servers = f"127.0.0.1:{port}"
         # a shell that waits for its standard input kills it when this process is gone
@@ -51,6 +52,7 @@ class Broker:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
         )
         self.admin = AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
         deadline = time.monotonic() + _STARTED_WITHIN_S
@@ -63,8 +65,16 @@ class Broker:
             else:
                 return
 
-    def __exit__(self, *_: object) -> None:
+    def environment(self) -> dict[str, str]:
+        """What a process needs that reads it."""
+        return {"DATALAKE_KAFKA_SERVERS": self.servers, "DATALAKE_KAFKA_TIMEOUT_S": "10"}
+
+    def kill(self) -> None:
+        """SIGKILL; it is gone when this returns."""
         self._process.communicate(b"\n")
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
 
 class KafkaServer(Broker):
@@ -83,10 +93,6 @@ class KafkaServer(Broker):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         self._folder.cleanup()
-
-    def environment(self) -> dict[str, str]:
-        """What a process needs that reads it."""
-        return {"DATALAKE_KAFKA_SERVERS": self.servers, "DATALAKE_KAFKA_TIMEOUT_S": "10"}
 
     def topic(self, partitions: int = 1, *, name: str = "") -> TestTopic:
         """A new topic, of a name that no other has, or of this one."""
