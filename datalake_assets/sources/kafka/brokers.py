@@ -1,22 +1,23 @@
-"""A cluster's brokers: how they are spoken to, what a topic holds, and what their errors mean."""
+"""A cluster's brokers: how they are spoken to, and what a topic holds."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from datalake_assets.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
+from datalake_assets.errors import ConfigError, SourceRefused
+from datalake_assets.sources.kafka.connection import Connection, failure
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings, KafkaSource
 
-__all__ = ["Brokers", "Extent", "failure", "translated"]
+__all__ = ["Brokers", "Extent"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +32,6 @@ _ANSWER_BYTES = 16 * 1024 * 1024
 _LARGEST_ANSWER_BYTES = 1_000_000_000
 #: Of one answer (librdkafka: socket.timeout.ms).
 _LONGEST_TIMEOUT_MS = 300_000
-_REFUSALS = frozenset(
-    {
-        KafkaError._AUTHENTICATION,  # noqa: SLF001  confluent-kafka names librdkafka's own errors so
-        KafkaError._SSL,  # noqa: SLF001
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.TOPIC_EXCEPTION,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +40,6 @@ class Extent:
 
     low: int
     high: int
-
-
-def failure(source: str, error: KafkaError) -> SourceError:
-    """What an error of confluent-kafka means."""
-    if error.code() in _REFUSALS:
-        return SourceRefused(source, error.str(), cure="correct the topic's name, or the credentials and their rights")
-    return SourceUnavailable(source, error.str())
-
-
-@contextmanager
-def translated(source: str) -> Iterator[None]:
-    """Raises confluent-kafka's errors as ours.
-
-    Raises:
-        SourceError: What failed.
-    """
-    try:
-        yield
-    except KafkaException as error:
-        raise failure(source, error.args[0]) from error
 
 
 class Brokers:
@@ -94,7 +61,7 @@ class Brokers:
         """What is read, fit for a message."""
         return f"kafka://{self._servers.split(',', maxsplit=1)[0].strip()} {topic}".rstrip()
 
-    def consumer(self, *, isolation: str = "read_committed", group: str | None = None) -> Consumer:
+    def connection(self, topic: str = "", *, isolation: str = "read_committed", group: str = _NO_GROUP) -> Connection:
         """A consumer that begins and ends where it is told, and commits nothing by itself; close it.
 
         Raises:
@@ -102,7 +69,7 @@ class Brokers:
         """
         configuration = {
             **self._configuration,
-            "group.id": group or _NO_GROUP,
+            "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
@@ -112,10 +79,7 @@ class Brokers:
             "fetch.max.bytes": _ANSWER_BYTES,
             "receive.message.max.bytes": _LARGEST_ANSWER_BYTES,
         }
-        try:
-            return Consumer(configuration, logger=logger)
-        except KafkaException as error:  # a file that is no PEM, a value beyond its range
-            raise ConfigError(f"the settings of Kafka: {' '.join(error.args[0].str().split())}") from error
+        return Connection(configuration, self.source(topic))
 
     def topics(self) -> dict[str, str]:
         """The topics that there are, but for Kafka's own, each with what is wrong with it.
@@ -123,44 +87,36 @@ class Brokers:
         Raises:
             SourceError: The cluster failed.
         """
-        consumer = self.consumer()
-        try:
-            with translated(self.source()):
-                found = consumer.list_topics(timeout=self.timeout_s).topics
-        finally:
-            consumer.close()
+        with self.connection() as connection:
+            ask = connection.consumer.list_topics
+            found = connection.ask(lambda timeout_s: ask(timeout=timeout_s).topics, self.timeout_s)
         return {name: each.error.str() if each.error else "" for name, each in found.items() if name[:2] != "__"}
 
-    def partitions(self, consumer: Consumer, topic: str) -> list[int]:
+    def partitions(self, connection: Connection, topic: str) -> list[int]:
         """A topic's partitions.
 
         Raises:
             SourceError: There is no such topic, or the cluster failed.
         """
-        source = self.source(topic)
-        with translated(source):
-            found = consumer.list_topics(topic, timeout=self.timeout_s).topics[topic]
+        ask = connection.consumer.list_topics
+        found = connection.ask(lambda timeout_s: ask(topic, timeout=timeout_s).topics[topic], self.timeout_s)
         if found.error is not None:
-            raise failure(source, found.error)
+            raise failure(self.source(topic), found.error)
         if not found.partitions:
-            raise SourceRefused(source, "there is no such topic", cure="correct the feed's topic")
+            raise SourceRefused(self.source(topic), "there is no such topic", cure="correct the feed's topic")
         return sorted(found.partitions)
 
-    def extents(self, consumer: Consumer, topic: str) -> Mapping[int, Extent]:
+    def extents(self, connection: Connection, topic: str) -> dict[int, Extent]:
         """What there is of each partition, now.
 
         Raises:
             SourceError: There is no such topic, or the cluster failed.
         """
+        ask = connection.consumer.get_watermark_offsets
         extents = {}
-        for partition in self.partitions(consumer, topic):
-            with translated(self.source(topic)):
-                of = TopicPartition(topic, partition)
-                found: tuple[int, int] | None = consumer.get_watermark_offsets(of, timeout=self.timeout_s)
-            if found is None:
-                reason = f"no offsets of partition {partition} came within {self.timeout_s:g} s"
-                raise SourceUnavailable(self.source(topic), reason, cure="raise DATALAKE_KAFKA_TIMEOUT_S")
-            extents[partition] = Extent(*found)
+        for partition in self.partitions(connection, topic):
+            question = partial(_ends, ask, TopicPartition(topic, partition))
+            extents[partition] = Extent(*connection.ask(question, self.timeout_s))
         return extents
 
     def topic_id(self, topic: str) -> str:
@@ -181,11 +137,12 @@ class Brokers:
         Raises:
             SourceError: It cannot be read.
         """
-        consumer = self.consumer(isolation=declared.isolation)
-        try:
-            self.extents(consumer, declared.topic)
-        finally:
-            consumer.close()
+        with self.connection(declared.topic, isolation=declared.isolation) as connection:
+            self.extents(connection, declared.topic)
+
+
+def _ends(ask: Callable[..., tuple[int, int] | None], partition: TopicPartition, timeout_s: float) -> Any:
+    return ask(partition, timeout=timeout_s)
 
 
 def _configuration(settings: KafkaSettings) -> dict[str, Any]:
@@ -197,18 +154,12 @@ def _configuration(settings: KafkaSettings) -> dict[str, Any]:
         "security.protocol": settings.kafka_security,
         "socket.timeout.ms": min(max(1000, int(settings.kafka_timeout_s * 1000)), _LONGEST_TIMEOUT_MS),
     }
-    if settings.kafka_security.startswith("sasl"):
-        if not settings.kafka_user or settings.kafka_password is None:
-            raise ConfigError(
-                f"DATALAKE_KAFKA_SECURITY={settings.kafka_security} needs DATALAKE_KAFKA_USER and _PASSWORD"
-            )
-        found["sasl.mechanism"] = settings.kafka_sasl_mechanism
-        found["sasl.username"] = settings.kafka_user
-        found["sasl.password"] = settings.kafka_password.get_secret_value()
+    found |= _login(settings)
     files = {
         "ssl.ca.location": settings.kafka_ca_file,
         "ssl.certificate.location": settings.kafka_certificate_file,
         "ssl.key.location": settings.kafka_key_file,
+        "https.ca.location": settings.kafka_token_ca_file,
     }
     for name, path in files.items():
         if path is not None:
@@ -217,4 +168,38 @@ def _configuration(settings: KafkaSettings) -> dict[str, Any]:
             found[name] = path
     if settings.kafka_key_password is not None:
         found["ssl.key.password"] = settings.kafka_key_password.get_secret_value()
+    return found
+
+
+def _login(settings: KafkaSettings) -> dict[str, Any]:
+    """Who asks, by librdkafka's names."""
+    if not settings.kafka_security.startswith("sasl"):
+        if settings.kafka_user or settings.kafka_password is not None:
+            told = f"DATALAKE_KAFKA_SECURITY={settings.kafka_security} tells brokers no user"
+            raise ConfigError(f"{told}: set sasl_ssl or sasl_plaintext, or no DATALAKE_KAFKA_USER and _PASSWORD")
+        return {}
+    if not settings.kafka_user or settings.kafka_password is None:
+        raise ConfigError(f"DATALAKE_KAFKA_SECURITY={settings.kafka_security} needs DATALAKE_KAFKA_USER and _PASSWORD")
+    mechanism, user, password = settings.kafka_sasl_mechanism, settings.kafka_user, settings.kafka_password
+    if mechanism != "OAUTHBEARER":
+        if settings.kafka_token_url:
+            raise ConfigError(
+                f"DATALAKE_KAFKA_TOKEN_URL is for OAUTHBEARER, and DATALAKE_KAFKA_SASL_MECHANISM={mechanism}"
+            )
+        return {
+            "sasl.mechanism": mechanism,
+            "sasl.username": user,
+            "sasl.password": password.get_secret_value(),
+        }
+    if not settings.kafka_token_url:
+        raise ConfigError("DATALAKE_KAFKA_SASL_MECHANISM=OAUTHBEARER needs DATALAKE_KAFKA_TOKEN_URL")
+    found = {
+        "sasl.mechanism": mechanism,
+        "sasl.oauthbearer.method": "oidc",
+        "sasl.oauthbearer.client.id": user,
+        "sasl.oauthbearer.client.secret": password.get_secret_value(),
+        "sasl.oauthbearer.token.endpoint.url": settings.kafka_token_url,
+    }
+    if settings.kafka_token_scope:
+        found["sasl.oauthbearer.scope"] = settings.kafka_token_scope
     return found

@@ -151,8 +151,11 @@ class KafkaSettings(Settings):
         kafka_servers: Brokers to begin with: ``host:port``, separated by commas.
         kafka_security: How they are spoken to.
         kafka_sasl_mechanism: How a user is authenticated, where ``kafka_security`` says so.
-        kafka_user: That user.
-        kafka_password: The user's password.
+        kafka_user: That user; of OAUTHBEARER the client's id.
+        kafka_password: The user's password; of OAUTHBEARER the client's secret.
+        kafka_token_url: Where OAUTHBEARER gets its tokens for a client's id and secret (OAuth's client credentials).
+        kafka_token_scope: The scope that is asked for there.
+        kafka_token_ca_file: PEM file of the authority that signed that server's certificate, if it is not a public one.
         kafka_ca_file: PEM file of the authority that signed the brokers' certificates, if it is not a public one.
         kafka_certificate_file: PEM file of the client's own certificate, where brokers ask for one.
         kafka_key_file: PEM file of its key.
@@ -166,9 +169,12 @@ class KafkaSettings(Settings):
 
     kafka_servers: str | None = None
     kafka_security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "PLAIN"
     kafka_user: str | None = None
     kafka_password: SecretStr | None = None
+    kafka_token_url: str | None = None
+    kafka_token_scope: str | None = None
+    kafka_token_ca_file: str | None = None
     kafka_ca_file: str | None = None
     kafka_certificate_file: str | None = None
     kafka_key_file: str | None = None

@@ -17,12 +17,13 @@ from operator import methodcaller
 from typing import Any
 
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from datalake_assets.core.batches import ReadRequest, SourceBatch
 from datalake_assets.errors import SourceDataLost, SourceRecreated, SourceUnavailable
 from datalake_assets.feed import Feed
-from datalake_assets.sources.kafka.brokers import Brokers, Extent, failure, translated
+from datalake_assets.sources.kafka.brokers import Brokers, Extent
+from datalake_assets.sources.kafka.connection import Connection, failure
 from datalake_assets.sources.kafka.kafka_model import declared
 from datalake_assets.sources.kafka.messages import ColumnsChanged, KafkaMessage, MessageLayout
 
@@ -38,18 +39,8 @@ _POLL_S = 0.1
 LONGEST_READ_S = 3600.0
 #: A topic that is followed is looked at this often: it may have new partitions, or have been created anew.
 _LOOK_S = 30.0
-#: What is wrong with a broker for now, or is told of it; the read waits, as long as the settings say.
-_PASSING = frozenset(
-    {
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  confluent-kafka names librdkafka's own errors so
-        KafkaError._TRANSPORT,  # noqa: SLF001
-        KafkaError._TIMED_OUT,  # noqa: SLF001
-        KafkaError._RESOLVE,  # noqa: SLF001
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.REQUEST_TIMED_OUT,
-    }
-)
+#: Seconds for which it is asked once more, by fetching, whether a partition ends before what was landed of it.
+_CONFIRM_S = 5.0
 _EXPIRED = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})  # noqa: SLF001
 
 
@@ -112,11 +103,12 @@ class TopicBatches:
             SourceError: The cluster failed or refused, or does not have what was to be read.
         """
         layout, self._reached, self.unfinished = self.layout, {}, ""
-        consumer = self._brokers.consumer(isolation=self._declared.isolation)
-        try:
-            self._topic_id = self._brokers.topic_id(self._declared.topic)
-            extents = self._brokers.extents(consumer, self._declared.topic)
-            reading = _Reading(self._source, self._declared.topic, consumer, self._starts(extents), extents)
+        topic = self._declared.topic
+        with self._brokers.connection(topic, isolation=self._declared.isolation) as connection:
+            extents = self._brokers.extents(connection, topic)
+            self._topic_id = self._brokers.topic_id(topic)
+            starts = self._starts(connection, extents)
+            reading = _Reading(self._source, topic, connection, starts, extents)
             # where a partition is empty, what comes first is wanted, though nothing was landed: it may expire unread
             if reading.empty:
                 yield self._batch(layout, (), reading.empty)
@@ -128,17 +120,15 @@ class TopicBatches:
                         return
             if not reading.is_over and not self._follows:
                 self.unfinished = f"not caught up within {LONGEST_READ_S:g} s; the next export goes on from there"
-        finally:
-            consumer.close()
 
     def _followed(self, reading: _Reading) -> Generator[tuple[Sequence[KafkaMessage], Mapping[int, int]], None, None]:
         """What comes, until the topic has other partitions than when the read began, or is another by its id."""
         looked = time.monotonic()
-        for part in reading.followed(self._brokers.timeout_s):
+        for part in reading.followed():
             yield part
             if time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()
-                if self._brokers.partitions(reading.consumer, self._declared.topic) != reading.partitions:
+                if self._brokers.partitions(reading.connection, self._declared.topic) != reading.partitions:
                     return
                 now = self._brokers.topic_id(self._declared.topic)
                 if "" not in {now, self._topic_id} and now != self._topic_id:
@@ -156,19 +146,23 @@ class TopicBatches:
         self._reached |= read_to
         return replace(batch, read_to=dict(read_to.items()), source_id=self._topic_id)
 
-    def _starts(self, extents: Mapping[int, Extent]) -> dict[int, int]:
-        """Where to begin in each partition.
+    def _starts(self, connection: Connection, extents: dict[int, Extent]) -> dict[int, int]:
+        """Where to begin in each partition; extents are set right.
 
         Raises:
             SourceRecreated: The topic ends before what was landed of it, or is another one by its id.
             SourceDataLost: What comes next has expired.
         """
         wanted = self.request.numbered_starts
+        before = self.request.source_id
+        is_other = "" not in {before, self._topic_id} and before != self._topic_id
+        short = {each: start for each, start in wanted.items() if each in extents and start > extents[each].high}
+        if short and not is_other:
+            reached = _ends_by_fetching(connection, self._declared.topic, short, self._brokers.timeout_s)
+            extents |= {each: Extent(extents[each].low, high) for each, high in reached.items()}
         there = {each: extents[each].high if each in extents else -1 for each in wanted}
         gone = sorted(each for each, start in wanted.items() if 0 < start > there[each])
         late = sorted(each for each in wanted.keys() & extents.keys() - set(gone) if extents[each].low > wanted[each])
-        before = self.request.source_id
-        is_other = "" not in {before, self._topic_id} and before != self._topic_id
         self.recreated = (bool(gone) or is_other) and self.request.new_epoch
         if self.recreated:
             wanted = {}
@@ -186,20 +180,47 @@ class TopicBatches:
         """Tells the feed's consumer group, if it has one, what was landed; a failure loses nothing."""
         if self._declared.group is None or not self._reached:
             return
-        consumer = self._brokers.consumer(group=self._declared.group)
-        try:
-            landed = [TopicPartition(self._declared.topic, each, offset) for each, offset in self._reached.items()]
-            consumer.commit(offsets=landed, asynchronous=False)
-        except KafkaException as error:
-            logger.warning("%s: group %s was not told: %s", self._source, self._declared.group, error)
-        finally:
-            consumer.close()
+        landed = [TopicPartition(self._declared.topic, each, offset) for each, offset in self._reached.items()]
+        with self._brokers.connection(self._declared.topic, group=self._declared.group) as connection:
+            try:
+                connection.consumer.commit(offsets=landed, asynchronous=False)
+            except KafkaException as error:
+                logger.warning("%s: group %s was not told: %s", self._source, self._declared.group, error)
 
 
 def _recreated(partition: int, start: int, extent: Extent | None) -> str:
     if extent is None:
         return f"there is no partition {partition} any more, but offsets below {start} were landed already"
     return f"partition {partition} ends at offset {extent.high - 1}, but offsets below {start} were landed already"
+
+
+def _ends_by_fetching(
+    connection: Connection, topic: str, starts: Mapping[int, int], timeout_s: float
+) -> dict[int, int]:
+    """Where partitions end by the word of who fetches from where they were read to; of those alone that end there.
+
+    Brokers tell the end of a partition by two ways, and a false alarm of one would have a topic read twice. Tansu tells
+    who lists offsets one that is too low: that of the last batch's first message. After a failover, Kafka before 2.2
+    may (KIP-207).
+    """
+    consumer, left, found = connection.consumer, set(starts), dict[int, int]()
+    ends = time.monotonic() + min(_CONFIRM_S, timeout_s)
+    consumer.assign([TopicPartition(topic, each, start) for each, start in starts.items()])
+    while left and time.monotonic() < ends:
+        for message in consumer.consume(1, timeout=_POLL_S):
+            error, partition = message.error(), message.partition()
+            if partition is None:  # it is about a broker
+                continue
+            if error is None or error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  confluent-kafka's name
+                _, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+                found[partition] = max(high, starts[partition])
+                left.discard(partition)
+            elif error.code() in _EXPIRED:
+                left.discard(partition)
+            else:
+                connection.passes(error)
+    consumer.unassign()
+    return found
 
 
 def _until_changed(layout: MessageLayout, messages: Sequence[KafkaMessage]) -> SourceBatch:
@@ -218,19 +239,20 @@ class _Reading:
     Args:
         source: What is read, for errors.
         topic: Its name.
-        consumer: Of this read alone.
+        connection: Of this read alone.
         starts: Where to begin, by partition.
         extents: What there was of each partition when the read began.
 
     Attributes:
-        consumer: Of this read alone.
+        connection: Of this read alone.
         empty: Where those begin of which there was nothing to read.
     """
 
     def __init__(
-        self, source: str, topic: str, consumer: Consumer, starts: Mapping[int, int], extents: Mapping[int, Extent]
+        self, source: str, topic: str, connection: Connection, starts: Mapping[int, int], extents: Mapping[int, Extent]
     ) -> None:
-        self._source, self._topic, self.consumer = source, topic, consumer
+        self._source, self._topic, self.connection = source, topic, connection
+        self._consumer = connection.consumer
         self._extents, self._starts = extents, starts
         self._left = {partition for partition, start in starts.items() if start < extents[partition].high}
         self._given = {partition: starts[partition] for partition in self._left}
@@ -243,8 +265,7 @@ class _Reading:
         return sorted(self._extents)
 
     def _assign(self, partitions: Iterable[int]) -> None:
-        with translated(self._source):
-            self.consumer.assign([TopicPartition(self._topic, each, self._starts[each]) for each in sorted(partitions)])
+        self._consumer.assign([TopicPartition(self._topic, each, self._starts[each]) for each in sorted(partitions)])
 
     @property
     def is_over(self) -> bool:
@@ -264,7 +285,7 @@ class _Reading:
         """
         self._assign(self._left)
         with ThreadPoolExecutor(1, thread_name_prefix="kafka") as ahead:
-            yield from self._parts(lambda: ahead.submit(self.consumer.consume, _MESSAGES, timeout=_POLL_S), timeout_s)
+            yield from self._parts(lambda: ahead.submit(self._consumer.consume, _MESSAGES, timeout=_POLL_S), timeout_s)
 
     def _parts(
         self, ask: Callable[[], Future[list[Any]]], timeout_s: float
@@ -272,8 +293,7 @@ class _Reading:
         began = heard = time.monotonic()
         asked = ask()
         while self._left and time.monotonic() - began < LONGEST_READ_S:
-            with translated(self._source):
-                taken = asked.result()
+            taken = asked.result()
             # a partition that is over goes on to be written: its messages are the next read's
             notices = [each for each in taken if each.error() is not None]
             messages = [each for each in taken if each.error() is None] if notices else taken
@@ -285,40 +305,34 @@ class _Reading:
             if self._left:
                 asked = ask()
             if messages or are_ends:
+                self.connection.answered()
                 yield messages, dict(self._given)
                 heard = time.monotonic()
-            elif time.monotonic() - heard > timeout_s:
+                continue
+            self.connection.check()
+            if time.monotonic() - heard > timeout_s:
                 reason = f"nothing came of partitions {sorted(self._left)} within {timeout_s:g} s, and there is more"
                 raise SourceUnavailable(self._source, reason)
 
-    def followed(self, timeout_s: float) -> Iterator[tuple[Sequence[KafkaMessage], Mapping[int, int]]]:
+    def followed(self) -> Iterator[tuple[Sequence[KafkaMessage], Mapping[int, int]]]:
         """Messages of all partitions as they come, for ever; parts without any show that none came.
 
-        Args:
-            timeout_s: How long a broker may be out of reach.
-
         Raises:
-            SourceError: The cluster failed or refused.
+            SourceError: The cluster refused; what passes is waited for.
         """
         self._assign(self._starts)
         self._given = dict(self._starts)
-        failing_since: float | None = None
         while True:
-            with translated(self._source):
-                taken: list[Any] = self.consumer.consume(_MESSAGES, timeout=_POLL_S)
+            taken: list[Any] = self._consumer.consume(_MESSAGES, timeout=_POLL_S)
             messages = [each for each in taken if each.error() is None]
             self._given |= {each.partition(): each.offset() + 1 for each in messages}
-            for each in taken:
-                if each.error() is None:
-                    failing_since = None
-                elif self._is_end(each):
-                    failing_since = None
-                    self._given[each.partition()] = max(each.offset(), self._given[each.partition()])
-                else:
-                    failing_since = failing_since or time.monotonic()
+            ends = [each for each in taken if each.error() is not None and self._is_end(each)]
+            for each in ends:
+                self._given[each.partition()] = max(each.offset(), self._given[each.partition()])
+            if messages or ends:
+                self.connection.answered()
+            self.connection.check()
             yield messages, dict(self._given)
-            if failing_since is not None and time.monotonic() - failing_since > timeout_s:
-                raise SourceUnavailable(self._source, f"its brokers were out of reach for {timeout_s:g} s")
 
     def _note_ends(self, notices: Sequence[Any]) -> bool:
         """Whether some partitions are over now; these are not asked for more."""
@@ -331,14 +345,13 @@ class _Reading:
         over = sorted(self._ended & self._left)
         self._left -= self._ended
         if over:
-            with translated(self._source):
-                self.consumer.pause([TopicPartition(self._topic, each) for each in over])
+            self._consumer.pause([TopicPartition(self._topic, each) for each in over])
         return bool(over)
 
     def _is_end(self, message: Any) -> bool:
         """Whether it says that a partition has nothing more; anything else that it says is an error, or passes."""
         error = message.error()
-        if error is None or error.code() in _PASSING:
+        if error is None or self.connection.passes(error):
             return False
         if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  confluent-kafka's name
             return True

@@ -251,7 +251,8 @@ def test_a_file_that_is_no_certificate_is_refused_and_patience_has_no_limit(tmp_
     settings = KafkaSettings(kafka_servers="127.0.0.1:1", kafka_security="ssl", kafka_ca_file=str(pem))
     with pytest.raises(ConfigError, match=r"ssl\.ca\.location"):
         list(connect(settings).discover())
-    Brokers(KafkaSettings(kafka_servers="127.0.0.1:1", kafka_timeout_s=3600)).consumer().close()
+    with Brokers(KafkaSettings(kafka_servers="127.0.0.1:1", kafka_timeout_s=3600)).connection():
+        pass
 
 
 @pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"partition": 0, "offset": 1, "timestamp": [1, 1], "headers": []}'])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from datalake_assets.core.feed_state import FeedState
 from datalake_assets.errors import SourceRecreated
@@ -37,6 +38,26 @@ def test_a_topic_that_was_created_anew_and_has_grown_is_an_alarm(tmp_path):
         broker.send("events", 1)
         assert land(store, kafka, feed).rows_added == 1
     assert len(landed(store, feed, "kafka_offset")) == 11
+
+
+def test_a_list_of_offsets_that_is_behind_is_no_alarm(tmp_path):
+    """Tansu tells who lists offsets where its newest batch begins, and one more; who fetches is told the end."""
+    source = {"type": "kafka", "topic": "events"}
+    feed = parse_feed(json.dumps({"name": "events", "kind": "stream", "source": source}))
+    store = open_store(str(tmp_path))
+    with Tansu() as broker:
+        kafka = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=10))
+        broker.create("events")
+        broker.send("events", 50, together=True)
+        looks = Consumer({"bootstrap.servers": broker.servers, "group.id": "look"})
+        assert looks.get_watermark_offsets(TopicPartition("events", 0), timeout=10) == (0, 1)
+        looks.close()
+
+        assert land(store, kafka, feed).rows_added == 50
+        assert land(store, kafka, feed).rows_read == 0
+        broker.send("events", 50, together=True)
+        assert land(store, kafka, feed).rows_added == 50
+    assert sorted(landed(store, feed, "kafka_offset")) == list(range(100))
 
 
 def test_an_id_is_kept_until_the_source_is_another():
