@@ -11,8 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datalake_assets.core.batches import Batches, RejectedRow
-from datalake_assets.core.feed_state import FeedState
+from datalake_assets.core.batches import Batches, ReadRequest, RejectedRow
 from datalake_assets.core.merging import MergeRule, merged_columns
 from datalake_assets.core.partitions import UNKNOWN_PARTITION
 from datalake_assets.core.position import OffsetsPosition, SourcePartition
@@ -27,12 +26,13 @@ from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import WriteReport
 from datalake_assets.lake.tables import folder_of, stored_batches
 
-__all__ = ["look", "state_of"]
+__all__ = ["look", "next_read"]
 
 
-def state_of(store: Store, feed: Feed) -> FeedState:
-    """What the lake knows of a feed: how far its source was landed, and which source that was."""
-    return folder_of(store, feed).state.load()
+def next_read(store: Store, feed: Feed) -> ReadRequest:
+    """What the lake has not for certain of a feed: its first offsets, of which source, and of which epoch."""
+    state = folder_of(store, feed).state.load()
+    return ReadRequest(start_offsets=dict(state.hint), source_id=state.source_id, epoch=state.epoch)
 
 
 def look(store: Store, feed: Feed, batches: Batches, seen: dict[SourcePartition, int]) -> None:

@@ -21,7 +21,7 @@ from datalake_assets.core.position import SourcePartition
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
-from datalake_assets.lake.look import look, state_of
+from datalake_assets.lake.look import look, next_read
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.watching import watched_by
 from datalake_assets.live.window import LiveWindows
@@ -125,14 +125,15 @@ class _Tail:
         if self._epoch is not None and time.monotonic() - self._asked_lake <= _LAKE_S:
             return
         self._asked_lake = time.monotonic()
-        window, state = self._windows.get(self._feed.name), state_of(self._store, self._feed)
-        if self._epoch != state.epoch:
+        window, lacking = self._windows.get(self._feed.name), next_read(self._store, self._feed)
+        offsets = lacking.start_offsets or {}
+        if self._epoch != lacking.epoch:
             if self._epoch is not None and window is not None:
                 window.numbered_anew()
-            self._epoch, self._source_id = state.epoch, state.source_id
-            self._seen = {each: offset - 1 for each, offset in state.hint.items()}
+            self._epoch, self._source_id = lacking.epoch, lacking.source_id
+            self._seen = {each: offset - 1 for each, offset in offsets.items()}
         if window is not None:
-            window.landed_before(state.hint)
+            window.landed_before(offsets)
 
 
 class _UntilStopped(ChangedBatches):
