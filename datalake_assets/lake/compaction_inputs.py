@@ -152,6 +152,8 @@ class Inputs:
         if self._adopted:
             self._check_unchanged(file, key)
         try:
+            if self._pool is None:
+                return pa.OSFile(self._store.path(key))
             return self._store.filesystem().open_input_file(self._store.path(key))
         except FileNotFoundError as error:
             raise ObjectNotFound(key, "is gone") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from datalake_assets.parquet.decodable import ROW_BYTES, undecodable
 from datalake_assets.parquet.decoding import AT_HAND, failing_column, open_parquet, tables
 from datalake_assets.parquet.footer import TAIL_BYTES, Footer, footer_fault, parse_footer
 from datalake_assets.parquet.native import Depth, Part, load_kernel
+from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.sinks import checksum_like, new_checksum
 from datalake_assets.parquet.writer import moment_of
 
@@ -26,6 +28,10 @@ __all__ = ["CHANGED", "Input", "OpenInput"]
 CHANGED = "was changed by somebody else"
 #: Bytes that are read at a time.
 BLOCK_BYTES = 4 << 20
+#: A file up to this size is read whole to be proven, and stays in memory until it was copied.
+AT_HAND_BYTES = 64 << 20
+#: Of a file here, so many bytes at the most are read into memory that is used again.
+MAX_BLOCK_BYTES = 4 << 20
 #: Between two reads in the file's order, what is skipped is read too, up to so much: magic, bloom filters.
 GAP_BYTES = 1 << 16
 #: Physical types of timestamps and of dates; 96-bit times have no statistics that count.
@@ -70,7 +76,8 @@ class OpenInput:
     Args:
         given: Which.
         row_bytes: Decoded bytes of a row at the most.
-        trusts_kernel: It is enough that the native kernel decodes a file whose checksum nobody knows; else Arrow does.
+        trusts_kernel: Of a file whose checksum nobody knows it is enough that the native kernel decompresses all pages;
+            else the comparer reads all values, or Arrow where it cannot.
 
     Raises:
         UnreadableFile: It is no Parquet file, or not all of it is there.
@@ -86,6 +93,9 @@ class OpenInput:
         self._digested_bytes = 0  # from the start on, once each
         self._is_decoded = False
         self._proven = False
+        self._data: memoryview | None = None  # all of its bytes, once they are in memory
+        self._descriptor: int | None = None  # where it is a file here
+        self._block = memoryview(b"")  # what was read of it last
         #: Rows that were not kept, once all were read.
         self.dropped_rows = 0
         with _translating(file):
@@ -93,6 +103,11 @@ class OpenInput:
             if self._native.size() != file.size_bytes:
                 raise UnreadableFile(file.name, f"{self._native.size()} bytes, {file.size_bytes} were expected")
             in_memory = isinstance(self._native, pa.BufferReader)
+            if in_memory:
+                self._native.seek(0)
+                self._data = memoryview(self._native.read_buffer())
+            elif isinstance(self._native, pa.OSFile):
+                self._descriptor = self._native.fileno()
             is_proven = in_memory and bool(file.checksum)
             if is_proven:
                 self.prove()
@@ -184,15 +199,36 @@ class OpenInput:
 
     def whole(self) -> pa.Buffer:
         """All of its bytes."""
-        return pa.py_buffer(self.read_at(0, self.file.size_bytes))
+        return pa.py_buffer(self._whole())
+
+    def _whole(self) -> memoryview:
+        self._block = memoryview(b"")
+        try:
+            return self.read_at(0, self.file.size_bytes)
+        finally:
+            self._block = memoryview(b"")  # it is the caller's
 
     def _read_at(self, offset: int, length: int) -> memoryview:
-        self._native.seek(offset)
-        data = memoryview(self._native.read_buffer(length))
+        if self._data is not None:
+            data = self._data[offset : offset + length]
+        elif self._descriptor is not None and length <= MAX_BLOCK_BYTES:
+            data = self._block_of(self._descriptor, offset, length)
+        else:
+            self._native.seek(offset)
+            data = memoryview(self._native.read_buffer(length))
         if self._digest is not None and offset == self._digested_bytes:
             self._digest.update(data)
             self._digested_bytes += len(data)
         return data
+
+    def _block_of(self, descriptor: int, offset: int, length: int) -> memoryview:
+        """So many bytes of a file here, in memory that is used again: fresh memory takes longer than the reading."""
+        if len(self._block) < length:
+            self._block = memoryview(bytearray(length))
+        read = 0
+        while read < length and (more := os.preadv(descriptor, [self._block[read:length]], offset + read)):
+            read += more
+        return self._block[:read]
 
     def server_side(self, *, verify: bool) -> ServerSide | None:
         """Where the store finds the file, to copy from it; None if its bytes are at hand and were to be read anyway."""
@@ -250,8 +286,8 @@ class OpenInput:
     def prove(self) -> None:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.
 
-        The native kernel, where it may, finds that out in a third of the time that Arrow takes; what it does not pass,
-        Arrow decodes.
+        The native kernel finds that out where it may, otherwise the comparer, in much less time than Arrow takes, which
+        decodes what they do not pass.
 
         The sooner the better, but for a file whose checksum is known and which is read from its start to its end in any
         case: its last bytes complete the proof.
@@ -266,20 +302,42 @@ class OpenInput:
                 self._digest_rest()
             if str(self._digest) != self.file.checksum:
                 raise UnreadableFile(self.file.name, "its bytes are not those that were committed")
-        elif not self._passes_kernel():
+        elif not self._passes_natively():
             for _ in self.tables():
                 pass
         self._proven = True
 
-    def _passes_kernel(self) -> bool:
-        if not self._trusts_kernel or self.file.size_bytes > self._row_bytes or (kernel := load_kernel()) is None:
+    def _passes_natively(self) -> bool:
+        kernel = load_kernel() if self._trusts_kernel else None
+        comparer = None if self._trusts_kernel else load_comparer()
+        if (kernel is None and comparer is None) or (data := self._at_hand()) is None:
             return False
         self.check_decodable()
-        with _translating(self.file):
-            data = self.whole()
-        (found,) = kernel.check([Part(data, rows=self.file.rows)], Depth.DECODE, memory_bytes=self._row_bytes)
+        if comparer is not None:
+            told = comparer.read(Side(data, self.file.rows), memory_bytes=self._row_bytes)
+            return told.verdict is Verdict.EQUAL
+        assert kernel is not None  # noqa: S101  for mypy
+        (found,) = kernel.check([Part(data, rows=self.file.rows)], Depth.DECOMPRESS, memory_bytes=self._row_bytes)
         # whether the values of lists fit together, across columns too, shows only when rows are put together
         return found.refused is None and not found.has_repeated
+
+    def _at_hand(self) -> pa.Buffer | None:
+        """All of its bytes, which are not read again from then on; None if they are too many."""
+        if self._data is None and self.file.size_bytes <= min(AT_HAND_BYTES, self._row_bytes):
+            with _translating(self.file):
+                self._data = self._whole()
+        return pa.py_buffer(self._data) if self._data is not None else None
+
+    def is_walked(self) -> bool:
+        """Whether the native kernel finds all pages to be what the metadata says: then nobody has to walk them again.
+
+        What it does not pass may be in order all the same.
+        """
+        data = pa.py_buffer(self._data) if self._data is not None else self._descriptor
+        if data is None or (kernel := load_kernel()) is None:
+            return False
+        part = Part(data, size_bytes=self.file.size_bytes, rows=self.file.rows)
+        return kernel.walk([part], memory_bytes=self._row_bytes) == [None]
 
     def _digest_rest(self) -> None:
         for offset in range(self._digested_bytes, self.file.size_bytes, BLOCK_BYTES):

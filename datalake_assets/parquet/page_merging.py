@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -157,8 +157,10 @@ class Merger:
             created_by=form.model.created_by,
         )
 
-    def look(self, given: Input, data: pa.Buffer, like: Shape) -> WholeFile | None:
-        """A file as it is to be merged; None if it needs a closer look than the kernel's.
+    def look(
+        self, given: Input, data: pa.Buffer, like: Shape, are_large: Callable[[int, int, int], bool]
+    ) -> WholeFile | None:
+        """A file as it is to be merged; None if it needs a closer look than the kernel's, or is to be copied.
 
         What is right of the file whose shape is given is right of this one too, but for what its key-values say: it has
         the same schema, for Arrow too, and nothing else that an output would have to state.
@@ -167,12 +169,15 @@ class Merger:
             given: The input.
             data: All of its bytes.
             like: The shape of another input.
+            are_large: Says by a file's bytes, those before compression, and row groups whether these are so large that
+                they may be copied.
         """
         file = given.file
         (found,) = self._kernel.check([Part(data, rows=file.rows)], time_leaf=self._time_leaf)
         has_more = found.has_bloom or found.has_chunk_key_values or like.chunk_values
         is_unsure = found.has_repeated or found.unstated_dictionary or found.plain_bytes > self._row_bytes
-        if found.refused or has_more or is_unsure or data.size != file.size_bytes:
+        is_copied = are_large(file.size_bytes, found.plain_bytes, found.row_groups)
+        if found.refused or has_more or is_unsure or is_copied or data.size != file.size_bytes:
             return None
         view = memoryview(data)
         schema, texts = (bytes(view[at : at + size]) for at, size in (found.schema, found.key_values))

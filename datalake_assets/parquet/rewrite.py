@@ -249,8 +249,8 @@ class _Pass(Generic[FinishedT]):
         if stated and self._queue is not None and self._queue.merges:
             native = given.opened()
             data = native.read_buffer() if isinstance(native, pa.BufferReader) else None
-            found = self._queue.look(given, data, self._shape) if data is not None else None
-            if found is not None and not self._are_large(found.file.size_bytes, found.plain_bytes, found.row_groups):
+            found = self._queue.look(given, data, self._shape, self._are_large) if data is not None else None
+            if found is not None:
                 self._note(found.key_values)
                 self._queue.add_file(found)
                 return
@@ -370,13 +370,21 @@ class _Pass(Generic[FinishedT]):
                 self._queue.flush()
             self._queue.drain()
         server_side = source.server_side(verify=self._settings.compares_bytes)
+        is_sound = source.is_walked()
         self._is_in = True
         for some in self._runs(footer):
             bounds = _bounds([source.time_bounds(index, self._time_column) for index in some])
             try:
                 metadata, like = source.parquet.metadata, self._like or footer
                 self._outputs.append(
-                    footer, source.read_at, some, metadata=metadata, bounds=bounds, like=like, server_side=server_side
+                    footer,
+                    source.read_at,
+                    some,
+                    metadata=metadata,
+                    bounds=bounds,
+                    like=like,
+                    server_side=server_side,
+                    is_sound=is_sound,
                 )
             except PreconditionFailed as error:
                 raise UnreadableFile(source.file.name, CHANGED) from error

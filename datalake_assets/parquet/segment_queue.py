@@ -78,9 +78,11 @@ class SegmentQueue:
         self._tables.append(piece)
         self.flush()
 
-    def look(self, given: Input, data: pa.Buffer, like: Shape) -> WholeFile | None:
+    def look(
+        self, given: Input, data: pa.Buffer, like: Shape, are_large: Callable[[int, int, int], bool]
+    ) -> WholeFile | None:
         """A file for `add_file`, without opening it; None if that does not do, see `Merger.look`."""
-        return self._merger.look(given, data, like) if self._merger is not None else None
+        return self._merger.look(given, data, like, are_large) if self._merger is not None else None
 
     def whole(self, source: OpenInput) -> WholeFile | None:
         """An input for `add_file`, which may be closed then; None if its rows have to be decoded.

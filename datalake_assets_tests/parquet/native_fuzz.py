@@ -9,7 +9,8 @@ and so is the mutated file: where pyarrow reads it, the output has its rows betw
 pyarrow refuses it, or ends the process over it, there is nothing to compare with, which is counted.
 
 The comparer (`parquet/proof`) is fuzzed beside: it looks at the same files and at damaged outputs, and may call equal
-only what pyarrow reads alike.
+only what pyarrow reads alike, and read by itself only what pyarrow reads. What the kernel's walk passes as pages that
+may be copied, the walk in Python has to pass too.
 
 Rounds run in child processes. What a child is about to do lies in a file, so that a fall is told from one of pyarrow's.
 Prints the counts, and each finding with the files that make it again; exits 1 if there are any.
@@ -35,11 +36,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet import native
+from datalake_assets.parquet.decoding import open_parquet
+from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.native import Depth, Kernel, MergeOptions, Part, Refused
 from datalake_assets.parquet.native.interface import open_library
-from datalake_assets.parquet.pages import page_of
+from datalake_assets.parquet.pages import PageWalk, UnsoundPages, page_of
 from datalake_assets.parquet.proof import Compared, Side, Verdict, open_comparer
+from datalake_assets.parquet.thrift import MalformedThrift
 from datalake_assets_tests.parquet.native_seeds import Group, decoded, group, mutated, same
 from datalake_assets_tests.parquet.sanitized_kernel import BUILD, build, build_comparer, environment
 
@@ -110,6 +115,7 @@ class Child:
         self.note(KERNEL, files)
         look = self.kernel.check([Part(changed)], Depth(chosen.randrange(4)), memory_bytes=MEMORY_BYTES)[0]
         self.counts["looked at, sound" if look.refused is None else "looked at, refused"] += 1
+        self.look(changed)
         # as when all is compared anyway: then the kernel takes the bytes on trust, and its values may be wrong
         is_trusted = chosen.random() < 0.2
         parts = [
@@ -131,6 +137,61 @@ class Child:
             of.variants.append((place, changed))
             self.corpus += 1
         signal.alarm(0)
+
+    def look(self, changed: bytes) -> None:
+        """Has the mutated file read by the comparer alone, and walked as one that is to be copied."""
+        (known,) = self.kernel.check([Part(changed)], memory_bytes=MEMORY_BYTES)
+        (refused,) = self.kernel.walk([Part(changed)], memory_bytes=MEMORY_BYTES)
+        if refused is None:
+            self.note(IDLE)
+            self.walk(changed)
+            self.note(KERNEL, [changed])
+        told = self.comparer.read(Side(pa.py_buffer(changed), known.rows), memory_bytes=MEMORY_BYTES)
+        self.counts[f"read alone: {told.verdict.name.lower()}"] += 1
+        if told.verdict is not Verdict.EQUAL:
+            return
+        self.note(ARROW)
+        try:
+            found = decoded(changed)
+            if found.num_rows != known.rows:
+                self.finding("comparer reads other rows", [changed], f"{known.rows}, pyarrow {found.num_rows}")
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if self.opens(changed):
+                self.finding("comparer reads what pyarrow does not", [changed], str(error))
+        self.note(KERNEL)
+
+    def walk(self, body: bytes) -> None:
+        """Walks pages in Python, as `ConcatWriter` does while it copies them."""
+        try:
+            footer = parse_footer(lambda offset, length: body[offset : offset + length], len(body), where="")
+        except UnreadableFile:  # nothing is copied then
+            self.counts["walked, but its footer is refused"] += 1
+            return
+        try:
+            self._walk(footer, body)
+            self.counts["walked by both"] += 1
+        except (UnreadableFile, UnsoundPages, MalformedThrift) as error:
+            self.finding("walk", [body], str(error))
+
+    @staticmethod
+    def _walk(footer: Footer, body: bytes) -> None:
+        chosen = [number for number, group in enumerate(footer.row_groups) if group.rows]
+        walk = PageWalk(footer, chosen)
+        for start, end in sorted((footer.row_groups[number].start, footer.row_groups[number].end) for number in chosen):
+            walk.feed(start, body[start:end])
+        walk.finish()
+        for place in (pair[0] for number in chosen for pair in footer.layouts[number].indexes if walk.pages):
+            if place:
+                walk.check_offset_index(body[place.offset : place.offset + place.length])
+
+    @staticmethod
+    def opens(body: bytes) -> bool:
+        """Whether pyarrow takes its metadata, which are looked at by it before anybody reads pages."""
+        try:
+            open_parquet(pa.BufferReader(body))
+        except (pa.ArrowException, OSError, ValueError):
+            return False
+        return True
 
     def proven(self, of: Group, place: int, files: list[bytes], rows: int, output: bytes) -> Compared:
         """What the comparer says of the files and an output of so many rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet import native
 from datalake_assets.parquet.native import Depth, MergeOptions, Part, Refusal, Refused
 from datalake_assets.parquet.native.interface import open_library
-from datalake_assets_tests.parquet.parquet_files import EXTRAS, parquet, read, rows
+from datalake_assets.parquet.pages import PageWalk
+from datalake_assets_tests.parquet.native_seeds import mutated
+from datalake_assets_tests.parquet.parquet_files import EXTRAS, footer, parquet, read, rows
 
 #: Where a missing kernel is a fault, not a machine without a compiler.
 NEEDED = ("CI", "TESTS_NEED_NATIVE")
@@ -261,3 +265,44 @@ def test_a_run_that_no_other_reader_takes_is_damaged(kernel):
     endless = b"\x80\x80\x80\x80\x80\x01\x01\x00\x00"  # the same value 2 ** 34 times
     (found,) = kernel.check([Part(whole.replace(packed, endless))], Depth.DECODE)
     assert found.refused.kind is Refusal.DAMAGED
+
+
+WRITTEN = [
+    {"write_page_index": True},
+    {"data_page_version": "2.0", "write_page_checksum": True, "data_page_size": 500, "write_page_index": True},
+    {"use_dictionary": False, "row_group_size": 100, "write_page_checksum": True},
+]
+
+
+@pytest.mark.parametrize("options", WRITTEN, ids=["indexes", "checksums", "row groups"])
+def test_no_file_passes_as_one_to_be_copied_that_the_walk_in_python_refuses(kernel, tmp_path, options):
+    table = small(0).append_column("list", pa.array([[place] * (place % 3) for place in range(400)]))
+    body, chosen, passed = parquet(table, compression="snappy", **options), random.Random(7), 0
+    file = tmp_path / "file"
+    for number in range(400):
+        wrong = mutated(body, body, chosen) if number else body
+        file.write_bytes(wrong)
+        with file.open("rb") as opened:
+            refused, same = kernel.walk([Part(wrong), Part(opened.fileno(), size_bytes=len(wrong))])
+        assert (refused is None) is (same is None) or wrong[:4] != b"PAR1"
+        if refused is not None:
+            continue
+        passed += 1
+        try:
+            told = footer(wrong)
+        except UnreadableFile:  # then nothing is copied
+            continue
+        walk = PageWalk(told, range(len(told.row_groups)))
+        walk.feed(0, wrong)
+        walk.finish()
+        for place in (pair[0] for layout in told.layouts for pair in layout.indexes if pair[0]):
+            walk.check_offset_index(wrong[place.offset : place.offset + place.length])
+    assert passed > 40  # most that is damaged lies in values, or in statistics
+
+
+def test_a_walk_says_what_is_wrong_and_reads_checksums(kernel):
+    body = bytearray(parquet(small(0), compression="none", write_page_checksum=True))
+    assert kernel.walk([Part(bytes(body))]) == [None]
+    body[footer(bytes(body)).row_groups[0].start + 60] ^= 1
+    (refused,) = kernel.walk([Part(bytes(body))])
+    assert refused.why == "a page's checksum is wrong"

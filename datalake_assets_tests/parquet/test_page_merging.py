@@ -343,10 +343,13 @@ def test_small_files_are_not_opened_one_by_one(opened):
     assert read(result).equals(pa.concat_tables(tables))
 
 
-@pytest.mark.parametrize(("verify", "decoded"), [("full", ["f0", "f1", "f2"]), ("pages", [])])
-def test_files_of_others_are_decoded_by_arrow_before_they_are_copied_where_all_is_to_be_proven(opened, verify, decoded):
+@pytest.mark.parametrize("verify", ["full", "pages"])
+@pytest.mark.parametrize(("more", "decoded"), [({}, []), ({"list": [[1]]}, ["f0", "f1", "f2"])], ids=["flat", "lists"])
+def test_files_of_others_are_read_natively_before_they_are_copied_and_by_arrow_if_they_have_lists(
+    opened, verify, more, decoded
+):
     noise = np.random.default_rng(0).bytes(5 << 20)
-    tables = [events(i, 1, blob=pa.array([noise], pa.binary())) for i in range(3)]
+    tables = [events(i, 1, blob=pa.array([noise], pa.binary()), **more) for i in range(3)]
     result = rewritten(inputs(*tables, is_committed=False), replace(SETTINGS, verify=verify))
     assert (result.copied, opened[1], read(result).num_rows) == (3, decoded, 3)
 

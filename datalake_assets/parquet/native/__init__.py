@@ -112,8 +112,8 @@ class Part(msgspec.Struct, frozen=True):  # one for each of many files
     """An input.
 
     Attributes:
-        data: A path, or the file's bytes: anything with a buffer, which is not copied.
-        size_bytes: Expected size of the file at a path; None: not known.
+        data: A path, the descriptor of an open file, or the file's bytes: anything with a buffer, which is not copied.
+        size_bytes: Expected size of a file whose bytes are not given; None: not known.
         rows: Expected rows of the whole file; None: not known.
         digest: Expected XXH3-128 of the bytes, canonical, 16 bytes; None: not compared. Proves the file.
         proven: Somebody vouches for the bytes: values that are copied are not decoded to prove them.
@@ -292,9 +292,11 @@ def _inputs(parts: Sequence[Part]) -> tuple[ctypes.Array[CInput], list[object]]:
     held: list[object] = []
     inputs = (CInput * len(parts))()
     for each, part in zip(inputs, parts, strict=True):
-        if isinstance(part.data, (str, os.PathLike)):
+        each.descriptor, each.size_bytes = -1, -1 if part.size_bytes is None else part.size_bytes
+        if isinstance(part.data, int):
+            each.descriptor = part.data
+        elif isinstance(part.data, (str, os.PathLike)):
             each.path = os.fsencode(part.data)
-            each.size_bytes = -1 if part.size_bytes is None else part.size_bytes
         else:
             each.data, each.size_bytes = _address(part.data, held)
         each.rows = -1 if part.rows is None else part.rows
@@ -347,6 +349,22 @@ class Kernel:
         self._library.pm_check(len(parts), inputs, depth, leaf, memory_bytes, found)
         del held
         return [_checked(each, index) for index, each in enumerate(found)]
+
+    def walk(self, parts: Sequence[Part], *, memory_bytes: int = 0) -> list[Refused | None]:
+        """Says of each file why its column chunks must not be copied as they are; None if they may be.
+
+        Every page has to be what the metadata says, by its header, length, place and checksum, and by the offset index.
+        Nothing is decompressed.
+
+        Args:
+            parts: The files.
+            memory_bytes: That the walk of one file may allocate; 0: no limit.
+        """
+        inputs, held = _inputs(parts)
+        found = (CChecked * len(parts))()
+        self._library.pm_walk(len(parts), inputs, memory_bytes, found)
+        del held
+        return [_refused(each, index) for index, each in enumerate(found)]
 
     def merge(self, parts: Sequence[Part], options: MergeOptions, *, cancel: Cancel | None = None) -> Merged:
         """Merges files, in the order given, into one row group.
@@ -403,9 +421,13 @@ def _reason(text: bytes) -> str:
     return text.decode(errors="replace")
 
 
+def _refused(found: CChecked, index: int) -> Refused | None:
+    return Refused(Refusal(found.code), index, _reason(found.reason)) if found.code else None
+
+
 def _checked(found: CChecked, index: int) -> Checked:
-    if found.code:
-        return Checked(Refused(Refusal(found.code), index, _reason(found.reason)))
+    if refused := _refused(found, index):
+        return Checked(refused)
     return Checked(
         None,
         found.rows,

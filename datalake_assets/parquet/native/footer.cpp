@@ -235,6 +235,10 @@ Chunk parse_chunk(ThriftReader& reader) {
     support(field != 1, "its column chunks lie in other files");
     support(field != 8 && field != 9, "it is encrypted");
     if (field == 4 || field == 6) chunk.has_page_index = true;
+    if ((field == 4 && type == T_I64) || (field == 5 && type == T_I32)) {
+      (field == 4 ? chunk.offset_index : chunk.offset_index_bytes) = reader.zigzag();
+      return true;
+    }
     if (field != 3 || type != T_STRUCT) return false;
     need(!seen, "a column chunk is damaged");
     seen = true;
@@ -308,12 +312,25 @@ void check_group(const RowGroup& group, const std::vector<Leaf>& leaves, u64 pag
 
 Footer parse_footer(View file) {
   need(file.size >= 12 && !memcmp(file.data, "PAR", 3), "it is not a Parquet file");
-  support(memcmp(file.data, "PARE", 4) != 0 && memcmp(file.end() - 4, "PARE", 4) != 0, "it is encrypted");
-  need(!memcmp(file.data, "PAR1", 4) && !memcmp(file.end() - 4, "PAR1", 4), "it is not a Parquet file, or was cut off");
-  u32 length = load<u32>(file.end() - TAIL_BYTES);
-  need(length <= file.size - TAIL_BYTES - 4, "its footer does not fit into it");
-  size_t pages_end = file.size - TAIL_BYTES - length;
-  ThriftReader reader{file.data + pages_end, file.end() - TAIL_BYTES};
+  support(memcmp(file.data, "PARE", 4) != 0, "it is encrypted");
+  need(!memcmp(file.data, "PAR1", 4), "it is not a Parquet file");
+  return parse_footer(file, file.size);
+}
+
+size_t footer_bytes(View tail, size_t file_bytes) {
+  need(file_bytes >= 12 && tail.size >= TAIL_BYTES, "it is not a Parquet file");
+  support(memcmp(tail.end() - 4, "PARE", 4) != 0, "it is encrypted");
+  need(!memcmp(tail.end() - 4, "PAR1", 4), "it is not a Parquet file, or was cut off");
+  u32 length = load<u32>(tail.end() - TAIL_BYTES);
+  need(length <= file_bytes - TAIL_BYTES - 4, "its footer does not fit into it");
+  return length + TAIL_BYTES;
+}
+
+Footer parse_footer(View tail, size_t file_bytes) {
+  size_t length = footer_bytes(tail, file_bytes);
+  need(length <= tail.size, "its footer does not fit into it");
+  size_t pages_end = file_bytes - length;
+  ThriftReader reader{tail.end() - length, tail.end() - TAIL_BYTES};
   Footer footer;
   std::vector<bool> by_type;
   bool has_groups = false;

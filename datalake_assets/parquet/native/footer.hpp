@@ -46,7 +46,8 @@ struct Chunk {
   bool min_exact = true, max_exact = true;  // unless they say otherwise
   bool says_exact = false;                  // they say so of both, and not nothing
   bool has_bloom = false, has_page_index = false;
-  bool lists_dictionary = false;  // among its encodings, whether or not it says where the dictionary is
+  i64 offset_index = 0, offset_index_bytes = 0;  // bytes: 0 where there is none
+  bool lists_dictionary = false;                 // among its encodings, whether or not it says where the dictionary is
   View key_values;
 
   bool has_dictionary() const { return dictionary_offset > 0 && dictionary_offset < data_offset; }
@@ -69,7 +70,12 @@ struct Footer {
   i64 rows = -1;
 };
 
-// Parses the footer of a file and compares everything in it with the file's size and the schema.
+// Of a file of so many bytes: how many of them, at the end, are the footer with its length and magic.
+size_t footer_bytes(View tail, size_t file_bytes);
+
+// Parses the footer of a file and compares everything in it with the file's size and the schema. `tail`: the end of the
+// file, with all of the footer.
+Footer parse_footer(View tail, size_t file_bytes);
 Footer parse_footer(View file);
 
 struct SortingColumn {

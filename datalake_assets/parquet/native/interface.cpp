@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "merge.hpp"
+#include "walking.hpp"
 
 namespace pagemerge {
 
@@ -37,33 +38,65 @@ struct BudgetScope {
 
 // ---- inputs
 
-void read_path(const char* path, i64 expected, Bytes& to) {
-  int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) refuse(PM_UNREADABLE, std::string("it cannot be opened: ") + strerror(errno));
-  struct Closed {
-    int descriptor;
-    ~Closed() { close(descriptor); }
-  } closed{descriptor};
-  struct stat status;
-  if (fstat(descriptor, &status)) refuse(PM_UNREADABLE, std::string("it cannot be read: ") + strerror(errno));
-  if (!S_ISREG(status.st_mode)) refuse(PM_UNREADABLE, "it is no regular file");
-  if (expected >= 0 && status.st_size != expected) refuse(PM_CHANGED, "it has another size than expected");
-  size_t size = static_cast<size_t>(status.st_size);
-  to.reserve(size);
-  while (to.size < size) {
-    ssize_t got = read(descriptor, to.data + to.size, size - to.size);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) refuse(PM_UNREADABLE, std::string("it cannot be read: ") + strerror(errno));
-    if (!got) refuse(PM_CHANGED, "it became shorter while it was read");
-    to.size += static_cast<size_t>(got);
+[[noreturn]] void unreadable() { refuse(PM_UNREADABLE, std::string("it cannot be read: ") + strerror(errno)); }
+
+// An input that lies in a file: at a path, which is opened, or open already.
+class OpenFile {
+ public:
+  explicit OpenFile(const pm_input& input) : descriptor_(input.descriptor), is_mine_(input.path != nullptr) {
+    if (is_mine_) descriptor_ = open(input.path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (descriptor_ < 0) refuse(PM_UNREADABLE, std::string("it cannot be opened: ") + strerror(errno));
+    try {
+      look(input.size_bytes);
+    } catch (...) {
+      if (is_mine_) close(descriptor_);
+      throw;
+    }
   }
-}
+  ~OpenFile() {
+    if (is_mine_) close(descriptor_);
+  }
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+
+  size_t size() const { return size_; }
+
+  // Reads behind what is there.
+  void read(size_t offset, size_t length, Bytes& to) const {
+    to.reserve(to.size + length);
+    while (length) {
+      ssize_t got = pread(descriptor_, to.data + to.size, length, static_cast<off_t>(offset));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) unreadable();
+      if (!got) refuse(PM_CHANGED, "it became shorter while it was read");
+      to.size += static_cast<size_t>(got);
+      offset += static_cast<size_t>(got);
+      length -= static_cast<size_t>(got);
+    }
+  }
+
+ private:
+  int descriptor_;
+  bool is_mine_;
+  size_t size_ = 0;
+
+  void look(i64 expected) {
+    struct stat status;
+    if (fstat(descriptor_, &status)) unreadable();
+    if (!S_ISREG(status.st_mode)) refuse(PM_UNREADABLE, "it is no regular file");
+    if (expected >= 0 && status.st_size != expected) refuse(PM_CHANGED, "it has another size than expected");
+    size_ = static_cast<size_t>(status.st_size);
+  }
+};
+
+bool is_file(const pm_input& input) { return input.path || input.descriptor >= 0; }
 
 }  // namespace
 
 void read_input(const pm_input& input, File& file) {
-  if (input.path) {
-    read_path(input.path, input.size_bytes, file.own);
+  if (is_file(input)) {
+    OpenFile open_file(input);
+    open_file.read(0, open_file.size(), file.own);
     file.bytes = {file.own.data, file.own.size};
   } else {
     if (!input.data || input.size_bytes < 0) refuse(PM_INTERNAL, "an input has neither path nor bytes");
@@ -79,7 +112,11 @@ void read_input(const pm_input& input, File& file) {
 }
 
 void parse_input(const pm_input& input, File& file) {
-  Footer& footer = file.footer = parse_footer(file.bytes);
+  file.footer = parse_footer(file.bytes);
+  choose_groups(input, file.footer);
+}
+
+void choose_groups(const pm_input& input, Footer& footer) {
   if (input.rows >= 0 && input.rows != footer.rows) refuse(PM_CHANGED, "it has another number of rows than expected");
   i64 count = static_cast<i64>(footer.groups.size()), first = input.first_group;
   i64 end = input.groups < 0 ? count : first + input.groups;
@@ -169,6 +206,42 @@ void check_input(const pm_input& input, pm_depth depth, i32 time_leaf, pm_checke
   checked.checksums = count.checksums;
 }
 
+// Of a file that is not in memory only the footer and what heads the pages are read.
+void walk_input(const pm_input& input, pm_checked& checked) {
+  PageCount count;
+  if (is_file(input) && !input.digest) {
+    OpenFile open_file(input);
+    Bytes tail;
+    size_t most = std::min(open_file.size(), FIRST_READ_BYTES);
+    open_file.read(open_file.size() - most, most, tail);
+    size_t wanted = footer_bytes({tail.data, tail.size}, open_file.size());
+    if (wanted > tail.size) {
+      tail.clear();
+      open_file.read(open_file.size() - wanted, wanted, tail);
+    }
+    Footer footer = parse_footer({tail.data, tail.size}, open_file.size());
+    choose_groups(input, footer);
+    Bytes held;
+    walk_pages(
+        footer, open_file.size(),
+        [&](size_t offset, size_t length) {
+          held.clear();
+          open_file.read(offset, length, held);
+          return View{held.data, held.size};
+        },
+        count);
+  } else {
+    File file;
+    read_input(input, file);
+    parse_input(input, file);
+    walk_pages(
+        file.footer, file.bytes.size,
+        [&](size_t offset, size_t length) { return View{file.bytes.data + offset, length}; }, count);
+  }
+  checked.pages = count.pages;
+  checked.checksums = count.checksums;
+}
+
 void merge_inputs(i64 count, const pm_input* inputs, const pm_options& options, pm_result& result, i64& at) {
   if (count < 1 || options.page_bytes < 1 || options.page_rows < 1 || !options.created_by)
     refuse(PM_INTERNAL, "the options make no sense");
@@ -220,6 +293,17 @@ int32_t guarded(char* reason, size_t room, Work work) {
   }
 }
 
+// What is told of one input says nothing of the others.
+template <class Look>
+void each_input(i64 count, const pm_input* inputs, i64 memory_bytes, pm_checked* checked, Look look) {
+  for (i64 i = 0; i < count; i++) {
+    pm_checked& each = checked[i];
+    memset(&each, 0, sizeof each);
+    BudgetScope scope(memory_bytes);
+    each.code = guarded(each.reason, sizeof each.reason, [&] { look(inputs[i], each); });
+  }
+}
+
 }  // namespace
 }  // namespace pagemerge
 
@@ -244,13 +328,14 @@ PM_API int32_t pm_merge(int64_t count, const pm_input* inputs, const pm_options*
 
 PM_API int32_t pm_check(int64_t count, const pm_input* inputs, int32_t depth, int32_t time_leaf, int64_t memory_bytes,
                         pm_checked* checked) {
-  for (i64 i = 0; i < count; i++) {
-    pm_checked& each = checked[i];
-    memset(&each, 0, sizeof each);
-    BudgetScope scope(memory_bytes);
-    each.code = guarded(each.reason, sizeof each.reason,
-                        [&] { check_input(inputs[i], static_cast<pm_depth>(depth), time_leaf, each); });
-  }
+  each_input(count, inputs, memory_bytes, checked, [&](const pm_input& input, pm_checked& told) {
+    check_input(input, static_cast<pm_depth>(depth), time_leaf, told);
+  });
+  return PM_OK;
+}
+
+PM_API int32_t pm_walk(int64_t count, const pm_input* inputs, int64_t memory_bytes, pm_checked* checked) {
+  each_input(count, inputs, memory_bytes, checked, walk_input);
   return PM_OK;
 }
 

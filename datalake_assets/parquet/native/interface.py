@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["STEPS", "VERSION", "CChecked", "CInput", "COptions", "CResult", "CSpan", "CText", "open_library"]
 
 #: Of the interface; a library of another one is not used.
-VERSION = 1
+VERSION = 2
 
 
 class CInput(ctypes.Structure):
@@ -24,6 +24,7 @@ class CInput(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("digest", ctypes.c_char_p),
         ("proven", ctypes.c_int32),
+        ("descriptor", ctypes.c_int32),
         ("first_group", ctypes.c_int32),
         ("groups", ctypes.c_int32),
     )
@@ -140,6 +141,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     pointer = ctypes.c_void_p
     library.pm_merge.argtypes = (ctypes.c_int64, pointer, pointer, pointer)
     library.pm_check.argtypes = (ctypes.c_int64, pointer, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, pointer)
+    library.pm_walk.argtypes = (ctypes.c_int64, pointer, ctypes.c_int64, pointer)
     library.pm_free.argtypes = (pointer,)
     library.pm_free.restype = None
     return library

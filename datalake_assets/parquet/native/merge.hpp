@@ -15,6 +15,9 @@ struct File {
 // Reads an input, unless its bytes are given, and compares it with what the caller expects.
 void read_input(const pm_input& input, File& file);
 
+// Leaves out the row groups that take no part.
+void choose_groups(const pm_input& input, Footer& footer);
+
 // Parses the footer, and leaves out the row groups that take no part.
 void parse_input(const pm_input& input, File& file);
 

@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 #define PM_API __attribute__((visibility("default")))
-#define PM_VERSION 1
+#define PM_VERSION 2
 
 typedef enum {
   PM_OK = 0,
@@ -37,14 +37,15 @@ typedef enum {
   PM_INTERNAL = 10   /* the output does not decode to what went in, or there is a fault in here */
 } pm_code;
 
-/* A file: a path, or its bytes, which have to stay for as long as the call takes. */
+/* A file: a path, or its bytes, which have to stay for as long as the call takes, or a descriptor. */
 typedef struct {
-  const char* path; /* null: `data` holds it */
+  const char* path; /* null: `data` holds it, or it is open */
   const uint8_t* data;
-  int64_t size_bytes;    /* of `data`, or expected of the file at `path`; -1: not known */
+  int64_t size_bytes;    /* of `data`, or expected of the file; -1: not known */
   int64_t rows;          /* expected; -1: not known */
   const uint8_t* digest; /* expected XXH3-128 in canonical form, 16 bytes; null: not to be compared */
   int32_t proven;        /* somebody vouches for the bytes: values that are copied need not be decoded to prove them */
+  int32_t descriptor;    /* of the file, which is read wherever it stands; -1: it is not open */
   int32_t first_group, groups; /* row groups that take part; groups = -1: all from the first on */
 } pm_input;
 
@@ -140,6 +141,10 @@ PM_API int32_t pm_merge(int64_t count, const pm_input* inputs, const pm_options*
 /* Whether each file can take part, and if not, why; as deep as `depth` says. `memory_bytes` is of one file. */
 PM_API int32_t pm_check(int64_t count, const pm_input* inputs, int32_t depth, int32_t time_leaf, int64_t memory_bytes,
                         pm_checked* checked);
+/* Whether all column chunks of each file can be copied as they are: every page is what the metadata says, by its
+ * header, length, place and checksum, and by the offset index. Nothing is decompressed. Of `checked`, only `code`,
+ * `reason`, `pages` and `checksums` are told. `memory_bytes` is of one file. */
+PM_API int32_t pm_walk(int64_t count, const pm_input* inputs, int64_t memory_bytes, pm_checked* checked);
 PM_API void pm_free(void* data);
 
 #ifdef __cplusplus

@@ -37,6 +37,14 @@ void parse_kind(ThriftReader& reader, PageHeader& header, int kind) {
   need((there >> 1 & ((1u << required) - 1)) == (1u << required) - 1, HEADER_DAMAGED);
 }
 
+void check_repetition(const Leaf& leaf, const u8* levels, size_t count, bool first) {
+  u8 highest = 0;
+  for (size_t i = 0; i < count; i++) highest = std::max(highest, levels[i]);
+  need(highest <= leaf.max_repetition && (!first || !count || !levels[0]), "a level is too high");
+}
+
+}  // namespace
+
 PageHeader parse_header(ThriftReader& reader) {
   PageHeader header;
   int kind = 0;
@@ -74,14 +82,6 @@ PageHeader parse_header(ThriftReader& reader) {
   }
   return header;
 }
-
-void check_repetition(const Leaf& leaf, const u8* levels, size_t count, bool first) {
-  u8 highest = 0;
-  for (size_t i = 0; i < count; i++) highest = std::max(highest, levels[i]);
-  need(highest <= leaf.max_repetition && (!first || !count || !levels[0]), "a level is too high");
-}
-
-}  // namespace
 
 PageHeader next_page(ThriftReader& chunk, View& body) {
   PageHeader header = parse_header(chunk);

@@ -20,6 +20,9 @@ struct PageHeader {
   bool is_data() const { return type == DATA_PAGE || type == DATA_PAGE_V2; }
 };
 
+// Reads a header.
+PageHeader parse_header(ThriftReader& reader);
+
 // Reads a header and returns it with its body, both within the chunk; checks the body's checksum if it has one.
 PageHeader next_page(ThriftReader& chunk, View& body);
 

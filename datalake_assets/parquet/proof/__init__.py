@@ -20,7 +20,7 @@ import pyarrow as pa
 __all__ = ["Compared", "Comparer", "Side", "Verdict", "comparer_status", "load_comparer", "open_comparer"]
 
 #: `PC_VERSION` of the header; a library of another one is not used.
-VERSION = 1
+VERSION = 2
 #: Switches the kernel off, and with it all that proves what it makes.
 _SWITCH = "DATALAKE_NATIVE"
 
@@ -115,15 +115,30 @@ class Comparer:
         self._library.pc_compare(
             len(inputs), files, ctypes.byref(_file(output)), footer, len(footer), memory_bytes, ctypes.byref(told)
         )
-        return Compared(
-            Verdict(told.verdict),
-            told.reason.decode(errors="replace"),
-            told.input if told.input >= 0 else None,
-            told.column if told.column >= 0 else None,
-            told.rows,
-            told.values,
-            told.peak_bytes,
-        )
+        return _compared(told)
+
+    def read(self, side: Side, *, memory_bytes: int = 0) -> Compared:
+        """Whether a file of no lists can be read to its last value: EQUAL, or UNCLEAR; raises nothing.
+
+        Args:
+            side: The file.
+            memory_bytes: That may be allocated; 0: no limit.
+        """
+        told = _CResult()
+        self._library.pc_read(ctypes.byref(_file(side)), memory_bytes, ctypes.byref(told))
+        return _compared(told)
+
+
+def _compared(told: _CResult) -> Compared:
+    return Compared(
+        Verdict(told.verdict),
+        told.reason.decode(errors="replace"),
+        told.input if told.input >= 0 else None,
+        told.column if told.column >= 0 else None,
+        told.rows,
+        told.values,
+        told.peak_bytes,
+    )
 
 
 def _file(side: Side) -> _CFile:
@@ -142,6 +157,7 @@ def open_comparer(path: Path) -> Comparer:
         raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.pc_compare.argtypes = (number, pointer, pointer, ctypes.c_char_p, number, number, pointer)
+    library.pc_read.argtypes = (pointer, number, pointer)
     return Comparer(library)
 
 

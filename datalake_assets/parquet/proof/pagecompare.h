@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 #define PC_API __attribute__((visibility("default")))
-#define PC_VERSION 1
+#define PC_VERSION 2
 
 typedef enum {
   PC_EQUAL = 0,   /* all levels and all values are, and the output's footer says of them what they are */
@@ -49,6 +49,10 @@ PC_API uint32_t pc_reads(void);
  * may be allocated. Returns the verdict. */
 PC_API int32_t pc_compare(int64_t count, const pc_file* inputs, const pc_file* output, const uint8_t* footer,
                           int64_t footer_bytes, int64_t memory_bytes, pc_result* result);
+/* Reads one file to its last value, as strictly as inputs of a comparison are read: PC_EQUAL if all pages add up to
+ * what its metadata say, decompress, and have levels, indices and values in their encodings; otherwise PC_UNCLEAR.
+ * Files with lists are never clear. What it states of values is not looked at. */
+PC_API int32_t pc_read(const pc_file* file, int64_t memory_bytes, pc_result* result);
 
 #ifdef __cplusplus
 }
