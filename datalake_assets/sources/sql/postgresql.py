@@ -7,7 +7,7 @@ lock for writing, or that began before. See the ADR on cursors.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
@@ -38,6 +38,8 @@ __all__ = ["AdbcDatabase", "PostgreSql"]
 #: query of a standby that was cancelled for recovery.
 _TRANSIENT = ("08", "53", "57", "58", "40")
 _POLL_S = (0.02, 0.5)
+#: Bytes of a batch of rows.
+BATCH_BYTES = 2 << 20
 #: Rows that wait for so long for a transaction of others are worth a word.
 HELD_BACK = timedelta(seconds=60)
 
@@ -76,6 +78,8 @@ class AdbcDatabase:
     dialect = "adbc"
     #: The extra that brings the driver.
     extra = "adbc"
+    #: What a statement is told whose rows are wanted: options of the driver.
+    options: Mapping[str, str] = {}
 
     def __init__(self, name: str, *, driver: str, uri: str, url: str, timeout_s: float) -> None:
         self.name, self._driver, self._uri, self._url, self._timeout_s = name, driver, uri, url, timeout_s
@@ -138,6 +142,7 @@ class AdbcDatabase:
     ) -> Iterator[Sequence[pa.Array | list[Any]]]:
         """Implements `Database`: as the driver sends them."""
         with self._cursor() as cursor:
+            cursor.adbc_statement.set_options(**self.options)
             cursor.execute(selected(self, relation, columns, within))
             for batch in cursor.fetch_record_batch():
                 yield batch.columns
@@ -206,6 +211,8 @@ class PostgreSql(AdbcDatabase):
     """PostgreSQL; implements `Database`. Its sessions only read, in UTC, each statement at one moment."""
 
     dialect, extra = "postgresql", "postgresql"
+    # by default 16 MiB, of which there are several at once (ADBC's documentation, "PostgreSQL driver", options)
+    options: Mapping[str, str] = {"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
 
     def __init__(self, name: str, *, url: str, timeout_s: float) -> None:
         uri = (
