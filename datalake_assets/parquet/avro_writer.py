@@ -227,8 +227,8 @@ def _values(column: pa.Array, dtype: str) -> Any:
 def _variable(numbers: Numbers, prefix: int | None) -> pa.Array:
     """Numbers as Avro writes them, behind a constant byte where there is one."""
     zigzag = ((numbers << 1) ^ (numbers >> 63)).view(np.uint64)
-    largest = int(zigzag.max()) if len(zigzag) else 0
-    width = max(1, -(-largest.bit_length() // _BITS))
+    smallest, largest = (int(zigzag.min()), int(zigzag.max())) if len(zigzag) else (0, 0)
+    width, least = (max(1, -(-each.bit_length() // _BITS)) for each in (largest, smallest))
     first = 0 if prefix is None else 1
     out = np.empty((len(zigzag), width + first), np.uint8)
     lengths = np.full(len(zigzag), 1 + first, np.int64)
@@ -239,7 +239,7 @@ def _variable(numbers: Numbers, prefix: int | None) -> pa.Array:
         has_more = rest >= _MORE
         out[:, place + first] = (rest & np.uint64(_MORE - 1)).astype(np.uint8) | (has_more.astype(np.uint8) << 7)
         lengths += has_more
-    if width == 1:
+    if least == width:  # times are, and lengths of short texts
         return _binary(out.reshape(-1), lengths)
     return _binary(out[np.arange(width + first) < lengths[:, None]], lengths)
 

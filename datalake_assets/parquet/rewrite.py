@@ -7,7 +7,6 @@ fit, are named and left out; the others go on.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,21 +33,9 @@ from datalake_assets.parquet.rewrite_settings import Kernel, RewriteSettings, wo
 from datalake_assets.parquet.schemas import AnotherShape, Shape, inspect, shape_of
 from datalake_assets.parquet.segment_queue import SegmentQueue
 from datalake_assets.parquet.segments import Model, Segment, SegmentFormat, model_of, sorted_pieces
-from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets.parquet.writer import ParquetSettings, use_lean_pool
 
-__all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "use_lean_pool", "workers_for"]
-
-
-def use_lean_pool() -> None:
-    """Makes jemalloc the process's allocator of Arrow memory, where Arrow has it and nobody has chosen another.
-
-    Decoding and encoding allocate and free the same few sizes thousands of times. mimalloc, the default, gives the
-    memory back in between and has the kernel clear it again: a quarter of the CPU time of merging 1,000 tiny files, and
-    half as much memory again (`benchmarks compaction`). ``ARROW_DEFAULT_MEMORY_POOL`` overrides this choice as it does
-    Arrow's own (Arrow's documentation, "Environment Variables").
-    """
-    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and "jemalloc" in pa.supported_memory_backends():
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
+__all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
 
 
 FinishedT = TypeVar("FinishedT")

@@ -266,6 +266,8 @@ def _taken(
     if len(names) == 1:
         return [(names[0], batch)]
     codes = named.indices.to_numpy()
+    if len(names) <= 1 << 16:
+        codes = codes.astype(np.uint16)  # numpy sorts these by their digits, in a tenth of the time
     rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
     # Copies, not slices: the rows of a quiet partition would keep whole batches in memory.
     return [(name, batch.take(pa.array(which))) for name, which in zip(names, rows, strict=True) if len(which)]

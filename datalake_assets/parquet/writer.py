@@ -8,6 +8,7 @@ it is about ten times as fast as BLAKE2b, which files of earlier releases have a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,7 @@ __all__ = [
     "open_writer",
     "sorted_by",
     "time_bounds",
+    "use_lean_pool",
 ]
 
 Profile: TypeAlias = Literal["compatible", "compact"]
@@ -46,6 +48,19 @@ DISTINCT_SHARE: Final = 0.10
 """A dictionary pays below this share of distinct values: measured 11 % less time and 6 % less space than everywhere."""
 
 _INT64_DIGITS: Final = 18  # Parquet LogicalTypes, DECIMAL: up to 18 digits fit into an INT64
+
+
+def use_lean_pool() -> None:
+    """Makes jemalloc the process's allocator of Arrow memory, where Arrow has it and nobody has chosen another.
+
+    Decoding and encoding allocate and free the same few sizes thousands of times. mimalloc, the default, gives the
+    memory back in between and has the kernel clear it again: a quarter of the CPU time of merging 1,000 tiny files, and
+    half as much memory again (`benchmarks compaction`); a tenth of the memory of an export (`benchmarks csv`).
+    ``ARROW_DEFAULT_MEMORY_POOL`` overrides this choice as it does Arrow's own (Arrow's documentation, "Environment
+    Variables").
+    """
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and "jemalloc" in pa.supported_memory_backends():
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 
 def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:

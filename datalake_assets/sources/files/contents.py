@@ -69,6 +69,7 @@ class Contents:
         checksum: XXH3 (128 bits) of the file as it was dropped, hexadecimal.
         size_bytes: Its size.
         encoding: What its text was written in.
+        is_utf8: Whether all of the stream is known to be UTF-8; else some bytes may not be.
     """
 
     stream: BinaryIO
@@ -76,6 +77,7 @@ class Contents:
     checksum: str
     size_bytes: int
     encoding: str
+    is_utf8: bool
 
     def rewound(self) -> BinaryIO:
         """The text from its beginning."""
@@ -108,7 +110,7 @@ def prepared(raw: IO[bytes], *, is_kept: bool, encoding: str | None, limits: Con
             raise BadFile("it is empty")
         try:
             plain = _unpacked(source, limits.of(size), held)
-            found, begin = _encoding(plain, encoding)
+            found, begin, is_utf8 = _encoding(plain, encoding)
             text = plain if found == "utf-8" else _transcoded(plain, found, held)
         except _DAMAGED as error:
             raise BadFile(_reason(error)) from error
@@ -116,7 +118,7 @@ def prepared(raw: IO[bytes], *, is_kept: bool, encoding: str | None, limits: Con
     for each in (raw, source, plain):
         if each is not text:
             each.close()
-    return Contents(text, begin if found == "utf-8" else 0, hashed.hexdigest(), size, found)
+    return Contents(text, begin if found == "utf-8" else 0, hashed.hexdigest(), size, found, is_utf8)
 
 
 def _reason(error: BaseException) -> str:
@@ -180,21 +182,31 @@ def _opened(source: BinaryIO, packing: str) -> IO[bytes]:
     return archive.open(files[0])
 
 
-def _encoding(plain: BinaryIO, declared: str | None) -> tuple[str, int]:
-    """What the text is written in, and where it begins."""
+def _encoding(plain: BinaryIO, declared: str | None) -> tuple[str, int, bool]:
+    """What the text is written in, where it begins, and whether all of it is known to be UTF-8 once it is read so."""
     plain.seek(0)
     start = plain.read(4)
-    if declared is not None:
-        name = codecs.lookup(declared).name
-        return name, len(_UTF8_BOM) if name == "utf-8" and start.startswith(_UTF8_BOM) else 0
+    name = codecs.lookup(declared).name if declared is not None else _looks_like(start)
+    if name == "utf-8":
+        return name, len(_UTF8_BOM) if start.startswith(_UTF8_BOM) else 0, _is_utf8(plain)
+    if name:
+        return name, 0, True
+    if _is_utf8(plain):
+        return "utf-8", 0, True
+    name = _eight_bits(plain)
+    return name, 0, name != "utf-8"
+
+
+def _looks_like(start: bytes) -> str:
+    """The encoding that a text's first bytes tell; empty if they tell none."""
     if start.startswith(_UTF8_BOM):
-        return "utf-8", len(_UTF8_BOM)
+        return "utf-8"
     for mark, name in _BOMS:
         if start.startswith(mark):
-            return name, 0
+            return name
     if len(start) >= 2 and (start[0] == 0) is not (start[1] == 0):  # noqa: PLR2004  a letter in two bytes
-        return ("utf-16-be" if start[0] == 0 else "utf-16-le"), 0
-    return _eight_bits(plain), 0
+        return "utf-16-be" if start[0] == 0 else "utf-16-le"
+    return ""
 
 
 #: Bytes that are control characters in Latin-1, and begin or go on in UTF-8.
@@ -202,12 +214,10 @@ _NOT_LATIN = bytes(range(0x80, 0xA0))
 
 
 def _eight_bits(plain: BinaryIO) -> str:
-    """UTF-8, if the text has any letter of it; else Latin-1, if it has other letters and nothing else.
+    """Of a text that is not UTF-8: UTF-8 still, if it has any letter of it; else Latin-1, if it has no other bytes.
 
     A text that is UTF-8 but for some bytes stays UTF-8: its bad records are found one by one.
     """
-    if _is_utf8(plain):
-        return "utf-8"
     plain.seek(0)
     others = bytes(sorted(set(range(256)) - set(_NOT_LATIN)))
     is_latin, has_letters = True, False

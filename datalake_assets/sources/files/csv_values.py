@@ -25,17 +25,23 @@ from datalake_assets.sources.files.csv_records import (
     records_of,
 )
 from datalake_assets.sources.files.text_values import (
+    DOUBLE_DIGITS,
     FALSE,
+    NUMBERS,
+    TEXT,
     TRUE,
     Kind,
     all_kept,
+    are_double,
     classified,
     converted,
+    doubles,
     joined,
+    may_have_exponents,
     needs_a_look,
 )
 
-__all__ = ["KEPT_BYTES", "BadRecord", "Parsed", "decode", "infer", "too_long"]
+__all__ = ["KEPT_BYTES", "BadRecord", "Parsed", "decode", "decode_and_infer", "infer", "too_long"]
 
 #: Bytes of a bad record that are kept of it; the file has the rest.
 KEPT_BYTES = 64 << 10
@@ -82,6 +88,7 @@ def decode(
     dialect: CsvDialect,
     *,
     declared: Container[str],
+    verified: Container[str] = frozenset(),
 ) -> Parsed:
     """The rows of a block.
 
@@ -91,12 +98,14 @@ def decode(
         types: The columns that are wanted, with their types.
         dialect: How the file is written.
         declared: Columns whose types a person chose.
+        verified: Columns of which `infer` has seen that all good records of the file have values of their type.
     """
     schema = pa.schema([(name, types[name]) for name in names if name in types])
     if block.unended:
         return Parsed(_nothing(schema), [BadRecord(block.line, too_long("record"), block.data[:KEPT_BYTES])])
     if block.is_plain:
-        rows = _decoded_at_once(block, names, schema, dialect, declared)
+        settled = {each.name for each in schema if each.name in declared or each.name in verified}
+        rows = _decoded_at_once(block, names, schema, dialect, settled)
         if rows is not None:
             return Parsed(rows)
     return _decoded_with_care(block, names, schema, dialect, declared)
@@ -123,6 +132,7 @@ def _read(data: bytes, names: Sequence[str], types: Mapping[str, pa.DataType], d
             false_values=list(FALSE),
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
+            check_utf8=not dialect.is_utf8,
         ),
     )
     batches = table.combine_chunks().to_batches()
@@ -130,38 +140,36 @@ def _read(data: bytes, names: Sequence[str], types: Mapping[str, pa.DataType], d
 
 
 def _decoded_at_once(
-    block: Block, names: Sequence[str], schema: pa.Schema, dialect: CsvDialect, declared: Container[str]
+    block: Block, names: Sequence[str], schema: pa.Schema, dialect: CsvDialect, settled: Container[str]
 ) -> pa.RecordBatch | None:
-    """The rows, if all is well; None if somebody has to look."""
-    numbers = [each for each in schema if _is_number(each.type) and each.name not in declared]
-    quote = ord(dialect.quote) if dialect.quote else 0
-    if numbers and needs_a_look(np.frombuffer(block.data, np.uint8), ord(dialect.delimiter), quote):
+    """The rows, if all is well; None if somebody has to look.
+
+    Args:
+        block: The block, whose quotes are where they may be.
+        names: The file's columns.
+        schema: Those that are wanted.
+        dialect: How the file is written.
+        settled: Columns whose numbers have the right form.
+    """
+    numbers = [each for each in schema if _is_number(each.type) and each.name not in settled]
+    if numbers and needs_a_look(block.data, dialect.delimiter, dialect.quote):
         return None
     # a double does not say which digits it was written with
-    doubles = {each.name for each in numbers if pa.types.is_floating(each.type)}
-    types = {each.name: pa.string() if each.name in doubles else each.type for each in schema}
+    texts = {each.name for each in numbers if pa.types.is_floating(each.type)}
+    types = {each.name: pa.string() if each.name in texts else each.type for each in schema}
     try:
         rows = _read(block.data, names, types, dialect)
-        columns = [
-            _doubles(rows.column(each.name)) if each.name in doubles else rows.column(each.name) for each in schema
-        ]
+        columns = [doubles(rows.column(name)) if name in texts else rows.column(name) for name in types]
     except pa.ArrowInvalid:
         return None
-    for column in columns:
-        if pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py():
-            return None
+    if any(_is_endless(each) for each in columns):
+        return None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _doubles(texts: pa.Array) -> pa.Array:
-    """Numbers of texts.
-
-    Raises:
-        pa.ArrowInvalid: One is none, or has digits that a double does not keep.
-    """
-    if not all_kept(texts):
-        raise pa.ArrowInvalid("a number has more digits")
-    return texts.cast(pa.float64())
+def _is_endless(column: pa.Array) -> bool:
+    """Whether a number may have been too large for a double."""
+    return bool(pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py())
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -193,7 +201,7 @@ def _texts(block: Block, names: Sequence[str], dialect: CsvDialect) -> _Texts:
     for number in np.flatnonzero(records.odd).tolist():
         bad[number] = "a field that begins with a quote does not end with one"
     data = block.data
-    if not data.isascii():
+    if not dialect.is_utf8 and not data.isascii():
         for number, (start, end) in enumerate(zip(records.starts.tolist(), records.ends.tolist(), strict=True)):
             try:
                 data[start:end].decode()
@@ -242,34 +250,127 @@ def _bad_records(block: Block, texts: _Texts) -> list[BadRecord]:
 
 
 def infer(
-    block: Block, names: Sequence[str], known: Mapping[str, Kind], dialect: CsvDialect, *, declared: Container[str]
+    block: Block,
+    names: Sequence[str],
+    known: Mapping[str, Kind],
+    dialect: CsvDialect,
+    *,
+    declared: Container[str],
+    exact: bool = True,
 ) -> dict[str, Kind]:
-    """What the columns are, given what they were before this block; no more is looked at than has to be."""
+    """What the columns are, given what they were before this block; no more is looked at than has to be.
+
+    Args:
+        block: The block.
+        names: The file's columns.
+        known: What the columns were.
+        dialect: How the file is written.
+        declared: Columns whose types a person chose.
+        exact: Look whether doubles keep the digits of other numbers, too, which matters only if there are doubles.
+    """
     wanted = [name for name in names if name not in declared]
     if block.unended or not wanted:
         return dict(known)
     if block.is_plain and known:
-        schema = pa.schema([(name, _verifying(known[name])) for name in wanted])
-        rows = _decoded_at_once(block, names, schema, dialect, frozenset())
-        if rows is not None:
-            return {**known, **{name: _widened(known[name], rows.column(name)) for name in wanted}}
+        # a text column stays one, and of texts there is nothing to see but whether they are UTF-8
+        open_ = {name: known[name] for name in wanted if known[name] != TEXT or not dialect.is_utf8}
+        seen = _verified(block, names, open_, {}, dialect, exact=exact) if open_ else (None, {})
+        if seen is not None:
+            return {**known, **seen[1]}
     rows = _texts(block, names, dialect).rows
     found = {name: joined(known.get(name, Kind()), classified(rows.column(name))) for name in wanted}
     return {**known, **found}
 
 
-def _verifying(kind: Kind) -> pa.DataType:
-    """A type that takes no value of another kind; a double would take any number, whose digits it may not keep."""
-    return pa.null() if kind.name == "null" else pa.string() if kind.name == "double" else kind.type
+def decode_and_infer(
+    block: Block,
+    names: Sequence[str],
+    known: Mapping[str, Kind],
+    types: Mapping[str, pa.DataType],
+    dialect: CsvDialect,
+    *,
+    declared: Container[str],
+) -> tuple[Parsed | None, dict[str, Kind]]:
+    """The rows of a block, and what the columns are, by one parse; no rows if a column has another type by now.
+
+    It is not looked whether doubles keep the digits of other numbers.
+
+    Args:
+        block: The block.
+        names: The file's columns.
+        known: What the columns were before this block.
+        types: The types of these, and those of columns that are declared; of all columns.
+        dialect: How the file is written.
+        declared: Columns whose types a person chose.
+    """
+    if block.is_plain and not block.unended:
+        kinds = {name: known[name] for name in names if name not in declared}
+        chosen = {name: types[name] for name in names if name in declared}
+        seen = _verified(block, names, kinds, chosen, dialect, exact=False)
+        if seen is not None and not any(_is_endless(seen[0].column(name)) for name in names if name in declared):
+            rows, found = seen
+            if any(kind.type != types[name] for name, kind in found.items()):
+                return None, found
+            columns = [rows.column(name).cast(types[name]) for name in names]
+            return Parsed(pa.RecordBatch.from_arrays(columns, list(names))), found
+    found = infer(block, names, known, dialect, declared=declared, exact=False)
+    if any(found[name].type != types[name] for name in names if name not in declared):
+        return None, found
+    return decode(block, names, types, dialect, declared=declared), found
 
 
-def _widened(kind: Kind, values: pa.Array) -> Kind:
+def _verified(
+    block: Block,
+    names: Sequence[str],
+    kinds: Mapping[str, Kind],
+    types: Mapping[str, pa.DataType],
+    dialect: CsvDialect,
+    *,
+    exact: bool,
+) -> tuple[pa.RecordBatch, dict[str, Kind]] | None:
+    """The rows of a block, and the kinds with its values, if these are of them; None if somebody has to look.
+
+    Args:
+        block: The block, whose quotes are where they may be.
+        names: The file's columns.
+        kinds: What some of them are; these become columns as `_verifying` says.
+        types: The types of others.
+        dialect: How the file is written.
+        exact: As `infer` takes it.
+    """
+    has_numbers = any(kind.name in NUMBERS for kind in kinds.values())
+    if has_numbers and needs_a_look(block.data, dialect.delimiter, dialect.quote):
+        return None
+    has_decimals = any(kind.name == "decimal" for kind in kinds.values())
+    as_texts = {"double", "decimal"} if has_decimals and may_have_exponents(block.data) else {"double"}
+    wanted = {**types, **{name: _verifying(kind, as_texts) for name, kind in kinds.items()}}
+    try:
+        rows = _read(block.data, names, wanted, dialect)
+    except pa.ArrowInvalid:
+        return None
+    return rows, {name: _widened(kind, rows.column(name), exact=exact) for name, kind in kinds.items()}
+
+
+def _verifying(kind: Kind, as_texts: Container[str]) -> pa.DataType:
+    """A type that takes no value of another kind, or texts.
+
+    A double would take any number, whose digits it may not keep, and a decimal one with an exponent.
+    """
+    return pa.null() if kind.name == "null" else pa.string() if kind.name in as_texts else kind.type
+
+
+def _widened(kind: Kind, values: pa.Array, *, exact: bool) -> Kind:
     """The kind with the digits that numbers have by now."""
     if kind.name == "double":
-        return joined(kind, classified(values))
-    if kind.name not in {"integer", "decimal"} or values.null_count == len(values):
+        is_same = values.null_count == len(values) or are_double(values)
+        return kind if is_same else joined(kind, classified(values))
+    if kind.name not in NUMBERS or values.null_count == len(values):
         return kind
+    if pa.types.is_string(values.type):
+        return joined(kind, classified(values))
     bounds = pc.min_max(values)
     digits = max(kind.digits, *(len(str(abs(int(bounds[each].as_py())))) for each in ("min", "max")))
-    fits = kind.fits_double and all_kept(values, digits=digits + kind.scale)
+    fits = kind.fits_double
+    if fits is not False and digits + kind.scale > DOUBLE_DIGITS:
+        fits = all_kept(values) and fits if exact else None
     return Kind(kind.name, digits, kind.scale, fits)

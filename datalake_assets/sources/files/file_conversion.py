@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol, Self, cast
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 from datalake_assets.errors import ConfigError, SourceError
 from datalake_assets.parquet.avro_writer import AvroCodec, AvroFileWriter
-from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings
+from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings, use_lean_pool
 from datalake_assets.sources.files.contents import IN_MEMORY_BYTES, BadFile, ContentLimits, prepared
 from datalake_assets.sources.files.csv_values import BadRecord, Parsed
 from datalake_assets.sources.files.dropped_objects import (
@@ -35,11 +36,21 @@ from datalake_assets.sources.files.dropped_objects import (
     is_drop,
     open_place,
 )
-from datalake_assets.sources.files.file_reading import ReadingOptions, opened
+from datalake_assets.sources.files.file_reading import OtherTypes, ReadableFile, ReadingOptions, opened
 from datalake_assets.sources.files.side_by_side import side_by_side
 from datalake_assets.sources.files.text_values import named_type
 
-__all__ = ["Conversion", "ConvertedFile", "OutputFormat", "convert_files", "output_names"]
+__all__ = [
+    "Conversion",
+    "ConvertedFile",
+    "OutputFormat",
+    "S3Place",
+    "convert_files",
+    "destination_of",
+    "new_spool",
+    "output_names",
+    "source_of",
+]
 
 OutputFormat = Literal["parquet", "avro"]
 #: Where rows go that could not be read, below the destination; no reader of data looks there.
@@ -105,6 +116,9 @@ class ConvertedFile:
 class _Place(Protocol):
     """Where outputs go."""
 
+    def spool(self) -> IO[bytes]:
+        """A file that is to be put here once it is whole; nobody sees it, and nothing is left of it if it never is."""
+
     def put(self, name: str, spool: IO[bytes]) -> None:
         """Makes a whole file visible under a name, at once."""
 
@@ -113,24 +127,56 @@ class _LocalPlace:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def spool(self) -> IO[bytes]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return os.fdopen(os.open(self._folder, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
+        except (AttributeError, OSError):  # not every system, nor every file system, has files without a name
+            return new_spool()
+
     def put(self, name: str, spool: IO[bytes]) -> None:
         target = self._folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        spool.seek(0)
-        with part.open("wb") as file:
-            while piece := spool.read(1 << 20):
-                file.write(piece)
-            file.flush()
+        part.unlink(missing_ok=True)
+        if not _is_named(spool, part):
+            spool.seek(0)
+            with part.open("wb") as file:
+                shutil.copyfileobj(spool, file, 1 << 20)
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(target)
 
 
-class _S3Place:
+def new_spool() -> IO[bytes]:
+    """A file that is in memory while it is small."""
+    return cast("IO[bytes]", tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES))
+
+
+def _is_named(spool: IO[bytes], path: Path) -> bool:
+    """Gives a file without a name one, if that can be done; see open(2), ``O_TMPFILE``."""
+    if isinstance(spool, tempfile.SpooledTemporaryFile):
+        return False
+    spool.flush()
+    try:
+        os.link(f"/proc/self/fd/{spool.fileno()}", path, follow_symlinks=True)
+    except OSError:
+        return False
+    return True
+
+
+class S3Place:
+    """A bucket, or a prefix of it."""
+
     def __init__(self, objects: S3Objects) -> None:
         self._objects = objects
 
+    def spool(self) -> IO[bytes]:
+        """Here and not there until it is whole."""
+        return new_spool()
+
     def put(self, name: str, spool: IO[bytes]) -> None:
+        """By one upload."""
         spool.seek(0)
         self._objects.upload(name, spool)
 
@@ -143,7 +189,7 @@ def destination_of(uri: str, *, endpoint: str | None) -> _Place:
     """
     place = open_place(uri, endpoint=endpoint)
     if isinstance(place, S3Objects):
-        return _S3Place(place)
+        return S3Place(place)
     if isinstance(place, LocalObjects):
         return _LocalPlace(Path(place.uri))
     raise ConfigError(f"{uri!r} cannot take files")
@@ -194,6 +240,7 @@ def convert_files(
         SourceError: The source cannot be listed any more.
         OSError: The destination cannot be written.
     """
+    use_lean_pool()
     place, listed = source
     # outputs may lie among the files
     files = [each for each in listed if PurePosixPath(each.name).suffix.lower() not in _OUTPUTS]
@@ -249,14 +296,8 @@ def _converted(
             declared = {name: named_type(kind) for name, kind in conversion.types.items()}
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        known = set(declared) if file.has_fixed_columns else set()
-        kinds = {} if file.has_fixed_columns and set(file.names) <= known else file.kinds()
-        types = {name: declared.get(name) or kinds[name].type for name in file.names}
-        outputs = held.enter_context(_Outputs(pa.schema(list(types.items())), conversion))
-        bad: list[BadRecord] = []
-        for parsed in file.rows(types):
-            outputs.write(parsed)
-            bad += parsed.bad
+        outputs, bad = _written(file, declared, destination, conversion)
+        held.enter_context(outputs)
         sizes = outputs.finish()
         if not place.is_unchanged(dropped):
             raise ObjectGone(dropped.name)
@@ -269,6 +310,32 @@ def _converted(
     return ConvertedFile(dropped.name, outputs.rows, len(bad), dropped.size_bytes, named, seconds)
 
 
+def _written(
+    file: ReadableFile, declared: Mapping[str, pa.DataType], destination: _Place, conversion: Conversion
+) -> tuple[_Outputs, list[BadRecord]]:
+    """Writes a file's rows in the types that all of it has, which most files show at their beginning."""
+    guess = file.guessed({name: declared[name] for name in file.names if name in declared})
+    if guess is not None:
+        with suppress(OtherTypes):
+            return _in_types(*guess, destination, conversion)
+    kinds = file.kinds()
+    types = {name: declared.get(name) or kinds[name].type for name in file.names}
+    return _in_types(types, file.rows(types), destination, conversion)
+
+
+def _in_types(
+    types: Mapping[str, pa.DataType], rows: Iterator[Parsed], destination: _Place, conversion: Conversion
+) -> tuple[_Outputs, list[BadRecord]]:
+    with ExitStack() as held:
+        outputs = held.enter_context(_Outputs(pa.schema(list(types.items())), conversion, destination))
+        bad: list[BadRecord] = []
+        for parsed in rows:
+            outputs.write(parsed)
+            bad += parsed.bad
+        held.pop_all()
+    return outputs, bad
+
+
 def _lines(bad: Sequence[BadRecord]) -> bytes:
     said = (
         {"line": each.line, "reason": each.reason, "raw": each.raw.decode(errors="backslashreplace")} for each in bad
@@ -279,14 +346,14 @@ def _lines(bad: Sequence[BadRecord]) -> bytes:
 class _Outputs:
     """The outputs of one file, each written by a thread of its own, into spools."""
 
-    def __init__(self, schema: pa.Schema, conversion: Conversion) -> None:
-        self.rows, self._held = 0, ExitStack()
+    def __init__(self, schema: pa.Schema, conversion: Conversion, destination: _Place) -> None:
+        self.rows, self._held, self._destination = 0, ExitStack(), destination
         self.spools: dict[OutputFormat, IO[bytes]] = {}
         self._writers: dict[OutputFormat, _Queued] = {}
         for each in conversion.formats:
             spool = self.spools[each] = self.spool_of()
-            writer = _parquet(spool, schema, conversion) if each == "parquet" else _avro(spool, schema, conversion)
-            self._writers[each] = _Queued(writer)
+            make = _parquet if each == "parquet" else _avro
+            self._writers[each] = _Queued(*make(spool, schema, conversion))
 
     def __enter__(self) -> Self:
         return self
@@ -298,7 +365,7 @@ class _Outputs:
 
     def spool_of(self, data: bytes = b"") -> IO[bytes]:
         """A file of its own for a while."""
-        spool = cast("IO[bytes]", tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES))  # noqa: SIM115  held
+        spool = self._destination.spool()
         self._held.callback(spool.close)
         spool.write(data)
         return spool
@@ -319,7 +386,8 @@ class _Outputs:
 Write = Callable[[pa.RecordBatch | None], None]
 
 
-def _parquet(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> Write:
+def _parquet(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> tuple[Write, Callable[[], None]]:
+    """What writes rows, None for the end; and what gives the file up."""
     writer = ParquetFileWriter(_Plain(spool), schema, conversion.parquet)
     waiting: list[pa.RecordBatch] = []
 
@@ -332,10 +400,10 @@ def _parquet(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> Wri
         if rows is None:
             writer.close()
 
-    return write
+    return write, writer.abandon
 
 
-def _avro(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> Write:
+def _avro(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> tuple[Write, Callable[[], None]]:
     try:
         writer = AvroFileWriter(spool, schema, codec=conversion.codec)
     except ValueError as error:
@@ -345,7 +413,7 @@ def _avro(spool: IO[bytes], schema: pa.Schema, conversion: Conversion) -> Write:
         if rows is not None:
             writer.write(rows)
 
-    return write
+    return write, lambda: None
 
 
 class _Plain:
@@ -368,8 +436,8 @@ class _Plain:
 class _Queued:
     """A writer in a thread of its own, with a short queue."""
 
-    def __init__(self, write: Write) -> None:
-        self._write = write
+    def __init__(self, write: Write, abandon: Callable[[], None]) -> None:
+        self._write, self._abandon = write, abandon
         self._pool = ThreadPoolExecutor(1, "file-writer")
         self._waiting: list[Future[None]] = []
 
@@ -385,3 +453,4 @@ class _Queued:
 
     def stop(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._abandon()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
@@ -19,11 +20,11 @@ from datalake_assets.sources.files.csv_records import (
     find_dialect,
     header_of,
 )
-from datalake_assets.sources.files.csv_values import Parsed, decode, infer
+from datalake_assets.sources.files.csv_values import Parsed, decode, decode_and_infer, infer
 from datalake_assets.sources.files.json_records import decode_json, infer_json, json_blocks
 from datalake_assets.sources.files.text_values import Kind
 
-__all__ = ["FileFormat", "ReadableFile", "ReadingOptions", "opened"]
+__all__ = ["FileFormat", "OtherTypes", "ReadableFile", "ReadingOptions", "opened"]
 
 FileFormat = Literal["auto", "csv", "tsv", "json"]
 _PACKINGS = {".gz", ".zst", ".bz2", ".zip"}
@@ -62,6 +63,10 @@ class ReadingOptions:
     named: Callable[[str], str] = str
 
 
+class OtherTypes(Exception):
+    """A file is not what its beginning looked like: read it again."""
+
+
 class ReadableFile(Protocol):
     """A file whose records can be read, several times."""
 
@@ -73,8 +78,21 @@ class ReadableFile(Protocol):
     def has_fixed_columns(self) -> bool:
         """Whether each record has all columns, as in CSV."""
 
-    def kinds(self) -> dict[str, Kind]:
-        """What the values of each column are, all over the file."""
+    def kinds(self, *, exact: bool = False) -> dict[str, Kind]:
+        """What the values of each column are, all over the file.
+
+        Args:
+            exact: Know of each number whether a double keeps its digits, which matters where other files have doubles.
+        """
+
+    def guessed(self, types: Mapping[str, pa.DataType]) -> tuple[dict[str, pa.DataType], Iterator[Parsed]] | None:
+        """The types that its beginning has, and its rows in them, all of it read once; None if nobody can guess.
+
+        The iteration raises `OtherTypes` before the first row that makes another type of a column.
+
+        Args:
+            types: Those of the columns that are declared.
+        """
 
     def rows(self, types: Mapping[str, pa.DataType], *, others: str = "") -> Iterator[Parsed]:
         """Its rows.
@@ -85,8 +103,16 @@ class ReadableFile(Protocol):
         """
 
 
-def opened(name: str, contents: Contents, options: ReadingOptions) -> ReadableFile:
+def opened(
+    name: str, contents: Contents, options: ReadingOptions, *, kinds: Mapping[str, Kind] | None = None
+) -> ReadableFile:
     """A file, ready to be read.
+
+    Args:
+        name: Its name.
+        contents: What is in it.
+        options: How it is read.
+        kinds: What `ReadableFile.kinds` gave of the same contents and options; None: nobody has asked.
 
     Raises:
         BadFile: It has no record, or a header that is none.
@@ -94,7 +120,8 @@ def opened(name: str, contents: Contents, options: ReadingOptions) -> ReadableFi
     wanted = options.format if options.format != "auto" else _format_of(name, contents)
     if wanted == "json":
         return _JsonFile(contents, options)
-    return _CsvFile(contents, options, delimiter=options.delimiter or ("\t" if wanted == "tsv" else None))
+    delimiter = options.delimiter or ("\t" if wanted == "tsv" else None)
+    return _CsvFile(contents, options, delimiter=delimiter, kinds=kinds or {})
 
 
 def _format_of(name: str, contents: Contents) -> FileFormat:
@@ -111,10 +138,14 @@ class _CsvFile:
 
     has_fixed_columns = True
 
-    def __init__(self, contents: Contents, options: ReadingOptions, *, delimiter: str | None) -> None:
-        self._contents, self._options = contents, options
+    def __init__(
+        self, contents: Contents, options: ReadingOptions, *, delimiter: str | None, kinds: Mapping[str, Kind]
+    ) -> None:
+        self._contents, self._options, self._kinds = contents, options, kinds
+        # blocks that were looked at, and what the columns are in these
+        self._guessed: tuple[int, dict[str, Kind]] = (0, {})
         sample = contents.rewound().read(SAMPLE_BYTES)
-        self._dialect = dialect = find_dialect(
+        dialect = find_dialect(
             sample,
             delimiter=delimiter,
             quote=options.quote,
@@ -122,6 +153,7 @@ class _CsvFile:
             skip_lines=options.skip_lines,
             nulls=options.nulls,
         )
+        self._dialect = dialect = replace(dialect, is_utf8=contents.is_utf8)
         first, self._offset, self._line = header_of(sample, dialect)
         if first is None:
             raise BadFile("it has no record")
@@ -138,15 +170,43 @@ class _CsvFile:
     def dialect(self) -> CsvDialect:
         return self._dialect
 
-    def kinds(self) -> dict[str, Kind]:
-        found: dict[str, Kind] = {}
-        for block in self._blocks():
-            found = infer(block, self._names, found, self._dialect, declared=self._options.declared)
-        return {name: found.get(name, Kind()) for name in self._names}
+    def kinds(self, *, exact: bool = False) -> dict[str, Kind]:
+        found = self._inferred(*((0, {}) if exact else self._guessed), exact=exact)
+        if not all(kind.is_sure for kind in found.values()):
+            found = self._inferred(0, {}, exact=True)
+        self._kinds = found
+        return dict(found)
+
+    def _inferred(self, skipped: int, known: dict[str, Kind], *, exact: bool) -> dict[str, Kind]:
+        for block in islice(self._blocks(), skipped, None):
+            known = infer(block, self._names, known, self._dialect, declared=self._options.declared, exact=exact)
+        return {name: known.get(name, Kind()) for name in self._names}
+
+    def guessed(self, types: Mapping[str, pa.DataType]) -> tuple[dict[str, pa.DataType], Iterator[Parsed]] | None:
+        first = next(self._blocks(), None)
+        if first is None:
+            return None
+        found = infer(first, self._names, {}, self._dialect, declared=types)
+        kinds = {name: found.get(name, Kind()) for name in self._names if name not in types}
+        guess = {name: types[name] if name in types else kinds[name].type for name in self._names}
+        return guess, self._rows_guessed(kinds, guess, types)
+
+    def _rows_guessed(
+        self, kinds: dict[str, Kind], guess: Mapping[str, pa.DataType], declared: Container[str]
+    ) -> Iterator[Parsed]:
+        for number, block in enumerate(self._blocks()):
+            parsed, kinds = decode_and_infer(block, self._names, kinds, guess, self._dialect, declared=declared)
+            self._guessed = number + 1, kinds
+            if parsed is None:
+                raise OtherTypes
+            yield parsed
 
     def rows(self, types: Mapping[str, pa.DataType], *, others: str = "") -> Iterator[Parsed]:  # noqa: ARG002  the header says it
+        declared = self._options.declared
+        # what was inferred was seen in each good record
+        verified = {name for name, kind in self._kinds.items() if name not in declared and types.get(name) == kind.type}
         for block in self._blocks():
-            yield decode(block, self._names, types, self._dialect, declared=self._options.declared)
+            yield decode(block, self._names, types, self._dialect, declared=declared, verified=verified)
 
     def _blocks(self) -> Iterator[Block]:
         stream = self._contents.rewound()
@@ -190,7 +250,10 @@ class _JsonFile:
     def names(self) -> tuple[str, ...]:
         return self._names
 
-    def kinds(self) -> dict[str, Kind]:
+    def guessed(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: ARG002  any record may have more keys
+        return None
+
+    def kinds(self, *, exact: bool = False) -> dict[str, Kind]:  # noqa: ARG002  it always is
         found: dict[str, Kind] = {}
         for block in json_blocks(self._contents.rewound(), self._size, self._options.named):
             found = infer_json(block, found)

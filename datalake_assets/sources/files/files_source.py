@@ -187,6 +187,8 @@ class FileBatches:
         self._schema: pa.Schema | None = None
         self._problems: list[str] = []
         self._unread: dict[str, str] = {}
+        # by name and checksum: what the columns of files are whose types were inferred
+        self._kinds_of: dict[tuple[str, str], dict[str, Kind]] = {}
         self.has_more = False
 
     @property
@@ -269,8 +271,23 @@ class FileBatches:
 
     def _inferred(self, known: pa.Schema | None) -> pa.Schema:
         """The columns of all files that wait; those that are known stay as they are."""
+        names = self._columns(known, exact=False)
+        if not all(column.kind.is_sure for column in names.values()):
+            names = self._columns(known, exact=True)
+        own = (pa.field(self._source.file_column, pa.string()), pa.field(self._source.modified_column, MODIFIED))
+        fields = list(known) if known is not None else []
+        taken = {each.name for each in (*fields, *own)}
+        fields += [
+            pa.field(name, self._type_of(name, column.kind), metadata=source_metadata(column.original))
+            for name, column in names.items()
+            if name not in taken
+        ]
+        return pa.schema(fields if known is not None else [*fields, *own])
+
+    def _columns(self, known: pa.Schema | None, *, exact: bool) -> dict[str, _Column]:
+        """What the columns of all files that wait are, by their names in the lake."""
         with ThreadPoolExecutor(self._workers, "files") as pool:
-            kinds = pool.map(lambda each: self._kinds(each, known), self._pending())
+            kinds = pool.map(lambda each: self._kinds(each, known, exact=exact), self._pending())
             found = [each for each in kinds if each is not None]
         names: dict[str, _Column] = {}
         for columns in found:
@@ -284,15 +301,7 @@ class FileBatches:
                     continue
                 before = names.get(name, column)
                 names[name] = replace(before, kind=joined(before.kind, column.kind))
-        own = (pa.field(self._source.file_column, pa.string()), pa.field(self._source.modified_column, MODIFIED))
-        fields = list(known) if known is not None else []
-        taken = {each.name for each in (*fields, *own)}
-        fields += [
-            pa.field(name, self._type_of(name, column.kind), metadata=source_metadata(column.original))
-            for name, column in names.items()
-            if name not in taken
-        ]
-        return pa.schema(fields if known is not None else [*fields, *own])
+        return names
 
     def _type_of(self, name: str, kind: Kind) -> pa.DataType:
         if name in self._source.columns:
@@ -301,13 +310,14 @@ class FileBatches:
             return pa.timestamp("us")  # midnight: partitions are made of times
         return kind.type
 
-    def _kinds(self, pending: _Pending, known: pa.Schema | None) -> dict[str, _Column] | None:
+    def _kinds(self, pending: _Pending, known: pa.Schema | None, *, exact: bool) -> dict[str, _Column] | None:
         """A file's columns by their names in the lake; None if it cannot be read, or has no other than are known."""
         with suppress(BadFile, ObjectGone, SourceError), closing(self._contents(pending.dropped)) as contents:
             file = opened(pending.dropped.name, contents, options_of(self._source))
             if known is not None and file.has_fixed_columns and set(self._lake_names(file)) <= set(known.names):
                 return None
-            kinds = file.kinds()
+            kinds = file.kinds(exact=exact)
+            self._kinds_of[pending.dropped.name, contents.checksum] = kinds
             originals = self._lake_names(file)
             return {
                 name: _Column(original, kinds[original], is_optional=not file.has_fixed_columns)
@@ -369,23 +379,16 @@ class FileBatches:
                 return
             if not self._place.is_unchanged(dropped):
                 raise SourceRefused(f"file {dropped.name}", "it was changed while it was read", cure="run it again")
-            landed = LandedItem(
-                dropped.name,
-                item,
-                dropped.version,
-                dropped.size_bytes,
-                modified,
-                rows,
-                rejected,
-                time.monotonic() - began,
-            )
+            version, size, seconds = dropped.version, dropped.size_bytes, time.monotonic() - began
+            landed = LandedItem(dropped.name, item, version, size, modified, rows, rejected, seconds)
             last = self._last(pending, landed, schema)
             yield last if waiting is None else replace(waiting, finished=last.finished)
 
     def _rows(
         self, dropped: DroppedObject, contents: Contents, schema: pa.Schema, item: str, modified: datetime
     ) -> Iterator[SourceBatch]:
-        file = opened(dropped.name, contents, options_of(self._source))
+        kinds = self._kinds_of.pop((dropped.name, contents.checksum), None)
+        file = opened(dropped.name, contents, options_of(self._source), kinds=kinds)
         own = (self._source.file_column, self._source.modified_column)
         wanted = {each.name: each.type for each in schema if each.name not in own}
         originals = {name: name for name in wanted}
@@ -468,6 +471,7 @@ class FileBatches:
             yield from side_by_side(pending, read, workers=self._workers)
         finally:
             self._schema = None  # the next iteration asks anew
+            self._kinds_of.clear()
         said = [f"{len(unread):,} files could not be read and wait: {next(iter(unread.values()))}"] if unread else []
         self.unfinished = "; ".join([*said, *self._problems])
 

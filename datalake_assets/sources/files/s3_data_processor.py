@@ -18,7 +18,9 @@ from datalake_assets.sources.files.file_conversion import (
     Conversion,
     ConvertedFile,
     OutputFormat,
+    S3Place,
     convert_files,
+    new_spool,
     output_names,
 )
 
@@ -89,7 +91,7 @@ class S3DataProcessor:
         plain = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
         self._input = S3Objects(input_bucket, plain, endpoint=endpoint)
         self._output = S3Objects(output_bucket, plain, endpoint=endpoint)
-        self._place = _Wrangler(f"s3://{output_bucket}/{plain}") if use_wrangler else _Uploads(self._output)
+        self._place = _Wrangler(f"s3://{output_bucket}/{plain}") if use_wrangler else S3Place(self._output)
         self._workers, self._cache_size = max_workers, cache_size
         given = conversion or Conversion()
         self._conversion = Conversion(
@@ -157,14 +159,6 @@ class S3DataProcessor:
         self.close()
 
 
-class _Uploads:
-    def __init__(self, objects: S3Objects) -> None:
-        self._objects = objects
-
-    def put(self, name: str, spool: IO[bytes]) -> None:
-        self._objects.upload(name, spool)
-
-
 class _Wrangler:
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -173,6 +167,9 @@ class _Wrangler:
         except ImportError as error:
             raise ConfigError("use_wrangler: awswrangler is not installed; pip install awswrangler") from error
         self._wrangler = awswrangler
+
+    def spool(self) -> IO[bytes]:
+        return new_spool()
 
     def put(self, name: str, spool: IO[bytes]) -> None:
         spool.seek(0)

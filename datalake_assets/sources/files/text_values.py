@@ -9,7 +9,7 @@ everywhere, one with quotes only where a column is no text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
@@ -19,10 +19,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["FALSE", "TRUE", "Kind", "all_kept", "classified", "converted", "joined", "named_type", "needs_a_look"]
+__all__ = [
+    "DOUBLE_DIGITS",
+    "FALSE",
+    "NUMBERS",
+    "TEXT",
+    "TRUE",
+    "Kind",
+    "all_kept",
+    "are_double",
+    "classified",
+    "converted",
+    "doubles",
+    "joined",
+    "may_have_exponents",
+    "named_type",
+    "needs_a_look",
+]
 
 #: Texts that are true, and false; no other is.
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
+#: Kinds of numbers.
+NUMBERS = frozenset({"integer", "decimal", "double"})
 #: Digits that Arrow's decimals hold, and those that most engines keep in 8 bytes.
 MAX_DIGITS, SHORT_DIGITS = 38, 18
 #: Digits that a double keeps of every number; of some it keeps more (IEEE 754, binary64).
@@ -58,13 +76,18 @@ class Kind:
             without a zone), ``zoned``, ``text``.
         digits: Of decimals: most digits before the point.
         scale: Of decimals, most digits behind it. Of times, of a second.
-        fits_double: Of numbers: whether a double keeps all digits of each.
+        fits_double: Of numbers: whether a double keeps all digits of each; None where nobody has looked.
     """
 
     name: str = "null"
     digits: int = 0
     scale: int = 0
-    fits_double: bool = True
+    fits_double: bool | None = True
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is known: doubles may have joined numbers at whose digits nobody has looked."""
+        return self.name != "double" or self.fits_double is not None
 
     @property
     def type(self) -> pa.DataType:
@@ -163,25 +186,59 @@ def all_kept(numbers: pa.Array, *, digits: int | None = None) -> bool:
     if digits is not None and digits <= DOUBLE_DIGITS:
         return True
     texts = numbers.cast(pa.string())
-    doubtful = texts.take(pa.array(_doubtful(texts, texts.cast(pa.float64())))).to_pylist()
-    return all(_is_kept(each) for each in doubtful)
+    return _are_kept(texts, texts.cast(pa.float64()))
+
+
+def doubles(texts: pa.Array) -> pa.Array:
+    """The numbers of texts.
+
+    Raises:
+        pa.ArrowInvalid: One is none, or has digits that a double does not keep.
+    """
+    values = texts.cast(pa.float64())
+    if not _are_kept(texts, values):
+        raise pa.ArrowInvalid("a number has more digits")
+    return values
+
+
+def are_double(texts: pa.Array) -> bool:
+    """Whether texts are doubles that keep all digits, of texts none of which `needs_a_look`."""
+    try:
+        values = doubles(texts)
+    except pa.ArrowInvalid:
+        return False
+    is_finite = pc.fill_null(pc.is_finite(values), fill_value=True)
+    # Arrow takes INF and NAN, too
+    return _all(is_finite) or _matches(texts.filter(pc.invert(is_finite)), _DOUBLE)
+
+
+def _are_kept(texts: pa.Array, values: pa.Array) -> bool:
+    return all(_is_kept(each) for each in texts.take(pa.array(_doubtful(texts, values))).to_pylist())
 
 
 def _doubtful(texts: pa.Array, values: pa.Array) -> Ints:
     """Which doubles may have other digits than were written, those of all texts but few."""
-    digits = _significant(texts)
-    long = pc.greater(pc.binary_length(digits), DOUBLE_DIGITS)
-    small = pc.and_(pc.less(pc.abs(values), _SMALLEST), pc.not_equal(digits, ""))
-    at: Ints = np.flatnonzero(np.asarray(pc.fill_null(pc.or_(long, small), fill_value=False)))
+    is_small = pc.less(pc.abs(values), _SMALLEST)
+    is_long = pc.greater(pc.binary_length(texts), DOUBLE_DIGITS)
+    at: Ints = np.flatnonzero(np.asarray(pc.fill_null(pc.or_(is_long, is_small), fill_value=False)))
     if not len(at):
         return at
-    some, found = texts.take(pa.array(at)), values.take(pa.array(at))
-    shortest = pc.utf8_rtrim(_significant(found.cast(pa.string())), "0")
-    is_same = pc.and_(
-        pc.equal(pc.utf8_rtrim(_significant(some), "0"), shortest), pc.greater_equal(pc.abs(found), _SMALLEST)
-    )
-    left: Ints = at[~np.asarray(is_same)]
-    return left
+    some, found = (each.take(pa.array(at)) if len(at) < len(each) else each for each in (texts, values))
+    # most programs write the shortest text of a double, and so does Arrow
+    is_same = pc.and_(pc.equal(some, found.cast(pa.string())), pc.greater_equal(pc.abs(found), _SMALLEST))
+    left = np.flatnonzero(~np.asarray(is_same))
+    return at[left[_doubtful_digits(some.take(pa.array(left)), found.take(pa.array(left)))]]
+
+
+def _doubtful_digits(texts: pa.Array, values: pa.Array) -> Ints:
+    """The same by the digits alone, however the number is written."""
+    digits = _significant(texts)
+    is_long = pc.greater(pc.binary_length(digits), DOUBLE_DIGITS)
+    is_small = pc.and_(pc.less(pc.abs(values), _SMALLEST), pc.not_equal(digits, ""))
+    shortest = pc.utf8_rtrim(_significant(values.cast(pa.string())), "0")
+    is_same = pc.and_(pc.equal(pc.utf8_rtrim(digits, "0"), shortest), pc.greater_equal(pc.abs(values), _SMALLEST))
+    doubt: Ints = np.flatnonzero(np.asarray(pc.or_(is_long, is_small)) & ~np.asarray(is_same))
+    return doubt
 
 
 def _significant(texts: pa.Array) -> pa.Array:
@@ -231,13 +288,14 @@ def joined(one: Kind, other: Kind) -> Kind:
         return other if one.name == "null" else one
     names = {one.name, other.name}
     digits, scale = max(one.digits, other.digits), max(one.scale, other.scale)
-    fits_double = one.fits_double and other.fits_double
+    fits = {one.fits_double, other.fits_double}
+    fits_double = False if False in fits else None if None in fits else True
     if len(names) == 1:
         return _held(Kind(one.name, digits, scale, fits_double))
     if names == {"integer", "decimal"}:
         return _held(Kind("decimal", digits, scale, fits_double))
-    if "double" in names and names <= {"integer", "decimal", "double"} and fits_double:
-        return Kind("double")
+    if "double" in names and names <= NUMBERS and fits_double is not False:
+        return Kind("double", fits_double=fits_double)
     return TEXT
 
 
@@ -328,12 +386,15 @@ def _all(mask: pa.Array) -> bool:
 
 _ZERO, _LAST, _PLUS, _MINUS, _X, _LARGE_X = (ord(each) for each in "09+-xX")
 _SPACE, _TAB, _LINE, _RETURN = (ord(each) for each in " \t\n\r")
+_E, _POINT = ord("E"), ord(".")
+#: A letter in upper case: of its byte all bits but one (ASCII).
+_UPPER = 0xDF
 _LOOKAHEAD = 3
 #: Bytes that are looked at together.
 _PIECE = 128 << 10
 
 
-def needs_a_look(data: npt.NDArray[np.uint8], delimiter: int, quote: int) -> bool:
+def needs_a_look(data: bytes, delimiter: str, quote: str) -> bool:
     """Whether a field may begin as no number is written that keeps its form: ``007``, ``0x1F``, ``+1``.
 
     Arrow reads these as numbers. Its answer for a block of records stands only if none of them can be there.
@@ -341,28 +402,38 @@ def needs_a_look(data: npt.NDArray[np.uint8], delimiter: int, quote: int) -> boo
     Args:
         data: Whole records.
         delimiter: Between fields.
-        quote: Around fields; 0 if there are none.
+        quote: Around fields; empty if there are none.
     """
-    return any(
-        _is_odd(data[max(begin - 1, 0) : begin + _PIECE + _LOOKAHEAD], delimiter, quote, is_first=not begin)
-        for begin in range(0, len(data), _PIECE)
-    )
+    marks = [_LINE, *(mark for mark in (*f"{delimiter}\r{quote}".encode(),) if mark in data)]
+    seen = np.frombuffer(b"\n" + data + bytes(_LOOKAHEAD), np.uint8)
+    pieces = (seen[begin : begin + _PIECE + _LOOKAHEAD + 1] for begin in range(0, len(data), _PIECE))
+    return any(_has_odd_field(piece, marks) for piece in pieces)
 
 
-def _is_odd(data: npt.NDArray[np.uint8], delimiter: int, quote: int, *, is_first: bool) -> bool:
-    """The same of a piece that stays in the processor's cache; of all but the first, its first byte was looked at."""
-    margin = np.zeros(_LOOKAHEAD, np.uint8)
-    padded = np.concatenate([np.array([_LINE], np.uint8), data, margin] if is_first else [data, margin])
-    before, first = padded[: -_LOOKAHEAD - 1], padded[1:-_LOOKAHEAD]
-    odd = (first == _ZERO) | (first == _PLUS) | (first == _MINUS) | (first == _SPACE) | (first == _TAB)
-    begins = (before == delimiter) | (before == _LINE) | (before == _RETURN)
-    if quote:
-        begins |= before == quote
-    at = np.flatnonzero(begins & odd) + 1
+def may_have_exponents(data: bytes) -> bool:
+    """Whether a number with an exponent may be there, which Arrow takes for a decimal; other texts may look alike."""
+    seen = np.frombuffer(data, np.uint8)
+    return any(_has_exponent(seen[begin : begin + _PIECE + 1]) for begin in range(0, len(seen), _PIECE))
+
+
+def _has_exponent(piece: npt.NDArray[np.uint8]) -> bool:
+    before, letter = piece[:-1], piece[1:]
+    # a digit and the point; in upper and lower case
+    return bool((((letter & _UPPER) == _E) & ((before - _ZERO <= _LAST - _ZERO) | (before == _POINT))).any())
+
+
+def _has_odd_field(piece: npt.NDArray[np.uint8], marks: Sequence[int]) -> bool:
+    """The same of a piece that stays in the processor's cache; fields begin behind marks, the last bytes are more."""
+    before = piece[: -_LOOKAHEAD - 1]
+    begins = before == marks[0]
+    for mark in marks[1:]:
+        begins |= before == mark
+    at = np.flatnonzero(begins) + 1
+    at = at[piece[at] <= _ZERO]  # the last of all that are looked for
     if not len(at):
         return False
     # a sign or a space before it: a second one is no way to write a number that is looked for here
-    at += (padded[at] == _MINUS) | (padded[at] == _SPACE) | (padded[at] == _TAB)
-    digit, after = padded[at], padded[at + 1]
+    at += (piece[at] == _MINUS) | (piece[at] == _SPACE) | (piece[at] == _TAB)
+    digit, after = piece[at], piece[at + 1]
     zeros = (digit == _ZERO) & (((after >= _ZERO) & (after <= _LAST)) | (after == _X) | (after == _LARGE_X))
     return bool((zeros | (digit == _PLUS) | (digit == _MINUS) | (digit == _SPACE) | (digit == _TAB)).any())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
+from collections.abc import Iterable
 from contextlib import closing
 from decimal import Decimal
 from functools import partial
@@ -20,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalake_assets.sources.files import contents as file_contents
-from datalake_assets.sources.files import csv_records, csv_values
+from datalake_assets.sources.files import csv_records, csv_values, text_values
 from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
 from datalake_assets.sources.files.csv_records import Block, CsvDialect, blocks, records_of
-from datalake_assets.sources.files.file_reading import ReadingOptions, opened
+from datalake_assets.sources.files.file_reading import OtherTypes, ReadingOptions, opened
 from datalake_assets.sources.files.text_values import Kind, classified, joined, named_type
 
 
@@ -72,6 +74,15 @@ COLUMNS = {
     "doubles with all their digits": (["3.141592653589793e-05", "0.10000000000000001", "123456.789"], "double"),
     "more digits than the next double has": (["1.2345678901234567e-05", "1.5"], "string"),
     "numbers that would vanish": (["1e-400", "1e-5"], "string"),
+    "an exponent after decimals": (["1.5", "2.25", "1e3"], "double"),
+    "an exponent in upper case": (["1.5", "2.25", "1.E3"], "double"),
+    "an exponent after numbers that doubles are": (["1.5", "0.1234567890123456", "2", "1e3"], "double"),
+    "an exponent after a number that no double is": (["1.5", "9007199254740993", "2", "1e3"], "string"),
+    "zeros among exponents": (["1e3", "0", "0.0", "-0.0e0"], "double"),
+    "shortest texts in other forms": (["1E3", "0.30000000000000004", "5.0E-324", "1.7976931348623157e+308"], "string"),
+    "long shortest texts": (["1e3", "0.30000000000000004", "-2.2250738585072013e-280", "inf"], "double"),
+    "infinities and no numbers in other words": (["1e3", "INF", "NAN"], "string"),
+    "no numbers among doubles": (["1e3", "nan", "-inf", "NaN"], "double"),
     "leading zeros": (["007", "12"], "string"),
     "leading signs": (["+7", "12"], "string"),
     "hexadecimal": (["0x10", "12"], "string"),
@@ -115,6 +126,23 @@ def test_the_type_is_the_same_however_the_file_is_cut(name):
     texts, expected = COLUMNS[name]
     types, rows, bad = read("k,v\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)), header=True)
     assert (types["v"], len(rows), bad) == (expected, len(texts), [])
+
+
+def test_what_was_inferred_is_not_looked_at_again():
+    values = [number / 7e20 for number in range(2000)]
+    data = "n,x,d\n" + "".join(f"{number},{value!r},{number}.25\n" for number, value in enumerate(values))
+    ready = contents(data.encode())
+    with patch.object(csv_values, "needs_a_look", wraps=csv_values.needs_a_look) as look:
+        file = opened("a.csv", ready, ReadingOptions())
+        types = {name: kind.type for name, kind in file.kinds().items()}
+        before = look.call_count
+        rows = pa.Table.from_batches([each.rows for each in file.rows(types)])
+        assert look.call_count == before
+        others = list(file.rows({**types, "n": pa.int32()}))
+        assert look.call_count > before
+    expected = {"n": [*range(2000)], "x": values}
+    assert {name: rows[name].to_pylist() for name in expected} == expected
+    assert [each for one in others for each in one.rows.column("n").to_pylist()] == expected["n"]
 
 
 def test_null_is_an_empty_text_without_quotes():
@@ -285,6 +313,54 @@ def test_looking_with_care_gives_what_looking_at_once_gives(values):
         assert str(at_once.to_pylist()) == str(with_care.rows.to_pylist())  # as texts, in which nan is nan
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(VALUE, VALUE), min_size=1, max_size=12), st.integers(8, 64), st.booleans())
+def test_rows_are_the_same_whether_their_types_were_inferred_before_or_not(values, size, is_damaged):
+    sink = io.StringIO()
+    csv.writer(sink, lineterminator="\n").writerows([["v", "w"], *values])
+    data = sink.getvalue().encode() + (b"\xff,\xc3\xa9\n" if is_damaged else b"")
+    small = partial(blocks, size=size)
+    with patch("datalake_assets.sources.files.file_reading.blocks", small):
+        file = opened("a.csv", contents(data, "utf-8"), ReadingOptions(header=True))
+        types = {name: kind.type for name, kind in file.kinds().items()}
+        anew = opened("a.csv", contents(data, "utf-8"), ReadingOptions(header=True))
+        found = [written(one.rows(types)) for one in (file, anew)]
+        first = opened("a.csv", contents(data, "utf-8"), ReadingOptions(header=True))
+        guessed = first.guessed({})
+        assert guessed is not None
+        try:
+            found.append(written(guessed[1]))
+        except OtherTypes:
+            assert {name: kind.type for name, kind in first.kinds().items()} == types
+        else:
+            assert guessed[0] == types
+    assert len(set(found)) == 1
+
+
+def written(parsed: Iterable[csv_values.Parsed]) -> str:
+    """All rows and bad records, as a text in which nan is nan."""
+    return str([(each.rows.schema.types, each.rows.to_pylist(), each.bad) for each in parsed])
+
+
+#: Of bytes of which some begin a field that is no number as Arrow would read it.
+FIELDS = st.text(st.sampled_from('017x+- \ta.,"\n\r'), max_size=24)
+ODD = re.compile(r'(?:^|[,"\n\r])[-\x20\t]?+(?:0[0-9xX]|[-+\x20\t])')
+
+
+@settings(max_examples=500, deadline=None)
+@given(FIELDS, st.integers(1, 9))
+def test_fields_that_need_a_look_are_found_wherever_they_begin(text, piece):
+    with patch.object(text_values, "_PIECE", piece):
+        assert text_values.needs_a_look(text.encode(), ",", '"') == bool(ODD.search(text))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("09.eEx-,\n"), max_size=20), st.integers(1, 9))
+def test_no_exponent_is_overlooked(text, piece):
+    with patch.object(text_values, "_PIECE", piece):
+        assert text_values.may_have_exponents(text.encode()) == bool(re.search("[0-9.][eE]", text))
+
+
 @given(st.lists(VALUE, min_size=1, max_size=8), st.lists(VALUE, min_size=1, max_size=8))
 @settings(max_examples=200, deadline=None)
 def test_a_joined_type_holds_the_values_of_both(one, other):
@@ -311,8 +387,14 @@ def test_a_joined_type_holds_the_values_of_both(one, other):
 )
 def test_texts_are_in_utf8_afterwards(data, encoding, text):
     ready = contents(data, encoding)
-    assert ready.rewound().read().decode() == text
+    assert (ready.rewound().read().decode(), ready.is_utf8) == (text, True)
     ready.close()
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8"])
+def test_a_text_that_is_utf8_but_for_some_bytes_is_known_as_such(encoding):
+    with closing(contents("é,1\n".encode() + b"\xff,2\n", encoding)) as ready:
+        assert (ready.encoding, ready.is_utf8) == ("utf-8", False)
 
 
 @pytest.mark.parametrize("data", [b"\x80\x9f,1\n", "ü".encode("utf-16")[:-1], b"PAR1,\xc3\xbc\n\0\xff\n"])

@@ -11,6 +11,7 @@ import zipfile
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from datalake_assets.lake import item_ledger
 from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
+from datalake_assets.sources.files import csv_records, file_reading
 from datalake_assets.sources.files.dropped_objects import is_drop
 from datalake_assets.sources.files.files_source import FileBatches
 from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
@@ -96,6 +98,20 @@ def test_a_file_that_is_touched_is_not_landed_again(dropping):
     before = dropping.remembered()["a.csv"]["number"]
     dropping.export()
     assert dropping.remembered()["a.csv"]["number"] == before
+
+
+@only_local
+@pytest.mark.parametrize(("number", "is_double"), [("0.1234567890123456", True), ("9007199254740993.5", False)])
+def test_numbers_are_doubles_beside_another_files_only_if_they_keep_their_digits(
+    dropping, monkeypatch, number, is_double
+):
+    monkeypatch.setattr(file_reading, "blocks", partial(csv_records.blocks, size=16))
+    texts = ["1.5", "1.25", "1.75", "3.5", number, "2.5"]
+    dropping.drop("a.csv", "v\n" + "".join(f"{each}\n" for each in texts))
+    dropping.drop("b.csv", "v\n1e300\n")
+    dropping.export()
+    found = {value for (value,) in dropping.rows("v")}
+    assert found == ({*map(float, texts), 1e300} if is_double else {*texts, "1e300"})
 
 
 @only_local

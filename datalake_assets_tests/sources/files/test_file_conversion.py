@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +22,7 @@ from click.testing import CliRunner
 
 from datalake_assets.cli.app import app
 from datalake_assets.errors import SourceUnavailable
+from datalake_assets.sources.files import csv_records, file_reading
 from datalake_assets.sources.files.dropped_objects import DroppedObject
 from datalake_assets.sources.files.s3_data_processor import S3DataProcessor
 
@@ -68,6 +72,52 @@ def test_one_file_is_converted_by_its_name_with_types_that_are_declared(drop, tm
         {"id": 1, "price": 2.5, "zip": 7},
         {"id": 2, "price": None, "zip": 8},
     ]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of some records: no file is seen as a whole by its beginning."""
+    monkeypatch.setattr(file_reading, "blocks", partial(csv_records.blocks, size=64))
+
+
+LATER = {
+    "decimals": ["2.5", "", "3"],
+    "doubles": ["1e30", "0.1"],
+    "texts": ["007", "x"],
+    "longer numbers": ["12345678901234567890"],
+    "the same": ["5"],
+}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", LATER)
+def test_a_file_is_converted_as_all_of_it_is_and_not_as_its_beginning(tmp_path, name):
+    texts = [*map(str, range(100)), *LATER[name], *map(str, range(50))]
+    (tmp_path / "a.csv").write_text("v,w\n" + "".join(f"{text},{number}.5\n" for number, text in enumerate(texts)))
+    run(tmp_path / "a.csv", tmp_path / "out", "--to", "parquet,avro")
+    rows = pq.read_table(tmp_path / "out/a.parquet").to_pylist()
+    assert rows == avro(tmp_path / "out/a.avro")
+    with (tmp_path / "a.csv").open(newline="") as file:
+        expected = [(row["v"], row["w"]) for row in csv.DictReader(file)]
+    assert len(rows) == len(expected)
+    for row, (text, other) in zip(rows, expected, strict=True):
+        value = row["v"]
+        assert (value == (text or None)) if isinstance(value, str) or not text else Decimal(str(value)) == Decimal(text)
+        assert row["w"] == Decimal(other)
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["a.avro", "a.parquet"]
+
+
+@pytest.mark.parametrize("is_modern", [True, False])
+def test_outputs_replace_former_ones_and_may_be_read_as_other_files_may(tmp_path, monkeypatch, is_modern):
+    if not is_modern:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    (tmp_path / "plain").touch()
+    for rows in (1, 3):
+        (tmp_path / "a.csv").write_text("v\n" + "1\n" * rows)
+        run(tmp_path / "a.csv", tmp_path / "out", "--to", "parquet,avro")
+        assert pq.read_metadata(tmp_path / "out/a.parquet").num_rows == len(avro(tmp_path / "out/a.avro")) == rows
+    modes = {each.name: each.stat().st_mode for each in (tmp_path / "out").iterdir()}
+    assert modes == dict.fromkeys(("a.avro", "a.parquet"), (tmp_path / "plain").stat().st_mode)
 
 
 def test_a_bad_file_is_named_and_stops_no_other(drop, tmp_path):
@@ -161,6 +211,9 @@ class _Objects:
 
     def sink(self, outputs: dict[str, bytes]) -> Any:
         class Place:
+            def spool(self) -> IO[bytes]:
+                return io.BytesIO()
+
             def put(self, name: str, spool: IO[bytes]) -> None:
                 spool.seek(0)
                 outputs[name] = spool.read()
