@@ -188,14 +188,10 @@ def all_feeds(session: Session) -> RegistryListing:
     """
     listed, problems = session.feeds()
     feeds = made_in_order([feed for feed in listed if feed.is_exported])
-    if listed and not feeds and not problems:
-        raise ConfigError(
-            f"{session.store.uri} has only adopted folders and feeds of assets: nothing is exported to them"
-        )
     if not feeds and not problems:
-        raise ConfigError(
-            f"{session.store.uri} has no feeds; add some with 'datalake feeds add', or see 'datalake demo'"
-        )
+        none = "no feeds; add some with 'datalake feeds add', or see 'datalake demo'"
+        others = "only adopted folders and feeds of assets: nothing is exported to them"
+        raise ConfigError(f"{session.store.uri} has {others if listed else none}")
     return RegistryListing(feeds, problems)
 
 
@@ -356,11 +352,9 @@ def _ended(progress: ExportProgress, result: ExportResult) -> ExportResult:
         warn(f"{name}: {note}")
     for check in result.checks:
         found = "failed" if check.level == "error" else "warns"
-        what = f": {check.what}" if check.what else ""
-        warn(f"{name}: check {check.check} {found}{what}")
+        warn(f"{name}: check {check.check} {found}{f': {check.what}' if check.what else ''}")
     if result.rows_quarantined:
-        rows = f"{result.rows_quarantined:,} rows went to quarantine"
-        warn(f"{name}: {rows}; 'datalake quarantine show {name}' says why")
+        warn(f"{name}: {result.rows_quarantined:,} rows went to quarantine; 'datalake quarantine show {name}' says why")
     return result
 
 

@@ -413,7 +413,7 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
     refused |= _refused_by_dagster(session, [feed for feed in feeds if feed.name not in refused])
     results += [CheckResult(feed, reason) for feed, reason in refused.items()]
     feeds = [feed for feed in feeds if feed.name not in refused]
-    results += [_check_folder(session.store, feed) for feed in feeds if feed.is_adopted]
+    results += [_check(session.store, feed) for feed in feeds if feed.is_adopted]
     results += [CheckResult(feed.name) for feed in feeds if isinstance(feed.source, AssetSource)]
     exported = [feed for feed in feeds if feed.is_exported]
     for type_ in dict.fromkeys(feed.source.type for feed in exported):
@@ -422,28 +422,22 @@ def check_feeds(session: Session, name: str | None) -> list[CheckResult]:
 
 
 def _check_exported(session: Session, type_: str, feeds: Sequence[Feed]) -> list[CheckResult]:
-    """Checks feeds of one source."""
     try:
         with session.source(type_) as source:
-            return [_check(session.store, source, feed) for feed in feeds]
+            return [_check(session.store, feed, source) for feed in feeds]
     except ConfigError as error:
         return [CheckResult(feed.name, str(error)) for feed in feeds]
 
 
-def _check_folder(store: Store, feed: Feed) -> CheckResult:
+def _check(store: Store, feed: Feed, source: SourceSystem | None = None) -> CheckResult:
+    """Checks a feed at its source, or an adopted one where its files are."""
     try:
-        check_adopted(store, feed)
-        _refuse_misfits(store, feed)
-    except DatalakeError as error:
-        return CheckResult(feed.name, str(error))
-    return CheckResult(feed.name)
-
-
-def _check(store: Store, source: SourceSystem, feed: Feed) -> CheckResult:
-    try:
-        source.check(feed)
+        if source is None:
+            check_adopted(store, feed)
+        else:
+            source.check(feed)
         _refuse_misfits(store, feed, source=source)
-        rows = source.count(feed)
+        rows = None if source is None else source.count(feed)
     except DatalakeError as error:
         return CheckResult(feed.name, str(error))
     return CheckResult(feed.name, rows=rows)
@@ -501,8 +495,6 @@ def _refuse_misfits(store: Store, feed: Feed, *, source: SourceSystem | None = N
     from datalake_assets.lake.broken_rules import refuse_misfits  # noqa: PLC0415  DuckDB
 
     known = open_table(store, feed).snapshot([]).dataset().schema
-    if known.names:
-        refuse_misfits(feed, known)
-    else:
-        sent = None if source is None else source.read(feed, ReadRequest()).schema
-        refuse_misfits(feed, None if sent is None else merged_columns(feed, sent))
+    if not known.names and source is not None:
+        known = merged_columns(feed, source.read(feed, ReadRequest()).schema)
+    refuse_misfits(feed, known if known.names else None)

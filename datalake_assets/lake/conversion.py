@@ -186,9 +186,7 @@ def _begin(store: Store, feed: Feed, to: str, source_schema: Callable[[], pa.Sch
     open_table(store, feed).repair()
     finish_replays(folder_of(store, feed))
     state = _state_of(store, feed).load()
-    schema = None
-    if state.schema is not None:
-        schema = schema_to_json(_new_columns(feed, schema_from_json(state.schema), to, source_schema))
+    schema = state.schema and schema_to_json(_new_columns(feed, schema_from_json(state.schema), to, source_schema))
     begun = Conversion(new_id(), to, _free_folder(store, feed, to), schema)
 
     def rule(now: FeedState) -> FeedState:

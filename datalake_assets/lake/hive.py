@@ -256,9 +256,7 @@ class HiveTable:
 
         store = self._folder.store
         store.probe()
-        before = dict(store.requests)
-
-        self._written = {}
+        before, self._written = dict(store.requests), {}
 
         def land(tell: Callable[[Progress], None] | None) -> WriteReport:
             def run() -> WriteReport:
@@ -486,8 +484,7 @@ class HiveTable:
         """The version to write: a new one, or one that was allocated and never committed, or a committed one."""
         if partitions is not None and len(partitions) != 1:
             raise ConfigError(f"feed {self.feed.name!r} is a table: export one version at a time")
-        log = self._folder.state
-        wanted = version_number(partitions[0]) if partitions else None
+        log, wanted = self._folder.state, version_number(partitions[0]) if partitions else None
         state = log.load()
         if wanted is None:
             return version_key(log.change(lambda now: replace(now, next_version=now.next_version + 1)).next_version - 1)

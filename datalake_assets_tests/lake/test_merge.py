@@ -69,14 +69,7 @@ def at(day: int) -> datetime:
 def sent(changes: Iterable[Change], *, first: int = 0, partition: SourcePartition = 0) -> SourceBatch:
     """Changes as a source sends them, numbered from ``first`` on."""
     rows = [
-        {
-            "id": key,
-            "kind": f"k{key % 2}",
-            "note": note,
-            "version": version,
-            "op": "u" if note else "d",
-            "rowtime": at(day),
-        }
+        dict(zip(SCHEMA.names, (key, f"k{key % 2}", note, version, "u" if note else "d", at(day)), strict=True))
         for key, note, day, version in changes
     ]
     count = len(rows)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from operator import add
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import orjson
@@ -48,7 +48,8 @@ Bools = NDArray[np.bool_]
 Objects = NDArray[np.object_]
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_DAY_MS = 86_400_000
+#: Milliseconds of a day.
+DAY_MS = 86_400_000
 
 
 class Column(Protocol):
@@ -81,10 +82,7 @@ class Column(Protocol):
 
 
 def _objects(items: Sequence[Any]) -> Objects:
-    out = np.empty(len(items), dtype=object)
-    for i, item in enumerate(items):
-        out[i] = item
-    return out
+    return np.fromiter(items, dtype=object, count=len(items))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,25 +169,30 @@ def _decimals(data: Longs) -> list[bytes]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ints:
-    """A column of INTEGER or BIGINT."""
+class _Numbers:
+    """A column that is held as integers."""
 
     kind: SqlType
     data: Longs
     nulls: Bools | None = None
+
+    def take(self, rows: Longs) -> Self:
+        return type(self)(self.kind, self.data[rows], None if self.nulls is None else self.nulls[rows])
+
+    def test(self, predicate: Callable[[Any], Any]) -> Bools:
+        hits = np.broadcast_to(np.asarray(predicate(self.data), dtype=np.bool_), self.data.shape)
+        return hits if self.nulls is None else hits & ~self.nulls
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ints(_Numbers):
+    """A column of INTEGER or BIGINT."""
 
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return _with_nulls(self.data.tolist(), self.nulls, None)
 
     def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
         return _with_nulls(_decimals(self.data), self.nulls, b"null")
-
-    def take(self, rows: Longs) -> Ints:  # noqa: D102 - see Column
-        return Ints(self.kind, self.data[rows], None if self.nulls is None else self.nulls[rows])
-
-    def test(self, predicate: Callable[[Any], Any]) -> Bools:  # noqa: D102 - see Column
-        hits = np.broadcast_to(np.asarray(predicate(self.data), dtype=np.bool_), self.data.shape)
-        return hits if self.nulls is None else hits & ~self.nulls
 
 
 def _digit_table(width: int) -> NDArray[np.uint8]:
@@ -239,12 +242,8 @@ _HUNDREDTHS = _objects([f".{cents:02d}".encode() for cents in range(100)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cents:
+class Cents(_Numbers):
     """A column of DECIMAL(p, 2), held as hundredths."""
-
-    kind: SqlType
-    data: Longs
-    nulls: Bools | None = None
 
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return _with_nulls([Decimal(cents).scaleb(-2) for cents in self.data.tolist()], self.nulls, None)
@@ -255,9 +254,6 @@ class Cents:
         for row in np.flatnonzero(self.data < 0).tolist():
             texts[row] = b"-" + texts[row]
         return _with_nulls(texts, self.nulls, b"null")
-
-    def take(self, rows: Longs) -> Cents:  # noqa: D102 - see Column
-        return Cents(self.kind, self.data[rows], None if self.nulls is None else self.nulls[rows])
 
     def test(self, predicate: Callable[[Any], Any]) -> Bools:  # noqa: D102 - see Column
         return np.array([item is not None and bool(predicate(item)) for item in self.values()], dtype=np.bool_)
@@ -277,18 +273,14 @@ _CLOCK = _clock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Millis:
+class Millis(_Numbers):
     """A column of TIMESTAMP, held as milliseconds since the epoch; compares as that number."""
-
-    kind: SqlType
-    data: Longs
-    nulls: Bools | None = None
 
     def values(self) -> list[Any]:  # noqa: D102 - see Column
         return _with_nulls([_EPOCH + dt.timedelta(milliseconds=ms) for ms in self.data.tolist()], self.nulls, None)
 
     def fragments(self) -> list[bytes]:  # noqa: D102 - see Column
-        days, rest = np.divmod(self.data, _DAY_MS)
+        days, rest = np.divmod(self.data, DAY_MS)
         distinct, which = np.unique(days, return_inverse=True)
         dates = [(_EPOCH + dt.timedelta(days=day)).date().isoformat() for day in distinct.tolist()]
         text = np.empty((len(self.data), 25), dtype=np.uint8)
@@ -298,15 +290,7 @@ class Millis:
         text[:, 21:24] = _THREE_DIGITS[rest % 1000]
         return _with_nulls(_lines(text), self.nulls, b"null")
 
-    def take(self, rows: Longs) -> Millis:  # noqa: D102 - see Column
-        return Millis(self.kind, self.data[rows], None if self.nulls is None else self.nulls[rows])
 
-    def test(self, predicate: Callable[[Any], Any]) -> Bools:  # noqa: D102 - see Column
-        hits = np.asarray(predicate(self.data), dtype=np.bool_)
-        return hits if self.nulls is None else hits & ~self.nulls
-
-
-DAY_MS = 86_400_000
 _HOUR_MS = 3_600_000
 # the latest event arrives 30 hours after it happened, so that some fall in an earlier day
 MAX_LATE_MS = 30 * _HOUR_MS
@@ -366,13 +350,8 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.start.utcoffset() != dt.timedelta(0) or self.start.time() != dt.time(0):
             raise InvalidOption(f"start {self.start.isoformat()} must be midnight in UTC, with its time zone")
-        counts: Iterable[tuple[str, int | None, int]] = (
-            ("events_per_day", self.events_per_day, 1),
-            ("partitions", self.partitions, 1),
-            ("records", self.records, 0),
-            ("retention_rows", self.retention_rows, 0),
-        )
-        for name, value, least in counts:
+        for name, least in {"events_per_day": 1, "partitions": 1, "records": 0, "retention_rows": 0}.items():
+            value: int | None = getattr(self, name)
             if value is not None and value < least:
                 raise InvalidOption(f"{name} is {value}; it must be at least {least}")
 
@@ -441,14 +420,11 @@ class Rows:
     def draw(self, fact: str) -> NDArray[np.uint64]:
         """Sixty-four random bits per row for this fact, the same for ever."""
         if fact not in self._drawn:
-            self._drawn[fact] = self._draw(fact)
+            x = self.index.astype(np.uint64) * _GOLDEN + np.uint64(_stream_key(self.config.seed, self.stream, fact))
+            x = (x ^ (x >> _U30)) * _MIX_1
+            x = (x ^ (x >> _U27)) * _MIX_2
+            self._drawn[fact] = x ^ (x >> _U31)
         return self._drawn[fact]
-
-    def _draw(self, fact: str) -> NDArray[np.uint64]:
-        x = self.index.astype(np.uint64) * _GOLDEN + np.uint64(_stream_key(self.config.seed, self.stream, fact))
-        x = (x ^ (x >> _U30)) * _MIX_1
-        x = (x ^ (x >> _U27)) * _MIX_2
-        return x ^ (x >> _U31)
 
     def below(self, fact: str, bound: int) -> Longs:
         """A random integer in [0, bound) per row for this fact."""
