@@ -18,6 +18,7 @@ from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.manifest import Garbage
 from datalake_assets.errors import DatalakeError
 from datalake_assets.lake import compaction_inputs
+from datalake_assets.lake.adopted import adoption
 from datalake_assets.lake.adopted.adoption import adopt
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.hive import HiveTable
@@ -132,8 +133,7 @@ def test_adopted_folder_that_was_copied_is_known_again(store, folder, moved):
     for day in (1, 2):
         for number in range(4):
             folder.write(f"day={day}/{number}.parquet", [10 * day + number])
-    adoption = adopt(store, folder.uri, "clicks")
-    table = open_table(store, adoption.feed)
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
     assert table.compact("day=1", FORCE).files_after == 1
     (before,) = table._folder.log("day=1").load().manifest.files
     versions = table.look_again().versions
@@ -217,18 +217,27 @@ def wide(first: int, count: int) -> bytes:
     return parquet_bytes({"id": np.arange(first, first + count), "note": column})
 
 
-def enough(size: str, store) -> int:
+#: From here on files are not fetched whole, in these tests; the real bounds are up to 32 times as much.
+LARGE_BYTES = 256 << 10
+
+
+@pytest.fixture(autouse=True)
+def _large_begins_early(monkeypatch) -> None:
+    for name in ("WHOLE_BYTES", "WHOLE_LOCAL_BYTES", "WHOLE_UNLESS_COPIED_BYTES"):
+        monkeypatch.setattr(compaction_inputs, name, LARGE_BYTES)
+    monkeypatch.setattr(adoption, "WHOLE_BYTES", LARGE_BYTES)
+
+
+def enough(size: str) -> int:
     """Rows of a file that is fetched whole, or of one so large that it is not."""
-    if size == "small":
-        return 3
-    return (compaction_inputs.WHOLE_BYTES if "://" in store.uri else compaction_inputs.WHOLE_LOCAL_BYTES) // 100
+    return 3 if size == "small" else LARGE_BYTES // 100
 
 
 @pytest.mark.parametrize("kernel", ["concat", "reencode"])
 def test_large_files_are_known_by_the_bytes_that_were_merged(tmp_path, monkeypatch, kernel):
     """They are not read once more for it."""
     folder, store = beside(tmp_path)
-    count = enough("large", store)
+    count = enough("large")
     for number in range(3):
         folder.put(f"{number}.parquet", wide(number * count, count))
     bodies = {name: folder.store.get(f"clicks/{name}")[0] for name in folder.files()}
@@ -247,7 +256,7 @@ def test_large_files_are_known_by_the_bytes_that_were_merged(tmp_path, monkeypat
 @pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_replaced_files_of_a_copied_folder_are_deleted(store, folder, moved, monkeypatch, size):
-    count = enough(size, store)
+    count = enough(size)
     for number in range(3):
         folder.put(f"day=1/{number}.PARQUET", wide(number * count, count))
     table = open_table(store, adopt(store, folder.uri, "clicks").feed)
@@ -280,7 +289,7 @@ def test_replaced_files_of_a_copied_folder_are_deleted_by_whoever_comes(store, f
 @pytest.mark.every_case_on_s3
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_replaced_file_of_a_copied_folder_that_others_wrote_again_stays(store, folder, moved, monkeypatch, size):
-    count = enough(size, store)
+    count = enough(size)
     for number in range(3):
         folder.put(f"{number}.parquet", wide(number * count, count))
     table = open_table(store, adopt(store, folder.uri, "clicks").feed)
@@ -318,7 +327,7 @@ def test_replaced_file_of_a_copied_folder_with_one_other_byte_stays(store, folde
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_replaced_file_that_others_mended_in_its_middle_stays(store, folder, monkeypatch, size, in_parts):
     """Nothing was copied; size and end are the same, and on S3 the end is all that is known of a large file."""
-    count = enough(size, store)
+    count = enough(size)
 
     def put(name: str, body: bytes) -> None:
         if in_parts and "://" in folder.uri:
@@ -465,7 +474,7 @@ def test_garbage_of_the_release_that_is_another_by_its_size_joins(tmp_path, monk
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_large_garbage_that_a_copy_left_with_other_etags_waits_even_if_ours_kept_theirs(store, folder, monkeypatch):
     """Copied in parts as large as ours, so that merged files look as before; ETags under KMS are no digests either."""
-    count = enough("large", store)
+    count = enough("large")
     for number in range(3):
         folder.put(f"{number}.parquet", wide(number * count, count))
     table = open_table(store, adopt(store, folder.uri, "clicks").feed)
