@@ -83,6 +83,9 @@ class Catalog(Protocol):
     def known(self) -> dict[str, Known]:
         """All that it has, by name in lower case."""
 
+    def why_not(self, entry: Entry) -> str:
+        """Why it cannot have a feed; empty if it can."""
+
     def needs(self, entry: Entry) -> bool:
         """Whether what is there for a feed differs from its entry."""
 

@@ -1,8 +1,9 @@
 """The catalog that needs no server: a DuckDB database with a view of each feed, which every program can open.
 
 Its views list folders, so that they show what was committed since; what else changes (new feeds, columns, the version
-of a table) is brought in step by the next sync. The file is never changed while others read it: a copy is changed, and
-takes its place at once. A lock on its folder keeps two syncs from taking each other's place.
+of a table, the files of an Iceberg or Delta table) is brought in step by the next sync. The file is never changed while
+others read it: a copy is changed, and takes its place at once. A lock on its folder keeps two syncs from taking each
+other's place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 import duckdb
+import pyarrow as pa
 
 from datalake_assets.catalog.base import OWNER, Known, Outcome, State
 from datalake_assets.catalog.entries import FOLDER_COLUMN, Entry
@@ -24,11 +26,13 @@ from datalake_assets.catalog.views import View
 from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
-from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.sql_gate import message_of
+from datalake_assets.lake.table import Logged
 
-__all__ = ["DuckDBFile", "duckdb_view"]
+__all__ = ["DuckDBFile", "duckdb_view", "why_no_view"]
 
+#: Files that a view names at the most: DuckDB opens each of them before it answers.
+MOST_FILES = 10_000
 #: What DuckDB takes for a pattern rather than for a name.
 _PATTERN = frozenset("*?[")
 
@@ -37,10 +41,12 @@ def duckdb_view(entry: Entry) -> str:
     """The statement that makes the view of a feed.
 
     Raises:
-        ConfigError: Its address has characters that DuckDB takes for a pattern.
+        ConfigError: There can be none.
     """
-    if _PATTERN & set(entry.location):
-        raise ConfigError(f"{entry.location}: DuckDB takes '*', '?' and '[' in an address for a pattern")
+    if reason := why_no_view(entry):
+        raise ConfigError(reason)
+    if entry.logged is not None:
+        return _view_of_files(entry, entry.logged)
     feed, names = entry.feed, entry.listed
     deep = "" if entry.version or not entry.partition_columns else "**/"
     given = set(names).intersection(partition_columns(feed))
@@ -55,6 +61,69 @@ def duckdb_view(entry: Entry) -> str:
     columns = ", ".join(map(identifier, names))
     query = f"SELECT {columns} FROM read_parquet({files}, {', '.join(options)})"  # noqa: S608  all are quoted
     return f"CREATE OR REPLACE VIEW {identifier(entry.name)} AS {query}"
+
+
+def why_no_view(entry: Entry) -> str:
+    """Why a feed has no view; empty if it has."""
+    logged = entry.logged
+    if logged is not None and logged.why_not_plain:
+        return f"{logged.why_not_plain}: DuckDB reads it by its extension {logged.format}, from {logged.location}"
+    if logged is not None and len(logged.files) > MOST_FILES:
+        return f"it has {len(logged.files):,} files, and a view names {MOST_FILES:,} at the most; compact it"
+    if logged is not None and (odd := [name for name in logged.hive_columns if _path_type(entry, name) is None]):
+        return f"its partitions are by {odd[0]!r}, of a type that paths do not tell exactly"
+    if any(_PATTERN & set(each) for each in (entry.location, *(logged.files if logged is not None else ()))):
+        return f"{entry.location}: DuckDB takes '*', '?' and '[' in an address for a pattern"
+    return ""
+
+
+def _path_type(entry: Entry, name: str) -> str | None:
+    """DuckDB's type of a column that stands in paths; None if a text in a path may be read as another value."""
+    kind = next((each.kind for each in entry.columns if each.name == name), None)
+    return None if kind is None else _PATH_TYPES.get(kind)
+
+
+_PATH_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.large_string(): "VARCHAR",
+    pa.string_view(): "VARCHAR",
+    pa.int8(): "TINYINT",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.date32(): "DATE",
+}
+_PARTS = {"year": "year", "month": "month", "day": "day", "hour": "hour"}
+
+
+def _view_of_files(entry: Entry, logged: Logged) -> str:
+    """A view of the files that the table has by now; a later sync makes it anew."""
+    listed = ", ".join(literal(_plain(each)) for each in logged.files)
+    kinds = {name: _path_type(entry, name) for name in logged.hive_columns}
+    options = [f"hive_partitioning = {str(bool(kinds)).lower()}", "union_by_name = true"]
+    if kinds:
+        options.append(f"hive_types = {{{', '.join(f'{identifier(name)}: {kind}' for name, kind in kinds.items())}}}")
+    own = {each.name for each in entry.columns}
+    columns = ", ".join(identifier(each) if each in own else _derived(entry, each) for each in entry.listed)
+    query = f"SELECT {columns} FROM read_parquet([{listed}], {', '.join(options)})"  # noqa: S608  all are quoted
+    return f"CREATE OR REPLACE VIEW {identifier(entry.name)} AS {query}"
+
+
+def _derived(entry: Entry, name: str) -> str:
+    """A column that no file has: of a table its version, of a stream a part of the row's time in UTC."""
+    if entry.time_column is None:
+        return f"{literal(entry.version)} AS {identifier(name)}"
+    part = _PARTS[name.removeprefix(entry.feed.partition_prefix)]
+    at = f"make_timestamp(epoch_us({identifier(entry.time_column)}))"
+    return f"CAST(date_part({literal(part)}, {at}) AS INTEGER) AS {identifier(name)}"
+
+
+def _plain(address: str) -> str:
+    """The path of a local file, or an address of S3 as DuckDB writes it."""
+    scheme, separator, rest = address.partition(":")
+    if separator and scheme == "file":
+        return f"/{rest.lstrip('/')}"
+    return f"s3:{rest}" if separator and scheme in {"s3a", "s3n"} else address
 
 
 class DuckDBFile:
@@ -148,6 +217,10 @@ class DuckDBFile:
         rows = self._connection.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall()
         return {name: _comment(comment) for name, comment in rows}
 
+    def why_not(self, entry: Entry) -> str:
+        """Implements `Catalog`."""
+        return why_no_view(entry)
+
     def needs(self, entry: Entry) -> bool:
         """Implements `Catalog`; a view lists partitions by itself."""
         return self._told().get(entry.name, {}).get("digest") != entry.digest
@@ -195,7 +268,8 @@ class DuckDBFile:
 
 
 def _kind_text(entry: Entry) -> str:
-    return f"version {entry.version}" if entry.feed.kind is FeedKind.TABLE else ""
+    files = f"{len(entry.logged.files):,} files as of this sync" if entry.logged is not None else ""
+    return ", ".join(filter(None, [f"version {entry.version}" if entry.version else "", files]))
 
 
 def _comment(text: str | None) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """What a catalog is to say of each feed, read from the lake: columns, partitions and where they lie.
 
-An engine that asks a catalog lists folders itself. So only feeds are entered whose folders hold rows and nothing else:
-those in Hive layout, and adopted folders. Of a table its current version is entered, a folder of its own, so that a new
-version is one change of one address. Iceberg and Delta tables have catalogs, or logs, that know more than a listing.
+An engine that asks a catalog lists folders itself. So only feeds are entered by their folders which hold rows and
+nothing else: those in Hive layout, and adopted folders. Of a table its current version is entered, a folder of its own,
+so that a new version is one change of one address. Of Iceberg and Delta tables logs of their own say which files count,
+and a folder has more: they are entered as what they are, for engines that read the log, or by the list of their files.
 
 The columns of paths (``year``, ``month``, …) are text, with the digits that the folders have: Hive's metastore would
 keep ``month=01`` of a number as ``1``, and enter the folder once more as ``01`` when somebody lets it look for
@@ -22,14 +23,14 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.types as pt
 
-from datalake_assets.core.partitions import hive_pairs, partition_path
+from datalake_assets.core.partitions import hive_pairs, partition_columns, partition_path
 from datalake_assets.core.schema import spellings
 from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.layout import address_of
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.table import LakeTable
+from datalake_assets.lake.table import LakeTable, Logged, TellsItsLog
 from datalake_assets.lake.tables import open_table
 
 __all__ = ["FOLDER_COLUMN", "Column", "Entry", "NotEntered", "as_uri", "entries_of", "entry_of", "hive_type"]
@@ -92,6 +93,8 @@ class Entry:
         partitions: Address of each partition's folder, by the values of these columns as the path has them.
         version: A table's current version; empty for others.
         listed: All columns that `LakeTable.scan` gives, in its order.
+        logged: What the log of an Iceberg or Delta table says; None for folders.
+        time_column: The column that the columns of paths follow from, where no path says them.
     """
 
     feed: Feed
@@ -102,6 +105,8 @@ class Entry:
     partitions: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     version: str = ""
     listed: tuple[str, ...] = ()
+    logged: Logged | None = None
+    time_column: str | None = None
 
     @property
     def name(self) -> str:
@@ -125,6 +130,8 @@ class Entry:
         """Changes whenever a catalog has to be changed, partitions aside."""
         columns = [(each.name, str(each.kind), each.comment) for each in self.columns]
         told = [self.location, columns, self.partition_columns, self.listed, self.feed.description]
+        if self.logged is not None:
+            told += [self.logged.metadata, self.logged.version, self.logged.files]
         return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
 
@@ -163,9 +170,9 @@ def entry_of(store: Store, feed: Feed) -> Entry | NotEntered:
     Raises:
         DatalakeError: It cannot be read.
     """
-    if feed.is_iceberg or feed.is_adopted_table:
-        return NotEntered(feed, "its table's own catalog or log knows it: register that in the engine")
     table = open_table(store, feed)
+    if isinstance(table, TellsItsLog):
+        return _logged_entry(store, table, table.logged())
     keys = table.partitions() if feed.kind is not FeedKind.TABLE else table.snapshot().keys
     if not keys:
         return NotEntered(feed, "it has no data yet")
@@ -177,6 +184,30 @@ def entry_of(store: Store, feed: Feed) -> Entry | NotEntered:
     if feed.is_adopted and any(_holds(one, other) for one, other in _neighbours(paths)):
         return NotEntered(feed, "its files lie in folders above others of its files, which some engines read twice")
     return _entry(store, table, schema, root, paths)
+
+
+def _logged_entry(store: Store, table: LakeTable, logged: Logged | None) -> Entry | NotEntered:
+    feed = table.feed
+    if logged is None or not logged.files:
+        return NotEntered(feed, "it has no data yet")
+    schema = table.snapshot().dataset().schema
+    of_paths = set(partition_columns(feed)) if feed.is_exported else set()
+    columns = tuple(
+        Column(each.name, each.type, hive_type(each.type) or "", _comment(feed, each.name))
+        for each in schema
+        if each.name not in of_paths
+    )
+    version = table.snapshot().keys[-1] if feed.kind is FeedKind.TABLE else ""
+    return Entry(
+        feed,
+        store.uri,
+        logged.location,
+        columns,
+        version=version,
+        listed=tuple(schema.names),
+        logged=logged,
+        time_column=feed.row_time if of_paths else None,
+    )
 
 
 def _entry(

@@ -19,6 +19,7 @@ from datalake_assets.catalog.entries import Entry
 from datalake_assets.catalog.views import View, translated
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
 from datalake_assets.feed_sources import FeedKind
+from datalake_assets.lake.table import Logged
 from datalake_assets.network import aws_client
 
 __all__ = ["GlueCatalog", "GlueSettings"]
@@ -48,6 +49,8 @@ _FEED, _DIGEST, _VIEW = "datalake.feed", "datalake.digest", "datalake.view"
 #: What partition projection is told by; parameters of ours, so that old ones are taken out.
 _PROJECTION = "projection."
 _TEMPLATE = "storage.location.template"
+#: Parameters of ours beside those that begin with our names.
+_OURS = frozenset({_TEMPLATE, "table_type", "metadata_location", "spark.sql.sources.provider"})
 #: Of a path's column: its values, and how many digits they have (Athena documentation, "Partition projection").
 _RANGES = {"month": ("1,12", 2), "day": ("1,31", 2), "hour": ("0,23", 2)}
 T = TypeVar("T")
@@ -115,6 +118,14 @@ class GlueCatalog:
             pages = self._glue.get_paginator("get_tables").paginate(DatabaseName=self._database)
             tables = [each for page in pages for each in page["TableList"]]
         return {each["Name"].lower(): _known(each) for each in tables}
+
+    def why_not(self, entry: Entry) -> str:
+        """Implements `Catalog`."""
+        if entry.logged is not None and entry.logged.catalog == self.kind:
+            return "Glue is the catalog of its Iceberg table, which is there already, and no copy of it is needed"
+        if entry.logged is not None and not entry.logged.location.startswith(("s3://", "s3a://", "s3n://")):
+            return "its table lies outside of S3, where engines that ask Glue look"
+        return ""
 
     def needs(self, entry: Entry) -> bool:
         """Implements `Catalog`."""
@@ -224,6 +235,8 @@ class GlueCatalog:
         }
         if entry.version:
             parameters["datalake.version"] = entry.version
+        if entry.logged is not None:
+            parameters.update(_parameters_of(entry.logged))
         told = {
             "Name": entry.name,
             "Description": entry.feed.description[:2048],  # Glue limit
@@ -232,6 +245,8 @@ class GlueCatalog:
             "PartitionKeys": [{"Name": name, "Type": "string"} for name in entry.partition_columns],
             "StorageDescriptor": _storage(entry, entry.location),
         }
+        if entry.logged is not None:
+            told["StorageDescriptor"] = _logged_storage(entry, entry.logged)
         parameters[_DIGEST] = hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
         return told
 
@@ -358,7 +373,7 @@ def _known(table: Mapping[str, Any]) -> Known:
 
 
 def _is_ours(parameter: str) -> bool:
-    return parameter.startswith((_PROJECTION, "datalake.")) or parameter == _TEMPLATE
+    return parameter.startswith((_PROJECTION, "datalake.")) or parameter in _OURS
 
 
 def _is_other(table: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
@@ -384,6 +399,34 @@ def _storage(entry: Entry, address: str) -> dict[str, Any]:
         for each in entry.hive_columns
     ]
     return {"Columns": columns, "Location": f"{address}/", "Compressed": True, **_FORMAT}
+
+
+def _parameters_of(logged: Logged) -> dict[str, str]:
+    """What says of which format a table is: to Athena and Redshift ``table_type``, to Spark its provider.
+
+    Iceberg's Glue catalog, and Athena, find the table by ``metadata_location``; a Delta table by its address.
+    """
+    if logged.format == "iceberg":
+        return {"table_type": "ICEBERG", "metadata_location": logged.metadata, "classification": "iceberg"}
+    return {"table_type": "DELTA", "spark.sql.sources.provider": "delta", "classification": "delta"}
+
+
+def _logged_storage(entry: Entry, logged: Logged) -> dict[str, Any]:
+    """Where a table with a log lies; engines take its columns from the log, and people from here."""
+    storage: dict[str, Any] = {"Columns": _storage(entry, logged.location)["Columns"]}
+    if logged.format == "iceberg":
+        return {**storage, "Location": logged.location}
+    serde = {
+        "SerializationLibrary": "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe",
+        "Parameters": {"serialization.format": "1", "path": f"{logged.location}/"},
+    }
+    return {
+        **storage,
+        "Location": f"{logged.location}/",
+        "InputFormat": "org.apache.hadoop.mapred.SequenceFileInputFormat",
+        "OutputFormat": "org.apache.hadoop.hive.ql.io.HiveSequenceFileOutputFormat",
+        "SerdeInfo": serde,
+    }
 
 
 def _projection(entry: Entry) -> dict[str, str]:

@@ -16,8 +16,9 @@ from datalake_assets.catalog.base import OWNER, Known, Outcome, State
 from datalake_assets.catalog.entries import Entry, as_uri
 from datalake_assets.catalog.views import View, translated
 from datalake_assets.errors import ConfigError
+from datalake_assets.lake.table import Logged
 
-__all__ = ["Dialect", "HiveCatalog", "ddl"]
+__all__ = ["Dialect", "HiveCatalog", "ddl", "why_not_printed"]
 
 #: Engines whose statements differ in how views are written.
 Dialect = Literal["spark", "athena"]
@@ -59,8 +60,13 @@ def ddl(
     """
     yield f"CREATE DATABASE IF NOT EXISTS {_quoted(database)}"
     for entry in entries:
+        if why_not_printed(entry, dialect, replace=replace):
+            continue
         if replace:
             yield f"DROP TABLE IF EXISTS {_place(database, entry.name)}"
+        if entry.logged is not None:
+            yield _registered(entry, entry.logged, database, dialect)
+            continue
         yield _create(entry, database, what="CREATE EXTERNAL TABLE IF NOT EXISTS")
         if entry.version:
             yield _located(database, entry)
@@ -72,6 +78,30 @@ def ddl(
             yield f'CREATE OR REPLACE VIEW "{database}"."{view.name}" AS {text}'
         else:
             yield f"CREATE OR REPLACE VIEW {_place(database, view.name)} AS {text}"
+
+
+def why_not_printed(entry: Entry, dialect: Dialect, *, replace: bool) -> str:
+    """Why `ddl` has no statement for a feed; empty if it has one."""
+    if entry.logged is None or entry.logged.format == "delta":
+        return ""
+    if dialect == "athena":
+        return "Athena has no statement for a table that is there already; 'datalake catalog sync --to glue' enters it"
+    if not replace:
+        return "an Iceberg table is registered as it is by now, in the place of what was there: print it with --replace"
+    return ""
+
+
+def _registered(entry: Entry, logged: Logged, database: str, dialect: Dialect) -> str:
+    """The statement for a table with a log, by which the engine reads it."""
+    place = _place(database, entry.name)
+    if logged.format == "iceberg":
+        table = _text(f"{database}.{entry.name}")
+        metadata = _text(as_uri(logged.metadata))
+        return f"CALL spark_catalog.system.register_table(table => {table}, metadata_file => {metadata})"
+    location = _text(as_uri(logged.location))
+    if dialect == "athena":
+        return f"CREATE EXTERNAL TABLE IF NOT EXISTS {place} LOCATION {location} TBLPROPERTIES ('table_type' = 'DELTA')"
+    return f"CREATE TABLE IF NOT EXISTS {place} USING DELTA LOCATION {location}"
 
 
 def _place(database: str, name: str) -> str:
@@ -155,6 +185,12 @@ class HiveCatalog:
         rows = self._run(f"SHOW TBLPROPERTIES {_place(self._database, name)} ({_text(key)})")
         value = str(rows[0][1]) if rows else ""
         return "" if _UNSET.search(value) else value
+
+    def why_not(self, entry: Entry) -> str:
+        """Implements `Catalog`: Spark keeps the properties of such a table in its log, which is not ours to write."""
+        if entry.logged is None:
+            return ""
+        return f"its own log knows it: 'datalake catalog ddl' prints what has Spark read it as {entry.logged.format}"
 
     def needs(self, entry: Entry) -> bool:
         """Implements `Catalog`."""

@@ -126,6 +126,17 @@ class CatalogSync:
     def __init__(self, catalog: Catalog, wanted: Wanted, *, lake: str) -> None:
         self._catalog, self._wanted, self._lake = catalog, wanted, lake
 
+    @property
+    def _entries(self) -> list[Entry]:
+        """The feeds that this catalog can have."""
+        return [each for each in self._wanted.entries if not self._catalog.why_not(each)]
+
+    @property
+    def _left_out(self) -> list[NotEntered]:
+        """The others."""
+        told = [NotEntered(each.feed, self._catalog.why_not(each)) for each in self._wanted.entries]
+        return [*self._wanted.left_out, *(each for each in told if each.reason)]
+
     def has_database(self) -> bool:
         """Whether the database is there."""
         return _patiently(self._catalog.has_database)
@@ -140,14 +151,14 @@ class CatalogSync:
     def absent(self) -> list[Entry]:
         """The feeds that it has not."""
         known = _patiently(self._catalog.known)
-        return [each for each in self._wanted.entries if each.name.lower() not in known]
+        return [each for each in self._entries if each.name.lower() not in known]
 
     def behind(self) -> list[Entry]:
         """The feeds that it has, as they were."""
         known = _patiently(self._catalog.known)
         return [
             each
-            for each in self._wanted.entries
+            for each in self._entries
             if each.name.lower() in known
             and (self._is_anothers(known[each.name.lower()]) or _patiently(partial(self._catalog.needs, each)))
         ]
@@ -180,10 +191,11 @@ class CatalogSync:
         told += [
             Outcome(self._catalog.kind, name, "failed", detail=reason) for name, reason in self._wanted.broken.items()
         ]
-        told += [
-            Outcome(self._catalog.kind, each.feed.name, "left_out", detail=each.reason)
-            for each in self._wanted.left_out
-        ]
+        for each in self._wanted.entries:  # what it has of a feed that it could have once is no more true
+            there = known.get(each.name.lower())
+            if there is not None and self._catalog.why_not(each) and not (self._is_anothers(there) or there.is_view):
+                self._done(each.name, partial(self._dropped, there))
+        told += [Outcome(self._catalog.kind, each.feed.name, "left_out", detail=each.reason) for each in self._left_out]
         return [*told, *self._stale(known, prune=prune)]
 
     def _view(self, view: View, known: dict[str, Known]) -> Outcome:
@@ -234,9 +246,7 @@ class CatalogSync:
     def current(self, told: Iterable[Outcome]) -> list[Outcome]:
         """The feeds of which nothing was told: they are as they should be."""
         named = {each.name for each in told}
-        return [
-            Outcome(self._catalog.kind, each.name, "current") for each in self._wanted.entries if each.name not in named
-        ]
+        return [Outcome(self._catalog.kind, each.name, "current") for each in self._entries if each.name not in named]
 
 
 def _patiently(step: Callable[[], T]) -> T:

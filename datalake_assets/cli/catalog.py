@@ -10,6 +10,8 @@ from datalake_assets.cli.output import as_table, one_line, print_json, say, term
 from datalake_assets.cli.session import LakeCommand, OrderedGroup, Session, json_option, pass_session
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from datalake_assets.catalog.base import Outcome
     from datalake_assets.catalog.entries import Entry, NotEntered
     from datalake_assets.feed import Feed
@@ -119,27 +121,31 @@ def ddl(session: Session, *, names: tuple[str, ...], dialect: str, replace: bool
 
     wanted = Wanted.of(session.store, _feeds(session, names), is_whole=not names)
     if dialect == "duckdb":
-        from datalake_assets.catalog.duckdb_file import duckdb_view  # noqa: PLC0415  not needed for --help
+        from datalake_assets.catalog.duckdb_file import duckdb_view, why_no_view  # noqa: PLC0415  not needed for --help
         from datalake_assets.core.rules import identifier  # noqa: PLC0415  not needed for --help
 
-        statements = [duckdb_view(each) for each in wanted.entries]
+        not_printed = {each.name: why_no_view(each) for each in wanted.entries}
+        statements = [duckdb_view(each) for each in wanted.entries if not not_printed[each.name]]
         statements += [f"CREATE OR REPLACE VIEW {identifier(each.name)} AS {each.query}\n" for each in wanted.views]
     else:
+        from datalake_assets.catalog.metastore import Dialect, why_not_printed  # noqa: PLC0415  not needed for --help
         from datalake_assets.catalog.metastore import ddl as hive_ddl  # noqa: PLC0415  not needed for --help
 
         database = session.settings.catalog_database
-        chosen = "athena" if dialect == "athena" else "spark"
-        statements = [
-            *hive_ddl(wanted.entries, wanted.views, database=database, dialect=chosen, replace=replace)  # type: ignore[arg-type]  # one of its two
-        ]
+        chosen: Dialect = "athena" if dialect == "athena" else "spark"
+        not_printed = {each.name: why_not_printed(each, chosen, replace=replace) for each in wanted.entries}
+        statements = [*hive_ddl(wanted.entries, wanted.views, database=database, dialect=chosen, replace=replace)]
     for statement in statements:
         say(f"{statement};")
-    for line in _left_out(wanted.entries, wanted.left_out, is_hive=dialect != "duckdb"):
+    for line in _left_out(wanted.entries, wanted.left_out, is_hive=dialect != "duckdb", not_printed=not_printed):
         say(f"-- {one_line(line)}")
 
 
-def _left_out(entries: tuple[Entry, ...], feeds: tuple[NotEntered, ...], *, is_hive: bool) -> list[str]:
+def _left_out(
+    entries: tuple[Entry, ...], feeds: tuple[NotEntered, ...], *, is_hive: bool, not_printed: Mapping[str, str]
+) -> list[str]:
     lines = [f"{each.feed.path} is left out: {each.reason}" for each in feeds]
+    lines += [f"{each.feed.path} is left out: {reason}" for each in entries if (reason := not_printed[each.name])]
     for each in entries if is_hive else ():
         lines += [
             f"{each.feed.path}: column {name!r} is left out: Hive has no such type or name" for name in each.unreadable

@@ -19,6 +19,7 @@ from datalake_assets.lake.adopted.logged_table import LoggedTable, Merged
 from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.layout import address_of, folder_store
 from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.table import Logged
 
 __all__ = ["AdoptedDelta"]
 
@@ -60,6 +61,10 @@ class AdoptedDelta(LoggedTable[DeltaLook]):
             raise ConfigError(f"there is no Delta table at {uri}") from error
         except DeltaError as error:
             raise failure(self.feed, error) from error
+
+    def logged(self) -> Logged | None:
+        """Implements `TellsItsLog`."""
+        return self.take_look().logged(address_of(self.feed).uri)
 
     def merged(self, look: DeltaLook, key: str, rules: CompactionRules) -> Merged:
         """Implements `LoggedTable`: one ``OPTIMIZE`` of the partition, by the library."""

@@ -42,7 +42,7 @@ from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNo
 from datalake_assets.feed import Feed
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.table import Difference
+from datalake_assets.lake.table import Difference, Logged
 from datalake_assets.parquet.decoding import open_parquet, tables
 
 if TYPE_CHECKING:
@@ -181,6 +181,20 @@ class DeltaLook:
         if self._feed.compaction.sort_by:
             return "its feed's policy sorts rows, and deltalake keeps their order"
         return self._reason or _why_not_locked(self._store)
+
+    def logged(self, location: str) -> Logged:
+        """What engines need to read the table, whose folder has this address."""
+        named = [(key, unquote(file.name)) for key, files in self._files.items() for file in files]
+        elsewhere = [name for key, name in named if name.rpartition("/")[0] != ("" if key == FOLDER_ITSELF else key)]
+        reason = "its files do not lie in folders of their partitions' values" if elsewhere else ""
+        return Logged(
+            format="delta",
+            location=location.rstrip("/"),
+            version=self.version,
+            files=tuple(sorted(f"{location.rstrip('/')}/{name}" for _, name in named)),
+            why_not_plain=self._reason or reason,
+            hive_columns=self._columns,
+        )
 
     def partitions(self) -> tuple[str, ...]:
         """Implements `TableLook`."""

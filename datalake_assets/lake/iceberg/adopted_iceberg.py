@@ -30,6 +30,7 @@ from datalake_assets.lake.iceberg.iceberg_look import IcebergLook, name_in_table
 from datalake_assets.lake.iceberg.iceberg_owners import check_owner, load_adopted, source_of
 from datalake_assets.lake.iceberg.iceberg_planning import never_closed, why_too_new
 from datalake_assets.lake.store.base import Store
+from datalake_assets.lake.table import Logged
 
 __all__ = ["AdoptedIceberg"]
 
@@ -68,6 +69,11 @@ class AdoptedIceberg(LoggedTable[IcebergLook]):
                 known.popitem(last=False)
             return look
         raise CorruptLake(source_of(feed).where, "its metadata names manifests that are not there")
+
+    def logged(self) -> Logged | None:
+        """Implements `TellsItsLog`."""
+        source = source_of(self.feed)
+        return self.take_look().logged("" if source.uri else source.catalog or self._folder.store.catalog.uri)
 
     def merged(self, look: IcebergLook, key: str, rules: CompactionRules) -> Merged:
         """Implements `LoggedTable`: ``replace`` commits in the table's catalog."""

@@ -34,13 +34,13 @@ from datalake_assets.errors import ConfigError, LakeError, UnreadableFile
 from datalake_assets.feed import Feed
 from datalake_assets.lake.iceberg.iceberg_owners import source_of
 from datalake_assets.lake.iceberg.iceberg_planning import plan_table, why_too_new
-from datalake_assets.lake.iceberg.iceberg_reads import PresentDataset, arrow_schema, stated_footers
+from datalake_assets.lake.iceberg.iceberg_reads import PresentDataset, arrow_schema, stated_footers, told_of
 from datalake_assets.lake.iceberg.iceberg_schemas import column_bounds_of, key_of_value
 from datalake_assets.lake.iceberg.iceberg_views import path_in_table
 from datalake_assets.lake.iceberg.manifests import Manifests
 from datalake_assets.lake.iceberg.object_reads import LeanIO
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
-from datalake_assets.lake.table import Difference
+from datalake_assets.lake.table import Difference, Logged
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -142,6 +142,10 @@ class IcebergLook:
         if source_of(self._feed).uri:
             return "it was adopted by its metadata, and a commit takes its catalog"
         return ""
+
+    def logged(self, catalog: str) -> Logged:
+        """What engines need to read the table; ``catalog`` knows it."""
+        return told_of(self.table, self._all, catalog=catalog)
 
     def partitions(self) -> tuple[str, ...]:
         """Implements `TableLook`."""

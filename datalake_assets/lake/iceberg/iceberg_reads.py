@@ -18,16 +18,19 @@ import pyarrow.fs as pafs
 import pyarrow.types as pt
 from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import PyArrowFileIO, schema_to_pyarrow
+from pyiceberg.manifest import FileFormat
+from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
 from datalake_assets.lake.iceberg.present_rows import PresentRows, same_fields
-from datalake_assets.lake.iceberg.snapshot_files import LiveFile
+from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
 from datalake_assets.lake.scan import BoundedDataset
+from datalake_assets.lake.table import Logged
 from datalake_assets.parquet.decoding import open_parquet
 
-__all__ = ["PresentDataset", "arrow_schema", "stated_footers"]
+__all__ = ["PresentDataset", "arrow_schema", "stated_footers", "told_of"]
 
 #: Files that are looked at before the first of them is read, and those whose deletes are held at once.
 AT_ONCE = 32
@@ -40,6 +43,40 @@ def arrow_schema(metadata: TableMetadata) -> pa.Schema:
     """The table's columns in Arrow; without "not null", which files of before may break, and Arrow refuses to read."""
     stated: pa.Schema = schema_to_pyarrow(metadata.schema(), include_field_ids=False)
     return pa.schema([pa.field(each.name, each.type) for each in stated])
+
+
+def told_of(table: Table, files: SnapshotFiles, *, catalog: str = "") -> Logged:
+    """What engines need to read a table as it was loaded."""
+    snapshot = table.current_snapshot()
+    return Logged(
+        format="iceberg",
+        location=table.location().rstrip("/"),
+        version=str(snapshot.snapshot_id) if snapshot is not None else "",
+        files=tuple(sorted(files.data)),
+        why_not_plain=_why_not_plain(table.metadata, files),
+        metadata=table.metadata_location,
+        catalog=catalog,
+    )
+
+
+def _why_not_plain(metadata: TableMetadata, files: SnapshotFiles) -> str:
+    """Why whoever reads files by the names of their columns gets other rows than the table has; empty if not."""
+    if any(file.deletes for file in files.data.values()):
+        return "some of its rows are deleted by files of their own"
+    if files.repeated:
+        return "its snapshot names a file twice"
+    if any(file.file.file_format != FileFormat.PARQUET for file in files.data.values()):
+        return "it has files that are no Parquet"
+    now = {each.field_id: (each.name, str(each.field_type)) for each in metadata.schema().fields}
+    names = {name for name, _ in now.values()}
+    for schema in metadata.schemas:
+        for each in schema.fields:
+            was = (each.name, str(each.field_type))
+            if now.get(each.field_id, was) != was or (each.field_id not in now and each.name in names):
+                return f"its column {each.name!r} was renamed, or is of another type than before"
+    if any(getattr(each, "initial_default", None) is not None for each in metadata.schema().fields):
+        return "a column has a default that older files lack"
+    return ""
 
 
 class PresentDataset(BoundedDataset):
