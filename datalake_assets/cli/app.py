@@ -49,7 +49,7 @@ class _Unexpected(_Failed):
 #: The commands in the order in which they are needed, each with its first line of help. A command's module is imported
 #: when it runs: ``datalake --help`` answers in a tenth of a second, while Dagster alone takes one to import.
 COMMANDS = {
-    "demo": "Build a data lake from four streams and four tables of an embedded server, and two marts of these.",
+    "demo": "Build a data lake from four streams, four tables and a queue of embedded servers, and two marts of these.",
     "init": "Make a new lake: a folder, or a place in a bucket that commits are safe in.",
     "feeds": "Say what is landed: list, add, check, change, archive, restore and remove feeds.",
     "export": "Land what is new at the source: of one feed, or of all.",

@@ -21,10 +21,19 @@ from datalake_assets.cli.output import as_table, print_json, say, terminal_width
 from datalake_assets.cli.report import console_report, lake_report
 from datalake_assets.cli.session import Session, WorkCommand, json_option, pass_session, prepare_home
 from datalake_assets.core.facts import ExportResult
-from datalake_assets.demo.demo_feeds import demo_feeds, demo_marts
-from datalake_assets.demo.demo_lake import DemoLake, growing_demo, prepare_demo, read_demo, source_line, source_url
+from datalake_assets.demo.demo_feeds import demo_feeds, demo_marts, demo_queues
+from datalake_assets.demo.demo_lake import (
+    DemoLake,
+    growing_demo,
+    has_own_queue,
+    prepare_demo,
+    read_demo,
+    source_lines,
+    source_url,
+)
 from datalake_assets.errors import ConfigError, FeedExists, LakeUnavailable
 from datalake_assets.feed import Feed
+from datalake_assets.settings import Settings
 
 __all__ = ["demo", "run_demo", "run_in_foreground"]
 
@@ -62,9 +71,9 @@ def demo(
     live_port: int,
     as_json: bool,
 ) -> None:
-    """Build a data lake from four streams and four tables of an embedded server, and two marts of these.
+    """Build a data lake from four streams, four tables and a queue of embedded servers, and two marts of these.
 
-    Starts the server unless the settings name one of yours, and exports everything through Dagster.
+    Starts the servers unless the settings name some of yours, and exports everything through Dagster.
     Run it again with more --records: only what is new is added. With --live the streams then grow: rows are landed as
     they come, and a page shows them, with those that are late, were sent twice, or are broken.
     """
@@ -118,7 +127,7 @@ def run_demo(
         feeds, configured = all_feeds(session).feeds, session.settings
         with session.serving({feed.source.type for feed in feeds}):
             if not as_json:
-                _introduce(session, demo, records, own=session.settings is not configured)
+                _introduce(session, demo, records, configured)
             results = export_feeds(session, feeds, ExportRequest(), quiet=as_json)
             if as_json:
                 print_json({"lake": session.store.uri, "feeds": [result_document(result) for result in results]})
@@ -162,7 +171,10 @@ def _prepare(session: Session, records: int) -> DemoLake:
                 f"{', …' if len(known) > 3 else ''}); give another --lake"  # noqa: PLR2004  as many as are named
             )
     demo = prepare_demo(store, records)
-    for feed in (*demo_feeds(demo.start), *demo_marts(demo.start)):
+    queues = demo_queues(demo.start) if has_own_queue(session.settings) else ()
+    if not queues:
+        warn("DATALAKE_SQS_ENDPOINT is set: the demo leaves its queue of filings out, which is on a server of its own")
+    for feed in (*demo_feeds(demo.start), *queues, *demo_marts(demo.start)):
         try:
             registry.add(feed)
         except FeedExists:
@@ -170,9 +182,11 @@ def _prepare(session: Session, records: int) -> DemoLake:
     return demo
 
 
-def _introduce(session: Session, demo: DemoLake, records: int, *, own: bool) -> None:
+def _introduce(session: Session, demo: DemoLake, records: int, configured: Settings) -> None:
+    own = not source_url(configured)
     say(f"lake    {session.store.uri}")
-    say(f"{source_line(session.settings)}{' (embedded)' if own else ''}")
+    for line in source_lines(session.settings, configured):
+        say(line)
     if own:
         say(f"data    {demo.records or records:,} records per stream since {demo.start}, {demo.events_per_day} a day")
     else:

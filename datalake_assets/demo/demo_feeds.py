@@ -1,9 +1,13 @@
-"""The demo lake's feeds: what a payments company would land from its ksqlDB, one of each way to read a stream."""
+"""The demo lake's feeds: what a payments company would land from its ksqlDB, one of each way to read a stream.
+
+A queue comes with them, of trades of insiders.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 
+from datalake_assets.demo.filings import FILED_BEFORE, QUEUE
 from datalake_assets.feed import ColumnNote, Feed
 from datalake_assets.feed_sources import FeedKind, MartSource
 from datalake_assets.live_policies import BatchPolicy, Tile
@@ -19,8 +23,16 @@ from datalake_assets.policies import (
     UniqueRule,
 )
 from datalake_assets.sources.ksqldb.declaration import KsqlDBMode, KsqlDBSource
+from datalake_assets.sources.sqs.sqs_model import SqsSource
 
-__all__ = ["DEMO_FEED_NAMES", "DEMO_MART_NAMES", "demo_feeds", "demo_marts"]
+__all__ = [
+    "DEMO_FEED_NAMES",
+    "DEMO_MART_NAMES",
+    "DEMO_QUEUE_NAMES",
+    "demo_feeds",
+    "demo_marts",
+    "demo_queues",
+]
 
 #: The embedded server answers at once; waiting longer for stragglers only makes the demo slow.
 _IDLE_S = 0.5
@@ -131,6 +143,24 @@ _COLUMNS: dict[str, dict[str, ColumnNote]] = {
 
 DEMO_FEED_NAMES = tuple(name for name, *_ in (*_STREAMS, *_TABLES))
 
+#: Form 4 filings have these members: EDGAR's own, of its data sets.
+_FILING = {
+    "accession_number": "string not null",
+    "filed_at": "timestamptz not null",
+    "transaction_date": "date not null",
+    "ticker": "string not null",
+    "issuer": "string",
+    "owner": "string not null",
+    "is_director": "boolean",
+    "is_officer": "boolean",
+    "officer_title": "string",
+    "transaction_code": "string not null",
+    "shares": "long not null",
+    "price": "decimal(12,4)",
+    "shares_after": "long",
+}
+DEMO_QUEUE_NAMES = ("insider_trades",)
+
 #: What is made of the feeds, by SQL: one by day, one of all there is.
 _MARTS: tuple[tuple[str, FeedKind, str, str, str], ...] = (
     (
@@ -183,6 +213,45 @@ def demo_marts(start: dt.date) -> tuple[Feed, ...]:
             description=description,
         )
         for name, kind, group, description, query in _MARTS
+    )
+
+
+def demo_queues(start: dt.date) -> tuple[Feed, ...]:
+    """The feed of a demo lake that is read from a queue: trades of insiders, by month of filing.
+
+    Args:
+        start: The first day that its streams have rows on.
+    """
+    (name,) = DEMO_QUEUE_NAMES
+    return (
+        Feed(
+            name=name,
+            kind=FeedKind.STREAM,
+            source=SqsSource(queue=QUEUE, fields=_FILING, idle_s=_IDLE_S),
+            time_column="filed_at",
+            partition_by="month",
+            start=start - FILED_BEFORE,
+            freshness=_FRESH_ROWS,
+            checks=Checks(
+                rules=(
+                    RangeRule(column="shares", min=1, description="Nobody reports a trade of nothing."),
+                    UniqueRule(columns=("accession_number",), description="A filing has a number of its own."),
+                )
+            ),
+            owners=("team:markets",),
+            tags={"demo": "", "domain": "filings"},
+            group="filings",
+            description="Trades of insiders in the shares of their companies, from Form 4 filings in a queue.",
+            columns={
+                "accession_number": ColumnNote(description="EDGAR's number of the filing."),
+                "owner": ColumnNote(description="Who traded.", tags={"pii": "direct"}),
+                "transaction_code": ColumnNote(
+                    description="P: bought, S: sold, A: granted, M: option exercised, F: withheld for tax."
+                ),
+                "price": ColumnNote(unit="USD"),
+                "shares_after": ColumnNote(description="Shares that the owner has afterwards."),
+            },
+        ),
     )
 
 

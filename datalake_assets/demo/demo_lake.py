@@ -1,7 +1,7 @@
-"""The demo lake, and which server it reads: the configured one, or one inside this process.
+"""The demo lake, and which servers it reads: the configured ones, or some inside this process.
 
-A demo lake carries ``control/demo.json``, which says what its server serves. Every process that exports such a lake
-(a command, a Dagster run) starts a server of its own from it, and since the rows are a pure function of that document,
+A demo lake carries ``control/demo.json``, which says what its servers serve. Every process that exports such a lake
+(a command, a Dagster run) starts servers of its own from it, and since the rows are a pure function of that document,
 all of them serve the same rows.
 """
 
@@ -13,16 +13,18 @@ import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNotFound
+from datalake_assets.demo.filings import FILED_BEFORE, QUEUE_REGION, FilingsQueue, SentFilings, runs_of_numbers
+from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNotFound, PreconditionFailed
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.store.swap import swap_object
+from datalake_assets.lake.store.swap import retried, swap_object
 from datalake_assets.settings import Settings
 from datalake_assets.sources.ksqldb.declaration import KSQLDB, KsqlDBSettings
+from datalake_assets.sources.sqs.sqs_model import SQS, SqsSettings
 
 if TYPE_CHECKING:
     from datalake_assets.demo.ksqldb_server.blocks import GeneratorConfig
@@ -33,12 +35,13 @@ __all__ = [
     "DemoLake",
     "demo_stand_in",
     "growing_demo",
+    "has_own_queue",
     "plan_demo",
     "prepare_demo",
     "read_demo",
     "serve_ksqldb",
     "served_from",
-    "source_line",
+    "source_lines",
     "source_url",
 ]
 
@@ -49,6 +52,8 @@ DEMO_SEED = 7
 DEMO_DAYS = 29
 #: As many as a small shop's: fewer records make fewer days.
 EVENTS_PER_DAY = 250
+#: Of so many rows of a stream one is a filing: insiders trade less often than cards are used.
+ROWS_PER_FILING = 10
 #: The rows that are asked for last arrive within this time, whatever their number.
 LEAST_SPAN = dt.timedelta(seconds=1)
 
@@ -57,6 +62,8 @@ LEAST_SPAN = dt.timedelta(seconds=1)
 LIVE_BROKEN_EVERY = 199
 #: How long a demo's streams go on growing after the process that has them grow was killed.
 LIVE_LEASE = dt.timedelta(minutes=1)
+#: Attempts at a change of the document; each lost one means that another process made one.
+ATTEMPTS = 5
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -91,6 +98,8 @@ class DemoLake(BaseModel):
         paces: How fast the rows arrive that were asked for later.
         grows_until: Streams that grow just now do so by the clock up to then. It is moved on meanwhile: after a kill
             they stop. None: they do not grow, or for ever.
+        filings: What was sent to the queue of filings.
+        filings_deleted: Runs of the numbers of those that were read and deleted, each with its first and its last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,6 +110,8 @@ class DemoLake(BaseModel):
     records: Annotated[int, Field(ge=1)] | None = None
     paces: tuple[DemoPace, ...] = ()
     grows_until: AwareDatetime | None = None
+    filings: tuple[SentFilings, ...] = ()
+    filings_deleted: tuple[tuple[int, int], ...] = ()
 
     @property
     def start_time(self) -> dt.datetime:
@@ -156,6 +167,21 @@ class DemoLake(BaseModel):
         paces = (*settled.paces, pace)
         return settled.model_copy(update={"records": None, "paces": paces, "grows_until": now + LIVE_LEASE})
 
+    def with_filings(self, count: int, *, now: dt.datetime) -> DemoLake:
+        """What it serves once so many filings were sent; filings never become fewer."""
+        sent = sum(each.count for each in self.filings)
+        if count <= sent:
+            return self
+        since = self.filings[-1].sent if self.filings else self.start_time - FILED_BEFORE
+        return self.model_copy(
+            update={"filings": (*self.filings, SentFilings(first=sent, count=count - sent, since=since, sent=now))}
+        )
+
+    def without_filings(self, numbers: Collection[int]) -> DemoLake:
+        """What it serves once these filings were deleted from the queue, too."""
+        known = {number for first, last in self.filings_deleted for number in range(first, last + 1)}
+        return self.model_copy(update={"filings_deleted": runs_of_numbers(known.union(numbers))})
+
     def to_bytes(self) -> bytes:
         """The document, as a lake keeps it."""
         left_out = {"grows_until"} if self.grows_until is None else None
@@ -165,6 +191,8 @@ class DemoLake(BaseModel):
 def plan_demo(current: DemoLake | None, records: int, *, now: dt.datetime) -> DemoLake:
     """What a demo lake is to serve so that every stream has ``records`` rows, the last of them a few minutes old.
 
+    Its queue gets a tenth as many filings.
+
     Rows that are added arrive between the end of those that are there and now, so that none has to change.
 
     Args:
@@ -172,6 +200,11 @@ def plan_demo(current: DemoLake | None, records: int, *, now: dt.datetime) -> De
         records: Rows wanted in each stream. Streams never shrink: fewer than now leaves it as it is.
         now: Aware UTC.
     """
+    planned = _with_rows(current, records, now)
+    return planned.with_filings(math.ceil(max(records, planned.records or 0) / ROWS_PER_FILING), now=now)
+
+
+def _with_rows(current: DemoLake | None, records: int, now: dt.datetime) -> DemoLake:
     if current is None:
         days = min(max(1, records // EVENTS_PER_DAY), DEMO_DAYS)
         start = now.date() - dt.timedelta(days=days)
@@ -258,23 +291,43 @@ def _changed(store: Store, change: Callable[[DemoLake], DemoLake]) -> DemoLake:
 
 @contextmanager
 def demo_stand_in(settings: Settings, store: Store, types: Collection[str]) -> Iterator[Settings]:
-    """The settings, with the URL of a demo lake's own server where they name none; implements `StandIn`.
+    """The settings, with the URLs of a demo lake's own servers where they name none; implements `StandIn`.
 
     Args:
         settings: What is configured; if that is a server, it wins.
-        store: The lake; one that is no demo lake is left without a server.
-        types: The types of sources that are to be read; the server runs only if it is of one of them.
+        store: The lake; one that is no demo lake is left without servers.
+        types: The types of sources that are to be read; only servers of these run.
     """
-    demo = None
-    if KSQLDB.type in types and not settings.of(KsqlDBSettings).ksqldb_url:
-        demo = read_demo(store)
-    if demo is None:
-        yield settings
-        return
-    from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  costs a server's imports
+    streams = KSQLDB.type in types and not settings.of(KsqlDBSettings).ksqldb_url
+    queues = SQS.type in types and has_own_queue(settings)
+    demo = read_demo(store) if streams or queues else None
+    with ExitStack() as servers:
+        if demo is not None and streams:
+            from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer  # noqa: PLC0415  a server's imports
 
-    with KsqlServer(demo.generator()) as server:
-        yield settings.of(KsqlDBSettings).model_copy(update={"ksqldb_url": server.url})
+            url = servers.enter_context(KsqlServer(demo.generator())).url
+            settings = settings.of(KsqlDBSettings).model_copy(update={"ksqldb_url": url})
+        if demo is not None and queues:
+            queue = servers.enter_context(_served_queue(store, demo))
+            own = {"sqs_endpoint": queue.url, "sqs_region": QUEUE_REGION, "sqs_unsigned": True}
+            settings = settings.of(SqsSettings).model_copy(update=own)
+        yield settings
+
+
+@contextmanager
+def _served_queue(store: Store, demo: DemoLake) -> Iterator[FilingsQueue]:
+    """The queue; what was deleted from it meanwhile is written down, so that no other process is given it again."""
+    with FilingsQueue(demo.filings, seed=demo.seed, deleted=demo.filings_deleted) as queue:
+        try:
+            yield queue
+        finally:
+            if queue.deleted:
+                with suppress(LakeError):  # it is given again, and known
+                    retried(
+                        lambda: _changed(store, lambda now: now.without_filings(queue.deleted)),
+                        attempts=ATTEMPTS,
+                        on=(PreconditionFailed,),
+                    )
 
 
 def source_url(settings: Settings) -> str | None:
@@ -282,9 +335,22 @@ def source_url(settings: Settings) -> str | None:
     return settings.of(KsqlDBSettings).ksqldb_url
 
 
-def source_line(settings: Settings) -> str:
-    """Where a demo lake's rows come from, for its first screen: the system, and its server."""
-    return f"ksqlDB  {source_url(settings)}"
+def has_own_queue(settings: Settings) -> bool:
+    """Whether a demo lake's filings come from a queue of its own: the settings name no server of queues."""
+    return not settings.of(SqsSettings).sqs_endpoint
+
+
+def source_lines(settings: Settings, configured: Settings) -> list[str]:
+    """Where a demo lake's rows come from, for its first screen: the systems, and their servers.
+
+    Args:
+        settings: By which they are reached.
+        configured: What a person has set.
+    """
+    streams = f"ksqlDB  {source_url(settings)}{'' if source_url(configured) else ' (embedded)'}"
+    if not has_own_queue(configured):
+        return [streams]
+    return [streams, f"SQS     {settings.of(SqsSettings).sqs_endpoint} (embedded)"]
 
 
 def served_from(

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from datalake_assets.defs.runs import PID_TAG
-from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, DEMO_MART_NAMES, demo_feeds
+from datalake_assets.demo.demo_feeds import DEMO_FEED_NAMES, DEMO_MART_NAMES, DEMO_QUEUE_NAMES, demo_feeds
 from datalake_assets.demo.demo_lake import DEMO_DAYS, demo_stand_in, read_demo
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.tables import open_table
@@ -139,9 +139,10 @@ def test_asset_graph_shows_every_feed_in_its_group_with_its_kinds(ui: DemoUI, pa
     visit(page, QUIET)
     visit(page, expanded)  # which fits them to the window
 
-    for name in (*DEMO_FEED_NAMES, *DEMO_MART_NAMES):
+    names = (*DEMO_FEED_NAMES, *DEMO_QUEUE_NAMES, *DEMO_MART_NAMES)
+    for name in names:
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
-    expect(page.get_by_text("Parquet", exact=True)).to_have_count(len(DEMO_FEED_NAMES) + len(DEMO_MART_NAMES))
+    expect(page.get_by_text("Parquet", exact=True)).to_have_count(len(names))
     expect(page.get_by_text("ksqldb", exact=True)).to_have_count(2 * len(DEMO_FEED_NAMES))  # of what they read, too
     picture("1-asset-graph")
 

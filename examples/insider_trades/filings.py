@@ -1,8 +1,8 @@
 # ruff: noqa: INP001  a program of one file
 """Sends generated Form 4 filings to a queue: ``python filings.py QUEUE --count 500 --bad 5``.
 
-A Form 4 says within two business days what a director, an officer or a large owner traded in the shares of the company.
-The rows have the fields of EDGAR's own data sets; companies, people and prices are made up, from a seed.
+They are like those of `datalake demo`: with the fields of EDGAR's own data sets; companies, people and prices are made
+up, from a seed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,11 @@ import os
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from typing import Any
 
 import boto3
 
-ISSUERS = [("ACME", "Acme Corp"), ("GLBX", "Globex Inc"), ("INIT", "Initech Holdings"), ("UMBR", "Umbrella plc")]
-OWNERS = ["Ada Byron", "Grace Murray", "Alan Mathison", "Edsger Wybe", "Barbara Jane"]
-TITLES = ["CEO", "CFO", "General Counsel", None]
-CODES = "PPSSSAMF"
+from datalake_assets.demo.filings import filing
+
 #: Filings are of the last so many days.
 DAYS = 60
 #: SQS limit: 10 messages per batch (AWS API reference).
@@ -32,32 +28,10 @@ def filings(count: int, *, bad: int = 0, seed: int = 4, now: datetime | None = N
     """Bodies of messages, the first ``bad`` of which are none."""
     chance, end = random.Random(seed), now or datetime.now(UTC)  # noqa: S311  made up, and the same again
     for number in range(count):
-        filing = _filing(number, chance, end)
+        one = filing(number, chance, end - timedelta(seconds=chance.randrange(DAYS * 86_400)))
         if number < bad:
-            filing["shares"] = "many"
-        yield json.dumps(filing)
-
-
-def _filing(number: int, chance: random.Random, end: datetime) -> dict[str, Any]:
-    ticker, issuer = chance.choice(ISSUERS)
-    filed = end - timedelta(seconds=chance.randrange(DAYS * 86_400))
-    title = chance.choice(TITLES)
-    shares = chance.randrange(1, 50_000)
-    return {
-        "accession_number": f"{1_000_000_000 + number:010}-{filed:%y}-{number % 1_000_000:06}",
-        "filed_at": filed.isoformat(timespec="seconds"),
-        "transaction_date": f"{filed - timedelta(days=chance.randrange(3)):%Y-%m-%d}",
-        "ticker": ticker,
-        "issuer": issuer,
-        "owner": chance.choice(OWNERS),
-        "is_director": title is None,
-        "is_officer": title is not None,
-        "officer_title": title,
-        "transaction_code": chance.choice(CODES),
-        "shares": shares,
-        "price": str(Decimal(chance.randrange(10_000, 5_000_000)) / 10_000),
-        "shares_after": shares + chance.randrange(1_000_000),
-    }
+            one["shares"] = "many"
+        yield json.dumps(one)
 
 
 def main() -> None:
