@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import StrEnum
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -116,6 +117,11 @@ class SystemSource(SourceModel):
     @property
     def position_columns(self) -> tuple[str, str] | None:
         """The lake columns that carry a row's source partition and offset, where both are landed."""
+        return None
+
+    @property
+    def remembers(self) -> timedelta | None:
+        """How long an item is remembered that came, where a feed says so; it can be raised, and not be lowered."""
         return None
 
     def reading(self, kind: FeedKind) -> str:

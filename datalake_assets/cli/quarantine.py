@@ -107,8 +107,8 @@ def show(session: Session, *, name: str, limit: int, discarded: bool, as_json: b
 def replay(session: Session, *, name: str, as_json: bool) -> None:
     """Land the rows of NAME that fit the feed as it is now, each exactly once.
 
-    Mend the feed first: lower its start, for instance. Rows that its source's decoder refused are decoded again by the
-    source. Exits with 1 if rows stay in quarantine, and says why they do.
+    Mend the feed first: lower its start, for instance. Rows that its source's decoder refused are decoded again, as the
+    feed says now. Exits with 1 if rows stay in quarantine, and says why they do.
     """
     report = _replayed(session, _feed(session, name))
     if as_json:
@@ -144,13 +144,14 @@ def _feed(session: Session, name: str) -> Feed:
 def _replayed(session: Session, feed: Feed) -> WriteReport:
     from datalake_assets.core.batches import ReadRequest  # noqa: PLC0415  not needed for --help
     from datalake_assets.lake.tables import open_table  # noqa: PLC0415  not needed for --help
-    from datalake_assets.sources.base import DecodesAgain  # noqa: PLC0415  not needed for --help
+    from datalake_assets.sources.base import DecodesAgain, DecodesItems  # noqa: PLC0415  not needed for --help
 
     table = open_table(session.store, feed)
     table.check_replay()
     with session.source(feed.source.type) as source:
         decode = partial(source.decode, feed) if isinstance(source, DecodesAgain) else None
-        report = table.replay(source.read(feed, ReadRequest()), decode)
+        items = partial(source.decode_items, feed) if isinstance(source, DecodesItems) else None
+        report = table.replay(source.read(feed, ReadRequest()), decode, decode_items=items)
 
     if report.partitions:
         from datalake_assets.core.schema import schema_to_json  # noqa: PLC0415  not needed for --help

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -22,10 +22,12 @@ __all__ = [
     "Batches",
     "ChangedBatches",
     "Decode",
+    "DecodeItems",
     "Derived",
     "EndlessBatches",
     "FinishedItem",
     "InMemoryBatches",
+    "ItemOrigin",
     "LandedItem",
     "LandedItems",
     "News",
@@ -34,6 +36,25 @@ __all__ = [
     "RejectedRow",
     "SourceBatch",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOrigin:
+    """Of which item a rejected row is, and what it takes to land it later, once.
+
+    Attributes:
+        item: As in `SourceBatch.source_items`.
+        forget_after: When the item can no longer come again; Unix seconds.
+        name: Of an item that the lake knows by name, with many rows: a file.
+        envelope: What its source needs beside the row to decode it again, in the source's own words; empty if nothing.
+        reading: Which reading of the item put the row aside; empty if nobody has to tell them apart.
+    """
+
+    item: str
+    forget_after: int
+    name: str = ""
+    envelope: str = ""
+    reading: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +68,7 @@ class RejectedRow:
         decoded: Whether it was decoded, and could not be placed.
         columns: Of a decoded row: its columns that are none of the lake's, or of another type, as `schema_to_json`
             writes them; empty if there are none. JSON alone does not tell a text from a time or a number of bytes.
+        origin: Of a source without order: the row's item; None where nobody can land the row later.
     """
 
     raw: bytes
@@ -54,6 +76,12 @@ class RejectedRow:
     position: str
     decoded: bool = False
     columns: str = ""
+    origin: ItemOrigin | None = None
+
+    @property
+    def remembered_as(self) -> str:
+        """By what a partition remembers the row once it is landed: its item, or of an item of many rows its place."""
+        return self.origin.item if self.origin is not None and not self.origin.name else self.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +102,7 @@ class LandedItem:
         partitions: Keys of the partitions that have, or may have, rows of it.
         superseded: Identities of former contents whose rows may still be there, in one of these partitions.
         number: Counts what the lake remembers; a later one of the same name holds.
+        reading: The last reading of it that came to its end; empty in entries of earlier releases.
     """
 
     name: str
@@ -89,6 +118,7 @@ class LandedItem:
     partitions: tuple[str, ...] = ()
     superseded: tuple[str, ...] = ()
     number: int = 0
+    reading: str = ""
 
     @property
     def all_superseded(self) -> tuple[str, ...]:
@@ -163,6 +193,7 @@ class SourceBatch:
         read_to: By source partition, the next offset to be read after this batch, where it lies beyond the last row:
             not every number has one.
         source_id: Names what numbers the rows; another one numbers them anew. Empty where nobody can tell.
+        item_name: The name of the one item that all rows are of, from sources whose items have many rows.
     """
 
     rows: pa.RecordBatch
@@ -174,6 +205,7 @@ class SourceBatch:
     finished: tuple[FinishedItem, ...] = ()
     read_to: Mapping[SourcePartition, int] = field(default_factory=dict)
     source_id: str = ""
+    item_name: str = ""
 
     @property
     def numbers(self) -> tuple[Ints, Ints]:
@@ -194,8 +226,14 @@ class SourceBatch:
         partitions, offsets, items = (None if each is None else each.take(which) for each in along)
         rejected = (*self.rejected, *also_rejected)
         rows = self.rows.take(which)
-        after, finished = self.forget_after, self.finished
-        return SourceBatch(rows, partitions, offsets, rejected, items, after, finished, self.read_to, self.source_id)
+        return replace(
+            self,
+            rows=rows,
+            source_partitions=partitions,
+            source_offsets=offsets,
+            rejected=rejected,
+            source_items=items,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,3 +436,6 @@ class InMemoryBatches:
 
 #: Decodes rows again, as their source sent them; keeps their source partitions and offsets.
 Decode = Callable[[Sequence[bytes]], SourceBatch]
+#: The same of rows of items, given the lake's columns: rows that still do not fit are rejected at their positions, and
+#: ``source_items`` are what the rows are `RejectedRow.remembered_as`.
+DecodeItems = Callable[[Sequence[RejectedRow], "pa.Schema"], Iterator[SourceBatch]]

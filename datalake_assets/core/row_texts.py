@@ -7,17 +7,18 @@ texts, and the column's type says what a text is.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
-from datalake_assets.core.batches import RejectedRow
+from datalake_assets.core.batches import ItemOrigin, RejectedRow
 from datalake_assets.core.position import SourcePartition, numbers_in
 
 __all__ = ["QuarantinedRow", "row_from_text", "row_to_text", "rows_to_text", "values_of"]
@@ -34,6 +35,8 @@ class QuarantinedRow:
         epoch: Of source offsets; None if the source does not number its rows, or an earlier release wrote the line.
         decoded: Whether ``raw`` is `row_to_text`'s; None in lines of earlier releases, which did not say.
         columns: `RejectedRow`'s.
+        origin: `RejectedRow`'s.
+        exact: The row's bytes where they are no UTF-8, of which ``raw`` is what a person can read; else None.
     """
 
     raw: str
@@ -42,12 +45,27 @@ class QuarantinedRow:
     epoch: int | None = None
     decoded: bool | None = None
     columns: str = ""
+    origin: ItemOrigin | None = None
+    exact: bytes | None = None
 
     @classmethod
     def of(cls, row: RejectedRow, *, epoch: int | None) -> QuarantinedRow:
         """The line for a row that was rejected."""
         raw = row.raw.decode("utf-8", errors="backslashreplace")
-        return cls(raw, row.reason, row.position, epoch, row.decoded, row.columns)
+        exact = None if raw.encode() == row.raw else row.raw
+        return cls(raw, row.reason, row.position, epoch, row.decoded, row.columns, row.origin, exact)
+
+    @property
+    def content(self) -> bytes:
+        """The row, byte by byte."""
+        return self.raw.encode() if self.exact is None else self.exact
+
+    @property
+    def rejected(self) -> RejectedRow:
+        """The row as it was rejected."""
+        return RejectedRow(
+            self.content, self.reason, self.position, bool(self.decoded), self.columns, origin=self.origin
+        )
 
     @property
     def offset(self) -> tuple[SourcePartition, int] | None:
@@ -67,6 +85,10 @@ class QuarantinedRow:
         document["decoded"] = self.decoded
         if self.columns:
             document["columns"] = self.columns
+        if self.origin is not None:
+            document["origin"] = {name: value for name, value in asdict(self.origin).items() if value != ""}
+        if self.exact is not None:
+            document["exact"] = base64.b64encode(self.exact).decode()
         return json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
     @classmethod
@@ -75,7 +97,10 @@ class QuarantinedRow:
         try:
             row = json.loads(line)
             raw, reason, position = (str(row[name]) for name in ("raw", "reason", "position"))
-            return cls(raw, reason, position, row.get("epoch"), row.get("decoded"), str(row.get("columns", "")))
+            origin = ItemOrigin(**row["origin"]) if "origin" in row else None
+            exact = base64.b64decode(row["exact"]) if "exact" in row else None
+            columns = str(row.get("columns", ""))
+            return cls(raw, reason, position, row.get("epoch"), row.get("decoded"), columns, origin, exact)
         except (ValueError, KeyError, TypeError):
             text = line.decode("utf-8", errors="backslashreplace")
             return cls(text, "the line in quarantine is damaged", f"damaged:{text}")

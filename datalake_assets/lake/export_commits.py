@@ -63,6 +63,8 @@ class Export(ABC):
     prefix: str
     #: Whether a partition without rows has a file too, so that readers learn its columns.
     keeps_empty = False
+    #: Names this pass in the rows that it puts aside, where a later one has to tell.
+    reading = ""
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class Export(ABC):
             fence=fence,
             fingerprint=fingerprint,
             on_progress=self._on_progress,
+            reading=self.reading,
         )
         try:
             landing.run(self.batches)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-    from datalake_assets.core.batches import Batches, Decode
+    from datalake_assets.core.batches import Batches, Decode, DecodeItems
     from datalake_assets.core.report.figures import FeedStatistics
     from datalake_assets.core.row_texts import QuarantinedRow
     from datalake_assets.lake.export_commits import Export
@@ -284,8 +284,19 @@ class HiveTable:
 
         refuse_pulled(self._folder)
 
-    def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+    def replay(
+        self,
+        batches: Batches,
+        decode: Decode | None,
+        *,
+        decode_items: DecodeItems | None = None,
+        run_id: str = "",
+    ) -> WriteReport:
         """Implements `LakeTable`."""
+        if self.feed.position_kind is PositionKind.IDS:
+            from datalake_assets.lake.item_replay import replay_items  # noqa: PLC0415  see `_export`
+
+            return replay_items(self._folder, batches, decode_items, run_id=run_id)
         from datalake_assets.lake.replay import replay  # noqa: PLC0415  see `_export`
 
         return replay(self._folder, batches, decode, run_id=run_id)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from datalake_assets.lake.sealed_items import PREFIX, SUFFIX, place_of, sealed_k
 from datalake_assets.lake.store.base import StagedFile
 from datalake_assets.lake.table import Progress, WriteReport
 
-__all__ = ["ItemsExport", "landed_in_parts"]
+__all__ = ["ItemsExport", "ItemsFence", "NamedItems", "Plan", "ids_of", "landed_in_parts"]
 
 _CURE = "restore it from a backup of the lake: without it nobody knows which items were landed"
 
@@ -80,7 +81,7 @@ def _after(report: WriteReport, on_progress: Callable[[Progress], None] | None) 
 
 
 @dataclass(slots=True)
-class _Fence:
+class ItemsFence:
     """Lets in the rows of items that their partition does not hold.
 
     Attributes:
@@ -165,14 +166,15 @@ class _Removal:
         return {digest for each in self.going for digest in each.former}
 
 
-class _Named:
+class NamedItems:
     """The items of an export that are remembered by name, too.
 
     Attributes:
         former: What is to go, by partition key.
     """
 
-    def __init__(self, folder: FeedFolder, finished: Sequence[FinishedItem], fence: _Fence) -> None:
+    def __init__(self, folder: FeedFolder, finished: Sequence[FinishedItem], fence: ItemsFence, reading: str) -> None:
+        self._reading = reading
         self._ledger = ItemLedger(folder)
         self.former: dict[str, list[_Going]] = defaultdict(list)
         self._begin: dict[LandedItem, LandedItem | None] = {}
@@ -187,7 +189,7 @@ class _Named:
 
         These may be another writer's, who has begun since its source was asked: what was known of it says nothing then.
         """
-        former, item = each.former, each.item
+        former, item = each.former, replace(each.item, reading=self._reading)
         before, is_same = set[str](), False
         superseded: tuple[str, ...] = ()
         if former is not None:
@@ -224,13 +226,19 @@ class ItemsExport(Export):
     """Rows of items are appended, each to the partition of its time, unless that holds their item already."""
 
     kind, commit_kind, prefix = "ids", "append", "data"
+    fence: ItemsFence
+
+    @cached_property
+    def _known(self) -> dict[str, SealedDigests]:
+        """The objects of digests that were read, by their keys."""
+        return {}
 
     def run(self) -> WriteReport:
         """Implements `Export.run`."""
-        self._known: dict[str, SealedDigests] = {}
-        self.fence = fence = _Fence(self._held, self.folder.store.now())
+        self.reading = self.folder.new_id()
+        self.fence = fence = ItemsFence(self._held, self.folder.store.now())
         landing, staged, schema = self.land(self._time_placement(), fence=fence)
-        named = _Named(self.folder, landing.finished, fence)
+        named = NamedItems(self.folder, landing.finished, fence, self.reading)
         written = dict(staged)
         removed: dict[str, _Removal | None] = {}
         try:
@@ -250,12 +258,12 @@ class ItemsExport(Export):
         return self.result(landing, reports, schema)
 
     def _without_former(
-        self, key: str, named: _Named, schema: pa.Schema, written: dict[str, Sequence[tuple[StagedFile, DataFile]]]
+        self, key: str, named: NamedItems, schema: pa.Schema, written: dict[str, Sequence[tuple[StagedFile, DataFile]]]
     ) -> _Removal | None:
         """Stages a partition's files anew without former rows of items; None if the partition has the new ones."""
         base = self.settled(key)
         wanted = named.former[key]
-        held = self._in(key, _ids(base), {each.digest: 0 for each in wanted})
+        held = self._in(key, ids_of(base), {each.digest: 0 for each in wanted})
         going = [each for each in wanted if each.digest not in held]
         if not going:
             return None
@@ -279,7 +287,7 @@ class ItemsExport(Export):
 
     def _held(self, key: str, digests: Mapping[bytes, int]) -> set[bytes]:
         """Which of some items a partition holds, as it was at first sight."""
-        return self._in(key, _ids(self.settled(key)), digests)
+        return self._in(key, ids_of(self.settled(key)), digests)
 
     def _in(self, key: str, position: IdsPosition, digests: Mapping[bytes, int]) -> set[bytes]:
         found = set(digests.keys() & position.recent.keys())
@@ -302,19 +310,19 @@ class ItemsExport(Export):
         return self._known[name]
 
     def _plans(
-        self, keys: Sequence[str], schema: str | None, named: _Named, removed: Mapping[str, _Removal | None]
+        self, keys: Sequence[str], schema: str | None, named: NamedItems, removed: Mapping[str, _Removal | None]
     ) -> Iterator[tuple[str, Plan]]:
         """What the commit of each partition does; where all share one position, of all items at once."""
         landed = {key: {**self.fence.staged.get(key, {}), **named.remembered(removed.get(key))} for key in keys}
         former = {digest for each in removed.values() if each is not None for digest in each.former}
         if keys and self.folder.commits_at_once:
             together = {digest: at for key in keys for digest, at in landed[key].items()}
-            sealed = self._seal(keys[0], _ids(self.settled(keys[0])), together)
+            sealed = self._seal(keys[0], ids_of(self.settled(keys[0])), together)
             for key in keys:
                 yield key, self._plan(key, together, schema, sealed=sealed, removal=removed.get(key), former=former)
             return
         for key in keys:
-            sealed = self._seal(key, _ids(self.settled(key)), landed[key])
+            sealed = self._seal(key, ids_of(self.settled(key)), landed[key])
             yield key, self._plan(key, landed[key], schema, sealed=sealed, removal=removed.get(key), former=former)
 
     def _plan(
@@ -330,7 +338,7 @@ class ItemsExport(Export):
         coming = {digest: at for digest, at in landed.items() if digest not in former}
 
         def plan(base: Manifest) -> Planned:
-            position = _ids(base)
+            position = ids_of(base)
             if self._in(key, position, coming):
                 raise CommitConflict(self.folder.data_folder(key), "another writer landed some of these items")
             if removal is not None and {each.name for each in base.files} != {each.name for each in removal.base.files}:
@@ -365,5 +373,6 @@ class ItemsExport(Export):
             self.folder.store.delete(name for name in mine if name not in left)
 
 
-def _ids(manifest: Manifest) -> IdsPosition:
+def ids_of(manifest: Manifest) -> IdsPosition:
+    """The items that a partition holds."""
     return manifest.position if isinstance(manifest.position, IdsPosition) else IdsPosition()

@@ -52,6 +52,7 @@ _SCHEMA = pa.schema(
         ("partitions", pa.list_(pa.string())),
         ("superseded", pa.list_(pa.string())),
         ("number", pa.int64()),
+        ("reading", pa.string()),  # null in objects of earlier releases
     ]
 )
 
@@ -164,6 +165,29 @@ class ItemLedger:
 
         self._enter(own, choose)
 
+    def widen(self, items: Mapping[str, tuple[LandedItem, Iterable[str]]]) -> None:
+        """Enters partitions that may have rows of landed items, too, by the items' names; all else stays.
+
+        Args:
+            items: Each as it was known, and keys of partitions.
+
+        Raises:
+            CommitConflict: One has another content by now, or is just being landed.
+        """
+        wanted = [replace(each, partitions=tuple(sorted({*each.partitions, *more}))) for each, more in items.values()]
+
+        def choose(known: Sequence[LandedItem | None]) -> list[LandedItem]:
+            for now, (was, _) in zip(known, items.values(), strict=True):
+                if now is None or replace(now, partitions=(), number=0) != replace(was, partitions=(), number=0):
+                    raise CommitConflict(was.name, "another writer lands another content of it")
+            return [
+                replace(mine, partitions=tuple(sorted({*mine.partitions, *now.partitions})))
+                for mine, now in zip(wanted, known, strict=True)
+                if now is not None and not set(mine.partitions) <= set(now.partitions)
+            ]
+
+        self._enter(wanted, choose)
+
     def _enter(
         self, entries: Sequence[LandedItem], choose: Callable[[Sequence[LandedItem | None]], list[LandedItem]]
     ) -> None:
@@ -237,7 +261,7 @@ class ItemLedger:
 
 def _item(entry: dict[str, Any]) -> LandedItem:
     values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in entry.items()}
-    return LandedItem(**values)
+    return LandedItem(**{**values, "reading": values["reading"] or ""})
 
 
 def _identity(item: LandedItem | None) -> str:

@@ -16,7 +16,7 @@ import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datalake_assets.core.batches import Batches, FinishedItem, RejectedRow, SourceBatch
+from datalake_assets.core.batches import Batches, FinishedItem, ItemOrigin, RejectedRow, SourceBatch
+from datalake_assets.core.item_ids import forgotten_at
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of
 from datalake_assets.core.position import (
     Ints,
@@ -223,6 +224,7 @@ class Landing:
         fence: Keeps out what is there; None for reads that replace it.
         fingerprint: Keep a fingerprint of each partition's rows.
         on_progress: Called now and then.
+        reading: `ItemOrigin.reading` of the rows that are put aside.
 
     Attributes:
         fingerprints: By partition key; equal for equal rows in whatever order.
@@ -243,7 +245,10 @@ class Landing:
         fence: Fence | None = None,
         fingerprint: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        reading: str = "",
     ) -> None:
+        self._reading = reading
+        self._stood: Counter[str] = Counter()
         self._placement, self._contract, self._writer = placement, contract, writer
         self._quarantine, self.fence, self._on_progress = quarantine, fence, on_progress
         self.fingerprints: dict[str, int] | None = defaultdict(int) if fingerprint else None
@@ -279,12 +284,19 @@ class Landing:
 
     def _put_aside(self, rows: Sequence[RejectedRow], key: str = "") -> None:
         """To quarantine; under a partition if that is known."""
+        rows = [self._of_reading(row) for row in rows]
         self._quarantine.add(rows, partition_path=self._path(key), epoch=self._epoch)
         if rows and self._watch is not None:
             self._watch.quarantined(rows)
         if self.fence is not None:
             for row in rows:
                 self.fence.reject(row)
+
+    def _of_reading(self, row: RejectedRow) -> RejectedRow:
+        """A row that says which reading of its file it is of; a message is one row, and the same at each reception."""
+        if row.origin is None or not row.origin.name:
+            return row
+        return replace(row, origin=replace(row.origin, reading=self._reading))
 
     def _land(self, batch: SourceBatch) -> None:
         found = self._fitted(batch.rows)
@@ -365,7 +377,12 @@ class Landing:
             reason = found.reason(index) if refused[index] else doubt or self._why(column or "", time_)
             known = isinstance(time_, datetime)
             key = key_of(_aware(time_), self._placement.by) if known else "" if column else self._placement.key
-            row = RejectedRow(raw, reason, self._position(batch, index, raw), decoded=True, columns=columns)
+            position = self._position(batch, index, raw)
+            if batch.item_name:  # a file has equal records, each of them a row
+                self._stood[position] += 1
+                position += f"~{self._stood[position]}" if self._stood[position] > 1 else ""
+            origin = _origin(batch, index)
+            row = RejectedRow(raw, reason, position, decoded=True, columns=columns, origin=origin)
             self._put_aside((row,), key)
 
     def _position(self, batch: SourceBatch, index: int, raw: bytes) -> str:
@@ -407,6 +424,13 @@ def _position(batch: SourceBatch, index: int, raw: bytes) -> str:
     if batch.source_items is not None:
         return f"{batch.source_items[index].as_py()}#{_digest(raw)}"
     return f"row:{_digest(raw)}"
+
+
+def _origin(batch: SourceBatch, index: int) -> ItemOrigin | None:
+    """The item of a row, of a source that has items."""
+    if batch.source_items is None or batch.forget_after is None:
+        return None
+    return ItemOrigin(batch.source_items[index].as_py(), forgotten_at(batch.forget_after), batch.item_name)
 
 
 def _digest(raw: bytes) -> str:

@@ -27,6 +27,7 @@ from datalake_assets.errors import (
     PreconditionFailed,
 )
 from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.feed_sources import SystemSource
 from datalake_assets.lake.feed_documents import (
     ARCHIVED,
     FEEDS_PREFIX,
@@ -126,6 +127,11 @@ class FeedRegistry:
         if _merged(feed) != _merged(current.feed):
             raise InvalidFeed(
                 feed.name, "write, key, order_by and envelope are for life; archive the feed and add another"
+            )
+        if _remembers(feed) < _remembers(current.feed):
+            raise InvalidFeed(
+                feed.name,
+                "source.horizon can be raised, and not be lowered: rows in quarantine count on how long it was",
             )
         if feed.is_adopted and _adopted(feed) != _adopted(current.feed):
             raise InvalidFeed(
@@ -342,6 +348,12 @@ def _parting(feed: Feed) -> tuple[object, ...]:
 def _merged(feed: Feed) -> tuple[object, ...]:
     """What decides which rows are there already."""
     return (feed.write, feed.key, feed.merge.order_by, feed.merge.envelope)
+
+
+def _remembers(feed: Feed) -> timedelta:
+    """How long items are remembered; no time where there are none, or the source alone decides."""
+    source = feed.source
+    return (source.remembers if isinstance(source, SystemSource) else None) or timedelta()
 
 
 def _form(feed: Feed) -> tuple[object, ...]:

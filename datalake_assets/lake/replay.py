@@ -51,7 +51,8 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.quarantined_rows import Quarantine, quarantine_objects, take_out
 from datalake_assets.lake.store.swap import retried
 
-__all__ = ["finish_replays", "refuse_pulled", "replay"]
+__all__ = ["ATTEMPTS", "BATCH_ROWS", "NO_ANSWER", "Staying", "Waiting", "finish_replays", "is_decoded", "refuse_pulled"]
+__all__ += ["replay"]
 
 #: Times that a replay begins anew because somebody else landed some of its rows.
 ATTEMPTS = 5
@@ -76,7 +77,7 @@ def replay(folder: FeedFolder, batches: Batches, decode: Decode | None, *, run_i
 
 def _replay_once(folder: FeedFolder, batches: Batches, decode: Decode | None, run_id: str) -> WriteReport:
     finish_replays(folder)
-    waiting = _Waiting(folder, batches, decode)
+    waiting = Waiting(folder, batches, decode)
     export = ReplayExport(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
     report = export.run()
     if report.partitions:
@@ -94,17 +95,12 @@ def refuse_pulled(folder: FeedFolder) -> None:
             f"feed {feed.name!r} merges changes by key, and newer ones of these keys may have been merged since:"
             " have the source send the rows again"
         )
-    if feed.position_kind is PositionKind.IDS:
-        raise ConfigError(
-            f"feed {feed.name!r} is read item by item: show its rows with 'datalake quarantine show {feed.name}', and"
-            " send those again, mended, that are to be landed"
-        )
     if feed.shares_numbers:
         raise ConfigError(
             f"feed {feed.name!r} is read on by values that rows may share, so that nobody knows which of them were"
             f" landed: show them with 'datalake quarantine show {feed.name}', and have the source give them a new value"
         )
-    if feed.position_kind is not PositionKind.OFFSETS:
+    if feed.position_kind not in {PositionKind.OFFSETS, PositionKind.IDS}:
         again = f"--table {feed.name}" if feed.kind == "table" else f"--stream {feed.name} --range A..B"
         raise ConfigError(
             f"feed {feed.name!r} is pulled whole, each time with the rows that did not fit before:"
@@ -112,7 +108,7 @@ def refuse_pulled(folder: FeedFolder) -> None:
         )
 
 
-class _Waiting:
+class Waiting:
     """A feed's quarantine as batches: distinct rows with source partition and offset, decoded under the feed as it is.
 
     Attributes:
@@ -177,9 +173,7 @@ class _Waiting:
         """Does nothing."""
 
     def _has_undecoded(self) -> bool:
-        return any(
-            not _is_decoded(row) and self._why_not(row) is None for _, _, rows in self._objects() for row in rows
-        )
+        return any(not is_decoded(row) and self._why_not(row) is None for _, _, rows in self._objects() for row in rows)
 
     def _objects(self) -> Iterator[tuple[str, str, list[QuarantinedRow]]]:
         return quarantine_objects(self._folder.store, self._folder.quarantine)
@@ -207,13 +201,13 @@ class _Waiting:
                 self.stayed[why] += 1
         own: dict[str, list[QuarantinedRow]] = defaultdict(list)
         for row in usable:
-            if _is_decoded(row):
+            if is_decoded(row):
                 own[row.columns].append(row)
         for columns, alike in own.items():
             yield self._from_text(alike, columns)
-        others = [row for row in usable if not _is_decoded(row)]
+        others = [row for row in usable if not is_decoded(row)]
         if others and self._decode is not None:
-            yield self._decode([row.raw.encode() for row in others])
+            yield self._decode([row.content for row in others])
         elif others:
             self.stayed[NO_ANSWER] += len(others)
 
@@ -224,9 +218,16 @@ class _Waiting:
         return None if (row.epoch or 0) == self.epoch else OTHER_EPOCH
 
     def _from_text(self, rows: Sequence[QuarantinedRow], columns: str) -> SourceBatch:
-        """Decoded rows in their own columns: the lake's, but for those that they say."""
+        read, good, rejected = self.read_texts(rows, columns)
+        return SourceBatch(read, *number_arrays([row.offset for row in good if row.offset]), tuple(rejected))
+
+    def read_texts(
+        self, rows: Sequence[QuarantinedRow], columns: str
+    ) -> tuple[pa.RecordBatch, list[QuarantinedRow], list[RejectedRow]]:
+        """Decoded rows in their own columns: the lake's, but for those that they say; their lines, and the others."""
         schema = self._own_schema(columns)
-        good, read, rejected = list(rows), None, []
+        good, read = list(rows), None
+        rejected: list[RejectedRow] = []
         with contextlib.suppress(ValueError, pa.ArrowException):
             read = _read(good, schema)
         if read is None:  # one by one
@@ -239,7 +240,7 @@ class _Waiting:
                     reason = " ".join(str(error).split())
                     rejected.append(RejectedRow(row.raw.encode(), reason, row.position, decoded=True))
             read = pa.concat_batches(each_read) if each_read else _read([], schema)
-        return SourceBatch(read, *number_arrays([row.offset for row in good if row.offset]), tuple(rejected))
+        return read, good, rejected
 
     def _own_schema(self, columns: str) -> pa.Schema:
         """The schema of rows that were decoded before: the lake's columns, but for those that their lines have."""
@@ -265,14 +266,17 @@ def _read(rows: Sequence[QuarantinedRow], schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _is_decoded(row: QuarantinedRow) -> bool:
-    """Lines of earlier releases don't say; a decoded row was a JSON object, and a source's was none, or wrapped."""
+def is_decoded(row: QuarantinedRow) -> bool:
+    """Whether a row was decoded, and could not be placed.
+
+    Lines of earlier releases don't say; a decoded row was a JSON object, and a source's was none, or wrapped.
+    """
     if row.decoded is not None:
         return row.decoded
     return row.raw.startswith("{") and not row.raw.startswith('{"row":{"columns"')
 
 
-class _Staying(Quarantine):
+class Staying(Quarantine):
     """Where rows that don't fit would go: they are there already, and are counted."""
 
     def __init__(self, stayed: Counter[str]) -> None:
@@ -336,7 +340,7 @@ class ReplayExport(Export):
     """Rows in quarantine are appended, each to the partition of its time, where that certainly has not got them."""
 
     kind, commit_kind, prefix = "offsets", "replay", "data"
-    batches: _Waiting
+    batches: Waiting
 
     def run(self) -> WriteReport:
         """Implements `Export.run`."""
@@ -356,7 +360,7 @@ class ReplayExport(Export):
 
     def quarantine(self) -> Quarantine:
         """Implements `Export.quarantine`."""
-        return _Staying(self.stayed)
+        return Staying(self.stayed)
 
     @property
     def policy(self) -> SchemaPolicy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds  # imports pandas
 
-    from datalake_assets.core.batches import Batches, Decode, ReadRequest
+    from datalake_assets.core.batches import Batches, Decode, DecodeItems, ReadRequest
     from datalake_assets.core.report.figures import FeedStatistics  # only reports need it
     from datalake_assets.core.row_texts import QuarantinedRow
 
@@ -41,6 +41,7 @@ __all__ = [
     "FeedTotals",
     "IsStale",
     "LakeTable",
+    "Logged",
     "Progress",
     "Reconciliation",
     "Repair",
@@ -48,6 +49,7 @@ __all__ = [
     "TableReader",
     "TableSnapshot",
     "TableWriter",
+    "TellsItsLog",
     "WriteReport",
 ]
 
@@ -328,12 +330,20 @@ class TableWriter(Protocol):
             ConfigError: It is such a feed; says how its rows come.
         """
 
-    def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+    def replay(
+        self,
+        batches: Batches,
+        decode: Decode | None,
+        *,
+        decode_items: DecodeItems | None = None,
+        run_id: str = "",
+    ) -> WriteReport:
         """Lands the rows in quarantine that fit the feed as it is now, each exactly once, and takes them out.
 
         Args:
             batches: A read of the source; asked for its columns where the table does not know them, and not iterated.
             decode: Decodes rows that the source's own decoder refused; None leaves them.
+            decode_items: The same of a feed that is read item by item.
             run_id: Written into the history.
 
         Raises:
@@ -449,6 +459,39 @@ class IsStale(Protocol):
 
     def is_stale(self) -> bool:
         """Whether something would be another if it were made now: some requests for each input and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A table whose own log says which files count, for engines that read it by that.
+
+    Attributes:
+        format: ``iceberg`` or ``delta``.
+        location: Address of its folder.
+        version: Another one after each commit.
+        files: Addresses of its files now, whose rows are the table's if they are read plainly, columns by their names.
+        why_not_plain: Why its files cannot be read plainly; empty if they can.
+        metadata: Of Iceberg: address of the file that says what the table is now.
+        catalog: Of Iceberg: the catalog that it is kept in, by the word of the settings.
+        hive_columns: Columns whose values stand in the files' paths alone.
+    """
+
+    format: Literal["iceberg", "delta"]
+    location: str
+    version: str
+    files: tuple[str, ...] = ()
+    why_not_plain: str = ""
+    metadata: str = ""
+    catalog: str = ""
+    hive_columns: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class TellsItsLog(Protocol):
+    """A table of a format with a log of its own."""
+
+    def logged(self) -> Logged | None:
+        """What the log says now; None if the table was never written."""
 
 
 class LakeTable(TableReader, TableWriter, TableKeeper, Protocol):

@@ -13,6 +13,8 @@ from datalake_assets.feed_sources import SystemSource
 from datalake_assets.settings import Settings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from datalake_assets.core.batches import (
         Backlog,
         Batches,
@@ -20,10 +22,21 @@ if TYPE_CHECKING:
         LandedItems,
         News,
         ReadRequest,
+        RejectedRow,
         SourceBatch,
     )
 
-__all__ = ["DecodesAgain", "FeedOption", "Follows", "HasBacklog", "SourceObject", "SourceSystem", "System", "TellsNews"]
+__all__ = [
+    "DecodesAgain",
+    "DecodesItems",
+    "FeedOption",
+    "Follows",
+    "HasBacklog",
+    "SourceObject",
+    "SourceSystem",
+    "System",
+    "TellsNews",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,23 @@ class DecodesAgain(Protocol):
 
         Raises:
             SourceError: Its columns could not be asked for.
+        """
+
+
+@runtime_checkable
+class DecodesItems(Protocol):
+    """The same of a system without order, whose rows come with items."""
+
+    def decode_items(self, feed: Feed, rows: Sequence[RejectedRow], schema: pa.Schema) -> Iterator[SourceBatch]:
+        """Decodes rows again, as `datalake_assets.core.batches.DecodeItems` says.
+
+        Args:
+            feed: The feed as it is now.
+            rows: Rows with an envelope, as `ItemOrigin` has it.
+            schema: The lake's columns.
+
+        Raises:
+            InvalidFeed: What the feed says cannot be.
         """
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.table.snapshots import Operation
 
-from datalake_assets.core.batches import Batches, Decode, SourceBatch
+from datalake_assets.core.batches import Batches, Decode, DecodeItems, RejectedRow, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest, outlook_of_plan, rules_of
 from datalake_assets.core.facts import Expired, PlannedPartition
 from datalake_assets.core.manifest import Manifest, PastCommit
@@ -27,6 +28,7 @@ from datalake_assets.lake.iceberg.iceberg_commits import undo_interrupted
 from datalake_assets.lake.iceberg.iceberg_compaction import compact_table, rewrite_settings, table_rules
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans, rewrite_manifests
 from datalake_assets.lake.iceberg.iceberg_folder import IcebergFolder
+from datalake_assets.lake.iceberg.iceberg_reads import told_of
 from datalake_assets.lake.iceberg.iceberg_schemas import StorableBatches
 from datalake_assets.lake.iceberg.iceberg_views import TableView
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
@@ -41,7 +43,7 @@ from datalake_assets.lake.inspection import (
 )
 from datalake_assets.lake.sealed_items import any_key
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.table import Difference, Progress, Repair, WriteReport
+from datalake_assets.lake.table import Difference, Logged, Progress, Repair, WriteReport
 
 __all__ = ["IcebergTable"]
 
@@ -105,6 +107,14 @@ class IcebergTable(HiveTable):
         """Implements `LakeTable`."""
         return IcebergSnapshot(self._folder, partitions)
 
+    def logged(self) -> Logged | None:
+        """Implements `TellsItsLog`."""
+        view = self._folder.view()
+        if view.table is None:
+            return None
+        files = SnapshotFiles(view.table.metadata, self._folder.reader(view.table), view.table.current_snapshot())
+        return told_of(view.table, files, catalog=self._folder.store.catalog.uri)
+
     def written(self, partitions: Sequence[str]) -> IcebergSnapshot:
         """Implements `LakeTable`."""
         return self.snapshot(partitions)
@@ -129,7 +139,14 @@ class IcebergTable(HiveTable):
             on_progress=on_progress,
         )
 
-    def replay(self, batches: Batches, decode: Decode | None, *, run_id: str = "") -> WriteReport:
+    def replay(
+        self,
+        batches: Batches,
+        decode: Decode | None,
+        *,
+        decode_items: DecodeItems | None = None,
+        run_id: str = "",
+    ) -> WriteReport:
         """Implements `LakeTable`."""
         stored = self.storable(batches)
 
@@ -138,7 +155,17 @@ class IcebergTable(HiveTable):
                 raise AssertionError
             return stored.changed(decode(raws))
 
-        return super().replay(stored, None if decode is None else decoded, run_id=run_id)
+        def items_decoded(rows: Sequence[RejectedRow], schema: pa.Schema) -> Iterator[SourceBatch]:
+            if decode_items is None:
+                raise AssertionError
+            return map(stored.changed, decode_items(rows, schema))
+
+        return super().replay(
+            stored,
+            None if decode is None else decoded,
+            decode_items=None if decode_items is None else items_decoded,
+            run_id=run_id,
+        )
 
     def storable(self, batches: Batches) -> StorableBatches:
         """The batches in types that Iceberg has."""

@@ -14,7 +14,6 @@ from datalake_assets.sources.files.contents import BadFile, Contents
 from datalake_assets.sources.files.csv_records import (
     SAMPLE_BYTES,
     Block,
-    CsvDialect,
     blocks,
     fields_of,
     find_dialect,
@@ -24,7 +23,7 @@ from datalake_assets.sources.files.csv_values import Parsed, decode, decode_and_
 from datalake_assets.sources.files.json_records import decode_json, infer_json, json_blocks
 from datalake_assets.sources.files.text_values import Kind
 
-__all__ = ["FileFormat", "OtherTypes", "ReadableFile", "ReadingOptions", "opened"]
+__all__ = ["FileFormat", "FileRecords", "OtherTypes", "ReadableFile", "ReadingOptions", "opened"]
 
 FileFormat = Literal["auto", "csv", "tsv", "json"]
 _PACKINGS = {".gz", ".zst", ".bz2", ".zip"}
@@ -67,16 +66,32 @@ class OtherTypes(Exception):
     """A file is not what its beginning looked like: read it again."""
 
 
-class ReadableFile(Protocol):
-    """A file whose records can be read, several times."""
+class FileRecords(Protocol):
+    """Records of one file, which can be read several times."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its columns, in its order; of JSON, as far as `kinds` has read them."""
+        """Its columns, in its order; of JSON, as far as `ReadableFile.kinds` has read them."""
 
     @property
     def has_fixed_columns(self) -> bool:
         """Whether each record has all columns, as in CSV."""
+
+    @property
+    def delimiter(self) -> str:
+        """Between the fields of a record of CSV; empty of others."""
+
+    def rows(self, types: Mapping[str, pa.DataType], *, others: str = "") -> Iterator[Parsed]:
+        """Its rows.
+
+        Args:
+            types: The columns that are wanted, with their types.
+            others: Of JSON: why a record is refused that has other keys; empty: these keys are left out.
+        """
+
+
+class ReadableFile(FileRecords, Protocol):
+    """A file whose columns can be looked at, too."""
 
     def kinds(self, *, exact: bool = False) -> dict[str, Kind]:
         """What the values of each column are, all over the file.
@@ -92,14 +107,6 @@ class ReadableFile(Protocol):
 
         Args:
             types: Those of the columns that are declared.
-        """
-
-    def rows(self, types: Mapping[str, pa.DataType], *, others: str = "") -> Iterator[Parsed]:
-        """Its rows.
-
-        Args:
-            types: The columns that are wanted, with their types.
-            others: Of JSON: why a record is refused that has other keys; empty: these keys are left out.
         """
 
 
@@ -167,8 +174,8 @@ class _CsvFile:
         return self._names
 
     @property
-    def dialect(self) -> CsvDialect:
-        return self._dialect
+    def delimiter(self) -> str:
+        return self._dialect.delimiter
 
     def kinds(self, *, exact: bool = False) -> dict[str, Kind]:
         found = self._inferred(*((0, {}) if exact else self._guessed), exact=exact)
@@ -237,7 +244,7 @@ def _column_names(fields: list[str]) -> tuple[str, ...]:
 class _JsonFile:
     """JSON lines, or one array."""
 
-    has_fixed_columns = False
+    has_fixed_columns, delimiter = False, ""
 
     def __init__(self, contents: Contents, options: ReadingOptions) -> None:
         self._contents, self._options = contents, options

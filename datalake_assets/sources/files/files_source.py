@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -22,6 +21,7 @@ import pyarrow.types as pt
 from datalake_assets.core.batches import (
     Batches,
     FinishedItem,
+    ItemOrigin,
     LandedItem,
     LandedItems,
     News,
@@ -29,15 +29,14 @@ from datalake_assets.core.batches import (
     RejectedRow,
     SourceBatch,
 )
-from datalake_assets.core.item_ids import NEVER
-from datalake_assets.core.schema import lake_name, lake_names, source_metadata
-from datalake_assets.errors import InvalidFeed, SourceError, SourceRefused
+from datalake_assets.core.item_ids import NEVER, forgotten_at
+from datalake_assets.core.schema import source_metadata
+from datalake_assets.errors import SourceError, SourceRefused
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
 from datalake_assets.sources.base import SourceObject, SourceSystem
 from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
-from datalake_assets.sources.files.csv_values import BadRecord
 from datalake_assets.sources.files.drop_watch import look, named_by
 from datalake_assets.sources.files.dropped_objects import (
     DroppedObject,
@@ -46,18 +45,17 @@ from datalake_assets.sources.files.dropped_objects import (
     is_drop,
     open_place,
 )
-from datalake_assets.sources.files.file_reading import ReadableFile, ReadingOptions, opened
-from datalake_assets.sources.files.files_declaration import FilesSettings, FilesSource, declared_files
+from datalake_assets.sources.files.file_reading import opened
+from datalake_assets.sources.files.files_declaration import FilesSettings, declared_files
+from datalake_assets.sources.files.lake_rows import MODIFIED, LakeRows, options_of, records_again
 from datalake_assets.sources.files.side_by_side import side_by_side
 from datalake_assets.sources.files.text_values import Kind, joined, named_type
 from datalake_assets.sources.sqs.sqs_model import SqsSettings
 
-__all__ = ["FileBatches", "Files", "connect", "options_of"]
+__all__ = ["FileBatches", "Files", "connect"]
 
 #: Files of a later time than this are no younger than others: their clock was wrong.
 FAR_AHEAD = timedelta(days=1)
-#: The two columns that every row has.
-MODIFIED = pa.timestamp("us", "UTC")
 
 
 def connect(settings: Settings) -> SourceSystem:
@@ -69,30 +67,6 @@ def connect(settings: Settings) -> SourceSystem:
         limits=ContentLimits(unpacked_bytes=own.files_max_unpacked_mb << 20),
         queues=settings.of(SqsSettings),
     )
-
-
-def options_of(source: FilesSource) -> ReadingOptions:
-    """How a feed's files are to be read."""
-    return ReadingOptions(
-        format=source.format,
-        delimiter=source.delimiter,
-        quote=source.quote,
-        header=source.header,
-        skip_lines=source.skip_lines,
-        nulls=tuple(dict.fromkeys(("", *source.null_values))),
-        declared=_Declared(source),
-        named=partial(_named, source.rename),
-    )
-
-
-class _Declared(Container[str]):
-    """The columns, by their names in files, whose types a feed declares."""
-
-    def __init__(self, source: FilesSource) -> None:
-        self._source = source
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _named(self._source.rename, name) in self._source.columns
 
 
 class Files:
@@ -144,6 +118,10 @@ class Files:
         batches = FileBatches(feed, ReadRequest(landed=landed), place, workers=1, limits=self._limits)
         return News(batches.wanted(seen), after.to_cursor(), len(seen))
 
+    def decode_items(self, feed: Feed, rows: Sequence[RejectedRow], schema: pa.Schema) -> Iterator[SourceBatch]:
+        """Implements `DecodesItems`; the files are not asked, which may be gone."""
+        return records_again(feed, rows, schema)
+
     def close(self) -> None:
         """Implements `SourceSystem`."""
         for place in self._places.values():
@@ -182,6 +160,7 @@ class FileBatches:
         self, feed: Feed, request: ReadRequest, place: DroppedObjects, *, workers: int, limits: ContentLimits
     ) -> None:
         self._feed, self._source, self._place = feed, declared_files(feed), place
+        self._lake_rows = LakeRows(feed)
         self.request, self._workers, self._limits = request, workers, limits
         self.recreated, self.unfinished = False, ""
         self._schema: pa.Schema | None = None
@@ -314,11 +293,11 @@ class FileBatches:
         """A file's columns by their names in the lake; None if it cannot be read, or has no other than are known."""
         with suppress(BadFile, ObjectGone, SourceError), closing(self._contents(pending.dropped)) as contents:
             file = opened(pending.dropped.name, contents, options_of(self._source))
-            if known is not None and file.has_fixed_columns and set(self._lake_names(file)) <= set(known.names):
+            if known is not None and file.has_fixed_columns and set(self._lake_rows.names(file)) <= set(known.names):
                 return None
             kinds = file.kinds(exact=exact)
             self._kinds_of[pending.dropped.name, contents.checksum] = kinds
-            originals = self._lake_names(file)
+            originals = self._lake_rows.names(file)
             return {
                 name: _Column(original, kinds[original], is_optional=not file.has_fixed_columns)
                 for name, original in originals.items()
@@ -330,22 +309,6 @@ class FileBatches:
     def _contents(self, dropped: DroppedObject) -> Contents:
         stream = self._place.open(dropped)
         return prepared(stream, is_kept=True, encoding=self._source.encoding, limits=self._limits)
-
-    def _lake_names(self, file: ReadableFile) -> dict[str, str]:
-        """Names in a file by names in the lake.
-
-        Raises:
-            BadFile: They cannot be columns.
-        """
-        rename = self._source.rename if file.has_fixed_columns else {}  # of JSON, keys have been renamed already
-        try:
-            known = lake_names(file.names, feed=self._feed.name, rename=rename)
-        except InvalidFeed as error:
-            raise BadFile(error.reason) from error
-        own = {self._source.file_column, self._source.modified_column} & set(known)
-        if own:
-            raise BadFile(f"it has a column {min(own)!r}, as every row of the feed has one; rename it in the feed")
-        return dict(zip(known, file.names, strict=True))
 
     def _batches(self, pending: _Pending, schema: pa.Schema) -> Iterator[SourceBatch]:
         """The rows of one file, the last batch with what is to be remembered of it."""
@@ -389,37 +352,9 @@ class FileBatches:
     ) -> Iterator[SourceBatch]:
         kinds = self._kinds_of.pop((dropped.name, contents.checksum), None)
         file = opened(dropped.name, contents, options_of(self._source), kinds=kinds)
-        own = (self._source.file_column, self._source.modified_column)
-        wanted = {each.name: each.type for each in schema if each.name not in own}
-        originals = {name: name for name in wanted}
-        if file.has_fixed_columns:
-            originals = self._lake_names(file)
-            self._refuse_columns(set(originals), wanted)
-        types = {original: wanted[name] for name, original in originals.items()}
-        for parsed in file.rows(types, others="is not in the feed's schema"):
-            count = parsed.rows.num_rows
-            columns = {name: parsed.rows.column(original) for name, original in originals.items()}
-            columns[own[0]] = pa.repeat(pa.scalar(dropped.name, pa.string()), count)
-            columns[own[1]] = pa.repeat(pa.scalar(modified, MODIFIED), count)
-            arrays = [columns[each.name] if each.name in columns else pa.nulls(count, each.type) for each in schema]
-            rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            yield self._batch(rows, item, tuple(_rejected(each, item) for each in parsed.bad))
-
-    def _refuse_columns(self, names: set[str], wanted: Mapping[str, pa.DataType]) -> None:
-        """A file whose columns are others than the feed's is refused; where columns may be added, it may lack some."""
-        more, less = sorted(names - set(wanted)), sorted(set(wanted) - names)
-        if more:
-            raise BadFile(f"it has column {more[0]!r}, which the feed has not")
-        if less and self._feed.schema_policy == "freeze":
-            raise BadFile(f"it lacks column {less[0]!r}, which the feed has")
+        return self._lake_rows.rows(file, schema, name=dropped.name, item=item, modified=modified)
 
     # batches
-
-    def _batch(self, rows: pa.RecordBatch, item: str, rejected: tuple[RejectedRow, ...] = ()) -> SourceBatch:
-        if self._feed.kind is FeedKind.TABLE:
-            return SourceBatch(rows, rejected=rejected)
-        items = pa.repeat(pa.scalar(item, pa.string()), rows.num_rows)
-        return SourceBatch(rows, rejected=rejected, source_items=items, forget_after=NEVER)
 
     def _last(self, pending: _Pending, landed: LandedItem, schema: pa.Schema) -> SourceBatch:
         empty = pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
@@ -431,7 +366,8 @@ class FileBatches:
             replaces=self._source.on_change == "replace" or (self._source.on_change == "ignore" and is_half),
             name_column=self._source.file_column,
         )
-        return replace(self._batch(empty, landed.item), finished=(finished,))
+        batch = self._lake_rows.batch(empty, landed.item, name=landed.name)
+        return replace(batch, finished=(finished,))
 
     def _refusal(self, pending: _Pending, item: str, schema: pa.Schema, reason: str, seconds: float) -> SourceBatch:
         dropped = pending.dropped
@@ -441,7 +377,8 @@ class FileBatches:
             )
         version, size = self._refused_version(dropped), dropped.size_bytes
         landed = LandedItem(dropped.name, item, version, size, dropped.modified, 0, 1, seconds, refused=reason)
-        row = RejectedRow(dropped.name.encode(), f"the file was refused: {reason}", item)
+        origin = ItemOrigin(item, forgotten_at(NEVER), dropped.name)
+        row = RejectedRow(dropped.name.encode(), f"the file was refused: {reason}", item, origin=origin)
         return replace(self._last(pending, landed, schema), rejected=(row,))
 
     def __iter__(self) -> Iterator[SourceBatch]:
@@ -476,10 +413,6 @@ class FileBatches:
         self.unfinished = "; ".join([*said, *self._problems])
 
 
-def _named(rename: Mapping[str, str], name: str) -> str:
-    return rename.get(name, lake_name(name))
-
-
 def _is_text(name: str) -> bool:
     try:
         name.encode()
@@ -493,7 +426,3 @@ def _item(dropped: DroppedObject, checksum: str, former: LandedItem | None) -> s
     if former is not None and former.item.rpartition("#")[2].partition("@")[0] == checksum:
         return former.item
     return f"{dropped.name}#{checksum}{f'@{former.number}' if former is not None else ''}"
-
-
-def _rejected(bad: BadRecord, item: str) -> RejectedRow:
-    return RejectedRow(bad.raw, bad.reason, f"{item}:{bad.line}")

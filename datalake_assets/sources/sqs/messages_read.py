@@ -5,19 +5,22 @@ Whoever has messages, a run that receives them or a Lambda function that is give
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from datalake_assets.core.batches import RejectedRow, SourceBatch
+from datalake_assets.core.batches import ItemOrigin, RejectedRow, SourceBatch
+from datalake_assets.core.item_ids import forgotten_at
 from datalake_assets.errors import InvalidFeed
 from datalake_assets.feed import Feed
 from datalake_assets.sources.sqs.queue import QueueAttributes
-from datalake_assets.sources.sqs.sqs_messages import Message, MessageLayout
+from datalake_assets.sources.sqs.sqs_messages import Message, MessageLayout, envelope_of, message_in
 from datalake_assets.sources.sqs.sqs_model import SENT_AT, declared
 
-__all__ = ["MessageReader"]
+__all__ = ["MessageReader", "read_again"]
 
 #: Clocks differ, and SQS deletes an expired message some time after its retention period.
 MARGIN = timedelta(hours=1)
@@ -82,7 +85,7 @@ class MessageReader:
         self.poison |= {self.item_of(message): (message, reason) for message, reason in decoded.poison}
         items = pa.array([self.item_of(each) for each in decoded.messages], pa.string())
         rejected = tuple(
-            RejectedRow(message.body.encode("utf-8", "surrogatepass"), reason, self.item_of(message))
+            _poison_row(message, reason, ItemOrigin(self.item_of(message), forgotten_at(until)))
             for message, reason in decoded.poison
         )
         return SourceBatch(decoded.rows, rejected=rejected, source_items=items, forget_after=until)
@@ -95,3 +98,27 @@ class MessageReader:
         if self._queue.has_redrive and self._source.dead_letter_queue is None:
             return False
         return message.receives >= self._source.max_receives
+
+
+def _poison_row(message: Message, reason: str, origin: ItemOrigin) -> RejectedRow:
+    body = message.body.encode("utf-8", "surrogatepass")
+    return RejectedRow(body, reason, origin.item, origin=replace(origin, envelope=envelope_of(message)))
+
+
+def read_again(feed: Feed, rows: Sequence[RejectedRow]) -> Iterator[SourceBatch]:
+    """Messages that were poison, by what the feed says of them now; the queue is not asked."""
+    layout = MessageLayout(feed)
+    by_time: dict[int, list[RejectedRow]] = defaultdict(list)
+    for row in rows:
+        if row.origin is not None:
+            by_time[row.origin.forget_after].append(row)
+    for until, some in by_time.items():
+        newest = {row.origin.item: row for row in some if row.origin is not None}
+        origins = {item: row.origin for item, row in newest.items() if row.origin is not None}
+        # its receipt is what it is remembered by, since that need not be its id
+        messages = [replace(message_in(origins[item].envelope, row.raw), receipt=item) for item, row in newest.items()]
+        decoded = layout.decoded(messages)
+        items = pa.array([each.receipt for each in decoded.messages], pa.string())
+        rejected = tuple(_poison_row(each, reason, origins[each.receipt]) for each, reason in decoded.poison)
+        until_ = datetime.fromtimestamp(until, UTC)
+        yield SourceBatch(decoded.rows, rejected=rejected, source_items=items, forget_after=until_)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from botocore import UNSIGNED
+
 from datalake_assets.core.batches import Backlog
 from datalake_assets.errors import SourceError, SourceRefused, SourceUnavailable
 from datalake_assets.sources.aws_clients import AwsClients, translated
@@ -104,6 +106,7 @@ class QueueServer:
             read_timeout=settings.sqs_timeout_s + LONGEST_POLL_S,
             max_pool_connections=_CONNECTIONS,
             retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+            **({"signature_version": UNSIGNED} if settings.sqs_unsigned else {}),
         )
 
     def names(self) -> Iterator[str]:

@@ -18,13 +18,13 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPo
 
 import pyarrow as pa
 
-from datalake_assets.core.batches import Backlog, Batches, ReadRequest, SourceBatch
+from datalake_assets.core.batches import Backlog, Batches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.errors import SourceError, SourceUnavailable
 from datalake_assets.feed import Feed
 from datalake_assets.settings import Settings
 from datalake_assets.sources.aws_clients import refuse_endpoint
 from datalake_assets.sources.base import SourceObject
-from datalake_assets.sources.sqs.messages_read import CHUNK, MessageReader
+from datalake_assets.sources.sqs.messages_read import CHUNK, MessageReader, read_again
 from datalake_assets.sources.sqs.queue import (
     BATCH,
     Queue,
@@ -65,6 +65,10 @@ class Sqs:
     def read(self, feed: Feed, request: ReadRequest) -> Batches:
         """Prepares to read ``feed``; what another read of it did not acknowledge comes first."""
         return _MicroBatches(self, feed, request)
+
+    def decode_items(self, feed: Feed, rows: Sequence[RejectedRow], schema: pa.Schema) -> Iterator[SourceBatch]:  # noqa: ARG002  the feed says all
+        """Implements `DecodesItems`; the queue is not asked."""
+        return read_again(feed, rows)
 
     def queue(self, source: SqsSource, name_or_url: str | None = None) -> Queue:
         """The queue of a feed, or another one in its region.

@@ -7,6 +7,7 @@ nothing left out unless the feed says so: what no field declares is landed as JS
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,7 +30,7 @@ from datalake_assets.sources.sqs.sqs_model import (
     declared,
 )
 
-__all__ = ["Decoded", "Message", "MessageLayout"]
+__all__ = ["Decoded", "Message", "MessageLayout", "envelope_of", "message_in"]
 
 #: A sequence number has at most 38 digits here; SQS writes 20 of its 128 bits.
 _SEQUENCE = pa.decimal128(38, 0)
@@ -60,6 +61,38 @@ class Message:
     deduplication_id: str = ""
     sequence: str = ""
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def envelope_of(message: Message) -> str:
+    """All of a message but its body and its reception, as quarantine keeps it."""
+    kept = {"id": message.id, "sent_at": message.sent_at.isoformat(), "group": message.group}
+    kept |= {"deduplication_id": message.deduplication_id, "sequence": message.sequence}
+    attributes = {
+        name: {
+            key: base64.b64encode(value).decode() if isinstance(value, bytes) else value for key, value in each.items()
+        }
+        for name, each in message.attributes.items()
+    }
+    return json.dumps({**kept, "attributes": attributes} if attributes else kept, separators=(",", ":"))
+
+
+def message_in(envelope: str, body: bytes) -> Message:
+    """The inverse of `envelope_of`.
+
+    Raises:
+        ValueError: It is no envelope.
+    """
+    try:
+        kept = json.loads(envelope)
+        attributes = {
+            name: {key: base64.b64decode(value) if key == "BinaryValue" else value for key, value in each.items()}
+            for name, each in kept.pop("attributes", {}).items()
+        }
+        sent_at = datetime.fromisoformat(kept.pop("sent_at"))
+        text = body.decode("utf-8", "surrogatepass")
+        return Message(receipt="", body=text, sent_at=sent_at, receives=0, attributes=attributes, **kept)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the envelope of a message: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,11 @@ class SqsSource(SystemSource):
         """When a message was sent: the same however often it comes."""
         return SENT_AT
 
+    @property
+    def remembers(self) -> timedelta:
+        """The horizon."""
+        return self.horizon
+
     def position_kind(self, kind: FeedKind) -> PositionKind:  # noqa: ARG002  queues are streams
         """Messages are remembered one by one."""
         return PositionKind.IDS
@@ -154,11 +159,13 @@ class SqsSettings(Settings):
         sqs_endpoint: URL of a server that speaks SQS; unset: AWS, or what ``AWS_ENDPOINT_URL_SQS`` says.
         sqs_region: Region of queues that are named without one; unset: that of the AWS conventions.
         sqs_timeout_s: Seconds to wait for a connection, or for an answer beyond the time of a long poll.
+        sqs_unsigned: Whether requests go without a signature, and take no credentials: to a server that wants none.
     """
 
     sqs_endpoint: str | None = None
     sqs_region: str | None = None
     sqs_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    sqs_unsigned: bool = False
 
 
 def declared(feed: Feed) -> SqsSource:
