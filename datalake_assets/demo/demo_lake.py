@@ -200,8 +200,7 @@ def plan_demo(current: DemoLake | None, records: int, *, now: dt.datetime) -> De
         records: Rows wanted in each stream. Streams never shrink: fewer than now leaves it as it is.
         now: Aware UTC.
     """
-    planned = _with_rows(current, records, now)
-    return planned.with_filings(math.ceil(max(records, planned.records or 0) / ROWS_PER_FILING), now=now)
+    return _with_rows(current, records, now).with_filings(math.ceil(records / ROWS_PER_FILING), now=now)
 
 
 def _with_rows(current: DemoLake | None, records: int, now: dt.datetime) -> DemoLake:

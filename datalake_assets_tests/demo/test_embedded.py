@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -39,7 +40,8 @@ START = dt.date(2025, 1, 31)
 def test_a_new_demo_ends_now_with_so_many_records(records, days, events_per_day):
     demo = plan_demo(None, records, now=NOW)
     start = NOW.date() - dt.timedelta(days=days)
-    assert demo == DemoLake(start=start, events_per_day=events_per_day, records=records)
+    assert (demo.start, demo.events_per_day, demo.records) == (start, events_per_day, records)
+    assert [(each.first, each.count, each.sent) for each in demo.filings] == [(0, math.ceil(records / 10), NOW)]
     arrivals = demo.generator().arrival_ms(np.arange(records)) / 1000
     assert (
         NOW.timestamp() - 86_400 / events_per_day * 3 - 3600 < arrivals[-1] + 86_400 / events_per_day <= NOW.timestamp()
@@ -48,7 +50,7 @@ def test_a_new_demo_ends_now_with_so_many_records(records, days, events_per_day)
 
 @pytest.mark.parametrize(("now", "wanted"), [(1000, 1000), (1000, 999), (None, 5)])
 def test_a_demo_never_shrinks(now, wanted):
-    demo = DemoLake(start=START, events_per_day=250, records=now)
+    demo = DemoLake(start=START, events_per_day=250, records=now).with_filings(100, now=NOW)
     assert plan_demo(demo, wanted, now=NOW) == demo
 
 
@@ -83,7 +85,10 @@ def test_prepare_demo_writes_a_readable_document_once(store):
     demo = prepare_demo(store, 1000)
     document, etag = store.get(DEMO_KEY)
     told = {"start": str(demo.start), "events_per_day": demo.events_per_day, "records": 1000}
-    assert json.loads(document) == {"seed": 7, **told, "paces": []}
+    (filings,) = json.loads(document)["filings"]
+    assert (filings["first"], filings["count"]) == (0, 100)
+    rest = {"paces": [], "filings": [filings], "filings_deleted": []}
+    assert json.loads(document) == {"seed": 7, **told, **rest}
     assert prepare_demo(store, 1000) == read_demo(store) == demo
     assert store.get(DEMO_KEY)[1] == etag
     assert prepare_demo(store, 2000).records == 2000

@@ -262,11 +262,6 @@ def test_the_list_of_a_table_that_another_engine_emptied_is_missed_and_not_swept
     assert land(store, feed, parcels(range(8))).rows_added == 2
 
 
-def test_a_replay_and_a_selection_of_partitions_are_refused(store, feed):
-    with pytest.raises(ConfigError, match="read item by item"):
-        open_table(store, feed).check_replay()
-
-
 class Died(BaseException):
     """What a process does between two calls."""
 
