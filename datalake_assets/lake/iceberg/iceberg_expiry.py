@@ -36,7 +36,7 @@ from pyiceberg.table.update import (
 from pyiceberg.utils.properties import property_as_bool
 
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError
-from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.manifests import Manifests, entries_of, manifests_of
 from datalake_assets.lake.iceberg.object_reads import LeanIO
 from datalake_assets.lake.iceberg.transactions import (
     ENTRIES_PER_MANIFEST,
@@ -211,11 +211,11 @@ def _only_of(
                 suspects[each.manifest_path] = each
     found |= suspects.keys()
     for manifest in suspects.values():
-        found |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(files, discard_deleted=False)}
+        found |= {entry.data_file.file_path for entry in entries_of(manifest, files, discard_deleted=False)}
     for manifest in manifests.values():
         if not found:
             break
-        found -= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(files)}
+        found -= {entry.data_file.file_path for entry in entries_of(manifest, files)}
     statistics = (*before.statistics, *before.partition_statistics)
     found |= {each.statistics_path for each in statistics if each.snapshot_id in ids}
     found -= {each.statistics_path for each in statistics if each.snapshot_id not in ids}
@@ -225,7 +225,7 @@ def _only_of(
 
 
 def _manifests(io: FileIO, snapshot: Snapshot) -> list[ManifestFile]:
-    return snapshot.manifests(LeanIO(io))
+    return manifests_of(snapshot, LeanIO(io))
 
 
 def _key(location: str) -> str:
@@ -346,7 +346,7 @@ def _named(table: Table) -> dict[str, str]:
         manifests |= {each.manifest_path: each for each in _manifests(table.io, snapshot)}
     found |= manifests.keys()
     for manifest in manifests.values():
-        found |= {entry.data_file.file_path for entry in manifest.fetch_manifest_entry(files)}
+        found |= {entry.data_file.file_path for entry in entries_of(manifest, files)}
     return {_key(path): path for path in found}
 
 

@@ -37,7 +37,7 @@ from datalake_assets.lake.iceberg.iceberg_planning import plan_table, why_too_ne
 from datalake_assets.lake.iceberg.iceberg_reads import PresentDataset, arrow_schema, stated_footers, told_of
 from datalake_assets.lake.iceberg.iceberg_schemas import column_bounds_of, key_of_value
 from datalake_assets.lake.iceberg.iceberg_views import path_in_table
-from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.manifests import Manifests, entries_of, manifests_of
 from datalake_assets.lake.iceberg.object_reads import LeanIO
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
 from datalake_assets.lake.table import Difference, Logged
@@ -186,10 +186,10 @@ class IcebergLook:
 
     def _count(self, snapshot: Snapshot, found: dict[str, FileChanges]) -> None:
         files = LeanIO(self.table.io)
-        for manifest in snapshot.manifests(files):
+        for manifest in manifests_of(snapshot, files):
             if manifest.added_snapshot_id != snapshot.snapshot_id:
                 continue
-            for entry in manifest.fetch_manifest_entry(files, discard_deleted=False):
+            for entry in entries_of(manifest, files, discard_deleted=False):
                 if entry.status == ManifestEntryStatus.EXISTING or entry.snapshot_id != snapshot.snapshot_id:
                     continue
                 key = self._key(entry.data_file.spec_id, entry.data_file.partition)

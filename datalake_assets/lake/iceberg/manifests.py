@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +19,10 @@ from pyiceberg.manifest import (
 )
 from pyiceberg.table.snapshots import Snapshot
 
+from datalake_assets.errors import CorruptLake, DatalakeError
 from datalake_assets.lake.iceberg.object_reads import LeanIO
 
-__all__ = ["DeleteManifestWriter", "Manifests"]
+__all__ = ["DeleteManifestWriter", "Manifests", "entries_of", "manifests_of"]
 
 #: Entries of manifests that are kept at hand; a kilobyte or two each.
 CACHED_ENTRIES = 50_000
@@ -57,6 +59,40 @@ class _Listed:
         return found
 
 
+def manifests_of(snapshot: Snapshot, io: FileIO) -> list[ManifestFile]:
+    """The manifests of a snapshot.
+
+    Raises:
+        CorruptLake: What lists them cannot be read.
+        FileNotFoundError: It is gone.
+    """
+    with _named(snapshot.manifest_list):
+        return snapshot.manifests(io)
+
+
+def entries_of(manifest: ManifestFile, io: FileIO, *, discard_deleted: bool = True) -> list[ManifestEntry]:
+    """What a manifest lists.
+
+    Raises:
+        CorruptLake: It cannot be read: it is damaged, or another engine wrote what pyiceberg does not know.
+        FileNotFoundError: It is gone.
+    """
+    with _named(manifest.manifest_path):
+        return manifest.fetch_manifest_entry(io, discard_deleted=discard_deleted)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Says which file it is that cannot be read: pyiceberg raises whatever a wrong byte leads to."""
+    try:
+        yield
+    except (OSError, DatalakeError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CorruptLake(path, f"pyiceberg cannot read it ({text})") from error
+
+
 class Manifests:
     """Reads manifests; what was read lately is kept, as a manifest never changes.
 
@@ -80,9 +116,8 @@ class Manifests:
             return []
         path = snapshot.manifest_list
         if path not in self._lists:
-            found = [
-                each for each in snapshot.manifests(self._io) if each.has_added_files() or each.has_existing_files()
-            ]
+            listed = manifests_of(snapshot, self._io)
+            found = [each for each in listed if each.has_added_files() or each.has_existing_files()]
             self._lists[path] = found
             while len(self._lists) > CACHED_LISTS:
                 self._lists.popitem(last=False)
@@ -105,7 +140,7 @@ class Manifests:
         with ThreadPoolExecutor(FETCHED, thread_name_prefix="manifests") as pool:
             for manifest in manifests:
                 while len(ahead) < FETCHED and (each := next(left, None)) is not None:
-                    ahead.append((each.manifest_path, pool.submit(each.fetch_manifest_entry, self._io)))
+                    ahead.append((each.manifest_path, pool.submit(entries_of, each, self._io)))
                 if ahead and ahead[0][0] == manifest.manifest_path:
                     path, fetched = ahead.popleft()
                     yield manifest, self._keep(path, fetched.result()).entries
@@ -121,7 +156,7 @@ class Manifests:
         if path in self._kept:
             self._kept.move_to_end(path)
             return self._kept[path]
-        return self._keep(path, manifest.fetch_manifest_entry(self._io))
+        return self._keep(path, entries_of(manifest, self._io))
 
     def _keep(self, path: str, entries: list[ManifestEntry]) -> _Listed:
         found = self._kept[path] = _Listed(entries)

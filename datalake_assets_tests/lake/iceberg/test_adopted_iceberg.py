@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -347,6 +348,21 @@ def test_metadata_that_is_none_is_named(local_store, tmp_path):
     with pytest.raises(LakeError, match="it is not the metadata of an Iceberg table"):
         adopt_at(local_store, str(tmp_path / "t"), "t")
     assert FeedRegistry(local_store).list().feeds == ()
+
+
+@pytest.mark.parametrize("which", ["snap-*.avro", "*-m0.avro"], ids=["list", "manifest"])
+def test_a_manifest_that_cannot_be_read_is_named(local_store, catalog, tmp_path, which):
+    table = create(catalog, spec=UNPARTITIONED)
+    table.append(rows(0, 2))
+    folder = Path(urlsplit(table.location()).path)
+    (path,) = folder.glob(f"metadata/{which}")
+    whole = path.read_bytes()
+    for number, damaged in enumerate([b"", whole[: len(whole) // 2], b"Obj\x01" + whole[9:], whole[:-9] + whole[:9]]):
+        path.write_bytes(damaged)
+        with pytest.raises(LakeError, match=re.escape(path.name)):
+            adopt_at(local_store, str(folder), f"t{number}")
+    path.write_bytes(whole)
+    assert ids_of(open_table(local_store, adopt_at(local_store, str(folder), "t").feed)) == [0, 1]
 
 
 # --- expiry -----------------------------------------------------------------------------------------------------------
