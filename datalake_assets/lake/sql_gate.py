@@ -463,12 +463,9 @@ def _rows(dataset: ds.Dataset | pa.Table, schema: pa.Schema) -> ds.Dataset | pa.
         return rows.add_column(0, spare, pa.nulls(dataset.num_rows))
     if not dataset.files:
         return schema.empty_table()
-    types = {each.name: each.type for each in dataset.schema}
-    if all(types[each.name] == each.type for each in taken):
-        return dataset.replace_schema(schema)
-    import pyarrow.dataset as ds  # noqa: PLC0415  whoever has a dataset has it
+    from datalake_assets.lake.shown_rows import in_columns  # noqa: PLC0415  whoever has a dataset has what it imports
 
-    return ds.FileSystemDataset(list(dataset.get_fragments()), schema, dataset.format, dataset.filesystem)
+    return in_columns(dataset, schema)
 
 
 @lru_cache(maxsize=256)

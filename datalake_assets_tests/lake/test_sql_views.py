@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.sql_gate import hide, is_taken, show
 
 WIDE = pa.decimal256(60, 2)
@@ -109,3 +110,26 @@ def test_usual_types_are_taken_as_they_are():
     kinds += [pa.decimal128(38, 9), pa.time64("us"), pa.list_(pa.int8()), pa.map_(pa.string(), pa.int8()), pa.null()]
     assert is_taken(pa.schema([(f"c{number}", kind) for number, kind in enumerate(kinds)]))
     assert not is_taken(pa.schema([("h", pa.float16())]))
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float16(), pa.decimal256(20, 1)], ids=str)
+def test_which_rows_a_dataset_has_is_for_its_own_scanner_to_say(connection, tmp_path, kind):
+    """One may leave out rows that were deleted, whatever lies in its files."""
+
+    class WithoutTheFirst(BoundedDataset):
+        def scanner(self, columns=None, filter=None, **options):  # noqa: A002
+            kept = ds.field("id") > 0
+            return super().scanner(columns=columns, filter=kept if filter is None else kept & filter, **options)
+
+    values = pa.array([10, 11, 12, 13]).cast(kind if not pa.types.is_float16(kind) else pa.float32()).cast(kind)
+    plain = dataset(tmp_path, pa.table({"id": [0, 1, 2, 3], "odd": values, "text": ["a", "b", "c", "d"]}))
+    show(connection, "t", WithoutTheFirst(list(plain.get_fragments()), plain.schema, plain.format, plain.filesystem))
+    for query, rows in {
+        "select count(*) from t": [(3,)],
+        "select id from t where text >= 'c' order by id": [(2,), (3,)],
+        "select text from t where odd >= 12 order by id": [("c",), ("d",)],
+        "select count(*) from t where odd < 12": [(1,)],
+        "select odd::int, text from t where id < 2 and odd > 1": [(11, "b")],
+        "select * exclude (odd) from t where odd = 13": [(3, "d")],
+    }.items():
+        assert connection.execute(query).fetchall() == rows, query
