@@ -27,6 +27,7 @@ from datalake_assets.lake.store.s3_access import S3Access
 from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.engines.toy import toy  # noqa: F401  likewise
 from datalake_assets_tests.fault_proxy import FaultProxy
+from datalake_assets_tests.processes import warm_processes
 from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, spare
 from datalake_assets_tests.scheduling import FilesTogether
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
@@ -158,7 +159,7 @@ def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             scripts[place] = read(config)
         return scripts[place]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warm_processes.installed():
         patch.setattr(os, "fsync", os.fstat)
         patch.setenv("PYTHONPATH", str(_PROCESSES), prepend=os.pathsep)
         patch.setenv("GOMAXPROCS", "1")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from datalake_assets.feed import Feed, parse_feed
+from datalake_assets_tests.processes.warm_processes import COLD
 
 #: Work that takes little to start.
 ARCHIVE = "feeds archive notes"
@@ -119,7 +120,7 @@ def test_children_of_parallel_end_with_their_parent(lake, registry, silent_serve
         source = {"type": "ksqldb", "object": name.upper()}
         registry.add(parse_feed(json.dumps({"name": name, "kind": "table", "source": source})))
     line = [sys.executable, "-m", "datalake_assets.cli", "export", "--all", "--parallel", "2"]
-    environment = os.environ | {"DATALAKE_KSQLDB_URL": silent_server}
+    environment = os.environ | {"DATALAKE_KSQLDB_URL": silent_server, COLD: "1"}  # its children are counted
     with subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
         assert wait_until(lambda: len(children(parent.pid)) == 2, 20)
         started = children(parent.pid)

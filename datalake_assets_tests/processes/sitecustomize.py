@@ -48,3 +48,7 @@ class _SpareStorages:
 
 
 sys.meta_path.insert(0, _SpareStorages())
+if sys.orig_argv[1:4] == ["-m", "dagster", "dev"]:  # what starts from it, starts from a process that has imported it
+    import warm_processes
+
+    warm_processes.install()
