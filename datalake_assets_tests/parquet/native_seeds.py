@@ -36,6 +36,8 @@ def group(seed: int) -> Group:
         "write_page_index": chosen.random() < 0.2,
         "write_page_checksum": chosen.random() < 0.1,
         "data_page_size": chosen.choice([1 << 20, 200]),
+        "dictionary_pagesize_limit": chosen.choice([1 << 20, 200]),
+        "write_batch_size": chosen.choice([1024, 15]),  # whether a page, or a dictionary, is full is looked at so often
         "store_schema": chosen.random() < 0.1,  # Arrow's own schema would be most of what is mutated
     }
     is_copyish = chosen.random() < 0.75

@@ -142,6 +142,49 @@ def test_pages_of_small_files_are_joined_without_being_decompressed(kernel):
         assert decoded(found).equals(pa.concat_tables(tables))
 
 
+def larger(start, nulls=0.0, count=20_000):
+    """What larger files hold: values that never repeat, more than a dictionary or a page takes."""
+    random = np.random.default_rng(start)
+    holes = {"mask": random.random(count) < nulls} if nulls else {}
+    texts = [f"item {number:08} of {start}" for number in random.permutation(count)]
+    numbers = pa.array(random.permutation(count) + start * count, **holes)
+    return pa.table({"id": numbers, "text": pa.array(texts, **holes), "kind": pa.array(np.arange(count) % 3)})
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("nulls", [0, 0.2])
+def test_chunks_of_several_pages_are_copied(kernel, codec, version, nulls):
+    """A dictionary, indices in some pages, then values in others, as writers leave them that give a dictionary up."""
+    tables = [larger(start, nulls) for start in range(3)]
+    how = {"dictionary_pagesize_limit": 50_000, "data_page_size": 40_000, "write_batch_size": 1000}
+    bodies = [parquet(table, compression=codec, data_page_version=version, **how) for table in tables]
+    (seen,) = kernel.check([Part(bodies[0])], Depth.DECODE)
+    assert seen.pages >= 10
+    found = merged(kernel, bodies, codec=codec)
+    assert decoded(found).equals(pa.concat_tables(tables))
+    # how many nulls a page of version 1 has, which is compressed with its levels, nobody can tell
+    least, most = (0.9, 1.0) if not nulls else (0.6, 0.95) if version == "2.0" else (0.0, 0.0)
+    assert least * len(found.view) <= found.copied_bytes <= most * len(found.view)
+    metadata = pq.read_metadata(pa.py_buffer(found.view)).row_group(0)
+    for place, name in enumerate(("id", "text")):
+        stated, values = metadata.column(place).statistics, pa.concat_tables(tables)[name].drop_null().to_pylist()
+        assert (stated.min, stated.max, stated.null_count) == (min(values), max(values), 60_000 - len(values))
+
+
+@pytest.mark.parametrize("repeated", [500, 19_000])
+def test_values_of_several_pages_that_repeat_are_decoded(kernel, repeated):
+    """The index of the repeated value stands in the first page, or the last."""
+    table = larger(0).select(["id"])
+    ids = table["id"].to_pylist()
+    ids[repeated] = ids[repeated - 400]
+    changed = pa.table({"id": ids})
+    bodies = [parquet(each, data_page_size=2000, write_batch_size=1000) for each in (changed, table)]
+    found = merged(kernel, bodies)
+    assert decoded(found).equals(pa.concat_tables([changed, table]))
+    assert found.copied_pages == 1
+
+
 def test_rows_out_of_order_are_sorted_by_time(kernel):
     """Nulls last, and rows of equal time in the order of the inputs, as Arrow's sort leaves them."""
     random = np.random.default_rng(1)

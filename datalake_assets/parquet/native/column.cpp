@@ -95,9 +95,9 @@ void gather(const Leaf& leaf, const u8* dictionary, const u32* offsets, const u3
   }
 }
 
-bool counts_up(const u32* indices, size_t count) {
+bool counts_up(const u32* indices, size_t count, size_t from) {
   u32 wrong = 0;
-  for (size_t i = 0; i < count; i++) wrong |= indices[i] ^ static_cast<u32>(i);
+  for (size_t i = 0; i < count; i++) wrong |= indices[i] ^ static_cast<u32>(from + i);
   return !wrong;
 }
 

@@ -57,6 +57,6 @@ struct Column {
 // Appends the dictionary's values at the indices. `offsets`: of its entries, for byte arrays; may be null otherwise.
 void gather(const Leaf& leaf, const u8* dictionary, const u32* offsets, const u32* indices, size_t count, Bytes& out);
 
-bool counts_up(const u32* indices, size_t count);  // 0, 1, 2, …
+bool counts_up(const u32* indices, size_t count, size_t from = 0);  // from, from + 1, …
 
 }  // namespace pagemerge

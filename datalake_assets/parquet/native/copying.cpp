@@ -6,84 +6,120 @@ namespace {
 
 // Of PLAIN values in a part of a joined page; fewer are decoded quickly.
 constexpr i64 MIN_PART_BYTES = PM_SMALL_PAGE_BYTES / 64;
+// Pages of a chunk that is copied; what comes of more is decoded, and has larger ones then.
+constexpr size_t MOST_PIECES = 1024;
+// A piece cannot be cut: it may have so many times as many rows as a page that is encoded.
+constexpr size_t LONGER = 8;
+// Bytes of values that tell of those that follow.
+constexpr size_t UNLIKE_BYTES = 4 * SMALL_PAGE_BYTES;
+constexpr const char* WRONG_NULLS = "a column has another number of nulls than its statistics say";
 
 }  // namespace
 
 // Values that lie in one piece, compressed as the output wants them: in a PLAIN page, or in a dictionary page that the
-// indices go through once, as in small files of values that do not repeat.
+// indices go through once, as where values do not repeat.
 struct ChunkWriter::Found {
   View compressed;         // of the values, or of the whole page where `as_is`
   size_t plain_bytes = 0;  // of the same
   size_t levels = 0, values = 0;
-  bool as_is = false;  // a page of version 1, whose levels are compressed with its values, and stay with them
+  size_t definition = 0;  // where its levels begin in `scratch_.kept`
+  bool by_index = false;  // a dictionary page
+  bool as_is = false;     // a page of version 1, whose levels are compressed with its values, and stay with them
+  View elements;          // what is joined: all of `compressed` but what a codec has in front
 };
 
-bool ChunkWriter::find(View file, const Chunk& chunk, Found& found) {
+// The pieces of a chunk; false if some of its values have to be decoded.
+bool ChunkWriter::find(View file, const Chunk& chunk, std::vector<Found>& found) {
   ThriftReader reader{file.data + chunk.start(), file.data + chunk.start() + chunk.bytes};
-  View body;
-  PageHeader header = next_page(reader, body);
-  i64 entries = -1;
-  if (header.type == DICTIONARY_PAGE) {
-    if (!chunk.has_dictionary() || header.plain_bytes < MIN_PART_BYTES) return false;
-    if (header.encoding != PLAIN && header.encoding != PLAIN_DICTIONARY) return false;
-    if (header.plain_bytes > static_cast<i64>(settings_.page_bytes)) return false;
-    entries = header.values;
-    found.compressed = body;
-    found.plain_bytes = static_cast<size_t>(header.plain_bytes);
-    if (reader.at == reader.end) return false;
-    header = next_page(reader, body);
-    if (header.encoding != PLAIN_DICTIONARY && header.encoding != RLE_DICTIONARY) return false;
-  } else if (header.encoding != PLAIN || header.plain_bytes < MIN_PART_BYTES || !header.compressed ||
-             header.plain_bytes > 2 * static_cast<i64>(settings_.page_bytes)) {
-    return false;
-  }
-  if (!header.is_data() || header.values != chunk.values || reader.at != reader.end) return false;
-  found.levels = static_cast<size_t>(header.values);
-  bool has_dictionary = entries >= 0;
-  if (header.type == DATA_PAGE && !has_dictionary && leaf_.max_definition) {
-    bool is_small = header.plain_bytes < static_cast<i64>(SMALL_PAGE_BYTES) && can_read(chunk.codec);
-    if (is_small || chunk.nulls < 0 || header.definition_encoding != RLE) return false;
-    found.as_is = true;
-    found.values = found.levels - static_cast<size_t>(chunk.nulls);
-    found.compressed = body;
-    found.plain_bytes = static_cast<size_t>(header.plain_bytes);
-    return true;
-  }
+  const i64 page_bytes = static_cast<i64>(settings_.page_bytes);
+  i64 levels = 0, entries = -1;
+  size_t indexed = 0;  // values that have come by the dictionary
+  bool in_dictionary = false;
   scratch_.kept.clear();
-  if (has_dictionary) {  // indices are small: they are decoded, to see whether they count up
-    DataPage page = open_page(header, body, chunk, leaf_, true, scratch_);
-    if (page.values != static_cast<size_t>(entries)) return false;
-    decode_dictionary_indices(page, chunk, page.values, scratch_);
-    if (!counts_up(scratch_.indices.data(), page.values)) return false;
-    found.values = page.values;
-    if (page.definition) scratch_.kept.put(page.definition, page.levels);
-  } else if (header.type == DATA_PAGE) {
-    found.values = found.levels;
-    found.compressed = body;
-    found.plain_bytes = static_cast<size_t>(header.plain_bytes);
-  } else {
+  while (levels < chunk.values) {
+    if (reader.at == reader.end || found.size() > MOST_PIECES) return false;
+    View body;
+    PageHeader header = next_page(reader, body);
+    if (header.type == DICTIONARY_PAGE) {
+      if (levels || entries >= 0 || !chunk.has_dictionary() || header.plain_bytes < MIN_PART_BYTES) return false;
+      if (header.encoding != PLAIN && header.encoding != PLAIN_DICTIONARY) return false;
+      if (header.plain_bytes > 2 * page_bytes) return false;
+      entries = header.values;
+      in_dictionary = true;
+      found.emplace_back();
+      found.back().by_index = true;
+      found.back().compressed = body;
+      found.back().plain_bytes = static_cast<size_t>(header.plain_bytes);
+      continue;
+    }
+    if (!header.is_data() || header.values <= 0 || header.values > chunk.values - levels) return false;
+    bool by_index = header.encoding == PLAIN_DICTIONARY || header.encoding == RLE_DICTIONARY;
+    if (by_index != in_dictionary) {  // the values of a dictionary come first, and all of them
+      if (by_index || indexed != static_cast<size_t>(entries)) return false;
+      in_dictionary = false;
+    }
+    levels += header.values;
+    if (by_index) {  // indices are small: they are decoded, to see whether they count up
+      if (indexed >= static_cast<size_t>(entries)) return false;
+      DataPage page = open_page(header, body, chunk, leaf_, true, scratch_);
+      decode_dictionary_indices(page, chunk, static_cast<size_t>(entries), scratch_);
+      if (!counts_up(scratch_.indices.data(), page.values, indexed)) return false;
+      indexed += page.values;
+      found.back().values += page.values;
+      found.back().levels += page.levels;
+      if (page.definition) scratch_.kept.put(page.definition, page.levels);
+    } else if (!find_plain(header, body, chunk, found)) {
+      return false;
+    }
+  }
+  if (reader.at != reader.end || found.empty() || (in_dictionary && indexed != static_cast<size_t>(entries)))
+    return false;
+  size_t plain_bytes = 0, copied_pages = 0;
+  for (const Found& each : found) {
+    if (leaf_.type != BYTE_ARRAY && !each.as_is && each.plain_bytes != each.values * leaf_.width()) return false;
+    plain_bytes += each.plain_bytes;
+    copied_pages += each.as_is;
+  }
+  // pages that stay apart are to be large, on average, where their values can be decoded
+  return !copied_pages || plain_bytes >= found.size() * SMALL_PAGE_BYTES || !can_read(chunk.codec);
+}
+
+// A page of values.
+bool ChunkWriter::find_plain(const PageHeader& header, View body, const Chunk& chunk, std::vector<Found>& found) {
+  bool is_only = header.values == chunk.values, packed = header.compressed || chunk.codec == UNCOMPRESSED;
+  if (header.encoding != PLAIN || !packed || (is_only && header.plain_bytes < MIN_PART_BYTES) ||
+      header.plain_bytes > 2 * static_cast<i64>(settings_.page_bytes))
+    return false;
+  Found piece;
+  piece.levels = piece.values = static_cast<size_t>(header.values);
+  piece.compressed = body;
+  piece.plain_bytes = static_cast<size_t>(header.plain_bytes);
+  piece.definition = scratch_.kept.size;
+  if (header.type == DATA_PAGE && leaf_.max_definition) {
+    // how many of its levels are nulls stands within it, unless it has all of the chunk's, or none
+    if (chunk.nulls < 0 || (chunk.nulls && !is_only) || header.definition_encoding != RLE) return false;
+    piece.as_is = true;
+    piece.values -= static_cast<size_t>(chunk.nulls);
+  } else if (header.type == DATA_PAGE_V2) {
     if (header.repetition_bytes || header.rows != header.values) return false;
     size_t of_levels = static_cast<size_t>(header.definition_bytes);
-    found.compressed = {body.data + of_levels, body.size - of_levels};
-    found.plain_bytes = static_cast<size_t>(header.plain_bytes) - of_levels;
-    found.values = found.levels;
+    piece.compressed = {body.data + of_levels, body.size - of_levels};
+    piece.plain_bytes -= of_levels;
     if (leaf_.max_definition) {
-      u8* definition = scratch_.kept.grow(found.levels);
-      found.values = decode_definition(leaf_, body.data, body.data + header.definition_bytes, found.levels, definition);
+      u8* definition = scratch_.kept.grow(piece.levels);
+      piece.values = decode_definition(leaf_, body.data, body.data + header.definition_bytes, piece.levels, definition);
     }
     if (header.nulls >= 0) {
-      need(static_cast<i64>(found.levels - found.values) == header.nulls,
+      need(static_cast<i64>(piece.levels - piece.values) == header.nulls,
            "a page has another number of nulls than it says");
     }
   }
-  return leaf_.type == BYTE_ARRAY || found.plain_bytes == found.values * leaf_.width();
+  found.push_back(piece);
+  return true;
 }
 
 // Where nobody vouches for the bytes, the values have to decode at least.
-void ChunkWriter::prove(const Chunk& chunk, const Found& found, bool proven) {
-  need(chunk.nulls < 0 || static_cast<i64>(found.levels - found.values) == chunk.nulls,
-       "a column has another number of nulls than its statistics say");
-  if (proven) return;
+void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
   if (found.as_is) {
     PageHeader header;
     header.type = DATA_PAGE;
@@ -91,7 +127,7 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found, bool proven) {
     header.encoding = PLAIN;
     header.plain_bytes = static_cast<i64>(found.plain_bytes);
     DataPage page = open_page(header, found.compressed, chunk, leaf_, true, scratch_);
-    need(page.values == found.values, "a column has another number of nulls than its statistics say");
+    need(page.values == found.values, WRONG_NULLS);
     scratch_.check.clear();
     decode_values(leaf_, PLAIN, page.at, page.end, page.values, scratch_.check, scratch_.decode);
     return;
@@ -109,51 +145,69 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found, bool proven) {
 bool ChunkWriter::copy(View file, const Chunk& chunk, i64 rows, bool proven, Column& before) {
   if (!settings_.copy || chunk.codec != settings_.codec) return false;
   bool only_way = !can_read(chunk.codec);  // whatever cannot be decompressed can still be copied
-  if (before.has_dictionary && (before.levels || !only_way)) return false;
+  if (before.has_dictionary && before.levels) return false;
   if (before.levels && before.plain.size < SMALL_PAGE_BYTES && !only_way) return false;
-  if (leaf_.type == BOOLEAN || leaf_.max_repetition || rows <= 0 || rows > static_cast<i64>(settings_.page_rows))
-    return false;
+  if (leaf_.type == BOOLEAN || leaf_.max_repetition || rows <= 0) return false;
   MinMax range;
   if (leaf_.order != Order::NONE) {
     if (!chunk.min_exact || !chunk.max_exact || !stated_min_max(leaf_, chunk, range)) return false;
   }
-  Found found;
+  std::vector<Found> found;
   if (!find(file, chunk, found)) return false;
-  View elements;
-  if (!found.as_is && !joinable(settings_.codec, found.compressed, found.plain_bytes, settings_.walk, elements))
-    return false;
-  prove(chunk, found, proven);
+  size_t levels = 0, values = 0, plain_bytes = 0;
+  for (Found& each : found) {
+    if (each.levels > LONGER * settings_.page_rows) return false;
+    if (!each.as_is && !joinable(settings_.codec, each.compressed, each.plain_bytes, settings_.walk, each.elements))
+      return false;
+    levels += each.levels;
+    values += each.values;
+    plain_bytes += each.plain_bytes;
+  }
+  if (static_cast<i64>(levels) != rows) return false;
+  // nobody knows yet whether values repeat: a large dictionary says so that is gone through once
+  bool is_first = before.has_dictionary && !only_way;
+  if (is_first && !(found[0].by_index && plain_bytes >= UNLIKE_BYTES)) return false;
+  need(chunk.nulls < 0 || static_cast<i64>(levels - values) == chunk.nulls, WRONG_NULLS);
+  if (!proven) {
+    for (const Found& each : found) prove(chunk, each);
+  }
   if (before.has_dictionary) before.forget_values();
+  if (is_first) before.to_plain();
   if (before.levels) {  // nothing that is called from there uses `scratch_.kept`
     encode(before);
     before.forget_values();
   }
+  for (const Found& each : found) put_found(each, range);
+  return true;
+}
+
+// `range`: of the values of the whole chunk, which bounds those of each piece.
+void ChunkWriter::put_found(const Found& found, const MinMax& range) {
   if (found.as_is) {
     put_joined();
-    put_as_is(found, static_cast<size_t>(rows), std::move(range));
-    return true;
+    put_as_is(found, range);
+    return;
   }
   if (joined_.levels + found.levels > settings_.page_rows ||
       joined_.plain_bytes + found.plain_bytes > settings_.page_bytes)
     put_joined();
-  if (leaf_.max_definition) joined_.definition.put(scratch_.kept.data, found.levels);
-  joined_.parts.push_back(elements);
+  if (leaf_.max_definition) joined_.definition.put(scratch_.kept.data + found.definition, found.levels);
+  joined_.parts.push_back(found.elements);
   joined_.levels += found.levels;
   joined_.values += found.values;
-  joined_.bytes += elements.size;
+  joined_.bytes += found.elements.size;
   joined_.plain_bytes += found.plain_bytes;
-  widen_range(leaf_, range, joined_.range);
-  return true;
+  if (found.values) widen_range(leaf_, range, joined_.range);
 }
 
-void ChunkWriter::put_as_is(const Found& found, size_t rows, MinMax range) {
+void ChunkWriter::put_as_is(const Found& found, const MinMax& range) {
   begin_data();
   PageInfo info;
   info.offset = static_cast<i64>(out_.size);
   info.row = info_.rows;
   info.nulls = static_cast<i64>(found.levels - found.values);
   info.all_null = !found.values;
-  info.range = std::move(range);
+  info.range = range;
   ThriftWriter header;
   header.open();
   header.int32(1, DATA_PAGE);
@@ -171,7 +225,7 @@ void ChunkWriter::put_as_is(const Found& found, size_t rows, MinMax range) {
   info_.bytes += static_cast<i64>(header.bytes.size + found.compressed.size);
   info_.plain_bytes += static_cast<i64>(header.bytes.size + found.plain_bytes);
   info_.values += static_cast<i64>(found.levels);
-  info_.rows += static_cast<i64>(rows);
+  info_.rows += static_cast<i64>(found.levels);
   info_.copied_bytes += static_cast<i64>(found.compressed.size);
   info_.copied_pages++;
   note_page(std::move(info));

@@ -59,7 +59,7 @@ class ChunkWriter {
     size_t levels = 0, values = 0, plain_bytes = 0, bytes = 0;
     MinMax range;
   };
-  struct Found;  // a chunk's values where they lie
+  struct Found;  // values of a chunk where they lie
 
   const Leaf& leaf_;
   const WriterSettings& settings_;
@@ -68,10 +68,12 @@ class ChunkWriter {
   ChunkInfo info_;
   Joined joined_;
 
-  bool find(View file, const Chunk& chunk, Found& found);
-  void prove(const Chunk& chunk, const Found& found, bool proven);
+  bool find(View file, const Chunk& chunk, std::vector<Found>& found);
+  bool find_plain(const PageHeader& header, View body, const Chunk& chunk, std::vector<Found>& found);
+  void prove(const Chunk& chunk, const Found& found);
+  void put_found(const Found& found, const MinMax& range);
   void put_joined();
-  void put_as_is(const Found& found, size_t rows, MinMax range);
+  void put_as_is(const Found& found, const MinMax& range);
   void put_page(int type, size_t values, int encoding, const Bytes& page);
   void note_page(PageInfo page);
   void begin_data();
