@@ -8,6 +8,7 @@ lake's catalog are never sent to another.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import weakref
@@ -445,9 +446,13 @@ def catalog_properties(store: Store, access: CatalogAccess | None = None) -> dic
 
 
 def _s3_properties(s3: S3Access) -> dict[str, str]:
+    given, region = os.environ, s3.region
+    if not region and (s3.endpoint or given.get("AWS_ENDPOINT_URL_S3") or given.get("AWS_ENDPOINT_URL")):
+        # without one pyiceberg asks AWS for the region of each bucket, which knows nothing of another server's
+        region = given.get("AWS_REGION") or "us-east-1"
     known = {
         "s3.endpoint": s3.endpoint,
-        "s3.region": s3.region,
+        "s3.region": region,
         "s3.profile-name": s3.profile,
         "s3.access-key-id": s3.access_key,
         "s3.secret-access-key": s3.secret_key,

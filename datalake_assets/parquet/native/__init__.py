@@ -152,7 +152,7 @@ class MergeOptions:
         codec: Of the output: ``none``, ``snappy`` or ``zstd``.
         level: Of Zstandard.
         page_bytes: Of a page before compression, at the most, but for a single row.
-        page_rows: Of a page, at the most.
+        page_rows: Of a page, at the most; of one that is copied as it is, eight times as many.
         verify: Read encoded pages again from the output, and compare.
         compared: Others read each input by itself, and compare its values with the output's: then parts of pages that
             stay compressed are not gone through. ``verify`` does not count then.

@@ -68,10 +68,10 @@ typedef enum {
 } pm_verify;
 
 typedef struct {
-  int32_t codec;      /* of the output, Parquet's number: 0, 1 (Snappy) or 6 (Zstandard) */
-  int32_t level;      /* of Zstandard */
-  int64_t page_bytes; /* at the most, before compression, but for a single row */
-  int64_t page_rows;
+  int32_t codec;        /* of the output, Parquet's number: 0, 1 (Snappy) or 6 (Zstandard) */
+  int32_t level;        /* of Zstandard */
+  int64_t page_bytes;   /* at the most, before compression, but for a single row */
+  int64_t page_rows;    /* at the most; eight times as many of a page that is copied as it is */
   int32_t verify;       /* pm_verify */
   int32_t copy;         /* copy compressed pages where they can stay as they are */
   int32_t time_leaf;    /* a leaf of integers, one a row; -1: none */

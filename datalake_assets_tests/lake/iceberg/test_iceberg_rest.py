@@ -15,9 +15,12 @@ from pyiceberg.exceptions import RESTError
 
 from datalake_assets.demo.s3_server import S3Server
 from datalake_assets.errors import CommitConflict
+from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_properties
 from datalake_assets.lake.iceberg.iceberg_expiry import expire_snapshots, remove_orphans
 from datalake_assets.lake.iceberg.object_reads import SizedObject, open_native, open_sized, read_blocks, read_whole
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.store.s3_access import CatalogAccess, S3Access
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.lake.iceberg.iceberg_tables import BY_DAY, SCHEMA, compact, data_paths, ids, rows
 
@@ -48,6 +51,25 @@ def opened_catalog(s3_server: S3Server, endpoint: str, **more: str) -> RestCatal
             **more,
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "environment", "region"),
+    [
+        ("http://127.0.0.1:9999", {}, "us-east-1"),
+        ("http://127.0.0.1:9999", {"AWS_REGION": "eu-west-1"}, "eu-west-1"),
+        (None, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9999"}, "us-east-1"),
+        (None, {"AWS_REGION": "eu-west-1"}, None),  # a bucket of AWS's may lie elsewhere, and AWS knows where
+    ],
+)
+def test_aws_is_not_asked_for_the_region_of_another_servers_bucket(monkeypatch, endpoint, environment, region):
+    for name in ("AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    access = CatalogAccess(uri="http://127.0.0.1:8")
+    store = open_store("s3://lake/a", s3=S3Access(endpoint=endpoint, access_key="a", secret_key="b"), catalog=access)
+    assert catalog_properties(store).get("s3.region") == region
 
 
 @pytest.mark.s3
