@@ -29,7 +29,7 @@ from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.lake.watching import watched_pass
 from datalake_assets.parquet.rolling import RollingWriter
-from datalake_assets.parquet.writer import ParquetSettings, use_lean_pool
+from datalake_assets.parquet.writer import ParquetSettings, use_pool
 from datalake_assets.tracing import span
 
 __all__ = ["Export", "Staged"]
@@ -135,7 +135,7 @@ class Export(ABC):
         self, placement: Placement, *, fence: Fence | None = None, fingerprint: bool = False
     ) -> tuple[Landing, Staged, pa.Schema]:
         """One pass: every row known, quarantined or staged."""
-        use_lean_pool()
+        use_pool("system")
         schema = self.schema()
         written = self.folder.prepared(schema, time_column=placement.time_column)
         writer = self._writer(placement, written)

@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from datalake_assets.core.arrow_arrays import constant, numbers_in
+
 __all__ = ["AvroCodec", "AvroFileWriter", "avro_schema"]
 
 AvroCodec = Literal["null", "snappy", "zstandard", "deflate"]
@@ -130,7 +132,7 @@ class AvroFileWriter:
             for column, field in zip(rows.columns, self._schema, strict=True)
             for part in _encoded(column, is_nullable=field.nullable)
         ]
-        joined = pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary())) if parts else pa.array([b""])
+        joined = pc.binary_join_element_wise(*parts, constant(b"")) if parts else pa.array([b""])
         offsets = np.frombuffer(joined.buffers()[1], np.int32)
         begin, end = int(offsets[joined.offset]), int(offsets[joined.offset + len(joined)])
         data = self._packed(joined.buffers()[2].slice(begin, end - begin))
@@ -175,9 +177,9 @@ def _encoded(column: pa.Array, *, is_nullable: bool) -> list[pa.Array]:
     prefix = 2 if is_nullable else None
     kind = column.type
     if pt.is_string(kind) or pt.is_binary(kind):
-        lengths = np.asarray(pc.fill_null(pc.binary_length(column), 0)).astype(np.int64)
+        lengths = numbers_in(pc.fill_null(pc.binary_length(column).cast(pa.int64()), constant(0)))
         plain = column.cast(pa.binary())
-        parts = [_variable(lengths, prefix), plain.fill_null(b"") if plain.null_count else plain]
+        parts = [_variable(lengths, prefix), plain.fill_null(constant(b"")) if plain.null_count else plain]
     elif (fixed := _fixed_bytes(column)) is not None:
         if prefix is not None:
             fixed = np.concatenate([np.full((len(fixed), 1), prefix, np.uint8), fixed], axis=1)
@@ -187,14 +189,14 @@ def _encoded(column: pa.Array, *, is_nullable: bool) -> list[pa.Array]:
     if not is_nullable or not column.null_count:
         return parts
     is_there, absent = column.is_valid(), (b"\0", b"")
-    return [pc.if_else(is_there, part, pa.scalar(none, pa.binary())) for part, none in zip(parts, absent, strict=False)]
+    return [pc.if_else(is_there, part, constant(none)) for part, none in zip(parts, absent, strict=False)]
 
 
 def _fixed_bytes(column: pa.Array) -> Bytes | None:
     """A row of bytes a value, of types whose values are all of one size."""
     kind = column.type
     if pt.is_boolean(kind):
-        truths: Bytes = np.asarray(pc.fill_null(column, fill_value=False).cast(pa.uint8()))[:, None]
+        truths: Bytes = numbers_in(pc.fill_null(column, constant(False)).cast(pa.uint8()))[:, None]
         return truths
     if pt.is_floating(kind):
         numbers: Bytes = _values(column, f"<f{kind.bit_width // 8}").view(np.uint8).reshape(len(column), -1)
@@ -219,7 +221,8 @@ def _integers(column: pa.Array) -> Numbers:
 
 def _values(column: pa.Array, dtype: str) -> Any:
     """The values where they are; 0 or whatever stands there for nulls."""
-    filled = column.fill_null(0) if column.null_count else column
+    nothing = pa.Array.from_buffers(column.type, 1, [None, pa.py_buffer(bytes(8))])[0]
+    filled = column.fill_null(nothing) if column.null_count else column
     values = np.frombuffer(filled.buffers()[1], dtype)[filled.offset : filled.offset + len(filled)]
     return np.ascontiguousarray(values)
 

@@ -33,7 +33,7 @@ from datalake_assets.parquet.rewrite_settings import Kernel, RewriteSettings, wo
 from datalake_assets.parquet.schemas import AnotherShape, Shape, inspect, shape_of
 from datalake_assets.parquet.segment_queue import SegmentQueue
 from datalake_assets.parquet.segments import Model, Segment, SegmentFormat, model_of, sorted_pieces
-from datalake_assets.parquet.writer import ParquetSettings, use_lean_pool
+from datalake_assets.parquet.writer import ParquetSettings, use_pool
 
 __all__ = ["Kernel", "RewriteSettings", "Rewritten", "rewrite", "workers_for"]
 
@@ -95,7 +95,7 @@ def rewrite(
         CorruptLake: What was written does not read as what was read; outputs were dropped.
         LakeError: The store failed; outputs were dropped.
     """
-    use_lean_pool()
+    use_pool("jemalloc")
     rejected: dict[str, str] = {}
     enough = min(len(inputs), 2)
     shape: Shape | None = None

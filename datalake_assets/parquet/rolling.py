@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from datalake_assets.core.arrow_arrays import of_numbers
 from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.sinks import FinishedSink
 from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, ParquetFileWriter, ParquetSettings
@@ -45,7 +46,7 @@ class Bounds:
         age_s: Seconds after which a buffer becomes a row group, full or not.
     """
 
-    buffered_bytes: int = 128 * MIB
+    buffered_bytes: int = 96 * MIB
     open_files: int = 32
     buffers: int = 1024
     rows: int = 1 << 20
@@ -270,4 +271,4 @@ def _taken(
         codes = codes.astype(np.uint16)  # numpy sorts these by their digits, in a tenth of the time
     rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
     # Copies, not slices: the rows of a quiet partition would keep whole batches in memory.
-    return [(name, batch.take(pa.array(which))) for name, which in zip(names, rows, strict=True) if len(which)]
+    return [(name, batch.take(of_numbers(which))) for name, which in zip(names, rows, strict=True) if len(which)]

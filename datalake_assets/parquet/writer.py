@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datalake_assets.core.arrow_arrays import empty_table, of_numbers
 from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.sinks import Sink, new_checksum
 
@@ -33,7 +34,7 @@ __all__ = [
     "open_writer",
     "sorted_by",
     "time_bounds",
-    "use_lean_pool",
+    "use_pool",
 ]
 
 Profile: TypeAlias = Literal["compatible", "compact"]
@@ -50,17 +51,17 @@ DISTINCT_SHARE: Final = 0.10
 _INT64_DIGITS: Final = 18  # Parquet LogicalTypes, DECIMAL: up to 18 digits fit into an INT64
 
 
-def use_lean_pool() -> None:
-    """Makes jemalloc the process's allocator of Arrow memory, where Arrow has it and nobody has chosen another.
+def use_pool(name: Literal["jemalloc", "system"]) -> None:
+    """Makes one of Arrow's allocators that of the process, where Arrow has it and nobody has chosen another.
 
-    Decoding and encoding allocate and free the same few sizes thousands of times. mimalloc, the default, gives the
-    memory back in between and has the kernel clear it again: a quarter of the CPU time of merging 1,000 tiny files, and
-    half as much memory again (`benchmarks compaction`); a tenth of the memory of an export (`benchmarks csv`).
-    ``ARROW_DEFAULT_MEMORY_POOL`` overrides this choice as it does Arrow's own (Arrow's documentation, "Environment
-    Variables").
+    mimalloc, the default, gives memory back in between and has the kernel clear it again. Merging allocates and frees
+    the same few sizes thousands of times: with jemalloc 1,000 tiny files take a quarter of CPU time less, and a third
+    of the memory (`benchmarks compaction`). Exports keep rows of many partitions for a while: with the C library's
+    allocator they take a tenth of CPU time less, and 40 MiB (`benchmarks csv`). ``ARROW_DEFAULT_MEMORY_POOL`` overrides
+    this choice as it does Arrow's own (Arrow's documentation, "Environment Variables").
     """
-    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and "jemalloc" in pa.supported_memory_backends():
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and name in pa.supported_memory_backends():
+        pa.set_memory_pool(pa.jemalloc_memory_pool() if name == "jemalloc" else pa.system_memory_pool())
 
 
 def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:
@@ -84,12 +85,10 @@ def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:
     dictionary: list[str] = []
     encodings: dict[str, str] = {}
     spread = np.linspace(0, max(sample.num_rows - 1, 0), min(sample.num_rows, SAMPLE_ROWS)).astype(np.int64)
-    # pa.array would import pandas, which takes longer than a small file
-    indices = pa.Array.from_buffers(pa.int64(), len(spread), [None, pa.py_buffer(spread)])
-    rows = sample.take(indices).combine_chunks()
+    rows = sample.take(of_numbers(spread)).combine_chunks()
     for field in rows.schema:
         column = rows[field.name]
-        array = column.chunk(0) if column.num_chunks else pa.array([], field.type)
+        array = column.chunk(0) if column.num_chunks else pa.nulls(0, field.type)
         for path, leaf in _leaves(field.name, array):
             if _has_few_values(leaf):
                 dictionary.append(path)
@@ -272,7 +271,7 @@ class ParquetFileWriter:
             The file, under the name that it is to have.
         """
         if self._writer is None:
-            self._writer = self._open(self._schema.empty_table())
+            self._writer = self._open(empty_table(self._schema))
         self._writer.add_key_value_metadata({**self._metadata, **(metadata or {})})
         self._writer.close()
         return DataFile(

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from datalake_assets.core.arrow_arrays import of_texts
 from datalake_assets.sources.files.text_values import classified
 
 __all__ = [
@@ -354,14 +354,14 @@ def _has_header(data: bytes, dialect: CsvDialect) -> bool:
         return True
     first = [each.strip() for each in records[0]]
     named = [bool(each) and each not in dialect.nulls for each in first]
-    kinds = [classified(pa.array([each])).name for each, is_name in zip(first, named, strict=True) if is_name]
+    kinds = [classified(of_texts([each])).name for each, is_name in zip(first, named, strict=True) if is_name]
     if not kinds or any(kind != "text" for kind in kinds):
         return False
     are_names = all(named) and len(set(first)) == len(first)
     rest = [each for each in records[1:] if len(each) == len(first)]
     if not rest:
         return are_names
-    later = [classified(pa.array([each[number] for each in rest])).name for number in range(len(first))]
+    later = [classified(of_texts([each[number] for each in rest])).name for number in range(len(first))]
     if any(kind not in {"text", "null"} and is_name for kind, is_name in zip(later, named, strict=True)):
         return True
     return are_names and (

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from datalake_assets.core.arrow_arrays import of_numbers
 from datalake_assets.sources.files.csv_records import (
     MAX_RECORD_BYTES,
     Block,
@@ -112,7 +113,7 @@ def decode(
 
 
 def _nothing(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
+    return pa.RecordBatch.from_arrays([pa.nulls(0, each.type) for each in schema], schema=schema)
 
 
 def _read(data: bytes, names: Sequence[str], types: Mapping[str, pa.DataType], dialect: CsvDialect) -> pa.RecordBatch:
@@ -234,7 +235,7 @@ def _decoded_with_care(
         fits &= good
         columns.append(values)
     rows = pa.RecordBatch.from_arrays(columns, schema=schema)
-    return Parsed(rows if fits.all() else rows.filter(pa.array(fits)), _bad_records(block, texts))
+    return Parsed(rows if fits.all() else rows.filter(of_numbers(fits)), _bad_records(block, texts))
 
 
 def _bad_records(block: Block, texts: _Texts) -> list[BadRecord]:

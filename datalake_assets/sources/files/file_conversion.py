@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from datalake_assets.errors import ConfigError, SourceError
 from datalake_assets.parquet.avro_writer import AvroCodec, AvroFileWriter
-from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings, use_lean_pool
+from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings, use_pool
 from datalake_assets.sources.files.contents import IN_MEMORY_BYTES, BadFile, ContentLimits, prepared
 from datalake_assets.sources.files.csv_values import BadRecord, Parsed
 from datalake_assets.sources.files.dropped_objects import (
@@ -240,7 +240,7 @@ def convert_files(
         SourceError: The source cannot be listed any more.
         OSError: The destination cannot be written.
     """
-    use_lean_pool()
+    use_pool("system")
     place, listed = source
     # outputs may lie among the files
     files = [each for each in listed if PurePosixPath(each.name).suffix.lower() not in _OUTPUTS]

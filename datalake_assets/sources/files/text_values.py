@@ -19,6 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datalake_assets.core.arrow_arrays import constant, numbers_in, of_numbers, of_texts
+
 __all__ = [
     "DOUBLE_DIGITS",
     "FALSE",
@@ -41,12 +43,14 @@ __all__ = [
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 #: Kinds of numbers.
 NUMBERS = frozenset({"integer", "decimal", "double"})
+_TRUE, _FALSE, _ZERO_LONG = constant(True), constant(False), constant(0)
 #: Digits that Arrow's decimals hold, and those that most engines keep in 8 bytes.
 MAX_DIGITS, SHORT_DIGITS = 38, 18
 #: Digits that a double keeps of every number; of some it keeps more (IEEE 754, binary64).
 DOUBLE_DIGITS = 15
 #: Doubles below are close to those that have fewer digits.
-_SMALLEST = 1e-290
+_SMALLEST = constant(1e-290)
+_LONGEST = constant(DOUBLE_DIGITS)
 
 _WHOLE = r"(?:0|[1-9][0-9]*)"
 _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -151,11 +155,11 @@ def classified(texts: pa.Array) -> Kind:
     Args:
         texts: Strings; nulls and empty texts say nothing.
     """
-    values = texts.filter(pc.greater(pc.binary_length(texts), 0))
+    values = texts.filter(pc.greater(pc.binary_length(texts), _ZERO_LONG))
     if not len(values):
         return TEXT if texts.null_count < len(texts) else Kind()
     plain = pc.utf8_trim(values, _SPACES)
-    if _all(pc.is_in(values, pa.array([*TRUE, *FALSE]))):
+    if _all(pc.is_in(values, of_texts([*TRUE, *FALSE]))):
         return Kind("bool")
     for find in (_number, _moment):
         found = find(plain)
@@ -207,37 +211,37 @@ def are_double(texts: pa.Array) -> bool:
         values = doubles(texts)
     except pa.ArrowInvalid:
         return False
-    is_finite = pc.fill_null(pc.is_finite(values), fill_value=True)
+    is_finite = pc.fill_null(pc.is_finite(values), _TRUE)
     # Arrow takes INF and NAN, too
     return _all(is_finite) or _matches(texts.filter(pc.invert(is_finite)), _DOUBLE)
 
 
 def _are_kept(texts: pa.Array, values: pa.Array) -> bool:
-    return all(_is_kept(each) for each in texts.take(pa.array(_doubtful(texts, values))).to_pylist())
+    return all(_is_kept(each) for each in texts.take(of_numbers(_doubtful(texts, values))).to_pylist())
 
 
 def _doubtful(texts: pa.Array, values: pa.Array) -> Ints:
     """Which doubles may have other digits than were written, those of all texts but few."""
     is_small = pc.less(pc.abs(values), _SMALLEST)
-    is_long = pc.greater(pc.binary_length(texts), DOUBLE_DIGITS)
-    at: Ints = np.flatnonzero(np.asarray(pc.fill_null(pc.or_(is_long, is_small), fill_value=False)))
+    is_long = pc.greater(pc.binary_length(texts), _LONGEST)
+    at: Ints = np.flatnonzero(numbers_in(pc.fill_null(pc.or_(is_long, is_small), _FALSE)))
     if not len(at):
         return at
-    some, found = (each.take(pa.array(at)) if len(at) < len(each) else each for each in (texts, values))
+    some, found = (each.take(of_numbers(at)) if len(at) < len(each) else each for each in (texts, values))
     # most programs write the shortest text of a double, and so does Arrow
     is_same = pc.and_(pc.equal(some, found.cast(pa.string())), pc.greater_equal(pc.abs(found), _SMALLEST))
-    left = np.flatnonzero(~np.asarray(is_same))
-    return at[left[_doubtful_digits(some.take(pa.array(left)), found.take(pa.array(left)))]]
+    left = np.flatnonzero(~numbers_in(is_same))
+    return at[left[_doubtful_digits(some.take(of_numbers(left)), found.take(of_numbers(left)))]]
 
 
 def _doubtful_digits(texts: pa.Array, values: pa.Array) -> Ints:
     """The same by the digits alone, however the number is written."""
     digits = _significant(texts)
-    is_long = pc.greater(pc.binary_length(digits), DOUBLE_DIGITS)
-    is_small = pc.and_(pc.less(pc.abs(values), _SMALLEST), pc.not_equal(digits, ""))
+    is_long = pc.greater(pc.binary_length(digits), _LONGEST)
+    is_small = pc.and_(pc.less(pc.abs(values), _SMALLEST), pc.not_equal(digits, constant("")))
     shortest = pc.utf8_rtrim(_significant(values.cast(pa.string())), "0")
     is_same = pc.and_(pc.equal(pc.utf8_rtrim(digits, "0"), shortest), pc.greater_equal(pc.abs(values), _SMALLEST))
-    doubt: Ints = np.flatnonzero(np.asarray(pc.or_(is_long, is_small)) & ~np.asarray(is_same))
+    doubt: Ints = np.flatnonzero(numbers_in(pc.or_(is_long, is_small)) & ~numbers_in(is_same))
     return doubt
 
 
@@ -260,9 +264,9 @@ def _is_kept(text: str) -> bool:
 def _parts(texts: pa.Array) -> tuple[int, bool, int]:
     """Most digits before the point, whether there is a point, and most digits behind it."""
     at = pc.find_substring(texts, ".")
-    has = pc.greater_equal(at, 0)
+    has = pc.greater_equal(at, _ZERO_LONG)
     lengths = pc.binary_length(texts)
-    behind = pc.if_else(has, pc.subtract(pc.subtract(lengths, at), 1), 0)
+    behind = pc.if_else(has, pc.subtract(pc.subtract(lengths, at), constant(1)), _ZERO_LONG)
     before = pc.subtract(pc.if_else(has, at, lengths), pc.cast(pc.starts_with(texts, "-"), pa.int32()))
     return pc.max(before).as_py(), bool(pc.any(has).as_py()), pc.max(behind).as_py()
 
@@ -279,7 +283,7 @@ def _moment(texts: pa.Array) -> Kind | None:
 def _fraction(texts: pa.Array) -> int:
     """Most digits of a second."""
     found = pc.struct_field(pc.extract_regex(texts, r"\.(?P<fraction>[0-9]+)"), "fraction")
-    return pc.max(pc.fill_null(pc.binary_length(found), 0)).as_py() or 0
+    return pc.max(pc.binary_length(found)).as_py() or 0
 
 
 def joined(one: Kind, other: Kind) -> Kind:
@@ -313,22 +317,22 @@ def converted(texts: pa.Array, kind: pa.DataType, *, declared: bool) -> tuple[pa
     """
     if pa.types.is_string(kind):
         return texts, np.ones(len(texts), dtype=np.bool_)
-    present = pc.fill_null(pc.greater(pc.binary_length(texts), 0), fill_value=False)
+    present = pc.fill_null(pc.greater(pc.binary_length(texts), _ZERO_LONG), _FALSE)
     if pa.types.is_boolean(kind):
-        is_true, is_false = (pc.is_in(texts, pa.array(each)) for each in (TRUE, FALSE))
+        is_true, is_false = (pc.is_in(texts, of_texts(each)) for each in (TRUE, FALSE))
         fits = pc.or_(is_true, is_false)
-        values = pc.if_else(fits, is_true, pa.scalar(None, pa.bool_()))
+        values = pc.if_else(fits, is_true, pa.nulls(1, pa.bool_())[0])
     else:
         plain = pc.utf8_trim(texts, _SPACES)
         right = pc.match_substring_regex(plain, f"^(?:{_pattern(kind, declared=declared)})$")
-        plain = pc.if_else(pc.and_(present, right), plain, pa.scalar(None, pa.string()))
+        plain = pc.if_else(pc.and_(present, right), plain, pa.nulls(1, pa.string())[0])
         fits, values = _cast(plain, kind)
         if pa.types.is_float64(kind) and not declared:
             kept = np.ones(len(plain), np.bool_)
             doubtful = _doubtful(plain, values)
-            kept[doubtful] = [_is_kept(each) for each in plain.take(pa.array(doubtful)).to_pylist()]
-            fits = pc.and_(fits, pa.array(kept))
-    good: Mask = np.asarray(pc.fill_null(fits, fill_value=False)) | ~np.asarray(present)
+            kept[doubtful] = [_is_kept(each) for each in plain.take(of_numbers(doubtful)).to_pylist()]
+            fits = pc.and_(fits, of_numbers(kept))
+    good: Mask = numbers_in(pc.fill_null(fits, _FALSE)) | ~numbers_in(present)
     return values, good
 
 
@@ -350,7 +354,7 @@ def _cast(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
         values = _exact(texts, kind)
     except pa.ArrowInvalid:
         if len(texts) == 1:
-            return pa.array([False]), pa.nulls(1, kind)
+            return of_numbers(np.zeros(1, np.bool_)), pa.nulls(1, kind)
         middle = len(texts) // 2
         halves = [_cast(texts.slice(0, middle), kind), _cast(texts.slice(middle), kind)]
         return pa.concat_arrays([each[0] for each in halves]), pa.concat_arrays([each[1] for each in halves])
