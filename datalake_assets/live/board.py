@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: Rows and columns of a feed that are shown, characters of a value, and rows of quarantine.
 LAST_ROWS, COLUMNS, CHARACTERS, REFUSED = 12, 30, 120, 10
+#: Characters of why a source cannot be read: what a person can do stands at its end.
+_WHY = 600
 #: Points of a chart.
 POINTS = 60
 #: Seconds over which a rate and ages are taken, and the longest that a chart shows.
@@ -220,7 +222,7 @@ def _pace(window: LiveWindow, now: float) -> float:
 
 def _status(view: WindowView, now: float, silent_s: float) -> tuple[str, str]:
     if view.error:
-        return "failed", _text(view.error)
+        return "failed", _text(view.error, most=_WHY)
     if view.newest_seen_at is None:
         return "waiting", "nothing has come yet"
     silent = now - view.newest_seen_at
@@ -325,10 +327,10 @@ def _cell(value: Any) -> str | None:
     return _text(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
 
 
-def _text(text: str) -> str:
+def _text(text: str, *, most: int = CHARACTERS) -> str:
     """A text that JSON can have, cut to what is shown."""
-    clean = text[: CHARACTERS + 1].translate(SURROGATE_ESCAPES)
-    return clean if len(clean) <= CHARACTERS else f"{clean[: CHARACTERS - 1]}…"
+    clean = text[: most + 1].translate(SURROGATE_ESCAPES)
+    return clean if len(clean) <= most else f"{clean[: most - 1]}…"
 
 
 def _iso(moment: float | None) -> str | None:
