@@ -101,6 +101,7 @@ crash: $(VENV)/.dev $(NPM)/node_modules ## kill exports (ROUNDS=100), compaction
 	@$(BIN)/python -m datalake_assets_tests.crash --what sql --cursor given --rows $$((1000 * $(ROUNDS))) --killed $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what dlt --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what topic --rounds $(ROUNDS)
+	@$(BIN)/python -m datalake_assets_tests.crash --what broker --kills $$(($(ROUNDS) / 5))
 	@$(BIN)/python -m datalake_assets_tests.crash --what shards --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what sinks --rounds $(ROUNDS)
 	@$(BIN)/python -m datalake_assets_tests.crash --what queue --messages $$((200 * $(ROUNDS))) --deaths $(ROUNDS)

@@ -54,7 +54,7 @@ def test_a_wrong_password_stops_one_feed_and_is_nowhere_to_be_read(run, kafka_se
     assert list(lake.rglob("streams/sales/**/*.parquet"))
     assert not list(lake.rglob("streams/payments/**/*.parquet"))
     page = _page_of_a_run(tmp_path)
-    assert "SASL authentication error" in page
+    assert "correct DATALAKE_KAFKA_USER, DATALAKE_KAFKA_PASSWORD" in page
 
     monkeypatch.setenv("DATALAKE_KAFKA_PASSWORD", SECRET)
     told.append(run("-v", "export", "--stream", "payments"))
@@ -76,7 +76,7 @@ def _page_of_a_run(tmp_path):
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ)
     try:
         ends, page = time.monotonic() + 60, ""
-        while "SASL authentication error" not in page:
+        while "DATALAKE_KAFKA_PASSWORD" not in page:
             assert time.monotonic() < ends, log.read_text()
             assert process.poll() is None, log.read_text()
             url = re.search(r"live view of .* at (\S+)", log.read_text())

@@ -83,8 +83,9 @@ class _Sender:
         self._producer.produce(TOPIC, body, partition=partition, on_delivery=lambda *told: self._note(number, *told))
 
     def _note(self, number: int, error: KafkaError | None, message: Any) -> None:
-        if error is None:
-            self.acknowledged[number] = (message.partition(), message.offset())
+        if error is None:  # the broker tells no offset of what it says it had already
+            offset = message.offset()
+            self.acknowledged[number] = (message.partition(), -1 if offset is None else offset)
         else:
             self.refused += 1
 
@@ -142,6 +143,8 @@ class BrokerRounds:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("DATALAKE_", "DAGSTER_"))}
         home = {"DATALAKE_LAKE": str(self._lake), "DAGSTER_HOME": f"{self._folder.name}/dagster"}
         self._environment = own | self._broker.environment() | home
+        self._is_well = False
+        self._lander: subprocess.Popen[bytes] | None = None
         self._log = Path(self._folder.name) / "commands.log"
         self.hits: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
@@ -159,6 +162,7 @@ class BrokerRounds:
         while not self._files():
             assert time.monotonic() < ends, self._log.read_text()
             time.sleep(0.2)
+        self._is_well = True
 
     def _files(self) -> list[Path]:
         return sorted((self._lake / "streams" / TOPIC).rglob("*.parquet"))
@@ -168,6 +172,12 @@ class BrokerRounds:
         with self._log.open("ab") as log:
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
+    def _end_lander(self, by: signal.Signals) -> int:
+        if self._lander is None:
+            return 0
+        self._lander.send_signal(by)
+        return self._lander.wait(2 * PATIENCE_S)
+
     def _ended(self, command: subprocess.Popen[bytes]) -> None:
         """Waits for the end of a command, which has to be well."""
         if command.wait(2 * PATIENCE_S):
@@ -176,17 +186,18 @@ class BrokerRounds:
     def round(self) -> str:
         """The broker works for a moment, dies, and comes back; who lands goes on, or dies too."""
         time.sleep(self._rng.uniform(0.2, LONGEST_LIFE_S))
+        self._is_well = False
         self._broker.kill()
         self.hits["broker"] += 1
         if self._rng.randrange(LANDER_EVERY) == 0:
-            self._lander.kill()
-            self._lander.wait()
+            self._end_lander(signal.SIGKILL)
             self.happened["who lands killed"] += 1
             self._lander = self._command("run", TOPIC)
         time.sleep(self._rng.uniform(0.0, 1.0))
         acknowledged = self._sender.ends()
         self._broker.start()
         self._look(acknowledged)
+        self._is_well = True
         return f"{self.hits.total()} killed, {len(self._sender.acknowledged):,} messages acknowledged"
 
     def _look(self, acknowledged: dict[int, int]) -> None:
@@ -207,16 +218,18 @@ class BrokerRounds:
             CrashError: A message is missing, or there twice.
         """
         try:
+            if not self._is_well:  # something else was raised
+                return
             self._sender.stop()
-            self._lander.send_signal(signal.SIGTERM)
-            self._ended(self._lander)
+            if code := self._end_lander(signal.SIGTERM):
+                raise CrashError(f"datalake run ended with {code}: {self._log.read_text()[-2000:]}")
             self._ended(self._command("export", "--stream", TOPIC))
             told = self._log.read_text()
             if any(alarm in told for alarm in ("created anew", "landed already", "expired")):
                 raise CrashError(f"a false alarm: {told[-2000:]}")
             self._compare()
         finally:
-            self._lander.kill()
+            self._end_lander(signal.SIGKILL)
             self._broker.__exit__()
             self._s3.stop()
             self._folder.cleanup()

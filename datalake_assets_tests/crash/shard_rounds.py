@@ -11,15 +11,12 @@ import json
 import os
 import random
 import threading
-import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from datalake_assets.continuous.following import Following, Landed
-from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed, parse_feed
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
@@ -30,6 +27,7 @@ from datalake_assets.sources.kinesis.kinesis_model import KinesisSettings
 from datalake_assets.sources.kinesis.streams import Stream
 from datalake_assets_tests.crash.checks import CrashError, require_equal
 from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.followers import follow_for
 from datalake_assets_tests.crash.killing import KILLED, die_at
 from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer, aggregated
 
@@ -67,23 +65,11 @@ def export_stream(
         die_at(Stream if name in ASKED else LocalStore, name, number=number, moment=moment)
     store, settings = open_store(lake), KinesisSettings(kinesis_endpoint=url, kinesis_region="us-east-1")
     if follow_s:
-        with Following(lambda: store, connect=lambda _: closing(Kinesis(settings)), log=_Log()) as following:
-            following.follow("shards")
-            time.sleep(follow_s)
-            following.check()
+        follow_for(follow_s, "shards", store, lambda: closing(Kinesis(settings)))
         return
     table, kinesis = open_table(store, feed_of(stream)), Kinesis(settings)
     plan = table.plan()
     table.write(kinesis.read(table.feed, plan.request), partitions=plan.partitions, run_id=f"export {os.getpid()}")
-
-
-class _Log:
-    """Hears of followers; implements `FollowingLog`. A failure is tried again, as when another export came first."""
-
-    def landed(self, landed: Landed) -> None: ...
-    def failed(self, feed: str, error: DatalakeError, *, again_in_s: float) -> None: ...
-    def gone(self, feed: str, reason: str) -> None:
-        raise CrashError(f"{feed} is gone: {reason}")
 
 
 class ShardRounds:

@@ -1,5 +1,7 @@
 """Rounds of a Kafka topic: exports are killed at drawn steps, two at once, while messages go on to be written.
 
+Now and then one of the two follows the topic for a moment, as `datalake run` does.
+
 Some messages are of transactions, some of which are aborted, and some cannot be decoded. A list says what was sent.
 What stands in the end is read by pyarrow and by the json module from the plain files: no code of the product takes
 part.
@@ -11,11 +13,13 @@ import json
 import os
 import random
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
@@ -23,6 +27,7 @@ from datalake_assets.sources.kafka.kafka import Kafka
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings
 from datalake_assets_tests.crash.checks import CrashError, require_equal
 from datalake_assets_tests.crash.child import Forker
+from datalake_assets_tests.crash.followers import follow_for
 from datalake_assets_tests.crash.killing import KILLED, die_at
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
 
@@ -32,6 +37,8 @@ __all__ = ["TopicRounds", "export_topic"]
 OPERATIONS = {"stage": 3, "create": 2, "swap": 8, "put": 1, "publish": 3, "delete": 2}
 SELDOM = frozenset({"create", "put", "delete"})
 PARTITIONS, WORKERS, SENT, POISON_EVERY = 3, 2, 60, 40
+#: In every so many rounds, one of the two follows the topic for some seconds.
+FOLLOW_EVERY, FOLLOW_S = 3, 2.0
 
 
 def feed_of(topic: str) -> Feed:
@@ -41,12 +48,21 @@ def feed_of(topic: str) -> Feed:
     return parse_feed(json.dumps(document))
 
 
-def export_topic(*, lake: str, servers: str, topic: str, name: str, number: int, moment: str) -> None:
-    """One export that dies before or after its ``number``-th operation ``name``; 0 for never."""
+def export_topic(
+    *, lake: str, servers: str, topic: str, name: str, number: int, moment: str, follow_s: float = 0.0
+) -> None:
+    """One export that dies before or after its ``number``-th operation ``name``; 0 for never.
+
+    Args:
+        follow_s: Follow the topic instead, so many seconds, as `datalake run` does.
+    """
     if name:
         die_at(LocalStore, name, number=number, moment=moment)
-    table = open_table(open_store(lake), feed_of(topic))
-    kafka = Kafka(KafkaSettings(kafka_servers=servers))
+    store, settings = open_store(lake), KafkaSettings(kafka_servers=servers)
+    if follow_s:
+        follow_for(follow_s, "topic", store, lambda: closing(Kafka(settings)))
+        return
+    table, kafka = open_table(store, feed_of(topic)), Kafka(settings)
     plan = table.plan()
     table.write(kafka.read(table.feed, plan.request), partitions=plan.partitions, run_id=f"export {os.getpid()}")
 
@@ -72,16 +88,22 @@ class TopicRounds:
         self.happened: Counter[str] = Counter()
         self._good: Counter[int] = Counter()
         self._poison: Counter[str] = Counter()
-        self._sent = 0
+        self._sent = self._rounds = 0
 
     def prepare(self) -> None:
         """Makes the topic."""
         self._topic = self._server.topic(PARTITIONS)
+        FeedRegistry(open_store(self._lake)).add(feed_of(self._topic.name))
 
     def round(self) -> str:
         """Messages, then two exports at once, each with an operation to die at, then more messages."""
         self._send()
-        children = [(self._start(name, number, moment), name, moment) for name, number, moment in self._points()]
+        follows, self._rounds = self._rounds % FOLLOW_EVERY == 0, self._rounds + 1
+        self.happened["followers"] += follows
+        children = [
+            (self._start(*point, follow_s=FOLLOW_S if follows and not turn else 0.0), point[0], point[2])
+            for turn, point in enumerate(self._points())
+        ]
         self._send()
         for child, name, moment in children:
             code = self._forker.wait(child)
@@ -96,10 +118,16 @@ class TopicRounds:
         names = self._rng.choices(list(OPERATIONS), k=WORKERS)
         return [(name, self._rng.randint(1, OPERATIONS[name]), self._rng.choice(("before", "after"))) for name in names]
 
-    def _start(self, name: str, number: int, moment: str) -> int:
-        servers, topic = self._server.servers, self._topic.name
+    def _start(self, name: str, number: int, moment: str, *, follow_s: float = 0.0) -> int:
         return self._forker.start(
-            "export_topic", lake=self._lake, servers=servers, topic=topic, name=name, number=number, moment=moment
+            "export_topic",
+            lake=self._lake,
+            servers=self._server.servers,
+            topic=self._topic.name,
+            name=name,
+            number=number,
+            moment=moment,
+            follow_s=follow_s,
         )
 
     def _send(self) -> None:

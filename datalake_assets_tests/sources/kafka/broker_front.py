@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +32,7 @@ from joserfc.jwk import OctKey
 from kio.index import load_request_schema, load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
+from kio.static.primitive import i64Timedelta
 from scramp import ScramException, ScramMechanism
 
 from datalake_assets_tests.sources.kafka.kafka_server import Broker
@@ -60,6 +62,7 @@ class BrokerFront:
         tls: Whether it speaks TLS.
         asks_certificate: Whether clients have to show a certificate.
         drops: How often it goes away instead of looking at credentials.
+        session_s: Seconds after which clients are told to show their credentials again (KIP-368); 0: never.
 
     Attributes:
         servers: Where it is.
@@ -67,6 +70,8 @@ class BrokerFront:
         certificate: File of a client's certificate, and ``key`` of its key.
         refused: Why clients were refused, one after another.
         asked: Numbers of what clients asked of the broker.
+        connections: How many clients opened.
+        sessions: How often they were let in.
     """
 
     def __init__(
@@ -80,14 +85,16 @@ class BrokerFront:
         tls: bool = False,
         asks_certificate: bool = False,
         drops: int = 0,
+        session_s: float = 0.0,
     ) -> None:
         self.port = int(broker.servers.rpartition(":")[2])
         self.servers = f"{_HOST}:{self.port}"
         self.users, self.mechanisms, self.token_key = users, mechanisms, token_key
-        self.drops_left = drops
+        self.drops_left, self.session_s = drops, session_s
         self.authority: Path | None = None
         self.refused: list[str] = []
         self.asked: list[int] = []
+        self.connections = self.sessions = 0
         self._context = self._certified(folder, asks=asks_certificate) if tls else None
         self._clients: set[asyncio.StreamWriter] = set()
         self._started = threading.Event()
@@ -137,6 +144,7 @@ class BrokerFront:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             from_broker, to_broker = await asyncio.open_connection(_BROKERS_HOST, self.port)
             self._clients.add(writer)
+            self.connections += 1
             client = _Client(self, writer, to_broker)
             answering = asyncio.ensure_future(client.answer(from_broker))
             try:
@@ -157,14 +165,18 @@ class _Client:
         self._waits: dict[int, tuple[int, int]] = {}
         self._mechanism = ""
         self._scram: Any = None
-        self.is_known = front.users is None
+        self._is_known = front.users is None
+
+    def _let_in(self) -> None:
+        self._is_known = True
+        self._front.sessions += 1
 
     async def asks(self, frame: bytes) -> bool:
         """What it asks goes to the broker, or is answered here; False where it is to go."""
         key, version, number = struct.unpack_from(">hhi", frame)
         if key in _OWN_VERSIONS:
             return await self._is_let_in(key, version, frame)
-        if not self.is_known and key != API_VERSIONS:
+        if not self._is_known and key != API_VERSIONS:
             self._front.refused.append(f"{key} before it was known")
             return False
         self._front.asked.append(key)
@@ -201,6 +213,7 @@ class _Client:
                     return False
                 answer |= {"error_message": None, "auth_bytes": b""}
                 answer["auth_bytes"] = self._step(request.auth_bytes)
+                answer["session_lifetime"] = i64Timedelta.parse(timedelta(seconds=self._front.session_s))
         except _Refused as refusal:
             self._front.refused.append(str(refusal))
             error = ErrorCode.unsupported_sasl_mechanism if key == HANDSHAKE else ErrorCode.sasl_authentication_failed
@@ -229,7 +242,7 @@ class _Client:
             self._check_token(sent)
         else:
             return self._scram_step(sent.decode())
-        self.is_known = True
+        self._let_in()
         return b""
 
     def _scram_step(self, sent: str) -> bytes:
@@ -241,7 +254,7 @@ class _Client:
         except ScramException as error:
             reason = f"Authentication failed during authentication due to invalid credentials with {self._mechanism}"
             raise _Refused(reason) from error
-        self.is_known = True
+        self._let_in()
         return str(self._scram.get_server_final()).encode()
 
     def _check_token(self, sent: bytes) -> None:
@@ -260,14 +273,16 @@ class TokenServer:
 
     Args:
         clients: Secrets by client id.
+        valid_s: Seconds for which a token is valid.
 
     Attributes:
         url: Where it is.
         key: What it signs tokens with.
+        tokens: How many it gave.
     """
 
-    def __init__(self, clients: Mapping[str, str]) -> None:
-        self.key = secrets.token_hex(32)
+    def __init__(self, clients: Mapping[str, str], *, valid_s: int = 300) -> None:
+        self.key, self._valid_s, self.tokens = secrets.token_hex(32), valid_s, 0
         server = self
 
         class _Handler(BaseHTTPRequestHandler):
@@ -302,9 +317,10 @@ class TokenServer:
 
     def _token(self, client: str, asked: Mapping[str, list[str]]) -> dict[str, Any]:
         now = int(time.time())
-        claims = {"sub": client, "iat": now, "exp": now + 300, "scope": asked.get("scope", [""])[0]}
+        self.tokens += 1
+        claims = {"sub": client, "iat": now, "exp": now + self._valid_s, "scope": asked.get("scope", [""])[0]}
         token = jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(self.key))
-        return {"access_token": token, "token_type": "Bearer", "expires_in": 300}
+        return {"access_token": token, "token_type": "Bearer", "expires_in": self._valid_s}
 
 
 class _Refused(Exception):

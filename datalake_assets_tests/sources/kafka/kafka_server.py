@@ -70,8 +70,9 @@ class Broker:
         return {"DATALAKE_KAFKA_SERVERS": self.servers, "DATALAKE_KAFKA_TIMEOUT_S": "10"}
 
     def kill(self) -> None:
-        """SIGKILL; it is gone when this returns."""
-        self._process.communicate(b"\n")
+        """SIGKILL, unless that was done; it is gone when this returns."""
+        if self._process.returncode is None:
+            self._process.communicate(b"\n")
 
     def __exit__(self, *_: object) -> None:
         self.kill()

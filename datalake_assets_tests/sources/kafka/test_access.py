@@ -134,6 +134,26 @@ def test_a_password_that_is_revoked_ends_a_read_and_the_next_goes_on(store, topi
     assert len(landed(store, feed, "value")) == table_rows + 1
 
 
+@pytest.mark.parametrize("mechanism", [SCRAM, "OAUTHBEARER"])
+def test_who_reads_on_and_on_shows_again_who_it_is(store, kafka_server, front, settings, mechanism):
+    """A token ends while a topic is followed, and so does a session: no connection is lost for it."""
+    topic = kafka_server.topic()
+    feed = feed_of(topic)
+    with TokenServer({USER: SECRET}, valid_s=3) as tokens, front(session_s=1, token_key=tokens.key) as broker:
+        others = {"kafka_token_url": tokens.url} if mechanism == "OAUTHBEARER" else {}
+        kafka = Kafka(settings(broker, mechanism, **others))
+        found, ends = [], time.monotonic() + 60
+        with closing(iter(kafka.follow(feed, open_table(store, feed).plan().request))) as rows:
+            while broker.sessions < broker.connections + 2 or (others and tokens.tokens < 3):
+                assert time.monotonic() < ends
+                found += next(rows).rows["value"].to_pylist()
+            topic.send(["last"])
+            while not found:
+                assert time.monotonic() < ends
+                found += next(rows).rows["value"].to_pylist()
+        assert broker.refused == []
+
+
 def test_who_forgot_how_brokers_are_spoken_to_is_told_what_to_look_at(store, topic, front):
     with front() as broker:
         kafka = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=2))
