@@ -58,7 +58,7 @@ class SqlJob:
         schema: Arrow's IPC message of the table's schema, in base64.
         files: Local Parquet files, by absolute path, that are the table; of files in a store what their names may be.
         sizes: Bytes of each, of files in a store; none of local ones.
-        rows: Of all files together.
+        rows: Of all files together; None: whoever asks does not know, and Arrow counts them.
         max_rows: Of the answer.
         max_bytes: Of the rows of the answer, as JSON.
         timeout_s: Seconds that it may take.
@@ -72,7 +72,7 @@ class SqlJob:
     max_bytes: int
     timeout_s: float
     sizes: Sequence[int] = ()
-    rows: int = 0
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ def _dataset(job: SqlJob, asked: AskedFiles | None, schema: pa.Schema) -> Any:
     class Scanned(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
         def scanner(self, **how: Any) -> ds.Scanner:
             is_whole = how.get("filter") is None
-            if is_whole and how.get("columns") == first.names:
+            if job.rows is not None and is_whole and how.get("columns") == first.names:
                 return ds.Scanner.from_batches(_counted(job.rows, first), schema=first)
             if asked is not None:
                 asked.reads_all |= is_whole
