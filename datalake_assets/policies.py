@@ -98,6 +98,7 @@ class ParquetFormat(Model):
         target_file_size_bytes: Size at which a file is finished and the next begun.
         row_group_bytes: Decoded size of a row group.
         parts: Of an Iceberg table: columns by which files are kept apart, besides the time.
+        also: ``avro``: each file is written as Avro, too, below ``avro/`` in the same folders; of plain files alone.
         folder: Where the data lie in the lake; empty: under the feed's name. A conversion sets it.
         former: What a conversion has left. A conversion sets it.
     """
@@ -108,8 +109,16 @@ class ParquetFormat(Model):
     target_file_size_bytes: Annotated[int, Field(ge=1 * MIB, le=4096 * MIB)] = 128 * MIB
     row_group_bytes: Annotated[int, Field(ge=1 * MIB, le=1024 * MIB)] = 16 * MIB
     parts: Annotated[tuple[PartitionPart, ...], Field(max_length=MOST_PARTS)] = ()
+    also: tuple[Literal["avro"], ...] = ()
     folder: str = ""
     former: FormerForm | None = None
+
+    @model_validator(mode="after")
+    def _is_also_avro_if_it_can(self) -> ParquetFormat:
+        if self.also and self.type != "parquet":
+            msg = "also: only feeds that are kept as plain Parquet files are written as Avro, too"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _has_parts_if_it_can(self) -> ParquetFormat:

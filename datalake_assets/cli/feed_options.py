@@ -138,7 +138,8 @@ def describe(system: System, options: Mapping[str, Any], **fields: Any) -> Feed:
         "group",
     )
     document |= {name: options[name] for name in (*plain, "description") if name in options}
-    written = {"type": options.get("format_type"), "compression": options.get("compression")}
+    written: dict[str, Any] = {"type": options.get("format_type"), "compression": options.get("compression")}
+    written["also"] = [options["also"]] if "also" in options else None
     document |= _merging(options)
     document["format"] = {name: value for name, value in written.items() if value is not None}
     return parse_feed(json.dumps(document), name=str(options["name"]))

@@ -140,6 +140,7 @@ def _check_document(result: CheckResult) -> dict[str, Any]:
 @click.option("--delete-when", multiple=True, metavar="COL=VALUE", help="What marks a deletion; may be repeated.")
 @click.option("--envelope", type=click.Choice(["debezium"]), help="What the changes are wrapped in.")
 @click.option("--compression", type=click.Choice(["snappy", "zstd"]), help="Codec.  [default: snappy]")
+@click.option("--also", type=click.Choice(["avro"]), help="Write each file in this format, too.")
 @click.option(
     "--schema-policy",
     type=click.Choice(["freeze", "evolve", "discard_row", "discard_value"]),

@@ -160,6 +160,8 @@ def _kept_as(feed: Feed, type_: str, folder: str) -> Feed:
 def _refuse(feed: Feed, state: FeedState) -> None:
     if not feed.is_exported:
         raise ConfigError(f"feed {feed.name!r} is {feed.written_by}: only feeds that are exported can be converted")
+    if feed.format.also:
+        raise ConfigError(f"feed {feed.name!r} is written as Avro, too: take 'also' out of its format first")
     if feed.is_mart:
         raise ConfigError(f"feed {feed.name!r} is a mart, which is kept as Parquet files")
     if feed.partition_prefix:

@@ -21,6 +21,7 @@ from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import PartitionBy, keys_of, partition_columns
 from datalake_assets.core.schema import SchemaPolicy, annotated, evolve, schema_from_json, schema_to_json
 from datalake_assets.errors import CommitConflict, InvalidFeed
+from datalake_assets.lake.avro_twins import AvroTwins, check_twins
 from datalake_assets.lake.commit import Change, Loaded, Planned
 from datalake_assets.lake.landing import AHEAD, Contract, Fence, Landing, Placement
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
@@ -81,6 +82,7 @@ class Export(ABC):
         self.state = folder.state.to_write().with_kind(self.kind, feed=self.feed.name)
         self._check_epoch(batches.request)
         self.notes: list[str] = []
+        self._twins: AvroTwins | None = None
         self._logs: dict[str, Loaded] = {}
         self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)
 
@@ -106,7 +108,11 @@ class Export(ABC):
     def run_traced(self) -> WriteReport:
         """Runs as one span of a trace, and as one pass for whoever watches."""
         with span("export", feed=self.feed.path), watched_pass(self.feed):
-            return self.run()
+            try:
+                return self.run()
+            finally:
+                if self._twins is not None:
+                    self._twins.discard()
 
     @abstractmethod
     def position_read(self, key: str) -> Mapping[str, Any]:
@@ -209,6 +215,8 @@ class Export(ABC):
         try:
             for key, loaded in self.folder.commit(changes, bases=dict(self._logs)):
                 self._logs[key] = loaded
+                if self._twins is not None:
+                    self._twins.publish(key)
                 added = _added(wanted[key][0], *done[key]) if key in done else (0, 0)
                 facts = self.folder.report(key, loaded.manifest)
                 reports[key] = replace(facts, rows_added=added[0], files_added=added[1])
@@ -296,6 +304,9 @@ class Export(ABC):
 
     def _writer(self, placement: Placement, schema: pa.Schema) -> RollingWriter[StagedFile]:
         written = self.feed.format
+        if written.also:
+            check_twins(self.feed, schema)
+            self._twins = self._twins or AvroTwins(self.folder, schema.remove_metadata())
         settings = ParquetSettings(
             compression=written.compression,
             profile=written.profile,
@@ -319,6 +330,7 @@ class Export(ABC):
             partition_of=partition_of if placement.time_column else placement.key,
             time_column=placement.time_column,
             part_of=self.folder.part_of(),
+            beside=self._twins.begin if self._twins is not None else None,
             metadata=self._footer,
         )
 

@@ -270,6 +270,7 @@ class HiveTable:
             return retried(run, attempts=ATTEMPTS, on=(CommitConflict,))
 
         report = landed_in_parts(batches, land, on_progress)
+        self._follow([*(each.key for each in report.partitions), *report.removed])
         totals = self._folder.summary.merge(report.partitions, removed=report.removed, at=store.now())
         requests: dict[str, int] = {kind: count - before[kind] for kind, count in store.requests.items()}
         return replace(report, requests=requests, totals=totals)
@@ -296,10 +297,21 @@ class HiveTable:
         if self.feed.position_kind is PositionKind.IDS:
             from datalake_assets.lake.item_replay import replay_items  # noqa: PLC0415  see `_export`
 
-            return replay_items(self._folder, batches, decode_items, run_id=run_id)
-        from datalake_assets.lake.replay import replay  # noqa: PLC0415  see `_export`
+            report = replay_items(self._folder, batches, decode_items, run_id=run_id)
+        else:
+            from datalake_assets.lake.replay import replay  # noqa: PLC0415  see `_export`
 
-        return replay(self._folder, batches, decode, run_id=run_id)
+            report = replay(self._folder, batches, decode, run_id=run_id)
+        self._follow([each.key for each in report.partitions])
+        return report
+
+    def _follow(self, keys: Sequence[str] | None) -> int:
+        """Brings the Avro files of partitions in step, where the feed has some; how many were deleted."""
+        if not self.feed.format.also:
+            return 0
+        from datalake_assets.lake.avro_twins import follow_manifests  # noqa: PLC0415  see `_export`
+
+        return follow_manifests(self._folder, keys)
 
     @property
     def is_written_by_us(self) -> bool:
@@ -391,7 +403,9 @@ class HiveTable:
         """Implements `LakeTable`."""
         from datalake_assets.lake import compaction  # noqa: PLC0415  loads all that merges files
 
-        return compaction.compact(self._folder, key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
+        done = compaction.compact(self._folder, key, request, run_id=run_id, on_plan=on_plan, on_progress=on_progress)
+        self._follow([key])
+        return done
 
     def deletion_plan(self, key: str, where: str) -> Deletion:
         """Implements `LakeTable`."""
@@ -405,7 +419,9 @@ class HiveTable:
         from datalake_assets.lake.deletion import delete_rows  # noqa: PLC0415  imports DuckDB
 
         self._refuse_rows_of_others()
-        return delete_rows(self._folder, key, where, run_id=run_id)
+        done = delete_rows(self._folder, key, where, run_id=run_id)
+        self._follow([key])
+        return done
 
     def _refuse_rows_of_others(self) -> None:
         if not self.is_written_by_us:
@@ -439,11 +455,16 @@ class HiveTable:
 
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """Implements `LakeTable`."""
-        return verify(self._folder, deep=deep, partitions=partitions)
+        yield from verify(self._folder, deep=deep, partitions=partitions)
+        if self.feed.format.also:
+            from datalake_assets.lake.avro_twins import twin_differences  # noqa: PLC0415  see `_export`
+
+            yield from twin_differences(self._folder, partitions)
 
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`."""
-        return repair(self._folder)
+        done = repair(self._folder)
+        return replace(done, swept=done.swept + self._follow(None))
 
     @property
     def past_stays(self) -> timedelta | None:

@@ -24,7 +24,7 @@ from datalake_assets.errors import CorruptLake, DatalakeError, PreconditionFaile
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.commit import PartitionLog
 from datalake_assets.lake.file_identity import read_checksum
-from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.layout import FeedFolder, avro_folder
 from datalake_assets.lake.sealed_items import sealed_missing, sweep_sealed
 from datalake_assets.lake.store.base import STAGING, ObjectInfo, Store
 from datalake_assets.lake.table import Difference, LakeTable, Repair
@@ -299,6 +299,9 @@ def sweep_staged(folder: FeedFolder) -> int:
     stale = [upload for upload in store.list_staged(folder.data_root) if now - upload.started_at > STALE]
     for upload in stale:
         store.discard_stale(upload)
+    for upload in folder.store.list_staged(avro_folder(folder.feed)) if folder.feed.format.also else ():
+        if now - upload.started_at > STALE:
+            folder.store.discard_stale(upload)
     return len(stale) + sweep_sealed(folder, older_than=STALE)
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "FolderAddress",
     "StateLog",
     "address_of",
+    "avro_folder",
     "commit_marks",
     "discarded_folder",
     "folder_store",
@@ -217,6 +218,11 @@ def quarantine_folder(feed: Feed) -> str:
     return f"quarantine/{feed.path}"
 
 
+def avro_folder(feed: Feed) -> str:
+    """Folder of a feed's Avro files, beside its data: whoever lists those finds Parquet alone."""
+    return f"avro/{feed.path}"
+
+
 def discarded_folder(feed: Feed) -> str:
     """Folder, in the lake, of a feed's rows as they came that were landed without some of their values."""
     return f"discarded/{feed.path}"
@@ -312,7 +318,7 @@ class FeedFolder:
         deleted = 0
         # rows first: a feed that is restored after half of this misses files, and never lands rows twice
         beside = (self.quarantine, discarded_folder(self.feed), sink_folder(self.feed), self.summary.folder)
-        for prefix in (*data, *beside, self.control):
+        for prefix in (*data, avro_folder(self.feed), *beside, self.control):
             keys = [info.key for info in self.store.list(prefix)]
             self.store.delete(keys)
             deleted += len(keys)

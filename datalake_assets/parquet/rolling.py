@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.sinks import FinishedSink
 from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, ParquetFileWriter, ParquetSettings
 
-__all__ = ["Bounds", "RollingWriter"]
+__all__ = ["Bounds", "FileBeside", "RollingWriter"]
 
 FinishedT = TypeVar("FinishedT")
 #: A partition, and what the rows of a file have in common within it.
@@ -80,6 +80,20 @@ class _Buffer:
 class _OpenFile(Generic[FinishedT]):
     sink: FinishedSink[FinishedT]
     parquet: ParquetFileWriter
+    beside: FileBeside | None = None
+
+
+class FileBeside(Protocol):
+    """A second file of the same rows."""
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Appends rows."""
+
+    def finish(self) -> None:
+        """Ends it."""
+
+    def discard(self) -> None:
+        """Gives it up."""
 
 
 class RollingWriter(Generic[FinishedT]):
@@ -94,6 +108,7 @@ class RollingWriter(Generic[FinishedT]):
         time_column: The column that ``partition_of`` is asked about, and that rows are sorted by.
         part_of: Gives what rows of one file have to have in common within a partition, as a text for each row; None if
             that is nothing. Each finished file says its text.
+        beside: Begins a second file of the same rows, of another format, by partition key and the name of the first.
         metadata: Gives the key-value metadata of a file's footer by partition key, when the file is finished; called
             in the encoder's thread.
         bounds: Limits of memory and open files; by default also wide enough for two row groups.
@@ -110,6 +125,7 @@ class RollingWriter(Generic[FinishedT]):
         partition_of: Callable[[pa.Array], pa.DictionaryArray] | str,
         time_column: str | None = None,
         part_of: Callable[[pa.RecordBatch], pa.DictionaryArray] | None = None,
+        beside: Callable[[str, str], FileBeside] | None = None,
         metadata: Callable[[str], Mapping[str, str]] | None = None,
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -118,7 +134,7 @@ class RollingWriter(Generic[FinishedT]):
         self._bounds = bounds or Bounds(buffered_bytes=max(Bounds().buffered_bytes, 2 * settings.row_group_bytes))
         self._open_file, self._discard, self._partition_of = open_file, discard, partition_of
         self._time_column, self._metadata, self._clock = time_column, metadata, clock
-        self._part_of = part_of
+        self._part_of, self._beside = part_of, beside
         self._buffers: dict[_Place, _Buffer] = {}
         self._files: OrderedDict[_Place, _OpenFile[FinishedT]] = OrderedDict()
         self._finished: dict[str, list[tuple[FinishedT, DataFile]]] = {}
@@ -168,6 +184,8 @@ class RollingWriter(Generic[FinishedT]):
         for file in self._files.values():
             file.parquet.abandon()
             file.sink.discard()
+            if file.beside is not None:
+                file.beside.discard()
         for files in self._finished.values():
             for finished, _ in files:
                 self._discard(finished)
@@ -219,6 +237,9 @@ class RollingWriter(Generic[FinishedT]):
     def _encode(self, place: _Place, buffer: _Buffer) -> None:
         file = self._file(place)
         before = file.parquet.size_bytes
+        if file.beside is not None:
+            for rows in buffer.batches:
+                file.beside.write(rows)
         file.parquet.write_batches(buffer.batches)
         if buffer.rows >= SAMPLE_ROWS:
             self._encodings = file.parquet.encodings  # what suits one partition suits the next
@@ -238,7 +259,8 @@ class RollingWriter(Generic[FinishedT]):
                 time_column=self._time_column,
                 encodings=self._encodings,
             )
-            self._files[place] = _OpenFile(sink, parquet)
+            beside = self._beside(place[0], sink.name) if self._beside is not None else None
+            self._files[place] = _OpenFile(sink, parquet, beside)
         self._files.move_to_end(place)
         return self._files[place]
 
@@ -249,6 +271,8 @@ class RollingWriter(Generic[FinishedT]):
         file = self._files[place]
         key, part = place
         written = file.parquet.close(self._metadata(key) if self._metadata else None, name=file.sink.name)
+        if file.beside is not None:
+            file.beside.finish()
         finished = file.sink.finish()
         del self._files[place]
         self._finished.setdefault(key, []).append((finished, msgspec.structs.replace(written, part=part)))
