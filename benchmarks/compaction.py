@@ -20,7 +20,7 @@ from benchmarks import compaction_large, compaction_s3
 from benchmarks.compaction_peers import TARGET_FILE_BYTES, ZSTD_LEVEL
 from benchmarks.compaction_rewrites import PEERS_PYTHON, WORKLOADS, Contender, Result, Workload, contenders, measure
 from benchmarks.compaction_tables import print_table, targets, verification_cost
-from benchmarks.measuring import Target, print_targets
+from benchmarks.measuring import Target, evict_libraries, print_targets
 
 __all__ = ["main"]
 
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     parts = chosen.only or [part for part in PARTS if part != "large" or chosen.large]
     print_setting(chosen.peers_python)
+    evict_libraries()
+    evict_libraries(chosen.peers_python)
     judged: list[Target] = []
     for name in parts:
         if name in WORKLOADS:

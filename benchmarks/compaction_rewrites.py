@@ -55,6 +55,7 @@ class Workload:
         rows: Rows of each.
         codec: Of the output.
         ours: Our settings, by name; the first is what users get, and what is held to the targets.
+        read_by: Who reads the outputs, of `benchmarks.compaction_reading`.
     """
 
     name: str
@@ -62,10 +63,13 @@ class Workload:
     rows: int
     codec: str
     ours: Mapping[str, Mapping[str, Any]]
+    read_by: tuple[str, ...] = ()
 
 
+#: What users get, who choose nothing.
+OURS = "ours"
 _VERIFY: Mapping[str, Mapping[str, Any]] = {
-    "ours": {"verify": "full"},
+    OURS: {"verify": "full"},
     "ours, verify=pages": {"verify": "pages"},
     "ours, verify=rows": {"verify": "rows"},
 }
@@ -74,11 +78,11 @@ _ADOPTED: Mapping[str, Mapping[str, Any]] = {
     "ours, adopted": {"adopted": True},
     "ours, adopted, pages": {"adopted": True, "verify": "pages"},
 }
-TINY = Workload("tiny", 1_000, 1_060, "snappy", _VERIFY)
+TINY = Workload("tiny", 1_000, 1_060, "snappy", _VERIFY, read_by=("DuckDB", "pyarrow", "Polars", "fastparquet"))
 TINY_ZSTD = Workload(
     "tiny-zstd", 1_000, 1_060, "zstd", {name: {**settings, "compression": "zstd"} for name, settings in _VERIFY.items()}
 )
-MEDIUM = Workload("medium", 200, 60_000, "snappy", {**_VERIFY, **_ADOPTED})
+MEDIUM = Workload("medium", 200, 60_000, "snappy", {**_VERIFY, **_ADOPTED}, read_by=("DuckDB", "pyarrow"))
 REENCODED = Workload(
     "medium-zstd",
     200,
@@ -115,16 +119,12 @@ class Run:
         used: What it used.
         size_mb: Its output.
         files: Its output files.
-        aggregate_cpu_s: Of DuckDB's aggregate over the output.
-        read_cpu_s: Of pyarrow's full read of it.
         kernel: Ours only.
     """
 
     used: Used
     size_mb: float
     files: int
-    aggregate_cpu_s: float
-    read_cpu_s: float
     kernel: str = ""
 
 
@@ -138,6 +138,7 @@ class Result:
         rows_are_same: Number and values of the rows are those of the inputs.
         in_order: Rows are in the order of time within each file.
         failures: Runs that did not end well, and were repeated.
+        reading: CPU seconds of reading the output, by reader and by query; one mapping per round.
     """
 
     contender: Contender
@@ -145,6 +146,7 @@ class Result:
     rows_are_same: bool = True
     in_order: bool = True
     failures: int = 0
+    reading: list[Mapping[str, Mapping[str, float]]] = field(default_factory=list)
 
     def median(self, figure: str) -> float:
         """Of a figure of `Run` or of its `Used`."""
@@ -168,28 +170,55 @@ def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Conte
 
 
 def measure(workload: Workload, who: Sequence[Contender], *, rounds: int) -> dict[str, Result]:
-    """Every contender in every round, in turns; without the peers that kept failing."""
+    """Every contender in every round, in turns; without the peers that kept failing.
+
+    Their outputs of the first round are kept, and read in rounds of their own: what reading costs depends on what the
+    machine does besides, and the differences are small.
+    """
     results = {contender.name: Result(contender) for contender in who}
     with scratch() as folder:
         lake = folder / "lake"
         lake.mkdir()
         answer("benchmarks.compaction_lakes", str(lake), str(workload.files), str(workload.rows))
         wanted = answer("benchmarks.compaction_reading", str(lake), "values")
+        outputs: dict[str, Path] = {}
         for number in range(1, rounds + 1):
             for name, result in list(results.items()):
-                if not _add_run(result, lake, workload.codec, folder / "run", wanted):
+                kept = folder / f"output-{len(outputs)}" if _is_read(workload, name) and name not in outputs else None
+                if not _add_run(result, lake, workload.codec, folder / "run", wanted, kept=kept):
                     del results[name]
                     print(f"  {name} failed {ATTEMPTS} times in a row, and is left out", flush=True)
                     continue
                 print(f"  round {number}/{rounds} {name}: {_line(result.runs[-1])}", flush=True)
+                if kept is not None:
+                    outputs[name] = kept
+        for number in range(rounds):
+            _read(workload, {name: path for name, path in outputs.items() if name in results}, results, first=number)
+            print(f"  outputs read: round {number + 1}/{rounds}", flush=True)
     return results
 
 
-def _add_run(result: Result, lake: Path, codec: str, folder: Path, wanted: Mapping[str, object]) -> bool:
+def _is_read(workload: Workload, name: str) -> bool:
+    """Whether reading an output tells anything: ours are all the same."""
+    return bool(workload.read_by) and name != FLOOR and not name.startswith(f"{OURS}, ")
+
+
+def _read(workload: Workload, outputs: Mapping[str, Path], results: Mapping[str, Result], *, first: int) -> None:
+    """Reads every output once, another one first in each round."""
+    names = list(outputs)
+    for place in range(len(names)):
+        name = names[(first + place) % len(names)]
+        found = answer("benchmarks.compaction_reading", str(outputs[name]), *workload.read_by)
+        results[name].reading.append(found["cpu_s"])
+
+
+def _add_run(
+    result: Result, lake: Path, codec: str, folder: Path, wanted: Mapping[str, object], *, kept: Path | None
+) -> bool:
     """One more run, the first of them checked; False if a peer fails time and again. Ours may not fail at all."""
     for _ in range(ATTEMPTS):
         try:
-            run, found = _run(result.contender, lake, codec, folder, check=not result.runs)
+            run, found = _run(result.contender, lake, codec, folder, check=not result.runs, kept=kept)
         except SystemExit as error:
             if result.contender.settings is not None:
                 raise
@@ -209,18 +238,20 @@ def _line(run: Run) -> str:
 
 
 def _run(
-    contender: Contender, lake: Path, codec: str, folder: Path, *, check: bool
+    contender: Contender, lake: Path, codec: str, folder: Path, *, check: bool, kept: Path | None
 ) -> tuple[Run, Mapping[str, object] | None]:
-    """One rewrite into a new folder, and a look at the output; nothing of it stays."""
+    """One rewrite into a new folder, of which only the output may be kept."""
     rewrite = _ours if contender.settings is not None else _peer
     try:
         used, kernel, output = rewrite(contender, lake, codec, folder)
-        found = answer("benchmarks.compaction_reading", str(output), "cost", *(["values", "order"] if check else []))
+        found = answer("benchmarks.compaction_reading", str(output), "values", "order") if check else None
         files = list(output.rglob("*.parquet"))
-        reading = {name: found[name] for name in ("aggregate_cpu_s", "read_cpu_s")}
-        return Run(used, size_mb(output), len(files), **reading, kernel=kernel), found if check else None
+        run = Run(used, size_mb(output), len(files), kernel=kernel)
+        if kept is not None:
+            output.rename(kept)
+        return run, found
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=kept is not None)
 
 
 def _ours(contender: Contender, lake: Path, _: str, folder: Path) -> tuple[Used, str, Path]:
