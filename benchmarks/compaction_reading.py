@@ -1,9 +1,11 @@
 """What it costs to read a folder of Parquet files, and which rows are in them; a process of its own.
 
-``python -m benchmarks.compaction_reading FOLDER [READER ...] [values] [order]``. Of each reader, such as ``DuckDB``, it
-prints CPU seconds by query: one row by its id, an aggregate of two columns by two others, and all rows with all columns.
-For the values, rows are counted and hashes of all of their values added up, independently of their order, by DuckDB:
-none of our code has a say in it.
+``python -m benchmarks.compaction_reading FOLDER [values] [order]``: rows are counted and hashes of all of their values
+added up, independently of their order, by DuckDB: none of our code has a say in it.
+
+``python -m benchmarks.compaction_reading cost ROUNDS READER,... FOLDER ...`` prints CPU seconds by folder, reader and
+query: one row by its id, an aggregate of two columns by two others, and all rows with all columns. One process reads
+all folders in turns: between processes, what memory costs differs by more than the files do.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import duckdb
@@ -24,13 +25,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-__all__ = ["READERS", "main"]
+__all__ = ["main", "print_cost"]
 
-#: Runs of each query, of which the median counts. The first clears memory that the others use again.
-RUNS = 3
-#: The same of a row by its id, which takes milliseconds.
-POINTS = 9
+#: Each query runs once more beforehand: the first run clears memory that the others use again.
 POINT = "point"
+#: Runs of a row by its id within a round, of which the fastest counts: it takes milliseconds.
+POINTS = 3
 #: Whose row is looked up: one in the middle of those of 1,000 files.
 ROW_ID = 530_017
 #: Every column, in forms that all writers agree on.
@@ -46,8 +46,6 @@ def main(folder: Path, wanted: Sequence[str]) -> None:
     """Prints what is wanted, as one JSON object."""
     files = sorted(folder.rglob("*.parquet"))
     found: dict[str, object] = {}
-    if readers := [reader for reader in READERS if reader in wanted]:
-        found["cpu_s"] = _cpu_s_by_query([*map(str, files)], readers)
     if "values" in wanted:
         found |= _values(_source([*map(str, files)]))
     if "order" in wanted:
@@ -55,17 +53,26 @@ def main(folder: Path, wanted: Sequence[str]) -> None:
     print(json.dumps(found))
 
 
+def print_cost(rounds: int, readers: Sequence[str], folders: Sequence[str]) -> None:
+    """Prints CPU seconds of each round by folder, by reader and by query, as one JSON object."""
+    files = {folder: [*map(str, sorted(Path(folder).rglob("*.parquet")))] for folder in folders}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {folder: {} for folder in folders}
+    for reader in readers:
+        queries = {folder: READERS[reader](files[folder]) for folder in folders}
+        for name in queries[folders[0]]:
+            for folder in folders:
+                queries[folder][name]()
+                found[folder].setdefault(reader, {})[name] = []
+            for number in range(rounds):
+                first = number % len(folders)
+                for folder in (*folders[first:], *folders[:first]):
+                    runs = (_cpu_s(queries[folder][name]) for _ in range(POINTS if name == POINT else 1))
+                    found[folder][reader][name].append(min(runs))
+    print(json.dumps(found))
+
+
 def _source(files: Sequence[str]) -> str:
     return f"read_parquet({files}, hive_partitioning = false)"
-
-
-def _cpu_s_by_query(files: list[str], readers: Sequence[str]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for reader in readers:
-        found[reader] = {}
-        for name, query in READERS[reader](files).items():
-            found[reader][name] = median(_cpu_s(query) for _ in range(POINTS if name == POINT else RUNS))
-    return found
 
 
 def _by_duckdb(files: list[str]) -> Mapping[str, Query]:
@@ -74,7 +81,7 @@ def _by_duckdb(files: list[str]) -> Mapping[str, Query]:
     return {
         POINT: lambda: connection.execute(f"SELECT * FROM {source} WHERE id = {ROW_ID}").fetchall(),
         "aggregate": lambda: connection.execute(grouped).fetchall(),
-        "full": lambda: connection.execute(f"SELECT * FROM {source}").to_arrow_table(),
+        "full": lambda: connection.sql(f"SELECT * FROM {source}").to_arrow_table(),
     }
 
 
@@ -145,4 +152,7 @@ def _is_in_order(file: Path) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "cost":
+        print_cost(int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4:])
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

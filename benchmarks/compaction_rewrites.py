@@ -43,6 +43,8 @@ __all__ = [
 PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
 #: Of a peer's run: one of them crashes now and then.
 ATTEMPTS = 3
+#: Rounds of reading for each of rewriting.
+READINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class Result:
         rows_are_same: Number and values of the rows are those of the inputs.
         in_order: Rows are in the order of time within each file.
         failures: Runs that did not end well, and were repeated.
-        reading: CPU seconds of reading the output, by reader and by query; one mapping per round.
+        reading: CPU seconds of reading the output in each round of that, by reader and by query.
     """
 
     contender: Contender
@@ -146,7 +148,7 @@ class Result:
     rows_are_same: bool = True
     in_order: bool = True
     failures: int = 0
-    reading: list[Mapping[str, Mapping[str, float]]] = field(default_factory=list)
+    reading: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def median(self, figure: str) -> float:
         """Of a figure of `Run` or of its `Used`."""
@@ -172,8 +174,7 @@ def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Conte
 def measure(workload: Workload, who: Sequence[Contender], *, rounds: int) -> dict[str, Result]:
     """Every contender in every round, in turns; without the peers that kept failing.
 
-    Their outputs of the first round are kept, and read in rounds of their own: what reading costs depends on what the
-    machine does besides, and the differences are small.
+    Their outputs of the first round are kept, and read afterwards.
     """
     results = {contender.name: Result(contender) for contender in who}
     with scratch() as folder:
@@ -192,9 +193,8 @@ def measure(workload: Workload, who: Sequence[Contender], *, rounds: int) -> dic
                 print(f"  round {number}/{rounds} {name}: {_line(result.runs[-1])}", flush=True)
                 if kept is not None:
                     outputs[name] = kept
-        for number in range(rounds):
-            _read(workload, {name: path for name, path in outputs.items() if name in results}, results, first=number)
-            print(f"  outputs read: round {number + 1}/{rounds}", flush=True)
+        if outputs := {name: path for name, path in outputs.items() if name in results}:
+            _read(workload, outputs, results, rounds=READINGS * rounds)
     return results
 
 
@@ -203,13 +203,12 @@ def _is_read(workload: Workload, name: str) -> bool:
     return bool(workload.read_by) and name != FLOOR and not name.startswith(f"{OURS}, ")
 
 
-def _read(workload: Workload, outputs: Mapping[str, Path], results: Mapping[str, Result], *, first: int) -> None:
-    """Reads every output once, another one first in each round."""
-    names = list(outputs)
-    for place in range(len(names)):
-        name = names[(first + place) % len(names)]
-        found = answer("benchmarks.compaction_reading", str(outputs[name]), *workload.read_by)
-        results[name].reading.append(found["cpu_s"])
+def _read(workload: Workload, outputs: Mapping[str, Path], results: Mapping[str, Result], *, rounds: int) -> None:
+    """Reads all outputs, one after the other in each round."""
+    paths = [*map(str, outputs.values())]
+    found = answer("benchmarks.compaction_reading", "cost", str(rounds), ",".join(workload.read_by), *paths)
+    for name, path in outputs.items():
+        results[name].reading = found[str(path)]
 
 
 def _add_run(

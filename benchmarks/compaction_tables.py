@@ -15,7 +15,7 @@ __all__ = ["print_table", "targets", "verification_cost"]
 WANTED_MEDIUM_RATIO, ALLOWED_SLOWER, ALLOWED_MEMORY = 8.0, 1.05, 1.1
 
 Results = Mapping[str, Result]
-Reading = Sequence[Mapping[str, Mapping[str, float]]]
+Reading = Mapping[str, Mapping[str, Sequence[float]]]
 Judge = Callable[[Results, Sequence[Result]], list[Target]]
 
 
@@ -41,9 +41,9 @@ def _print_reading(results: Results) -> None:
     if not read:
         return
     print(f"\n{'reading, CPU ms':22}" + "".join(f"{name:>14}" for name in read))
-    for reader, queries in next(iter(read.values()))[0].items():
+    for reader, queries in next(iter(read.values())).items():
         for query in queries:
-            found = (1000 * median(each[reader][query] for each in rounds) for rounds in read.values())
+            found = (1000 * median(each[reader][query]) for each in read.values())
             print(f"{reader + ' ' + query:22}" + "".join(f"{cpu_ms:14.1f}" for cpu_ms in found))
 
 
@@ -118,13 +118,13 @@ def _medium(results: Results, peers: Sequence[Result]) -> list[Target]:
 
 def _reading(results: Results, peers: Sequence[Result]) -> list[Target]:
     """Of each reader, the query over our output that costs the most by the best peer's output."""
-    ours = results["ours"].reading if "ours" in results else []
+    ours = results["ours"].reading if "ours" in results else {}
     theirs = {peer.contender.name: peer.reading for peer in peers if peer.reading}
     if not ours or not theirs:
         return []
     judged = []
-    for reader in ours[0]:
-        ratio, query, best = max(_slower(ours, theirs, reader, query) for query in ours[0][reader])
+    for reader, queries in ours.items():
+        ratio, query, best = max(_slower(ours, theirs, reader, query) for query in queries)
         measured = f"{ratio:.2f} ({query}, by the output of {best})"
         wanted = f"at most {ALLOWED_SLOWER:g} of that"
         judged.append(Target(f"reading by {reader}, CPU by the least", wanted, measured, ratio <= ALLOWED_SLOWER))
@@ -133,8 +133,8 @@ def _reading(results: Results, peers: Sequence[Result]) -> list[Target]:
 
 def _slower(ours: Reading, theirs: Mapping[str, Reading], reader: str, query: str) -> tuple[float, str, str]:
     """Our output by the one that costs the least: the median of the ratios within the rounds, the query, and whose."""
-    best = min(theirs, key=lambda name: median(each[reader][query] for each in theirs[name]))
-    ratios = (a[reader][query] / b[reader][query] for a, b in zip(ours, theirs[best], strict=True))
+    best = min(theirs, key=lambda name: median(theirs[name][reader][query]))
+    ratios = (a / b for a, b in zip(ours[reader][query], theirs[best][reader][query], strict=True))
     return median(ratios), query, best
 
 

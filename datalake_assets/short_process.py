@@ -8,7 +8,8 @@ import os
 __all__ = ["BLAS_THREADS", "prepare_long_process", "prepare_short_process"]
 
 #: Objects made before Python looks for garbage among the young ones; its own 700 costs a command a tenth of its time.
-COLLECTED_AFTER = 50_000
+#: More than a command's imports leave, 60,000: it would look through all of them, and find none.
+COLLECTED_AFTER = 100_000
 #: How many threads OpenBLAS begins when numpy is imported (its USAGE.md), of which each clears memory, and waits busily
 #: for work. Nothing here multiplies matrices.
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"

@@ -104,6 +104,7 @@ class Child:
         options = MergeOptions(
             codec=chosen.choice(["none", "snappy", "zstd"]) if chosen.random() < 0.1 else self._codec(of.files[0]),
             page_rows=chosen.choice([20_000, 50]),
+            page_least_bytes=chosen.choice([64 << 10, 0]),
             page_bytes=chosen.choice([1 << 20, 300]),
             memory_bytes=MEMORY_BYTES,
             time_leaf=0 if chosen.random() < 0.25 else None,

@@ -323,7 +323,7 @@ def test_what_the_kernel_merges_is_equal_to_its_inputs():
     for seed in range(40):
         of = group(seed)
         for codec in ("none", "snappy", "zstd"):
-            options = MergeOptions(codec=codec, key_values={}, page_rows=50)
+            options = MergeOptions(codec=codec, key_values={}, page_rows=50, page_least_bytes=0)
             made = kernel.merge([Part(each, proven=True) for each in of.files], options)
             found = compared(of.files, bytes(made.view), proven=True)
             assert (found.verdict, found.reason) == (Verdict.EQUAL, ""), (seed, codec)

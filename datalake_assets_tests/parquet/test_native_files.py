@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from datalake_assets.parquet.footer import parse_footer
 from datalake_assets.parquet.native import Cancel, MergeOptions, Part, Refusal, Refused
 from datalake_assets.parquet.pages import walk_pages
 from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings
-from datalake_assets_tests.parquet.parquet_files import parquet, read, reader
+from datalake_assets_tests.parquet.parquet_files import footer, parquet, read, reader
 from datalake_assets_tests.parquet.sinks import MemorySink
+from datalake_assets_tests.parquet.test_concat_indexes import page_index
 from datalake_assets_tests.parquet.test_native import decoded, kernel, merged, small
 
 __all__ = ["kernel"]
@@ -47,6 +47,34 @@ def _ours(table, path):
     writer.write(table)
     writer.close({"datalake.commit_id": path.name})
     return bytes(sink.finish())
+
+
+@pytest.mark.parametrize("nulls", [0.0, 0.5])
+def test_pages_have_their_least_size_or_all_of_their_column(kernel, nulls):
+    """Readers pay for every page: twenty thousand rows of a column of few values are ten kilobytes."""
+    random = np.random.default_rng(3)
+
+    def column(values):
+        return pa.array(values, mask=random.random(len(values)) < nulls)
+
+    tables = [
+        pa.table(
+            {
+                "number": column(random.integers(0, 1 << 60, 3000)),
+                "flag": column(random.random(3000) < 0.5),
+                "few": column(random.choice(["a", "b", "c"], 3000)),
+                "text": column([f"{number:012}" for number in random.integers(0, 1 << 40, 3000)]),
+            }
+        )
+        for _ in range(20)
+    ]
+    found = merged(kernel, [parquet(table) for table in tables], copy=False, page_rows=1000)
+    assert decoded(found).equals(pa.concat_tables(tables))
+    numbers, flags, few, texts = map(len, page_index(bytes(found.view)))
+    assert (flags, few) == (1, 1)
+    for count, width in ((numbers, 8), (texts, 4 + 12)):
+        wanted = 60_000 * (1 - nulls) * width / (64 << 10)
+        assert 0.9 * wanted <= count < 1.1 * wanted + 1
 
 
 @pytest.mark.parametrize("write", [_duckdb, _polars, _pandas, _ours])
@@ -121,12 +149,11 @@ def test_statistics_and_page_indexes_are_those_of_the_rows(kernel, copy):
                 }
             )
         )
-    found = merged(kernel, [parquet(table) for table in tables], copy=copy, page_rows=1000)
+    found = merged(kernel, [parquet(table) for table in tables], copy=copy, page_rows=1000, page_least_bytes=0)
     assert bool(found.copied_pages) == copy
     rows = pa.concat_tables(tables)
     metadata = pq.read_metadata(pa.BufferReader(found.view))
-    footer = parse_footer(reader(found.view), len(found.view), where="merged")
-    walk_pages(footer, reader(found.view))  # kinds, sizes, values, rows and offset indexes, in Python
+    walk_pages(footer(found.view), reader(found.view))  # kinds, sizes, values, rows and offset indexes, in Python
     for place, name in enumerate(rows.schema.names):
         column, wanted = metadata.row_group(0).column(place), rows[name]
         assert column.has_column_index or name == "ratio"

@@ -152,7 +152,9 @@ class MergeOptions:
         codec: Of the output: ``none``, ``snappy`` or ``zstd``.
         level: Of Zstandard.
         page_bytes: Of a page before compression, at the most, but for a single row.
-        page_rows: Of a page, at the most; of one that is copied as it is, eight times as many.
+        page_rows: Of a page, at the most, but for a page of less than ``page_least_bytes``; eight times as many of one
+            that is copied as it is.
+        page_least_bytes: Of a page's values before compression, unless its column chunk has less.
         verify: Read encoded pages again from the output, and compare.
         compared: Others read each input by itself, and compare its values with the output's: then parts of pages that
             stay compressed are not gone through. ``verify`` does not count then.
@@ -171,6 +173,7 @@ class MergeOptions:
     level: int = 1
     page_bytes: int = 1 << 20
     page_rows: int = 20_000
+    page_least_bytes: int = 64 << 10
     verify: bool = True
     compared: bool = False
     copy: bool = True
@@ -378,6 +381,7 @@ class Kernel:
             level=options.level,
             page_bytes=options.page_bytes,
             page_rows=options.page_rows,
+            page_least_bytes=options.page_least_bytes,
             verify=2 if options.compared else int(options.verify),  # pm_verify
             copy=options.copy,
             time_leaf=-1 if options.time_leaf is None else options.time_leaf,

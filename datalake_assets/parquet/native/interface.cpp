@@ -243,7 +243,8 @@ void walk_input(const pm_input& input, pm_checked& checked) {
 }
 
 void merge_inputs(i64 count, const pm_input* inputs, const pm_options& options, pm_result& result, i64& at) {
-  if (count < 1 || options.page_bytes < 1 || options.page_rows < 1 || !options.created_by)
+  if (count < 1 || options.page_bytes < 1 || options.page_rows < 1 || options.page_least_bytes < 0 ||
+      !options.created_by)
     refuse(PM_INTERNAL, "the options make no sense");
   support(options.codec == UNCOMPRESSED || options.codec == SNAPPY || options.codec == ZSTD,
           "outputs are not written with that codec");

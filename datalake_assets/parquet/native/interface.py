@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["STEPS", "VERSION", "CChecked", "CInput", "COptions", "CResult", "CSpan", "CText", "open_library"]
 
 #: Of the interface; a library of another one is not used.
-VERSION = 2
+VERSION = 3
 
 
 class CInput(ctypes.Structure):
@@ -44,6 +44,7 @@ class COptions(ctypes.Structure):
         ("level", ctypes.c_int32),
         ("page_bytes", ctypes.c_int64),
         ("page_rows", ctypes.c_int64),
+        ("page_least_bytes", ctypes.c_int64),
         ("verify", ctypes.c_int32),
         ("copy", ctypes.c_int32),
         ("time_leaf", ctypes.c_int32),

@@ -90,6 +90,7 @@ class Merge {
     settings_.level = options.level;
     settings_.page_bytes = static_cast<size_t>(options.page_bytes);
     settings_.page_rows = static_cast<size_t>(options.page_rows);
+    settings_.page_least_bytes = static_cast<size_t>(std::min(options.page_least_bytes, options.page_bytes));
     settings_.verify = options.verify == PM_VERIFY_ENCODED;
     settings_.walk = options.verify != PM_VERIFY_ELSEWHERE;
     settings_.copy = options.copy != 0;

@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 #define PM_API __attribute__((visibility("default")))
-#define PM_VERSION 2
+#define PM_VERSION 3
 
 typedef enum {
   PM_OK = 0,
@@ -68,16 +68,17 @@ typedef enum {
 } pm_verify;
 
 typedef struct {
-  int32_t codec;        /* of the output, Parquet's number: 0, 1 (Snappy) or 6 (Zstandard) */
-  int32_t level;        /* of Zstandard */
-  int64_t page_bytes;   /* at the most, before compression, but for a single row */
-  int64_t page_rows;    /* at the most; eight times as many of a page that is copied as it is */
-  int32_t verify;       /* pm_verify */
-  int32_t copy;         /* copy compressed pages where they can stay as they are */
-  int32_t time_leaf;    /* a leaf of integers, one a row; -1: none */
-  int32_t order;        /* pm_order; sorted are nulls last, rows of equal time in their order */
-  int32_t bloom;        /* pm_bloom, for columns that have bloom filters in some input */
-  int64_t memory_bytes; /* 0: no limit */
+  int32_t codec;      /* of the output, Parquet's number: 0, 1 (Snappy) or 6 (Zstandard) */
+  int32_t level;      /* of Zstandard */
+  int64_t page_bytes; /* at the most, before compression, but for a single row */
+  int64_t page_rows;  /* at the most, but for pages of less than the next; 8 times as many of one copied as it is */
+  int64_t page_least_bytes; /* before compression: readers pay for every page, however small its values are */
+  int32_t verify;           /* pm_verify */
+  int32_t copy;             /* copy compressed pages where they can stay as they are */
+  int32_t time_leaf;        /* a leaf of integers, one a row; -1: none */
+  int32_t order;            /* pm_order; sorted are nulls last, rows of equal time in their order */
+  int32_t bloom;            /* pm_bloom, for columns that have bloom filters in some input */
+  int64_t memory_bytes;     /* 0: no limit */
   const char* created_by;
   int64_t created_by_bytes;
   const pm_text* keys; /* of the output's key-values; null: the inputs', which have to be the same then */

@@ -48,34 +48,36 @@ void choose_form(Column& column) {
   if (!column.values || (dictionary.plain.size + column.values * bits / 8) * 4 > plain * 3) column.to_plain();
 }
 
-// How far a page goes: whole rows, at most so many rows and bytes.
+// How far a page goes: whole rows, at most so many rows and bytes; more rows where they take very few bytes.
 struct PageExtent {
   size_t levels = 0, values = 0, rows = 0;
   const u8* plain_end = nullptr;
 
-  PageExtent(const Column& column, size_t level, const u8* plain, const WriterSettings& settings) : plain_end(plain) {
+  PageExtent(const Column& column, size_t level, const u8* plain, int index_bits, const WriterSettings& settings)
+      : plain_end(plain) {
     const Leaf& leaf = *column.leaf;
-    size_t left = column.levels - level, width = leaf.width(), bytes = 0;
+    size_t left = column.levels - level, width = leaf.width(), bytes = 0, bits = 0;
+    size_t least_bits = 8 * settings.page_least_bytes;
+    size_t bits_each = column.has_dictionary ? static_cast<size_t>(index_bits) : leaf.type == BOOLEAN ? 1 : 8 * width;
     bool every_value = !leaf.max_repetition && (!leaf.max_definition || column.values == column.levels);
-    if (every_value && column.has_dictionary) {
-      levels = values = rows = std::min(left, settings.page_rows);
-      return;
-    }
-    if (every_value && width) {
-      levels = values = rows = std::min({left, settings.page_rows, std::max<size_t>(settings.page_bytes / width, 1)});
-      plain_end += levels * width;
+    if (every_value && bits_each) {
+      size_t most = column.has_dictionary ? left : std::max<size_t>(settings.page_bytes / width, 1);
+      levels = values = rows = std::min({left, most, std::max(settings.page_rows, least_bits / bits_each)});
+      if (!column.has_dictionary) plain_end += levels * width;
       return;
     }
     const u8 *definition = column.definition.data + level, *repetition = column.repetition.data + level;
     for (; levels < left; levels++) {
       if (!leaf.max_repetition || !repetition[levels]) {
-        if (rows == settings.page_rows || bytes >= settings.page_bytes) break;
+        if ((rows >= settings.page_rows && bits >= least_bits) || bytes >= settings.page_bytes) break;
         rows++;
       }
       if (leaf.max_definition && definition[levels] != leaf.max_definition) continue;
       values++;
+      bits += bits_each;
       if (column.has_dictionary) continue;
       size_t size = width ? width : 4 + static_cast<size_t>(load<u32>(plain_end));
+      if (!bits_each) bits += 8 * size;
       plain_end += size;
       bytes += size;
     }
@@ -156,7 +158,7 @@ void ChunkWriter::encode(Column& column) {
   size_t level = 0, value = 0;
   const u8* plain = column.plain.data;
   do {
-    PageExtent extent(column, level, plain, settings_);
+    PageExtent extent(column, level, plain, index_bits, settings_);
     page.clear();
     if (leaf_.max_repetition) put_levels(column.repetition.data + level, extent.levels, leaf_.max_repetition, page);
     if (leaf_.max_definition) put_levels(column.definition.data + level, extent.levels, leaf_.max_definition, page);
