@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet import native
 from datalake_assets.parquet.native import Depth, MergeOptions, Part, Refusal, Refused
 from datalake_assets.parquet.native.interface import open_library
-from datalake_assets.parquet.pages import PageWalk
+from datalake_assets.parquet.pages import PageWalk, page_of
 from datalake_assets_tests.parquet.native_seeds import mutated
 from datalake_assets_tests.parquet.parquet_files import EXTRAS, footer, parquet, read, rows
 
@@ -349,3 +350,42 @@ def test_a_walk_says_what_is_wrong_and_reads_checksums(kernel):
     body[footer(bytes(body)).row_groups[0].start + 60] ^= 1
     (refused,) = kernel.walk([Part(bytes(body))])
     assert refused.why == "a page's checksum is wrong"
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("text", [False, True], ids=["numbers", "texts"])
+def test_a_page_passes_as_one_that_decompresses_exactly_if_another_library_decompresses_it(kernel, version, text):
+    values = [f"{number % 90}/{'x' * (number % 70)}" if text else number // 3 for number in range(3000)]
+    table = pa.table({"v": pa.array(values)}, pa.schema([pa.field("v", pa.array(values).type, nullable=False)]))
+    options = {"use_dictionary": False, "data_page_version": version, "compression": "snappy"}
+    body, chosen, found = parquet(table, **options), random.Random(3), Counter()
+    start = footer(body).row_groups[0].start
+    page = page_of(body[start:])
+    begin, end = start + page.header_bytes, start + page.header_bytes + page.size_bytes
+    for _ in range(1500):
+        wrong = bytearray(body)
+        for _ in range(chosen.choice([1, 1, 3])):
+            wrong[chosen.randrange(begin, end)] ^= chosen.choice([1, 2, 4, 64, 255])
+        (told,) = kernel.check([Part(bytes(wrong))], Depth.DECOMPRESS)
+        try:
+            plain = pa.Codec("snappy").decompress(bytes(wrong[begin:end]), page.plain_bytes)
+            is_whole = plain.size == page.plain_bytes
+        except (pa.ArrowException, OSError):
+            is_whole = False
+        assert (told.refused is None) is is_whole
+        found[is_whole] += 1
+    assert min(found.values()) > 50
+
+
+def test_levels_are_found_in_compressed_pages_wherever_they_end(kernel):
+    values = [None if number % 7 < 3 else f"{number}" for number in range(60_000)]
+    flags = [None if number * number % 11 < 4 else number for number in range(60_000)]
+    table = pa.table({"text": values, "number": flags, "none": pa.nulls(60_000, pa.int64())})
+    for version, rows_of_page in itertools.product(["1.0", "2.0"], [100, 60_000]):
+        body = parquet(table, compression="snappy", data_page_version=version, max_rows_per_page=rows_of_page)
+        (told,) = kernel.check([Part(body)], Depth.DECOMPRESS)
+        assert (told.refused, told.rows) == (None, 60_000)
+        nulls = b"\xe8\x91\x03"  # 25,716, of the texts
+        assert nulls in body
+        (told,) = kernel.check([Part(body.replace(nulls, b"\xea\x91\x03"))], Depth.DECOMPRESS)
+        assert "another number of nulls" in told.refused.why

@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "merge.hpp"
+#include "skimming.hpp"
 #include "walking.hpp"
 
 namespace pagemerge {
@@ -157,7 +158,7 @@ bool widen_times(const Leaf& leaf, const Chunk& chunk, pm_checked& checked) {
 }
 
 void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_checked& checked, Scratch& scratch,
-                 PageCount& count) {
+                 PageCount& count, Skimmed& skimmed) {
   i64 bytes = 0;
   for (size_t i = 0; i < group.chunks.size(); i++) {
     const Chunk& chunk = group.chunks[i];
@@ -171,7 +172,7 @@ void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_che
     checked.unstated_dictionary |= chunk.lists_dictionary && !chunk.has_dictionary();
     bytes += chunk.bytes;
     if (depth >= PM_CHECK_PAGES)
-      check_chunk(file.bytes, chunk, file.footer.leaves[i], group.rows, depth, scratch, count);
+      check_chunk(file.bytes, chunk, file.footer.leaves[i], group.rows, depth, scratch, count, skimmed);
   }
   checked.largest_group_bytes = std::max(checked.largest_group_bytes, bytes);
 }
@@ -195,12 +196,14 @@ void check_input(const pm_input& input, pm_depth depth, i32 time_leaf, pm_checke
   bool bounded = time_leaf >= 0 && place < footer.leaves.size();
   Scratch scratch;
   PageCount count;
+  Skimmed skimmed;
   for (const RowGroup& group : footer.groups) {
     checked.has_sorting |= group.sorting.size > 0;
     if (!group.rows) continue;
-    check_group(file, group, depth, checked, scratch, count);
+    check_group(file, group, depth, checked, scratch, count, skimmed);
     bounded = bounded && widen_times(footer.leaves[place], group.chunks[place], checked);
   }
+  skimmed.check();
   if (!bounded) checked.has_times = 0;
   checked.pages = count.pages;
   checked.checksums = count.checksums;

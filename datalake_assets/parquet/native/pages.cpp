@@ -199,40 +199,4 @@ void decode_dictionary_indices(const DataPage& page, const Chunk& chunk, size_t 
   need(highest < entries, "an index lies outside its dictionary");
 }
 
-void check_chunk(View file, const Chunk& chunk, const Leaf& leaf, i64 rows, pm_depth depth, Scratch& scratch,
-                 PageCount& count) {
-  size_t entries = 0;
-  i64 found_rows = 0, nulls = 0;
-  auto note = [&](const PageHeader& header) {
-    count.pages++;
-    count.checksums += header.has_crc;
-  };
-  each_page(
-      file, chunk,
-      [&](const PageHeader& header, View body) {
-        note(header);
-        if (depth < PM_CHECK_DECOMPRESS) return;
-        scratch.dictionary.clear();
-        entries = open_dictionary(header, body, chunk, leaf, scratch.dictionary, scratch);
-      },
-      [&](const PageHeader& header, View body, bool first) {
-        note(header);
-        if (depth < PM_CHECK_DECOMPRESS) return;
-        DataPage page = open_page(header, body, chunk, leaf, first, scratch);
-        nulls += static_cast<i64>(page.levels - page.values);
-        if (page.repetition) found_rows += std::count(page.repetition, page.repetition + page.levels, 0);
-        if (depth < PM_CHECK_DECODE) return;
-        scratch.check.clear();
-        if (page.encoding == RLE_DICTIONARY) {
-          decode_dictionary_indices(page, chunk, entries, scratch);
-        } else {
-          decode_values(leaf, page.encoding, page.at, page.end, page.values, scratch.check, scratch.decode);
-        }
-      });
-  if (depth < PM_CHECK_DECOMPRESS) return;
-  need(!leaf.max_repetition || found_rows == rows, "a column has another number of rows than its row group");
-  need(chunk.nulls < 0 || leaf.max_repetition || nulls == chunk.nulls,
-       "a column has another number of nulls than its statistics say");
-}
-
 }  // namespace pagemerge

@@ -83,11 +83,4 @@ void each_page(View file, const Chunk& chunk, OnDictionary dictionary, OnPage pa
   need(reader.at == reader.end, "more follows the last page of a column chunk");
 }
 
-// Walks and proves a chunk as deep as asked, without keeping anything.
-struct PageCount {
-  i64 pages = 0, checksums = 0;
-};
-void check_chunk(View file, const Chunk& chunk, const Leaf& leaf, i64 rows, pm_depth depth, Scratch& scratch,
-                 PageCount& count);
-
 }  // namespace pagemerge

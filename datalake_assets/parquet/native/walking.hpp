@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "merge.hpp"
+#include "skimming.hpp"
 
 namespace pagemerge {
 

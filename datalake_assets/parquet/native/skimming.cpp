@@ -1,0 +1,274 @@
+// Source: google/snappy, format_description.txt.
+#include "skimming.hpp"
+
+#include <algorithm>
+
+namespace pagemerge {
+namespace {
+
+constexpr const char* NOT_WHOLE = "a page does not decompress";
+// Of the start of a page, in which its levels are looked for: those that take more are decompressed with the page.
+constexpr size_t LEVELS_BYTES = 4096;
+constexpr size_t LONGEST_TAG = 5;
+
+// What a tag says: how many bytes its element takes, how many it makes, and the distance of a copy.
+struct Tag {
+  u8 advance;  // for a literal, with its bytes; 0: a long one, whose length follows
+  u8 made;
+  u8 is_copy;
+  u8 high;       // of the distance, above the lowest byte that follows
+  u32 trailing;  // a mask of the distance's bytes that follow
+};
+
+struct Tags {
+  Tag of[256];
+
+  Tags() {
+    for (u32 tag = 0; tag < 256; tag++) {
+      const u8 upper = static_cast<u8>(tag >> 2), length = static_cast<u8>(upper + 1);
+      switch (tag & 3) {
+        case 0:
+          of[tag] = {static_cast<u8>(length <= 60 ? 1 + length : 0), length, 0, 0, 0};
+          break;
+        case 1:
+          of[tag] = {2, static_cast<u8>((upper & 7) + 4), 1, static_cast<u8>(tag >> 5), 0xFF};
+          break;
+        case 2:
+          of[tag] = {3, length, 1, 0, 0xFFFF};
+          break;
+        default:
+          of[tag] = {5, length, 1, 0, 0xFFFFFFFF};
+      }
+    }
+  }
+};
+
+const Tags TAGS;
+
+// Gives the elements of raw Snappy behind its length, which has to be `plain`.
+View elements_of(View packed, size_t plain) {
+  const u8* at = packed.data;
+  u64 length = 0;
+  for (int shift = 0;; shift += 7) {
+    need(at < packed.end() && shift < 35, NOT_WHOLE);
+    length |= static_cast<u64>(*at & 127) << shift;
+    if (*at++ < 128) break;
+  }
+  need(length == plain, NOT_WHOLE);
+  return {at, static_cast<size_t>(packed.end() - at)};
+}
+
+// An element that is read with all care: a long literal, or one near the end. Returns false if it is not sound.
+bool pass_one(const u8*& at, const u8* end, size_t plain, size_t& made) {
+  const Tag& tag = TAGS.of[*at];
+  size_t left = static_cast<size_t>(end - at);
+  if (!tag.advance) {
+    size_t extra = static_cast<size_t>(tag.made) - 60, length = 0;
+    if (left < 1 + extra) return false;
+    for (size_t i = 0; i < extra; i++) length |= static_cast<size_t>(at[1 + i]) << (8 * i);
+    length++;
+    if (length > left - 1 - extra || length > plain - made) return false;
+    at += 1 + extra + length;
+    made += length;
+    return true;
+  }
+  if (tag.advance > left || tag.made > plain - made) return false;
+  if (tag.is_copy) {
+    size_t distance = static_cast<size_t>(tag.high) << 8;
+    for (size_t i = 1; i < tag.advance; i++) distance |= static_cast<size_t>(at[i]) << (8 * (i - 1));
+    if (!distance || distance > made) return false;
+  }
+  at += tag.advance;
+  made += tag.made;
+  return true;
+}
+
+// The elements of one page on their way to its end.
+struct Lane {
+  const u8 *at, *end;
+  size_t plain, made;
+};
+
+// What a lane without work stands on: the tag of a long literal, which nothing is done with.
+constexpr u8 IDLE[LONGEST_TAG] = {0xFC};
+constexpr size_t LANES = 4, STEPS = 32, MOST_OF_STEPS = STEPS * 61 + LONGEST_TAG;
+
+// Some steps of all lanes at once, without a branch, since nobody can foretell what an element is: each waits for the
+// element before, and the processor has time for the others. A lane stays where it meets a long literal. Returns
+// whether some copy refers to before the first byte.
+bool step(Lane* lanes) {
+  u64 wrong = 0;
+  const u8* at[LANES];  // copies, that stay in registers
+  size_t made[LANES];
+  for (size_t k = 0; k < LANES; k++) {
+    at[k] = lanes[k].at;
+    made[k] = lanes[k].made;
+  }
+  for (size_t i = 0; i < STEPS; i++) {
+    for (size_t k = 0; k < LANES; k++) {
+      const Tag& tag = TAGS.of[*at[k]];
+      const u64 distance = (load<u32>(at[k] + 1) & tag.trailing) | static_cast<u64>(tag.high) << 8;
+      wrong |= static_cast<u64>(distance - 1 >= made[k]) & tag.is_copy;
+      made[k] += tag.advance ? tag.made : 0;
+      at[k] += tag.advance;
+    }
+  }
+  for (size_t k = 0; k < LANES; k++) {
+    lanes[k].at = at[k];
+    lanes[k].made = made[k];
+  }
+  return wrong;
+}
+
+// Goes on with care until steps can be made without, or to the end: then false.
+bool may_step(Lane& lane) {
+  while (lane.at < lane.end) {
+    const bool is_far = static_cast<size_t>(lane.end - lane.at) >= MOST_OF_STEPS;
+    if (is_far && TAGS.of[*lane.at].advance) return true;
+    need(lane.made <= lane.plain && pass_one(lane.at, lane.end, lane.plain, lane.made), NOT_WHOLE);
+  }
+  need(lane.made == lane.plain, NOT_WHOLE);
+  return false;
+}
+
+// Makes the first bytes of what elements make, so many or all that there are.
+void first_bytes(View elements, size_t wanted, Bytes& to) {
+  to.clear();
+  to.reserve(wanted);
+  for (const u8 *at = elements.data, *end = elements.end(); at < end && to.size < wanted;) {
+    const u8* begin = at;
+    const Tag& tag = TAGS.of[*begin];
+    size_t made = 0;
+    if (!tag.is_copy) {
+      need(pass_one(at, end, SIZE_MAX, made), NOT_WHOLE);
+      const size_t some = std::min(made, wanted - to.size);
+      memcpy(to.data + to.size, at - made, some);
+      to.size += some;
+      continue;
+    }
+    made = to.size;
+    need(pass_one(at, end, SIZE_MAX, made), NOT_WHOLE);
+    size_t distance = static_cast<size_t>(tag.high) << 8;
+    for (size_t i = 1; i < tag.advance; i++) distance |= static_cast<size_t>(begin[i]) << (8 * (i - 1));
+    for (size_t some = std::min<size_t>(tag.made, wanted - to.size); some; some--, to.size++)
+      to.data[to.size] = to.data[to.size - distance];
+  }
+}
+
+// Whether the levels of a page of version 1 lie within its first bytes.
+bool hold_levels(const Bytes& begin, const Leaf& leaf) {
+  size_t at = 0;
+  for (int most : {leaf.max_repetition, leaf.max_definition}) {
+    if (!most) continue;
+    if (begin.size - at < 4) return false;
+    const size_t length = load<u32>(begin.data + at);
+    if (length > begin.size - at - 4) return false;
+    at += 4 + length;
+  }
+  return true;
+}
+
+}  // namespace
+
+void Skimmed::add(View packed, size_t plain) {
+  const View elements = elements_of(packed, plain);
+  if (budget) budget->take(sizeof(Part));
+  parts_.push_back({elements, plain});
+}
+
+void Skimmed::check() {
+  Lane lanes[LANES];
+  size_t next = 0, busy = 0;
+  const Lane idle{IDLE, IDLE, 0, 0};
+  for (Lane& lane : lanes) lane = idle;
+  do {
+    busy = 0;
+    for (Lane& lane : lanes) {
+      while (!may_step(lane)) {
+        lane = idle;
+        if (next == parts_.size()) break;
+        const Part& part = parts_[next++];
+        lane = {part.elements.data, part.elements.end(), part.plain, 0};
+      }
+      busy += lane.at != IDLE;
+    }
+    if (busy) need(!step(lanes), NOT_WHOLE);
+  } while (busy);
+  if (budget) budget->give(parts_.size() * sizeof(Part));
+  parts_.clear();
+}
+
+void skim_dictionary(const PageHeader& header, View body, const Leaf& leaf, Skimmed& skimmed) {
+  need((header.encoding == PLAIN || header.encoding == PLAIN_DICTIONARY) && leaf.type != BOOLEAN,
+       "a dictionary page is damaged");
+  const size_t plain = static_cast<size_t>(header.plain_bytes), entries = static_cast<size_t>(header.values);
+  need(entries <= plain / leaf.width(), "a dictionary page is damaged");
+  support(entries * leaf.width() == plain, "more follows the last entry of a dictionary");
+  skimmed.add(body, plain);
+}
+
+DataPage skim_page(const PageHeader& header, View body, const Chunk& chunk, const Leaf& leaf, bool first,
+                   Scratch& scratch, Skimmed& skimmed) {
+  if (!header.compressed) return open_page(header, body, chunk, leaf, first, scratch);
+  Chunk as_plain = chunk;
+  as_plain.codec = UNCOMPRESSED;
+  PageHeader of_levels = header;
+  if (header.type == DATA_PAGE_V2) {  // they lie before what is compressed
+    of_levels.plain_bytes = header.definition_bytes + header.repetition_bytes;
+    const size_t levels = static_cast<size_t>(of_levels.plain_bytes);
+    const size_t plain = static_cast<size_t>(header.plain_bytes) - levels;
+    const View values{body.data + levels, body.size - levels};
+    if (plain || values.size) skimmed.add(values, plain);
+    return open_page(of_levels, {body.data, levels}, as_plain, leaf, first, scratch);
+  }
+  const size_t plain = static_cast<size_t>(header.plain_bytes);
+  skimmed.add(body, plain);
+  first_bytes(elements_of(body, plain), std::min(plain, LEVELS_BYTES), scratch.check);
+  if (!hold_levels(scratch.check, leaf)) return open_page(header, body, chunk, leaf, first, scratch);
+  of_levels.plain_bytes = static_cast<i64>(scratch.check.size);
+  return open_page(of_levels, {scratch.check.data, scratch.check.size}, as_plain, leaf, first, scratch);
+}
+
+void check_chunk(View file, const Chunk& chunk, const Leaf& leaf, i64 rows, pm_depth depth, Scratch& scratch,
+                 PageCount& count, Skimmed& skimmed) {
+  const bool skims = depth == PM_CHECK_DECOMPRESS && can_skim(chunk.codec);
+  size_t entries = 0;
+  i64 found_rows = 0, nulls = 0;
+  auto note = [&](const PageHeader& header) {
+    count.pages++;
+    count.checksums += header.has_crc;
+  };
+  each_page(
+      file, chunk,
+      [&](const PageHeader& header, View body) {
+        note(header);
+        if (depth < PM_CHECK_DECOMPRESS) return;
+        if (skims && leaf.width()) {
+          skim_dictionary(header, body, leaf, skimmed);
+          return;
+        }
+        scratch.dictionary.clear();
+        entries = open_dictionary(header, body, chunk, leaf, scratch.dictionary, scratch);
+      },
+      [&](const PageHeader& header, View body, bool first) {
+        note(header);
+        if (depth < PM_CHECK_DECOMPRESS) return;
+        DataPage page = skims ? skim_page(header, body, chunk, leaf, first, scratch, skimmed)
+                              : open_page(header, body, chunk, leaf, first, scratch);
+        nulls += static_cast<i64>(page.levels - page.values);
+        if (page.repetition) found_rows += std::count(page.repetition, page.repetition + page.levels, 0);
+        if (depth < PM_CHECK_DECODE) return;
+        scratch.check.clear();
+        if (page.encoding == RLE_DICTIONARY) {
+          decode_dictionary_indices(page, chunk, entries, scratch);
+        } else {
+          decode_values(leaf, page.encoding, page.at, page.end, page.values, scratch.check, scratch.decode);
+        }
+      });
+  if (depth < PM_CHECK_DECOMPRESS) return;
+  need(!leaf.max_repetition || found_rows == rows, "a column has another number of rows than its row group");
+  need(chunk.nulls < 0 || leaf.max_repetition || nulls == chunk.nulls,
+       "a column has another number of nulls than its statistics say");
+}
+
+}  // namespace pagemerge

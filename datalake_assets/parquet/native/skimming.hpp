@@ -1,0 +1,40 @@
+// Compressed pages that are looked at without being decompressed: whether they would decompress, and their levels.
+#pragma once
+
+#include "pages.hpp"
+
+namespace pagemerge {
+
+// Whether pages of a codec can be skimmed.
+inline bool can_skim(int codec) { return codec == SNAPPY; }
+
+// Compressed pages, several of which are gone through at a time.
+class Skimmed {
+ public:
+  // Takes what has to decompress to so many bytes; it has to stay until it was checked.
+  void add(View packed, size_t plain);
+  // Refuses the file if something that was added does not.
+  void check();
+
+ private:
+  struct Part {
+    View elements;
+    size_t plain;
+  };
+  std::vector<Part> parts_;
+};
+
+// What `open_dictionary` and `open_page` find of a page, but for its entries, which all have one width, or its values.
+// That they decompress to as many bytes as the header says is left to `Skimmed::check`.
+void skim_dictionary(const PageHeader& header, View body, const Leaf& leaf, Skimmed& skimmed);
+DataPage skim_page(const PageHeader& header, View body, const Chunk& chunk, const Leaf& leaf, bool first,
+                   Scratch& scratch, Skimmed& skimmed);
+
+// Walks and proves a chunk as deep as asked, without keeping anything; what was skimmed is left to be checked.
+struct PageCount {
+  i64 pages = 0, checksums = 0;
+};
+void check_chunk(View file, const Chunk& chunk, const Leaf& leaf, i64 rows, pm_depth depth, Scratch& scratch,
+                 PageCount& count, Skimmed& skimmed);
+
+}  // namespace pagemerge
