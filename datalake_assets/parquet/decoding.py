@@ -31,7 +31,17 @@ from datalake_assets.parquet.chunk_pages import (
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
-__all__ = ["AT_HAND", "Tail", "check_chunks", "failing_column", "fits_piece", "is_dense", "open_parquet", "tables"]
+__all__ = [
+    "AT_HAND",
+    "Tail",
+    "check_chunks",
+    "failing_column",
+    "far_time_column",
+    "fits_piece",
+    "is_dense",
+    "open_parquet",
+    "tables",
+]
 
 MIB = 1 << 20
 #: Decoded bytes of a piece.
@@ -56,6 +66,8 @@ WORST_BYTES = 8 * PIECE_BYTES
 AT_HAND = (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile)
 #: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
 _NO_BYTES = "File too short"
+#: Microseconds from 1970 that nanoseconds in 64 bits reach: from 1677 to 2262.
+_NANOSECONDS_REACH_US = (1 << 63) // 1000
 
 
 def open_parquet(
@@ -176,6 +188,40 @@ def failing_column(parquet: pq.ParquetFile) -> str:
         except (pa.ArrowException, OSError, ValueError):
             return str(field.name)
     return ""
+
+
+def far_time_column(parquet: pq.ParquetFile) -> str:
+    """The first column with a 96-bit timestamp before 1677 or after 2262; empty if there is none.
+
+    Whoever reads these as nanoseconds in 64 bits, as Arrow does if not told and arrow-rs always, gets another time.
+
+    Args:
+        parquet: Opened with ``int96_unit="us"``.
+
+    Raises:
+        OSError, pyarrow.ArrowException: It cannot be read.
+    """
+    leaves = [parquet.schema.column(number) for number in range(parquet.metadata.num_columns)]
+    for path in (leaf.path for leaf in leaves if leaf.physical_type == "INT96"):
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=[path], use_threads=False):
+            if any(map(_is_far, batch.columns)):
+                return str(path)
+    return ""
+
+
+def _is_far(array: pa.Array) -> bool:
+    """Whether an array has such a time, at any depth."""
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
+    if pt.is_timestamp(array.type):
+        bounds = pc.min_max(array.cast(pa.int64()))
+        low, high = bounds["min"].as_py(), bounds["max"].as_py()
+        return low is not None and max(-low, high) >= _NANOSECONDS_REACH_US
+    if pt.is_struct(array.type):
+        return any(map(_is_far, array.flatten()))
+    if pt.is_map(array.type):
+        return _is_far(array.keys) or _is_far(array.items)
+    return pt.is_nested(array.type) and _is_far(array.flatten())
 
 
 def is_dense(

@@ -14,7 +14,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.core.facts import Expired
 from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake
-from datalake_assets.lake.adopted.delta_look import COMMIT, DeltaLook, MergedFiles, failure, line_of
+from datalake_assets.lake.adopted.delta_look import COMMIT, DeltaLook, MergedFiles, failure
+from datalake_assets.lake.adopted.delta_rows import line_of
 from datalake_assets.lake.adopted.logged_table import LoggedTable, Merged
 from datalake_assets.lake.adopted.owners import check_ownership
 from datalake_assets.lake.layout import address_of, folder_store
@@ -104,8 +105,11 @@ class AdoptedDelta(LoggedTable[DeltaLook]):
             ) from error
         if merged is None:
             return MergedFiles()
-        if merged.keys - {key} or merged.rows != merged.rows_removed:
-            reason = f"deltalake wrote {merged.rows} rows in place of {merged.rows_removed}, in {sorted(merged.keys)}"
+        if merged.keys - {key} or merged.rows != merged.rows_removed or merged.why_changed:
+            reason = (
+                merged.why_changed
+                or f"deltalake wrote {merged.rows} rows in place of {merged.rows_removed}, in {sorted(merged.keys)}"
+            )
             cure = f"restore version {merged.version - 1} of the table, and report it"
             raise CorruptLake(self.feed.source.where, reason, cure=cure)
         return merged

@@ -11,19 +11,18 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs as pafs
-from deltalake import DeltaTable, QueryBuilder
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from datalake_assets.core.compaction.cost import estimate_of
@@ -40,15 +39,17 @@ from datalake_assets.core.partitions import FOLDER_ITSELF
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNotFound
 from datalake_assets.feed import Feed
+from datalake_assets.lake.adopted.delta_rows import QueriedDataset, line_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Logged
-from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.adopted_footer import INT96_UNIT
+from datalake_assets.parquet.decoding import far_time_column, open_parquet, tables
 
 if TYPE_CHECKING:
     from deltalake.table import FilterConjunctionType
 
-__all__ = ["COMMIT", "DeltaLook", "MergedFiles", "failure", "line_of"]
+__all__ = ["COMMIT", "DeltaLook", "MergedFiles", "failure"]
 
 #: Features of a protocol that rewriting files leaves as they were (Delta protocol, "Table Features"). Of every other
 #: one, rows have something that the library does not carry over: ids, vectors, names of their own.
@@ -66,6 +67,8 @@ COMMITS = 1000
 _UPKEEP = ("OPTIMIZE", "VACUUM", "SET ", "UNSET ", "ADD ", "DROP ", "CREATE TABLE", "REORG", "FSCK", "UPGRADE")
 #: Footers that are read at once, of files of which the log does not say how many rows they have.
 THREADS = 32
+#: What a column has that no 64-bit nanoseconds hold.
+_FAR = "before 1677 or after 2262, in 96 bits, which deltalake would change"
 #: How Hive writes a null into a path.
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 #: What our commits carry in their ``commitInfo``.
@@ -90,13 +93,14 @@ def _reason_of(protocol: Any, configuration: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MergedFiles:
-    """What an optimize did, by the log: its version, files that left, rows that joined and left, and where."""
+    """What an optimize did, by the log: version, files that left, rows that joined and left, where, what is wrong."""
 
     version: int = 0
     files_removed: int = 0
     rows: int = 0
     rows_removed: int = 0
     keys: frozenset[str] = frozenset()
+    why_changed: str = ""
 
 
 class DeltaLook:
@@ -115,6 +119,7 @@ class DeltaLook:
         self._id, self._columns = str(metadata.id), tuple(metadata.partition_columns)
         self._reason = _reason_of(table.protocol(), metadata.configuration)
         self._values: dict[str, tuple[object, ...]] = {}
+        self._far: dict[str, str] = {}
         found: dict[str, list[DataFile]] = defaultdict(list)
         rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
         counted = self._all_counted([row["path"] for row in rows if row["num_records"] is None])
@@ -263,6 +268,7 @@ class DeltaLook:
                 rows=sum(self._rows_in(each["path"]) for each in added),
                 rows_removed=sum(self._rows_in(each["path"]) for each in removed),
                 keys=frozenset(self._key_in_log(each) for each in (*added, *removed)),
+                why_changed=self.why_too_far(each["path"] for each in removed),
             )
         return None
 
@@ -293,19 +299,38 @@ class DeltaLook:
         """Implements `TableLook`."""
         files = self.files(key)
         if reason := self._reason or self._why_unnamed(key):
-            alone = tuple(LeftAlone(file.name, reason) for file in files)
-            return CompactionPlan((), alone, estimate_of([], files=len(files)))
+            return _nothing(files, reason)
         last, closes_at = self.last_write(key), self.closes_at(key)
         closed = closes_at is not None and closes_at <= now
         whole = replace(rules, split_above_bytes=0)  # deltalake splits no file
         plan = plan_compaction(files, whole, now=now, closed=closed, last_commit=last, excluded=excluded)
+        small = (file.name for file in files if file.size_bytes < whole.target_file_bytes)
+        if plan.groups and (reason := self.why_too_far(small)):
+            return _nothing(files, reason)
         usable = [file for file in files if file.name not in (excluded or {})]
         again = again_at(usable, whole, now=now, closes_at=closes_at, last_commit=last)
         youngest = max((file.written_at for file in files if file.written_at is not None), default=None)
         if not plan.groups or rules.force or youngest is None or now - youngest >= rules.min_file_age:
             return replace(plan, again_at=again)
-        alone = tuple(LeftAlone(file.name, "waits for younger files: deltalake merges all") for file in files)
-        return CompactionPlan((), alone, estimate_of([], files=len(files)), youngest + rules.min_file_age)
+        waits = "waits for younger files: deltalake merges all"
+        return replace(_nothing(files, waits), again_at=youngest + rules.min_file_age)
+
+    def why_too_far(self, paths: Iterable[str]) -> str:
+        """Why the library must not read some files: it takes 96-bit times for nanoseconds, and changes far ones."""
+        wanted = list(paths) if "timestamp" in str(self.schema) else []
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
+            found = zip(wanted, pool.map(self._far_column, wanted), strict=True)
+            return next((f"{path} has {column!r} {_FAR}" for path, column in found if column), "")
+
+    def _far_column(self, path: str) -> str:
+        """The column of a file, which never changes; of one that cannot be read, the library says that."""
+        if path not in self._far:
+            try:
+                with self._opened(path) as source:
+                    self._far[path] = far_time_column(open_parquet(source, int96_unit=INT96_UNIT))
+            except (pa.ArrowException, OSError, ValueError):
+                return ""
+        return self._far[path]
 
     def _why_unnamed(self, key: str) -> str:
         values = self._values.get(key, ())
@@ -321,10 +346,18 @@ class DeltaLook:
     def dataset(self, keys: Sequence[str], *, where: ds.Expression | None = None) -> ds.Dataset:  # noqa: ARG002
         """Implements `TableLook`."""
         if self._reason:
-            return QueriedDataset.of(self, None if len(keys) == len(self._files) else keys)
+            names = [file.name for key in keys for file in self.files(key)]
+            return QueriedDataset.of(
+                self.table,
+                self.schema,
+                self.paths(keys),
+                where="true" if len(keys) == len(self._files) else self.where_sql(keys),
+                refusal=partial(self.why_too_far, names),
+            )
         wanted = {unquote(file.name) for key in keys for file in self.files(key)}
         try:
-            whole = self.table.to_pyarrow_dataset()
+            read = ds.ParquetReadOptions(coerce_int96_timestamp_unit=INT96_UNIT)
+            whole = self.table.to_pyarrow_dataset(parquet_read_options=read)
         except DeltaError as error:
             raise failure(self._feed, error) from error
         kept = [each for each in whole.get_fragments() if each.path in wanted]
@@ -379,7 +412,9 @@ class DeltaLook:
         elif deep:
             try:
                 with self._opened(file.name) as source:
-                    rows = sum(piece.num_rows for piece in tables(open_parquet(source), source=source))
+                    rows = sum(
+                        piece.num_rows for piece in tables(open_parquet(source, int96_unit=INT96_UNIT), source=source)
+                    )
             except (pa.ArrowException, OSError, ValueError) as error:
                 yield Difference(key, "rows", name, f"cannot be read: {line_of(error)}")
                 return
@@ -387,42 +422,9 @@ class DeltaLook:
                 yield Difference(key, "rows", name, f"{rows} rows, the table's log says {file.rows}")
 
 
-class QueriedDataset(BoundedDataset):
-    """The rows of a table as the library's SQL engine reads them, with its deletion vectors and column mapping."""
-
-    _look: DeltaLook
-    _keys: Sequence[str] | None
-
-    @classmethod
-    def of(cls, look: DeltaLook, keys: Sequence[str] | None) -> QueriedDataset:
-        """The rows of some partitions; None for all."""
-        wanted = look.partitions() if keys is None else keys
-        named = ds.FileSystemDataset.from_paths(
-            sorted(look.paths(wanted)),
-            schema=look.schema,
-            format=ds.ParquetFileFormat(),
-            filesystem=pafs.LocalFileSystem(),  # nothing is opened by it
-        )
-        made = cls(list(named.get_fragments()), named.schema, named.format, named.filesystem)
-        made._look, made._keys = look, keys
-        return made
-
-    def _batches(self, columns: Any, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
-        scanner = ds.Scanner.from_batches(
-            self._rows(), schema=self.schema, columns=columns, filter=where, batch_readahead=1, fragment_readahead=1
-        )
-        yield from scanner.to_batches()
-
-    def _rows(self) -> Iterator[pa.RecordBatch]:
-        chosen = ", ".join(map(identifier, self.schema.names))
-        where = "" if self._keys is None else f" WHERE {self._look.where_sql(self._keys)}"
-        try:
-            answer = QueryBuilder().register("t", self._look.table).execute(f"SELECT {chosen} FROM t{where}")  # noqa: S608  all are quoted
-            for batch in pa.RecordBatchReader.from_stream(answer):
-                columns = [column.cast(field.type) for column, field in zip(batch.columns, self.schema, strict=True)]
-                yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
-        except DeltaError as error:
-            raise OSError(f"deltalake cannot read the table: {line_of(error)}") from error
+def _nothing(files: Sequence[DataFile], reason: str) -> CompactionPlan:
+    """A plan that leaves all files alone."""
+    return CompactionPlan((), tuple(LeftAlone(file.name, reason) for file in files), estimate_of([], files=len(files)))
 
 
 def _key(columns: Sequence[str], values: Sequence[object]) -> str:
@@ -451,11 +453,6 @@ def _moment(value: object) -> datetime | None:
     if isinstance(value, datetime):
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
     return datetime(value.year, value.month, value.day, tzinfo=UTC) if isinstance(value, date) else None
-
-
-def line_of(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def failure(feed: Feed, error: Exception) -> LakeError:
