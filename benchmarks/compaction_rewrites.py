@@ -75,12 +75,16 @@ _VERIFY: Mapping[str, Mapping[str, Any]] = {
     "ours, verify=pages": {"verify": "pages"},
     "ours, verify=rows": {"verify": "rows"},
 }
+#: The way that is taken where the kernel was not built.
+_BY_ARROW: Mapping[str, Mapping[str, Any]] = {"ours, no kernel": {"native": False}}
 _ZSTD = {"compression": "zstd", "kernel": "reencode"}
 _ADOPTED: Mapping[str, Mapping[str, Any]] = {
     "ours, adopted": {"adopted": True},
     "ours, adopted, pages": {"adopted": True, "verify": "pages"},
 }
-TINY = Workload("tiny", 1_000, 1_060, "snappy", _VERIFY, read_by=("DuckDB", "pyarrow", "Polars", "fastparquet"))
+TINY = Workload(
+    "tiny", 1_000, 1_060, "snappy", {**_VERIFY, **_BY_ARROW}, read_by=("DuckDB", "pyarrow", "Polars", "fastparquet")
+)
 TINY_ZSTD = Workload(
     "tiny-zstd", 1_000, 1_060, "zstd", {name: {**settings, "compression": "zstd"} for name, settings in _VERIFY.items()}
 )
@@ -256,7 +260,9 @@ def _run(
 def _ours(contender: Contender, lake: Path, _: str, folder: Path) -> tuple[Used, str, Path]:
     clone(lake, folder)
     os.sync()
-    found = answer("benchmarks.compaction_ours", str(folder), json.dumps(contender.settings))
+    settings = dict(contender.settings or {})
+    env = {} if settings.pop("native", True) else {"DATALAKE_NATIVE": "0"}
+    found = answer("benchmarks.compaction_ours", str(folder), json.dumps(settings), env=env)
     if found["imported_late"]:
         print(f"  imported while the clock ran: {', '.join(found['imported_late'])}", file=sys.stderr)
     return Used(**found["used"]), found["kernel"], folder / "streams"

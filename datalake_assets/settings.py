@@ -5,7 +5,6 @@ What a source needs to be connected to is that source's to declare; `load_settin
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections import Counter
@@ -233,6 +232,8 @@ def _refuse_unknown(environment: Iterable[str]) -> None:
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             ends = {each.removeprefix(PREFIX): each for each in known}
+            import difflib  # noqa: PLC0415  only for who is refused
+
             similar = difflib.get_close_matches(name.upper().removeprefix(PREFIX), ends, n=1)
             hint = f"did you mean {ends[similar[0]]}?" if similar else "see docs/reference/settings.md"
             raise ConfigError(f"{name}: there is no such setting; {hint}")

@@ -40,6 +40,7 @@ from datalake_assets.parquet.pages import (
     page_of,
 )
 from datalake_assets.parquet.row_groups import MAGIC
+from datalake_assets.parquet.stated import value_width
 from datalake_assets.parquet.thrift import I32, STRUCT, TRUE, CompactReader, MalformedThrift
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ __all__ = [
     "UNREADABLE",
     "Chunk",
     "Chunks",
-    "value_width",
 ]
 
 #: Read at a time on the way from one page's header to the next.
@@ -70,8 +70,6 @@ DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
 BY_DICTIONARY = frozenset({"PLAIN_DICTIONARY", "RLE_DICTIONARY"})
 #: Encodings in which a text may take fewer bytes than it has.
 HIDING = BY_DICTIONARY | {"DELTA_BYTE_ARRAY"}
-#: Bytes of a value in Arrow, where Parquet's type fixes them.
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
 #: What each text takes besides, an offset and validity; and each value of a fixed width.
 OVERHEAD_BYTES, FIXED_OVERHEAD_BYTES = 5, 1
 # Fields of a header that say how its page begins: encodings of the levels (version 1); their lengths, and whether what
@@ -206,7 +204,7 @@ class Chunk:
         start = dictionary if dictionary and dictionary < data else data
         return cls(
             path=chunk.path_in_schema,
-            width=value_width(column, chunk.physical_type),
+            width=value_width(column),
             codec=codec,
             encodings=frozenset(chunk.encodings),
             values=max(int(chunk.num_values), 0),
@@ -401,16 +399,6 @@ class Chunk:
         if codec == "uncompressed" or not is_packed or not len(body):
             return memoryview(plain + bytes(body))
         return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), codec))
-
-
-def value_width(column: Any, kind: str) -> int | None:
-    """Bytes of a value in Arrow; None if they differ from value to value.
-
-    Args:
-        column: Arrow's metadata of the column.
-        kind: Its physical type.
-    """
-    return int(column.length) if kind == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(kind)
 
 
 def _header_numbers(header: bytes, field: int) -> dict[int, int]:

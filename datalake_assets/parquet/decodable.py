@@ -27,11 +27,12 @@ from datalake_assets.parquet.chunk_pages import (
     Chunks,
 )
 from datalake_assets.parquet.pages import DICTIONARY_PAGE
+from datalake_assets.parquet.stated import Stated, stated_of
 
 __all__ = ["ROW_BYTES", "ROW_GROUPS_HELD", "too_large", "undecodable"]
 
-#: The type of values of a length that the schema states; and bytes of the widest value of all others but texts.
-FIXED, WIDEST = "FIXED_LEN_BYTE_ARRAY", 8
+#: Bytes of the widest value of a type whose values have one length, but for those whose length the schema states.
+WIDEST = 8
 #: Decoded row groups that whoever rewrites may hold: what goes in, what is sorted, what is read back.
 ROW_GROUPS_HELD = 3
 #: Decoded bytes of a row, at the most, where nobody says how much memory there is: a compaction's default for all.
@@ -55,13 +56,19 @@ def too_large(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int)
     return ""
 
 
-def undecodable(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int) -> str:
+def undecodable(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int, stated: Stated | None = None) -> str:
     """What `too_large` says, or else why nothing proves which values a file has; empty if neither is so.
 
     One look at each column chunk finds out both: of small files looks take a tenth of the time. Pages are read only of
     chunks whose rows may be too large, or whose dictionary the footer does not state.
+
+    Args:
+        parquet: As for `too_large`; so are the next two.
+        source: Its bytes.
+        row_bytes: Decoded bytes of a row at the most.
+        stated: What its footer states, if somebody has looked it up.
     """
-    if _is_above_suspicion(parquet.metadata, row_bytes):
+    if _is_above_suspicion(stated or stated_of(parquet.metadata), row_bytes):
         return ""
     doubt = ""
     for chunks in Chunks(parquet, source):
@@ -72,25 +79,20 @@ def undecodable(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: in
     return doubt
 
 
-def _is_above_suspicion(metadata: pq.FileMetaData, row_bytes: int) -> bool:
+def _is_above_suspicion(stated: Stated, row_bytes: int) -> bool:
     """Whether a file's footer leaves no doubt, as that of nearly all small files: a fifth of the time of a look.
 
     It does where rows have one value a column, a whole row group has no more bytes than a row may have, and all
     dictionaries are stated.
     """
-    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
-    if any(column.max_repetition_level for column in columns):
+    if any(column.is_repeated for column in stated.columns):
         return False
-    fixed = sum(max(int(column.length), WIDEST) for column in columns if column.physical_type == FIXED)
-    fixed += (WIDEST + OVERHEAD_BYTES) * len(columns)
-    for number in range(metadata.num_row_groups):
-        group, encoded = metadata.row_group(number), 0
-        for index in range(group.num_columns):
-            chunk = group.column(index)
-            if not chunk.dictionary_page_offset and not BY_DICTIONARY.isdisjoint(chunk.encodings):
-                return False
-            encoded += max(int(chunk.total_uncompressed_size), int(chunk.total_compressed_size), 0)
-        if encoded + fixed > row_bytes:
+    fixed = sum(max(column.width or 0, WIDEST) for column in stated.columns if column.is_fixed)
+    fixed += (WIDEST + OVERHEAD_BYTES) * len(stated.columns)
+    for group in stated.groups:
+        if any(not chunk.dictionary and not BY_DICTIONARY.isdisjoint(chunk.encodings) for chunk in group.chunks):
+            return False
+        if sum(chunk.encoded_bytes for chunk in group.chunks) + fixed > row_bytes:
             return False
     return True
 

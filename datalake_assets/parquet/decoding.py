@@ -9,9 +9,8 @@ are begun with a few rows, and go on with as many as those let expect.
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +25,9 @@ from datalake_assets.parquet.chunk_pages import (
     UNREADABLE,
     Chunk,
     Chunks,
-    value_width,
 )
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
+from datalake_assets.parquet.stated import Stated, StatedChunk, StatedColumn, StatedGroup, stated_of
 from datalake_assets.parquet.thrift import MalformedThrift
 
 __all__ = [
@@ -62,6 +61,8 @@ SHORT_BYTES = 2048
 SKEW = 4
 #: Bytes above which the worst case counts, in which all values are the dictionary's longest.
 WORST_BYTES = 8 * PIECE_BYTES
+#: Texts that take no more even if all were as long as the chunk's bytes: no dictionary is looked at.
+FEW_BYTES = PIECE_BYTES // 32
 #: Files whose bytes are in memory, or mapped to it.
 AT_HAND = (pa.BufferReader, pa.MemoryMappedFile, pa.OSFile)
 #: What Arrow says of a file that has fewer bytes than its footer says (arrow-cpp, ReadAt).
@@ -151,7 +152,11 @@ class Tail(io.RawIOBase):
 
 
 def tables(
-    parquet: pq.ParquetFile, *, piece_bytes: int = PIECE_BYTES, source: pa.NativeFile | None = None
+    parquet: pq.ParquetFile,
+    *,
+    piece_bytes: int = PIECE_BYTES,
+    source: pa.NativeFile | None = None,
+    stated: Stated | None = None,
 ) -> Iterator[pa.Table]:
     """All rows in their order; what Arrow raises is passed on.
 
@@ -162,9 +167,10 @@ def tables(
         piece_bytes: Decoded bytes of a piece, about; of a single row, as many as it has.
         source: The file's bytes: pages then say how large rows get, wherever the footer leaves doubt; otherwise sizes
             are measured while rows are decoded, and texts that are short at first may be long all at once.
+        stated: What its footer states, if somebody has looked it up.
     """
-    categories = [field.name for field in parquet.schema_arrow if _has_dictionary(field.type)]
-    for piece in _pieces(parquet, piece_bytes, source):
+    categories = _categories(parquet.schema_arrow)
+    for piece in _pieces(parquet, piece_bytes, source, stated or stated_of(parquet.metadata)):
         for name in categories:
             piece[name].validate(full=True)
         yield piece
@@ -172,13 +178,12 @@ def tables(
 
 def fits_piece(parquet: pq.ParquetFile, source: pa.NativeFile) -> bool:
     """Whether all rows are one piece of `tables`; for arguments see there."""
-    sizes = (_Size.of(parquet.metadata, number, source) for number in range(parquet.num_row_groups))
-    return sum(size.bytes for size in sizes) <= PIECE_BYTES
+    return sum(size.bytes for size in _sizes(stated_of(parquet.metadata), source)) <= PIECE_BYTES
 
 
 def failing_column(parquet: pq.ParquetFile) -> str:
     """The first column that does not decode by itself, since Arrow does not say which; empty if all do."""
-    sizes = [_Size.of(parquet.metadata, number) for number in range(parquet.num_row_groups)]
+    sizes = _sizes(stated_of(parquet.metadata))
     largest = max((max(size.longest, size.bytes // max(size.rows, 1)) for size in sizes), default=0)
     rows = max(1, min(CAREFUL_ROWS, PIECE_BYTES // max(largest, 1)))
     for field in parquet.schema_arrow:
@@ -238,8 +243,7 @@ def is_dense(
         columns: Those that are to be decoded; None: all.
     """
     chunks = Chunks(parquet, source)
-    for number in range(parquet.num_row_groups):
-        size = _Size.of(parquet.metadata, number)
+    for number, size in enumerate(_sizes(stated_of(parquet.metadata))):
         if size.bytes <= limit_bytes:
             continue
         wanted = [chunk for chunk in chunks.of(number) if columns is None or _is_of(chunk.path, columns)]
@@ -270,6 +274,20 @@ def _decoded_bytes(chunks: list[Chunk], limit_bytes: int) -> int:
     return total
 
 
+#: The schema that was asked about last, and its columns of categories; small files in a row have the same.
+_last: tuple[pa.Schema, list[str]] | None = None
+
+
+def _categories(schema: pa.Schema) -> list[str]:
+    global _last  # noqa: PLW0603  replaced as a whole
+    known = _last
+    if known is not None and known[0].equals(schema):
+        return known[1]
+    found = [field.name for field in schema if _has_dictionary(field.type)]
+    _last = schema, found
+    return found
+
+
 def _has_dictionary(kind: pa.DataType) -> bool:
     if isinstance(kind, pa.BaseExtensionType):
         return _has_dictionary(kind.storage_type)
@@ -277,11 +295,13 @@ def _has_dictionary(kind: pa.DataType) -> bool:
     return pt.is_dictionary(kind) or any(map(_has_dictionary, inner))
 
 
-def _pieces(parquet: pq.ParquetFile, piece_bytes: int, source: pa.NativeFile | None) -> Iterator[pa.Table]:
+def _pieces(
+    parquet: pq.ParquetFile, piece_bytes: int, source: pa.NativeFile | None, stated: Stated
+) -> Iterator[pa.Table]:
     at_hand = source if isinstance(source, AT_HAND) else None  # elsewhere each look costs a request
-    sizes = [_Size.of(parquet.metadata, number, at_hand) for number in range(parquet.num_row_groups)]
-    if parquet.metadata.num_rows and sum(size.bytes for size in sizes) <= piece_bytes:
-        yield parquet.read(use_threads=False)
+    sizes = _sizes(stated, at_hand)
+    if stated.rows and sum(size.bytes for size in sizes) <= piece_bytes:
+        yield parquet.reader.read_all(use_threads=False)
         return
     chunks = None if source is None else Chunks(parquet, source)
     for number, size in enumerate(sizes):
@@ -380,37 +400,40 @@ class _Size:
     longest: int
 
     @classmethod
-    def of(cls, metadata: pq.FileMetaData, number: int, source: pa.NativeFile | None = None) -> _Size:
-        group = metadata.row_group(number)
+    def of(cls, group: StatedGroup, columns: Sequence[StatedColumn], source: pa.NativeFile | None = None) -> _Size:
+        """What it states; ``source`` has the pages of dictionaries, if they may be looked at."""
         plain, longest, hidden = 0, 0, 0
-        for index in range(group.num_columns):
-            column = group.column(index)
-            values = max(int(column.num_values), 0)
-            encoded = max(int(column.total_uncompressed_size), int(column.total_compressed_size), 0)
+        for chunk, column in zip(group.chunks, columns, strict=True):
+            values, encoded = chunk.values, chunk.encoded_bytes
             plain += values * OVERHEAD_BYTES
-            width = value_width(metadata.schema.column(index), column.physical_type)
-            if width is not None:
-                plain += values * width
-            elif HIDING.isdisjoint(column.encodings):
+            if column.width is not None:
+                plain += values * column.width
+            elif HIDING.isdisjoint(chunk.encodings):
                 plain += encoded
-            elif (texts := _texts_bytes(column, values, source)) is not None:
+            elif source is not None and values * encoded <= FEW_BYTES:
+                plain += values * encoded
+            elif (texts := _texts_bytes(chunk, source)) is not None:
                 plain += encoded + texts
             else:
-                longest += encoded * max(1, -(-values // max(group.num_rows, 1)))
+                longest += encoded * max(1, -(-values // max(group.rows, 1)))
                 hidden += encoded * values
-        return cls(group.num_rows, plain + hidden, longest)
+        return cls(group.rows, plain + hidden, longest)
 
 
-def _texts_bytes(column: Any, values: int, source: pa.NativeFile | None) -> int | None:
+def _sizes(stated: Stated, source: pa.NativeFile | None = None) -> list[_Size]:
+    return [_Size.of(group, stated.columns, source) for group in stated.groups]
+
+
+def _texts_bytes(chunk: StatedChunk, source: pa.NativeFile | None) -> int | None:
     """Bytes of the texts of a column chunk by its dictionary, generously; None if that does not say enough.
 
     Texts of a dictionary may differ in length and in how often they are used, so that much more than the mean is
     allowed for; and where even the longest possible would take too much, nothing is taken for granted.
     """
-    if source is None or not column.has_dictionary_page or "DELTA_BYTE_ARRAY" in column.encodings:
+    begin, values = chunk.dictionary, chunk.values
+    if source is None or "DELTA_BYTE_ARRAY" in chunk.encodings:
         return None
-    begin = int(column.dictionary_page_offset)
-    if not 0 <= begin < source.size():  # Arrow asks Python for a negative number of bytes otherwise: a SystemError
+    if not 0 < begin < source.size():  # Arrow asks Python for a negative number of bytes otherwise: a SystemError
         return None
     try:
         page = page_of(source.read_at(min(HEADER_BYTES, source.size() - begin), begin))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +19,7 @@ from datalake_assets.parquet.footer import TAIL_BYTES, Footer, footer_fault, par
 from datalake_assets.parquet.native import Depth, Part, load_kernel
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.sinks import checksum_like, new_checksum
+from datalake_assets.parquet.stated import stated_of
 from datalake_assets.parquet.writer import moment_of
 
 __all__ = ["CHANGED", "Input", "OpenInput"]
@@ -123,13 +123,14 @@ class OpenInput:
             #: As it stands in the file.
             self.footer_bytes = tail[:-TAIL_BYTES]
             self.schema: pa.Schema = self.parquet.schema_arrow
-            _check_names(self.parquet.metadata)
-        stated = self.parquet.metadata
-        there = sum(stated.row_group(index).num_rows for index in range(stated.num_row_groups))
-        if there != stated.num_rows:
-            raise UnreadableFile(file.name, f"its footer says {stated.num_rows} rows, and its row groups have {there}")
-        if stated.num_rows != file.rows:
-            raise UnreadableFile(file.name, f"{stated.num_rows} rows, {file.rows} were expected")
+            #: The key-value metadata of its footer.
+            self.key_values: dict[bytes, bytes] = dict(self.parquet.metadata.metadata or {})
+            self.stated = stated = stated_of(self.parquet.metadata)
+        there = sum(group.rows for group in stated.groups)
+        if there != stated.rows:
+            raise UnreadableFile(file.name, f"its footer says {stated.rows} rows, and its row groups have {there}")
+        if stated.rows != file.rows:
+            raise UnreadableFile(file.name, f"{stated.rows} rows, {file.rows} were expected")
 
     def close(self) -> None:
         """Closes the file."""
@@ -144,13 +145,12 @@ class OpenInput:
     @property
     def row_groups(self) -> int:
         """How many."""
-        return int(self.parquet.num_row_groups)
+        return len(self.stated.groups)
 
     @property
     def has_lists(self) -> bool:
         """Whether a row may have several values of a column."""
-        schema = self.parquet.schema
-        return any(schema.column(place).max_repetition_level for place in range(len(schema)))
+        return any(column.is_repeated for column in self.stated.columns)
 
     @property
     def mean_row_group_bytes(self) -> float:
@@ -165,14 +165,13 @@ class OpenInput:
     @property
     def plain_bytes(self) -> int:
         """Bytes of its pages before compression, as the footer has them."""
-        metadata = self.parquet.metadata
-        return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+        return sum(group.plain_bytes for group in self.stated.groups)
 
     @property
     def largest_row_group_bytes(self) -> int:
         """Encoded bytes of the largest row group."""
-        metadata = self.parquet.metadata
-        return max((_encoded_bytes(metadata.row_group(index)) for index in range(self.row_groups)), default=0)
+        groups = self.stated.groups
+        return max((sum(chunk.size_bytes for chunk in group.chunks) for group in groups), default=0)
 
     def time_bounds(self, row_group: int, column: str | None) -> tuple[datetime, ...] | None:
         """Earliest and latest time of a row group, by its statistics; empty if it has none, None if nobody knows."""
@@ -251,7 +250,7 @@ class OpenInput:
         at_hand = isinstance(self._native, AT_HAND)
         with _translating(self.file, self._with_column if at_hand else str):
             self.check_decodable()
-            for table in tables(self.parquet, source=self._native):
+            for table in tables(self.parquet, source=self._native, stated=self.stated):
                 kept = table if self._keep is None else self._keep(table)
                 rows, kept_rows = rows + table.num_rows, kept_rows + kept.num_rows
                 yield kept
@@ -279,7 +278,7 @@ class OpenInput:
         """
         if self._is_decodable:
             return
-        if reason := undecodable(self.parquet, self._native, row_bytes=self._row_bytes):
+        if reason := undecodable(self.parquet, self._native, row_bytes=self._row_bytes, stated=self.stated):
             raise UnreadableFile(self.file.name, reason)
         self._is_decodable = True
 
@@ -343,32 +342,9 @@ class OpenInput:
         for offset in range(self._digested_bytes, self.file.size_bytes, BLOCK_BYTES):
             self._read_at(offset, min(BLOCK_BYTES, self.file.size_bytes - offset))
 
-    @property
-    def key_values(self) -> dict[bytes, bytes]:
-        """The key-value metadata of its footer."""
-        return dict(self.parquet.metadata.metadata or {})
-
     def bloom_columns(self) -> frozenset[str]:
         """Paths of the columns that have bloom filters."""
-        if not self.row_groups:
-            return frozenset()
-        group = self.parquet.metadata.row_group(0)
-        columns = (group.column(index) for index in range(group.num_columns))
-        return frozenset(column.path_in_schema for column in columns if column.bloom_filter_offset is not None)
-
-
-def _check_names(metadata: Any) -> None:
-    """Raises what pyarrow raises over a name that is no UTF-8, before somebody asks for it elsewhere."""
-    for index in range(metadata.num_columns):
-        _ = metadata.schema.column(index).path
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for index in range(group.num_columns):
-            _ = group.column(index).path_in_schema
-
-
-def _encoded_bytes(group: Any) -> int:
-    return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
+        return frozenset(chunk.path for group in self.stated.groups[:1] for chunk in group.chunks if chunk.has_bloom)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from datalake_assets.parquet.outputs import Evidence
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.schemas import Shape, conform_table
-from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, pieces
+from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, sized_pieces
 from datalake_assets.parquet.sinks import checksum_like
 from datalake_assets.parquet.thrift import MalformedThrift
 from datalake_assets.parquet.writer import ZSTD_LEVEL, moment_of, sorted_by
@@ -231,8 +231,8 @@ class Merger:
         """
         if not source.is_whole or not source.file.checksum or source.row_groups < 2:  # noqa: PLR2004  some
             return None
-        metadata, limit_bytes = source.parquet.metadata, self._row_group_bytes
-        plain = [metadata.row_group(number).total_byte_size for number in range(source.row_groups)]
+        limit_bytes = self._row_group_bytes
+        plain = [group.plain_bytes for group in source.stated.groups]
         is_small = min(plain) >= 0 and max(source.largest_row_group_bytes, max(plain) // LARGER) <= limit_bytes
         schema = encoded_schema(source.footer_bytes, self._form.model.schema)
         if not is_small or schema != self._form.model.schema:
@@ -428,20 +428,20 @@ class Merger:
         held: list[pa.Table] = []
         held_bytes = 0
         for each in files:
-            segments, tables_held = len(done.segments), len(held)
+            segments, tables_held, bytes_before = len(done.segments), len(held), held_bytes
             try:
                 for table in self._tables([each]):
-                    for piece in pieces(table, self._row_group_bytes):
-                        if held and held_bytes + piece.nbytes > self._row_group_bytes:
+                    for piece, size_bytes in sized_pieces(table, self._row_group_bytes):
+                        if held and held_bytes + size_bytes > self._row_group_bytes:
                             done.segments.append(self._encoder.encode(held))
                             held, held_bytes = [], 0
                         held.append(piece)
-                        held_bytes += piece.nbytes
+                        held_bytes += size_bytes
             except UnreadableFile as error:
                 if len(done.segments) > segments:
                     raise BrokenHalfway(each.file.name, error.reason) from error
                 del held[tables_held:]
-                held_bytes = sum(piece.nbytes for piece in held)
+                held_bytes = bytes_before
                 done.rejected[each.file.name] = error.reason
                 continue
             done.detours[each.file.name] = each.why or why

@@ -403,11 +403,9 @@ def _lost_order(schema: pa.Schema) -> str | None:
 def _chunk_values(source: OpenInput) -> tuple[ChunkValues, str | None]:
     """The key-values that all column chunks of a column have, and, for a person, what only some of them have."""
     found: dict[str, Mapping[bytes, bytes]] = {}
-    for number in range(source.row_groups):
-        group = source.parquet.metadata.row_group(number)
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            values, path = chunk.metadata or {}, chunk.path_in_schema
+    for number, group in enumerate(source.stated.groups):
+        for chunk in group.chunks:
+            values, path = chunk.key_values, chunk.path
             if number and values != found.get(path, {}):
                 return {}, f"column {path!r} has key-values for some of its parts, which encoding it again would lose"
             if values:

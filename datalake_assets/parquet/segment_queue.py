@@ -14,7 +14,7 @@ from datalake_assets.parquet.inputs import Input, OpenInput
 from datalake_assets.parquet.page_merging import Merged, WholeFile, merger_of
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.schemas import Shape
-from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, pieces
+from datalake_assets.parquet.segments import Encoder, Segment, SegmentFormat, sized_pieces
 
 __all__ = ["SegmentQueue"]
 
@@ -66,8 +66,7 @@ class SegmentQueue:
     def add(self, table: pa.Table) -> None:
         """Takes rows."""
         self._begin(tables=True)
-        for piece in pieces(table, self._row_group_bytes):
-            size_bytes = max(table.nbytes, 1) * piece.num_rows // table.num_rows
+        for piece, size_bytes in sized_pieces(table, self._row_group_bytes):
             self._make_room(size_bytes)
             self._tables.append(piece)
             self._held_bytes += size_bytes

@@ -40,7 +40,7 @@ from datalake_assets.parquet.writer import (
     time_bounds,
 )
 
-__all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "pieces", "sorted_pieces"]
+__all__ = ["Encoder", "Model", "Segment", "SegmentFormat", "model_of", "sized_pieces", "sorted_pieces"]
 
 #: Share of wrong positives of a bloom filter that is built anew (Parquet's own default).
 BLOOM_FPP = 0.05
@@ -201,13 +201,16 @@ class Encoder:
         self._lock = threading.Lock()
 
     def encode(self, tables: list[pa.Table]) -> Segment:
-        """Encodes the tables' rows as one row group; takes the list over, so that the rows can go early.
+        """Encodes rows as one row group.
+
+        Args:
+            tables: The rows, of one schema; the list is taken over, so that they can go early.
 
         Raises:
             CorruptLake: What was encoded does not decode to the rows that went in.
         """
         form = self._form
-        table = pa.concat_tables([conform_table(table, form.schema) for table in tables])
+        table = conform_table(pa.concat_tables(tables), form.schema)
         tables.clear()
         ordered, hashed = table, None
         if form.time_column is not None and not form.sorting:
@@ -285,10 +288,21 @@ class Encoder:
         return self._hasher.of(table)
 
 
-def pieces(table: pa.Table, limit_bytes: int) -> Iterator[pa.Table]:
-    """The rows of a table in pieces of about so many bytes, or of one row."""
-    at_once = max(1, limit_bytes * table.num_rows // max(table.nbytes, 1))
-    yield from (table.slice(start, at_once) for start in range(0, table.num_rows, at_once))
+def sized_pieces(table: pa.Table, limit_bytes: int) -> Iterator[tuple[pa.Table, int]]:
+    """The rows of a table in pieces of about so many bytes, or of one row, and how many bytes each takes.
+
+    Of a table whose buffers take no more as a whole, this is what they take, which is known at once; to find out how
+    much of them a table uses takes Arrow as long as to decode a column.
+    """
+    if (size_bytes := table.get_total_buffer_size()) <= limit_bytes:
+        if table.num_rows:
+            yield table, max(size_bytes, 1)
+        return
+    size_bytes = max(table.nbytes, 1)
+    at_once = max(1, limit_bytes * table.num_rows // size_bytes)
+    for start in range(0, table.num_rows, at_once):
+        piece = table.slice(start, at_once)
+        yield piece, size_bytes * piece.num_rows // table.num_rows
 
 
 def _bloom_options(table: pa.Table, columns: Sequence[str] | frozenset[str]) -> dict[str, dict[str, float]]:
@@ -372,11 +386,11 @@ def _sorted_runs(tables: Iterable[pa.Table], by: Sequence[str], run_bytes: int) 
         return run.take(_order(_sort_keys(run, by), by))
 
     for table in tables:
-        for piece in pieces(table, run_bytes):
-            if held and held_bytes + piece.nbytes > run_bytes:
+        for piece, size_bytes in sized_pieces(table, run_bytes):
+            if held and held_bytes + size_bytes > run_bytes:
                 yield flush()
             held.append(piece)
-            held_bytes += piece.nbytes
+            held_bytes += size_bytes
     if held:
         yield flush()
 
