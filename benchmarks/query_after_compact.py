@@ -8,8 +8,8 @@ reads the table who is given the catalog. Each query is asked several times, and
 does other things besides: by a process that knows the table, and by processes that never saw it, as after a restart or
 in a Lambda function. Rows are drawn at random, so that they hardly compress.
 
-``QUERY`` counts rows by the snapshot's manifests, and reads no file for it, before as after: there is nothing that
-fewer files could make faster.
+Both engines count rows by the snapshot's manifests: they read no file for it, before as after, so that there is nothing
+that fewer files could make faster. That is the target of a count, and of the others a factor.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ QUERIES = {
 LETTERS, ROW_BYTES = 240, 175
 ROUNDS, FIRST_ROUNDS = 7, 3
 WANTED = 5.0
+#: Requests of a count: the table, its list of manifests, and those.
+COUNTED = 10
 #: The write API in a process of its own.
 SERVE = ("benchmarks", "query_after_compact", "serve")
 #: Where `make bench` installs DuckDB and its extensions.
@@ -129,7 +131,13 @@ def _compared(
             (was, many), (now, few) = before[table][name], after[table][name]
             factor = was / now
             print(f"{table:20}{name:22}{was:8.3f}{many:10}{now:8.3f}{few:10}{factor:8.1f}")
-            yield Target(f"{table}: {name}, times faster", f"at least {WANTED:g}", f"{factor:.1f}", factor >= WANTED)
+            if name == "count":
+                is_counted = max(many, few) <= COUNTED
+                yield Target(f"{table}: {name}, requests", f"at most {COUNTED}", f"{many} and {few}", is_counted)
+            else:
+                yield Target(
+                    f"{table}: {name}, times faster", f"at least {WANTED:g}", f"{factor:.1f}", factor >= WANTED
+                )
 
 
 def _settings(server: S3Server, endpoint: str, catalog: str) -> dict[str, str]:

@@ -133,7 +133,8 @@ class _Traffic:
             with closing(SqlCatalog("datalake", uri=uri)) as catalog:
                 found = _found(catalog.load_table(("sales", "orders")), counts)
         counts["rows"] = len(expected)
-        compactions = [json.loads(line) for line in _notes(self.notes, ["compact", "0"]).read_text().splitlines()]
+        log = _notes(self.notes, ["compact", "0"])  # on a busy machine none may have ended in time
+        compactions = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         counts["files compacted"] = sum(each.get("compacted", 0) for each in compactions)
         counts["compactions in vain"] = sum("in vain" in each for each in compactions)
         faults += [] if expected else ["nothing was written: give it more time"]

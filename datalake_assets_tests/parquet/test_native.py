@@ -253,6 +253,20 @@ def test_a_look_says_what_a_file_is(kernel):
     assert found[1].refused.kind is Refusal.DAMAGED
 
 
+def test_checksum_that_is_no_number_of_32_bits_is_refused(kernel):
+    """Else nobody would compare it."""
+    body, at = bytearray(parquet(small(0), compression="none", write_page_checksum=True)), 4
+    for _ in range(3):  # type and sizes of the first page: a byte of the field, and a varint
+        at += 1
+        while body[at] & 0x80:
+            at += 1
+        at += 1
+    assert body[at] == 0x15
+    body[at] = 0x14
+    assert kernel.check([Part(bytes(body))], Depth.DECODE)[0].refused.kind is Refusal.DAMAGED
+    assert kernel.walk([Part(bytes(body))])[0].kind is Refusal.DAMAGED
+
+
 def test_pages_are_copied_without_their_codec(kernel, tmp_path):
     """A build without any codec: what has to be decompressed is refused, what stays compressed is not."""
     library, sources = tmp_path / "pagemerge.so", Path(native.__file__).parent.glob("*.cpp")
