@@ -28,7 +28,7 @@ from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.engines.toy import toy  # noqa: F401  likewise
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.processes import warm_processes
-from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, spare
+from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, compiling_once, spare
 from datalake_assets_tests.scheduling import FilesTogether
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
 from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer
@@ -169,6 +169,8 @@ def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         _spare_clients(patch)
         databases = tmp_path_factory.mktemp("dagster")
         patch.setenv(FOLDER, str(databases))
+        if sql := sys.modules.get("pyiceberg.catalog.sql"):
+            patch.setattr(sql, "create_engine", compiling_once(sql.create_engine))
         if "dagster" in sys.modules:  # in a run of all tests it is
             for name in MODULES:
                 import_module(name)

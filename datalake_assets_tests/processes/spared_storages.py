@@ -21,7 +21,7 @@ from typing import Any
 
 from sqlalchemy.pool import QueuePool
 
-__all__ = ["FOLDER", "MODULES", "spare"]
+__all__ = ["FOLDER", "MODULES", "compiling_once", "spare"]
 
 #: The variable that names the folder which keeps the first database of each kind.
 FOLDER = "TESTS_DATABASES"
@@ -51,7 +51,7 @@ def spare(set_attribute: Callable[[object, str, object], None], folder: Path, na
     if name.endswith(".in_memory"):
         set_attribute(module, "create_engine", _pooled(module.create_engine))
         return
-    set_attribute(module, "create_engine", _kept(module.create_engine))
+    set_attribute(module, "create_engine", _kept(compiling_once(module.create_engine)))
     if name.endswith("sqlite_event_log"):
         _copy_new_shards(set_attribute, module.SqliteEventLogStorage, folder / "events.db")
     elif name.endswith("sqlite_run_storage"):
@@ -61,12 +61,31 @@ def spare(set_attribute: Callable[[object, str, object], None], folder: Path, na
 
 
 def _pooled(create_engine: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps a connection to a database in memory, which is of one instance; Dagster makes one for each statement."""
+    """Keeps a connection to a database in memory, which is of one instance; Dagster makes one for each statement.
+
+    What one of them compiled, all others have.
+    """
 
     def create(url: str, **_: object) -> Any:
         return create_engine(
             url, poolclass=QueuePool, pool_size=1, max_overflow=-1, connect_args={"check_same_thread": False}
         )
+
+    return compiling_once(create)
+
+
+def compiling_once(create_engine: Callable[..., Any]) -> Callable[..., Any]:
+    """Has engines share a dialect, and by that what was compiled for it: a statement takes a millisecond."""
+    first: list[Any] = []
+
+    def create(*arguments: object, **options: object) -> Any:
+        engine = create_engine(*arguments, **options)
+        if not first:
+            first.append(engine)
+        elif first[0].dialect.server_version_info is not None:  # its first connection has told
+            engine.dialect = engine.pool._dialect = first[0].dialect
+            engine._compiled_cache = first[0]._compiled_cache
+        return engine
 
     return create
 
