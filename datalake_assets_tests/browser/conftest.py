@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from datalake_assets_tests.browser.servers import ROOT, DemoUI, running_ui
 
-#: Set by ``.ci/run``; most CI systems set CI.
-NEEDED = ("CI", "TESTS_NEED_BROWSER")
+# set by ``.ci/run``; most CI systems set CI
+_NEEDED = ("CI", "TESTS_NEED_BROWSER")
 #: Where the pictures go.
 PICTURES = Path(os.environ.get("DATALAKE_SCREENSHOTS") or ROOT / "build" / "screenshots")
 WIDTH, HEIGHT = 1400, 1000
@@ -50,8 +50,8 @@ _REMEMBERED = "cookies,indexeddb,local_storage,service_workers"
 _PICTURES = 8
 # a JPEG to compare takes a tenth of the CPU of a PNG
 _COARSE = 30
-#: CI runs as root in a container; a process that stands by for the next page is started for nothing
-ARGUMENTS = ["--no-sandbox", "--process-per-site", "--disable-features=SpareRendererForSitePerProcess"]
+# CI runs as root in a container; a process that stands by for the next page is started for nothing
+_ARGUMENTS = ["--no-sandbox", "--process-per-site", "--disable-features=SpareRendererForSitePerProcess"]
 #: Where a page is while a test waits: it asks for nothing.
 QUIET = "/settings"
 # what the app's router listens to
@@ -77,10 +77,10 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         reason = "no chromium and no google-chrome on the PATH (Debian: apt-get install chromium)"
-        assert not any(os.environ.get(name) for name in NEEDED), reason
+        assert not any(os.environ.get(name) for name in _NEEDED), reason
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
         yield browser
         browser.close()
 

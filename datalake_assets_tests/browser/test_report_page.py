@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from datalake_assets.core.report.figures import Quarantined
 from datalake_assets.core.report.findings import build_report
 from datalake_assets.report.page import page_html
-from datalake_assets_tests.browser.conftest import ARGUMENTS, NEEDED, PICTURES
+from datalake_assets_tests.browser.conftest import PICTURES
 from datalake_assets_tests.core.lakes import MIB, NOON, commit_of, feed_of, partition_of, statistics_of
 
-pytestmark = pytest.mark.browser
+# one browser for all: they go to one worker, one after another
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 # right end of each row's first text, left end of its second one: names, and the figures beside them
 _BESIDE = """() => [...document.querySelectorAll('svg.plot g')]
@@ -45,16 +44,11 @@ class Window:
 
 
 @pytest.fixture(scope="module")
-def window() -> Iterator[Window]:
+def window(chromium: Browser) -> Iterator[Window]:
     """One for all tests: each would start a process to draw it."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        assert not any(os.environ.get(name) for name in NEEDED)
-        pytest.skip("no chromium and no google-chrome on the PATH")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield Window(browser.new_context(offline=True).new_page())
-        browser.close()
+    context = chromium.new_context(offline=True)
+    yield Window(context.new_page())
+    context.close()
 
 
 @pytest.fixture(scope="module")
