@@ -29,7 +29,7 @@ from datalake_assets_tests.sources.dlt.paging_api import PagingApi
 
 __all__ = ["DltRounds", "export_resource"]
 
-MODULE = "datalake_assets_tests.sources.dlt.paging_api"
+MODULE = "datalake_assets_tests.sources.dlt.paged_resources"
 #: What is killed, and how many times an export does it at the most.
 OPERATIONS: dict[tuple[type, str], int] = {
     (LocalStore, "stage"): 3,

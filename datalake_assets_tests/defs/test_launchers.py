@@ -7,8 +7,6 @@ import itertools
 import dagster as dg
 import pytest
 from dagster_aws.ecs import EcsRunLauncher
-from dagster_k8s import DagsterK8sJobConfig
-from dagster_k8s.job import construct_dagster_k8s_job, get_user_defined_k8s_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +36,12 @@ def tags(launcher: str, **runs: object) -> dict[str, str]:
 
 def resources(found: dict[str, str]) -> dict[str, dict[str, str]]:
     """The resources of the container that Kubernetes is asked for, by the launcher's own code."""
+    from dagster_k8s.job import (  # noqa: PLC0415  a second
+        DagsterK8sJobConfig,
+        construct_dagster_k8s_job,
+        get_user_defined_k8s_config,
+    )
+
     job = construct_dagster_k8s_job(
         DagsterK8sJobConfig(job_image="lake:1", dagster_home="/home"),
         args=["dagster", "api", "execute_run"],

@@ -11,7 +11,8 @@ import signal
 import sys
 import tempfile
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,19 @@ from datalake_assets.testing.engines import EngineContract
 from datalake_assets_tests.lake.hive_tables import folder_ids, ids
 from datalake_assets_tests.lake.test_compaction import DAY, FOLDER, ROWS, with_files
 
-ray = pytest.importorskip("ray", reason="datalake-assets[ray] is not installed")
+if find_spec("ray") is None:
+    pytest.skip("datalake-assets[ray] is not installed", allow_module_level=True)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def ray():
+    """Imported when it is needed: that takes seconds."""
+    return import_module("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster(ray):
     """This machine's; the engine itself starts it."""
     with tempfile.TemporaryDirectory(prefix="ray") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
@@ -58,7 +66,7 @@ def test_compaction_by_workers_is_exact(local_store, cluster):
     assert list(local_store.list_staged("")) == []
 
 
-def test_cluster_that_does_not_answer_is_one_line_at_once(cluster, monkeypatch):
+def test_cluster_that_does_not_answer_is_one_line_at_once(ray, cluster, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(
         EngineError, match=r"no cluster at 127.0.0.1:9 \(.*refused\); start one with 'ray start --head'"
@@ -66,7 +74,7 @@ def test_cluster_that_does_not_answer_is_one_line_at_once(cluster, monkeypatch):
         ray_cluster._initialize(ray)
 
 
-def test_what_ray_has_to_say_of_dead_workers_is_not_printed(cluster, tmp_path, capfd, caplog):
+def test_what_ray_has_to_say_of_dead_workers_is_not_printed(ray, cluster, tmp_path, capfd, caplog):
     """Stdout is a command's answer, a JSON document perhaps."""
     caplog.set_level("INFO", logger="datalake_assets")
     task = Task(partial(die_once, str(tmp_path)), "dies")
@@ -102,7 +110,7 @@ def without_package(work):
         sys.modules.update(kept)
 
 
-def test_worker_without_the_package_says_so(cluster):
+def test_worker_without_the_package_says_so(ray, cluster):
     """What workers are sent runs where nothing of ours is installed."""
     found = ray.remote(without_package).remote(ray_cluster._bootstrap())
     with pytest.raises(EngineError, match=r"has no package 'datalake_assets.*'; install datalake-assets==.* on every"):

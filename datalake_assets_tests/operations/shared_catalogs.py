@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 import stamina
-from moto.server import ThreadedMotoServer
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import RESTError
 from pyiceberg.table import Table
@@ -139,6 +138,8 @@ def ready_rest_catalog(server: S3Server) -> SharedCatalog:
 @contextmanager
 def glue_server() -> Iterator[str]:
     """Runs moto; gives its URL. It takes every commit, whatever it was built on: conflicts cannot be shown there."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415  a second
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

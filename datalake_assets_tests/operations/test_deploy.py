@@ -12,14 +12,13 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
-import cfnlint.api
-import cfnlint.decode
 import pytest
 from click.testing import CliRunner
 
 from datalake_assets.cli.app import app
 from datalake_assets.operations.openapi import PATH
 from datalake_assets.settings import settings_model
+from datalake_assets_tests.operations.cloudformation import complaints, template_of
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA
 from datalake_assets_tests.operations.lambda_runtime import LambdaFunction
 from datalake_assets_tests.operations.shared_catalogs import SharedCatalog, glue_server
@@ -33,9 +32,7 @@ HERE = {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/nul
 
 @pytest.fixture(scope="module")
 def template():
-    found, problems = cfnlint.decode.decode(str(TEMPLATE))
-    assert problems == []
-    return found
+    return template_of(TEMPLATE)
 
 
 def resources(template, kind):
@@ -54,9 +51,7 @@ def resolved(value, parameters):
 
 @pytest.mark.slow
 def test_template_is_one_that_cloudformation_takes():
-    found = cfnlint.api.lint(TEMPLATE.read_text(), regions=["us-east-1"])
-
-    assert [f"{each.linenumber}: {each.rule.id} {each.message}" for each in found] == []
+    assert complaints(TEMPLATE) == []
 
 
 def test_routes_of_the_template_are_those_that_the_handler_answers(template):

@@ -9,29 +9,25 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
-import cfnlint.api
-import cfnlint.decode
 import pytest
 from click.testing import CliRunner
 
 from datalake_assets.cli.app import app
 from datalake_assets.settings import settings_model
+from datalake_assets_tests.operations.cloudformation import complaints, template_of
 
 QUEUES = Path(__file__).parents[2] / "deploy" / "queues"
 FILES = QUEUES.with_name("files")
 
 
 def template(name, folder=QUEUES):
-    found, problems = cfnlint.decode.decode(str(folder / name))
-    assert problems == []
-    return found["Resources"]
+    return template_of(folder / name)["Resources"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [QUEUES / "fargate.yaml", QUEUES / "lambda.yaml", FILES / "fargate.yaml"], ids=str)
 def test_templates_are_some_that_cloudformation_takes(path):
-    found = cfnlint.api.lint(path.read_text(), regions=["us-east-1"])
-    assert [f"{each.linenumber}: {each.rule.id} {each.message}" for each in found] == []
+    assert complaints(path) == []
 
 
 def commands():

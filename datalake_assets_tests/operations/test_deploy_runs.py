@@ -13,21 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import cfnlint.api
-import cfnlint.decode
 import dagster as dg
 import pytest
 import yaml
-from celery.bin.celery import celery
 from click.testing import CliRunner
 from dagster._core.launcher import LaunchRunContext  # noqa: TID251  what the daemon hands to a launcher
-from dagster_k8s.job import USER_DEFINED_K8S_JOB_CONFIG_SCHEMA, DagsterK8sJobConfig
-from moto import mock_aws
 
 from datalake_assets.core.compaction.run_groups import RunEstimate
 from datalake_assets.defs.launchers import compaction_tags
 from datalake_assets.settings import Settings
 from datalake_assets_tests.lake.feeds import stream_feed
+from datalake_assets_tests.operations.cloudformation import complaints, template_of
 
 RUNS = Path(__file__).parents[2] / "deploy" / "runs"
 ESTIMATE = RunEstimate(size_bytes=8 << 30, work_s=118.2, cores=2, memory_bytes=912 << 20)
@@ -147,8 +143,16 @@ def test_docker_is_asked_for_a_container_that_has_a_limit(tmp_path, monkeypatch)
     assert asked[-1][:2] == ("POST", "/v1.44/containers/c1/start")
 
 
-@mock_aws
-def test_ecs_is_asked_for_a_task_of_the_runs_size(tmp_path, monkeypatch):
+@pytest.fixture
+def aws():
+    """AWS, as moto has it in this process."""
+    from moto import mock_aws  # noqa: PLC0415  half a second
+
+    with mock_aws():
+        yield
+
+
+def test_ecs_is_asked_for_a_task_of_the_runs_size(aws, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     ecs = boto3.client("ecs")
     ecs.create_cluster(clusterName="lake")
@@ -191,6 +195,8 @@ def test_celery_is_told_of_a_run_on_its_queue(tmp_path, monkeypatch):
 
 
 def test_helm_values_are_some_that_the_launcher_takes():
+    from dagster_k8s.job import USER_DEFINED_K8S_JOB_CONFIG_SCHEMA, DagsterK8sJobConfig  # noqa: PLC0415  a second
+
     values = yaml.safe_load((RUNS / "kubernetes" / "values.yaml").read_text())
     assert values["runLauncher"]["type"] == "K8sRunLauncher"
     given = values["runLauncher"]["config"]["k8sRunLauncher"]
@@ -203,6 +209,8 @@ def test_helm_values_are_some_that_the_launcher_takes():
 
 
 def test_worker_of_celery_has_a_command_that_there_is():
+    from celery.bin.celery import celery  # noqa: PLC0415  half a second
+
     unit = configparser.ConfigParser(interpolation=None, strict=True)
     unit.optionxform = str
     unit.read_string((RUNS / "celery" / "datalake-worker.service").read_text())
@@ -216,14 +224,11 @@ def test_worker_of_celery_has_a_command_that_there_is():
 
 @pytest.mark.slow
 def test_template_is_one_that_cloudformation_takes():
-    found = cfnlint.api.lint((RUNS / "ecs" / "task.yaml").read_text(), regions=["us-east-1"])
-    assert [f"{each.linenumber}: {each.rule.id} {each.message}" for each in found] == []
+    assert complaints(RUNS / "ecs" / "task.yaml") == []
 
 
 def template() -> dict[str, Any]:
-    found, problems = cfnlint.decode.decode(str(RUNS / "ecs" / "task.yaml"))
-    assert problems == []
-    resources: dict[str, Any] = found["Resources"]
+    resources: dict[str, Any] = template_of(RUNS / "ecs" / "task.yaml")["Resources"]
     return resources
 
 

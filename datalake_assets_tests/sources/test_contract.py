@@ -317,7 +317,7 @@ class TestMariaDbByTime(_Sql):
 
 class _Dlt(SourceContract):
     kind = FeedKind.STREAM
-    module = "datalake_assets_tests.sources.dlt.paging_api"
+    module = "datalake_assets_tests.sources.dlt.paged_resources"
 
     @pytest.fixture
     def source(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceSystem]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
@@ -93,6 +92,8 @@ class TestRestCatalog(AppendContract, DeletionContract):
 
 def test_feed_in_glue_is_written_read_and_purged(local_store, s3_environment):
     """Moto takes every commit, whatever it was built on: it cannot show a conflict, as AWS does."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415  a second
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -1,18 +1,14 @@
-"""An API that pages, answers many requests with 429, and grows meanwhile; and resources of dlt that read it."""
+"""An API that pages, answers many requests with 429, and grows meanwhile."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-import dlt
-from dlt.sources.rest_api import rest_api_resources
-
-__all__ = ["PagingApi", "broken", "counted", "events", "nobody", "odd", "plain"]
+__all__ = ["PagingApi"]
 
 PAGE = 50
 
@@ -71,56 +67,3 @@ class PagingApi:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-def events(url: str) -> Any:
-    """dlt's own REST source, read on by ``id``."""
-    config: Any = {
-        "client": {"base_url": url, "paginator": {"type": "page_number", "base_page": 1, "total_path": None}},
-        "resources": [
-            {
-                "name": "events",
-                "primary_key": "id",
-                "endpoint": {
-                    "path": "events",
-                    "data_selector": "items",
-                    "params": {"since": {"type": "incremental", "cursor_path": "id", "initial_value": 0}},
-                },
-            }
-        ],
-    }
-    return rest_api_resources(config)[0]
-
-
-@dlt.resource(name="counted")
-def counted(url: str) -> Iterator[dict[str, Any]]:
-    """A state of its own, and rows that are alike."""
-    state = dlt.current.resource_state()
-    state["runs"] = state.get("runs", 0) + 1
-    for _ in range(3):
-        yield {"at": "2025-01-01T00:00:00Z", "run": 1 if url == "same" else state["runs"]}
-
-
-plain = dlt.resource([{"id": 1, "mixed": 1}, {"id": 2, "mixed": "x"}], name="plain")
-
-
-#: Values that dlt's own JSON has no place for, or takes for others.
-odd = dlt.resource(
-    [
-        {"id": 1, "number": float("inf"), "large": 2**70, "text": "\uf0261.5", "nested": {"n": 2**70}},
-        {"id": 2, "number": float("-inf"), "large": -(2**65), "text": "\uf0272024-01-01", "nested": None},
-        {"id": 3, "number": 0.5, "large": 1, "text": "\ud800", "nested": ["\uf0261.5"]},
-    ],
-    name="odd",
-)
-
-
-def nobody() -> None:
-    """Makes no resource."""
-
-
-@dlt.resource
-def broken(url: str) -> Iterator[dict[str, Any]]:
-    """Fails after a row."""
-    yield {"id": 1, "at": "2025-01-01T00:00:00Z"}
-    raise ValueError(f"cannot read {url}?key=s3cret")

@@ -22,7 +22,7 @@ from datalake_assets_tests.sources.sql.landing import land, landed, quarantine
 
 #: dlt keeps the connections of its sessions until these are collected.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-MODULE = "datalake_assets_tests.sources.dlt.paging_api"
+MODULE = "datalake_assets_tests.sources.dlt.paged_resources"
 
 
 @pytest.fixture(autouse=True)
