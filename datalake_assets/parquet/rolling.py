@@ -30,6 +30,9 @@ WAITING = 1
 #: Small batches are joined this many at a time: each costs kilobytes of bookkeeping that its size does not show.
 JOINED_BATCHES = 128
 SMALL_BATCH_BYTES = 64 << 10
+#: Row groups after which memory that is free goes back to the system. What an open file keeps of each lies among larger
+#: blocks that are free by then: without it, an export of 2 GB held 75 MiB more at its end than at its beginning.
+RELEASED_ROW_GROUPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Bounds:
         age_s: Seconds after which a buffer becomes a row group, full or not.
     """
 
-    buffered_bytes: int = 96 * MIB
+    buffered_bytes: int = 64 * MIB
     open_files: int = 32
     buffers: int = 1024
     rows: int = 1 << 20
@@ -141,7 +144,7 @@ class RollingWriter(Generic[FinishedT]):
         self._encodings: Encodings | None = None
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="parquet-encoder")
         self._jobs: deque[tuple[Future[None], int]] = deque()
-        self._buffered_bytes = self._waiting_bytes = 0
+        self._buffered_bytes = self._waiting_bytes = self._row_groups = 0
         self.bytes_written = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -241,6 +244,9 @@ class RollingWriter(Generic[FinishedT]):
             for rows in buffer.batches:
                 file.beside.write(rows)
         file.parquet.write_batches(buffer.batches)
+        self._row_groups += 1
+        if self._row_groups % RELEASED_ROW_GROUPS == 0:
+            pa.default_memory_pool().release_unused()
         if buffer.rows >= SAMPLE_ROWS:
             self._encodings = file.parquet.encodings  # what suits one partition suits the next
         self.bytes_written += file.parquet.size_bytes - before

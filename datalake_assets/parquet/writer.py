@@ -248,8 +248,12 @@ class ParquetFileWriter:
         """Writes one row group, and empties the list: sorted rows are a copy, so the unsorted ones can go first."""
         table = pa.Table.from_batches(batches, schema=self._schema)
         batches.clear()
-        if self._time_column is not None:
-            table = sorted_by(table, self._time_column)
+        order = None if self._time_column is None else _order_by(table, self._time_column)
+        if order is not None:
+            columns = table.columns
+            del table
+            # one by one: the unsorted rows of a column go before the next is sorted
+            table = pa.Table.from_arrays([columns.pop(0).take(order) for _ in self._schema], schema=self._schema)
         self._write(table)
 
     def write(self, table: pa.Table) -> None:
@@ -342,10 +346,16 @@ def moment_of(count: int, kind: pa.DataType) -> datetime:
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
     """Sorts rows by time, those of equal time in their order; leaves them untouched where they are sorted already."""
+    order = _order_by(table, column)
+    return table if order is None else table.take(order)
+
+
+def _order_by(table: pa.Table, column: str) -> pa.Array | None:
+    """The order of rows by time, those of equal time as they are; None if they are sorted."""
     import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
 
     times = table[column].combine_chunks()
     if len(times) < 2 or pc.all(pc.greater_equal(times[1:], times[:-1]), skip_nulls=False).as_py():  # noqa: PLR2004  # one row is sorted
-        return table
+        return None
     # Arrow's sort is stable
-    return table.take(pc.sort_indices(times))
+    return pc.sort_indices(times)

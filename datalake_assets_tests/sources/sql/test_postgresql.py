@@ -84,6 +84,13 @@ TYPES = {
 }
 
 
+def test_rows_come_in_batches_of_a_few_megabytes(sql, source):
+    sql("CREATE TABLE t AS SELECT i::bigint AS id, repeat('x', 200) AS v FROM generate_series(1, 50000) i")
+    batches = [each.rows for each in source.read(feed_of(kind="table"), ReadRequest())]
+    assert sum(each.num_rows for each in batches) == 50_000
+    assert max(each.nbytes for each in batches) < 4 << 20
+
+
 def test_each_type_arrives_as_it_is(sql, source, store):
     sql("CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN amount AS numeric(10, 2);")
     values = ", ".join(each for each, _ in TYPES.values())
