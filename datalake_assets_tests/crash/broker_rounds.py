@@ -158,7 +158,7 @@ class BrokerRounds:
         FeedRegistry(open_store(str(self._lake))).add(parse_feed(json.dumps(feed)))
         self._sender = _Sender(self._broker.servers, is_idempotent=self._is_idempotent)
         self._lander = self._command("run", TOPIC)
-        ends = time.monotonic() + PATIENCE_S
+        ends = time.monotonic() + 2 * PATIENCE_S
         while not self._files():
             assert time.monotonic() < ends, self._log.read_text()
             time.sleep(0.2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datalake_assets.demo.s3_server import S3Server
+from datalake_assets_tests.crash.broker_rounds import BrokerRounds
 from datalake_assets_tests.crash.change_rounds import ChangeRounds
 from datalake_assets_tests.crash.child import (
     CHANGE,
@@ -163,6 +164,17 @@ def test_killed_exports_of_a_topic_lose_and_double_no_message(tmp_path: Path) ->
             rounds.round()
         rounds.close()
     assert rounds.hits
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_killed_broker_loses_and_doubles_no_message_that_it_keeps_in_s3(tmp_path: Path) -> None:
+    rounds = BrokerRounds(str(tmp_path), None, seed=6, kills=2)
+    with contextlib.closing(rounds):
+        rounds.prepare()
+        for _ in range(2):
+            rounds.round()
+    assert rounds.happened["landed"] >= rounds.happened["acknowledged"] > 0
 
 
 @pytest.mark.slow

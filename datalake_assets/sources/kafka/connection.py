@@ -174,6 +174,8 @@ class Connection:
                 return answer
             if looks:
                 self.consumer.poll(_LOOK_S)  # calls back
+            else:
+                time.sleep(_LOOK_S)  # whoever reads calls back
             self.check()
             if time.monotonic() >= ends:
                 raise self.out_of_reach(timeout_s)
