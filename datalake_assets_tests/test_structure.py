@@ -80,7 +80,6 @@ REASONS = {
     "lake.iceberg.tenant_tables": "whose a table of the write API is, in a catalog of its own or a shared one",
     "lake.shown_rows": "loaded where there is a dataset: it brings what of Arrow reads them",
     "lake.row_conditions": "a condition and its tree, apart from the files whose rows it decides on",
-    "lake.shown_rows": "loaded by name where a dataset is shown: it brings pandas by way of Arrow",
     "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
     "lake.store.local": "a store",
     "lake.store.s3": "a store",
