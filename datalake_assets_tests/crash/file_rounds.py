@@ -1,7 +1,9 @@
 """Rounds of dropped files: files come, change, change back and are touched while exports of them are killed.
 
-What stands in the end is read by pyarrow from the plain files, and compared with what Python's csv module reads of the
-files that lie in the folder by then: no code of the product takes part in it.
+Some records are none for the feed as it is exported, and wait in quarantine. Replays of them, under a feed that takes
+them, are killed, too. What stands in the end is read by pyarrow from the plain files, and by fastavro from those beside
+them, and compared with what Python's csv module reads of the files that lie in the folder by then: no code of the
+product takes part in it.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import os
 import random
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import fastavro
 import pyarrow.parquet as pq
 
 from datalake_assets.feed import Feed, parse_feed
@@ -21,6 +25,7 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.local import LocalStore
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
+from datalake_assets.sources.base import DecodesItems
 from datalake_assets.sources.systems import connect
 from datalake_assets_tests.crash.checks import CrashError
 from datalake_assets_tests.crash.child import Forker
@@ -29,27 +34,39 @@ from datalake_assets_tests.crash.killing import KILLED, die_at
 __all__ = ["FileRounds", "land_files"]
 
 #: What changes the lake, and how many times an export of some files over three months does it.
-OPERATIONS: dict[str, int] = {"stage": 9, "create": 4, "swap": 14, "put": 8, "publish": 9, "delete": 9}
+OPERATIONS: dict[str, int] = {"stage": 18, "create": 4, "swap": 14, "put": 9, "publish": 18, "delete": 12}
 #: Rounds between two looks, and rows of a file.
 LOOK_EVERY, ROWS = 5, 6
+#: One record of so many is put aside.
+BAD_EVERY = 5
+COLUMNS = ["file", "edition", "row", "amount", "source_file"]
 WORKERS = 2
 MOST_FAILED = 20
 
 
-def feed_of(folder: str) -> Feed:
-    """A stream of files by the time of their rows, over three months."""
-    source = {"type": "files", "location": folder, "min_age_s": 0, "max_files": 3, "columns": {"at": "timestamptz"}}
+def feed_of(folder: str, *, is_mended: bool = False) -> Feed:
+    """A stream of files by the time of their rows, over three months; one that is mended takes ``-`` for null."""
+    columns = {"at": "timestamptz", "amount": "int64"}
+    source = {"type": "files", "location": folder, "min_age_s": 0, "max_files": 3, "columns": columns}
+    source |= {"null_values": ["-"]} if is_mended else {}
     document = {"name": "dropped", "kind": "stream", "source": source, "time_column": "at", "partition_by": "month"}
-    return parse_feed(json.dumps(document))
+    return parse_feed(json.dumps({**document, "format": {"type": "parquet", "also": ["avro"]}}))
 
 
-def land_files(*, lake: str, folder: str, name: str, number: int, moment: str) -> None:
-    """One export by a process that dies before or after its ``number``-th operation ``name``; 0 for never."""
+def land_files(*, lake: str, folder: str, what: str, name: str, number: int, moment: str) -> None:
+    """A process that exports, replays or repairs, and dies before or after its ``number``-th ``name``; 0 for never."""
     if name:
         die_at(LocalStore, name, number=number, moment=moment)
-    table = open_table(open_store(lake), feed_of(folder))
+    table = open_table(open_store(lake), feed_of(folder, is_mended=what == "replay"))
+    if what == "repair":
+        table.repair()
+        return
     plan = table.plan()
     with connect("files", load_settings()) as source:
+        if what == "replay":
+            decode = partial(source.decode_items, table.feed) if isinstance(source, DecodesItems) else None
+            table.replay(source.read(table.feed, plan.request), None, decode_items=decode)
+            return
         table.write(source.read(table.feed, plan.request), partitions=plan.partitions, run_id=f"export {os.getpid()}")
 
 
@@ -88,12 +105,14 @@ class FileRounds:
         for _ in range(self._rng.randint(1, 4)):
             self._change()
         points = [self._point() for _ in range(WORKERS)]
-        children = [self._start(*point) for point in points]
+        whats = [self._rng.choice(("export", "export", "replay")) for _ in points]
+        children = [self._start(what, *point) for what, point in zip(whats, points, strict=True)]
         if self._rng.random() < 0.5:
             self._change()
-        for child, (name, _, moment) in zip(children, points, strict=True):
+        for child, what, (name, _, moment) in zip(children, whats, points, strict=True):
             code = self._forker.wait(child)
             if code == KILLED:
+                self.happened[f"{what} killed"] += 1
                 self.hits[name] += 1
                 self.moments[moment] += 1
             elif code:  # a file changed while it was read, or another export landed it, again and again
@@ -126,8 +145,11 @@ class FileRounds:
         """Makes a content of a file visible at once, later than all before it."""
         if body is None:
             self._versions.setdefault(name, []).append(version)
-            rows = [f"{name},{version},{row},{_at(version, row)}" for row in range(ROWS + version % 3)]
-            body = "\n".join(["file,edition,row,at", *rows, ""]).encode()
+            rows = [
+                f"{name},{version},{row},{_at(version, row)},{'-' if row % BAD_EVERY == 1 else row}"
+                for row in range(ROWS + version % 3)
+            ]
+            body = "\n".join(["file,edition,row,at,amount", *rows, ""]).encode()
         self._clock += 1
         path = self._folder / name
         path.parent.mkdir(exist_ok=True)
@@ -141,10 +163,9 @@ class FileRounds:
         name, most = self._rng.choice(list(OPERATIONS.items()))
         return name, self._rng.randint(1, most), self._rng.choice(("before", "after"))
 
-    def _start(self, name: str, number: int, moment: str) -> int:
-        return self._forker.start(
-            "land_files", lake=self._lake, folder=str(self._folder), name=name, number=number, moment=moment
-        )
+    def _start(self, what: str, name: str = "", number: int = 0, moment: str = "") -> int:
+        told = {"what": what, "name": name, "number": number, "moment": moment}
+        return self._forker.start("land_files", lake=self._lake, folder=str(self._folder), **told)
 
     def close(self) -> None:
         """Lands the rest, and compares what stands with what lies in the folder.
@@ -158,22 +179,39 @@ class FileRounds:
         for name, versions in self._versions.items():  # a file that was bad is good again
             if not (self._folder / name).stat().st_size:
                 self._write(name, versions[-1], "mended")
-        assert self._forker.wait(self._start("", 0, "")) == 0, "an export that nobody kills fails"
+        for what in ("export", "replay", "repair"):
+            assert self._forker.wait(self._start(what)) == 0, f"an {what} that nobody kills fails"
         files = Path(self._lake, "streams", "dropped").rglob("*.parquet")
         landed: Counter[tuple[str, ...]] = Counter()
         for file in files:
-            table = pq.read_table(file, columns=["file", "edition", "row", "source_file"], partitioning=None)
+            table = pq.read_table(file, columns=COLUMNS, partitioning=None)
             landed.update(zip(*(map(str, column.to_pylist()) for column in table.columns), strict=True))
         expected: Counter[tuple[str, ...]] = Counter()
         for name in self._versions:
             with (self._folder / name).open(newline="") as text:
-                expected.update((row["file"], row["edition"], row["row"], name) for row in csv.DictReader(text))
-        if landed != expected:
-            raise CrashError(
-                f"rows: lost {list((expected - landed).items())[:5]}, more {list((landed - expected).items())[:5]}"
-            )
+                expected.update(
+                    (
+                        row["file"],
+                        row["edition"],
+                        row["row"],
+                        str(None if row["amount"] == "-" else row["amount"]),
+                        name,
+                    )
+                    for row in csv.DictReader(text)
+                )
+        for form, found in (("Parquet", landed), ("Avro", self._avro())):
+            if found != expected:
+                lost, more = list((expected - found).items())[:5], list((found - expected).items())[:5]
+                raise CrashError(f"rows in {form}: lost {lost}, more {more}")
         self.happened["compared"] += 1
         self.happened |= Counter(rows=landed.total(), files=len(self._versions))
+
+    def _avro(self) -> Counter[tuple[str, ...]]:
+        found: Counter[tuple[str, ...]] = Counter()
+        for file in Path(self._lake, "avro", "streams", "dropped").rglob("*.avro"):
+            with file.open("rb") as opened:
+                found.update(tuple(str(row[name]) for name in COLUMNS) for row in fastavro.reader(opened))
+        return found
 
 
 def _at(version: int, row: int) -> str:
