@@ -1,7 +1,8 @@
 """A look of the sensor at a prefix with many objects, ten of them new: requests and time, on the embedded S3 server.
 
-The objects are made once, and entered into the ledger as landed; ten more come with names of all places. Then looks are
-made until all ten are found, by a process that has looked before.
+The objects are made once, and entered into the ledger as landed; ten more come whose names follow all others, as those
+of times do, and ten more with names of all places. Each time looks are made until all ten are found, by a process that
+has looked before.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
 def _measure(server: S3Server, lake: Path, count: int) -> None:
     lake.mkdir()
     client: Any = boto3.Session().client("s3", endpoint_url=server.endpoint)
+    began = time.perf_counter()
     _put(client, server.bucket, [f"{number:07}.csv" for number in range(count)])
+    print(f"{count / (time.perf_counter() - began):,.0f} objects a second were made")
     said = {"type": "files", "location": f"s3://{server.bucket}/drop"}
     feed = parse_feed(json.dumps({"name": "s", "kind": "stream", "source": said}))
     ledger = ItemLedger(FeedFolder(open_store(str(lake)), feed))
@@ -73,9 +76,14 @@ def _measure(server: S3Server, lake: Path, count: int) -> None:
         print(f"{count:,} objects; the first look, which reads the ledger: {time.perf_counter() - first:.2f} s")
         while json.loads(cursor)["rounds"] < 1:
             cursor = source.news(feed, fresh, cursor).cursor
-        names = [f"{number * (count // (NEW - 1)):07}-new.csv" for number in range(NEW)]
-        _put(client, server.bucket, names)
-        _looks(source, feed, fresh, cursor, names=set(names), place=place)
+        layouts = {
+            "names that ascend, as times do": [f"{count + number:07}-new.csv" for number in range(NEW)],
+            "names of all places": [f"{number * (count // (NEW - 1)):07}-new.csv" for number in range(NEW)],
+        }
+        for layout, names in layouts.items():
+            print(f"{layout}:")
+            _put(client, server.bucket, names)
+            cursor = _looks(source, feed, fresh, cursor, names=set(names), place=place)
 
 
 def _put(client: Any, bucket: str, names: Sequence[str]) -> None:
@@ -83,7 +91,7 @@ def _put(client: Any, bucket: str, names: Sequence[str]) -> None:
         list(pool.map(lambda name: client.put_object(Bucket=bucket, Key=f"drop/{name}", Body=b"id\n1\n"), names))
 
 
-def _looks(source: Any, feed: Any, ledger: ItemLedger, cursor: str, *, names: set[str], place: Any) -> None:
+def _looks(source: Any, feed: Any, ledger: ItemLedger, cursor: str, *, names: set[str], place: Any) -> str:
     found: set[str] = set()
     looks, worst, most = 0, 0.0, 0
     while not names <= found:
@@ -95,3 +103,4 @@ def _looks(source: Any, feed: Any, ledger: ItemLedger, cursor: str, *, names: se
     wanted = ROUND_OBJECTS // 1000 + 2
     print(f"{NEW} new files were found by {looks} looks; a look took {worst:.2f} s and {most} requests at the most")
     print_targets([Target("requests of a look", f"at most {wanted}", str(most), most <= wanted)])
+    return cursor

@@ -189,7 +189,8 @@ class NamedItems:
 
         These may be another writer's, who has begun since its source was asked: what was known of it says nothing then.
         """
-        former, item = each.former, replace(each.item, reading=self._reading)
+        # a file that was only touched was not read again: its rows are those of the reading before
+        former, item = each.former, replace(each.item, reading=each.item.reading or self._reading)
         before, is_same = set[str](), False
         superseded: tuple[str, ...] = ()
         if former is not None:

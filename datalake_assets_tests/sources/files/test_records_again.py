@@ -65,6 +65,14 @@ def test_a_record_is_landed_as_its_file_had_it_once_its_value_is_declared_null(d
     assert replay(after) == (0, {})
 
 
+def test_a_file_that_was_touched_meanwhile_was_not_read_again(dropping):
+    dropping.drop("a.csv", CSV)
+    dropping.export()
+    dropping.drop("a.csv", CSV, at=LATER)
+    dropping.export()
+    assert replay(mended(dropping)) == (1, {})
+
+
 def test_equal_rows_before_the_start_are_as_many_as_they_were(dropping):
     late = dropping.feed.model_copy(update={"start": (DROPPED + timedelta(days=30)).date()})
     early = Dropping(dropping.store, dropping.folder, late)
