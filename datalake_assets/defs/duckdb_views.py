@@ -7,7 +7,7 @@ from typing import Any
 from dagster_duckdb import DuckDBResource
 
 from datalake_assets.defs.resources import LakeResource
-from datalake_assets.lake.sql_gate import show
+from datalake_assets.lake.sql_views import show
 
 __all__ = ["LakeDuckDBResource"]
 

@@ -17,17 +17,8 @@ from datalake_assets.core.rules import DATA, RuleCount, columns_of, counting_que
 from datalake_assets.core.schema import RESERVED_NAMES
 from datalake_assets.errors import ConfigError, InvalidFeed, SnapshotExpired
 from datalake_assets.feed import Feed
-from datalake_assets.lake.sql_gate import (
-    SqlLimits,
-    SqlRefused,
-    SqlSession,
-    SqlTimedOut,
-    as_taken,
-    hide,
-    message_of,
-    open_session,
-    show,
-)
+from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, SqlTimedOut, message_of, open_session
+from datalake_assets.lake.sql_views import as_taken, hide, show
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.watching import MARKS
 from datalake_assets.live_policies import Tile

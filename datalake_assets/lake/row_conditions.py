@@ -21,7 +21,8 @@ from datalake_assets.core.rules import DATA, identifier
 from datalake_assets.errors import (
     ConfigError,
 )
-from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, hide, message_of, open_session, show
+from datalake_assets.lake.sql_gate import SqlLimits, SqlRefused, SqlSession, message_of, open_session
+from datalake_assets.lake.sql_views import hide, show
 
 __all__ = ["RowCondition", "open_condition"]
 

@@ -139,7 +139,7 @@ def answered(job: SqlJob | TableJob, descriptor: int | None, session: SqlSession
 def _answers(job: TableJob, descriptor: int | None, session: SqlSession | Exception) -> dict[str, Any]:
     import pyarrow as pa  # noqa: PLC0415  loaded before
 
-    from datalake_assets.lake.sql_gate import show  # noqa: PLC0415
+    from datalake_assets.lake.sql_views import show  # noqa: PLC0415
 
     pa.set_cpu_count(THREADS)
 
@@ -207,7 +207,7 @@ def _answer(job: SqlJob, files: socket.socket | None, session: SqlSession | Exce
     import pyarrow as pa  # noqa: PLC0415  loaded before
 
     from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
-    from datalake_assets.lake.sql_gate import show  # noqa: PLC0415
+    from datalake_assets.lake.sql_views import show  # noqa: PLC0415
 
     pa.set_cpu_count(THREADS)
     asked = None if files is None else AskedFiles(files)

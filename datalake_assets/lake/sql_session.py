@@ -26,7 +26,8 @@ from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
 from datalake_assets.feed import Feed
 from datalake_assets.lake.exact_answers import exact_query
-from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, is_taken, message_of, open_session, show
+from datalake_assets.lake.sql_gate import CheckedQuery, SqlLimits, SqlRefused, message_of, open_session
+from datalake_assets.lake.sql_views import is_taken, show
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.lake.tables import open_table

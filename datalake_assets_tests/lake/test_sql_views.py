@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.lake.scan import BoundedDataset
-from datalake_assets.lake.sql_gate import hide, is_taken, show
+from datalake_assets.lake.sql_views import hide, is_taken, show
 
 WIDE = pa.decimal256(60, 2)
 DECIMALS = [Decimal("1.50"), None]

@@ -9,7 +9,7 @@ import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.lake.adopted.adoption import adopt
-from datalake_assets.lake.sql_gate import show
+from datalake_assets.lake.sql_views import show
 from datalake_assets.lake.tables import open_table
 from datalake_assets_tests.lake.adopted.adopted_folder import parquet_bytes
 
