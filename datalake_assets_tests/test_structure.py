@@ -181,6 +181,7 @@ OF_FILES = (
     "datalake_assets.lake.export_commits",
     "datalake_assets.lake.export_kinds",
     "datalake_assets.lake.hive",
+    "datalake_assets.lake.hive_snapshot",
     "datalake_assets.lake.iceberg.iceberg_commits",
     "datalake_assets.lake.iceberg.iceberg_folder",
     "datalake_assets.lake.iceberg.iceberg_table",

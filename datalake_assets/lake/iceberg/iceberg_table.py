@@ -21,7 +21,8 @@ from datalake_assets.errors import CommitConflict
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.compaction_plans import plan_of
-from datalake_assets.lake.hive import HiveSnapshot, HiveTable
+from datalake_assets.lake.hive import HiveTable
+from datalake_assets.lake.hive_snapshot import HiveSnapshot
 from datalake_assets.lake.iceberg.commit_records import unfinished_commits
 from datalake_assets.lake.iceberg.iceberg_catalogs import load_table, talking
 from datalake_assets.lake.iceberg.iceberg_commits import undo_interrupted
