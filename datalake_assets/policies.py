@@ -474,11 +474,8 @@ class Checks(Model):
     @model_validator(mode="after")
     def _names_are_known_and_unique(self) -> Checks:
         names = [*BUILT_IN_CHECKS, *QUEUE_CHECKS, *(rule.check_name for rule in self.rules)]
-        problems = [
-            f"rule {name or 'of type sql'!r} needs a name of letters, digits and _"
-            for name in names
-            if not re.fullmatch(r"\w+", name)
-        ]
+        unfit = [name for name in names if not re.fullmatch(r"\w+", name)]
+        problems = [f"rule {name or 'of type sql'!r} needs a name of letters, digits and _" for name in unfit]
         problems += [f"two checks are called {name!r}" for name, count in Counter(names).items() if count > 1]
         problems += [f"blocking: there is no check {name!r}" for name in self.blocking if name not in names]
         late = [rule.check_name for rule in self.rules if rule.when == "schedule" and rule.check_name in self.blocking]
@@ -498,5 +495,4 @@ def problems_line(error: ValidationError) -> str:
 
 def problem_text(problem: Mapping[str, Any]) -> str:
     """One problem, as pydantic or a validator of ours says it."""
-    text: str = problem["msg"].removeprefix("Value error, ")
-    return text
+    return str(problem["msg"]).removeprefix("Value error, ")

@@ -78,7 +78,6 @@ REASONS = {
     "lake.iceberg.iceberg_rewriting": "files in, files out: commits nothing",
     "lake.iceberg.iceberg_table": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.tenant_tables": "whose a table of the write API is, in a catalog of its own or a shared one",
-    "lake.shown_rows": "loaded where there is a dataset: it brings what of Arrow reads them",
     "lake.row_conditions": "a condition and its tree, apart from the files whose rows it decides on",
     "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",
     "lake.store.local": "a store",

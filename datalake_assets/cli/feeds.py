@@ -269,10 +269,9 @@ def convert(session: Session, *, name: str, to: str | None, drop_old: bool) -> N
         say(f"the conversion of {feed.path} is given up; it is kept as {to}, as before")
         return
 
-    body = {"to": done.feed.format.type, "partitions": done.partitions, "rows": done.rows}
-    tell_dagster(session, name, "conversion", body)
-    former = done.feed.format.former
-    say(f"converted {feed.path} to {done.feed.format.type}: {done.partitions:,} partitions, {done.rows:,} rows")
+    form, former = done.feed.format.type, done.feed.format.former
+    tell_dagster(session, name, "conversion", {"to": form, "partitions": done.partitions, "rows": done.rows})
+    say(f"converted {feed.path} to {form}: {done.partitions:,} partitions, {done.rows:,} rows")
     if former is not None:
         say(f"the {former.type} form stays in {former.folder} until 'datalake feeds convert {name} --drop-old'")
 

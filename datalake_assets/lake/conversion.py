@@ -200,20 +200,18 @@ def _begin(store: Store, feed: Feed, to: str, source_schema: Callable[[], pa.Sch
 
 
 def _new_columns(feed: Feed, known: pa.Schema, to: str, source_schema: Callable[[], pa.Schema]) -> pa.Schema:
-    """The feed's columns in types that the new form keeps."""
-    if to == "iceberg":
-        from datalake_assets.lake.iceberg.iceberg_schemas import storable  # noqa: PLC0415  pyiceberg need not be there
+    """The feed's columns in types that the new form keeps: in its source's, if that is what Iceberg had no type for."""
+    from datalake_assets.lake.iceberg.iceberg_schemas import storable, stored_as  # noqa: PLC0415  it need not be there
 
+    if to == "iceberg":
         return storable(known, source=f"feed {feed.name!r}")
     kinds = {field.name: field.type for field in source_schema()}
-    return pa.schema([_as_it_came(field, kinds.get(field.name)) for field in known], metadata=known.metadata)
 
+    def as_it_came(field: pa.Field) -> pa.Field:
+        kind = kinds.get(field.name)  # another one would change values
+        return field.with_type(kind) if kind is not None and stored_as(kind) == field.type else field
 
-def _as_it_came(field: pa.Field, kind: pa.DataType | None) -> pa.Field:
-    """A column in its source's type, if that is what Iceberg had no type for; another one would change values."""
-    from datalake_assets.lake.iceberg.iceberg_schemas import stored_as  # noqa: PLC0415  as above
-
-    return field.with_type(kind) if kind is not None and stored_as(kind) == field.type else field
+    return pa.schema(map(as_it_came, known), metadata=known.metadata)
 
 
 def _free_folder(store: Store, feed: Feed, to: str) -> str:
