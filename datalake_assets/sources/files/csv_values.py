@@ -8,6 +8,7 @@ those that do not fit are put aside with their lines, and the rest is landed.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -312,8 +313,10 @@ def decode_and_infer(
             rows, found = seen
             if any(kind.type != types[name] for name, kind in found.items()):
                 return None, found
-            columns = [rows.column(name).cast(types[name]) for name in names]
-            return Parsed(pa.RecordBatch.from_arrays(columns, list(names))), found
+            with suppress(pa.ArrowInvalid):  # a number with spaces around it
+                columns = [rows.column(name).cast(types[name]) for name in names]
+                return Parsed(pa.RecordBatch.from_arrays(columns, list(names))), found
+            return decode(block, names, types, dialect, declared=declared), found
     found = infer(block, names, known, dialect, declared=declared, exact=False)
     if any(found[name].type != types[name] for name in names if name not in declared):
         return None, found

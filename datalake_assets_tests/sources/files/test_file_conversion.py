@@ -90,6 +90,16 @@ LATER = {
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("later", [" 2e3", "2e3 ", " 2.5"])
+def test_spaces_around_later_numbers_do_not_count(tmp_path, later):
+    (tmp_path / "a.csv").write_text("v,n\n" + "1e300,1\n" * 30 + f"{later},2\n" + "1e3,3\n" * 30)
+    run(tmp_path / "a.csv", tmp_path / "out", "--to", "parquet,avro")
+    rows = pq.read_table(tmp_path / "out/a.parquet").to_pylist()
+    assert rows == avro(tmp_path / "out/a.avro")
+    assert [tuple(row.values()) for row in rows[29:32]] == [(1e300, 1), (float(later), 2), (1e3, 3)]
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", LATER)
 def test_a_file_is_converted_as_all_of_it_is_and_not_as_its_beginning(tmp_path, name):
     texts = [*map(str, range(100)), *LATER[name], *map(str, range(50))]
