@@ -8,11 +8,13 @@ instead of a scalar.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["constant", "empty_table", "numbers_in", "of_numbers", "of_texts"]
 

@@ -8,20 +8,14 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
-from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, rules_of
 from datalake_assets.core.facts import Deletion, Expired, PartitionFacts, Problem
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
-from datalake_assets.core.rules import RuleCount
 from datalake_assets.errors import CommitConflict, ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
-from datalake_assets.lake.compaction_plans import plan_of
-from datalake_assets.lake.hive_snapshot import HiveSnapshot
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
-from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import (
@@ -35,17 +29,21 @@ from datalake_assets.lake.table import (
     WriteReport,
 )
 from datalake_assets.lake.table_versions import removed_by_retention
-from datalake_assets.policies import Rule
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
     from datalake_assets.core.batches import Batches, Decode, DecodeItems
+    from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
+    from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
     from datalake_assets.core.report.figures import FeedStatistics
     from datalake_assets.core.row_texts import QuarantinedRow
+    from datalake_assets.core.rules import RuleCount
     from datalake_assets.lake.export_commits import Export
     from datalake_assets.lake.feed_compaction import Rehearsed
+    from datalake_assets.lake.hive_snapshot import HiveSnapshot
+    from datalake_assets.policies import Rule
 
 __all__ = ["HiveTable"]
 
@@ -147,6 +145,8 @@ class HiveTable:
 
     def written(self, partitions: Sequence[str]) -> HiveSnapshot:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.hive_snapshot import HiveSnapshot  # noqa: PLC0415  brings plans and verdicts
+
         return HiveSnapshot(self._folder, partitions, known=self._written)
 
     def check_replay(self) -> None:
@@ -201,6 +201,8 @@ class HiveTable:
 
     def snapshot(self, partitions: Sequence[str] | None = None) -> HiveSnapshot:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.hive_snapshot import HiveSnapshot  # noqa: PLC0415  see `written`
+
         return HiveSnapshot(self._folder, partitions)
 
     def report(self, key: str) -> PartitionFacts | None:
@@ -213,6 +215,8 @@ class HiveTable:
 
     def figures(self, request: CompactionRequest, *, threads: Executor | None = None) -> FeedStatistics:
         """Implements `LakeTable`."""
+        from datalake_assets.lake.manifest_figures import manifest_figures  # noqa: PLC0415  only for figures
+
         return manifest_figures(self._folder, request, threads)
 
     def quarantined(self) -> Iterator[tuple[str, QuarantinedRow]]:
@@ -243,6 +247,9 @@ class HiveTable:
         self, key: str, request: CompactionRequest, *, excluded: Mapping[str, str] | None = None
     ) -> CompactionPlan:
         """Implements `LakeTable`."""
+        from datalake_assets.core.compaction.plan import rules_of  # noqa: PLC0415  only for who plans
+        from datalake_assets.lake.compaction_plans import plan_of  # noqa: PLC0415  likewise
+
         manifest = self._folder.log(key).load().manifest
         return plan_of(self._folder, key, manifest, rules_of(self.feed, request), excluded or {})
 

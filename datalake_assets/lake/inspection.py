@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.facts import PartitionFacts
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
@@ -32,6 +31,8 @@ from datalake_assets.lake.table_versions import enter_version, retain
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from datalake_assets.core.compaction.plan import CompactionRequest
 
 __all__ = [
     "STALE",

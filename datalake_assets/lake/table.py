@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
-from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
 from datalake_assets.core.facts import (
     Deletion,
     Expired,
@@ -20,10 +18,7 @@ from datalake_assets.core.facts import (
     Progress,
     WriteReport,
 )
-from datalake_assets.core.rules import RuleCount
-from datalake_assets.core.verdicts import PartitionFooters
 from datalake_assets.feed import Feed
-from datalake_assets.policies import Rule
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -32,8 +27,13 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds  # imports pandas
 
     from datalake_assets.core.batches import Batches, Decode, DecodeItems, ReadRequest
+    from datalake_assets.core.compaction.compaction_report import CompactionProgress, CompactionReport
+    from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest
     from datalake_assets.core.report.figures import FeedStatistics  # only reports need it
     from datalake_assets.core.row_texts import QuarantinedRow
+    from datalake_assets.core.rules import RuleCount
+    from datalake_assets.core.verdicts import PartitionFooters
+    from datalake_assets.policies import Rule
 
 __all__ = [
     "Difference",

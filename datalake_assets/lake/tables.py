@@ -8,19 +8,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.core.report.figures import FeedStatistics
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import DeltaTableSource, IcebergTableSource
 from datalake_assets.lake.adopted.owners import check_ownership, release_ownership, take_ownership
 from datalake_assets.lake.layout import FeedFolder
-from datalake_assets.lake.manifest_figures import manifest_figures
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 
 if TYPE_CHECKING:
     from datalake_assets.core.batches import Batches
+    from datalake_assets.core.compaction.plan import CompactionRequest
+    from datalake_assets.core.report.figures import FeedStatistics
 
 __all__ = [
     "check_adopted",
@@ -132,6 +131,8 @@ def feed_figures(
     """What `LakeTable.figures` gives, without what else tables can do: reports need not load how files are merged."""
     kind = _kind(feed)
     if kind in _WITH_MANIFESTS:
+        from datalake_assets.lake.manifest_figures import manifest_figures  # noqa: PLC0415  only for figures
+
         return manifest_figures(FeedFolder(store, feed), request, threads)
     return kind(store, feed).figures(request, threads=threads)
 

@@ -53,6 +53,19 @@ print(json.dumps(loaded), file=sys.stderr)
     assert "nothing to compact in 3 partitions" in done.stdout
 
 
+def test_looking_at_manifests_loads_nothing_of_plans_figures_and_verdicts(quiet):
+    program = """
+import sys
+from datalake_assets.cli.app import app
+app(["verify"], standalone_mode=False)
+unneeded = ("core.compaction.plan", "core.report.figures", "core.rules", "core.verdicts", "lake.manifest_figures")
+loaded = [name for name in unneeded if f"datalake_assets.{name}" in sys.modules]
+print(*loaded, *{"difflib"}.intersection(sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip() == ""
+
+
 def test_a_merge_by_the_kernel_loads_none_of_arrows_functions(lake_store, registry, monkeypatch):
     if load_kernel() is None:
         pytest.skip("the kernel was not built")
