@@ -136,7 +136,8 @@ class ItemLedger:
                 source knew of them before.
 
         Raises:
-            CommitConflict: Another writer is landing other content of one of them, or has landed it.
+            CommitConflict: Another writer is landing other content of one of them, or has landed it; or has entered
+                more partitions for what is known of one, which nobody would look for its rows in.
         """
         own = [replace(each, state="landing") for each in entries]
 
@@ -144,7 +145,10 @@ class ItemLedger:
             for now, (item, before) in zip(known, entries.items(), strict=True):
                 if _identity(now) not in {_identity(before), item.item}:
                     raise CommitConflict(item.name, "another writer lands another content of it")
-            return own
+                is_before = now is not None and before is not None and now.item == before.item
+                if is_before and set(_partitions(now)) - set(_partitions(before)):
+                    raise CommitConflict(item.name, "rows of it were landed from quarantine meanwhile")
+            return [_joined(mine, now) for mine, now in zip(own, known, strict=True)]
 
         self._enter(own, choose)
 
@@ -158,7 +162,8 @@ class ItemLedger:
 
         def choose(known: Sequence[LandedItem | None]) -> list[LandedItem]:
             return [
-                mine
+                # what others entered since it was landed stays: a replay knows more partitions by then
+                _joined(mine, now) if now is not None and now.state == "landed" else mine
                 for mine, now, before in zip(own, known, entries.values(), strict=True)
                 if _identity(now) in {mine.item, _identity(before)}
             ]
@@ -266,6 +271,17 @@ def _item(entry: dict[str, Any]) -> LandedItem:
 
 def _identity(item: LandedItem | None) -> str:
     return "" if item is None else item.item
+
+
+def _partitions(item: LandedItem | None) -> tuple[str, ...]:
+    return () if item is None else item.partitions
+
+
+def _joined(mine: LandedItem, now: LandedItem | None) -> LandedItem:
+    """An entry with all partitions that are entered for the same content."""
+    if now is None or now.item != mine.item:
+        return mine
+    return replace(mine, partitions=tuple(sorted({*mine.partitions, *now.partitions})))
 
 
 _CURE = "restore it from a backup of the lake: without it nobody knows where the rows of files lie that have changed"

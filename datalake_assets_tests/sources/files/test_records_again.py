@@ -13,6 +13,7 @@ from datalake_assets.lake import item_replay
 from datalake_assets.lake.item_replay import OTHER_CONTENT, OTHER_READING, REFUSED
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
+from datalake_assets.sources.files.files_source import FileBatches
 from datalake_assets.sources.systems import connect
 from datalake_assets_tests.lake.mortal_store import Killed, MortalStore
 from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
@@ -211,3 +212,31 @@ def test_a_replay_that_dies_at_any_change_is_finished_by_the_next(dropping):
         (None, f"{number}.csv") for number in range(1, step + 1)
     }
     assert dead > 5
+
+
+def test_an_export_that_knew_a_file_before_a_replay_loses_none_of_its_partitions(dropping, monkeypatch):
+    """A replay lands a row in a further partition while an export, which asked before, lands the file anew."""
+    dropping.drop("a.csv", CSV)
+    dropping.export()
+    after = mended(dropping)
+    for name, content, left in (("touched", CSV, 3), ("changed", "id;note;at\n9;x;2025-03-09 06:00:00\n", 1)):
+        real, replays = FileBatches._pending, []
+
+        def pending(self, listed=None, *, real=real, replays=replays):
+            found = real(self, listed)
+            if found and not replays:
+                replays.append(None)
+                replays[:] = [replay(after)]
+            return found
+
+        after.drop("a.csv", content, at=LATER + timedelta(days=2 if name == "changed" else 0))
+        monkeypatch.setattr(FileBatches, "_pending", pending)
+        after.export()
+        monkeypatch.setattr(FileBatches, "_pending", real)
+        assert len(after.rows("note")) == left, name
+        if name == "touched":
+            assert replays == [(1, {})]
+            text = "id;note;at\n-;y;2025-03-04 06:00:00\n8;y;2025-03-05 06:00:00\n"
+            after.drop("a.csv", text, at=LATER + timedelta(days=1))
+            dropping.export()
+            assert dropping.rows("id") == [(8,)], "the replayed row went with its file"
