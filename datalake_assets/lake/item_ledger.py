@@ -145,9 +145,7 @@ class ItemLedger:
             for now, (item, before) in zip(known, entries.items(), strict=True):
                 if _identity(now) not in {_identity(before), item.item}:
                     raise CommitConflict(item.name, "another writer lands another content of it")
-                is_before = now is not None and before is not None and now.item == before.item
-                if is_before and set(_partitions(now)) - set(_partitions(before)):
-                    raise CommitConflict(item.name, "rows of it were landed from quarantine meanwhile")
+                _refuse_further(now, before)
             return [_joined(mine, now) for mine, now in zip(own, known, strict=True)]
 
         self._enter(own, choose)
@@ -157,10 +155,16 @@ class ItemLedger:
 
         Args:
             entries: The items, with the partitions that have rows of them; and what was known before.
+
+        Raises:
+            CommitConflict: Somebody has entered more partitions for what was known of one, whose rows go with it.
         """
         own = [replace(each, state="landed") for each in entries]
 
         def choose(known: Sequence[LandedItem | None]) -> list[LandedItem]:
+            for mine, now, before in zip(own, known, entries.values(), strict=True):
+                if _identity(now) != mine.item:  # it was not begun
+                    _refuse_further(now, before)
             return [
                 # what others entered since it was landed stays: a replay knows more partitions by then
                 _joined(mine, now) if now is not None and now.state == "landed" else mine
@@ -273,8 +277,16 @@ def _identity(item: LandedItem | None) -> str:
     return "" if item is None else item.item
 
 
-def _partitions(item: LandedItem | None) -> tuple[str, ...]:
-    return () if item is None else item.partitions
+def _refuse_further(now: LandedItem | None, before: LandedItem | None) -> None:
+    """Refuses to go on from what was known of an item if that had rows in further partitions since.
+
+    Raises:
+        CommitConflict: It has: a replay landed some from quarantine.
+    """
+    if now is None or before is None or now.item != before.item:
+        return
+    if set(now.partitions) - set(before.partitions):
+        raise CommitConflict(now.name, "rows of it were landed from quarantine meanwhile")
 
 
 def _joined(mine: LandedItem, now: LandedItem | None) -> LandedItem:

@@ -214,6 +214,29 @@ def test_a_replay_that_dies_at_any_change_is_finished_by_the_next(dropping):
     assert dead > 5
 
 
+def test_a_file_that_is_refused_while_a_replay_lands_its_rows_keeps_them_until_it_changes(dropping, monkeypatch):
+    dropping.drop("a.csv", CSV)
+    dropping.export()
+    after, replays, real = mended(dropping), [], FileBatches._pending
+
+    def pending(self, listed=None):
+        found = real(self, listed)
+        if found and not replays:
+            replays.append(None)
+            replays[:] = [replay(after)]
+        return found
+
+    after.drop("a.csv", "", at=LATER)
+    monkeypatch.setattr(FileBatches, "_pending", pending)
+    dropping.export()
+    monkeypatch.setattr(FileBatches, "_pending", real)
+    assert (replays, len(dropping.rows("id"))) == ([(1, {})], 3)
+    after.drop("a.csv", CSV, at=LATER + timedelta(days=1))
+    dropping.export()
+    assert replay(after)[0] == 1
+    assert len(after.rows("id")) == 3, "each row once"
+
+
 def test_an_export_that_knew_a_file_before_a_replay_loses_none_of_its_partitions(dropping, monkeypatch):
     """A replay lands a row in a further partition while an export, which asked before, lands the file anew."""
     dropping.drop("a.csv", CSV)
