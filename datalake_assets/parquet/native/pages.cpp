@@ -50,6 +50,7 @@ PageHeader parse_header(ThriftReader& reader) {
   int kind = 0;
   reader.fields([&](int field, int type) {
     need(type == T_I32 || field < 1 || field > 4, HEADER_DAMAGED);
+    need(type == T_STRUCT || (field != 5 && field != 7 && field != 8), HEADER_DAMAGED);
     if (type == T_I32) {
       i32 value = reader.int32();
       if (field == 1) header.type = value;
