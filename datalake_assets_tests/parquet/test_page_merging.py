@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -110,6 +112,19 @@ def test_a_damaged_file_is_left_alone_and_the_others_are_merged(is_committed):
     assert list(result.rejected) == ["f2"]
     assert (result.merged, result.encoded) == (1, 1)
     assert read(result)["id"].to_pylist() == [i for i in range(300) if i // 50 != 2]
+
+
+@pytest.mark.parametrize("verify", ["full", "pages"])
+def test_a_zstd_frame_that_older_releases_take_is_not_copied(verify):
+    """One byte of it was changed: zstd 1.5.4 decodes it to something, and Arrow's release refuses it."""
+    damaged = (Path(__file__).parent / "data" / "damaged-zstd.parquet").read_bytes()
+    rows = pq.read_metadata(io.BytesIO(damaged)).num_rows
+    whole = pa.table({"s": ["a"] * rows, "i": pa.array(range(rows), pa.int64())})
+    files = inputs(whole, whole, whole, is_committed=False, compression="zstd")
+    stated = msgspec.structs.replace(files[1].file, rows=rows, size_bytes=len(damaged))
+    files[1] = replace(files[1], file=stated, open=lambda: pa.BufferReader(damaged))
+    result = rewritten(files, replace(SETTINGS, verify=verify, time_column=None, as_large=0.0))
+    assert (list(result.rejected), result.copied, read(result).num_rows) == (["f1"], 2, 2 * rows)
 
 
 def test_a_file_whose_key_values_cannot_be_read_is_left_alone_and_the_others_are_merged():
