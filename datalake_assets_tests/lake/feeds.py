@@ -5,14 +5,45 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from datalake_assets.core.batches import InMemoryBatches, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.feed import Feed, parse_feed
+from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
+from datalake_assets.settings import Settings
+from datalake_assets.sources.base import SourceSystem, System
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 SCHEMA = pa.schema([("id", pa.int64()), ("note", pa.string()), ("rowtime", pa.timestamp("ms", "UTC"))])
+
+
+class PostSource(SystemSource):
+    """Parcels, in no order."""
+
+    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM})
+
+    type: Literal["post"] = "post"
+
+    @property
+    def where(self) -> str:
+        return "post"
+
+    @property
+    def time_column(self) -> str:
+        return "rowtime"
+
+    def position_kind(self, kind: FeedKind) -> PositionKind:
+        return PositionKind.IDS
+
+
+def _connect(settings: Settings) -> SourceSystem:
+    raise NotImplementedError
+
+
+#: A source of items, for a registry: feeds of it are given what they land.
+POST = System(PostSource, _connect)
 
 
 def stream_feed(mode: str = "offsets", **changes: object) -> Feed:

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pytest
@@ -15,43 +14,17 @@ import pytest
 from datalake_assets.core.batches import InMemoryBatches, RejectedRow, SourceBatch
 from datalake_assets.errors import ConfigError, CorruptLake, DatalakeError
 from datalake_assets.feed import Feed, parse_feed
-from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.lake import item_exports
 from datalake_assets.lake.iceberg.iceberg_views import LONGEST_SAID, POSITION
 from datalake_assets.lake.inspection import STALE
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
-from datalake_assets.settings import Settings
-from datalake_assets.sources.base import SourceSystem, System
 from datalake_assets.sources.systems import registered
 from datalake_assets.testing.tables import FORCE
-from datalake_assets_tests.lake.feeds import rows
+from datalake_assets_tests.lake.feeds import POST, rows
 from datalake_assets_tests.lake.iceberg.iceberg_feeds import seen_by_others
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
-
-
-class PostSource(SystemSource):
-    """Parcels, in no order."""
-
-    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM})
-
-    type: Literal["post"] = "post"
-
-    @property
-    def where(self) -> str:
-        return "post"
-
-    @property
-    def time_column(self) -> str:
-        return "rowtime"
-
-    def position_kind(self, kind: FeedKind) -> PositionKind:
-        return PositionKind.IDS
-
-
-def connect(settings: Settings) -> SourceSystem:
-    raise NotImplementedError
 
 
 @pytest.fixture(params=["local parquet", pytest.param("s3 parquet", marks=pytest.mark.s3), "local iceberg"])
@@ -66,7 +39,7 @@ def store(place: str, request: pytest.FixtureRequest) -> Store:
 
 @pytest.fixture
 def feed(place: str) -> Iterator[Feed]:
-    with registered(System(PostSource, connect)):
+    with registered(POST):
         document = {"name": "s", "kind": "stream", "source": {"type": "post"}, "start": "2025-01-01"}
         yield parse_feed(json.dumps(document | {"format": place.partition(" ")[2]}))
 

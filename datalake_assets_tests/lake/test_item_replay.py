@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,53 +18,27 @@ from datalake_assets.core.item_ids import forgotten_at
 from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.errors import ConfigError, InvalidFeed
 from datalake_assets.feed import Feed, parse_feed
-from datalake_assets.feed_sources import FeedKind, PositionKind, SystemSource
 from datalake_assets.lake.item_replay import HELD, NO_ORIGIN
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
-from datalake_assets.settings import Settings
-from datalake_assets.sources.base import SourceSystem, System
 from datalake_assets.sources.systems import registered
-from datalake_assets_tests.lake.feeds import START, rows
+from datalake_assets_tests.lake.feeds import POST, START, rows
 from datalake_assets_tests.lake.mortal_store import Killed, MortalStore
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
 BROKEN = "it is odd"
 
 
-class MailSource(SystemSource):
-    """Letters, in no order."""
-
-    serves: ClassVar[frozenset[FeedKind]] = frozenset({FeedKind.STREAM})
-
-    type: Literal["mail"] = "mail"
-
-    @property
-    def where(self) -> str:
-        return "mail"
-
-    @property
-    def time_column(self) -> str:
-        return "rowtime"
-
-    def position_kind(self, kind: FeedKind) -> PositionKind:
-        return PositionKind.IDS
-
-
-def connect(settings: Settings) -> SourceSystem:
-    raise NotImplementedError
-
-
 @pytest.fixture(params=["parquet", "iceberg"])
 def feed(request: pytest.FixtureRequest) -> Iterator[Feed]:
-    with registered(System(MailSource, connect)):
+    with registered(POST):
         yield feed_since("2025-01-01", request.param)
 
 
 def feed_since(start: str, form: str) -> Feed:
     return parse_feed(
-        json.dumps({"name": "s", "kind": "stream", "source": {"type": "mail"}, "start": start, "format": form})
+        json.dumps({"name": "s", "kind": "stream", "source": {"type": "post"}, "start": start, "format": form})
     )
 
 
