@@ -42,6 +42,7 @@ def test_a_wrong_password_stops_one_feed_and_is_nowhere_to_be_read(run, kafka_se
     topic.send([f"message {number}" for number in range(50)])
     (drop := tmp_path / "drop").mkdir()
     (drop / "a.csv").write_text("id\n1\n2\n")
+    os.utime(drop / "a.csv", (time.time() - 60,) * 2)  # what was written just now waits
     added = ["feeds", "add", "--kind", "stream", "--name"]
     assert run(*added, "payments", "--source", "kafka", "--topic", topic.name).exit_code == 0
     assert run(*added, "sales", "--source", "files", "--location", str(drop)).exit_code == 0
