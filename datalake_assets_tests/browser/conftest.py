@@ -51,7 +51,7 @@ _PICTURES = 8
 # a JPEG to compare takes a tenth of the CPU of a PNG
 _COARSE = 30
 # CI runs as root in a container; a process that stands by for the next page is started for nothing
-_ARGUMENTS = ["--no-sandbox", "--process-per-site", "--disable-features=SpareRendererForSitePerProcess"]
+ARGUMENTS = ["--no-sandbox", "--process-per-site", "--disable-features=SpareRendererForSitePerProcess"]
 #: Where a page is while a test waits: it asks for nothing.
 QUIET = "/settings"
 # what the app's router listens to
@@ -80,7 +80,7 @@ def chromium() -> Iterator[Browser]:
         assert not any(os.environ.get(name) for name in _NEEDED), reason
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
 
