@@ -139,7 +139,7 @@ def test_who_reads_on_and_on_shows_again_who_it_is(store, kafka_server, front, s
     """A token ends while a topic is followed, and so does a session: no connection is lost for it."""
     topic = kafka_server.topic()
     feed = feed_of(topic)
-    with TokenServer({USER: SECRET}, valid_s=3) as tokens, front(session_s=1, token_key=tokens.key) as broker:
+    with TokenServer({USER: SECRET}, valid_s=6) as tokens, front(session_s=2, token_key=tokens.key) as broker:
         others = {"kafka_token_url": tokens.url} if mechanism == "OAUTHBEARER" else {}
         kafka = Kafka(settings(broker, mechanism, **others))
         found, ends = [], time.monotonic() + 60
