@@ -122,7 +122,7 @@ def put_all(folder, count: int, rows: int) -> list:
 
 
 def test_look_ends_when_it_has_read_enough_and_says_so(folder_on_disk):
-    infos = put_all(folder_on_disk, 20, 2000)
+    infos = put_all(folder_on_disk, 20, 20_000)
     each = infos[0].size_bytes
     look = FirstPageLook(folder_on_disk.store, most_bytes=2 * each)
 
@@ -130,7 +130,8 @@ def test_look_ends_when_it_has_read_enough_and_says_so(folder_on_disk):
 
     done = replace(look.compared)
     assert done.files + done.not_compared == 20
-    assert 1 <= done.files < 20  # what sixteen threads have begun is finished
+    # all footers together are a fraction of one file, so some file is begun; what sixteen threads have begun is finished
+    assert 1 <= done.files < 20
     assert done.read_bytes < 20 * each
     assert look.damaged(infos) == {}
     assert look.compared == replace(done, not_compared=done.not_compared + 20)
