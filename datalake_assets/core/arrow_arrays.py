@@ -8,6 +8,7 @@ instead of a scalar.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,22 @@ import pyarrow as pa
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["constant", "empty_table", "numbers_in", "of_numbers", "of_texts"]
+__all__ = [
+    "constant",
+    "empty_array",
+    "empty_table",
+    "moment",
+    "moments",
+    "null_of",
+    "numbers_in",
+    "of_numbers",
+    "of_texts",
+    "truths_in",
+]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Nanoseconds of a timestamp's unit.
+_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
 def of_texts(texts: Sequence[str | None]) -> pa.StringArray:
@@ -73,6 +89,48 @@ def constant(value: str | bytes | bool | float) -> pa.Scalar:  # noqa: FBT001  t
         ends = pa.py_buffer(np.array([0, len(value)], np.int32))
         return pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(value)])[0]
     return of_numbers(np.array([value]))[0]
+
+
+def moments(values: Sequence[datetime], kind: pa.DataType) -> pa.Array:
+    """Times in a type of timestamps, rounded down to its unit.
+
+    Args:
+        values: Aware.
+        kind: The type; one without a zone is UTC.
+
+    Raises:
+        OverflowError: The type does not hold one.
+    """
+    unit = _NANOSECONDS[kind.unit]
+    counts = [(each - _EPOCH) // timedelta(microseconds=1) * 1000 // unit for each in values]
+    return pa.Array.from_buffers(kind, len(counts), [None, pa.py_buffer(np.array(counts, np.int64))])
+
+
+def moment(value: datetime, kind: pa.DataType) -> pa.Scalar:
+    """One time, as `moments` gives them."""
+    return moments([value], kind)[0]
+
+
+def null_of(kind: pa.DataType) -> pa.Scalar:
+    """Null, in a type."""
+    return pa.nulls(1, kind)[0]
+
+
+def truths_in(array: pa.Array, *, null: bool = False) -> npt.NDArray[np.bool_]:
+    """The truths of an array, with a truth for nulls.
+
+    Args:
+        array: Of booleans.
+        null: What nulls are.
+    """
+    import pyarrow.compute as pc  # noqa: PLC0415  the kernel merges without
+
+    return numbers_in(pc.fill_null(array, constant(null)) if array.null_count else array)
+
+
+def empty_array(kind: pa.DataType) -> pa.Array:
+    """An array without values."""
+    return pa.nulls(0, kind)
 
 
 def empty_table(schema: pa.Schema) -> pa.Table:

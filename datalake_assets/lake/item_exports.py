@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from datalake_assets.core.arrow_arrays import numbers_in
 from datalake_assets.core.batches import Batches, FinishedItem, LandedItem, ReadInParts, RejectedRow, SourceBatch
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.item_ids import (
@@ -115,12 +116,12 @@ class ItemsFence:
             raise AssertionError
         encoded = batch.source_items.dictionary_encode()
         digests = [digest_of(item) for item in encoded.dictionary.to_pylist()]
-        items = np.asarray(encoded.indices)
+        items = numbers_in(encoded.indices)
         at = forgotten_at(batch.forget_after)
         wanted = placed.copy()
         for number, key in enumerate(names):
             rows = np.flatnonzero((keys == number) & placed)
-            present = {digests[item]: at for item in np.unique(items[rows]).tolist()}
+            present = {digests[item]: at for item in np.flatnonzero(np.bincount(items[rows])).tolist()}
             there = self.held(key, present)
             known = np.array([digest in there for digest in digests], dtype=np.bool_)
             wanted[rows] = ~known[items[rows]]

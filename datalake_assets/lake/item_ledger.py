@@ -16,13 +16,16 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datalake_assets.core.arrow_arrays import empty_table, moments, of_numbers, of_texts
 from datalake_assets.core.batches import LandedItem
 from datalake_assets.core.item_ids import checksum_of
 from datalake_assets.core.schema import schema_from_json
@@ -30,6 +33,7 @@ from datalake_assets.errors import CommitConflict, CorruptLake, ObjectNotFound, 
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.swap import known_object, retried, swap_object
+from datalake_assets.parquet.schemas import conform_table
 
 __all__ = ["ItemLedger"]
 
@@ -111,7 +115,7 @@ class ItemLedger:
         self._folder, self._new_id = folder.control, folder.new_id
         self._key, self._state = f"{folder.control}/items.json", folder.state
         self._segments: dict[str, pa.Table] = {}
-        self._joined: tuple[tuple[_Segment, ...], pa.Table] = ((), _SCHEMA.empty_table())
+        self._joined: tuple[tuple[_Segment, ...], pa.Table] = ((), empty_table(_SCHEMA))
         self._lock = threading.Lock()
 
     @property
@@ -221,9 +225,7 @@ class ItemLedger:
 
     def _merged(self, entries: Sequence[LandedItem], segments: Sequence[_Segment]) -> tuple[bytes, int]:
         """The bytes of a new object, and how many entries it has."""
-        rows = [{each.name: getattr(entry, each.name) for each in fields(entry)} for entry in entries]
-        table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-        table = _newest(pa.concat_tables([table, *(self._segment(each) for each in segments)]))
+        table = _newest(pa.concat_tables([_table(entries), *(self._segment(each) for each in segments)]))
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", store_schema=False)
         return sink.getvalue(), table.num_rows
@@ -236,7 +238,7 @@ class ItemLedger:
         with self._lock:
             if self._joined[0] != head.segments:
                 tables = [self._segment(each) for each in head.segments]
-                joined = _newest(pa.concat_tables(tables)) if tables else _SCHEMA.empty_table()
+                joined = _newest(pa.concat_tables(tables)) if tables else empty_table(_SCHEMA)
                 self._joined = head.segments, joined
                 self._segments = {each.name: self._segments[each.name] for each in head.segments}
             return self._joined[1]
@@ -252,15 +254,16 @@ class ItemLedger:
                 raise _SegmentGone from error
             if checksum_of(body) != segment.checksum:
                 raise CorruptLake(where, "a part of the ledger of items is damaged", cure=_CURE)
-            self._segments[segment.name] = pq.read_table(pa.BufferReader(body), schema=_SCHEMA)
+            # `pyarrow.parquet.read_table` would load pandas
+            self._segments[segment.name] = conform_table(pq.ParquetFile(pa.BufferReader(body)).read(), _SCHEMA)
         return self._segments[segment.name]
 
     @staticmethod
     def _among(entries: pa.Table, names: Sequence[str]) -> list[LandedItem | None]:
         if not entries.num_rows:
             return [None] * len(names)
-        at = pc.index_in(pa.array(names, pa.string()), value_set=entries.column("name"))
-        items = map(_item, entries.take(at.drop_null()).to_pylist())
+        at = pc.index_in(of_texts(names), value_set=entries.column("name"))
+        items = map(_item, _plain(entries.take(at.drop_null())).to_pylist())
         return [next(items) if is_there else None for is_there in at.is_valid().to_pylist()]
 
     def objects(self) -> Iterator[str]:
@@ -268,9 +271,32 @@ class ItemLedger:
         return (f"{self._folder}/{each.name}" for each in self._load()[0].segments)
 
 
+def _table(entries: Sequence[LandedItem]) -> pa.Table:
+    return pa.Table.from_arrays([_column(entries, each) for each in _SCHEMA], schema=_SCHEMA)
+
+
+def _column(entries: Sequence[LandedItem], field: pa.Field) -> pa.Array:
+    values = [getattr(each, field.name) for each in entries]
+    if pa.types.is_string(field.type):
+        return of_texts(values)
+    if pa.types.is_timestamp(field.type):
+        return moments(values, field.type)
+    if pa.types.is_list(field.type):
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        return pa.ListArray.from_arrays(of_numbers(ends), of_texts([text for each in values for text in each]))
+    return of_numbers(np.array(values, field.type.to_pandas_dtype()))
+
+
+def _plain(entries: pa.Table) -> pa.Table:
+    """Entries whose times have no zone; Arrow loads a library of zones, and pandas, to give one that has."""
+    index = _SCHEMA.get_field_index("modified")
+    return entries.set_column(index, "modified", entries.column(index).cast(pa.timestamp("us")))
+
+
 def _item(entry: dict[str, Any]) -> LandedItem:
     values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in entry.items()}
-    return LandedItem(**{**values, "reading": values["reading"] or ""})
+    modified = values["modified"].replace(tzinfo=UTC)
+    return LandedItem(**{**values, "modified": modified, "reading": values["reading"] or ""})
 
 
 def _identity(item: LandedItem | None) -> str:
@@ -320,5 +346,7 @@ def _newest(table: pa.Table) -> pa.Table:
     names = ordered.column("name").combine_chunks()
     if len(names) < 2:  # noqa: PLR2004  nothing to compare
         return ordered
-    first = pa.concat_arrays([pa.array([True]), pc.not_equal(names.slice(1), names.slice(0, len(names) - 1))])
+    first = pa.concat_arrays(
+        [of_numbers(np.ones(1, np.bool_)), pc.not_equal(names.slice(1), names.slice(0, len(names) - 1))]
+    )
     return ordered.filter(first).combine_chunks()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datalake_assets.core.arrow_arrays import constant, of_texts
 from datalake_assets.core.files import DataFile
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.errors import CommitConflict, UnreadableFile
@@ -60,7 +61,7 @@ def written_without(
         CommitConflict: A file was merged meanwhile.
         UnreadableFile: A file cannot be read, or has columns that the feed has not.
     """
-    gone = pa.array(sorted(set(names)), pa.string())
+    gone = of_texts(sorted(set(names)))
     removed = []
     try:
         for file in base.files:
@@ -103,7 +104,7 @@ def _write_rest(
 
 
 def _is_in(column: pa.ChunkedArray, names: pa.Array) -> pa.ChunkedArray:
-    return pc.fill_null(pc.is_in(column.cast(pa.string()), value_set=names), fill_value=False)
+    return pc.fill_null(pc.is_in(column.cast(pa.string()), value_set=names), constant(False))
 
 
 def _has_any(parquet: pq.ParquetFile, column: str, names: pa.Array) -> bool:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datalake_assets.core.arrow_arrays import constant, moment, null_of, numbers_in, of_numbers, truths_in
 from datalake_assets.core.batches import Batches, FinishedItem, ItemOrigin, RejectedRow, SourceBatch
 from datalake_assets.core.item_ids import forgotten_at
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, PartitionBy, key_of, keys_of
@@ -51,6 +52,7 @@ __all__ = ["AHEAD", "Fence", "Landing", "Mask", "Offsets", "OffsetsFence", "Plac
 AHEAD = timedelta(days=1)
 #: Seconds between two progress reports.
 PROGRESS_S = 0.2
+_NOWHERE = constant(-1).cast(pa.int32())
 
 Mask = npt.NDArray[np.bool_]
 
@@ -320,7 +322,7 @@ class Landing:
                 self.fingerprints[key] = (self.fingerprints[key] + added) % (1 << 64)
         self.rows_landed += int(wanted.sum())
         self._show(batch, rows, wanted, placed & ~wanted)
-        self._writer.write(rows if wanted.all() else rows.filter(pa.array(wanted)))
+        self._writer.write(rows if wanted.all() else rows.filter(of_numbers(wanted)))
 
     def _show(self, batch: SourceBatch, rows: pa.RecordBatch, wanted: Mask, known: Mask) -> None:
         """Shows whoever watches the pass what becomes of a batch's rows."""
@@ -330,7 +332,7 @@ class Landing:
         for which, tell in ((wanted, self._watch.accepted), (known, self._watch.known)):
             if which.any():
                 partitions, offsets = (None, None) if numbers is None else (each[which] for each in numbers)
-                tell(rows if which.all() else rows.filter(pa.array(which)), partitions, offsets)
+                tell(rows if which.all() else rows.filter(of_numbers(which)), partitions, offsets)
 
     def _fitted(self, rows: pa.RecordBatch) -> Fitted:
         if self._contract.policy not in DISCARDING:
@@ -360,19 +362,19 @@ class Landing:
             everywhere = np.ones(rows.num_rows, dtype=np.bool_)
             return np.zeros(rows.num_rows, dtype=np.int32), [self._placement.key], everywhere
         times = rows.column(self._placement.time_column)
-        lower = pa.scalar(self._placement.earliest, times.type)
-        upper = pa.scalar(self._placement.latest, times.type)
+        lower = moment(self._placement.earliest, times.type)
+        upper = moment(self._placement.latest, times.type)
         inside = pc.and_(pc.greater_equal(times, lower), pc.less_equal(times, upper))
-        placed = np.asarray(pc.fill_null(inside, fill_value=False))
-        good = times if placed.all() else pc.if_else(pa.array(placed), times, pa.scalar(None, times.type))
+        placed = truths_in(inside)
+        good = times if placed.all() else pc.if_else(of_numbers(placed), times, null_of(times.type))
         keys = keys_of(good, self._placement.by)
-        return np.asarray(pc.fill_null(keys.indices, -1)), keys.dictionary.to_pylist(), placed
+        return numbers_in(pc.fill_null(keys.indices, _NOWHERE)), keys.dictionary.to_pylist(), placed
 
     def _reject(
         self, batch: SourceBatch, found: Fitted, refused: Mask, which: npt.NDArray[np.intp], doubt: str = ""
     ) -> None:
         column, columns = self._placement.time_column, _foreign_columns(found)
-        times = [None] * len(which) if column is None else values_of(found.rows.column(column).take(pa.array(which)))
+        times = [None] * len(which) if column is None else values_of(found.rows.column(column).take(of_numbers(which)))
         for index, raw, time_ in zip(which.tolist(), _texts(batch, found, which), times, strict=True):
             reason = found.reason(index) if refused[index] else doubt or self._why(column or "", time_)
             known = isinstance(time_, datetime)
@@ -407,7 +409,7 @@ class Landing:
 
 def _texts(batch: SourceBatch, found: Fitted, which: npt.NDArray[np.intp]) -> list[bytes]:
     """Rows as they came, where these are not the lake's columns; else as they would have been landed."""
-    return rows_to_text((found.rows if found.foreign is None else batch.rows).take(pa.array(which)))
+    return rows_to_text((found.rows if found.foreign is None else batch.rows).take(of_numbers(which)))
 
 
 def _foreign_columns(found: Fitted) -> str:

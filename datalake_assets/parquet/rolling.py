@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from datalake_assets.core.arrow_arrays import of_numbers
+from datalake_assets.core.arrow_arrays import numbers_in, of_numbers
 from datalake_assets.core.files import DataFile
 from datalake_assets.parquet.sinks import FinishedSink
 from datalake_assets.parquet.writer import SAMPLE_ROWS, Encodings, ParquetFileWriter, ParquetSettings
@@ -296,7 +296,7 @@ def _taken(
     names = named.dictionary.to_pylist()
     if len(names) == 1:
         return [(names[0], batch)]
-    codes = named.indices.to_numpy()
+    codes = numbers_in(named.indices)
     if len(names) <= 1 << 16:
         codes = codes.astype(np.uint16)  # numpy sorts these by their digits, in a tenth of the time
     rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])

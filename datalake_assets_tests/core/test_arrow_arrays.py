@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
 
-from datalake_assets.core.arrow_arrays import constant, empty_table, numbers_in, of_numbers, of_texts
+from datalake_assets.core.arrow_arrays import (
+    constant,
+    empty_array,
+    empty_table,
+    moment,
+    moments,
+    null_of,
+    numbers_in,
+    of_numbers,
+    of_texts,
+    truths_in,
+)
 
 
 @given(st.lists(st.none() | st.text(max_size=5), max_size=20))
@@ -51,6 +64,37 @@ def test_constants_are_those_of_pyarrow(value):
     assert constant(value).equals(pa.scalar(value))
 
 
+MICROSECONDS = st.datetimes(datetime(1678, 1, 1), datetime(2262, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  hypothesis wants it
+
+
+@given(st.lists(MICROSECONDS, max_size=5), st.sampled_from(["us", "ns"]), st.sampled_from([None, "UTC", "Asia/Tokyo"]))
+def test_times_are_those_of_pyarrow(values, unit, zone):
+    kind = pa.timestamp(unit, zone)
+    assert moments(values, kind).equals(pa.array(values, kind))
+
+
+@pytest.mark.parametrize(("unit", "count"), [("s", -1), ("ms", -1), ("us", -1), ("ns", -1000)])
+def test_times_are_rounded_down(unit, count):
+    assert moment(datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC), pa.timestamp(unit)).value == count
+
+
+def test_a_time_that_a_type_does_not_hold_is_refused():
+    with pytest.raises(OverflowError):
+        moment(datetime(1, 1, 1, tzinfo=UTC), pa.timestamp("ns", "UTC"))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.timestamp("us", "UTC"), pa.list_(pa.int64())])
+def test_nulls_and_arrays_without_values_are_those_of_pyarrow(kind):
+    assert null_of(kind).equals(pa.scalar(None, kind))
+    assert empty_array(kind).equals(pa.array([], kind))
+
+
+@given(st.lists(st.none() | st.booleans(), max_size=20), st.booleans())
+def test_truths_are_those_of_an_array_and_one_for_nulls(truths, null):
+    expected = [null if each is None else each for each in truths]
+    assert truths_in(pa.array(truths, pa.bool_()), null=null).tolist() == expected
+
+
 def test_a_table_without_rows_has_its_columns():
     schema = pa.schema([pa.field("a", pa.int64(), metadata={"k": "v"}), pa.field("b", pa.list_(pa.string()))])
     assert empty_table(schema).equals(schema.empty_table(), check_metadata=True)
@@ -68,3 +112,34 @@ def test_a_conversion_loads_no_pandas(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert (tmp_path / "out/a.avro").exists()
+
+
+def test_an_export_of_dropped_files_loads_no_pandas(tmp_path):
+    """Neither the first one, nor one that reads what the first remembered and puts a record aside."""
+    drop = tmp_path / "drop"
+    drop.mkdir()
+    (tmp_path / "lake").mkdir()
+    rows = "".join(f"{number},t{number},2025-01-{number % 9 + 1:02}T10:00:00Z\n" for number in range(99))
+    (drop / "a.csv").write_text(f"n,t,at\n{rows}")
+    (drop / "b.csv").write_text(f"n,t,at\n{rows}1,2\n")
+    source = {"type": "files", "location": str(drop), "min_age_s": 0, "pattern": "a*"}
+    feed = {"name": "s", "kind": "stream", "time_column": "at", "source": source}
+    code = f"""
+import json, sys
+from datalake_assets.feed import parse_feed
+from datalake_assets.lake.store import open_store
+from datalake_assets.lake.tables import open_table
+from datalake_assets.settings import load_settings
+from datalake_assets.sources.systems import connect
+for pattern in ("a*", "*"):
+    feed = {feed!r}
+    feed["source"]["pattern"] = pattern
+    table = open_table(open_store({str(tmp_path / "lake")!r}), parse_feed(json.dumps(feed)))
+    plan = table.plan()
+    with connect("files", load_settings()) as files:
+        said = table.write(files.read(table.feed, plan.request), partitions=plan.partitions, run_id="r")
+    print(json.dumps([said.rows_added, said.rows_quarantined]))
+print(json.dumps([each for each in ("pandas", "pyarrow.dataset") if each in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert list(map(json.loads, done.stdout.splitlines())) == [[99, 0], [99, 1], []]

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.types as pt
 
+from datalake_assets.core.arrow_arrays import empty_array
 from datalake_assets.core.batches import (
     Batches,
     FinishedItem,
@@ -357,7 +358,7 @@ class FileBatches:
     # batches
 
     def _last(self, pending: _Pending, landed: LandedItem, schema: pa.Schema) -> SourceBatch:
-        empty = pa.RecordBatch.from_arrays([pa.array([], each.type) for each in schema], schema=schema)
+        empty = pa.RecordBatch.from_arrays([empty_array(each.type) for each in schema], schema=schema)
         # of a content that was landed in part and is gone, nobody can land the rest
         is_half = pending.former is not None and pending.former.state == "landing"
         finished = FinishedItem(

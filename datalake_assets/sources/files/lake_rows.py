@@ -16,6 +16,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from datalake_assets.core.arrow_arrays import constant, empty_array, moment, of_texts
 from datalake_assets.core.batches import ItemOrigin, RejectedRow, SourceBatch
 from datalake_assets.core.item_ids import NEVER, forgotten_at
 from datalake_assets.core.schema import lake_name, lake_names
@@ -127,8 +128,8 @@ class LakeRows:
     def _completed(self, rows: pa.RecordBatch, schema: pa.Schema, name: str, modified: datetime) -> pa.RecordBatch:
         count = rows.num_rows
         columns = {each: rows.column(each) for each in rows.schema.names}
-        columns[self._source.file_column] = pa.repeat(pa.scalar(name, pa.string()), count)
-        columns[self._source.modified_column] = pa.repeat(pa.scalar(modified, MODIFIED), count)
+        columns[self._source.file_column] = pa.repeat(constant(name), count)
+        columns[self._source.modified_column] = pa.repeat(moment(modified, MODIFIED), count)
         arrays = [columns[each.name] if each.name in columns else pa.nulls(count, each.type) for each in schema]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -146,7 +147,7 @@ class LakeRows:
         """Rows of one file, with its identity."""
         if self._feed.kind is FeedKind.TABLE:
             return SourceBatch(rows, rejected=rejected)
-        items = pa.repeat(pa.scalar(item, pa.string()), rows.num_rows)
+        items = pa.repeat(constant(item), rows.num_rows)
         return SourceBatch(rows, rejected=rejected, source_items=items, forget_after=NEVER, item_name=name)
 
     def again(self, rows: Sequence[RejectedRow], envelope: str, schema: pa.Schema) -> SourceBatch:
@@ -166,8 +167,12 @@ class LakeRows:
             else:
                 bad.append(replace(some[0], reason=why))
         batches = [self._completed(each, schema, name, modified) for _, each in good]
-        taken = pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema=schema)
-        items = pa.array([row.position for row, _ in good], pa.string())
+        taken = (
+            pa.concat_batches(batches)
+            if batches
+            else pa.RecordBatch.from_arrays([empty_array(each.type) for each in schema], schema=schema)
+        )
+        items = of_texts([row.position for row, _ in good])
         return SourceBatch(taken, rejected=tuple(bad), source_items=items, forget_after=NEVER, item_name=name)
 
     def _taken(

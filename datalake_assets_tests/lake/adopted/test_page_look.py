@@ -130,7 +130,7 @@ def test_look_ends_when_it_has_read_enough_and_says_so(folder_on_disk):
 
     done = replace(look.compared)
     assert done.files + done.not_compared == 20
-    # all footers together are a fraction of one file, so some file is begun; what sixteen threads have begun is finished
+    # all footers together are a fraction of one file, so some file is begun; what threads have begun is finished
     assert 1 <= done.files < 20
     assert done.read_bytes < 20 * each
     assert look.damaged(infos) == {}
