@@ -295,7 +295,17 @@ def _typed(values: pa.Array | list[Any], kind: pa.DataType) -> pa.Array:
     if isinstance(values, list):
         return _of_python(values, kind)
     plain = values.storage if isinstance(values, pa.ExtensionArray) else values
-    return plain if plain.type == kind else plain.cast(kind)
+    return plain if plain.type == kind else _cast(plain, kind)
+
+
+def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Values of one type as those of another, where Arrow itself would round them or cut something off."""
+    if pt.is_floating(values.type) and pt.is_decimal(kind):  # the shortest decimal that it is
+        values = values.cast(pa.string())
+    cast = values.cast(kind)
+    if pt.is_timestamp(values.type) and pt.is_date(kind) and cast.cast(values.type) != values:
+        raise ValueError("it has a time of the day")
+    return cast
 
 
 def _of_python(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -313,6 +323,10 @@ def _of_python(values: list[Any], kind: pa.DataType) -> pa.Array:
         if not all(each in {0, 1, None} for each in values):
             raise TypeError("neither 0 nor 1")
         values = [each if each is None else bool(each) for each in values]
+    if pt.is_time(kind) or (pt.is_timestamp(kind) and kind.tz is None):
+        zoned = [each for each in values if isinstance(each, time | datetime) and each.tzinfo is not None]
+        if zoned:
+            raise TypeError(f"it has a time zone: {zoned[0].isoformat()}")
     if Decimal in present and pt.is_integer(kind):
         if any(each is not None and each != int(each) for each in values):
             raise TypeError("not a whole number")

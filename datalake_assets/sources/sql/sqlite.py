@@ -136,6 +136,7 @@ class Sqlite:
         if self._connection is None:
             uri = f"file:{quote(str(self._path))}?mode=ro"
             self._connection = sqlite3.connect(uri, uri=True, timeout=self._timeout_s, isolation_level=None)
+            self._connection.text_factory = _text  # one that is none in UTF-8 is a bad value, and no end of the read
         return self._connection
 
     def _rows(self, statement: str) -> list[tuple[Any, ...]]:
@@ -154,3 +155,10 @@ class Sqlite:
                 else SourceRefused
             )
             raise kind(self.name, " ".join(str(error).split())) from error
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value

@@ -60,7 +60,7 @@ class GivenMessages:
     Args:
         sqs: Asks the queue for what it says of itself, and takes poison to the dead-letter queue.
         feed: The feed.
-        messages: The messages; one that is there twice is given once.
+        messages: The messages; one that is there twice is given once, and another one of the same identity comes again.
     """
 
     recreated = False
@@ -69,7 +69,12 @@ class GivenMessages:
     def __init__(self, sqs: Sqs, feed: Feed, messages: Sequence[Message]) -> None:
         self._sqs, self._feed, self.request = sqs, feed, ReadRequest()
         self._reader = reader = MessageReader(feed, sqs.queue(declared(feed)).attributes())
-        self._messages = {reader.item_of(each): each for each in messages}
+        self._messages: dict[str, Message] = {}
+        self._others: list[Message] = []
+        for each in messages:
+            first = self._messages.setdefault(reader.item_of(each), each)
+            if not each.says_the_same_as(first):
+                self._others.append(each)
 
     @property
     def schema(self) -> pa.Schema:
@@ -89,9 +94,14 @@ class GivenMessages:
         """Does nothing: who received them deletes them, but for `to_come_again`."""
 
     def to_come_again(self) -> list[str]:
-        """Ids of messages that are not to be deleted yet, once the others are landed: poison that is not given up."""
-        return [
+        """Ids of messages that are not to be deleted yet, once the others are landed.
+
+        These are poison that is not given up, and what has the identity of another message and another body: whether
+        it is known can be said once the other one is committed.
+        """
+        poison = [
             message.id
             for message, reason in self._reader.poison.values()
             if not (self._reader.is_given_up(message) and self._sqs.is_moved(self._feed, message, reason))
         ]
+        return [*poison, *(each.id for each in self._others)]

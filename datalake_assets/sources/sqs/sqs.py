@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 import pyarrow as pa
 
@@ -167,6 +168,7 @@ class _Held:
         self.messages: dict[str, Message] = {}
         self.size_bytes = 0
         self._part = 0
+        self._repeats: list[Message] = []
         self._others: list[Message] = []
         self._until: list[tuple[float, list[Message]]] = []
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -186,7 +188,7 @@ class _Held:
                 elif before.id == message.id:
                     before.receipt, before.receives = message.receipt, message.receives
                 else:
-                    self._others.append(message)
+                    (self._repeats if message.says_the_same_as(before) else self._others).append(message)
             self._until.append((received_at + self._visibility_s, list(messages)))
         if self._thread is None:
             self._thread = threading.Thread(target=self._extend, name="sqs-visibility", daemon=True)
@@ -219,12 +221,17 @@ class _Held:
     def release(self, deleted: Sequence[Message]) -> None:
         """Deletes messages, and forgets all that are held: those that are not deleted come again.
 
+        A message with another's identity and another body comes again at once: the lake decides whether it is known,
+        since the other one may be poison, or may lie in quarantine.
+
         Raises:
             SourceRefused: Deleting is not allowed.
         """
         with self._lock:
-            receipts = [message.receipt for message in (*deleted, *self._others)]
+            receipts = [message.receipt for message in (*deleted, *self._repeats)]
+            again = [message.receipt for message in self._others]
             self.messages.clear()
+            self._repeats.clear()
             self._others.clear()
             self._until.clear()
             self.size_bytes = 0
@@ -236,6 +243,8 @@ class _Held:
             return
         if left:
             logger.warning("%s: %d landed messages were not deleted, and come again", self.queue.source, left)
+        with suppress(SourceError):  # else they come again once their time is over
+            self.queue.hide(again, self.pool, visibility_s=0)
 
     def close(self) -> None:
         """Ends its threads."""

@@ -62,6 +62,10 @@ class Message:
     sequence: str = ""
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def says_the_same_as(self, other: Message) -> bool:
+        """Whether a message of the same identity is a repetition, and no other content under the same id."""
+        return self.body == other.body and self.attributes == other.attributes
+
 
 def envelope_of(message: Message) -> str:
     """All of a message but its body and its reception, as quarantine keeps it."""
@@ -158,7 +162,7 @@ class MessageLayout:
 
     def _row(self, message: Message) -> tuple[Any, ...]:
         source = self._source
-        values, other = self._fields.values(message.body.encode()) if self._fields else ([message.body], None)
+        values, other = self._fields.values(message.body.encode("utf-8", "surrogatepass")) if self._fields else ([message.body], None)
         attributes = [_attribute_text(message.attributes.get(name)) for name in source.attributes]
         own = {
             OTHER_FIELDS: other,

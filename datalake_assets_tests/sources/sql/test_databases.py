@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 
 import pyarrow as pa
@@ -55,6 +55,20 @@ def test_a_value_is_kept_as_it_is_or_refused(values, kind):
         else:
             assert kept == value
             assert not isinstance(value, bool) or isinstance(kept, bool | float | Decimal)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([datetime(2020, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))], pa.timestamp("us")),
+        ([time(12, tzinfo=timezone(timedelta(hours=2)))], pa.time64("us")),
+        (pa.array([datetime(2020, 1, 1, 12)]), pa.date32()),  # noqa: DTZ001  it has no zone
+        (pa.array([1234.567]), pa.decimal128(10, 2)),
+    ],
+)
+def test_what_arrow_would_round_or_cut_is_refused(values, kind):
+    found = exact(values, kind)
+    assert (found.values.null_count, list(found.bad)) == (1, [0])
 
 
 def _same_text(text, kept):
@@ -219,6 +233,16 @@ def test_values_that_fit_no_type_go_to_quarantine_each_once(shop, source, store)
     ]
     with pytest.raises(ConfigError, match="read on by values that rows may share"):
         open_table(store, feed).check_replay()
+
+
+def test_a_text_that_is_none_in_utf_8_stops_no_other_row(shop, source, store):
+    shop.execute("CREATE TABLE t (n INTEGER, name TEXT)")
+    shop.execute("INSERT INTO t VALUES (1, 'a'), (2, CAST(x'ff61' AS TEXT)), (3, 'ä')")
+    shop.commit()
+    feed = feed_of(kind="table")
+    land(store, source, feed)
+    assert landed(store, feed, "name") == ["a", "ä"]
+    assert [json.loads(each.raw) for _, each in quarantine(store, feed)] == [{"n": 2, "name": "ff61"}]
 
 
 def test_rows_without_a_cursor_value_are_told(shop, source, store):

@@ -6,19 +6,27 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.errors import InvalidFeed, LakeUnavailable, SourceRefused, SourceUnavailable
+from datalake_assets.feed import Feed
+from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.tables import open_table
+from datalake_assets.sources.sqs.given_messages import GivenMessages
+from datalake_assets.sources.sqs.messages_read import MessageReader
 from datalake_assets.sources.sqs.queue import Queue
 from datalake_assets.sources.sqs.sqs import Sqs
+from datalake_assets.sources.sqs.sqs_messages import Message, MessageLayout
 from datalake_assets.sources.sqs.sqs_model import SqsSettings
 from datalake_assets_tests.sources.sqs.conftest import bodies, feed_of, land, landed
 
 pytestmark = pytest.mark.xdist_group("sqs")
+
+SENT_AT = datetime(2026, 11, 29, 10, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -256,6 +264,36 @@ def test_what_a_sender_repeats_in_a_fifo_queue_is_landed_once(store, sqs, fifo, 
 
     assert (again.rows_added, again.rows_known) == (1, 1)
     assert later.left == (0, 0)
+
+
+def test_what_has_the_identity_of_poison_and_another_body_is_not_deleted_with_it(store, sqs, fifo, monkeypatch):
+    """SQS itself drops repetitions for five minutes: here two messages stand for one and its correction much later."""
+    monkeypatch.setattr(MessageReader, "item_of", lambda _, message: "same")
+    feed = feed_of(fifo, max_receives=1)
+    fifo.send(["not JSON"], groups=["a"], MessageDeduplicationId="1")
+    fifo.send([{"n": 7}], groups=["b"], MessageDeduplicationId="2")
+
+    report = land(store, sqs, feed)
+
+    assert (report.rows_added, report.rows_quarantined, fifo.left) == (1, 1, (0, 0))
+    assert landed(store, feed) == [7]
+
+
+def test_lambda_gives_again_what_has_the_identity_of_another_message_and_another_body(sqs, fifo, monkeypatch):
+    monkeypatch.setattr(MessageReader, "item_of", lambda _, message: "same")
+    first, again, other = (Message(f"m{n}", "r", body, SENT_AT, 9) for n, body in enumerate(["no JSON"] * 2 + ["{}"]))
+    given = GivenMessages(sqs, feed_of(fifo), [first, again, other])
+    assert [len(batch.rejected) for batch in given] == [1]
+    assert given.to_come_again() == ["m2"]
+
+
+def test_a_body_that_is_no_text_in_utf_8_is_poison_and_stops_no_other():
+    """AWS takes none; other servers that speak SQS do."""
+    messages = [Message(f"m{number}", "r", body, SENT_AT, 1) for number, body in enumerate(('{"n": 1}', '"\ud800"'))]
+    for fields in ({"n": "long"}, {}):
+        source = {"type": "sqs", "queue": "q", "fields": fields}
+        found = MessageLayout(Feed(name="q", kind=FeedKind.STREAM, source=source)).decoded(messages)
+        assert ([each.id for each in found.messages], [each.id for each, _ in found.poison]) == (["m0"], ["m1"])
 
 
 def test_what_a_feed_says_has_to_fit_its_queue(sqs, queue, fifo, sqs_server):
