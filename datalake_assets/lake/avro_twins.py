@@ -90,10 +90,19 @@ class AvroTwins:
         """Begins the file beside a Parquet file of this name."""
         return AvroTwin(self._folder.store.stage(_key(self._folder, key, name)), self._schema, self, key)
 
-    def publish(self, key: str) -> None:
-        """Makes a partition's files visible, whose commit is made; one that is missed is made from Parquet later."""
+    def publish(self, key: str, files: Iterable[DataFile]) -> None:
+        """Makes files of a partition visible that a commit has made; one that is missed is made from Parquet later.
+
+        Args:
+            key: The partition.
+            files: What its manifest names by now. Others were written, too, where nothing had to be committed.
+        """
+        named = {_key(self._folder, key, file.name) for file in files}
         for staged in self.staged.pop(key, ()):
-            _publish(self._folder, staged)
+            if staged.key in named:
+                _publish(self._folder, staged)
+            else:
+                self._folder.store.discard_staged(staged)
 
     def discard(self) -> None:
         """Gives up what is not visible."""
@@ -114,6 +123,8 @@ def _key(folder: FeedFolder, key: str, name: str) -> str:
 def follow_manifests(folder: FeedFolder, keys: Iterable[str] | None = None) -> int:
     """Makes Avro files what manifests say, of some partitions or of all; idempotent.
 
+    Of a feed that is written as Avro no longer all go: nobody would take rows out of them that are deleted.
+
     Returns:
         How many files that no manifest names were deleted.
 
@@ -121,7 +132,10 @@ def follow_manifests(folder: FeedFolder, keys: Iterable[str] | None = None) -> i
         LakeError: The store failed, or a file cannot be read; a repetition does the rest.
     """
     if not folder.feed.format.also:
-        return 0
+        places = [avro_folder(folder.feed)] if keys is None else [_place(folder, key) for key in keys]
+        left = [info.key for place in places for info in folder.store.list(place)]
+        folder.store.delete(left)
+        return len(left)
     if keys is None:
         found = {info.key.rpartition("/")[0] for info in folder.store.list(avro_folder(folder.feed))}
         keys = dict.fromkeys(folder.partition_keys())
@@ -192,8 +206,11 @@ def _publish(folder: FeedFolder, staged: StagedFile) -> None:
 
 
 def twin_differences(folder: FeedFolder, keys: Iterable[str] | None = None) -> Iterator[Difference]:
-    """Avro files that are missing, or that no manifest names."""
+    """Avro files that are missing, or that no manifest names; of all partitions, those of a feed without Avro, too."""
     if not folder.feed.format.also:
+        if keys is None:  # of one partition it would be a request for nothing, in nearly every feed
+            for info in folder.store.list(avro_folder(folder.feed)):
+                yield Difference("", "unknown file", info.key, _NO_LONGER)
         return
     for key in folder.partition_keys() if keys is None else keys:
         missing, unknown = _compared(folder, key)
@@ -203,3 +220,6 @@ def twin_differences(folder: FeedFolder, keys: Iterable[str] | None = None) -> I
             yield Difference(
                 key, "unknown file", name, "no file of this name was committed; 'datalake repair' deletes it"
             )
+
+
+_NO_LONGER = "the feed is written as Avro no longer; 'datalake repair' deletes it"

@@ -29,7 +29,7 @@ from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, Obj
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.commit import Change, Planned
-from datalake_assets.lake.layout import FeedFolder, StateLog, form_of, new_id
+from datalake_assets.lake.layout import FeedFolder, StateLog, avro_folder, form_of, new_id
 from datalake_assets.lake.replay import finish_replays
 from datalake_assets.lake.scan import committed_files
 from datalake_assets.lake.store.base import StagedFile, Store
@@ -112,7 +112,7 @@ def convert(
             return Converted(feed, is_undone=True)
         state = log.load()
     if state.conversion is None:
-        _refuse(feed, state)
+        _refuse(store, feed, state)
         state = _begin(store, feed, to, source_schema)
     if state.conversion is None:
         raise CommitConflict(feed.path, "somebody else changed what the feed is kept as", cure="look at it again")
@@ -157,11 +157,11 @@ def _kept_as(feed: Feed, type_: str, folder: str) -> Feed:
     return feed.model_copy(update={"format": feed.format.model_copy(update=update)})
 
 
-def _refuse(feed: Feed, state: FeedState) -> None:
+def _refuse(store: Store, feed: Feed, state: FeedState) -> None:
     if not feed.is_exported:
         raise ConfigError(f"feed {feed.name!r} is {feed.written_by}: only feeds that are exported can be converted")
-    if feed.format.also:
-        raise ConfigError(f"feed {feed.name!r} is written as Avro, too: take 'also' out of its format first")
+    if feed.format.also or any(store.list(avro_folder(feed))):
+        raise ConfigError(f"feed {feed.name!r} is written as Avro: take 'also' out of its format, and repair it, first")
     if feed.is_mart:
         raise ConfigError(f"feed {feed.name!r} is a mart, which is kept as Parquet files")
     if feed.partition_prefix:

@@ -216,7 +216,7 @@ class Export(ABC):
             for key, loaded in self.folder.commit(changes, bases=dict(self._logs)):
                 self._logs[key] = loaded
                 if self._twins is not None:
-                    self._twins.publish(key)
+                    self._twins.publish(key, loaded.manifest.files)
                 added = _added(wanted[key][0], *done[key]) if key in done else (0, 0)
                 facts = self.folder.report(key, loaded.manifest)
                 reports[key] = replace(facts, rows_added=added[0], files_added=added[1])

@@ -177,8 +177,10 @@ class HiveTable:
 
     def _follow(self, keys: Sequence[str] | None) -> int:
         """Brings the Avro files of partitions in step, where the feed has some; how many were deleted."""
-        if not self.feed.format.also:
-            return 0
+        return self._follow_always(keys) if self.feed.format.also else 0
+
+    def _follow_always(self, keys: Sequence[str] | None) -> int:
+        """The same where the feed may have had some once: rows of these are gone as well."""
         from datalake_assets.lake.avro_twins import follow_manifests  # noqa: PLC0415  see `_export`
 
         return follow_manifests(self._folder, keys)
@@ -297,7 +299,7 @@ class HiveTable:
 
         self._refuse_rows_of_others()
         done = delete_rows(self._folder, key, where, run_id=run_id)
-        self._follow([key])
+        self._follow_always([key])
         return done
 
     def _refuse_rows_of_others(self) -> None:
@@ -333,15 +335,14 @@ class HiveTable:
     def verify(self, *, deep: bool = False, partitions: Sequence[str] | None = None) -> Iterator[Difference]:
         """Implements `LakeTable`."""
         yield from verify(self._folder, deep=deep, partitions=partitions)
-        if self.feed.format.also:
-            from datalake_assets.lake.avro_twins import twin_differences  # noqa: PLC0415  see `_export`
+        from datalake_assets.lake.avro_twins import twin_differences  # noqa: PLC0415  see `_export`
 
-            yield from twin_differences(self._folder, partitions)
+        yield from twin_differences(self._folder, partitions)
 
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
         """Implements `LakeTable`."""
         done = repair(self._folder)
-        return replace(done, swept=done.swept + self._follow(None))
+        return replace(done, swept=done.swept + self._follow_always(None))
 
     @property
     def past_stays(self) -> timedelta | None:

@@ -300,7 +300,7 @@ def sweep_staged(folder: FeedFolder) -> int:
     stale = [upload for upload in store.list_staged(folder.data_root) if now - upload.started_at > STALE]
     for upload in stale:
         store.discard_stale(upload)
-    for upload in folder.store.list_staged(avro_folder(folder.feed)) if folder.feed.format.also else ():
+    for upload in folder.store.list_staged(avro_folder(folder.feed)):
         if now - upload.started_at > STALE:
             folder.store.discard_stale(upload)
     return len(stale) + sweep_sealed(folder, older_than=STALE)

@@ -13,13 +13,15 @@ import fastavro
 import pyarrow.parquet as pq
 import pytest
 
+from datalake_assets.core.batches import InMemoryBatches, SourceBatch
 from datalake_assets.core.compaction.plan import CompactionRequest
-from datalake_assets.errors import InvalidFeed
+from datalake_assets.errors import ConfigError, InvalidFeed
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake import avro_twins
+from datalake_assets.lake.conversion import convert
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
-from datalake_assets_tests.lake.feeds import stream_feed
+from datalake_assets_tests.lake.feeds import rows, stream_feed, table_feed, table_of
 from datalake_assets_tests.lake.mortal_store import Killed, MortalStore
 from datalake_assets_tests.sources.files.dropping import DROPPED, Dropping, files_feed
 
@@ -126,6 +128,33 @@ def test_what_is_missing_or_unknown_is_named_and_mended(dropping):
     is_both(dropping)
 
 
+@only_local
+def test_no_avro_file_keeps_rows_that_are_deleted_once_avro_is_given_up(dropping):
+    dropping.drop("a.csv", dated(1, 2) + dated(1, value=1).partition("\n")[2])
+    dropping.export()
+    dropping.feed = files_feed(str(dropping.folder), time_column="at")
+    table = open_table(dropping.store, dropping.feed)
+    assert {each.what for each in table.verify()} == {"unknown file"}
+    with pytest.raises(ConfigError, match="take 'also' out of its format, and repair it, first"):
+        convert(dropping.store, dropping.feed, "iceberg", source_schema=Any, switch=Any)  # type: ignore[arg-type]
+    table.delete_rows("2025-03-01", "id = 1")
+    assert [info.key.split("/")[-2] for info in dropping.store.list("avro")] == ["day=02"]
+    assert table.repair().swept == 1
+    assert list(table.verify()) == list(dropping.store.list("avro")) == []
+
+
+def test_no_avro_file_shows_what_was_pulled_and_not_committed(local_store, monkeypatch):
+    monkeypatch.setattr(avro_twins, "follow_manifests", lambda *_: 0)
+    pulled = open_table(local_store, stream_feed("pull", format=TWO))
+    for _ in range(2):  # the same rows
+        day = InMemoryBatches((SourceBatch(rows(range(3))),), "rowtime")
+        pulled.write(day, partitions=["2025-01-01"], run_id="run")
+    table = open_table(local_store, table_feed(format=TWO))
+    for count in (10, 5):  # so few are pulled again
+        table.write(table_of(count), partitions=table.plan().partitions, run_id="run")
+    assert [len(list(local_store.list(f"avro/{place}"))) for place in ("streams/s", "tables/t")] == [1, 2]
+
+
 def test_columns_that_avro_has_not_are_refused_before_a_row_is_landed(local_store):
     feed = stream_feed(format=TWO)
     table = open_table(local_store, feed)
@@ -141,7 +170,6 @@ def test_columns_that_avro_has_not_are_refused_before_a_row_is_landed(local_stor
 def _nested():
     import pyarrow as pa  # noqa: PLC0415  only here
 
-    from datalake_assets.core.batches import SourceBatch  # noqa: PLC0415
     from datalake_assets_tests.lake.feeds import numbered, stream_of  # noqa: PLC0415
 
     batch = numbered([1])

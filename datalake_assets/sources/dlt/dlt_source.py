@@ -21,7 +21,7 @@ import pyarrow.types as pt
 
 from datalake_assets.core.batches import Batches, FinishedItem, LandedItem, ReadRequest, RejectedRow, SourceBatch
 from datalake_assets.core.row_texts import row_to_text
-from datalake_assets.core.schema import lake_name, lake_names, source_metadata
+from datalake_assets.core.schema import DISCARDING, lake_name, lake_names, source_metadata
 from datalake_assets.errors import InvalidFeed, SourceRefused
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
@@ -185,7 +185,11 @@ class DltBatches:
     # columns
 
     def _columns(self, extraction: Extraction) -> tuple[pa.Schema, list[str]]:
-        """The columns in the lake, and their names in the rows: those that the lake has, and new ones."""
+        """The columns in the lake, and their names in the rows: those that the lake has, and new ones.
+
+        A new one that has nothing but nulls so far waits for a value: its type would be fixed for good, as nothing.
+        Only where what is new would be discarded it is text from the first.
+        """
         known = self.request.landed.schema if self.request.landed is not None else None
         fields = {field.name: field for field in known or ()}
         names = list(extraction.types)
@@ -193,12 +197,18 @@ class DltBatches:
         lake_names(names, feed=self._feed.name, rename=self._source.rename)  # refuses those that cannot be
         hints = {lake_name(name): hint for name, hint in extraction.hints.items()}
         for lake, name in originals.items():
-            if lake not in fields:
-                kind = self._type(lake, extraction.types[name], hints.get(lake_name(name), {}))
-                fields[lake] = pa.field(lake, kind, metadata=source_metadata(name))
+            if lake in fields:
+                continue
+            kind = self._type(lake, extraction.types[name], hints.get(lake_name(name), {}))
+            if kind is not None or self._feed.schema_policy in DISCARDING:
+                fields[lake] = pa.field(lake, kind or pa.string(), metadata=source_metadata(name))
         for lake, kind_name in self._source.columns.items():
             fields.setdefault(lake, pa.field(lake, named_type(kind_name)))
         self._check_time(fields)
+        if not fields:  # rows of nulls alone
+            fields = {
+                lake: pa.field(lake, pa.string(), metadata=source_metadata(name)) for lake, name in originals.items()
+            }
         schema = pa.schema(fields.values())
         return schema, [originals.get(name, "") for name in schema.names]
 
@@ -211,7 +221,7 @@ class DltBatches:
             reason = f"time_column: {name!r} is {field.type}; say its type: --column-type {name}=timestamptz"
             raise InvalidFeed(self._feed.name, reason)
 
-    def _type(self, name: str, kinds: set[str], hint: Mapping[str, Any]) -> pa.DataType:
+    def _type(self, name: str, kinds: set[str], hint: Mapping[str, Any]) -> pa.DataType | None:
         if name in self._source.columns:
             return named_type(self._source.columns[name])
         hinted = _hinted(hint)
@@ -222,7 +232,7 @@ class DltBatches:
             return pa.decimal128(_MOST_DIGITS, max(scales))
         plain = "large" if kinds == {"int", "large"} else "float" if kinds == {"int", "float"} else None
         if not kinds:
-            return pa.string()
+            return None
         if len(kinds) > 1 and plain is None:
             reason = f"column {name!r} has values of several types: {', '.join(sorted(kinds))}"
             raise SourceRefused(self._source.where, reason, cure=f"say which it is: --column-type {name}=…")

@@ -296,23 +296,22 @@ def _converted(
             declared = {name: named_type(kind) for name, kind in conversion.types.items()}
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        outputs, bad = _written(file, declared, destination, conversion)
-        held.enter_context(outputs)
+        outputs = held.enter_context(_written(file, declared, destination, conversion))
         sizes = outputs.finish()
         if not place.is_unchanged(dropped):
             raise ObjectGone(dropped.name)
         named = {f"{output}.{each}": size for each, size in sizes.items()}
-        if bad:
-            destination.put(f"{REJECTED}/{dropped.name}.jsonl", outputs.spool_of(_lines(bad)))
+        if outputs.rejected is not None:
+            destination.put(f"{REJECTED}/{dropped.name}.jsonl", outputs.rejected)
         for each in conversion.formats:
             destination.put(f"{output}.{each}", outputs.spools[each])
     seconds = time.monotonic() - began
-    return ConvertedFile(dropped.name, outputs.rows, len(bad), dropped.size_bytes, named, seconds)
+    return ConvertedFile(dropped.name, outputs.rows, outputs.bad, dropped.size_bytes, named, seconds)
 
 
 def _written(
     file: ReadableFile, declared: Mapping[str, pa.DataType], destination: _Place, conversion: Conversion
-) -> tuple[_Outputs, list[BadRecord]]:
+) -> _Outputs:
     """Writes a file's rows in the types that all of it has, which most files show at their beginning."""
     guess = file.guessed({name: declared[name] for name in file.names if name in declared})
     if guess is not None:
@@ -325,15 +324,13 @@ def _written(
 
 def _in_types(
     types: Mapping[str, pa.DataType], rows: Iterator[Parsed], destination: _Place, conversion: Conversion
-) -> tuple[_Outputs, list[BadRecord]]:
+) -> _Outputs:
     with ExitStack() as held:
         outputs = held.enter_context(_Outputs(pa.schema(list(types.items())), conversion, destination))
-        bad: list[BadRecord] = []
         for parsed in rows:
             outputs.write(parsed)
-            bad += parsed.bad
         held.pop_all()
-    return outputs, bad
+    return outputs
 
 
 def _lines(bad: Sequence[BadRecord]) -> bytes:
@@ -344,14 +341,21 @@ def _lines(bad: Sequence[BadRecord]) -> bytes:
 
 
 class _Outputs:
-    """The outputs of one file, each written by a thread of its own, into spools."""
+    """The outputs of one file, each written by a thread of its own, into spools; bad records as they come into another.
+
+    Attributes:
+        rows: How many were written.
+        bad: How many records could not be.
+        rejected: These, a line each; None if there are none.
+    """
 
     def __init__(self, schema: pa.Schema, conversion: Conversion, destination: _Place) -> None:
-        self.rows, self._held, self._destination = 0, ExitStack(), destination
+        self.rows, self.bad, self._held, self._destination = 0, 0, ExitStack(), destination
+        self.rejected: IO[bytes] | None = None
         self.spools: dict[OutputFormat, IO[bytes]] = {}
         self._writers: dict[OutputFormat, _Queued] = {}
         for each in conversion.formats:
-            spool = self.spools[each] = self.spool_of()
+            spool = self.spools[each] = self.spool()
             make = _parquet if each == "parquet" else _avro
             self._writers[each] = _Queued(*make(spool, schema, conversion))
 
@@ -363,16 +367,19 @@ class _Outputs:
             each.stop()
         self._held.close()
 
-    def spool_of(self, data: bytes = b"") -> IO[bytes]:
+    def spool(self) -> IO[bytes]:
         """A file of its own for a while."""
         spool = self._destination.spool()
         self._held.callback(spool.close)
-        spool.write(data)
         return spool
 
     def write(self, parsed: Parsed) -> None:
         """Hands rows to every writer."""
         self.rows += parsed.rows.num_rows
+        if parsed.bad:  # a file may have nothing else
+            self.bad += len(parsed.bad)
+            self.rejected = self.rejected or self.spool()
+            self.rejected.write(_lines(parsed.bad))
         for each in self._writers.values():
             each.write(parsed.rows)
 

@@ -101,8 +101,7 @@ class MessageReader:
 
 
 def _poison_row(message: Message, reason: str, origin: ItemOrigin) -> RejectedRow:
-    body = message.body.encode("utf-8", "surrogatepass")
-    return RejectedRow(body, reason, origin.item, origin=replace(origin, envelope=envelope_of(message)))
+    return RejectedRow(message.content, reason, origin.item, origin=replace(origin, envelope=envelope_of(message)))
 
 
 def read_again(feed: Feed, rows: Sequence[RejectedRow]) -> Iterator[SourceBatch]:

@@ -184,7 +184,7 @@ class _Held:
                 if before is None:
                     new.append(message)
                     self.messages[item] = message
-                    self.size_bytes += len(message.body.encode("utf-8", "surrogatepass"))
+                    self.size_bytes += len(message.content)
                 elif before.id == message.id:
                     before.receipt, before.receives = message.receipt, message.receives
                 else:

@@ -8,7 +8,7 @@ from typing import Any
 import dlt
 from dlt.sources.rest_api import rest_api_resources
 
-__all__ = ["broken", "counted", "events", "nobody", "odd", "plain"]
+__all__ = ["broken", "counted", "events", "late", "nobody", "odd", "plain"]
 
 
 def events(url: str) -> Any:
@@ -37,6 +37,14 @@ def counted(url: str) -> Iterator[dict[str, Any]]:
     state["runs"] = state.get("runs", 0) + 1
     for _ in range(3):
         yield {"at": "2025-01-01T00:00:00Z", "run": 1 if url == "same" else state["runs"]}
+
+
+@dlt.resource(name="late")
+def late() -> Iterator[dict[str, Any]]:
+    """A column that has no value at first."""
+    state = dlt.current.resource_state()
+    state["runs"] = state.get("runs", 0) + 1
+    yield {"at": "2025-01-01T00:00:00Z", "price": 1.5 if state["runs"] > 1 else None}
 
 
 plain = dlt.resource([{"id": 1, "mixed": 1}, {"id": 2, "mixed": "x"}], name="plain")

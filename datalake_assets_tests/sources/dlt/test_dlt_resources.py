@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from datalake_assets.errors import ConfigError, InvalidFeed, LakeUnavailable, SourceError, SourceRefused
+from datalake_assets.errors import ConfigError, InvalidFeed, LakeUnavailable, SchemaChanged, SourceError, SourceRefused
 from datalake_assets.feed import parse_feed
 from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.item_ledger import ItemLedger
@@ -183,6 +183,16 @@ def test_a_time_that_is_text_is_refused_until_its_type_is_declared(api, store, s
         land(store, source, feed_of(url=api.url))
     land(store, source, feed_of(url=api.url, **TYPES))
     assert landed(store, feed_of(url=api.url, **TYPES), "at") == [datetime(2025, 2, 2, tzinfo=UTC)]
+
+
+def test_a_column_that_has_no_value_yet_gets_its_type_by_the_first_one(store, source):
+    feed = feed_of("late", **TYPES)
+    land(store, source, feed)
+    with pytest.raises(SchemaChanged, match="added price double"):
+        land(store, source, feed)
+    feed = feed_of("late", schema_policy="evolve", **TYPES)
+    land(store, source, feed)
+    assert (landed(store, feed, "price"), quarantine(store, feed)) == ([None, 1.5], [])
 
 
 def test_values_land_as_they_are_also_where_json_has_no_place_for_them(store, source):

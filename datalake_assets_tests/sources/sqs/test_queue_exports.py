@@ -268,7 +268,7 @@ def test_what_a_sender_repeats_in_a_fifo_queue_is_landed_once(store, sqs, fifo, 
 
 def test_what_has_the_identity_of_poison_and_another_body_is_not_deleted_with_it(store, sqs, fifo, monkeypatch):
     """SQS itself drops repetitions for five minutes: here two messages stand for one and its correction much later."""
-    monkeypatch.setattr(MessageReader, "item_of", lambda _, message: "same")
+    monkeypatch.setattr(MessageReader, "item_of", lambda *_: "same")
     feed = feed_of(fifo, max_receives=1)
     fifo.send(["not JSON"], groups=["a"], MessageDeduplicationId="1")
     fifo.send([{"n": 7}], groups=["b"], MessageDeduplicationId="2")
@@ -280,7 +280,7 @@ def test_what_has_the_identity_of_poison_and_another_body_is_not_deleted_with_it
 
 
 def test_lambda_gives_again_what_has_the_identity_of_another_message_and_another_body(sqs, fifo, monkeypatch):
-    monkeypatch.setattr(MessageReader, "item_of", lambda _, message: "same")
+    monkeypatch.setattr(MessageReader, "item_of", lambda *_: "same")
     first, again, other = (Message(f"m{n}", "r", body, SENT_AT, 9) for n, body in enumerate(["no JSON"] * 2 + ["{}"]))
     given = GivenMessages(sqs, feed_of(fifo), [first, again, other])
     assert [len(batch.rejected) for batch in given] == [1]
