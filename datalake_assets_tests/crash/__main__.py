@@ -139,6 +139,8 @@ def main() -> None:
     print("kills by step:", _figures(rounds.hits, (*rounds.steps, "discard", "roll back")))
     print("kills by moment:", _figures(rounds.moments, rounds.moments))
     print("happened:", _figures(rounds.happened, rounds.happened))
+    if chosen.what == "queue":
+        assert rounds.hits.total() >= chosen.deaths, "the queue was empty before so many workers were killed"
     rare = [step for step in rounds.steps if rounds.hits[step] < ENOUGH]
     is_full = (chosen.deaths if chosen.what == "queue" else chosen.rounds) >= FULL and chosen.what != "sql"
     assert not (is_full and rare), f"too few kills of {rare}"

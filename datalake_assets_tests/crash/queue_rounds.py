@@ -41,7 +41,7 @@ OPERATIONS: dict[tuple[type, str], int] = {
     (LocalStore, "put"): 1,
     (LocalStore, "publish"): 2,
     (LocalStore, "delete"): 1,
-    (Queue, "receive"): 40,
+    (Queue, "receive"): 16,
     (Queue, "delete"): 2,
     (Queue, "hide"): 1,
     (Queue, "send"): 2,
@@ -51,8 +51,10 @@ SELDOM = frozenset({"hide", "send", "create"})
 POISON_EVERY, LOST_PERCENT, SLOW_PERCENT = 100, 10, 5
 VISIBILITY_S, WORKERS, GROUPS = 1, 2, 40
 MOST_FAILED = 20
-#: Bytes of bodies in a part: some hundred messages, so that there are commits enough to be killed.
-PART_BYTES = 25_000
+#: Bytes of bodies in a part, which is some hundred messages.
+PART_BYTES = 7_000
+#: Seconds that a worker goes on: those that live must leave messages enough for others to be killed at.
+RUN_S = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def feed_of(queue: str, dead: str) -> Feed:
         "fields": {"n": "long not null", "at": "timestamptz not null"},
         "visibility_s": VISIBILITY_S,
         "idle_s": 1,
-        "run_s": 6,
+        "run_s": RUN_S,
         "batch_bytes": PART_BYTES,
         "receivers": 2,
         "max_receives": 2,
