@@ -55,6 +55,7 @@ __all__ = [
     "UNREADABLE",
     "Chunk",
     "Chunks",
+    "decompresses",
 ]
 
 #: Read at a time on the way from one page's header to the next.
@@ -63,6 +64,9 @@ BLOCK_BYTES = 4 << 20
 ROW_GROUPS, COLUMNS, META_DATA, CODEC = 4, 1, 3, 4
 #: CompressionCodec, in Arrow's names; "lz4" is Hadoop's.
 CODECS = ("uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4_raw")
+#: Codecs of which all libraries take the same bytes. Newer releases of zstd's refuse frames that older ones decode to
+#: something: Arrow brings one, and the native code another.
+SETTLED = frozenset({"uncompressed", "snappy"})
 # Encoding
 BIT_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY = 4, 6, 7
 DICTIONARY_ENCODINGS = (PLAIN_DICTIONARY, RLE_DICTIONARY)
@@ -80,16 +84,32 @@ DEFINITION_BYTES, REPETITION_BYTES, IS_COMPRESSED = 5, 6, 7
 UNREADABLE = (MalformedThrift, pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
 
 
+def decompresses(metadata: pq.FileMetaData, source: pa.NativeFile) -> bool:
+    """Whether Arrow takes all compressed pages of a file, which another library took, too.
+
+    Args:
+        metadata: Of the file, after it was found that Arrow survives it (`open_parquet`).
+        source: Its bytes.
+    """
+    try:
+        for chunks in Chunks(metadata, source):
+            for chunk in chunks:
+                chunk.decompress()
+    except UNREADABLE:
+        return False
+    return True
+
+
 class Chunks:
     """The column chunks of an open file.
 
     Args:
-        parquet: The file.
+        metadata: Of the file.
         source: Its bytes; only what is asked for is read.
     """
 
-    def __init__(self, parquet: pq.ParquetFile, source: pa.NativeFile) -> None:
-        self._metadata, self._blocks, self._codecs = parquet.metadata, _Blocks(source), _Codecs(source)
+    def __init__(self, metadata: pq.FileMetaData, source: pa.NativeFile) -> None:
+        self._metadata, self._blocks, self._codecs = metadata, _Blocks(source), _Codecs(source)
 
     def __iter__(self) -> Iterator[list[Chunk]]:
         return (self.of(number) for number in range(self._metadata.num_row_groups))
@@ -385,20 +405,38 @@ class Chunk:
         (first, middle), (again, end) = ends
         return body[first:middle], body[again:end], body[at:]
 
+    def decompress(self) -> None:
+        """Has Arrow decompress all pages whose codec is not settled, and keeps nothing.
+
+        Raises:
+            MalformedThrift: A page is not what its header says.
+            pa.ArrowException: Arrow refuses what is compressed. `UNREADABLE` has what else may be raised.
+        """
+        if (codec := self.codec()) in SETTLED:
+            return
+        for page, header, begin in self.pages():
+            numbers = _header_numbers(header, HEADERS[page.kind]) if page.kind == DATA_PAGE_V2 else {}
+            plain, body, is_packed = self._parted(page, begin, numbers)
+            if is_packed:
+                _decompressed(body, page.plain_bytes - len(plain), codec)
+
     def _unpacked_bytes(self, page: Page, begin: int, numbers: Mapping[int, int]) -> memoryview:
         """What a page holds, no longer compressed; ``numbers`` are those of a data page's header."""
+        plain, body, is_packed = self._parted(page, begin, numbers)
+        codec = self.codec()
+        if codec == "uncompressed" or not is_packed:
+            return memoryview(b"".join((plain, body)))
+        return memoryview(b"".join((plain, _decompressed(body, page.plain_bytes - len(plain), codec))))
+
+    def _parted(self, page: Page, begin: int, numbers: Mapping[int, int]) -> tuple[memoryview, memoryview, bool]:
+        """What of a page is never compressed, the rest, and whether that is, unless the codec is none."""
         body = self.blocks.read(begin, page.size_bytes, until=self.end)
         if len(body) < page.size_bytes or page.plain_bytes > self.encoded_bytes + MAX_HEADER_BYTES:
             raise MalformedThrift("a page is not as long as it says")
-        plain, is_packed = b"", True
-        if page.kind == DATA_PAGE_V2:
-            is_packed = bool(numbers.get(IS_COMPRESSED, 1))
-            levels = numbers.get(REPETITION_BYTES, 0) + numbers.get(DEFINITION_BYTES, 0)
-            plain, body = bytes(body[:levels]), body[levels:]
-        codec = self.codec()
-        if codec == "uncompressed" or not is_packed or not len(body):
-            return memoryview(plain + bytes(body))
-        return memoryview(plain + _decompressed(body, page.plain_bytes - len(plain), codec))
+        if page.kind != DATA_PAGE_V2:
+            return body[:0], body, bool(len(body))
+        levels = numbers.get(REPETITION_BYTES, 0) + numbers.get(DEFINITION_BYTES, 0)
+        return body[:levels], body[levels:], bool(numbers.get(IS_COMPRESSED, 1) and len(body) > levels)
 
 
 def _header_numbers(header: bytes, field: int) -> dict[int, int]:
@@ -414,15 +452,15 @@ def _header_numbers(header: bytes, field: int) -> dict[int, int]:
     return numbers
 
 
-def _decompressed(data: memoryview, size_bytes: int, codec: str) -> bytes:
+def _decompressed(data: memoryview, size_bytes: int, codec: str) -> memoryview:
     if codec != "lz4":
-        return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec=codec))
+        return memoryview(pa.decompress(pa.py_buffer(data), size_bytes, codec=codec))
     # Hadoop's frames: the sizes of a block, plain and compressed, most significant byte first, before it; or none
     out, at = b"", 0
     while at + 8 <= len(data):
         plain, packed = (int.from_bytes(data[at + place : at + place + 4], "big") for place in (0, 4))
         if at + 8 + packed > len(data) or len(out) + plain > size_bytes:
-            return bytes(pa.decompress(pa.py_buffer(data), size_bytes, codec="lz4_raw"))
+            return memoryview(pa.decompress(pa.py_buffer(data), size_bytes, codec="lz4_raw"))
         out += bytes(pa.decompress(pa.py_buffer(data[at + 8 : at + 8 + packed]), plain, codec="lz4_raw"))
         at += 8 + packed
-    return out
+    return memoryview(out)

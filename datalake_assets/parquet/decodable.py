@@ -49,7 +49,7 @@ def too_large(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: int)
         source: Its bytes.
         row_bytes: Decoded bytes of a row at the most; a page may take `ROW_GROUPS_HELD` times as many.
     """
-    for chunks in Chunks(parquet, source):
+    for chunks in Chunks(parquet.metadata, source):
         with contextlib.suppress(*UNREADABLE):
             if reason := _too_large(chunks, row_bytes):
                 return reason
@@ -71,7 +71,7 @@ def undecodable(parquet: pq.ParquetFile, source: pa.NativeFile, *, row_bytes: in
     if _is_above_suspicion(stated or stated_of(parquet.metadata), row_bytes):
         return ""
     doubt = ""
-    for chunks in Chunks(parquet, source):
+    for chunks in Chunks(parquet.metadata, source):
         with contextlib.suppress(*UNREADABLE):
             if reason := _too_large(chunks, row_bytes):
                 return reason

@@ -242,7 +242,7 @@ def is_dense(
         limit_bytes: How many.
         columns: Those that are to be decoded; None: all.
     """
-    chunks = Chunks(parquet, source)
+    chunks = Chunks(parquet.metadata, source)
     for number, size in enumerate(_sizes(stated_of(parquet.metadata))):
         if size.bytes <= limit_bytes:
             continue
@@ -303,7 +303,7 @@ def _pieces(
     if stated.rows and sum(size.bytes for size in sizes) <= piece_bytes:
         yield parquet.reader.read_all(use_threads=False)
         return
-    chunks = None if source is None else Chunks(parquet, source)
+    chunks = None if source is None else Chunks(parquet.metadata, source)
     for number, size in enumerate(sizes):
         plan = _plan(chunks.of(number), size.rows, piece_bytes // 2) if chunks and size.bytes > piece_bytes else []
         if size.bytes <= piece_bytes:

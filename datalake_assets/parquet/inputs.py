@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import UnreadableFile
+from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.concat import ServerSide
 from datalake_assets.parquet.decodable import ROW_BYTES, undecodable
 from datalake_assets.parquet.decoding import AT_HAND, failing_column, open_parquet, tables
@@ -32,9 +33,6 @@ BLOCK_BYTES = 4 << 20
 AT_HAND_BYTES = 64 << 20
 #: Of a file here, so many bytes at the most are read into memory that is used again.
 MAX_BLOCK_BYTES = 4 << 20
-#: Codecs of which all libraries take the same bytes. Newer releases of zstd's refuse frames that older ones decode to
-#: something: Arrow brings one, and the native code another.
-_SETTLED_CODECS = frozenset({"UNCOMPRESSED", "SNAPPY"})
 #: Between two reads in the file's order, what is skipped is read too, up to so much: magic, bloom filters.
 GAP_BYTES = 1 << 16
 #: Physical types of timestamps and of dates; 96-bit times have no statistics that count.
@@ -289,7 +287,7 @@ class OpenInput:
         """Sees to it that the bytes are those that were committed; where nobody knows them, that they decode.
 
         The native kernel finds that out where it may, otherwise the comparer, in much less time than Arrow takes, which
-        decodes what they do not pass, and what is compressed by other codecs than Snappy.
+        decodes what they do not pass, and decompresses what is compressed by other codecs than Snappy.
 
         The sooner the better, but for a file whose checksum is known and which is read from its start to its end in any
         case: its last bytes complete the proof.
@@ -312,22 +310,19 @@ class OpenInput:
     def _passes_natively(self) -> bool:
         kernel = load_kernel() if self._trusts_kernel else None
         comparer = None if self._trusts_kernel else load_comparer()
-        if (kernel is None and comparer is None) or not self._is_of(_SETTLED_CODECS):
+        if kernel is None and comparer is None:
             return False
         if (data := self._at_hand()) is None:
             return False
         self.check_decodable()
         if comparer is not None:
             told = comparer.read(Side(data, self.file.rows), memory_bytes=self._row_bytes)
-            return told.verdict is Verdict.EQUAL
+            return told.verdict is Verdict.EQUAL and decompresses(self.parquet.metadata, pa.BufferReader(data))
         assert kernel is not None  # noqa: S101  for mypy
         (found,) = kernel.check([Part(data, rows=self.file.rows)], Depth.DECOMPRESS, memory_bytes=self._row_bytes)
         # whether the values of lists fit together, across columns too, shows only when rows are put together
-        return found.refused is None and not found.has_repeated
-
-    def _is_of(self, codecs: frozenset[str]) -> bool:
-        groups = (self.parquet.metadata.row_group(number) for number in range(self.parquet.num_row_groups))
-        return all(group.column(index).compression in codecs for group in groups for index in range(group.num_columns))
+        is_passed = found.refused is None and not found.has_repeated
+        return is_passed and decompresses(self.parquet.metadata, pa.BufferReader(data))
 
     def _at_hand(self) -> pa.Buffer | None:
         """All of its bytes, which are not read again from then on; None if they are too many."""

@@ -134,7 +134,7 @@ def test_pages_of_many_columns_are_read_once():
     body = parquet(table, compression="none", store_schema=False)
     counted = Counted(body)
 
-    for chunks in Chunks(pq.ParquetFile(pa.BufferReader(body)), counted):
+    for chunks in Chunks(pq.read_metadata(pa.BufferReader(body)), counted):
         assert [sum(found.page.values for found in chunk.pages()) for chunk in chunks] == [1200] * 100
 
     assert counted.read_bytes <= len(body)

@@ -21,6 +21,8 @@ from datalake_assets.parquet import rewrite as rewrite_module
 from datalake_assets.parquet.inputs import Input
 from datalake_assets.parquet.native import Refusal, Refused, load_kernel
 from datalake_assets.parquet.outputs import Opener
+from datalake_assets.parquet.page_merging import Merger
+from datalake_assets.parquet.proof import load_comparer
 from datalake_assets.parquet.rewrite import rewrite
 from datalake_assets.parquet.rewrite_settings import RewriteSettings
 from datalake_assets.parquet.sinks import new_checksum
@@ -114,8 +116,10 @@ def test_a_damaged_file_is_left_alone_and_the_others_are_merged(is_committed):
     assert read(result)["id"].to_pylist() == [i for i in range(300) if i // 50 != 2]
 
 
-@pytest.mark.parametrize("verify", ["full", "pages"])
-def test_a_zstd_frame_that_older_releases_take_is_not_copied(verify):
+@pytest.mark.parametrize(
+    ("verify", "as_large", "counts"), [("full", 0.0, (2, 0)), ("pages", 0.0, (2, 0)), ("full", 0.25, (0, 1))]
+)
+def test_a_zstd_frame_that_older_releases_take_is_neither_copied_nor_merged(verify, as_large, counts):
     """One byte of it was changed: zstd 1.5.4 decodes it to something, and Arrow's release refuses it."""
     damaged = (Path(__file__).parent / "data" / "damaged-zstd.parquet").read_bytes()
     rows = pq.read_metadata(io.BytesIO(damaged)).num_rows
@@ -123,8 +127,29 @@ def test_a_zstd_frame_that_older_releases_take_is_not_copied(verify):
     files = inputs(whole, whole, whole, is_committed=False, compression="zstd")
     stated = msgspec.structs.replace(files[1].file, rows=rows, size_bytes=len(damaged))
     files[1] = replace(files[1], file=stated, open=lambda: pa.BufferReader(damaged))
-    result = rewritten(files, replace(SETTINGS, verify=verify, time_column=None, as_large=0.0))
-    assert (list(result.rejected), result.copied, read(result).num_rows) == (["f1"], 2, 2 * rows)
+    settings = RewriteSettings(ParquetSettings(compression="zstd"), verify=verify, as_large=as_large)
+    result = rewritten(files, settings)
+    assert (list(result.rejected), read(result).num_rows) == (["f1"], 2 * rows)
+    assert (result.copied, result.merged) == counts
+
+
+@pytest.mark.skipif(load_comparer() is None, reason="the comparer was not built")
+@pytest.mark.parametrize(
+    ("more", "is_decoded"), [({}, False), ({"list": pa.array([[1]] * 50)}, True)], ids=["flat", "lists"]
+)
+def test_what_was_merged_of_files_of_others_arrow_decompresses_and_decodes_only_if_there_are_lists(
+    monkeypatch, more, is_decoded
+):
+    decoded, decompressed = [], []
+    arrow, real = Merger._difference_by_arrow, page_merging.decompresses
+    monkeypatch.setattr(Merger, "_difference_by_arrow", lambda *given, **how: decoded.append(1) or arrow(*given, **how))
+    monkeypatch.setattr(
+        page_merging, "decompresses", lambda *given: decompressed.append(real(*given)) or decompressed[-1]
+    )
+    files = inputs(*(events(i * 50, **more) for i in range(6)), is_committed=False, compression="zstd")
+    result = rewritten(files, RewriteSettings(ParquetSettings(compression="zstd"), time_column="at"))
+    assert (result.merged, read(result).num_rows) == (1, 300)
+    assert (bool(decoded), decompressed) == (is_decoded, [] if is_decoded else [True] * 6)
 
 
 def test_a_file_whose_key_values_cannot_be_read_is_left_alone_and_the_others_are_merged():
