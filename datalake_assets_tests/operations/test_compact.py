@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 
+from datalake_assets.lake.iceberg.named_files import FILES, MAX_CHARS, named_files
 from datalake_assets_tests.operations.conftest import ORDERS
 
 DAYS = [{"name": "id", "type": "long"}, {"name": "at", "type": "timestamp"}]
@@ -57,6 +61,69 @@ def test_compact_leaves_older_snapshots_to_be_queried(ask, orders):
     answer = ask("QUERY", **orders, sql="SELECT count(*) FROM orders", snapshot_id=before)
 
     assert answer["rows"] == [[5]]
+
+
+def test_a_compacted_table_is_queried_without_its_manifests_until_somebody_commits(ask, orders, stored, tmp_path):
+    write(ask, range(5))
+    assert ask("COMPACT", **orders)["compacted"]
+    listed, away = Path(urlsplit(stored().current_snapshot().manifest_list).path), tmp_path / "list of manifests"
+    listed.rename(away)
+    asked = {**orders, "sql": "SELECT count(*), sum(id) FROM orders"}
+
+    without = ask("QUERY", **asked)
+    away.rename(listed)
+    write(ask, [100])
+    after = ask("QUERY", **asked)
+
+    assert (without["rows"], after["rows"]) == ([[5, 10]], [[6, 110]])
+    assert named_files(stored(), stored().current_snapshot()) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda number, file: [number + 1, [file]],
+        lambda number, file: [number, [file, file]],
+        lambda number, file: [number, [[*file[:2], file[2] - 1]]],
+        lambda number, file: [number, [[file[0], file[1] + 1, file[2]]]],
+        lambda number, file: [number, [[file[0], str(file[1]), file[2]]]],
+        lambda number, file: [number, [file[:2]]],
+        lambda number, file: [number, file[1]],
+        lambda number, file: {"files": [number, file]},
+    ],
+)
+def test_names_of_files_that_are_not_those_of_the_snapshot_are_passed_over(ask, orders, stored, change):
+    write(ask, range(5))
+    ask("COMPACT", **orders)
+    table = stored()
+    head = table.current_snapshot()
+    (file,) = named_files(table, head)
+    assert (file.path, file.rows) == (next(iter(table.scan().plan_files())).file.file_path, 5)
+
+    with table.transaction() as changed:
+        number, (line,) = json.loads(table.properties[FILES])
+        changed.set_properties({FILES: json.dumps(change(number, line))})
+
+    assert named_files(stored(), head) is None
+    assert ask("QUERY", **orders, sql="SELECT count(*) FROM orders")["rows"] == [[5]]
+
+
+def test_a_compaction_that_leaves_many_files_names_none(ask, stored):
+    schema = [{"name": "id", "type": "long"}, {"name": "note", "type": "string"}]
+    ask("CREATE_TABLE", **ORDERS, schema=schema, partitioning=[{"column": "note", "transform": "identity"}])
+    for number in range(2):
+        ask("WRITE", **ORDERS, records=[{"id": number, "note": "a"}])
+    ask("COMPACT", **ORDERS, force=True)
+    assert FILES in stored().properties
+    notes = [f"{number:04d}" for number in range(MAX_CHARS // 50)]
+    for number in range(2):
+        assert ask("WRITE", **ORDERS, records=[{"id": number, "note": note} for note in notes])["ok"]
+
+    answer = ask("COMPACT", **ORDERS, force=True)
+
+    assert answer["stats"]["files_after"] == 1 + len(notes)
+    assert FILES not in stored().properties
+    assert ask("QUERY", **ORDERS, sql="SELECT count(*) FROM orders")["rows"] == [[2 + 2 * len(notes)]]
 
 
 def test_compact_does_nothing_with_too_few_small_files_unless_it_is_forced(ask, orders):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
 
@@ -21,6 +22,7 @@ from datalake_assets.errors import CommitConflict, CorruptLake, LakeError, Unrea
 from datalake_assets.lake.iceberg.iceberg_planning import IsClosed, RewriteGroup, TablePlan, never_closed, plan_table
 from datalake_assets.lake.iceberg.iceberg_rewriting import Rewriting, RewrittenFiles
 from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.named_files import FILES, files_property
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly, table_text
 from datalake_assets.parquet.rewrite_settings import AS_LARGE, COPY_BYTES, RewriteSettings, Verify
@@ -165,6 +167,7 @@ def compact_table(
     is_closed: IsClosed = never_closed,
     only: Callable[[str], bool] = lambda _: True,
     groups_per_commit: int = GROUPS_PER_COMMIT,
+    names_files: bool = False,
 ) -> IcebergCompaction:
     """Compacts a table; ``table`` knows its newest snapshot afterwards.
 
@@ -176,13 +179,16 @@ def compact_table(
         is_closed: As for `plan_table`.
         only: As for `plan_table`.
         groups_per_commit: Groups that one snapshot replaces.
+        names_files: Whether a property of the table names its files afterwards, if they are few (`named_files`).
 
     Raises:
         CommitConflict: Others committed without pause.
         AmbiguousWrite: The catalog's answer was lost; what was written is left for the removal of orphans.
         LakeError: The format is too new, or the store failed.
     """
-    return _Compaction(table, rules, settings, now, groups_per_commit=groups_per_commit).run(is_closed, only)
+    return _Compaction(table, rules, settings, now, groups_per_commit=groups_per_commit, names_files=names_files).run(
+        is_closed, only
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +210,10 @@ class _Compaction:
         now: datetime,
         *,
         groups_per_commit: int,
+        names_files: bool,
     ) -> None:
         self._table, self._rules, self._settings, self._now = table, rules, settings, now
-        self._groups_per_commit = groups_per_commit
+        self._groups_per_commit, self._names_files = groups_per_commit, names_files
         self._manifests = Manifests(table.io)
         self._report = IcebergCompaction()
         self._excluded: dict[str, str] = {}
@@ -353,6 +360,10 @@ class _Compaction:
         change = TableChange(
             Operation.REPLACE, added=outputs, removed=paths | unneeded, sequence_number=sequence_number
         )
+        if self._names_files:
+            left = [file.file for path, file in head.data.items() if path not in paths]
+            is_exact = not head.repeated and unneeded >= {each.path for each in head.deletes}
+            change = self._naming(change, [*left, *outputs] if is_exact else [])
         snapshot = commit_change(self._table, change, manifests=self._manifests)
         self._mine |= {file.file_path for file in outputs}
         report = self._report
@@ -368,6 +379,13 @@ class _Compaction:
         report.encoded += sum(each.files.encoded for each in waiting)
         report.merged += sum(each.files.merged for each in waiting)
         report.detours |= {path: why for each in waiting for path, why in each.files.detours.items()}
+
+    def _naming(self, change: TableChange, files: Sequence[DataFile]) -> TableChange:
+        """The change with the property that names all files of its snapshot; without files it names none."""
+        snapshot_id = self._table.metadata.new_snapshot_id()
+        named = files_property(self._table, snapshot_id, files) if files else {}
+        stale = [FILES] if FILES in self._table.properties and not named else []
+        return replace(change, snapshot_id=snapshot_id, set_properties=named, removed_properties=stale)
 
 
 def _culprits(group: RewriteGroup, error: LakeError) -> set[str]:

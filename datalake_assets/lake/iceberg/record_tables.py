@@ -17,12 +17,14 @@ from uuid import UUID
 
 import pyarrow as pa
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.types import IcebergType, ListType
 
 from datalake_assets.core.compaction.plan import CompactionRules
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError
 from datalake_assets.lake.iceberg.iceberg_compaction import IcebergCompaction, compact_table, rewrite_settings
 from datalake_assets.lake.iceberg.iceberg_expiry import Expiry, expire_snapshots, remove_orphans
+from datalake_assets.lake.iceberg.named_files import SnapshotFile, named_files
 from datalake_assets.lake.iceberg.object_reads import open_sized
 from datalake_assets.lake.iceberg.record_appends import (
     Appended,
@@ -247,7 +249,7 @@ class RecordTable:
             raise SnapshotNotFound(self.name, "there is no such snapshot")
         if len(self._table.schemas()) > 1:
             raise UnreadableTable(self.name, "another engine has changed columns")
-        files = self._files_of(found.snapshot_id)
+        files = self._files_of(found)
         if all(each.startswith("/") for each in files.paths):
             return Reading(found.snapshot_id, self.arrow_schema, files.paths, rows=files.rows)
         open_file = partial(self._open_file, dict(zip(files.paths, files.sizes, strict=True)))
@@ -257,23 +259,25 @@ class RecordTable:
         key = self._table.metadata.table_uuid, self._table.location(), path
         return _opened.open(key, lambda: KeptEnd(open_sized(self._table.io, path, sizes[path]), sizes[path]))
 
-    def _files_of(self, snapshot_id: int) -> _SnapshotFiles:
-        """A snapshot's files, which never change: manifests are read once."""
-        key = self._table.metadata.table_uuid, self._table.location(), snapshot_id  # a moved copy has other paths
+    def _files_of(self, snapshot: Snapshot) -> _SnapshotFiles:
+        """A snapshot's files, which never change: what names them is read once."""
+        # a moved copy has other paths
+        key = self._table.metadata.table_uuid, self._table.location(), snapshot.snapshot_id
         known = _files.get(key)
         if known is None:
-            with translated():
-                tasks = planned(self._table, snapshot_id=snapshot_id)
-            if any(task.delete_files for task in tasks):
-                raise UnreadableTable(self.name, "another engine has deleted rows")
-            files = [task.file for task in tasks]
-            paths, sizes = (
-                tuple(_local(each.file_path) for each in files),
-                tuple(each.file_size_in_bytes for each in files),
-            )
-            known = _SnapshotFiles(paths, sizes, sum(each.record_count for each in files))
+            files = named_files(self._table, snapshot) or self._listed_files(snapshot)
+            paths, sizes = tuple(_local(each.path) for each in files), tuple(each.size_bytes for each in files)
+            known = _SnapshotFiles(paths, sizes, sum(each.rows for each in files))
             _files.keep(key, known)
         return known
+
+    def _listed_files(self, snapshot: Snapshot) -> list[SnapshotFile]:
+        with translated():
+            tasks = planned(self._table, snapshot_id=snapshot.snapshot_id)
+        if any(task.delete_files for task in tasks):
+            raise UnreadableTable(self.name, "another engine has deleted rows")
+        files = [task.file for task in tasks]
+        return [SnapshotFile(each.file_path, each.file_size_in_bytes, each.record_count) for each in files]
 
     def append(self, rows: pa.Table, *, key: WriteKey | None = None, profile: SmallFilesProfile) -> Appended:
         """Appends rows in one commit; once per key.
@@ -339,6 +343,7 @@ class RecordTable:
                 now=now,
                 is_closed=lambda _: True,
                 only=is_wanted,
+                names_files=True,
             )
 
     def expire(self, *, older_than: datetime, now: datetime) -> Expiry:

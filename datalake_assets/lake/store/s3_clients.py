@@ -15,7 +15,8 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -86,44 +87,64 @@ class S3Clients:
         endpoint = s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
         if endpoint and (urlsplit(endpoint).username or urlsplit(endpoint).scheme not in {"http", "https"}):
             raise ConfigError("the S3 endpoint must be an http(s) URL without credentials in it")
-        try:
-            session = _session(s3)
+        self._s3, self._lake, self._given = s3, lake, endpoint
+        with self._set_up():
+            self._session = session = _session(s3)
             self._credentials = session.get_credentials()
             self.region = (
                 s3.region or os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
             )
             self._route = route_to(endpoint or f"https://{bucket}.s3.{self.region}.amazonaws.com")
-            self.boto = self._boto(session, endpoint)
-            profiles = None if endpoint else _not_amazons(self.boto.meta.endpoint_url)
+            profiles = None
+            if not endpoint and session.full_config.get("profiles"):  # one of them may state an endpoint
+                profiles = _not_amazons(self.boto.meta.endpoint_url)
             if profiles is not None:
-                self.boto.close()
+                self._close_boto()
                 self._route = route_to(profiles)
-                self.boto = self._boto(session, endpoint)
-        except (exceptions.BotoCoreError, ValueError) as error:
-            raise LakeUnavailable(
-                lake,
-                f"the S3 client cannot be set up ({type(error).__name__})",
-                cure=f"check {f'the profile {s3.profile!r}' if s3.profile else 'AWS_PROFILE'} and the endpoint",
-            ) from error
         if self._credentials is None:
-            self.boto.close()
+            self._close_boto()
             place = f"give the profile {s3.profile!r} some" if s3.profile else "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
             raise LakeUnavailable(lake, "no S3 credentials were found", cure=place)
-        self.endpoint = endpoint or _not_amazons(self.boto.meta.endpoint_url)
+        self.endpoint = endpoint or profiles
         self.obstore = self._obstore(session, bucket, prefix)
         self._arrow: tuple[ReadOnlyCredentials, pyarrow.fs.S3FileSystem] | None = None
 
-    def _boto(self, session: botocore.session.Session, endpoint: str | None) -> S3Client:
-        own, proxy = session.get_config_variable("ca_bundle"), self._route.proxy
-        self._authorities = own or (str(self._route.authorities) if self._route.authorities else None)
-        client = session.create_client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=self.region,
-            config=self._config(path_style=bool(endpoint), proxies=dict.fromkeys(_SCHEMES, proxy.url) if proxy else {}),
-            verify=self._authorities,
-        )
+    @functools.cached_property
+    def boto(self) -> S3Client:
+        """boto3's client; made when it is asked for, which takes longer than all else here: who only reads has none."""
+        proxy = self._route.proxy
+        with self._set_up():
+            client = self._session.create_client(
+                "s3",
+                endpoint_url=self._given,
+                region_name=self.region,
+                config=self._config(
+                    path_style=bool(self._given), proxies=dict.fromkeys(_SCHEMES, proxy.url) if proxy else {}
+                ),
+                verify=self._authorities,
+            )
         return cast("S3Client", client)
+
+    def _close_boto(self) -> None:
+        if "boto" in self.__dict__:
+            self.__dict__.pop("boto").close()
+
+    @property
+    def _authorities(self) -> str | None:
+        own = self._session.get_config_variable("ca_bundle")
+        return own or (str(self._route.authorities) if self._route.authorities else None)
+
+    @contextmanager
+    def _set_up(self) -> Iterator[None]:
+        try:
+            yield
+        except (exceptions.BotoCoreError, ValueError) as error:
+            profile = f"the profile {self._s3.profile!r}" if self._s3.profile else "AWS_PROFILE"
+            raise LakeUnavailable(
+                self._lake,
+                f"the S3 client cannot be set up ({type(error).__name__})",
+                cure=f"check {profile} and the endpoint",
+            ) from error
 
     def _config(self, *, path_style: bool, proxies: dict[str, str]) -> Config:
         return Config(

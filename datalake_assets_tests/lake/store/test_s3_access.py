@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import obstore
 import pytest
 
 from datalake_assets.demo.s3_server import S3Server
@@ -22,6 +23,7 @@ from datalake_assets.lake.store import s3 as store_s3
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3 import S3Store
 from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.lake.store.s3_clients import S3Clients
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.lake.s3_faults import KEY, stage
 
@@ -45,6 +47,18 @@ def test_missing_bucket_is_told(s3_server: S3Server, s3_environment: dict[str, s
         list(store.list(""))
     with pytest.raises(LakeUnavailable, match="no such bucket"):
         store.get(KEY)
+
+
+def test_who_reads_by_obstore_alone_makes_no_client_of_boto3(
+    s3_server: S3Server, s3_environment: dict[str, str]
+) -> None:
+    access = S3Access(endpoint=s3_server.endpoint)
+    S3Store(s3_server.bucket, "alone", s3=access).put("a", b"body")
+
+    clients = S3Clients(s3_server.bucket, "", s3=access, timeout_s=10, lake="s3://lake")
+
+    assert bytes(obstore.get(clients.obstore, "alone/a").bytes()) == b"body"
+    assert "boto" not in vars(clients)
 
 
 @pytest.mark.parametrize(
