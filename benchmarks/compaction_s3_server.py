@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +23,29 @@ from urllib.parse import urlsplit
 
 from datalake_assets.demo.s3_server import S3Server
 
-__all__ = ["LatencyProxy", "main"]
+__all__ = ["LatencyProxy", "main", "rounds"]
 
 CHUNK_BYTES = 256 * 1024
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
+
+
+class _Answered:
+    """Whether a connection waits for an answer, and since when."""
+
+    since: float | None = None
+
+
+def rounds(times: Sequence[tuple[float, float]]) -> int:
+    """The most requests of which each came after the answer to the one before had begun: ways there and back in turn.
+
+    Args:
+        times: When each request came and when its answer began.
+    """
+    count, until = 0, -1.0
+    for came, answered in sorted(times, key=lambda each: each[1]):
+        if came >= until:
+            count, until = count + 1, answered
+    return count
 
 
 class LatencyProxy:
@@ -39,10 +59,12 @@ class LatencyProxy:
         url: What clients are told.
         requests: How many there were.
         by_method: The same, by method.
+        times: When each came and when its answer began, since it was emptied last.
     """
 
     def __init__(self, upstream: str, latency_s: float) -> None:
         self.requests, self.by_method = 0, Counter[str]()
+        self.times: list[tuple[float, float]] = []
         parts = urlsplit(upstream)
         self._upstream, self._latency_s = (parts.hostname, parts.port), latency_s
         self._started = threading.Event()
@@ -57,8 +79,7 @@ class LatencyProxy:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream: asyncio.StreamWriter | None = None
-        answered = asyncio.Event()
-        answered.set()
+        answered = _Answered()
         try:
             from_server, upstream = await asyncio.open_connection(*self._upstream)
             forward = asyncio.ensure_future(self._requests(reader, upstream, answered))
@@ -73,13 +94,11 @@ class LatencyProxy:
                 if end is not None:
                     end.transport.abort()
 
-    async def _requests(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: asyncio.Event
-    ) -> None:
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: _Answered) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                if answered.is_set():
-                    answered.clear()
+                if answered.since is None:
+                    answered.since = time.perf_counter()
                     self.requests += 1
                     method = data.partition(b" ")[0].decode(errors="replace")
                     self.by_method[method] += method in METHODS  # else it is a body that was waited for
@@ -87,12 +106,12 @@ class LatencyProxy:
                 writer.write(data)
                 await writer.drain()
 
-    async def _answers(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: asyncio.Event
-    ) -> None:
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: _Answered) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                answered.set()
+                if answered.since is not None:
+                    self.times.append((answered.since, time.perf_counter()))
+                    answered.since = None
                 writer.write(data)
                 await writer.drain()
 
