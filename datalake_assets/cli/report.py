@@ -221,9 +221,12 @@ def _queue_depths(session: Session, feeds: Sequence[Feed]) -> dict[str, int]:
         try:
             with session.source(kind) as system:
                 for feed in (each for each in asked if each.source.type == kind):
-                    if isinstance(system, HasBacklog):
-                        found[feed.name] = system.backlog(feed).waiting
-        except DatalakeError as error:
+                    try:
+                        if isinstance(system, HasBacklog):
+                            found[feed.name] = system.backlog(feed).waiting
+                    except DatalakeError as error:
+                        warn(f"queue depth is left out: {error}")
+        except DatalakeError as error:  # none of its kind can be asked
             warn(f"queue depth is left out: {error}")
     return found
 

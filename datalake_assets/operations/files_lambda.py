@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.tables import open_table
 from datalake_assets.operations.lambda_lake import LambdaLake
@@ -39,7 +40,11 @@ class _Lander:
         return [each for each in self._lake.feeds() if isinstance(each.source, FilesSource) and each.kind == "stream"]
 
     def land(self, objects: Iterator[tuple[str, str]], *, run_id: str) -> dict[str, Any]:
-        """Lands objects, given by bucket and key, by every feed whose location they lie in."""
+        """Lands objects, given by bucket and key, by every feed whose location they lie in; one stops no other.
+
+        Raises:
+            DatalakeError: Some feed could not be written; the others have been.
+        """
         names: defaultdict[str, list[str]] = defaultdict(list)
         feeds = {feed.name: feed for feed in self._feeds_of_files()}
         ignored = 0
@@ -48,7 +53,16 @@ class _Lander:
             ignored += not found
             for feed_name, name in found:
                 names[feed_name].append(name)
-        landed = {name: self._landed(feeds[name], tuple(dict.fromkeys(each)), run_id) for name, each in names.items()}
+        landed: dict[str, dict[str, int]] = {}
+        failed: list[DatalakeError] = []
+        for name, each in names.items():
+            try:
+                landed[name] = self._landed(feeds[name], tuple(dict.fromkeys(each)), run_id)
+            except DatalakeError as error:
+                logger.exception(feeds[name].path)
+                failed.append(error)
+        if failed:
+            raise failed[0]
         return {"feeds": landed, "ignored": ignored}
 
     def _landed(self, feed: Feed, names: tuple[str, ...], run_id: str) -> dict[str, int]:
@@ -85,16 +99,24 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
         context: Lambda's.
 
     Returns:
-        ``{"feeds": {name: {"rows_added", "rows_quarantined"}}, "ignored": objects of no feed}``.
+        ``{"feeds": {name: {"rows_added", "rows_quarantined"}}, "ignored": objects of no feed, and foreign messages}``.
 
     Raises:
         ValueError: The event is none of these.
         DatalakeError: A feed could not be written; Lambda gives the event again, and what was landed is known by then.
     """
-    objects = [
-        (each.bucket, each.key) for body in _bodies(event) for each in named_objects(body) if not each.is_removed
-    ]
-    return _lander().land(iter(objects), run_id=f"lambda {context.aws_request_id}")
+    objects: list[tuple[str, str]] = []
+    bodies, foreign = list(_bodies(event)), 0
+    for body in bodies:
+        try:
+            objects += [(each.bucket, each.key) for each in named_objects(body) if not each.is_removed]
+        except ValueError as error:
+            if len(bodies) == 1:
+                raise
+            logger.warning("a message of somebody else's is left out: %s", error)  # and stops none of its batch
+            foreign += 1
+    answer = _lander().land(iter(objects), run_id=f"lambda {context.aws_request_id}")
+    return {**answer, "ignored": answer["ignored"] + foreign}
 
 
 def _bodies(event: Mapping[str, Any]) -> Iterator[str]:

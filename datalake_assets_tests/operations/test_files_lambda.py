@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 
+from datalake_assets.errors import LakeUnavailable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets.operations import files_lambda
+from datalake_assets.settings import load_settings
 from datalake_assets_tests.operations.lambda_runtime import LambdaFunction
 from datalake_assets_tests.sources.files.dropping import Dropping, files_feed
 
@@ -76,3 +80,24 @@ def test_objects_land_once_however_they_are_told_of(s3_server, s3_lake, s3_envir
         (3, "3.csv"),
         (4, "4.csv"),
     ]
+
+
+def test_a_feed_that_fails_and_a_message_of_somebody_else_stop_no_other_feed(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        FeedRegistry(open_store(str(tmp_path))).add(files_feed("s3://bucket/drop", name=name))
+    lander = files_lambda._Lander(load_settings(lake=str(tmp_path)))
+    landed: list[tuple[str, ...]] = []
+
+    def land(_: object, feed: Any, names: tuple[str, ...], __: str) -> dict[str, int]:
+        if feed.name == "a":
+            raise LakeUnavailable("lake", "full")
+        landed.append(names)
+        return {"rows_added": 1, "rows_quarantined": 0}
+
+    monkeypatch.setattr(files_lambda, "_lander", lambda: lander)
+    monkeypatch.setattr(files_lambda._Lander, "_landed", land)
+    told = wrapped({"Records": [record("bucket", "drop/x.csv")]}, "sqs")
+    told["Records"].append({"eventSource": "aws:sqs", "body": "no notification"})
+    with pytest.raises(LakeUnavailable):
+        files_lambda.handler(told, SimpleNamespace(aws_request_id="r"))
+    assert landed == [("x.csv",)]

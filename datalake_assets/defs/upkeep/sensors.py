@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -22,6 +23,8 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedProblem
 from datalake_assets.network import route_to
 from datalake_assets.policies import Level
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "dead_run_sensor",
@@ -201,10 +204,14 @@ def _with_failures(
 def _changes(
     feeds: Sequence[Feed], lake: Lake, instance: dg.DagsterInstance, known: dict[str, str]
 ) -> list[dg.AssetCheckEvaluation]:
-    """Evaluations that differ from those in ``known``, which is brought up to date."""
+    """Evaluations that differ from those in ``known``, which is brought up to date; one that fails stops no other."""
     events = []
     for feed in feeds:
-        verdict = freshness_of(instance, lake.table(feed), now=datetime.now(UTC))
+        try:
+            verdict = freshness_of(instance, lake.table(feed), now=datetime.now(UTC))
+        except DatalakeError as error:
+            logger.warning("freshness of %s is not known: %s", feed.path, error)
+            continue
         # never exported counts as nothing to report, and no first evaluation is needed of a fresh feed
         if verdict is not None and known.get(feed.path, Level.OK) != verdict.level:
             known[feed.path] = verdict.level

@@ -18,7 +18,7 @@ from datalake_assets.defs.upkeep.sensors import (
     freshness_sensor,
     interrupted_commit_sensor,
 )
-from datalake_assets.errors import SourceUnavailable
+from datalake_assets.errors import CorruptLake, SourceUnavailable
 from datalake_assets.policies import Freshness
 from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.fakes import MemoryLake, days_ago, resources, runner, stream, table
@@ -138,9 +138,17 @@ def test_interrupted_commit_sensor_repairs_the_feed_of_a_failed_run(lake, instan
     assert (lake.memory(stream()).repaired, lake.memory(table()).repaired) == (1, 0)
 
 
-def test_freshness_sensor_reports_changes_once(lake, instance):
+def test_freshness_sensor_reports_changes_once_whatever_another_feed_is_like(lake, instance, monkeypatch):
     feed = stream(freshness=Freshness(max_event_age=timedelta(days=2)))
-    sensor = freshness_sensor({"clicks": feed}, lake)
+    damaged = stream("damaged", freshness=Freshness(max_event_age=timedelta(days=2)))
+
+    def table_of(feed):
+        if feed is damaged:
+            raise CorruptLake("manifest.json", "it is damaged")
+        return lake.memory(feed)
+
+    monkeypatch.setattr(lake, "table", table_of)
+    sensor = freshness_sensor({"damaged": damaged, "clicks": feed}, lake)
     assert tick(sensor, instance).skip_message == "no news"  # never exported
 
     lake.sent["clicks"] = [days_ago(9)]
