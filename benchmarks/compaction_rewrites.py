@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.compaction_peers import FLOOR, PEERS
+from benchmarks.compaction_peers import FLOORS, PEERS
 from benchmarks.measuring import Used, answer
 
 __all__ = [
@@ -166,7 +166,7 @@ class Result:
 def contenders(workload: Workload, *, python: Path = PEERS_PYTHON) -> list[Contender]:
     """Ours and all peers that can be had; says which cannot."""
     found = [Contender(name, sys.executable, settings) for name, settings in workload.ours.items()]
-    own = ("pyarrow", FLOOR) if python.exists() else tuple(PEERS)  # pyarrow's way with the same pyarrow as ours
+    own = ("pyarrow", *FLOORS) if python.exists() else tuple(PEERS)  # pyarrow's way with the same pyarrow as ours
     for name, (module, _) in PEERS.items():
         if name not in own:
             found.append(Contender(name, str(python)))
@@ -204,7 +204,7 @@ def measure(workload: Workload, who: Sequence[Contender], *, rounds: int) -> dic
 
 def _is_read(workload: Workload, name: str) -> bool:
     """Whether reading an output tells anything: ours are all the same."""
-    return bool(workload.read_by) and name != FLOOR and not name.startswith(f"{OURS}, ")
+    return bool(workload.read_by) and name not in FLOORS and not name.startswith(f"{OURS}, ")
 
 
 def _read(workload: Workload, outputs: Mapping[str, Path], results: Mapping[str, Result], *, rounds: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from benchmarks.compaction_peers import FLOOR
+from benchmarks.compaction_peers import FLOORS
 from benchmarks.compaction_rewrites import MEDIUM, REENCODED, TINY, TINY_ZSTD, Result, Workload
 from benchmarks.measuring import Target
 
@@ -52,7 +52,7 @@ def _print_reading(results: Results) -> None:
 def targets(workload: Workload, results: Results) -> list[Target]:
     """What this workload is held to; with no peers, only what needs none."""
     ours = [result for result in results.values() if result.contender.settings is not None]
-    peers = [result for name, result in results.items() if result.contender.settings is None and name != FLOOR]
+    peers = [result for name, result in results.items() if result.contender.settings is None and name not in FLOORS]
     if not ours:
         return []
     judged = JUDGES[workload.name](results, peers) if peers else []

@@ -178,10 +178,9 @@ class OpenInput:
         """Earliest and latest time of a row group, by its statistics; empty if it has none, None if nobody knows."""
         if column is None:
             return ()
-        group = self.parquet.metadata.row_group(row_group)
-        for index in range(group.num_columns):
-            chunk = group.column(index)
-            if chunk.path_in_schema == column:
+        for index, stated in enumerate(self.stated.groups[row_group].chunks):
+            if stated.path == column:
+                chunk = self.parquet.metadata.row_group(row_group).column(index)
                 statistics = chunk.statistics
                 if statistics is not None and statistics.null_count == chunk.num_values:
                     return ()

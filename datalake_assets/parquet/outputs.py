@@ -48,9 +48,9 @@ class Evidence:
         ranges: list[_Range] = []
         for group in map(metadata.row_group, row_groups):
             if group.num_rows:
-                for index in range(group.num_columns):
-                    ranges.append(_range(group.column(index), len(self._facts)))
-                    self._facts.append(_facts(group.column(index), ranges[-1].start))
+                for chunk in map(group.column, range(group.num_columns)):
+                    ranges.append(_range(chunk, len(self._facts)))
+                    self._facts.append(_facts(chunk, ranges[-1].start))
                 self._groups.append(group.num_columns)
         self._ranges = sorted(ranges)
         self._digests = [xxhash.xxh3_64() for _ in ranges]

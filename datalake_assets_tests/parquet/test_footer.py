@@ -64,6 +64,35 @@ def joined(data, encoded):
     return data + encoded + len(encoded).to_bytes(4, "little") + b"PAR1"
 
 
+# ---- schemas that were parsed before
+
+
+def test_schemas_are_each_files_own_however_files_follow_each_other():
+    bodies = {name: parquet(pa.table({name: [1], "same": [2.5]})) for name in ("a", "b", "a_longer")}
+    found = {name: footer(body) for name, body in bodies.items()}
+    for name in ("a", "b", "b", "a_longer", "a"):
+        again = footer(bodies[name])
+        assert again == found[name]
+        assert again.columns == (name, "same")
+    assert len({each.schema_key for each in found.values()}) == len(bodies)
+
+
+def test_schema_is_not_taken_for_the_one_before_when_it_ends_early():
+    data, encoded = split(small())
+    whole = joined(data, encoded)
+    footer(whole)
+    elements = footer(whole).fields[2][1]
+    begin = encoded.index(elements)
+    for end in range(begin, begin + len(elements)):
+        with pytest.raises(UnreadableFile):
+            footer(joined(data, encoded[:end]))
+    damaged = bytearray(encoded)
+    damaged[begin + len(elements) - 1] = 0xFF  # in the place of the last element's end
+    with pytest.raises(UnreadableFile):
+        footer(joined(data, bytes(damaged)))
+    assert footer(whole).columns == ("n", "texts.list.element")
+
+
 # ---- what is in it
 
 
