@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, Self, cast
 
 import pyarrow as pa
 import xxhash
@@ -170,7 +170,7 @@ def _opened(source: BinaryIO, packing: str) -> IO[bytes]:
     if packing == "gzip":
         return cast("IO[bytes]", gzip.GzipFile(fileobj=source, mode="rb"))
     if packing == "bzip2":
-        return bz2.BZ2File(source)
+        return cast("IO[bytes]", _Bzip2(source))
     if packing == "zstd":
         return io.BufferedReader(cast("io.RawIOBase", pa.CompressedInputStream(pa.PythonFile(source, "r"), "zstd")))
     archive = zipfile.ZipFile(source)
@@ -180,6 +180,35 @@ def _opened(source: BinaryIO, packing: str) -> IO[bytes]:
     if files[0].flag_bits & 1:
         raise BadFile("the archive is encrypted")
     return archive.open(files[0])
+
+
+class _Bzip2:
+    """Streams of bzip2 one after another; `bz2.BZ2File` takes a damaged beginning of one for the end of all."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source, self._unpacker = source, bz2.BZ2Decompressor()
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end."""
+        while True:
+            packed = b""
+            if self._unpacker.eof:
+                packed = self._unpacker.unused_data or self._source.read(PIECE_BYTES)
+                if not packed:
+                    return b""
+                self._unpacker = bz2.BZ2Decompressor()
+            elif self._unpacker.needs_input:
+                packed = self._source.read(PIECE_BYTES)
+                if not packed:
+                    raise EOFError("the compressed file ends before its end-of-stream marker")
+            if plain := self._unpacker.decompress(packed, size):
+                return plain
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to close: the file is somebody else's."""
 
 
 def _encoding(plain: BinaryIO, declared: str | None) -> tuple[str, int, bool]:

@@ -315,7 +315,7 @@ def packed(text: str, how: str) -> bytes:
     if how == "gz":
         return gzip.compress(plain)
     if how == "bz2":
-        return bz2.compress(plain)
+        return bz2.compress(plain[:9]) + bz2.compress(plain[9:])  # as pbzip2 and cat make them
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as writer:
         writer.writestr("a.csv", plain)
@@ -329,6 +329,7 @@ def test_bad_files_are_refused_by_name_and_stop_no_other(dropping):
         "empty.csv": (b"", "it is empty"),
         "cut.csv.gz": (packed("id,n\n" + "1,x\n" * 9999, "gz")[:-9], "it is damaged"),
         "bomb.csv.gz": (gzip.compress(b"0" * (70 << 20)), "larger than 64 MiB"),
+        "second.csv.bz2": (packed("id,n\n1,x\n", "bz2") + b"BZx" + packed("2,x\n", "bz2")[3:], "it is damaged"),
         "two.zip": (b"PK\x03\x04garbage", "it is damaged"),
         "other.csv": ("id,other\n1,2\n", "it has column 'other'"),
         "less.csv": ("id\n1\n", "it lacks column 'n'"),
