@@ -38,7 +38,6 @@ _LOGICAL: Mapping[tuple[str, str], _Mapped] = {
     ("long", "local-timestamp-millis"): (pa.timestamp("ms"), None),
     ("long", "local-timestamp-micros"): (pa.timestamp("us"), None),
     ("long", "local-timestamp-nanos"): (pa.timestamp("ns"), None),
-    ("string", "uuid"): (pa.string(), str),
 }
 #: Digits of the widest decimal (Iceberg specification, "Primitive Types").
 _DIGITS = 38
@@ -77,8 +76,8 @@ class AvroDecoding:
         named: dict[str, Any] = {}
         try:
             for each in references.values():
-                fastavro.parse_schema(json.loads(each), named)
-            parsed = fastavro.parse_schema(json.loads(schema), named)
+                fastavro.parse_schema(json.loads(each, object_hook=_plain_uuid), named)
+            parsed = fastavro.parse_schema(json.loads(schema, object_hook=_plain_uuid), named)
         except (ValueError, KeyError, fastavro.schema.SchemaParseException) as error:
             raise Refused(f"its schema is none of Avro: {error}") from error
         mapping = _Mapping(named)
@@ -88,6 +87,12 @@ class AvroDecoding:
             return [pa.field(name, type_) for name, type_, _ in columns], _reading(parsed, take)
         type_, convert = mapping.of(parsed, "value")
         return [pa.field("value", type_)], _reading(parsed, lambda value: (_made(convert, value),))
+
+
+def _plain_uuid(schema: dict[str, Any]) -> dict[str, Any]:
+    """A text that is a UUID as the text that it is: fastavro would write its letters small, and refuse some."""
+    is_uuid = schema.get("type") == "string" and schema.get("logicalType") == "uuid"
+    return {name: value for name, value in schema.items() if not (is_uuid and name == "logicalType")}
 
 
 def _taking(columns: Sequence[tuple[str, Callable[[Any], Any] | None]]) -> Callable[[Any], Sequence[Any]]:

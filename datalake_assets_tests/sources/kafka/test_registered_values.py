@@ -19,6 +19,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, ti
 from datalake_assets.core.batches import ReadRequest
 from datalake_assets.errors import ConfigError, SourceRefused, SourceUnavailable
 from datalake_assets.lake.store import open_store
+from datalake_assets.sources.kafka.avro_values import AvroDecoding
 from datalake_assets.sources.kafka.kafka import connect
 from datalake_assets.sources.kafka.kafka_model import KafkaSettings
 from datalake_assets_tests.sources.kafka.conftest import feed_of, land, landed
@@ -107,6 +108,13 @@ def test_what_no_column_can_hold_is_refused_by_name(kafka, topic, registry, kind
     registry.register(f"{topic.name}-value", record(("f", kind)))
     with pytest.raises(SourceRefused, match=reason):
         kafka.check(feed_of(topic, value="avro"))
+
+
+def test_a_uuid_is_the_text_that_its_producer_wrote():
+    text = b"A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"
+    record = {"type": "record", "name": "r", "fields": [{"name": "id", "type": UUIDS}]}
+    _, read = AvroDecoding().decoded(json.dumps(record), {}, None)
+    assert read(b"\x48" + text) == [text.decode()]
 
 
 def test_columns_are_those_of_all_versions(store, kafka, topic, registry):
