@@ -34,6 +34,7 @@ from datalake_assets.core.schema import RESERVED_NAMES, schema_from_json, spelli
 from datalake_assets.core.verdicts import Drift, PartitionFooters
 from datalake_assets.errors import CorruptLake, LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.pruning import may_prune
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
@@ -172,12 +173,12 @@ def _batches(
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Rows, columns under one name each, however files spell it."""
     others = {other for field in dataset.schema for other in spellings(field)}
-    if not others:
+    if not others and (where is None or may_prune(where, dataset.schema)):
         named = list(columns) if columns is not None else None
         scanner = _scanner(dataset, columns=named, where=where)
         return scanner.projected_schema, iter(scanner.to_batches())
     merged = {field.name: _merged(field) for field in dataset.schema if field.name not in others}
-    scanner = _scanner(dataset, columns=merged, where=None)  # a filter would see one spelling alone
+    scanner = _scanner(dataset, columns=merged, where=None)  # a filter would see one spelling alone, or bounds
     chosen = list(merged) if columns is None else list(columns)
     schema = pa.schema([dataset.schema.field(name).remove_metadata() for name in chosen])
     return schema, _filtered(scanner, schema, where)

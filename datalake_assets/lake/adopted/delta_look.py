@@ -357,13 +357,21 @@ class DeltaLook:
         wanted = {unquote(file.name) for key in keys for file in self.files(key)}
         try:
             read = ds.ParquetReadOptions(coerce_int96_timestamp_unit=INT96_UNIT)
-            whole = self.table.to_pyarrow_dataset(parquet_read_options=read)
+            whole = self.table.to_pyarrow_dataset(parquet_read_options=read, schema=self._stated_columns())
         except DeltaError as error:
             raise failure(self._feed, error) from error
         kept = [each for each in whole.get_fragments() if each.path in wanted]
         if len(kept) != len(wanted):
             raise CorruptLake(self._feed.source.where, "its files cannot be told apart by their names")
-        return BoundedDataset(kept, whole.schema, whole.format, whole.filesystem)
+        return BoundedDataset(kept, self.schema, whole.format, whole.filesystem)
+
+    def _stated_columns(self) -> pa.Schema:
+        """The columns whose bounds in the log Arrow may believe: those of floats say nothing of rows that are NaN.
+
+        Arrow takes a bound for true of every row, so that `x < 5` were true of NaN, and `not x < 5` of no row.
+        """
+        named = {*self._columns}  # what a partition states is a value, and no bound
+        return pa.schema([each for each in self.schema if each.name in named or not pa.types.is_floating(each.type)])
 
     def paths(self, keys: Sequence[str]) -> set[str]:
         """Implements `TableLook`; with the version, where a file may lose rows under its name."""

@@ -150,7 +150,8 @@ class PresentRows:
             UnreadableFile: They cannot be read, or are not as many as the manifest says.
         """
         position = kept = 0
-        deletes = self._deletes.of(file)
+        with _naming(file.path):
+            deletes = self._deletes.of(file)
         with closing(self._fetching.open(file.path)) as source:
             parquet = open_parquet(source, int96_unit="us")
             with _naming(file.path):
@@ -342,6 +343,8 @@ def _comparable_keys(rows: pa.Table, names: Sequence[str]) -> pa.Table:
     columns: dict[str, pa.ChunkedArray] = {}
     for number, name in enumerate(names):
         column = rows[name]
+        if isinstance(column.type, pa.BaseExtensionType):
+            column = column.cast(column.type.storage_type)
         if pt.is_string(column.type):
             column = column.cast(pa.large_string())
         elif pt.is_binary(column.type):
@@ -354,9 +357,8 @@ def _comparable_keys(rows: pa.Table, names: Sequence[str]) -> pa.Table:
 def _zero(kind: pa.DataType) -> pa.Scalar:
     if pt.is_large_string(kind) or pt.is_large_binary(kind):
         return pa.scalar(b"", pa.binary()).cast(kind)
-    if pt.is_fixed_size_binary(kind):
-        return pa.scalar(bytes(kind.byte_width), kind)
-    return pa.scalar(0, pa.int32()).cast(kind)
+    # of all types of a fixed width, which Arrow casts from a number by rules of each: bits without a one
+    return pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(bytes(-(-kind.bit_width // 8)))])[0]
 
 
 class _Deletes:

@@ -3,7 +3,7 @@
 - A position delete applies to the file that it names, in the same partition, of the same sequence number or an older
   one; to that file in any partition, if its bounds say that it names no other.
 - An equality delete applies to the data files of its partition that are older; to those of all partitions if it was
-  written under a spec without fields.
+  written under a spec that has no fields, or void ones alone.
 
 pyiceberg's own planning knows no equality deletes, and raises over them.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat, ManifestContent, ManifestEntry
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.transforms import VoidTransform
 
 from datalake_assets.lake.iceberg.manifests import Manifests
 
@@ -33,6 +34,11 @@ PartitionId = tuple[int, tuple[Any, ...]]
 def partition_id(file: DataFile) -> PartitionId:
     """The partition that a file is in."""
     return file.spec_id, tuple(file.partition[place] for place in range(len(file.partition)))
+
+
+def _is_same(one: PartitionId, other: PartitionId) -> bool:
+    """Whether two partitions are one: by their texts, since what is not a number equals nothing."""
+    return one == other or repr(one) == repr(other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,13 @@ class DeleteFile:
     def applies_to(self, path: str, sequence_number: int, partition: PartitionId) -> bool:
         """Whether rows of that data file may be gone by it."""
         if self.is_equality:
-            in_reach = self.is_global or partition_id(self.file) == partition
+            in_reach = self.is_global or _is_same(partition_id(self.file), partition)
             return in_reach and sequence_number < self.sequence_number
         if sequence_number > self.sequence_number:
             return False
         if self.target is not None:
             return self.target == path
-        return partition_id(self.file) == partition and self._may_name(path)
+        return _is_same(partition_id(self.file), partition) and self._may_name(path)
 
     def _may_name(self, path: str) -> bool:
         lower = (self.file.lower_bounds or {}).get(PATH_FIELD, b"")
@@ -80,7 +86,9 @@ def _delete_file(entry: ManifestEntry, metadata: TableMetadata) -> DeleteFile:
     is_equality = file.content == DataFileContent.EQUALITY_DELETES
     lower, upper = ((bounds or {}).get(PATH_FIELD) for bounds in (file.lower_bounds, file.upper_bounds))
     target = lower.decode(errors="replace") if lower is not None and lower == upper and not is_equality else None
-    is_global = is_equality and not metadata.specs()[file.spec_id].fields
+    # a field that was dropped in version 1 of the format stays, as one that is void
+    fields = metadata.specs()[file.spec_id].fields
+    is_global = is_equality and all(isinstance(each.transform, VoidTransform) for each in fields)
     return DeleteFile(file, file.file_path, entry.sequence_number or 0, is_global, target)
 
 

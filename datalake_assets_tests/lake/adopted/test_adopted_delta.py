@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import struct
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, Schema, write_deltalake
@@ -169,6 +171,18 @@ def test_partitions_of_strange_names_and_of_nulls_are_merged_each_by_itself(loca
     assert sorted(ours.scan(partitions=[second]).read_all()["id"].to_pylist()) == [10, 11, 12]
     with open_answer(local_store, [ours.feed], "select sum(id) from t where day = '2026-01-02'") as answer:
         assert next(answer.batches) == [(33,)]
+
+
+def test_bounds_in_the_log_say_nothing_of_rows_that_are_not_a_number(local_store, place):
+    """Arrow takes a bound for true of every row of a file."""
+    write_deltalake(place, pa.table({"id": [1, 2, 3], "share": [1.0, math.nan, None]}))
+    write_deltalake(place, pa.table({"id": [4, 5], "share": [8.0, math.nan]}), mode="append")
+    ours = open_table(local_store, adopt_at(local_store, str(place), "t").feed)
+    for condition, wanted in (("share < 5", [1]), ("share > 5", [2, 4, 5]), ("share <> 1", [2, 4, 5])):
+        with open_answer(local_store, [ours.feed], f"select id from t where {condition} order by id") as answer:  # noqa: S608
+            assert [row for rows in answer.batches for row in rows] == [(each,) for each in wanted]
+    for where, wanted in ((ds.field("share") < 5, [1]), (~(ds.field("share") < 5), [2, 4, 5])):
+        assert sorted(ours.scan(columns=["id"], where=where).read_all()["id"].to_pylist()) == wanted
 
 
 def test_a_day_that_is_over_is_merged_and_one_that_goes_on_waits(local_store, place):

@@ -48,6 +48,16 @@ def test_adopt_touches_no_byte_and_knows_all(store, folder):
     assert list(store.list("control/folders/clicks"))
 
 
+def test_rows_that_are_not_a_number_are_found_whatever_bounds_say(store, folder):
+    """Arrow finds by a footer's bounds that nothing in the file is not below 5."""
+    folder.write("a.parquet", [1, 2, 3], share=[1.0, float("nan"), None])
+    table = open_table(store, adopt(store, folder.uri, "clicks").feed)
+    share = ds.field("share")
+    assert ids(table, where=~(share < 5)) == [2]
+    assert ids(table, where=(share < 5) == ds.scalar(False)) == [2]
+    assert ids(table, where=(share < 5) | share.is_null()) == [1, 3]
+
+
 def test_adopt_again_changes_nothing(store, folder):
     folder.write("a.parquet", [1])
     first = adopt(store, folder.uri, "clicks")

@@ -12,12 +12,12 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.io.pyarrow import schema_to_pyarrow
-from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat, ManifestEntry
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
-from pyiceberg.transforms import BucketTransform, IdentityTransform, MonthTransform
+from pyiceberg.transforms import BucketTransform, IdentityTransform, MonthTransform, VoidTransform
 from pyiceberg.typedef import Record
 from pyiceberg.types import (
     BinaryType,
@@ -38,7 +38,9 @@ from pyiceberg.types import (
     UUIDType,
 )
 
+from datalake_assets.lake.iceberg import snapshot_files
 from datalake_assets.lake.iceberg.data_files import data_file_of
+from datalake_assets.lake.iceberg.snapshot_files import DeleteFile
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change
 from datalake_assets_tests.lake.iceberg.iceberg_tables import (
     ARROW,
@@ -222,6 +224,45 @@ def test_rows_that_are_not_numbers_and_were_deleted_or_evolved_are_merged(catalo
     again = catalog.load_table("n.t")
     assert Counter(map(repr, again.scan().to_arrow().to_pylist())) == before
     assert (len(data_paths(again)), before.total()) == (1, 7)
+
+
+def test_rows_that_are_deleted_by_values_of_any_type_are_gone(catalog):
+    """Of times, UUIDs and short decimals there was no value to put in place of a null, and nothing could be read."""
+    kinds = {
+        "time": (TimeType(), time(1, 2, 3, 4)),
+        "at": (TimestampType(), datetime(1969, 1, 1, 0, 0, 0, 5)),  # noqa: DTZ001  the type has no zone
+        "paid": (DecimalType(9, 2), Decimal("1.10")),
+        "uuid": (UUIDType(), UUID(int=5).bytes),
+    }
+    fields = [NestedField(number, name, kind) for number, (name, (kind, _)) in enumerate(kinds.items(), 2)]
+    table = catalog.create_table("n.t", Schema(NestedField(1, "id", LongType()), *fields))
+    given = [{"id": number, name: value} for number, (name, (_, value)) in enumerate(kinds.items())]
+    named = schema_to_pyarrow(table.schema(), include_field_ids=True)
+    plain = schema_to_pyarrow(table.schema(), include_field_ids=False)
+    for _ in range(2):
+        table.append(pa.Table.from_pylist([*given, {"id": 9}], plain))
+    for row in given:
+        name = list(row)[1]
+        delete_rows(table, equal=pa.Table.from_pylist([row], pa.schema([named.field(name)])))
+    compact(table)
+    assert ids(catalog.load_table("n.t")) == [9, 9]
+
+
+def test_deletes_of_a_spec_whose_fields_were_dropped_are_of_all_partitions(catalog):
+    """In the format's first version a dropped field stays as a void one; Iceberg's own library says unpartitioned."""
+    table = create(catalog, spec=PartitionSpec(PartitionField(2, 1000, VoidTransform(), "ts_day")))
+    file = DataFile.from_args(content=DataFileContent.EQUALITY_DELETES, file_path="d", partition=Record(None))
+    file.spec_id = 0
+    entry = ManifestEntry.from_args(status=1, sequence_number=2, data_file=file)
+    assert snapshot_files._delete_file(entry, table.metadata).applies_to("a.parquet", 1, (1, (7,)))
+
+
+def test_deletes_of_a_partition_that_is_not_a_number_are_its_own():
+    file = DataFile.from_args(content=DataFileContent.EQUALITY_DELETES, partition=Record(math.nan), record_count=1)
+    file.spec_id = 0
+    delete = DeleteFile(file, "d.parquet", 2, is_global=False, target=None)
+    assert delete.applies_to("a.parquet", 1, (0, (float("nan"),)))
+    assert not delete.applies_to("a.parquet", 1, (0, (1.0,)))
 
 
 def test_a_file_of_a_type_that_the_column_cannot_be_promoted_to_is_named(catalog, tmp_path):
