@@ -46,6 +46,8 @@ __all__ = [
 
 #: Timestamp units that may be made finer, coarsest first; nanoseconds end in 2262 and are not among them.
 _UNITS = ("s", "ms", "us")
+#: A type of more bits may be of fewer digits.
+_DECIMALS = {32: pa.decimal32, 64: pa.decimal64, 128: pa.decimal128, 256: pa.decimal256}
 
 
 def unify_schemas(schemas: Sequence[pa.Schema], *, reading: bool = False) -> pa.Schema:
@@ -208,7 +210,8 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         if {one, other} <= {*kinds}:
             return max(one, other, key=kinds.index)
     if pt.is_decimal(one) and pt.is_decimal(other) and one.scale == other.scale:
-        return max(one, other, key=lambda kind: (kind.bit_width, kind.precision))
+        made = _DECIMALS[max(one.bit_width, other.bit_width)]
+        return made(max(one.precision, other.precision), one.scale)
     if pt.is_timestamp(one) and pt.is_timestamp(other) and one.tz == other.tz and {one.unit, other.unit} <= set(_UNITS):
         return max(one, other, key=lambda kind: _UNITS.index(kind.unit))
     return None

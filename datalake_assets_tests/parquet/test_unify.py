@@ -26,6 +26,8 @@ def unified(*kinds):
         (pa.binary_view(), pa.large_binary(), pa.large_binary()),
         (pa.dictionary(pa.int32(), pa.string()), pa.string(), pa.string()),
         (pa.decimal128(9, 2), pa.decimal128(18, 2), pa.decimal128(18, 2)),
+        (pa.decimal256(10, 2), pa.decimal128(20, 2), pa.decimal256(20, 2)),
+        (pa.decimal128(5, 2), pa.decimal32(9, 2), pa.decimal128(9, 2)),
         (pa.timestamp("ms", "UTC"), pa.timestamp("us", "UTC"), pa.timestamp("us", "UTC")),
         (pa.list_(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.int64())),
         (pa.map_(pa.string(), pa.int32()), pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.int64())),
