@@ -23,6 +23,7 @@ import pyarrow as pa
 from datalake_assets.catalog.base import OWNER, Known, Outcome, State
 from datalake_assets.catalog.entries import FOLDER_COLUMN, Entry
 from datalake_assets.catalog.views import View
+from datalake_assets.core.arrow_arrays import has_floats
 from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, LakeUnavailable, TransientStoreError
@@ -55,12 +56,18 @@ def duckdb_view(entry: Entry) -> str:
     union = feed.schema_policy != "freeze" or feed.revision > 1
     is_hive = bool(kinds) or (feed.is_adopted and FOLDER_COLUMN not in entry.partition_columns)
     options = [f"hive_partitioning = {str(is_hive).lower()}", f"union_by_name = {str(union).lower()}"]
+    options += _of_floats(entry)
     if kinds:
         options.append(f"hive_types = {{{', '.join(f'{name}: {kind}' for name, kind in kinds.items())}}}")
     files = literal(f"{entry.location}/{deep}*.parquet")
     columns = ", ".join(map(identifier, names))
     query = f"SELECT {columns} FROM read_parquet({files}, {', '.join(options)})"  # noqa: S608  all are quoted
     return f"CREATE OR REPLACE VIEW {identifier(entry.name)} AS {query}"
+
+
+def _of_floats(entry: Entry) -> list[str]:
+    """What DuckDB is to be told where a value may be NaN: it takes bounds for those of all rows otherwise."""
+    return ["can_have_nan = true"] if any(has_floats(each.kind) for each in entry.columns) else []
 
 
 def why_no_view(entry: Entry) -> str:
@@ -100,7 +107,7 @@ def _view_of_files(entry: Entry, logged: Logged) -> str:
     """A view of the files that the table has by now; a later sync makes it anew."""
     listed = ", ".join(literal(_plain(each)) for each in logged.files)
     kinds = {name: _path_type(entry, name) for name in logged.hive_columns}
-    options = [f"hive_partitioning = {str(bool(kinds)).lower()}", "union_by_name = true"]
+    options = [f"hive_partitioning = {str(bool(kinds)).lower()}", "union_by_name = true", *_of_floats(entry)]
     if kinds:
         options.append(f"hive_types = {{{', '.join(f'{identifier(name)}: {kind}' for name, kind in kinds.items())}}}")
     own = {each.name for each in entry.columns}

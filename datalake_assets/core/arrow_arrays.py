@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.types as pt
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,6 +22,7 @@ __all__ = [
     "constant",
     "empty_array",
     "empty_table",
+    "has_floats",
     "moment",
     "moments",
     "null_of",
@@ -140,3 +142,10 @@ def empty_table(schema: pa.Schema) -> pa.Table:
 
 def _bits(truths: npt.NDArray[np.bool_]) -> pa.Buffer:
     return pa.py_buffer(np.packbits(truths, bitorder="little"))
+
+
+def has_floats(kind: pa.DataType) -> bool:
+    """Whether values of a type, or parts of them, may be "not a number", of which no bound says anything."""
+    if pt.is_nested(kind):
+        return any(has_floats(kind.field(place).type) for place in range(kind.num_fields))
+    return bool(pt.is_floating(kind) or (pt.is_dictionary(kind) and pt.is_floating(kind.value_type)))

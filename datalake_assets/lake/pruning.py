@@ -10,7 +10,8 @@ import re
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.types as pt
+
+from datalake_assets.core.arrow_arrays import has_floats
 
 __all__ = ["may_prune"]
 
@@ -30,10 +31,4 @@ def may_prune(where: ds.Expression, schema: pa.Schema) -> bool:
     """
     text = str(where)
     is_plain = _PLAIN.issuperset(_CALLED.findall(text)) and not _OF_TRUTHS.search(text)
-    return is_plain or not any(_has_floats(each.type) and each.name in text for each in schema)
-
-
-def _has_floats(kind: pa.DataType) -> bool:
-    if pt.is_nested(kind):
-        return any(_has_floats(kind.field(place).type) for place in range(kind.num_fields))
-    return bool(pt.is_floating(kind) or (pt.is_dictionary(kind) and pt.is_floating(kind.value_type)))
+    return is_plain or not any(has_floats(each.type) and each.name in text for each in schema)

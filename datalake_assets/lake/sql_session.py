@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
+from datalake_assets.core.arrow_arrays import has_floats
 from datalake_assets.core.partitions import partition_columns
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import LakeError, ObjectNotFound, SnapshotExpired
@@ -228,6 +229,8 @@ def _files_query(feed: Feed, dataset: ds.Dataset) -> str:
     # files may be older than a change of the policy: only a feed that was never changed has always been frozen
     union = feed.schema_policy != "freeze" or feed.revision > 1
     options = f"hive_partitioning = true, hive_types = {{{kinds}}}, union_by_name = {union}"
+    if any(has_floats(each.type) for each in dataset.schema):  # else DuckDB takes bounds for those of NaN, too
+        options += ", can_have_nan = true"
     return f"SELECT {columns} FROM read_parquet([{listed}], {options})"  # noqa: S608  all are quoted
 
 
