@@ -28,7 +28,6 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.lake.tables import open_table
-from datalake_assets.parquet.writer import use_pool
 from datalake_assets.sources.base import Follows, SourceSystem
 
 __all__ = ["Follower", "Following", "FollowingLog", "Landed"]
@@ -229,7 +228,6 @@ class Following:
         self._ending = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
         self._error: BaseException | None = None
-        use_pool("jemalloc", for_good=True)  # what goes on and on must not grow
 
     def follow(self, name: str) -> None:
         """Begins to follow a feed, if it is not followed yet."""

@@ -80,7 +80,9 @@ def numbers_in(array: pa.Array) -> npt.NDArray[Any]:
     dtype = array.type.to_pandas_dtype()
     if not len(array):
         return np.empty(0, dtype)
-    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+    buffer, width = array.buffers()[1], np.dtype(dtype).itemsize
+    # of others' buffers the size need be no multiple of the width
+    return np.frombuffer(buffer, dtype, len(array), array.offset * width)
 
 
 def constant(value: str | bytes | bool | float) -> pa.Scalar:  # noqa: FBT001  the value itself

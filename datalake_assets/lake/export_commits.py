@@ -141,7 +141,7 @@ class Export(ABC):
         self, placement: Placement, *, fence: Fence | None = None, fingerprint: bool = False
     ) -> tuple[Landing, Staged, pa.Schema]:
         """One pass: every row known, quarantined or staged."""
-        use_pool("system")
+        use_pool("jemalloc")
         schema = self.schema()
         written = self.folder.prepared(schema, time_column=placement.time_column)
         writer = self._writer(placement, written)

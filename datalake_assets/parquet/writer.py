@@ -9,7 +9,6 @@ it is about ten times as fast as BLAKE2b, which files of earlier releases have a
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -49,33 +48,22 @@ SAMPLE_ROWS: Final = 20_000
 DISTINCT_SHARE: Final = 0.10
 """A dictionary pays below this share of distinct values: measured 11 % less time and 6 % less space than everywhere."""
 
-#: Whether the process's allocator is chosen for good.
-_is_chosen = threading.Event()
-
 _INT64_DIGITS: Final = 18  # Parquet LogicalTypes, DECIMAL: up to 18 digits fit into an INT64
 
 
-def use_pool(name: Literal["jemalloc", "system"], *, for_good: bool = False) -> None:
-    """Makes one of Arrow's allocators that of the process, where Arrow has it and nobody has chosen another for good.
+def use_pool(name: Literal["jemalloc", "system"]) -> None:
+    """Makes one of Arrow's allocators that of the process, where Arrow has it.
 
     mimalloc, the default, gives memory back in between and has the kernel clear it again. Merging allocates and frees
     the same few sizes thousands of times: with jemalloc 1,000 tiny files take a quarter of CPU time less, and a third
-    of the memory (`benchmarks compaction`). Exports keep rows of many partitions for a while: with the C library's
-    allocator they take a tenth of CPU time less, and 40 MiB (`benchmarks csv`). But a process that lands batch after
-    batch grows by it, 15 MiB a minute at 5,000 rows a second, and does not with jemalloc (`benchmarks live`).
-    ``ARROW_DEFAULT_MEMORY_POOL`` overrides this choice as it does Arrow's own (Arrow's documentation, "Environment
-    Variables").
-
-    Args:
-        name: The allocator's.
-        for_good: No later call changes it.
+    of the memory (`benchmarks compaction`). Exports take as much CPU time by it as by any other, a ksqlDB stream's 90
+    MiB less than by the C library's (`benchmarks ingest`), and a process that lands batch after batch does not grow
+    (`benchmarks live`). What converts one file and ends takes a twentieth of CPU time less by the C library's
+    (`benchmarks csv`). ``ARROW_DEFAULT_MEMORY_POOL`` overrides this choice as it does Arrow's own (Arrow's
+    documentation, "Environment Variables").
     """
-    if "ARROW_DEFAULT_MEMORY_POOL" in os.environ or _is_chosen.is_set():
-        return
-    if name in pa.supported_memory_backends():
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and name in pa.supported_memory_backends():
         pa.set_memory_pool(pa.jemalloc_memory_pool() if name == "jemalloc" else pa.system_memory_pool())
-        if for_good:
-            _is_chosen.set()
 
 
 def choose_encodings(sample: pa.Table, profile: Profile) -> Encodings:
