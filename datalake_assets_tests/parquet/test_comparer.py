@@ -209,6 +209,23 @@ def test_no_damaged_file_is_read_by_itself_unless_arrow_reads_it(codec):
     assert len(pages) // 30 < read < len(pages) // 3  # flipped bits of values make other values
 
 
+def test_indices_wider_than_any_are_for_arrow_to_refuse_also_where_all_is_null():
+    body = bytearray(encoded(pa.table({"a": pa.array([None], pa.float32())})))
+    chunk = pq.read_metadata(io.BytesIO(bytes(body))).row_group(0).column(0)
+    assert alone(bytes(body), 1).verdict is Verdict.EQUAL
+    page_ends = _begin(chunk) + chunk.total_compressed_size
+    assert body[page_ends - 1] == 0
+    body[page_ends - 1] = 254
+    with pytest.raises(OSError, match="bit_width"):
+        decoded(bytes(body))
+    assert alone(bytes(body), 1).verdict is Verdict.UNCLEAR
+
+
+def _begin(chunk):
+    """Where a column chunk begins: at its dictionary, if it has one."""
+    return chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+
+
 def test_memory_has_a_limit():
     files = [encoded(pa.table({"a": ["x" * 10_000] * 3}), compression="zstd")]
     assert compared(files, files[0], memory_bytes=1_000).verdict is Verdict.UNCLEAR

@@ -305,8 +305,10 @@ void Stream::read_values(const PageHead& head, Span body) {
     form = Form::INDEX;
     if (!has_dictionary_) throw Unclear{"a page needs a dictionary, and there is none"};
     index = indices_.room(count);
+    // Arrow refuses a width above 32 also where there are no indices
+    if (body.size && body.data[0] > 32) throw Unclear{"indices are wider than any"};
     if (!count) return;
-    if (!dictionary.count || !body.size || body.data[0] > 32) throw Unclear{"indices have no width, or no entries"};
+    if (!dictionary.count || !body.size) throw Unclear{"indices have no width, or no entries"};
     decode_runs(body.from(1), body.data[0], count, dictionary.count - 1, indices_.get());
     return;
   }
