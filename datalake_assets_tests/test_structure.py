@@ -78,6 +78,7 @@ REASONS = {
     "lake.iceberg.iceberg_rewriting": "files in, files out: commits nothing",
     "lake.iceberg.iceberg_table": "a table, likewise; loaded by name: it brings pyiceberg",
     "lake.iceberg.tenant_tables": "whose a table of the write API is, in a catalog of its own or a shared one",
+    "lake.pruning": "what a reader may leave out by bounds, apart from how files are read",
     "lake.row_conditions": "a condition and its tree, apart from the files whose rows it decides on",
     "lake.shown_rows": "loaded by name where a dataset is shown: it brings pandas by way of Arrow",
     "lake.summary": "what people read of a feed, whatever its table; rebuilt, and never the truth",

@@ -56,7 +56,7 @@ def use_pool(name: Literal["jemalloc", "system"]) -> None:
 
     mimalloc, the default, gives memory back in between and has the kernel clear it again. Merging allocates and frees
     the same few sizes thousands of times: with jemalloc 1,000 tiny files take a quarter of CPU time less, and a third
-    of the memory (`benchmarks compaction`). Exports take as much CPU time by it as by any other, a ksqlDB stream's 90
+    of the memory (`benchmarks compaction`). Exports take as much CPU time by it as by any other, a stream's of JSON 90
     MiB less than by the C library's (`benchmarks ingest`), and a process that lands batch after batch does not grow
     (`benchmarks live`). What converts one file and ends takes a twentieth of CPU time less by the C library's
     (`benchmarks csv`). ``ARROW_DEFAULT_MEMORY_POOL`` overrides this choice as it does Arrow's own (Arrow's
