@@ -11,19 +11,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from datalake_assets.core.files import DataFile
-from datalake_assets.core.schema import schema_from_json
 from datalake_assets.errors import CorruptLake, InvalidFeed, LakeError, ObjectNotFound, UploadGone
 from datalake_assets.feed import Feed
 from datalake_assets.lake.layout import FeedFolder, avro_folder
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
 from datalake_assets.lake.table import Difference
-from datalake_assets.parquet.avro_writer import AvroFileWriter, avro_schema
-from datalake_assets.parquet.decoding import open_parquet, tables
-from datalake_assets.parquet.schemas import conform_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["AvroTwin", "AvroTwins", "check_twins", "follow_manifests", "twin_differences"]
 
@@ -38,6 +36,8 @@ def check_twins(feed: Feed, schema: pa.Schema) -> None:
     Raises:
         InvalidFeed: A column has a type that is not written.
     """
+    from datalake_assets.parquet.avro_writer import avro_schema  # noqa: PLC0415  see `_made`
+
     try:
         avro_schema(schema)
     except ValueError as error:
@@ -55,6 +55,8 @@ class AvroTwin:
     """
 
     def __init__(self, sink: StagedWriter, schema: pa.Schema, twins: AvroTwins, key: str) -> None:
+        from datalake_assets.parquet.avro_writer import AvroFileWriter  # noqa: PLC0415  see `_made`
+
         self._sink, self._twins, self._key = sink, twins, key
         self._writer = AvroFileWriter(sink, schema)
 
@@ -169,6 +171,14 @@ def _compared(folder: FeedFolder, key: str) -> tuple[list[DataFile], list[str]]:
 
 def _made(folder: FeedFolder, key: str, file: DataFile) -> bool:
     """Makes an Avro file from Parquet; not of a file that has been replaced meanwhile."""
+    # what looks at a lake looks for Avro files, too, and need not load Arrow if none is to be made
+    import pyarrow as pa  # noqa: PLC0415
+
+    from datalake_assets.core.schema import schema_from_json  # noqa: PLC0415
+    from datalake_assets.parquet.avro_writer import AvroFileWriter  # noqa: PLC0415
+    from datalake_assets.parquet.decoding import open_parquet, tables  # noqa: PLC0415
+    from datalake_assets.parquet.schemas import conform_table  # noqa: PLC0415
+
     state = folder.state.load()
     if state.schema is None:
         raise AssertionError
