@@ -19,13 +19,15 @@ pytestmark = pytest.mark.skipif(
 
 #: Says what it is and has, and ends as it is told to on standard input.
 PROGRAM = """
-import json, os, sys
+import json, os, signal, sys
 told = sys.stdin.readline().strip()
 what = {
     "argv": sys.argv, "name": __name__, "path": sys.path[0], "folder": os.getcwd(), "parent": os.getppid(),
     "variables": {name: value for name, value in os.environ.items() if name not in NUMPYS},
     "open": sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")),
     "leads": [os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid()],
+    "signals": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
     "encodings": [sys.stdin.encoding, sys.stdout.encoding, sys.stderr.encoding, sys.stderr.errors],
     "buffered": [[each.line_buffering, each.write_through] for each in (sys.stdin, sys.stdout, sys.stderr)],
 }
@@ -107,6 +109,24 @@ def test_a_process_ends_as_python_ends_it(program: str, told: str, code: int, sa
     for done in (warm, cold):
         assert done.stderr.startswith("error\n")
         assert done.stderr.endswith(said)
+
+
+def test_a_process_ignores_what_the_one_that_asked_for_it_ignores(program: str) -> None:
+    """Not what the first one did, for which the waiting one was started: Ctrl-C was lost on all that came later."""
+    ignored, blocked = [signal.SIGINT, signal.SIGHUP], [signal.SIGUSR1]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        (_, cold), (_, warm) = (_start(program, is_forked=is_forked) for is_forked in (False, True))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    _, after = _start(program, is_forked=True)
+
+    assert [warm["signals"], warm["blocked"]] == [cold["signals"], cold["blocked"]]
+    assert warm["blocked"] == [signal.SIGUSR1]
+    assert [warm["signals"], warm["blocked"]] != [after["signals"], after["blocked"]]
 
 
 def test_a_process_that_is_killed_is_its_own(program: str) -> None:

@@ -3,9 +3,9 @@
 A command takes one or two CPU seconds to import what it uses, and tests start hundreds. With `installed`, whoever
 starts one gets a child that was forked from a waiting process instead: a child of the one who asked, with its own
 process id, so that it is waited for, interrupted and killed as any other. It has the environment, folder, descriptors,
-session and process group that it was asked with, and runs its module or script from the beginning. It differs in what
-is imported already: tests of what a process imports, and of how long that takes, start theirs by ``-c``, which is left
-to Python.
+session, process group and ignored signals that it was asked with, and runs its module or script from the beginning. It
+differs in what is imported already: tests of what a process imports, and of how long that takes, start theirs by
+``-c``, which is left to Python.
 
 What starts such processes itself (`_NESTS`) has a waiting process of its own, forked from the one that it is from.
 ``TESTS_COLD=1`` leaves all to Python.
@@ -100,6 +100,8 @@ _IMPORTED = [
     "datalake_assets.cli.sql",
     "datalake_assets.cli.verify",
 ]
+#: Signals that nobody can ignore, and those that Python ignores in each process.
+_NOT_INHERITED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}
 _LENGTHS = struct.Struct(">II")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 _prctl = ctypes.CDLL(None).prctl
@@ -210,7 +212,8 @@ class _Hooks:
             environment = _decoded(os.environb if env is None else dict(each.partition(b"=")[::2] for each in env))
             if waiting := self._waits(environment):
                 folder = str(Path.cwd() / ("" if cwd is None else os.fsdecode(cwd)))
-                asked = {**runs, "environment": environment, "folder": folder, "session": session, "group": group}
+                asked = {**runs, **_signals(), "environment": environment, "folder": folder}
+                asked |= {"session": session, "group": group}
                 given = {0: stdin, 1: stdout, 2: stderr}
                 own = {number: number if fd < 0 else fd for number, fd in given.items()}
                 return waiting.start(asked, {**_open(own), **{fd: fd for fd in keep if fd != report}})
@@ -221,7 +224,8 @@ class _Hooks:
         runs = _what_runs([os.fsdecode(each) for each in args])
         environment = dict(os.environ)
         if runs and (waiting := self._waits(environment)):
-            asked = {**runs, "environment": environment, "folder": str(Path.cwd()), "session": False, "group": -1}
+            asked = {**runs, **_signals(), "environment": environment, "folder": str(Path.cwd())}
+            asked |= {"session": False, "group": -1}
             return waiting.start(asked, {**_open({0: 0, 1: 1, 2: 2}), **{fd: fd for fd in map(int, keep)}})
         return self._spawn(path, args, keep)
 
@@ -248,6 +252,12 @@ def _decoded(environment: Mapping[bytes, bytes]) -> dict[str, str]:
 
 def _looked_at(environment: Mapping[str, str]) -> frozenset[tuple[str, str]]:
     return frozenset(each for each in environment.items() if each[0].startswith(_LOOKED_AT) and each[0] not in _SINGLE)
+
+
+def _signals() -> dict[str, list[int]]:
+    """What a process has from the one that starts it: which signals it ignores, and which it holds back."""
+    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
+    return {"ignored": ignored, "blocked": list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))}
 
 
 def _open(fds: Mapping[int, int]) -> dict[int, int]:
@@ -315,6 +325,10 @@ def _become(asked: dict[str, Any], fds: Mapping[int, int]) -> None:
     for number, fd in kept.items():
         os.dup2(fd, number)
         os.close(fd)
+    for number in signal.valid_signals() - _NOT_INHERITED:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in asked["ignored"] else default)
+    signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
     os.chdir(asked["folder"])
     single = {name: os.environ[name] for name in _SINGLE}
     os.environ.clear()
