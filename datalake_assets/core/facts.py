@@ -143,6 +143,11 @@ class PartitionFacts:
             files_added=files_added,
         )
 
+    def and_then(self, later: PartitionFacts) -> PartitionFacts:
+        """What two commits did to a partition, and how it is after the second."""
+        rows, files = self.rows_added + later.rows_added, self.files_added + later.files_added
+        return replace(later, rows_added=rows, files_added=files)
+
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
@@ -335,9 +340,7 @@ class WriteReport:
         counted = ("rows_read", "rows_quarantined", "rows_known", "values_discarded")
         known = {each.key: each for each in self.partitions}
         for each in later.partitions:
-            before = known.get(each.key, PartitionFacts(each.key))
-            rows, files = before.rows_added + each.rows_added, before.files_added + each.files_added
-            known[each.key] = replace(each, rows_added=rows, files_added=files)
+            known[each.key] = known[each.key].and_then(each) if each.key in known else each
         return replace(
             later,
             partitions=tuple(sorted(known.values(), key=lambda each: (len(each.key), each.key))),

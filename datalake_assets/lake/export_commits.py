@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, reduce
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -27,13 +27,14 @@ from datalake_assets.lake.landing import AHEAD, Contract, Fence, Landing, Placem
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.quarantined_rows import Quarantine
 from datalake_assets.lake.store.base import StagedFile, StagedWriter
+from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import Progress, WriteReport
 from datalake_assets.lake.watching import watched_pass
 from datalake_assets.parquet.rolling import RollingWriter
 from datalake_assets.parquet.writer import ParquetSettings, use_pool
 from datalake_assets.tracing import span
 
-__all__ = ["Export", "Staged"]
+__all__ = ["Export", "Staged", "begun_again"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ NAMED = 5
 #: Selected partitions from which on it is cheaper to list manifests than to ask for each.
 MANY = 10
 
+_Export = TypeVar("_Export", bound="Export")
 Staged = Mapping[str, Sequence[tuple[StagedFile, DataFile]]]
 #: A partition's staged files, and what its commit is to do on whatever base it is tried.
 Wanted = tuple[Sequence[tuple[StagedFile, DataFile]], Callable[[Manifest], Planned | None]]
@@ -85,6 +87,8 @@ class Export(ABC):
         self._twins: AvroTwins | None = None
         self._logs: dict[str, Loaded] = {}
         self._commit_ids: defaultdict[str, str] = defaultdict(folder.new_id)
+        self.committed: dict[str, PartitionFacts] = {}
+        self.rows_committed = 0
 
     def _check_epoch(self, request: ReadRequest) -> None:
         """What is followed is read long before it is landed; a read that may begin an epoch did so by its first part.
@@ -219,7 +223,9 @@ class Export(ABC):
                     self._twins.publish(key, loaded.manifest.files)
                 added = _added(wanted[key][0], *done[key]) if key in done else (0, 0)
                 facts = self.folder.report(key, loaded.manifest)
-                reports[key] = replace(facts, rows_added=added[0], files_added=added[1])
+                reports[key] = facts = replace(facts, rows_added=added[0], files_added=added[1])
+                self.committed[key] = self.committed[key].and_then(facts) if key in self.committed else facts
+                self.rows_committed += sum(file.rows for _, file in wanted[key][0])
         except CommitConflict:
             self.discard({key: files for key, (files, _) in wanted.items() if key not in reports})
             raise
@@ -257,6 +263,10 @@ class Export(ABC):
         evolves = self.feed.schema_policy == "evolve" or set(schema.names) <= set(known.names)
         policy: SchemaPolicy = "evolve" if evolves else "freeze"
         return schema_to_json(evolve(known, schema, policy=policy, source=self.source))
+
+    def given_up(self) -> WriteReport:
+        """What was committed before a conflict; an export that begins again finds it in the lake, and adds to it."""
+        return WriteReport(tuple(self.committed.values()), 0, 0, 0, self.batches.schema, {})
 
     def discard(self, staged: Staged) -> None:
         """Gives up staged files."""
@@ -350,6 +360,33 @@ class Export(ABC):
             earliest=self.feed.start_time,
             latest=self.folder.store.now() + AHEAD,
         )
+
+
+def begun_again(begin: Callable[[], _Export], *, attempts: int) -> tuple[_Export, WriteReport]:
+    """Runs an export; after a conflict another one, whose report has what was committed before, too.
+
+    Args:
+        begin: Gives an export that has not run.
+        attempts: How many there may be.
+
+    Returns:
+        The one that came to its end, and what all did.
+
+    Raises:
+        CommitConflict: There were too many.
+    """
+    before: list[WriteReport] = []
+
+    def run() -> tuple[_Export, WriteReport]:
+        export = begin()
+        try:
+            return export, export.run_traced()
+        except CommitConflict:
+            before.append(export.given_up())
+            raise
+
+    export, report = retried(run, attempts=attempts, on=(CommitConflict,))
+    return export, reduce(WriteReport.and_then, [*before, report])
 
 
 def _added(files: Sequence[tuple[StagedFile, DataFile]], base: Manifest, planned: Planned | None) -> tuple[int, int]:

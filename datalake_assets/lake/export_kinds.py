@@ -65,6 +65,10 @@ class OffsetsExport(Export):
         self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known))
         return self.result(landing, reports, schema)
 
+    def given_up(self) -> WriteReport:
+        """As `Export.given_up`; these rows were not known before."""
+        return replace(super().given_up(), rows_known=-self.rows_committed)
+
     def position_read(self, key: str) -> Mapping[str, Any]:
         """Implements `Export.position_read`: after the rows staged so far."""
         highest = dict(self.fence.staged[key].highest)
@@ -231,7 +235,7 @@ class SnapshotExport(Export):
 
         before = self.state.current.rows if self.state.current else 0
         report = self.commit(key, files, plan)
-        report = replace(report, rows_added=report.rows - before)
+        self.committed[key] = report = replace(report, rows_added=report.rows - before)
         enter_version(self.folder, key, self.settled(key))  # as it was committed, by us or by another writer of it
         return self.result(landing, {key: report}, schema, removed=retain(self.folder, run_id=self.run_id))
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from datalake_assets.core.facts import Deletion, Expired, PartitionFacts, Problem
 from datalake_assets.core.manifest import Manifest
 from datalake_assets.core.partitions import TimeWindow, key_of, keys_in, version_key, version_number, window_of
-from datalake_assets.errors import CommitConflict, ConfigError
+from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.inspection import repair, verify
 from datalake_assets.lake.layout import FeedFolder, discarded_folder
 from datalake_assets.lake.store.base import Store
-from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import (
     Difference,
     ExportPlan,
@@ -120,22 +119,22 @@ class HiveTable:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> WriteReport:
         """Implements `LakeTable`."""
-        from datalake_assets.lake.item_exports import landed_in_parts  # noqa: PLC0415  see `_export`
+        from datalake_assets.lake.export_commits import begun_again  # noqa: PLC0415  see `_export`
+        from datalake_assets.lake.item_exports import landed_in_parts  # noqa: PLC0415
 
         store = self._folder.store
         store.probe()
         before, self._written = dict(store.requests), {}
 
         def land(tell: Callable[[Progress], None] | None) -> WriteReport:
-            def run() -> WriteReport:
-                export = self._export(
+            export, report = begun_again(
+                lambda: self._export(
                     self._folder, batches, tuple(partitions), run_id, allow_shrink=allow_shrink, on_progress=tell
-                )
-                report = export.run_traced()
-                self._written |= {each.key: export.settled(each.key) for each in report.partitions}
-                return report
-
-            return retried(run, attempts=ATTEMPTS, on=(CommitConflict,))
+                ),
+                attempts=ATTEMPTS,
+            )
+            self._written |= {each.key: export.settled(each.key) for each in report.partitions}
+            return report
 
         report = landed_in_parts(batches, land, on_progress)
         self._follow([*(each.key for each in report.partitions), *report.removed])

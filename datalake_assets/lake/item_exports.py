@@ -259,6 +259,10 @@ class ItemsExport(Export):
         self._delete_forgotten(reports)
         return self.result(landing, reports, schema)
 
+    def given_up(self) -> WriteReport:
+        """As `Export.given_up`; these rows were not known before."""
+        return replace(super().given_up(), rows_known=-self.rows_committed)
+
     def _without_former(
         self, key: str, named: NamedItems, schema: pa.Schema, written: dict[str, Sequence[tuple[StagedFile, DataFile]]]
     ) -> _Removal | None:

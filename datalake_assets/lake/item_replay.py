@@ -27,14 +27,13 @@ from datalake_assets.core.row_texts import QuarantinedRow
 from datalake_assets.core.schema import SchemaPolicy
 from datalake_assets.errors import CommitConflict
 from datalake_assets.lake.commit import Planned
-from datalake_assets.lake.export_commits import Staged
+from datalake_assets.lake.export_commits import Staged, begun_again
 from datalake_assets.lake.item_exports import ItemsExport, ItemsFence, NamedItems, Plan, ids_of
 from datalake_assets.lake.item_ledger import ItemLedger
 from datalake_assets.lake.landing import Mask
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.quarantined_rows import Quarantine, take_out
 from datalake_assets.lake.replay import ATTEMPTS, BATCH_ROWS, NO_ANSWER, Staying, Waiting, is_decoded, refuse_pulled
-from datalake_assets.lake.store.swap import retried
 
 __all__ = ["replay_items"]
 
@@ -50,13 +49,12 @@ def replay_items(folder: FeedFolder, batches: Batches, decode: DecodeItems | Non
     """Does what `TableWriter.replay` promises, for the feed of a folder that is read item by item."""
     refuse_pulled(folder)
     folder.store.probe()
-    return retried(lambda: _replay_once(folder, batches, decode, run_id), attempts=ATTEMPTS, on=(CommitConflict,))
 
+    def begin() -> _ItemsReplay:
+        waiting = _WaitingItems(folder, batches, decode)
+        return _ItemsReplay(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
 
-def _replay_once(folder: FeedFolder, batches: Batches, decode: DecodeItems | None, run_id: str) -> WriteReport:
-    waiting = _WaitingItems(folder, batches, decode)
-    export = _ItemsReplay(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
-    report = export.run()
+    export, report = begun_again(begin, attempts=ATTEMPTS)
     if report.partitions:
         folder.summary.merge(report.partitions, removed=(), at=folder.store.now())
     return dataclasses.replace(report, stayed=dict(export.stayed))

@@ -92,11 +92,15 @@ class MergeExport(OffsetsExport):
             for changes in spool.rounds(whole_numbers=shared):
                 self._round = Round.of(changes, self.columns, self.rule, epoch=fence.epoch)
                 for key, report in self._merged(self._round, placement, written, encoded, passed).items():
-                    reports[key] = _both(reports.get(key), report)
+                    reports[key] = reports[key].and_then(report) if key in reports else report
         hint = {partition: offset + 1 for partition, offset in fence.seen.items()}
         known = landing.source_id
         self.folder.state.change(lambda now: now.with_hint(hint, epoch=fence.epoch, rejected=rejected, source_id=known))
         return self.result(landing, reports, self.columns)
+
+    def given_up(self) -> WriteReport:
+        """As `Export.given_up`; how many changes were known has little to do with rows."""
+        return replace(super().given_up(), rows_known=0)
 
     def settled(self, key: str) -> Manifest:
         """Implements `Export.settled`: of each round anew, since the one before may have made the first manifest."""
@@ -178,14 +182,6 @@ class MergeExport(OffsetsExport):
 def _done(state: FeedState) -> OffsetsPosition:
     """The changes that all partitions have taken: a feed's hint moves once they are committed."""
     return OffsetsPosition({partition: (state.epoch, offset) for partition, offset in state.hint.items()})
-
-
-def _both(first: PartitionFacts | None, second: PartitionFacts) -> PartitionFacts:
-    """What two rounds did to a partition, and how it is after the second."""
-    if first is None:
-        return second
-    rows, files = first.rows_added + second.rows_added, first.files_added + second.files_added
-    return replace(second, rows_added=rows, files_added=files)
 
 
 @dataclass(frozen=True, slots=True)

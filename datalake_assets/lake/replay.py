@@ -45,11 +45,10 @@ from datalake_assets.core.schema import SchemaPolicy, schema_from_json
 from datalake_assets.errors import CommitConflict, ConfigError, ObjectNotFound
 from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.commit import Planned
-from datalake_assets.lake.export_commits import Export, Staged
+from datalake_assets.lake.export_commits import Export, Staged, begun_again
 from datalake_assets.lake.landing import Mask, OffsetsFence
 from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.quarantined_rows import Quarantine, quarantine_objects, take_out
-from datalake_assets.lake.store.swap import retried
 
 __all__ = ["ATTEMPTS", "BATCH_ROWS", "NO_ANSWER", "Staying", "Waiting", "finish_replays", "is_decoded", "refuse_pulled"]
 __all__ += ["replay"]
@@ -72,14 +71,13 @@ def replay(folder: FeedFolder, batches: Batches, decode: Decode | None, *, run_i
     """Does what `TableWriter.replay` promises, for the feed of a folder."""
     refuse_pulled(folder)
     folder.store.probe()
-    return retried(lambda: _replay_once(folder, batches, decode, run_id), attempts=ATTEMPTS, on=(CommitConflict,))
 
+    def begin() -> ReplayExport:
+        finish_replays(folder)
+        waiting = Waiting(folder, batches, decode)
+        return ReplayExport(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
 
-def _replay_once(folder: FeedFolder, batches: Batches, decode: Decode | None, run_id: str) -> WriteReport:
-    finish_replays(folder)
-    waiting = Waiting(folder, batches, decode)
-    export = ReplayExport(folder, waiting, (), run_id, allow_shrink=False, on_progress=None)
-    report = export.run()
+    export, report = begun_again(begin, attempts=ATTEMPTS)
     if report.partitions:
         folder.summary.merge(report.partitions, removed=(), at=folder.store.now())
     return dataclasses.replace(report, stayed=dict(export.stayed))
@@ -357,6 +355,10 @@ class ReplayExport(Export):
             self.folder.store.delete([begun])
         self.stayed = +self.stayed
         return self.result(landing, reports, schema)
+
+    def given_up(self) -> WriteReport:
+        """As `Export.given_up`; these rows are in quarantine no more."""
+        return dataclasses.replace(super().given_up(), rows_read=self.rows_committed)
 
     def quarantine(self) -> Quarantine:
         """Implements `Export.quarantine`."""

@@ -17,7 +17,7 @@ from datalake_assets.errors import CommitConflict, ConfigError, IncompleteRespon
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store.base import StagedFile, Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, rows, stream_feed, stream_of, table_feed, table_of
-from datalake_assets_tests.lake.hive_tables import export, folder_ids, ids, listed
+from datalake_assets_tests.lake.hive_tables import between_commits, export, folder_ids, ids, listed
 
 
 def state(store: Store, path: str) -> FeedState:
@@ -108,6 +108,42 @@ def test_rows_that_were_read_before_a_new_epoch_do_not_land_in_it(store):
         export(table, stream_of(numbered(range(10, 20)), request=followed))
     export(table, stream_of(numbered(range(5)), request=table.plan().request))
     assert ids(table) == sorted([*range(10), *range(5)])
+
+
+def test_an_export_that_begins_again_tells_what_it_had_committed(store):
+    """Of three days the first was committed; then another one landed some rows of the second."""
+    table = HiveTable(store, stream_feed())
+    others = stream_of(numbered([*range(24), *range(24, 30)], rejected=[RejectedRow(b"{", "not JSON", "0:70")]))
+    with between_commits(lambda: export(HiveTable(store, stream_feed()), others)):
+        report = export(table, stream_of(numbered(range(60), rejected=[RejectedRow(b"{", "not JSON", "0:70")])))
+
+    assert [(each.rows_added, each.files_added, each.rows) for each in report.partitions if each.rows] == [
+        (24, 1, 24),
+        (18, 1, 24),
+        (12, 1, 12),
+    ]
+    assert (report.rows_read, report.rows_added, report.rows_known, report.rows_quarantined) == (61, 54, 6, 1)
+    assert report.totals == table.totals()
+    assert (report.totals.rows, report.totals.partitions) == (60, 3)
+    assert [table.written([each.key]).report(each.key).rows for each in report.partitions if each.rows] == [24, 24, 12]
+    assert ids(table) == folder_ids(store, "streams/s") == list(range(60))
+
+
+def test_windows_that_are_pulled_again_count_once(store):
+    """Somebody sweeps what is staged for the second day: both are pulled anew, and the first is there already."""
+    feed, keys = stream_feed("pull"), ["2025-01-01", "2025-01-02"]
+    export(HiveTable(store, feed), stream_of(numbered(range(20))), keys)
+    staged = store.list_staged
+
+    def swept():
+        for each in staged(""):
+            store.discard_staged(each)
+
+    with between_commits(swept):
+        report = export(HiveTable(store, feed), stream_of(numbered(range(48))), keys)
+
+    assert [(each.rows_added, each.rows) for each in report.partitions] == [(4, 24), (24, 24)]
+    assert (report.rows_read, report.rows_added, report.rows_known) == (48, 28, 0)
 
 
 def test_an_unplaceable_row_is_quarantined_with_its_position(store):

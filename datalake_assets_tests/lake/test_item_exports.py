@@ -22,6 +22,7 @@ from datalake_assets.lake.tables import open_table
 from datalake_assets.sources.systems import registered
 from datalake_assets.testing.tables import FORCE
 from datalake_assets_tests.lake.feeds import POST, rows
+from datalake_assets_tests.lake.hive_tables import between_commits
 from datalake_assets_tests.lake.iceberg.iceberg_feeds import seen_by_others
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
@@ -119,6 +120,15 @@ def test_compaction_forgets_no_item(store, feed):
     (key,) = table.partitions()
     assert table.compact(key, FORCE).files_after == 1
     assert land(store, feed, parcels(range(12))).rows_added == 0
+
+
+@pytest.mark.parametrize("place", ["local parquet"], indirect=True)
+def test_an_export_that_begins_again_tells_what_it_had_committed(store, feed):
+    with between_commits(lambda: land(store, feed, parcels(range(24, 30)))):
+        report = land(store, feed, parcels(range(40)))
+    assert [each.rows_added for each in report.partitions if each.rows] == [24, 10]
+    assert (report.rows_read, report.rows_known, report.totals.rows) == (40, 6, 40)
+    assert landed(store, feed) == list(range(40))
 
 
 def test_of_two_writers_of_one_item_one_lands_it(store, feed):

@@ -32,7 +32,7 @@ from datalake_assets.lake.quarantined_rows import quarantined_rows, reasons, tak
 from datalake_assets.lake.replay import NOT_NUMBERED, NOT_PASSED, OTHER_EPOCH
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of, table_feed
-from datalake_assets_tests.lake.hive_tables import export, ids
+from datalake_assets_tests.lake.hive_tables import between_commits, export, ids
 from datalake_assets_tests.lake.mortal_store import Killed, MortalStore
 
 
@@ -79,6 +79,23 @@ def test_a_row_is_landed_below_the_position_that_passed_it_over(local_store: Sto
     assert replayed(local_store, feed, decoded) == (1, {})
     assert ids(HiveTable(local_store, feed)) == list(range(10))
     assert replayed(local_store, feed, decoded) == (0, {})
+
+
+def test_a_replay_that_begins_again_tells_what_it_had_committed(local_store: Store):
+    """Rows of two days wait; another one lands that of the second when that of the first is in."""
+    feed = stream_feed()
+    export(HiveTable(local_store, feed), stream_of(numbered(without(3, 30, of=48), rejected=undecodable(3, 30))))
+
+    def second(raws: Sequence[bytes]) -> SourceBatch:
+        return dataclasses.replace(numbered([30]), rejected=tuple(undecodable(3)))
+
+    with between_commits(lambda: replayed(local_store, feed, second)):
+        done = HiveTable(local_store, feed).replay(stream_of(numbered([])), decoded)
+
+    assert (done.rows_read, done.rows_added, done.rows_known, dict(done.stayed)) == (1, 1, 0, {})
+    assert [(each.key, each.rows) for each in done.partitions] == [("2025-01-01", 24)]
+    assert ids(HiveTable(local_store, feed)) == list(range(48))
+    assert lines_of(local_store, feed) == []
 
 
 def test_a_row_is_landed_in_a_partition_that_later_exports_moved_on(local_store: Store):
