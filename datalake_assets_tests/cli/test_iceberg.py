@@ -51,7 +51,7 @@ def test_how_to_does_what_it_says(run, registry):
 def _is_done_soon(registry) -> None:
     """The embedded server has nothing more to say once it is silent."""
     feed = registry.get("events")
-    source = feed.source.model_copy(update={"idle_s": 0.3})
+    source = feed.source.model_copy(update={"idle_s": 1.0})
     registry.update(feed.model_copy(update={"source": source}), expected_revision=feed.revision)
 
 

@@ -22,7 +22,7 @@ def _server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def document(name: str, **changes: object) -> str:
-    source = {"type": "ksqldb", "object": "USER_EVENTS", "idle_s": 0.3}
+    source = {"type": "ksqldb", "object": "USER_EVENTS", "idle_s": 1}
     start = f"{FIRST:%Y-%m-%d}"
     return json.dumps({"name": name, "kind": "stream", "source": source, "start": start, **changes})
 

@@ -23,7 +23,7 @@ ROWS, A_DAY = 250, 100
 @pytest.fixture
 def feed(registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Feed]:
     """A stream whose rows of the first two days lie before its start."""
-    source = {"type": "ksqldb", "object": "USER_EVENTS", "idle_s": 0.3}
+    source = {"type": "ksqldb", "object": "USER_EVENTS", "idle_s": 1}
     document = {"name": "events", "kind": "stream", "source": source, "start": str((FIRST + timedelta(2)).date())}
     with KsqlServer(GeneratorConfig(start=FIRST, records=ROWS, events_per_day=A_DAY)) as server:
         monkeypatch.setenv("DATALAKE_KSQLDB_URL", server.url)

@@ -122,9 +122,9 @@ def test_children_of_parallel_end_with_their_parent(lake, registry, silent_serve
     line = [sys.executable, "-m", "datalake_assets.cli", "export", "--all", "--parallel", "2"]
     environment = os.environ | {"DATALAKE_KSQLDB_URL": silent_server, COLD: "1"}  # its children are counted
     with subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
-        assert wait_until(lambda: len(children(parent.pid)) == 2, 20)
+        assert wait_until(lambda: len(children(parent.pid)) == 2, 60)
         started = children(parent.pid)
         parent.send_signal(number)
-        parent.wait(20)
-    gone = wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 20)
+        parent.wait(60)
+    gone = wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 60)
     assert gone

@@ -53,7 +53,7 @@ class Log:
     def gone(self, feed, reason):
         self._add(self.went, (feed, reason))
 
-    def wait(self, condition, seconds=30):
+    def wait(self, condition, seconds=120):
         with self.changed:
             assert self.changed.wait_for(condition, seconds), (self.told, self.failures, self.went)
 
@@ -153,7 +153,7 @@ def test_a_change_of_the_feed_is_heeded_and_one_that_is_archived_is_left(follow,
         log.wait(lambda: log.told[-1].feed.batch == slower)
         registry.archive("payments")
         log.wait(lambda: log.went)
-        following._threads["payments"].join(10)
+        following._threads["payments"].join(60)
         assert following.is_over
         following.check()
     assert "archived" in log.went[0][1]
@@ -195,7 +195,7 @@ def test_an_error_in_whoever_is_told_is_raised_where_it_is_waited(follow, lake):
     with follow("payments") as (following, log):
         log.landed = lambda _: 1 / 0
         log.failed = lambda *_, **__: 1 / 0
-        following._threads["payments"].join(20)
+        following._threads["payments"].join(60)
         with pytest.raises(ZeroDivisionError):
             following.check()
 
@@ -205,7 +205,7 @@ def test_an_error_at_the_very_end_is_raised_too(follow, lake, monkeypatch):
     monkeypatch.setattr(module, "open_table", lambda *_: 1 / 0)
     monkeypatch.setattr(Log, "failed", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError), follow("payments") as (following, _):
-        following._threads["payments"].join(10)
+        following._threads["payments"].join(60)
 
 
 def test_a_feed_that_was_archived_and_comes_back_is_followed_again(follow, lake, server, monkeypatch):
@@ -221,7 +221,7 @@ def test_a_feed_that_was_archived_and_comes_back_is_followed_again(follow, lake,
             raise KeyboardInterrupt
         registry.archive("payments")
         log.wait(lambda: log.went)
-        following._threads["payments"].join(10)
+        following._threads["payments"].join(60)
         registry.restore("payments")
         went, log.told[:] = 1, []
 
@@ -241,14 +241,14 @@ def test_a_process_that_is_killed_again_and_again_loses_and_doubles_nothing(lake
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
         files = len(committed_files(lake, feed))
         with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            ends = time.monotonic() + 60
+            ends = time.monotonic() + 120
             while len(committed_files(lake, feed)) <= files:
                 assert process.poll() is None
                 assert time.monotonic() < ends
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, 0.5))
             process.send_signal(number)
-            said = process.communicate(timeout=60)[0]
+            said = process.communicate(timeout=120)[0]
         assert process.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     assert "streams/payments: " in said
     open_table(store, feed).repair()

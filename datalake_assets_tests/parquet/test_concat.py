@@ -125,7 +125,7 @@ def test_table_without_columns():
     assert read(concatenated(parquet(table), parquet(table))[1]).num_columns == 0
 
 
-@settings(max_examples=40, deadline=5000)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5),
     group=st.integers(1, 12),

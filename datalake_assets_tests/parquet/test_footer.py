@@ -10,7 +10,7 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datalake_assets.errors import UnreadableFile
@@ -329,7 +329,7 @@ def test_the_file_that_is_damaged_below_is_readable():
     assert try_all(BODY)
 
 
-@settings(max_examples=600, deadline=2000)
+@settings(max_examples=600)
 @given(flips=FLIPS)
 def test_flipped_bytes_are_unreadable_or_harmless(flips):
     encoded = bytearray(ENCODED)
@@ -346,7 +346,7 @@ def test_a_flipped_bit_anywhere_is_unreadable_or_harmless():
         try_all(bytes(body))
 
 
-@settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500)
 @given(encoded=st.binary(max_size=400))
 @example(encoded=b"\x19\xfc\xff\xff\xff\xff\x0f")
 @example(encoded=bytes([0x1C]) * 400)

@@ -54,7 +54,7 @@ class _KsqlDB(SourceContract):
 
     @pytest.fixture
     def feed(self) -> Feed:
-        return Feed(name="s", kind=self.kind, source={"idle_s": 0.3, **self.document})  # type: ignore[arg-type]
+        return Feed(name="s", kind=self.kind, source={"idle_s": 1, **self.document})  # type: ignore[arg-type]
 
     @pytest.fixture
     def missing(self) -> Feed:

@@ -365,7 +365,9 @@ def test_an_empty_table_is_nothing_to_do(catalog):
     assert not compact(create(catalog)).snapshots
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_any_history_of_appends_deletes_and_compactions_keeps_the_rows(catalog, data):
     """A model in memory is the judge; equality deletes are among the steps, which pyiceberg cannot read."""

@@ -21,12 +21,14 @@ STREAM = {"ID": "INTEGER", "T": "STRING"}
 HEADER = "`ID` INTEGER, `T` STRING, `ROWTIME` BIGINT"
 NUMBERED = f"{HEADER}, `ROWPARTITION` INTEGER, `ROWOFFSET` BIGINT"
 ALL = ReadRequest()
+#: Silence that ends a push query: so long that a busy machine makes none of it, however slowly rows come.
+IDLE_S = 1.0
 TABLE = description("S", "TABLE", ID="INTEGER")
 
 
 def feed(kind: str = "stream", **source: Any) -> Feed:
     own = {name: source.pop(name) for name in ("time_column",) if name in source}
-    document = {"object": "S", "mode": "pull", "idle_s": 0.2, **source}
+    document = {"object": "S", "mode": "pull", "idle_s": IDLE_S, **source}
     return Feed(name="s", kind=kind, source=document, **own)
 
 

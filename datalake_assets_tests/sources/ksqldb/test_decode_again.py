@@ -18,7 +18,7 @@ from datalake_assets.sources.ksqldb.statements import described, select
 
 ROWS = 20
 FEED = parse_feed(
-    json.dumps({"name": "e", "kind": "stream", "source": {"type": "ksqldb", "object": "USER_EVENTS", "idle_s": 0.3}})
+    json.dumps({"name": "e", "kind": "stream", "source": {"type": "ksqldb", "object": "USER_EVENTS", "idle_s": 1}})
 )
 
 

@@ -37,7 +37,8 @@ FEEDS = {feed.name: feed for feed in demo_feeds(dt.date(2025, 1, 1))}
 STREAMS = [name for name, feed in FEEDS.items() if feed.kind is FeedKind.STREAM]
 TABLES = [name for name, feed in FEEDS.items() if feed.kind is FeedKind.TABLE]
 ALL = ReadRequest()
-IDLE_S = 0.3
+#: Of silence, which a busy machine makes none of.
+IDLE_S = 1.0
 
 
 pytestmark = pytest.mark.usefixtures("no_waits")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import stamina
 
 from datalake_assets.errors import IncompleteResponse, SourceRefused, SourceUnavailable
 from datalake_assets.sources.ksqldb.client import KsqlClient
@@ -33,20 +34,27 @@ from datalake_assets_tests.sources.ksqldb.scripted_server import (
     scripted,
 )
 
-pytestmark = pytest.mark.usefixtures("no_waits")
-
 PULLED = feed()
+#: Seconds that clients wait. Drops come fifty times as often, so that none's patience ends before on a busy machine.
+PATIENCE_S = 1.0
 HEAD = f'[{{"header":{{"queryId":"q1","schema":"{HEADER}"}}}},\n'.encode()
 ROW = b'{"row":{"columns":[1,"x",0]}},\n'
 END = b'{"finalMessage":"Query Completed"}]'
 PLAIN = rows(HEADER, [1, "x", 0])
 
 
-def dripping(drop: bytes, *, first: bytes = b"", every_s: float = 0.02, seconds: float = 20) -> Iterator[bytes]:
+def dripping(drop: bytes, *, first: bytes = b"", every_s: float = 0.02, seconds: float = 60) -> Iterator[bytes]:
     yield first
     for _ in range(int(seconds / every_s)):
         time.sleep(every_s)
         yield drop
+
+
+@pytest.fixture(autouse=True)
+def _asked_twice() -> Iterator[None]:
+    """Each of these waits is one until patience ends."""
+    with stamina.set_testing(True, attempts=2):
+        yield
 
 
 def endless() -> Iterator[bytes]:
@@ -101,8 +109,8 @@ def test_packed_documents_are_unpacked_within_limits(path: str, peak: Callable[[
 @pytest.mark.parametrize("path", ["/info", "/ksql"])
 def test_documents_that_drip_are_given_up(path: str) -> None:
     with scripted(asking(path, lambda: Answer(dripping(b"x")))) as server:
-        with pytest.raises(SourceUnavailable, match=r"no whole answer within 0\.3 s"):
-            read(server, timeout_s=0.3)
+        with pytest.raises(SourceUnavailable, match=r"no whole answer within 1 s"):
+            read(server, timeout_s=PATIENCE_S)
         assert server.paths().count(path) > 1
 
 
@@ -140,16 +148,16 @@ def serving_drips(first: bytes, drop: bytes) -> Iterator[str]:
 )
 def test_a_head_that_never_ends_is_given_up(first: bytes, drop: bytes) -> None:
     with serving_drips(first, drop) as url:
-        client = KsqlClient(url, timeout_s=0.2)
-        with pytest.raises(SourceUnavailable, match=r"the head of its answer did not end within 0\.4 s"):
+        client = KsqlClient(url, timeout_s=PATIENCE_S)
+        with pytest.raises(SourceUnavailable, match=r"the head of its answer did not end within 2 s"):
             client.statement("LIST STREAMS;", source="S")
         client.close()
 
 
 def test_an_endless_query_whose_head_never_ends_is_given_up() -> None:
     with serving_drips(b"HTTP/1.1 200 OK\r\nx: ", b"y") as url:
-        client = KsqlClient(url, timeout_s=0.2)
-        with pytest.raises(TransientFailure, match=r"the head of its answer did not end within 0\.4 s"):
+        client = KsqlClient(url, timeout_s=PATIENCE_S)
+        with pytest.raises(TransientFailure, match=r"the head of its answer did not end within 2 s"):
             client.query("SELECT 1;", source="S", properties={}, endless=True)
         client.close()
 
@@ -167,20 +175,20 @@ FRAMES = {
 def test_frames_of_an_answer_that_drip_are_given_up(first: bytes) -> None:
     drop = b"0" if first.endswith(b"0") else b"y"
     with serving_drips(first, drop) as url:
-        client = KsqlClient(url, timeout_s=0.3)
+        client = KsqlClient(url, timeout_s=PATIENCE_S)
         began = time.monotonic()
         answer = client.query("SELECT 1;", source="S", properties={})
-        with answer, pytest.raises(TransientFailure, match=r"no rows within 0\.3 s, although the connection is open"):
+        with answer, pytest.raises(TransientFailure, match=r"no rows within 1 s, although the connection is open"):
             list(answer.chunks())
         client.close_query("q1")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30  # half of what drips
         client.close()
 
 
 def test_a_document_whose_frames_drip_is_given_up() -> None:
     with serving_drips(FRAMES["a chunk's extension"], b"y") as url:
-        client = KsqlClient(url, timeout_s=0.2)
-        with pytest.raises(SourceUnavailable, match=r"no whole answer within 0\.2 s"):
+        client = KsqlClient(url, timeout_s=PATIENCE_S)
+        with pytest.raises(SourceUnavailable, match=r"no whole answer within 1 s"):
             client.statement("LIST STREAMS;", source="S")
         client.close()
 
@@ -203,19 +211,19 @@ def test_a_pull_without_progress_is_given_up(first: bytes) -> None:
 def _given_up_without_progress(drop: bytes, first: bytes) -> None:
     with serving(lambda _: Answer(dripping(drop, first=first), content_type=STREAMED)) as server:
         began = time.monotonic()
-        with pytest.raises(SourceUnavailable, match=r"no rows within 0\.4 s, although the connection is open"):
-            read(server, timeout_s=0.4)
-        assert time.monotonic() - began < 10
+        with pytest.raises(SourceUnavailable, match=r"no rows within 1 s, although the connection is open"):
+            read(server, timeout_s=PATIENCE_S)
+        assert time.monotonic() - began < 30  # half of what drips
         assert len(sql_of(server)) > 1
 
 
 def test_a_pull_whose_rows_come_slowly_is_read_to_its_end() -> None:
     def body() -> Iterator[bytes]:
-        yield from itertools.islice(dripping(ROW, first=HEAD, every_s=0.1), 11)
+        yield from itertools.islice(dripping(ROW, first=HEAD, every_s=0.3), 11)
         yield END
 
     with serving(lambda _: Answer(body(), content_type=STREAMED)) as server:
-        assert len(read(server, timeout_s=0.5)) == 10
+        assert len(read(server, timeout_s=2)) == 10
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate"])
