@@ -34,8 +34,9 @@ __all__ = [
     "demo_queues",
 ]
 
-#: The embedded server answers at once; waiting longer for stragglers only makes the demo slow.
-_IDLE_S = 0.5
+#: The embedded server answers at once: as long as two waits of who reads, so that a moment for which the machine stands
+#: still ends no stream early; more would only make the demo slow.
+_IDLE_S = 1.0
 #: The latest event comes 30 hours after it happened (the generator's MAX_LATE_MS); a day is pulled again until then.
 _LATENESS = dt.timedelta(hours=30)
 _OWNERS = ("team:payments",)

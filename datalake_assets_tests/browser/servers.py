@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from datalake_assets.demo.demo_lake import DEMO_DAYS, DEMO_KEY, DemoLake, read_d
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.browser.graphql import GraphQL, eventually
+from datalake_assets_tests.ports import free_port
 
-__all__ = ["DemoUI", "free_port", "kill_all", "own_environment", "running_ui"]
+__all__ = ["DemoUI", "kill_all", "own_environment", "running_ui"]
 
 ROOT = Path(datalake_assets.__file__).parent.parent
 #: Three days of a demo lake's streams, the last of which goes on growing; long ago, so that the clock has no say.
@@ -141,11 +141,3 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
             continue
     process.wait()
     psutil.wait_procs(members, timeout=10)
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -13,15 +13,13 @@ from playwright.sync_api import Browser, Page, expect
 
 from datalake_assets.core.batches import RejectedRow
 from datalake_assets_tests.browser.conftest import PICTURES
-from datalake_assets_tests.browser.servers import free_port
 from datalake_assets_tests.live.lakes import HOSTILE, LiveLake, live_feed, live_lake
+from datalake_assets_tests.ports import free_port
 
 # one browser for all: they go to one worker, one after another
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 PATIENCE_MS = 60_000
-#: Seconds within which a source that has stopped shows as late.
-LATE_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +95,7 @@ def test_numbers_move_and_a_source_that_stops_shows_as_late(chromium, lake):
             expect(badge).to_have_text("live", timeout=PATIENCE_MS)
             assert moves(page, "Seen", figure(page, "Seen"))
             assert moves(page, "Landed", figure(page, "Landed"))
-        stopped = time.monotonic()
-        window = lake.windows.get("s")
-        assert window
         expect(badge).to_have_text("late", timeout=PATIENCE_MS)
-        last = window.view().newest_seen_at
-        assert last
-        shown_s = time.time() - last
-        assert shown_s <= LATE_S + (time.monotonic() - stopped) * 0.2, f"late after {shown_s:.1f} s"
         expect(page.locator("section.feed .said").first).to_contain_text("nothing has come for")
 
 

@@ -22,7 +22,8 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets_tests.browser.graphql import GraphQL, eventually
-from datalake_assets_tests.browser.servers import ROOT, free_port, own_environment
+from datalake_assets_tests.browser.servers import ROOT, own_environment
+from datalake_assets_tests.ports import free_port
 
 __all__ = ["FEEDS", "SCHEDULED", "SERVICES", "Installation"]
 

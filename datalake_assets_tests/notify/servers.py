@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from email import message_from_bytes, policy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from aiosmtpd.controller import Controller
+
+from datalake_assets_tests.ports import free_port
 
 
 class Webhook:
@@ -63,9 +64,8 @@ class Mails:
 @contextmanager
 def running_mail_server() -> Iterator[tuple[Mails, str]]:
     mails = Mails()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    controller = Controller(mails, hostname="127.0.0.1", port=port)
+    port = free_port()
+    controller = Controller(mails, hostname="127.0.0.1", port=port, ready_timeout=60)
     controller.start()
     try:
         yield mails, f"smtp://127.0.0.1:{port}"

@@ -232,7 +232,7 @@ def test_query_is_ended_when_its_time_is_up(query):
     answer = query("SELECT count(*) FROM range(1000000000000) a WHERE sin(a.range) > 2", timeout_s=1)
 
     assert answer["error"]["code"] == "QUERY_TIMED_OUT"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_query_that_makes_a_huge_value_fails_alone(query):
@@ -271,7 +271,7 @@ def test_query_leaves_no_process_and_no_file(lake, tmp_path, monkeypatch):
     assert process.returncode is not None
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while list(spill.iterdir()) and time.monotonic() < deadline:  # until the one that waited knows
         time.sleep(0.01)
     assert list(spill.iterdir()) == []

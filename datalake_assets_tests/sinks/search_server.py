@@ -16,9 +16,9 @@ from typing import Any, Literal, Self
 
 import httpx
 
-from datalake_assets_tests.sources.kafka.kafka_server import free_port
+from datalake_assets_tests.ports import free_port
 
-_STARTED_WITHIN_S = 30.0
+_STARTED_WITHIN_S = 120.0
 _PAGE = 10_000
 
 
@@ -50,7 +50,7 @@ class SearchServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._client = httpx.Client(base_url=self.url, timeout=30)
+        self._client = httpx.Client(base_url=self.url, timeout=60)
         deadline = time.monotonic() + _STARTED_WITHIN_S
         while True:
             try:
@@ -58,6 +58,7 @@ class SearchServer:
             except httpx.TransportError:
                 if time.monotonic() > deadline:
                     raise
+                time.sleep(0.05)
             else:
                 return self
 

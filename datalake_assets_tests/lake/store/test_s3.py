@@ -58,8 +58,8 @@ def test_create_without_a_clear_answer_is_ambiguous(
 
 
 def test_create_without_an_answer_in_time_is_ambiguous(fault_proxy: FaultProxy, s3_lake: str) -> None:
-    store = behind(fault_proxy, s3_lake, timeout_s=0.3)
-    fault_proxy.add("stall", 1, method="PUT")
+    store = behind(fault_proxy, s3_lake, timeout_s=1)
+    fault_proxy.add("stall", 4, method="PUT")
 
     with pytest.raises(AmbiguousWrite, match="ReadTimeoutError"):
         store.create(KEY, b"ours")

@@ -117,7 +117,7 @@ class BrokerFront:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(20)
+        assert self._started.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,7 +34,7 @@ def topic(kafka_server: KafkaServer) -> TestTopic:
 def kafka(kafka_server: KafkaServer, registry: RegistryServer) -> Iterator[Kafka]:
     """The source, connected to."""
     connected = connect(
-        KafkaSettings(kafka_servers=kafka_server.servers, kafka_registry_url=registry.url, kafka_timeout_s=10)
+        KafkaSettings(kafka_servers=kafka_server.servers, kafka_registry_url=registry.url, kafka_timeout_s=60)
     )
     yield connected
     connected.close()

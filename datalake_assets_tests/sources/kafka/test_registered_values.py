@@ -185,7 +185,7 @@ def test_a_registry_that_is_not_there_or_not_named_is_an_error(kafka_server, top
     with pytest.raises(ConfigError, match="DATALAKE_KAFKA_REGISTRY_URL"):
         connect(KafkaSettings(kafka_servers=kafka_server.servers)).check(feed)
     absent = KafkaSettings(
-        kafka_servers=kafka_server.servers, kafka_registry_url="http://127.0.0.1:1", kafka_timeout_s=0.2
+        kafka_servers=kafka_server.servers, kafka_registry_url="http://127.0.0.1:1", kafka_timeout_s=5
     )
     with pytest.raises(SourceUnavailable, match="schema registry"):
         _ = connect(absent).read(feed, ReadRequest()).schema

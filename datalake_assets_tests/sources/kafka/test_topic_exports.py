@@ -177,13 +177,14 @@ def test_a_topic_that_was_created_anew_is_an_alarm(store, kafka, kafka_server):
 
 
 def recreated(kafka_server, name):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             return kafka_server.topic(name=name)
         except Exception:
             if time.monotonic() > deadline:
                 raise
+            time.sleep(0.05)
 
 
 def test_a_feed_of_ksqldb_goes_on_with_the_topic_behind_it(store, kafka, topic):
@@ -212,7 +213,7 @@ def test_a_consumer_group_is_told_what_was_landed(store, kafka, kafka_server, to
     land(store, kafka, feed)
 
     looked = Consumer({"bootstrap.servers": kafka_server.servers, "group.id": "lag"})
-    assert looked.committed([TopicPartition(topic.name, 0)], timeout=10)[0].offset == 3
+    assert looked.committed([TopicPartition(topic.name, 0)], timeout=60)[0].offset == 3
     looked.close()
 
 
@@ -345,7 +346,7 @@ def test_a_topic_that_is_created_anew_while_it_is_followed_is_an_alarm(store, ka
 
 def _until(rows, count):
     """Rows of an endless read, until there are so many."""
-    found, ends = [], time.monotonic() + 20
+    found, ends = [], time.monotonic() + 60
     while len(found) < count:
         found += next(rows).rows.to_pylist()
         assert time.monotonic() < ends

@@ -22,7 +22,7 @@ def test_a_topic_that_was_created_anew_and_has_grown_is_an_alarm(tmp_path):
     feed = parse_feed(json.dumps({"name": "events", "kind": "stream", "source": source}))
     store = open_store(str(tmp_path))
     with Tansu() as broker:
-        kafka = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=10))
+        kafka = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=60))
         broker.create("events")
         broker.send("events", 3)
         assert land(store, kafka, feed).rows_added == 3
@@ -46,11 +46,11 @@ def test_a_list_of_offsets_that_is_behind_is_no_alarm(tmp_path):
     feed = parse_feed(json.dumps({"name": "events", "kind": "stream", "source": source}))
     store = open_store(str(tmp_path))
     with Tansu() as broker:
-        kafka = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=10))
+        kafka = Kafka(KafkaSettings(kafka_servers=broker.servers, kafka_timeout_s=60))
         broker.create("events")
         broker.send("events", 50, together=True)
         looks = Consumer({"bootstrap.servers": broker.servers, "group.id": "look"})
-        assert looks.get_watermark_offsets(TopicPartition("events", 0), timeout=10) == (0, 1)
+        assert looks.get_watermark_offsets(TopicPartition("events", 0), timeout=60) == (0, 1)
         looks.close()
 
         assert land(store, kafka, feed).rows_added == 50

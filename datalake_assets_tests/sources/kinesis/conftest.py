@@ -27,7 +27,7 @@ def kinesis(kinesis_server: KinesisServer) -> Iterator[Kinesis]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in kinesis_server.environment().items():
             patch.setenv(name, value)
-        connected = connect(KinesisSettings(kinesis_endpoint=kinesis_server.url, kinesis_timeout_s=10))
+        connected = connect(KinesisSettings(kinesis_endpoint=kinesis_server.url, kinesis_timeout_s=60))
         for _ in connected.discover():
             pass
     yield connected

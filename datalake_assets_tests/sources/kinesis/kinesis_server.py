@@ -100,7 +100,7 @@ class TestStream:
         self._until("ACTIVE")
 
     def _until(self, status: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while self._status() != status:
             assert time.monotonic() < end
             time.sleep(0.01)

@@ -419,7 +419,7 @@ def test_a_stream_without_records_is_known_to_be_read_while_it_is_followed(store
 
     with following.Following(lambda: store, connect=lambda _: nullcontext(kinesis), log=Log()) as followers:
         followers.follow(feed.name)
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + 120
         while (now := open_table(store, feed).plan().request.start_offsets)[until] <= before[until] + 2_000:
             assert time.monotonic() < ends
             time.sleep(0.1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,19 +17,14 @@ from typing import Any, Self
 
 import pytest
 
+from datalake_assets_tests.ports import free_port
+
 __all__ = ["MariaDb", "Postgres"]
 
 #: Where Debian keeps each major version's programs.
 _DEBIAN = Path("/usr/lib/postgresql")
 _NOBODY = "nobody"
-STARTING_S = 60
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+STARTING_S = 120
 
 
 def _program(name: str) -> str | None:
@@ -43,7 +37,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="datalake-db-", dir="/tmp"))
-        self.port = _free_port()
+        self.port = free_port()
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             self._user = {"user": _NOBODY}
@@ -103,7 +97,7 @@ class Postgres(_Server):
             self._process.wait(2)
         except subprocess.TimeoutExpired:
             self._process.send_signal(2)
-            self._process.wait(10)
+            self._process.wait(60)
         self._remove()
 
     def database(self) -> str:
