@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 #: Objects made before the young ones are looked through, as gc.set_threshold takes them; Python's own first is 700.
 _COLLECTED_AFTER = (50_000, 20, 50)
+# What is asked of a server without another word may take a minute on a busy machine, not httpx's five seconds.
+for _each in ("connect", "read", "write", "pool"):
+    setattr(httpx.get.__kwdefaults__["timeout"], _each, 60.0)
 # Properties are checked on the same examples every time, and a slow or busy machine makes none of them fail: examples
 # may take their time, and drawing them may, too. A test with health checks of its own names that one again.
 settings.register_profile("seeded", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -57,7 +57,7 @@ def _command(program: str, *arguments: str, is_forked: bool) -> list[str]:
 
 def _start(program: str, *arguments: str, is_forked: bool, told: str = "", **options: object):
     command = _command(program, *arguments, is_forked=is_forked)
-    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False, timeout=60, **options)
+    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False, timeout=180, **options)
     return done, json.loads(done.stdout or "null")
 
 

@@ -100,7 +100,7 @@ class GraphQL:
         """
         # a client of its own per question: the server may be another one by the next
         asked = {"query": query, "variables": variables}
-        answer = httpx.post(f"{self.url}/graphql", json=asked, timeout=30, verify=_NO_AUTHORITIES)
+        answer = httpx.post(f"{self.url}/graphql", json=asked, timeout=60, verify=_NO_AUTHORITIES)
         answer.raise_for_status()
         document: dict[str, Any] = answer.json()
         if document.get("errors"):

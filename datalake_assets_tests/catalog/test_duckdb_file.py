@@ -44,7 +44,7 @@ def file_of(store) -> Path:
 def read_by_others(file: Path) -> dict[str, int]:
     """Rows of each view, counted by a process of its own."""
     ran = subprocess.run(
-        [sys.executable, "-c", READ_ALL, str(file)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", READ_ALL, str(file)], capture_output=True, text=True, check=True, timeout=180
     )
     return json.loads(ran.stdout)
 
@@ -201,7 +201,7 @@ def test_sync_that_is_killed_leaves_the_former_file_or_the_new_one_and_the_next_
         land(store, registry.add(stream_feed(name=name)), 1, 2)
 
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, store.uri, where], capture_output=True, check=False, timeout=60
+        [sys.executable, "-c", KILLED, store.uri, where], capture_output=True, check=False, timeout=180
     )
 
     assert killed.returncode == -signal.SIGKILL, killed.stderr

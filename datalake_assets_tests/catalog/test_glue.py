@@ -286,7 +286,7 @@ def test_sync_that_is_killed_after_a_request_is_ended_by_the_next_one(store, fee
             [sys.executable, "-c", KILLED, store.uri, s3_server.endpoint, moto, database, last],
             capture_output=True,
             check=False,
-            timeout=120,
+            timeout=240,
         )
         assert ran.returncode == -signal.SIGKILL, ran.stderr
 

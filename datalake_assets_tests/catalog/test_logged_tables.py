@@ -45,7 +45,7 @@ def synced(store: Store, **options) -> dict[str, tuple[str, str]]:
 def read_by_others(store: Store, query: str) -> str:
     """The answer of a process of its own, which knows nothing of us."""
     command = [sys.executable, "-c", READ, store.path("lake.duckdb"), query]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     return ran.stdout.strip() or ran.stderr
 
 

@@ -80,7 +80,7 @@ for line in {lines!r}:
     app(line.split(), standalone_mode=False)
 print(*(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert done.stderr.split() == []
 
 

@@ -164,7 +164,7 @@ from datalake_assets.cli.app import app
 app(["compact", "s"], standalone_mode=False)
 print(*(name for name in ("dagster", "dagster_aws") if name in sys.modules), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
 
     assert "3 of 3 partitions compacted" in done.stdout
     assert done.stderr == "\n"
@@ -179,7 +179,7 @@ from datalake_assets.cli.app import app
 app(["compact", "s"], standalone_mode=False)
 print(*(name for name in ("dagster", "sqlalchemy") if name in sys.modules), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert done.stderr == "\n"
     assert len(list((lake / "control/events").iterdir())) == 1
 
@@ -216,7 +216,7 @@ def test_a_terminal_shows_a_bar_and_then_the_lines(feed):
         env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
     ) as process:
         os.close(theirs)
-        output = process.communicate(timeout=60)[0].decode()
+        output = process.communicate(timeout=180)[0].decode()
     shown = b""
     try:
         while chunk := os.read(ours, 65536):

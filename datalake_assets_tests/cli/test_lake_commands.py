@@ -237,5 +237,5 @@ for line in {lines!r}:
     if "dagster" in sys.modules:
         sys.exit(f"{{line}} imported Dagster")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -60,7 +60,7 @@ app(["report"], standalone_mode=False)
 heavy = {"dagster", "pyarrow.fs", "pyarrow.parquet", "datalake_assets.lake.hive", "datalake_assets.parquet.rewrite"}
 print(*sorted(heavy & {*sys.modules}), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert "needs compaction: 12 small files" in done.stdout
     assert done.stderr == "\n"
 
@@ -167,7 +167,7 @@ def test_html_goes_to_a_file_or_into_a_pipe(run, filled, tmp_path: Path):
 def test_html_is_not_printed_on_a_terminal(filled, tmp_path: Path):
     master, terminal = pty.openpty()
     command = [sys.executable, "-m", "datalake_assets.cli", "report", "--format", "html"]
-    done = subprocess.run(command, stdout=terminal, stderr=subprocess.PIPE, check=False, timeout=60)
+    done = subprocess.run(command, stdout=terminal, stderr=subprocess.PIPE, check=False, timeout=180)
     os.close(terminal)
     said = os.read(master, 10_000)
     os.close(master)
@@ -181,7 +181,7 @@ def on_terminal(*arguments: str, width: int) -> list[str]:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-m", "datalake_assets.cli", *arguments]
-    done = subprocess.run(command, stdout=terminal, env=environment, check=True, timeout=60)
+    done = subprocess.run(command, stdout=terminal, env=environment, check=True, timeout=180)
     os.close(terminal)
     said = os.read(master, 10_000).decode()
     os.close(master)

@@ -48,7 +48,7 @@ for command in {COMMANDS!r}:
     loaded[" ".join(command)] = [name for name in {HEAVY!r} if name in sys.modules]
 print(json.dumps(loaded), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert json.loads(done.stderr) == {" ".join(command): [] for command in COMMANDS}
     assert "nothing to compact in 3 partitions" in done.stdout
 
@@ -62,7 +62,7 @@ unneeded = ("core.compaction.plan", "core.report.figures", "core.rules", "core.v
 loaded = [name for name in unneeded if f"datalake_assets.{name}" in sys.modules]
 print(*loaded, *{"difflib"}.intersection(sys.modules), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert done.stderr.strip() == ""
 
 
@@ -78,7 +78,7 @@ app(["compact", "s", "--force"], standalone_mode=False)
 unneeded = ("pyarrow.compute", "pyarrow.dataset", "numpy.typing")
 print(*(name for name in unneeded if name in sys.modules), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert "reencode (native)" in done.stdout
     assert done.stderr.strip() == ""
 

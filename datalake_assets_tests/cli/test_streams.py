@@ -33,7 +33,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a line in which ``datalake`` is the command."""
     line = command.replace("datalake", f"{sys.executable} -m datalake_assets.cli", 1)
     return subprocess.run(
-        ["/bin/sh", "-c", line], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+        ["/bin/sh", "-c", line], env=os.environ | environment, capture_output=True, text=True, timeout=180, check=False
     )
 
 

@@ -33,7 +33,7 @@ def lake(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def gone(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(pid).wait(15)
+        psutil.Process(pid).wait(60)
     return not psutil.pid_exists(pid)
 
 
@@ -43,7 +43,7 @@ def test_data_survives_a_restart_and_a_kill(tmp_path: Path, monkeypatch: pytest.
         os.kill(server.pid, signal.SIGKILL)
         assert gone(server.pid)
         assert server._keeper
-        server._keeper.wait(10)
+        server._keeper.wait(60)
         with pytest.raises(LakeUnavailable, match="ended"):
             server.check_running()
 
@@ -111,7 +111,7 @@ def test_serve_forever_keeps_its_credentials_and_ends_with_sigterm(tmp_path: Pat
         lines = [process.stdout.readline().strip() for _ in range(5)]
         for _ in range(100):  # at whatever it is doing, its own handling of the one before included
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
     access_key, secret_key = (tmp_path / "credentials").read_text().split()
     assert lines[:2] == [f"export AWS_ACCESS_KEY_ID={access_key}", f"export AWS_SECRET_ACCESS_KEY={secret_key}"]

@@ -227,7 +227,7 @@ except Exception as error:
 
 
 def test_without_ray_nothing_is_missed_until_it_is_asked_for():
-    done = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True, check=True, timeout=180)
     assert done.stdout.splitlines() == [
         "ConfigError the engine 'ray' takes a package that is not installed (ray): pip install 'datalake-assets[ray]'"
     ]

@@ -68,7 +68,7 @@ def running_spark(folder: Path) -> Iterator[SparkSession]:
         spark.stop()
         gateway.shutdown()
         gateway.proc.stdin.close()
-        gateway.proc.wait(timeout=30)
+        gateway.proc.wait(timeout=120)
 
 
 @contextlib.contextmanager

@@ -130,5 +130,5 @@ print([name for name in ("sqlglot", "dagster", "boto3") if name in sys.modules])
 
 def test_catalogs_load_nothing_that_they_do_not_need():
     """Most lakes are never entered anywhere: the command's help must stay quick."""
-    ran = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, timeout=180)
     assert ran.stdout.strip() == "[]"

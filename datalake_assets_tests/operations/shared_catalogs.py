@@ -129,7 +129,7 @@ class SharedCatalog:
 def ready_rest_catalog(server: S3Server) -> SharedCatalog:
     """The server's own catalog, once it has its warehouse, which may be a moment later than its buckets."""
     found = SharedCatalog(server)
-    for attempt in stamina.retry_context(on=RESTError, attempts=50, wait_initial=0.1, wait_max=0.5, timeout=20):
+    for attempt in stamina.retry_context(on=RESTError, attempts=None, wait_initial=0.1, wait_max=0.5, timeout=120):
         with attempt:
             found.opened().create_namespace_if_not_exists("n")
     return found

@@ -44,7 +44,7 @@ def url(lake):
 
 @pytest.fixture
 def post(url):
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
 
         def send(document, token=TOKENS["acme"][0], **options):
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}

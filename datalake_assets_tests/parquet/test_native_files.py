@@ -216,5 +216,5 @@ def test_a_merge_can_be_cancelled_from_another_thread(kernel):
     thread = threading.Thread(target=merge_for_ever, args=(later,))
     thread.start()
     later.set()
-    thread.join(30)
+    thread.join(120)
     assert reasons == [Refusal.CANCELLED]

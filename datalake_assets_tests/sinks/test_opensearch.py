@@ -122,7 +122,7 @@ class Proxy:
             return 404, json.dumps({"error": {"type": "search_phase_execution_exception"}, "status": 404}).encode()
         if fault == "busy":
             return 429, b'{"error":{"type":"es_rejected_execution_exception"},"status":429}'
-        answer = httpx.request(request.command, url + request.path, content=body, headers=headers, timeout=30)
+        answer = httpx.request(request.command, url + request.path, content=body, headers=headers, timeout=60)
         content = answer.content
         if fault == "half":
             document = answer.json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import dagster as dg
 import pyarrow as pa
@@ -38,10 +39,20 @@ def test_a_run_lands_rows_until_its_feeds_are_gone_and_tells_of_them(settings, h
     lake = Lake(settings)
     feed = lake.registry.add(payments(batch=OFTEN, checks={"rules": RULES}))
     job = build_definitions(settings).resolve_job_def(FOLLOW)
-    timer = threading.Timer(3.0, lambda: Lake(settings).registry.archive("payments"))
-    timer.start()
+
+    def archive_once_it_landed():
+        ends = time.monotonic() + 120
+        while time.monotonic() < ends:
+            told = home.fetch_materializations(asset_key(feed), limit=100).records
+            if len(told) > 1 and sum(each[1] for each in rows_of(tmp_path / "lake", feed)) > 1_000:
+                break
+            time.sleep(0.2)
+        Lake(settings).registry.archive("payments")
+
+    archiving = threading.Thread(target=archive_once_it_landed)
+    archiving.start()
     result = job.execute_in_process(instance=home, run_config={"ops": {"follow": {"config": {"feeds": ["payments"]}}}})
-    timer.join()
+    archiving.join()
 
     assert result.success
     made = home.fetch_materializations(asset_key(feed), limit=100).records

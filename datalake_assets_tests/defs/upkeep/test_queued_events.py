@@ -82,7 +82,7 @@ def dying(self, event):
 dg.DagsterInstance.report_runless_asset_event = dying
 report_queued(Lake(Settings(lake={local_store.uri!r})), dg.DagsterInstance.get())
 """
-    killed = subprocess.run([sys.executable, "-c", program], env=dict(os.environ), timeout=120, check=False)
+    killed = subprocess.run([sys.executable, "-c", program], env=dict(os.environ), timeout=240, check=False)
     assert killed.returncode == -signal.SIGKILL
     lake = Lake(Settings(lake=local_store.uri))
     assert report_queued(lake, home).text == "no events wait"  # the dead process has claimed it

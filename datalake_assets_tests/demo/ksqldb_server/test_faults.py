@@ -34,7 +34,7 @@ def server() -> Iterator[KsqlServer]:
 @pytest.fixture(params=[1, 2])
 def client(server: KsqlServer, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     server.faults.clear()
-    with httpx.Client(base_url=server.url, http1=request.param == 1, http2=request.param == 2, timeout=20) as made:
+    with httpx.Client(base_url=server.url, http1=request.param == 1, http2=request.param == 2, timeout=60) as made:
         yield made
 
 
@@ -262,4 +262,4 @@ def test_foreground_server_says_where_it_is_and_stops_cleanly(number: signal.Sig
         os.kill(process.pid, number)
         assert process.stdout.read() == "stopped\n"
         assert process.stderr.read() == ""
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0

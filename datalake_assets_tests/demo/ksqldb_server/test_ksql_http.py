@@ -33,7 +33,7 @@ def server() -> Iterator[KsqlServer]:
 
 @pytest.fixture
 def raw(server: KsqlServer) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         yield connection
 
 
@@ -166,7 +166,7 @@ def test_query_is_upgraded_to_http2(raw: socket.socket) -> None:
 
 def test_queries_share_one_http2_connection(server: KsqlServer) -> None:
     async def read() -> list[bytes]:
-        async with httpx.AsyncClient(base_url=server.url, http1=False, http2=True, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=server.url, http1=False, http2=True, timeout=60) as client:
             sqls = [f"SELECT * FROM TRANSACTION_FLATTENED LIMIT {rows};" for rows in (1, 5_000, 20_000)]
             asked = [client.post("/query-stream", json={"sql": sql}, headers={"accept": V1_JSON}) for sql in sqls]
             return [answer.content for answer in await asyncio.gather(*asked)]
@@ -179,7 +179,7 @@ def test_server_makes_no_more_than_its_client_takes(http2: bool) -> None:  # noq
     sql = "SELECT * FROM TRANSACTION_STREAM;"
     with (
         KsqlServer(GeneratorConfig(records=120_000, events_per_day=9_000)) as server,
-        httpx.Client(base_url=server.url, http1=not http2, http2=http2, timeout=20) as client,
+        httpx.Client(base_url=server.url, http1=not http2, http2=http2, timeout=60) as client,
         client.stream("POST", "/query-stream", json={"sql": sql}, headers={"accept": V1_JSON}) as answer,
     ):
         parts = answer.iter_bytes()
@@ -212,7 +212,7 @@ def test_hundred_push_queries_are_the_most(server: KsqlServer) -> None:
     async def open_all() -> httpx.Response:
         latest = {"sql": "SELECT ROWOFFSET FROM USER_EVENTS EMIT CHANGES;"}
         # a connection carries at most 100 streams
-        first, second = (httpx.AsyncClient(base_url=server.url, http1=False, http2=True, timeout=20) for _ in "12")
+        first, second = (httpx.AsyncClient(base_url=server.url, http1=False, http2=True, timeout=60) for _ in "12")
         async with first, second:
             for client, queries in ((first, 60), (second, 40)):
                 for _ in range(queries):
@@ -277,7 +277,7 @@ def test_graceful_stop_ends_push_queries_as_if_they_were_complete() -> None:
 def test_server_stops_although_a_client_takes_nothing(http2: bool) -> None:  # noqa: FBT001 - a parameter
     server = KsqlServer(GeneratorConfig(records=200_000, events_per_day=9_000))
     body = {"sql": "SELECT * FROM USER_EVENTS;"}
-    with httpx.Client(http1=not http2, http2=http2, timeout=20) as client:
+    with httpx.Client(http1=not http2, http2=http2, timeout=60) as client:
         with server:
             request = client.build_request("POST", f"{server.url}/query-stream", json=body)
             answer = client.send(request, stream=True)

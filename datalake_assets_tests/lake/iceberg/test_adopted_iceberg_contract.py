@@ -141,7 +141,7 @@ class TestRestCatalog(CompactionContract):
             },
         )
         # its warehouse may be a moment later than its buckets
-        for attempt in stamina.retry_context(on=RESTError, attempts=50, wait_initial=0.1, wait_max=0.5, timeout=20):
+        for attempt in stamina.retry_context(on=RESTError, attempts=None, wait_initial=0.1, wait_max=0.5, timeout=120):
             with attempt:
                 strange.create_namespace_if_not_exists(namespace)
         strange.create_table(f"{namespace}.t", STRANGE, partition_spec=BY_DAY)

@@ -29,7 +29,7 @@ from datalake_assets_tests.lake.iceberg.iceberg_tables import BY_DAY, SCHEMA, co
 def catalog(s3_server: S3Server) -> RestCatalog:
     """The catalog that the embedded server has; its warehouse may be a moment later than its buckets."""
     opened = opened_catalog(s3_server, s3_server.endpoint)
-    for attempt in stamina.retry_context(on=RESTError, attempts=50, wait_initial=0.1, wait_max=0.5, timeout=20):
+    for attempt in stamina.retry_context(on=RESTError, attempts=None, wait_initial=0.1, wait_max=0.5, timeout=120):
         with attempt:
             opened.create_namespace_if_not_exists("n")
     return opened

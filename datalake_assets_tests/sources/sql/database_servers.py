@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -92,12 +93,8 @@ class Postgres(_Server):
             time.sleep(0.05)
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()  # "smart": waits for clients; what is still there is killed
-        try:
-            self._process.wait(2)
-        except subprocess.TimeoutExpired:
-            self._process.send_signal(2)
-            self._process.wait(60)
+        self._process.send_signal(signal.SIGQUIT)  # at once, whoever is connected: nobody needs it any more
+        self._process.wait(60)
         self._remove()
 
     def database(self) -> str:

@@ -233,12 +233,12 @@ def test_gc_paused_restores_the_former_state_when_threads_overlap():
     def other():
         with gc_paused():
             inside.set()
-            leave.wait(5)
+            leave.wait(60)
 
     thread = threading.Thread(target=other)
     with gc_paused():
         thread.start()
-        assert inside.wait(5)
+        assert inside.wait(60)
         assert not gc.isenabled()
     assert not gc.isenabled()
     leave.set()
