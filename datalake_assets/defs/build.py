@@ -30,7 +30,7 @@ from datalake_assets.defs.launchers import export_tags
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
-from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.defs.runtime import failures_named, isolated, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.mart_assets import upstream
 from datalake_assets.defs.upkeep.catalog_flow import catalog_asset, catalog_sensor, keeps_catalog
 from datalake_assets.defs.upkeep.maintenance import maintenance_job, nightly_maintenance
@@ -128,8 +128,13 @@ def export_feeds(
 ) -> list[ExportResult]:
     """Exports feeds one after another; one that fails doesn't stop the rest."""
     chosen = ExportConfig(allow_shrink=config.allow_shrink, new_epoch=config.new_epoch)
-    names = config.feeds or list(runner.exported)
-    return [runner.export(instance, name, config=chosen, tags={PARENT_TAG: parent}) for name in names]
+    results: list[ExportResult] = []
+    for name in config.feeds or runner.exported:
+        failed: list[str] = []
+        with isolated(failed.append):
+            results.append(runner.export(instance, name, config=chosen, tags={PARENT_TAG: parent}))
+        results += [ExportResult(name, "", error=line) for line in failed]
+    return results
 
 
 def _raise_for_failed(results: Sequence[ExportResult]) -> None:

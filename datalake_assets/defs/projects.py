@@ -19,7 +19,7 @@ from datalake_assets.defs.compaction.job import compact_partition_job
 from datalake_assets.defs.compaction.sensor import COMPACTION_SENSOR, INTERVAL_S, CompactionWatcher
 from datalake_assets.defs.metadata import aimed, asset_key, check_evaluation, check_result
 from datalake_assets.defs.resources import Lake, LakeResource
-from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.defs.runtime import failures_named, isolated, known_dagster_warnings_ignored
 from datalake_assets.defs.storage.asset_feeds import AssetLike, DeclaredAsset, declared_assets
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
@@ -333,11 +333,9 @@ class _AssetWatcher:
         self._forget_if_changed()
         feeds = []
         for each in self.declared:
-            try:
+            feed, watch = (each if each.path in state.feeds else None), None
+            with isolated(warn, about=f"asset {each.asset!r} is looked at again at the next tick"):
                 feed, watch = self._look(instance, each, state.feeds.get(each.path))
-            except DatalakeError as error:
-                warn(f"asset {each.asset!r} is looked at again at the next tick: {error}")
-                feed, watch = (each if each.path in state.feeds else None), None
             if watch is not None:
                 state = WatchState({**state.feeds, each.path: watch}, state.turn)
             feeds += [feed] if feed is not None else []

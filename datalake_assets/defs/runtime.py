@@ -6,6 +6,8 @@ cause them and nowhere else.
 """
 
 import fcntl
+import json
+import logging
 import os
 import threading
 import warnings
@@ -30,10 +32,21 @@ from datalake_assets.errors import (
     SourceError,
     SourceUnavailable,
     TransientStoreError,
+    unforeseen_text,
 )
 from datalake_assets.feed import Feed
 
-__all__ = ["PASSING", "as_failure", "failures_named", "known_dagster_warnings_ignored", "open_instance"]
+__all__ = [
+    "PASSING",
+    "as_failure",
+    "cursor_state",
+    "failures_named",
+    "isolated",
+    "known_dagster_warnings_ignored",
+    "open_instance",
+]
+
+logger = logging.getLogger(__name__)
 
 #: Errors that may be gone at the next attempt; the others fail the same way however often a run is retried.
 PASSING = (
@@ -75,6 +88,37 @@ def failures_named(feed: Feed | str) -> Iterator[None]:
         yield
     except DatalakeError as error:
         raise as_failure(error, feed) from error
+
+
+@contextmanager
+def isolated(tell: Callable[[str], None], *, about: str = "") -> Iterator[None]:
+    """Ends an error of one feed here, of whatever kind it is: the others have their turn all the same.
+
+    Args:
+        tell: Called with a line that says what failed.
+        about: What the line begins with.
+    """
+    try:
+        yield
+    except dg.Failure as error:
+        line = error.description or ""
+    except DatalakeError as error:
+        line = str(error)
+    except Exception as error:
+        logger.exception(about or "an error that no code foresaw")
+        line = unforeseen_text(error)
+    else:
+        return
+    tell(f"{about}: {line}" if about else line)
+
+
+def cursor_state(cursor: str | None) -> dict[str, Any]:
+    """What a sensor's last tick kept; nothing if that cannot be read, of another release or by somebody's hand."""
+    try:
+        state = json.loads(cursor or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 _LOCK = ".opening.lock"

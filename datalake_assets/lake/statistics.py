@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -9,14 +10,16 @@ from dataclasses import fields, replace
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.core.partitions import UNKNOWN_PARTITION, partition_key
 from datalake_assets.core.report.figures import FeedStatistics, Quarantined, ReadFile, ReadFiles
-from datalake_assets.errors import ObjectNotFound
+from datalake_assets.errors import DatalakeError, ObjectNotFound, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import PositionKind
 from datalake_assets.lake.layout import quarantine_folder
 from datalake_assets.lake.store.base import ObjectInfo, Store
-from datalake_assets.lake.tables import feed_figures, open_table
+from datalake_assets.lake.tables import feed_figures, has_manifests, open_table
 
 __all__ = ["QUARANTINE_BYTES", "FeedStatistics", "lake_statistics", "rebuild_summaries"]
+
+logger = logging.getLogger(__name__)
 
 #: Requests under way at once, where the lake is at the other end of a wire.
 THREADS = 16
@@ -38,16 +41,37 @@ def lake_statistics(
         request: The installation's compaction, for what it would do; default: that of a development environment.
 
     Raises:
-        LakeError: The lake cannot be read. A manifest that is damaged is reported in ``problems`` instead.
+        LakeError: The lake cannot be read. A manifest that is damaged is reported in ``problems`` instead, and a table
+            that its own catalog or folder does not have any more in ``unreadable``.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         threads = pool if "://" in store.uri else None  # local files are not read any faster by threads
         asked = request or CompactionRequest()
-        figures = [(feed, feed_figures(store, feed, asked, threads=threads)) for feed in feeds]
-        counted = ((feed, each, _Quarantine(store, feed, threads).counted()) for feed, each in figures)
-        return tuple(
-            replace(each, quarantined=rows, read_files=_read_files(store, feed)) for feed, each, rows in counted
-        )
+        return tuple(_readable_statistics(store, feed, asked, threads) for feed in feeds)
+
+
+def _readable_statistics(
+    store: Store, feed: Feed, request: CompactionRequest, threads: Executor | None
+) -> FeedStatistics:
+    """A feed's figures; of one whose log is not the lake's own, and cannot be read, why that is so."""
+    try:
+        return _statistics(store, feed, request, threads)
+    except DatalakeError as error:
+        if has_manifests(feed):
+            raise
+        return FeedStatistics(feed, (), unreadable=str(error))
+    except Exception as error:
+        if has_manifests(feed):
+            raise
+        logger.exception("the figures of %s", feed.path)
+        return FeedStatistics(feed, (), unreadable=unforeseen_text(error))
+
+
+def _statistics(store: Store, feed: Feed, request: CompactionRequest, threads: Executor | None) -> FeedStatistics:
+    figures = feed_figures(store, feed, request, threads=threads)
+    return replace(
+        figures, quarantined=_Quarantine(store, feed, threads).counted(), read_files=_read_files(store, feed)
+    )
 
 
 #: Dropped files that a report names, those that were written last.
@@ -83,9 +107,9 @@ def rebuild_summaries(store: Store, statistics: Sequence[FeedStatistics]) -> tup
         The feeds that were left out.
     """
     for each in statistics:
-        if not each.problems:
+        if not (each.problems or each.unreadable):
             open_table(store, each.feed).rebuild_summary(each)
-    return tuple(each for each in statistics if each.problems)
+    return tuple(each for each in statistics if each.problems or each.unreadable)
 
 
 class _Quarantine:

@@ -25,6 +25,7 @@ __all__ = [
     "check_adopted",
     "feed_figures",
     "folder_of",
+    "has_manifests",
     "open_table",
     "release_adopted",
     "stored_batches",
@@ -129,12 +130,16 @@ def feed_figures(
     store: Store, feed: Feed, request: CompactionRequest, *, threads: Executor | None = None
 ) -> FeedStatistics:
     """What `LakeTable.figures` gives, without what else tables can do: reports need not load how files are merged."""
-    kind = _kind(feed)
-    if kind in _WITH_MANIFESTS:
+    if has_manifests(feed):
         from datalake_assets.lake.manifest_figures import manifest_figures  # noqa: PLC0415  only for figures
 
         return manifest_figures(FeedFolder(store, feed), request, threads)
-    return kind(store, feed).figures(request, threads=threads)
+    return open_table(store, feed).figures(request, threads=threads)
+
+
+def has_manifests(feed: Feed) -> bool:
+    """Whether all that is known of a feed's data lies in the lake, and nothing in a log of another format."""
+    return _kind(feed) in _WITH_MANIFESTS
 
 
 def _kind(feed: Feed) -> Callable[[Store, Feed], LakeTable]:

@@ -299,13 +299,15 @@ class Operations:
             named = {"tenant_id": tenant_id, "namespace": namespace, "table": table}
             answer = self.answer({"operation": "COMPACT", "expire_snapshots": True, **named})
             compacted += isinstance(answer, CompactAnswer) and answer.compacted
-            failure = answer.error if isinstance(answer, FailureAnswer) else None
+            code = answer.error.code if isinstance(answer, FailureAnswer) else None
+            if isinstance(answer, CompactAnswer) and answer.failed:  # the others of its files were merged
+                code = Code.TABLE_UNREADABLE
             try:
-                orphans += 0 if failure else self._remove_orphans(tenant_id, namespace, table)
-            except DatalakeError as error:
-                failure = _failure(error)
-            if failure is not None:
-                failed.append({**named, "code": str(failure.code)})
+                orphans += 0 if isinstance(answer, FailureAnswer) else self._remove_orphans(tenant_id, namespace, table)
+            except Exception as error:  # noqa: BLE001  the tables of others are compacted all the same
+                code = _failure(error).code
+            if code is not None:
+                failed.append({**named, "code": str(code)})
         return {"tables": len(names), "compacted": compacted, "orphans": orphans, "failed": failed, "left": left}
 
     def _remove_orphans(self, tenant_id: str, namespace: str, table: str) -> int:
@@ -320,7 +322,7 @@ class Operations:
             try:
                 with self._tenant(tenant_id) as tenant:
                     names += [(tenant_id, *name) for name in tenant.names()]
-            except DatalakeError as error:
+            except Exception as error:  # noqa: BLE001  likewise
                 failed.append({"tenant_id": tenant_id, "code": str(_failure(error).code)})
         return names, failed
 

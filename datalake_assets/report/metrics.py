@@ -130,7 +130,7 @@ def _escaped(text: str) -> str:
 def _gauges(report: LakeReport, depths: Mapping[str, int]) -> Iterator[tuple[_Metric, list[tuple[Feed, float]]]]:
     """Each metric with the feeds of which it is known."""
     for metric in _METRICS:
-        told = [(each.feed, metric.of_feed(each)) for each in report.feeds]
+        told = [(each.feed, metric.of_feed(each)) for each in report.feeds if not each.statistics.unreadable]
         yield metric, [(feed, float(value)) for feed, value in told if value is not None]
     waiting = [(each.feed, depths.get(each.feed.name)) for each in report.feeds]
     yield _QUEUE, [(feed, float(depth)) for feed, depth in waiting if depth is not None]

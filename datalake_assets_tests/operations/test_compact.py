@@ -16,6 +16,7 @@ import pytest
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 
 from datalake_assets.lake.iceberg.named_files import FILES, MAX_CHARS, named_files
+from datalake_assets.operations import Operations
 from datalake_assets_tests.operations.conftest import ORDERS
 
 DAYS = [{"name": "id", "type": "long"}, {"name": "at", "type": "timestamp"}]
@@ -253,6 +254,35 @@ def test_tenant_whose_catalog_is_torn_keeps_nobody_from_being_compacted(operatio
 
     assert (done["tables"], done["compacted"]) == (1, 1)
     assert done["failed"] == [{"tenant_id": "acme", "code": "UNAVAILABLE"}]
+
+
+def test_table_that_fails_as_nobody_foresaw_keeps_no_other_from_being_compacted(operations, ask, monkeypatch):
+    for tenant in ("acme", "rival"):
+        table = {**ORDERS, "tenant_id": tenant}
+        ask("CREATE_TABLE", **table, schema=[{"name": "id", "type": "long"}])
+        for number in range(3):
+            ask("WRITE", **table, records=[{"id": number}])
+    remove = Operations._remove_orphans
+
+    def odd(self, tenant_id, *name):
+        if tenant_id == "acme":
+            raise KeyError("files")
+        return remove(self, tenant_id, *name)
+
+    monkeypatch.setattr(Operations, "_remove_orphans", odd)
+    done = operations.compact_all()
+
+    assert (done["tables"], done["compacted"]) == (2, 2)
+    assert done["failed"] == [{"tenant_id": "acme", "namespace": "sales", "table": "orders", "code": "INTERNAL"}]
+
+
+def test_table_with_a_damaged_file_is_named_at_night(operations, orders, ask, lake):
+    write(ask, range(4))
+    min(lake.rglob("*.parquet")).write_bytes(b"no Parquet")
+
+    done = operations.compact_all()
+
+    assert (done["compacted"], done["failed"]) == (1, [{**orders, "code": "TABLE_UNREADABLE"}])
 
 
 def test_files_that_a_dead_writer_left_are_deleted_at_night_after_some_days(operations, orders, ask, lake, stored_ids):

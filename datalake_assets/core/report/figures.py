@@ -136,6 +136,7 @@ class FeedStatistics:
         quarantined: What could not be landed.
         last_run: When it was last exported, with new rows or without; None if nobody knows.
         problems: Manifests that cannot be read, with the reason.
+        unreadable: Why the feed as a whole cannot be read; empty if it can.
         read_files: Of a feed of dropped files, what is remembered of these; else None.
         sinks: How far the sinks of its rows are, where that was asked for.
     """
@@ -148,6 +149,7 @@ class FeedStatistics:
     quarantined: Quarantined = Quarantined()
     last_run: datetime | None = None
     problems: tuple[str, ...] = ()
+    unreadable: str = ""
     read_files: ReadFiles | None = None
     sinks: tuple[SinkLag, ...] = ()
 

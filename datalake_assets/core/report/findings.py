@@ -297,6 +297,8 @@ def _findings(
 
 
 def _problems(statistics: FeedStatistics) -> Iterator[Finding]:
+    if statistics.unreadable:
+        yield Finding(Level.ERROR, f"cannot be read: {statistics.unreadable}")
     count = len(statistics.problems)
     if count:
         what = f"{counted(count, 'manifest')} cannot be read: run 'datalake verify {statistics.feed.name}'"

@@ -4,6 +4,7 @@ It never lists the lake. A tick costs a query or two per feed, one request per p
 partition that did not; the rules are `datalake_assets.core.compaction.watch`'s.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ from datalake_assets.defs.compaction.job import COMPACT_OP, FEED_TAG, partitions
 from datalake_assets.defs.compaction_events import PAGE, EventReader, end_of, unusable_files
 from datalake_assets.defs.launchers import compaction_tags
 from datalake_assets.defs.metadata import asset_key, compaction_report_metadata, event_partition
-from datalake_assets.defs.runtime import PASSING
-from datalake_assets.errors import DatalakeError, LakeUnavailable
+from datalake_assets.defs.runtime import PASSING, isolated
+from datalake_assets.errors import DatalakeError, LakeUnavailable, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.lake.table import LakeTable
@@ -39,6 +40,8 @@ from datalake_assets.policies import MIB
 from datalake_assets.settings import Settings
 
 __all__ = ["COMPACTION_SENSOR", "CompactionWatcher", "WatchedLake", "compaction_sensor"]
+
+logger = logging.getLogger(__name__)
 
 COMPACTION_SENSOR = "compaction_sensor"
 INTERVAL_S = 30
@@ -206,10 +209,8 @@ class CompactionWatcher:
         if not watch.began:
             watch = replace(watch, began=shared.now)
         one = _FeedTick(feed, self._key_of(feed), shared, watch)
-        try:
+        with isolated(warn, about=f"{path} is looked at again at the next tick"):
             one.run()
-        except DatalakeError as error:
-            warn(f"{path} is looked at again at the next tick: {error}")
         return one
 
     def _observed(self, feed: Feed, report: Report) -> dg.AssetObservation:
@@ -363,6 +364,9 @@ class _FeedTick:
             raise
         except DatalakeError as error:
             return WatchedPlan(key, error=str(error))
+        except Exception as error:  # it would be the first to be planned at each tick, and the last
+            logger.exception("no plan of %s %s", self.feed.path, key)
+            return WatchedPlan(key, error=unforeseen_text(error))
         return WatchedPlan.of(key, plan, unusable=unusable)
 
 

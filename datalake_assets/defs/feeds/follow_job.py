@@ -14,7 +14,7 @@ from datalake_assets.defs.checks.on_write import evaluations_now
 from datalake_assets.defs.metadata import asset_key, partition_metadata, totals_metadata, write_metadata
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
-from datalake_assets.defs.runtime import failures_named, known_dagster_warnings_ignored
+from datalake_assets.defs.runtime import failures_named, isolated, known_dagster_warnings_ignored
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.sources.base import SourceSystem
@@ -148,12 +148,10 @@ class _RunLog:
             rules = now - self._ruled_at.get(feed.name, -RULES_S) >= RULES_S
             if rules:
                 self._ruled_at[feed.name] = now
-            try:
+            with isolated(log.warning, about=f"{feed.path}: checks could not be evaluated"):
                 # whole feeds, outside of the run: a run can evaluate a check of a partition once
                 for evaluation in evaluations_now(self.context.instance, self.lake, feed, report, rules=rules):
                     self.context.instance.report_runless_asset_event(evaluation)
-            except DatalakeError as error:  # the rows are landed, and the next look is soon
-                log.warning("%s: checks could not be evaluated: %s", feed.path, error)
 
     def _materialization(
         self, landed: Landed, each: PartitionFacts, total: dict[str, dg.MetadataValue]

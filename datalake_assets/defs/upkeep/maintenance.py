@@ -27,7 +27,7 @@ from datalake_assets.defs.feeds.folders import keep_partitions, observations, re
 from datalake_assets.defs.metadata import asset_key, versions_name
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import repair_runs, tag_run
-from datalake_assets.defs.runtime import failures_named
+from datalake_assets.defs.runtime import failures_named, isolated
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.feed_compaction import Compacted, request_of
@@ -196,12 +196,11 @@ class Maintenance:
 
     def _attempt(self, done: Maintained, step: Callable[[], None]) -> None:
         """One step; if it fails, the others are done all the same."""
-        try:
-            with failures_named(done.feed):
-                step()
-        except dg.Failure as failure:
-            done.problems.append(failure.description or "")
-            self._log.warning(f"{done.feed}: {failure.description}")
+        before = len(done.problems)
+        with isolated(done.problems.append):
+            step()
+        for line in done.problems[before:]:
+            self._log.warning(f"{done.feed}: {line}")
 
     def _repair(self, done: Maintained, feed: Feed) -> None:
         table = self._lake.table(feed)

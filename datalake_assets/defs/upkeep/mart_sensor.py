@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from datalake_assets.defs.metadata import asset_key
+from datalake_assets.defs.runtime import cursor_state
 from datalake_assets.defs.upkeep.queue_depth import is_running
 from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
@@ -58,7 +59,7 @@ class MartSensor:
             cursor: What the last tick returned; anything that cannot be read counts as none.
             now: Seconds since 1970.
         """
-        state = _state(cursor)
+        state = cursor_state(cursor)
         newest = self._newest(instance)
         if newest == state.get("made_of") and now - _number(state.get("looked_at")) < LOOK_ANYWAY_S:
             return _skip("nothing that it reads has changed", cursor)
@@ -105,14 +106,6 @@ def _number(found: Any) -> float:
 
 def _skip(reason: str, cursor: str | None) -> dg.SensorResult:
     return dg.SensorResult(skip_reason=reason, cursor=cursor)
-
-
-def _state(cursor: str | None) -> dict[str, Any]:
-    try:
-        state = json.loads(cursor or "{}")
-    except ValueError:
-        return {}
-    return state if isinstance(state, dict) else {}
 
 
 def mart_sensor(

@@ -13,6 +13,7 @@ from datalake_assets.core.batches import Backlog
 from datalake_assets.core.verdicts import QUEUE_DEPTH, depth_band, queue_depth_verdict
 from datalake_assets.defs.metadata import asset_key, check_evaluation
 from datalake_assets.defs.runs import UNFINISHED
+from datalake_assets.defs.runtime import cursor_state
 from datalake_assets.errors import ConfigError, DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.sources.base import HasBacklog, SourceSystem
@@ -80,7 +81,7 @@ def _looked(
     context: dg.SensorEvaluationContext, feed: Feed, backlog: Backlog, requests: list[dg.RunRequest]
 ) -> dg.SensorResult:
     """Reports a depth that is another than the last one, and a check that changed; the cursor knows both."""
-    known: dict[str, object] = json.loads(context.cursor or "{}")
+    known = cursor_state(context.cursor)
     verdict, key = queue_depth_verdict(backlog, feed.checks.queue_depth), asset_key(feed)
     band = depth_band(backlog, feed.checks.queue_depth)
     events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = []

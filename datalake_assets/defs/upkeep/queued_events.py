@@ -4,7 +4,6 @@ Each event is reported once. Who reports one claims it, and takes it out of the 
 died in between, the next one asks Dagster's log which of it are there.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,15 +28,13 @@ from datalake_assets.defs.metadata import (
     totals_metadata,
 )
 from datalake_assets.defs.resources import Lake
-from datalake_assets.defs.runtime import known_dagster_warnings_ignored
-from datalake_assets.errors import DatalakeError, FeedNotFound, unforeseen_text
+from datalake_assets.defs.runtime import isolated, known_dagster_warnings_ignored
+from datalake_assets.errors import DatalakeError, FeedNotFound
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.event_queue import EventKind, EventQueue, QueuedEvent
 
 __all__ = ["EVENT", "QUEUED_EVENTS_SENSOR", "Reported", "queued_events_sensor", "report_queued"]
-
-logger = logging.getLogger(__name__)
 
 QUEUED_EVENTS_SENSOR = "queued_events_sensor"
 INTERVAL_S = 30
@@ -114,7 +111,7 @@ def _reported(lake: Lake, instance: dg.DagsterInstance, *, until: float) -> Repo
     for key in waiting:
         if time.monotonic() > until:
             break
-        try:
+        with isolated(problems.append, about=key):  # the others can be reported
             queued = queue.claim(key)
             if queued is None:
                 continue
@@ -124,11 +121,6 @@ def _reported(lake: Lake, instance: dg.DagsterInstance, *, until: float) -> Repo
             except FeedNotFound:
                 dropped += 1
             queue.forget(key)
-        except DatalakeError as error:
-            problems.append(f"{key}: {error}")
-        except Exception as error:  # the others can be reported
-            logger.exception("%s cannot be reported", key)
-            problems.append(f"{key}: {unforeseen_text(error)}")
     return Reported(events, dropped, tuple(problems))
 
 

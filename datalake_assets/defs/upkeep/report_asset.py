@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import dagster as dg
 
@@ -14,7 +13,7 @@ from datalake_assets.defs.compaction.job import COMPACT_PARTITION
 from datalake_assets.defs.metadata import Metadata, asset_key, failed_checks
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
-from datalake_assets.defs.runtime import failures_named
+from datalake_assets.defs.runtime import cursor_state, failures_named
 from datalake_assets.defs.upkeep.maintenance import MAINTENANCE
 from datalake_assets.feed import Feed
 from datalake_assets.lake.feed_compaction import request_of
@@ -249,7 +248,7 @@ class RefreshSensor:
             cursor: What the last tick returned; anything that cannot be read counts as none.
             now: Seconds since 1970.
         """
-        before = _state(cursor)
+        before = cursor_state(cursor)
         newest = self._newest(instance)
         if not any(newest) or newest == before.get("newest"):
             return dg.SensorResult(skip_reason=f"nothing has changed since the last {self._name}", cursor=cursor)
@@ -272,14 +271,6 @@ class RefreshSensor:
         entries = [each.asset_entry for each in instance.get_asset_records(self._keys)] if self._keys else []
         newest = max((each.last_materialization_storage_id or 0 for each in entries), default=0)
         return [newest, *(_newest_run(instance, job) for job in self._jobs)]
-
-
-def _state(cursor: str | None) -> dict[str, Any]:
-    try:
-        state = json.loads(cursor or "{}")
-    except ValueError:
-        return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _newest_run(instance: dg.DagsterInstance, job: str) -> str:

@@ -18,7 +18,7 @@ from datalake_assets.defs.feeds.assets import left_out_evaluation
 from datalake_assets.defs.metadata import asset_key, check_evaluation
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import LOCATION_NAME, repair_runs
-from datalake_assets.errors import DatalakeError
+from datalake_assets.defs.runtime import cursor_state, isolated
 from datalake_assets.feed import Feed
 from datalake_assets.lake.registry import FeedProblem
 from datalake_assets.network import route_to
@@ -125,7 +125,7 @@ def freshness_sensor(feeds: Mapping[str, Feed], lake: Lake) -> dg.SensorDefiniti
         description="Reports when a feed becomes older than it allows, and when it is fresh again.",
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        known: dict[str, str] = json.loads(context.cursor or "{}")
+        known = cursor_state(context.cursor)
         changed = list(_changes(watched, lake, context.instance, known))
         return dg.SensorResult(
             asset_events=changed, cursor=json.dumps(known), skip_reason=None if changed else "no news"
@@ -159,14 +159,15 @@ def reload_location(webserver_url: str, location: str) -> str | None:
 
 def repair_feeds(lake: Lake, feeds: Sequence[Feed]) -> list[str]:
     """Repairs the tables of feeds; says in one line each what it did, or why it could not."""
-    return [f"{feed.path}: {_repair(lake, feed)}" for feed in feeds]
+    told: list[str] = []
+    for feed in feeds:
+        with isolated(told.append, about=feed.path):
+            told.append(f"{feed.path}: {_repaired(lake, feed)}")
+    return told
 
 
-def _repair(lake: Lake, feed: Feed) -> str:
-    try:
-        done = lake.table(feed).repair()
-    except DatalakeError as error:
-        return str(error)
+def _repaired(lake: Lake, feed: Feed) -> str:
+    done = lake.table(feed).repair()
     waiting = f", waiting: {'; '.join(done.waiting)}" if done.waiting else ""
     return f"{done.finished} commits finished, {done.undone} undone, {done.swept} leftovers swept{waiting}"
 
@@ -207,13 +208,10 @@ def _changes(
     """Evaluations that differ from those in ``known``, which is brought up to date; one that fails stops no other."""
     events = []
     for feed in feeds:
-        try:
+        with isolated(logger.warning, about=f"freshness of {feed.path} is not known"):
             verdict = freshness_of(instance, lake.table(feed), now=datetime.now(UTC))
-        except DatalakeError as error:
-            logger.warning("freshness of %s is not known: %s", feed.path, error)
-            continue
-        # never exported counts as nothing to report, and no first evaluation is needed of a fresh feed
-        if verdict is not None and known.get(feed.path, Level.OK) != verdict.level:
-            known[feed.path] = verdict.level
-            events.append(check_evaluation(FRESHNESS, verdict, asset_key=asset_key(feed)))
+            # never exported counts as nothing to report, and no first evaluation is needed of a fresh feed
+            if verdict is not None and known.get(feed.path, Level.OK) != verdict.level:
+                events.append(check_evaluation(FRESHNESS, verdict, asset_key=asset_key(feed)))
+                known[feed.path] = verdict.level
     return events

@@ -15,7 +15,7 @@ import dagster as dg
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import UNFINISHED, tag_run
-from datalake_assets.errors import DatalakeError
+from datalake_assets.defs.runtime import cursor_state, isolated
 from datalake_assets.feed import Feed
 from datalake_assets.sinks.base import DeliveryReport
 from datalake_assets.sinks.delivery import deliver, sink_lag
@@ -100,16 +100,14 @@ class SinkWatch:
             cursor: What the last tick returned; anything that cannot be read counts as none.
             now: Seconds since 1970.
         """
-        filters = dg.RunsFilter(job_name=DELIVER, statuses=UNFINISHED)
+        filters = dg.RunsFilter(job_name=DELIVER, statuses=[dg.DagsterRunStatus.QUEUED, *UNFINISHED])
         if instance.get_run_records(filters, limit=1):
             return dg.SensorResult(skip_reason="a delivery is under way", cursor=cursor)
         state, newest = _state(cursor), self._newest(instance)
         problems: list[str] = []
         for feed in self._feeds:
-            try:
+            with isolated(problems.append, about=feed.path):
                 state[feed.name] = self._looked(feed, state.get(feed.name, {}), newest[feed.name], now=now)
-            except DatalakeError as error:
-                problems.append(str(error))
         state = {feed.name: state[feed.name] for feed in self._feeds if feed.name in state}
         due = [name for name, each in state.items() if each.get("asked_at") == now]
         if not due:
@@ -145,11 +143,7 @@ class SinkWatch:
 
 
 def _state(cursor: str | None) -> dict[str, Any]:
-    try:
-        state = json.loads(cursor or "{}")
-    except ValueError:
-        return {}
-    return {name: each for name, each in state.items() if isinstance(each, dict)} if isinstance(state, dict) else {}
+    return {name: each for name, each in cursor_state(cursor).items() if isinstance(each, dict)}
 
 
 def sink_sensor(feeds: Sequence[Feed], lake: Lake, *, job: dg.JobDefinition) -> dg.SensorDefinition:

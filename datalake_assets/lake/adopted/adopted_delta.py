@@ -8,6 +8,7 @@ folder, as that of an adopted folder does.
 
 from __future__ import annotations
 
+import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -71,7 +72,7 @@ class AdoptedDelta(LoggedTable[DeltaLook]):
         """Implements `LoggedTable`: one ``OPTIMIZE`` of the partition, by the library."""
         check_ownership(self._folder.store, self.feed)
         done = self._optimized(look, key, rules)
-        return Merged(done.files_removed, done.rows, "reencode" if done.files_removed else "")
+        return Merged(len(done.removed), done.rows, "reencode" if done.removed else "")
 
     def _optimized(self, look: DeltaLook, key: str, rules: CompactionRules) -> MergedFiles:
         table, commit_id = self._loaded(), self._folder.new_id()
@@ -94,22 +95,26 @@ class AdoptedDelta(LoggedTable[DeltaLook]):
     def _checked(self, look: DeltaLook, key: str, commit_id: str) -> MergedFiles:
         """What the commit did, by the table's log and by the footers of its files: as many rows, of that partition.
 
+        With ``verify: full`` their values are compared, too, by Arrow, which has no part in the library.
+
         Raises:
             CorruptLake: It is not so. The version before is there, and can be restored.
         """
         try:
             merged = look.commit_of(commit_id)
-        except (OSError, ValueError) as error:  # Arrow's are either
+            is_compared = merged is not None and self.feed.compaction.verify == "full"
+            is_same = merged is None or not is_compared or look.has_same_values(merged)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptLake(
                 self.feed.source.where, f"what deltalake wrote cannot be read: {line_of(error)}"
             ) from error
         if merged is None:
             return MergedFiles()
-        if merged.keys - {key} or merged.rows != merged.rows_removed or merged.why_changed:
-            reason = (
-                merged.why_changed
-                or f"deltalake wrote {merged.rows} rows in place of {merged.rows_removed}, in {sorted(merged.keys)}"
-            )
+        is_right = is_same and not merged.keys - {key} and merged.rows == merged.rows_removed
+        if merged.why_changed or not is_right:
+            others = "" if is_same else ", of other values"
+            written = f"deltalake wrote {merged.rows} rows in place of {merged.rows_removed}{others}"
+            reason = merged.why_changed or f"{written}, in {sorted(merged.keys)}"
             cure = f"restore version {merged.version - 1} of the table, and report it"
             raise CorruptLake(self.feed.source.where, reason, cure=cure)
         return merged

@@ -39,7 +39,7 @@ from datalake_assets.core.partitions import FOLDER_ITSELF
 from datalake_assets.core.rules import identifier, literal
 from datalake_assets.errors import ConfigError, CorruptLake, LakeError, ObjectNotFound
 from datalake_assets.feed import Feed
-from datalake_assets.lake.adopted.delta_rows import QueriedDataset, line_of
+from datalake_assets.lake.adopted.delta_rows import QueriedDataset, have_same_values, line_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import Difference, Logged
@@ -93,10 +93,11 @@ def _reason_of(protocol: Any, configuration: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MergedFiles:
-    """What an optimize did, by the log: version, files that left, rows that joined and left, where, what is wrong."""
+    """What an optimize did, by the log: version, files that joined and left, their rows, where, what is wrong."""
 
     version: int = 0
-    files_removed: int = 0
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     rows: int = 0
     rows_removed: int = 0
     keys: frozenset[str] = frozenset()
@@ -264,13 +265,24 @@ class DeltaLook:
             removed = [each["remove"] for each in actions if "remove" in each]
             return MergedFiles(
                 version=version,
-                files_removed=len(removed),
+                added=tuple(each["path"] for each in added),
+                removed=tuple(each["path"] for each in removed),
                 rows=sum(self._rows_in(each["path"]) for each in added),
                 rows_removed=sum(self._rows_in(each["path"]) for each in removed),
                 keys=frozenset(self._key_in_log(each) for each in (*added, *removed)),
                 why_changed=self.why_too_far(each["path"] for each in removed),
             )
         return None
+
+    def has_same_values(self, merged: MergedFiles) -> bool:
+        """Whether the files that joined have the values of those that left; all of them are read.
+
+        Raises:
+            OSError: One cannot be read.
+            pa.ArrowException: Likewise.
+        """
+        stated = pa.schema([each for each in self.schema if each.name not in self._columns])
+        return have_same_values(merged.removed, merged.added, stated, self._opened)
 
     def _key_in_log(self, action: Mapping[str, Any]) -> str:
         values = action.get("partitionValues") or {}

@@ -1,8 +1,10 @@
-"""The rows of a Delta table that Arrow alone would read wrongly, as the library's SQL engine reads them."""
+"""The rows of a Delta table: those that Arrow alone would read wrongly, and whether files have the same as others."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +15,14 @@ from deltalake.exceptions import DeltaError
 
 from datalake_assets.core.rules import identifier
 from datalake_assets.lake.scan import BoundedDataset
+from datalake_assets.parquet.adopted_footer import INT96_UNIT
+from datalake_assets.parquet.decoding import open_parquet, tables
+from datalake_assets.parquet.fingerprint import Multiset, MultisetHasher
+from datalake_assets.parquet.schemas import conform_table
 
-__all__ = ["QueriedDataset", "line_of"]
+__all__ = ["QueriedDataset", "have_same_values", "line_of"]
+
+logger = logging.getLogger(__name__)
 
 
 class QueriedDataset(BoundedDataset):
@@ -65,6 +73,42 @@ class QueriedDataset(BoundedDataset):
                 yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
         except DeltaError as error:
             raise OSError(f"deltalake cannot read the table: {line_of(error)}") from error
+
+
+Opens = Callable[[str], pa.NativeFile]
+
+
+def have_same_values(before: Iterable[str], after: Iterable[str], schema: pa.Schema, opens: Opens) -> bool:
+    """Whether some files have the rows that others have, in whatever order, as Arrow reads them.
+
+    True, too, where Arrow cannot bring those of before into the table's types, and so cannot judge; the log says so.
+
+    Args:
+        before: Paths of files.
+        after: Paths of files with the table's columns as they are now.
+        schema: These, but for those that partitions state.
+        opens: Opens a file by its path.
+
+    Raises:
+        OSError: A file cannot be read.
+        pa.ArrowException: Likewise, or one of ``after`` has other types.
+    """
+    with closing(MultisetHasher(schema)) as hasher:
+        try:
+            expected = _multiset(before, schema, opens, hasher)
+        except pa.ArrowException as error:
+            logger.warning("values of what was merged are not compared: %s", line_of(error))
+            return True
+        return _multiset(after, schema, opens, hasher) == expected
+
+
+def _multiset(paths: Iterable[str], schema: pa.Schema, opens: Opens, hasher: MultisetHasher) -> Multiset:
+    total = Multiset()
+    for path in paths:
+        with opens(path) as source:
+            for piece in tables(open_parquet(source, int96_unit=INT96_UNIT), source=source):
+                total += hasher.of(conform_table(piece, schema))
+    return total
 
 
 def line_of(error: BaseException) -> str:

@@ -18,7 +18,15 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
 
 from datalake_assets.core.compaction.plan import CompactionRules, LeftAlone
-from datalake_assets.errors import CommitConflict, CorruptLake, LakeError, UnreadableFile
+from datalake_assets.errors import (
+    CommitConflict,
+    CorruptLake,
+    DatalakeError,
+    LakeError,
+    UnreadableFile,
+    unforeseen_text,
+)
+from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_failures
 from datalake_assets.lake.iceberg.iceberg_planning import IsClosed, RewriteGroup, TablePlan, never_closed, plan_table
 from datalake_assets.lake.iceberg.iceberg_rewriting import Rewriting, RewrittenFiles
 from datalake_assets.lake.iceberg.manifests import Manifests
@@ -293,6 +301,12 @@ class _Compaction:
             logger.warning("a merge of %s failed: %s", table_text(self._table), error)
             self._exclude(dict.fromkeys(_culprits(group, error), error.reason))
             return None
+        except Exception as error:
+            if _is_of_the_store(error):
+                raise
+            logger.exception("a merge of %s failed; its files are tried one by one", table_text(self._table))
+            self._exclude(self._failing(rewriting, group, error))
+            return None
         self._exclude(done.rejected)
         result = _Done(group, done)
         if reason := _gains_nothing(done):
@@ -300,6 +314,25 @@ class _Compaction:
             self._excluded |= dict.fromkeys((file.path for file in done.inputs), reason)
             return None
         return result if done.inputs else None
+
+    def _failing(self, rewriting: Rewriting, group: RewriteGroup, error: Exception) -> dict[str, str]:
+        """The files of a group that failed which fail alone, too, with the reason; all if it takes several to fail.
+
+        The others are planned again, without these.
+        """
+        found = {}
+        for file in group.files:
+            try:
+                self._discard(_Done(group, rewriting.run([file])))
+            except FileNotFoundError:
+                continue
+            except Exception as alone:
+                if _is_of_the_store(alone):
+                    raise
+                found[file.path] = alone.reason if isinstance(alone, LakeError) else unforeseen_text(alone)
+        if found:
+            return found
+        return dict.fromkeys((file.path for file in group.files), f"not merged together: {unforeseen_text(error)}")
 
     def _exclude(self, rejected: Mapping[str, str]) -> None:
         self._excluded |= rejected
@@ -392,6 +425,13 @@ def _culprits(group: RewriteGroup, error: LakeError) -> set[str]:
     """Paths of the files that a merge failed by: the one that is named, or those that a named delete applies to."""
     by_it = {file.path for file in group.files if error.where in {file.path, *(each.path for each in file.deletes)}}
     return by_it or {file.path for file in group.files}
+
+
+def _is_of_the_store(error: Exception) -> bool:
+    """Whether an error of a rewrite comes from where files are or are written, and not from what is in them."""
+    if isinstance(error, (CorruptLake, UnreadableFile)):
+        return False
+    return isinstance(error, (DatalakeError, *catalog_failures(OSError)))
 
 
 def _gains_nothing(done: RewrittenFiles) -> str:

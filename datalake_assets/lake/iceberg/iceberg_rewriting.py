@@ -113,20 +113,22 @@ class Rewriting:
         Raises:
             CorruptLake: What was written is not what was read; it was deleted.
         """
-        with Fetching(self._io, [file.file for file in files]) as fetching:
-            done = self._as_they_are(files, fetching)
-            if done is not None:
-                return done
-            present = PresentRows(self._metadata, self._io, fetching, files)
-            if files[0].file.spec_id == self._metadata.default_spec_id:
-                done = self._in_place(files, fetching, present)
-                if done.rejected.keys() - present.rejected.keys():  # of several writers: then all are made alike
-                    delete_quietly(self._io, [file.file_path for file in done.outputs])
-                    done = self._in_place(files, fetching, present, all_alike=True)
-            else:
-                done = self._moved(files, present)
-        for path in self._scratch.iterdir():
-            path.unlink()
+        try:
+            with Fetching(self._io, [file.file for file in files]) as fetching:
+                return self._as_they_are(files, fetching) or self._in_shape(files, fetching)
+        finally:
+            for path in self._scratch.iterdir():
+                path.unlink()
+
+    def _in_shape(self, files: Sequence[LiveFile], fetching: Fetching) -> RewrittenFiles:
+        """Files of which some have to be brought into shape first, or moved."""
+        present = PresentRows(self._metadata, self._io, fetching, files)
+        if files[0].file.spec_id != self._metadata.default_spec_id:
+            return self._moved(files, present)
+        done = self._in_place(files, fetching, present)
+        if done.rejected.keys() - present.rejected.keys():  # of several writers: then all are made alike
+            delete_quietly(self._io, [file.file_path for file in done.outputs])
+            done = self._in_place(files, fetching, present, all_alike=True)
         return done
 
     def _as_they_are(self, files: Sequence[LiveFile], fetching: Fetching) -> RewrittenFiles | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +17,7 @@ from datalake_assets.core.facts import Expired, PlannedPartition
 from datalake_assets.core.manifest import Manifest, PastCommit
 from datalake_assets.core.report.figures import FeedStatistics, last_arrival
 from datalake_assets.core.schema import DISCARDING, schema_from_json
-from datalake_assets.errors import CommitConflict
+from datalake_assets.errors import CommitConflict, CorruptLake
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind, PositionKind
 from datalake_assets.lake.compaction_plans import plan_of
@@ -251,15 +251,21 @@ class IcebergTable(HiveTable):
             if folder.path_below(name) not in past:
                 yield unknown_file(folder, name, "in the table's folder and in no snapshot")
 
-    def _apply_deletes(self) -> None:
-        """Writes the files anew that another engine deleted rows of: nobody else could read the feed before."""
+    def _apply_deletes(self) -> Mapping[str, str]:
+        """Writes the files anew that another engine deleted rows of: nobody else could read the feed before.
+
+        Returns:
+            Paths of the files for which that failed, with the reason.
+        """
         view = self._folder.view()
         if view.table is not None and view.has_deletes():
             rules = table_rules(view.table, force=True)
             settings = rewrite_settings(view.table, rules, row_group_bytes=self.feed.format.row_group_bytes)
             with talking(self._folder.store):
-                compact_table(view.table, rules, settings, now=datetime.now(UTC))
+                done = compact_table(view.table, rules, settings, now=datetime.now(UTC))
                 self._remove_unneeded_deletes(view.table)
+                return done.failed
+        return {}
 
     def _remove_unneeded_deletes(self, table: Table) -> None:
         """Takes delete files out that apply to no file any more, as engines leave behind that compact."""
@@ -303,9 +309,14 @@ class IcebergTable(HiveTable):
         return [folder.uri_of(each.key, table) for _, record in unfinished_commits(folder) for each in record.staged]
 
     def repair(self, *, run_id: str = "") -> Repair:  # noqa: ARG002  the protocol's
-        """Implements `LakeTable`."""
+        """Implements `LakeTable`.
+
+        Raises:
+            CorruptLake: A file that another engine deleted rows of cannot be written anew; all else was done.
+            LakeError: The store or the catalog failed.
+        """
         folder = self._folder
-        self._apply_deletes()
+        failed = self._apply_deletes()
         made, undone = undo_interrupted(folder)
         view = folder.view()
         if self.feed.kind is FeedKind.TABLE:
@@ -313,4 +324,7 @@ class IcebergTable(HiveTable):
             view = folder.view()
         reports = [folder.report(key, view.manifest(key)) for key in view.partitions()]
         folder.summary.mend(reports, at=folder.store.now())
-        return Repair(finished=made, undone=undone, swept=sweep_staged(folder))
+        swept = sweep_staged(folder)
+        for path, reason in failed.items():
+            raise CorruptLake(path, f"another engine deleted rows of it, and it cannot be written anew: {reason}")
+        return Repair(finished=made, undone=undone, swept=swept)

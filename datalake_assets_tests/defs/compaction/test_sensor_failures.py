@@ -12,6 +12,7 @@ from datalake_assets.defs.compaction.job import COMPACT_PARTITION, FEED_TAG, com
 from datalake_assets.defs.compaction.sensor import CompactionWatcher, compaction_sensor
 from datalake_assets.defs.resources import Lake
 from datalake_assets.feed import Feed
+from datalake_assets.lake.hive import HiveTable
 from datalake_assets.settings import Settings
 from datalake_assets_tests.defs.compaction.daemon import Open, added, damage, files, materialized, partitions
 from datalake_assets_tests.lake.many_files import DAYS, append
@@ -135,6 +136,21 @@ def test_manifest_that_cannot_be_read_holds_up_no_other_partition(daemon, feed, 
     assert "manifest" in report.description
 
 
+def test_plan_that_fails_as_nobody_foresaw_holds_up_no_other_partition(daemon, feed, local_store, monkeypatch):
+    plan = HiveTable.compaction_plan
+
+    def odd(self, key, *given, **named):
+        if key == DAYS[0]:
+            raise KeyError("files")
+        return plan(self, key, *given, **named)
+
+    monkeypatch.setattr(HiveTable, "compaction_plan", odd)
+    watching = daemon(feed)
+
+    assert watching.settle() == 1
+    assert [len(files(local_store, feed, key)) for key in DAYS] == [4, 1, 1]
+
+
 def test_cursor_that_was_reset_asks_anew_for_what_had_failed(daemon, feed, broken_job):
     watching = daemon(feed)
     (first,) = watching.tick()
@@ -147,13 +163,16 @@ def test_cursor_that_was_reset_asks_anew_for_what_had_failed(daemon, feed, broke
     assert again.run_key != first.run_key
 
 
-def test_feed_whose_lake_is_down_is_a_warning_and_the_others_go_on(daemon, feed, local_store, instance):
+@pytest.mark.parametrize("error", [None, KeyError("files")], ids=["away", "unforeseen"])
+def test_feed_whose_lake_is_down_is_a_warning_and_the_others_go_on(daemon, feed, local_store, instance, error):
     gone = added(local_store, name="gone")
     append(local_store, gone, times=4)
     materialized(instance, gone, DAYS[0])
 
     class HalfGone(Lake):
         def table(self, one: Feed):
+            if one.name == "gone" and error is not None:
+                raise error
             return super().table(one) if one.name != "gone" else Lake(Settings(lake="/no/such/lake")).table(one)
 
     watching = daemon(feed, gone)
@@ -163,7 +182,8 @@ def test_feed_whose_lake_is_down_is_a_warning_and_the_others_go_on(daemon, feed,
 
     assert request.tags[FEED_TAG] == "streams/s"
     assert len(watching.warned) == 1
-    assert watching.warned[0].startswith("streams/gone is looked at again at the next tick: /no/such/lake")
+    told = "/no/such/lake" if error is None else "unexpected KeyError: 'files'"
+    assert watching.warned[0].startswith(f"streams/gone is looked at again at the next tick: {told}")
     watching.watcher = CompactionWatcher(Lake(Settings(lake=local_store.uri)), [feed, gone])
     (later,) = watching.tick()
     assert later.tags[FEED_TAG] == "streams/gone"

@@ -4,6 +4,7 @@ import dagster as dg
 import pytest
 
 from datalake_assets.defs.build import EXPORT_ALL, PARENT_TAG, build_definitions
+from datalake_assets.defs.feeds.runner import FeedRunner
 from datalake_assets.errors import SourceUnavailable
 from datalake_assets_tests.defs.fakes import MemoryLake, days_ago, resources, stream, table
 
@@ -37,6 +38,24 @@ def test_export_all_goes_on_after_a_failure_and_names_it_at_the_end(lake, defini
     assert failure.step_failure_data.user_failure_data.description == (
         "1 of 3 feeds failed: clicks: http://ksql CLICKS: refused; nothing was committed; "
         "run it again when the source is well"
+    )
+    assert instance.get_dynamic_partitions("tables/users") == ["v1"]
+
+
+def test_export_all_goes_on_after_what_nobody_foresaw(definitions, instance, monkeypatch):
+    plan = FeedRunner.plan
+
+    def odd(self, instance, name, partitions=None):
+        if name == "clicks":
+            raise KeyError("files")
+        return plan(self, instance, name, partitions)
+
+    monkeypatch.setattr(FeedRunner, "plan", odd)
+    result = definitions.resolve_job_def(EXPORT_ALL).execute_in_process(instance=instance, raise_on_error=False)
+
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data.description == (
+        "1 of 3 feeds failed: clicks: unexpected KeyError: 'files' (a bug; see where with -v)"
     )
     assert instance.get_dynamic_partitions("tables/users") == ["v1"]
 

@@ -169,6 +169,27 @@ def test_one_feed_that_fails_stops_no_other_and_fails_the_run_at_the_end(job, fe
     assert (row(result, other)["partitions compacted"], row(result, feed)["partitions compacted"]) == ("2", "3")
 
 
+def test_error_that_nobody_foresaw_in_one_feed_stops_no_other(job, feed, instance, local_store, monkeypatch):
+    other = FeedRegistry(local_store).add(stream_feed(name="a"))
+    append(local_store, other, times=4)
+    repair = HiveTable.repair
+
+    def odd(self, **given):
+        if self.feed.name == "a":
+            raise KeyError("files")
+        return repair(self, **given)
+
+    monkeypatch.setattr(HiveTable, "repair", odd)
+    result = run(job, instance)
+
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    assert event.step_failure_data.user_failure_data.description == (
+        "1 of 2 feeds were not maintained as a whole:"
+        " streams/a: unexpected KeyError: 'files' (a bug; see where with -v)"
+    )
+    assert [row(result, each)["partitions compacted"] for each in (other, feed)] == ["3", "3"]
+
+
 def test_only_named_feeds_are_maintained_and_they_have_to_exist(job, feed, instance, local_store):
     FeedRegistry(local_store).add(stream_feed(name="a"))
 

@@ -10,12 +10,17 @@ from types import SimpleNamespace
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import (  # noqa: TID251  only with these is a run queued
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 
 from datalake_assets.defs.build import build_definitions
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.defs.upkeep.notify_sensor import Watch
-from datalake_assets.defs.upkeep.sink_delivery import DELIVER, SinkWatch
+from datalake_assets.defs.upkeep.sink_delivery import DELIVER, SinkWatch, deliver_job
 from datalake_assets.errors import LakeUnavailable
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.notify.incidents import Message, Outbox
@@ -97,6 +102,18 @@ def test_a_sink_that_takes_nothing_is_tried_again_later_and_later(lake, instance
     problem[0], behind[0] = False, False
     result = watch.tick(instance, cursor, now=1_000.0)
     assert json.loads(result.cursor) == {"numbered": {"seen": [feed.revision, 0, 0], "looked_at": 1000}}
+
+
+def test_no_delivery_is_asked_for_while_one_waits_in_the_queue(lake, instance):
+    (feed,) = lake.registry.list().feeds
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+    origin = RemoteJobOrigin(repository, DELIVER)
+    queued = dg.DagsterRunStatus.QUEUED
+    instance.create_run_for_job(deliver_job([feed], lake), status=queued, remote_job_origin=origin)
+
+    result = SinkWatch([feed], is_behind=lambda _: True).tick(instance, None, now=0.0)
+
+    assert (result.run_requests or [], result.skip_reason.skip_message) == ([], "a delivery is under way")
 
 
 def test_a_courier_delivers_beside_what_lands_and_tells_what_fails(lake, osmem, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -24,15 +25,18 @@ from deltalake import DeltaTable, Schema, write_deltalake
 from pyroaring import BitMap
 
 from datalake_assets.core.compaction.plan import CompactionPlan, CompactionRequest, CompactionRules, plan_compaction
+from datalake_assets.core.report.findings import build_report
 from datalake_assets.errors import CommitConflict, ConfigError, CorruptLake, FolderTaken, LakeError
 from datalake_assets.lake.adopted import adopted_delta
 from datalake_assets.lake.adopted.adoption import adopt, adopt_at
 from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.sql_session import open_answer
+from datalake_assets.lake.statistics import lake_statistics, rebuild_summaries
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.table import LakeTable
 from datalake_assets.lake.tables import open_table
+from datalake_assets.report.metrics import prometheus_text
 from datalake_assets.testing.table_cases import Died
 from datalake_assets.testing.tables import (
     DAY,
@@ -276,6 +280,24 @@ def test_a_merge_that_loses_rows_is_named_with_the_version_to_restore(local_stor
         open_table(local_store, feed).compact(ours.partitions()[0], FORCE)
 
 
+def test_a_merge_that_changes_a_value_is_named_with_the_version_to_restore(local_store, place, monkeypatch):
+    """The commit is changed behind the library's back, as if it had written so: as many rows, and one of another id."""
+    scattered(place)
+    ours = open_table(local_store, adopt_at(local_store, str(place), "t").feed)
+    key, checked = ours.partitions()[0], type(ours)._checked
+
+    def changed(self, look, key, commit_id):
+        actions = map(json.loads, (place / "_delta_log" / f"{3:020}.json").read_text().splitlines())
+        (name,) = (each["add"]["path"] for each in actions if "add" in each)
+        rows = pq.read_table(place / unquote(name), partitioning=None)
+        pq.write_table(rows.set_column(0, "id", pc.add(rows["id"], pa.array([0, 0, 1]))), place / unquote(name))
+        return checked(self, look, key, commit_id)
+
+    monkeypatch.setattr(type(ours), "_checked", changed)
+    with pytest.raises(CorruptLake, match=r"wrote 3 rows in place of 3, of other values.*restore version 2"):
+        ours.compact(key, FORCE)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
@@ -481,6 +503,25 @@ def test_a_table_that_is_gone_is_named(local_store, place):
     place.rename(place.with_name("moved"))
     with pytest.raises(ConfigError, match=f"there is no Delta table at {place}"):
         ours.partitions()
+
+
+def test_a_table_that_is_gone_keeps_no_other_feed_out_of_the_report(local_store, place):
+    other = place.with_name("other")
+    feeds = []
+    for each in (place, other):
+        scattered(each)
+        feeds.append(adopt_at(local_store, str(each), each.name).feed)
+    place.rename(place.with_name("moved"))
+
+    statistics = lake_statistics(local_store, feeds)
+    report = build_report(statistics, lake="", at=local_store.now())
+
+    assert [each.rows for each in statistics] == [0, 6]
+    assert report.feeds[0].verdict == f"cannot be read: there is no Delta table at {place}"
+    text = prometheus_text(report, {})
+    assert 'datalake_rows{lake="",feed="other",kind="folder"} 6.0' in text
+    assert 'feed="t"' not in text  # nobody knows its figures: 0 would be none
+    assert rebuild_summaries(local_store, statistics) == statistics[:1]
 
 
 # --- vacuum -----------------------------------------------------------------------------------------------------------

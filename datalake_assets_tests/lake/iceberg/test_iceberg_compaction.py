@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -359,6 +360,43 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_go_on(catalog):
     assert len(data_paths(table)) == 2
     plan = plan_table(table, rules(), now=datetime.now(UTC), excluded=report.failed)
     assert [each.name for each in plan.partitions[0].left_alone if each.unusable] == [damaged]
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one file", "several files"])
+def test_an_error_that_nobody_foresaw_costs_the_files_where_it_happens_and_nothing_else(catalog, monkeypatch, alone):
+    table = filled(catalog, appends=8)
+    before, first_day = content(table), sorted(path for path in data_paths(table) if "ts_day=2026-01-01" in path)
+    run = iceberg_compaction.Rewriting.run
+
+    def odd(self, files):
+        paths = {file.path for file in files}
+        if first_day[0] in paths and (alone or len(paths) > 1):
+            raise KeyError("encoding")
+        return run(self, files)
+
+    monkeypatch.setattr(iceberg_compaction.Rewriting, "run", odd)
+    report = compact(table)
+
+    assert sorted(report.failed) == first_day[: 1 if alone else 8]
+    reason = "unexpected KeyError: 'encoding' (a bug; see where with -v)"
+    assert set(report.failed.values()) == {reason if alone else f"not merged together: {reason}"}
+    again = catalog.load_table("n.t")
+    assert content(again) == before
+    assert len(data_paths(again)) == (3 if alone else 9)
+    assert len(list(Path(urlsplit(again.location()).path).rglob("compacted-*.parquet"))) == (2 if alone else 1)
+
+
+def test_a_store_that_is_away_ends_a_compaction_and_condemns_no_file(catalog, monkeypatch):
+    table = filled(catalog, appends=3)
+    before = content(table)
+
+    def away(self, files):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(iceberg_compaction.Rewriting, "run", away)
+    with pytest.raises(ConnectionError):
+        compact(table)
+    assert content(catalog.load_table("n.t")) == before
 
 
 def test_an_empty_table_is_nothing_to_do(catalog):
