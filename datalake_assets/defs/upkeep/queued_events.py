@@ -103,7 +103,8 @@ def report_queued(lake: Lake, instance: dg.DagsterInstance, *, budget_s: float =
 
 
 def _reported(lake: Lake, instance: dg.DagsterInstance, *, until: float) -> Reported:
-    queue, events, dropped, problems = EventQueue(lake.store), 0, 0, []
+    queue, events, dropped = EventQueue(lake.store), 0, 0
+    problems: list[str] = []
     try:
         waiting = queue.waiting()
     except DatalakeError as error:  # a command that asked for it has done its own work

@@ -297,7 +297,9 @@ class PushQuery(_Running):
 
     def _take(self, timeout_s: float) -> list[DecodedRows]:
         chunk = self._pump.take(timeout_s)
-        blocks = [*self._feed(chunk), self._parser.take()] if chunk else []
+        blocks = self._feed(chunk) if chunk else []
+        if chunk and self._parser.header is not None:  # before it, nobody knows of any columns
+            blocks.append(self._parser.take())
         if self._parser.error is not None:
             failed_rows(self.query.source, self._parser.error.message)
         if not self._pump.ended or self.ended:

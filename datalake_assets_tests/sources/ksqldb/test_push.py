@@ -61,6 +61,17 @@ def test_push_ends_when_no_row_came_for_the_idle_time() -> None:
     assert server.requests[-1].body == {"queryId": "q1"}
 
 
+def test_header_and_rows_that_come_in_pieces_are_read_as_if_at_once() -> None:
+    def body() -> Iterator[bytes]:
+        whole = b"".join(rows(NUMBERED, [1, "x", 0, 0, 0], [2, "y", 0, 0, 1]).body)
+        for start in range(0, len(whole), 60):
+            yield whole[start : start + 60]
+            time.sleep(0.1)  # longer than pieces are waited for
+
+    with serving(lambda _: Answer(body(), content_type=STREAMED)) as server:
+        assert numbers(landed(server, feed(mode="offsets", idle_s=60))) == [(1, 0, 0), (2, 0, 1)]
+
+
 def test_push_that_the_server_ends_keeps_its_rows(caplog: pytest.LogCaptureFixture) -> None:
     with serving(rows(NUMBERED, [1, "x", 0, 0, 0])) as server:
         assert numbers(landed(server, feed(mode="offsets", idle_s=60))) == [(1, 0, 0)]
