@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
 from datalake_assets.lake.tables import open_table
 from datalake_assets.operations.lambda_lake import LambdaLake
@@ -43,7 +42,7 @@ class _Lander:
         """Lands objects, given by bucket and key, by every feed whose location they lie in; one stops no other.
 
         Raises:
-            DatalakeError: Some feed could not be written; the others have been.
+            Exception: Some feed could not be written; the others have been.
         """
         names: defaultdict[str, list[str]] = defaultdict(list)
         feeds = {feed.name: feed for feed in self._feeds_of_files()}
@@ -54,11 +53,11 @@ class _Lander:
             for feed_name, name in found:
                 names[feed_name].append(name)
         landed: dict[str, dict[str, int]] = {}
-        failed: list[DatalakeError] = []
+        failed: list[Exception] = []
         for name, each in names.items():
             try:
                 landed[name] = self._landed(feeds[name], tuple(dict.fromkeys(each)), run_id)
-            except DatalakeError as error:
+            except Exception as error:  # whatever it is, the others are landed, and the event comes again
                 logger.exception(feeds[name].path)
                 failed.append(error)
         if failed:

@@ -12,6 +12,7 @@ from datalake_assets.defs.feeds.runner import FeedRunner, default_resources
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
+from datalake_assets.defs.storage import io_manager
 from datalake_assets.defs.upkeep.mart_sensor import MartSensor
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import MartSource
@@ -70,6 +71,18 @@ def test_marts_are_downstream_of_what_they_read_and_tell_of_their_columns(lake, 
     }
     assert metadata["dagster/partition_row_count"].value == 2
     assert "| total | streams/s.amount |" in metadata["datalake/made_of"].value
+
+
+def test_mart_whose_lineage_cannot_be_told_is_landed_all_the_same(lake, dropping, monkeypatch):
+    def odd(*_: object) -> None:
+        raise KeyError("node")
+
+    monkeypatch.setattr(io_manager, "lineage_metadata", odd)
+    runner = runner_of(lake)
+    dropping.drop("a.csv", "item,amount\n1,10\n")
+    with dg.DagsterInstance.ephemeral() as instance, known_dagster_warnings_ignored():
+        results = [runner.export(instance, name, quiet=True) for name in ("s", "sums")]
+    assert [(each.error, each.rows_added) for each in results] == [(None, 1), (None, 1)]
 
 
 def test_sensor_of_a_mart_asks_for_a_run_only_when_it_is_stale(lake, dropping):

@@ -30,7 +30,7 @@ from datalake_assets.defs.metadata import (
     write_metadata,
 )
 from datalake_assets.defs.resources import Lake, LakeResource
-from datalake_assets.defs.runtime import failures_named
+from datalake_assets.defs.runtime import failures_named, isolated
 from datalake_assets.defs.storage.asset_feeds import declared_feed, declared_name
 from datalake_assets.defs.storage.mart_assets import lineage_metadata
 from datalake_assets.errors import ConfigError, FeedNotFound, SchemaChanged
@@ -165,7 +165,10 @@ def land(read: FeedRead, run_log: RunLog, *, run_id: str, lake_uri: str) -> None
         run_log.warning(
             f"{report.rows_quarantined:,} rows of {read.feed.path} could not be landed and are in quarantine"
         )
-    lineage = read.lineage(report.schema.names) if read.lineage is not None else {}
+    lineage: Metadata = {}
+    if read.lineage is not None:
+        with isolated(run_log.warning, about="the lineage of columns is left out"):  # the rows are landed
+            lineage = read.lineage(report.schema.names)
     total = {**write_metadata(report), **totals_metadata(read.feed, report.totals), **lineage}
     for each in read.selected:
         run_log.landed(each, _metadata_of(read, each, report, lake_uri))

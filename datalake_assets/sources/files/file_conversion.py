@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -26,6 +25,7 @@ from datalake_assets.errors import ConfigError, SourceError
 from datalake_assets.parquet.avro_writer import AvroCodec, AvroFileWriter
 from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings, use_pool
 from datalake_assets.sources.files.contents import IN_MEMORY_BYTES, BadFile, ContentLimits, prepared
+from datalake_assets.sources.files.converted_names import OutputNames, made_names, output_names, undecided_text
 from datalake_assets.sources.files.csv_values import BadRecord, Parsed
 from datalake_assets.sources.files.dropped_objects import (
     DroppedObject,
@@ -48,7 +48,6 @@ __all__ = [
     "convert_files",
     "destination_of",
     "new_spool",
-    "output_names",
     "source_of",
 ]
 
@@ -122,6 +121,9 @@ class _Place(Protocol):
     def put(self, name: str, spool: IO[bytes]) -> None:
         """Makes a whole file visible under a name, at once."""
 
+    def names(self) -> Iterator[str]:
+        """What lies here."""
+
 
 class _LocalPlace:
     def __init__(self, folder: Path) -> None:
@@ -146,6 +148,9 @@ class _LocalPlace:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(target)
+
+    def names(self) -> Iterator[str]:
+        return (each.name for each in LocalObjects(self._folder).list()) if self._folder.is_dir() else iter(())
 
 
 def new_spool() -> IO[bytes]:
@@ -179,6 +184,10 @@ class S3Place:
         """By one upload."""
         spool.seek(0)
         self._objects.upload(name, spool)
+
+    def names(self) -> Iterator[str]:
+        """By a listing."""
+        return (each.name for each in self._objects.list())
 
 
 def destination_of(uri: str, *, endpoint: str | None) -> _Place:
@@ -225,7 +234,7 @@ def convert_files(
     conversion: Conversion,
     *,
     workers: int,
-    outputs: Mapping[str, str] | None = None,
+    outputs: OutputNames | None = None,
 ) -> Iterator[ConvertedFile]:
     """Converts files, several at once; yields what became of each as it is done. One bad file stops no other.
 
@@ -234,7 +243,7 @@ def convert_files(
         destination: Where outputs go.
         conversion: What to make of them.
         workers: Files at once.
-        outputs: Names of outputs without suffix; None: by `output_names`.
+        outputs: Names of outputs without suffix; None: by `output_names`, and what lies at the destination.
 
     Raises:
         SourceError: The source cannot be listed any more.
@@ -244,12 +253,16 @@ def convert_files(
     place, listed = source
     # outputs may lie among the files
     files = [each for each in listed if PurePosixPath(each.name).suffix.lower() not in _OUTPUTS]
-    names = output_names([each.name for each in files]) if outputs is None else outputs
+    named = outputs or output_names([each.name for each in files], made_names(destination.names(), conversion.formats))
 
     def convert(one: DroppedObject) -> Iterator[ConvertedFile]:
         began = time.monotonic()
+        if one.name in named.undecided:
+            reason = undecided_text(one.name)
+            yield ConvertedFile(one.name, size_bytes=one.size_bytes, refused=reason, may_succeed_later=True)
+            return
         try:
-            yield _converted(place, one, names[one.name], destination, conversion)
+            yield _converted(place, one, named.names[one.name], destination, conversion)
         except BadFile as error:
             reason, later = str(error), False
         except ObjectGone:
@@ -267,19 +280,6 @@ def convert_files(
 
 
 _OUTPUTS = {".parquet", ".avro"}
-_SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".gz", ".zst", ".bz2", ".zip"}
-
-
-def output_names(names: Sequence[str]) -> dict[str, str]:
-    """Names of outputs without suffix; files that would share one keep their whole names."""
-    short = {}
-    for name in names:
-        path = PurePosixPath(name)
-        while path.suffix.lower() in _SUFFIXES and path.stem:
-            path = path.with_suffix("")
-        short[name] = str(path)
-    counts = Counter(short.values())
-    return {name: each if counts[each] == 1 else name for name, each in short.items()}
 
 
 def _converted(

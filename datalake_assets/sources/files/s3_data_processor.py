@@ -1,18 +1,20 @@
 """The field's usual face of a conversion: all files under a prefix of one bucket, as Parquet and Avro in another.
 
-It is `convert_files` with connections that are kept: one listing, one request a file, and one an output.
+It is `convert_files` with connections that are kept: one listing, one request a file, and one an output; and a listing
+of the outputs for the first call, if they go elsewhere.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Self
 
 from datalake_assets.errors import ConfigError
+from datalake_assets.sources.files.converted_names import OutputNames, made_names, output_names
 from datalake_assets.sources.files.dropped_objects import S3Objects
 from datalake_assets.sources.files.file_conversion import (
     Conversion,
@@ -21,7 +23,6 @@ from datalake_assets.sources.files.file_conversion import (
     S3Place,
     convert_files,
     new_spool,
-    output_names,
 )
 
 __all__ = ["ProcessedFiles", "S3DataProcessor"]
@@ -91,7 +92,7 @@ class S3DataProcessor:
         plain = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
         self._input = S3Objects(input_bucket, plain, endpoint=endpoint)
         self._output = S3Objects(output_bucket, plain, endpoint=endpoint)
-        self._place = _Wrangler(f"s3://{output_bucket}/{plain}") if use_wrangler else S3Place(self._output)
+        self._place = _Wrangler(self._output) if use_wrangler else S3Place(self._output)
         self._workers, self._cache_size = max_workers, cache_size
         given = conversion or Conversion()
         self._conversion = Conversion(
@@ -105,6 +106,7 @@ class S3DataProcessor:
         )
         self._converted: OrderedDict[str, str] = OrderedDict()
         self._outputs: dict[str, str] = {}
+        self._made: frozenset[str] | None = None
         self._lock = threading.Lock()
 
     def process_all_files(self) -> ProcessedFiles:
@@ -114,19 +116,26 @@ class S3DataProcessor:
             SourceError: S3 cannot be reached, or refuses.
         """
         before = self._requests()
-        listed = [each for each in self._input.list() if not each.name.endswith((".parquet", ".avro"))]
+        there = list(self._input.list())
+        listed = [each for each in there if not each.name.endswith((".parquet", ".avro"))]
         wanted = [each for each in listed if self._converted.get(each.name) != each.version]
         versions = {each.name: each.version for each in wanted}
+        if self._made is None:
+            is_one = self._input.uri == self._output.uri
+            outputs = (each.name for each in there) if is_one else self._place.names()
+            self._made = made_names(outputs, self._conversion.formats)
         # no file takes the name of another one's output, whichever came first
         names = list(dict.fromkeys((*(each.name for each in listed), *self._outputs)))
-        self._outputs = {**output_names(names), **self._outputs}
+        named = output_names(names, self._made)
+        known = {name: each for name, each in named.names.items() if name not in named.undecided}
+        self._outputs = {**known, **self._outputs}
         done = []
         for each in convert_files(
             (self._input, iter(wanted)),
             self._place,
             self._conversion,
             workers=self._workers,
-            outputs=self._outputs,
+            outputs=OutputNames({**named.names, **self._outputs}, named.undecided - self._outputs.keys()),
         ):
             done.append(each)
             if not each.may_succeed_later:
@@ -160,8 +169,8 @@ class S3DataProcessor:
 
 
 class _Wrangler:
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, objects: S3Objects) -> None:
+        self._objects = objects
         try:
             import awswrangler  # noqa: PLC0415  an extra, and a second to import
         except ImportError as error:
@@ -173,4 +182,7 @@ class _Wrangler:
 
     def put(self, name: str, spool: IO[bytes]) -> None:
         spool.seek(0)
-        self._wrangler.s3.upload(local_file=spool, path=f"{self._uri}{name}")
+        self._wrangler.s3.upload(local_file=spool, path=f"{self._objects.uri}{name}")
+
+    def names(self) -> Iterator[str]:
+        return S3Place(self._objects).names()

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from datalake_assets.cli.app import app
 from datalake_assets.errors import SourceUnavailable
 from datalake_assets.sources.files import csv_records, file_reading
+from datalake_assets.sources.files.converted_names import OutputNames, output_names
 from datalake_assets.sources.files.dropped_objects import DroppedObject
 from datalake_assets.sources.files.s3_data_processor import S3DataProcessor
 
@@ -199,8 +200,59 @@ def test_a_processor_tries_again_what_failed_and_takes_no_name_twice(monkeypatch
     assert rows == {"a.parquet": [1, 3], "a.tsv.parquet": [2]}
 
 
+def test_outputs_keep_their_names_whatever_files_come_and_go(tmp_path):
+    """Each run is a process that remembers nothing; no row may be in two outputs."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+
+    def converted(code=0):
+        done = run(folder, out, code=code)
+        return {each.name: pq.read_table(each).column("id").to_pylist() for each in sorted(out.iterdir())}, done.stderr
+
+    (folder / "a.csv").write_text("id\n1\n")
+    assert converted()[0] == {"a.parquet": [1]}
+    (folder / "a.json").write_text('{"id": 2}\n')
+    found, said = converted(code=1)
+    assert found == {"a.parquet": [1]}
+    assert "Error: a.csv: the destination has 'a', made when one of several files of that name was there alone" in said
+    (out / "a.parquet").unlink()
+    both = {"a.csv.parquet": [1], "a.json.parquet": [2]}
+    assert converted()[0] == both
+    (folder / "a.json").unlink()
+    (folder / "a.csv").write_text("id\n1\n3\n")
+    assert converted()[0] == {**both, "a.csv.parquet": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("made", "names", "undecided"),
+    [
+        ([], {"a.csv": "a.csv", "a.json": "a.json", "b.csv": "b"}, []),
+        (["a", "a.json"], {"a.csv": "a", "a.json": "a.json", "b.csv": "b"}, []),
+        (["a", "a.json", "a.csv"], {"a.csv": "a.csv", "a.json": "a.json", "b.csv": "b"}, []),
+        (["a", "b.csv"], {"a.csv": "a.csv", "a.json": "a.json", "b.csv": "b.csv"}, ["a.csv", "a.json"]),
+        (["a.csv"], {"a.csv": "a.csv", "a.json": "a.json", "b.csv": "b"}, []),
+    ],
+)
+def test_names_of_outputs_follow_from_what_was_made_before(made, names, undecided):
+    assert output_names(list(names), made) == OutputNames(names, frozenset(undecided))
+
+
+def test_a_new_processor_goes_on_with_the_names_of_the_one_before(monkeypatch):
+    files, outputs = {"a.csv": b"id\n1\n", "a.tsv": b"id\n2\n"}, {"a.parquet": b"", "a.tsv.parquet": b""}
+    objects = _Objects(files)
+    with S3DataProcessor("in", "out", formats=["parquet"]) as processor:
+        monkeypatch.setattr(processor, "_input", objects)
+        monkeypatch.setattr(processor, "_place", objects.sink(outputs))
+        assert processor.process_all_files().rows == 2
+    assert sorted(outputs) == ["a.parquet", "a.tsv.parquet"]
+    rows = {name: pq.read_table(io.BytesIO(data)).column("id").to_pylist() for name, data in outputs.items()}
+    assert rows == {"a.parquet": [1], "a.tsv.parquet": [2]}
+
+
 class _Objects:
     """Objects in memory, which may fail to be read."""
+
+    uri = "memory"
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self._files, self.fails, self.requests = files, False, Counter[str]()
@@ -227,5 +279,8 @@ class _Objects:
             def put(self, name: str, spool: IO[bytes]) -> None:
                 spool.seek(0)
                 outputs[name] = spool.read()
+
+            def names(self) -> Iterator[str]:
+                return iter(outputs)
 
         return Place()
