@@ -33,9 +33,9 @@ what = {
 }
 if "--parallel" in sys.argv:
     import subprocess
-    inner = subprocess.run([sys.executable, sys.argv[0]], input="", capture_output=True, text=True, check=True)
-    inner = json.loads(inner.stdout)
-    what["inner"] = [inner["argv"], inner["parent"] == os.getpid(), inner["imported"]]
+    command = [sys.executable, sys.argv[0], *sys.argv[2:]]
+    inner = json.loads(subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout)
+    what["inner"] = [inner["argv"], inner["parent"] == os.getpid(), inner["imported"], inner.get("inner")]
 what["imported"] = "dagster" in sys.modules
 print(json.dumps(what))
 print("error", file=sys.stderr)
@@ -140,7 +140,7 @@ def test_a_process_that_is_killed_is_its_own(program: str) -> None:
 
 
 def test_a_process_that_starts_others_is_their_parent(program: str) -> None:
-    done, told = _start(program, "--parallel", is_forked=True)
+    done, told = _start(program, "--parallel", "--parallel", is_forked=True)
 
     assert done.returncode == 0
-    assert told["inner"] == [[program], True, True]
+    assert told["inner"] == [[program, "--parallel"], True, True, [[program], True, True, None]]

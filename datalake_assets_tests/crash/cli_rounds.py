@@ -35,7 +35,8 @@ __all__ = ["CliRounds"]
 FEEDS = ("transaction_stream", "transaction_alerts", "account_balances")
 EVENTS_PER_DAY = 200
 RECORDS_PER_ROUND = 120
-TIMEOUT_S = 180
+#: Of a busy machine; only a command that hangs is waited for as long.
+TIMEOUT_S = 900
 
 
 class CliRounds:

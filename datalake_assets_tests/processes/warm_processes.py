@@ -48,7 +48,7 @@ _SCRIPTS = frozenset({"datalake", "dagster"})
 #: What a process of multiprocessing runs; Dagster's code server starts one for each run.
 _SPAWNED = "from multiprocessing.spawn import spawn_main"
 #: Arguments of what starts further processes of these kinds.
-_NESTS = frozenset({"dev", "api", "--parallel"})
+_NESTS = frozenset({"dev", "code-server", "api", "--parallel"})
 #: Variables that Python, or what it imports, looks at when it starts: with others a process is Python's to start.
 _LOOKED_AT = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC", "ARROW_", "TESTS_", "GRPC_", "OPENBLAS_", "OMP_")
 #: A forked process has none of its parent's threads; numpy would start some when it is imported.
@@ -371,6 +371,7 @@ def _main(connection: socket.socket) -> None:
     gc.freeze()
     while True:
         asked, fds = _serve(connection)
+        connection.detach()  # its number is given to something else
         _become(asked, fds)
         if not asked["nests"]:
             break
@@ -379,6 +380,7 @@ def _main(connection: socket.socket) -> None:
             theirs.close()
             _Hooks(begun_at=1, waiting=(_Waiting(ours), asked["environment"])).install()
             break
+        ours.close()
         _leave(theirs)
         connection = theirs
     _leave_with(_result_of(asked))
