@@ -56,7 +56,7 @@ test: $(VENV)/.dev $(NPM)/node_modules ## run the tests
 	memory=$$(awk '/^MemAvailable:/ {print int($$2 / 1024)}' /proc/meminfo 2>/dev/null); \
 	if [ -z "$$TMPDIR" ] && [ "$${free:-0}" -gt $(ROOM_MB) ] && [ "$${memory:-0}" -gt $$((2 * $(ROOM_MB))) ]; then \
 	  in_memory=$$(mktemp -d /dev/shm/tests-XXXXXX) && export TMPDIR=$$in_memory; fi; \
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS); status=$$?; \
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --max-worker-restart 0 $(ARGS); status=$$?; \
 	if [ -n "$$in_memory" ]; then \
 	  if [ $$status = 0 ]; then rm -rf "$$in_memory"; else echo "files of tests, in memory until you remove them: $$in_memory"; fi; \
 	fi; exit $$status
