@@ -91,6 +91,7 @@ def demo(
 
 S3_FOLDER = "lake-s3"
 _UI_GRACE_S = 15.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +286,19 @@ def run_in_foreground(
     Returns:
         Its exit code; None if this process was to end.
     """
-    # before the start: a script ignores SIGINT for what it runs in the background, and a child inherits that
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    # before the start: a script ignores SIGINT for what it runs in the background, and a child inherits that; one that
+    # interrupted the start would leave what was started
+    early: list[int] = []
+    for number in _ENDING:
+        signal.signal(number, lambda number, _: early.append(number))
     # a session of its own: it is interrupted once, by us, and not by the terminal as well
     with subprocess.Popen(command, env=environment, start_new_session=True) as child, _guarded(child.pid):
         try:
-            return child.wait()
-        except KeyboardInterrupt:
+            with contextlib.suppress(KeyboardInterrupt):
+                for number in _ENDING:
+                    signal.signal(number, signal.default_int_handler)
+                if not early:
+                    return child.wait()
             _end(child, grace_s)
             return None
         finally:

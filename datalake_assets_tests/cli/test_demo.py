@@ -96,7 +96,7 @@ def _suggests_what_works(output: str, run: Any) -> None:
     query = next(line.split('"')[1] for line in lines if line.startswith("datalake sql"))
     assert sum(row["records"] for row in json.loads(run("sql", query, "--json").stdout)) == 300
     program = next(line.split('"')[1] for line in lines if line.startswith("python -c"))
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert "[300 rows x " in shown.stdout
 
 
@@ -183,7 +183,7 @@ class _Served:
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGINT)
-        rest, errors = self.process.communicate(timeout=30)
+        rest, errors = self.process.communicate(timeout=120)
         assert (self.process.returncode, rest, errors) == (0, self._rest, "")
 
 
@@ -192,7 +192,7 @@ def test_serve_ksqldb_answers_and_asks_for_credentials():
     with _Served("ksqldb", "--port", "0", "--user", "u", "--password", "p") as environment:
         url = environment["DATALAKE_KSQLDB_URL"]
         with pytest.raises(urllib.error.HTTPError, match="401") as refused:
-            urllib.request.urlopen(f"{url}/info", timeout=10)  # noqa: S310  http on the loopback
+            urllib.request.urlopen(f"{url}/info", timeout=60)  # noqa: S310  http on the loopback
         refused.value.close()
 
 

@@ -19,6 +19,16 @@ from datalake_assets.cli.demo import run_in_foreground
 print("up", flush=True)
 run_in_foreground(["sh", "-c", {STUBBORN!r}], os.environ, grace_s=0.3)
 """
+#: Is told to end while it starts what it runs, or what guards that.
+EARLY = """
+import os, signal, subprocess, sys
+class Interrupted(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if (command[0] == "sh") == (sys.argv[1] == "command"):
+            signal.raise_signal(signal.SIGTERM)
+subprocess.Popen = Interrupted
+"""
 
 
 def sleepers(mark: str) -> list[str]:
@@ -57,6 +67,18 @@ def test_nothing_stays_when_it_is_told_to_end(number, *, ignored):
         child.send_signal(number)
         child.wait(60)
     wait_until(lambda: not sleepers(mark))  # what was killed takes a moment to go
+
+
+@pytest.mark.parametrize("started", ["command", "guard"])
+def test_nothing_stays_when_it_is_told_to_end_while_it_starts(started):
+    mark = f"FOREGROUND_TEST={os.getpid()}_{started}"
+    name, _, value = mark.partition("=")
+    command = [sys.executable, "-c", EARLY + PROGRAM, started]
+    done = subprocess.run(
+        command, env=os.environ | {name: value}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "up\n", "")
+    wait_until(lambda: not sleepers(mark))
 
 
 def wait_until(condition) -> None:
