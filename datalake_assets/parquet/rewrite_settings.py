@@ -18,7 +18,7 @@ Verify: TypeAlias = Literal["full", "pages", "rows"]
 #: Mean size of row groups from which on copying them costs readers nothing measurable (`benchmarks compaction`).
 COPY_BYTES = 4 << 20
 #: Smaller ones are copied too if they are about as large as ours would be: uncompressed, of `row_group_bytes`.
-AS_LARGE = 0.25
+AS_LARGE = 0.36
 
 
 @dataclass(frozen=True, slots=True)

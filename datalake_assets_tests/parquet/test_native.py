@@ -173,6 +173,47 @@ def test_chunks_of_several_pages_are_copied(kernel, codec, version, nulls):
         assert (stated.min, stated.max, stated.null_count) == (min(values), max(values), 60_000 - len(values))
 
 
+def runs_of(body):
+    """Heads of the runs of indices in an uncompressed data page of version 1."""
+    at = 4 + int.from_bytes(body[:4], "little")
+    bits, at, heads = body[at], at + 1, []
+    while at < len(body):
+        head = shift = 0
+        while True:
+            byte, at = body[at], at + 1
+            head |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        heads.append(head)
+        at += (head >> 1) * bits if head & 1 else (bits + 7) // 8
+    return heads
+
+
+@pytest.mark.parametrize("nulls", [0, 0.1])
+def test_indices_are_packed_as_duckdb_unpacks_them_fastest(kernel, nulls):
+    """In runs of 256, of pages that end where one of its vectors does; whatever repeats in between."""
+    random = np.random.default_rng(1)
+    values = np.where(np.arange(30_000) % 7000 < 40, 5, random.integers(0, 900, 30_000))
+    tables = [pa.table({"v": pa.array(values, mask=random.random(30_000) < nulls)})] * 5
+    found = merged(kernel, [parquet(table, compression="none") for table in tables], codec="none")
+    assert decoded(found).equals(pa.concat_tables(tables))
+    chunk = pq.read_metadata(pa.py_buffer(found.view)).row_group(0).column(0)
+    at, end, pages, runs = chunk.data_page_offset, chunk.dictionary_page_offset + chunk.total_compressed_size, [], []
+    while at < end:
+        page = page_of(bytes(found.view[at : at + 100]))
+        begin = at + page.header_bytes
+        at = begin + page.size_bytes
+        pages.append(page.values)
+        runs += runs_of(bytes(found.view[begin:at]))
+    assert sum(pages) == 150_000
+    assert len(pages) > 2
+    assert not any(rows % 2048 for rows in pages[:-1])
+    packed = [head >> 1 for head in runs if head & 1]
+    assert max(packed) == 256 // 8
+    assert len(packed) < len(runs)  # some values were repeated
+
+
 @pytest.mark.parametrize("repeated", [500, 19_000])
 def test_values_of_several_pages_that_repeat_are_decoded(kernel, repeated):
     """The index of the repeated value stands in the first page, or the last."""

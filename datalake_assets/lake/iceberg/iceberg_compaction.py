@@ -34,7 +34,7 @@ from datalake_assets.lake.iceberg.named_files import FILES, files_property
 from datalake_assets.lake.iceberg.snapshot_files import SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly, table_text
 from datalake_assets.parquet.rewrite_settings import AS_LARGE, COPY_BYTES, RewriteSettings, Verify
-from datalake_assets.parquet.writer import ParquetSettings
+from datalake_assets.parquet.writer import ROW_GROUP_BYTES, ParquetSettings
 
 __all__ = ["IcebergCompaction", "compact_table", "rewrite_settings", "table_rules"]
 
@@ -88,7 +88,7 @@ def rewrite_settings(
     table: Table,
     rules: CompactionRules,
     *,
-    row_group_bytes: int = 16 << 20,
+    row_group_bytes: int = ROW_GROUP_BYTES,
     verify: Verify = "full",
     sort_by: tuple[str, ...] = (),
     workers: int = 2,

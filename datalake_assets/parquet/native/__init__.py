@@ -172,7 +172,7 @@ class MergeOptions:
     codec: str = "snappy"
     level: int = 1
     page_bytes: int = 1 << 20
-    page_rows: int = 20_000
+    page_rows: int = 20_480
     page_least_bytes: int = 64 << 10
     verify: bool = True
     compared: bool = False

@@ -3,7 +3,7 @@
 namespace pagemerge {
 namespace {
 
-constexpr size_t MAX_PACKED_GROUPS = 63;  // a run's head takes one byte
+constexpr size_t MAX_PACKED_GROUPS = 32;  // of eight: see `encode_hybrid`
 constexpr const char* TEXT_ENDS_EARLY = "a byte array ends early";
 constexpr const char* PAGE_ENDS_EARLY = "a page ends early";
 constexpr const char* MORE_FOLLOWS = "more follows the last value of a page";
@@ -39,7 +39,9 @@ void put_packed(const T* values, size_t count, int bits, Bytes& out) {
   }
 }
 
-// Runs of eight equal numbers and more become runs, all else is packed.
+// Runs of eight equal numbers and more become runs, all else is packed, as 256 numbers at the most. DuckDB unpacks 32
+// at once from where a run begins, and one by one from where it stopped within such a block: whatever it stops for,
+// with short runs of whole blocks it goes on so for the rest of one.
 template <class T>
 void encode_hybrid(const T* values, size_t count, int bits, Bytes& out) {
   if (!bits) {

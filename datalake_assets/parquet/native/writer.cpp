@@ -48,6 +48,12 @@ void choose_form(Column& column) {
   if (!column.values || (dictionary.plain.size + column.values * bits / 8) * 4 > plain * 3) column.to_plain();
 }
 
+// DuckDB reads so many rows at a time (STANDARD_VECTOR_SIZE), and unpacks slowly where a page ends within them: pages
+// have a multiple of them, unless they are to be smaller.
+constexpr size_t VECTOR_ROWS = 2048;
+
+size_t whole_vectors(size_t rows) { return rows > VECTOR_ROWS ? rows - rows % VECTOR_ROWS : rows; }
+
 // How far a page goes: whole rows, at most so many rows and bytes; more rows where they take very few bytes.
 struct PageExtent {
   size_t levels = 0, values = 0, rows = 0;
@@ -62,14 +68,17 @@ struct PageExtent {
     bool every_value = !leaf.max_repetition && (!leaf.max_definition || column.values == column.levels);
     if (every_value && bits_each) {
       size_t most = column.has_dictionary ? left : std::max<size_t>(settings.page_bytes / width, 1);
-      levels = values = rows = std::min({left, most, std::max(settings.page_rows, least_bits / bits_each)});
+      size_t wanted = whole_vectors(std::max(settings.page_rows, least_bits / bits_each));
+      levels = values = rows = std::min({left, most, wanted});
       if (!column.has_dictionary) plain_end += levels * width;
       return;
     }
+    const size_t page_rows = whole_vectors(settings.page_rows);
     const u8 *definition = column.definition.data + level, *repetition = column.repetition.data + level;
     for (; levels < left; levels++) {
       if (!leaf.max_repetition || !repetition[levels]) {
-        if ((rows >= settings.page_rows && bits >= least_bits) || bytes >= settings.page_bytes) break;
+        bool is_full = rows >= page_rows && bits >= least_bits && (page_rows < VECTOR_ROWS || rows % VECTOR_ROWS == 0);
+        if (is_full || bytes >= settings.page_bytes) break;
         rows++;
       }
       if (leaf.max_definition && definition[levels] != leaf.max_definition) continue;

@@ -15,7 +15,7 @@ double cpu_now();           // seconds of this thread
 
 struct WriterSettings {
   int codec = UNCOMPRESSED, level = 1;
-  size_t page_bytes = 1 << 20, page_rows = 20'000, page_least_bytes = 0;
+  size_t page_bytes = 1 << 20, page_rows = 20'480, page_least_bytes = 0;
   bool verify = true, walk = true, copy = true;
 };
 
