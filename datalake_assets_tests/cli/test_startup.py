@@ -94,3 +94,27 @@ def test_a_command_begins_no_threads_for_matrices_unless_the_environment_says_so
             assert os.environ[BLAS_THREADS] == wanted
     finally:
         gc.set_threshold(*before)
+
+
+def test_a_command_ends_quietly_and_looks_for_no_garbage_then():
+    """What DuckDB says of objects that are left when it ends would stand on stderr."""
+    program = """
+import gc, sys
+from datalake_assets.short_process import prepare_short_process
+prepare_short_process()
+prepare_short_process()
+if "duckdb" in sys.argv:
+    import duckdb
+    duckdb.connect().execute("SELECT 1").fetchall()
+gc.callbacks.append(lambda phase, info: print("looked", gc.get_freeze_count(), file=sys.__stdout__, flush=True))
+class Kept: pass
+kept = Kept()
+kept.itself = kept
+"""
+    for what, is_frozen in (("nothing", True), ("duckdb", False)):
+        command = [sys.executable, "-c", program, what]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stderr == ""
+        counts = [int(line.split()[1]) for line in done.stdout.splitlines()]
+        assert counts
+        assert all(count > 1000 for count in counts) is is_frozen
