@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -23,6 +23,7 @@ __all__ = ["RequestRefused", "checked_request"]
 #: Problems of a request that are named.
 _PROBLEMS = 20
 _REQUESTS: TypeAdapter[Request] = TypeAdapter(Request)
+_SMALL = frozenset({int, float, bool, type(None)})
 _VALUES = (str, int, float, bool, bytes, type(None), date, time_of_day, Decimal, uuid.UUID)
 
 
@@ -47,10 +48,11 @@ def checked_request(request: bytes | str | Mapping[str, Any]) -> Request:
     Raises:
         RequestRefused: It is too large, too deep, no JSON, or not what any operation takes.
     """
-    document = _parsed(request) if isinstance(request, bytes | str) else request
-    _measure(document)
     if isinstance(request, bytes | str):
+        _measure(_parsed(request))  # which is gone by the time that another is made
         document = _exactly_parsed(request)
+    else:
+        _measure(document := request)
     try:
         return _REQUESTS.validate_python(document)
     except ValidationError as error:
@@ -96,30 +98,46 @@ def _too_large() -> RequestRefused:
 
 
 def _measure(document: Any) -> None:
-    """Walks through a request once, whatever its shape.
+    """Walks through a request once, whatever its shape; takes no memory for it but for what lies in each other.
 
     Raises:
         RequestRefused: It is too large, too deep, or has something in it that JSON has not.
     """
     left = MAX_REQUEST_BYTES
-    stack: list[tuple[Any, int]] = [(document, 1)]
-    while stack:
-        value, depth = stack.pop()
-        left -= len(value) + 1 if isinstance(value, str | bytes | list | tuple | Mapping) else 1
-        if left < 0:
-            raise _too_large()
-        if depth > MAX_DEPTH:
+    within: list[Iterator[Any]] = [iter((document,))]
+    while within:
+        if len(within) > MAX_DEPTH + 1:
             message = f"lists and objects lie in each other more than {MAX_DEPTH} deep"
             raise RequestRefused(Code.LIMIT_EXCEEDED, message, limit_depth=MAX_DEPTH)
-        if isinstance(value, Mapping):
-            if not all(isinstance(key, str) for key in value):
-                raise RequestRefused(Code.INVALID_REQUEST, "the keys of objects are texts")
-            stack += ((key, depth) for key in value)
-            stack += ((each, depth + 1) for each in value.values())
-        elif isinstance(value, list | tuple):
-            stack += ((each, depth + 1) for each in value)
-        elif not isinstance(value, _VALUES):
-            raise RequestRefused(Code.INVALID_REQUEST, f"a value of Python's type {type(value).__name__} is not taken")
+        for value in within[-1]:
+            parts, size = _parts(value)
+            left -= size
+            if left < 0:
+                raise _too_large()
+            if parts is not None:
+                within.append(iter(parts))
+                break
+        else:
+            within.pop()
+
+
+def _parts(value: Any) -> tuple[Iterable[Any] | None, int]:
+    """What lies in a value, None if it cannot have parts; and what it takes by itself, about as many bytes as written.
+
+    Raises:
+        RequestRefused: JSON has nothing like it.
+    """
+    if type(value) in _SMALL:
+        return None, 1
+    if isinstance(value, list | tuple):
+        return value, len(value) + 1
+    if isinstance(value, dict | Mapping):  # the former is looked at faster
+        if not all(isinstance(key, str) for key in value):
+            raise RequestRefused(Code.INVALID_REQUEST, "the keys of objects are texts")
+        return value.values(), 2 * len(value) + sum(map(len, value)) + 1
+    if not isinstance(value, _VALUES):
+        raise RequestRefused(Code.INVALID_REQUEST, f"a value of Python's type {type(value).__name__} is not taken")
+    return None, len(value) + 1 if isinstance(value, str | bytes) else 1
 
 
 def _place(path: Sequence[int | str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import uuid
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -12,6 +13,7 @@ import pytest
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.operations import MAX_REQUEST_BYTES, Operations
+from datalake_assets.operations.admission import RequestRefused, checked_request
 from datalake_assets.settings import Environment
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, files_below
 
@@ -369,3 +371,15 @@ def test_unforeseen_error_leaves_a_reference_and_no_trace(ask, orders, monkeypat
     reference = answer["error"]["details"]["reference"]
     assert reference in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_measuring_a_request_takes_no_memory_for_how_long_its_lists_are():
+    request = {"operation": "WRITE", **ORDERS, "records": [0] * 300_000}
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestRefused, match="at most 10000 items"):
+            checked_request(request)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 << 20  # an entry each took thirty
