@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import pyarrow.types as pt
 
 from datalake_assets.core.partitions import hive_pairs, partition_columns, partition_path
 from datalake_assets.core.schema import spellings
-from datalake_assets.errors import DatalakeError
+from datalake_assets.errors import DatalakeError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.layout import address_of
@@ -34,6 +35,8 @@ from datalake_assets.lake.table import LakeTable, Logged, TellsItsLog
 from datalake_assets.lake.tables import open_table
 
 __all__ = ["FOLDER_COLUMN", "Column", "Entry", "NotEntered", "as_uri", "entries_of", "entry_of", "hive_type"]
+
+logger = logging.getLogger(__name__)
 
 #: The column of an adopted folder whose folders' names say nothing of the rows: the folder's path.
 FOLDER_COLUMN = "folder"
@@ -157,6 +160,9 @@ def entries_of(store: Store, feeds: Iterable[Feed]) -> tuple[list[Entry], list[N
             found = entry_of(store, feed)
         except DatalakeError as error:
             found = NotEntered(feed, str(error))
+        except Exception as error:
+            logger.exception("what catalogs are to say of %s", feed.path)
+            found = NotEntered(feed, unforeseen_text(error))
         if isinstance(found, Entry):
             entries.append(found)
         else:

@@ -25,7 +25,7 @@ from datalake_assets.catalog.duckdb_file import DuckDBFile
 from datalake_assets.catalog.entries import Entry, NotEntered, entries_of
 from datalake_assets.catalog.glue import GlueCatalog, GlueSettings
 from datalake_assets.catalog.views import View, ViewRegistry
-from datalake_assets.errors import ConfigError, DatalakeError, TransientStoreError
+from datalake_assets.errors import ConfigError, DatalakeError, TransientStoreError, unforeseen_text
 from datalake_assets.feed import Feed
 from datalake_assets.lake.store.base import Store
 from datalake_assets.retrying import attempts
@@ -231,6 +231,9 @@ class CatalogSync:
         except DatalakeError as error:
             logger.warning("%s of the catalog %s: %s", name, self._catalog.kind, error)
             return Outcome(self._catalog.kind, name, "failed", detail=str(error))
+        except Exception as error:
+            logger.exception("%s of the catalog %s", name, self._catalog.kind)
+            return Outcome(self._catalog.kind, name, "failed", detail=unforeseen_text(error))
         if done.state != "current":
             logger.info("%s of the catalog %s: %s", name, self._catalog.kind, done.state)
         return done

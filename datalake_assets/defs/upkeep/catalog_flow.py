@@ -14,8 +14,8 @@ catalog, so that it can be retried, and a run begun again from any step. It tell
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 
@@ -24,6 +24,7 @@ from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import tag_run
 from datalake_assets.defs.runtime import failures_named
 from datalake_assets.defs.upkeep.report_asset import RefreshSensor
+from datalake_assets.errors import DatalakeError
 from datalake_assets.feed import Feed
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from datalake_assets.catalog.sync import CatalogSync
 
 __all__ = ["CATALOG", "catalog_asset", "catalog_sensor", "keeps_catalog"]
+
+T = TypeVar("T")
 
 CATALOG = dg.AssetKey("catalog")
 INTERVAL_S = 60
@@ -86,31 +89,40 @@ def _op(name: str, out: Any, what: str) -> Callable[[Any], dg.OpDefinition]:
     return dg.op(name=name, ins=_START, out=out, retry_policy=_AGAIN, required_resource_keys={"lake"}, description=what)
 
 
-@contextmanager
-def _syncs(context: dg.OpExecutionContext) -> Iterator[Iterator["CatalogSync"]]:
-    """The catalogs, one after another, with what they are to have now."""
+def _asked(context: dg.OpExecutionContext, ask: Callable[["CatalogSync"], T]) -> tuple[list[T], list["Outcome"]]:
+    """What each catalog answers by what it is to have now; one that fails keeps no other from its turn.
+
+    Returns:
+        The answers of those that gave one, and what failed of the others.
+
+    Raises:
+        dagster.Failure: None gave one, so that a repetition may help.
+    """
+    # brings DuckDB and pyarrow's datasets, which loading the location does not need
+    from datalake_assets.catalog.base import Outcome  # noqa: PLC0415
+    from datalake_assets.catalog.sync import CatalogSync, Wanted, catalog_kinds, open_catalogs  # noqa: PLC0415
+
     tag_run(context.instance, context.run)
     lake: Lake = context.resources.lake.open()
+    answers: list[T] = []
+    failed: list[DatalakeError] = []
+    told: list[Outcome] = []
     with failures_named(CATALOG.to_user_string()):
-        yield _each_sync(lake)
-
-
-def _each_sync(lake: Lake) -> Iterator["CatalogSync"]:
-    # brings DuckDB and pyarrow's datasets, which loading the location does not need
-    from datalake_assets.catalog.sync import (  # noqa: PLC0415
-        CatalogSync,
-        Wanted,
-        catalog_kinds,
-        open_catalogs,
-    )
-
-    kinds = catalog_kinds(lake.settings, lake.store)
-    if not kinds:
-        return
-    wanted = Wanted.of(lake.store, lake.registry.list().feeds)
-    for each in open_catalogs(lake.settings, lake.store, kinds):
-        with each as catalog:
-            yield CatalogSync(catalog, wanted, lake=lake.uri)
+        kinds = catalog_kinds(lake.settings, lake.store)
+        if not kinds:
+            return [], []
+        wanted = Wanted.of(lake.store, lake.registry.list().feeds)
+        for each in open_catalogs(lake.settings, lake.store, kinds):
+            try:
+                with each as catalog:
+                    answers.append(ask(CatalogSync(catalog, wanted, lake=lake.uri)))
+            except DatalakeError as error:
+                context.log.warning("the catalog %s: %s", each.kind, error)
+                failed.append(error)
+                told.append(Outcome(each.kind, f"the catalog {each.kind}", "failed", detail=str(error)))
+        if failed and not answers:
+            raise failed[0]
+    return answers, told
 
 
 def _tell(context: dg.OpExecutionContext, told: Iterable["Outcome"], output: str) -> None:
@@ -133,16 +145,13 @@ def _metadata(told: Sequence["Outcome"]) -> dict[str, dg.MetadataValue]:
 
 @_op("look_for_database", {"there": _PERHAPS, "missing": _PERHAPS}, "Looks whether each catalog has its database.")
 def _look_for_database(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
-    with _syncs(context) as syncs:
-        has = [each.has_database() for each in syncs]
+    has, _ = _asked(context, lambda each: each.has_database())
     yield dg.Output(None, "there" if all(has) else "missing")
 
 
 @_op("create_database", {"result": _NOTHING}, "Creates the databases that are missing.")
 def _create_database(context: dg.OpExecutionContext) -> None:
-    with _syncs(context) as syncs:
-        for each in syncs:
-            each.ensure_database()
+    _asked(context, lambda each: each.ensure_database())
 
 
 @_op(
@@ -151,8 +160,7 @@ def _create_database(context: dg.OpExecutionContext) -> None:
     "Compares the feeds with what each catalog has of them.",
 )
 def _look_for_tables(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
-    with _syncs(context) as syncs:
-        found = [(len(each.absent()), len(each.behind())) for each in syncs]
+    found, _ = _asked(context, lambda each: (len(each.absent()), len(each.behind())))
     missing, behind = sum(one for one, _ in found), sum(other for _, other in found)
     if missing:
         yield dg.Output(None, "missing", metadata={"datalake/feeds": missing})
@@ -163,20 +171,20 @@ def _look_for_tables(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]
 
 @_op("create_tables", {"result": _NOTHING}, "Enters the feeds that are missing, with all their partitions.")
 def _create_tables(context: dg.OpExecutionContext) -> None:
-    with _syncs(context) as syncs:
-        _tell(context, [told for each in syncs for told in each.create()], "result")
+    told, failed = _asked(context, lambda each: each.create())
+    _tell(context, [*chain.from_iterable(told), *failed], "result")
 
 
 @_op("update_tables", {"result": _NOTHING}, "Gives the feeds that are there the columns and partitions they lack.")
 def _update_tables(context: dg.OpExecutionContext) -> None:
-    with _syncs(context) as syncs:
-        _tell(context, [told for each in syncs for told in each.update()], "result")
+    told, failed = _asked(context, lambda each: each.update())
+    _tell(context, [*chain.from_iterable(told), *failed], "result")
 
 
 @_op("finish", {"result": _NOTHING}, "Makes the views, and tells of every feed what has become of it.")
 def _finish(context: dg.OpExecutionContext) -> None:
-    with _syncs(context) as syncs:
-        told = [one for each in syncs for one in each.settled()]
+    settled, of_catalogs = _asked(context, lambda each: each.settled())
+    told = [*chain.from_iterable(settled), *of_catalogs]
     _tell(context, told, "result")
     failed = [f"{each.name}: {each.detail}" for each in told if each.state == "failed"]
     if failed:

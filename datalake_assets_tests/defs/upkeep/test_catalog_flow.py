@@ -1,12 +1,16 @@
 """The asset `catalog`: what its run skips was not needed, and what it does shows."""
 
 import warnings
+from pathlib import Path
 
 import dagster as dg
 import duckdb
 import pytest
 
+from datalake_assets.catalog import sync
+from datalake_assets.catalog.duckdb_file import DuckDBFile
 from datalake_assets.defs.upkeep.catalog_flow import CATALOG, catalog_asset, catalog_sensor
+from datalake_assets.errors import LakeUnavailable
 from datalake_assets_tests.defs.fakes import days_ago, stream, table
 from datalake_assets_tests.defs.sent import RECENT, Sent, exporter
 
@@ -92,6 +96,30 @@ def test_step_is_retried_and_a_feed_that_cannot_be_entered_fails_the_run_and_no_
     with duckdb.connect(lake.store.path("lake.duckdb"), read_only=True) as connection:
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (1,)
         assert connection.execute("SELECT * FROM clicks").fetchone() == (1,)
+
+
+def test_catalog_that_does_not_answer_keeps_no_other_from_being_brought_in_step(feeds, lake, instance, monkeypatch):
+    class Away(DuckDBFile):
+        kind = "glue"
+
+        def has_database(self) -> bool:
+            raise LakeUnavailable("glue", "no access")
+
+        known = has_database
+
+    monkeypatch.setitem(sync.CATALOGS, "glue", lambda _, store: Away(Path(store.path("away.duckdb")), lake=store.uri))
+    monkeypatch.setattr(sync, "catalog_kinds", lambda *_: ("glue", "duckdb"))
+    for name in ("clicks", "users"):
+        feeds.export(instance, name, quiet=True)
+
+    failed = ran(feeds, instance, raises=False)
+
+    (failure,) = [each for each in failed.all_events if each.is_step_failure]
+    assert failure.step_failure_data.user_failure_data.description.startswith(
+        "1 feeds and views could not be entered: the catalog glue: glue: no access"
+    )
+    with duckdb.connect(lake.store.path("lake.duckdb"), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (1,)
 
 
 def test_sensor_asks_for_a_run_after_an_export_and_is_quiet_without(feeds, instance):
