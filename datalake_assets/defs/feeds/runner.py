@@ -30,7 +30,7 @@ from datalake_assets.defs.metadata import (
 )
 from datalake_assets.defs.resources import Lake, LakeResource, SourceResource
 from datalake_assets.defs.runs import repair_runs, repaired_meanwhile, run_job_here
-from datalake_assets.defs.runtime import known_dagster_warnings_ignored, open_instance
+from datalake_assets.defs.runtime import isolated, known_dagster_warnings_ignored, open_instance
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager, progress_told_to
 from datalake_assets.defs.storage.mart_assets import upstream
 from datalake_assets.errors import ConfigError, DatalakeError, FeedNotFound, InvalidFeed
@@ -145,15 +145,17 @@ class FeedRunner:
             quiet: Keep Dagster from writing to the terminal; its event log gets every line all the same.
         """
         began = time.monotonic()
-        try:
+        keys: tuple[str, ...] = ()
+        failed: list[str] = []
+        with isolated(failed.append):
             if blocked := self.blocked_by(instance, name):
                 raise ConfigError(
                     f"feed {name!r} is not made anew: check {blocked} fails, which blocks what is made of it;"
                     " mend the rows, or take the check out of 'blocking'"
                 )
             keys = self.plan(instance, name, partitions)
-        except DatalakeError as error:
-            return ExportResult(name, self._kind(name), seconds=time.monotonic() - began, error=str(error))
+        for line in failed:
+            return ExportResult(name, self._kind(name), seconds=time.monotonic() - began, error=line)
         feed = self.feeds[name]
         with known_dagster_warnings_ignored():
             result = run_job_here(
