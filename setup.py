@@ -1,12 +1,13 @@
-"""Builds two shared libraries if this machine can; all else is in pyproject.toml.
+"""Builds shared libraries if this machine can; all else is in pyproject.toml.
 
-They are the kernel that merges pages (`datalake_assets/parquet/native`), and the comparer that proves what it makes
-(`datalake_assets/parquet/proof`), which share no source.
+They are the kernel that merges pages (`datalake_assets/parquet/native`), the comparer that proves what it makes
+(`datalake_assets/parquet/proof`), which share no source, and the scanner of CSV
+(`datalake_assets/sources/files/csv_scan`).
 
-Both are optional: without a compiler, or without xxHash's header, the package is installed all the same and works on
-Arrow. Each codec is optional too: static libraries are taken where they can be linked into a shared one, shared ones
-otherwise. Why one was not built is written beside it, for `datalake --version --verbose`. `DATALAKE_NATIVE=0` leaves
-them out.
+All are optional: without a compiler, or for the first two without xxHash's header, the package is installed all the
+same and works on Arrow. Each codec is optional too: static libraries are taken where they can be linked into a shared
+one, shared ones otherwise. Why one was not built is written beside it, for `datalake --version --verbose`.
+`DATALAKE_NATIVE=0` leaves them out.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-#: The libraries, each by its folder's path, with the prefix of its macros.
+#: The libraries, each by its folder's path, with the prefix of its macros; empty: it needs no other library.
 LIBRARIES = {
     Path("datalake_assets/parquet/native/pagemerge"): "PM",
     Path("datalake_assets/parquet/proof/pagecompare"): "PC",
+    Path("datalake_assets/sources/files/csv_scan/csvscan"): "",
 }
 COMPILE = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 LINUX = sys.platform == "linux"
@@ -74,7 +76,7 @@ class BuildLibraries(build_ext):
             self._build(ext, target)
         except NotBuiltError as error:
             note.write_text(f"{error}\n")
-            self.warn(f"{target.stem} is not built: {error}; compaction works on Arrow, more slowly")
+            self.warn(f"{target.stem} is not built: {error}; Arrow does its work, more slowly")
 
     def copy_extensions_to_source(self) -> None:
         """Brings the library, or the note, to where an editable install looks for it."""
@@ -92,10 +94,10 @@ class BuildLibraries(build_ext):
             raise NotBuiltError("DATALAKE_NATIVE was 0 when it was installed")
         if not self._links("int use() { return 0; }", []):
             raise NotBuiltError("there is no C++ compiler")
-        if not self._links(REQUIRED, []):
-            raise NotBuiltError("xxHash's header is missing (Debian: libxxhash-dev)")
         prefix, macros, libraries = LIBRARIES[target_of(ext)], [], []
-        for name in CODECS:
+        if prefix and not self._links(REQUIRED, []):
+            raise NotBuiltError("xxHash's header is missing (Debian: libxxhash-dev)")
+        for name in CODECS if prefix else ():
             found = self._codec(name)
             macros.append((f"{prefix}_WITH_{name}", "0" if found is None else "1"))
             libraries += found or []

@@ -63,8 +63,8 @@ Options of a command win over the environment, the environment over the file. AW
 AWS conventions alone (environment, profile, instance). Dagster's history is kept in `DAGSTER_HOME`, by default
 `./.dagster`. Proxies and private certificate authorities are those of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`,
 `NO_PROXY`, and of `AWS_CA_BUNDLE` or else `SSL_CERT_FILE`, alike for ksqlDB and S3.
-`DATALAKE_NATIVE=0` switches the native kernel off, which merges small files; a path is another build of it.
-`datalake --version --verbose` says whether it is there.
+`DATALAKE_NATIVE=0` switches the native libraries off, which merge small files and scan CSV; a path is another build of
+the first. `datalake --version --verbose` says which are there.
 """
 _FEED = """
 ## Feed

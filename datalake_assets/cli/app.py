@@ -128,9 +128,11 @@ def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
     if ctx.params["verbose"]:
         from datalake_assets.parquet.native import native_status  # noqa: PLC0415  not needed for --help
         from datalake_assets.parquet.proof import comparer_status  # noqa: PLC0415  likewise
+        from datalake_assets.sources.files.csv_scan import scanner_status  # noqa: PLC0415  likewise
 
         click.echo(str(native_status()))
         click.echo(comparer_status())
+        click.echo(scanner_status())
     ctx.exit()
 
 

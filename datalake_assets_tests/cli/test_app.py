@@ -14,6 +14,7 @@ from datalake_assets.cli.app import COMMANDS, app
 from datalake_assets.errors import LakeError
 from datalake_assets.parquet.native import native_status
 from datalake_assets.parquet.proof import comparer_status
+from datalake_assets.sources.files.csv_scan import scanner_status
 from datalake_assets_tests.cli_reference import REFERENCE, commands, reference
 
 # what takes long to import, and is no use for help
@@ -101,10 +102,11 @@ def test_version_says_on_request_whether_the_native_kernel_is_there(run, argumen
         "datalake, version 0.1.0\n"
         "native kernel: none (DATALAKE_NATIVE is 0); small files are merged on Arrow, more slowly\n"
         "comparer: none (DATALAKE_NATIVE is 0); Arrow compares, more slowly\n"
+        "CSV scanner: none (DATALAKE_NATIVE is 0); Arrow looks, more slowly\n"
     )
     monkeypatch.delenv("DATALAKE_NATIVE")
     _, *parts = run(*arguments).output.splitlines()
-    assert parts == [str(native_status()), comparer_status()]
+    assert parts == [str(native_status()), comparer_status(), scanner_status()]
 
 
 def test_an_error_is_one_line_and_exit_code_1(run, failing):

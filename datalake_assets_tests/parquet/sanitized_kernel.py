@@ -1,4 +1,4 @@
-"""The kernel and the comparer under AddressSanitizer and UndefinedBehaviorSanitizer, with maps of the edges reached."""
+"""The native libraries under AddressSanitizer and UndefinedBehaviorSanitizer, with maps of the edges reached."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from datalake_assets.parquet import native, proof
+from datalake_assets.sources.files import csv_scan
 
-__all__ = ["BUILD", "build", "build_comparer", "environment"]
+__all__ = ["BUILD", "build", "build_comparer", "build_scanner", "environment"]
 
 BUILD = Path(__file__).parents[2] / "build" / "native-fuzz"
 CODECS = ("SNAPPY", "ZSTD", "ZLIB", "LZ4", "BROTLI")
@@ -39,6 +40,11 @@ def build() -> Path:
 def build_comparer() -> Path:
     """The comparer under sanitizers; likewise."""
     return _built("pagecompare", Path(proof.__file__).parent)
+
+
+def build_scanner() -> Path:
+    """The scanner of CSV under sanitizers; likewise."""
+    return _built("csvscan", Path(csv_scan.__file__).parent)
 
 
 def _built(name: str, folder: Path) -> Path:

@@ -13,12 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from datalake_assets.core.arrow_arrays import of_texts
+from datalake_assets.sources.files.csv_scan import CsvForm, load_scanner
 from datalake_assets.sources.files.text_values import classified
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "blocks",
     "fields_of",
     "find_dialect",
+    "first_records",
+    "form_of",
     "header_of",
     "line_ends",
     "records_of",
@@ -75,14 +79,12 @@ class Block:
     Attributes:
         data: Their bytes, the last line's end with them unless the file ends without one.
         line: Number of their first line, from 1.
-        quotes: Positions of quotes; None where quotes are not all where they may be, or none.
         is_plain: Whether each quote stands where it may.
         unended: The data are one record that is too long, or whose quote never ends.
     """
 
     data: bytes
     line: int
-    quotes: Ints
     is_plain: bool = True
     unended: bool = False
 
@@ -102,18 +104,18 @@ def blocks(stream: BinaryIO, dialect: CsvDialect, *, line: int = 1, size: int = 
         is_end, data = len(read) < wanted, carried + read if carried else read
         if not data:
             return
-        cut, quotes, is_plain = _cut(data, dialect, is_end=is_end)
+        cut, lines, is_plain = _cut(data, dialect, is_end=is_end)
         if not cut and not is_end and len(data) <= MAX_RECORD_BYTES:
             carried, wanted = data, max(size, len(data))
             continue
         if cut:
             whole = data[:cut] if cut < len(data) else data
-            yield Block(whole, line, quotes[quotes < cut], is_plain)
-            line += _lines(whole)
+            yield Block(whole, line, is_plain)
+            line += _lines(whole) if lines is None else lines
         carried, wanted = data[cut:], size
         if not cut or is_end:
             if carried:
-                yield Block(carried, line, np.empty(0, np.int64), is_plain=False, unended=True)
+                yield Block(carried, line, is_plain=False, unended=True)
             return
 
 
@@ -124,19 +126,39 @@ def _lines(data: bytes) -> int:
     return count
 
 
-def _cut(data: bytes, dialect: CsvDialect, *, is_end: bool) -> tuple[int, Ints, bool]:
-    """The end of the last whole record, where the quotes are, and whether they are where they may be."""
-    nothing = np.empty(0, np.int64)
+def first_records(block: Block, size: int, dialect: CsvDialect) -> Block | None:
+    """The records at the beginning of a block that end within so many bytes; None if none does."""
+    data = block.data[:size]
+    cut, _, is_plain = _cut(data, dialect, is_end=False)
+    return Block(data[:cut], block.line, is_plain) if cut else None
+
+
+@lru_cache(maxsize=64)
+def form_of(dialect: CsvDialect) -> CsvForm:
+    """The same for a scanner."""
+    return CsvForm(dialect.delimiter, dialect.quote, (each for each in dialect.nulls if each))
+
+
+def _cut(data: bytes, dialect: CsvDialect, *, is_end: bool) -> tuple[int, int | None, bool]:
+    """The end of the last whole record, lines up to there if they were counted, and whether quotes are well placed."""
+    scanner = load_scanner()
+    if scanner is not None:
+        cut = scanner.cut(data, form_of(dialect), is_end=is_end)
+        return (_last_record_end(data, dialect, is_end=is_end), None, False) if cut is None else (*cut, True)
     quote = dialect.quote.encode()
     if not quote or quote not in data:
-        return (len(data) if is_end else _last_line_end(data)), nothing, True
+        return (len(data) if is_end else _last_line_end(data)), None, True
     seen = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(seen == quote[0])
-    if _well_placed(seen, quotes, dialect):
-        if is_end and len(quotes) % 2 == 0:
-            return len(data), quotes, True
-        return _last_end_outside(data, seen, quotes, is_end=is_end), quotes, True
-    return _records_one_by_one(data, dialect, is_end=is_end)[2], quotes, False
+    if not _well_placed(seen, quotes, dialect):
+        return _last_record_end(data, dialect, is_end=is_end), None, False
+    if is_end and len(quotes) % 2 == 0:
+        return len(data), None, True
+    return _last_end_outside(data, seen, quotes, is_end=is_end), None, True
+
+
+def _last_record_end(data: bytes, dialect: CsvDialect, *, is_end: bool) -> int:
+    return _records_one_by_one(data, dialect, is_end=is_end)[2]
 
 
 def _last_end_outside(data: bytes, seen: npt.NDArray[np.uint8], quotes: Ints, *, is_end: bool) -> int:
@@ -202,9 +224,10 @@ def records_of(block: Block, dialect: CsvDialect) -> Records:
     seen = np.frombuffer(block.data, np.uint8)
     ends = line_ends(seen, is_end=True)
     separators = np.flatnonzero(seen == ord(dialect.delimiter))
-    if len(block.quotes):
-        ends = ends[np.searchsorted(block.quotes, ends) % 2 == 0]
-        separators = separators[np.searchsorted(block.quotes, separators) % 2 == 0]
+    quotes = np.flatnonzero(seen == ord(dialect.quote)) if dialect.quote else np.empty(0, np.int64)
+    if len(quotes):
+        ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
+        separators = separators[np.searchsorted(quotes, separators) % 2 == 0]
     if not len(ends) or ends[-1] < len(seen) - 1:
         ends = np.append(ends, len(seen))
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -314,7 +337,7 @@ def _sampled(data: bytes, dialect: CsvDialect) -> list[list[str]]:
 
 
 def _plain_records(data: bytes) -> Records:
-    return records_of(Block(data[:SAMPLE_BYTES], 1, np.empty(0, np.int64)), CsvDialect(quote=""))
+    return records_of(Block(data[:SAMPLE_BYTES], 1), CsvDialect(quote=""))
 
 
 def fields_of(record: bytes, dialect: CsvDialect) -> list[str]:
@@ -362,7 +385,7 @@ def _has_header(data: bytes, dialect: CsvDialect) -> bool:
     if not rest:
         return are_names
     later = [classified(of_texts([each[number] for each in rest])).name for number in range(len(first))]
-    if any(kind not in {"text", "null"} and is_name for kind, is_name in zip(later, named, strict=True)):
+    if any(kind not in {"text", "null", "empty"} and is_name for kind, is_name in zip(later, named, strict=True)):
         return True
     return are_names and (
         "null" in later or all(text not in {each[number] for each in rest} for number, text in enumerate(first))

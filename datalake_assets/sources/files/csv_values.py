@@ -23,12 +23,17 @@ from datalake_assets.sources.files.csv_records import (
     Block,
     CsvDialect,
     Records,
+    first_records,
+    form_of,
     line_ends,
     records_of,
 )
+from datalake_assets.sources.files.csv_scan import Expected, Scanned, load_scanner
 from datalake_assets.sources.files.text_values import (
     DOUBLE_DIGITS,
     FALSE,
+    MICRO_DIGITS,
+    NANO_DIGITS,
     NUMBERS,
     TEXT,
     TRUE,
@@ -41,12 +46,15 @@ from datalake_assets.sources.files.text_values import (
     joined,
     may_have_exponents,
     needs_a_look,
+    times,
 )
 
 __all__ = ["KEPT_BYTES", "BadRecord", "Parsed", "decode", "decode_and_infer", "infer", "too_long"]
 
 #: Bytes of a bad record that are kept of it; the file has the rest.
 KEPT_BYTES = 64 << 10
+#: Bytes of the first block that say what the columns are, before the rest of it is only scanned.
+SAMPLED_BYTES = 64 << 10
 _MARK = b"\xef\xbb\xbf"
 
 Ints = npt.NDArray[np.int64]
@@ -154,6 +162,8 @@ def _decoded_at_once(
         settled: Columns whose numbers have the right form.
     """
     numbers = [each for each in schema if _is_number(each.type) and each.name not in settled]
+    if numbers and _have_form(block, names, numbers, dialect):
+        numbers = []
     if numbers and needs_a_look(block.data, dialect.delimiter, dialect.quote):
         return None
     # a double does not say which digits it was written with
@@ -167,6 +177,14 @@ def _decoded_at_once(
     if any(_is_endless(each) for each in columns):
         return None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _have_form(block: Block, names: Sequence[str], numbers: Sequence[pa.Field], dialect: CsvDialect) -> bool:
+    """Whether the scanner says that all numbers have the form that they keep in Arrow; else nobody knows."""
+    if any(pa.types.is_floating(each.type) and not pa.types.is_float64(each.type) for each in numbers):
+        return False
+    forms = {each.name: Expected.DOUBLE if pa.types.is_floating(each.type) else Expected.NUMBER for each in numbers}
+    return _scan(block, names, {name: (form, 0) for name, form in forms.items()}, dialect) is not None
 
 
 def _is_endless(column: pa.Array) -> bool:
@@ -273,6 +291,13 @@ def infer(
     wanted = [name for name in names if name not in declared]
     if block.unended or not wanted:
         return dict(known)
+    if not known and len(block.data) > SAMPLED_BYTES and load_scanner() is not None:
+        sample = first_records(block, SAMPLED_BYTES, dialect)
+        known = {} if sample is None else infer(sample, names, {}, dialect, declared=declared, exact=exact)
+    if known:
+        scanned = _scanned(block, names, {name: known[name] for name in wanted}, dialect)
+        if scanned is not None and (not exact or all(each.fits_double is not None for each in scanned.values())):
+            return {**known, **scanned}
     if block.is_plain and known:
         # a text column stays one, and of texts there is nothing to see but whether they are UTF-8
         open_ = {name: known[name] for name in wanted if known[name] != TEXT or not dialect.is_utf8}
@@ -305,22 +330,78 @@ def decode_and_infer(
         dialect: How the file is written.
         declared: Columns whose types a person chose.
     """
-    if block.is_plain and not block.unended:
-        kinds = {name: known[name] for name in names if name not in declared}
+    kinds = {name: known[name] for name in names if name not in declared}
+    found, rows = _scanned(block, names, kinds, dialect), None
+    verified: Container[str] = frozenset() if found is None else kinds
+    if found is None and block.is_plain and not block.unended:
         chosen = {name: types[name] for name in names if name in declared}
-        seen = _verified(block, names, kinds, chosen, dialect, exact=False)
-        if seen is not None and not any(_is_endless(seen[0].column(name)) for name in names if name in declared):
-            rows, found = seen
-            if any(kind.type != types[name] for name, kind in found.items()):
-                return None, found
-            with suppress(pa.ArrowInvalid):  # a number with spaces around it
-                columns = [rows.column(name).cast(types[name]) for name in names]
-                return Parsed(pa.RecordBatch.from_arrays(columns, list(names))), found
-            return decode(block, names, types, dialect, declared=declared), found
-    found = infer(block, names, known, dialect, declared=declared, exact=False)
-    if any(found[name].type != types[name] for name in names if name not in declared):
+        rows, found = _verified(block, names, kinds, chosen, dialect, exact=False) or (None, None)
+        if rows is not None and any(_is_endless(rows.column(name)) for name in chosen):
+            rows, found = None, None
+    if found is None:
+        found = infer(block, names, known, dialect, declared=declared, exact=False)
+    if any(found[name].type != types[name] for name in kinds):
         return None, found
-    return decode(block, names, types, dialect, declared=declared), found
+    if rows is not None:
+        with suppress(pa.ArrowInvalid):  # a number with spaces around it
+            columns = [rows.column(name).cast(types[name]) for name in names]
+            return Parsed(pa.RecordBatch.from_arrays(columns, list(names))), found
+    return decode(block, names, types, dialect, declared=declared, verified=verified), found
+
+
+#: What is expected of a column that was of a kind.
+_EXPECTED: Mapping[str, Expected] = {
+    "null": Expected.NOTHING,
+    "empty": Expected.EMPTY,
+    "bool": Expected.BOOL,
+    "integer": Expected.NUMBER,
+    "decimal": Expected.NUMBER,
+    "double": Expected.DOUBLE,
+    "date": Expected.DATE,
+    "time": Expected.TIME,
+    "zoned": Expected.ZONED,
+    "text": Expected.ANY,
+}
+
+
+def _scan(
+    block: Block, names: Sequence[str], columns: Mapping[str, tuple[Expected, int]], dialect: CsvDialect
+) -> list[Scanned] | None:
+    """What the scanner says of a block; None if there is none, or it is not sure."""
+    scanner = load_scanner()
+    if scanner is None or not block.is_plain or block.unended or "" not in dialect.nulls:
+        return None
+    wanted = [columns.get(name, (Expected.ANY, 0)) for name in names]
+    return scanner.scan(block.data, wanted, form_of(dialect))
+
+
+def _scanned(
+    block: Block, names: Sequence[str], kinds: Mapping[str, Kind], dialect: CsvDialect
+) -> dict[str, Kind] | None:
+    """The kinds with a block's values, if these are of them; None if somebody else has to look."""
+    if not kinds or not (dialect.is_utf8 or block.data.isascii()):
+        return None
+    columns = {
+        name: (_EXPECTED[kind.name], NANO_DIGITS if kind.scale > MICRO_DIGITS else MICRO_DIGITS)
+        for name, kind in kinds.items()
+    }
+    seen = _scan(block, names, columns, dialect)
+    if seen is None:
+        return None
+    return {name: _with_numbers(kinds[name], each) for name, each in zip(names, seen, strict=True) if name in kinds}
+
+
+def _with_numbers(kind: Kind, seen: Scanned) -> Kind:
+    """A kind with the digits that were seen."""
+    if not seen.values:
+        return kind
+    if kind.name in {"time", "zoned"}:
+        return joined(kind, Kind(kind.name, scale=kind.scale, is_far=seen.is_far))
+    if kind.name not in {"integer", "decimal"}:
+        return kind
+    is_short = seen.digits + seen.scale <= DOUBLE_DIGITS
+    fits = True if is_short or not seen.in_doubt else None
+    return joined(kind, Kind("decimal" if seen.has_point else "integer", seen.digits, seen.scale, fits))
 
 
 def _verified(
@@ -346,7 +427,9 @@ def _verified(
     if has_numbers and needs_a_look(block.data, dialect.delimiter, dialect.quote):
         return None
     has_decimals = any(kind.name == "decimal" for kind in kinds.values())
-    as_texts = {"double", "decimal"} if has_decimals and may_have_exponents(block.data) else {"double"}
+    as_texts = {"empty", "double", "time", "zoned"}
+    if has_decimals and may_have_exponents(block.data):
+        as_texts.add("decimal")
     wanted = {**types, **{name: _verifying(kind, as_texts) for name, kind in kinds.items()}}
     try:
         rows = _read(block.data, names, wanted, dialect)
@@ -358,22 +441,25 @@ def _verified(
 def _verifying(kind: Kind, as_texts: Container[str]) -> pa.DataType:
     """A type that takes no value of another kind, or texts.
 
-    A double would take any number, whose digits it may not keep, and a decimal one with an exponent.
+    A double would take any number, whose digits it may not keep, a decimal one with an exponent, and a time a day.
     """
     return pa.null() if kind.name == "null" else pa.string() if kind.name in as_texts else kind.type
 
 
 def _widened(kind: Kind, values: pa.Array, *, exact: bool) -> Kind:
     """The kind with the digits that numbers have by now."""
-    if kind.name == "double":
-        is_same = values.null_count == len(values) or are_double(values)
-        return kind if is_same else joined(kind, classified(values))
-    if kind.name not in NUMBERS or values.null_count == len(values):
+    if values.null_count == len(values) or kind == TEXT:
+        return kind
+    if kind.name in {"time", "zoned"}:
+        return times(values, kind)
+    if kind.name == "double" and are_double(values):
         return kind
     if pa.types.is_string(values.type):
         return joined(kind, classified(values))
-    bounds = pc.min_max(values)
-    digits = max(kind.digits, *(len(str(abs(int(bounds[each].as_py())))) for each in ("min", "max")))
+    if kind.name not in NUMBERS:
+        return kind
+    bounds = [abs(int(each.as_py())) for each in pc.min_max(values).values()]
+    digits = max(kind.digits, *(len(str(each)) if each else 0 for each in bounds))
     fits = kind.fits_double
     if fits is not False and digits + kind.scale > DOUBLE_DIGITS:
         fits = all_kept(values) and fits if exact else None

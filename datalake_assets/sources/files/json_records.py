@@ -17,7 +17,7 @@ import pyarrow as pa
 from datalake_assets.sources.files.contents import BadFile
 from datalake_assets.sources.files.csv_records import CsvDialect, blocks
 from datalake_assets.sources.files.csv_values import KEPT_BYTES, BadRecord, Parsed, too_long
-from datalake_assets.sources.files.text_values import TEXT, Kind, classified, converted, joined
+from datalake_assets.sources.files.text_values import EMPTY, NUMBERS, TEXT, Kind, classified, converted, joined
 from datalake_assets.sources.json_fields import members_of
 
 __all__ = ["JsonBlock", "decode_json", "infer_json", "json_blocks"]
@@ -165,8 +165,11 @@ def infer_json(block: JsonBlock, known: Mapping[str, Kind]) -> dict[str, Kind]:
             is_written = {
                 "number": {"integer", "decimal", "double"},
                 "bool": {"bool"},
-                "text": {"date", "time", "zoned"},
+                "text": {"date", "time", "zoned", "empty"},
             }
             kind = kind if kind.name in is_written.get(next(iter(kinds)), set()) else TEXT
-        found[name] = joined(found.get(name, Kind()), kind)
+        before = found.get(name, Kind())
+        joint = joined(before, kind)
+        # an empty text is one, beside numbers and truths
+        found[name] = TEXT if EMPTY in (before, kind) and joint.name in {*NUMBERS, "bool"} else joint
     return found

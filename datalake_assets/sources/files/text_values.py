@@ -10,7 +10,7 @@ everywhere, one with quotes only where a column is no text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
@@ -23,6 +23,7 @@ from datalake_assets.core.arrow_arrays import constant, numbers_in, of_numbers, 
 
 __all__ = [
     "DOUBLE_DIGITS",
+    "EMPTY",
     "FALSE",
     "NUMBERS",
     "TEXT",
@@ -37,6 +38,7 @@ __all__ = [
     "may_have_exponents",
     "named_type",
     "needs_a_look",
+    "times",
 ]
 
 #: Texts that are true, and false; no other is.
@@ -48,9 +50,13 @@ _TRUE, _FALSE, _ZERO_LONG = constant(True), constant(False), constant(0)
 MAX_DIGITS, SHORT_DIGITS = 38, 18
 #: Digits that a double keeps of every number; of some it keeps more (IEEE 754, binary64).
 DOUBLE_DIGITS = 15
+#: Digits of a second that a timestamp has, in microseconds and in nanoseconds.
+MICRO_DIGITS, NANO_DIGITS = 6, 9
 #: Doubles below are close to those that have fewer digits.
 _SMALLEST = constant(1e-290)
 _LONGEST = constant(DOUBLE_DIGITS)
+#: Where the first colon of a time is.
+_CLOCK_COLON = constant(len("2025-01-31T10"))
 
 _WHOLE = r"(?:0|[1-9][0-9]*)"
 _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -59,8 +65,12 @@ _INTEGER = rf"-?{_WHOLE}"
 _DECIMAL = rf"-?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)"
 #: What Arrow's reader of CSV takes for a decimal: rows must not depend on which way their block was read.
 _SCALED = rf"{_DECIMAL}(?:[eE][-+]?[0-9]+)?"
-_DOUBLE = rf"-?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|NaN|nan|-?inf|-?Infinity"
-_ZONED = rf"{_CLOCK}(?:Z|[+-][0-9]{{2}}(?::?[0-9]{{2}})?)"
+_NOT_FINITE = "NaN|nan|-?inf|-?Infinity"
+_DOUBLE = rf"{_SCALED}|{_NOT_FINITE}"
+_ZONE = "(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)"
+_ZONED = rf"{_CLOCK}{_ZONE}"
+#: What Arrow's reader of CSV takes for a time: an hour may be all.
+_HOUR = rf"{_DAY}[T ][0-9]{{2}}(?::[0-9]{{2}}(?::[0-9]{{2}}(?:\.[0-9]{{1,9}})?)?)?"
 #: The same where a person declared the type: the form of a number is no matter then.
 _ANY_INTEGER = r"[-+]?[0-9]+"
 _ANY_DECIMAL = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -76,17 +86,19 @@ class Kind:
     """What all values so far of a column are.
 
     Attributes:
-        name: ``null`` (there was none), ``bool``, ``integer``, ``decimal``, ``double``, ``date``, ``time`` (of a day,
-            without a zone), ``zoned``, ``text``.
-        digits: Of decimals: most digits before the point.
+        name: ``null`` (there was none), ``empty`` (only empty texts in quotes), ``bool``, ``integer``, ``decimal``,
+            ``double``, ``date``, ``time`` (of a day, without a zone), ``zoned``, ``text``.
+        digits: Of decimals: most digits before the point; a lone 0 is none.
         scale: Of decimals, most digits behind it. Of times, of a second.
         fits_double: Of numbers: whether a double keeps all digits of each; None where nobody has looked.
+        is_far: Of times: whether 64 bits hold one of them in microseconds only.
     """
 
     name: str = "null"
     digits: int = 0
     scale: int = 0
     fits_double: bool | None = True
+    is_far: bool = False
 
     @property
     def is_sure(self) -> bool:
@@ -95,19 +107,23 @@ class Kind:
 
     @property
     def type(self) -> pa.DataType:
-        """The type of the column; of one without values, text."""
+        """The type of the column; text of one without values, and of numbers that fit no type."""
         if self.name == "decimal":
+            if self.digits + self.scale > MAX_DIGITS:
+                return pa.string()
             precision = SHORT_DIGITS if self.digits + self.scale <= SHORT_DIGITS else MAX_DIGITS
             return pa.decimal128(precision, self.scale)
-        unit = "us" if self.scale <= 6 else "ns"  # noqa: PLR2004  digits of a microsecond
+        unit = "us" if self.scale <= MICRO_DIGITS else "ns"
         if self.name == "time":
             return pa.timestamp(unit)
         return pa.timestamp(unit, "UTC") if self.name == "zoned" else _PLAIN[self.name]
 
 
 TEXT: Final = Kind("text")
+EMPTY: Final = Kind("empty")
 _PLAIN: Final[Mapping[str, pa.DataType]] = {
     "null": pa.string(),
+    "empty": pa.string(),
     "bool": pa.bool_(),
     "integer": pa.int64(),
     "double": pa.float64(),
@@ -157,7 +173,7 @@ def classified(texts: pa.Array) -> Kind:
     """
     values = texts.filter(pc.greater(pc.binary_length(texts), _ZERO_LONG))
     if not len(values):
-        return TEXT if texts.null_count < len(texts) else Kind()
+        return EMPTY if texts.null_count < len(texts) else Kind()
     plain = pc.utf8_trim(values, _SPACES)
     if _all(pc.is_in(values, of_texts([*TRUE, *FALSE]))):
         return Kind("bool")
@@ -174,7 +190,7 @@ def _number(texts: pa.Array) -> Kind | None:
         fits = all_kept(texts, digits=whole + behind)
         if not has_point and _is_castable(texts, pa.int64()):
             return Kind("integer", digits=whole, fits_double=fits)
-        return Kind("decimal", whole, behind, fits) if whole + behind <= MAX_DIGITS else None
+        return _held(Kind("decimal", whole, behind, fits))
     if not _matches(texts, _DOUBLE):
         return None
     return Kind("double") if _is_castable(texts, pa.float64()) and all_kept(texts) else None
@@ -212,8 +228,21 @@ def are_double(texts: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     is_finite = pc.fill_null(pc.is_finite(values), _TRUE)
-    # Arrow takes INF and NAN, too
-    return _all(is_finite) or _matches(texts.filter(pc.invert(is_finite)), _DOUBLE)
+    # Arrow takes INF and NAN, too, and 1e400 for one
+    return _all(is_finite) or _matches(texts.filter(pc.invert(is_finite)), _NOT_FINITE)
+
+
+def times(texts: pa.Array, kind: Kind) -> Kind:
+    """The kind of a column of times with some more values, of texts that are times for Arrow or not."""
+    # Arrow need not have the minute
+    if _all(pc.equal(pc.find_substring(texts, ":"), _CLOCK_COLON)) and _is_castable(texts, kind.type):
+        return replace(kind, is_far=kind.is_far or _are_far(texts, kind))
+    return joined(kind, classified(texts))
+
+
+def _are_far(texts: pa.Array, kind: Kind) -> bool:
+    """Whether 64 bits do not hold all of these times in nanoseconds, of such as are of a kind's type."""
+    return kind.scale <= MICRO_DIGITS and not _is_castable(texts, replace(kind, scale=NANO_DIGITS).type)
 
 
 def _are_kept(texts: pa.Array, values: pa.Array) -> bool:
@@ -262,21 +291,23 @@ def _is_kept(text: str) -> bool:
 
 
 def _parts(texts: pa.Array) -> tuple[int, bool, int]:
-    """Most digits before the point, whether there is a point, and most digits behind it."""
+    """Most digits before the point but for a lone 0, whether there is a point, and most digits behind it."""
     at = pc.find_substring(texts, ".")
     has = pc.greater_equal(at, _ZERO_LONG)
     lengths = pc.binary_length(texts)
     behind = pc.if_else(has, pc.subtract(pc.subtract(lengths, at), constant(1)), _ZERO_LONG)
     before = pc.subtract(pc.if_else(has, at, lengths), pc.cast(pc.starts_with(texts, "-"), pa.int32()))
+    before = pc.if_else(pc.or_(pc.starts_with(texts, "0"), pc.starts_with(texts, "-0")), _ZERO_LONG, before)
     return pc.max(before).as_py(), bool(pc.any(has).as_py()), pc.max(behind).as_py()
 
 
 def _moment(texts: pa.Array) -> Kind | None:
     for name, pattern, kind in (("date", _DAY, pa.date32()), ("time", _CLOCK, None), ("zoned", _ZONED, None)):
         if _matches(texts, pattern):
-            scale = 0 if kind is not None else _fraction(texts)
-            found = Kind(name, scale=scale)
-            return found if _is_castable(texts, found.type) else None
+            if kind is not None:
+                return Kind(name) if _is_castable(texts, kind) else None
+            found = Kind(name, scale=_fraction(texts))
+            return replace(found, is_far=_are_far(texts, found)) if _is_castable(texts, found.type) else None
     return None
 
 
@@ -288,14 +319,15 @@ def _fraction(texts: pa.Array) -> int:
 
 def joined(one: Kind, other: Kind) -> Kind:
     """What a column is of which some values are the one and some the other."""
-    if one.name == "null" or other.name == "null":
-        return other if one.name == "null" else one
+    for says_nothing in ("null", "empty"):
+        if says_nothing in {one.name, other.name}:
+            return other if one.name == says_nothing else one
     names = {one.name, other.name}
     digits, scale = max(one.digits, other.digits), max(one.scale, other.scale)
     fits = {one.fits_double, other.fits_double}
     fits_double = False if False in fits else None if None in fits else True
     if len(names) == 1:
-        return _held(Kind(one.name, digits, scale, fits_double))
+        return _held(Kind(one.name, digits, scale, fits_double, one.is_far or other.is_far))
     if names == {"integer", "decimal"}:
         return _held(Kind("decimal", digits, scale, fits_double))
     if "double" in names and names <= NUMBERS and fits_double is not False:
@@ -304,7 +336,10 @@ def joined(one: Kind, other: Kind) -> Kind:
 
 
 def _held(kind: Kind) -> Kind:
-    return TEXT if kind.name == "decimal" and kind.digits + kind.scale > MAX_DIGITS else kind
+    """A kind, or text where no type holds its values: one may be found for numbers with later ones."""
+    if kind.name == "decimal" and kind.digits + kind.scale > MAX_DIGITS and kind.fits_double is False:
+        return TEXT
+    return TEXT if kind.scale > MICRO_DIGITS and kind.is_far else kind
 
 
 def converted(texts: pa.Array, kind: pa.DataType, *, declared: bool) -> tuple[pa.Array, Mask]:
@@ -345,7 +380,7 @@ def _pattern(kind: pa.DataType, *, declared: bool) -> str:
         return _ANY_DOUBLE if declared else _DOUBLE
     if pa.types.is_date(kind):
         return _DAY
-    return _ZONED if kind.tz else rf"{_CLOCK}|{_DAY}"
+    return f"{_HOUR}{_ZONE}" if kind.tz else f"{_HOUR}|{_DAY}"
 
 
 def _cast(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:

@@ -122,13 +122,16 @@ def test_a_column_has_the_narrowest_type_that_holds_each_value(name):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", COLUMNS)
-def test_the_type_is_the_same_however_the_file_is_cut(name):
+@pytest.mark.parametrize("native", ["", "0"])
+def test_the_type_is_the_same_however_the_file_is_cut(name, native, monkeypatch):
+    monkeypatch.setenv("DATALAKE_NATIVE", native)
     texts, expected = COLUMNS[name]
     types, rows, bad = read("k,v\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)), header=True)
     assert (types["v"], len(rows), bad) == (expected, len(texts), [])
 
 
-def test_what_was_inferred_is_not_looked_at_again():
+def test_what_was_inferred_is_not_looked_at_again(monkeypatch):
+    monkeypatch.setenv("DATALAKE_NATIVE", "0")
     values = [number / 7e20 for number in range(2000)]
     data = "n,x,d\n" + "".join(f"{number},{value!r},{number}.25\n" for number, value in enumerate(values))
     ready = contents(data.encode())

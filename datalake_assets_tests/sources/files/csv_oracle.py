@@ -1,0 +1,87 @@
+"""What type a column of texts has, told by Python's own numbers and calendar: nothing of the product is imported."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+__all__ = ["type_of"]
+
+DECIMAL = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)")
+DOUBLE = re.compile(rf"{DECIMAL.pattern}(?:[eE][-+]?[0-9]+)?|NaN|nan|-?inf|-?Infinity")
+DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+TIME = re.compile(
+    rf"(?P<minute>{DAY.pattern}[T ][0-9]{{2}}:[0-9]{{2}})(?P<second>:[0-9]{{2}}(?:\.(?P<fraction>[0-9]{{1,9}}))?)?"
+    r"(?P<zone>Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
+)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def type_of(texts: Sequence[str | None]) -> str:
+    """The name of the type that Arrow gives it; None is null, and an empty text one in quotes."""
+    values = [text for text in texts if text]
+    if not values:
+        return "string"
+    if all(text in {"true", "True", "TRUE", "false", "False", "FALSE"} for text in values):
+        return "bool"
+    plain = [text.strip(" \t") for text in values]
+    return _number(plain) or _moment(plain) or "string"
+
+
+def _number(texts: list[str]) -> str:
+    if all(DECIMAL.fullmatch(text) for text in texts):
+        if not any("." in text for text in texts) and all(-(2**63) <= int(text) < 2**63 for text in texts):
+            return "int64"
+        whole = max(len(text.lstrip("-").partition(".")[0].lstrip("0")) for text in texts)
+        scale = max(len(text.partition(".")[2]) for text in texts)
+        return f"decimal128({18 if whole + scale <= 18 else 38}, {scale})" if whole + scale <= 38 else "string"
+    return "double" if all(DOUBLE.fullmatch(text) and _is_kept(text) for text in texts) else ""
+
+
+def _is_kept(text: str) -> bool:
+    value = float(text)
+    if text[-1] in "Nnfy":
+        return True
+    if math.isinf(value):
+        return False
+    number = Decimal(text)
+    digits = number.as_tuple().digits
+    if Decimal(f"{value:.{len(digits) - 1}e}") == number:
+        return True
+    own, shortest = ("".join(map(str, each)).rstrip("0") for each in (digits, Decimal(repr(value)).as_tuple().digits))
+    return abs(value) >= 1e-290 and own == shortest
+
+
+def _moment(texts: list[str]) -> str:
+    if all(DAY.fullmatch(text) for text in texts):
+        return "date32[day]" if all(_seconds(f"{text}T00:00", "") is not None for text in texts) else ""
+    found = [TIME.fullmatch(text) for text in texts]
+    matched = [each for each in found if each is not None]
+    if len(matched) < len(texts) or len({each["zone"] is None for each in matched}) > 1:
+        return ""
+    instants = [_seconds(f"{each['minute']}{(each['second'] or '')[:3]}", each["zone"] or "") for each in matched]
+    fractions = [each["fraction"] or "" for each in matched]
+    is_nano = max(map(len, fractions)) > 6
+    for seconds, fraction in zip(instants, fractions, strict=True):
+        if seconds is None:
+            return ""
+        if is_nano and not -(2**63) <= seconds * 10**9 + int(fraction.ljust(9, "0")) < 2**63:
+            return ""
+    return f"timestamp[{'ns' if is_nano else 'us'}{', tz=UTC' if matched[0]['zone'] else ''}]"
+
+
+def _seconds(text: str, zone: str) -> int | None:
+    """Since 1970, or None if the calendar or the clock has none of it."""
+    offset = 0
+    if zone not in {"", "Z"}:
+        hours, minutes = int(zone[1:3]), int(zone[3:].lstrip(":") or 0)
+        if hours > 23 or minutes > 59:
+            return None
+        offset = (hours * 60 + minutes) * 60 * (-1 if zone[0] == "-" else 1)
+    try:
+        return (datetime.fromisoformat(text).replace(tzinfo=UTC) - EPOCH) // timedelta(seconds=1) - offset
+    except ValueError:
+        return None
