@@ -40,6 +40,7 @@ from datalake_assets.lake.table import TableReader, TableSnapshot
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
 from datalake_assets.parquet.decoding import is_dense, open_parquet, tables
 from datalake_assets.parquet.schemas import conform_table
+from datalake_assets.parquet.stated_bounds import has_cut_bounds
 
 __all__ = ["BoundedDataset", "PartitionColumns", "committed_files", "partition_footers", "scan", "with_given"]
 
@@ -246,8 +247,10 @@ class BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has n
 
 
 def _is_dense(dataset: ds.FileSystemDataset, fragment: ds.ParquetFileFragment, columns: Sequence[str] | None) -> bool:
+    """Whether a file is to be read in pieces: Arrow's scanner would hold too much, or end over its statistics."""
     with dataset.filesystem.open_input_file(fragment.path) as opened:
-        return is_dense(open_parquet(opened, int96_unit=INT96_UNIT), opened, limit_bytes=DENSE_BYTES, columns=columns)
+        parquet = open_parquet(opened, int96_unit=INT96_UNIT)
+        return has_cut_bounds(opened) or is_dense(parquet, opened, limit_bytes=DENSE_BYTES, columns=columns)
 
 
 def _by_column(dataset: ds.FileSystemDataset, columns: Sequence[str] | None, error: pa.ArrowInvalid) -> pa.ArrowInvalid:

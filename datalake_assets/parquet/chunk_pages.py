@@ -414,6 +414,8 @@ class Chunk:
         """
         if (codec := self.codec()) in SETTLED:
             return
+        if codec == "lzo":  # which Arrow refuses even where no page is compressed
+            raise MalformedThrift("it is compressed with LZO")
         for page, header, begin in self.pages():
             numbers = _header_numbers(header, HEADERS[page.kind]) if page.kind == DATA_PAGE_V2 else {}
             plain, body, is_packed = self._parted(page, begin, numbers)

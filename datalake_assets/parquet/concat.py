@@ -26,6 +26,7 @@ from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.pages import PageWalk, UnsoundPages
 from datalake_assets.parquet.row_groups import INDEX_FIELDS, MAGIC, Place, Role
 from datalake_assets.parquet.sinks import Sink, new_checksum
+from datalake_assets.parquet.stated_bounds import odd_bounds
 from datalake_assets.parquet.thrift import (
     BINARY,
     I32,
@@ -289,7 +290,7 @@ class ConcatWriter:
             blooms = bloom_places(footer, read_at, [bloom for layout in layouts for bloom in layout.blooms])
             places = [place for layout in layouts for pair in layout.indexes for place in pair if place]
             indexes = read_places(footer, read_at, places)
-            walk = None if is_sound else PageWalk(footer, chosen)
+            walk = None if is_sound else _walk_of(footer, chosen)
             witnesses = [each for each in (walk.feed if walk else None, seen) if each is not None]
             moves = self._copy(footer, read_at, _ranges(footer, chosen, blooms), server_side, witnesses)
             if walk is not None and self._passes_by(server_side):
@@ -476,6 +477,13 @@ def _key_value(item: tuple[bytes, bytes]) -> bytes:
     for number, text in enumerate(item, start=1):
         writer.field(number, BINARY, CompactWriter.binary(text))
     return writer.end()
+
+
+def _walk_of(footer: Footer, chosen: Sequence[int]) -> PageWalk:
+    """A walk over row groups of which no odd bound is stated: readers would stumble over all rows of the output."""
+    for odd in odd_bounds(footer.data):
+        raise MalformedThrift(odd.reason)
+    return PageWalk(footer, chosen)
 
 
 def _ranges(footer: Footer, chosen: Sequence[int], blooms: Iterable[Place]) -> list[tuple[int, int]]:

@@ -28,6 +28,7 @@ from datalake_assets.parquet.chunk_pages import (
 )
 from datalake_assets.parquet.pages import DICTIONARY_PAGE, HEADER_BYTES, page_of
 from datalake_assets.parquet.stated import Stated, StatedChunk, StatedColumn, StatedGroup, stated_of
+from datalake_assets.parquet.stated_bounds import check_bounds
 from datalake_assets.parquet.thrift import MalformedThrift
 
 __all__ = [
@@ -94,6 +95,7 @@ def open_parquet(
     )
     if not is_proven:
         check_chunks(parquet.metadata, source.size())
+        check_bounds(source)
     return parquet
 
 

@@ -21,6 +21,7 @@ from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.field_names import PAGE_HEADER, fault
 from datalake_assets.parquet.footer import Footer, ReadAt, read_exactly
 from datalake_assets.parquet.row_groups import Chunk
+from datalake_assets.parquet.stated_bounds import odd_bounds
 from datalake_assets.parquet.thrift import (
     I32,
     I64,
@@ -351,13 +352,15 @@ def walk_pages(footer: Footer, read_at: ReadAt, row_groups: Sequence[int] | None
     Args:
         footer: Of the file.
         read_at: Reads it; what it raises is passed on.
-        row_groups: Which; None: all.
+        row_groups: Which; None: all, and the bounds that are stated of them.
 
     Raises:
-        UnsoundPages: The pages are not what the metadata says.
+        UnsoundPages: The pages are not what the metadata says, or a bound is no value of its column.
         UnreadableFile: A page's checksum is not that of its bytes, or the file is shorter than its footer says.
     """
     chosen = [number for number in _all(footer, row_groups) if footer.row_groups[number].rows]
+    if row_groups is None and (odd := next(odd_bounds(footer.data), None)):
+        raise UnsoundPages(footer.where, odd.reason)
     walk = PageWalk(footer, chosen)
     for start, end in sorted((footer.row_groups[number].start, footer.row_groups[number].end) for number in chosen):
         for offset in range(start, end, BLOCK_BYTES):

@@ -9,8 +9,9 @@ and so is the mutated file: where pyarrow reads it, the output has its rows betw
 pyarrow refuses it, or ends the process over it, there is nothing to compare with, which is counted.
 
 The comparer (`parquet/proof`) is fuzzed beside: it looks at the same files and at damaged outputs, and may call equal
-only what pyarrow reads alike, and read by itself only what pyarrow reads. What the kernel's walk passes as pages that
-may be copied, the walk in Python has to pass too.
+only what pyarrow reads alike, and read by itself only what pyarrow reads, or at least does not decompress. What the
+kernel's walk passes as pages that may be copied, the walk in Python has to pass too. What `open_parquet` opens, pyarrow
+has to survive when it is asked for all that the footer states.
 
 Rounds run in child processes. What a child is about to do lies in a file, so that a fall is told from one of pyarrow's.
 Prints the counts, and each finding with the files that make it again; exits 1 if there are any.
@@ -38,12 +39,15 @@ import pyarrow.parquet as pq
 
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet import native
+from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.decoding import open_parquet
 from datalake_assets.parquet.footer import Footer, parse_footer
 from datalake_assets.parquet.native import Depth, Kernel, MergeOptions, Part, Refused
 from datalake_assets.parquet.native.interface import open_library
 from datalake_assets.parquet.pages import PageWalk, UnsoundPages, page_of
 from datalake_assets.parquet.proof import Compared, Side, Verdict, open_comparer
+from datalake_assets.parquet.stated import stated_of
+from datalake_assets.parquet.stated_bounds import has_cut_bounds
 from datalake_assets.parquet.thrift import MalformedThrift
 from datalake_assets_tests.parquet.native_seeds import Group, decoded, group, mutated, same
 from datalake_assets_tests.parquet.sanitized_kernel import BUILD, build, build_comparer, environment
@@ -57,8 +61,8 @@ PATIENCE_S = 20
 #: A child is replaced after so many rounds: pyarrow may keep what damaged files made it allocate.
 ROUNDS = 20_000
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-#: What stands in the state file before a call.
-IDLE, KERNEL, ARROW = 0, 1, 2
+#: What stands in the state file before a call; pyarrow may fall, but not after what it opens was looked at.
+IDLE, KERNEL, ARROW, GUARDED = 0, 1, 2, 3
 STATE_BYTES = 1 << 20
 
 
@@ -141,6 +145,8 @@ class Child:
 
     def look(self, changed: bytes) -> None:
         """Has the mutated file read by the comparer alone, and walked as one that is to be copied."""
+        is_open = self.opens(changed)
+        self.note(KERNEL, [changed])
         (known,) = self.kernel.check([Part(changed)], memory_bytes=MEMORY_BYTES)
         (refused,) = self.kernel.walk([Part(changed)], memory_bytes=MEMORY_BYTES)
         if refused is None:
@@ -157,7 +163,8 @@ class Child:
             if found.num_rows != known.rows:
                 self.finding("comparer reads other rows", [changed], f"{known.rows}, pyarrow {found.num_rows}")
         except (pa.ArrowException, OSError, ValueError) as error:
-            if self.opens(changed):
+            source = pa.BufferReader(changed)  # which it asks for before it takes the comparer's word
+            if is_open and decompresses(open_parquet(source).metadata, source):
                 self.finding("comparer reads what pyarrow does not", [changed], str(error))
         self.note(KERNEL)
 
@@ -185,13 +192,25 @@ class Child:
             if place:
                 walk.check_offset_index(body[place.offset : place.offset + place.length])
 
-    @staticmethod
-    def opens(body: bytes) -> bool:
+    def opens(self, body: bytes) -> bool:
         """Whether pyarrow takes its metadata, which are looked at by it before anybody reads pages."""
+        self.note(GUARDED, [body])
+        source = pa.BufferReader(body)
         try:
-            open_parquet(pa.BufferReader(body))
+            metadata = open_parquet(source).metadata
+            stated_of(metadata)
+            if has_cut_bounds(source):
+                return True
         except (pa.ArrowException, OSError, ValueError):
             return False
+        finally:
+            self.note(IDLE)
+        self.note(GUARDED)
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            stated = [group.column(place).statistics for place in range(group.num_columns)]
+            self.counts["guarded statistics"] += sum(each is not None for each in stated)
+        self.note(IDLE)
         return True
 
     def proven(self, of: Group, place: int, files: list[bytes], rows: int, output: bytes) -> Compared:

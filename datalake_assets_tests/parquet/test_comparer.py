@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalake_assets.parquet import native, proof
+from datalake_assets.parquet.chunk_pages import decompresses
+from datalake_assets.parquet.decoding import open_parquet
 from datalake_assets.parquet.native import MergeOptions, Part, load_kernel
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
 from datalake_assets_tests.parquet.native_seeds import decoded, group, same
@@ -332,6 +334,41 @@ def test_a_page_without_values_has_an_encoding_that_readers_know(written):
         with pytest.raises(OSError, match=r"(?i)coding|coder|split"):
             pq.read_table(io.BytesIO(changed))
         assert compared([encoded(table)], changed).verdict is Verdict.UNCLEAR, other
+
+
+@pytest.mark.parametrize(("encoding", "passes"), [("DELTA_BINARY_PACKED", False), ("BYTE_STREAM_SPLIT", True)])
+def test_a_page_without_values_has_the_head_that_readers_ask_for(encoding, passes):
+    table = pa.table({"a": pa.array([None] * 10, pa.int64())})
+    how = {"use_dictionary": False, "column_encoding": {"a": encoding}, "write_statistics": False}
+    body = encoded(table, data_page_version="2.0", **how)
+    chunk = pq.read_metadata(io.BytesIO(body)).row_group(0).column(0)
+    begin, end = _begin(chunk), _begin(chunk) + chunk.total_compressed_size
+    levels = bytes([2 * 10, 0])  # the level 0, ten times
+    at = body.index(levels, begin)
+    spare, number = end - at - len(levels), 2 * len(levels)
+    head = b"\x15\x06\x15" + bytes([number, 0x15, number]) + body[begin + 6 : at - 1]  # type, sizes, and the rest
+    if spare:  # bytes of the head become a field that nobody knows, so that all else stays in its place
+        head += bytes([0xC8, spare - 2]) + b"x" * (spare - 2)
+    changed = body[:begin] + head + b"\0" + levels + body[end:]
+    assert (alone(body, 10).verdict, len(changed)) == (Verdict.EQUAL, len(body))
+    assert alone(changed, 10).verdict is (Verdict.EQUAL if passes else Verdict.UNCLEAR)
+    if passes:
+        assert decoded(changed).num_rows == 10
+    else:
+        with pytest.raises(OSError, match="InitHeader"):
+            decoded(changed)
+
+
+def test_a_codec_that_arrow_lacks_is_refused_also_where_nothing_is_compressed():
+    body = encoded(pa.table({"a": [1, 2, 3]}), use_dictionary=False, data_page_version="2.0", compression="none")
+    stated = b"\x19\x18\x01a\x15"  # the path of the column, then its codec
+    assert body.count(stated + b"\0") == 1
+    changed = body.replace(stated + b"\0", stated + b"\x06")
+    with pytest.raises(OSError, match="LZO"):
+        decoded(changed)
+    assert alone(changed, 3).verdict is Verdict.EQUAL  # nothing has to be decompressed
+    answers = [decompresses(open_parquet(source).metadata, source) for source in map(pa.BufferReader, (body, changed))]
+    assert answers == [True, False]
 
 
 def test_what_the_kernel_merges_is_equal_to_its_inputs():

@@ -22,6 +22,8 @@ from datalake_assets.parquet import native
 from datalake_assets.parquet.native import Depth, MergeOptions, Part, Refusal, Refused
 from datalake_assets.parquet.native.interface import open_library
 from datalake_assets.parquet.pages import PageWalk, page_of
+from datalake_assets.parquet.proof import Side, Verdict, load_comparer
+from datalake_assets.parquet.thrift import varint
 from datalake_assets_tests.parquet.native_seeds import mutated
 from datalake_assets_tests.parquet.parquet_files import EXTRAS, footer, parquet, read, rows
 
@@ -397,6 +399,67 @@ def test_no_file_passes_as_one_to_be_copied_that_the_walk_in_python_refuses(kern
         for place in (pair[0] for layout in told.layouts for pair in layout.indexes if pair[0]):
             walk.check_offset_index(wrong[place.offset : place.offset + place.length])
     assert passed > 40  # most that is damaged lies in values, or in statistics
+
+
+def test_a_list_of_no_known_kind_in_a_page_header_is_refused_as_other_readers_do(kernel):
+    # as a list of one element of kind 0, what follows it would be a field again, and all would add up
+    value = b"\x01\x18\x0d" + b"thirteen more"
+    body = parquet(pa.table({"text": pa.array([value.decode()])}), use_dictionary=False, write_page_index=False)
+    at = body.index(bytes([len(value)]) + value) - 1  # the first of the page's statistics
+    wrong = body[:at] + bytes([body[at] + 1]) + body[at + 1 :]
+    assert (body[at] & 15, wrong[at] & 15, kernel.walk([Part(body)])) == (8, 9, [None])
+    with pytest.raises(OSError, match="thrift"):
+        read(wrong)
+    for refused in (*kernel.walk([Part(wrong)]), kernel.check([Part(wrong)], Depth.PAGES)[0].refused):
+        assert "unknown type" in refused.why
+
+
+def test_a_number_of_more_than_64_bits_is_damaged(kernel):
+    least = parquet(pa.table({"n": pa.array([-(2**63), 5])}), column_encoding={"n": "DELTA_BINARY_PACKED"}, **PAGES_V2)
+    number = b"\xff" * 9 + b"\x01"  # of a page's differences, the first value: 64 bits, all of them set
+    assert least.count(number) == 1
+    wrong = least.replace(number, number[:-1] + b"\x03")
+    with pytest.raises(OSError, match="InitHeader"):
+        read(wrong)
+    assert kernel.check([Part(wrong)], Depth.DECODE)[0].refused.kind is Refusal.DAMAGED
+    if (comparer := load_comparer()) is not None:
+        assert [comparer.read(Side(pa.py_buffer(each), 2)).verdict for each in (least, wrong)] == [
+            Verdict.EQUAL,
+            Verdict.UNCLEAR,
+        ]
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd"])
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_page_of_nulls_alone_whose_nothing_is_called_compressed_is_copied(kernel, codec, proven):
+    """parquet-mr leaves nothing to be compressed, and calls it so."""
+    count = 2000
+    texts = [f"item {number:08} of all that there are, each once" for number in range(2 * count)]
+    table = pa.table({"text": pa.array(texts[:count] + [None] * count + texts[count:])})
+    how = {"data_page_version": "2.0", "use_dictionary": False, "max_rows_per_page": count, "write_batch_size": count}
+    body = parquet(table, compression=codec, **how)
+    of_nulls = (
+        b"\x15" + varint(2 * count) + b"\x15" + varint(2 * count) + b"\x15" + varint(2 * count)
+    )  # values, nulls, rows
+    at = body.index(of_nulls) + len(of_nulls) + 6  # after the encoding, and the lengths of the levels
+    assert body[at] == 0x12, "is_compressed is false"
+    body = body[:at] + b"\x11" + body[at + 1 :]
+    assert read(body).equals(table)
+    found = kernel.merge([Part(body, proven=proven)] * 2, MergeOptions(codec=codec, page_rows=count))
+    assert found.copied_pages >= 3
+    assert decoded(found).equals(pa.concat_tables([table, table]))
+
+
+def test_a_footer_that_is_not_at_hand_is_looked_at_alone(kernel, tmp_path):
+    body = parquet(pa.table({"n": range(100_000)}), compression="none")
+    (tmp_path / "whole").write_bytes(body)
+    (tmp_path / "other").write_bytes(b"XXXX" + body[4:])
+    assert len(body) > 1 << 17
+    here, there, other = kernel.check(
+        [Part(body), Part(tmp_path / "whole"), Part(tmp_path / "other")], memory_bytes=1 << 17
+    )
+    assert there == here
+    assert other.refused.why == "it is not a Parquet file"
 
 
 def test_a_walk_says_what_is_wrong_and_reads_checksums(kernel):

@@ -256,6 +256,10 @@ bool snappy_elements_are_sound(const u8* at, const u8* end, size_t plain) {
 }  // namespace
 
 bool joinable(int codec, View compressed, size_t plain, bool walk, View& elements) {
+  if (!plain && !compressed.size) {  // of nulls alone: nothing was compressed (parquet-mr)
+    elements = {};
+    return true;
+  }
   switch (codec) {
     case UNCOMPRESSED:
       need(compressed.size == plain, "a page has another size than its header says");

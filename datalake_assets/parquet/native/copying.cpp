@@ -132,6 +132,7 @@ void ChunkWriter::prove(const Chunk& chunk, const Found& found) {
     decode_values(leaf_, PLAIN, page.at, page.end, page.values, scratch_.check, scratch_.decode);
     return;
   }
+  if (!found.plain_bytes && !found.compressed.size) return;
   scratch_.check.clear();
   scratch_.check.reserve(found.plain_bytes);
   u8* plain = scratch_.check.data;

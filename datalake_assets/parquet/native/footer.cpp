@@ -1,5 +1,7 @@
 #include "footer.hpp"
 
+#include <algorithm>
+
 namespace pagemerge {
 namespace {
 
@@ -157,8 +159,13 @@ void parse_statistics(ThriftReader& reader, Chunk& chunk) {
       chunk.nulls = reader.zigzag();
       return true;
     }
-    if ((field == 5 || field == 6) && type == T_BINARY) {
-      (field == 5 ? chunk.max : chunk.min) = reader.binary();
+    if ((field == 1 || field == 2 || field == 5 || field == 6) && type == T_BINARY) {
+      View bound = reader.binary();
+      i64 bytes = static_cast<i64>(bound.size);
+      chunk.least_bound_bytes = chunk.least_bound_bytes < 0 ? bytes : std::min(chunk.least_bound_bytes, bytes);
+      chunk.most_bound_bytes = std::max(chunk.most_bound_bytes, bytes);
+      if (field < 5) return true;
+      (field == 5 ? chunk.max : chunk.min) = bound;
       (field == 5 ? chunk.has_max : chunk.has_min) = true;
       return true;
     }
@@ -293,10 +300,24 @@ void parse_orders(ThriftReader& reader, std::vector<bool>& by_type) {
   }
 }
 
+// Readers take bounds for values: over shorter ones Arrow ends the process, over any others DuckDB refuses the file. Of
+// byte arrays of one length, some writers cut them off (parquet-rs).
+void check_bounds(const Chunk& chunk, const Leaf& leaf) {
+  i64 width = static_cast<i64>(leaf.width());
+  if (!width || leaf.type == INT96 || chunk.most_bound_bytes < 0) return;
+  bool fits = chunk.least_bound_bytes == width && chunk.most_bound_bytes == width;
+  support(fits || leaf.type != FIXED_LEN_BYTE_ARRAY, "bounds of a column are cut off");
+  need(fits, "bounds of a column have another width than its values");
+}
+
 void check_group(const RowGroup& group, const std::vector<Leaf>& leaves, u64 pages_end) {
+  for (size_t i = 0; i < leaves.size(); i++) {
+    need(group.chunks[i].type == leaves[i].type, "a column chunk has another type than its column");
+    check_bounds(group.chunks[i], leaves[i]);
+  }
   for (size_t i = 0; i < leaves.size() && group.rows; i++) {
     const Chunk& chunk = group.chunks[i];
-    need(chunk.type == leaves[i].type && chunk.bytes > 0 && chunk.plain_bytes >= 0, "a column chunk is damaged");
+    need(chunk.bytes > 0 && chunk.plain_bytes >= 0, "a column chunk is damaged");
     need(leaves[i].max_repetition ? chunk.values >= group.rows : chunk.values == group.rows,
          "a column chunk has another number of values than its row group has rows");
     need(chunk.nulls >= -1 && chunk.nulls <= chunk.values, "a column has more nulls than values");

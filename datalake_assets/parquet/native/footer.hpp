@@ -43,8 +43,9 @@ struct Chunk {
   i64 nulls = -1;  // by the statistics; -1: they don't say
   View min, max;
   bool has_min = false, has_max = false;
-  bool min_exact = true, max_exact = true;  // unless they say otherwise
-  bool says_exact = false;                  // they say so of both, and not nothing
+  bool min_exact = true, max_exact = true;            // unless they say otherwise
+  bool says_exact = false;                            // they say so of both, and not nothing
+  i64 least_bound_bytes = -1, most_bound_bytes = -1;  // of all bounds that they state, of the old kind too; -1: of none
   bool has_bloom = false, has_page_index = false;
   i64 offset_index = 0, offset_index_bytes = 0;  // bytes: 0 where there is none
   bool lists_dictionary = false;                 // among its encodings, whether or not it says where the dictionary is

@@ -136,9 +136,27 @@ void digest_of(View view, u8* to) {
   memcpy(to, digest.digest, sizeof digest.digest);
 }
 
-pm_span span_of(const File& file, View view) {
+// `end`: the file's last bytes, with its footer.
+pm_span span_of(View end, size_t file_bytes, View view) {
   if (!view.size) return {0, 0};
-  return {view.data - file.bytes.data, static_cast<i64>(view.size)};
+  return {static_cast<i64>(file_bytes - end.size) + (view.data - end.data), static_cast<i64>(view.size)};
+}
+
+// The row groups of a file that take part; of the file only `end` is read, its last bytes with all of its footer.
+Footer read_footer(const pm_input& input, const OpenFile& open_file, Bytes& end) {
+  size_t size = open_file.size(), most = std::min(size, FIRST_READ_BYTES);
+  open_file.read(size - most, most, end);
+  size_t wanted = footer_bytes({end.data, end.size}, size);
+  if (wanted > end.size) {
+    end.clear();
+    open_file.read(size - wanted, wanted, end);
+  }
+  Bytes magic;
+  open_file.read(0, 4, magic);
+  need(!memcmp(magic.data, "PAR1", 4), "it is not a Parquet file");
+  Footer footer = parse_footer({end.data, end.size}, size);
+  choose_groups(input, footer);
+  return footer;
 }
 
 // Widens the bounds of the time leaf by a row group's statistics; false if they don't bound it.
@@ -167,7 +185,8 @@ void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_che
     checked.has_chunk_key_values |= chunk.key_values.size > 0;
     support(chunk.codec >= 0 && chunk.codec <= LZ4_RAW, "it is compressed with a codec that is not known");
     checked.codecs |= 1u << chunk.codec;
-    checked.plain_bytes += chunk.plain_bytes;
+    need(!__builtin_add_overflow(checked.plain_bytes, chunk.plain_bytes, &checked.plain_bytes),
+         "its sizes are too large");
     checked.largest_chunk_plain_bytes = std::max(checked.largest_chunk_plain_bytes, chunk.plain_bytes);
     checked.unstated_dictionary |= chunk.lists_dictionary && !chunk.has_dictionary();
     bytes += chunk.bytes;
@@ -179,18 +198,27 @@ void check_group(const File& file, const RowGroup& group, pm_depth depth, pm_che
 
 void check_input(const pm_input& input, pm_depth depth, i32 time_leaf, pm_checked& checked) {
   File file;
-  read_input(input, file);
-  parse_input(input, file);
+  size_t size = 0;
+  if (depth == PM_CHECK_FOOTER && is_file(input) && !input.digest) {
+    OpenFile open_file(input);
+    size = open_file.size();
+    file.footer = read_footer(input, open_file, file.own);
+    file.bytes = {file.own.data, file.own.size};
+  } else {
+    read_input(input, file);
+    parse_input(input, file);
+    size = file.bytes.size;
+  }
   const Footer& footer = file.footer;
   checked.rows = footer.rows;
   checked.row_groups = static_cast<i64>(footer.groups.size());
   checked.columns = static_cast<i64>(footer.leaves.size());
-  checked.size_bytes = static_cast<i64>(file.bytes.size);
+  checked.size_bytes = static_cast<i64>(size);
   digest_of(footer.schema, checked.schema_digest);
   digest_of(footer.key_values, checked.key_values_digest);
-  checked.schema = span_of(file, footer.schema_list);
-  checked.key_values = span_of(file, footer.key_values);
-  checked.created_by = span_of(file, footer.created_by);
+  checked.schema = span_of(file.bytes, size, footer.schema_list);
+  checked.key_values = span_of(file.bytes, size, footer.key_values);
+  checked.created_by = span_of(file.bytes, size, footer.created_by);
   for (const Leaf& leaf : footer.leaves) checked.has_repeated |= leaf.max_repetition > 0;
   size_t place = static_cast<size_t>(time_leaf);
   bool bounded = time_leaf >= 0 && place < footer.leaves.size();
@@ -214,17 +242,8 @@ void walk_input(const pm_input& input, pm_checked& checked) {
   PageCount count;
   if (is_file(input) && !input.digest) {
     OpenFile open_file(input);
-    Bytes tail;
-    size_t most = std::min(open_file.size(), FIRST_READ_BYTES);
-    open_file.read(open_file.size() - most, most, tail);
-    size_t wanted = footer_bytes({tail.data, tail.size}, open_file.size());
-    if (wanted > tail.size) {
-      tail.clear();
-      open_file.read(open_file.size() - wanted, wanted, tail);
-    }
-    Footer footer = parse_footer({tail.data, tail.size}, open_file.size());
-    choose_groups(input, footer);
-    Bytes held;
+    Bytes end, held;
+    Footer footer = read_footer(input, open_file, end);
     walk_pages(
         footer, open_file.size(),
         [&](size_t offset, size_t length) {

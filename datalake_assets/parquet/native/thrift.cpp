@@ -4,6 +4,12 @@ namespace pagemerge {
 
 constexpr int MAX_DEPTH = 64;
 
+namespace {
+
+void know(int kind) { need(kind >= T_TRUE && kind <= T_UUID, "its metadata has a value of unknown type"); }
+
+}  // namespace
+
 void ThriftReader::skip(int type, int depth) {
   need(depth < MAX_DEPTH, "its metadata is nested too deep");
   switch (type) {
@@ -33,6 +39,8 @@ void ThriftReader::skip(int type, int depth) {
     case T_SET: {
       int element;
       u64 count = list(element);
+      if (!count) return;
+      know(element);
       if (element <= T_FALSE) {  // booleans in lists take a byte
         at += count;
         return;
@@ -45,6 +53,8 @@ void ThriftReader::skip(int type, int depth) {
       if (!count) return;
       need(count <= left(), "a map in its metadata is too long");
       u8 types = byte();
+      know(types >> 4);
+      know(types & 15);
       while (count--) {
         for (int each : {types >> 4, types & 15}) {
           if (each <= T_FALSE) {

@@ -37,6 +37,7 @@ struct ThriftReader {
     u64 value = 0;
     for (int shift = 0; shift < 64; shift += 7) {
       u8 next = byte();
+      if (shift == 63 && next > 1) break;  // of the tenth byte, one bit is left
       value |= static_cast<u64>(next & 127) << shift;
       if (next < 128) return value;
     }

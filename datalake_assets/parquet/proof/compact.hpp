@@ -148,6 +148,7 @@ class Reader {
     uint64_t number = 0;
     for (int shift = 0; shift < 64; shift += 7) {
       uint8_t next = byte();
+      if (shift == 63 && next > 1) break;  // only one bit is left
       number |= uint64_t(next & 127) << shift;
       if (next < 128) return number;
     }

@@ -46,12 +46,7 @@ uint64_t decode_differences(Span at, uint32_t count, uint32_t widest, uint64_t* 
 }
 
 Span Plainer::plain(Encoding encoding, Span at, const Leaf& leaf, uint32_t count) {
-  const bool is_integer = leaf.type == Type::INT32 || leaf.type == Type::INT64, is_text = leaf.type == Type::TEXT;
-  const bool is_known = (encoding == Encoding::DELTA_BINARY_PACKED && is_integer) ||
-                        (encoding == Encoding::DELTA_LENGTH && is_text) ||
-                        (encoding == Encoding::DELTA_PREFIX && (is_text || leaf.type == Type::FIXED)) ||
-                        (encoding == Encoding::BYTE_STREAM_SPLIT && leaf.width > 1 && leaf.type != Type::INT96);
-  if (is_known && !count && !at.size) return {};  // of nulls alone, writers leave out even the head
+  const bool is_integer = leaf.type == Type::INT32 || leaf.type == Type::INT64;
   if (encoding == Encoding::DELTA_BINARY_PACKED && is_integer) return differences(at, leaf.width, count);
   if (encoding == Encoding::DELTA_LENGTH && leaf.type == Type::TEXT) return lengths(at, count);
   if (encoding == Encoding::DELTA_PREFIX && (leaf.type == Type::TEXT || leaf.type == Type::FIXED))

@@ -43,6 +43,7 @@ inline uint64_t varint_at(Span at, uint64_t& place) {
   for (int shift = 0; shift < 64; shift += 7) {
     if (place >= at.size) throw Unclear{"an encoded page ends early"};
     uint8_t next = at.data[place++];
+    if (shift == 63 && next > 1) break;  // only one bit is left
     number |= uint64_t(next & 127) << shift;
     if (next < 128) return number;
   }

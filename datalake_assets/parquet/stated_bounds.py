@@ -1,0 +1,165 @@
+"""Bounds that a footer states in another width than the values have: over some of them Arrow ends the process.
+
+Arrow decodes bounds when it is asked for a chunk's statistics, and when a filter is held against them. If they are
+shorter than a value, or the chunk has another type than its column, it throws where nobody catches it (Arrow 26). So
+this is looked at before any file of others is used. Writers may cut off byte arrays, also those of one length
+(parquet-rs does): such a file is sound, but must not be asked for its statistics.
+
+Source: apache/parquet-format, src/main/thrift/parquet.thrift: Statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from datalake_assets.parquet.footer import TAIL_BYTES
+from datalake_assets.parquet.native import Part, load_kernel
+from datalake_assets.parquet.row_groups import TYPES
+from datalake_assets.parquet.thrift import BINARY, I32, LIST, STRUCT, CompactReader, MalformedThrift
+
+__all__ = ["OddBound", "check_bounds", "has_cut_bounds", "odd_bounds"]
+
+# SchemaElement, FileMetaData, RowGroup, ColumnChunk and ColumnMetaData
+ELEMENT_TYPE, ELEMENT_LENGTH, ELEMENT_NAME, ELEMENT_CHILDREN = 1, 2, 4, 5
+SCHEMA, ROW_GROUPS, COLUMNS, META_DATA, CHUNK_TYPE, STATISTICS = 2, 4, 1, 3, 1, 12
+#: Statistics: max and min, then max_value and min_value.
+BOUNDS = (1, 2, 5, 6)
+#: Bytes of a value by physical type; those of texts differ, and 96-bit times have no order, so that nobody looks.
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8}
+FIXED = "FIXED_LEN_BYTE_ARRAY"
+
+
+class OddBound(NamedTuple):
+    """A bound that is no value of its column.
+
+    Attributes:
+        reason: What is wrong, for a person.
+        is_cut: It is that of a byte array, cut off, as it may be.
+        is_short: Arrow ends the process over it.
+    """
+
+    reason: str
+    is_cut: bool
+    is_short: bool
+
+
+def check_bounds(source: pa.NativeFile) -> None:
+    """Raises unless Arrow survives to be asked for the statistics of all columns, but for cut byte arrays.
+
+    Raises:
+        OSError: A bound is shorter than a value, or a chunk has another type than its column.
+    """
+    for bound in _odd_bounds_of(source):
+        if bound.is_short and not bound.is_cut:
+            raise OSError(f"its footer is damaged: {bound.reason}")
+
+
+def has_cut_bounds(source: pa.NativeFile) -> bool:
+    """Whether bounds of byte arrays are cut off, so that Arrow must not hold a filter against them.
+
+    Raises:
+        OSError: The footer cannot be read.
+    """
+    return any(bound.is_cut and bound.is_short for bound in _odd_bounds_of(source))
+
+
+def odd_bounds(footer: bytes) -> Iterator[OddBound]:
+    """The bounds of an encoded footer that have another width than the values of their column.
+
+    Raises:
+        MalformedThrift: It is none.
+    """
+    leaves: list[_Leaf] = []
+    reader = CompactReader(footer)
+    for field, kind in reader.fields():
+        if field == SCHEMA:
+            elements = [_element(reader) for _ in range(reader.structs(kind))]
+            leaves = [leaf for leaf in elements if leaf is not None]
+        elif field == ROW_GROUPS:
+            for _ in range(reader.structs(kind)):
+                yield from _of_group(reader, leaves)
+
+
+class _Leaf(NamedTuple):
+    name: str
+    kind: int
+    length: int
+
+
+def _element(reader: CompactReader) -> _Leaf | None:
+    """An element of the schema, if it is a leaf."""
+    numbers, name = {}, b""
+    for field, kind in reader.fields():
+        if field in (ELEMENT_TYPE, ELEMENT_LENGTH, ELEMENT_CHILDREN) and kind == I32:
+            numbers[field] = reader.integer(kind, I32)
+        elif field == ELEMENT_NAME and kind == BINARY:
+            name = reader.binary(kind)
+    if numbers.get(ELEMENT_CHILDREN) or ELEMENT_TYPE not in numbers:
+        return None
+    return _Leaf(name.decode(errors="backslashreplace"), numbers[ELEMENT_TYPE], numbers.get(ELEMENT_LENGTH, 0))
+
+
+def _of_group(reader: CompactReader, leaves: list[_Leaf]) -> Iterator[OddBound]:
+    for field, kind in reader.fields():
+        if field != COLUMNS or kind != LIST:
+            continue
+        for index in range(reader.structs(kind)):
+            for part, of_part in reader.fields():
+                if part == META_DATA and of_part == STRUCT and index < len(leaves):
+                    yield from _of_chunk(reader, leaves[index])
+
+
+def _of_chunk(reader: CompactReader, leaf: _Leaf) -> Iterator[OddBound]:
+    for field, kind in reader.fields():
+        if field == CHUNK_TYPE:
+            if (stated := reader.integer(kind, I32)) != leaf.kind:
+                reason = f"a chunk of column {leaf.name!r} is {_type_name(stated)}, and {_type_name(leaf.kind)} by the"
+                yield OddBound(f"{reason} schema", is_cut=False, is_short=True)
+        elif field == STATISTICS and kind == STRUCT:
+            yield from _of_statistics(reader, leaf)
+
+
+def _of_statistics(reader: CompactReader, leaf: _Leaf) -> Iterator[OddBound]:
+    name = _type_name(leaf.kind)
+    width = leaf.length if name == FIXED else WIDTHS.get(name)
+    for field, kind in reader.fields():
+        if field in BOUNDS and kind == BINARY and width is not None:
+            size = len(reader.binary(kind))
+            if size != width:
+                reason = f"a bound of column {leaf.name!r} takes {size} bytes, and its values {width}"
+                yield OddBound(reason, is_cut=name == FIXED, is_short=size < width)
+
+
+def _type_name(number: int) -> str:
+    return TYPES[number] if number in range(len(TYPES)) else f"type {number}"
+
+
+def _odd_bounds_of(source: pa.NativeFile) -> list[OddBound]:
+    """The same of an open file; the kernel says in a tenth of the time that there are none."""
+    if (kernel := load_kernel()) is not None and (part := _at_hand(source)) is not None:
+        (found,) = kernel.check([part])
+        if found.refused is None:
+            return []
+    size_bytes = source.size()
+    length = int.from_bytes(source.read_at(TAIL_BYTES, max(0, size_bytes - TAIL_BYTES))[:-4], "little")
+    footer = source.read_at(min(length, size_bytes), max(0, size_bytes - TAIL_BYTES - length))
+    try:
+        return [*odd_bounds(footer)]
+    except MalformedThrift as error:
+        raise OSError(f"its footer is damaged: {error}") from error
+
+
+def _at_hand(source: pa.NativeFile) -> Part | None:
+    """The file for the kernel, if its bytes are here."""
+    if isinstance(source, pa.OSFile):
+        return Part(source.fileno())
+    if isinstance(source, (pa.BufferReader, pa.MemoryMappedFile)):
+        place = source.tell()
+        source.seek(0)
+        data = source.read_buffer()
+        source.seek(place)
+        return Part(data)
+    return None
