@@ -16,6 +16,7 @@ from datalake_assets.core.table_formats import TableFormat, footer_format
 from datalake_assets.errors import UnreadableFile
 from datalake_assets.parquet.decoding import Tail, check_chunks
 from datalake_assets.parquet.footer import footer_fault
+from datalake_assets.parquet.stated_bounds import fatal_bound
 
 __all__ = [
     "INT96_UNIT",
@@ -104,6 +105,8 @@ def read_adopted_footer(tail: bytes, size_bytes: int, *, time_column: str | None
         if file.metadata.serialized_size != needed - _END_BYTES:
             raise UnreadableFile(where, "it is encrypted")
         check_chunks(file.metadata, size_bytes)
+        if reason := fatal_bound(tail[-needed:-_END_BYTES]):
+            raise UnreadableFile(where, f"its footer is damaged: {reason}")
         _check_rows(file.metadata, where)
         schema = file.schema_arrow.remove_metadata()
         table = footer_format(file.metadata.metadata or {}, schema.names)

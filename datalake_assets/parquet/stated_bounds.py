@@ -20,7 +20,7 @@ from datalake_assets.parquet.native import Part, load_kernel
 from datalake_assets.parquet.row_groups import TYPES
 from datalake_assets.parquet.thrift import BINARY, I32, LIST, STRUCT, CompactReader, MalformedThrift
 
-__all__ = ["OddBound", "check_bounds", "has_cut_bounds", "odd_bounds"]
+__all__ = ["OddBound", "check_bounds", "fatal_bound", "has_cut_bounds", "odd_bounds"]
 
 # SchemaElement, FileMetaData, RowGroup, ColumnChunk and ColumnMetaData
 ELEMENT_TYPE, ELEMENT_LENGTH, ELEMENT_NAME, ELEMENT_CHILDREN = 1, 2, 4, 5
@@ -45,6 +45,11 @@ class OddBound(NamedTuple):
     is_cut: bool
     is_short: bool
 
+    @property
+    def is_fatal(self) -> bool:
+        """No reader takes it, and Arrow ends the process."""
+        return self.is_short and not self.is_cut
+
 
 def check_bounds(source: pa.NativeFile) -> None:
     """Raises unless Arrow survives to be asked for the statistics of all columns, but for cut byte arrays.
@@ -53,8 +58,16 @@ def check_bounds(source: pa.NativeFile) -> None:
         OSError: A bound is shorter than a value, or a chunk has another type than its column.
     """
     for bound in _odd_bounds_of(source):
-        if bound.is_short and not bound.is_cut:
+        if bound.is_fatal:
             raise OSError(f"its footer is damaged: {bound.reason}")
+
+
+def fatal_bound(footer: bytes) -> str:
+    """Why Arrow must not be asked for what an encoded footer states, for a person; empty if it may."""
+    try:
+        return next((bound.reason for bound in odd_bounds(footer) if bound.is_fatal), "")
+    except MalformedThrift as error:
+        return str(error)
 
 
 def has_cut_bounds(source: pa.NativeFile) -> bool:

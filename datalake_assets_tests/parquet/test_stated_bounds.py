@@ -14,8 +14,10 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pytest
 
+from datalake_assets.errors import UnreadableFile
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.parquet import stated_bounds
+from datalake_assets.parquet.adopted_footer import read_adopted_footer
 from datalake_assets.parquet.decoding import open_parquet
 from datalake_assets.parquet.native import Part, Refused
 from datalake_assets.parquet.pages import UnsoundPages, walk_pages
@@ -79,6 +81,13 @@ def test_bound_shorter_than_a_value_is_refused_before_arrow_is_asked_for_it(kind
 def test_chunk_of_another_type_than_its_column_is_refused():
     with pytest.raises(OSError, match="a chunk of column 'x' is DOUBLE, and INT64 by the schema"):
         open_parquet(pa.BufferReader(of_another_type()))
+
+
+@pytest.mark.parametrize("column", ["x", None])
+@pytest.mark.parametrize("body", [stating("time", 3), of_another_type()], ids=["bound", "type"])
+def test_first_look_at_a_file_of_others_refuses_it(body, column):
+    with pytest.raises(UnreadableFile, match=r"its footer is damaged: .*column 'x'"):
+        read_adopted_footer(body, len(body), time_column=column, where="x.parquet")
 
 
 @pytest.mark.usefixtures("_either")
