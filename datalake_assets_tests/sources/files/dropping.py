@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from datalake_assets.lake.layout import FeedFolder
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.tables import open_table
 from datalake_assets.settings import load_settings
+from datalake_assets.sources.files.contents import ContentLimits, Contents, prepared
 from datalake_assets.sources.systems import connect
 
 #: When files are dropped, but for those that say otherwise.
@@ -35,6 +37,11 @@ def files_feed(
     said = {"type": "files", "location": location, "min_age_s": 0, **(source or {})}
     document = {"name": "s", "kind": kind, "source": said, "start": "2010-01-01", **changes}
     return parse_feed(json.dumps({**document, "format": kept_as} if kind == "stream" else document))
+
+
+def contents(data: bytes, encoding: str | None = None) -> Contents:
+    """A file's, prepared to be read."""
+    return prepared(io.BytesIO(data), is_kept=True, encoding=encoding, limits=ContentLimits())
 
 
 @dataclass

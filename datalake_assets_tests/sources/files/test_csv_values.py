@@ -21,16 +21,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datalake_assets.sources.files import contents as file_contents
 from datalake_assets.sources.files import csv_records, csv_values, text_values
-from datalake_assets.sources.files.contents import BadFile, ContentLimits, Contents, prepared
+from datalake_assets.sources.files.contents import BadFile
 from datalake_assets.sources.files.csv_records import Block, CsvDialect, blocks, records_of
 from datalake_assets.sources.files.file_reading import OtherTypes, ReadingOptions, opened
 from datalake_assets.sources.files.text_values import Kind, classified, joined, named_type
-
-
-def contents(data: bytes, encoding: str | None = None) -> Contents:
-    return prepared(io.BytesIO(data), is_kept=True, encoding=encoding, limits=ContentLimits())
+from datalake_assets_tests.sources.files.dropping import contents
 
 
 def read(
@@ -376,36 +372,6 @@ def test_a_joined_type_holds_the_values_of_both(one, other):
     assert fits.all()
 
 
-@pytest.mark.parametrize(
-    ("data", "encoding", "text"),
-    [
-        ("ü,1\n".encode(), None, "ü,1\n"),
-        ("ü,1\n".encode("latin-1"), None, "ü,1\n"),
-        ("ü,1\n".encode("utf-16-le"), None, "ü,1\n"),
-        ("ü,1\n".encode("utf-16-be"), None, "ü,1\n"),
-        ("ü,1\n".encode("utf-32"), None, "ü,1\n"),
-        ("€,1\n".encode("cp1252"), "cp1252", "€,1\n"),
-        (("é" * 600_000 + "\n").encode(), None, "é" * 600_000 + "\n"),
-    ],
-)
-def test_texts_are_in_utf8_afterwards(data, encoding, text):
-    ready = contents(data, encoding)
-    assert (ready.rewound().read().decode(), ready.is_utf8) == (text, True)
-    ready.close()
-
-
-@pytest.mark.parametrize("encoding", [None, "utf-8"])
-def test_a_text_that_is_utf8_but_for_some_bytes_is_known_as_such(encoding):
-    with closing(contents("é,1\n".encode() + b"\xff,2\n", encoding)) as ready:
-        assert (ready.encoding, ready.is_utf8) == ("utf-8", False)
-
-
-@pytest.mark.parametrize("data", [b"\x80\x9f,1\n", "ü".encode("utf-16")[:-1], b"PAR1,\xc3\xbc\n\0\xff\n"])
-def test_what_is_in_no_encoding_is_refused(data):
-    with pytest.raises(BadFile):
-        contents(data)
-
-
 @pytest.mark.parametrize("data", [b"\xc3\xbc,a\xff\n1,2\n", b"PK\5\6\0\0\n1\n", "a,b\n1,2\n".encode("utf-32-le")])
 def test_no_column_is_named_by_what_is_no_text(data):
     with closing(contents(data)) as ready, pytest.raises(BadFile, match="no text"):
@@ -508,16 +474,3 @@ def test_blocks_hold_what_the_file_holds():
         found: list[Block] = list(blocks(io.BytesIO(data), CsvDialect(), size=size))
         assert b"".join(each.data for each in found) == data
         assert found[0].line == 1
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=12) | st.text("aé€😀", max_size=8).map(str.encode), st.integers(1, 5))
-def test_utf8_is_told_as_python_tells_it_however_it_is_read(data, size):
-    with patch.object(file_contents, "PIECE_BYTES", size):
-        found = file_contents._is_utf8(io.BytesIO(data))
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        assert not found
-    else:
-        assert found
