@@ -28,7 +28,7 @@ from datalake_assets.defs.metadata import (
 )
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.runs import UNFINISHED, tag_run
-from datalake_assets.defs.runtime import PASSING, failures_named
+from datalake_assets.defs.runtime import PASSING, failures_named, isolated
 from datalake_assets.errors import ConfigError
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
@@ -205,7 +205,8 @@ def compact_feed(
         for each in compacted:
             done.append(each)
             _log_outcome(lake, feed, each, run_log)
-    with failures_named(feed):
+    # what was merged is merged: another partition, which a folder's checks are about too, may be damaged
+    with isolated(run_log.warning, about=f"{feed.path}: checks could not be evaluated"):
         healths = [each.report.health for each in done if each.report is not None]
         for event in aimed(run_log.instance, size_evaluations(run_log.instance, lake, feed, healths)):
             run_log.observed(event)

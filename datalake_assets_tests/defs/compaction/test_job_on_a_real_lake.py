@@ -86,6 +86,25 @@ def test_partition_that_cannot_be_compacted_stops_no_other(job, feed, home, loca
     assert {key: seen["datalake/files"] for key, seen in observed(home, feed).items()} == {DAYS[1]: 1, DAYS[2]: 1}
 
 
+def test_partition_whose_manifest_is_damaged_fails_no_run_about_others_of_its_folder(job, home, local_store):
+    """Checks of a folder are about all of it: where they cannot be evaluated, what was merged is merged all the same."""
+    raw = Path(local_store.uri).parent / "raw"
+    for day in (1, 2):
+        (raw / f"day={day}").mkdir(parents=True)
+        for number in range(4):
+            pq.write_table(pa.table({"id": [number]}), raw / f"day={day}" / f"{number}.parquet")
+    folder = adopt(local_store, str(raw), "raw").feed
+    damaged = next(path for path in Path(local_store.uri).rglob("manifest.json") if "day=2" in str(path))
+    damaged.write_text("{")
+
+    result = run(job, home, "raw", "day=1")
+
+    assert result.success
+    assert observed(home, folder)["day=1"]["datalake/files_removed"] == 3
+    lines = [entry.user_message for entry in home.all_logs(result.run_id) if not entry.is_dagster_event]
+    assert any(line.startswith("folders/raw: checks could not be evaluated: ") for line in lines)
+
+
 def test_what_an_engine_did_elsewhere_shows_in_the_observation(feed, home, local_store, toy):
     elsewhere = build_definitions(Settings(lake=local_store.uri, engine="toy")).resolve_job_def(COMPACT_PARTITION)
 
