@@ -4,6 +4,7 @@ Each event is reported once. Who reports one claims it, and takes it out of the 
 died in between, the next one asks Dagster's log which of it are there.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ from datalake_assets.feed_sources import FeedKind
 from datalake_assets.lake.event_queue import EventKind, EventQueue, QueuedEvent
 
 __all__ = ["EVENT", "QUEUED_EVENTS_SENSOR", "Reported", "queued_events_sensor", "report_queued"]
+
+logger = logging.getLogger(__name__)
 
 QUEUED_EVENTS_SENSOR = "queued_events_sensor"
 INTERVAL_S = 30
@@ -132,16 +135,24 @@ def _report(lake: Lake, instance: dg.DagsterInstance, queued: QueuedEvent) -> No
             marked = _marked(event, f"{queued.id}/{number}", queued)
             if not (queued.may_be_reported and _is_there(instance, marked)):
                 instance.report_runless_asset_event(marked)
-        if queued.kind == "landing":
-            report = _written(queued.body)
-            for evaluation in evaluations_now(instance, lake, feed, report, rules=False):
-                instance.report_runless_asset_event(evaluation)
-        if queued.kind == "compaction":
-            # what a check says is a state: to say it again changes nothing
-            healths = [each.health for each in _compactions(queued.body)]
-            # of partitions only within a run: without one, the second of the same partition breaks SQLite storage
-            for evaluation in size_evaluations(instance, lake, feed, healths, each_partition=False):
-                instance.report_runless_asset_event(evaluation)
+        evaluations: list[dg.AssetCheckEvaluation] = []
+        # another partition may be damaged, which is no reason to keep what happened to this one waiting
+        with isolated(logger.warning, about=f"{feed.path}: checks could not be evaluated"):
+            evaluations += _evaluated(lake, instance, feed, queued)
+        for evaluation in evaluations:
+            instance.report_runless_asset_event(evaluation)
+
+
+def _evaluated(
+    lake: Lake, instance: dg.DagsterInstance, feed: Feed, queued: QueuedEvent
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """What checks say after it; that is a state: to say it again changes nothing."""
+    if queued.kind == "landing":
+        yield from evaluations_now(instance, lake, feed, _written(queued.body), rules=False)
+    if queued.kind == "compaction":
+        healths = [each.health for each in _compactions(queued.body)]
+        # of partitions only within a run: without one, the second of the same partition breaks SQLite storage
+        yield from size_evaluations(instance, lake, feed, healths, each_partition=False)
 
 
 def _marked(event: _Event, mark: str, queued: QueuedEvent) -> _Event:

@@ -87,7 +87,7 @@ def test_partition_that_cannot_be_compacted_stops_no_other(job, feed, home, loca
 
 
 def test_partition_whose_manifest_is_damaged_fails_no_run_about_others_of_its_folder(job, home, local_store):
-    """Checks of a folder are about all of it: where they cannot be evaluated, what was merged is merged all the same."""
+    """Checks of a folder are about all of it: what was merged is merged, though they cannot be evaluated."""
     raw = Path(local_store.uri).parent / "raw"
     for day in (1, 2):
         (raw / f"day={day}").mkdir(parents=True)

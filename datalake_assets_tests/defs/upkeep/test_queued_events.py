@@ -17,7 +17,7 @@ from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.resources import Lake
 from datalake_assets.defs.upkeep import queued_events
 from datalake_assets.defs.upkeep.queued_events import EVENT, QUEUED_EVENTS_SENSOR, report_queued
-from datalake_assets.errors import LakeUnavailable
+from datalake_assets.errors import CorruptLake, LakeUnavailable
 from datalake_assets.lake.event_queue import EVENTS, LEASE, EventQueue
 from datalake_assets.lake.hive import HiveTable
 from datalake_assets.lake.registry import FeedRegistry
@@ -112,6 +112,21 @@ def test_what_cannot_be_reported_keeps_nothing_else_waiting(instance, local_stor
     assert queue.waiting() == [f"{EVENTS}/20250101T000000_bad.json", odd]
     (record,) = instance.fetch_materializations(asset_key(feed), limit=5).records
     assert (record.partition_key, record.asset_materialization.description) == (DAYS[0], "3 of 4 rows deleted")
+
+
+def test_checks_that_cannot_be_evaluated_keep_no_event_waiting(instance, local_store, monkeypatch):
+    feed, reports = compacted(local_store)
+    EventQueue(local_store).put("s", "compaction", reports)
+
+    def damaged(*_, **__):
+        raise CorruptLake("manifest.json", "it is damaged")
+
+    monkeypatch.setattr(queued_events, "size_evaluations", damaged)
+    done = report_queued(Lake(Settings(lake=local_store.uri)), instance)
+
+    assert (done.events, done.problems) == (1, ())
+    assert len(told(instance, feed)) == 3
+    assert not EventQueue(local_store).waiting()
 
 
 def test_a_lake_that_cannot_be_asked_ends_no_command(instance, local_store, monkeypatch):
