@@ -5,10 +5,10 @@ and what the parent holds for it is bounded, whatever a query makes of its proce
 
 The way to a store takes longer than what is read there. Arrow would read the row groups of a file at once, and can't of
 a file that Python reads, which it locks meanwhile. So footers are fetched while the query is being prepared, unless it
-names no column, and where
-a query reads the same columns of one row group after another, those of the following are asked for before it comes to
-them: of two at first, then of twice as many each time, as files are read ahead everywhere. Where it filters nothing,
-and there is little to read of each, those of a file are asked for at once.
+names no column, and where a query reads the same columns of one row group after another, those of the following are
+asked for before it comes to them: of two at first, then of twice as many each time, as files are read ahead everywhere.
+Where it filters nothing, and there is little to read of each, those of a file are asked for at once. What is asked for
+before Arrow reads at all is for `sql_scans` to say.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import socket
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,16 +28,32 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-__all__ = ["READERS", "AskedFile", "AskedFiles", "KeptEnd", "KeptOpen", "ReadableFile", "serving"]
+__all__ = [
+    "ENDS",
+    "IO_THREADS",
+    "AskedFile",
+    "AskedFiles",
+    "KeptEnd",
+    "KeptOpen",
+    "ReadableFile",
+    "end_bytes",
+    "serving",
+]
 
 logger = logging.getLogger(__name__)
 
-#: Threads that read for one query: what takes the time is the way to the store.
-READERS = 16
+#: Threads that read for one query: what takes the time is the way to the store. Ends of files that are fetched before
+#: anybody asks for them.
+READERS, ENDS = 48, 16
+#: Threads by which Arrow reads, which wait for answers.
+IO_THREADS = 16
 #: Bytes that are asked for at a time.
 _PIECE = 4 << 20
-#: What Arrow reads of a file first (kDefaultFooterReadSize in its parquet/file_reader.cc).
-_FOOTER = 64 << 10
+#: Bytes that are read for one query at the same time, and are on their way to it.
+_HELD_BYTES = 64 << 20
+#: What Arrow reads of a file first (kDefaultFooterReadSize in its parquet/file_reader.cc). Large files have page
+#: indexes there, of a thousandth of their bytes or so; the ends of those are fetched with them.
+_FOOTER, _LONG_END, _SHARE_OF_END = 64 << 10, 256 << 10, 512
 #: Bytes of the columns of a row group that is read ahead from the first on: a query may end early all the same.
 _LITTLE = 1 << 20
 #: Row groups that are read ahead of one file; and bytes of all files, those included that nobody came to read.
@@ -48,6 +64,11 @@ _QUESTION, _ANSWER = struct.Struct(">IIQI"), struct.Struct(">Iq")
 _ENDS = (1 << 32) - 1
 #: In place of how many: the file is gone; it cannot be read.
 _GONE, _UNREADABLE = -1, -2
+
+
+def end_bytes(size_bytes: int) -> int:
+    """How much of the end of a file is fetched at first."""
+    return min(size_bytes, max(_FOOTER, min(_LONG_END, size_bytes // _SHARE_OF_END)))
 
 
 class ReadableFile(Protocol):
@@ -99,8 +120,8 @@ class KeptEnd:
     """
 
     def __init__(self, file: ReadableFile, size_bytes: int) -> None:
-        self._file, self._end = file, (min(size_bytes, _FOOTER), max(0, size_bytes - _FOOTER))
-        self._kept = b""
+        end = end_bytes(size_bytes)
+        self._file, self._end, self._kept = file, (end, size_bytes - end), b""
 
     def read_at(self, nbytes: int, offset: int) -> bytes:
         """Implements `ReadableFile`."""
@@ -163,7 +184,7 @@ class _Serving:
         self._opening = [threading.Lock() for _ in files]
         self._opened: dict[int, ReadableFile] = {}
         self._sending = threading.Lock()
-        self._free = threading.BoundedSemaphore(READERS)  # a question waits where it came from
+        self._held = _Held()  # a question waits where it came from
 
     def run(self) -> None:
         """Answers until the other end is closed, or asks for what it may not."""
@@ -177,14 +198,14 @@ class _Serving:
                     continue
                 if file >= len(self._files) or length > _PIECE:
                     break
-                self._free.acquire()
+                self._held.take(length)
                 pool.submit(self._answer, number, file, offset, length)
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_ends(self, pool: ThreadPoolExecutor) -> None:
-        """One for each thread, before anybody asks."""
-        for file, size in enumerate(self._sizes[:READERS]):
-            stretch = file, max(0, size - _FOOTER), min(size, _FOOTER)
+        """Those of the first files, before anybody asks."""
+        for file, size in enumerate(self._sizes[:ENDS]):
+            stretch = file, size - end_bytes(size), end_bytes(size)
             self._footers[stretch] = pool.submit(self._read, *stretch)
 
     def _answer(self, number: int, file: int, offset: int, length: int) -> None:
@@ -195,7 +216,7 @@ class _Serving:
                 self._socket.sendall(_ANSWER.pack(number, size))
                 self._socket.sendall(data)
         finally:
-            self._free.release()
+            self._held.give_back(length)
 
     def _read(self, file: int, offset: int, length: int) -> tuple[bytes, int]:
         """A stretch of a file and its length, or nothing and the reason."""
@@ -220,6 +241,27 @@ class _Serving:
         except Exception:  # noqa: BLE001  as above
             return False
         return False
+
+
+class _Held:
+    """How much is being read, in number and in bytes; one stretch may always be."""
+
+    def __init__(self) -> None:
+        self._changed, self._count, self._bytes = threading.Condition(), 0, 0
+
+    def take(self, size_bytes: int) -> None:
+        """Waits until so much more may be read."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._count or (self._count < READERS and self._bytes + size_bytes <= _HELD_BYTES)
+            )
+            self._count, self._bytes = self._count + 1, self._bytes + size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Says that it has been sent."""
+        with self._changed:
+            self._count, self._bytes = self._count - 1, self._bytes - size_bytes
+            self._changed.notify()
 
 
 def _exactly(sender: socket.socket, size: int) -> bytes | bytearray:
@@ -251,6 +293,7 @@ class AskedFiles:
 
     def __init__(self, parent: socket.socket) -> None:
         self._socket, self._lock, self._asked = parent, threading.Lock(), 0
+        self._sending = threading.Lock()  # whoever waits there must not keep answers from being taken
         self._answers: dict[int, Future[bytes | bytearray]] = {}
         self._left = _AHEAD_BYTES
         self.is_gone = self.is_unreachable = self.reads_all = False
@@ -262,12 +305,13 @@ class AskedFiles:
         with self._lock:
             number = self._asked = (self._asked + 1) % (1 << 32)
             self._answers[number] = answer
+        with self._sending:
             self._socket.sendall(_QUESTION.pack(number, file, offset, length))
         return answer
 
     def announce(self) -> None:
         """Says that files will be read, from their ends on."""
-        with self._lock:
+        with self._sending:
             self._socket.sendall(_QUESTION.pack(0, _ENDS, 0, 0))
 
     def take_ahead(self, size_bytes: int) -> bool:
@@ -307,8 +351,48 @@ class AskedFile(io.RawIOBase):
         super().__init__()
         self._asked, self._number, self._size, self._place = asked, number, size_bytes, 0
         self._ahead: dict[tuple[int, int], list[Future[bytes | bytearray]]] = {}
+        self._end_asked: list[Future[bytes | bytearray]] = []
         self._groups: _RowGroups | None = None
         self._reads = 0
+
+    @property
+    def again(self) -> AskedFile:
+        """The same file, for another reader."""
+        return AskedFile(self._asked, self._number, self._size)
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+        return self._size
+
+    def ask_end(self) -> int:
+        """Asks for its end, once; where that begins."""
+        begin = self._size - end_bytes(self._size)
+        self._end_asked = self._end_asked or self.ask(begin, self._size)
+        return begin
+
+    def end(self) -> bytes:
+        """Its end, as much as `end_bytes` says."""
+        self.ask_end()
+        return b"".join(answer.result() for answer in self._end_asked)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether its end has been read."""
+        return bool(self._end_asked) and all(each.done() and each.exception() is None for each in self._end_asked)
+
+    def ask(self, start: int, end: int) -> list[Future[bytes | bytearray]]:
+        """Asks for a stretch, in pieces of what may be asked for at a time."""
+        pieces = range(start, end, _PIECE)
+        return [self._asked.ask(self._number, piece, min(_PIECE, end - piece)) for piece in pieces]
+
+    def ask_ahead(self, stretches: Iterable[tuple[int, int]]) -> None:
+        """Asks for stretches that will be read as they are, as far as there is room for them."""
+        for stretch in stretches:
+            if stretch not in self._ahead and stretch[1] <= self._size - end_bytes(self._size):
+                if not self._asked.take_ahead(stretch[1] - stretch[0]):
+                    return
+                self._ahead[stretch] = self.ask(*stretch)
 
     def readable(self) -> bool:
         """It is."""
@@ -330,21 +414,22 @@ class AskedFile(io.RawIOBase):
     def read(self, size: int = -1) -> Any:
         """So many bytes, or all up to the end."""
         start, end = self._place, self._size if size < 0 else min(self._size, self._place + size)
-        answers = self._ahead.pop((start, end), None)
-        if answers is not None:
-            self._asked.take_ahead(start - end)
-        answers = answers or self._ask(start, end)
-        if self._groups is not None:
-            self._read_ahead(start, end)
-        data = b"".join(answer.result() for answer in answers)
-        self._place = max(start, end)
-        if self._groups is None and end == self._size:
-            self._groups = _RowGroups.of(data)
+        if start >= end:
+            return b""
+        if start >= self._size - end_bytes(self._size) and (end == self._size or self._end_asked):
+            data = self.end()
+            self._groups = self._groups or _RowGroups.of(data)
+            data = data[start - self._size : end - self._size or None]
+        else:
+            answers = self._ahead.pop((start, end), None)
+            if answers is not None:
+                self._asked.take_ahead(start - end)
+            answers = answers or self.ask(start, end)
+            if self._groups is not None:
+                self._read_ahead(start, end)
+            data = b"".join(answer.result() for answer in answers)
+        self._place = end
         return data
-
-    def _ask(self, start: int, end: int) -> list[Future[bytes | bytearray]]:
-        pieces = range(start, end, _PIECE)
-        return [self._asked.ask(self._number, piece, min(_PIECE, end - piece)) for piece in pieces]
 
     def _read_ahead(self, start: int, end: int) -> None:
         """Asks for the same columns of other row groups, once those of two were read, or where all will be."""
@@ -358,7 +443,7 @@ class AskedFile(io.RawIOBase):
         for stretch in (each for each in alike if each not in self._ahead):
             if len(self._ahead) >= most or not self._asked.take_ahead(stretch[1] - stretch[0]):
                 break
-            self._ahead[stretch] = self._ask(*stretch)
+            self._ahead[stretch] = self.ask(*stretch)
 
 
 class _RowGroups:

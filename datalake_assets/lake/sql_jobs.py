@@ -10,7 +10,7 @@ import base64
 import json
 import mmap
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from datalake_assets.core.wording import plain
 from datalake_assets.errors import DatalakeError
-from datalake_assets.lake.sql_files import READERS, AskedFile, AskedFiles
+from datalake_assets.lake.sql_files import AskedFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["THREADS", "SqlFailed", "SqlJob", "SqlRows", "TableJob", "answered", "failure"]
 
 THREADS = 2
-#: Rows at a time that are counted and not read.
-_COUNTED_ROWS = 1 << 20
 #: Characters of a reason that are told.
 _REASON = 1000
 
@@ -239,37 +237,11 @@ def _failed(job: SqlJob, asked: AskedFiles | None, message: str) -> dict[str, An
 
 def _dataset(job: SqlJob, asked: AskedFiles | None, schema: pa.Schema) -> Any:
     """The files as Arrow reads them; where only the first column is wanted, which is in no file, none is read."""
-    import pyarrow as pa  # noqa: PLC0415  loaded before
-    import pyarrow.dataset as ds  # noqa: PLC0415
+    from datalake_assets.lake.sql_scans import local_rows, stored_rows  # noqa: PLC0415  loaded before
 
     if asked is None:
-        form, local = ds.ParquetFileFormat(), pa.fs.LocalFileSystem()
-        fragments = [form.make_fragment(file, filesystem=local) for file in job.files]
-    else:
-        pa.set_io_thread_count(READERS)
-        form = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
-        opened = (pa.PythonFile(AskedFile(asked, number, size), mode="r") for number, size in enumerate(job.sizes))
-        fragments = [form.make_fragment(file) for file in opened]
-    first = pa.schema([schema.field(0)])
-
-    class Scanned(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
-        def scanner(self, **how: Any) -> ds.Scanner:
-            is_whole = how.get("filter") is None
-            if job.rows is not None and is_whole and how.get("columns") == first.names:
-                return ds.Scanner.from_batches(_counted(job.rows, first), schema=first)
-            if asked is not None:
-                asked.reads_all |= is_whole
-            return super().scanner(**how)
-
-    return Scanned(fragments, schema, form)
-
-
-def _counted(rows: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """So many rows of one column without values."""
-    import pyarrow as pa  # noqa: PLC0415  loaded before
-
-    for start in range(0, rows, _COUNTED_ROWS):
-        yield pa.record_batch([pa.nulls(min(_COUNTED_ROWS, rows - start))], schema=schema)
+        return local_rows(job.files, schema, job.rows)
+    return stored_rows(asked, job.sizes, schema, job.rows)
 
 
 def _without_paths(reason: str, files: Sequence[str]) -> str:

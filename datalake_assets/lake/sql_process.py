@@ -227,7 +227,7 @@ def main() -> None:
     import pyarrow.dataset  # noqa: PLC0415
     import pyarrow.parquet  # noqa: F401, PLC0415
 
-    from datalake_assets.lake import exact_answers, sql_gate, sql_views  # noqa: F401, PLC0415
+    from datalake_assets.lake import exact_answers, sql_gate, sql_scans, sql_views  # noqa: F401, PLC0415
 
     control = socket.socket(fileno=int(sys.argv[1]))
     child = _Child.forked(control)

@@ -118,13 +118,31 @@ class CompactReader:
 
     def structs(self, kind: int) -> int:
         """How many structs the list here has; the first begins here now."""
+        return self._elements(kind, (STRUCT,))
+
+    def bools(self, kind: int) -> bytes:
+        """The list of truth values here, a byte each: `TRUE`, or another number."""
+        count = self._elements(kind, (TRUE, FALSE))
+        begin, self.position = self.position, self.position + count
+        return self.data[begin : self.position]
+
+    def binaries(self, kind: int) -> list[bytes]:
+        """The list of texts or bytes here."""
+        return [self.binary(BINARY) for _ in range(self._elements(kind, (BINARY,)))]
+
+    def integers(self, kind: int) -> list[int]:
+        """The list of 64-bit numbers here."""
+        return [self._zigzag() for _ in range(self._elements(kind, (I64,)))]
+
+    def _elements(self, kind: int, kinds: tuple[int, ...]) -> int:
+        """How many elements the list here has, which are of one of these kinds; the first begins here now."""
         self.expect(kind, LIST)
         header = self._byte()
         count = header >> 4
         if count == LONG_FORM:
             count = self._varint()
-        if count and header & 15 != STRUCT:
-            raise UndecodableThrift("a list of something else than structs")
+        if count and header & 15 not in kinds:
+            raise UndecodableThrift("a list of something else than " + ("structs" if STRUCT in kinds else "expected"))
         if count > len(self.data) - self.position:
             raise UndecodableThrift("a list is longer than what is left")
         return count

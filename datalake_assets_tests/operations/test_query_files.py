@@ -145,6 +145,15 @@ def test_no_more_is_read_ahead_than_may_be_held(parquet, monkeypatch):
     assert stored.reads[1:] == columns(parquet, "b")[:3]
 
 
+def test_more_may_be_asked_for_than_is_read_at_once():
+    """The parent takes no question while it reads as much as it may; then who asks waits, and takes answers."""
+    data = bytes(range(256)) * 256
+    with serving(["a"], [1 << 30], lambda _: Stored(data)) as theirs:
+        file = AskedFile(AskedFiles(theirs), 0, 1 << 30)
+        asked = [file.ask(0, len(data)) for _ in range(2000)]
+        assert all(answer.result(60) == data for (answer,) in asked)
+
+
 @pytest.mark.parametrize(("error", "gone"), [(FileNotFoundError("gone"), True), (OSError("the store is away"), False)])
 def test_file_that_cannot_be_read_is_told_apart_from_one_that_is_gone(error, gone):
     def fail(_):
