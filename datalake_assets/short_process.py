@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 
-__all__ = ["BLAS_THREADS", "prepare_long_process", "prepare_short_process"]
+__all__ = ["BLAS_THREADS", "PLUGINS", "prepare_long_process", "prepare_short_process"]
 
 #: Objects made before Python looks for garbage among the young ones; its own 700 costs a command a tenth of its time.
 #: More than a command's imports leave, 60,000: it would look through all of them, and find none.
@@ -15,31 +15,41 @@ COLLECTED_AFTER = 100_000
 #: How many threads OpenBLAS begins when numpy is imported (its USAGE.md), of which each clears memory, and waits busily
 #: for work. Nothing here multiplies matrices.
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+#: Whether pydantic looks for plugins of its own in all packages that are installed (its documentation, "Plugins"), for
+#: ten milliseconds. None has anything to do in a command.
+PLUGINS, ALL_PLUGINS = "PYDANTIC_DISABLE_PLUGINS", "__all__"
 #: Bound by nanobind, which prints what of it is still there at the end.
 COUNTS_LEAKS = "_duckdb"
 #: How often Python looks by itself.
 _BY_ITSELF = gc.get_threshold()
+#: Variables that a short process has, and a long one has not.
+_undone_later: set[str] = set()
 
 
 def prepare_short_process() -> None:
-    """Has this process spend less on what only pays off later; before numpy is imported, and what imports it.
+    """Has this process spend less on what only pays off later; before numpy and pydantic are imported.
 
-    Whatever the environment says of numpy's threads stays as it is. When it ends, Python does not look for garbage once
-    more among all that it loaded: a tenth of what it takes to begin and end.
+    Whatever the environment says of numpy's threads and pydantic's plugins stays as it is. When it ends, Python does
+    not look for garbage once more among all that it loaded: a tenth of what it takes to begin and end.
     """
     atexit.unregister(_leave_garbage)  # once, however often it is prepared
     atexit.register(_leave_garbage)
     gc.set_threshold(COLLECTED_AFTER)
     os.environ.setdefault(BLAS_THREADS, "1")
+    if PLUGINS not in os.environ:
+        os.environ[PLUGINS] = ALL_PLUGINS
+        _undone_later.add(PLUGINS)
 
 
 def prepare_long_process() -> None:
     """Has this process look for garbage as often as Python does by itself: it stays, and so would what it leaves.
 
     Rows that lie in a cycle are garbage that is found; where it was looked for rarely, a follower's memory went up by a
-    hundred MiB and down again.
+    hundred MiB and down again. It may run what others write, who may have plugins of pydantic's.
     """
     atexit.unregister(_leave_garbage)
+    while _undone_later:
+        os.environ.pop(_undone_later.pop(), None)
     gc.set_threshold(*_BY_ITSELF)
 
 

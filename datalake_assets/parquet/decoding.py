@@ -159,6 +159,7 @@ def tables(
     piece_bytes: int = PIECE_BYTES,
     source: pa.NativeFile | None = None,
     stated: Stated | None = None,
+    schema: pa.Schema | None = None,
 ) -> Iterator[pa.Table]:
     """All rows in their order; what Arrow raises is passed on.
 
@@ -170,8 +171,9 @@ def tables(
         source: The file's bytes: pages then say how large rows get, wherever the footer leaves doubt; otherwise sizes
             are measured while rows are decoded, and texts that are short at first may be long all at once.
         stated: What its footer states, if somebody has looked it up.
+        schema: Arrow's of the file, if somebody has; to make it takes longer than to decode a small column.
     """
-    categories = _categories(parquet.schema_arrow)
+    categories = _categories(parquet.schema_arrow if schema is None else schema)
     for piece in _pieces(parquet, piece_bytes, source, stated or stated_of(parquet.metadata)):
         for name in categories:
             piece[name].validate(full=True)

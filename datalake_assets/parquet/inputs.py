@@ -250,7 +250,7 @@ class OpenInput:
         at_hand = isinstance(self._native, AT_HAND)
         with _translating(self.file, self._with_column if at_hand else str):
             self.check_decodable()
-            for table in tables(self.parquet, source=self._native, stated=self.stated):
+            for table in tables(self.parquet, source=self._native, stated=self.stated, schema=self.schema):
                 kept = table if self._keep is None else self._keep(table)
                 rows, kept_rows = rows + table.num_rows, kept_rows + kept.num_rows
                 yield kept

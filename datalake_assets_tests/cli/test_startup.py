@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from datalake_assets.parquet.native import load_kernel
-from datalake_assets.short_process import BLAS_THREADS, prepare_short_process
+from datalake_assets.short_process import BLAS_THREADS, PLUGINS, prepare_long_process, prepare_short_process
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed
 from datalake_assets_tests.lake.many_files import append
 
@@ -92,6 +92,21 @@ def test_a_command_begins_no_threads_for_matrices_unless_the_environment_says_so
                 monkeypatch.setenv(BLAS_THREADS, said)
             prepare_short_process()
             assert os.environ[BLAS_THREADS] == wanted
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_pydantic_looks_for_plugins_in_processes_that_stay_or_where_the_environment_says_so(monkeypatch):
+    before = gc.get_threshold()
+    try:
+        for said in (None, "logfire"):
+            monkeypatch.setenv(PLUGINS, said or "")
+            if said is None:
+                monkeypatch.delenv(PLUGINS)
+            prepare_short_process()
+            assert os.environ[PLUGINS] == (said or "__all__")
+            prepare_long_process()
+            assert os.environ.get(PLUGINS) == said
     finally:
         gc.set_threshold(*before)
 
