@@ -1,6 +1,7 @@
 """``python -m benchmarks.csv_peers PEER CSV FOLDER``: a CSV file by another library; nothing of ours is imported.
 
-Each is used as its documentation shows it for files that need not fit into memory, with the settings that it has.
+Each is used as its documentation shows it for files that need not fit into memory, with the settings that it has. What
+it imports is there before its time begins, as ours is.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +129,21 @@ def awswrangler(source: Path, folder: Path) -> int:
 
 
 PEERS = {each.__name__: each for each in (usual, pandas, duckdb, polars, pyarrow, awswrangler)}
+#: What each imports.
+IMPORTS = {
+    "usual": ("fastavro", "pandas", "pyarrow.parquet"),
+    "pandas": ("pandas", "pyarrow.parquet"),
+    "duckdb": ("duckdb",),
+    "polars": ("polars",),
+    "pyarrow": ("pyarrow.parquet", "pyarrow.csv"),
+    "awswrangler": ("awswrangler",),
+}
 
 
 def main(peer: str, source: Path, folder: Path) -> None:
     """Runs one peer and prints what it used."""
+    for module in IMPORTS[peer]:
+        import_module(module)
     watch = Stopwatch()
     rows = PEERS[peer](source, folder)
     used = watch.stop()

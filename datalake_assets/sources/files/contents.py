@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Self, cast
@@ -101,16 +101,16 @@ def prepared(raw: IO[bytes], *, is_kept: bool, encoding: str | None, limits: Con
     Raises:
         BadFile: It is empty, damaged, too large when unpacked, or in no known encoding.
     """
-    hashed = xxhash.xxh3_128()
+    hashed, seen = xxhash.xxh3_128(), _Utf8()
     with ExitStack() as held:
         held.callback(raw.close)
-        source = _taken(raw, hashed.update, held, is_kept=is_kept)
+        source = _taken(raw, (hashed.update, seen.update), held, is_kept=is_kept)
         size = source.seek(0, io.SEEK_END)
         if not size:
             raise BadFile("it is empty")
         try:
             plain = _unpacked(source, limits.of(size), held)
-            found, begin, is_utf8 = _encoding(plain, encoding)
+            found, begin, is_utf8 = _encoding(plain, encoding, seen if plain is source else None)
             text = plain if found == "utf-8" else _transcoded(plain, found, held)
         except _DAMAGED as error:
             raise BadFile(_reason(error)) from error
@@ -136,11 +136,12 @@ def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _taken(raw: IO[bytes], update: Callable[[bytes], None], held: ExitStack, *, is_kept: bool) -> BinaryIO:
+def _taken(raw: IO[bytes], updates: Sequence[Callable[[bytes], None]], held: ExitStack, *, is_kept: bool) -> BinaryIO:
     """The file where it can be read again, once all its bytes were seen."""
     spool = None if is_kept else _spool(held)
     for piece in _pieces(raw):
-        update(piece)
+        for update in updates:
+            update(piece)
         if spool is not None:
             spool.write(piece)
     return cast("BinaryIO", raw) if spool is None else spool
@@ -211,16 +212,22 @@ class _Bzip2:
         """There is nothing to close: the file is somebody else's."""
 
 
-def _encoding(plain: BinaryIO, declared: str | None) -> tuple[str, int, bool]:
-    """What the text is written in, where it begins, and whether all of it is known to be UTF-8 once it is read so."""
+def _encoding(plain: BinaryIO, declared: str | None, seen: _Utf8 | None) -> tuple[str, int, bool]:
+    """What the text is written in, where it begins, and whether all of it is known to be UTF-8 once it is read so.
+
+    Args:
+        plain: The text.
+        declared: What it is said to be written in.
+        seen: What has seen all of it; None: nothing.
+    """
     plain.seek(0)
     start = plain.read(4)
     name = codecs.lookup(declared).name if declared is not None else _looks_like(start)
     if name == "utf-8":
-        return name, len(_UTF8_BOM) if start.startswith(_UTF8_BOM) else 0, _is_utf8(plain)
+        return name, len(_UTF8_BOM) if start.startswith(_UTF8_BOM) else 0, _is_utf8(plain, seen)
     if name:
         return name, 0, True
-    if _is_utf8(plain):
+    if _is_utf8(plain, seen):
         return "utf-8", 0, True
     name = _eight_bits(plain)
     return name, 0, name != "utf-8"
@@ -260,19 +267,33 @@ def _eight_bits(plain: BinaryIO) -> str:
     return "utf-8" if has_letters else "iso8859-1"
 
 
-def _is_utf8(plain: BinaryIO) -> bool:
-    """Whether all of it is; Arrow looks at many letters at once, and makes no text of them."""
-    plain.seek(0)
-    begun = b""
-    for piece in _pieces(plain):
-        if not begun and piece.isascii():
-            continue
-        data = begun + piece if begun else piece
+class _Utf8:
+    """Looks whether all bytes are UTF-8; Arrow looks at many letters at once, and makes no text of them."""
+
+    def __init__(self) -> None:
+        self._begun, self._is_so = b"", True
+
+    def update(self, piece: bytes) -> None:
+        """Takes the next bytes."""
+        if not self._is_so or (not self._begun and piece.isascii()):
+            return
+        data = self._begun + piece if self._begun else piece
         whole = len(data) - _begun_bytes(data)
-        if not _is_whole_utf8(data, whole):
-            return False
-        begun = data[whole:]
-    return not begun
+        self._is_so, self._begun = _is_whole_utf8(data, whole), data[whole:]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all were, up to here."""
+        return self._is_so and not self._begun
+
+
+def _is_utf8(plain: BinaryIO, seen: _Utf8 | None = None) -> bool:
+    if seen is None:
+        seen = _Utf8()
+        plain.seek(0)
+        for piece in _pieces(plain):
+            seen.update(piece)
+    return seen.is_whole
 
 
 def _is_whole_utf8(data: bytes, length: int) -> bool:

@@ -19,9 +19,9 @@ using i128 = __int128;
 constexpr int64_t INTEGER_DIGITS = 18;
 // Of Arrow's decimals.
 constexpr int64_t DECIMAL_DIGITS = 38;
-// Of every double (IEEE 754, binary64), and the bits of its fraction.
+// Of every double (IEEE 754, binary64), the bits of its fraction, and what is added to its exponent.
 constexpr int64_t DOUBLE_DIGITS = 15;
-constexpr int DOUBLE_BITS = 52;
+constexpr int DOUBLE_BITS = 52, DOUBLE_BIAS = 1023;
 // Powers of ten: a double keeps digits well within, and is exact for each up to the other.
 constexpr int64_t FAR = 280, EXACT_TENS = 22;
 // Digits of a number that is multiplied out: 64 bits hold every one of so many.
@@ -124,15 +124,16 @@ static const Tens TENS;
 // A double is m * 2^-s, and rounds to these digits if |digits * 2^s - m * 10^places| < 2^s / 2. All of that is whole.
 inline bool is_near_double(u64 digits, int64_t places) {
   if (places < 0 || places > EXACT_TENS) return false;
-  int binary = 0;
   const double value = static_cast<double>(digits) / TENS.real[places];
-  std::frexp(value, &binary);
-  const int shift = DOUBLE_BITS + 1 - binary;  // m has 53 bits
+  u64 parts = 0;
+  std::memcpy(&parts, &value, sizeof parts);
+  // the fraction, and what its last bit stands for; positive and far from the least, so that there is a bit before it
+  const auto guess = static_cast<int64_t>((parts & ((u64{1} << DOUBLE_BITS) - 1)) | (u64{1} << DOUBLE_BITS));
+  const int shift = DOUBLE_BITS + DOUBLE_BIAS - static_cast<int>(parts >> DOUBLE_BITS);
   const int bits = 64 - __builtin_clzll(digits);
   if (shift < 1 || bits + shift > 126) return false;
   const i128 scaled = static_cast<i128>(static_cast<u128>(digits) << shift), half = static_cast<i128>(1) << (shift - 1);
   const i128 ten = static_cast<i128>(TENS.whole[places]);
-  const auto guess = static_cast<int64_t>(std::ldexp(value, shift));
   for (int64_t mantissa = guess - 1; mantissa <= guess + 1; ++mantissa) {
     const i128 apart = scaled - static_cast<i128>(mantissa) * ten;
     if (mantissa <= (int64_t{1} << (DOUBLE_BITS + 1)) && apart < half && -apart < half) return true;
