@@ -25,6 +25,8 @@ __all__ = ["OddBound", "check_bounds", "fatal_bound", "has_cut_bounds", "odd_bou
 # SchemaElement, FileMetaData, RowGroup, ColumnChunk and ColumnMetaData
 ELEMENT_TYPE, ELEMENT_LENGTH, ELEMENT_NAME, ELEMENT_CHILDREN = 1, 2, 4, 5
 SCHEMA, ROW_GROUPS, COLUMNS, META_DATA, CHUNK_TYPE, STATISTICS = 2, 4, 1, 3, 1, 12
+#: Holds most footers whole.
+FIRST_READ_BYTES = 64 << 10
 #: Statistics: max and min, then max_value and min_value.
 BOUNDS = (1, 2, 5, 6)
 #: Bytes of a value by physical type; those of texts differ, and 96-bit times have no order, so that nobody looks.
@@ -156,13 +158,21 @@ def _odd_bounds_of(source: pa.NativeFile) -> list[OddBound]:
         (found,) = kernel.check([part])
         if found.refused is None:
             return []
-    size_bytes = source.size()
-    length = int.from_bytes(source.read_at(TAIL_BYTES, max(0, size_bytes - TAIL_BYTES))[:-4], "little")
-    footer = source.read_at(min(length, size_bytes), max(0, size_bytes - TAIL_BYTES - length))
     try:
-        return [*odd_bounds(footer)]
+        return [*odd_bounds(_footer(source))]
     except MalformedThrift as error:
         raise OSError(f"its footer is damaged: {error}") from error
+
+
+def _footer(source: pa.NativeFile) -> bytes:
+    """An encoded footer; mostly in one read, which may be a request."""
+    size_bytes = source.size()
+    most = min(size_bytes, FIRST_READ_BYTES)
+    tail = source.read_at(most, size_bytes - most)
+    wanted = int.from_bytes(tail[-TAIL_BYTES:-4], "little") + TAIL_BYTES
+    if most < wanted <= size_bytes:
+        tail = source.read_at(wanted, size_bytes - wanted)
+    return bytes(tail[-wanted:-TAIL_BYTES])
 
 
 def _at_hand(source: pa.NativeFile) -> Part | None:

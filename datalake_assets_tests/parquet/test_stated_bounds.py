@@ -62,6 +62,7 @@ def _either(request, monkeypatch):
     """Whoever looks at bounds."""
     if request.param == "in Python":
         monkeypatch.setattr(stated_bounds, "load_kernel", lambda: None)
+        monkeypatch.setattr(stated_bounds, "FIRST_READ_BYTES", 16)  # no footer is as short
     elif stated_bounds.load_kernel() is None:
         pytest.skip("there is no kernel")
 
