@@ -26,7 +26,7 @@ __all__ = ["DemoUI", "kill_all", "own_environment", "running_ui"]
 ROOT = Path(datalake_assets.__file__).parent.parent
 #: Three days of a demo lake's streams, the last of which goes on growing; long ago, so that the clock has no say.
 RECORDS = 600
-_COMMAND_S = 240
+_COMMAND_S = 400
 #: Three processes that import Dagster.
 _START_S = 240.0
 

@@ -86,7 +86,7 @@ def run_process() -> RunProcess:
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
 
