@@ -103,7 +103,7 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
     secret, new = folder / "secret.csv", folder / "written"
     secret.write_text(f"a,b\n{CANARY},1\n")
     met: Counter[str] = Counter()
-    with live_lake(folder / "lake") as lake:
+    with live_lake(folder / "lake", window_s=1) as lake:
         lake.land(50)
         before, memory = _digest(folder), psutil.Process().memory_info().rss
         met += _queries(lake, draw, count, {"file": secret, "new": new, "folder": folder})

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 
@@ -17,6 +18,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.watching import watched_by
+from datalake_assets.live import questions
 from datalake_assets.live.page_server import serving_live
 from datalake_assets.live.window import LiveWindows
 from datalake_assets_tests.lake.feeds import SCHEMA, stream_feed, stream_of
@@ -81,8 +83,12 @@ class LiveLake:
 
 
 @contextlib.contextmanager
-def live_lake(folder: Path, *, port: int = 0, feed: Feed | None = None) -> Iterator[LiveLake]:
-    """A new lake, and its page, as long as the context is open."""
+def live_lake(folder: Path, *, port: int = 0, feed: Feed | None = None, window_s: float = 60) -> Iterator[LiveLake]:
+    """A new lake, and its page, as long as the context is open.
+
+    Questions of the window may take ``window_s`` seconds each: with the page's own one, a busy machine leaves some
+    without an answer for half a minute.
+    """
     folder.mkdir(exist_ok=True)
     store, found = open_store(str(folder)), feed or live_feed()
     registry = FeedRegistry(store)
@@ -90,7 +96,8 @@ def live_lake(folder: Path, *, port: int = 0, feed: Feed | None = None) -> Itera
         registry.add(found)
     found = registry.get(found.name)
     urls: list[str] = []
-    with serving_live(store, [found], port=port, announce=urls.append) as windows:
+    patient = mock.patch.object(questions, "WINDOW_S", window_s)
+    with patient, serving_live(store, [found], port=port, announce=urls.append) as windows:
         table = HiveTable(store, found)
         first = dict(table.plan().request.start_offsets or {}).get(0, 0)
         yield LiveLake(store, table, urls[0], windows, int(first))
