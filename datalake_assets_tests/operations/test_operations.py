@@ -10,6 +10,8 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
+from sqlalchemy.exc import OperationalError
 
 from datalake_assets.errors import ConfigError
 from datalake_assets.operations import MAX_REQUEST_BYTES, Operations
@@ -383,3 +385,26 @@ def test_measuring_a_request_takes_no_memory_for_how_long_its_lists_are():
     finally:
         tracemalloc.stop()
     assert peak_bytes < 4 << 20  # an entry each took thirty
+
+
+def test_namespace_that_somebody_makes_at_the_same_time_is_there_for_both(ask, orders, monkeypatch):
+    """Who looked for it before the other made it is refused by the database."""
+    exists, looks = SqlCatalog.namespace_exists, iter([False])
+    monkeypatch.setattr(SqlCatalog, "namespace_exists", lambda *given: next(looks, True) and exists(*given))
+
+    assert ask("CREATE_TABLE", **{**orders, "table": "other"}, schema=SCHEMA)["created"]
+    assert next(looks, None) is None
+
+
+def test_catalog_that_somebody_makes_at_the_same_time_is_there_for_both(ask, monkeypatch):
+    create, refused = SqlCatalog.create_tables, list[SqlCatalog]()
+
+    def beside_another(self):
+        create(self)
+        if not refused:
+            refused.append(self)
+            raise OperationalError("CREATE TABLE iceberg_tables", {}, Exception("table iceberg_tables already exists"))
+
+    monkeypatch.setattr(SqlCatalog, "create_tables", beside_another)
+    assert ask("CREATE_TABLE", **ORDERS, schema=SCHEMA)["created"]
+    assert len(refused) == 1

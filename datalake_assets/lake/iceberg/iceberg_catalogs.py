@@ -13,8 +13,9 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -61,10 +62,12 @@ __all__ = [
     "chooses_location",
     "create_table",
     "drop_table",
+    "ensure_namespace",
     "identifier_of",
     "load_others_table",
     "load_table",
     "location_of",
+    "made_beside_others",
     "metadata_table",
     "open_catalog",
     "talking",
@@ -247,8 +250,7 @@ def create_table(store: Store, feed: Feed, schema: Schema, *, spec: PartitionSpe
     identifier, catalog = identifier_of(store, feed), open_catalog(store)
     location = None if chooses_location(store) else location_of(store, feed)
     with talking(store):
-        with contextlib.suppress(NamespaceAlreadyExistsError):
-            catalog.create_namespace_if_not_exists(identifier[0])
+        ensure_namespace(catalog, identifier[0])
         catalog.create_table_if_not_exists(
             identifier, schema, location=location, partition_spec=spec, properties=properties | {OWNER: store.uri}
         )
@@ -363,10 +365,33 @@ def _open(store: Store) -> Catalog:
     with talking(store):
         if properties["type"] != "sql":
             return load_catalog(NAME, **properties)
+        return made_beside_others(lambda: RememberingCatalog(NAME, **properties))
+
+
+_Made = TypeVar("_Made", bound=Catalog)
+#: Times that a catalog in a database is opened; it has two tables, and each can be made by somebody else just then.
+_OPENINGS = 5
+#: What databases say of something that is made twice at once.
+_MADE_TWICE = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError)
+
+
+def made_beside_others(make: Callable[[], _Made]) -> _Made:
+    """A catalog in a database whose tables others may be making, too: all but one of them are refused that."""
+    for _ in range(_OPENINGS - 1):
         try:
-            return RememberingCatalog(NAME, **properties)
-        except sqlalchemy.exc.OperationalError:  # another process was making the database's tables, too
-            return RememberingCatalog(NAME, **properties)
+            return make()
+        except _MADE_TWICE as error:  # one that is out of reach is not asked again: it may take minutes to say so
+            if not any(what in str(error) for what in ("already exists", "locked")):
+                raise
+    return make()
+
+
+def ensure_namespace(
+    catalog: Catalog, namespace: str | tuple[str, ...], properties: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Makes a namespace if there is none; of several who do so at once a database refuses all but one."""
+    with contextlib.suppress(NamespaceAlreadyExistsError, sqlalchemy.exc.IntegrityError):
+        catalog.create_namespace_if_not_exists(namespace, dict(properties))
 
 
 def _open_others(store: Store, name: str, source: IcebergTableSource | None) -> Catalog:

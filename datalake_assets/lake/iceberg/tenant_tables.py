@@ -18,7 +18,6 @@ from pathlib import Path
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import (
-    NamespaceAlreadyExistsError,
     NoSuchNamespaceError,
     NoSuchTableError,
     TableAlreadyExistsError,
@@ -33,7 +32,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from datalake_assets.errors import ConfigError, LakeError, LakeUnavailable
 from datalake_assets.feed import NAME_PATTERN
 from datalake_assets.lake.iceberg.durable_files import DURABLE_FILES
-from datalake_assets.lake.iceberg.iceberg_catalogs import OWNER, catalog_properties, chooses_location, open_catalog
+from datalake_assets.lake.iceberg.iceberg_catalogs import (
+    OWNER,
+    catalog_properties,
+    chooses_location,
+    ensure_namespace,
+    made_beside_others,
+    open_catalog,
+)
 from datalake_assets.lake.iceberg.record_appends import translated
 from datalake_assets.lake.iceberg.record_tables import RecordColumn, RecordPartition, RecordTable
 from datalake_assets.lake.store.base import Store
@@ -172,7 +178,7 @@ def _opened(root: Path, *, may_create: bool) -> SqlCatalog | None:
         elif not file.exists():
             return None
         address = URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
-        return SqlCatalog("datalake", uri=address, warehouse=str(root), **DURABLE_FILES)
+        return made_beside_others(lambda: SqlCatalog("datalake", uri=address, warehouse=str(root), **DURABLE_FILES))
     except (OSError, SQLAlchemyError) as error:
         raise LakeUnavailable(TENANTS, f"the tenant's catalog cannot be opened ({type(error).__name__})") from error
 
@@ -213,8 +219,7 @@ class TenantTables:
         if self._has(namespace, name):  # before anything is written
             raise TableExists(f"{namespace}.{name}", "there is such a table")
         with translated():
-            with suppress(NamespaceAlreadyExistsError):
-                self.catalog.create_namespace((full,), dict(self.owner))
+            ensure_namespace(self.catalog, (full,), self.owner)
             self._check_owner(full, holds=self._is_owned(full))
             try:
                 table = self.catalog.create_table(
