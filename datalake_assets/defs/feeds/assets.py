@@ -44,6 +44,7 @@ __all__ = [
     "ExportConfig",
     "RefusedFeed",
     "UsableFeeds",
+    "add_partitions",
     "add_versions",
     "drop_versions",
     "feed_asset",
@@ -60,12 +61,28 @@ __all__ = [
 
 def add_versions(instance: dg.DagsterInstance, feed: Feed, keys: Iterable[str]) -> None:
     """Makes versions of a table known to Dagster; idempotent, and nothing to do for a stream."""
-    if feed.kind is not FeedKind.TABLE:
-        return
-    known = set(instance.get_dynamic_partitions(versions_name(feed)))
-    new = [key for key in keys if key not in known]
-    if new:
-        instance.add_dynamic_partitions(versions_name(feed), new)
+    if feed.kind is FeedKind.TABLE:
+        add_partitions(instance, feed, list(keys))
+
+
+#: Times that partitions are added: of two processes that add one at once, Dagster's storage refuses one.
+_ADDINGS = 5
+
+
+def add_partitions(instance: dg.DagsterInstance, feed: Feed, keys: Sequence[str]) -> None:
+    """Makes dynamic partitions known to Dagster, those that are not; others may be doing so, too."""
+    for left in reversed(range(_ADDINGS)):
+        known = set(instance.get_dynamic_partitions(versions_name(feed)))
+        new = [key for key in keys if key not in known]
+        if not new:
+            return
+        try:
+            instance.add_dynamic_partitions(versions_name(feed), new)
+        except Exception:  # each of Dagster's storages has errors of its own
+            if not left:
+                raise
+        else:
+            return
 
 
 def empty_partitions(instance: dg.DagsterInstance, read: FeedRead) -> Iterator[dg.AssetMaterialization]:

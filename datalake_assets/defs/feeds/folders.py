@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import dagster as dg
 
+from datalake_assets.defs.feeds.assets import add_partitions
 from datalake_assets.defs.metadata import (
     asset_key,
     code_version,
@@ -103,8 +104,7 @@ def keep_partitions(instance: dg.DagsterInstance, feed: Feed, found: Reconciliat
     there = {key for key, report in found.partitions.items() if report.files and _NO_KEY not in key}
     known = set(instance.get_dynamic_partitions(versions_name(feed)))
     new = there - known
-    if new:
-        instance.add_dynamic_partitions(versions_name(feed), sorted(new))
+    add_partitions(instance, feed, sorted(new))
     for key in sorted(known - there):
         instance.delete_dynamic_partition(versions_name(feed), key)
     return new

@@ -278,7 +278,7 @@ class Rewriting:
             for path, known in done.outputs:
                 source = open_native(self._io, path, known.size_bytes)
                 try:
-                    parquet = open_parquet(source)
+                    parquet = open_parquet(source, is_proven=self._settings.verify == "full")  # it was read back
                     self._demand(same_fields(parquet.schema_arrow, self._arrow), f"{path} has other columns")
                     self._demand(parquet.metadata.num_rows == known.rows, f"{path} has another number of rows")
                     size_bytes = source.size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +12,7 @@ import pytest
 
 from datalake_assets.core.compaction.plan import CompactionRequest
 from datalake_assets.defs.build import build_definitions
+from datalake_assets.defs.feeds.assets import add_partitions
 from datalake_assets.defs.feeds.folders import keep_partitions
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.lake.adopted.adoption import Adoption, adopt
@@ -129,3 +131,19 @@ def test_nothing_exports_a_folder(definitions, adopted):
         result = definitions.resolve_job_def("export_all").execute_in_process(instance=instance)
         assert result.success
         assert not instance.get_latest_materialization_event(asset_key(adopted.feed))
+
+
+def test_partitions_that_another_process_adds_at_the_same_time_are_there_for_both(adopted, instance, monkeypatch):
+    """What two do at once, one after another: who looked before the other had added is refused by Dagster's storage."""
+    feed, add = adopted.feed, type(instance).add_dynamic_partitions
+
+    def beside_another(self, name, keys):
+        if not self.has_dynamic_partition(name, "day=1"):
+            add(self, name, ["day=1"])
+            raise sqlite3.IntegrityError("UNIQUE constraint failed: dynamic_partitions")
+        add(self, name, keys)
+
+    monkeypatch.setattr(type(instance), "add_dynamic_partitions", beside_another)
+    add_partitions(instance, feed, ["day=1", "day=2"])
+
+    assert instance.get_dynamic_partitions("folders/clicks") == ["day=1", "day=2"]
