@@ -185,7 +185,8 @@ class _CsvFile:
         return dict(found)
 
     def _inferred(self, skipped: int, known: dict[str, Kind], *, exact: bool) -> dict[str, Kind]:
-        for block in islice(self._blocks(), skipped, None):
+        is_known = all(name in self._options.declared for name in self._names)
+        for block in islice(() if is_known else self._blocks(), skipped, None):
             known = infer(block, self._names, known, self._dialect, declared=self._options.declared, exact=exact)
         return {name: known.get(name, Kind()) for name in self._names}
 

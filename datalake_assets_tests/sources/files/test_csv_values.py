@@ -150,6 +150,15 @@ def test_null_is_an_empty_text_without_quotes():
     assert read("a,b\n1,NA\n2,x\n", nulls=("", "NA"))[1] == [(1, None), (2, "x")]
 
 
+def test_a_file_is_not_read_for_types_that_are_all_declared():
+    file = opened("a.csv", contents(b"v,w\n007,x\n"), ReadingOptions(declared={"v", "w"}))
+    with patch("datalake_assets.sources.files.file_reading.blocks", wraps=blocks) as read_blocks:
+        assert file.kinds() == {"v": Kind(), "w": Kind()}
+        assert read_blocks.call_count == 0
+        assert [one.rows.num_rows for one in file.rows({"v": pa.int64(), "w": pa.string()})] == [1]
+        assert read_blocks.call_count == 1
+
+
 def test_declared_types_take_numbers_in_any_form():
     file = opened("a.csv", contents(b"v\n007\n+3\nx\n99999999999999999999\n"), ReadingOptions(declared={"v"}))
     (parsed,) = file.rows({"v": pa.int64()})
