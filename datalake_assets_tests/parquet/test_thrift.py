@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datalake_assets.parquet.pages import Page, page_of
-from datalake_assets.parquet.thrift import CompactReader, MalformedThrift, leading_numbers, skipped
+from datalake_assets.parquet.thrift import CompactReader, CompactWriter, MalformedThrift, leading_numbers, skipped
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 
@@ -203,3 +203,22 @@ def test_reader_and_skipping_agree_on_any_struct(data):
     except MalformedThrift:
         return
     assert skipped(data, 0, STRUCT) == reader.position
+
+
+def test_lists_are_read_as_they_were_written_and_refused_if_they_are_cut_or_of_another_kind():
+    numbers, texts = [0, -1, 1 << 40, -(1 << 63)], [b"", b"a" * 300, b"\xff"]
+    encoded = {
+        "integers": (CompactWriter.list_header(I64, 4) + b"".join(map(zigzag, numbers)), numbers),
+        "binaries": (CompactWriter.list_header(BINARY, 3) + b"".join(map(CompactWriter.binary, texts)), texts),
+        "bools": (CompactWriter.list_header(TRUE, 20) + bytes([1, 2] * 10), bytes([1, 2] * 10)),
+    }
+    for name, (data, values) in encoded.items():
+        reader = CompactReader(data)
+        assert getattr(reader, name)(LIST) == values
+        assert reader.position == len(data)
+        for end in range(len(data)):
+            with pytest.raises(MalformedThrift):
+                getattr(CompactReader(data[:end]), name)(LIST)
+        for other in encoded.keys() - {name}:
+            with pytest.raises(MalformedThrift, match="a list of something else"):
+                getattr(CompactReader(data), other)(LIST)
