@@ -11,7 +11,7 @@ from datalake_assets.defs.checks.on_write import freshness_of
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.lake.feed_compaction import request_of
 from datalake_assets.policies import Checks, CompactionPolicy, Freshness, Limits, NotNullRule
-from datalake_assets_tests.defs.checks.watched import HOURS, PULLED
+from datalake_assets_tests.defs.checks.watched import PULLED, minutes_of_today
 from datalake_assets_tests.defs.fakes import days_ago, stream, table
 from datalake_assets_tests.defs.sent import RECENT, key
 
@@ -20,7 +20,7 @@ def test_small_files_and_file_size_are_red_until_the_partition_is_compacted(watc
     clicks = watched(stream(**RECENT))
     states = []
     for number in range(1, 4):
-        sent.rows["clicks"] = HOURS[:number]
+        sent.rows["clicks"] = minutes_of_today(number)
         clicks.export()
         states.append((clicks.state("small_files"), clicks.state("file_size")))
 
@@ -31,7 +31,7 @@ def test_small_files_and_file_size_are_red_until_the_partition_is_compacted(watc
 
     request = request_of(clicks.feeds.lake.settings)
     clicks.feeds.lake.table(clicks.feed).compact(key(0), request)
-    sent.rows["clicks"] = HOURS[:4]
+    sent.rows["clicks"] = minutes_of_today(4)
     clicks.export()
     assert (clicks.state("small_files"), clicks.state("file_size")) == green
 
@@ -62,7 +62,7 @@ def test_blocking_check_judges_all_that_the_run_wrote(watched, sent):
 
 
 def test_file_size_is_red_while_a_file_is_too_large(watched, sent):
-    sent.rows["clicks"] = HOURS
+    sent.rows["clicks"] = minutes_of_today(6)
     feed = stream(**RECENT)
     watched(feed).export()
     size = watched(feed).files[0].stat().st_size

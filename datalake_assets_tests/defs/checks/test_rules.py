@@ -11,7 +11,7 @@ from datalake_assets.defs.checks.at_rest import rule_checks, rule_results
 from datalake_assets.defs.metadata import asset_key
 from datalake_assets.defs.runtime import known_dagster_warnings_ignored
 from datalake_assets.policies import Checks, Limits, NotNullRule, RangeRule, RegexRule, SqlRule, UniqueRule
-from datalake_assets_tests.defs.checks.watched import HOURS, Watched
+from datalake_assets_tests.defs.checks.watched import Watched, minutes_of_today
 from datalake_assets_tests.defs.fakes import days_ago, stream
 from datalake_assets_tests.defs.sent import RECENT, key
 
@@ -27,7 +27,7 @@ RULES = {
 def test_rule_is_red_while_a_row_breaks_it(watched, sent, name):
     rule, column, bad = RULES[name]
     clicks = watched(stream(**RECENT, checks=Checks(rules=(rule,))))
-    sent.rows["clicks"] = HOURS[:3]
+    sent.rows["clicks"] = minutes_of_today(3)
     clicks.export()
     assert clicks.state(name) == (True, "")
     (path,) = clicks.files
@@ -65,7 +65,7 @@ def test_unique_across_the_feed_can_be_looked_at_within_each_export(watched, sen
 def test_rule_warns_within_its_limits(watched, sent):
     lenient = RangeRule(column="id", max=0, limits=Limits(warn=10, error=90))
     clicks = watched(stream(**RECENT, checks=Checks(rules=(lenient,))))
-    sent.rows["clicks"] = HOURS[:3]
+    sent.rows["clicks"] = minutes_of_today(3)
 
     clicks.export()
 

@@ -1,6 +1,6 @@
 """A feed in a lake of files, whose checks are looked at after each export."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -11,7 +11,11 @@ from datalake_assets_tests.defs.fakes import days_ago
 from datalake_assets_tests.defs.sent import Sent, exporter
 
 PULLED = KsqlDBSource(object="CLICKS", mode=KsqlDBMode.PULL)
-HOURS = [days_ago(0) + timedelta(minutes=minute) for minute in range(6)]
+
+
+def minutes_of_today(count: int) -> list[datetime]:
+    """So many first ones of the day that it is now: tests may run past midnight."""
+    return [days_ago(0) + timedelta(minutes=minute) for minute in range(count)]
 
 
 class Watched:
