@@ -34,6 +34,7 @@ from datalake_assets.core.schema import RESERVED_NAMES, schema_from_json, spelli
 from datalake_assets.core.verdicts import Drift, PartitionFooters
 from datalake_assets.errors import CorruptLake, LakeError, SnapshotExpired
 from datalake_assets.lake.layout import FeedFolder
+from datalake_assets.lake.nested_scans import scanner_of
 from datalake_assets.lake.pruning import may_prune
 from datalake_assets.lake.store.swap import retried
 from datalake_assets.lake.table import TableReader, TableSnapshot
@@ -223,7 +224,7 @@ class BoundedDataset(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has n
         """A scanner whose batches are read as they are asked for."""
         schema = super().scanner(columns=columns, filter=filter, **options).projected_schema
         batches = self._batches(columns, filter)
-        return ds.Scanner.from_batches(batches, schema=schema, batch_readahead=1, fragment_readahead=1)
+        return scanner_of(batches, schema)
 
     def _batches(self, columns: _Columns, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
         fragments = list(self.get_fragments(filter=where))
@@ -279,10 +280,7 @@ def _in_pieces(
     with dataset.filesystem.open_input_file(fragment.path) as opened:
         pieces = tables(open_parquet(opened, int96_unit=INT96_UNIT), source=opened)
         batches = (batch for piece in pieces for batch in with_given(piece, dataset.schema, given).to_batches())
-        scanner = ds.Scanner.from_batches(
-            batches, schema=dataset.schema, columns=columns, filter=where, batch_readahead=1, fragment_readahead=1
-        )
-        yield from scanner.to_batches()
+        yield from scanner_of(batches, dataset.schema, columns=columns, where=where).to_batches()
 
 
 def with_given(table: pa.Table, schema: pa.Schema, given: Mapping[str, object]) -> pa.Table:

@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from datalake_assets.lake.nested_scans import scanner_of
+
 __all__ = ["in_columns"]
 
 
@@ -51,12 +53,10 @@ class _Shown(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no types
         wanted = pa.schema([self.schema.field(name) for name in names])
         if filter is None or not any(_uses(filter, name, self.schema) for name in self.odd):
             batches = _conformed(self.rows.scanner(columns=self._given(names), filter=filter), wanted)
-            return ds.Scanner.from_batches(batches, schema=wanted, batch_readahead=1, fragment_readahead=1)
+            return scanner_of(batches, wanted)
         read = pa.schema([each for each in self.schema if each.name in names or _uses(filter, each.name, self.schema)])
         batches = _conformed(self.rows.scanner(columns=self._given(read.names)), read)
-        return ds.Scanner.from_batches(
-            batches, schema=read, columns=names, filter=filter, batch_readahead=1, fragment_readahead=1
-        )
+        return scanner_of(batches, read, columns=names, where=filter)
 
     def _given(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name != self.schema.names[0]]

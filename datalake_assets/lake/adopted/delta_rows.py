@@ -14,6 +14,7 @@ from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import DeltaError
 
 from datalake_assets.core.rules import identifier
+from datalake_assets.lake.nested_scans import scanner_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.parquet.adopted_footer import INT96_UNIT
 from datalake_assets.parquet.decoding import open_parquet, tables
@@ -56,10 +57,7 @@ class QueriedDataset(BoundedDataset):
         return made
 
     def _batches(self, columns: Any, where: ds.Expression | None) -> Iterator[pa.RecordBatch]:
-        scanner = ds.Scanner.from_batches(
-            self._rows(), schema=self.schema, columns=columns, filter=where, batch_readahead=1, fragment_readahead=1
-        )
-        yield from scanner.to_batches()
+        yield from scanner_of(self._rows(), self.schema, columns=columns, where=where).to_batches()
 
     def _rows(self) -> Iterator[pa.RecordBatch]:
         chosen = ", ".join(map(identifier, self.schema.names))

@@ -26,6 +26,7 @@ from datalake_assets.errors import UnreadableFile
 from datalake_assets.lake.iceberg.object_reads import Fetching, open_native
 from datalake_assets.lake.iceberg.present_rows import PresentRows, same_fields
 from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
+from datalake_assets.lake.nested_scans import scanner_of
 from datalake_assets.lake.scan import BoundedDataset
 from datalake_assets.lake.table import Logged
 from datalake_assets.parquet.decoding import open_parquet
@@ -158,15 +159,7 @@ class PresentDataset(BoundedDataset):
     def _brought(
         self, files: Sequence[LiveFile], columns: Any, where: ds.Expression | None
     ) -> Iterator[pa.RecordBatch]:
-        scanner = ds.Scanner.from_batches(
-            self._rows(files),
-            schema=self.schema,
-            columns=columns,
-            filter=where,
-            batch_readahead=1,
-            fragment_readahead=1,
-        )
-        yield from scanner.to_batches()
+        yield from scanner_of(self._rows(files), self.schema, columns=columns, where=where).to_batches()
 
     def _rows(self, files: Sequence[LiveFile]) -> Iterator[pa.RecordBatch]:
         with Fetching(self._io, [file.file for file in files]) as fetching:

@@ -1,0 +1,70 @@
+"""Scanners of batches that Arrow itself reads: each is given a thread more, so that none waits for one for ever.
+
+Arrow asks for the batches of a scanner in a thread of its pool for reading files. Where these come from a scan within,
+that thread waits for others of the same pool: once as many as it has (eight, if nobody says) waited so, none of these
+scans ended (Arrow 26). DuckDB is shown files of others two deep, so that four queries at a time were enough.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+__all__ = ["scanner_of"]
+
+_lock = threading.Lock()
+_reading = 0
+_threads = 0
+
+
+def scanner_of(
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    *,
+    columns: Sequence[str] | Mapping[str, ds.Expression] | None = None,
+    where: ds.Expression | None = None,
+) -> ds.Scanner:
+    """A scanner that asks for one batch after the other.
+
+    Args:
+        batches: The rows; Arrow may read them.
+        schema: Theirs.
+        columns: Of these, or made of them; all if None.
+        where: The rows that are wanted.
+    """
+    return ds.Scanner.from_batches(
+        _with_a_thread(batches),
+        schema=schema,
+        columns=columns,
+        filter=where,
+        batch_readahead=1,
+        fragment_readahead=1,
+    )
+
+
+def _with_a_thread(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    with _a_thread_more():
+        yield from batches
+
+
+@contextmanager
+def _a_thread_more() -> Iterator[None]:
+    """Has Arrow's pool for reading grow by the thread that waits in here."""
+    _change(1)
+    try:
+        yield
+    finally:
+        _change(-1)
+
+
+def _change(by: int) -> None:
+    global _reading, _threads  # noqa: PLW0603  so is Arrow's pool
+    with _lock:
+        if not _reading:
+            _threads = pa.io_thread_count()
+        _reading += by
+        pa.set_io_thread_count(_threads + _reading)

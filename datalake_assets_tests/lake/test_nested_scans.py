@@ -1,0 +1,46 @@
+"""Scans within scans end, however many there are at a time and however few threads Arrow reads with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+#: Scans of files of others as DuckDB is shown them, at a time; in a process of its own, since those that hang stay.
+PROGRAM = """
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+import pyarrow as pa
+import pyarrow.dataset as ds
+from datalake_assets.lake.scan import BoundedDataset
+from datalake_assets.lake.shown_rows import in_columns
+
+folder, threads, scans = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+pa.set_io_thread_count(threads)
+plain = ds.dataset(folder, format=ds.ParquetFileFormat())
+files = BoundedDataset(list(plain.get_fragments()), plain.schema, plain.format, plain.filesystem)
+shown = in_columns(files, pa.schema([pa.field("no", pa.null()), *plain.schema]))
+
+def read(first):
+    batches = shown.scanner(columns=["id"], filter=ds.field("id") >= first).to_batches()
+    if first == 3:  # one that nobody reads to its end
+        return next(batches).num_rows > 0
+    return sum(each.num_rows for each in batches)
+
+with ThreadPoolExecutor(scans) as pool:
+    print(*pool.map(read, range(scans)))
+while pa.io_thread_count() > threads:  # Arrow may still be reading ahead of the one that was left
+    time.sleep(0.01)
+"""
+
+
+def test_scans_within_scans_wait_for_no_thread_that_one_of_them_has(tmp_path: Path) -> None:
+    for first in range(0, 1000, 250):
+        pq.write_table(pa.table({"id": range(first, first + 250)}), tmp_path / f"{first}.parquet", row_group_size=50)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "1", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.stdout, done.returncode) == ("1000 999 998 True 996 995\n", 0), done.stderr
