@@ -79,7 +79,9 @@ class DurableTree:
             for left in reversed(range(TIDY_ATTEMPTS)):  # others may tidy away what is above it, while it is empty
                 self.make_folder(folder.parent)
                 try:
-                    folder.mkdir(exist_ok=True)
+                    folder.mkdir()
+                    break
+                except FileExistsError:  # another made it, and may have tidied it away again
                     break
                 except FileNotFoundError:
                     if not left:
@@ -150,19 +152,25 @@ class DurableTree:
                 one that `tidy` has unlinked meanwhile takes the next of that name: two processes could otherwise each
                 lock a file of the same name.
         """
-        file = self._locks / digest[:2]
-        handle = self._open_lock(file)
+        handle = self._held_lock(self._locks / digest[:2])
         try:
-            self._acquire(handle)
-            while not _is_named(handle, file):
-                os.close(handle)
-                handle = self._open_lock(file)
-                self._acquire(handle)
-            try:
-                yield
-            finally:
-                fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked child may have the handle too
+            yield
         finally:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked child may have the handle too
+            finally:
+                os.close(handle)
+
+    def _held_lock(self, file: Path) -> int:
+        while True:
+            handle = self._open_lock(file)
+            try:
+                self._acquire(handle)
+                if _is_named(handle, file):
+                    return handle
+            except BaseException:
+                os.close(handle)
+                raise
             os.close(handle)
 
     def _open_lock(self, file: Path) -> int:
@@ -249,7 +257,7 @@ def delete_if_same(file: str, held: str, *, is_same: Callable[[os.stat_result], 
             if not is_same(os.lstat(file)):  # nor is a link what was meant, whatever it points to
                 return False
             _move_aside(file, held)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
             if not os.path.lexists(file):  # else the folder of what is moved aside was tidied away
                 return True
         else:
