@@ -37,13 +37,21 @@ def ray():
 
 
 @pytest.fixture(scope="module")
-def cluster(ray):
+def handlers():
+    """Of signals, before the cluster is started and after that."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def cluster(ray, handlers):
     """This machine's; the engine itself starts it."""
     with tempfile.TemporaryDirectory(prefix="ray") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
         patch.setenv("RAY_TMPDIR", folder)
         engine = open_engine("ray")
+        handlers.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)])
         engine.share(1, memory_bytes=1, thread_bytes=1)
+        handlers.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)])
         yield engine
         ray.shutdown()
 
@@ -95,8 +103,10 @@ def die_once(folder, _progress):
     return Path(folder, "attempts").stat().st_size
 
 
-def test_dagsters_signal_handler_stays(cluster):
-    assert signal.getsignal(signal.SIGTERM) in {signal.SIG_DFL, signal.default_int_handler}
+@pytest.mark.usefixtures("cluster")
+def test_dagsters_signal_handler_stays(handlers):
+    before, after = handlers
+    assert after == before
 
 
 def without_package(work):
