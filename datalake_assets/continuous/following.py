@@ -124,6 +124,7 @@ class Follower:
             try:
                 self._follow()
             except FeedNotFound as error:
+                self._tell()
                 self._log.gone(self._name, str(error))
                 return
             except DatalakeError as error:
