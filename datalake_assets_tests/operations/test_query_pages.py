@@ -217,12 +217,23 @@ def test_a_footer_that_is_longer_than_what_is_read_of_the_end_is_left_to_arrow(m
         assert [row[0] for row in rows] == [20001]
 
 
+@pytest.fixture
+def one_reader(monkeypatch):
+    """Arrow reads one stretch after the other: of two at a time, one may be asked for once more and stay."""
+    before = pa.io_thread_count()
+    monkeypatch.setattr(sql_scans, "IO_THREADS", 1)
+    yield
+    pa.set_io_thread_count(before)
+
+
+@pytest.mark.usefixtures("one_reader")
 def test_columns_that_are_read_whole_are_asked_for_before_arrow_comes_to_them():
     table = some_rows(1)
     stored = Stored(written(table))
     sizes = [len(stored.data)]
     with serving(["a"], sizes, lambda _: stored) as theirs:
         asked = AskedFiles(theirs)
+        held = asked._left
         schema = pa.schema([pa.field(NO_COLUMN, pa.null()), *table.schema])
         dataset = stored_rows(asked, sizes, schema, None)
         scanner = dataset.scanner(columns=["small", "code"])
@@ -230,6 +241,8 @@ def test_columns_that_are_read_whole_are_asked_for_before_arrow_comes_to_them():
         assert 1 <= len(file._ahead) <= 2 * (ROWS // GROUP)
         found = scanner.to_table()
         assert found.equals(table.select(["small", "code"]))
+        assert not file._ahead
+        assert asked._left == held  # what was read is no longer held
 
 
 def test_a_file_that_cannot_be_read_is_told_as_ever():
