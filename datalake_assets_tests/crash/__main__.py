@@ -141,6 +141,7 @@ def main() -> None:
     print("happened:", _figures(rounds.happened, rounds.happened))
     if chosen.what == "queue":
         assert rounds.hits.total() >= chosen.deaths, "the queue was empty before so many workers were killed"
+    assert rounds.hits.total(), "nobody was killed"
     rare = [step for step in rounds.steps if rounds.hits[step] < ENOUGH]
     is_full = (chosen.deaths if chosen.what == "queue" else chosen.rounds) >= FULL and chosen.what != "sql"
     assert not (is_full and rare), f"too few kills of {rare}"

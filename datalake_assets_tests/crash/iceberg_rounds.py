@@ -98,6 +98,8 @@ class IcebergRounds:
             table = catalog.load_table(self._name)
             self._fill(table)
             self._check(table, f"{said}, before")
+            if what == "orphans":
+                self._leave_orphans(place)
             first = self._next
             if what == "append":
                 self._next += APPENDED
@@ -135,6 +137,15 @@ class IcebergRounds:
                 raise CrashError("a delete took more than one row")
             self._rows = left
             self._seen[table.current_snapshot().snapshot_id] = ids(table)  # type: ignore[union-attr]
+
+    def _leave_orphans(self, place: Path) -> None:
+        """A write and a compaction die before they commit, and nobody repeats them: their files are nobody's."""
+        task = {"folder": str(place), "rest": self._rest, "name": self._name, "log": str(place / "log")}
+        for what in ("append", "append", "compact"):
+            point = {"step": "commit", "number": 1, "moment": "before"}
+            if self._forker.run("keep_up", **task, **point, what=what, first=self._next) not in (KILLED, 0):
+                raise CrashError(f"{what} failed, which was to leave files behind")
+            self._next += APPENDED
 
     def _kill(self, place: Path, what: str, first: int, **point: str | int) -> None:
         log = place / "log"
