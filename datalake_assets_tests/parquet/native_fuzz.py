@@ -38,6 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake_assets.errors import UnreadableFile
+from datalake_assets.native_library import SWITCH
 from datalake_assets.parquet import native
 from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.decoding import open_parquet
@@ -81,7 +82,7 @@ class Child:
             self.state = mmap.mmap(file.fileno(), STATE_BYTES)
         self.groups = [group(seed * 1000 + place) for place in range(GROUPS)]
         self.counts: Counter[str] = Counter()
-        library = open_library(Path(os.environ[native._VARIABLE]))
+        library = open_library(Path(os.environ[SWITCH]))
         self.library = library
         self.kernel = Kernel(library)
         self.comparer = open_comparer(build_comparer())

@@ -8,6 +8,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datalake_assets.native_library import SWITCH
 from datalake_assets.parquet import native, proof
 from datalake_assets.sources.files import csv_scan
 
@@ -85,5 +86,5 @@ def environment(library: Path) -> dict[str, str]:
         "PYTHONMALLOC": "malloc",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "OMP_NUM_THREADS": "1",
-        native._VARIABLE: str(library),
+        SWITCH: str(library),
     }

@@ -28,6 +28,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from datalake_assets.native_library import loaded_or_why_not, setting
 from datalake_assets.parquet.native.interface import (
     STEPS,
     CChecked,
@@ -57,8 +58,6 @@ __all__ = [
 #: Parquet's numbers of codecs (parquet.thrift, CompressionCodec).
 _CODECS = {"none": 0, "snappy": 1, "gzip": 2, "brotli": 4, "zstd": 6, "lz4": 7}
 _NAMES = {number: name for name, number in _CODECS.items()}
-#: Switches the kernel off (``0``), or names another library.
-_VARIABLE = "DATALAKE_NATIVE"
 
 Span: TypeAlias = tuple[int, int]
 
@@ -468,27 +467,20 @@ def _names(bits: int) -> frozenset[str]:
 
 
 @lru_cache(maxsize=4)
-def _loaded(setting: str) -> tuple[Kernel | None, NativeStatus]:
-    if setting == "0":
-        return None, NativeStatus(f"{_VARIABLE} is 0")
-    path = Path(setting) if setting else Path(__file__).with_name("pagemerge.so")
-    if not path.exists():
-        note = path.with_name("not-built.txt")
-        why = note.read_text().strip() if note.exists() else "this copy was not installed (setup.py builds it)"
-        return None, NativeStatus(f"it was not built: {why}" if not setting else f"{path} is not there")
-    try:
-        library = open_library(path)
-    except (OSError, AttributeError) as error:
-        return None, NativeStatus(f"it does not load: {error}")
+def _loaded(said: str) -> tuple[Kernel | None, NativeStatus]:
+    path = Path(said) if said else Path(__file__).with_name("pagemerge.so")
+    library, reason = loaded_or_why_not(path, open_library, said)
+    if library is None:
+        return None, NativeStatus(reason)
     reads, writes = (tuple(sorted(_names(bits))) for bits in (library.pm_reads(), library.pm_writes()))
     return Kernel(library), NativeStatus("", path, reads, writes)
 
 
 def load_kernel() -> Kernel | None:
     """The kernel, or None where it is switched off, was not built, or does not load."""
-    return _loaded(os.environ.get(_VARIABLE, ""))[0]
+    return _loaded(setting())[0]
 
 
 def native_status() -> NativeStatus:
     """Whether the kernel is there, with which codecs, and if not, why not."""
-    return _loaded(os.environ.get(_VARIABLE, ""))[1]
+    return _loaded(setting())[1]

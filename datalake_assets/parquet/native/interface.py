@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+from datalake_assets.native_library import library_of
+
 __all__ = ["STEPS", "VERSION", "CChecked", "CInput", "COptions", "CResult", "CSpan", "CText", "open_library"]
 
 #: Of the interface; a library of another one is not used.
@@ -134,9 +136,7 @@ def open_library(path: Path) -> ctypes.CDLL:
         OSError: It does not load, or has another interface.
         AttributeError: It is another library.
     """
-    library = ctypes.CDLL(str(path))
-    if (version := library.pm_version()) != VERSION:
-        raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
+    library = library_of(path, "pm_version", VERSION)
     for name in ("pm_reads", "pm_writes"):
         getattr(library, name).restype = ctypes.c_uint32
     pointer = ctypes.c_void_p

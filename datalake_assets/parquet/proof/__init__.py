@@ -8,7 +8,6 @@ it says so, and another reader has to compare: Arrow. `pagecompare.h` has the in
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from datalake_assets.native_library import library_of, loaded_or_why_not, setting
+
 __all__ = ["Compared", "Comparer", "Side", "Verdict", "comparer_status", "load_comparer", "open_comparer"]
 
 #: `PC_VERSION` of the header; a library of another one is not used.
 VERSION = 2
-#: Switches the kernel off, and with it all that proves what it makes.
-_SWITCH = "DATALAKE_NATIVE"
 
 
 class _CFile(ctypes.Structure):
@@ -152,9 +151,7 @@ def open_comparer(path: Path) -> Comparer:
         OSError: It does not load, or has another interface.
         AttributeError: It is another library.
     """
-    library = ctypes.CDLL(str(path))
-    if (version := library.pc_version()) != VERSION:
-        raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
+    library = library_of(path, "pc_version", VERSION)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.pc_compare.argtypes = (number, pointer, pointer, ctypes.c_char_p, number, number, pointer)
     library.pc_read.argtypes = (pointer, number, pointer)
@@ -162,26 +159,16 @@ def open_comparer(path: Path) -> Comparer:
 
 
 @lru_cache(maxsize=2)
-def _loaded(setting: str) -> tuple[Comparer | None, str]:
-    """The comparer, or why there is none."""
-    path = Path(__file__).with_name("pagecompare.so")
-    if setting == "0":
-        return None, f"{_SWITCH} is 0"
-    if not path.exists():
-        note = path.with_name("not-built.txt")
-        return None, note.read_text().strip() if note.exists() else "it was not built"
-    try:
-        return open_comparer(path), ""
-    except (OSError, AttributeError) as error:
-        return None, str(error)
+def _loaded(said: str) -> tuple[Comparer | None, str]:
+    return loaded_or_why_not(Path(__file__).with_name("pagecompare.so"), open_comparer, said)
 
 
 def load_comparer() -> Comparer | None:
     """The comparer, or None where it is switched off, was not built, or does not load."""
-    return _loaded(os.environ.get(_SWITCH, ""))[0]
+    return _loaded(setting())[0]
 
 
 def comparer_status() -> str:
     """Whether the comparer is there, for a person; if not, why not."""
-    _, reason = _loaded(os.environ.get(_SWITCH, ""))
+    _, reason = _loaded(setting())
     return f"comparer: none ({reason}); Arrow compares, more slowly" if reason else "comparer: there"

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from datalake_assets.native_library import library_of, loaded_or_why_not, setting
+
 __all__ = ["CsvForm", "Expected", "Scanned", "Scanner", "load_scanner", "open_scanner", "scanner_status"]
 
 #: `CS_VERSION` of the header; a library of another one is not used.
 VERSION = 1
-#: Switches the native libraries off (``0``).
-_SWITCH = "DATALAKE_NATIVE"
 
 
 class Expected(enum.IntEnum):
@@ -171,33 +170,21 @@ def open_scanner(path: Path) -> Scanner:
         OSError: It does not load, or has another interface.
         AttributeError: It is another library.
     """
-    library = ctypes.CDLL(str(path))
-    if (version := library.cs_version()) != VERSION:
-        raise OSError(f"{path} has version {version} of the interface, not {VERSION}")
+    library = library_of(path, "cs_version", VERSION)
     return Scanner(library)
 
 
 @lru_cache(maxsize=2)
-def _loaded(setting: str) -> tuple[Scanner | None, str]:
-    """The library, or why there is none."""
-    path = Path(__file__).with_name("csvscan.so")
-    if setting == "0":
-        return None, f"{_SWITCH} is 0"
-    if not path.exists():
-        note = path.with_name("not-built.txt")
-        return None, note.read_text().strip() if note.exists() else "it was not built"
-    try:
-        return open_scanner(path), ""
-    except (OSError, AttributeError) as error:
-        return None, str(error)
+def _loaded(said: str) -> tuple[Scanner | None, str]:
+    return loaded_or_why_not(Path(__file__).with_name("csvscan.so"), open_scanner, said)
 
 
 def load_scanner() -> Scanner | None:
     """The library, or None where it is switched off, was not built, or does not load."""
-    return _loaded(os.environ.get(_SWITCH, ""))[0]
+    return _loaded(setting())[0]
 
 
 def scanner_status() -> str:
     """Whether the library is there, for a person; if not, why not."""
-    _, reason = _loaded(os.environ.get(_SWITCH, ""))
+    _, reason = _loaded(setting())
     return f"CSV scanner: none ({reason}); Arrow looks, more slowly" if reason else "CSV scanner: there"
