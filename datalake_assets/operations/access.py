@@ -16,7 +16,7 @@ from datalake_assets.feed import NAME_PATTERN
 from datalake_assets.operations.answers import REQUEST_TOO_LARGE, Answer, Code, Failure, FailureAnswer
 from datalake_assets.settings import Settings
 
-__all__ = ["BUSY", "STATUS", "TOO_LARGE", "UNAUTHORIZED", "Tokens", "status_of"]
+__all__ = ["BUSY", "STATUS", "TOO_LARGE", "TOO_SLOW", "UNAUTHORIZED", "Tokens", "status_of"]
 
 #: HTTP's status of a failure. What may have been done is none of those that clients repeat by themselves.
 STATUS = {
@@ -48,6 +48,9 @@ BUSY = FailureAnswer(
     )
 )
 TOO_LARGE = FailureAnswer(error=REQUEST_TOO_LARGE)
+TOO_SLOW = FailureAnswer(
+    error=Failure(code=Code.UNAVAILABLE, message="the request took too long to arrive", retryable=True)
+)
 
 
 class Tokens:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import socket
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import uvicorn
 
 from datalake_assets.errors import ConfigError
-from datalake_assets.operations import MAX_REQUEST_BYTES, Code, Operations
+from datalake_assets.operations import MAX_REQUEST_BYTES, Code, Operations, http_api
 from datalake_assets.operations.access import STATUS, Tokens
-from datalake_assets.operations.http_api import http_app
+from datalake_assets.operations.http_api import http_server
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA
 
 TOKENS = {"acme": ["a" * 32, "b" * 40], "rival": ["r" * 32]}
@@ -30,14 +30,18 @@ def lake(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(lake):
     """A server over an empty lake."""
-    with Operations(str(lake)) as operations:
-        config = uvicorn.Config(http_app(operations, Tokens(TOKENS)), port=0, log_config=None, lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
+    with Operations(str(lake)) as operations, serving(operations) as address:
+        yield address
+
+
+@contextmanager
+def serving(operations):
+    """The server as ``datalake serve ops`` runs it; gives its URL."""
+    server = http_server(operations, Tokens(TOKENS))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        while not server.started:
-            thread.join(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
 
@@ -127,6 +131,43 @@ def test_tenant_has_so_many_requests_under_way_and_no_more(url, post):
         assert post({"operation": "HEALTH"}, token=TOKENS["rival"][0]).status_code == 200
     while post({"operation": "HEALTH"}).status_code == 503:  # until the server has seen them leave
         pass
+
+
+def test_no_client_that_is_slow_or_silent_keeps_others_waiting_or_stays(lake, monkeypatch):
+    monkeypatch.setattr(http_api, "HEAD_S", 2.0)
+    monkeypatch.setattr(http_api, "BODY_S", 2.0)
+    post = b"POST /v1/operations HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n"
+    begun = {  # what is sent at once, and the status that is answered; more comes byte by byte
+        b"": None,
+        post: None,
+        post + b"\r\n": 401,
+        post + f"Authorization: Bearer {TOKENS['acme'][0]}\r\n\r\n".encode(): 503,
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n": 200,
+    }
+    with Operations(str(lake)) as operations, serving(operations) as url, ExitStack() as opened:
+        address = (urlsplit(url).hostname, urlsplit(url).port)
+        silent = [opened.enter_context(socket.create_connection(address)) for _ in range(100)]
+        slow = {opened.enter_context(socket.create_connection(address)): status for status in begun.values()}
+        for connection, sent in zip(slow, begun, strict=True):
+            connection.sendall(sent)
+
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+
+        answers = dict.fromkeys(slow, b"")
+        left = {*silent, *slow}
+        while left:  # until the server has closed them all
+            for connection in select.select(left, [], [], 0.2)[0]:
+                with suppress(ConnectionError):
+                    if data := connection.recv(1 << 16):
+                        answers[connection] = answers.get(connection, b"") + data
+                        continue
+                left.remove(connection)
+            for connection in left & {*slow}:
+                with suppress(OSError):
+                    connection.sendall(b"x")
+        for connection, status in slow.items():
+            assert answers[connection].startswith(b"" if status is None else f"HTTP/1.1 {status} ".encode())
+            assert status is not None or not answers[connection]
 
 
 def test_description_names_every_operation_and_loads_nothing_from_elsewhere(url):
