@@ -140,7 +140,7 @@ class Database(Protocol):
         """
 
     def has_nulls(self, relation: Relation, column: SqlColumn) -> bool:
-        """Whether a column has no value in some row."""
+        """Whether a column has no value in some row, or one that lies in no range of the column's type."""
 
     def quoted(self, name: str) -> str:
         """A name as it stands in a statement."""
@@ -190,8 +190,8 @@ def selected(
     column = f"q.{database.quoted(within.column)}"
     low, high = within.low, within.high
     if database.dialect == "sqlite":  # times are texts, which begin with the day in each of their forms
-        low = low.date() if isinstance(low, datetime) else low
-        high = high.date() + timedelta(days=1) if isinstance(high, datetime) else high
+        low = _day(low, 0) if isinstance(low, datetime) else low
+        high = _day(high, 1) if isinstance(high, datetime) else high
     bounds = [
         f"{column} {sign} {literal(value, database.dialect)}"
         for sign, value in ((">=", low), ("<", high))
@@ -199,6 +199,16 @@ def selected(
     ]
     where = " AND ".join(bounds) or f"{column} IS NOT NULL"
     return f"{statement} WHERE {where} ORDER BY {column}"
+
+
+def _day(moment: datetime, later: int) -> date:
+    """A day before, or some days later, than all days with which texts of a moment begin.
+
+    Texts with a zone begin with the day there, which may be the one before, or after, that of UTC.
+    """
+    elsewhere = moment.tzinfo is not None
+    days = moment.toordinal() + (later + elsewhere if later else -elsewhere)
+    return date.fromordinal(min(max(days, 1), date.max.toordinal()))
 
 
 def source_of(database: Database, relation: Relation) -> str:

@@ -306,7 +306,7 @@ class SqlBatches:
         """What is to be said of rows that no range has; empty if there are none."""
         if not self._asked(lambda: self._database.has_nulls(self._relation, column)):
             return ""
-        return f"rows whose {column.name} is null were not read: nobody knows where they belong"
+        return f"rows that have no {column.kind} in {column.name} were not read: nobody knows where they belong"
 
     def _start(self) -> int | None:
         """The first cursor value that is not landed; None if none is."""

@@ -33,6 +33,8 @@ from datalake_assets.sources.sql.databases import (
 
 __all__ = ["Sqlite", "declared_type"]
 
+#: How texts begin that are times, or dates.
+_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 _DECIMAL = re.compile(r"(?:DECIMAL|NUMERIC|DEC)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
 #: By what a declared type begins with, or has in it (SQLite manual, "Determination of Column Affinity"; times first).
 _KINDS: tuple[tuple[str, pa.DataType], ...] = (
@@ -113,8 +115,11 @@ class Sqlite:
         return Bound(settled_before(datetime.now(UTC), cursor.type, lag))
 
     def has_nulls(self, relation: Relation, column: SqlColumn) -> bool:
-        """Implements `Database`."""
-        where = f"q.{self.quoted(column.name)} IS NULL"
+        """Implements `Database`: of times also what is no text of a day, such as a number of seconds."""
+        value = f"q.{self.quoted(column.name)}"
+        where = f"{value} IS NULL"
+        if pt.is_temporal(column.type):
+            where += f" OR typeof({value}) <> 'text' OR {value} NOT GLOB '{_DAY}*'"
         return bool(self._rows(f"SELECT 1 FROM {source_of(self, relation)} WHERE {where} LIMIT 1"))
 
     def rows(

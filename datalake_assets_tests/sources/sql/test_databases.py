@@ -249,7 +249,9 @@ def test_rows_without_a_cursor_value_are_told(shop, source, store):
     shop.execute("CREATE TABLE t (n INTEGER, at TIMESTAMP)")
     shop.execute("INSERT INTO t VALUES (NULL, '2025-01-01'), (1, '2025-01-01')")
     shop.commit()
-    assert "whose n is null were not read" in " ".join(land(store, source, feed_of(cursor="n", time_column="at")).notes)
+    assert "that have no INTEGER in n were not read" in " ".join(
+        land(store, source, feed_of(cursor="n", time_column="at")).notes
+    )
 
 
 def test_a_table_that_begins_anew_is_told_and_read_anew_if_a_person_says_so(shop, source, store):
@@ -316,6 +318,34 @@ def test_a_late_time_zone_of_a_window_is_utc(shop, source, store):
         datetime(2025, 1, 1, 10, tzinfo=UTC),
         datetime(2025, 1, 2, 0, 30, tzinfo=UTC),
     ]
+
+
+def test_no_window_loses_a_row_by_the_zone_of_its_text(shop, source, store):
+    shop.execute("CREATE TABLE t (at TIMESTAMPTZ, n INTEGER)")
+    shop.execute(
+        "INSERT INTO t VALUES ('2024-12-31 23:30:00-05:00', 1), ('2025-01-03T08:00:00+14:00', 2),"
+        " ('2025-01-02T00:00:00Z', 3)"
+    )
+    shop.commit()
+    feed = feed_of(time_column="at", start="2025-01-01")
+    for day in ("2025-01-01", "2025-01-02"):
+        land(store, source, feed, partitions=[day])
+    assert sorted(landed(store, feed, "n")) == [1, 2, 3]
+
+
+def test_times_that_are_no_texts_of_a_day_are_told(shop, source, store):
+    shop.execute("CREATE TABLE t (at DATETIME, n INTEGER)")
+    shop.execute("INSERT INTO t VALUES ('2025-01-01 10:00:00', 1)")
+    shop.commit()
+    feed = feed_of(time_column="at", start="2025-01-01")
+    assert not land(store, source, feed, partitions=["2025-01-01"]).notes
+    for odd in (1735725600, "yesterday", ""):
+        shop.execute("UPDATE t SET at = ? WHERE n = 1", (odd,))
+        shop.execute("INSERT INTO t VALUES ('2025-01-01 10:00:00', 1)")
+        shop.commit()
+        notes = land(store, source, feed, partitions=["2025-01-01"]).notes
+        assert "no DATETIME in at were not read" in " ".join(notes)
+        shop.execute("DELETE FROM t WHERE at = ?", (odd,))
 
 
 def test_a_password_is_kept_out_of_messages_also_as_drivers_decode_it():
