@@ -24,6 +24,9 @@ import xxhash
 
 __all__ = ["BadFile", "ContentLimits", "Contents", "prepared"]
 
+#: Bytes by which an encoding is known that no mark tells.
+_LOOKED_AT_BYTES = 64 << 10
+_LINE_END = ord("\n")
 #: Bytes that are read at a time, and up to which a file stays in memory.
 PIECE_BYTES, IN_MEMORY_BYTES = 1 << 20, 8 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -221,7 +224,7 @@ def _encoding(plain: BinaryIO, declared: str | None, seen: _Utf8 | None) -> tupl
         seen: What has seen all of it; None: nothing.
     """
     plain.seek(0)
-    start = plain.read(4)
+    start = plain.read(_LOOKED_AT_BYTES)
     name = codecs.lookup(declared).name if declared is not None else _looks_like(start)
     if name == "utf-8":
         return name, len(_UTF8_BOM) if start.startswith(_UTF8_BOM) else 0, _is_utf8(plain, seen)
@@ -234,7 +237,11 @@ def _encoding(plain: BinaryIO, declared: str | None, seen: _Utf8 | None) -> tupl
 
 
 def _looks_like(start: bytes) -> str:
-    """The encoding that a text's first bytes tell; empty if they tell none."""
+    """The encoding that a text's first bytes tell; empty if they tell none.
+
+    Without a mark two bytes for each letter are known by their line ends, of which one byte is zero: letters that are
+    not Latin have no byte of zero, and may all pass for UTF-8.
+    """
     if start.startswith(_UTF8_BOM):
         return "utf-8"
     for mark, name in _BOMS:
@@ -242,7 +249,18 @@ def _looks_like(start: bytes) -> str:
             return name
     if len(start) >= 2 and (start[0] == 0) is not (start[1] == 0):  # noqa: PLR2004  a letter in two bytes
         return "utf-16-be" if start[0] == 0 else "utf-16-le"
-    return ""
+    first, second = start[0::2], start[1::2]
+    if _are_letters(first, second):
+        return "utf-16-le"
+    return "utf-16-be" if _are_letters(second, first) else ""
+
+
+def _are_letters(low: bytes, high: bytes) -> bool:
+    """Whether each line end is one in two bytes, and no letter has a low byte of zero."""
+    if b"\0" in low or b"\0" not in high:
+        return False
+    ends = sum(pair == (_LINE_END, 0) for pair in zip(low, high, strict=False))
+    return ends > 0 and ends == low.count(b"\n") + high.count(b"\n")
 
 
 #: Bytes that are control characters in Latin-1, and begin or go on in UTF-8.
