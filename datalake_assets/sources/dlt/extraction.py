@@ -142,11 +142,17 @@ def _json_of(value: Any) -> str:
         return text
 
 
+def _moment(value: datetime) -> datetime | str:
+    """A time as Python's own; one of pandas with nanoseconds as the text that it is, which Python would cut off."""
+    text = value.isoformat()
+    return text if getattr(value, "nanosecond", 0) else datetime.fromisoformat(text)
+
+
 _OWN = frozenset({bool, int, float, str, bytes, Decimal, date})
 _NESTED = (dict, list, tuple)
 #: Own types by those that others are derived from; times are dates, too, and come first.
 _MADE: tuple[tuple[type, Callable[[Any], Any]], ...] = (
-    (datetime, lambda value: datetime.fromisoformat(value.isoformat())),
+    (datetime, _moment),
     (date, lambda value: date(value.year, value.month, value.day)),
     (time, lambda value: time.fromisoformat(value.isoformat())),
     (str, str.__str__),

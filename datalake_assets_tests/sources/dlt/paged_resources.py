@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import dlt
+import pyarrow as pa
 from dlt.sources.rest_api import rest_api_resources
 
-__all__ = ["broken", "counted", "events", "late", "nobody", "odd", "plain"]
+__all__ = ["broken", "counted", "events", "fine", "late", "nobody", "odd", "plain"]
 
 
 def events(url: str) -> Any:
@@ -59,6 +60,14 @@ odd = dlt.resource(
     ],
     name="odd",
 )
+
+
+@dlt.resource(name="fine")
+def fine() -> Iterator[pa.Table]:
+    """Times in nanoseconds, as pandas has them; of one column some are finer than Python's."""
+    whole, finer = 1_735_689_600_000_000_000, 1_735_689_600_000_000_001
+    kind = pa.timestamp("ns", "UTC")
+    yield pa.table({"at": pa.array([whole, whole + 1000], kind), "seen": pa.array([finer, finer + 1], kind)})
 
 
 def nobody() -> None:

@@ -205,3 +205,10 @@ def test_values_land_as_they_are_also_where_json_has_no_place_for_them(store, so
     assert landed(store, feed, "large") == [2**70, -(2**65)]
     assert landed(store, feed, "text") == ["\uf0261.5", "\uf0272024-01-01"]
     assert json.loads(landed(store, feed, "nested")[0]) == {"n": 2**70}
+
+
+def test_no_time_loses_its_nanoseconds(store, source):
+    feed = feed_of("fine", **TYPES)
+    land(store, source, feed)
+    assert [at.microsecond for at in landed(store, feed, "at")] == [0, 1]
+    assert [text[-9:] for text in landed(store, feed, "seen")] == ["001+00:00", "002+00:00"]
