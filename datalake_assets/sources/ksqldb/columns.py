@@ -185,7 +185,7 @@ class AnswerLayout:
     def wanted(
         self, rows: pa.RecordBatch, *, starts: Mapping[int, int], window: TimeWindow | None
     ) -> npt.NDArray[np.bool_]:
-        """Which decoded rows are at or after their source partition's start, and in the window."""
+        """Which decoded rows are at or after their source partition's start, and in the window or without a time."""
         mask = np.ones(rows.num_rows, dtype=np.bool_)
         if self.numbering is not None and starts:
             partitions, offsets = (rows.column(index).to_numpy() for index in self.numbering)
@@ -197,7 +197,7 @@ class AnswerLayout:
                 pc.greater_equal(times, epoch_ms(window.start)),
                 pc.less(times, epoch_ms(window.end)),
             )
-            mask &= inside.fill_null(False).to_numpy(zero_copy_only=False)
+            mask &= inside.fill_null(True).to_numpy(zero_copy_only=False)
         return mask
 
 

@@ -76,17 +76,18 @@ def epoch_ms(time: datetime) -> int:
 
 
 def in_window(column: str, window: TimeWindow | None, *, as_text: bool) -> str:
-    """Whether a column's time lies in a half-open window.
+    """Whether a column's time lies in a half-open window, or is null: such rows are in none, and would not be noticed.
 
     Args:
-        column: ROWTIME or a BIGINT of epoch milliseconds; or, ``as_text``, a TIMESTAMP.
+        column: ROWTIME, which is never null, or a BIGINT of epoch milliseconds; or, ``as_text``, a TIMESTAMP.
         window: None for any time.
         as_text: Whether to compare with a TIMESTAMP literal.
     """
     if window is None:
         return ""
     start, end = (_moment(time, as_text=as_text) for time in (window.start, window.end))
-    return f"{quoted(column)} >= {start} AND {quoted(column)} < {end}"
+    within = f"{quoted(column)} >= {start} AND {quoted(column)} < {end}"
+    return within if column in PSEUDO_COLUMNS else f"({within} OR {quoted(column)} IS NULL)"
 
 
 def _moment(time: datetime, *, as_text: bool) -> str:

@@ -59,11 +59,12 @@ def test_window_is_asked_for_in_the_rows_own_time() -> None:
 def test_window_is_asked_for_in_the_time_column(kind: str, literals: tuple[str, str]) -> None:
     window = TimeWindow(dt.datetime(2025, 1, 15, tzinfo=dt.UTC), dt.datetime(2025, 1, 16, tzinfo=dt.UTC))
     value = "2025-01-15T10:00:00.000" if kind == "TIMESTAMP" else 1_736_935_200_000
-    with serving(rows(f"`At` {kind}", [value]), described=description("S", At=kind)) as server:
+    with serving(rows(f"`At` {kind}", [value], [None]), described=description("S", At=kind)) as server:
         batches = landed(server, feed(time_column="at"), ReadRequest(window=window))
     start, end = literals
-    assert sql_of(server) == [f"SELECT `At` FROM `S` WHERE `At` >= {start} AND `At` < {end};"]  # noqa: S608
-    assert values(batches) == [{"at": dt.datetime(2025, 1, 15, 10, tzinfo=dt.UTC)}]
+    within = f"`At` >= {start} AND `At` < {end}"
+    assert sql_of(server) == [f"SELECT `At` FROM `S` WHERE ({within} OR `At` IS NULL);"]  # noqa: S608
+    assert values(batches) == [{"at": dt.datetime(2025, 1, 15, 10, tzinfo=dt.UTC)}, {"at": None}]
 
 
 def test_time_column_must_exist() -> None:

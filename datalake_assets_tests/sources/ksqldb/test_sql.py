@@ -54,7 +54,7 @@ def test_window_of_another_zone_is_written_in_utc() -> None:
     zone = dt.timezone(dt.timedelta(hours=2))
     window = TimeWindow(dt.datetime(2025, 1, 1, 2, tzinfo=zone), dt.datetime(2025, 1, 2, 2, tzinfo=zone))
     assert in_window("T", window, as_text=True) == (
-        "`T` >= '2025-01-01T00:00:00.000' AND `T` < '2025-01-02T00:00:00.000'"
+        "(`T` >= '2025-01-01T00:00:00.000' AND `T` < '2025-01-02T00:00:00.000' OR `T` IS NULL)"
     )
 
 
