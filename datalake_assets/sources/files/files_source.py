@@ -32,7 +32,7 @@ from datalake_assets.core.batches import (
 )
 from datalake_assets.core.item_ids import NEVER, forgotten_at
 from datalake_assets.core.schema import source_metadata
-from datalake_assets.errors import SourceError, SourceRefused
+from datalake_assets.errors import InvalidFeed, SourceError, SourceRefused
 from datalake_assets.feed import Feed
 from datalake_assets.feed_sources import FeedKind
 from datalake_assets.settings import Settings
@@ -269,6 +269,8 @@ class FileBatches:
         with ThreadPoolExecutor(self._workers, "files") as pool:
             kinds = pool.map(lambda each: self._kinds(each, known, exact=exact), self._pending())
             found = [each for each in kinds if each is not None]
+        if known is None and found:
+            found = self._with_times(found)
         names: dict[str, _Column] = {}
         for columns in found:
             is_fixed = bool(names) and self._feed.schema_policy != "evolve"
@@ -282,6 +284,20 @@ class FileBatches:
                 before = names.get(name, column)
                 names[name] = replace(before, kind=joined(before.kind, column.kind))
         return names
+
+    def _with_times(self, found: Sequence[dict[str, _Column]]) -> list[dict[str, _Column]]:
+        """The columns of files that have what partitions the rows: no other says what a new feed is like.
+
+        Raises:
+            InvalidFeed: None has it.
+        """
+        wanted = self.time_column
+        if wanted in {None, self._source.file_column, self._source.modified_column}:
+            return list(found)
+        those = [each for each in found if wanted in each]
+        if not those:
+            raise InvalidFeed(self._feed.name, f"time_column: no file that can be read has a column {wanted!r}")
+        return those
 
     def _type_of(self, name: str, kind: Kind) -> pa.DataType:
         if name in self._source.columns:

@@ -136,9 +136,10 @@ def decode_json(block: JsonBlock, types: Mapping[str, pa.DataType], *, others: s
     bad, columns = list(block.bad), []
     for number, each in enumerate(block.objects):
         unknown = [] if not others else [key for key in each if key not in types]
-        if unknown:
+        if unknown or not types:
             fits[number] = False
-            bad.append(BadRecord(block.lines[number], f"key {unknown[0]!r} {others}", block.raws[number][:KEPT_BYTES]))
+            reason = f"key {unknown[0]!r} {others}" if unknown else "no file has a key that can be a column"
+            bad.append(BadRecord(block.lines[number], reason, block.raws[number][:KEPT_BYTES]))
     for name, kind in types.items():
         texts, kinds = _tokens(block, name)
         values, good = converted(pa.array(texts, pa.string()), kind, declared=name in declared)
@@ -151,7 +152,9 @@ def decode_json(block: JsonBlock, types: Mapping[str, pa.DataType], *, others: s
         fits &= good
         columns.append(values)
     rows = pa.RecordBatch.from_arrays(columns, schema=pa.schema(list(types.items())))
-    return Parsed(rows if fits.all() else rows.filter(pa.array(fits)), sorted(bad, key=lambda each: each.line))
+    return Parsed(
+        rows if fits.all() or not types else rows.filter(pa.array(fits)), sorted(bad, key=lambda each: each.line)
+    )
 
 
 def infer_json(block: JsonBlock, known: Mapping[str, Kind]) -> dict[str, Kind]:

@@ -77,20 +77,28 @@ class LakeRows:
         self._feed, self._source = feed, declared_files(feed)
 
     def names(self, file: FileRecords) -> dict[str, str]:
-        """Names in a file by names in the lake.
+        """Names in a file by names in the lake; of JSON those that can be columns.
 
         Raises:
-            BadFile: They cannot be columns.
+            BadFile: They cannot be columns of CSV.
         """
-        rename = self._source.rename if file.has_fixed_columns else {}  # of JSON, keys have been renamed already
+        if not file.has_fixed_columns:  # keys have been renamed already; a record with another is refused by itself
+            return {name: name for name in file.names if self._may_be_a_column(name)}
         try:
-            known = lake_names(file.names, feed=self._feed.name, rename=rename)
+            known = lake_names(file.names, feed=self._feed.name, rename=self._source.rename)
         except InvalidFeed as error:
             raise BadFile(error.reason) from error
         own = {self._source.file_column, self._source.modified_column} & set(known)
         if own:
             raise BadFile(f"it has a column {min(own)!r}, as every row of the feed has one; rename it in the feed")
         return dict(zip(known, file.names, strict=True))
+
+    def _may_be_a_column(self, key: str) -> bool:
+        try:
+            lake_names([key], feed=self._feed.name)
+        except InvalidFeed:
+            return False
+        return key not in {self._source.file_column, self._source.modified_column}
 
     def rows(
         self, file: FileRecords, schema: pa.Schema, *, name: str, item: str, modified: datetime

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from datalake_assets.cli.app import app
-from datalake_assets.errors import CommitConflict
+from datalake_assets.errors import CommitConflict, InvalidFeed
 from datalake_assets.lake import item_ledger
 from datalake_assets.lake.item_exports import ItemsExport
 from datalake_assets.lake.registry import FeedRegistry
@@ -391,6 +391,35 @@ def test_types_hold_json_files_that_lack_keys_or_have_more_of_them(dropping):
     assert dropping.export().rows_added == 3
     assert dropping.rows("a", "b") == [("1", Decimal("2.0")), ("3", Decimal("0.5")), ("x", None)]
     assert [reason for _, reason in dropping.quarantined()] == ["key 'c' is not in the feed's schema"]
+
+
+@only_local
+def test_records_with_keys_that_cannot_be_columns_keep_no_other_from_being_landed(dropping):
+    dropping.drop("a.json", '{"": 1}\n{"a": 1, "year": 2}\n{"a": 1, "source_file": "x"}\n{"a": 2}\n')
+    dropping.drop("b.json", '{"": 1}\n')
+    assert dropping.export().rows_added == 1
+    assert dropping.rows("a") == [(2,)]
+    keys = [reason.removesuffix(" is not in the feed's schema") for _, reason in dropping.quarantined()]
+    assert sorted(keys) == ["key ''", "key ''", "key 'source_file'", "key 'year'"]
+
+
+@only_local
+def test_records_wait_where_no_file_has_a_column(dropping):
+    dropping.drop("a.json", '{"": 1}\n{}\n')
+    assert (dropping.export().rows_added, len(dropping.quarantined())) == (0, 2)
+
+
+@only_local
+def test_files_without_what_partitions_rows_do_not_say_what_a_feed_is_like(dropping):
+    dropping = by_day(dropping)
+    dropping.drop("a.csv", "other\n1\n")
+    with pytest.raises(InvalidFeed, match="no file that can be read has a column 'at'"):
+        dropping.export()
+    dropping.drop("b.csv", dated(1), at=LATER)
+    assert dropping.export().rows_added == 1
+    assert dict(dropping.quarantined()) == {
+        "a.csv": "the file was refused: it has column 'other', which the feed has not"
+    }
 
 
 @only_local
