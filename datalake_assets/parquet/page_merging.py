@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 
 from datalake_assets.core.files import DataFile
 from datalake_assets.errors import CorruptLake, UnreadableFile
-from datalake_assets.parquet.chunk_pages import decompresses
 from datalake_assets.parquet.concat import ConcatWriter
 from datalake_assets.parquet.decoding import fits_piece, open_parquet, tables
 from datalake_assets.parquet.elements import encoded_schema
@@ -342,8 +341,8 @@ class Merger:
         if self._comparer is not None and not is_sorted and self._reads_alike(segment, files):
             sides = [Side(each.data, each.file.rows, proven=each.is_proven) for each in files]
             made, memory_bytes = Side(segment.buffer, sum(each.rows for each in sides)), self._options.memory_bytes
-            found = self._comparer.compare(sides, made, segment.footer.data, memory_bytes=memory_bytes)
-            if found.verdict is Verdict.EQUAL and all(each.is_proven or self._takes(each) for each in files):
+            found = self._comparer.compare(sides, made, segment.footer.data, memory_bytes=memory_bytes, asks_arrow=True)
+            if found.verdict is Verdict.EQUAL:
                 return ""
             if found.verdict is Verdict.DIFFERS:
                 of = "" if found.column is None else f" in column {self._form.model.footer.columns[found.column]!r}"
@@ -362,13 +361,6 @@ class Merger:
             if not self._read_alike[stated]:
                 return False
         return True
-
-    def _takes(self, file: WholeFile) -> bool:
-        """Whether Arrow takes the compressed bytes of a file that nobody vouches for."""
-        try:
-            return decompresses(open_parquet(pa.BufferReader(file.data)).metadata, pa.BufferReader(file.data))
-        except (pa.ArrowException, OSError, ValueError):
-            return False
 
     def _difference_by_arrow(self, segment: Segment, files: Sequence[WholeFile], *, is_sorted: bool) -> str:
         """The same by Arrow, which decodes both, value by value; for errors see there."""

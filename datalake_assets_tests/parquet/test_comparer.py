@@ -30,13 +30,13 @@ def encoded(table, **options):
     return sink.getvalue()
 
 
-def compared(inputs, output, *, memory_bytes=0, proven=False):
+def compared(inputs, output, *, memory_bytes=0, proven=False, asks_arrow=False):
     """What the comparer says of files, and of a file that is to have the same rows."""
     footer = output[-8 - int.from_bytes(output[-8:-4], "little") : -8]
     rows = [max(pq.read_metadata(io.BytesIO(each)).num_rows, 0) for each in inputs]
     sides = [Side(pa.py_buffer(each), count, proven=proven) for each, count in zip(inputs, rows, strict=True)]
     made = Side(pa.py_buffer(output), sum(rows))
-    return load_comparer().compare(sides, made, footer, memory_bytes=memory_bytes)
+    return load_comparer().compare(sides, made, footer, memory_bytes=memory_bytes, asks_arrow=asks_arrow)
 
 
 def rows_of_all_types(seed=0, rows=ROWS):
@@ -121,6 +121,34 @@ def test_the_same_rows_are_equal_however_they_are_encoded(way):
     if way != "row groups":
         again = compared([output], encoded(pa.concat_tables(tables), **WAYS[way]))
         assert (again.verdict, again.reason) == (Verdict.EQUAL, "")
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["zstd", "gzip", "brotli", "lz4"])
+def test_what_is_compressed_and_nobody_vouches_for_is_what_arrow_makes_of_it(codec, version, monkeypatch):
+    tables = [rows_of_all_types(seed) for seed in range(2)]
+    inputs = [encoded(each, compression=codec, data_page_version=version) for each in tables]
+    output = encoded(pa.concat_tables(tables))
+    asked, real = [], pa.decompress
+
+    def verdict(arrow, **how):
+        del asked[:]
+        monkeypatch.setattr(pa, "decompress", lambda *given, **how: asked.append(1) or arrow(*given, **how))
+        return compared(inputs, output, asks_arrow=True, **how).verdict
+
+    def refuse(*_, **__):
+        raise OSError("corrupt")
+
+    def another(*given, **how):
+        made = bytearray(real(*given, **how))
+        made[len(made) // 2] ^= 1
+        return pa.py_buffer(made)
+
+    assert verdict(real) is Verdict.EQUAL
+    assert len(asked) >= 2 * 13  # a page of each column
+    assert (verdict(refuse, proven=True), asked) == (Verdict.EQUAL, [])
+    assert verdict(refuse) is Verdict.UNCLEAR
+    assert verdict(another) is not Verdict.EQUAL
 
 
 def _changed(column, place):
@@ -366,7 +394,7 @@ def test_a_codec_that_arrow_lacks_is_refused_also_where_nothing_is_compressed():
     changed = body.replace(stated + b"\0", stated + b"\x06")
     with pytest.raises(OSError, match="LZO"):
         decoded(changed)
-    assert alone(changed, 3).verdict is Verdict.EQUAL  # nothing has to be decompressed
+    assert alone(changed, 3).verdict is Verdict.UNCLEAR  # though nothing has to be decompressed
     answers = [decompresses(open_parquet(source).metadata, source) for source in map(pa.BufferReader, (body, changed))]
     assert answers == [True, False]
 

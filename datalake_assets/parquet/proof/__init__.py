@@ -21,7 +21,32 @@ from datalake_assets.native_library import library_of, loaded_or_why_not, settin
 __all__ = ["Compared", "Comparer", "Side", "Verdict", "comparer_status", "load_comparer", "open_comparer"]
 
 #: `PC_VERSION` of the header; a library of another one is not used.
-VERSION = 2
+VERSION = 3
+#: Codecs that Arrow is asked about, by Parquet's numbers.
+_CODECS = {2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+#: `pc_unpack` of the header.
+_Unpack = ctypes.CFUNCTYPE(
+    ctypes.c_int32,
+    *(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32),
+)
+
+
+def _by_arrow(  # noqa: PLR0917  a function of C
+    codec: int, packed: int, packed_bytes: int, plain: int, plain_bytes: int, is_made: int
+) -> int:
+    """Decompresses by Arrow, or says whether it makes what is there; nothing may be raised here."""
+    try:
+        made = pa.decompress(pa.foreign_buffer(packed, packed_bytes), plain_bytes, codec=_CODECS[codec])
+        if is_made:
+            return int(not plain_bytes or made.equals(pa.foreign_buffer(plain, plain_bytes)))
+        ctypes.memmove(plain, made.address, plain_bytes)
+    except Exception:  # noqa: BLE001  whatever it is, Arrow does not take it
+        return 0
+    return 1
+
+
+#: As C calls it; has to stay as long as the process.
+_BY_ARROW = _Unpack(_by_arrow)
 
 
 class _CFile(ctypes.Structure):
@@ -98,7 +123,15 @@ class Comparer:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
-    def compare(self, inputs: Sequence[Side], output: Side, footer: bytes, *, memory_bytes: int = 0) -> Compared:
+    def compare(
+        self,
+        inputs: Sequence[Side],
+        output: Side,
+        footer: bytes,
+        *,
+        memory_bytes: int = 0,
+        asks_arrow: bool = False,
+    ) -> Compared:
         """Whether a file of one row group has the rows of others, one file after the other; raises nothing.
 
         Types are compared as Parquet has them: all files have to state the same schema, byte for byte.
@@ -108,12 +141,13 @@ class Comparer:
             output: The file.
             footer: The metadata that it is to have, whatever it has at its end.
             memory_bytes: That may be allocated; 0: no limit.
+            asks_arrow: Compressed pages of inputs that are not proven are what Arrow makes of them, or unclear. Not for
+                the main thread, where it would lose an interruption.
         """
         files = (_CFile * len(inputs))(*map(_file, inputs))
         told = _CResult()
-        self._library.pc_compare(
-            len(inputs), files, ctypes.byref(_file(output)), footer, len(footer), memory_bytes, ctypes.byref(told)
-        )
+        made, other = ctypes.byref(_file(output)), _BY_ARROW if asks_arrow else None
+        self._library.pc_compare(len(inputs), files, made, footer, len(footer), memory_bytes, other, ctypes.byref(told))
         return _compared(told)
 
     def read(self, side: Side, *, memory_bytes: int = 0) -> Compared:
@@ -153,7 +187,7 @@ def open_comparer(path: Path) -> Comparer:
     """
     library = library_of(path, "pc_version", VERSION)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.pc_compare.argtypes = (number, pointer, pointer, ctypes.c_char_p, number, number, pointer)
+    library.pc_compare.argtypes = (number, pointer, pointer, ctypes.c_char_p, number, number, pointer, pointer)
     library.pc_read.argtypes = (pointer, number, pointer)
     return Comparer(library)
 

@@ -133,9 +133,9 @@ Span before_metadata(const pc_file& file) {
 }
 
 void compare(int64_t count, const pc_file* inputs, const pc_file* output, Span footer, int64_t memory_bytes,
-             pc_result& result) {
+             pc_unpack other, pc_result& result) {
   Allowance allowance(memory_bytes > 0 ? static_cast<uint64_t>(memory_bytes) : UINT64_MAX / 2);
-  Unpacker unpacker;
+  Unpacker unpacker(other);
   const Footer made = footer_of(footer, nullptr);
   if (made.leaves.empty()) throw Unclear{"it has no columns"};
   if (made.groups.size() != 1) throw Unclear{"the output has several row groups, or none"};
@@ -193,13 +193,13 @@ int32_t pc_version(void) { return PC_VERSION; }
 uint32_t pc_reads(void) { return pagecompare::unpackable(); }
 
 int32_t pc_compare(int64_t count, const pc_file* inputs, const pc_file* output, const uint8_t* footer,
-                   int64_t footer_bytes, int64_t memory_bytes, pc_result* result) {
+                   int64_t footer_bytes, int64_t memory_bytes, pc_unpack other, pc_result* result) {
   using namespace pagecompare;
   *result = {};
   result->input = result->column = -1;
   try {
     if (count < 0 || footer_bytes < 0 || output->size_bytes < 0) throw Unclear{"there is nothing to compare"};
-    compare(count, inputs, output, {footer, static_cast<uint64_t>(footer_bytes)}, memory_bytes, *result);
+    compare(count, inputs, output, {footer, static_cast<uint64_t>(footer_bytes)}, memory_bytes, other, *result);
     tell(*result, PC_EQUAL, "");
   } catch (const Difference& found) {
     tell(*result, PC_DIFFERS, found.why);

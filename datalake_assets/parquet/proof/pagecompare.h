@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 #define PC_API __attribute__((visibility("default")))
-#define PC_VERSION 2
+#define PC_VERSION 3
 
 typedef enum {
   PC_EQUAL = 0,   /* all levels and all values are, and the output's footer says of them what they are */
@@ -41,14 +41,20 @@ typedef struct {
   int64_t peak_bytes;   /* that were allocated at once */
 } pc_result;
 
+/* What another library makes of compressed bytes that nobody vouches for: releases differ in which damaged ones they
+ * take, and readers have that one. Fills `plain` (`is_made` 0), or says whether what is there is what it makes of them
+ * (1). Returns 0 if it is not, or cannot be made. Called in the thread that asks, for all codecs but Snappy. */
+typedef int32_t (*pc_unpack)(int32_t codec, const uint8_t* packed, int64_t packed_bytes, uint8_t* plain,
+                             int64_t plain_bytes, int32_t is_made);
+
 PC_API int32_t pc_version(void);
 /* Codecs that can be decompressed, a bit for each of Parquet's numbers. */
 PC_API uint32_t pc_reads(void);
 /* Compares the rows of the inputs, one file after the other, with those of a file of one row group, whose metadata
  * are in `footer` (a FileMetaData structure, whatever stands at the end of `output`). `memory_bytes` is the most that
- * may be allocated. Returns the verdict. */
+ * may be allocated. `other` is asked of the inputs that are not proven; NULL: nobody is. Returns the verdict. */
 PC_API int32_t pc_compare(int64_t count, const pc_file* inputs, const pc_file* output, const uint8_t* footer,
-                          int64_t footer_bytes, int64_t memory_bytes, pc_result* result);
+                          int64_t footer_bytes, int64_t memory_bytes, pc_unpack other, pc_result* result);
 /* Reads one file to its last value, as strictly as inputs of a comparison are read: PC_EQUAL if all pages add up to
  * what its metadata say, decompress, and have levels, indices and values in their encodings; otherwise PC_UNCLEAR.
  * Files with lists are never clear. What it states of values is not looked at. */

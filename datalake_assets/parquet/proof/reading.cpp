@@ -20,7 +20,7 @@ void pass_page(Stream& stream) {
 void read(const pc_file& file, int64_t memory_bytes, pc_result& result) {
   if (file.size_bytes < 0) throw Unclear{"it has no size"};
   Allowance allowance(memory_bytes > 0 ? static_cast<uint64_t>(memory_bytes) : UINT64_MAX / 2);
-  Unpacker unpacker;
+  Unpacker unpacker(nullptr);
   const Span whole{file.data, static_cast<uint64_t>(file.size_bytes)}, metadata = metadata_of(whole);
   const Span pages = whole.part(0, static_cast<uint64_t>(metadata.data - file.data));
   const Footer footer = footer_of(metadata, nullptr);

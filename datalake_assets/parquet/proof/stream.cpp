@@ -47,6 +47,8 @@ bool Stream::fill() {
 
 void Stream::open_chunk() {
   const Place& next = places_[place_++];
+  // readers refuse a codec that they lack also where no page is compressed
+  if (!is_unpackable(next.chunk.codec)) throw Unclear{"its codec cannot be read here"};
   rest_ = next.file.part(static_cast<uint64_t>(next.chunk.begin), static_cast<uint64_t>(next.chunk.size));
   chunk_values_ = chunk_rows_ = chunk_nulls_ = 0;
   has_dictionary_ = has_data_ = false;
@@ -261,7 +263,7 @@ Span Stream::unpacked(const Packed& held, Array<uint8_t>& to) {
   }
   if (!held.size && !held.packed.size) return held.packed;  // version 2: no values, and nothing to compress
   uint8_t* room = to.room(held.size);
-  unpacker_.unpack(held.codec, held.packed, room, held.size);
+  unpacker_.unpack(held.codec, held.packed, room, held.size, at().proven || at().input < 0);
   return {room, held.size};
 }
 

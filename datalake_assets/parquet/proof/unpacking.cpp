@@ -64,12 +64,34 @@ bool inflated(Span packed, uint8_t* to, uint64_t size) {
 }
 #endif
 
+// Whether all frames say how many bytes they make, and that is so many together: then whoever decompresses them finds
+// that they do, or refuses them (RFC 8878, 3.1.1.1.4).
+bool states_size([[maybe_unused]] int codec, [[maybe_unused]] Span packed, [[maybe_unused]] uint64_t size) {
+#if PC_WITH_ZSTD
+  if (codec != ZSTD) return false;
+  uint64_t made = 0;
+  while (packed.size) {
+    if (packed.size < 4 || number32(packed.data) != ZSTD_MAGICNUMBER) return false;
+    const uint64_t some = ZSTD_getFrameContentSize(packed.data, packed.size);  // above any size where it is not stated
+    const size_t length = ZSTD_findFrameCompressedSize(packed.data, packed.size);
+    if (some > size - made || !length || length > packed.size) return false;  // errors are above any size, too
+    made += some;
+    packed = packed.from(length);
+  }
+  return made == size;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 uint32_t unpackable() {
   return 1u << NONE | (PC_WITH_SNAPPY ? 1u << SNAPPY : 0) | (PC_WITH_ZLIB ? 1u << GZIP : 0) |
          (PC_WITH_BROTLI ? 1u << BROTLI : 0) | (PC_WITH_ZSTD ? 1u << ZSTD : 0) | (PC_WITH_LZ4 ? 1u << LZ4_RAW : 0);
 }
+
+bool is_unpackable(int codec) { return codec >= NONE && codec <= LZ4_RAW && unpackable() >> codec & 1; }
 
 uint32_t checksum_of(Span bytes) {
 #if PC_WITH_ZLIB
@@ -100,8 +122,16 @@ Unpacker::~Unpacker() {
 #endif
 }
 
-void Unpacker::unpack(int codec, Span packed, uint8_t* to, uint64_t size) {
-  if (codec > LZ4_RAW || !(unpackable() >> codec & 1)) throw Unclear{"its codec cannot be read here"};
+void Unpacker::unpack(int codec, Span packed, uint8_t* to, uint64_t size, bool is_vouched_for) {
+  if (!is_unpackable(codec)) throw Unclear{"its codec cannot be read here"};
+  const bool asks = other_ && !is_vouched_for && codec != NONE && codec != SNAPPY;
+  const bool is_made = !asks || !states_size(codec, packed, size);
+  if (is_made) unpack_here(codec, packed, to, size);
+  if (asks && !other_(codec, packed.data, static_cast<int64_t>(packed.size), to, static_cast<int64_t>(size), is_made))
+    throw Unclear{"another library makes something else of a compressed page"};
+}
+
+void Unpacker::unpack_here(int codec, Span packed, uint8_t* to, uint64_t size) {
   bool is_whole = false;
   [[maybe_unused]] const char* from = reinterpret_cast<const char*>(packed.data);
   [[maybe_unused]] char* target = reinterpret_cast<char*>(to);
