@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyiceberg.transforms import BucketTransform
 
 from datalake_assets.lake import sql_process
 from datalake_assets.lake.sql_jobs import SqlFailed, SqlJob
 from datalake_assets.operations import Operations
+from datalake_assets_tests.lake.iceberg.iceberg_tables import data_paths, delete_rows
 from datalake_assets_tests.operations.conftest import ORDERS, SCHEMA, files_below
 
 
@@ -283,3 +286,41 @@ def test_query_begins_anew_when_its_process_was_killed(query, served):
     operations._processes._waiting[0].process.kill()
 
     assert query("SELECT 1")["rows"] == [[1]]
+
+
+def test_a_table_that_others_changed_is_read_as_it_is_or_refused_by_name(ask, orders, stored):
+    """Rows are read without asking which are deleted, and columns by their names: neither may be what others made."""
+
+    def answer():
+        found = ask("QUERY", **orders, sql="SELECT id, note FROM orders ORDER BY id")
+        return found["rows"] if found["ok"] else found["error"]["message"]
+
+    written = [[number, f"{number}"] for number in range(6)]
+    for number, note in written:
+        ask("WRITE", **orders, records=[{"id": number, "note": note}])
+    delete_rows(stored(), positions=[(data_paths(stored())[0], 0)])
+    assert "another engine has deleted rows" in answer()
+    ask("COMPACT", **orders, force=True)  # which applies it
+    left = answer()
+    assert len(left) == len(written) - 1
+    assert all(row in written for row in left)
+    ids = pa.table(
+        {"id": pa.array([3], pa.int64())},
+        schema=pa.schema([pa.field("id", pa.int64(), metadata={"PARQUET:field_id": "1"})]),
+    )
+    delete_rows(stored(), equal=ids)  # the table's property still names the files that it had before
+    assert "another engine has deleted rows" in answer()
+    assert ask("DESCRIBE", **orders)["files"] == 1
+    ask("COMPACT", **orders, force=True)
+    assert answer() == [row for row in left if row[0] != 3]
+
+    with stored().update_spec() as spec:
+        spec.add_field("id", BucketTransform(2), "id_bucket")
+    ask("WRITE", **orders, records=[{"id": 9, "note": "9"}, {"id": 8, "note": None}])
+    wanted = sorted([*(row for row in left if row[0] != 3), [9, "9"], [8, None]])
+    assert answer() == wanted
+    ask("COMPACT", **orders, force=True)
+    assert answer() == wanted
+    with stored().update_schema() as schema:
+        schema.rename_column("note", "remark")
+    assert "another engine has changed columns" in answer()

@@ -21,13 +21,14 @@ from urllib.parse import quote_plus
 import pyarrow as pa
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import FileScanTask, Table
-from pyiceberg.table.snapshots import Operation
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation, Snapshot
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from datalake_assets.errors import AmbiguousWrite, CommitConflict, ConfigError, LakeError, LakeUnavailable
 from datalake_assets.lake.iceberg.iceberg_catalogs import catalog_failures
-from datalake_assets.lake.iceberg.object_reads import LeanIO
+from datalake_assets.lake.iceberg.manifests import Manifests
+from datalake_assets.lake.iceberg.snapshot_files import LiveFile, SnapshotFiles
 from datalake_assets.lake.iceberg.transactions import TableChange, commit_change, delete_quietly
 
 __all__ = [
@@ -41,7 +42,7 @@ __all__ = [
     "WriteKey",
     "data_files",
     "file_totals",
-    "planned",
+    "live_files",
     "translated",
 ]
 
@@ -304,14 +305,12 @@ def _loaded(text: str | None) -> list[Any]:
 
 def data_files(table: Table) -> list[DataFile]:
     """The data files of the current snapshot."""
-    return [task.file for task in planned(table)] if table.current_snapshot() is not None else []
+    return [each.file for each in live_files(table, table.current_snapshot())]
 
 
-def planned(table: Table, *, snapshot_id: int | None = None) -> list[FileScanTask]:
-    """The files of a snapshot, of the current one by default, as pyiceberg plans to read them."""
-    scan = table.scan(snapshot_id=snapshot_id)
-    scan.io = LeanIO(table.io)
-    return list(scan.plan_files())
+def live_files(table: Table, snapshot: Snapshot | None) -> list[LiveFile]:
+    """The data files of a snapshot, with their deletes; pyiceberg's own planning raises over equality deletes."""
+    return SnapshotFiles(table.metadata, Manifests(table.io), snapshot).listed
 
 
 def file_totals(files: Sequence[DataFile], small_below_bytes: int) -> FileTotals:

@@ -16,6 +16,7 @@ from urllib.parse import unquote_plus
 from uuid import UUID
 
 import pyarrow as pa
+from pyiceberg.manifest import FileFormat
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.types import IcebergType, ListType
@@ -34,7 +35,7 @@ from datalake_assets.lake.iceberg.record_appends import (
     WriteKey,
     data_files,
     file_totals,
-    planned,
+    live_files,
     translated,
 )
 from datalake_assets.lake.sql_files import KeptEnd, KeptOpen, ReadableFile
@@ -273,10 +274,12 @@ class RecordTable:
 
     def _listed_files(self, snapshot: Snapshot) -> list[SnapshotFile]:
         with translated():
-            tasks = planned(self._table, snapshot_id=snapshot.snapshot_id)
-        if any(task.delete_files for task in tasks):
+            found = live_files(self._table, snapshot)
+        if any(each.deletes for each in found):
             raise UnreadableTable(self.name, "another engine has deleted rows")
-        files = [task.file for task in tasks]
+        if any(each.file.file_format != FileFormat.PARQUET for each in found):
+            raise UnreadableTable(self.name, "another engine has written files that are not Parquet")
+        files = [each.file for each in found]
         return [SnapshotFile(each.file_path, each.file_size_in_bytes, each.record_count) for each in files]
 
     def append(self, rows: pa.Table, *, key: WriteKey | None = None, profile: SmallFilesProfile) -> Appended:

@@ -138,7 +138,8 @@ class SnapshotFiles:
         snapshot: Which; None has none.
 
     Attributes:
-        data: Data files by path.
+        listed: Data files as manifests list them, as often as they do.
+        data: The same by path.
         repeated: Paths that the snapshot names more than once: their rows count as often, and nobody can tell them
             apart.
         deletes: Delete files.
@@ -153,8 +154,9 @@ class SnapshotFiles:
             else:
                 found += entries
         self._reach = _Reach(self.deletes)
-        self.data = {entry.data_file.file_path: self._live(entry) for entry in found}
-        counts = Counter(entry.data_file.file_path for entry in found)
+        self.listed = [self._live(entry) for entry in found]
+        self.data = {each.path: each for each in self.listed}
+        counts = Counter(each.path for each in self.listed)
         self.repeated = frozenset(path for path, count in counts.items() if count > 1)
 
     def _live(self, entry: ManifestEntry) -> LiveFile:
