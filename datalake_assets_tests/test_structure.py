@@ -91,6 +91,7 @@ REASONS = {
     "parquet.key_documents": "how blocks of JSON in footers are compared; a rule per writer",
     "parquet.native.interface": "the C header's structs: changes with it and nothing else does",
     "parquet.segment_queue": "the order in which threads make row groups",
+    "parquet.page_bounds": "whether a column index can be true: table-driven tests of its own",
     "parquet.page_selection": "pages by their bytes and indices, which know nothing of queries",
     "report.documents": "CSV and JSON, beside the page",
     "report.metrics": "for Prometheus and CloudWatch, beside the page",

@@ -339,7 +339,7 @@ class AskedFiles:
 
 
 class AskedFile(io.RawIOBase):
-    """A Parquet file that the parent reads; used by one thread at a time.
+    """A Parquet file that the parent reads; read by one thread at a time, while others may ask for what they will read.
 
     Args:
         asked: Asks for it.
@@ -350,6 +350,7 @@ class AskedFile(io.RawIOBase):
     def __init__(self, asked: AskedFiles, number: int, size_bytes: int) -> None:
         super().__init__()
         self._asked, self._number, self._size, self._place = asked, number, size_bytes, 0
+        self._lock = threading.Lock()  # for what was asked for
         self._ahead: dict[tuple[int, int], list[Future[bytes | bytearray]]] = {}
         self._end_asked: list[Future[bytes | bytearray]] = []
         self._groups: _RowGroups | None = None
@@ -367,14 +368,19 @@ class AskedFile(io.RawIOBase):
 
     def ask_end(self) -> int:
         """Asks for its end, once; where that begins."""
-        begin = self._size - end_bytes(self._size)
-        self._end_asked = self._end_asked or self.ask(begin, self._size)
-        return begin
+        with self._lock:
+            self._end_asked = self._end_asked or self.ask(self._end_begin, self._size)
+        return self._end_begin
 
     def end(self) -> bytes:
         """Its end, as much as `end_bytes` says."""
         self.ask_end()
         return b"".join(answer.result() for answer in self._end_asked)
+
+    @property
+    def _end_begin(self) -> int:
+        """Where its end begins, which is kept once it was read."""
+        return self._size - end_bytes(self._size)
 
     @property
     def has_end(self) -> bool:
@@ -388,11 +394,17 @@ class AskedFile(io.RawIOBase):
 
     def ask_ahead(self, stretches: Iterable[tuple[int, int]]) -> None:
         """Asks for stretches that will be read as they are, as far as there is room for them."""
+        with self._lock:
+            self._ask_ahead(each for each in stretches if each[1] <= self._end_begin)
+
+    def _ask_ahead(self, stretches: Iterable[tuple[int, int]], most: int | None = None) -> None:
         for stretch in stretches:
-            if stretch not in self._ahead and stretch[1] <= self._size - end_bytes(self._size):
-                if not self._asked.take_ahead(stretch[1] - stretch[0]):
-                    return
-                self._ahead[stretch] = self.ask(*stretch)
+            if stretch in self._ahead or stretch[0] >= self._end_begin:  # the end has been asked for by itself
+                continue
+            is_enough = most is not None and len(self._ahead) >= most
+            if is_enough or not self._asked.take_ahead(stretch[1] - stretch[0]):
+                return
+            self._ahead[stretch] = self.ask(*stretch)
 
     def readable(self) -> bool:
         """It is."""
@@ -416,20 +428,25 @@ class AskedFile(io.RawIOBase):
         start, end = self._place, self._size if size < 0 else min(self._size, self._place + size)
         if start >= end:
             return b""
-        if start >= self._size - end_bytes(self._size) and (end == self._size or self._end_asked):
+        if start >= self._end_begin and (end == self._size or self._end_asked):
             data = self.end()
             self._groups = self._groups or _RowGroups.of(data)
             data = data[start - self._size : end - self._size or None]
         else:
+            data = b"".join(answer.result() for answer in self._answers(start, end))
+        self._place = end
+        return data
+
+    def _answers(self, start: int, end: int) -> list[Future[bytes | bytearray]]:
+        """A stretch, which may have been asked for ahead; others are asked for after it."""
+        with self._lock:
             answers = self._ahead.pop((start, end), None)
             if answers is not None:
                 self._asked.take_ahead(start - end)
             answers = answers or self.ask(start, end)
             if self._groups is not None:
                 self._read_ahead(start, end)
-            data = b"".join(answer.result() for answer in answers)
-        self._place = end
-        return data
+        return answers
 
     def _read_ahead(self, start: int, end: int) -> None:
         """Asks for the same columns of other row groups, once those of two were read, or where all will be."""
@@ -440,10 +457,7 @@ class AskedFile(io.RawIOBase):
             most = _AHEAD
         else:
             most = min(_AHEAD, 1 << (self._reads - 1)) if self._reads > 1 else 0
-        for stretch in (each for each in alike if each not in self._ahead):
-            if len(self._ahead) >= most or not self._asked.take_ahead(stretch[1] - stretch[0]):
-                break
-            self._ahead[stretch] = self.ask(*stretch)
+        self._ask_ahead(alike, most)
 
 
 class _RowGroups:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from datalake_assets.core.wording import plain
 from datalake_assets.errors import DatalakeError
-from datalake_assets.lake.sql_files import AskedFiles
+from datalake_assets.lake.sql_files import IO_THREADS, AskedFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -208,6 +208,8 @@ def _answer(job: SqlJob, files: socket.socket | None, session: SqlSession | Exce
     from datalake_assets.lake.sql_views import show  # noqa: PLC0415
 
     pa.set_cpu_count(THREADS)
+    if files is not None:
+        pa.set_io_thread_count(IO_THREADS)  # of all of this process, which is this query's own
     asked = None if files is None else AskedFiles(files)
 
     def run() -> dict[str, Any]:

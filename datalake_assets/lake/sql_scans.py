@@ -25,7 +25,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from datalake_assets.errors import UnreadableFile
-from datalake_assets.lake.sql_files import ENDS, IO_THREADS, AskedFile, AskedFiles
+from datalake_assets.lake.sql_files import ENDS, AskedFile, AskedFiles
 from datalake_assets.parquet.footer import parse_footer
 from datalake_assets.parquet.page_selection import ChunkIndex, Leaves, Rows, chunk_index, common, covering, decoded, met
 from datalake_assets.parquet.row_groups import Place
@@ -68,7 +68,6 @@ def stored_rows(asked: AskedFiles, sizes: Sequence[int], schema: pa.Schema, rows
         schema: The columns; the first is in no file, and where it alone is wanted, none is read.
         rows: Of all files together, if that is known.
     """
-    pa.set_io_thread_count(IO_THREADS)
     form = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
     files = [AskedFile(asked, number, size) for number, size in enumerate(sizes)]
     fragments = [form.make_fragment(pa.PythonFile(file, mode="r")) for file in files]
@@ -124,14 +123,16 @@ class StoredRows(ds.FileSystemDataset):  # type: ignore[misc]  # Arrow has no ty
             for file in self._files:
                 _ask_ahead(file, wanted)
             return None
-        shown = pa.schema([self.schema.field(name) for name in columns])
-        filtered = _named_by(where, pa.schema([self.schema.field(name) for name in wanted]))
+        filtered = _named_by(where, self.schema)  # DuckDB does not ask for a column that is filtered by alone
+        besides = [name for name in filtered if name not in columns]
+        wanted += besides
+        read = pa.schema([self.schema.field(name) for name in (*columns, *besides)])
         groups = self._groups(where, wanted)
         chosen = _Choice(groups, wanted, filtered, self.schema, where).chosen() if groups else None
         if chosen is None:
             return None
-        batches = chain.from_iterable(each.batches(shown) for each in chosen)
-        return ds.Scanner.from_batches(batches, schema=shown, columns=columns, filter=where)
+        batches = chain.from_iterable(each.batches(read) for each in chosen)
+        return ds.Scanner.from_batches(batches, schema=read, columns=columns, filter=where)
 
     def _groups(self, where: ds.Expression, wanted: Sequence[str]) -> list[_Group]:
         """The row groups that a filter leaves by what they state of their values."""

@@ -5,8 +5,8 @@ of each column. Pages of several columns begin at different rows, so that each c
 in memory, which Arrow decodes, and are cut to the rows that all of them have.
 
 Nothing is believed that can be looked at: an offset index has to name pages side by side from the first row to the
-last, and each page's own header has to say the same number of values. Bounds are used of types whose order nobody
-disputes; of floating-point numbers they say nothing of what is none.
+last, and each page's own header has to say the same number of values; for bounds see `page_bounds`. These are used of
+types whose order nobody disputes; of floating-point numbers they say nothing of what is none.
 
 Source: apache/parquet-format, src/main/thrift/parquet.thrift: OffsetIndex, ColumnIndex; PageIndex.md.
 """
@@ -29,7 +29,8 @@ import pyarrow.types as pt
 
 from datalake_assets.parquet.chunk_pages import CODECS
 from datalake_assets.parquet.footer import SCHEMA_FIELD, Footer
-from datalake_assets.parquet.pages import DATA_PAGE, DATA_PAGE_V2, page_of
+from datalake_assets.parquet.page_bounds import BoundForm, Bounds, page_bounds
+from datalake_assets.parquet.pages import DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, page_of
 from datalake_assets.parquet.row_groups import MAGIC, Chunk, Place
 from datalake_assets.parquet.thrift import (
     BINARY,
@@ -37,14 +38,13 @@ from datalake_assets.parquet.thrift import (
     I64,
     LIST,
     STRUCT,
-    TRUE,
     CompactReader,
     CompactWriter,
     MalformedThrift,
     zigzag,
 )
 
-__all__ = ["Bounds", "ChunkIndex", "Leaves", "PagePlace", "Rows", "chunk_index", "common", "covering", "decoded", "met"]
+__all__ = ["ChunkIndex", "Leaves", "PagePlace", "Rows", "chunk_index", "common", "covering", "decoded", "met"]
 
 #: Rows of a row group: the first, and the one after the last.
 Rows = tuple[int, int]
@@ -57,6 +57,10 @@ _UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 _FORMAT = ds.ParquetFileFormat()
 #: Field of the number of children in an element of the schema, which leaves do not have.
 _NUM_CHILDREN = 5
+#: Field of FileMetaData that says how the bounds of each column are ordered; and the one way that is defined.
+_COLUMN_ORDERS, _TYPE_ORDER = 7, 1
+#: Bytes of a number as a bound has it, by its physical type.
+_WIDTHS = {"INT32": 4, "INT64": 8}
 
 
 class PagePlace(NamedTuple):
@@ -65,14 +69,6 @@ class PagePlace(NamedTuple):
     start: int
     size_bytes: int
     rows: Rows
-
-
-class Bounds(NamedTuple):
-    """What a page states of its values, as Arrow has them: the least and the greatest (None: it has only nulls)."""
-
-    least: pa.Scalar | None
-    greatest: pa.Scalar | None
-    may_be_null: bool
 
 
 class ChunkIndex(NamedTuple):
@@ -114,6 +110,7 @@ class Leaves:
         self._elements = list(_leaf_elements(encoded, kind))
         if not at == len(self._elements) == metadata.num_columns or len(self._places) != len(self.schema):
             raise MalformedThrift("its columns are not those that Arrow has")
+        self._has_orders = _are_by_type(footer.fields.get(_COLUMN_ORDERS), at)
 
     def place(self, name: str, kind: pa.DataType) -> int | None:
         """Which leaf a column is; None if it is not there, or not a flat one of that type."""
@@ -135,6 +132,8 @@ class Leaves:
 
     def order(self, column: int) -> str:
         """How the bounds of a leaf are written and ordered; empty if that is not known here."""
+        if not self._has_orders:
+            return ""
         described = self._metadata.schema.column(column)
         field = self.schema.field(next(name for name, place in self._places.items() if place == column))
         kind, logical = field.type, described.logical_type
@@ -148,6 +147,21 @@ class Leaves:
         if pt.is_timestamp(kind):  # Arrow restores units that are not those of the file
             return "TIMESTAMP" if _UNITS.get(json.loads(logical.to_json()).get("timeUnit")) == kind.unit else ""
         return "DATE" if pt.is_date32(kind) and stated == "DATE" else ""
+
+    def width(self, column: int) -> int:
+        """Bytes of a leaf's bounds; 0 if they are of several lengths."""
+        return _WIDTHS.get(self._metadata.schema.column(column).physical_type, 0)
+
+    def extremes(self, group: int, column: int) -> tuple[bytes, bytes] | None:
+        """The bounds of a column chunk of numbers, written as those of its pages are; None if it states none."""
+        chunk, width = self._metadata.row_group(group).column(column), self.width(column)
+        statistics = chunk.statistics if chunk.is_stats_set else None
+        if not width or statistics is None or not statistics.has_min_max:
+            return None
+        low, high = (
+            (each % (1 << 8 * width)).to_bytes(width, "little") for each in (statistics.min_raw, statistics.max_raw)
+        )
+        return low, high
 
     def rows(self, group: int) -> int:
         """Rows of a row group."""
@@ -220,6 +234,15 @@ def _leaf_elements(encoded: bytes, kind: int) -> Iterator[bytes]:
             yield encoded[begin : reader.position]
 
 
+def _are_by_type(orders: tuple[int, bytes] | None, count: int) -> bool:
+    """Whether a footer says of all its columns that bounds are ordered as their types are; else bounds mean nothing."""
+    if orders is None:
+        return False
+    kind, encoded = orders
+    reader = CompactReader(encoded)
+    return reader.structs(kind) == count and all([f for f, _ in reader.fields()] == [_TYPE_ORDER] for _ in range(count))
+
+
 def _alike(kind: pa.DataType) -> pa.DataType:
     """One type for those that differ in the width of their offsets alone."""
     if pt.is_large_string(kind):
@@ -248,8 +271,10 @@ def chunk_index(leaves: Leaves, group: int, column: int, kind: pa.DataType, read
         end > start for end, start in zip(ends, [*(page.start for page in pages[1:]), chunk.end], strict=True)
     ):
         raise MalformedThrift("pages lie outside of their column chunk, or over one another")
-    stated = b"" if bounds is None else read.get(bounds, b"")
-    known = _bounds(stated, leaves.order(column), kind, len(pages)) if stated else None
+    known, form = None, BoundForm(leaves.order(column), leaves.width(column), kind)
+    if form.order and bounds is not None and bounds in read:
+        rows = [after - first for _, _, (first, after) in pages]
+        known = page_bounds(read[bounds], form, rows, leaves.extremes(group, column))
     return ChunkIndex(column, (chunk.start, chunk.data_offset), pages, known)
 
 
@@ -270,50 +295,6 @@ def _pages(encoded: bytes, rows: int) -> tuple[PagePlace, ...]:
         PagePlace(start, size, (first, after))
         for (start, size, first), after in zip(found, [*firsts[1:], rows], strict=True)
     )
-
-
-def _bounds(encoded: bytes, order: str, kind: pa.DataType, count: int) -> tuple[Bounds, ...] | None:
-    """What a column index states of each page; None if it is not known how its values are ordered, or written."""
-    reader = CompactReader(encoded)
-    null_pages: list[bool] = []
-    values: dict[int, list[bytes]] = {}
-    nulls: list[int] = []
-    for field, of_field in reader.fields():
-        if field == 1:
-            null_pages = [byte == TRUE for byte in reader.bools(of_field)]
-        elif field in (2, 3):
-            values[field] = reader.binaries(of_field)
-        elif field == 5:  # noqa: PLR2004  null_counts
-            nulls = reader.integers(of_field)
-    least, greatest = values.get(2, []), values.get(3, [])
-    if not len(null_pages) == len(least) == len(greatest) == count or len(nulls) not in (0, count):
-        raise MalformedThrift("a column index is not one of its pages")
-    found = []
-    for place in range(count):
-        may_be_null = not nulls or nulls[place] > 0
-        if null_pages[place]:
-            found.append(Bounds(None, None, may_be_null=True))
-            continue
-        low, high = (_scalar(each, order, kind) for each in (least[place], greatest[place]))
-        if low is None or high is None:
-            return None
-        found.append(Bounds(low, high, may_be_null))
-    return tuple(found)
-
-
-def _scalar(data: bytes, order: str, kind: pa.DataType) -> pa.Scalar | None:
-    """A bound as Arrow has it; None if its type is not one of those whose order nobody disputes."""
-    if order == "STRING":
-        try:
-            return pa.scalar(data.decode(), kind)
-        except UnicodeDecodeError:  # cut off within a letter
-            return None
-    number = int.from_bytes(data, "little", signed=order != "UNSIGNED")
-    if order in ("SIGNED", "UNSIGNED"):
-        return pa.scalar(number, kind)
-    if order == "DATE":
-        return pa.scalar(number, pa.int32()).cast(kind)
-    return pa.scalar(number, pa.int64()).cast(kind) if order == "TIMESTAMP" else None
 
 
 def met(index: ChunkIndex, name: str, schema: pa.Schema, where: ds.Expression) -> list[Rows]:
@@ -403,6 +384,8 @@ def decoded(
     if index.dictionary[0] < index.dictionary[1]:
         pages.append(read(*index.dictionary))
         header = page_of(pages[0])
+        if header.kind != DICTIONARY_PAGE or header.header_bytes + header.size_bytes != len(pages[0]):
+            raise MalformedThrift("there is something else than a dictionary before the first page")
         plain_bytes += header.header_bytes + header.plain_bytes
     for place in chosen:
         data = read(place.start, place.start + place.size_bytes)
@@ -419,7 +402,10 @@ def decoded(
         plain_bytes += header.header_bytes + header.plain_bytes
     total = sum(place.rows[1] - place.rows[0] for place in chosen)
     file = leaves.file_of(group, index.column, pages, total, plain_bytes)
-    (column,) = pq.ParquetFile(pa.BufferReader(file)).read(use_threads=False).columns
+    try:
+        (column,) = pq.ParquetFile(pa.BufferReader(file)).read(use_threads=False).columns
+    except OSError as error:  # it was read from memory: they are damaged, or not what the index says
+        raise MalformedThrift("pages cannot be decoded alone") from error
     if len(column) != total:
         raise MalformedThrift("pages have another number of rows than the offset index says")
     pieces: list[pa.Array] = []

@@ -120,6 +120,43 @@ def test_column_of_all_row_groups_is_read_ahead_and_each_once(parquet, order):
     assert sorted(stored.reads[1:]) == sorted(columns(parquet, "b"))
 
 
+def test_what_lies_in_the_end_that_is_kept_is_not_read_ahead_besides(parquet):
+    """Nobody would come to take it, and it would take room from others for as long as the query runs."""
+    stored = Stored(parquet)
+    stretches = columns(parquet, "c")
+    assert stretches[-1][0] > len(parquet) - (64 << 10)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        file = opened(theirs, parquet)
+        held = file._asked._left
+        for start, size in [(len(parquet) - (64 << 10), 64 << 10), *stretches]:
+            file.seek(start)
+            assert file.read(size) == parquet[start : start + size]
+        assert not file._ahead
+        assert file._asked._left == held
+
+
+def test_a_stretch_is_asked_for_once_though_two_ask_at_once(parquet):
+    stored = Stored(parquet)
+    with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
+        file = opened(theirs, parquet)
+        held, take = file._asked._left, file._asked.take_ahead
+        other = threading.Thread(target=file.ask_ahead, args=([(4, 104)],))
+
+        def take_slowly(size_bytes):
+            if other.ident is None:
+                other.start()
+                other.join(0.2)  # it would be done by now if it might go on
+            return take(size_bytes)
+
+        file._asked.take_ahead = take_slowly
+        file.ask_ahead([(4, 104)])
+        other.join()
+        file.seek(4)
+        assert file.read(100) == parquet[4:104]
+        assert file._asked._left == held
+    assert stored.reads == [(4, 100)]
+
+
 def test_all_row_groups_are_asked_for_with_the_first_where_all_are_read(parquet):
     stored = Stored(parquet)
     with serving(["a"], [len(parquet)], lambda _: stored) as theirs:
