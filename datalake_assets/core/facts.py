@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from datalake_assets.core.files import DataFile
@@ -170,6 +171,11 @@ class Outlook:
     bytes_to_rewrite: int = 0
 
 
+# in the order in which a planned partition has them
+_FACTS_OF = attrgetter(*(each.name for each in fields(PartitionFacts)))
+_OUTLOOK_OF = attrgetter(*(each.name for each in fields(Outlook)))
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedPartition(PartitionFacts):
     """A partition, and what a compaction by the feed's policy would do with it now.
@@ -211,26 +217,8 @@ class PlannedPartition(PartitionFacts):
     ) -> PlannedPartition:
         """Facts with what a plan makes of them."""
         return PlannedPartition(
-            key=facts.key,
-            rows=facts.rows,
-            files=facts.files,
-            small_files=facts.small_files,
-            size_bytes=facts.size_bytes,
-            small_bytes=facts.small_bytes,
-            largest_bytes=facts.largest_bytes,
-            sizes=facts.sizes,
-            min_time=facts.min_time,
-            max_time=facts.max_time,
-            generation=facts.generation,
-            position=facts.position,
-            rows_added=facts.rows_added,
-            files_added=facts.files_added,
-            files_after=outlook.files_after,
-            files_to_merge=outlook.files_to_merge,
-            small_bytes_to_merge=outlook.small_bytes_to_merge,
-            files_to_split=outlook.files_to_split,
-            bytes_to_split=outlook.bytes_to_split,
-            bytes_to_rewrite=outlook.bytes_to_rewrite,
+            *_FACTS_OF(facts),
+            *_OUTLOOK_OF(outlook),
             unusable=tuple(unusable),
             last_write=last_write,
             last_export=last_export,

@@ -65,8 +65,10 @@ def bloom_places(footer: Footer, read_at: ReadAt, blooms: Iterable[Place]) -> li
     places = []
     for offset, length in blooms:
         limit = footer.end_of_data - offset
-        header = b"" if length else bytes(_read(footer, read_at, offset, min(BLOOM_HEADER_BYTES, limit)))
-        places.append(Place(offset, length or _bloom_size(header, limit)))
+        if not length:
+            header = read_exactly(read_at, offset, min(BLOOM_HEADER_BYTES, limit), where=footer.where)
+            length = _bloom_size(bytes(header), limit)  # noqa: PLW2901
+        places.append(Place(offset, length))
     return places
 
 
@@ -88,7 +90,7 @@ def read_places(footer: Footer, read_at: ReadAt, places: Iterable[Place]) -> dic
     found: dict[Place, bytes] = {}
     for together in _neighbours(ordered):
         start, end = together[0].offset, max(offset + length for offset, length in together)
-        data = bytes(_read(footer, read_at, start, end - start))
+        data = bytes(read_exactly(read_at, start, end - start, where=footer.where))
         found |= {place: data[place.offset - start : place.offset - start + place.length] for place in together}
     return found
 
@@ -105,10 +107,6 @@ def _neighbours(ordered: Iterable[Place]) -> Iterator[list[Place]]:
         together.append(place)
     if together:
         yield together
-
-
-def _read(footer: Footer, read_at: ReadAt, offset: int, length: int) -> bytes | memoryview:
-    return read_exactly(read_at, offset, length, where=footer.where)
 
 
 def moved_offset_index(data: bytes, moved: Callable[[int], int]) -> bytes:

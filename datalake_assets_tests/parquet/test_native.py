@@ -23,7 +23,6 @@ from datalake_assets.parquet.native import Depth, MergeOptions, Part, Refusal, R
 from datalake_assets.parquet.native.interface import open_library
 from datalake_assets.parquet.pages import PageWalk, page_of
 from datalake_assets.parquet.proof import Side, Verdict, load_comparer
-from datalake_assets.parquet.thrift import varint
 from datalake_assets_tests.parquet.native_seeds import mutated
 from datalake_assets_tests.parquet.parquet_files import EXTRAS, footer, parquet, read, rows
 
@@ -427,27 +426,6 @@ def test_a_number_of_more_than_64_bits_is_damaged(kernel):
             Verdict.EQUAL,
             Verdict.UNCLEAR,
         ]
-
-
-@pytest.mark.parametrize("codec", ["snappy", "zstd"])
-@pytest.mark.parametrize("proven", [True, False])
-def test_a_page_of_nulls_alone_whose_nothing_is_called_compressed_is_copied(kernel, codec, proven):
-    """parquet-mr leaves nothing to be compressed, and calls it so."""
-    count = 2000
-    texts = [f"item {number:08} of all that there are, each once" for number in range(2 * count)]
-    table = pa.table({"text": pa.array(texts[:count] + [None] * count + texts[count:])})
-    how = {"data_page_version": "2.0", "use_dictionary": False, "max_rows_per_page": count, "write_batch_size": count}
-    body = parquet(table, compression=codec, **how)
-    of_nulls = (
-        b"\x15" + varint(2 * count) + b"\x15" + varint(2 * count) + b"\x15" + varint(2 * count)
-    )  # values, nulls, rows
-    at = body.index(of_nulls) + len(of_nulls) + 6  # after the encoding, and the lengths of the levels
-    assert body[at] == 0x12, "is_compressed is false"
-    body = body[:at] + b"\x11" + body[at + 1 :]
-    assert read(body).equals(table)
-    found = kernel.merge([Part(body, proven=proven)] * 2, MergeOptions(codec=codec, page_rows=count))
-    assert found.copied_pages >= 3
-    assert decoded(found).equals(pa.concat_tables([table, table]))
 
 
 def test_a_footer_that_is_not_at_hand_is_looked_at_alone(kernel, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 
 from datalake_assets.parquet.native import Cancel, MergeOptions, Part, Refusal, Refused
 from datalake_assets.parquet.pages import walk_pages
+from datalake_assets.parquet.thrift import varint
 from datalake_assets.parquet.writer import ParquetFileWriter, ParquetSettings
 from datalake_assets_tests.parquet.parquet_files import footer, parquet, read, reader
 from datalake_assets_tests.parquet.sinks import MemorySink
@@ -89,6 +90,27 @@ def test_files_of_others_merge(kernel, write, tmp_path):
     rows = duckdb.execute("SELECT count(*), sum(id), count(session) FROM read_parquet(?)", [str(path)])
     assert rows.fetchall() == [(2000, sum(range(2000)), len(wanted) - wanted["session"].null_count)]
     assert pl.read_parquet(path)["user"].to_list() == wanted["user"].to_pylist()
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd"])
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_page_of_nulls_alone_whose_nothing_is_called_compressed_is_copied(kernel, codec, proven):
+    """parquet-mr leaves nothing to be compressed, and calls it so."""
+    count = 2000
+    texts = [f"item {number:08} of all that there are, each once" for number in range(2 * count)]
+    table = pa.table({"text": pa.array(texts[:count] + [None] * count + texts[count:])})
+    how = {"data_page_version": "2.0", "use_dictionary": False, "max_rows_per_page": count, "write_batch_size": count}
+    body = parquet(table, compression=codec, **how)
+    of_nulls = (
+        b"\x15" + varint(2 * count) + b"\x15" + varint(2 * count) + b"\x15" + varint(2 * count)
+    )  # values, nulls, rows
+    at = body.index(of_nulls) + len(of_nulls) + 6  # after the encoding, and the lengths of the levels
+    assert body[at] == 0x12, "is_compressed is false"
+    body = body[:at] + b"\x11" + body[at + 1 :]
+    assert read(body).equals(table)
+    found = kernel.merge([Part(body, proven=proven)] * 2, MergeOptions(codec=codec, page_rows=count))
+    assert found.copied_pages >= 3
+    assert decoded(found).equals(pa.concat_tables([table, table]))
 
 
 def test_bloom_filters_are_made_anew(kernel, tmp_path):
