@@ -14,12 +14,13 @@ import sqlite3
 import sys
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import event
+from sqlalchemy.pool import QueuePool, StaticPool
 
 __all__ = ["FOLDER", "MODULES", "compiling_once", "spare"]
 
@@ -49,7 +50,7 @@ def spare(set_attribute: Callable[[object, str, object], None], folder: Path, na
     """
     module = sys.modules[name]
     if name.endswith(".in_memory"):
-        set_attribute(module, "create_engine", _pooled(module.create_engine))
+        _spare_memory(set_attribute, module)
         return
     set_attribute(module, "create_engine", _kept(compiling_once(module.create_engine)))
     if name.endswith("sqlite_event_log"):
@@ -60,6 +61,58 @@ def spare(set_attribute: Callable[[object, str, object], None], folder: Path, na
         _copy_new_databases(set_attribute, module.SqliteScheduleStorage, folder / "schedules.db")
 
 
+def _spare_memory(set_attribute: Callable[[object, str, object], None], module: Any) -> None:
+    """Has databases in memory copied, and connected to once; what tables they have is known of all of them."""
+    begun = _Begun(module)
+    set_attribute(module, "create_engine", _pooled(module.create_engine))
+    if module.__name__.endswith("event_log.in_memory"):
+        storage, connect = module.InMemoryEventLogStorage, "_connect"
+        set_attribute(module, "SqlEventLogStorageMetadata", begun)
+        set_attribute(storage, "has_table", lambda _, name: name in begun.metadata.tables)
+        set_attribute(storage, "_has_asset_key_col_on_connection", lambda *_: True)
+    else:
+        storage, connect = module.InMemoryRunStorage, "connect"
+        set_attribute(module, "RunStorageSqlMetadata", begun)
+        for name in ("has_run_stats_index_cols", "has_backfill_id_column", "has_backfill_tags_table"):
+            set_attribute(storage, name, lambda _: True)
+    set_attribute(module, "stamp_alembic_rev", lambda *_: None)  # what is copied is stamped
+
+    @contextmanager
+    def connected(self: Any) -> Iterator[Any]:
+        """As Dagster's own, without what a connection is told but once."""
+        with getattr(self, "_db_lock", nullcontext()), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    set_attribute(storage, connect, connected)
+
+
+class _Begun:
+    """Stands for the tables of a storage in memory: they are made once, in a database that others are copied from."""
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._create_engine, self._stamp = module, module.create_engine, module.stamp_alembic_rev
+        is_event_log = module.__name__.endswith("event_log.in_memory")
+        self.metadata = module.SqlEventLogStorageMetadata if is_event_log else module.RunStorageSqlMetadata
+        self._one_at_a_time, self._first = threading.Lock(), None
+
+    def create_all(self, connection: Any) -> None:
+        """As the metadata does, and stamps them."""
+        with self._one_at_a_time:
+            if self._first is None:
+                self._first = self._made()
+            self._first.connection.driver_connection.backup(connection.connection.driver_connection)
+
+    def _made(self) -> Any:
+        engine = self._create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+        connection = engine.connect()
+        with connection.begin():
+            self.metadata.create_all(connection)
+            self._stamp(
+                self._module.get_alembic_config(self._module.__file__, "sqlite/alembic/alembic.ini"), connection
+            )
+        return connection
+
+
 def _pooled(create_engine: Callable[..., Any]) -> Callable[..., Any]:
     """Keeps a connection to a database in memory, which is of one instance; Dagster makes one for each statement.
 
@@ -67,9 +120,11 @@ def _pooled(create_engine: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def create(url: str, **_: object) -> Any:
-        return create_engine(
+        engine = create_engine(
             url, poolclass=QueuePool, pool_size=1, max_overflow=-1, connect_args={"check_same_thread": False}
         )
+        event.listen(engine, "connect", lambda made, _: made.execute("pragma foreign_keys = on"))
+        return engine
 
     return compiling_once(create)
 
