@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from botocore import hooks
 from hypothesis import HealthCheck, settings
 
@@ -30,7 +28,13 @@ from datalake_assets_tests.counted import counted  # noqa: F401  a fixture
 from datalake_assets_tests.engines.toy import toy  # noqa: F401  likewise
 from datalake_assets_tests.fault_proxy import FaultProxy
 from datalake_assets_tests.processes import warm_processes
-from datalake_assets_tests.processes.spared_storages import FOLDER, MODULES, compiling_once, spare
+from datalake_assets_tests.processes.spared_storages import (
+    FOLDER,
+    MODULES,
+    compiling_once,
+    spare,
+    spare_migrations,
+)
 from datalake_assets_tests.scheduling import FilesTogether
 from datalake_assets_tests.sources.kafka.kafka_server import KafkaServer
 from datalake_assets_tests.sources.kinesis.kinesis_server import KinesisServer
@@ -149,8 +153,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesTo
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Ends pytest-xdist's processes without taking down what they imported, which took a quarter of what importing did.
 
-    Elsewhere the interpreter takes it down at its end; nanobind reports by the page what is left of DuckDB. pytest's last
-    two garbage collections look through what tests made, not through the modules that stay.
+    Elsewhere the interpreter takes it down at its end; nanobind reports by the page what is left of DuckDB. pytest's
+    last two garbage collections look through what tests made, not through the modules that stay.
     """
     if hasattr(config, "workerinput"):
         atexit.register(_end)
@@ -170,25 +174,16 @@ def _frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Spares what took a fifth of the suite's time, and changes nothing that a test in this process can see.
 
     No test cuts the power, so that what is handed to the disk need not arrive (`lake/store/test_local.py` records what
-    is). And Alembic reads each of Dagster's migrations once, not for each database that an instance begins with.
-    S3 servers, which get many small requests at a time when all cores are busy, take a third less CPU on one of them,
-    and half as much for large uploads with some memory to spare.
+    is). S3 servers, which get many small requests at a time when all cores are busy, take a third less CPU on one of
+    them, and half as much for large uploads with some memory to spare.
     """
-    read, scripts = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
-
-    def read_once(config: Config) -> ScriptDirectory:
-        place = config.get_main_option("script_location")
-        if place not in scripts:
-            scripts[place] = read(config)
-        return scripts[place]
-
     with pytest.MonkeyPatch.context() as patch, warm_processes.installed():
         patch.setattr(os, "fsync", os.fstat)
         patch.setenv("PYTHONPATH", str(_PROCESSES), prepend=os.pathsep)
         patch.setenv("GOMAXPROCS", "1")
         patch.setenv("GOGC", "400")
         patch.setenv("GOMEMLIMIT", "600MiB")
-        patch.setattr(ScriptDirectory, "from_config", read_once)
+        spare_migrations(patch.setattr)
         _spare_clients(patch)
         databases = tmp_path_factory.mktemp("dagster")
         patch.setenv(FOLDER, str(databases))

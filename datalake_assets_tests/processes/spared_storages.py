@@ -1,9 +1,9 @@
 """Spares processes what Dagster's SQLite storages do anew for each database and each statement.
 
 Each new database is made table by table, and each run has one of its own; each statement gets an engine of its own,
-which compiles it once more; in memory each gets a connection of its own. That was half the CPU of an export in a new
-``DAGSTER_HOME``. Whoever has a database already goes on with it as ever, and a test of a history's beginning takes
-``FOLDER`` from the environment of its processes.
+which compiles it once more; in memory each gets a connection of its own; all migrations are read for each instance.
+That was half the CPU of an export in a new ``DAGSTER_HOME``. Whoever has a database already goes on with it as ever,
+and a test of a history's beginning takes ``FOLDER`` from the environment of its processes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool, StaticPool
 
-__all__ = ["FOLDER", "MODULES", "compiling_once", "spare"]
+__all__ = ["FOLDER", "MODULES", "compiling_once", "read_migrations", "spare", "spare_migrations"]
 
 #: The variable that names the folder which keeps the first database of each kind.
 FOLDER = "TESTS_DATABASES"
@@ -37,6 +39,7 @@ MODULES = tuple(
         "schedules.sqlite.sqlite_schedule_storage",
     )
 )
+_EVENTS = "dagster._core.storage.event_log.sqlite.sqlite_event_log"
 _ENGINES = 32
 
 
@@ -59,6 +62,26 @@ def spare(set_attribute: Callable[[object, str, object], None], folder: Path, na
         _copy_new_databases(set_attribute, module.SqliteRunStorage, folder / "runs.db")
     else:
         _copy_new_databases(set_attribute, module.SqliteScheduleStorage, folder / "schedules.db")
+
+
+def spare_migrations(set_attribute: Callable[[object, str, object], None]) -> None:
+    """Has Alembic read each of Dagster's migrations once, not for each database that an instance begins with."""
+    read, scripts = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def read_once(config: Config) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place not in scripts:
+            scripts[place] = read(config)
+        return scripts[place]
+
+    set_attribute(ScriptDirectory, "from_config", read_once)
+
+
+def read_migrations() -> None:
+    """Reads them for all processes that are forked from this one, which has imported Dagster's storages."""
+    spare_migrations(setattr)
+    storage = sys.modules[_EVENTS]
+    ScriptDirectory.from_config(storage.get_alembic_config(storage.__file__)).as_revision_number("head")
 
 
 def _spare_memory(set_attribute: Callable[[object, str, object], None], module: Any) -> None:

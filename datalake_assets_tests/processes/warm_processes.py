@@ -367,6 +367,7 @@ def _leave(connection: socket.socket) -> None:
 def _main(connection: socket.socket) -> None:
     for name in _IMPORTED:
         import_module(name)
+    import_module("spared_storages").read_migrations()
     gc.collect()
     gc.freeze()
     while True:
