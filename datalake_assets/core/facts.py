@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from datalake_assets.core.files import DataFile
@@ -171,9 +170,7 @@ class Outlook:
     bytes_to_rewrite: int = 0
 
 
-# in the order in which a planned partition has them
-_FACTS_OF = attrgetter(*(each.name for each in fields(PartitionFacts)))
-_OUTLOOK_OF = attrgetter(*(each.name for each in fields(Outlook)))
+_FACTS, _OUTLOOK = (tuple(each.name for each in fields(kind)) for kind in (PartitionFacts, Outlook))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +213,10 @@ class PlannedPartition(PartitionFacts):
         history: Sequence[PastCommit] = (),
     ) -> PlannedPartition:
         """Facts with what a plan makes of them."""
+        figures: dict[str, Any] = {name: getattr(facts, name) for name in _FACTS}
+        figures |= {name: getattr(outlook, name) for name in _OUTLOOK}
         return PlannedPartition(
-            *_FACTS_OF(facts),
-            *_OUTLOOK_OF(outlook),
+            **figures,
             unusable=tuple(unusable),
             last_write=last_write,
             last_export=last_export,
