@@ -22,6 +22,7 @@ from datalake_assets.lake.store import open_store
 from datalake_assets.settings import Settings
 from datalake_assets_tests.catalog.catalog_contract import CatalogContract, add_view, land
 from datalake_assets_tests.lake.feeds import stream_feed, table_feed
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 READ_ALL = """
 import duckdb, json, sys
@@ -201,7 +202,7 @@ def test_sync_that_is_killed_leaves_the_former_file_or_the_new_one_and_the_next_
         land(store, registry.add(stream_feed(name=name)), 1, 2)
 
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, store.uri, where], capture_output=True, check=False, timeout=180
+        [sys.executable, "-c", FORKED + KILLED, store.uri, where], capture_output=True, check=False, timeout=180
     )
 
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -21,6 +21,7 @@ from datalake_assets.settings import Settings
 from datalake_assets_tests.catalog.catalog_contract import CatalogContract, add_view, land
 from datalake_assets_tests.lake.feeds import stream_feed
 from datalake_assets_tests.operations.shared_catalogs import glue_server
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 pytestmark = [pytest.mark.s3, pytest.mark.xdist_group("glue")]
 
@@ -283,7 +284,7 @@ def test_sync_that_is_killed_after_a_request_is_ended_by_the_next_one(store, fee
     land(store, feed, 1, 30)
     for last in ("2", "3", "4"):
         ran = subprocess.run(
-            [sys.executable, "-c", KILLED, store.uri, s3_server.endpoint, moto, database, last],
+            [sys.executable, "-c", FORKED + KILLED, store.uri, s3_server.endpoint, moto, database, last],
             capture_output=True,
             check=False,
             timeout=240,

@@ -21,6 +21,7 @@ from datalake_assets.errors import ConfigError, LakeUnavailable
 from datalake_assets.lake.store import open_store
 from datalake_assets.lake.store.base import Store
 from datalake_assets.lake.store.s3_access import S3Access
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 pytestmark = pytest.mark.s3
 
@@ -94,7 +95,7 @@ with S3Server({str(tmp_path)!r}, grace_s=1) as server:
     sys.stdin.read()
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", FORKED + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as starter:
         assert starter.stdout
         pid = int(starter.stdout.readline())
@@ -106,7 +107,7 @@ with S3Server({str(tmp_path)!r}, grace_s=1) as server:
 
 def test_serve_forever_keeps_its_credentials_and_ends_with_sigterm(tmp_path: Path) -> None:
     code = f"from datalake_assets.demo.s3_server import serve_forever; serve_forever({str(tmp_path)!r})"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", FORKED + code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         lines = [process.stdout.readline().strip() for _ in range(5)]
         for _ in range(100):  # at whatever it is doing, its own handling of the one before included

@@ -12,6 +12,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from datalake_assets.lake.iceberg import record_appends
 from datalake_assets_tests.operations.conftest import ORDERS, files_below
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 
 def test_write_that_is_repeated_with_its_key_gets_the_first_answer(ask, orders, stored_ids):
@@ -163,7 +164,7 @@ def test_writer_that_is_killed_leaves_all_or_nothing(ask, orders, lake, stored_i
         " 'idempotency_key': str(number)})\n"
         "    print(number, flush=True)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", child, str(lake)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", FORKED + child, str(lake)], stdout=subprocess.PIPE, text=True)
     told = [int(process.stdout.readline()) for _ in range(5)]
     process.kill()
     told += [int(line) for line in process.communicate()[0].split()]

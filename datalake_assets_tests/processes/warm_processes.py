@@ -5,7 +5,7 @@ starts one gets a child that was forked from a waiting process instead: a child 
 process id, so that it is waited for, interrupted and killed as any other. It has the environment, folder, descriptors,
 session, process group and ignored signals that it was asked with, and runs its module or script from the beginning. It
 differs in what is imported already: tests of what a process imports, and of how long that takes, start theirs by
-``-c``, which is left to Python.
+``-c``, which is left to Python unless the program begins with `FORKED`.
 
 What starts such processes itself (`_NESTS`) has a waiting process of its own, forked from the one that it is from.
 ``TESTS_COLD=1`` leaves all to Python.
@@ -36,13 +36,22 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLD", "install", "installed"]
+__all__ = ["COLD", "FORKED", "install", "installed"]
 
 #: The variable that has Python start processes: of all of them, or of those that have it in their environment.
 COLD = "TESTS_COLD"
+#: The first line of a program that is given by ``-c`` and may be forked.
+FORKED = "# whatever is imported\n"
 #: What is run by ``-m``, and the scripts beside Python that are the same.
 _MODULES = frozenset(
-    {"datalake_assets.cli", "dagster", "dagster_webserver", "dagster._daemon", "datalake_assets_tests.crash.child"}
+    {
+        "dagster",
+        "dagster._daemon",
+        "dagster_webserver",
+        "datalake_assets.cli",
+        "datalake_assets_tests.crash.child",
+        "datalake_assets_tests.crash.iceberg_exports",
+    }
 )
 _SCRIPTS = frozenset({"datalake", "dagster"})
 #: What a process of multiprocessing runs; Dagster's code server starts one for each run.
@@ -241,6 +250,8 @@ def _what_runs(args: Sequence[str]) -> dict[str, Any] | None:
         return {"module": args[2], "argv": ["-m", *args[3:]], "nests": nests}
     if is_python and len(args) > 1 and args[1].endswith(".py") and args[1] != __file__:
         return {"script": args[1], "argv": list(args[1:]), "nests": nests}
+    if is_python and args[1:2] == ["-c"] and args[2].startswith(FORKED):
+        return {"code": args[2], "argv": ["-c", *args[3:]], "nests": False}
     if is_python and args[-3:-2] == ["-c"] and args[-2].startswith(_SPAWNED):
         return {"code": args[-2], "argv": ["-c", args[-1]], "nests": False}
     return None

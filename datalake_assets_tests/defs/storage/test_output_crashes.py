@@ -11,6 +11,7 @@ import pytest
 
 from datalake_assets.defs.storage.io_manager import ParquetLakeIOManager
 from datalake_assets_tests.defs.storage.made import D1, EXPECTED_WARNINGS, asset, daily, frame, ids
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 pytestmark = EXPECTED_WARNINGS
 
@@ -35,7 +36,8 @@ def test_retry_after_a_crash_between_commit_and_event_doubles_nothing(run, rows,
 
 
 DYING = """
-import os, sys
+import os, sys, warnings
+warnings.simplefilter("ignore")
 import dagster as dg
 import pandas as pd
 from datalake_assets.settings import Settings
@@ -64,7 +66,7 @@ dg.materialize([made], resources={"lake": lake}, partition_key="2026-01-01" if m
 @pytest.mark.slow
 def test_run_that_was_killed_after_its_commit_is_repeated_without_doubling(run, rows, lake):
     for name in ("orders", "users"):
-        died = subprocess.run([sys.executable, "-W", "ignore", "-c", DYING, lake.settings.lake, name], check=False)
+        died = subprocess.run([sys.executable, "-c", FORKED + DYING, lake.settings.lake, name], check=False)
         assert died.returncode == 9
     assert (ids(rows("orders")), rows("users")) == ([1, 2], [{"id": 1}])
 

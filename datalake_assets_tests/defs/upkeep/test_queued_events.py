@@ -24,6 +24,7 @@ from datalake_assets.lake.registry import FeedRegistry
 from datalake_assets.settings import Settings
 from datalake_assets_tests.lake.feeds import stream_feed
 from datalake_assets_tests.lake.many_files import DAYS, append
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 
 def compacted(store):
@@ -82,7 +83,7 @@ def dying(self, event):
 dg.DagsterInstance.report_runless_asset_event = dying
 report_queued(Lake(Settings(lake={local_store.uri!r})), dg.DagsterInstance.get())
 """
-    killed = subprocess.run([sys.executable, "-c", program], env=dict(os.environ), timeout=240, check=False)
+    killed = subprocess.run([sys.executable, "-c", FORKED + program], env=dict(os.environ), timeout=240, check=False)
     assert killed.returncode == -signal.SIGKILL
     lake = Lake(Settings(lake=local_store.uri))
     assert report_queued(lake, home).text == "no events wait"  # the dead process has claimed it

@@ -17,6 +17,7 @@ from datalake_assets.demo.ksqldb_server.faults import Fault, Faults, parse_fault
 from datalake_assets.demo.ksqldb_server.generator import GeneratorConfig
 from datalake_assets.demo.ksqldb_server.ksql_errors import InvalidOption
 from datalake_assets.demo.ksqldb_server.ksql_server import KsqlServer
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 V1_JSON = "application/vnd.ksql.v1+json"
 PULL = "SELECT ALERT_ID, SEVERITY FROM TRANSACTION_ALERTS;"
@@ -253,7 +254,7 @@ def test_foreground_server_says_where_it_is_and_stops_cleanly(number: signal.Sig
         "print('stopped', flush=True)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", FORKED + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

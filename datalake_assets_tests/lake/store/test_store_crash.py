@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from datalake_assets.lake.store.base import Store
+from datalake_assets_tests.processes.warm_processes import FORKED
 
 ROUNDS = 10
 SWAPS = 15
@@ -33,7 +34,9 @@ def test_kill_in_a_swap_loop_never_tears_or_regresses(local_store: Store) -> Non
     local_store.create(KEY, b"%019d\n" % 0 * LINES)
 
     for _ in range(ROUNDS):
-        with subprocess.Popen([sys.executable, "-c", LOOP, local_store.uri], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", FORKED + LOOP, local_store.uri], stdout=subprocess.PIPE
+        ) as process:
             assert process.stdout
             acknowledged = [int(process.stdout.readline()) for _ in range(SWAPS)][-1]
             process.send_signal(signal.SIGKILL)  # at whatever it is doing
@@ -57,7 +60,7 @@ while True:
     sink.write(b"x" * 100_000)
     print("wrote", flush=True)
 """
-    with subprocess.Popen([sys.executable, "-c", code, local_store.uri], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", FORKED + code, local_store.uri], stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline()
         process.kill()
